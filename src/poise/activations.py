@@ -1,0 +1,180 @@
+"""The one read hook: texts to activations, all layers in one pass.
+
+Each block's output is reduced inside its hook, so that no more than one layer's hidden states of one
+batch are ever held. Knows nothing of traits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+
+from poise.errors import HookDidNotFire, NonFiniteActivation
+from poise.model import Encoded, Model
+from poise.model.batch import Batch, Side, pad, plan
+from poise.model.blocks import residual
+from poise.progress import track
+
+__all__ = ["Pool", "read", "read_tokens", "reading", "reference_norm"]
+
+Pool = Literal["response_mean", "prompt_mean", "prompt_last"]
+Visit = Callable[[int, torch.Tensor], None]
+
+BUDGET = 2048  # padded tokens a batch on a CPU; measured in benchmarks/read_activations.py
+BUDGET_GPU = 16384
+MOST_ROWS = 256
+
+
+@contextlib.contextmanager
+def reading(model: Model, visit: Visit, layers: Sequence[int] | None = None) -> Iterator[None]:
+    """Call ``visit(i, hidden [B, T, d])`` with the output of block i in every forward pass inside the block.
+
+    Layer i is Hugging Face's ``hidden_states[i + 1]``, before the final norm. All hooks are set or none, and all are
+    taken off again whatever happens.
+
+    Raises:
+        HookDidNotFire: the block ended normally and a layer was never visited; names the layers.
+    """
+    wanted = list(range(model.layers)) if layers is None else list(layers)
+    silent = set(wanted)
+    with contextlib.ExitStack() as hooks:
+        for i in wanted:
+
+            def hook(module: Any, args: Any, output: Any, i: int = i) -> None:
+                silent.discard(i)
+                visit(i, residual(output))
+
+            hooks.callback(model.blocks[i].register_forward_hook(hook).remove)
+        yield
+    if silent:
+        raise HookDidNotFire(f"Layers {sorted(silent)} of {model.name} were never run, so nothing was read there.")
+
+
+@torch.inference_mode()
+def read(
+    model: Model,
+    texts: Sequence[Encoded],
+    *,
+    pool: Pool = "response_mean",
+    padding: Side = "right",
+    budget: int | None = None,
+) -> torch.Tensor:
+    """Pooled activations of texts at every layer.
+
+    n: texts, L: decoder blocks, d: model width. Batches are length-sorted under a token budget; blocks run in the
+    model's dtype, means are taken in float32 on the device; padding never enters a mean.
+
+    Args:
+        model: Runs without its language-model head.
+        texts: As ``Model.encode`` gives them, already within the model's window.
+        pool: ``response_mean`` (Chen et al. 2025, App. A.3), ``prompt_mean`` or ``prompt_last``.
+        padding: ``right`` needs no attention mask and is faster; ``left`` gives the same numbers.
+        budget: Padded tokens a batch; default by device.
+
+    Returns:
+        float32 [n, L, d] on the CPU. A text whose span is empty has NaN: missing is never zero.
+
+    Raises:
+        NonFiniteActivation: NaN or infinity came out of the model; names layer and text.
+    """
+    out = torch.full((len(texts), model.layers, model.width), float("nan"))
+    spans = [_span(text, pool) for text in texts]
+    whole = [Encoded(t.ids[: max(last, 1)], first, last) for t, (first, last) in zip(texts, spans, strict=True)]
+    usable = [i for i, (first, last) in enumerate(spans) if last > first]
+    lengths = [len(whole[i].ids) for i in usable]
+    batches = plan(lengths, budget=budget or _budget(model), most=MOST_ROWS)
+    with track("Reading activations", total=len(usable)) as advance:
+        for batch in batches:
+            rows = [usable[j] for j in batch]
+            out[rows] = _means(model, pad([whole[i] for i in rows], side=padding, device=model.device)).cpu()
+            advance(len(rows))
+    _check_finite(out, usable, model)
+    return out
+
+
+def _means(model: Model, batch: Batch) -> torch.Tensor:
+    """Mean over each row's span, at every layer: float32 [B, L, d]."""
+    out = torch.empty((len(batch.spans), model.layers, model.width), dtype=torch.float32, device=model.device)
+
+    def visit(layer: int, states: torch.Tensor) -> None:
+        for row, (first, last) in enumerate(batch.spans):
+            torch.sum(states[row, first:last], dim=0, dtype=torch.float32, out=out[row, layer])
+
+    with reading(model, visit):
+        forward(model, batch)
+    counts = torch.tensor([last - first for first, last in batch.spans], device=model.device)
+    return out / counts[:, None, None]
+
+
+@torch.inference_mode()
+def read_tokens(model: Model, texts: Sequence[Encoded], layers: Sequence[int]) -> list[torch.Tensor]:
+    """Activations of every token of each text: float32 [T, len(layers), d] a text, on the CPU.
+
+    Nothing is pooled, so this is for a few layers and a few texts at a time.
+    """
+    out = [torch.empty((len(t.ids), len(layers), model.width)) for t in texts]
+    for rows in plan([len(t.ids) for t in texts], budget=_budget(model), most=MOST_ROWS):
+        column = {layer: k for k, layer in enumerate(layers)}
+
+        def visit(layer: int, states: torch.Tensor, rows: list[int] = rows, column: dict[int, int] = column) -> None:
+            for row, i in enumerate(rows):
+                out[i][:, column[layer]] = states[row, : len(texts[i].ids)].float().cpu()
+
+        with reading(model, visit, layers):
+            forward(model, pad([texts[i] for i in rows], side="right", device=model.device))
+    return out
+
+
+@torch.inference_mode()
+def reference_norm(model: Model, texts: Sequence[Encoded]) -> torch.Tensor:
+    """Mean length of a response token's residual stream, ``mean ‖h‖``: float32 [L]. The unit of a dose."""
+    total = torch.zeros(model.layers, dtype=torch.float64)
+    count = sum(t.end - t.start for t in texts)
+    for rows in plan([len(t.ids) for t in texts], budget=_budget(model), most=MOST_ROWS):
+        batch = pad([texts[i] for i in rows], side="right", device=model.device)
+        inside = batch.inside(batch.spans)
+
+        def visit(layer: int, states: torch.Tensor, inside: torch.Tensor = inside) -> None:
+            total[layer] += states[inside].float().norm(dim=-1).sum().double().cpu()
+
+        with reading(model, visit):
+            forward(model, batch)
+    return (total / max(count, 1)).float()
+
+
+def forward(model: Model, batch: Batch) -> None:
+    """One pass through the blocks without head or cache. Right-padded causal rows need no attention mask."""
+    backbone = model.backbone
+    left = any(first for first, _ in batch.prompts)
+    extra: dict[str, Any] = {"attention_mask": batch.real.long()} if left else {}
+    if left and "position_ids" in inspect.signature(backbone.forward).parameters:
+        extra["position_ids"] = batch.positions
+    backbone(input_ids=batch.ids, use_cache=False, **extra)
+
+
+def _span(text: Encoded, pool: Pool) -> tuple[int, int]:
+    match pool:
+        case "response_mean":
+            return text.start, text.end
+        case "prompt_mean":
+            return 0, text.start
+        case "prompt_last":
+            return max(text.start - 1, 0), text.start
+
+
+def _budget(model: Model) -> int:
+    return BUDGET if model.device.type == "cpu" else BUDGET_GPU
+
+
+def _check_finite(out: torch.Tensor, rows: Sequence[int], model: Model) -> None:
+    bad = (~torch.isfinite(out[list(rows)])).any(dim=-1).nonzero()
+    if len(bad):
+        row, layer = bad[0].tolist()
+        raise NonFiniteActivation(
+            f"{model.name} gave NaN or infinity at layer {layer} of {model.layers} for text {rows[row]} "
+            f"({len(bad)} places in all); load it with dtype=torch.float32."
+        )

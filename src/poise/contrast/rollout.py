@@ -1,0 +1,174 @@
+"""Ask, answer, judge: each finished batch goes to the run folder before the next begins.
+
+A killed run loses at most one batch. Batches are planned from the whole list, done or not, so that a
+resumed run computes in the same batches and ends with the same answers as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from poise.engine import Engine, Sampling
+from poise.journal import Journal, content_key, saving
+from poise.judge import Judge, Judgement
+from poise.model import Encoded, Model, ask
+from poise.progress import track
+from poise.steer import Steering
+
+__all__ = ["Answer", "Ask", "Run", "score"]
+
+JUDGED_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question to be answered once: system prompt, steering and random stream."""
+
+    question: str
+    system: str | None = None
+    steering: Steering | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, its tokens, and its response-mean activations float32 [L, d] where they were kept."""
+
+    question: str
+    text: str
+    encoded: Encoded
+    mean: torch.Tensor | None = None
+
+
+class Run:
+    """Where finished work of one command lives.
+
+    Args:
+        folder: ``None`` keeps everything in memory; else ``answers.jsonl``, ``judgements.jsonl`` and ``means/`` in it.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.answers = Journal(folder / "answers.jsonl" if folder else None)
+        self.judgements = Journal(folder / "judgements.jsonl" if folder else None)
+
+    def answer(
+        self, engine: Engine, model: Model, asks: Sequence[Ask], sampling: Sampling, *, what: str, keep_means: bool = False
+    ) -> list[Answer]:
+        """Answer every ask, in order, reusing what the folder already holds."""
+        prompts = [model.encode(ask(a.question, a.system)) for a in asks]
+        identity = asdict(model.fingerprint)
+        keys = [
+            content_key(
+                model=identity,
+                prompt=list(p.ids),
+                sampling=asdict(sampling),
+                seed=a.seed,
+                steering=steering_key(a.steering),
+                means=keep_means,
+            )
+            for p, a in zip(prompts, asks, strict=True)
+        ]
+        out: dict[int, Answer] = {}
+        with track(what, total=len(asks)) as advance:
+            for batch in engine.plan(prompts, sampling):
+                if not (found := self._recall(batch, keys, asks, prompts, keep_means)):
+                    generations = engine.generate(
+                        [prompts[i] for i in batch],
+                        sampling,
+                        seeds=[asks[i].seed for i in batch],
+                        steering=[asks[i].steering for i in batch],
+                        keep_means=keep_means,
+                    )
+                    means = [g.mean for g in generations if g.mean is not None]
+                    self._keep_means(keys[batch[0]], means)
+                    self.answers.append(
+                        (keys[i], {"text": g.text, "ids": list(g.ids)}) for i, g in zip(batch, generations, strict=True)
+                    )
+                    found = [
+                        _answer(asks[i], prompts[i], g.text, g.ids, g.mean) for i, g in zip(batch, generations, strict=True)
+                    ]
+                out |= dict(zip(batch, found, strict=True))
+                advance(len(batch))
+        return [out[i] for i in range(len(asks))]
+
+    def _recall(
+        self, batch: list[int], keys: list[str], asks: Sequence[Ask], prompts: list[Encoded], keep_means: bool
+    ) -> list[Answer]:
+        """The batch's answers if all of it is there, else nothing."""
+        if not all(keys[i] in self.answers for i in batch):
+            return []
+        means: Sequence[torch.Tensor | None] = [None] * len(batch)
+        if keep_means:
+            path = self._means_path(keys[batch[0]])
+            if path is None or not path.is_file():
+                return []
+            try:
+                means = list(load_file(path)["means"])
+            except SafetensorError:
+                return []
+        rows = [self.answers[keys[i]] for i in batch]
+        return [
+            _answer(asks[i], prompts[i], row["text"], row["ids"], mean)
+            for i, row, mean in zip(batch, rows, means, strict=True)
+        ]
+
+    def _keep_means(self, key: str, means: list[torch.Tensor]) -> None:
+        path = self._means_path(key)
+        if means and path is not None:
+            with saving(path) as temporary:
+                save_file({"means": torch.stack(means)}, temporary)
+
+    def _means_path(self, key: str) -> Path | None:
+        return self.folder / "means" / f"{key}.safetensors" if self.folder else None
+
+    def judge(self, judge: Judge, answers: Sequence[Answer], *, scope: str, what: str) -> list[Judgement]:
+        """Score every answer, in order, reusing what the folder already holds.
+
+        Args:
+            judge: Called on up to 64 answers at a time.
+            answers: To score.
+            scope: What the judge was fitted or wired to, e.g. the trait's hash; scores are shared within it only.
+            what: Shown as progress.
+        """
+        keys = [content_key(judge=judge.name, scope=scope, question=a.question, answer=a.text) for a in answers]
+        todo = list(dict.fromkeys(i for i, key in enumerate(keys) if key not in self.judgements))
+        with track(what, total=len(answers)) as advance:
+            advance(len(answers) - len(todo))
+            for at in range(0, len(todo), JUDGED_AT_ONCE):
+                batch = todo[at : at + JUDGED_AT_ONCE]
+                judged = judge([answers[i].question for i in batch], [answers[i].text for i in batch])
+                self.judgements.append((keys[i], asdict(j)) for i, j in zip(batch, judged, strict=True))
+                advance(len(batch))
+        return [Judgement(**self.judgements[key]) for key in keys]
+
+
+def score(judgements: Sequence[Judgement]) -> list[float]:
+    """The scores as numbers, NaN where there is none: missing is never zero."""
+    return [float("nan") if j.score is None else j.score for j in judgements]
+
+
+def _answer(asked: Ask, prompt: Encoded, text: str, ids: Sequence[int], mean: torch.Tensor | None) -> Answer:
+    whole = Encoded((*prompt.ids, *ids), len(prompt.ids), len(prompt.ids) + len(ids))
+    return Answer(asked.question, text, whole, mean)
+
+
+def steering_key(steering: Steering | None) -> list[list[object]]:
+    """What identifies a steering: the content of its vectors, strengths, layers, operations and phases."""
+    return [
+        [
+            hashlib.sha256(t.vector.directions.numpy().tobytes()).hexdigest()[:16],
+            t.coef,
+            t.layers if t.layers == "increments" else list(t.layers),
+            t.operation,
+            t.phase,
+        ]
+        for t in (steering.terms if steering else ())
+    ]

@@ -1,0 +1,49 @@
+"""A key-value cache that grows in steps instead of being copied whole for every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+__all__ = ["roomy_cache"]
+
+ROOM = 128  # positions added at a time
+
+
+class RoomyLayer(DynamicLayer):
+    """Transformers' growing layer with spare room behind ``keys`` and ``values``, which stay views of the used part."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Append the new states and return all so far, [B, heads, T, head width] each."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._keys, self._values, self._used = self._room(key_states, 0), self._room(value_states, 0), 0
+        end = self._used + key_states.shape[-2]
+        if end > self._keys.shape[-2] or self._keys.shape[0] != key_states.shape[0]:
+            self._keys = self._grown(self.keys, key_states, end)
+            self._values = self._grown(self.values, value_states, end)
+        self._keys[:, :, self._used : end] = key_states
+        self._values[:, :, self._used : end] = value_states
+        self._used = end
+        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+        return self.keys, self.values
+
+    @staticmethod
+    def _room(like: torch.Tensor, length: int) -> torch.Tensor:
+        return like.new_zeros((like.shape[0], like.shape[1], length, like.shape[3]))
+
+    def _grown(self, used: torch.Tensor, like: torch.Tensor, end: int) -> torch.Tensor:
+        grown = self._room(like, end + ROOM)
+        if self._used:
+            grown[:, :, : self._used] = used
+        return grown
+
+
+def roomy_cache(config: Any) -> DynamicCache:
+    """Transformers' own choice of cache layers for this model, with the plain ones replaced by roomy ones."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

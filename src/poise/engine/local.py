@@ -1,0 +1,103 @@
+"""The reference engine: transformers models, batched, left-padded, length-sorted, steered and watched row by row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from poise.engine import Generation, Probe, Sampling
+from poise.engine.run import Run
+from poise.model import Encoded, Model
+from poise.model.batch import plan
+from poise.progress import track
+from poise.steer import Steering
+
+__all__ = ["LocalEngine"]
+
+BUDGET = 16384  # cached tokens a batch on a CPU
+BUDGET_GPU = 262144
+
+
+class LocalEngine:
+    """Generates with a model in this process.
+
+    Args:
+        model: Loaded, in evaluation mode.
+        batch: Most rows at once.
+        allow_other_model: Let vectors of another model steer.
+    """
+
+    def __init__(self, model: Model, *, batch: int = 32, allow_other_model: bool = False) -> None:
+        self.model = model
+        self.batch = batch
+        self.allow_other_model = allow_other_model
+
+    def plan(self, prompts: Sequence[Encoded], sampling: Sampling) -> list[list[int]]:
+        """The batches that ``generate`` will run: like lengths together, longest first."""
+        budget = BUDGET if self.model.device.type == "cpu" else BUDGET_GPU
+        return plan([len(p.ids) + sampling.max_new_tokens for p in prompts], budget=budget, most=self.batch)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Encoded],
+        sampling: Sampling,
+        *,
+        seeds: Sequence[int] | None = None,
+        steering: Steering | Sequence[Steering | None] | None = None,
+        probes: Sequence[Probe] = (),
+        keep_means: bool = False,
+    ) -> list[Generation]:
+        """Answer each prompt, in order; see ``poise.engine.Engine``."""
+        rows = _per_row(steering, len(prompts))
+        drawn = list(range(len(prompts))) if seeds is None else list(seeds)
+        out: dict[int, Generation] = {}
+        with track("Generating", total=len(prompts)) as advance:
+            for batch in self.plan(prompts, sampling):
+                run = Run(
+                    self.model,
+                    [prompts[i] for i in batch],
+                    sampling,
+                    seeds=[drawn[i] for i in batch],
+                    steering=[rows[i] for i in batch],
+                    probes=probes,
+                    keep_means=keep_means,
+                    allow_other_model=self.allow_other_model,
+                )
+                for finished in run.steps():
+                    advance(len(finished))
+                out |= dict(zip(batch, run.generations(), strict=True))
+        return [out[i] for i in range(len(prompts))]
+
+    def stream(
+        self,
+        prompt: Encoded,
+        sampling: Sampling,
+        *,
+        seed: int = 0,
+        steering: Steering | None = None,
+    ) -> Iterator[str]:
+        """The answer to one prompt, piece by piece as it is generated; the pieces joined are the whole answer."""
+        run = Run(
+            self.model, [prompt], sampling, seeds=[seed], steering=[steering], allow_other_model=self.allow_other_model
+        )
+        said = ""
+        with torch.inference_mode(), contextlib.closing(run.steps()) as steps:
+            for _ in steps:
+                text = run.text(0)
+                if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is still to come
+                    yield text[len(said) :]
+                    said = text
+        if rest := run.text(0)[len(said) :]:
+            yield rest
+
+
+def _per_row(steering: Steering | Sequence[Steering | None] | None, n: int) -> list[Steering | None]:
+    if steering is None or isinstance(steering, Steering):
+        return [steering] * n
+    rows = list(steering)
+    if len(rows) != n:
+        raise ValueError(f"{len(rows)} steerings for {n} prompts; give one, or one for each")
+    return rows

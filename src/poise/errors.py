@@ -1,0 +1,110 @@
+"""Every error that Poise raises on purpose.
+
+    PoiseError
+    ├── UserError                  shown as one sentence, exit code 2, no traceback
+    │   ├── UnknownTrait           no trait of that name, no file at that path
+    │   ├── InvalidTrait           a trait file breaks the schema: file, field and line
+    │   ├── DraftFailed            no complete trait could be got from the endpoint
+    │   ├── InvalidExemplars       a pairs file breaks its shape, or a side is empty
+    │   ├── ModelNotFound          neither a bundled name, a folder, a GGUF file nor a hub id that answers
+    │   ├── BrokenModelFile        the file is there and cannot be read as a model
+    │   ├── UnsuitableModel        decoder blocks, tokenizer or template cannot be used
+    │   ├── InvalidVector          a vector file is cut short, not finite, or breaks the schema
+    │   ├── OtherModel             the vector was computed on another model
+    │   ├── InvalidSteering        a steering expression, layer, strength or phase makes no sense here
+    │   ├── JudgeUnavailable       the judge cannot be reached or answers nonsense
+    │   ├── TooFewResponses        too few usable responses on a side
+    │   ├── InvalidRun             a run folder belongs to other settings
+    │   ├── SaveFailed             the disk refused; what was there before is untouched
+    │   ├── MissingExtra           a part of Poise that is not installed
+    │   └── InvalidOption          a command-line value out of range
+    └── InternalError              a bug or a broken invariant; shown with its traceback
+        ├── HookDidNotFire         a forward pass ended and a steered or read block was not visited
+        └── NonFiniteActivation    NaN or infinity came out of the model
+"""
+
+from __future__ import annotations
+
+
+class PoiseError(Exception):
+    """Base of all errors raised on purpose; catch it to catch them all."""
+
+
+class UserError(PoiseError):
+    """Something the user can mend; the message names the value, the limit and the remedy."""
+
+
+class InternalError(PoiseError):
+    """Something that must not happen; worth a bug report."""
+
+
+class UnknownTrait(UserError):
+    """No trait of that name and no file at that path."""
+
+
+class InvalidTrait(UserError):
+    """A trait file breaks the schema."""
+
+
+class DraftFailed(UserError):
+    """The endpoint cannot be reached, or what it writes does not make a complete trait."""
+
+
+class InvalidExemplars(UserError):
+    """Exemplar pairs break their shape or one of their sides is empty."""
+
+
+class ModelNotFound(UserError):
+    """Neither a bundled name, a folder, a GGUF file nor a hub id that answers."""
+
+
+class BrokenModelFile(UserError):
+    """The file is there and cannot be read as a model."""
+
+
+class UnsuitableModel(UserError):
+    """The model loads, but its blocks, tokenizer or template cannot be used."""
+
+
+class InvalidVector(UserError):
+    """A vector file is cut short, not finite, or breaks the schema."""
+
+
+class OtherModel(UserError):
+    """The vector was computed on another model than the one it is used on."""
+
+
+class InvalidSteering(UserError):
+    """A steering expression, layer, strength or phase makes no sense here."""
+
+
+class JudgeUnavailable(UserError):
+    """The judge cannot be reached, or what it answers cannot be read."""
+
+
+class TooFewResponses(UserError):
+    """Too few usable responses on a side to take a mean."""
+
+
+class InvalidRun(UserError):
+    """A run folder was begun with other settings than those asked for now."""
+
+
+class SaveFailed(UserError):
+    """The disk refused a write; what was there before is untouched."""
+
+
+class MissingExtra(UserError):
+    """A part of Poise that is not installed; the message names the extra."""
+
+
+class InvalidOption(UserError):
+    """A command-line value is out of range."""
+
+
+class HookDidNotFire(InternalError):
+    """A forward pass ended and a steered or read block was not visited."""
+
+
+class NonFiniteActivation(InternalError):
+    """NaN or infinity came out of the model."""

@@ -1,0 +1,64 @@
+"""Find a model's decoder blocks: by structure first, by name second, never by guessing in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from poise.errors import UnsuitableModel
+
+__all__ = ["decoder_blocks", "residual", "text_config"]
+
+# Where transformers keeps decoder blocks; only asked when structure alone is ambiguous or silent.
+KNOWN_NAMES = ("language_model.layers", "decoder.layers", "model.layers", "gpt_neox.layers", "transformer.h", "layers", "h")
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+WIDTHS = ("hidden_size", "n_embd", "d_model")
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that describes the language model, also in multimodal ones."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def decoder_blocks(lm: nn.Module) -> tuple[nn.Module, ...]:
+    """The decoder blocks in order, also through a PEFT wrapper.
+
+    By structure: the module lists that have as many entries as the configuration has layers and lie inside no
+    other list (so that experts of a mixture are never taken for blocks). If several or none remain, by name.
+
+    Raises:
+        UnsuitableModel: no such list, or several that no known name decides between; names what was looked for.
+    """
+    config = text_config(getattr(lm, "config", None))
+    count = next((n for k in LAYER_COUNTS if isinstance(n := getattr(config, k, None), int)), None)
+    lists = _outermost_lists(lm)
+    found = {name: blocks for name, blocks in lists.items() if len(blocks) == count}
+    if len(found) != 1:
+        pool = found or lists
+        found = {name: blocks for name, blocks in pool.items() if _known(name)} if count is None or found else {}
+    if len(found) != 1:
+        seen = ", ".join(f"{name} ({len(blocks)})" for name, blocks in lists.items()) or "none"
+        raise UnsuitableModel(
+            f"Cannot find the decoder blocks of {type(lm).__name__}: looked for one list of {count} modules, outside any "
+            f"other list, or one named like {', '.join(KNOWN_NAMES)}; module lists seen: {seen}. Pass a decoder-only "
+            "transformer, or report the architecture."
+        )
+    return tuple(next(iter(found.values())))
+
+
+def _outermost_lists(lm: nn.Module) -> dict[str, nn.ModuleList]:
+    lists = {name: m for name, m in lm.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0}
+    return {name: m for name, m in lists.items() if not any(name.startswith(other + ".") for other in lists)}
+
+
+def _known(name: str) -> bool:
+    return "vision" not in name and any(name == k or name.endswith("." + k) for k in KNOWN_NAMES)
+
+
+def residual(output: Any) -> torch.Tensor:
+    """The residual stream [B, T, d] in a block's output, which is a tensor or a tuple that starts with one."""
+    stream = output[0] if isinstance(output, tuple) else output
+    assert isinstance(stream, torch.Tensor)
+    return stream

@@ -1,0 +1,80 @@
+"""Which model is this? A fast hash that survives dtype and wrapper, and tells an adapter from a stranger."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from poise.model.blocks import text_config
+
+__all__ = ["Fingerprint", "fingerprint"]
+
+SAMPLES = 64  # values read from each tensor
+ADAPTER_MARKS = ("lora_", "ia3_", "vera_", "oft_", "modules_to_save.")
+SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Hashes (16 hex digits) of a model's parts.
+
+    ``architecture`` is shared by all fine-tunes of a base, ``weights`` by all loads of one checkpoint whatever the
+    dtype, ``adapter`` is empty without one, ``template`` covers the chat template.
+    """
+
+    architecture: str
+    weights: str
+    adapter: str
+    template: str
+
+    def relation(self, other: Fingerprint) -> str:
+        """How ``other`` relates to this: ``same``, ``adapter``, ``template``, ``fine-tune`` or ``other``."""
+        if self == other:
+            return "same"
+        if self.weights == other.weights:
+            return "adapter" if self.adapter != other.adapter else "template"
+        return "fine-tune" if self.architecture == other.architecture else "other"
+
+
+def fingerprint(lm: nn.Module, template: str) -> Fingerprint:
+    """Hash configuration, tensor names and shapes, and sampled values of every tensor.
+
+    Values are compared as bfloat16, so that a checkpoint has one fingerprint whether loaded in float32 or bfloat16.
+    """
+    config = text_config(getattr(lm, "config", None))
+    architecture = hashlib.sha256(repr([(k, getattr(config, k, None)) for k in SHAPE_KEYS]).encode())
+    weights, adapter = hashlib.sha256(), hashlib.sha256()
+    adapted = False
+    for name, tensor in sorted((_plain_name(n), t) for n, t in lm.state_dict().items()):
+        line = f"{name}{tuple(tensor.shape)}".encode()
+        if any(mark in name for mark in ADAPTER_MARKS):
+            adapted = True
+            adapter.update(line + _sample(tensor))
+            continue
+        architecture.update(line)
+        weights.update(line + _sample(tensor))
+    return Fingerprint(
+        architecture=architecture.hexdigest()[:16],
+        weights=weights.hexdigest()[:16],
+        adapter=adapter.hexdigest()[:16] if adapted else "",
+        template=hashlib.sha256(template.encode()).hexdigest()[:16],
+    )
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name without the prefixes and infixes that a PEFT wrapper adds."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def _sample(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() == 0:
+        return b""
+    at = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
+    values = flat[at.to(flat.device)].cpu()
+    if values.is_floating_point():
+        values = values.to(torch.bfloat16).view(torch.int16)
+    return values.contiguous().view(torch.uint8).numpy().tobytes()

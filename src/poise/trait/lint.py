@@ -1,0 +1,212 @@
+"""What the schema cannot see in a trait: near-copies, uneven lengths, and sides that a shallow reader could tell apart.
+
+A direction or a judge learnt from pairs whose sides differ in length or in a few words may track those
+instead of the trait. Knows text only; two numpy classifiers stand for the shallow reader.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.stats import Estimate, auc_estimate
+from poise.trait import ExemplarPair, Trait, same_question
+
+__all__ = ["ALIKE", "MOST_UNEVEN", "Finding", "LintReport", "alike", "lint", "unevenness", "word_scores"]
+
+MOST_UNEVEN = 0.30
+"""Most that the shorter side of a pair may lack of the longer one's characters."""
+
+ALIKE = 0.80
+"""Share of common words from which two texts count as near-copies."""
+
+MOST_LONGER = 0.70
+"""Most pairs, as a share, in which the same side may be the longer one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to mend (``error``) or to look at (``warning``), with its place in the trait file."""
+
+    severity: Literal["error", "warning"]
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LintReport:
+    """What was counted, measured and found.
+
+    Attributes:
+        trait: Its name.
+        counts: Entries by field, e.g. ``questions.extraction``.
+        longer_with: Share of pairs whose side with the trait has more characters; 0.5 is even.
+        words: AUC on the held-out pairs of a bag of words learnt from the other pairs. Information, not a bar:
+            most traits are partly a matter of words.
+        length: AUC on the held-out pairs of the number of characters; 0.5 is even.
+        findings: Errors first.
+    """
+
+    trait: str
+    counts: Mapping[str, int]
+    longer_with: float
+    words: Estimate
+    length: Estimate
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is nothing that must be mended."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+
+def lint(trait: Trait) -> LintReport:
+    """Look for shortcuts and near-copies in a trait.
+
+    Args:
+        trait: Already valid: counts and disjoint questions are the schema's business.
+    """
+    pairs = _pairs(trait)
+    longer = float(np.mean([_length_score(p) for _, p in pairs]))
+    held_out = trait.exemplars.held_out
+    positive, negative = [p.positive for p in held_out], [p.negative for p in held_out]
+    learnt = trait.exemplars.extraction + trait.exemplars.judge
+    findings = [*_uneven(pairs), *_copied_answers(pairs), *_copied_questions(trait), *_copied_instructions(trait)]
+    if not 1 - MOST_LONGER <= longer <= MOST_LONGER:
+        findings.append(
+            Finding(
+                "warning",
+                "exemplars",
+                f"the side with the trait is the longer one in {longer:.0%} of the pairs; "
+                f"keep it between {1 - MOST_LONGER:.0%} and {MOST_LONGER:.0%}, so that length gives nothing away",
+            )
+        )
+    return LintReport(
+        trait=trait.name,
+        counts=_counts(trait),
+        longer_with=longer,
+        words=auc_estimate(word_scores(learnt, positive), word_scores(learnt, negative)),
+        length=auc_estimate([len(text) for text in positive], [len(text) for text in negative]),
+        findings=tuple(sorted(findings, key=lambda finding: finding.severity)),
+    )
+
+
+def unevenness(pair: ExemplarPair) -> float:
+    """Share of the longer side's characters that the shorter side lacks, in [0, 1)."""
+    short, long = sorted((len(pair.positive), len(pair.negative)))
+    return 1 - short / long
+
+
+def alike(a: str, b: str) -> float:
+    """Share of the words of both texts that they have in common (Jaccard), in [0, 1]."""
+    return _jaccard(set(_words(a)), set(_words(b)))
+
+
+def word_scores(pairs: Sequence[ExemplarPair], texts: Sequence[str]) -> NDArray[np.float64]:
+    """Log-odds of each text for the side with the trait, from its words alone.
+
+    Multinomial naive Bayes with add-one smoothing over the words of ``pairs``; words they lack are left out.
+
+    Args:
+        pairs: To learn from; both sides weigh the same.
+        texts: To score.
+
+    Returns:
+        Scores [n], above 0 for the side with the trait.
+    """
+    with_trait = Counter(word for pair in pairs for word in _words(pair.positive))
+    without = Counter(word for pair in pairs for word in _words(pair.negative))
+    known = with_trait.keys() | without.keys()
+    base = math.log((without.total() + len(known)) / (with_trait.total() + len(known)))
+    odds = {word: math.log((with_trait[word] + 1) / (without[word] + 1)) + base for word in known}
+    return np.array([sum(odds.get(word, 0.0) for word in _words(text)) for text in texts])
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+(?:['’]\w+)*", text.lower())
+
+
+def _jaccard(a: set[str], b: set[str]) -> float:
+    return len(a & b) / len(a | b) if a or b else 1.0
+
+
+def _length_score(pair: ExemplarPair) -> float:
+    """1 where the side with the trait is longer, 0 where it is shorter, a half for a tie."""
+    gap = len(pair.positive) - len(pair.negative)
+    return 0.5 if gap == 0 else float(gap > 0)
+
+
+def _pairs(trait: Trait) -> list[tuple[str, ExemplarPair]]:
+    """Every pair with its place in the file."""
+    sets = {"extraction": trait.exemplars.extraction, "judge": trait.exemplars.judge}
+    sets |= {"held_out": trait.exemplars.held_out}
+    return [(f"exemplars.{name}[{i}]", pair) for name, pairs in sets.items() for i, pair in enumerate(pairs)]
+
+
+def _counts(trait: Trait) -> dict[str, int]:
+    return {
+        "instructions": len(trait.instructions),
+        "questions.extraction": len(trait.questions.extraction),
+        "questions.evaluation": len(trait.questions.evaluation),
+        "exemplars.extraction": len(trait.exemplars.extraction),
+        "exemplars.judge": len(trait.exemplars.judge),
+        "exemplars.held_out": len(trait.exemplars.held_out),
+    }
+
+
+def _uneven(pairs: Sequence[tuple[str, ExemplarPair]]) -> Iterator[Finding]:
+    for place, pair in pairs:
+        gap = unevenness(pair)
+        if gap > MOST_UNEVEN:
+            a, b = len(pair.positive), len(pair.negative)
+            yield Finding(
+                "error",
+                place,
+                f"{a} characters with the trait and {b} without differ by {gap:.0%}; "
+                f"bring them within {MOST_UNEVEN:.0%} of the longer",
+            )
+
+
+def _copied_answers(pairs: Sequence[tuple[str, ExemplarPair]]) -> Iterator[Finding]:
+    sides = [(f"{place}.{side}", text) for place, p in pairs for side, text in _sides(p)]
+    yield from _copies(sides, "answer")
+
+
+def _copied_instructions(trait: Trait) -> Iterator[Finding]:
+    pairs = [(f"instructions[{i}]", pair) for i, pair in enumerate(trait.instructions)]
+    sides = [(f"{place}.with", pair.positive) for place, pair in pairs]
+    sides += [(f"{place}.without", pair.negative) for place, pair in pairs]
+    for finding in _copies(sides, "instruction"):
+        # An instruction and its contrast share most words by design; only equal ones are a mistake.
+        if finding.severity == "error":
+            yield finding
+
+
+def _copied_questions(trait: Trait) -> Iterator[Finding]:
+    asked = [(f"questions.extraction[{i}]", q) for i, q in enumerate(trait.questions.extraction)]
+    asked += [(f"questions.evaluation[{i}]", q) for i, q in enumerate(trait.questions.evaluation)]
+    asked += [(f"{place}.question", pair.question) for place, pair in _pairs(trait)]
+    yield from _copies(asked, "question")
+
+
+def _copies(texts: Sequence[tuple[str, str]], noun: str) -> Iterator[Finding]:
+    """An error for each repeated text, a warning for each near-copy."""
+    read = [(place, same_question(text), set(_words(text))) for place, text in texts]
+    for (first, key_a, words_a), (second, key_b, words_b) in combinations(read, 2):
+        common = _jaccard(words_a, words_b)
+        if key_a == key_b:
+            yield Finding("error", second, f"the same {noun} as {first}; write another")
+        elif common >= ALIKE:
+            yield Finding("warning", second, f"shares {common:.0%} of its words with the {noun} at {first}")
+
+
+def _sides(pair: ExemplarPair) -> tuple[tuple[str, str], tuple[str, str]]:
+    return ("with", pair.positive), ("without", pair.negative)
