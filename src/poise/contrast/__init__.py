@@ -16,15 +16,16 @@ from typing import Literal
 from poise.contrast.rollout import Answer, Ask, Run
 from poise.engine import Engine, Sampling
 from poise.errors import InvalidTrait, TooFewResponses
+from poise.journal import content_key
 from poise.judge import Judge, Judgement
 from poise.model import Model, ask
 from poise.trait import OwnTrait, Trait
 
-__all__ = ["Answer", "Ask", "ContrastSet", "Run", "exemplars", "prompted"]
+__all__ = ["Answer", "Ask", "ContrastSet", "Fit", "Run", "exemplars", "instructions", "ordinary_scope", "prompted"]
 
 TRAIT_THRESHOLD = 50.0  # positive responses score at least this, negative ones less (the paper's code)
 COHERENCE_FLOOR = 50.0
-Fit = Callable[[Sequence[Answer]], Judge]
+Fit = Callable[[Sequence[str], Sequence[str]], Judge]  # from ordinary questions and answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,8 @@ def prompted(
     )
     ordinary = run.answer(engine, model, plain, sampling, what="Answering without instructions")
     scores = run.judge(judge, answered, scope=trait.hash, what="Judging the trait")
-    fitted = coherence(ordinary)
-    coherences = run.judge(fitted, answered, scope=_scope(ordinary), what="Judging coherence")
+    fitted = coherence([a.question for a in ordinary], [a.text for a in ordinary])
+    coherences = run.judge(fitted, answered, scope=ordinary_scope(ordinary), what="Judging coherence")
     half = len(asks["positive"])
     rows = list(zip(answered, scores, coherences, strict=True))
     kept, dropped = [], Counter[str]()
@@ -166,9 +167,8 @@ def _unreadable(start: int, end: int, model: Model) -> str | None:
     return "longer than the model's window" if end > model.window else None
 
 
-def _scope(answers: Sequence[Answer]) -> str:
-    from poise.journal import content_key
-
+def ordinary_scope(answers: Sequence[Answer]) -> str:
+    """Under which scores of coherence are kept: the ordinary answers that it was fitted on."""
     return content_key(ordinary=[(a.question, a.text) for a in answers])
 
 

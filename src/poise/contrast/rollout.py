@@ -83,7 +83,7 @@ class Run:
                     generations = engine.generate(
                         [prompts[i] for i in batch],
                         sampling,
-                        seeds=[asks[i].seed for i in batch],
+                        seeds=[stream(asks[i]) for i in batch],
                         steering=[asks[i].steering for i in batch],
                         keep_means=keep_means,
                     )
@@ -148,6 +148,11 @@ class Run:
                 self.judgements.append((keys[i], asdict(j)) for i, j in zip(batch, judged, strict=True))
                 advance(len(batch))
         return [Judgement(**self.judgements[key]) for key in keys]
+
+
+def stream(asked: Ask) -> int:
+    """The random stream of an answer: its own for each question and seed, shared by all ways of steering it."""
+    return int(content_key(question=asked.question, seed=asked.seed)[:16], 16)
 
 
 def score(judgements: Sequence[Judgement]) -> list[float]:

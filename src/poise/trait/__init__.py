@@ -106,15 +106,13 @@ class Trait(Frozen):
 
     def _questions(self) -> list[tuple[tuple[str | int, ...], str]]:
         """Every question with its place in the file."""
-        asked, shown = self.questions, self.exemplars
-        lists = {
-            ("questions", "extraction"): asked.extraction,
-            ("questions", "evaluation"): asked.evaluation,
-            ("exemplars", "extraction"): tuple(p.question for p in shown.extraction),
-            ("exemplars", "judge"): tuple(p.question for p in shown.judge),
-            ("exemplars", "held_out"): tuple(p.question for p in shown.held_out),
-        }
-        return [((*place, i), question) for place, questions in lists.items() for i, question in enumerate(questions)]
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        for name, asked in (("extraction", self.questions.extraction), ("evaluation", self.questions.evaluation)):
+            found += [(("questions", name, i), question) for i, question in enumerate(asked)]
+        sets = self.exemplars
+        for name, pairs in (("extraction", sets.extraction), ("judge", sets.judge), ("held_out", sets.held_out)):
+            found += [(("exemplars", name, i, "question"), pair.question) for i, pair in enumerate(pairs)]
+        return found
 
     @property
     def extraction_pairs(self) -> tuple[ExemplarPair, ...]:

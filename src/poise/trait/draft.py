@@ -226,7 +226,7 @@ class _Writer:
                 self._answers |= {same_question(item.positive), same_question(item.negative)}
             self._advance(1)
         missing = count - len(kept)
-        return [*wrong, f"{missing} more needed; send these alone"] if missing else []
+        return [*wrong, f"{missing} more needed; the others are kept, send only these"] if missing else []
 
     def _repeats(self, question: str) -> str:
         """Which taken question this one repeats, or nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import reprlib
 import textwrap
 from collections.abc import Sequence, Sized
 from importlib.resources import files
@@ -297,8 +298,9 @@ def _count(entries: object) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
+    cut = reprlib.Repr()  # never writes out all that aliases can stand for
+    cut.maxlevel, cut.maxstring = 1, 80
+    return cut.repr(value)
 
 
 def _lines(value: Any, *, top: bool = False) -> list[str]:

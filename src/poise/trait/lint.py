@@ -102,7 +102,7 @@ def lint(trait: Trait) -> LintReport:
 def unevenness(pair: ExemplarPair) -> float:
     """Share of the longer side's characters that the shorter side lacks, in [0, 1)."""
     short, long = sorted((len(pair.positive), len(pair.negative)))
-    return 1 - short / long
+    return (long - short) / long
 
 
 def alike(a: str, b: str) -> float:

@@ -1,0 +1,121 @@
+"""``Certificate``, the value: what was measured about a vector, and the verdict that follows from it."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from poise.stats import Estimate
+
+__all__ = ["Certificate", "Figure", "JudgeFacts", "Point", "Prompting", "RandomControl", "Sample", "Spread"]
+
+
+class Frozen(BaseModel):
+    """Base of the values in a certificate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figure(Frozen):
+    """A number with its 95 % interval and the independent units behind it; ``None`` where it could not be had."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    @classmethod
+    def of(cls, estimate: Estimate) -> Figure:
+        """The same figure, with what is not finite as ``None``."""
+        parts = (estimate.value, estimate.low, estimate.high)
+        value, low, high = (round(x, 4) if math.isfinite(x) else None for x in parts)
+        return cls(value=value, low=low, high=high, n=estimate.n)
+
+
+class Point(Frozen):
+    """All answers at one layer and strength. Trait and coherence are means over questions, 0–100."""
+
+    layer: int
+    coefficient: float = Field(description="α, in mean differences.")
+    dose: float = Field(description="α‖v‖ / mean‖h‖ at the layer.")
+    trait: Figure
+    coherence: Figure
+    missing: int = Field(description="Answers without a trait score; they enter no mean.")
+
+
+class RandomControl(Frozen):
+    """Random directions of the vector's norm, at the chosen layer and dose."""
+
+    draws: int
+    dose: float
+    trait: Figure
+    coherence: Figure
+    rise: Figure = Field(description="Rise of the trait score over the unsteered answers.")
+    margin: Figure = Field(description="The vector's rise minus the random directions', paired by question.")
+
+
+class Prompting(Frozen):
+    """System prompts instead of steering: the baseline that is often hard to beat (arXiv:2501.17148)."""
+
+    positive: Figure
+    negative: Figure
+    coherence: Figure
+
+
+class Spread(Frozen):
+    """Change of the trait score at the chosen dose, question by question (arXiv:2407.12404)."""
+
+    changes: tuple[float | None, ...] = Field(description="In the order of ``Certificate.asked``.")
+    wrong_way: float = Field(description="Share of questions whose score fell.")
+
+
+class JudgeFacts(Frozen):
+    """Who scored, and how far that can be trusted."""
+
+    name: str
+    auc: Figure | None = Field(description="Cross-validated on the judge's exemplars; None for judges that have none.")
+    held_out_auc: Figure | None = Field(description="On exemplars that neither vector nor judge saw.")
+    usable: bool
+    coherence: str = Field(description="How coherence was scored.")
+
+
+class Sample(Frozen):
+    """One question answered at −, 0 and + of the chosen strength."""
+
+    question: str
+    negative: str
+    plain: str
+    positive: str
+
+
+class Certificate(Frozen):
+    """What was measured on questions that the extraction never saw."""
+
+    format: Literal[1] = 1
+    verdict: Literal["induced", "not-induced"]
+    reasons: tuple[str, ...] = Field(description="Why not; or, when induced, the figures that carried it.")
+    layer: int
+    layers: int
+    coefficient: float
+    dose: float
+    usable_doses: tuple[float, float] = Field(description="Doses around 0 at which coherence stayed above the floor.")
+    coherence_floor: float
+    rise: Figure = Field(description="Rise of the trait score at the chosen dose over the unsteered answers.")
+    monotone: Figure = Field(description="Spearman of dose and trait score, from −chosen to +chosen dose.")
+    sweep: tuple[Point, ...] = Field(description="Layers tried, on the selection half of the questions.")
+    curve: tuple[Point, ...] = Field(description="Dose curve at the chosen layer, on the reporting half.")
+    random: RandomControl
+    prompting: Prompting | None
+    spread: Spread
+    agreement: float = Field(description="Mean cosine of the single differences at the layer (arXiv:2505.22637).")
+    judge: JudgeFacts
+    samples: tuple[Sample, ...]
+    selected_on: tuple[str, ...] = Field(description="Questions that layer and dose were chosen on.")
+    asked: tuple[str, ...] = Field(description="Questions that everything else was measured on.")
+    rollouts: int
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    notes: tuple[str, ...] = ()
