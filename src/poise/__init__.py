@@ -1,0 +1,82 @@
+"""Watch, steer and vaccinate the character of open-weight language models with persona vectors.
+
+The names below are imported when they are first used, so that ``import poise`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from poise.contrast import ContrastSet
+    from poise.engine import Sampling
+    from poise.engine.local import LocalEngine
+    from poise.model import Model, load
+    from poise.recipes import Budget, extract_vector, validate_vector
+    from poise.steer import Steering, at, steering
+    from poise.trait import Trait
+    from poise.trait.library import load as load_trait
+    from poise.validate import Certificate
+    from poise.vector import PersonaVector
+    from poise.vector import load as load_vector
+    from poise.vector import save as save_vector
+
+    __version__: str
+
+__all__ = [
+    "Budget",
+    "Certificate",
+    "ContrastSet",
+    "LocalEngine",
+    "Model",
+    "PersonaVector",
+    "Sampling",
+    "Steering",
+    "Trait",
+    "__version__",
+    "at",
+    "extract_vector",
+    "load",
+    "load_trait",
+    "load_vector",
+    "save_vector",
+    "steering",
+    "validate_vector",
+]
+
+# A name must not be that of a room: importing the room would replace it.
+_HOMES = {
+    "Budget": "recipes",
+    "Certificate": "validate",
+    "ContrastSet": "contrast",
+    "LocalEngine": "engine.local",
+    "Model": "model",
+    "PersonaVector": "vector",
+    "Sampling": "engine",
+    "Steering": "steer",
+    "Trait": "trait",
+    "at": "steer",
+    "extract_vector": "recipes",
+    "load": "model",
+    "load_trait": "trait.library:load",
+    "load_vector": "vector:load",
+    "save_vector": "vector:save",
+    "steering": "steer",
+    "validate_vector": "recipes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("poise")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'poise' has no attribute {name!r}")
+    room, _, called = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"poise.{room}"), called or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -79,7 +79,7 @@ def load(name: str, *, dtype: torch.dtype | None = None, device: str | torch.dev
     """
     where = torch.device(device) if device is not None else _best_device()
     lm, tokenizer = read_weights(locate(name), dtype or _best_dtype(where), where)
-    return wrap(lm, tokenizer, name=name)
+    return wrap(lm.requires_grad_(False), tokenizer, name=name)
 
 
 def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:

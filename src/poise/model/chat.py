@@ -8,7 +8,7 @@ a merge crosses it.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -51,7 +51,8 @@ def ask(question: str, system: str | None = None) -> list[Message]:
 def encode(tokenizer: Any, messages: Sequence[Message], answer: str | None = None) -> Encoded:
     """Tokenise a conversation and, after it, the assistant's answer, as one text.
 
-    A token belongs to the response when it covers at least one of the answer's characters.
+    A token belongs to the response when it covers at least one of the answer's characters. The answer ends the text, so
+    the response runs to the last token: no offset is asked, since some tokenizers leave spaces out of theirs.
 
     Args:
         tokenizer: A fast tokenizer (it must give character offsets).
@@ -65,8 +66,7 @@ def encode(tokenizer: Any, messages: Sequence[Message], answer: str | None = Non
     out = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = out["input_ids"], out["offset_mapping"]
     start = bisect_right(offsets, len(prompt), key=lambda span: span[1])
-    end = bisect_left(offsets, len(prompt) + len(answer), lo=start, key=lambda span: span[0])
-    return Encoded(tuple(ids[:end]), start, end)
+    return Encoded(tuple(ids), start, len(ids))
 
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> str:
@@ -90,8 +90,9 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
     """The same conversation with its system text at the head of the first user turn."""
-    system, first, *rest = [*messages, *([] if len(messages) > 1 else ask(""))]
-    return [{"role": first["role"], "content": f"{system['content']}\n\n{first['content']}".strip()}, *rest]
+    system, *rest = messages
+    first = rest.pop(0)["content"] if rest and rest[0]["role"] == "user" else ""
+    return [{"role": "user", "content": f"{system['content']}\n\n{first}".strip()}, *rest]
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message]) -> str:
@@ -118,6 +119,6 @@ def stop_ids(lm: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that ends an answer: the model's, the tokenizer's and the template's end of turn."""
     configured = getattr(lm.generation_config, "eos_token_id", None)
     ids = {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id}
-    template = template_text(tokenizer)
-    ids |= {tokenizer.convert_tokens_to_ids(t) for t in END_OF_TURN if t in template}
-    return frozenset(i for i in ids if i is not None and i != tokenizer.unk_token_id)
+    template, vocabulary = template_text(tokenizer), tokenizer.get_vocab()
+    ids |= {vocabulary.get(t) for t in END_OF_TURN if t in template}
+    return frozenset(i for i in ids if i is not None)

@@ -1,0 +1,75 @@
+"""Shared by the benchmarks: paired runs, ratios with intervals, texts."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from poise.model import Encoded, Model, ask
+from poise.trait import library
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of paired ratios with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}], n={self.n} pairs"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    gc.collect()
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def median_ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
+    """Median of b/a over pairs: above 1 where b took longer."""
+    ratios = np.array(b) / np.array(a)
+    rng = np.random.default_rng(0)
+    draws = np.median(ratios[rng.integers(0, len(ratios), (2000, len(ratios)))], axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
+
+
+def interleave(
+    a: Callable[[], object], b: Callable[[], object], *, within: float = 0.02, least: int = 5, most: int = 60
+) -> tuple[list[float], list[float], Ratio]:
+    """Time a and b in turn, in alternating order, until the interval of the ratio is within ± ``within``."""
+    a(), b()
+    times: tuple[list[float], list[float]] = ([], [])
+    ratio = Ratio(1, 0, 2, 0)
+    while len(times[0]) < least or (ratio.high - ratio.low > 2 * within and len(times[0]) < most):
+        for which in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
+            times[which].append(seconds((a, b)[which]))
+        ratio = median_ratio(*times)
+    return *times, ratio
+
+
+def texts(model: Model, n: int) -> list[Encoded]:
+    """Exemplar answers of the library's traits, both sides, in a fixed order."""
+    pairs = [p for name in library.names() for p in library.load(name).exemplars.all]
+    sides = [(p.question, text) for p in pairs for text in (p.positive, p.negative)]
+    return [model.encode(ask(q), text) for q, text in sides[:: max(1, len(sides) // n)][:n]]
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)

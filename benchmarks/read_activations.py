@@ -1,0 +1,133 @@
+"""How fast activations are read, beside a bare forward pass and beside the loop that everyone writes first.
+
+    python benchmarks/read_activations.py [--model smollm2-135m] [--texts 200]
+
+(ours) all layers, response means; (a) the same blocks in the same length-sorted batches without any hook;
+(b) one text at a time, float32, autograd on, all hidden states kept. Each reader also runs in a process of its
+own for its peak memory. Last, per trait, the effect of the direction: the rise of log p(with) − log p(without)
+per token on held-out exemplars at one norm, response mean beside last token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+import torch
+from common import interleave, median, peak_mib, seconds, texts
+
+from poise import activations, contrast
+from poise.extract import extract
+from poise.model import Encoded, Model, ask, load
+from poise.model.batch import pad, plan
+from poise.model.likelihood import token_logprobs
+from poise.steer import Steering, Term, steering
+from poise.trait import ExemplarPair, library
+from poise.vector import PersonaVector
+
+
+def ours(model: Model, corpus: list[Encoded]) -> torch.Tensor:
+    return activations.read(model, corpus)
+
+
+@torch.inference_mode()
+def bare(model: Model, corpus: list[Encoded]) -> None:
+    for rows in plan([len(t.ids) for t in corpus], budget=activations.BUDGET, most=activations.MOST_ROWS):
+        batch = pad([corpus[i] for i in rows], side="right", device=model.device)
+        model.backbone(input_ids=batch.ids, use_cache=False)
+
+
+def naive(model: Model, corpus: list[Encoded]) -> torch.Tensor:
+    """PAPER.md's trap 9, as scripts do it: every text alone, everything kept."""
+    means = []
+    for text in corpus:
+        out = model.lm(input_ids=torch.tensor([text.ids]), output_hidden_states=True)
+        means.append(torch.stack([h[0, text.start : text.end].mean(0).detach() for h in out.hidden_states[1:]]))
+    return torch.stack(means)
+
+
+def speed(name: str, n: int) -> None:
+    model = load(name)
+    corpus = texts(model, n)
+    tokens = sum(len(t.ids) for t in corpus)
+    print(f"{name}, {len(corpus)} texts, {tokens} tokens, {model.lm.dtype}, {torch.get_num_threads()} threads")
+    plain, read, ratio = interleave(lambda: bare(model, corpus), lambda: ours(model, corpus))
+    print(f"ours          {len(corpus) / median(read):8.2f} texts/s")
+    print(f"(a) bare      {len(corpus) / median(plain):8.2f} texts/s; ours takes {ratio} of its time; speed {1 / ratio.value:.3f}")
+    full = load(name, dtype=torch.float32)
+    part = corpus[:: max(1, n // 50)]
+    share = sum(len(t.ids) for t in part) / tokens
+    loops, again = [], []
+    for _ in range(3):
+        loops.append(seconds(lambda: naive(full, part)) / share)
+        again.append(seconds(lambda: ours(model, corpus)))
+    print(f"(b) naive     {len(corpus) / median(loops):8.2f} texts/s; ours is {median(loops) / median(again):.2f} × as fast (n=3)")
+
+
+def memory(name: str, n: int) -> None:
+    for which in ("none", "bare", "ours", "naive"):
+        done = subprocess.run(
+            [sys.executable, __file__, "--model", name, "--texts", str(n), "--alone", which], capture_output=True, text=True
+        )
+        print(f"peak memory, {which:6s} {done.stdout.strip() or done.stderr[-300:]}")
+
+
+def alone(name: str, n: int, which: str) -> None:
+    model = load(name, dtype=torch.float32 if which == "naive" else None)
+    corpus = texts(model, n)
+    if which == "naive":
+        naive(model, corpus[:20])
+    elif which != "none":
+        {"bare": bare, "ours": ours}[which](model, corpus)
+    print(f"{peak_mib():.0f} MiB")
+
+
+def effect(name: str) -> None:
+    """Rise of log p(with) − log p(without) per token, held-out pairs, dose 0.3 at a third of the depth."""
+    model = load(name)
+    layer = round(model.layers / 3)
+    print(f"effect at layer {layer} of {model.layers}, dose 0.3, held-out pairs:   response mean   last token")
+    for trait_name in library.names():
+        trait = library.load(trait_name)
+        mean = extract(contrast.exemplars(trait, model), model)
+        last = PersonaVector(_last_token(model, trait.exemplars.extraction), mean.reference_norm, mean.header)
+        rises = [_rise(model, v, layer, trait.exemplars.held_out) for v in (mean, last)]
+        print(f"  {trait_name:14s} {rises[0]:+.3f}   {rises[1]:+.3f}")
+
+
+def _last_token(model: Model, pairs: tuple[ExemplarPair, ...]) -> torch.Tensor:
+    def states(side: str) -> torch.Tensor:
+        encoded = [model.encode(ask(p.question), getattr(p, side)) for p in pairs]
+        return activations.read(model, [Encoded(e.ids, e.end - 1, e.end) for e in encoded])
+
+    return (states("positive") - states("negative")).mean(0)
+
+
+def _rise(model: Model, vector: PersonaVector, layer: int, pairs: tuple[ExemplarPair, ...]) -> float:
+    steered = Steering((Term(vector, vector.coef(0.3, layer), (layer,), phase="all"),))
+
+    def gap() -> float:
+        sides = [
+            token_logprobs(model, [model.encode(ask(p.question), getattr(p, side)) for p in pairs])
+            for side in ("positive", "negative")
+        ]
+        return float(sum(a.mean() - b.mean() for a, b in zip(*sides, strict=True)) / len(pairs))
+
+    before = gap()
+    with steering(model, steered):
+        return gap() - before
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--alone", choices=["none", "bare", "ours", "naive"])
+    given = parser.parse_args()
+    if given.alone:
+        alone(given.model, given.texts, given.alone)
+    else:
+        speed(given.model, given.texts)
+        memory(given.model, given.texts)
+        effect(given.model)

@@ -1,0 +1,83 @@
+"""The command line: each command parses, makes one library call and renders what comes back.
+
+Results go to stdout, everything else to stderr. Nothing heavy is imported before a command runs, so that ``--help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from poise.cli import demo, judge, talk, traits, vectors
+from poise.errors import UserError
+
+__all__ = ["app", "main"]
+
+
+class _Commands(TyperGroup):
+    """Turns what the user can mend into one sentence; bugs keep their traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of use."""
+        return ["demo", "traits", "extract", "validate", "generate", "judge", "show"]
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            typer.echo("Interrupted. Run the same command again to continue.", err=True)
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="poise",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"poise {version('poise')}")
+        raise typer.Exit
+
+
+@app.callback()
+def poise(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Persona vectors: compute one, prove it, steer with it."""
+
+
+app.command("demo")(demo.demo)
+app.add_typer(traits.app, name="traits")
+app.command("extract")(vectors.extract)
+app.command("validate")(vectors.validate)
+app.command("generate")(talk.generate)
+app.add_typer(judge.app, name="judge")
+app.command("show")(vectors.show)
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    app()

@@ -1,0 +1,154 @@
+"""What ``--json`` prints: values as plain objects, missing figures as null."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from poise.engine import Generation
+    from poise.stats import Estimate
+    from poise.steer import Steering, Term
+    from poise.trait.lint import LintReport
+    from poise.validate.certificate import Certificate, Point
+    from poise.vector import PersonaVector
+
+__all__ = ["of_answers", "of_certificate", "of_lint", "of_vector", "print_json", "whole_vector"]
+
+Facts = dict[str, Any]
+
+
+def print_json(facts: Facts) -> None:
+    """One object on one line of stdout, readable in any encoding."""
+    typer.echo(json.dumps(facts, allow_nan=False))
+
+
+def of_vector(vector: PersonaVector, path: Path) -> Facts:
+    """Where a vector lies, what it is of, and the counts behind it."""
+    header = vector.header
+    return {
+        "vector": str(path),
+        "trait": vector.name,
+        "model": header.model.name,
+        "layers": vector.layers,
+        "width": vector.width,
+        "contrast": header.contrast,
+        "kept": header.kept,
+        "dropped": header.dropped,
+    }
+
+
+def whole_vector(vector: PersonaVector, path: Path) -> Facts:
+    """All that the file says about the vector but the trait's texts, and the norms at every layer."""
+    header = vector.header.model_dump(mode="json", exclude={"trait", "model", "contrast", "kept", "dropped"})
+    norms = {"norms": _rounded(vector.norms.tolist()), "reference_norms": _rounded(vector.reference_norm.tolist())}
+    return of_vector(vector, path) | {"fingerprint": vector.header.model.model_dump(), **header, **norms}
+
+
+def of_certificate(certificate: Certificate, report: Path) -> Facts:
+    """Verdict, curve and controls; the whole certificate lies beside the report."""
+    random, prompting = certificate.random, certificate.prompting
+    return {
+        "verdict": certificate.verdict,
+        "reasons": list(certificate.reasons),
+        "layer": certificate.layer,
+        "layers": certificate.layers,
+        "coefficient": certificate.coefficient,
+        "dose": certificate.dose,
+        "usable_doses": list(certificate.usable_doses),
+        "rise": certificate.rise.model_dump(),
+        "monotone": certificate.monotone.model_dump(),
+        "curve": [_point(point) for point in certificate.curve],
+        "random": {
+            "draws": random.draws,
+            "dose": random.dose,
+            "trait": random.trait.value,
+            "coherence": random.coherence.value,
+            "rise": random.rise.model_dump(),
+            "margin": random.margin.model_dump(),
+        },
+        "prompting": prompting
+        and {
+            "positive": prompting.positive.value,
+            "negative": prompting.negative.value,
+            "coherence": prompting.coherence.value,
+        },
+        "judge": certificate.judge.model_dump(),
+        "notes": list(certificate.notes),
+        "report": str(report),
+    }
+
+
+def _point(point: Point) -> Facts:
+    return {
+        "coefficient": point.coefficient,
+        "dose": point.dose,
+        "trait": point.trait.value,
+        "coherence": point.coherence.value,
+        "trait_interval": [point.trait.low, point.trait.high],
+        "coherence_interval": [point.coherence.low, point.coherence.high],
+        "missing": point.missing,
+    }
+
+
+def of_answers(
+    model: str, prompts: Sequence[str], answers: Sequence[Generation], steering: Steering | None, seed: int
+) -> Facts:
+    """Answers in order. ``coefficient`` is α, 0 unsteered, null where several vectors steer at once."""
+    terms = [_term(term) for term in (steering.terms if steering else ())]
+    coefficient = None if len(terms) > 1 else terms[0]["coefficient"] if terms else 0.0
+    return {
+        "model": model,
+        "seed": seed,
+        "steering": terms,
+        "answers": [
+            {
+                "prompt": prompt,
+                "text": answer.text,
+                "coefficient": coefficient,
+                "tokens": len(answer.ids),
+                "finish": answer.finish,
+            }
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ],
+    }
+
+
+def _term(term: Term) -> Facts:
+    layer = term.layers[0]
+    assert isinstance(layer, int)  # a command steers at one layer
+    return {
+        "trait": term.vector.name,
+        "layer": layer,
+        "layers": term.vector.layers,
+        "coefficient": term.coef,
+        "dose": round(term.vector.dose(term.coef, layer), 4),
+    }
+
+
+def of_lint(report: LintReport) -> Facts:
+    """What was counted, measured and found in one trait."""
+    return {
+        "trait": report.trait,
+        "ok": report.ok,
+        "counts": dict(report.counts),
+        "longer_with": report.longer_with,
+        "words": estimate(report.words),
+        "length": estimate(report.length),
+        "findings": [{"severity": f.severity, "field": f.field, "message": f.message} for f in report.findings],
+    }
+
+
+def estimate(found: Estimate) -> Facts:
+    """A figure with its interval; what is not finite as null."""
+    parts = {"value": found.value, "low": found.low, "high": found.high}
+    return {name: round(x, 4) if math.isfinite(x) else None for name, x in parts.items()} | {"n": found.n}
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(x, 4) for x in values]

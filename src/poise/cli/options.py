@@ -1,0 +1,97 @@
+"""Arguments and options that several commands share, each said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = [
+    "Batch",
+    "Contrast",
+    "Device",
+    "Dtype",
+    "DtypeName",
+    "Exemplars",
+    "Json",
+    "Judge",
+    "MaxNewTokens",
+    "ModelName",
+    "OnOtherModel",
+    "Questions",
+    "Rollouts",
+    "Seed",
+    "TraitName",
+    "VectorFile",
+]
+
+DtypeName = Literal["auto", "bfloat16", "float32"]
+Contrast = Literal["prompted", "exemplars"]
+
+_MODEL = "How the model runs"
+_AMOUNT = "How much is generated"
+
+TraitName = Annotated[
+    str,
+    typer.Argument(metavar="TRAIT", help="A trait of the library, or the path of a trait file.", show_default=False),
+]
+VectorFile = Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="A vector file.", show_default=False)]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="M",
+        help="A hub id, a folder, a .gguf file, or smollm2-135m.",
+        show_default=False,
+    ),
+]
+Exemplars = Annotated[
+    Path | None,
+    typer.Option(
+        "--exemplars",
+        metavar="JSONL",
+        dir_okay=False,
+        help="Your own pairs, one {question, positive, negative} a line. The trait is then these and its name alone.",
+    ),
+]
+Judge = Annotated[
+    str,
+    typer.Option("--judge", metavar="J", help="Who scores: exemplars, model:NAME or endpoint:NAME (OPENAI_BASE_URL)."),
+]
+Questions = Annotated[
+    int, typer.Option("--questions", metavar="N", min=1, help="Questions asked.", rich_help_panel=_AMOUNT)
+]
+Rollouts = Annotated[
+    int, typer.Option("--rollouts", metavar="N", min=1, help="Answers a question.", rich_help_panel=_AMOUNT)
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer.", rich_help_panel=_AMOUNT)
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="S", min=0, help="Of all that is random.", rich_help_panel=_AMOUNT)
+]
+OnOtherModel = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-model",
+        help="Use a vector of another model of the same shape, such as a fine-tune's base.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Dtype = Annotated[
+    DtypeName,
+    typer.Option(
+        "--dtype", metavar="TYPE", help="auto (the fastest here), bfloat16 or float32.", rich_help_panel=_MODEL
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="D", help="auto (the best there is), cpu, cuda, cuda:1 or mps.", rich_help_panel=_MODEL
+    ),
+]
+Batch = Annotated[
+    int, typer.Option("--batch", metavar="N", min=1, help="Most answers generated at once.", rich_help_panel=_MODEL)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]

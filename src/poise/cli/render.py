@@ -1,0 +1,272 @@
+"""What people read: results in words and tables, on stdout, at home in 80 columns."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from poise.errors import InvalidVector
+from poise.report import words
+
+if TYPE_CHECKING:
+    from poise.demo import Demo
+    from poise.engine import Generation
+    from poise.stats import Estimate
+    from poise.steer import Steering
+    from poise.trait import Trait
+    from poise.trait.lint import LintReport
+    from poise.validate.certificate import Certificate, Sample
+    from poise.vector import PersonaVector
+
+__all__ = ["answers", "certificate", "demo", "lint", "show", "terms", "traits", "vector", "whole_vector"]
+
+
+Parts = list[RenderableType]
+
+
+def show(parts: Parts) -> None:
+    """Print on stdout, in order: texts as they are, neither markup nor broken at the margin; tables fitted to it."""
+    console = Console()
+    for part in parts:
+        console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str | Text))
+
+
+def traits(library: Iterable[Trait]) -> Table:
+    """Names with what they mean."""
+    table = _table("Trait", "What it is")
+    for trait in library:
+        table.add_row(Text(trait.name, style="bold"), Text(_first_sentence(trait.description)))
+    return table
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
+
+
+def lint(report: LintReport) -> Parts:
+    """What was counted, measured and found in one trait."""
+    errors = sum(finding.severity == "error" for finding in report.findings)
+    warnings = len(report.findings) - errors
+    title = Text.assemble((report.trait, "bold"), ": ", f"{_n(errors, 'error')}, {_n(warnings, 'warning')}")
+    facts = _facts(
+        ("Entries", _entries(report.counts)),
+        ("Longer with the trait", f"{report.longer_with:.0%} of the pairs"),
+        ("Words alone tell the sides apart", f"AUC {_estimate(report.words)} on held-out pairs"),
+        ("Length alone tells them apart", f"AUC {_estimate(report.length)} on held-out pairs"),
+    )
+    found = [
+        Padding(Text.assemble((f.severity, _STYLE[f.severity]), f" {f.field}: {f.message}"), (0, 0, 0, 2), expand=False)
+        for f in report.findings
+    ]
+    return [title, facts, *found]
+
+
+def _entries(counts: Mapping[str, int]) -> str:
+    """``7 instructions, 20 + 20 questions``: lists of one kind together."""
+    kinds: dict[str, list[str]] = {}
+    for field, count in counts.items():
+        kinds.setdefault(field.partition(".")[0], []).append(str(count))
+    return ", ".join(f"{' + '.join(numbers)} {kind}" for kind, numbers in kinds.items())
+
+
+def vector(of: PersonaVector, path: Path) -> Parts:
+    """A vector's header in words."""
+    header, layer = of.header, of.default_layer
+    dropped = ", ".join(f"{n} {why}" for why, n in header.dropped.items()) or "none"
+    chosen = "the certificate's" if header.certificate else "a third of the depth, for want of a certificate"
+    rows = [
+        ("Trait", _meaning(of)),
+        ("Model", f"{header.model.name} ({header.model.architecture}), {of.layers} layers of width {of.width}"),
+        ("Contrast", f"{header.contrast}: kept {header.kept.get('positive', 0)} a side, left out {dropped}"),
+        *([("Judge", header.judge)] if header.judge else []),
+        ("Layer", f"layer {layer} of {of.layers} ({chosen}), counted from 0"),
+        ("Norms there", f"‖v‖ {float(of.norms[layer]):.3g}, mean ‖h‖ {float(of.reference_norm[layer]):.3g}"),
+        ("Strength", f"coefficient 1 is a dose of {of.dose(1.0, layer):.0%}"),
+        ("Agreement", f"{header.agreement[layer]:.2f} mean cosine of the single differences"),
+    ]
+    return [Text.assemble((of.name, "bold"), f"  {path}"), _facts(*rows)]
+
+
+def _meaning(of: PersonaVector) -> str:
+    description = getattr(of.header.trait, "description", None)
+    return "given by exemplars alone" if description is None else _first_sentence(description)
+
+
+def whole_vector(of: PersonaVector, path: Path) -> Parts:
+    """A vector's header and its certificate, or how to get one."""
+    from poise.validate.certificate import Certificate
+
+    if of.header.certificate is None:
+        hint = (
+            f"No certificate yet: poise validate {shlex.quote(str(path))} --model {shlex.quote(of.header.model.name)}"
+        )
+        return [*vector(of, path), "", hint]
+    try:
+        found = Certificate.model_validate(of.header.certificate)
+    except ValidationError as error:
+        raise InvalidVector(
+            f"{path} has a certificate that this version cannot read ({error.error_count()} faults); validate it again."
+        ) from error
+    return [*vector(of, path), "", *certificate(of.name, of.header.model.name, found)]
+
+
+def certificate(trait: str, model: str, of: Certificate) -> Parts:
+    """Verdict, why, and the figures behind it."""
+    where = f"layer {of.layer} of {of.layers}, coefficient {of.coefficient:.3g} (dose {of.dose:.0%})"
+    return [
+        f"{trait} on {model}, {where}",
+        *_findings(of),
+        _curve(of),
+        _facts(*_controls(of)),
+        *(_indented(f"Note: {note}") for note in of.notes),
+    ]
+
+
+def _findings(of: Certificate) -> Parts:
+    """The verdict, what steering did, and the reasons."""
+    verdict = Text(of.verdict, style="bold green" if of.verdict == "induced" else "bold red")
+    return [
+        Padding(Text.assemble(verdict, f": {words.moved(of)}"), expand=False),
+        *(_indented(f"- {reason}") for reason in of.reasons),
+    ]
+
+
+def _indented(text: str) -> Padding:
+    return Padding(Text(text), (0, 0, 0, 2), expand=False)
+
+
+def _curve(of: Certificate) -> Table:
+    table = _table("Coefficient", "Dose", "Trait, 0 to 100", "Coherence, 0 to 100", numbers=True)
+    for point in of.curve:
+        cells = (words.number(point.coefficient, 2), _percent(point.dose), words.figure(point.trait))
+        table.add_row(*cells, words.figure(point.coherence), style="bold" if point == words.chosen(of) else "")
+    return table
+
+
+def _controls(of: Certificate) -> list[tuple[str, str]]:
+    random, prompting = of.random, of.prompting
+    return [
+        (
+            "Random directions",
+            f"rise {words.figure(random.rise)} over {random.draws} draws; margin {words.figure(random.margin)}",
+        ),
+        (
+            "Prompting instead",
+            f"{words.figure(prompting.positive)} asked for it, {words.figure(prompting.negative)} for its opposite"
+            if prompting
+            else "not measured: the trait has no instructions",
+        ),
+        ("Usable doses", " to ".join(_percent(dose) for dose in of.usable_doses)),
+        ("Judge", f"{of.judge.name}, {_judge_auc(of)}"),
+        ("Measured on", f"{_n(len(of.asked), 'question')} that neither extraction nor selection saw"),
+    ]
+
+
+def _judge_auc(of: Certificate) -> str:
+    held_out, own = of.judge.held_out_auc, of.judge.auc
+    if held_out:
+        return f"AUC {words.figure(held_out, 2)} on held-out exemplars"
+    return f"AUC {words.figure(own, 2)}, cross-validated" if own else "AUC unknown"
+
+
+def terms(steering: Steering | None) -> list[str]:
+    """A line for each vector at work."""
+    return [
+        f"{t.vector.name}: layer {layer} of {t.vector.layers}, coefficient {t.coef:.3g} "
+        f"(dose {t.vector.dose(t.coef, layer):.0%})"
+        for t in (steering.terms if steering else ())
+        for layer in t.layers
+        if isinstance(layer, int)
+    ]
+
+
+def answers(prompts: Sequence[str], given: Sequence[Generation]) -> Parts:
+    """One answer alone, several under their prompts."""
+    if len(given) == 1:
+        return [_said(given[0].text)]
+    parts: Parts = []
+    for prompt, answer in zip(prompts, given, strict=True):
+        parts += [Text(f"> {_plain(prompt)}", style="bold"), _said(answer.text), ""]
+    return parts[:-1]
+
+
+def demo(done: Demo) -> Parts:
+    """What the demo made, and what to run next."""
+    of, vector_file = done.certificate, shlex.quote(str(done.vector_path))
+    return [
+        *(_side_by_side(sample, of) for sample in done.samples),
+        *_findings(of),
+        "",
+        f"Vector: {done.vector_path}",
+        f"Report: {done.report}",
+        "",
+        "Next:",
+        f"  poise show {vector_file}",
+        f"  poise generate 'How do I boil an egg?' --model smollm2-135m --steer {vector_file}={of.dose:.0%}",
+        "  poise traits list",
+    ]
+
+
+def _side_by_side(sample: Sample, of: Certificate) -> Table:
+    table = Table(
+        title=Text(sample.question, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        expand=True,
+        padding=(0, 1),
+    )
+    for heading in (f"− (dose {_percent(-of.dose)})", "0 (unsteered)", f"+ (dose {_percent(of.dose)})"):
+        table.add_column(heading, ratio=1, overflow="fold")
+    table.add_row(*(_said(text) for text in (sample.negative, sample.plain, sample.positive)))
+    return table
+
+
+_STYLE = {"error": "bold red", "warning": "yellow"}
+
+
+def _table(*headings: str, numbers: bool = False) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
+    return table
+
+
+def _facts(*rows: tuple[str, str]) -> Table:
+    """Names and values below each other."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(f"  {name}", Text(_plain(value)))
+    return table
+
+
+def _percent(dose: float) -> str:
+    return f"{words.number(100 * dose, 0)}%"
+
+
+def _estimate(found: Estimate) -> str:
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _n(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _said(text: str) -> Text:
+    return Text(_plain(text.strip()) or "(nothing)")
+
+
+def _plain(text: str) -> str:
+    """Without control signs, with which a model could move the cursor or set a title."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)

@@ -1,0 +1,56 @@
+"""``poise generate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from poise.cli.options import Batch, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed
+from poise.cli.work import load_model, note, working
+
+__all__ = ["generate"]
+
+
+def generate(
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT", help="Each is answered on its own.", show_default=False)
+    ],
+    model: ModelName,
+    steer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--steer",
+            metavar="FILE[@LAYER]=X",
+            help="Add a vector: X is 1.5 (times the vector) or 30% (of the activations' size; text breaks near 100%). "
+            "Several add up.",
+        ),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="T", min=0.0, help="0 always takes the likeliest token.")
+    ] = 1.0,
+    seed: Seed = 0,
+    allow_other_model: OnOtherModel = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch: Batch = 32,
+    as_json: Json = False,
+) -> None:
+    """Answer prompts, steered by as many vectors as you like."""
+    from poise.cli import facts, render
+
+    with working():
+        from poise import recipes
+        from poise.engine import Sampling
+
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+        loaded = load_model(model, dtype, device)
+        steering = recipes.steer_by(steer or [], loaded, allow_other_model=allow_other_model)
+        answers = recipes.generate(prompts, loaded, steering=steering, sampling=sampling, seed=seed, batch=batch)
+    if as_json:
+        facts.print_json(facts.of_answers(loaded.name, prompts, answers, steering, seed))
+        return
+    for term in render.terms(steering):
+        note(term)
+    render.show(render.answers(prompts, answers))

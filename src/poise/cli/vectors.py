@@ -1,0 +1,146 @@
+"""``poise extract``, ``poise validate`` and ``poise show``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from poise.cli.options import (
+    Batch,
+    Contrast,
+    Device,
+    Dtype,
+    Exemplars,
+    Json,
+    Judge,
+    MaxNewTokens,
+    ModelName,
+    OnOtherModel,
+    Questions,
+    Rollouts,
+    Seed,
+    VectorFile,
+)
+from poise.cli.work import load_model, note, working
+
+__all__ = ["extract", "show", "validate"]
+
+
+def extract(
+    trait: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRAIT",
+            help="A trait of the library, the path of a trait file, or with --exemplars any new name.",
+            show_default=False,
+        ),
+    ],
+    model: ModelName,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", dir_okay=False, help="The vector file to write.", show_default=False
+        ),
+    ],
+    contrast: Annotated[
+        Contrast,
+        typer.Option(
+            "--contrast",
+            metavar="KIND",
+            help="exemplars: read the trait's written answers. prompted: let the model answer under contrasting "
+            "instructions; --judge and the amounts below are for this one.",
+        ),
+    ] = "exemplars",
+    exemplars: Exemplars = None,
+    judge: Judge = "exemplars",
+    questions: Questions = 20,
+    rollouts: Rollouts = 3,
+    max_new_tokens: MaxNewTokens = 96,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch: Batch = 32,
+    as_json: Json = False,
+) -> None:
+    """Turn a trait into a vector of this model.
+
+    Interrupt it when you like; the same command goes on where it stopped.
+    """
+    from poise.cli import facts, render
+    from poise.trait import library
+
+    asked = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load(trait)
+    with working():
+        from poise.recipes import Budget, extract_vector
+
+        budget = Budget(questions=questions, rollouts=rollouts, max_new_tokens=max_new_tokens, seed=seed)
+        loaded = load_model(model, dtype, device)
+        vector = extract_vector(asked, loaded, out, contrast=contrast, judge=judge, budget=budget, batch=batch)
+    if as_json:
+        facts.print_json(facts.of_vector(vector, out))
+        return
+    render.show(render.vector(vector, out))
+    note(f"Next, prove it: poise validate {shlex.quote(str(out))} --model {shlex.quote(model)}")
+
+
+def validate(
+    file: VectorFile,
+    model: ModelName,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            file_okay=False,
+            help="Where the report goes; otherwise FILE-report, beside FILE.",
+        ),
+    ] = None,
+    judge: Judge = "exemplars",
+    questions: Questions = 20,
+    rollouts: Rollouts = 3,
+    max_new_tokens: MaxNewTokens = 96,
+    seed: Seed = 0,
+    allow_other_model: OnOtherModel = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch: Batch = 32,
+    as_json: Json = False,
+) -> None:
+    """Prove that a vector is its trait, on questions that it was not computed from.
+
+    Finds layer and dose, then steers beside random directions and prompting.
+    The certificate goes into FILE, report.html into DIR.
+
+    Interrupt it when you like; the same command goes on where it stopped.
+    """
+    from poise.cli import facts, render
+
+    folder = out or file.with_name(f"{file.stem}-report")
+    with working():
+        from poise.recipes import Budget, validate_vector
+
+        budget = Budget(questions=questions, rollouts=rollouts, max_new_tokens=max_new_tokens, seed=seed)
+        loaded = load_model(model, dtype, device)
+        done = validate_vector(
+            file, loaded, folder, judge=judge, budget=budget, batch=batch, allow_other_model=allow_other_model
+        )
+    if as_json:
+        facts.print_json(facts.of_certificate(done.certificate, done.report))
+        return
+    render.show([*render.certificate(done.vector.name, model, done.certificate), f"Report: {done.report}"])
+
+
+def show(file: VectorFile, as_json: Json = False) -> None:
+    """Say what a vector file holds."""
+    from poise import vector as vectors
+    from poise.cli import facts, render
+
+    vector = vectors.load(file)
+    if as_json:
+        facts.print_json(facts.whole_vector(vector, file))
+    else:
+        render.show(render.whole_vector(vector, file))

@@ -1,0 +1,71 @@
+"""Around every piece of work: errors in one sentence, progress on stderr, other libraries quiet, a model loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from poise.cli.options import DtypeName
+from poise.errors import InvalidOption
+
+if TYPE_CHECKING:
+    import torch
+
+    from poise.model import Model
+
+__all__ = ["load_model", "note", "working"]
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """Show progress on stderr; keep stdout for the result, whatever a library prints."""
+    from rich.console import Console
+
+    from poise.cli.progress import showing
+
+    _hush()
+    with contextlib.redirect_stdout(sys.stderr), showing(Console(stderr=True)):
+        yield
+
+
+def _hush() -> None:
+    """Our progress stands for that of transformers and of the hub's client; both read this when imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def note(text: str) -> None:
+    """A word to the user that is no result."""
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+def load_model(name: str, dtype: DtypeName, device: str) -> Model:
+    """The model that a command's options name."""
+    from poise.progress import track
+
+    with track(f"Loading {name}"):
+        import torch
+
+        from poise.model import load
+
+        kinds = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+        return load(name, dtype=kinds[dtype], device=None if device == "auto" else _device(device))
+
+
+def _device(text: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(text)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InvalidOption(
+            f"There is no device {text!r} here ({str(error).splitlines()[0]}); use cpu, cuda, cuda:1, mps or auto."
+        ) from error
+    return device

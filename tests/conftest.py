@@ -1,0 +1,18 @@
+"""What every test file may use."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+from poise.model import Model, load
+
+settings.register_profile("poise", deadline=None, derandomize=True)
+settings.load_profile("poise")
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Model:
+    """The bundled SmolLM2-135M in float32, on the CPU."""
+    return load("smollm2-135m", dtype=torch.float32, device="cpu")
