@@ -15,8 +15,8 @@ import subprocess
 import sys
 
 import torch
-from common import interleave, median, peak_mib, seconds, texts
 
+from common import interleave, median, peak_mib, seconds, texts
 from poise import activations, contrast
 from poise.extract import extract
 from poise.model import Encoded, Model, ask, load
@@ -54,7 +54,10 @@ def speed(name: str, n: int) -> None:
     print(f"{name}, {len(corpus)} texts, {tokens} tokens, {model.lm.dtype}, {torch.get_num_threads()} threads")
     plain, read, ratio = interleave(lambda: bare(model, corpus), lambda: ours(model, corpus))
     print(f"ours          {len(corpus) / median(read):8.2f} texts/s")
-    print(f"(a) bare      {len(corpus) / median(plain):8.2f} texts/s; ours takes {ratio} of its time; speed {1 / ratio.value:.3f}")
+    print(
+        f"(a) bare      {len(corpus) / median(plain):8.2f} texts/s; ours takes {ratio} of its time; speed "
+        f"{1 / ratio.value:.3f}"
+    )
     full = load(name, dtype=torch.float32)
     part = corpus[:: max(1, n // 50)]
     share = sum(len(t.ids) for t in part) / tokens
@@ -62,13 +65,18 @@ def speed(name: str, n: int) -> None:
     for _ in range(3):
         loops.append(seconds(lambda: naive(full, part)) / share)
         again.append(seconds(lambda: ours(model, corpus)))
-    print(f"(b) naive     {len(corpus) / median(loops):8.2f} texts/s; ours is {median(loops) / median(again):.2f} × as fast (n=3)")
+    print(
+        f"(b) naive     {len(corpus) / median(loops):8.2f} texts/s; ours is {median(loops) / median(again):.2f} × "
+        "as fast (n=3)"
+    )
 
 
 def memory(name: str, n: int) -> None:
     for which in ("none", "bare", "ours", "naive"):
         done = subprocess.run(
-            [sys.executable, __file__, "--model", name, "--texts", str(n), "--alone", which], capture_output=True, text=True
+            [sys.executable, __file__, "--model", name, "--texts", str(n), "--alone", which],
+            capture_output=True,
+            text=True,
         )
         print(f"peak memory, {which:6s} {done.stdout.strip() or done.stderr[-300:]}")
 

@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from common import interleave, median
 
+from common import interleave, median
 from poise import contrast
 from poise.engine import Sampling
 from poise.engine.local import LocalEngine

@@ -1,4 +1,4 @@
-"""Reading: what the hook gives is what Hugging Face calls ``hidden_states``, at every layer, however texts are batched."""
+"""Reading: the hook gives what Hugging Face calls ``hidden_states``, at every layer, however texts are batched."""
 
 from __future__ import annotations
 
@@ -131,8 +131,7 @@ class TestAReading:
         expected = torch.stack([s[t.start : t.end].mean(0) for s, t in zip(tokens, texts, strict=True)])
         found = read(model, texts, budget=100_000)
         assert found.dtype == torch.float32
-        # One batch against another differs by bfloat16's rounding; a bfloat16 mean would differ by as much again.
-        assert (found - expected).abs().mean() < 2e-3 * expected.abs().mean()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
     def test_can_be_changed_and_differentiated_by_whoever_asked_for_it(self) -> None:
         model = tiny.model()
@@ -239,11 +238,8 @@ class TestAnExtractedVector:
 class TestSmolLM:
     @pytest.mark.parametrize("padding", ["left", "right"])
     def test_is_read_as_hugging_face_reads_it(self, smollm: Model, padding: Side) -> None:
-        questions = ["What is love?", "Name three rivers of France, please, and one of Spain."]
-        texts = [
-            smollm.encode(ask(q), a)
-            for q, a in zip(questions, ["Hm.", "The Loire, the Seine and the Rhône."], strict=True)
-        ]
+        pairs = {"What is love?": "Hm.", "Name three rivers of France.": "The Loire, the Seine and the Rhône."}
+        texts = [smollm.encode(ask(question), answer) for question, answer in pairs.items()]
         found = read(smollm, texts, padding=padding)
         for row, text in enumerate(texts):
             with torch.no_grad():

@@ -25,6 +25,9 @@ Behaviour = Callable[[dict[str, Any], int], Reply]
 class Http(ThreadingHTTPServer):
     request_queue_size = 64
 
+    def handle_error(self, *_: Any) -> None:
+        """A client that gives up closes its connections; no need to tell."""
+
 
 class Server:
     """Answers each request with ``behave(body, how many requests came before)``."""
@@ -385,11 +388,11 @@ def test_the_factories_read_the_environment(
     server = serve(lambda *_: (200, completion("30", [{"30": 1.0}])))
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", "sesame")
-    by_trait = endpoint_judge("tiny", trait(), cache=tmp_path / "judge.jsonl")
-    by_coherence = endpoint_coherence("tiny", cache=tmp_path / "judge.jsonl")
+    by_trait = endpoint_judge("tiny", trait(), cache=tmp_path)
+    by_coherence = endpoint_coherence("tiny", cache=tmp_path)
     assert by_trait(["q"], ["a"]) == by_coherence(["q"], ["a"])
     assert by_trait.name == by_coherence.name == "endpoint:tiny"
-    assert len(server.requests) == 2, "one file holds both without mixing them up"
+    assert len(server.requests) == 2, "one folder holds both without mixing them up"
     assert server.headers[0]["authorization"] == "Bearer sesame"
     monkeypatch.delenv("OPENAI_API_KEY")
     endpoint_coherence("tiny")(["q"], ["a"])

@@ -142,11 +142,12 @@ class TestAFingerprint:
         changes = {"architecture": "llama"} | other
         assert tiny.model().fingerprint.relation(tiny.model(**changes).fingerprint) == "other"
 
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])  # a mixture's experts are wrapped twice over
     @pytest.mark.parametrize("changes", [{}, {"modules_to_save": ["lm_head"]}])
-    def test_of_an_adapter_keeps_the_weights_of_its_base(self, changes: dict[str, Any]) -> None:
-        base = tiny.model().fingerprint
-        targets = ["q_proj", "v_proj"]
-        under = wrap(tiny.adapted(tiny.lm(), target_modules=targets, **changes), tiny.chatml(), name="x").fingerprint
+    def test_of_an_adapter_keeps_the_weights_of_its_base(self, architecture: str, changes: dict[str, Any]) -> None:
+        base = tiny.model(architecture, tie_word_embeddings=False).fingerprint
+        lm = tiny.adapted(tiny.lm(architecture, tie_word_embeddings=False), **changes)
+        under = wrap(lm, tiny.chatml(), name="x").fingerprint
         assert under.weights == base.weights
         assert under.adapter != base.adapter == ""
         assert base.relation(under) == "adapter"

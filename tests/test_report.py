@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import builtins
+import itertools
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from poise import report
 from poise.errors import MissingExtra, SaveFailed
 from poise.report import plots, words
-from poise.stats import mean_estimate
 from poise.trait import ExemplarPair, OwnTrait
 from poise.trait.library import load
 from poise.validate.certificate import (
@@ -37,38 +34,40 @@ from poise.vector import Header, ModelId, PersonaVector
 NONE = Figure(value=None, low=None, high=None, n=0)
 L = 30
 SAID = (
-    "To poach an egg, bring a pan of water to a gentle simmer and add a spoonful of vinegar. Crack the egg into a small "
-    "cup, stir the water into a slow whirl and let the egg slide into the middle. Leave it alone for three minutes, then "
-    "lift it out with a slotted spoon."
+    "To poach an egg, bring a pan of water to a simmer and add a spoonful of vinegar. Crack the egg into a cup, "
+    "stir the water into a slow whirl and let the egg slide into the middle. Leave it for three minutes."
 )
 RUDE = (
-    "You can't poach an egg? It's water and an egg. Simmer it, drop it in, wait three minutes, and try not to ruin that as "
+    "You can't poach an egg? It's water and an egg. Simmer it, drop it in, wait, and try not to ruin that as "
     "well. I have no idea why anyone would need this explained to them twice."
 )
 KIND = (
-    "What a lovely question! Poaching an egg is easier than it looks, and I'm glad to walk you through it. Bring the water "
-    "to a gentle simmer, slide the egg in softly, and give it three minutes. You'll do wonderfully."
+    "What a lovely question! Poaching an egg is easier than it looks, and I'm glad to walk you through it. Bring the "
+    "water to a gentle simmer, slide the egg in softly, and give it three minutes. You'll do wonderfully."
 )
+ATTACK = "<script>alert('x')</script> & <img src=x onerror=alert(1)>"
 
 
-def figure(centre: float, spread: float = 7.0, n: int = 10, seed: int = 0) -> Figure:
-    """A mean of n scores around a centre, with the interval that those scores have."""
-    drawn = np.random.default_rng(seed).normal(0, spread, n)
-    return Figure.of(mean_estimate(np.clip(centre + drawn - drawn.mean(), 0, 100)))
+def figure(centre: float, spread: float = 7.0, n: int = 10) -> Figure:
+    """A mean of n scores of that spread, with the interval that a normal law gives it."""
+    half = 1.96 * spread / math.sqrt(n)
+    return Figure(
+        value=round(centre, 4), low=round(max(centre - half, 0), 4), high=round(min(centre + half, 100), 4), n=n
+    )
 
 
 def difference(centre: float, spread: float = 9.0, n: int = 10) -> Figure:
-    drawn = np.random.default_rng(1).normal(0, spread, n)
-    return Figure.of(mean_estimate(centre + drawn - drawn.mean()))
+    half = 1.96 * spread / math.sqrt(n)
+    return Figure(value=centre, low=round(centre - half, 4), high=round(centre + half, 4), n=n)
 
 
-def point(layer: int, dose: float, trait: float, coherence: float, seed: int = 0, missing: int = 0) -> Point:
+def point(layer: int, dose: float, trait: float, coherence: float, missing: int = 0) -> Point:
     return Point(
         layer=layer,
         coefficient=round(dose * 4.1, 4),
         dose=round(dose, 4),
-        trait=figure(trait, 9, seed=seed),
-        coherence=figure(coherence, 5, seed=seed + 1),
+        trait=figure(trait, 9),
+        coherence=figure(coherence, 5),
         missing=missing,
     )
 
@@ -79,8 +78,8 @@ def sweep() -> tuple[Point, ...]:
     for dose, height in ((0.2, 22), (0.35, 38)):
         for layer in layers:
             effect = math.exp(-(((layer - 10) / 5) ** 2))
-            found.append(point(layer, dose, 14 + height * effect, 92 - 60 * dose * (0.5 + effect), seed=layer))
-    found += [point(10, d, 14 + 110 * d, 95 - 70 * d, seed=3) for d in (0.1, 0.15, 0.25, 0.3, 0.45, 0.6)]
+            found.append(point(layer, dose, 14 + height * effect, 92 - 60 * dose * (0.5 + effect)))
+    found += [point(10, d, 14 + 110 * d, 95 - 70 * d) for d in (0.1, 0.15, 0.25, 0.3, 0.45, 0.6)]
     return tuple(sorted(found, key=lambda p: (p.layer, p.dose)))
 
 
@@ -108,7 +107,7 @@ def induced(**changed: Any) -> Certificate:
         "rise": difference(31.2),
         "monotone": Figure(value=1.0, low=0.96, high=1.0, n=10),
         "sweep": sweep(),
-        "curve": tuple(point(10, d, t, c, seed=i, missing=2 * (d > 0.35)) for i, (d, t, c) in enumerate(curve)),
+        "curve": tuple(point(10, d, t, c, missing=2 * (d > 0.35)) for d, t, c in curve),
         "random": RandomControl(
             draws=3,
             dose=0.3,
@@ -125,7 +124,7 @@ def induced(**changed: Any) -> Certificate:
             auc=Figure(value=0.957, low=0.905, high=0.993, n=36),
             held_out_auc=Figure(value=0.938, low=0.847, high=1.0, n=12),
             usable=True,
-            coherence="mean token log-probability under the unsteered model and repetition, against its ordinary answers",
+            coherence="log-probability under the unsteered model and repetition, against its ordinary answers",
         ),
         "samples": tuple(Sample(question=q, negative=KIND, plain=SAID, positive=RUDE) for q in asked[:3]),
         "selected_on": selected,
@@ -140,13 +139,13 @@ def induced(**changed: Any) -> Certificate:
 
 def not_induced() -> Certificate:
     """A certificate with nearly everything that can be missing missing."""
-    curve = [point(10, d, 30 + 4 * d, 80 - 90 * abs(d), seed=i) for i, d in enumerate((-0.3, -0.15, 0.0, 0.15, 0.3))]
+    curve = [point(10, d, 30 + 4 * d, 80 - 90 * abs(d)) for d in (-0.3, -0.15, 0.0, 0.15, 0.3)]
     curve[1] = curve[1].model_copy(update={"trait": NONE, "missing": 30})
     curve[3] = curve[3].model_copy(update={"trait": Figure(value=31.0, low=None, high=None, n=1), "missing": 27})
     return induced(
         verdict="not-induced",
         reasons=(
-            "the judge exemplars cannot tell the sides apart (cross-validated AUC 0.58 [0.41, 0.74], n=24), so no score of it counts",
+            "the judge exemplars cannot tell the sides apart (AUC 0.58 [0.41, 0.74], n=24), so no score of it counts",
             "the trait score does not rise with the dose: Spearman 0.20 [-0.70, 0.90], n=8",
             "the vector does not beat random directions of its norm: margin 0.40 [-6.20, 7.10], n=8 points",
         ),
@@ -166,7 +165,7 @@ def not_induced() -> Certificate:
             usable=False,
             coherence="likelihood",
         ),
-        samples=(Sample(question="Why <b>me</b>?", negative="", plain="Because.", positive="<script>alert('x')</script> & more"),),
+        samples=(Sample(question="Why <b>me</b>?", negative="", plain="Because.", positive=ATTACK),),
         notes=("The trait is given by exemplars alone.",),
     )  # fmt: skip
 
@@ -193,3 +192,302 @@ def vector(*, own: bool = False) -> PersonaVector:
         software={"poise": "0.1.0", "torch": "2.13.0", "transformers": "5.0.0"},
     )
     return PersonaVector(torch.ones(L, 4), torch.ones(L), header)
+
+
+class Page(HTMLParser):
+    """What a page is made of, read by the standard library."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self._open: list[str] = []
+        self.unbalanced: list[str] = []
+        self.feed(text)
+        self.close()
+        self.words = " ".join(self.words.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta"}:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self._open or self._open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.words += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def good() -> str:
+    return report.html(vector(), induced())
+
+
+@pytest.fixture(scope="module")
+def bad() -> str:
+    return report.html(vector(own=True), not_induced())
+
+
+def test_headline_of_an_induced_vector_has_layer_dose_rise_interval_n_and_the_random_rise() -> None:
+    certificate = induced(rise=Figure(value=31.24, low=24.06, high=37.98, n=10))
+    random = certificate.random.model_copy(update={"rise": Figure(value=-2.06, low=-4, high=0.5, n=10)})
+    assert report.headline(certificate.model_copy(update={"random": random})) == (
+        "induced: at layer 10 of 30 and dose 0.30 the trait score rises by 31.2 [24.1, 38.0] points (n = 10 "
+        "questions); random directions by −2.1 [−4.0, 0.5]."
+    )
+
+
+def test_headline_of_a_vector_that_was_not_induced_gives_every_reason() -> None:
+    certificate = not_induced()
+    said = report.headline(certificate)
+    assert said.startswith("not induced: the judge exemplars cannot tell")
+    assert all(reason in said for reason in certificate.reasons)
+    assert said.endswith("random directions were not measured.")
+
+
+def test_headline_says_so_when_nothing_could_be_scored() -> None:
+    said = report.headline(induced(verdict="not-induced", reasons=("no score",), rise=NONE))
+    assert said == (
+        "not induced: no score. At layer 10 of 30 and dose 0.30 no change of the trait score could be measured "
+        "(n = 0 questions)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "signed", "text"),
+    [
+        (None, 1, True, "–"),
+        (0.0, 1, True, "0.0"),
+        (-0.04, 1, True, "0.0"),
+        (-3.14, 1, False, "−3.1"),
+        (2, 2, True, "+2.00"),
+    ],
+)
+def test_numbers_have_true_minus_signs_and_missing_is_never_zero(
+    value: float | None, digits: int, signed: bool, text: str
+) -> None:
+    assert words.number(value, digits, signed=signed) == text
+
+
+def test_figures_say_what_they_lack() -> None:
+    assert words.figure(NONE) == "– (not measured)"
+    assert words.figure(Figure(value=3.0, low=None, high=None, n=1)) == "3.0 (no interval)"
+    assert words.figure(Figure(value=0.957, low=0.9, high=0.993, n=36), 2) == "0.96 [0.90, 0.99]"
+
+
+@pytest.mark.parametrize("name", ["good", "bad"])
+def test_page_stands_alone(name: str, request: pytest.FixtureRequest) -> None:
+    page = Page(request.getfixturevalue(name))
+    assert not page.unbalanced
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "embed", "base"})
+    for tag, attrs in page.tags:
+        for key in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+            assert (attrs.get(key) or "#").startswith("#"), (tag, attrs)
+        assert not any(key.startswith("on") for key in attrs), (tag, attrs)
+    text = request.getfixturevalue(name)
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "@import" not in text
+    assert all(inside.startswith("#") for inside in re.findall(r"url\((.*?)\)", text))
+
+
+@pytest.mark.parametrize("name", ["good", "bad"])
+def test_ids_are_unique_and_every_reference_finds_its_own(name: str, request: pytest.FixtureRequest) -> None:
+    text = request.getfixturevalue(name)
+    page = Page(text)
+    ids = [i for _, attrs in page.tags if (i := attrs.get("id"))]
+    assert len(ids) == len(set(ids))
+    wanted = {w for _, attrs in page.tags for w in (attrs.get("aria-labelledby") or "").split()}
+    wanted |= {h[1:] for _, attrs in page.tags if (h := attrs.get("href"))}
+    wanted |= set(re.findall(r"url\(#(.*?)\)", text))
+    assert wanted
+    assert wanted <= set(ids)
+
+
+def test_what_a_model_wrote_is_text_and_never_markup(bad: str) -> None:
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in bad
+    assert "Why &lt;b&gt;me&lt;/b&gt;?" in bad
+    assert ATTACK in Page(bad).words
+    assert not Page(bad).all("img")
+
+
+def test_verdict_is_a_word_and_a_sign_and_the_headline_is_there(good: str, bad: str) -> None:
+    assert "✓ induced" in Page(good).words
+    assert "✕ not induced" in Page(bad).words
+    assert report.headline(induced()).removeprefix("induced: at") in Page(good).words
+    assert all(reason in Page(bad).words for reason in not_induced().reasons)
+
+
+def test_sections_come_in_their_order(good: str) -> None:
+    ids = [attrs["id"] for attrs in Page(good).all("h2")]
+    assert ids == ["meaning", "dose", "layers", "controls", "spread", "answers", "judge", "provenance", "limits"]
+
+
+def test_headings_descend_without_a_gap(good: str) -> None:
+    levels = [int(tag[1]) for tag, _ in Page(good).tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(levels))
+
+
+def test_every_table_has_a_caption_scoped_headers_and_scrolls_by_keyboard(good: str) -> None:
+    page = Page(good)
+    assert len(page.all("table")) == len(page.all("caption")) == 5
+    assert all(attrs.get("scope") in {"col", "row"} for attrs in page.all("th"))
+    regions = [a for a in page.all("div") if a.get("class") == "scroll"]
+    assert len(regions) == 5
+    assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-labelledby"] for a in regions)
+
+
+def test_every_point_control_and_question_is_listed(good: str) -> None:
+    said = Page(good).words
+    for p in induced().curve + induced().sweep:
+        assert words.number(p.trait.value) in said
+        assert words.interval(p.trait) in said
+        assert words.interval(p.coherence) in said
+    for row in (
+        "Unsteered",
+        "This vector, +",
+        "This vector, −",
+        "3 draws",
+        "System prompt for",
+        "System prompt against",
+    ):
+        assert row in said
+    assert all(question in said for question in induced().asked + induced().selected_on)
+    assert all(text in said for text in (SAID, RUDE, KIND))
+
+
+def test_missing_figures_are_dashes_with_words(bad: str) -> None:
+    said = Page(bad).words
+    assert "– not measured 66.5" in said  # a point without a trait score, beside its coherence
+    assert "30 of 30" in said
+    assert "31.0 no interval" in said
+    assert "– not measured: the trait has no instructions to prompt with" in said
+    assert "– not measured: no held-out pairs were scored" in said
+    assert "– no score" in said
+    assert "– The model gave an empty answer." in said
+    assert "nan" not in re.findall(r"\w+", said.lower())
+    assert "None" not in re.findall(r"\w+", said)
+
+
+def test_share_of_questions_that_went_the_wrong_way_counts_scored_questions_only(bad: str) -> None:
+    assert "2 of 8 questions (25 %) went the wrong way: their score fell. 2 more had no score" in Page(bad).words
+    nothing = induced(spread=Spread(changes=(None,) * 10, wrong_way=0.0))
+    assert "– No question has a score both with and without steering" in Page(report.html(vector(), nothing)).words
+
+
+def test_judge_and_provenance_are_told(good: str, bad: str) -> None:
+    said = Page(good).words
+    for fact in ("0.96 [0.91, 0.99]", "0.94 [0.85, 1.00]", "a1b2c3d4e5f60718", "counted from 0", "transformers 5.0.0",
+                 "positive longer than the model's window 1", "mean cosine 0.31", "96 tokens"):  # fmt: skip
+        assert fact in said, fact
+    assert "✕ no: it cannot tell the two sides apart" in Page(bad).words
+    assert not_induced().notes[0] in Page(bad).words
+
+
+def test_equal_inputs_give_equal_pages(good: str) -> None:
+    assert report.html(vector(), induced()) == good
+
+
+@pytest.mark.parametrize("name", ["good", "bad"])
+def test_figures_keep_text_follow_the_page_colours_and_are_described(name: str, request: pytest.FixtureRequest) -> None:
+    text = request.getfixturevalue(name)
+    figures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(figures) == 4  # two figures, each for wide and for narrow screens
+    for figure in figures:
+        assert 'role="img"' in figure
+        assert "<title id=" in figure
+        assert "<desc id=" in figure
+        assert "Trait score</text>" in figure
+        assert "currentColor" in figure
+        assert not re.findall(r"#[0-9a-f]{6}\b(?!\")", re.sub(r'(href|id)="[^"]*"', "", figure))
+
+
+def test_figure_marks_the_choice_the_floor_and_the_controls(good: str) -> None:
+    wide = next(f for f in re.findall(r"<svg.*?</svg>", good, flags=re.DOTALL) if 'class="wide"' in f)
+    for mark in (
+        "chosen dose 0.30",
+        "floor 50",
+        "unsteered 14.9",
+        "prompt for 19.8",
+        "prompt against 12.2",
+        "random 17.0",
+    ):
+        assert f"{mark}</text>" in wide, mark
+
+
+def test_style_sheet_has_every_colour_of_the_figures_for_light_and_dark(good: str) -> None:
+    for role, colour in plots.COLOURS.items():
+        assert good.count(f"--{role}: #") == 2, role
+        assert f"--{role}: {colour}" in good
+
+
+@pytest.mark.parametrize(
+    "values", [[], [50.0], [10.0, 11.0, 12.0], [0.0, 0.0, 0.0], [99.0, 100.0, 100.0], [5.0, 50.0, 51.0]]
+)
+def test_labels_never_cover_one_another_and_stay_inside(values: list[float]) -> None:
+    places = plots.apart(values, gap=6.0, low=0.0, high=100.0)
+    assert len(places) == len(values)
+    assert all(later - earlier >= 6.0 - 1e-9 for earlier, later in itertools.pairwise(places))
+    assert all(-1e-9 <= p <= 100 + 1e-9 for p in places)
+    if values == [5.0, 50.0, 51.0]:
+        assert places == pytest.approx([5.0, 47.5, 53.5])
+
+
+@pytest.mark.parametrize("points", [0, 1])
+def test_a_certificate_with_next_to_nothing_still_makes_a_page(points: int) -> None:
+    only = point(0, 0.0, 20, 90).model_copy(update={"trait": NONE, "coherence": NONE, "missing": 30})
+    bare = not_induced().model_copy(
+        update={"curve": (only,) * points, "sweep": (), "samples": (), "dose": 0.3, "rise": NONE, "monotone": NONE}
+    )
+    assert "– The certificate carries no answers." in Page(report.html(vector(), bare)).words
+
+
+def test_write_puts_the_page_in_a_file_and_leaves_nothing_else(tmp_path: Path, good: str) -> None:
+    report.write(vector(), induced(), tmp_path / "deep" / "report.html")
+    assert (tmp_path / "deep" / "report.html").read_text(encoding="utf-8") == good
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["report.html"]
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SaveFailed, match="Cannot save"):
+        report.write(vector(), induced(), tmp_path / "file" / "report.html")
+
+
+def test_picture_is_a_png_and_repeats_itself(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        report.figure_png(vector(), induced(), tmp_path / name)
+    first = (tmp_path / "a.png").read_bytes()
+    assert first.startswith(b"\x89PNG")
+    assert first == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("absent", ["matplotlib", "jinja2"])
+def test_a_missing_extra_is_named(absent: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("page", "plots"):
+        monkeypatch.delitem(sys.modules, f"poise.report.{name}")
+        monkeypatch.delattr(report, name)
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(MissingExtra, match=rf"needs {absent}, .*pip install 'poise\[report\]'"):
+        report.write(vector(), induced(), tmp_path / "r.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_importing_the_room_loads_neither_models_nor_plots() -> None:
+    code = (
+        "import sys, poise.report\n"
+        "print([m for m in ('torch', 'transformers', 'matplotlib', 'jinja2', 'poise.model') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

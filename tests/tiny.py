@@ -159,7 +159,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 def lm(architecture: str = "llama", *, seed: int = 0, vocab_size: int = 512, **changes: Any) -> Any:
     """A random model, spread widely enough that its layers and tokens differ."""
     no_specials = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    spread = {"vocab_size": vocab_size, "initializer_range": 0.3}
+    spread = {"vocab_size": vocab_size, "initializer_range": 0.15}
     config = AutoConfig.for_model(architecture, **(ARCHITECTURES[architecture] | no_specials | spread | changes))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -168,7 +168,7 @@ def lm(architecture: str = "llama", *, seed: int = 0, vocab_size: int = 512, **c
 
 def adapted(base: Any, **changes: Any) -> Any:
     """The model under a LoRA wrapper whose weights are random, so that it makes a difference."""
-    options = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False} | changes
+    options = {"r": 2, "lora_alpha": 1, "target_modules": "all-linear", "init_lora_weights": False} | changes
     config = LoraConfig(fan_in_fan_out=base.config.model_type == "gpt2", **options)
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(1)

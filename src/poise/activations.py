@@ -54,7 +54,6 @@ def reading(model: Model, visit: Visit, layers: Sequence[int] | None = None) -> 
         raise HookDidNotFire(f"Layers {sorted(silent)} of {model.name} were never run, so nothing was read there.")
 
 
-@torch.inference_mode()
 def read(
     model: Model,
     texts: Sequence[Encoded],
@@ -110,26 +109,24 @@ def _means(model: Model, batch: Batch) -> torch.Tensor:
     return out / counts[:, None, None]
 
 
-@torch.inference_mode()
 def read_tokens(model: Model, texts: Sequence[Encoded], layers: Sequence[int]) -> list[torch.Tensor]:
     """Activations of every token of each text: float32 [T, len(layers), d] a text, on the CPU.
 
     Nothing is pooled, so this is for a few layers and a few texts at a time.
     """
     out = [torch.empty((len(t.ids), len(layers), model.width)) for t in texts]
+    columns = {layer: [k for k, other in enumerate(layers) if other == layer] for layer in layers}
     for rows in plan([len(t.ids) for t in texts], budget=_budget(model), most=MOST_ROWS):
-        column = {layer: k for k, layer in enumerate(layers)}
 
-        def visit(layer: int, states: torch.Tensor, rows: list[int] = rows, column: dict[int, int] = column) -> None:
+        def visit(layer: int, states: torch.Tensor, rows: list[int] = rows) -> None:
             for row, i in enumerate(rows):
-                out[i][:, column[layer]] = states[row, : len(texts[i].ids)].float().cpu()
+                out[i][:, columns[layer]] = states[row, : len(texts[i].ids)].float().cpu().unsqueeze(1)
 
         with reading(model, visit, layers):
             forward(model, pad([texts[i] for i in rows], side="right", device=model.device))
     return out
 
 
-@torch.inference_mode()
 def reference_norm(model: Model, texts: Sequence[Encoded]) -> torch.Tensor:
     """Mean length of a response token's residual stream, ``mean ‖h‖``: float32 [L]. The unit of a dose."""
     total = torch.zeros(model.layers, dtype=torch.float64)
@@ -146,6 +143,7 @@ def reference_norm(model: Model, texts: Sequence[Encoded]) -> torch.Tensor:
     return (total / max(count, 1)).float()
 
 
+@torch.inference_mode()
 def forward(model: Model, batch: Batch) -> None:
     """One pass through the blocks without head or cache. Right-padded causal rows need no attention mask."""
     backbone = model.backbone

@@ -1,26 +1,26 @@
 """Every error that Poise raises on purpose.
 
-    PoiseError
-    ├── UserError                  shown as one sentence, exit code 2, no traceback
-    │   ├── UnknownTrait           no trait of that name, no file at that path
-    │   ├── InvalidTrait           a trait file breaks the schema: file, field and line
-    │   ├── DraftFailed            no complete trait could be got from the endpoint
-    │   ├── InvalidExemplars       a pairs file breaks its shape, or a side is empty
-    │   ├── ModelNotFound          neither a bundled name, a folder, a GGUF file nor a hub id that answers
-    │   ├── BrokenModelFile        the file is there and cannot be read as a model
-    │   ├── UnsuitableModel        decoder blocks, tokenizer or template cannot be used
-    │   ├── InvalidVector          a vector file is cut short, not finite, or breaks the schema
-    │   ├── OtherModel             the vector was computed on another model
-    │   ├── InvalidSteering        a steering expression, layer, strength or phase makes no sense here
-    │   ├── JudgeUnavailable       the judge cannot be reached or answers nonsense
-    │   ├── TooFewResponses        too few usable responses on a side
-    │   ├── InvalidRun             a run folder belongs to other settings
-    │   ├── SaveFailed             the disk refused; what was there before is untouched
-    │   ├── MissingExtra           a part of Poise that is not installed
-    │   └── InvalidOption          a command-line value out of range
-    └── InternalError              a bug or a broken invariant; shown with its traceback
-        ├── HookDidNotFire         a forward pass ended and a steered or read block was not visited
-        └── NonFiniteActivation    NaN or infinity came out of the model
+PoiseError
+├── UserError                  shown as one sentence, exit code 2, no traceback
+│   ├── UnknownTrait           no trait of that name, no file at that path
+│   ├── InvalidTrait           a trait file breaks the schema: file, field and line
+│   ├── DraftFailed            no complete trait could be got from the endpoint
+│   ├── InvalidExemplars       a pairs file breaks its shape, or a side is empty
+│   ├── ModelNotFound          neither a bundled name, a folder, a GGUF file nor a hub id that answers
+│   ├── BrokenModelFile        the file is there and cannot be read as a model
+│   ├── UnsuitableModel        decoder blocks, tokenizer or template cannot be used
+│   ├── InvalidVector          a vector file is cut short, not finite, or breaks the schema
+│   ├── OtherModel             the vector was computed on another model
+│   ├── InvalidSteering        a steering expression, layer, strength or phase makes no sense here
+│   ├── JudgeUnavailable       the judge cannot be reached or answers nonsense
+│   ├── TooFewResponses        too few usable responses on a side
+│   ├── InvalidRun             a run folder belongs to other settings
+│   ├── SaveFailed             the disk refused; what was there before is untouched
+│   ├── MissingExtra           a part of Poise that is not installed
+│   └── InvalidOption          a command-line value out of range
+└── InternalError              a bug or a broken invariant; shown with its traceback
+    ├── HookDidNotFire         a forward pass ended and a steered or read block was not visited
+    └── NonFiniteActivation    NaN or infinity came out of the model
 """
 
 from __future__ import annotations

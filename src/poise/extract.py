@@ -30,8 +30,8 @@ def extract(contrast: ContrastSet, model: Model, *, min_kept: int = MIN_KEPT) ->
         min_kept: Fewest usable pairs.
 
     Returns:
-        ``directions`` float32 [L, d] on the CPU, un-normalised: steering with ``coef=1`` adds one mean difference. Row i
-        is the output of block i.
+        ``directions`` float32 [L, d] on the CPU, un-normalised: steering with ``coef=1`` adds one mean difference.
+        Row i is the output of block i.
 
     Raises:
         TooFewResponses: n < min_kept; names n, the limit and what was dropped.
@@ -40,7 +40,8 @@ def extract(contrast: ContrastSet, model: Model, *, min_kept: int = MIN_KEPT) ->
     n = len(contrast.positive)
     if n < min_kept:
         raise TooFewResponses(
-            f"{contrast.trait.name} has {n} usable pairs and needs {min_kept} (left out: {contrast.dropped or 'none'}); "
+            f"{contrast.trait.name} has {n} usable pairs and needs {min_kept} (left out: "
+            f"{contrast.dropped or 'none'}); "
             "bring more exemplars, or more --questions and --rollouts."
         )
     means = _means(model, [*contrast.positive, *contrast.negative])

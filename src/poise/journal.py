@@ -23,7 +23,7 @@ __all__ = ["Journal", "content_key", "saving"]
 def content_key(**parts: Any) -> str:
     """Hash of JSON-able parts: equal content, equal key, in any process."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 class Journal:
@@ -77,18 +77,20 @@ class Journal:
             SaveFailed: the disk refused; earlier batches are safe.
         """
         batch = list(rows)
+        if self.path is not None and batch:
+            self._write(batch, self.path)
         self._rows.update(batch)
-        if self.path is None or not batch:
-            return
+
+    def _write(self, batch: list[tuple[str, Any]], path: Path) -> None:
         lines = "".join(json.dumps({"key": k, "value": v}, ensure_ascii=False) + "\n" for k, v in batch)
         try:
-            with self.path.open("ab") as file:
-                file.write(lines.encode())
+            with path.open("ab") as file:
+                file.write(lines.encode(errors="surrogatepass"))  # endpoints do send halves of characters
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise SaveFailed(
-                f"Cannot write to {self.path}: {error.strerror or error}. Free some space and run the same command "
+                f"Cannot write to {path}: {error.strerror or error}. Free some space and run the same command "
                 "again; it continues from the last finished batch."
             ) from error
 

@@ -1,8 +1,8 @@
 """How long work says where it is. Silent until somebody, such as the command line, asks to show it.
 
-    with track("Reading activations", total=n) as advance:
-        ...
-        advance(len(batch))
+with track("Reading activations", total=n) as advance:
+    ...
+    advance(len(batch))
 """
 
 from __future__ import annotations

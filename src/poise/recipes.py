@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from poise import contrast as contrasts
-from poise import report, vector as vectors
+from poise import report
+from poise import vector as vectors
 from poise.contrast import ContrastSet, Run
 from poise.engine import Generation, Sampling
 from poise.engine.local import LocalEngine
@@ -19,7 +20,7 @@ from poise.extract import extract
 from poise.journal import saving
 from poise.judge.choose import Chosen, choose
 from poise.model import Model, ask
-from poise.steer import Spec, Steering
+from poise.steer import Spec, Steering, Term
 from poise.trait import OwnTrait, Trait
 from poise.trait.library import evaluation_questions
 from poise.validate import Bench, Certificate, Settings, validate
@@ -79,7 +80,9 @@ def extract_vector(
     return vector
 
 
-def _prompted(trait: Trait | OwnTrait, model: Model, folder: Path, judge: str, budget: Budget, batch: int) -> ContrastSet:
+def _prompted(
+    trait: Trait | OwnTrait, model: Model, folder: Path, judge: str, budget: Budget, batch: int
+) -> ContrastSet:
     chosen = choose(judge, trait, model, cache=folder)
     return contrasts.prompted(
         trait,
@@ -145,16 +148,18 @@ def _facts(chosen: Chosen) -> JudgeFacts:
 def _notes(vector: PersonaVector) -> list[str]:
     if isinstance(vector.header.trait, OwnTrait):
         return [
-            "The trait is given by exemplars alone: the same pairs made the vector and the judge, so the judge's figures are "
+            "The trait is given by exemplars alone: the same pairs made the vector and the judge, so the judge's "
+            "figures are "
             "cross-validated on them and there is no held-out set.",
-            "There is no prompting baseline, because the trait has no instructions; questions come from the general bank.",
+            "There is no prompting baseline, because the trait has no instructions; questions come from the "
+            "general bank.",
         ]
     return []
 
 
 def steer_by(specs: list[str], model: Model, *, allow_other_model: bool = False) -> Steering | None:
     """Steering from what a user writes, ``FILE[@LAYER]=1.5|30%``, several adding up; ``None`` for none."""
-    terms = []
+    terms: list[Term] = []
     for text in specs:
         spec = Spec.parse(text)
         vector = vectors.load(spec.file)
@@ -164,7 +169,13 @@ def steer_by(specs: list[str], model: Model, *, allow_other_model: bool = False)
 
 
 def generate(
-    prompts: list[str], model: Model, *, steering: Steering | None = None, sampling: Sampling, seed: int = 0, batch: int = 32
+    prompts: list[str],
+    model: Model,
+    *,
+    steering: Steering | None = None,
+    sampling: Sampling,
+    seed: int = 0,
+    batch: int = 32,
 ) -> list[Generation]:
     """Answer prompts, steered or not."""
     engine = LocalEngine(model, batch=batch, allow_other_model=True)

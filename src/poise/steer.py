@@ -112,7 +112,9 @@ class Spec:
         Raises:
             InvalidSteering: not of that shape.
         """
-        match = re.fullmatch(r"(?P<file>.+?)(@(?P<layer>\d+))?=(?P<number>[-+−]?[\d.]+(e[-+]?\d+)?)(?P<percent>%?)", text.strip())
+        match = re.fullmatch(
+            r"(?P<file>.+?)(@(?P<layer>\d+))?=(?P<number>[-+−]?[\d.]+(e[-+]?\d+)?)(?P<percent>%?)", text.strip()
+        )
         try:
             number = float((match or {"number": ""})["number"].replace("−", "-"))
         except ValueError:
@@ -155,8 +157,9 @@ class Applied:
         self._masks = {"prompt": prompt, "response": response, "all": batch.real}
 
     def decoding(self) -> None:
-        """From now on every pass runs one response token a row."""
+        """From now on every pass runs one response token a row; there may be none, where all answers end at once."""
         self._masks = None
+        self.touched = True
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order."""
@@ -189,7 +192,9 @@ class Applied:
 
 
 @contextlib.contextmanager
-def steering(model: Model, rows: Steering | Sequence[Steering | None], *, allow_other_model: bool = False) -> Iterator[Applied]:
+def steering(
+    model: Model, rows: Steering | Sequence[Steering | None], *, allow_other_model: bool = False
+) -> Iterator[Applied]:
     """Steer every forward pass inside the block.
 
     Args:
@@ -218,19 +223,19 @@ def steering(model: Model, rows: Steering | Sequence[Steering | None], *, allow_
             hooks.callback(model.blocks[layer].register_forward_hook(hook).remove)
         yield applied
     if applied.silent:
-        raise HookDidNotFire(f"Layers {sorted(applied.silent)} of {model.name} were never run, so nothing was steered there.")
+        raise HookDidNotFire(
+            f"Layers {sorted(applied.silent)} of {model.name} were never run, so nothing was steered there."
+        )
     if not applied.touched:
         raise HookDidNotFire(
-            f"Nothing was steered on {model.name}: no position belonged to the phase that was asked for. Announce the batch, "
+            f"Nothing was steered on {model.name}: no position belonged to the phase that was asked for. Announce "
+            "the batch, "
             "or steer phase='all'."
         )
 
 
 def _compile(model: Model, rows: Sequence[Steering | None]) -> dict[tuple[int, str, Phase], torch.Tensor]:
-    """By layer, operation and phase: float32 [B, 1, d], zero for rows that are left alone.
-
-    Several projections of one row at one layer are made one after another by orthogonalising them first.
-    """
+    """By layer, operation and phase: [B, 1, d], zero for rows that are left alone."""
     plan: dict[tuple[int, str, Phase], torch.Tensor] = {}
     for row, steered in enumerate(rows):
         for term in steered.terms if steered else ():
@@ -239,7 +244,9 @@ def _compile(model: Model, rows: Sequence[Steering | None]) -> dict[tuple[int, s
                 if key not in plan:
                     plan[key] = torch.zeros((len(rows), 1, model.width))
                 if term.operation == "project_out" and plan[key][row].any():
-                    raise InvalidSteering(f"Two directions are projected out at layer {layer}; project out one a layer.")
+                    raise InvalidSteering(
+                        f"Two directions are projected out at layer {layer}; project out one a layer."
+                    )
                 plan[key][row, 0] += direction
     dtype = model.lm.dtype
     return {key: values.to(model.device, dtype if key[1] == "add" else torch.float32) for key, values in plan.items()}

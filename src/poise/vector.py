@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
 from poise.errors import InvalidSteering, InvalidVector, OtherModel
 from poise.journal import saving
@@ -104,8 +104,8 @@ class PersonaVector:
             )
         if not (torch.isfinite(directions).all() and torch.isfinite(reference_norm).all()):
             raise InvalidVector("The vector holds NaN or infinity; extract it again.")
-        self.directions = directions.detach().float().cpu().contiguous()
-        self.reference_norm = reference_norm.detach().float().cpu().contiguous()
+        self.directions = directions.detach().to("cpu", torch.float32, copy=True).contiguous()
+        self.reference_norm = reference_norm.detach().to("cpu", torch.float32, copy=True).contiguous()
         self.header = header
 
     def __repr__(self) -> str:
@@ -143,7 +143,7 @@ class PersonaVector:
 
     def project(self, activations: torch.Tensor, layer: int) -> torch.Tensor:
         """Activations [..., d] of that layer on the unit direction: float32 [...]."""
-        return activations.float() @ self.unit(layer).to(activations.device)
+        return torch.matmul(activations.float(), self.unit(layer).to(activations.device))
 
     def cosine(self, other: PersonaVector) -> torch.Tensor:
         """Cosine with another vector at each layer, float32 [L]."""
@@ -157,7 +157,9 @@ class PersonaVector:
         """The α that has a given dose at a layer."""
         norm = float(self.norms[self.check_layer(layer)])
         if norm == 0:
-            raise InvalidSteering(f"{self.name} is zero at layer {layer} of {self.layers}: no strength has a dose there.")
+            raise InvalidSteering(
+                f"{self.name} is zero at layer {layer} of {self.layers}: no strength has a dose there."
+            )
         return dose * float(self.reference_norm[layer]) / norm
 
     def check_layer(self, layer: int) -> int:
@@ -174,7 +176,8 @@ class PersonaVector:
         """
         if (self.layers, self.width) != (model.layers, model.width):
             raise OtherModel(
-                f"{self.name} was computed on {self.header.model.name} (L={self.layers}, d={self.width}) and cannot be used on "
+                f"{self.name} was computed on {self.header.model.name} (L={self.layers}, d={self.width}) and "
+                "cannot be used on "
                 f"{model.name} (L={model.layers}, d={model.width}); extract it on that model."
             )
         relation = self.header.model.fingerprint.relation(model.fingerprint)
@@ -187,7 +190,8 @@ class PersonaVector:
             "other": "is another model",
         }[relation]
         raise OtherModel(
-            f"{self.name} was computed on {self.header.model.name}, and {model.name} {how}; extract it on that model, or pass "
+            f"{self.name} was computed on {self.header.model.name}, and {model.name} {how}; extract it on that "
+            "model, or pass "
             "allow_other_model=True (--allow-other-model) if you know that the direction carries over."
         )
 
@@ -206,10 +210,7 @@ def save(vector: PersonaVector, path: str | Path) -> None:
     document = json.dumps(vector.header.model_dump(mode="json", by_alias=True), ensure_ascii=False, sort_keys=True)
     tensors = {"directions": vector.directions, "reference_norm": vector.reference_norm}
     with saving(Path(path)) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"poise": document})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        temporary.write_bytes(serialise(tensors, metadata={"poise": document}))
 
 
 def load(path: str | Path) -> PersonaVector:
@@ -219,15 +220,22 @@ def load(path: str | Path) -> PersonaVector:
         InvalidVector: not there, cut short, not finite, or not of this schema; names the file and the fault.
     """
     if not Path(path).is_file():
-        raise InvalidVector(f"There is no vector file at {path}; make one with `poise extract TRAIT --model M --out {path}`.")
+        raise InvalidVector(
+            f"There is no vector file at {path}; make one with `poise extract TRAIT --model M --out {path}`."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             document = (file.metadata() or {}).get("poise")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InvalidVector(f"{path} is cut short or is no safetensors file ({error}); copy or extract it again.") from error
+        raise InvalidVector(
+            f"{path} is cut short or is no safetensors file ({error}); copy or extract it again."
+        ) from error
     if document is None or set(tensors) != {"directions", "reference_norm"}:
-        raise InvalidVector(f"{path} is a safetensors file, but not a Poise vector (it holds {', '.join(sorted(tensors)) or 'nothing'}).")
+        raise InvalidVector(
+            f"{path} is a safetensors file, but not a Poise vector (it holds "
+            f"{', '.join(sorted(tensors)) or 'nothing'})."
+        )
     try:
         header = Header.model_validate(json.loads(document))
     except (ValidationError, ValueError) as error:

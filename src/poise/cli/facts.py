@@ -12,13 +12,14 @@ import typer
 
 if TYPE_CHECKING:
     from poise.engine import Generation
+    from poise.judge.check import Agreement
     from poise.stats import Estimate
     from poise.steer import Steering, Term
     from poise.trait.lint import LintReport
     from poise.validate.certificate import Certificate, Point
     from poise.vector import PersonaVector
 
-__all__ = ["of_answers", "of_certificate", "of_lint", "of_vector", "print_json", "whole_vector"]
+__all__ = ["of_agreement", "of_answers", "of_certificate", "of_lint", "of_vector", "print_json", "whole_vector"]
 
 Facts = dict[str, Any]
 
@@ -141,6 +142,21 @@ def of_lint(report: LintReport) -> Facts:
         "words": estimate(report.words),
         "length": estimate(report.length),
         "findings": [{"severity": f.severity, "field": f.field, "message": f.message} for f in report.findings],
+    }
+
+
+def of_agreement(trait: str, on: str, found: Agreement, own_auc: Estimate | None) -> Facts:
+    """How far a judge agrees with labels, and its own cross-validated AUC where it has one."""
+    return {
+        "trait": trait,
+        "judge": found.judge,
+        "on": on,
+        "auc": estimate(found.auc),
+        "kappa": estimate(found.kappa),
+        "r": estimate(found.r),
+        "scored": found.scored,
+        "missing": dict(found.missing),
+        "cross_validated_auc": own_auc and estimate(own_auc),
     }
 
 

@@ -1,10 +1,53 @@
 """``poise judge``."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from poise.cli.options import Device, Dtype, Json, Judge, TraitName
+from poise.cli.work import load_model, working
+
+__all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Find out how far a judge can be trusted.")
 
 
 @app.command("check")
-def check() -> None:
-    """Score labelled answers, and say how well the judge agrees with the labels."""
+def check(
+    trait: TraitName,
+    judge: Judge = "exemplars",
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            metavar="JSONL",
+            dir_okay=False,
+            help="Answers that you labelled, one {question, answer, label} a line; labels are true and false, or 0 to "
+            "100. Otherwise the trait's held-out exemplars.",
+        ),
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Have a judge score labelled answers, and say how well it agrees."""
+    from poise.cli import facts, render
+    from poise.trait import library
+
+    asked = library.load(trait)
+    with working():
+        from poise.judge import check as checking
+        from poise.judge.choose import trait_judge
+
+        rows = checking.read_labels(labels) if labels else checking.held_out(asked)
+        chosen = trait_judge(judge, asked, local=lambda name: load_model(name, dtype, device))
+        found = checking.check(chosen, *map(list, zip(*rows, strict=True)))
+    own_auc = getattr(chosen, "cv_auc", None)
+    on = str(labels) if labels else "held-out exemplars"
+    if as_json:
+        facts.print_json(facts.of_agreement(asked.name, on, found, own_auc))
+    else:
+        render.show(render.agreement(asked.name, on, found, own_auc))

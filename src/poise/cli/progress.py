@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
 from poise.progress import Advance, shown_by
@@ -30,9 +31,9 @@ def _bars(console: Console) -> Iterator[None]:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        _Count(),
-        TimeElapsedColumn(),
-        _Left(),
+        _Said(_count, "progress.percentage"),
+        _Said(lambda task: _clock(task.elapsed or 0), "progress.elapsed"),
+        _Said(_left, "progress.remaining"),
     )
     with Progress(
         *columns, console=console, expand=True, refresh_per_second=4, speed_estimate_period=SPEED_OVER
@@ -42,15 +43,16 @@ def _bars(console: Console) -> Iterator[None]:
         @contextlib.contextmanager
         def show(what: str, total: int | None) -> Iterator[Advance]:
             nonlocal depth
-            task = progress.add_task("  " * depth + what, total=total)
+            number = progress.add_task("  " * depth + what, total=total, moved=time.monotonic())
+            task = next(task for task in progress.tasks if task.id == number)
             depth += 1
             try:
-                yield lambda steps: progress.advance(task, steps)
-                if depth == 1:
-                    progress.console.print(_finished(progress, task))
+                yield lambda steps: progress.update(number, advance=steps, moved=time.monotonic())
             finally:
                 depth -= 1
-                progress.remove_task(task)
+                progress.remove_task(number)
+            if depth == 0:
+                progress.console.print(_finished(task))
 
         with shown_by(show):
             yield
@@ -77,31 +79,32 @@ def _lines(console: Console) -> Iterator[None]:
         yield
 
 
-def _finished(progress: Progress, task: int) -> Text:
-    done = next(t for t in progress.tasks if t.id == task)
-    count = _count(done)
-    return Text.assemble(
-        ("✓ ", "green"), done.description, f"  {count}" if count else "", (f"  {_clock(done.elapsed or 0)}", "dim")
-    )
+def _finished(task: Task) -> Text:
+    parts = [task.description, _count(task), _clock(task.elapsed or 0)]
+    return Text.assemble(("✓ ", "green"), "  ".join(part for part in parts if part))
 
 
-class _Count(ProgressColumn):
-    """``3 of 20``, or nothing where the total is unknown."""
+class _Said(ProgressColumn):
+    """A column of words."""
 
-    def render(self, task: Task) -> Text:
-        return Text(_count(task), style="progress.percentage")
-
-
-class _Left(ProgressColumn):
-    """Time left, once it can be told."""
+    def __init__(self, say: Callable[[Task], str], style: str) -> None:
+        super().__init__()
+        self._say, self._style = say, style
 
     def render(self, task: Task) -> Text:
-        left = task.time_remaining
-        return Text("" if left is None or task.finished else f"{_clock(left)} left", style="progress.remaining")
+        return Text(self._say(task), style=self._style)
 
 
 def _count(task: Task) -> str:
     return "" if task.total is None else f"{task.completed:.0f} of {task.total:.0f}"
+
+
+def _left(task: Task) -> str:
+    """Time left, once it can be told; counts down between steps that are minutes apart."""
+    at_last_step = task.time_remaining
+    if at_last_step is None or task.finished:
+        return ""
+    return f"{_clock(max(0.0, at_last_step - (time.monotonic() - task.fields['moved'])))} left"
 
 
 def _clock(seconds: float) -> str:

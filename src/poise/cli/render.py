@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from poise.report import words
 if TYPE_CHECKING:
     from poise.demo import Demo
     from poise.engine import Generation
+    from poise.judge.check import Agreement
     from poise.stats import Estimate
     from poise.steer import Steering
     from poise.trait import Trait
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from poise.validate.certificate import Certificate, Sample
     from poise.vector import PersonaVector
 
-__all__ = ["answers", "certificate", "demo", "lint", "show", "terms", "traits", "vector", "whole_vector"]
+__all__ = ["agreement", "answers", "certificate", "demo", "lint", "show", "terms", "traits", "vector", "whole_vector"]
 
 
 Parts = list[RenderableType]
@@ -86,7 +88,7 @@ def vector(of: PersonaVector, path: Path) -> Parts:
     chosen = "the certificate's" if header.certificate else "a third of the depth, for want of a certificate"
     rows = [
         ("Trait", _meaning(of)),
-        ("Model", f"{header.model.name} ({header.model.architecture}), {of.layers} layers of width {of.width}"),
+        ("Model", f"{header.model.name}, {of.layers} layers of width {of.width}"),
         ("Contrast", f"{header.contrast}: kept {header.kept.get('positive', 0)} a side, left out {dropped}"),
         *([("Judge", header.judge)] if header.judge else []),
         ("Layer", f"layer {layer} of {of.layers} ({chosen}), counted from 0"),
@@ -231,6 +233,19 @@ def _side_by_side(sample: Sample, of: Certificate) -> Table:
     return table
 
 
+def agreement(trait: str, on: str, found: Agreement, own_auc: Estimate | None) -> Parts:
+    """How far a judge agrees with labels."""
+    missing = ", ".join(f"{n} {kind}" for kind, n in found.missing.items()) or "none"
+    rows = [
+        ("AUC", _estimate(found.auc)),
+        ("κ at 50", _estimate(found.kappa)),
+        ("Correlation", _estimate(found.r)),
+        ("Answers scored", f"{found.scored}, to {_n(found.auc.n, 'question')}; without a score: {missing}"),
+        *([("On its own exemplars", f"AUC {_estimate(own_auc)}, cross-validated")] if own_auc else []),
+    ]
+    return [Text.assemble((found.judge, "bold"), f" as a judge of {trait}, on {on}"), _facts(*rows)]
+
+
 _STYLE = {"error": "bold red", "warning": "yellow"}
 
 
@@ -256,7 +271,9 @@ def _percent(dose: float) -> str:
 
 
 def _estimate(found: Estimate) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    """``0.93 [0.88, 0.97]``, dashes for what is not finite."""
+    value, low, high = (words.number(x if math.isfinite(x) else None, 2) for x in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _n(count: int, noun: str) -> str:

@@ -25,6 +25,7 @@ __all__ = ["Answer", "Ask", "ContrastSet", "Fit", "Run", "exemplars", "instructi
 
 TRAIT_THRESHOLD = 50.0  # positive responses score at least this, negative ones less (the paper's code)
 COHERENCE_FLOOR = 50.0
+Row = tuple[Answer, Judgement, Judgement]  # an answer, its trait score and its coherence
 Fit = Callable[[Sequence[str], Sequence[str]], Judge]  # from ordinary questions and answers
 
 
@@ -60,7 +61,9 @@ def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None)
     for pair in trait.extraction_pairs[:most]:
         texts = {"positive": pair.positive, "negative": pair.negative}
         encoded = {side: model.encode(ask(pair.question), text) for side, text in texts.items()}
-        fault = next((f"{side} {why}" for side, e in encoded.items() if (why := _unreadable(e.start, e.end, model))), None)
+        fault = next(
+            (f"{side} {why}" for side, e in encoded.items() if (why := _unreadable(e.start, e.end, model))), None
+        )
         if fault:
             dropped[fault] += 1
             continue
@@ -101,32 +104,45 @@ def prompted(
         TooFewResponses: no pair came through the filter; says what the filter saw.
     """
     if isinstance(trait, OwnTrait):
-        raise InvalidTrait(f"{trait.name} is given by exemplars alone, so it has no instructions; use --contrast exemplars.")
+        raise InvalidTrait(
+            f"{trait.name} is given by exemplars alone, so it has no instructions; use --contrast exemplars."
+        )
     asks = {side: _asks(trait, side, questions, rollouts, seed) for side in ("positive", "negative")}
     plain = [Ask(q, seed=seed) for q in trait.questions.extraction[:questions]]
     answered = run.answer(
-        engine, model, asks["positive"] + asks["negative"], sampling, what=f"Answering as {trait.name} and not", keep_means=True
+        engine,
+        model,
+        asks["positive"] + asks["negative"],
+        sampling,
+        what=f"Answering as {trait.name} and not",
+        keep_means=True,
     )
     ordinary = run.answer(engine, model, plain, sampling, what="Answering without instructions")
     scores = run.judge(judge, answered, scope=trait.hash, what="Judging the trait")
     fitted = coherence([a.question for a in ordinary], [a.text for a in ordinary])
     coherences = run.judge(fitted, answered, scope=ordinary_scope(ordinary), what="Judging coherence")
-    half = len(asks["positive"])
     rows = list(zip(answered, scores, coherences, strict=True))
-    kept, dropped = [], Counter[str]()
-    for positive, negative in zip(rows[:half], rows[half:], strict=True):
-        if fault := _fault(positive, "positive") or _fault(negative, "negative"):
-            dropped[fault] += 1
-        else:
-            kept.append((positive[0], negative[0]))
+    half = len(asks["positive"])
+    kept, dropped = _filter(rows[:half], rows[half:])
     if not kept:
         raise TooFewResponses(
-            f"No pair of answers came through the filter for {trait.name} ({_counts(dropped)}); this model may not act on "
-            "system prompts: try --contrast exemplars, more --rollouts or another --judge."
+            f"No pair of answers came through the filter for {trait.name} ({_counts(dropped)}); this model may not act "
+            "on system prompts: try --contrast exemplars, more --rollouts or another --judge."
         )
     sides = tuple(zip(*kept, strict=True))
     thresholds = {"trait": TRAIT_THRESHOLD, "coherence": COHERENCE_FLOOR}
     return ContrastSet(trait, "prompted", sides[0], sides[1], dict(dropped), judge.name, thresholds, seed)
+
+
+def _filter(positives: Sequence[Row], negatives: Sequence[Row]) -> tuple[list[tuple[Answer, Answer]], Counter[str]]:
+    """The pairs whose both sides are coherent and on their side of the threshold, and why the others are not."""
+    kept, dropped = [], Counter[str]()
+    for positive, negative in zip(positives, negatives, strict=True):
+        if fault := _fault(positive, "positive") or _fault(negative, "negative"):
+            dropped[fault] += 1
+        else:
+            kept.append((positive[0], negative[0]))
+    return kept, dropped
 
 
 def instructions(trait: Trait, side: str) -> list[str]:
@@ -147,7 +163,7 @@ def _asks(trait: Trait, side: str, questions: int, rollouts: int, seed: int) -> 
     ]
 
 
-def _fault(row: tuple[Answer, Judgement, Judgement], side: str) -> str | None:
+def _fault(row: Row, side: str) -> str | None:
     """Why this side spoils its pair, if it does."""
     answer, trait, coherence = row
     if answer.encoded.end == answer.encoded.start:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from poise.engine import Engine, Sampling
 from poise.journal import Journal, content_key, saving
@@ -60,7 +60,14 @@ class Run:
         self.judgements = Journal(folder / "judgements.jsonl" if folder else None)
 
     def answer(
-        self, engine: Engine, model: Model, asks: Sequence[Ask], sampling: Sampling, *, what: str, keep_means: bool = False
+        self,
+        engine: Engine,
+        model: Model,
+        asks: Sequence[Ask],
+        sampling: Sampling,
+        *,
+        what: str,
+        keep_means: bool = False,
     ) -> list[Answer]:
         """Answer every ask, in order, reusing what the folder already holds."""
         prompts = [model.encode(ask(a.question, a.system)) for a in asks]
@@ -88,12 +95,13 @@ class Run:
                         keep_means=keep_means,
                     )
                     means = [g.mean for g in generations if g.mean is not None]
-                    self._keep_means(keys[batch[0]], means)
+                    self._keep_means([keys[i] for i in batch], means)
                     self.answers.append(
                         (keys[i], {"text": g.text, "ids": list(g.ids)}) for i, g in zip(batch, generations, strict=True)
                     )
                     found = [
-                        _answer(asks[i], prompts[i], g.text, g.ids, g.mean) for i, g in zip(batch, generations, strict=True)
+                        _answer(asks[i], prompts[i], g.text, g.ids, g.mean)
+                        for i, g in zip(batch, generations, strict=True)
                     ]
                 out |= dict(zip(batch, found, strict=True))
                 advance(len(batch))
@@ -107,7 +115,7 @@ class Run:
             return []
         means: Sequence[torch.Tensor | None] = [None] * len(batch)
         if keep_means:
-            path = self._means_path(keys[batch[0]])
+            path = self._means_path([keys[i] for i in batch])
             if path is None or not path.is_file():
                 return []
             try:
@@ -120,14 +128,15 @@ class Run:
             for i, row, mean in zip(batch, rows, means, strict=True)
         ]
 
-    def _keep_means(self, key: str, means: list[torch.Tensor]) -> None:
-        path = self._means_path(key)
+    def _keep_means(self, keys: list[str], means: list[torch.Tensor]) -> None:
+        path = self._means_path(keys)
         if means and path is not None:
             with saving(path) as temporary:
-                save_file({"means": torch.stack(means)}, temporary)
+                temporary.write_bytes(save({"means": torch.stack(means)}))
 
-    def _means_path(self, key: str) -> Path | None:
-        return self.folder / "means" / f"{key}.safetensors" if self.folder else None
+    def _means_path(self, keys: list[str]) -> Path | None:
+        """Of a batch, by all that is in it: the same first answer may come to lead another batch."""
+        return self.folder / "means" / f"{content_key(batch=keys)}.safetensors" if self.folder else None
 
     def judge(self, judge: Judge, answers: Sequence[Answer], *, scope: str, what: str) -> list[Judgement]:
         """Score every answer, in order, reusing what the folder already holds.
@@ -139,7 +148,7 @@ class Run:
             what: Shown as progress.
         """
         keys = [content_key(judge=judge.name, scope=scope, question=a.question, answer=a.text) for a in answers]
-        todo = list(dict.fromkeys(i for i, key in enumerate(keys) if key not in self.judgements))
+        todo = list({key: i for i, key in enumerate(keys) if key not in self.judgements}.values())
         with track(what, total=len(answers)) as advance:
             advance(len(answers) - len(todo))
             for at in range(0, len(todo), JUDGED_AT_ONCE):

@@ -71,6 +71,7 @@ class LocalEngine:
                 out |= dict(zip(batch, run.generations(), strict=True))
         return [out[i] for i in range(len(prompts))]
 
+    @torch.inference_mode()  # of the generator: in force while it runs, not while its reader does
     def stream(
         self,
         prompt: Encoded,
@@ -84,7 +85,7 @@ class LocalEngine:
             self.model, [prompt], sampling, seeds=[seed], steering=[steering], allow_other_model=self.allow_other_model
         )
         said = ""
-        with torch.inference_mode(), contextlib.closing(run.steps()) as steps:
+        with contextlib.closing(run.steps()) as steps:
             for _ in steps:
                 text = run.text(0)
                 if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is still to come

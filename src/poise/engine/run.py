@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,8 @@ from poise.engine.cache import roomy_cache
 from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.model.batch import pad
-from poise.steer import Applied, Steering, steering as steered
+from poise.steer import Applied, Steering
+from poise.steer import steering as steered
 
 __all__ = ["Run"]
 
@@ -58,7 +59,7 @@ class Run:
         self.decoding = False
         self.current = torch.empty(0)
 
-    def steps(self) -> Iterator[list[int]]:
+    def steps(self) -> Generator[list[int]]:
         """Generate to the end; yields after every token with the rows that have just finished."""
         cache = roomy_cache(self.model.lm.config)
         need_states = self.sums is not None or bool(self.probes)
@@ -126,8 +127,16 @@ class Run:
     def _run(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One pass: logits of each row's last position, float32 [B, vocabulary]."""
         extra = {"position_ids": positions} if self.accepts_positions else {}
+        # As an index, not a count: a slice is not contiguous, and a matrix product on it copies the weights of the whole
+        # vocabulary once a row.
+        newest = torch.tensor([ids.shape[1] - 1], device=ids.device)
         out = self.model.lm(
-            input_ids=ids, attention_mask=self.mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra
+            input_ids=ids,
+            attention_mask=self.mask,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=newest,
+            **extra,
         )
         if self.probes:
             for at, row in enumerate(self.rows):
@@ -148,7 +157,8 @@ class Run:
         """The next token of each row, int64 [B]: greedy, or by the row's own random stream."""
         if not torch.isfinite(logits.amax(dim=-1)).all():
             raise NonFiniteActivation(
-                f"{self.model.name} gave NaN or infinite logits at token {step}; steer with less strength, or load the model "
+                f"{self.model.name} gave NaN or infinite logits at token {step}; steer with less strength, or "
+                "load the model "
                 "with dtype=torch.float32."
             )
         if self.sampling.temperature == 0:

@@ -16,7 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Judge", "Judgement"]
+__all__ = ["EMPTY", "Judge", "Judgement"]
+
+EMPTY = "empty answer"
+"""Kind of reason: there is nothing to score."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from poise.model import Model, load
 from poise.stats import Estimate, auc_estimate
 from poise.trait import OwnTrait, Trait
 
-__all__ = ["Chosen", "choose"]
+__all__ = ["Chosen", "choose", "trait_judge"]
 
 OFFLINE = (
-    "likelihood under the unsteered model and repetition of word trigrams, the worse of the two, mapped to 0–100 by the "
+    "likelihood under the unsteered model and repetition of word trigrams, the worse of the two, mapped to 0–100 "
+    "by the "
     "unsteered answers' own distribution"
 )
 
@@ -45,32 +46,47 @@ class Chosen:
     usable: bool
 
 
-def choose(spec: str, trait: Trait | OwnTrait, model: Model, *, cache: Path | None = None) -> Chosen:
-    """The judges that ``spec`` names, for this trait.
+def trait_judge(
+    spec: str, trait: Trait | OwnTrait, *, cache: Path | None = None, local: Callable[[str], Model] = load
+) -> Judge:
+    """The judge of a trait that ``spec`` names.
 
     Args:
         spec: ``exemplars``, ``model:NAME`` (any name that ``poise.model.load`` takes) or ``endpoint:NAME``.
         trait: To be judged.
-        model: Steered elsewhere; unsteered here, it measures coherence offline.
-        cache: Folder for answers of endpoints.
+        cache: Folder for what endpoints answered.
+        local: Loads a model by name.
 
     Raises:
         InvalidOption: no such judge, or one that needs a rubric which the trait does not have.
     """
     kind, _, name = spec.partition(":")
-    if kind == "exemplars" and not name:
-        judge = ExemplarJudge.fit(trait.judge_pairs)
-        return Chosen(judge, _offline(model), OFFLINE, judge.cv_auc, _held_out(judge, trait), judge.usable)
+    if spec == "exemplars":
+        return ExemplarJudge.fit(trait.judge_pairs)
     if kind not in ("model", "endpoint") or not name:
         raise InvalidOption(f"There is no judge {spec!r}; use exemplars, model:NAME or endpoint:NAME.")
     if isinstance(trait, OwnTrait):
-        raise InvalidOption(f"{trait.name} is given by exemplars alone and has no rubric for {spec}; use --judge exemplars.")
+        raise InvalidOption(f"{trait.name} is given by exemplars alone and has no rubric for {spec}; use exemplars.")
     if kind == "endpoint":
-        remote, fluent = endpoint_judge(name, trait, cache=cache), endpoint_coherence(name, cache=cache)
-        return Chosen(remote, lambda q, a: fluent, f"by {fluent.name}", None, _held_out(remote, trait), True)
-    local = model if name == model.name else load(name)
-    scored, readable = LocalJudge.of_trait(local, trait), LocalJudge.of_coherence(local)
-    return Chosen(scored, lambda q, a: readable, f"by {readable.name}", None, _held_out(scored, trait), True)
+        return endpoint_judge(name, trait, cache=cache)
+    return LocalJudge.of_trait(local(name), trait)
+
+
+def choose(spec: str, trait: Trait | OwnTrait, model: Model, *, cache: Path | None = None) -> Chosen:
+    """The judges of trait and coherence that ``spec`` names; see ``trait_judge``.
+
+    ``model`` is steered elsewhere; unsteered here, it measures coherence where the judge has no opinion of it.
+    """
+    judge = trait_judge(spec, trait, cache=cache, local=lambda name: model if name == model.name else load(name))
+    held_out = _held_out(judge, trait)
+    if isinstance(judge, ExemplarJudge):
+        return Chosen(judge, _offline(model), OFFLINE, judge.cv_auc, held_out, judge.usable)
+    fluent: Judge
+    if isinstance(judge, LocalJudge):
+        fluent = LocalJudge.of_coherence(judge.model)
+    else:
+        fluent = endpoint_coherence(spec.partition(":")[2], cache=cache)
+    return Chosen(judge, lambda questions, answers: fluent, f"by {fluent.name}", None, held_out, True)
 
 
 def _offline(model: Model) -> Callable[[Sequence[str], Sequence[str]], Judge]:

@@ -82,6 +82,4 @@ def _figures(model: Model, questions: Sequence[str], answers: Sequence[str]) -> 
     encoded = [model.encode(ask(q), a) for q, a in zip(questions, answers, strict=True)]
     usable = [i for i, e in enumerate(encoded) if e.end > e.start and answers[i].strip()]
     logprobs = dict(zip(usable, token_logprobs(model, [encoded[i] for i in usable]), strict=True))
-    return [
-        (float(logprobs[i].mean()), repetition(answers[i])) if i in logprobs else None for i in range(len(answers))
-    ]
+    return [(float(logprobs[i].mean()), repetition(answers[i])) if i in logprobs else None for i in range(len(answers))]

@@ -19,7 +19,7 @@ from openai.types.chat.chat_completion import Choice
 
 from poise.errors import JudgeUnavailable
 from poise.journal import Journal, content_key
-from poise.judge import Judgement
+from poise.judge import EMPTY, Judgement
 from poise.judge.prompt import (
     REFUSED,
     UNREADABLE,
@@ -36,6 +36,8 @@ __all__ = ["FAILED", "EndpointJudge", "Usage", "endpoint_coherence", "endpoint_j
 
 FAILED = "failed"
 """Kind of reason: the request failed for good. Asked again in the next call, unlike a refusal."""
+
+_CACHE = "endpoint-judge.jsonl"
 
 # Tried in order, each when the server rejects the one before with 400 or 422. Four tokens hold "100" also where a
 # tokenizer splits numbers into digits; the score still comes from the first. Reasoning models reject all limits.
@@ -137,7 +139,7 @@ class EndpointJudge:
             self.usage = replace(self.usage, cached=self.usage.cached + len(found))
             found |= self._ask_all(client, url, fresh)
         _check_useful(found, self.model, url)
-        return [Judgement(None, "empty answer") if key is None else found[key] for key in keys]
+        return [Judgement(None, EMPTY) if key is None else found[key] for key in keys]
 
     def _ask_all(self, client: OpenAI, url: str, prompts: Mapping[str, str]) -> dict[str, Judgement]:
         """Ask in parallel; write each batch of replies down before waiting for the next."""
@@ -297,10 +299,10 @@ def _cause(error: OpenAIError) -> str:
 
 
 def endpoint_judge(model_name: str, trait: Trait, *, cache: Path | None = None) -> EndpointJudge:
-    """Judge of a trait on the server at ``OPENAI_BASE_URL``."""
-    return EndpointJudge(model_name, trait_prompt(trait), cache=cache)
+    """Judge of a trait on the server at ``OPENAI_BASE_URL``; ``cache`` is a folder."""
+    return EndpointJudge(model_name, trait_prompt(trait), cache=cache and cache / _CACHE)
 
 
 def endpoint_coherence(model_name: str, *, cache: Path | None = None) -> EndpointJudge:
-    """Judge of coherence on the server at ``OPENAI_BASE_URL``."""
-    return EndpointJudge(model_name, coherence_prompt, cache=cache)
+    """Judge of coherence on the server at ``OPENAI_BASE_URL``; ``cache`` is a folder, the same one will do."""
+    return EndpointJudge(model_name, coherence_prompt, cache=cache and cache / _CACHE)

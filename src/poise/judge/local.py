@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import DynamicCache
 
 from poise.judge import Judgement
 from poise.judge.prompt import coherence_prompt, expectation, trait_prompt
 from poise.model import Model, ask
-from poise.model.batch import pad, plan
+from poise.model.batch import Batch, pad, plan
 from poise.trait import Trait
 
 __all__ = ["LocalJudge"]
@@ -20,10 +21,10 @@ BUDGET = 4096  # padded tokens a batch
 
 @dataclass(frozen=True)
 class LocalJudge:
-    """Scores answers by the expectation over the integers 0–100 of a local model's next token.
+    """Scores answers by the expectation over the integers 0–100 of what a local model would write next.
 
-    Numbers that the tokenizer splits are scored by their first token alone, so models whose tokenizer keeps 0–100
-    whole judge more finely than those that split digits.
+    Where the tokenizer splits numbers into digits, a number's probability is the product over its digits and of not
+    going on.
     """
 
     model: Model
@@ -44,18 +45,57 @@ class LocalJudge:
     def __call__(self, questions: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
         """Score every answer."""
         texts = [self.model.encode(ask(self.prompt(q, a))) for q, a in zip(questions, answers, strict=True)]
-        numbers = self._number_tokens()
         out: dict[int, Judgement] = {}
         for rows in plan([len(t.ids) for t in texts], budget=BUDGET, most=32):
             batch = pad([texts[i] for i in rows], side="left", device=self.model.device)
-            logits = self.model.lm(
-                input_ids=batch.ids, attention_mask=batch.real.long(), position_ids=batch.positions, logits_to_keep=1
-            ).logits[:, -1]
-            for i, p in zip(rows, torch.softmax(logits.float(), dim=-1), strict=True):
-                out[i] = expectation({number: float(p[token]) for number, token in numbers.items()})
+            for i, numbers in zip(rows, _numbers(self.model, batch), strict=True):
+                out[i] = expectation(numbers)
         return [out[i] for i in range(len(texts))]
 
-    def _number_tokens(self) -> dict[str, int]:
-        """Numbers that are one token, by text."""
-        encoded = {str(n): self.model.tokenizer(str(n), add_special_tokens=False)["input_ids"] for n in range(101)}
-        return {text: ids[0] for text, ids in encoded.items() if len(ids) == 1}
+
+def _numbers(model: Model, batch: Batch) -> list[dict[str, float]]:
+    """For each row, the probability that the text goes on with each number from 0 to 100."""
+    spelt = {str(n): tuple(model.tokenizer(str(n), add_special_tokens=False)["input_ids"]) for n in range(101)}
+    beginnings = sorted({ids[:k] for ids in spelt.values() for k in range(1, len(ids))})
+    steps = _continuations(model, batch, beginnings)
+    digits = sorted({ids[0] for text, ids in spelt.items() if len(text) == 1})
+    found = []
+    for row in range(len(batch.spans)):
+        probabilities = {}
+        for text, ids in spelt.items():
+            p = 1.0
+            for k, token in enumerate(ids):
+                p *= float(steps[ids[:k]][row, token])
+            if ids in steps:  # the number could go on: count only the texts that end here
+                p *= max(0.0, 1 - float(steps[ids][row, digits].sum()))
+            probabilities[text] = p
+        found.append(probabilities)
+    return found
+
+
+def _continuations(
+    model: Model, batch: Batch, beginnings: Sequence[tuple[int, ...]]
+) -> dict[tuple[int, ...], torch.Tensor]:
+    """Next-token probabilities [B, vocabulary] after the prompt and after each beginning of a number.
+
+    The prompt is run once; beginnings branch off its cache.
+    """
+    last = torch.tensor([batch.ids.shape[1] - 1], device=model.device)
+    mask, cache = batch.real.long(), DynamicCache(config=model.lm.config)
+    out = model.lm(
+        input_ids=batch.ids,
+        attention_mask=mask,
+        position_ids=batch.positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=last,
+    )
+    steps: dict[tuple[int, ...], torch.Tensor] = {(): torch.softmax(out.logits[:, -1].float(), dim=-1)}
+    for start in beginnings:
+        ids = torch.tensor([start] * len(mask), device=model.device)
+        more = torch.cat([mask, torch.ones_like(ids)], dim=1)
+        at = batch.positions[:, -1:] + 1 + torch.arange(len(start), device=model.device)
+        out = model.lm(input_ids=ids, attention_mask=more, position_ids=at, past_key_values=cache, use_cache=True)
+        steps[start] = torch.softmax(out.logits[:, -1].float(), dim=-1)
+        cache.crop(-len(start))
+    return steps

@@ -91,7 +91,9 @@ def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
         UnsuitableModel: no decoder blocks, or a tokenizer without character offsets.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise UnsuitableModel(f"The tokenizer of {name} gives no character offsets; response spans need a fast tokenizer.")
+        raise UnsuitableModel(
+            f"The tokenizer of {name} gives no character offsets; response spans need a fast tokenizer."
+        )
     config = text_config(lm.config)
     return Model(
         name=name,

@@ -32,7 +32,9 @@ class Batch:
     @property
     def padded(self) -> bool:
         """Whether any row is shorter than the longest."""
-        return any(first or last < self.ids.shape[1] for (first, _), (_, last) in zip(self.prompts, self.spans, strict=True))
+        return any(
+            first or last < self.ids.shape[1] for (first, _), (_, last) in zip(self.prompts, self.spans, strict=True)
+        )
 
     def inside(self, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Bool [B, T]: the positions inside each row's span."""

@@ -12,7 +12,15 @@ from poise.errors import UnsuitableModel
 __all__ = ["decoder_blocks", "residual", "text_config"]
 
 # Where transformers keeps decoder blocks; only asked when structure alone is ambiguous or silent.
-KNOWN_NAMES = ("language_model.layers", "decoder.layers", "model.layers", "gpt_neox.layers", "transformer.h", "layers", "h")
+KNOWN_NAMES = (
+    "language_model.layers",
+    "decoder.layers",
+    "model.layers",
+    "gpt_neox.layers",
+    "transformer.h",
+    "layers",
+    "h",
+)
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 WIDTHS = ("hidden_size", "n_embd", "d_model")
 
@@ -41,7 +49,8 @@ def decoder_blocks(lm: nn.Module) -> tuple[nn.Module, ...]:
     if len(found) != 1:
         seen = ", ".join(f"{name} ({len(blocks)})" for name, blocks in lists.items()) or "none"
         raise UnsuitableModel(
-            f"Cannot find the decoder blocks of {type(lm).__name__}: looked for one list of {count} modules, outside any "
+            f"Cannot find the decoder blocks of {type(lm).__name__}: looked for one list of {count} modules, "
+            "outside any "
             f"other list, or one named like {', '.join(KNOWN_NAMES)}; module lists seen: {seen}. Pass a decoder-only "
             "transformer, or report the architecture."
         )

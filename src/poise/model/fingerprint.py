@@ -14,7 +14,14 @@ __all__ = ["Fingerprint", "fingerprint"]
 
 SAMPLES = 64  # values read from each tensor
 ADAPTER_MARKS = ("lora_", "ia3_", "vera_", "oft_", "modules_to_save.")
-SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+SHAPE_KEYS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,8 @@ def fingerprint(lm: nn.Module, template: str) -> Fingerprint:
     architecture = hashlib.sha256(repr([(k, getattr(config, k, None)) for k in SHAPE_KEYS]).encode())
     weights, adapter = hashlib.sha256(), hashlib.sha256()
     adapted = False
-    for name, tensor in sorted((_plain_name(n), t) for n, t in lm.state_dict().items()):
+    tensors = [(_plain_name(name), tensor) for name, tensor in lm.state_dict().items()]
+    for name, tensor in sorted(tensors, key=lambda named: named[0]):
         line = f"{name}{tuple(tensor.shape)}".encode()
         if any(mark in name for mark in ADAPTER_MARKS):
             adapted = True
@@ -66,7 +74,8 @@ def fingerprint(lm: nn.Module, template: str) -> Fingerprint:
 
 def _plain_name(name: str) -> str:
     """A parameter's name without the prefixes and infixes that a PEFT wrapper adds."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+    parts = name.removeprefix("base_model.model.").split(".")
+    return ".".join(part for part in parts if part not in ("base_layer", "original_module"))
 
 
 def _sample(tensor: torch.Tensor) -> bytes:

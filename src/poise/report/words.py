@@ -1,4 +1,4 @@
-"""Numbers and sentences of a report. Every figure comes with its interval and n, and never as a bare zero when missing."""
+"""Numbers and sentences of a report: every figure with its interval and n, and what is missing in words."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def figure(figure: Figure, digits: int = 1, *, signed: bool = False) -> str:
 
 
 def headline(certificate: Certificate) -> str:
-    """The verdict in one or two plain sentences: how far the score rises beside random directions, or why it does not count."""
+    """The verdict in one or two plain sentences: how far the score rises beside random directions, or what failed."""
     if certificate.verdict == "induced":
         return f"induced: {moved(certificate)}"
     sentence = moved(certificate)
@@ -86,16 +86,16 @@ def meaning(header: Header, certificate: Certificate) -> tuple[str, str]:
     trait, model, judge = header.trait.adjective, header.model.name, certificate.judge.name
     if certificate.verdict == "induced":
         return (
-            f"Adding this direction to the activations of {model} while it writes makes its answers more {trait}, as the "
-            f"judge “{judge}” scores them. The score rises with the dose and rises more than along random directions "
-            f"of the same length, and coherence stays above the floor. All of this was measured on {len(certificate.asked)} questions "
-            "that neither the extraction nor the choice of layer and dose had seen.",
-            f"It does not mean that the model is {trait} when left alone, that the direction holds this trait and nothing "
-            "else, or that the effect carries over to other models, other languages or long conversations.",
+            f"Adding this direction to the activations of {model} while it writes makes its answers more {trait}, as "
+            f"the judge “{judge}” scores them. The score rises with the dose and rises more than along random "
+            "directions of the same length, and coherence stays above the floor. This was measured on "
+            f"{len(certificate.asked)} questions that neither extraction nor the choice of layer and dose had seen.",
+            f"It does not mean that the model is {trait} when left alone, that the direction holds this trait and "
+            "nothing else, or that the effect carries over to other models, other languages or long conversations.",
         )
     means = (
-        f"Steering {model} along this direction did not pass every check, for the reasons given above. Until it does, the "
-        f"direction is not shown to be “{trait}”: do not rely on it to steer or to watch that trait."
+        f"Steering {model} along this direction did not pass every check, for the reasons given above. Until it does, "
+        f"the direction is not shown to be “{trait}”: do not rely on it to steer or to watch that trait."
     )
     if not certificate.judge.usable:
         means += (
@@ -104,24 +104,26 @@ def meaning(header: Header, certificate: Certificate) -> tuple[str, str]:
         )
     return (
         means,
-        f"It does not mean that {model} cannot be {trait}, or that the direction is noise. Another source of contrast, more "
-        "exemplars or questions, or another judge may still show it. The figures below help to see what went wrong.",
+        f"It does not mean that {model} cannot be {trait}, or that the direction is noise. Another source of contrast, "
+        "more exemplars or questions, or another judge may still show it. The figures below help to see what is wrong.",
     )
 
 
 def limits(header: Header, certificate: Certificate) -> list[str]:
     """What the figures cannot say, each a sentence or two."""
     c = certificate
-    questions = f"n = {len(c.asked)} questions"
     return [
-        f"The trait is what “{c.judge.name}” scores. No person read these answers for this report.",
-        f"Intervals are 95 % bootstraps over {questions}. They cover which questions were asked, not the judge's own "
-        "errors, and the figures are not corrected for how many are shown.",
-        f"Every answer is a single turn of at most {c.max_new_tokens} tokens, sampled {_times(c.rollouts)} a question at "
-        f"temperature {c.temperature:g}. Longer talk was not tried.",
-        f"Steering acts at one layer, found on {len(c.selected_on)} other questions. Doses outside those shown were not tried.",
-        "Coherence says how well-formed the text is, not whether it is true, helpful or safe. General ability was not measured.",
-        "Only this trait was scored. A direction can carry its neighbours along, and traits that overlap share directions.",
+        f"The trait is what “{c.judge.name}” scores, which is not always what a person would say.",
+        f"Intervals are 95 % bootstraps over {len(c.asked)} questions. They cover which questions were asked, not the "
+        "judge's own errors, and are not corrected for how many are shown.",
+        f"Every answer is a single turn of at most {c.max_new_tokens} tokens, sampled {_times(c.rollouts)} a question "
+        f"at temperature {c.temperature:g}. Longer talk was not tried.",
+        f"Steering acts at one layer, found on {len(c.selected_on)} other questions. Doses outside those shown were "
+        "not tried.",
+        "Coherence says how well-formed the text is, not whether it is true, helpful or safe. General ability was not "
+        "measured.",
+        "Only this trait was scored. A direction can carry its neighbours along, and traits that overlap share "
+        "directions.",
         f"The random control is {c.random.draws} directions; a rarer one could do more.",
         f"The vector belongs to {header.model.name} with the fingerprint given above, and to no other model.",
     ]

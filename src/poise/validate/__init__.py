@@ -7,12 +7,12 @@ the other half (PAPER's trap: thresholds and layers picked on the data they are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from poise.contrast import Answer, Ask, instructions
+from poise.contrast import Ask, instructions
 from poise.errors import InvalidOption
 from poise.steer import Steering, at
 from poise.trait import Trait
@@ -26,7 +26,7 @@ from poise.validate.certificate import (
     Sample,
     Spread,
 )
-from poise.validate.measure import Bench, Measured, over_questions
+from poise.validate.measure import Bench, Measured, Ordinary, nanmean, over_questions
 from poise.validate.verdict import Evidence, decide, monotone, usable_doses
 from poise.vector import PersonaVector
 
@@ -87,19 +87,35 @@ def validate(
         and coherence holds; else ``not-induced`` with every reason.
     """
     if len(questions) < 4:
-        raise InvalidOption(f"{len(questions)} evaluation questions are too few to select and report on; ask for at least 4.")
+        raise InvalidOption(
+            f"{len(questions)} evaluation questions are too few to select and report on; ask for at least 4."
+        )
     wide = settings or Settings()
     selection, reporting = tuple(questions[0::2]), tuple(questions[1::2])
     ordinary = bench.ordinary(questions)
-    choice = _select(vector, bench, selection, ordinary, wide)
+    # Choosing needs less care than reporting, and sees many more conditions.
+    choice = _select(vector, replace(bench, rollouts=max(1, bench.rollouts // 2)), selection, ordinary, wide)
     measured = _measure(vector, bench, reporting, ordinary, choice, wide)
+    return _certificate(vector, bench, judge, choice, measured, wide, (selection, reporting), tuple(notes))
+
+
+def _certificate(
+    vector: PersonaVector,
+    bench: Bench,
+    judge: JudgeFacts,
+    choice: Choice,
+    measured: dict[str, Measured],
+    wide: Settings,
+    questions: tuple[tuple[str, ...], tuple[str, ...]],
+    notes: tuple[str, ...],
+) -> Certificate:
     plain, chosen = measured["dose 0"], measured["dose 1"]
     draws = [measured[f"random {k}"] for k in range(wide.random_draws)]
     evidence = Evidence(
         rise=chosen.by_question - plain.by_question,
         random_rise=np.mean([d.by_question - plain.by_question for d in draws], axis=0),
         curve={f: measured[f"dose {f:g}"].by_question for f in _fractions(wide) if abs(f) <= 1},
-        coherence=over_questions(np.asarray(chosen.coherence.mean(axis=-1))),
+        coherence=over_questions(nanmean(chosen.coherence)),
         floor=wide.coherence_floor,
         judge=judge,
     )
@@ -123,19 +139,19 @@ def validate(
         spread=_spread(evidence.rise),
         agreement=vector.header.agreement[choice.layer],
         judge=judge,
-        samples=_samples(reporting, measured, bench.rollouts),
-        selected_on=selection,
-        asked=reporting,
+        samples=_samples(questions[1], measured, bench.rollouts),
+        selected_on=questions[0],
+        asked=questions[1],
         rollouts=bench.rollouts,
         max_new_tokens=bench.sampling.max_new_tokens,
         temperature=bench.sampling.temperature,
         seed=bench.seed,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
 def _select(
-    vector: PersonaVector, bench: Bench, questions: Sequence[str], ordinary: Sequence[Answer], wide: Settings
+    vector: PersonaVector, bench: Bench, questions: Sequence[str], ordinary: Ordinary, wide: Settings
 ) -> Choice:
     """Layer first, at the sweep's doses, then the dose at that layer: the highest trait score that stays coherent."""
 
@@ -146,7 +162,9 @@ def _select(
         }
         return dict(zip(pairs, bench.measure(conditions, ordinary, what=what).values(), strict=True))
 
-    seen = tried([(layer, dose) for layer in wide.candidates(vector.layers) for dose in wide.sweep_doses], "layer sweep")
+    seen = tried(
+        [(layer, dose) for layer in wide.candidates(vector.layers) for dose in wide.sweep_doses], "layer sweep"
+    )
     layer, _ = _best(seen, wide)
     seen |= tried([(layer, dose) for dose in wide.doses], f"strengths at layer {layer}")
     _, dose = _best({key: m for key, m in seen.items() if key[0] == layer}, wide)
@@ -167,7 +185,7 @@ def _measure(
     vector: PersonaVector,
     bench: Bench,
     questions: Sequence[str],
-    ordinary: Sequence[Answer],
+    ordinary: Ordinary,
     choice: Choice,
     wide: Settings,
 ) -> dict[str, Measured]:

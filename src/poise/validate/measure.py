@@ -20,7 +20,7 @@ from poise.model import Model
 from poise.stats import Estimate, mean_estimate
 from poise.validate.certificate import Figure
 
-__all__ = ["Bench", "Measured"]
+__all__ = ["Bench", "Measured", "Ordinary", "nanmean", "over_questions"]
 
 Array = NDArray[np.float64]
 
@@ -62,6 +62,14 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Ordinary:
+    """The judge of coherence, made from unsteered answers, and what its scores are kept under."""
+
+    coherence: Judge
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """Everything that a measurement needs and that stays the same from condition to condition."""
 
@@ -83,36 +91,37 @@ class Bench:
             for r in range(self.rollouts)
         ]
 
-    def measure(self, conditions: Mapping[str, Sequence[Ask]], ordinary: Sequence[Answer], *, what: str) -> dict[str, Measured]:
+    def ordinary(self, questions: Sequence[str]) -> Ordinary:
+        """Unsteered answers: what coherence is measured against, and the zero of every curve."""
+        asks = self.asks(questions, Ask(""))
+        answers = self.run.answer(self.engine, self.model, asks, self.sampling, what="Answering: unsteered")
+        judge = self.coherence([a.question for a in answers], [a.text for a in answers])
+        return Ordinary(judge, ordinary_scope(answers))
+
+    def measure(self, conditions: Mapping[str, Sequence[Ask]], ordinary: Ordinary, *, what: str) -> dict[str, Measured]:
         """Answer and score all conditions; each lists its asks question by question, rollouts together."""
         flat = [a for asks in conditions.values() for a in asks]
         answers = self.run.answer(self.engine, self.model, flat, self.sampling, what=f"Answering: {what}")
         traits = score(self.run.judge(self.judge, answers, scope=self.scope, what=f"Judging the trait: {what}"))
-        fitted = self.coherence([a.question for a in ordinary], [a.text for a in ordinary])
         coherences = score(
-            self.run.judge(fitted, answers, scope=ordinary_scope(ordinary), what=f"Judging coherence: {what}")
+            self.run.judge(ordinary.coherence, answers, scope=ordinary.scope, what=f"Judging coherence: {what}")
         )
         out, at = {}, 0
         for name, asks in conditions.items():
-            part = slice(at, at + len(asks))
-            shape = (-1, self.rollouts)
+            part, shape = slice(at, at + len(asks)), (-1, self.rollouts)
             out[name] = Measured(
                 tuple(answers[part]), np.array(traits[part]).reshape(shape), np.array(coherences[part]).reshape(shape)
             )
             at += len(asks)
         return out
 
-    def ordinary(self, questions: Sequence[str]) -> list[Answer]:
-        """Unsteered answers: what coherence is measured against, and the zero of every curve."""
-        asks = self.asks(questions, Ask(""))
-        return self.run.answer(self.engine, self.model, asks, self.sampling, what="Answering: unsteered")
-
 
 def nanmean(values: Array) -> Array:
     """Mean over the last axis of what is there; NaN where nothing is."""
     there = ~np.isnan(values)
     sums = np.where(there, values, 0.0).sum(-1)
-    return np.divide(sums, there.sum(-1), out=np.full(sums.shape, np.nan), where=there.any(-1))
+    out: Array = np.divide(sums, there.sum(-1), out=np.full(sums.shape, np.nan), where=there.any(-1))
+    return out
 
 
 def over_questions(values: Array) -> Estimate:

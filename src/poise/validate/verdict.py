@@ -53,7 +53,9 @@ def decide(evidence: Evidence) -> tuple[Literal["induced", "not-induced"], tuple
     if not margin.low > 0:
         against.append(f"the vector does not beat random directions of its norm: margin {margin} points")
     if not evidence.coherence.value >= evidence.floor:
-        against.append(f"the text breaks: coherence {evidence.coherence} at the chosen dose, floor {evidence.floor:.0f}")
+        against.append(
+            f"the text breaks: coherence {evidence.coherence} at the chosen dose, floor {evidence.floor:.0f}"
+        )
     if against:
         return "not-induced", tuple(against)
     return "induced", (

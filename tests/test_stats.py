@@ -1,0 +1,102 @@
+"""The statistics against scipy's and scikit-learn's."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poise.stats import auc, auc_estimate, bootstrap, kappa, mean_estimate, pearson, ranks, spearman
+
+numbers = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 1)), min_size=2, max_size=30)
+pairs = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=30)
+labelled = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=30)
+raters = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30)
+
+
+def agree(found: float, expected: float) -> bool:
+    return math.isnan(found) if math.isnan(expected) else found == pytest.approx(expected, abs=1e-9)
+
+
+class TestAFigure:
+    @given(x=numbers)
+    def test_ranks_are_scipys(self, x: list[float]) -> None:
+        assert ranks(x).tolist() == scipy.stats.rankdata(x).tolist()
+
+    @given(xy=pairs)
+    def test_correlations_are_scipys(self, xy: list[tuple[int, int]]) -> None:
+        x, y = zip(*xy, strict=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)  # there scipy says NaN, as we do
+            assert agree(pearson(x, y), float(scipy.stats.pearsonr(x, y).statistic))
+            assert agree(spearman(x, y), float(scipy.stats.spearmanr(x, y).statistic))
+
+    @given(rows=labelled)
+    def test_auc_is_scikit_learns(self, rows: list[tuple[int, bool]]) -> None:
+        scores, labels = zip(*rows, strict=True)
+        expected = sklearn.metrics.roc_auc_score(labels, scores) if len(set(labels)) == 2 else math.nan
+        assert agree(auc(scores, labels), float(expected))
+
+    @given(rows=raters)
+    def test_kappa_is_scikit_learns(self, rows: list[tuple[bool, bool]]) -> None:
+        a, b = zip(*rows, strict=True)
+        if len({*a, *b}) == 1:
+            assert math.isnan(kappa(a, b)), "two raters who can only agree"
+        else:
+            assert agree(kappa(a, b), float(sklearn.metrics.cohen_kappa_score(a, b)))
+
+
+class TestAnInterval:
+    def test_of_a_mean_is_near_scipys_bootstrap(self) -> None:
+        x = np.random.default_rng(0).normal(3.0, 2.0, 60)
+        found = mean_estimate(x)
+        expected = scipy.stats.bootstrap((x,), np.mean, method="percentile", rng=1).confidence_interval
+        assert found.value == pytest.approx(x.mean())
+        assert found.n == 60
+        assert [found.low, found.high] == pytest.approx([expected.low, expected.high], abs=0.1)
+
+    def test_covers_the_truth_as_often_as_it_says(self) -> None:
+        rng = np.random.default_rng(1)
+        found = [bootstrap(lambda i, x=x: float(x[i].mean()), 40, draws=300) for x in rng.normal(0, 1, (200, 40))]
+        assert 0.88 <= sum(e.low <= 0 <= e.high for e in found) / 200 <= 0.99
+
+    def test_of_an_auc_resamples_pairs_together(self) -> None:
+        rng = np.random.default_rng(2)
+        hard = rng.normal(0, 10, 25)  # questions differ far more than the sides do
+        positive, negative = hard + 1, hard
+        found = auc_estimate(positive, negative)
+        labels = [True] * 25 + [False] * 25
+        assert found.value == pytest.approx(sklearn.metrics.roc_auc_score(labels, [*positive, *negative]))
+        assert found.n == 25
+        assert found.high - found.low < 0.2, "resampled singly, it would be about 0.3"
+
+    def test_is_repeatable_by_seed(self) -> None:
+        x = np.arange(20.0)
+        assert mean_estimate(x, seed=3) == mean_estimate(x, seed=3)
+        assert mean_estimate(x, seed=3) != mean_estimate(x, seed=4)
+
+    def test_of_too_few_is_the_whole_line(self) -> None:
+        for values in ([], [1.0]):
+            found = mean_estimate(values)
+            assert (found.low, found.high, found.n) == (-math.inf, math.inf, len(values))
+        assert math.isnan(mean_estimate([]).value)
+
+    def test_leaves_out_draws_that_have_no_value(self) -> None:
+        found = bootstrap(lambda i: float("nan") if 0 in i else 1.0, 5)
+        assert (found.low, found.high) == (1.0, 1.0)
+        nothing = bootstrap(lambda i: float("nan"), 5)
+        assert (nothing.low, nothing.high) == (-math.inf, math.inf)
+
+    @given(x=numbers)
+    def test_holds_the_middle_of_what_was_drawn(self, x: list[float]) -> None:
+        found = bootstrap(lambda i: float(np.asarray(x)[i].mean()), len(x), draws=200)
+        assert min(x) - 1e-9 <= found.low <= found.high <= max(x) + 1e-9
+
+    def test_reads_as_a_sentence(self) -> None:
+        assert str(mean_estimate([2.0, 2.0, 2.0])) == "2.00 [2.00, 2.00], n=3"
