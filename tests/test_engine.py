@@ -292,11 +292,15 @@ class TestAStream:
         stream.close()  # type: ignore[attr-defined]
         assert not any(block._forward_hooks for block in llama.blocks)
 
-    def test_does_not_put_its_reader_into_inference_mode(self, llama: Model) -> None:
+    def test_runs_in_inference_mode_and_its_reader_does_not(self, llama: Model) -> None:
         [prompt] = tiny.prompts(llama, 1)
-        for _ in LocalEngine(llama).stream(prompt, GREEDY):
-            assert not torch.is_inference_mode_enabled()
-        assert not torch.is_inference_mode_enabled()
+        inside: list[bool] = []
+        handle = llama.lm.register_forward_hook(lambda *_: inside.append(torch.is_inference_mode_enabled()))
+        outside = [torch.is_inference_mode_enabled() for _ in LocalEngine(llama).stream(prompt, GREEDY)]
+        handle.remove()
+        assert inside
+        assert all(inside)
+        assert not any(outside)
 
 
 @pytest.mark.real

@@ -86,9 +86,7 @@ class TestAJournal:
             raise FULL
 
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(
-            SaveFailed, match=r"Cannot write to .*rows\.jsonl: No space left"
-        ):
+        with pytest.raises(SaveFailed, match=r"Cannot write to .*rows\.jsonl: No space left"):
             journal.append([("b", 2)])
         assert "b" not in journal
         monkeypatch.undo()
@@ -210,10 +208,10 @@ class TestARun:
 
     @pytest.mark.parametrize("torn", ["answers.jsonl", "means"])
     def test_does_a_batch_again_that_was_torn(self, llama: Model, asks: list[Ask], tmp_path: Path, torn: str) -> None:
-        unbroken = self.answer(tmp_path, Counting(llama), asks)
+        unbroken = self.answer(tmp_path, Counting(llama, batch=4), asks)
         path = tmp_path / torn if torn.endswith("l") else min((tmp_path / torn).iterdir())
         path.write_bytes(path.read_bytes()[:-30])
-        again = Counting(llama)
+        again = Counting(llama, batch=4)
         assert same(self.answer(tmp_path, again, asks), unbroken)
         assert again.batches == 1
 

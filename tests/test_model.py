@@ -57,9 +57,10 @@ class TestDecoderBlocks:
         bare = decoder_blocks(lm)
         assert decoder_blocks(tiny.adapted(lm)) == bare
 
-    def test_are_never_the_experts_of_a_mixture(self) -> None:
-        lm = listed({"model.layers": 3}, num_hidden_layers=3)
-        blocks = lm.get_submodule("model.layers")
+    @pytest.mark.parametrize("name", ["model.layers", "trunk.stages"])
+    def test_are_never_the_experts_of_a_mixture(self, name: str) -> None:
+        lm = listed({name: 3}, num_hidden_layers=3)
+        blocks = lm.get_submodule(name)
         for block in blocks.children():
             block.experts = nn.ModuleList(nn.Identity() for _ in range(3))  # as many as there are blocks
         assert list(decoder_blocks(lm)) == list(blocks)

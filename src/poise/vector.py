@@ -129,7 +129,8 @@ class PersonaVector:
     @property
     def norms(self) -> torch.Tensor:
         """‖v‖ at each layer, float32 [L]."""
-        return self.directions.norm(dim=-1)
+        norms: torch.Tensor = torch.linalg.vector_norm(self.directions, dim=-1)
+        return norms
 
     @property
     def default_layer(self) -> int:

@@ -127,8 +127,7 @@ class Run:
     def _run(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One pass: logits of each row's last position, float32 [B, vocabulary]."""
         extra = {"position_ids": positions} if self.accepts_positions else {}
-        # As an index, not a count: a slice is not contiguous, and a matrix product on it copies the weights of the whole
-        # vocabulary once a row.
+        # An index, not a count: a slice is not contiguous, and the head would copy its weights once a row.
         newest = torch.tensor([ids.shape[1] - 1], device=ids.device)
         out = self.model.lm(
             input_ids=ids,
