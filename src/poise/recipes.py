@@ -37,7 +37,7 @@ class Budget:
     questions: int = 20
     rollouts: int = 3
     max_new_tokens: int = 96
-    temperature: float = 1.0
+    temperature: float = 0.7
     seed: int = 0
 
     def __post_init__(self) -> None:

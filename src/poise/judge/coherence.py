@@ -19,7 +19,7 @@ from poise.model.likelihood import token_logprobs
 
 __all__ = ["LikelihoodCoherence", "repetition"]
 
-TOLERANCE = 3.0  # units from the ordinary median to a score of 50
+TOLERANCE = 2.0  # units from the ordinary median to a score of 50
 LEAST_UNIT = {"likelihood": 0.3, "repetition": 0.1}  # a spread of nearly nothing is not a measure
 
 

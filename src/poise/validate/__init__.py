@@ -39,10 +39,10 @@ SAMPLES = 6
 class Settings:
     """How wide validation looks. Doses are ``α‖v‖ / mean‖h‖``."""
 
-    layers: int = 8
+    layers: int = 7
     depth: tuple[float, float] = (0.15, 0.75)
     sweep_doses: tuple[float, ...] = (0.2, 0.35)
-    doses: tuple[float, ...] = (0.1, 0.15, 0.25, 0.3, 0.45, 0.6)
+    doses: tuple[float, ...] = (0.1, 0.15, 0.25, 0.3, 0.45)
     curve: tuple[float, ...] = (-1.0, -2 / 3, -1 / 3, 1 / 3, 2 / 3, 1.0, 4 / 3, 5 / 3)
     random_draws: int = 3
     coherence_floor: float = 50.0
@@ -153,7 +153,7 @@ def _certificate(
 def _select(
     vector: PersonaVector, bench: Bench, questions: Sequence[str], ordinary: Ordinary, wide: Settings
 ) -> Choice:
-    """Layer first, at the sweep's doses, then the dose at that layer: the highest trait score that stays coherent."""
+    """Layer first, at the sweep's doses, then the dose at that layer."""
 
     def tried(pairs: Sequence[tuple[int, float]], what: str) -> dict[tuple[int, float], Measured]:
         conditions = {
@@ -173,12 +173,21 @@ def _select(
 
 
 def _best(seen: dict[tuple[int, float], Measured], wide: Settings) -> tuple[int, float]:
-    """The highest trait score among what stays coherent with a margin; if nothing does, the most coherent."""
+    """The best balance among what stays coherent with a margin; if nothing does, the most coherent.
+
+    Balance is the harmonic mean of trait and coherence (as AxBench weighs concept and fluency, arXiv:2501.17148): the
+    highest trait score alone picks the strength just before the text breaks.
+    """
     floor = wide.coherence_floor + wide.selection_margin
     coherent = {key: m for key, m in seen.items() if m.mean_coherence >= floor}
     if coherent:
-        return max(coherent, key=lambda key: (coherent[key].mean_trait, -key[1]))
+        return max(coherent, key=lambda key: _balance(coherent[key]))
     return max(seen, key=lambda key: seen[key].mean_coherence)
+
+
+def _balance(measured: Measured) -> float:
+    trait, coherence = max(measured.mean_trait, 0.0), max(measured.mean_coherence, 0.0)
+    return 2 * trait * coherence / (trait + coherence) if trait + coherence else 0.0
 
 
 def _measure(
