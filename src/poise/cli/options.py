@@ -22,6 +22,7 @@ __all__ = [
     "Questions",
     "Rollouts",
     "Seed",
+    "Temperature",
     "TraitName",
     "VectorFile",
 ]
@@ -67,6 +68,16 @@ Rollouts = Annotated[
 ]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer.", rich_help_panel=_AMOUNT)
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        min=0.0,
+        help="0 always takes the likeliest token.",
+        rich_help_panel=_AMOUNT,
+    ),
 ]
 Seed = Annotated[
     int, typer.Option("--seed", metavar="S", min=0, help="Of all that is random.", rich_help_panel=_AMOUNT)

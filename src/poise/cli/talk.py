@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from poise.cli.options import Batch, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed
+from poise.cli.options import Batch, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed, Temperature
 from poise.cli.work import load_model, note, working
 
 __all__ = ["generate"]
@@ -27,9 +27,7 @@ def generate(
         ),
     ] = None,
     max_new_tokens: MaxNewTokens = 256,
-    temperature: Annotated[
-        float, typer.Option("--temperature", metavar="T", min=0.0, help="0 always takes the likeliest token.")
-    ] = 1.0,
+    temperature: Temperature = 1.0,
     seed: Seed = 0,
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",

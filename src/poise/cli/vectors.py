@@ -22,6 +22,7 @@ from poise.cli.options import (
     Questions,
     Rollouts,
     Seed,
+    Temperature,
     VectorFile,
 )
 from poise.cli.work import load_model, note, working
@@ -59,6 +60,7 @@ def extract(
     questions: Questions = 20,
     rollouts: Rollouts = 3,
     max_new_tokens: MaxNewTokens = 96,
+    temperature: Temperature = 1.0,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -76,7 +78,7 @@ def extract(
     with working():
         from poise.recipes import Budget, extract_vector
 
-        budget = Budget(questions=questions, rollouts=rollouts, max_new_tokens=max_new_tokens, seed=seed)
+        budget = Budget(questions, rollouts, max_new_tokens, temperature, seed)
         loaded = load_model(model, dtype, device)
         vector = extract_vector(asked, loaded, out, contrast=contrast, judge=judge, budget=budget, batch=batch)
     if as_json:
@@ -103,6 +105,7 @@ def validate(
     questions: Questions = 20,
     rollouts: Rollouts = 3,
     max_new_tokens: MaxNewTokens = 96,
+    temperature: Temperature = 0.7,
     seed: Seed = 0,
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
@@ -123,7 +126,7 @@ def validate(
     with working():
         from poise.recipes import Budget, validate_vector
 
-        budget = Budget(questions=questions, rollouts=rollouts, max_new_tokens=max_new_tokens, seed=seed)
+        budget = Budget(questions, rollouts, max_new_tokens, temperature, seed)
         loaded = load_model(model, dtype, device)
         done = validate_vector(
             file, loaded, folder, judge=judge, budget=budget, batch=batch, allow_other_model=allow_other_model

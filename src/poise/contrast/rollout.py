@@ -148,13 +148,18 @@ class Run:
             what: Shown as progress.
         """
         keys = [content_key(judge=judge.name, scope=scope, question=a.question, answer=a.text) for a in answers]
-        todo = list({key: i for i, key in enumerate(keys) if key not in self.judgements}.values())
-        with track(what, total=len(answers)) as advance:
-            advance(len(answers) - len(todo))
-            for at in range(0, len(todo), JUDGED_AT_ONCE):
-                batch = todo[at : at + JUDGED_AT_ONCE]
-                judged = judge([answers[i].question for i in batch], [answers[i].text for i in batch])
-                self.judgements.append((keys[i], asdict(j)) for i, j in zip(batch, judged, strict=True))
+        places: dict[str, int] = {}
+        for i, key in enumerate(keys):
+            places.setdefault(key, i)
+        first = list(places.values())
+        with track(what, total=len(first)) as advance:
+            # Always in the same batches, done or not: a judge that runs a model may depend on them in the last digit.
+            for at in range(0, len(first), JUDGED_AT_ONCE):
+                batch = first[at : at + JUDGED_AT_ONCE]
+                if not all(keys[i] in self.judgements for i in batch):
+                    judged = judge([answers[i].question for i in batch], [answers[i].text for i in batch])
+                    new = [(keys[i], asdict(j)) for i, j in zip(batch, judged, strict=True)]
+                    self.judgements.append(row for row in new if row[0] not in self.judgements)
                 advance(len(batch))
         return [Judgement(**self.judgements[key]) for key in keys]
 

@@ -9,6 +9,7 @@ import torch
 
 from poise.engine import Generation, Probe, Sampling
 from poise.engine.run import Run
+from poise.errors import InvalidOption
 from poise.model import Encoded, Model
 from poise.model.batch import plan
 from poise.progress import track
@@ -51,6 +52,7 @@ class LocalEngine:
         keep_means: bool = False,
     ) -> list[Generation]:
         """Answer each prompt, in order; see ``poise.engine.Engine``."""
+        self._check_window(prompts, sampling)
         rows = _per_row(steering, len(prompts))
         drawn = list(range(len(prompts))) if seeds is None else list(seeds)
         out: dict[int, Generation] = {}
@@ -72,6 +74,14 @@ class LocalEngine:
         return [out[i] for i in range(len(prompts))]
 
     @torch.inference_mode()  # of the generator: in force while it runs, not while its reader does
+    def _check_window(self, prompts: Sequence[Encoded], sampling: Sampling) -> None:
+        longest = max((len(p.ids) for p in prompts), default=0)
+        if longest + sampling.max_new_tokens > self.model.window:
+            raise InvalidOption(
+                f"The longest prompt ({longest} tokens) and {sampling.max_new_tokens} new tokens exceed the window of "
+                f"{self.model.name} ({self.model.window}); shorten the prompt or ask for fewer new tokens."
+            )
+
     def stream(
         self,
         prompt: Encoded,
@@ -81,6 +91,7 @@ class LocalEngine:
         steering: Steering | None = None,
     ) -> Iterator[str]:
         """The answer to one prompt, piece by piece as it is generated; the pieces joined are the whole answer."""
+        self._check_window([prompt], sampling)
         run = Run(
             self.model, [prompt], sampling, seeds=[seed], steering=[steering], allow_other_model=self.allow_other_model
         )

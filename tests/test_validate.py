@@ -1,0 +1,252 @@
+"""A verdict is earned: the trait rises, beats chance directions and leaves the text whole, by a judge that can tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from poise.contrast import Run
+from poise.engine import Generation, Probe, Sampling
+from poise.errors import InvalidOption
+from poise.judge import Judgement
+from poise.model import Encoded, Model
+from poise.model.batch import plan
+from poise.stats import Estimate
+from poise.steer import Steering
+from poise.validate import Bench, Certificate, Settings, validate
+from poise.validate.certificate import Figure, JudgeFacts
+from poise.validate.measure import nanmean
+from poise.validate.verdict import usable_doses
+from poise.vector import PersonaVector
+
+QUESTIONS = [f"What about number {i}?" for i in range(12)]
+USABLE = JudgeFacts(name="fake", auc=None, held_out_auc=None, usable=True, coherence="fake")
+World = Callable[[float, bool, float], tuple[float | None, float | None]]
+
+
+@dataclasses.dataclass
+class Puppet:
+    """An engine whose answers say their own scores: what the world makes of (dose, own direction?, noise)."""
+
+    vector: PersonaVector
+    world: World
+
+    def plan(self, prompts: Sequence[Encoded], sampling: Sampling) -> list[list[int]]:
+        return plan([len(p.ids) for p in prompts], budget=10_000, most=16)
+
+    def generate(
+        self,
+        prompts: Sequence[Encoded],
+        sampling: Sampling,
+        *,
+        seeds: Sequence[int] | None = None,
+        steering: Steering | Sequence[Steering | None] | None = None,
+        probes: Sequence[Probe] = (),
+        keep_means: bool = False,
+    ) -> list[Generation]:
+        assert seeds is not None
+        assert isinstance(steering, list)
+        return [self._say(seed, steered) for seed, steered in zip(seeds, steering, strict=True)]
+
+    def _say(self, seed: int, steered: Steering | None) -> Generation:
+        noise = float(np.random.default_rng(seed).normal())
+        dose, own = 0.0, True
+        if steered:
+            term = steered.terms[0]
+            assert isinstance(term.layers, tuple)
+            own = torch.equal(term.vector.directions, self.vector.directions)
+            dose = term.vector.dose(term.coef, term.layers[0])
+        trait, coherence = self.world(dose, own, noise)
+        text = f"trait {trait} coherence {coherence} own {own} dose {dose:.4f} noise {noise:.6f}"
+        return Generation(ids=(5,), text=text, finish="stop")
+
+
+def reads(word: str) -> Any:
+    class Reader:
+        name = word
+
+        def __call__(self, questions: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
+            found = [re.search(rf"{word} (\S+)", a) for a in answers]
+            values = [None if m is None or m[1] == "None" else float(m[1]) for m in found]
+            return [Judgement(v) if v is not None else Judgement(None, "said none") for v in values]
+
+    return Reader()
+
+
+def clip(x: float) -> float:
+    return min(100.0, max(0.0, x))
+
+
+def good(dose: float, own: bool, noise: float) -> tuple[float | None, float | None]:
+    """The trait follows the own direction alone, and text holds up to a dose of about 0.7."""
+    return clip(30 + (150 * dose if own else 0) + 4 * noise), clip(95 - 60 * abs(dose) + noise)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny.model()
+
+
+@pytest.fixture(scope="module")
+def vector(model: Model) -> PersonaVector:
+    return tiny.vector(model)
+
+
+def certify(
+    model: Model, vector: PersonaVector, world: World, judge: JudgeFacts = USABLE, **changes: Any
+) -> Certificate:
+    bench = Bench(
+        engine=Puppet(vector, world),
+        model=model,
+        judge=reads("trait"),
+        scope="test",
+        coherence=lambda questions, answers: reads("coherence"),
+        sampling=Sampling(max_new_tokens=4),
+        rollouts=2,
+        seed=0,
+        run=changes.pop("run", Run(None)),
+    )
+    return validate(vector, bench, changes.pop("questions", QUESTIONS), judge, settings=Settings(layers=2, **changes))
+
+
+def test_a_vector_that_moves_the_trait_alone_is_induced(model: Model, vector: PersonaVector) -> None:
+    found = certify(model, vector, good)
+    assert found.verdict == "induced"
+    assert found.monotone.low is not None
+    assert found.monotone.low > 0
+    assert found.random.margin.low is not None
+    assert found.random.margin.low > 0
+    assert found.rise.value == pytest.approx(150 * found.dose, abs=8)
+    assert found.random.rise.value == pytest.approx(0, abs=4)
+    assert found.spread.wrong_way == 0
+
+
+def test_a_direction_that_does_nothing_is_not(model: Model, vector: PersonaVector) -> None:
+    found = certify(model, vector, lambda dose, own, noise: (clip(30 + 4 * noise), 95.0))
+    assert found.verdict == "not-induced"
+    assert any("does not rise" in r for r in found.reasons) or any("random directions" in r for r in found.reasons)
+
+
+def test_what_any_push_does_is_no_trait(model: Model, vector: PersonaVector) -> None:
+    found = certify(model, vector, lambda dose, own, noise: (clip(30 + 100 * abs(dose) + 4 * noise), 95.0))
+    assert found.verdict == "not-induced"
+    assert any("random directions" in reason for reason in found.reasons)
+
+
+def test_broken_text_is_no_trait_however_high_it_scores(model: Model, vector: PersonaVector) -> None:
+    found = certify(model, vector, lambda d, own, noise: (good(d, own, noise)[0], 20.0 if d > 0 else 95.0))
+    assert found.verdict == "not-induced"
+    assert any("text breaks" in reason for reason in found.reasons)
+
+
+def test_a_judge_that_cannot_tell_certifies_nothing(model: Model, vector: PersonaVector) -> None:
+    blind = JudgeFacts(
+        name="blind", auc=Figure.of(Estimate(0.55, 0.4, 0.7, 20)), held_out_auc=None, usable=False, coherence="fake"
+    )
+    found = certify(model, vector, good, judge=blind)
+    assert found.verdict == "not-induced"
+    assert "cannot tell the sides apart" in found.reasons[0]
+    assert "0.55" in found.reasons[0]
+
+
+def test_layer_and_dose_are_chosen_on_questions_that_are_not_reported_on(model: Model, vector: PersonaVector) -> None:
+    found = certify(model, vector, good)
+    assert set(found.selected_on).isdisjoint(found.asked)
+    assert set(found.selected_on) | set(found.asked) == set(QUESTIONS)
+    assert found.rise.n == len(found.asked) == 6
+
+
+def test_the_chosen_dose_balances_the_trait_against_the_text(model: Model, vector: PersonaVector) -> None:
+    found = certify(model, vector, good, doses=(0.1, 0.3, 0.45), sweep_doses=(0.2,))
+    assert found.dose == 0.45
+    fragile = certify(
+        model,
+        vector,
+        lambda d, own, n: (good(d, own, n)[0], clip(95 - 150 * abs(d) + n)),
+        doses=(0.1, 0.3, 0.45),
+        sweep_doses=(0.2,),
+    )
+    assert fragile.dose < 0.3
+
+
+def test_missing_scores_are_counted_and_never_zero(model: Model, vector: PersonaVector) -> None:
+    found = certify(model, vector, lambda d, own, n: (None if n > 0.8 else good(d, own, n)[0], 95.0))
+    plain = next(p for p in found.curve if p.dose == 0)
+    assert plain.missing > 0
+    assert plain.trait.value == pytest.approx(30, abs=6)
+    nothing = certify(model, vector, lambda d, own, n: (None, 95.0))
+    assert nothing.verdict == "not-induced"
+    assert nothing.rise.value is None
+
+
+def test_the_curve_goes_from_minus_to_plus_with_zero_in_it(model: Model, vector: PersonaVector) -> None:
+    doses = [p.dose for p in certify(model, vector, good).curve]
+    assert doses == sorted(doses)
+    assert doses[0] < 0 < doses[-1]
+    assert 0 in doses
+
+
+def test_random_directions_have_the_vectors_norm_and_are_three(model: Model, vector: PersonaVector) -> None:
+    from poise.validate import random_like
+
+    steered = random_like(vector, 1, 0.3, seed=4)
+    drawn = steered.terms[0].vector
+    assert torch.allclose(drawn.norms, vector.norms)
+    assert abs(float(torch.cosine_similarity(drawn.directions[1], vector.directions[1], dim=0))) < 0.9
+    assert not torch.equal(drawn.directions, random_like(vector, 1, 0.3, seed=5).terms[0].vector.directions)
+    assert certify(model, vector, good).random.draws == 3
+
+
+def test_too_few_questions_are_refused(model: Model, vector: PersonaVector) -> None:
+    with pytest.raises(InvalidOption, match="at least 4"):
+        certify(model, vector, good, questions=QUESTIONS[:3])
+
+
+def test_a_resumed_validation_is_the_unbroken_one(model: Model, vector: PersonaVector, tmp_path: Any) -> None:
+    class Killed(Exception):
+        pass
+
+    calls = 0
+
+    def world(dose: float, own: bool, noise: float) -> tuple[float | None, float | None]:
+        nonlocal calls
+        calls += 1
+        if calls == 150:
+            raise Killed
+        return good(dose, own, noise)
+
+    with pytest.raises(Killed):
+        certify(model, vector, world, run=Run(tmp_path))
+    broken = len((tmp_path / "answers.jsonl").read_text().splitlines())
+    assert 0 < broken < 150
+    resumed = certify(model, vector, good, run=Run(tmp_path))
+    assert resumed == certify(model, vector, good)
+
+
+def test_certificates_survive_json(model: Model, vector: PersonaVector) -> None:
+    found = certify(model, vector, good)
+    assert Certificate.model_validate_json(found.model_dump_json()) == found
+
+
+def test_usable_doses_end_at_the_first_break(model: Model, vector: PersonaVector) -> None:
+    curve = certify(model, vector, good).curve
+    points = [p.model_copy(update={"coherence": p.coherence.model_copy(update={"value": 90.0})}) for p in curve]
+    assert usable_doses(points, 50) == (points[0].dose, points[-1].dose)
+    broken = next(p for p in points if p.dose > 0)
+    points[points.index(broken)] = broken.model_copy(
+        update={"coherence": broken.coherence.model_copy(update={"value": 10.0})}
+    )
+    assert usable_doses(points, 50) == (points[0].dose, 0.0)
+
+
+def test_nanmean_leaves_out_what_is_missing() -> None:
+    values = np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]])
+    assert nanmean(values)[0] == 2.0
+    assert np.isnan(nanmean(values)[1])
