@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import random
@@ -48,6 +50,20 @@ def test_impolite_from_exemplars_is_induced_and_beats_random_directions(model: p
     assert "<html" in done.report.read_text(encoding="utf-8")
     again = validate_vector(path, model, tmp_path / "report", budget=SMALL, settings=NARROW)
     assert again.certificate == found
+
+
+def test_the_readmes_python_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the amount, which is cut to what a test may take."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    small = functools.partial(validate_vector, budget=dataclasses.replace(SMALL, questions=4), settings=NARROW)
+    monkeypatch.setattr(poise, "validate_vector", small, raising=False)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith(("induced", "not-induced"))
+    assert (tmp_path / "impolite-report" / "report.html").is_file()
 
 
 def test_shuffled_sides_are_not_induced(model: poise.Model, tmp_path: Path) -> None:
