@@ -106,7 +106,9 @@ def certificate(**changes: Any) -> Certificate:
         "random": RandomControl(
             draws=3, dose=0.3, trait=figure(11.0), coherence=figure(79.0), rise=figure(1.0), margin=figure(29.0)
         ),
-        "prompting": Prompting(positive=figure(20.0), negative=figure(5.0), coherence=figure(90.0)),
+        "prompting": Prompting(
+            positive=figure(20.0), negative=figure(5.0), coherence=figure(90.0), negative_coherence=figure(92.0)
+        ),
         "spread": Spread(changes=(30.0, 30.0), wrong_way=0.0),
         "agreement": 0.5,
         "judge": JudgeFacts(name="exemplars", auc=None, held_out_auc=None, usable=True, coherence="somehow"),
@@ -164,7 +166,7 @@ class TestExtract:
             "trait": "impolite",
             "contrast": "prompted",
             "judge": "endpoint:m",
-            "budget": recipes.Budget(questions=2, rollouts=4, max_new_tokens=5, seed=6),
+            "budget": recipes.Budget(questions=2, rollouts=4, max_new_tokens=5, temperature=1.0, seed=6),
             "batch": 7,
         }
 

@@ -116,7 +116,9 @@ def induced(**changed: Any) -> Certificate:
             rise=difference(2.1, 4),
             margin=difference(29.1),
         ),
-        "prompting": Prompting(positive=figure(19.8), negative=figure(12.2), coherence=figure(91.0)),
+        "prompting": Prompting(
+            positive=figure(19.8), negative=figure(12.2), coherence=figure(91.0), negative_coherence=figure(92.0)
+        ),
         "spread": Spread(changes=(41.2, 38.0, 22.5, 55.1, -4.3, 30.9, 47.7, 12.0, 35.5, 33.4), wrong_way=0.1),
         "agreement": 0.31,
         "judge": JudgeFacts(

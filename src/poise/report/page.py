@@ -124,7 +124,7 @@ def _controls(c: Certificate) -> list[Control]:
     return [
         *rows,
         Control("System prompt for the trait", None, c.prompting.positive, c.prompting.coherence),
-        Control("System prompt against it", None, c.prompting.negative, None),
+        Control("System prompt against it", None, c.prompting.negative, c.prompting.negative_coherence),
     ]
 
 

@@ -262,8 +262,8 @@ def _prompting(measured: dict[str, Measured]) -> Prompting | None:
     if "prompting positive" not in measured:
         return None
     positive, coherence = measured["prompting positive"].figures()
-    negative, _ = measured["prompting negative"].figures()
-    return Prompting(positive=positive, negative=negative, coherence=coherence)
+    negative, other = measured["prompting negative"].figures()
+    return Prompting(positive=positive, negative=negative, coherence=coherence, negative_coherence=other)
 
 
 def _spread(rise: np.ndarray) -> Spread:

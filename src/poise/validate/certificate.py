@@ -61,7 +61,8 @@ class Prompting(Frozen):
 
     positive: Figure
     negative: Figure
-    coherence: Figure
+    coherence: Figure = Field(description="Under the prompts that ask for the trait.")
+    negative_coherence: Figure = Field(description="Under the prompts that ask for its opposite.")
 
 
 class Spread(Frozen):

@@ -51,7 +51,7 @@ def decide(evidence: Evidence) -> tuple[Literal["induced", "not-induced"], tuple
     if not slope.low > 0:
         against.append(f"the trait score does not rise with the dose: Spearman {slope}")
     if not margin.low > 0:
-        against.append(f"the vector does not beat random directions of its norm: margin of {margin} points")
+        against.append(f"the vector does not beat random directions of its norm: margin in points {margin}")
     if not evidence.coherence.value >= evidence.floor:
         against.append(
             f"the text breaks: coherence {evidence.coherence} at the chosen dose, floor {evidence.floor:.0f}"
@@ -60,7 +60,7 @@ def decide(evidence: Evidence) -> tuple[Literal["induced", "not-induced"], tuple
         return "not-induced", tuple(against)
     return "induced", (
         f"the trait score rises with the dose: Spearman {slope}",
-        f"the vector beats random directions of its norm: margin of {margin} points",
+        f"the vector beats random directions of its norm: margin in points {margin}",
         f"the text holds: coherence {evidence.coherence} at the chosen dose, floor {evidence.floor:.0f}",
     )
 
