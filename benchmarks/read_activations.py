@@ -47,12 +47,12 @@ def naive(model: Model, corpus: list[Encoded]) -> torch.Tensor:
     return torch.stack(means)
 
 
-def speed(name: str, n: int) -> None:
+def speed(name: str, n: int, pairs: int) -> None:
     model = load(name)
     corpus = texts(model, n)
     tokens = sum(len(t.ids) for t in corpus)
     print(f"{name}, {len(corpus)} texts, {tokens} tokens, {model.lm.dtype}, {torch.get_num_threads()} threads")
-    plain, read, ratio = interleave(lambda: bare(model, corpus), lambda: ours(model, corpus))
+    plain, read, ratio = interleave(lambda: bare(model, corpus), lambda: ours(model, corpus), most=pairs)
     print(f"ours          {len(corpus) / median(read):8.2f} texts/s")
     print(
         f"(a) bare      {len(corpus) / median(plain):8.2f} texts/s; ours takes {ratio} of its time; speed "
@@ -131,11 +131,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=60, help="most pairs a comparison")
     parser.add_argument("--alone", choices=["none", "bare", "ours", "naive"])
     given = parser.parse_args()
     if given.alone:
         alone(given.model, given.texts, given.alone)
     else:
-        speed(given.model, given.texts)
+        speed(given.model, given.texts, given.pairs)
         memory(given.model, given.texts)
         effect(given.model)

@@ -23,7 +23,7 @@ from poise.steer import Steering, Term
 from poise.trait import library
 
 
-def main(name: str, tokens: int) -> None:
+def main(name: str, tokens: int, pairs: int) -> None:
     # No stop tokens: every run decodes exactly the same number of tokens.
     model = dataclasses.replace(load(name), stop_ids=frozenset())
     vector = extract(contrast.exemplars(library.load("impolite"), model), model)
@@ -34,13 +34,13 @@ def main(name: str, tokens: int) -> None:
     for batch in (1, 16):
         plain = run(model, batch, tokens, None)
         for label, steered in (("one layer", one), ("all layers", everywhere)):
-            a, b, ratio = interleave(plain, run(model, batch, tokens, steered))
+            a, b, ratio = interleave(plain, run(model, batch, tokens, steered), most=pairs)
             print(
                 f"batch {batch:2d}, {label:10s}: {batch * tokens / median(b):7.1f} tokens/s steered, "
                 f"{batch * tokens / median(a):7.1f} unsteered; speed ratio {1 / ratio.value:.3f} "
                 f"[{1 / ratio.high:.3f}, {1 / ratio.low:.3f}], n={ratio.n}"
             )
-        a, b, ratio = interleave(plain, theirs(model, batch, tokens))
+        a, b, ratio = interleave(plain, theirs(model, batch, tokens), most=pairs)
         print(
             f"batch {batch:2d}, unsteered : {batch * tokens / median(a):7.1f} tokens/s ours, "
             f"{batch * tokens / median(b):7.1f} transformers generate; ours is {ratio} × as fast"
@@ -65,5 +65,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=60, help="most pairs a comparison")
     given = parser.parse_args()
-    main(given.model, given.tokens)
+    main(given.model, given.tokens, given.pairs)

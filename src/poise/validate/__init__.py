@@ -162,32 +162,35 @@ def _select(
         }
         return dict(zip(pairs, bench.measure(conditions, ordinary, what=what).values(), strict=True))
 
-    seen = tried(
-        [(layer, dose) for layer in wide.candidates(vector.layers) for dose in wide.sweep_doses], "layer sweep"
-    )
-    layer, _ = _best(seen, wide)
+    plain = bench.measure({"plain": bench.asks(questions, Ask(""))}, ordinary, what="unsteered")["plain"].mean_trait
+    layers = wide.candidates(vector.layers)
+    seen = tried([(layer, dose) for layer in layers for dose in wide.sweep_doses], "layer sweep")
+    layer, _ = _best(seen, plain, wide)
     seen |= tried([(layer, dose) for dose in wide.doses], f"strengths at layer {layer}")
-    _, dose = _best({key: m for key, m in seen.items() if key[0] == layer}, wide)
+    _, dose = _best({key: m for key, m in seen.items() if key[0] == layer}, plain, wide)
     points = tuple(_point(vector, i, d, m) for (i, d), m in sorted(seen.items()))
     return Choice(layer, dose, points)
 
 
-def _best(seen: dict[tuple[int, float], Measured], wide: Settings) -> tuple[int, float]:
+def _best(seen: dict[tuple[int, float], Measured], plain: float, wide: Settings) -> tuple[int, float]:
     """The best balance among what stays coherent with a margin; if nothing does, the most coherent.
 
-    Balance is the harmonic mean of trait and coherence (as AxBench weighs concept and fluency, arXiv:2501.17148): the
-    highest trait score alone picks the strength just before the text breaks.
+    Balance is the harmonic mean of coherence and the trait's rise, as a share of the room above the unsteered score
+    (AxBench weighs concept and fluency so, arXiv:2501.17148). The highest trait score alone picks the strength just
+    before the text breaks; the score itself, without what was there before, picks almost no strength.
     """
     floor = wide.coherence_floor + wide.selection_margin
     coherent = {key: m for key, m in seen.items() if m.mean_coherence >= floor}
     if coherent:
-        return max(coherent, key=lambda key: _balance(coherent[key]))
+        return max(coherent, key=lambda key: _balance(coherent[key], plain))
     return max(seen, key=lambda key: seen[key].mean_coherence)
 
 
-def _balance(measured: Measured) -> float:
-    trait, coherence = max(measured.mean_trait, 0.0), max(measured.mean_coherence, 0.0)
-    return 2 * trait * coherence / (trait + coherence) if trait + coherence else 0.0
+def _balance(measured: Measured, plain: float) -> float:
+    rise = 100 * (measured.mean_trait - plain) / max(100 - plain, 1.0)
+    if rise <= 0:
+        return rise  # below all that rise
+    return 2 * rise * measured.mean_coherence / (rise + measured.mean_coherence)
 
 
 def _measure(

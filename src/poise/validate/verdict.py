@@ -1,4 +1,4 @@
-"""From measured scores to a verdict: three conditions, each with an interval, each with its own reason."""
+"""From measured scores to a verdict: four conditions, each with an interval, each with its own reason."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ def decide(evidence: Evidence) -> tuple[Literal["induced", "not-induced"], tuple
         against.append(f"the judge {evidence.judge.name} cannot tell the sides apart{figure}, so no score of it counts")
     if not slope.low > 0:
         against.append(f"the trait score does not rise with the dose: Spearman {slope}")
+    rise = over_questions(evidence.rise)
+    if not rise.low > 0:
+        against.append(f"the trait score at the chosen dose is not above the unsteered one: rise in points {rise}")
     if not margin.low > 0:
         against.append(f"the vector does not beat random directions of its norm: margin in points {margin}")
     if not evidence.coherence.value >= evidence.floor:
@@ -60,6 +63,7 @@ def decide(evidence: Evidence) -> tuple[Literal["induced", "not-induced"], tuple
         return "not-induced", tuple(against)
     return "induced", (
         f"the trait score rises with the dose: Spearman {slope}",
+        f"the trait score at the chosen dose is above the unsteered one: rise in points {rise}",
         f"the vector beats random directions of its norm: margin in points {margin}",
         f"the text holds: coherence {evidence.coherence} at the chosen dose, floor {evidence.floor:.0f}",
     )
