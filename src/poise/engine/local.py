@@ -73,7 +73,6 @@ class LocalEngine:
                 out |= dict(zip(batch, run.generations(), strict=True))
         return [out[i] for i in range(len(prompts))]
 
-    @torch.inference_mode()  # of the generator: in force while it runs, not while its reader does
     def _check_window(self, prompts: Sequence[Encoded], sampling: Sampling) -> None:
         longest = max((len(p.ids) for p in prompts), default=0)
         if longest + sampling.max_new_tokens > self.model.window:
@@ -82,6 +81,7 @@ class LocalEngine:
                 f"{self.model.name} ({self.model.window}); shorten the prompt or ask for fewer new tokens."
             )
 
+    @torch.inference_mode()  # of the generator: in force while it runs, not while its reader does
     def stream(
         self,
         prompt: Encoded,
