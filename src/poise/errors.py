@@ -14,7 +14,6 @@ PoiseError
 │   ├── InvalidSteering        a steering expression, layer, strength or phase makes no sense here
 │   ├── JudgeUnavailable       the judge cannot be reached or answers nonsense
 │   ├── TooFewResponses        too few usable responses on a side
-│   ├── InvalidRun             a run folder belongs to other settings
 │   ├── SaveFailed             the disk refused; what was there before is untouched
 │   ├── MissingExtra           a part of Poise that is not installed
 │   └── InvalidOption          a command-line value out of range
@@ -84,10 +83,6 @@ class JudgeUnavailable(UserError):
 
 class TooFewResponses(UserError):
     """Too few usable responses on a side to take a mean."""
-
-
-class InvalidRun(UserError):
-    """A run folder was begun with other settings than those asked for now."""
 
 
 class SaveFailed(UserError):

@@ -7,7 +7,6 @@ means in residual-stream units: ``α = 1`` adds one mean difference. Projections
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -252,9 +251,3 @@ def _first(error: Exception) -> str:
         fault = error.errors()[0]
         return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
     return str(error)
-
-
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Cosine of two directions [d]."""
-    value = float(torch.dot(a.float(), b.float()) / (a.float().norm() * b.float().norm()).clamp(min=1e-12))
-    return value if math.isfinite(value) else 0.0
