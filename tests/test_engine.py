@@ -198,6 +198,20 @@ class TestWhatIsKept:
             assert found.readings is not None
             torch.testing.assert_close(found.readings, expected, rtol=0, atol=1e-4)
 
+    def test_each_row_may_be_watched_by_probes_of_its_own(self, llama: Model) -> None:
+        prompts = tiny.prompts(llama, 3)
+        a, b = (Probe(layer, torch.full((tiny.D,), 0.1 * (layer + 1))) for layer in (1, 3))
+        every = LocalEngine(llama).generate(prompts, GREEDY, probes=[a, b])
+        own = LocalEngine(llama).generate(prompts, GREEDY, probes=[[b], [], [b, a]])
+        assert own[1].readings is None
+        for row, columns in ((0, [1]), (2, [1, 0])):
+            readings, whole_readings = own[row].readings, every[row].readings
+            assert readings is not None
+            assert whole_readings is not None
+            assert torch.equal(readings, whole_readings[:, columns])
+        with pytest.raises(ValueError, match="2 lists of probes for 3 prompts"):
+            LocalEngine(llama).generate(prompts, GREEDY, probes=[[a], [b]])
+
     def test_nothing_is_unless_it_was_asked_for(self, llama: Model) -> None:
         [found] = LocalEngine(llama).generate(tiny.prompts(llama, 1), GREEDY)
         assert found.mean is None

@@ -48,7 +48,7 @@ class Puppet:
         *,
         seeds: Sequence[int] | None = None,
         steering: Steering | Sequence[Steering | None] | None = None,
-        probes: Sequence[Probe] = (),
+        probes: Sequence[Probe] | Sequence[Sequence[Probe]] = (),
         keep_means: bool = False,
     ) -> list[Generation]:
         assert seeds is not None

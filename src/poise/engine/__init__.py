@@ -77,8 +77,11 @@ class Engine(Protocol):
         *,
         seeds: Sequence[int] | None = None,
         steering: Steering | Sequence[Steering | None] | None = None,
-        probes: Sequence[Probe] = (),
+        probes: Sequence[Probe] | Sequence[Sequence[Probe]] = (),
         keep_means: bool = False,
     ) -> list[Generation]:
-        """Answer each prompt, in order. Row i is drawn with ``seeds[i]`` (default i) whatever shares its batch."""
+        """Answer each prompt, in order. Row i is drawn with ``seeds[i]`` (default i) whatever shares its batch.
+
+        Steering and probes are one for all rows, or one (a list of probes) for each.
+        """
         ...

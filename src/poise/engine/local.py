@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -48,29 +49,32 @@ class LocalEngine:
         *,
         seeds: Sequence[int] | None = None,
         steering: Steering | Sequence[Steering | None] | None = None,
-        probes: Sequence[Probe] = (),
+        probes: Sequence[Probe] | Sequence[Sequence[Probe]] = (),
         keep_means: bool = False,
     ) -> list[Generation]:
         """Answer each prompt, in order; see ``poise.engine.Engine``."""
         self._check_window(prompts, sampling)
         rows = _per_row(steering, len(prompts))
+        watched = _probes_per_row(probes, len(prompts))
         drawn = list(range(len(prompts))) if seeds is None else list(seeds)
         out: dict[int, Generation] = {}
         with track("Generating", total=len(prompts)) as advance:
             for batch in self.plan(prompts, sampling):
+                every = list({id(p): p for i in batch for p in watched[i]}.values())
                 run = Run(
                     self.model,
                     [prompts[i] for i in batch],
                     sampling,
                     seeds=[drawn[i] for i in batch],
                     steering=[rows[i] for i in batch],
-                    probes=probes,
+                    probes=every,
                     keep_means=keep_means,
                     allow_other_model=self.allow_other_model,
                 )
                 for finished in run.steps():
                     advance(len(finished))
-                out |= dict(zip(batch, run.generations(), strict=True))
+                for i, generation in zip(batch, run.generations(), strict=True):
+                    out[i] = _only(generation, every, watched[i])
         return [out[i] for i in range(len(prompts))]
 
     def _check_window(self, prompts: Sequence[Encoded], sampling: Sampling) -> None:
@@ -113,3 +117,20 @@ def _per_row(steering: Steering | Sequence[Steering | None] | None, n: int) -> l
     if len(rows) != n:
         raise ValueError(f"{len(rows)} steerings for {n} prompts; give one, or one for each")
     return rows
+
+
+def _probes_per_row(probes: Sequence[Probe] | Sequence[Sequence[Probe]], n: int) -> list[list[Probe]]:
+    shared = [p for p in probes if isinstance(p, Probe)]
+    if len(shared) == len(probes):
+        return [shared] * n
+    if shared or len(probes) != n:
+        raise ValueError(f"{len(probes)} lists of probes for {n} prompts; give probes for all rows, or a list for each")
+    return [[p for p in row if isinstance(p, Probe)] for row in probes if not isinstance(row, Probe)]
+
+
+def _only(generation: Generation, every: list[Probe], own: list[Probe]) -> Generation:
+    """The generation with the readings of its own probes, of all that its batch was read by."""
+    if generation.readings is None or not own:
+        return replace(generation, readings=None)
+    place = {id(p): k for k, p in enumerate(every)}
+    return replace(generation, readings=generation.readings[:, [place[id(p)] for p in own]])
