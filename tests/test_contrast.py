@@ -161,6 +161,23 @@ def test_equal_answers_are_judged_once_and_first_scores_stay() -> None:
     assert [j.score for j in run.judge(changed, more, scope="s", what="x")] == [1.0, 2.0, 1.0, 50.0]
 
 
+def test_first_answers_stay_whatever_batch_asks_again(model: Model, tmp_path: Path) -> None:
+    class Fickle(LocalEngine):
+        calls = 0
+
+        def generate(self, prompts: Any, *args: Any, **kwargs: Any) -> list[Generation]:
+            self.calls += 1
+            return [Generation(ids=(7,), text=f"call {self.calls}", finish="stop") for _ in prompts]
+
+    engine, run = Fickle(model), Run(tmp_path)
+    one, two = Ask("First?"), Ask("Second?")
+    assert [a.text for a in run.answer(engine, model, [one], SHORT, what="x")] == ["call 1"]
+    assert [a.text for a in run.answer(engine, model, [one, two], SHORT, what="x")] == ["call 1", "call 2"]
+    again = Run(tmp_path).answer(engine, model, [one, two], SHORT, what="x")
+    assert [a.text for a in again] == ["call 1", "call 2"]
+    assert engine.calls == 2
+
+
 def test_steering_and_seed_make_another_answer(model: Model) -> None:
     run = Run(None)
     asks = [Ask("What now?", seed=s) for s in range(3)]

@@ -96,12 +96,15 @@ class Run:
                     )
                     means = [g.mean for g in generations if g.mean is not None]
                     self._keep_means([keys[i] for i in batch], means)
-                    self.answers.append(
-                        (keys[i], {"text": g.text, "ids": list(g.ids)}) for i, g in zip(batch, generations, strict=True)
-                    )
+                    # First answers stay: what a later batch makes of the same question may differ in the last digit.
+                    said = {
+                        keys[i]: {"text": g.text, "ids": list(g.ids)} for i, g in zip(batch, generations, strict=True)
+                    }
+                    self.answers.append((key, row) for key, row in said.items() if key not in self.answers)
+                    rows = [self.answers[keys[i]] for i in batch]
                     found = [
-                        _answer(asks[i], prompts[i], g.text, g.ids, g.mean)
-                        for i, g in zip(batch, generations, strict=True)
+                        _answer(asks[i], prompts[i], row["text"], row["ids"], g.mean)
+                        for i, row, g in zip(batch, rows, generations, strict=True)
                     ]
                 out |= dict(zip(batch, found, strict=True))
                 advance(len(batch))
