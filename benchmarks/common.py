@@ -7,25 +7,12 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from poise.model import Encoded, Model, ask
+from poise.stats import Estimate, bootstrap
 from poise.trait import library
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Median of paired ratios with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}], n={self.n} pairs"
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -36,22 +23,24 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def median_ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
-    """Median of b/a over pairs: above 1 where b took longer."""
+def median_ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """Median of b/a over pairs, bootstrapped by pair: above 1 where b took longer."""
     ratios = np.array(b) / np.array(a)
-    rng = np.random.default_rng(0)
-    draws = np.median(ratios[rng.integers(0, len(ratios), (2000, len(ratios)))], axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
+    return bootstrap(lambda i: float(np.median(ratios[i])), len(ratios))
+
+
+def shown(ratio: Estimate) -> str:
+    """With the three digits that ± 2 % takes."""
+    return f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], n={ratio.n} pairs"
 
 
 def interleave(
     a: Callable[[], object], b: Callable[[], object], *, within: float = 0.02, least: int = 5, most: int = 60
-) -> tuple[list[float], list[float], Ratio]:
+) -> tuple[list[float], list[float], Estimate]:
     """Time a and b in turn, in alternating order, until the interval of the ratio is within ± ``within``."""
     a(), b()
     times: tuple[list[float], list[float]] = ([], [])
-    ratio = Ratio(1, 0, 2, 0)
+    ratio = Estimate(1, 0, 2, 0)
     while len(times[0]) < least or (ratio.high - ratio.low > 2 * within and len(times[0]) < most):
         for which in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
             times[which].append(seconds((a, b)[which]))

@@ -16,7 +16,7 @@ import sys
 
 import torch
 
-from common import interleave, median, peak_mib, seconds, texts
+from common import interleave, median, peak_mib, seconds, shown, texts
 from poise import activations, contrast
 from poise.extract import extract
 from poise.model import Encoded, Model, ask, load
@@ -55,7 +55,7 @@ def speed(name: str, n: int, pairs: int) -> None:
     plain, read, ratio = interleave(lambda: bare(model, corpus), lambda: ours(model, corpus), most=pairs)
     print(f"ours          {len(corpus) / median(read):8.2f} texts/s")
     print(
-        f"(a) bare      {len(corpus) / median(plain):8.2f} texts/s; ours takes {ratio} of its time; speed "
+        f"(a) bare      {len(corpus) / median(plain):8.2f} texts/s; ours takes {shown(ratio)} of its time; speed "
         f"{1 / ratio.value:.3f}"
     )
     full = load(name, dtype=torch.float32)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from common import interleave, median
+from common import interleave, median, shown
 from poise import contrast
 from poise.engine import Sampling
 from poise.engine.local import LocalEngine
@@ -43,7 +43,7 @@ def main(name: str, tokens: int, pairs: int) -> None:
         a, b, ratio = interleave(plain, theirs(model, batch, tokens), most=pairs)
         print(
             f"batch {batch:2d}, unsteered : {batch * tokens / median(a):7.1f} tokens/s ours, "
-            f"{batch * tokens / median(b):7.1f} transformers generate; ours is {ratio} × as fast"
+            f"{batch * tokens / median(b):7.1f} transformers generate; ours is {shown(ratio)} × as fast"
         )
 
 

@@ -78,14 +78,14 @@ class Run:
                 finished = self._keep_books(chosen)
                 last = step + 1 == self.sampling.max_new_tokens
                 if last and need_states and not self._done():
-                    self._forward(cache, chosen, step)
+                    self._forward(cache, chosen)
                 if last:
                     finished += self._close("length")
                 yield finished
                 if last or self._done():
                     return
                 chosen = self._shrink(cache, applied, chosen)
-                logits = self._forward(cache, chosen, step)
+                logits = self._forward(cache, chosen)
 
     def generations(self) -> list[Generation]:
         """The finished answers, in the caller's order."""
@@ -118,7 +118,7 @@ class Run:
             applied.decoding()
         return logits
 
-    def _forward(self, cache: Any, chosen: torch.Tensor, step: int) -> torch.Tensor:
+    def _forward(self, cache: Any, chosen: torch.Tensor) -> torch.Tensor:
         self.position = self.position + 1
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.rows), 1))], dim=1)
