@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from poise.engine import Generation
     from poise.judge.check import Agreement
     from poise.stats import Estimate
-    from poise.steer import Steering, Term
+    from poise.steer import Condition, Steering, Term
     from poise.trait.lint import LintReport
-    from poise.validate.certificate import Certificate, Point
+    from poise.validate.certificate import Certificate, Monitoring, Point
     from poise.vector import PersonaVector
 
 __all__ = ["of_agreement", "of_answers", "of_certificate", "of_lint", "of_vector", "print_json", "whole_vector"]
@@ -80,8 +80,20 @@ def of_certificate(certificate: Certificate, report: Path) -> Facts:
             "coherence": prompting.coherence.value,
         },
         "judge": certificate.judge.model_dump(),
+        "monitoring": certificate.monitoring and _monitoring(certificate.monitoring),
+        "together": certificate.together and certificate.together.model_dump(mode="json"),
         "notes": list(certificate.notes),
         "report": str(report),
+    }
+
+
+def _monitoring(of: Monitoring) -> Facts:
+    """The chosen layers' figures; the certificate has every layer and rung."""
+    left_out = {"rungs", "by_layer"}
+    prompts, answers = of.of_prompts, of.of_answers
+    return of.model_dump(mode="json", exclude=left_out) | {
+        "prompts": prompts.model_dump(include={"overall", "within"}),
+        "answers": answers and answers.model_dump(include={"auc_mean", "auc_peak"}),
     }
 
 
@@ -100,7 +112,7 @@ def _point(point: Point) -> Facts:
 def of_answers(
     model: str, prompts: Sequence[str], answers: Sequence[Generation], steering: Steering | None, seed: int
 ) -> Facts:
-    """Answers in order. ``coefficient`` is α, 0 unsteered, null where several vectors steer at once."""
+    """Answers in order. ``coefficient`` is α, 0 unsteered, null where several terms steer, or one that adds nothing."""
     terms = [_term(term) for term in (steering.terms if steering else ())]
     coefficient = None if len(terms) > 1 else terms[0]["coefficient"] if terms else 0.0
     return {
@@ -121,14 +133,30 @@ def of_answers(
 
 
 def _term(term: Term) -> Facts:
+    """What a term does and where; ``coefficient`` and ``dose`` of additions, ``level`` of clamps and caps."""
     layer = term.layers[0]
-    assert isinstance(layer, int)  # a command steers at one layer
+    added, leveled = term.operation == "add", term.operation in ("clamp", "cap")
     return {
         "trait": term.vector.name,
-        "layer": layer,
+        "operation": term.operation,
+        "layer": layer if len(term.layers) == 1 else term.layers,
         "layers": term.vector.layers,
-        "coefficient": term.coef,
-        "dose": round(term.vector.dose(term.coef, layer), 4),
+        "coefficient": term.value if added else None,
+        "dose": round(term.vector.dose(term.value, layer), 4) if added and isinstance(layer, int) else None,
+        "level": term.value if leveled else None,
+        "phase": term.phase,
+        "tokens": term.tokens,
+        "when": _condition(term.when) if term.when else None,
+    }
+
+
+def _condition(when: Condition) -> Facts:
+    return {
+        "trait": when.vector.name,
+        "layer": when.layer,
+        "value": when.value,
+        "above": when.above,
+        "reading": when.reading,
     }
 
 

@@ -23,6 +23,7 @@ def generate(
             "--steer",
             metavar="FILE[@LAYER]=X",
             help="Add a vector: X is 1.5 (times the vector) or 30% (of the activations' size; text breaks near 100%). "
+            "Or out, cap:3, clamp:0; and after it: on prompt|all, first N, after N, if [prompt] FILE>3. "
             "Several add up.",
         ),
     ] = None,
@@ -41,10 +42,13 @@ def generate(
     with working():
         from poise import recipes
         from poise.engine import Sampling
+        from poise.steer import cautions
 
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
         loaded = load_model(model, dtype, device)
         steering = recipes.steer_by(steer or [], loaded, allow_other_model=allow_other_model)
+        for caution in cautions(steering):
+            note(f"warning: {caution}")
         answers = recipes.generate(prompts, loaded, steering=steering, sampling=sampling, seed=seed, batch=batch)
     if as_json:
         facts.print_json(facts.of_answers(loaded.name, prompts, answers, steering, seed))

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save
 from poise.engine import Engine, Sampling
 from poise.journal import Journal, content_key, saving
 from poise.judge import Judge, Judgement
-from poise.model import Encoded, Model, ask
+from poise.model import Encoded, Message, Model, ask
 from poise.progress import track
 from poise.steer import Steering
+from poise.vector import PersonaVector
 
 __all__ = ["Answer", "Ask", "Run", "score"]
 
@@ -29,12 +30,19 @@ JUDGED_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One question to be answered once: system prompt, steering and random stream."""
+    """One question to be answered once: system prompt, steering, random stream and (question, answer) turns before."""
 
     question: str
     system: str | None = None
     steering: Steering | None = None
     seed: int = 0
+    before: tuple[tuple[str, str], ...] = ()
+
+    def messages(self) -> list[Message]:
+        """The conversation up to the question."""
+        *system, question = ask(self.question, self.system)
+        turns = [turn for q, a in self.before for turn in (*ask(q), Message(role="assistant", content=a))]
+        return [*system, *turns, question]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ class Run:
         keep_means: bool = False,
     ) -> list[Answer]:
         """Answer every ask, in order, reusing what the folder already holds."""
-        prompts = [model.encode(ask(a.question, a.system)) for a in asks]
+        prompts = [model.encode(a.messages()) for a in asks]
         identity = asdict(model.fingerprint)
         keys = [
             content_key(
@@ -182,15 +190,24 @@ def _answer(asked: Ask, prompt: Encoded, text: str, ids: Sequence[int], mean: to
     return Answer(asked.question, text, whole, mean)
 
 
-def steering_key(steering: Steering | None) -> list[list[object]]:
-    """What identifies a steering: the content of its vectors, strengths, layers, operations and phases."""
-    return [
+def steering_key(steering: Steering | None) -> list[object]:
+    """What identifies a steering: the content of its vectors, and everything that it does with them."""
+    if steering is None:
+        return []
+    terms: list[object] = [
         [
-            hashlib.sha256(t.vector.directions.numpy().tobytes()).hexdigest()[:16],
-            t.coef,
+            _identity(t.vector),
+            t.value,
             t.layers if t.layers == "increments" else list(t.layers),
             t.operation,
             t.phase,
+            list(t.tokens),
+            [_identity(t.when.vector), t.when.layer, t.when.value, t.when.above, t.when.reading] if t.when else None,
         ]
-        for t in (steering.terms if steering else ())
+        for t in steering.terms
     ]
+    return [*terms, "orthogonal"] if steering.orthogonal else terms
+
+
+def _identity(vector: PersonaVector) -> str:
+    return hashlib.sha256(vector.directions.numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,14 @@
+"""Steering is data (``terms``, ``spec``), done by small functions (``operators``), in one place (``apply``).
+
+Add (Chen et al. 2025, section 3.2): h ← h + α·v, at one layer, at several, or as increments v_ℓ − v_{ℓ−1} at all of
+them (section 5.2). Project out, clamp and cap work along the unit direction. Each may be limited to a phase, to some
+tokens, or to what a probe says, and every row of a batch may be steered differently.
+"""
+
+from poise.steer.apply import Applied, steering
+from poise.steer.caution import cautions
+from poise.steer.operators import Operation
+from poise.steer.spec import Spec
+from poise.steer.terms import Condition, Phase, Steering, Term, at
+
+__all__ = ["Applied", "Condition", "Operation", "Phase", "Spec", "Steering", "Term", "at", "cautions", "steering"]

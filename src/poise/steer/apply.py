@@ -1,0 +1,305 @@
+"""``steering(model, rows)``: the only code that changes a forward pass.
+
+Rows of a batch may be steered differently. Terms that do the same kind of thing in different rows share a ``Slot``: one
+tensor operation for all of them. Hooks return new tensors, are set all or none, and come off whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from poise.errors import HookDidNotFire, InvalidSteering
+from poise.model import Model
+from poise.model.batch import Batch
+from poise.model.blocks import residual
+from poise.steer.operators import OPERATORS, Operation
+from poise.steer.terms import Condition, Phase, Steering, Term
+
+__all__ = ["Applied", "steering"]
+
+ENDLESS = 1 << 40
+
+
+@dataclass(slots=True)
+class Gate:
+    """Conditions of one layer and kind, a row each: v̂ [B, 1, d], value [B, 1, 1], sign + for above and − for below."""
+
+    layer: int
+    reading: str
+    unit: torch.Tensor
+    value: torch.Tensor
+    sign: torch.Tensor
+    open: torch.Tensor | None = None  # bool [B, T or 1, 1], in the pass that runs or for the answer
+
+    def read(self, h: torch.Tensor, newest: torch.Tensor | None) -> None:
+        """Decide for each token, or for each row by the position [B] of its last prompt token."""
+        if self.reading == "prompt":
+            if newest is None:
+                return  # the prompt has been read already
+            rows = torch.arange(len(h), device=h.device)
+            h = h[rows, newest].unsqueeze(1)
+        along = torch.matmul(h.float(), self.unit.mT)
+        self.open = (along - self.value) * self.sign > 0
+
+
+@dataclass(slots=True)
+class Slot:
+    """One operation at one layer for all rows: v [B, 1, d], zero where a row has none of it; level [B, 1, 1]."""
+
+    operation: Operation
+    phase: Phase
+    v: torch.Tensor
+    level: torch.Tensor
+    first: torch.Tensor | None  # int64 [B, 1], with ``last`` the tokens of the response
+    last: torch.Tensor | None
+    gate: Gate | None
+
+    def delta(self, h: torch.Tensor) -> torch.Tensor:
+        """What is to be added to h [B, T, d], before masks."""
+        return self.v if self.operation == "add" else OPERATORS[self.operation](h.float(), self.v, self.level)
+
+
+@dataclass(slots=True)
+class Pass:
+    """Where the running forward pass may be steered: masks bool [B, T], and which response token each position is."""
+
+    masks: dict[Phase, torch.Tensor] | None = None
+    some: dict[Phase, bool] = field(default_factory=dict)
+    token: torch.Tensor | None = None  # int64 [B, T] or [1, 1]
+    newest: torch.Tensor | None = None  # int64 [B], the last prompt token
+
+
+class Applied:
+    """What a steered forward pass needs to know: which rows are there, and which positions are response.
+
+    The engine announces each pass. A caller who does not, say with the model's own ``generate``, gets the usual
+    reading: one token a row is a response token, more are the prompt, padded on the left.
+    """
+
+    def __init__(self, model: Model, rows: Sequence[Steering | None]) -> None:
+        self._slots, self._gates = _compile(model, rows)
+        self._announced = False
+        self._pass = Pass()
+        self._age = -1  # of the newest token, counted in the response
+        self.silent = set(self.layers)
+        self.touched = not self._slots
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers at which any row is steered or read, ascending."""
+        return sorted({*self._slots, *self._gates})
+
+    def announce(self, batch: Batch) -> None:
+        """The next pass runs this batch: prompts and spans say where to steer."""
+        response = batch.inside(batch.spans) & batch.real
+        masks: dict[Phase, torch.Tensor] = {
+            "prompt": batch.inside(batch.prompts) & batch.real,
+            "response": response,
+            "all": batch.real,
+        }
+        newest = torch.tensor([last - 1 for _, last in batch.prompts], device=response.device)
+        some = {phase: bool(mask.any()) for phase, mask in masks.items()}
+        self._pass = Pass(masks, some, response.long().cumsum(1) - 1, newest)
+        self._announced, self._age = True, -1
+        self._forget()
+
+    def decoding(self) -> None:
+        """From now on every pass runs one response token a row; there may be none, where all answers end at once."""
+        self._pass, self._announced = Pass(), False
+        self.touched = True
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        for gate in {id(g): g for gates in self._gates.values() for g in gates}.values():
+            gate.unit, gate.value, gate.sign = gate.unit[rows], gate.value[rows], gate.sign[rows]
+            gate.open = gate.open[rows] if gate.open is not None else None
+        for slot in (s for slots in self._slots.values() for s in slots):
+            slot.v, slot.level = slot.v[rows], slot.level[rows]
+            slot.first = slot.first[rows] if slot.first is not None else None
+            slot.last = slot.last[rows] if slot.last is not None else None
+
+    def change(self, layer: int, h: torch.Tensor) -> torch.Tensor:
+        """The hidden states [B, T, d] of a block, steered."""
+        if layer == self.layers[0] and not self._announced:
+            self._begin(h)
+        self.silent.discard(layer)
+        for gate in self._gates.get(layer, ()):
+            gate.read(h, self._pass.newest)
+        for slot in self._slots.get(layer, ()):
+            h = self._change(h, slot)
+        return h
+
+    def _begin(self, h: torch.Tensor) -> None:
+        """A pass that nobody announced: a token a row, or a prompt."""
+        if h.shape[1] == 1:
+            self._age += 1
+            self._pass = Pass(token=torch.full((1, 1), self._age, device=h.device))
+        else:
+            self._age = -1
+            self._pass = Pass(newest=torch.full((len(h),), h.shape[1] - 1, device=h.device))
+            self._forget()
+
+    def _forget(self) -> None:
+        for gates in self._gates.values():
+            for gate in gates:
+                gate.open = None
+
+    def _change(self, h: torch.Tensor, slot: Slot) -> torch.Tensor:
+        now = self._pass
+        if now.masks is None:
+            if slot.phase not in ("all", "prompt" if now.newest is not None else "response"):
+                return h
+        elif not now.some[slot.phase]:
+            return h
+        self.touched = True
+        mask = self._mask(slot, h)
+        delta = slot.delta(h)
+        if mask is not None:
+            delta = delta * mask
+        delta = delta.to(h.dtype)
+        # Where nothing is to be changed, h stays bit for bit: adding 0 would turn −0 into 0.
+        return h + delta if slot.operation == "add" and mask is None else torch.where(delta != 0, h + delta, h)
+
+    def _mask(self, slot: Slot, h: torch.Tensor) -> torch.Tensor | None:
+        """[B, T, 1], or ``None`` for everywhere."""
+        now, masks = self._pass, []
+        if now.masks is not None:
+            masks.append(now.masks[slot.phase].unsqueeze(-1))
+        if slot.first is not None and slot.last is not None and now.token is not None:
+            masks.append(((now.token >= slot.first) & (now.token < slot.last)).unsqueeze(-1))
+        if slot.gate is not None:
+            if slot.gate.open is None:
+                raise InvalidSteering(
+                    f"A condition on the prompt at layer {slot.gate.layer} is not known when an earlier layer of the "
+                    "same pass is to be steered; read it at that layer or below, or generate."
+                )
+            masks.append(slot.gate.open)
+        if not masks:
+            return None
+        out = masks[0]
+        for mask in masks[1:]:
+            out = out & mask
+        return out
+
+
+@contextlib.contextmanager
+def steering(
+    model: Model, rows: Steering | Sequence[Steering | None], *, allow_other_model: bool = False
+) -> Iterator[Applied]:
+    """Steer every forward pass inside the block.
+
+    Args:
+        model: Its blocks are hooked.
+        rows: One steering for all rows, or one for each row of the batch (``None``: leave that row alone).
+        allow_other_model: Use vectors that were computed on another model of the same shape.
+
+    Yields:
+        ``Applied``, to announce batches to.
+
+    Raises:
+        OtherModel: a vector does not belong to this model.
+        HookDidNotFire: the block ended normally and some layer was never run, or nothing was steered at all.
+    """
+    listed = [rows] if isinstance(rows, Steering) else list(rows)
+    terms = [t for s in listed if s for t in s.terms]
+    used = [t.vector for t in terms] + [t.when.vector for t in terms if t.when]
+    for vector in {id(v): v for v in used}.values():
+        vector.check_model(model, allow_other_model=allow_other_model)
+    applied = Applied(model, listed)
+    with contextlib.ExitStack() as hooks:
+        for layer in applied.layers:
+
+            def hook(module: Any, args: Any, output: Any, layer: int = layer) -> Any:
+                h = applied.change(layer, residual(output))
+                return (h, *output[1:]) if isinstance(output, tuple) else h
+
+            hooks.callback(model.blocks[layer].register_forward_hook(hook).remove)
+        yield applied
+    if applied.silent:
+        raise HookDidNotFire(
+            f"Layers {sorted(applied.silent)} of {model.name} were never run, so nothing was steered there."
+        )
+    if not applied.touched:
+        raise HookDidNotFire(
+            f"Nothing was steered on {model.name}: no position belonged to the phase that was asked for. Announce "
+            "the batch, or steer phase='all'."
+        )
+
+
+Key = tuple[Any, ...]
+
+
+def _compile(model: Model, rows: Sequence[Steering | None]) -> tuple[dict[int, list[Slot]], dict[int, list[Gate]]]:
+    """Slots and gates by layer, in working order. Rows without a term of that kind have zeros in its slot."""
+    slots: dict[int, dict[Key, Slot]] = {}
+    gates: dict[Key, Gate] = {}
+    for row, steered in enumerate(rows):
+        if steered is None:
+            continue
+        for number, (term, directions) in enumerate(zip(steered.terms, steered.directions(), strict=True)):
+            key = _key(term, number)
+            gate = _gate(gates, key, term.when, row, len(rows), model) if term.when else None
+            for layer, v in directions.items():
+                at = slots.setdefault(layer, {})
+                if key not in at:
+                    at[key] = _slot(term, gate, len(rows), model)
+                _fill(at[key], row, term, v)
+    order = list(OPERATORS)
+    ready = {
+        layer: sorted((_ready(s, model) for s in at.values()), key=lambda s: order.index(s.operation))
+        for layer, at in slots.items()
+    }
+    read: dict[int, list[Gate]] = {}
+    for gate in gates.values():
+        read.setdefault(gate.layer, []).append(gate)
+    return ready, read
+
+
+def _key(term: Term, number: int) -> Key:
+    """Terms of equal keys share a slot. Plain sums do so within a row too; the rest keep their place in the row."""
+    condition = (term.when.layer, term.when.reading) if term.when else None
+    return (term.operation, term.phase, term.scheduled, condition, None if term.shared else number)
+
+
+def _slot(term: Term, gate: Gate | None, n: int, model: Model) -> Slot:
+    counted = torch.zeros((n, 1), dtype=torch.long, device=model.device) if term.scheduled else None
+    return Slot(
+        term.operation,
+        term.phase,
+        torch.zeros((n, 1, model.width)),
+        torch.zeros((n, 1, 1)),
+        counted,
+        counted.clone() if counted is not None else None,
+        gate,
+    )
+
+
+def _fill(slot: Slot, row: int, term: Term, v: torch.Tensor) -> None:
+    slot.v[row, 0] += v
+    if term.operation in ("clamp", "cap"):
+        slot.level[row] = term.value
+    if slot.first is not None and slot.last is not None:
+        slot.first[row], slot.last[row] = term.tokens[0], ENDLESS if term.tokens[1] is None else term.tokens[1]
+
+
+def _gate(gates: dict[Key, Gate], key: Key, when: Condition | None, row: int, n: int, model: Model) -> Gate:
+    assert when is not None
+    if key not in gates:
+        zeros = torch.zeros((n, 1, 1), device=model.device)
+        unit = torch.zeros((n, 1, model.width), device=model.device)
+        gates[key] = Gate(when.layer, when.reading, unit, zeros, torch.zeros_like(zeros))
+    gate = gates[key]
+    gate.unit[row, 0] = when.vector.unit(when.layer).to(model.device)
+    gate.value[row], gate.sign[row] = when.value, 1.0 if when.above else -1.0
+    return gate
+
+
+def _ready(slot: Slot, model: Model) -> Slot:
+    dtype = model.lm.dtype if slot.operation == "add" else torch.float32
+    slot.v, slot.level = slot.v.to(model.device, dtype), slot.level.to(model.device)
+    return slot
