@@ -4,8 +4,9 @@
 
 (ours) all layers, response means; (a) the same blocks in the same length-sorted batches without any hook;
 (b) one text at a time, float32, autograd on, all hidden states kept. Each reader also runs in a process of its
-own for its peak memory. Last, per trait, the effect of the direction: the rise of log p(with) − log p(without)
-per token on held-out exemplars at one norm, response mean beside last token.
+own for its memory: the peak above what is resident once model and texts are loaded. Last, per trait, the effect
+of the direction: the rise of log p(with) − log p(without) per token on held-out exemplars at one norm, response
+mean beside last token.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from common import interleave, median, peak_mib, seconds, shown, texts
+from common import interleave, median, seconds, shown, texts
 from poise import activations, contrast
 from poise.extract import extract
 from poise.model import Encoded, Model, ask, load
@@ -78,17 +81,30 @@ def memory(name: str, n: int) -> None:
             capture_output=True,
             text=True,
         )
-        print(f"peak memory, {which:6s} {done.stdout.strip() or done.stderr[-300:]}")
+        print(f"memory, {which:6s} {done.stdout.strip() or done.stderr[-300:]}")
 
 
 def alone(name: str, n: int, which: str) -> None:
     model = load(name, dtype=torch.float32 if which == "naive" else None)
     corpus = texts(model, n)
-    if which == "naive":
-        naive(model, corpus[:20])
-    elif which != "none":
-        {"bare": bare, "ours": ours}[which](model, corpus)
-    print(f"{peak_mib():.0f} MiB")
+    work = {"none": lambda *_: None, "bare": bare, "ours": ours, "naive": naive}[which]
+    print(peak_above(lambda: work(model, corpus)))
+
+
+def peak_above(work: Callable[[], object]) -> str:
+    """How far resident memory rises, at its peak, above where it stands when ``work`` begins; Linux alone tells."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak, VmHWM, starts again from here
+    except OSError:
+        return "not measured here"
+    before = _status_mib("VmRSS")
+    work()
+    return f"peak {_status_mib('VmHWM') - before:.0f} MiB above the {before:.0f} MiB resident after loading"
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 
 
 def effect(name: str) -> None:

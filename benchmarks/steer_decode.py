@@ -2,69 +2,125 @@
 
     python benchmarks/steer_decode.py [--model smollm2-135m] [--tokens 64]
 
-Pairs of runs are interleaved until the interval of their median ratio is within ± 2 %.
+Steered and unsteered runs advance in turn, step by step, on two copies of the model that change places from run to run;
+until the interval of the median ratio is within ± 2 %. Beside ``generate``, whole runs are interleaved.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from common import interleave, median, shown
+from common import interleave, median, shown, stepwise
 from poise import contrast
+from poise.activations import Probe
 from poise.engine import Sampling
 from poise.engine.local import LocalEngine
+from poise.engine.run import Run
 from poise.extract import extract
 from poise.model import Model, ask, load
-from poise.steer import Steering, Term
+from poise.steer import Condition, Steering, Term
 from poise.trait import library
+from poise.vector import PersonaVector
+
+QUESTION = "How do I keep a sourdough starter alive?"
 
 
-def main(name: str, tokens: int, pairs: int) -> None:
-    # No stop tokens: every run decodes exactly the same number of tokens.
-    model = dataclasses.replace(load(name), stop_ids=frozenset())
+def main(name: str, tokens: int, pairs: int, batches: Sequence[int]) -> None:
+    # No stop tokens: every run decodes exactly the same number of tokens. Two copies, because hooks of a run that
+    # waits for its next step stay on its model.
+    models = [dataclasses.replace(load(name), stop_ids=frozenset()) for _ in range(2)]
+    model = models[0]
     vector = extract(contrast.exemplars(library.load("impolite"), model), model)
-    layer = round(model.layers / 3)
-    one = Steering((Term(vector, 1.0, (layer,)),))
-    everywhere = Steering((Term(vector, 1.0, "increments"),))
-    print(f"{name}, {model.lm.dtype}, {torch.get_num_threads()} threads, {tokens} new tokens, greedy")
-    for batch in (1, 16):
-        plain = run(model, batch, tokens, None)
-        for label, steered in (("one layer", one), ("all layers", everywhere)):
-            a, b, ratio = interleave(plain, run(model, batch, tokens, steered), most=pairs)
-            print(
-                f"batch {batch:2d}, {label:10s}: {batch * tokens / median(b):7.1f} tokens/s steered, "
-                f"{batch * tokens / median(a):7.1f} unsteered; speed ratio {1 / ratio.value:.3f} "
-                f"[{1 / ratio.high:.3f}, {1 / ratio.low:.3f}], n={ratio.n}"
-            )
-        a, b, ratio = interleave(plain, theirs(model, batch, tokens), most=pairs)
+    print(f"{name}, {model.lm.dtype}, {torch.get_num_threads()} threads, {tokens} new tokens, greedy", flush=True)
+    for batch in batches:
+        for label, steered in steerings(vector, model).items():
+            report(label, models, batch, tokens, pairs, steering=steered)
+        a, b, ratio = interleave(run(model, batch, tokens), theirs(model, batch, tokens), most=pairs)
         print(
-            f"batch {batch:2d}, unsteered : {batch * tokens / median(a):7.1f} tokens/s ours, "
-            f"{batch * tokens / median(b):7.1f} transformers generate; ours is {shown(ratio)} × as fast"
+            f"batch {batch:2d}, {'unsteered':12s}: {batch * tokens / median(a):7.1f} tokens/s ours, "
+            f"{batch * tokens / median(b):7.1f} transformers generate; ours is {shown(ratio)} × as fast",
+            flush=True,
         )
 
 
-def run(model: Model, batch: int, tokens: int, steered: Steering | None) -> Callable[[], object]:
-    engine = LocalEngine(model)
-    prompts = [model.encode(ask("How do I keep a sourdough starter alive?"))] * batch
+def steerings(vector: PersonaVector, model: Model) -> Mapping[str, Steering]:
+    """One layer, all layers, a cap, and steering on a condition that is read at every token."""
+    layer = round(model.layers / 3)
+    return {
+        "one layer": Steering((Term(vector, 1.0, (layer,)),)),
+        "all layers": Steering((Term(vector, 1.0, "increments"),)),
+        "capped": Steering((Term(vector, 0.0, (layer,), "cap"),)),
+        "conditional": Steering((Term(vector, 1.0, (layer,), when=Condition(vector, layer, 0.0)),)),
+    }
+
+
+def report(
+    label: str,
+    models: Sequence[Model],
+    batch: int,
+    tokens: int,
+    pairs: int,
+    *,
+    steering: Steering | None = None,
+    probes: Sequence[Probe] = (),
+) -> None:
+    """The changed run beside the plain one, in one line."""
+    places = itertools.cycle([(0, 1), (1, 0)])
+    now = [0, 1]
+
+    def plain() -> Iterator[object]:
+        now[:] = next(places)
+        return steps(models[now[0]], batch, tokens)
+
+    def changed() -> Iterator[object]:
+        return steps(models[now[1]], batch, tokens, steering, probes)
+
+    a, b, ratio = stepwise(plain, changed, most=pairs)
+    print(
+        f"batch {batch:2d}, {label:12s}: {batch / median(b):7.1f} tokens/s, {batch / median(a):7.1f} plain; "
+        f"speed ratio {1 / ratio.value:.3f} [{1 / ratio.high:.3f}, {1 / ratio.low:.3f}], n={ratio.n} runs",
+        flush=True,
+    )
+
+
+@torch.inference_mode()
+def steps(
+    model: Model, batch: int, tokens: int, steering: Steering | None = None, probes: Sequence[Probe] = ()
+) -> Iterator[object]:
+    prompts = [model.encode(ask(QUESTION))] * batch
     sampling = Sampling(max_new_tokens=tokens, temperature=0)
-    return lambda: engine.generate(prompts, sampling, steering=steered)
+    rows = [steering] * batch
+    yield from Run(model, prompts, sampling, seeds=[0] * batch, steering=rows, probes=probes).steps()
+
+
+def run(model: Model, batch: int, tokens: int) -> Callable[[], object]:
+    engine = LocalEngine(model)
+    prompts = [model.encode(ask(QUESTION))] * batch
+    sampling = Sampling(max_new_tokens=tokens, temperature=0)
+    return lambda: engine.generate(prompts, sampling)
 
 
 def theirs(model: Model, batch: int, tokens: int) -> Callable[[], object]:
-    ids = torch.tensor([model.encode(ask("How do I keep a sourdough starter alive?")).ids] * batch)
+    ids = torch.tensor([model.encode(ask(QUESTION)).ids] * batch)
     mask = torch.ones_like(ids)
     options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
     return lambda: model.lm.generate(ids, attention_mask=mask, **options)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=60, help="most pairs a comparison")
-    given = parser.parse_args()
-    main(given.model, given.tokens, given.pairs)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    return parser
+
+
+if __name__ == "__main__":
+    given = arguments(__doc__).parse_args()
+    main(given.model, given.tokens, given.pairs, given.batch)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import tiny
-from poise.activations import forward, read, read_tokens, reading, reference_norm
+from poise.activations import Probe, forward, project, read, read_tokens, reading, reference_norm
 from poise.contrast import ContrastSet, exemplars
 from poise.errors import HookDidNotFire, NonFiniteActivation, TooFewResponses
 from poise.extract import agreement, extract
@@ -75,6 +75,14 @@ class TestHiddenStates:
         for found, wanted in zip(read_tokens(model, texts, [3, 0]), expected, strict=True):
             assert_equal(found, wanted[:, [3, 0]])
 
+    def test_are_projected_on_any_probes_token_by_token(self, architecture: Any) -> None:
+        model, texts, expected = architecture
+        vectors = {layer: tiny.vector(model, seed=layer) for layer in (2, 0)}
+        probes = [Probe(layer, vectors[layer].unit(layer)) for layer in (2, 0, 2)]
+        for found, states in zip(project(model, texts, probes), expected, strict=True):
+            wanted = torch.stack([states[:, p.layer] @ p.direction for p in probes], dim=1)
+            assert_equal(found, wanted)
+
     @pytest.mark.parametrize("padding", ["left", "right"])
     @pytest.mark.parametrize("budget", [1, 100_000])
     def test_are_pooled_over_the_response(self, architecture: Any, padding: Side, budget: int) -> None:
@@ -110,6 +118,29 @@ class TestHiddenStates:
         for found, text in zip(read_tokens(model, texts, range(tiny.L)), texts, strict=True):
             assert_equal(found, hidden_states(bare, text))
         assert not torch.allclose(read(model, texts), read(tiny.model(name), texts), atol=1e-2)
+
+
+class TestAProjection:
+    def test_runs_no_block_after_the_deepest_that_it_needs(self) -> None:
+        model = tiny.model()
+        ran: list[int] = []
+        handles = [b.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, b in enumerate(model.blocks)]
+        project(model, tiny.texts(model, 3), [Probe(0, torch.ones(tiny.D)), Probe(1, torch.ones(tiny.D))])
+        for handle in handles:
+            handle.remove()
+        assert set(ran) == {0, 1}
+        assert not any(block._forward_hooks for block in model.blocks)
+
+    def test_that_fails_says_where_and_leaves_no_hook(self) -> None:
+        lm = copy.deepcopy(tiny.lm())
+        lm.model.layers[1].mlp.down_proj.weight.data[:] = float("nan")
+        model = wrap(lm, tiny.chatml(), name="broken")
+        with pytest.raises(NonFiniteActivation, match=r"text 0 \(3 of 3 texts\)"):
+            project(model, tiny.texts(model, 3), [Probe(2, torch.ones(tiny.D))])
+        assert not any(block._forward_hooks for block in model.blocks)
+
+    def test_of_nothing_is_empty(self) -> None:
+        assert project(tiny.model(), [], [Probe(0, torch.ones(tiny.D))]) == []
 
 
 class TestAReading:

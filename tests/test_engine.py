@@ -287,15 +287,35 @@ class TestAStream:
         engine = LocalEngine(llama)
         pieces = list(engine.stream(prompt, sampling, seed=seed))
         [expected] = engine.generate([prompt], sampling, seeds=[seed])
-        assert "".join(pieces) == expected.text
-        assert not any(piece.endswith("\N{REPLACEMENT CHARACTER}") for piece in pieces[:-1])
+        assert "".join(p.text for p in pieces) == expected.text
+        assert not any(p.text.endswith("\N{REPLACEMENT CHARACTER}") for p in pieces[:-1])
+        assert [p.finish for p in pieces] == [None] * (len(pieces) - 1) + [expected.finish]
+
+    @settings(max_examples=30)
+    @given(seed=st.integers(0, 10_000), length=st.integers(1, 6))
+    def test_that_is_watched_gives_the_prompt_first_and_each_token_with_its_text(
+        self, llama: Model, seed: int, length: int
+    ) -> None:
+        [prompt] = tiny.prompts(llama, 1)
+        sampling = Sampling(length, temperature=2.0)
+        probes = [Probe(0, torch.ones(tiny.D)), Probe(2, torch.arange(tiny.D).float())]
+        engine = LocalEngine(llama)
+        first, *pieces = engine.stream(prompt, sampling, seed=seed, probes=probes)
+        [expected] = engine.generate([prompt], sampling, seeds=[seed], probes=probes)
+        assert expected.readings is not None
+        assert (first.text, len(first.readings)) == ("", 1)
+        assert torch.equal(torch.cat([p.readings.reshape(-1, 2) for p in (first, *pieces)]), expected.readings)
+        said, tokens = "", 0
+        for piece in pieces:
+            said, tokens = said + piece.text, tokens + len(piece.readings)
+            assert said == llama.tokenizer.decode(expected.ids[:tokens], skip_special_tokens=True)
 
     def test_is_steered_like_an_answer(self, llama: Model) -> None:
         [prompt] = tiny.prompts(llama, 1)
         steering = at(tiny.vector(llama), coef=3.0, layer=1)
         engine = LocalEngine(llama)
         [expected] = engine.generate([prompt], GREEDY, steering=steering)
-        assert "".join(engine.stream(prompt, GREEDY, steering=steering)) == expected.text
+        assert "".join(p.text for p in engine.stream(prompt, GREEDY, steering=steering)) == expected.text
         assert expected.text != engine.generate([prompt], GREEDY)[0].text
 
     def test_that_is_left_early_leaves_nothing_behind(self, llama: Model) -> None:

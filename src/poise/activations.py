@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from poise.model.batch import Batch, Side, pad, plan
 from poise.model.blocks import residual
 from poise.progress import track
 
-__all__ = ["Pool", "read", "read_tokens", "reading", "reference_norm"]
+__all__ = ["Pool", "Probe", "by_layer", "project", "read", "read_tokens", "reading", "reference_norm"]
 
 Pool = Literal["response_mean", "prompt_mean", "prompt_last"]
 Visit = Callable[[int, torch.Tensor], None]
@@ -27,6 +28,14 @@ Visit = Callable[[int, torch.Tensor], None]
 BUDGET = 2048  # padded tokens a batch on a CPU; measured in benchmarks/read_activations.py
 BUDGET_GPU = 16384
 MOST_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """A direction to read: the projection of a block's output on ``direction`` [d] at ``layer``."""
+
+    layer: int
+    direction: torch.Tensor
 
 
 @contextlib.contextmanager
@@ -125,6 +134,83 @@ def read_tokens(model: Model, texts: Sequence[Encoded], layers: Sequence[int]) -
         with reading(model, visit, layers):
             forward(model, pad([texts[i] for i in rows], side="right", device=model.device))
     return out
+
+
+def project(model: Model, texts: Sequence[Encoded], probes: Sequence[Probe]) -> list[torch.Tensor]:
+    """Projections of every token of each text on each probe, in one forward pass a text.
+
+    One [T, d] × [d, k] product a watched layer, in float32; the pass stops after the deepest of them. The mean of
+    a span's projections is the projection of its mean.
+
+    Args:
+        model: Runs without its language-model head.
+        texts: Within the model's window.
+        probes: k of them, at any layers.
+
+    Returns:
+        float32 [T, k] a text, on the CPU.
+
+    Raises:
+        NonFiniteActivation: NaN or infinity came out of the model.
+    """
+    out = [torch.empty(0)] * len(texts)
+    with track("Reading", total=len(texts)) as advance:
+        for rows in plan([len(t.ids) for t in texts], budget=_budget(model), most=MOST_ROWS):
+            batch = pad([texts[i] for i in rows], side="right", device=model.device)
+            read_by = project_batch(model, batch, probes).cpu()
+            for row, i in enumerate(rows):
+                out[i] = read_by[row, : len(texts[i].ids)].clone()
+            advance(len(rows))
+    bad = [i for i, values in enumerate(out) if not torch.isfinite(values).all()]
+    if bad:
+        raise NonFiniteActivation(
+            f"{model.name} gave NaN or infinity for text {bad[0]} ({len(bad)} of {len(texts)} texts); load it with "
+            "dtype=torch.float32."
+        )
+    return out
+
+
+def project_batch(model: Model, batch: Batch, probes: Sequence[Probe]) -> torch.Tensor:
+    """Projections of every position of a padded batch, float32 [B, T, k] on the model's device; padding is noise."""
+    grouped = by_layer(probes, model)
+    out = torch.empty((*batch.ids.shape, len(probes)), device=model.device)
+
+    def visit(layer: int, states: torch.Tensor) -> None:
+        columns, directions = grouped[layer]
+        out[:, :, columns] = states.float() @ directions
+
+    with reading(model, visit, sorted(grouped)), stopping(model, max(grouped)):
+        forward(model, batch)
+    return out
+
+
+@contextlib.contextmanager
+def stopping(model: Model, layer: int) -> Iterator[None]:
+    """End the forward pass inside the block once block ``layer`` has run; what comes after it is not computed."""
+
+    def stop(module: Any, args: Any, output: Any) -> None:
+        raise _Deep
+
+    hook = model.blocks[layer].register_forward_hook(stop)
+    try:
+        with contextlib.suppress(_Deep):
+            yield
+    finally:
+        hook.remove()
+
+
+class _Deep(BaseException):
+    """The deepest wanted layer has run."""
+
+
+def by_layer(probes: Sequence[Probe], model: Model) -> dict[int, tuple[list[int], torch.Tensor]]:
+    """Probes of one layer as one matrix: layer → (columns, float32 [d, probes of that layer])."""
+    layers = sorted({p.layer for p in probes})
+    columns = {layer: [k for k, p in enumerate(probes) if p.layer == layer] for layer in layers}
+    return {
+        layer: (ks, torch.stack([probes[k].direction.float() for k in ks], dim=1).to(model.device))
+        for layer, ks in columns.items()
+    }
 
 
 def reference_norm(model: Model, texts: Sequence[Encoded]) -> torch.Tensor:

@@ -12,11 +12,12 @@ from typing import Literal, Protocol
 
 import torch
 
+from poise.activations import Probe
 from poise.errors import InvalidOption
 from poise.model import Encoded
 from poise.steer import Steering
 
-__all__ = ["Engine", "Generation", "Probe", "Sampling"]
+__all__ = ["Engine", "Generation", "Piece", "Probe", "Sampling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +38,6 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """A direction to read while generating: projection on ``direction`` [d] at ``layer``."""
-
-    layer: int
-    direction: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class Generation:
     """One answer. T: its tokens, k: probes.
 
@@ -61,6 +54,21 @@ class Generation:
     finish: Literal["stop", "length"]
     mean: torch.Tensor | None = None
     readings: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a stream gives at a time: some text, and the readings of the tokens that it is made of.
+
+    Attributes:
+        text: What was added; empty in the first piece and in one that only ends the answer.
+        readings: float32 [tokens, k]; in the first piece the last prompt token's, before anything is said.
+        finish: Set in the last piece.
+    """
+
+    text: str
+    readings: torch.Tensor
+    finish: Literal["stop", "length"] | None = None
 
 
 class Engine(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from poise.engine import Generation, Probe, Sampling
+from poise.engine import Generation, Piece, Probe, Sampling
 from poise.engine.run import Run
 from poise.errors import InvalidOption
 from poise.model import Encoded, Model
@@ -93,21 +93,40 @@ class LocalEngine:
         *,
         seed: int = 0,
         steering: Steering | None = None,
-    ) -> Iterator[str]:
-        """The answer to one prompt, piece by piece as it is generated; the pieces joined are the whole answer."""
+        probes: Sequence[Probe] = (),
+    ) -> Iterator[Piece]:
+        """The answer to one prompt, piece by piece as it is generated; the texts joined are the whole answer.
+
+        With probes the first piece is the prompt's reading, and each token comes with its own: a token is read by the
+        pass that takes it in, so that watched text is one token behind what has been chosen.
+        """
         self._check_window([prompt], sampling)
         run = Run(
-            self.model, [prompt], sampling, seeds=[seed], steering=[steering], allow_other_model=self.allow_other_model
+            self.model,
+            [prompt],
+            sampling,
+            seeds=[seed],
+            steering=[steering],
+            probes=probes,
+            allow_other_model=self.allow_other_model,
         )
-        said = ""
         with contextlib.closing(run.steps()) as steps:
-            for _ in steps:
-                text = run.text(0)
-                if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is still to come
-                    yield text[len(said) :]
-                    said = text
-        if rest := run.text(0)[len(said) :]:
-            yield rest
+            yield from _pieces(run, steps, watched=bool(probes))
+
+
+def _pieces(run: Run, steps: Iterator[list[int]], *, watched: bool) -> Iterator[Piece]:
+    said, taken = "", 0
+    for _ in steps:
+        if watched and not taken:
+            yield Piece("", run.seen[0][1].cpu())
+            taken = 1
+        ready = len(run.seen) - 1 if watched else len(run.tokens[0])
+        text, ended = run.text(0, ready), run.finish[0]
+        if ended is None and (text == said or text.endswith("\N{REPLACEMENT CHARACTER}")):
+            continue  # nothing to show yet, or the rest of a character is still to come
+        new = [values for _, values in run.seen[taken : ready + 1]] if watched else []
+        yield Piece(text[len(said) :], torch.cat(new).cpu() if new else torch.empty(0), ended)
+        said, taken = text, taken + len(new)
 
 
 def _per_row(steering: Steering | Sequence[Steering | None] | None, n: int) -> list[Steering | None]:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from poise.activations import reading
-from poise.engine import Generation, Probe, Sampling
+from poise.activations import Probe, by_layer, reading
+from poise.engine import Generation, Sampling
 from poise.engine.cache import roomy_cache
 from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
@@ -51,8 +51,8 @@ class Run:
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self.finish: list[Literal["stop", "length"] | None] = [None] * len(prompts)
         self.means: dict[int, torch.Tensor] = {}
-        self.readings: list[list[torch.Tensor]] = [[] for _ in prompts]
-        self.probes = _by_layer(probes, model)
+        self.seen: list[tuple[list[int], torch.Tensor]] = []  # a forward pass: which rows, their projections [B, k]
+        self.probes = by_layer(probes, model)
         self.width_of_probes = len(probes)
         self.draws = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_new_tokens) for seed in seeds]
         self.sums = torch.zeros((len(prompts), model.layers, model.width), device=model.device) if keep_means else None
@@ -90,25 +90,34 @@ class Run:
     def generations(self) -> list[Generation]:
         """The finished answers, in the caller's order."""
         blank = torch.full((self.model.layers, self.model.width), float("nan"))
+        readings = self._readings()
         return [
             Generation(
                 ids=tuple(self.tokens[row]),
                 text=self.text(row),
                 finish=self.finish[row] or "length",
                 mean=self.means.get(row, blank) if self.sums is not None else None,
-                readings=torch.stack(self.readings[row][: len(self.tokens[row]) + 1]) if self.probes else None,
+                readings=readings[row][: len(self.tokens[row]) + 1] if self.probes else None,
             )
             for row in range(len(self.tokens))
         ]
 
-    def text(self, row: int) -> str:
-        """What a row has said so far."""
-        return str(self.model.tokenizer.decode(self.tokens[row], skip_special_tokens=True))
+    def _readings(self) -> list[torch.Tensor]:
+        """The passes sorted by row: float32 [1 + T, k] each."""
+        by_row: list[list[torch.Tensor]] = [[] for _ in self.tokens]
+        for rows, values in self.seen:
+            for row, value in zip(rows, values.cpu(), strict=True):
+                by_row[row].append(value)
+        return [torch.stack(values) if values else torch.empty(0) for values in by_row]
+
+    def text(self, row: int, tokens: int | None = None) -> str:
+        """What a row has said so far, or its first ``tokens`` tokens."""
+        return str(self.model.tokenizer.decode(self.tokens[row][:tokens], skip_special_tokens=True))
 
     def _prefill(self, cache: Any, applied: Applied | None) -> torch.Tensor:
         self.accepts_positions = "position_ids" in inspect.signature(self.model.backbone.forward).parameters
         self.mask = self.batch.real.long() if self.batch.padded else None
-        self.current = torch.zeros((len(self.rows), self.width_of_probes), device=self.model.device)
+        self.current = torch.empty((len(self.rows), self.width_of_probes), device=self.model.device)
         if applied:
             applied.announce(self.batch)
         logits = self._run(cache, self.batch.ids, self.batch.positions)
@@ -138,9 +147,8 @@ class Run:
             **extra,
         )
         if self.probes:
-            for at, row in enumerate(self.rows):
-                self.readings[row].append(self.current[at].cpu())
-            self.current = torch.zeros_like(self.current)
+            self.seen.append((self.rows, self.current))
+            self.current = torch.empty_like(self.current)
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
 
@@ -212,13 +220,3 @@ class Run:
         self.sums = self.sums[at] if self.sums is not None else None
         self.mask = self.mask[at] if self.mask is not None else None
         return chosen[at]
-
-
-def _by_layer(probes: Sequence[Probe], model: Model) -> dict[int, tuple[list[int], torch.Tensor]]:
-    """Probes of one layer as one matrix: layer → (columns, float32 [d, probes of that layer])."""
-    layers = sorted({p.layer for p in probes})
-    columns = {layer: [k for k, p in enumerate(probes) if p.layer == layer] for layer in layers}
-    return {
-        layer: (ks, torch.stack([probes[k].direction.float() for k in ks], dim=1).to(model.device))
-        for layer, ks in columns.items()
-    }
