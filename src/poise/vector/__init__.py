@@ -2,12 +2,13 @@
 
 Layer i is the output of decoder block i, counted from 0. Directions are un-normalised differences of
 means in residual-stream units: ``α = 1`` adds one mean difference. Projections use unit directions.
+Files of other tools are written in ``export`` and read in ``foreign``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +20,11 @@ from safetensors.torch import save as serialise
 from poise.errors import InvalidSteering, InvalidVector, OtherModel
 from poise.journal import saving
 from poise.model import Fingerprint, Model
+from poise.model.blocks import text_config
 from poise.trait import OwnTrait, Trait
+from poise.vector.alarms import Alarm, Drift
 
-__all__ = ["Header", "ModelId", "PersonaVector", "load", "save"]
+__all__ = ["Alarm", "Drift", "Header", "ModelId", "PersonaVector", "load", "save"]
 
 LAYERS_ARE = "layer i is the output of decoder block i, counted from 0, before the final norm"
 
@@ -41,6 +44,7 @@ class ModelId(Frozen):
     weights: str
     adapter: str
     template: str
+    model_type: str = Field(default="", description="As transformers calls the architecture, e.g. llama.")
 
     @classmethod
     def of(cls, model: Model) -> ModelId:
@@ -54,6 +58,7 @@ class ModelId(Frozen):
             weights=f.weights,
             adapter=f.adapter,
             template=f.template,
+            model_type=str(getattr(text_config(model.lm.config), "model_type", "")),
         )
 
     @property
@@ -71,17 +76,20 @@ class Header(Frozen):
     model: ModelId
     layers_are: str = LAYERS_ARE
     pooling: str = "response_mean"
-    contrast: Literal["prompted", "exemplars"]
-    kept: dict[str, int] = Field(description="Responses used a side.")
+    contrast: Literal["prompted", "exemplars", "imported"]
+    provenance: str = Field(default="", description="Of an imported vector: what the file was, and what became of it.")
+    kept: dict[str, int] = Field(description="Responses used a side; empty where the vector was imported.")
     dropped: dict[str, int] = Field(description="Responses left out, by reason.")
     agreement: tuple[float, ...] = Field(
-        description="Mean cosine of the single differences with one another, a layer (arXiv:2505.22637)."
+        description="Mean cosine of the single differences, a layer (arXiv:2505.22637); empty where nobody knows."
     )
     judge: str = Field(description="Who filtered the responses; empty where nobody did.")
     thresholds: dict[str, float] = {}
     seed: int
     software: dict[str, str]
     certificate: dict[str, Any] | None = None
+    alarms: tuple[Alarm, ...] = Field(default=(), description="Thresholds set on normal talk.")
+    drift: Drift | None = Field(default=None, description="A CUSUM set on the same.")
 
 
 class PersonaVector:
@@ -133,9 +141,12 @@ class PersonaVector:
 
     @property
     def default_layer(self) -> int:
-        """The certificate's layer, or a third of the depth where there is none."""
+        """The certificate's layer, or a third of the depth where there is none (the nearest with a direction)."""
         certified = (self.header.certificate or {}).get("layer")
-        return int(certified) if certified is not None else round(self.layers / 3)
+        if certified is not None:
+            return int(certified)
+        third = round(self.layers / 3)
+        return min((int(i) for i in self.norms.nonzero()), key=lambda i: abs(i - third), default=third)
 
     def unit(self, layer: int) -> torch.Tensor:
         """v̂ at a layer, float32 [d]."""
@@ -198,6 +209,11 @@ class PersonaVector:
     def with_certificate(self, certificate: Mapping[str, Any]) -> PersonaVector:
         """The same vector with a certificate (JSON-able) in its header."""
         header = self.header.model_copy(update={"certificate": dict(certificate)})
+        return PersonaVector(self.directions, self.reference_norm, header)
+
+    def with_alarms(self, alarms: Sequence[Alarm], drift: Drift | None = None) -> PersonaVector:
+        """The same vector with these alarms and this drift chart in its header, in the place of all earlier ones."""
+        header = self.header.model_copy(update={"alarms": tuple(alarms), "drift": drift})
         return PersonaVector(self.directions, self.reference_norm, header)
 
 

@@ -1,0 +1,56 @@
+"""What calibration on normal talk leaves in a vector's header: thresholds with their promise, and a drift chart."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Alarm", "Drift"]
+
+
+class Frozen(BaseModel):
+    """Base of the values in a calibration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Alarm(Frozen):
+    """A reading above ``threshold`` raises it; normal answers do so at ``rate``.
+
+    The promise is of this reading alone: watching several readings or traits raises more false alarms together.
+    """
+
+    reading: Literal["prompt", "mean", "peak"]
+    layer: int
+    threshold: float = Field(description="In residual-stream units, along the unit direction.")
+    rate: float = Field(description="False alarms a normal answer, as asked for.")
+    low: float = Field(description="Lower end of the 95 % interval of the rate that the threshold has.")
+    high: float = Field(description="Upper end.")
+    n_answers: int = Field(description="Normal answers that it was set on.")
+    n_conversations: int = Field(description="Conversations that they came from; the interval counts these.")
+    answers: Literal["own", "given"] = Field(
+        description="The model's own answers to the data's prompts, or the data's."
+    )
+    max_new_tokens: int = Field(description="The longest answer it was set on may have had.")
+    temperature: float | None = Field(description="Of the own answers; None for given ones.")
+    data: str = Field(description="Name of the data.")
+    data_sha256: str
+    topic: str | None = Field(None, description="Set on one topic's rows alone; None for all.")
+    seed: int
+
+
+class Drift(Frozen):
+    """A one-sided CUSUM: S ← max(0, S + (x − mean) / sd − k), alarm and restart at S > h."""
+
+    reading: Literal["prompt", "mean", "peak"]
+    layer: int
+    mean: float
+    sd: float
+    k: float = Field(description="Allowance, in standard deviations.")
+    h: float = Field(description="Limit, in standard deviations.")
+    arl: float = Field(description="Average run length: normal answers to a false alarm.")
+    low: float = Field(description="Lower end of its 95 % interval.")
+    high: float | None = Field(description="Upper end; None for one without bound.")
+    n_answers: int
+    n_conversations: int
