@@ -1,0 +1,137 @@
+"""Thresholds that promise a false-alarm rate, whatever the distribution of the readings.
+
+With a threshold at the k-th highest of n normal answers, the chance that one more normal answer reads above it is
+k / (n + 1) on average, and over repeated calibrations it is distributed as Beta(k, n + 1 − k): order statistics
+of exchangeable answers, as in split conformal prediction (Vovk 2012, arXiv:1209.2673). Numbers only; knows no models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from poise.errors import InvalidOption, TooFewResponses
+
+__all__ = [
+    "Threshold",
+    "beta_quantile",
+    "check_enough",
+    "check_rate",
+    "exact_interval",
+    "needed",
+    "rate_interval",
+    "threshold",
+]
+
+LOOSEST = 3.0  # the true rate may at worst be this many times the asked one, at the interval's upper end
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A value that normal readings exceed at a given rate.
+
+    Attributes:
+        value: An alarm is raised by a reading above it.
+        rate: The false-alarm rate that was asked for.
+        low: Lower end of the 95 % interval of the rate that it has.
+        high: Upper end.
+        answers: Normal answers that it was set on.
+        conversations: How many independent conversations they came from; the interval counts these.
+    """
+
+    value: float
+    rate: float
+    low: float
+    high: float
+    answers: int
+    conversations: int
+
+
+def threshold(readings: ArrayLike, rate: float, *, conversations: Sequence[object] | None = None) -> Threshold:
+    """The value that at most a share ``rate`` of normal answers to come will read above.
+
+    Args:
+        readings: [n] of normal answers.
+        rate: False alarms an answer, e.g. 0.01.
+        conversations: Which conversation each answer came from; default, each from its own. Answers of one
+            conversation are alike, so that the interval counts conversations.
+
+    Raises:
+        InvalidOption: ``rate`` is not between 0 and 0.5.
+        TooFewResponses: so few conversations cannot promise this rate; says how many can.
+    """
+    check_rate(rate)
+    x = np.sort(np.asarray(readings, dtype=float))
+    independent = len(x) if conversations is None else len(set(conversations))
+    check_enough(independent, rate)
+    low, high = rate_interval(_above(independent, rate), independent)
+    return Threshold(float(x[-_above(len(x), rate)]), rate, low, high, len(x), independent)
+
+
+def check_rate(rate: float) -> float:
+    """The rate itself, or an error that names the range."""
+    if not 0 < rate < 0.5:
+        raise InvalidOption(f"rate is {rate}; it must be above 0 and below 0.5, e.g. 0.01 for one answer in a hundred.")
+    return rate
+
+
+def check_enough(conversations: int, rate: float) -> None:
+    """Refuse a rate that so few conversations cannot promise.
+
+    Raises:
+        TooFewResponses: says how many can.
+    """
+    if not _supports(conversations, rate):
+        raise TooFewResponses(
+            f"A false-alarm rate of {rate:.4g} needs {needed(rate)} normal answers from as many conversations, and "
+            f"there are {conversations}; bring more rows or ask for a higher --rate."
+        )
+
+
+def needed(rate: float) -> int:
+    """Fewest conversations that can promise a rate: one answer above, and an interval up to three times the rate."""
+    n = math.ceil(1 / rate) - 1
+    while not _supports(n, rate):
+        n += 1
+    return n
+
+
+def _supports(n: int, rate: float) -> bool:
+    k = _above(n, rate)
+    return k >= 1 and rate_interval(k, n)[1] <= LOOSEST * rate
+
+
+def _above(n: int, rate: float) -> int:
+    """k: the threshold is the k-th highest of n."""
+    return math.floor((n + 1) * rate + 1e-9)
+
+
+def rate_interval(k: int, n: int) -> tuple[float, float]:
+    """95 % interval of the true rate above the k-th highest of n exchangeable values: of Beta(k, n + 1 − k)."""
+    return beta_quantile(k, n + 1 - k, 0.025), beta_quantile(k, n + 1 - k, 0.975)
+
+
+def exact_interval(alarms: int, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's 95 % interval of a rate that showed in ``alarms`` of n answers."""
+    low = beta_quantile(alarms, n - alarms + 1, 0.025) if alarms else 0.0
+    high = beta_quantile(alarms + 1, n - alarms, 0.975) if alarms < n else 1.0
+    return low, high
+
+
+def beta_quantile(a: int, b: int, q: float) -> float:
+    """Quantile of Beta(a, b) for whole a, b ≥ 1: P(Beta(a, b) ≤ p) = P(Binomial(a + b − 1, p) ≥ a)."""
+    if a > b:  # the shorter sum
+        return 1 - beta_quantile(b, a, 1 - q)
+    n = a + b - 1
+    j = np.arange(a)
+    ways = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(a)])
+    low, high = 0.0, 1.0
+    while high - low > 1e-12:
+        p = (low + high) / 2
+        fewer = float(np.exp(ways + j * math.log(p) + (n - j) * math.log1p(-p)).sum())
+        low, high = (p, high) if 1 - fewer < q else (low, p)
+    return (low + high) / 2

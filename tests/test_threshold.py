@@ -1,0 +1,72 @@
+"""Thresholds keep the false-alarm rate that they promise, or are refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from poise.errors import InvalidOption, TooFewResponses
+from poise.threshold import beta_quantile, check_enough, exact_interval, needed, rate_interval, threshold
+
+
+class TestAThreshold:
+    def test_is_the_kth_highest_of_n_where_k_is_the_rate_of_n_plus_1(self) -> None:
+        found = threshold(np.arange(199.0), 0.05)
+        assert (found.value, found.answers) == (189.0, 199)  # k = 10: nine are above it
+        assert (found.low, found.high) == pytest.approx(reference.beta.interval(0.95, 10, 190))
+
+    @pytest.mark.parametrize("draw", [np.random.Generator.standard_normal, np.random.Generator.standard_exponential])
+    def test_keeps_its_rate_on_new_answers_and_its_interval_covers_it(self, draw: Any) -> None:
+        rng, law = np.random.default_rng(0), reference.norm if "normal" in str(draw) else reference.expon
+        found = [threshold(draw(rng, 300), 0.02) for _ in range(1000)]
+        true = np.array([law.sf(f.value) for f in found])
+        assert true.mean() == pytest.approx(6 / 301, abs=4 * true.std() / 1000**0.5)
+        covered = np.mean([f.low <= t <= f.high for f, t in zip(found, true, strict=True)])
+        assert covered == pytest.approx(0.95, abs=0.025)
+
+    def test_of_equal_answers_is_what_they_all_are(self) -> None:
+        assert threshold([1.0] * 150, 0.01).value == 1.0
+
+    def test_counts_conversations_and_not_their_answers(self) -> None:
+        x = np.random.default_rng(0).normal(size=1000)
+        alone, shared = threshold(x, 0.05), threshold(x, 0.05, conversations=[i // 10 for i in range(1000)])
+        assert shared.value == alone.value
+        assert (shared.answers, shared.conversations) == (1000, 100)
+        assert (shared.low, shared.high) == rate_interval(5, 100)
+
+    def test_refuses_a_rate_that_the_answers_cannot_bear_and_says_how_many_can(self) -> None:
+        with pytest.raises(TooFewResponses, match=r"rate of 0.01 needs 122 .* there are 80; bring more rows"):
+            threshold(np.arange(80.0), 0.01)
+
+    @pytest.mark.parametrize("rate", [0.2, 0.05, 0.01, 0.001])
+    def test_needs_the_fewest_that_have_one_answer_above_and_an_interval_up_to_thrice_the_rate(
+        self, rate: float
+    ) -> None:
+        def bears(n: int) -> bool:
+            k = math.floor((n + 1) * rate + 1e-9)
+            return k >= 1 and reference.beta.ppf(0.975, k, n + 1 - k) <= 3 * rate
+
+        n = needed(rate)
+        assert bears(n)
+        assert not any(bears(m) for m in range(1, n))
+        for more in range(n, 5 * n, max(1, n // 50)):
+            check_enough(more, rate)
+
+    @pytest.mark.parametrize("rate", [0, -0.1, 0.5, 1, float("nan")])
+    def test_refuses_what_is_no_rate(self, rate: float) -> None:
+        with pytest.raises(InvalidOption, match=r"above 0 and below 0\.5"):
+            threshold(np.arange(1000.0), rate)
+
+    def test_has_the_beta_quantiles_of_a_reference(self) -> None:
+        for a, b in [(1, 99), (5, 500), (300, 20), (50, 4951), (1, 1)]:
+            for q in (0.025, 0.5, 0.975):
+                assert beta_quantile(a, b, q) == pytest.approx(reference.beta.ppf(q, a, b), abs=1e-9)
+
+    @pytest.mark.parametrize("alarms", [0, 1, 7, 199, 200])
+    def test_is_checked_by_clopper_and_pearson(self, alarms: int) -> None:
+        theirs = reference.binomtest(alarms, 200).proportion_ci(method="exact")
+        assert exact_interval(alarms, 200) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
