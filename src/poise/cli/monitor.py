@@ -1,0 +1,252 @@
+"""``poise calibrate`` and ``poise read``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from poise.cli.options import Batch, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed, Temperature
+from poise.cli.work import load_model, note, working
+
+if TYPE_CHECKING:
+    from poise.conversations import Rejections
+    from poise.monitor.calibrate import Calibrated
+    from poise.monitor.table import Done
+
+__all__ = ["calibrate", "read"]
+
+SHOWN = 5  # topics that a note names
+
+Shape = Annotated[
+    str,
+    typer.Option(
+        "--shape",
+        metavar="SHAPE",
+        help="What the columns are, e.g. messages, sharegpt, pairs:question,answer; otherwise found in the first rows.",
+    ),
+]
+Layer = Annotated[
+    int | None,
+    typer.Option("--layer", metavar="I", min=0, help="Read there; otherwise where each vector is watched."),
+]
+
+
+By = Annotated[
+    str | None,
+    typer.Option("--by", metavar="FIELD", help="Tell topics apart by this field of the rows: each has its own alarms."),
+]
+Normal = Annotated[
+    list[str],
+    typer.Option(
+        "--normal",
+        metavar="DATA",
+        help="Conversations as they usually are: a file, a folder, a glob or a name on the hub. Several add up.",
+        show_default=False,
+    ),
+]
+Rates = Annotated[
+    list[float] | None,
+    typer.Option("--rate", metavar="R", help="False alarms a normal answer, 0.01 unless said. Several: an alarm each."),
+]
+Given = Annotated[
+    bool, typer.Option("--given", help="Read the answers in the data instead of having the model answer itself.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="Write there, not into the vector's own file."),
+]
+Limit = Annotated[
+    int, typer.Option("--limit", metavar="N", min=1, help="Most conversations, drawn at random from the data.")
+]
+
+
+def calibrate(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", dir_okay=False, help="Vector files.", show_default=False)
+    ],
+    model: ModelName,
+    normal: Normal,
+    rate: Rates = None,
+    given: Given = False,
+    by: By = None,
+    layer: Layer = None,
+    out: Out = None,
+    shape: Shape = "auto",
+    limit: Limit = 2000,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    allow_other_model: OnOtherModel = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch: Batch = 32,
+    as_json: Json = False,
+) -> None:
+    """Set alarms that normal answers raise at a known rate.
+
+    The model answers the data's prompts and is watched while it does. The vector files keep
+    the thresholds and what they promise.
+
+    Interrupt it when you like; the same command goes on where it stopped.
+    """
+    from poise.cli import facts
+
+    with working():
+        from poise import recipes
+        from poise.engine import Sampling
+        from poise.monitor.calibrate import Plan
+
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+        plan = Plan(tuple(rate or [0.01]), given, by, layer, sampling, limit, batch, seed)
+        loaded = load_model(model, dtype, device)
+        done = recipes.calibrate_vectors(
+            files, loaded, normal, plan, shape=shape, out=out, allow_other_model=allow_other_model
+        )
+    for topic, why in list(done.without.items())[:SHOWN]:
+        note(f"{_plain(topic)} goes by the alarms of all topics: {why}")
+    if len(done.without) > SHOWN:
+        note(f"{len(done.without) - SHOWN:,} more topics have none; those of all topics are used there.")
+    if as_json:
+        facts.print_json(_calibrated_facts(done))
+    else:
+        _show_calibrated(done)
+
+
+def read(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA", help="Conversations: a file, a folder, a glob or a name on the hub.", show_default=False
+        ),
+    ],
+    vector: Annotated[
+        list[Path],
+        typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait.", show_default=False),
+    ],
+    model: ModelName,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            dir_okay=False,
+            help="The table: .jsonl or .parquet, a row for each answer and trait.",
+            show_default=False,
+        ),
+    ],
+    shape: Shape = "auto",
+    layer: Layer = None,
+    by: By = None,
+    allow_other_model: OnOtherModel = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score finished conversations: how much of each trait is in every answer.
+
+    Rows that cannot be used are left out, counted, and listed in FILE.rejected.jsonl.
+
+    Interrupt it when you like; the same command goes on where it stopped and ends with the same table.
+    """
+    from poise.cli import facts
+
+    with working():
+        from poise import recipes
+
+        loaded = load_model(model, dtype, device)
+        done = recipes.read_data(
+            data, vector, loaded, out, shape=shape, layer=layer, by=by, allow_other_model=allow_other_model
+        )
+    if as_json:
+        facts.print_json(_read_facts(done))
+    else:
+        _show_read(done)
+
+
+def _calibrated_facts(done: Calibrated) -> dict[str, Any]:
+    return {
+        "read": done.how,
+        "answers": len(done.normal.readings),
+        "left_out": dict(done.normal.left_out),
+        "rows": done.rejections.rows,
+        "rejected": dict(done.rejections.kinds),
+        "rejected_list": str(done.rejections.path) if len(done.rejections) else None,
+        "without": done.without,
+        "vectors": [
+            {"trait": v.name, **v.header.model_dump(mode="json", include={"alarms", "drift"})} for v in done.vectors
+        ],
+    }
+
+
+def _show_calibrated(done: Calibrated) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from poise.cli import render
+
+    note(done.how)
+    for vector in done.vectors:
+        table = Table("Reading", "Rate", "95 % interval", "Alarm above", "Answers", "Topic", box=box.SIMPLE_HEAD)
+        for a in vector.header.alarms:
+            cells = (a.reading, f"{a.rate:.3g}", f"{a.low:.4f} to {a.high:.4f}", f"{a.threshold:.4g}", str(a.n_answers))
+            table.add_row(*cells, "all" if a.topic is None else Text(_plain(a.topic)))
+        drift = vector.header.drift
+        found = (
+            f"Drift: CUSUM of the answers' means, alarm above {drift.h:.3g} standard deviations; a false one every "
+            f"{drift.arl:.0f} answers [{drift.low:.0f}, {'∞' if drift.high is None else f'{drift.high:.0f}'}]"
+            if drift
+            else "Drift: no chart, for want of 100 conversations"
+        )
+        render.show([f"{vector.name}, layer {vector.header.alarms[0].layer} of {vector.layers}", table, found, ""])
+    left = _plain(", ".join(f"{n} {why}" for why, n in done.normal.left_out.items()))
+    render.show(
+        [
+            "Each rate is of one reading alone; several together raise more alarms.",
+            f"Data: {_sifted(done.rejections)}" + (f"; not read: {left}" if left else ""),
+        ]
+    )
+
+
+def _read_facts(done: Done) -> dict[str, Any]:
+    counts = done.counts
+    return {
+        "out": str(done.out),
+        "read": done.how,
+        "rows": done.rejections.rows,
+        "answers": counts.turns,
+        "unread": counts.unread,
+        "cut": counts.cut,
+        "longer_than_calibrated": counts.longer,
+        "alarms": counts.alarms,
+        "rejected": dict(done.rejections.kinds),
+        "rejected_list": str(done.rejections.path) if len(done.rejections) else None,
+        "resumed_at": done.began_at,
+    }
+
+
+def _show_read(done: Done) -> None:
+    typer.echo(done.out)
+    counts = done.counts
+    note(done.how)
+    unread = "".join(f"; {n:,} not read ({why})" for why, n in counts.unread.items())
+    note(f"{counts.turns:,} answers{unread}; {_sifted(done.rejections)}")
+    if counts.cut:
+        note(f"{counts.cut:,} answers were read without their earliest turns, which the model's window cannot hold.")
+    for trait, alarms in counts.alarms.items():
+        said = ", ".join(f"{name} {n:,}" for name, n in alarms.items())
+        note(f"{trait}: {said}" if said else f"{trait} has no alarms; poise calibrate sets them.")
+    if counts.longer:
+        note(f"{counts.longer:,} answers are longer than those the alarms were set on; their peaks promise nothing.")
+
+
+def _sifted(rejections: Rejections) -> str:
+    return f"{rejections}, listed in {rejections.path}" if len(rejections) else str(rejections)
+
+
+def _plain(text: str) -> str:
+    """What data says, without signs that move the cursor."""
+    return "".join(c for c in text if c.isprintable())

@@ -1,0 +1,196 @@
+"""Normal answers to alarms: thresholds for every reading and rate, and a chart for drift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from poise.conversations import DataSet, Rejections
+from poise.engine import Sampling
+from poise.engine.local import LocalEngine
+from poise.errors import InvalidOption, TooFewResponses
+from poise.journal import Journal
+from poise.model import Model
+from poise.monitor.drift import chart
+from poise.monitor.normal import Normal, given, own, sample
+from poise.monitor.readings import NAMES, watch
+from poise.threshold import check_enough, check_rate, threshold
+from poise.vector import Alarm, Drift, PersonaVector
+
+__all__ = ["DRIFT_LEAST", "Calibrated", "Facts", "Plan", "alarms", "calibrate", "drift"]
+
+DRIFT_LEAST = 100  # conversations; a mean and a spread from fewer make a chart that promises nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Where normal answers came from, as alarms record it."""
+
+    answers: Literal["own", "given"]
+    max_new_tokens: int
+    temperature: float | None
+    data: str
+    data_sha256: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How alarms are set.
+
+    Attributes:
+        rates: False alarms a normal answer, an alarm each.
+        given: Read the data's answers; default, the model answers the data's prompts itself.
+        by: Field of the rows that tells topics apart, for alarms of each topic besides those of all.
+        layer: For all vectors; default, each one's ``watched_layer``.
+        sampling: Of the model's own answers: as it will be used.
+        limit: Most conversations, drawn at random.
+        batch: Most answers generated at once.
+        seed: Of the drawing and the sampling.
+    """
+
+    rates: tuple[float, ...] = (0.01,)
+    given: bool = False
+    by: str | None = None
+    layer: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    limit: int = 2000
+    batch: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for rate in self.rates:
+            check_rate(rate)
+        if self.limit < 1:
+            raise InvalidOption(f"limit is {self.limit}; it must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """Vectors with alarms, and what they were set on.
+
+    Attributes:
+        vectors: In the order given.
+        normal: What was read.
+        rejections: Rows of the data that could not be used.
+        without: Topics without alarms of their own at some rate, and why.
+        how: What was read from which columns of the data.
+    """
+
+    vectors: tuple[PersonaVector, ...]
+    normal: Normal
+    rejections: Rejections
+    without: dict[str, str]
+    how: str
+
+
+def calibrate(
+    data: DataSet, model: Model, vectors: Sequence[PersonaVector], plan: Plan, folder: Path | None = None
+) -> Calibrated:
+    """Read normal talk and set every vector's alarms and drift chart on it.
+
+    Args:
+        data: With prompts, or with answers where the plan reads these.
+        model: Whose activations.
+        vectors: k of them, of this model.
+        plan: What to promise, on what.
+        folder: Finished batches and the list of rejected rows go there; ``None`` keeps nothing.
+
+    Raises:
+        TooFewResponses: so few conversations cannot promise a rate; says how many can, before anything is generated.
+        InvalidData: too many rows are rejected.
+    """
+    probes = watch(vectors, plan.layer)
+    rejections = Rejections(folder / "rejected.jsonl" if folder else None)
+    talk = sample(data, plan.limit, seed=plan.seed, rejections=rejections)
+    for rate in plan.rates:
+        check_enough(len(talk), rate)
+    if plan.given:
+        normal = given(talk, model, probes, by=plan.by)
+    else:
+        engine, journal = LocalEngine(model, batch=plan.batch), Journal(folder / "readings.jsonl" if folder else None)
+        normal = own(talk, engine, model, probes, plan.sampling, by=plan.by, seed=plan.seed, journal=journal)
+    facts = Facts(
+        answers="given" if plan.given else "own",
+        max_new_tokens=max((r.tokens for r in normal.readings), default=0)
+        if plan.given
+        else plan.sampling.max_new_tokens,
+        temperature=None if plan.given else plan.sampling.temperature,
+        data=", ".join(Path(part.name).name if part.paths else part.name for part in data.parts),
+        data_sha256=data.digest(),
+        seed=plan.seed,
+    )
+    done: list[PersonaVector] = []
+    without: dict[str, str] = {}
+    for column, (vector, probe) in enumerate(zip(vectors, probes, strict=True)):
+        set_on, lacking = alarms(normal, column, probe.layer, plan.rates, facts)
+        without |= lacking
+        done.append(vector.with_alarms(set_on, drift(normal, column, probe.layer)))
+    return Calibrated(tuple(done), normal, rejections, without, data.how)
+
+
+def alarms(
+    normal: Normal, column: int, layer: int, rates: Sequence[float], facts: Facts
+) -> tuple[list[Alarm], dict[str, str]]:
+    """Thresholds of one probe for every reading and rate, over all answers and for each topic that can bear them.
+
+    Each threshold has the promised rate for itself; several together raise more.
+
+    Returns:
+        The alarms, and for each topic that got none at some rate the reason.
+
+    Raises:
+        TooFewResponses: the answers together cannot bear a rate; says how many can.
+        InvalidOption: a rate out of range.
+    """
+    found: list[Alarm] = []
+    without: dict[str, str] = {}
+    for topic in [None, *sorted({t for t in normal.topics if t is not None})]:
+        for reading in NAMES:
+            values, conversations = normal.column(reading, column, topic)
+            for rate in rates:
+                try:
+                    set_at = threshold(values, rate, conversations=conversations)
+                except TooFewResponses as error:
+                    if topic is None:
+                        raise
+                    without.setdefault(topic, str(error))
+                    continue
+                found.append(
+                    Alarm(
+                        reading=reading,
+                        layer=layer,
+                        threshold=set_at.value,
+                        rate=rate,
+                        low=round(set_at.low, 6),
+                        high=round(set_at.high, 6),
+                        n_answers=set_at.answers,
+                        n_conversations=set_at.conversations,
+                        topic=topic,
+                        **asdict(facts),
+                    )
+                )
+    return found, without
+
+
+def drift(normal: Normal, column: int, layer: int) -> Drift | None:
+    """A CUSUM of one probe's answer means; ``None`` for fewer than 100 conversations."""
+    values, conversations = normal.column("mean", column)
+    if len(set(conversations)) < DRIFT_LEAST or (made := chart(values, conversations=conversations)) is None:
+        return None
+    return Drift(
+        reading="mean",
+        layer=layer,
+        mean=made.mean,
+        sd=made.sd,
+        k=made.k,
+        h=made.h,
+        arl=round(made.arl, 1),
+        low=round(made.low, 1),
+        high=round(made.high, 1) if math.isfinite(made.high) else None,
+        n_answers=len(values),
+        n_conversations=len(set(conversations)),
+    )

@@ -1,0 +1,222 @@
+"""Readings as a table: a row for each answer and trait, in JSON Lines or Parquet, resumed where it was cut off.
+
+Whole windows are appended to ``FILE.run/rows.jsonl`` and synced before ``state.json`` says that they are done; what a
+kill left behind them is cut off again. FILE appears when all is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from poise.conversations import DataSet, Rejections
+from poise.errors import InvalidOption, MissingExtra, SaveFailed
+from poise.journal import content_key, saving
+from poise.model import Model
+from poise.monitor.readings import watch
+from poise.monitor.rows import Counts, Scribe
+from poise.monitor.score import score
+from poise.progress import track
+from poise.vector import PersonaVector
+
+__all__ = ["Done", "Table", "check_format", "read"]
+
+ROWS_AT_ONCE = 50_000  # of a Parquet row group
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished table.
+
+    Attributes:
+        out: Where it lies.
+        counts: What it holds.
+        rejections: What was left out of it, and where that is listed.
+        began_at: The index of the data at which this run went on; 0 where it did it all.
+        how: What was read from which columns of the data.
+    """
+
+    out: Path
+    counts: Counts
+    rejections: Rejections
+    began_at: int
+    how: str
+
+
+def read(
+    data: DataSet,
+    model: Model,
+    vectors: Sequence[PersonaVector],
+    out: Path,
+    *,
+    layer: int | None = None,
+    by: str | None = None,
+) -> Done:
+    """Read every answer of a data set and write a row for each answer and trait.
+
+    Killed and started again, it goes on after the last whole window and ends with the same bytes.
+
+    Args:
+        data: With answers.
+        model: Whose activations.
+        vectors: k of them, of this model; their alarms and drift charts, if they have any, are applied.
+        out: A ``.jsonl`` or ``.parquet`` file. Rows that cannot be used are listed beside it, in ``.rejected.jsonl``.
+        layer: For all vectors; default, each one's ``watched_layer``.
+        by: Field of the rows that tells topics apart, for alarms that were set by topic.
+
+    Raises:
+        InvalidOption: the output's name ends in neither format.
+        InvalidData: too many rows are rejected.
+        SaveFailed: the disk refused.
+    """
+    check_format(out)
+    probes = watch(vectors, layer)
+    layers = [p.layer for p in probes]
+    with contextlib.closing(Table(out, _job(data, model, vectors, layers, by))) as table:
+        began = table.start
+        rejections = Rejections(out.with_name(out.name + ".rejected.jsonl"), start=began)
+        scribe = Scribe(vectors, layers, by, table.counts)
+        with track("Reading conversations", total=data.count() if data.files else None) as advance:
+            advance(began)
+            for following, scored in score(data.iterate(began), model, probes, rejections):
+                done = table.start
+                table.append([row for one in scored for row in scribe.rows(one)], following)
+                advance(following - done)
+        table.finish()
+    return Done(out, table.counts, rejections, began, data.how)
+
+
+def _job(data: DataSet, model: Model, vectors: Sequence[PersonaVector], layers: Sequence[int], by: str | None) -> str:
+    return content_key(
+        data=data.digest(),
+        shapes=[[part.name, str(part.shape)] for part in data.parts],
+        model=asdict(model.fingerprint),
+        dtype=str(model.lm.dtype),
+        vectors=[
+            [v.name, hashlib.sha256(v.directions[layer].numpy().tobytes()).hexdigest(), layer]
+            for v, layer in zip(vectors, layers, strict=True)
+        ],
+        alarms=[v.header.model_dump(mode="json", include={"alarms", "drift"}) for v in vectors],
+        by=by,
+    )
+
+
+class Table:
+    """Rows on their way to ``out``.
+
+    Args:
+        out: A ``.jsonl`` or ``.parquet`` file.
+        job: Identifies the work; what another job left in the run folder is thrown away.
+
+    Attributes:
+        start: The index of the data at which to go on.
+        counts: What the rows so far hold.
+    """
+
+    def __init__(self, out: Path, job: str) -> None:
+        check_format(out)
+        self.out, self.job = out, job
+        self.folder = out.with_name(out.name + ".run")
+        self.start, self.size, self.counts = 0, 0, Counts()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._resume()
+            self._file = (self.folder / "rows.jsonl").open("ab")
+            self._file.truncate(self.size)
+        except OSError as error:
+            raise SaveFailed(f"Cannot open the run folder {self.folder}: {error.strerror or error}.") from error
+
+    def _resume(self) -> None:
+        try:
+            state = json.loads((self.folder / "state.json").read_bytes())
+            if state["job"] == self.job and (self.folder / "rows.jsonl").stat().st_size >= state["bytes"]:
+                self.start, self.size, self.counts = state["next"], state["bytes"], Counts(**state["counts"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pass  # nothing to go on from
+
+    def append(self, rows: Sequence[dict[str, Any]], following: int) -> None:
+        """Add a window's rows for good; ``following`` is the index of the data after it.
+
+        Raises:
+            SaveFailed: the disk refused; earlier windows are safe.
+        """
+        try:
+            for row in rows:
+                self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.size = self._file.tell()
+        except OSError as error:
+            raise SaveFailed(
+                f"Cannot write to {self.folder}: {error.strerror or error}. Free some space and run the same command "
+                "again; it continues after the last whole window."
+            ) from error
+        self.start = following
+        state = {"job": self.job, "next": following, "bytes": self.size, "counts": vars(self.counts)}
+        with saving(self.folder / "state.json") as temporary:
+            temporary.write_text(json.dumps(state), encoding="utf-8")
+
+    def close(self) -> None:
+        """Let go of the file; what was appended stays."""
+        self._file.close()
+
+    def finish(self) -> None:
+        """Put the table in its place and the run folder away."""
+        self.close()
+        rows = self.folder / "rows.jsonl"
+        with saving(self.out) as temporary:
+            if self.out.suffix == ".parquet":
+                _to_parquet(rows, temporary)
+            else:
+                shutil.copyfile(rows, temporary)
+        shutil.rmtree(self.folder)
+
+
+def check_format(out: Path) -> None:
+    """Refuse a name whose format cannot be written, before any work is done.
+
+    Raises:
+        InvalidOption: it ends in neither ``.jsonl`` nor ``.parquet``.
+        MissingExtra: Parquet without pyarrow.
+    """
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise InvalidOption(f"{out} ends in neither .jsonl nor .parquet; name the output one of these.")
+    if out.suffix == ".parquet":
+        try:
+            importlib.import_module("pyarrow.parquet")
+        except ImportError as error:
+            raise MissingExtra(f'Writing {out} needs pyarrow; install it with pip install "poise[data]".') from error
+
+
+def _to_parquet(rows: Path, out: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = {name: pa.string() for name in ("file", "topic", "trait", "unread")}
+    whole = {name: pa.int64() for name in ("row", "index", "turn", "layer", "tokens")}
+    numbers = {name: pa.float64() for name in ("prompt", "mean", "peak", "drift")}
+    flags = {name: pa.bool_() for name in ("cut", "drift_alarm")}
+    types = texts | whole | numbers | flags | {"alarms": pa.list_(pa.string())}
+    schema = pa.schema([(name, types[name]) for name in COLUMNS])
+    with pq.ParquetWriter(out, schema) as writer, rows.open("rb") as lines:
+        batch: list[dict[str, Any]] = []
+        for line in lines:
+            batch.append(json.loads(line))
+            if len(batch) == ROWS_AT_ONCE:
+                writer.write_table(pa.Table.from_pylist(batch, schema))
+                batch = []
+        writer.write_table(pa.Table.from_pylist(batch, schema))
+
+
+COLUMNS = (
+    "file", "row", "index", "turn", "topic", "trait", "layer", "prompt", "mean", "peak", "tokens", "cut", "alarms",
+    "drift", "drift_alarm", "unread",
+)  # fmt: skip
