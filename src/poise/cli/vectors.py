@@ -29,6 +29,25 @@ from poise.cli.work import load_model, note, working
 
 __all__ = ["extract", "show", "validate"]
 
+Monitor = Annotated[
+    bool,
+    typer.Option(
+        "--monitor",
+        help="Also test the readings: does the prompt's last token say what the answers will be like? Takes 8 more "
+        "answers for each question and rollout; where system prompts are ignored, up to 9, with long prompts.",
+    ),
+]
+Beside = Annotated[
+    Path | None,
+    typer.Option(
+        "--with",
+        metavar="FILE",
+        dir_okay=False,
+        help="Also steer together with this second vector: what does each trait lose? Takes up to 5 more answers for "
+        "every other question and rollout.",
+    ),
+]
+
 
 def extract(
     trait: Annotated[
@@ -101,6 +120,8 @@ def validate(
             help="Where the report goes; otherwise FILE-report, beside FILE.",
         ),
     ] = None,
+    monitor: Monitor = False,
+    beside: Beside = None,
     judge: Judge = "exemplars",
     questions: Questions = 20,
     rollouts: Rollouts = 3,
@@ -129,7 +150,15 @@ def validate(
         budget = Budget(questions, rollouts, max_new_tokens, temperature, seed)
         loaded = load_model(model, dtype, device)
         done = validate_vector(
-            file, loaded, folder, judge=judge, budget=budget, batch=batch, allow_other_model=allow_other_model
+            file,
+            loaded,
+            folder,
+            judge=judge,
+            budget=budget,
+            batch=batch,
+            allow_other_model=allow_other_model,
+            monitor=monitor,
+            beside=beside,
         )
     if as_json:
         facts.print_json(facts.of_certificate(done.certificate, done.report))

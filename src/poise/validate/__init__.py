@@ -137,7 +137,7 @@ def _certificate(
         random=_random(draws, evidence, choice.dose),
         prompting=_prompting(measured),
         spread=_spread(evidence.rise),
-        agreement=vector.header.agreement[choice.layer],
+        agreement=vector.header.agreement[choice.layer] if vector.header.agreement else None,
         judge=judge,
         samples=_samples(questions[1], measured, bench.rollouts),
         selected_on=questions[0],
@@ -163,7 +163,7 @@ def _select(
         return dict(zip(pairs, bench.measure(conditions, ordinary, what=what).values(), strict=True))
 
     plain = bench.measure({"plain": bench.asks(questions, Ask(""))}, ordinary, what="unsteered")["plain"].mean_trait
-    layers = wide.candidates(vector.layers)
+    layers = [i for i in wide.candidates(vector.layers) if vector.norms[i]] or [vector.default_layer]
     seen = tried([(layer, dose) for layer in layers for dose in wide.sweep_doses], "layer sweep")
     layer, _ = _best(seen, plain, wide)
     seen |= tried([(layer, dose) for dose in wide.doses], f"strengths at layer {layer}")

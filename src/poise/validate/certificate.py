@@ -9,7 +9,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from poise.stats import Estimate
 
-__all__ = ["Certificate", "Figure", "JudgeFacts", "Point", "Prompting", "RandomControl", "Sample", "Spread"]
+__all__ = [
+    "Certificate",
+    "Company",
+    "Figure",
+    "JudgeFacts",
+    "LayerReading",
+    "Monitoring",
+    "Point",
+    "Prompting",
+    "RandomControl",
+    "Rung",
+    "Sample",
+    "Spread",
+    "Together",
+]
 
 
 class Frozen(BaseModel):
@@ -79,6 +93,7 @@ class JudgeFacts(Frozen):
     auc: Figure | None = Field(description="Cross-validated on the judge's exemplars; None for judges that have none.")
     held_out_auc: Figure | None = Field(description="On exemplars that neither vector nor judge saw.")
     usable: bool
+    why_unusable: str = Field("", description="The reason; empty for a usable judge.")
     coherence: str = Field(description="How coherence was scored.")
 
 
@@ -89,6 +104,85 @@ class Sample(Frozen):
     negative: str
     plain: str
     positive: str
+
+
+class Rung(Frozen):
+    """One step of the ladder, on the reporting half. Readings are of the last prompt token at the chosen layer."""
+
+    name: str
+    prompt: str = Field(description="The system prompt; empty where earlier turns do the asking.")
+    trait: Figure
+    coherence: Figure
+    reading: Figure
+    readings: tuple[float, ...] = Field(description="One a question, in the order of ``Certificate.asked``.")
+    scores: tuple[float | None, ...] = Field(description="Mean trait score of the answers to each question.")
+    missing: int = Field(description="Answers without a trait score; they enter no mean.")
+
+
+class LayerReading(Frozen):
+    """What one layer's readings are worth, on what they were not chosen on."""
+
+    layer: int
+    overall: Figure = Field(description="r of prompt reading and trait score over rungs and questions.")
+    within: Figure = Field(description="The same within one rung: every rung's readings and scores less their means.")
+    auc_mean: Figure | None = Field(description="Mean of the answer, held-out exemplars with the trait v. without it.")
+    auc_peak: Figure | None = Field(description="The answer's highest token instead of its mean.")
+
+
+class Monitoring(Frozen):
+    """Do readings say what the answer will be like? Chen et al. 2025, section 3.3."""
+
+    ladder: Literal["system-prompts", "many-shot"]
+    obeys: Figure | None = Field(
+        description="Spearman of rung and trait score under system prompts, on the selection half; None where the "
+        "trait has no instructions. The ladder is many-shot where its interval is not above 0."
+    )
+    rungs: tuple[Rung, ...]
+    layer: int = Field(description="Of the prompt readings: the highest overall r around it, on the selection half.")
+    random_overall: Figure = Field(description="Mean |r| of random directions at that layer.")
+    random_within: Figure
+    random_draws: int
+    answer_layer: int | None = Field(description="Of the answer readings: the highest AUC on the judge's exemplars.")
+    auc_length: Figure | None = Field(description="AUC of the held-out answers' lengths alone: what form gives away.")
+    by_layer: tuple[LayerReading, ...] = Field(description="Every layer, in order.")
+    notes: tuple[str, ...] = ()
+
+    @property
+    def of_prompts(self) -> LayerReading:
+        """The layer at which prompts are read."""
+        return self.by_layer[self.layer]
+
+    @property
+    def of_answers(self) -> LayerReading | None:
+        """The layer at which answers are read."""
+        return None if self.answer_layer is None else self.by_layer[self.answer_layer]
+
+
+class Company(Frozen):
+    """One way of steering by two vectors. Rises are over the unsteered answers, losses against steering alone."""
+
+    name: Literal["first alone", "second alone", "plain sum", "orthogonal"]
+    first: Figure = Field(description="Rise of the first trait's score.")
+    second: Figure = Field(description="Rise of the second trait's score.")
+    coherence: Figure
+    first_lost: Figure | None = Field(description="Rise of the first alone minus its rise here, paired by question.")
+    second_lost: Figure | None
+
+
+class Together(Frozen):
+    """What is lost when a second vector steers as well."""
+
+    other: str
+    other_hash: str
+    other_certified: bool
+    layer: int
+    dose: float
+    other_layer: int
+    other_dose: float
+    cosine: float = Field(description="Of the two directions, at the second's layer.")
+    conditions: tuple[Company, ...]
+    asked: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Certificate(Frozen):
@@ -110,7 +204,9 @@ class Certificate(Frozen):
     random: RandomControl
     prompting: Prompting | None
     spread: Spread
-    agreement: float = Field(description="Mean cosine of the single differences at the layer (arXiv:2505.22637).")
+    agreement: float | None = Field(
+        description="Mean cosine of the single differences at the layer (arXiv:2505.22637); None for imported vectors."
+    )
     judge: JudgeFacts
     samples: tuple[Sample, ...]
     selected_on: tuple[str, ...] = Field(description="Questions that layer and dose were chosen on.")
@@ -120,3 +216,5 @@ class Certificate(Frozen):
     temperature: float
     seed: int
     notes: tuple[str, ...] = ()
+    monitoring: Monitoring | None = Field(None, description="None unless it was asked for.")
+    together: Together | None = Field(None, description="None unless a second vector was named.")

@@ -45,9 +45,8 @@ def decide(evidence: Evidence) -> tuple[Literal["induced", "not-induced"], tuple
     margin = over_questions(evidence.rise - evidence.random_rise)
     against = []
     if not evidence.judge.usable:
-        auc = evidence.judge.auc
-        figure = f" (cross-validated AUC {auc.value} [{auc.low}, {auc.high}], n={auc.n})" if auc else ""
-        against.append(f"the judge {evidence.judge.name} cannot tell the sides apart{figure}, so no score of it counts")
+        why = evidence.judge.why_unusable or f"the judge {evidence.judge.name} is unusable"
+        against.append(f"{why}, so no score of it counts")
     if not slope.low > 0:
         against.append(f"the trait score does not rise with the dose: Spearman {slope}")
     rise = over_questions(evidence.rise)

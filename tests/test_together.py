@@ -1,0 +1,208 @@
+"""Two vectors at once: what each trait loses is measured, by question, against what it gains alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from poise.contrast import Run
+from poise.engine import Generation, Sampling
+from poise.errors import InvalidOption
+from poise.judge import Judgement
+from poise.model import Encoded, Model
+from poise.model.batch import plan
+from poise.steer import Steering
+from poise.trait import library
+from poise.validate import Bench, Settings, validate
+from poise.validate.certificate import Certificate, JudgeFacts, Together
+from poise.validate.together import DEFAULT_DOSE, Second, together
+from poise.vector import PersonaVector
+
+LAYER, COSINE = 1, 0.6
+
+
+@dataclasses.dataclass
+class Worlds:
+    """An engine in which each trait's score is 30 and how far the push goes along that trait's own direction."""
+
+    traits: dict[str, torch.Tensor]  # unit directions
+
+    def plan(self, texts: Sequence[Encoded], sampling: Sampling) -> list[list[int]]:
+        return plan([len(t.ids) for t in texts], budget=100_000, most=16)
+
+    def generate(self, texts: Sequence[Encoded], sampling: Sampling, **options: Any) -> list[Generation]:
+        return [self._say(steered) for steered in options["steering"]]
+
+    def _say(self, steered: Steering | None) -> Generation:
+        push = torch.zeros(tiny.D)
+        for by_layer in steered.directions() if steered else ():
+            push += sum(by_layer.values())
+        scores = {name: 30 + float(push @ unit) for name, unit in self.traits.items()}
+        said = " ".join(f"{name} {min(100.0, max(0.0, score)):.4f}" for name, score in scores.items())
+        return Generation(ids=(5,), text=f"{said} coherence {100 - float(push.norm()):.4f}", finish="stop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reads:
+    name: str
+
+    def __call__(self, questions: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
+        found = [re.search(rf"\b{self.name} (\S+)", a) for a in answers]
+        return [Judgement(float(m[1])) if m else Judgement(None, "said nothing") for m in found]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny.model()
+
+
+def a_vector(model: Model, name: str, direction: torch.Tensor, certificate: dict[str, Any] | None = None) -> Any:
+    """Ten long in one direction at every layer; the unit of a dose is ten too."""
+    trait = library.load(name)
+    header = tiny.vector(model, trait=trait, trait_hash=trait.hash, certificate=certificate).header
+    return PersonaVector(10 * direction.repeat(model.layers, 1), torch.full((model.layers,), 10.0), header)
+
+
+def two_directions() -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = torch.linalg.qr(torch.randn((tiny.D, 2), generator=torch.Generator().manual_seed(3)))[0].T
+    return a, COSINE * a + (1 - COSINE**2) ** 0.5 * b
+
+
+@pytest.fixture(scope="module")
+def first(model: Model) -> PersonaVector:
+    return a_vector(model, "impolite", two_directions()[0])
+
+
+def a_bench(model: Model, run: Run | None = None) -> Bench:
+    a, b = two_directions()
+    return Bench(
+        engine=Worlds({"impolite": a, "evil": b}),
+        model=model,
+        judge=Reads("impolite"),
+        scope="impolite",
+        coherence=lambda questions, answers: Reads("coherence"),
+        sampling=Sampling(max_new_tokens=4),
+        rollouts=2,
+        seed=0,
+        run=run or Run(None),
+    )
+
+
+@pytest.fixture(scope="module")
+def certificate(model: Model, first: PersonaVector) -> Certificate:
+    usable = JudgeFacts(name="fake", auc=None, held_out_auc=None, usable=True, coherence="fake")
+    questions = library.load("impolite").questions.evaluation[:12]
+    found = validate(first, a_bench(model), questions, usable, settings=Settings(layers=1))
+    return found.model_copy(update={"layer": LAYER, "dose": 0.4})
+
+
+def of_evil(model: Model, **certificate: Any) -> Second:
+    facts = {"layer": LAYER, "dose": 0.5, "verdict": "induced"} | certificate
+    return Second(a_vector(model, "evil", two_directions()[1], facts), Reads("evil"))
+
+
+@pytest.fixture(scope="module")
+def found(model: Model, first: PersonaVector, certificate: Certificate) -> Together:
+    return together(first, certificate, of_evil(model), a_bench(model))
+
+
+def values(found: Together, name: str) -> list[float | None]:
+    row = next(c for c in found.conditions if c.name == name)
+    return [f.value if f else None for f in (row.first, row.second, row.first_lost, row.second_lost)]
+
+
+class TestTwoVectors:
+    """α·v is 4 long for the first and 5 long for the second, so that everything follows from their cosine."""
+
+    def test_alone_rise_by_their_own_push_and_by_its_share_along_the_other(self, found: Together) -> None:
+        assert values(found, "first alone") == pytest.approx([4, 4 * COSINE, None, None], abs=2e-3)
+        assert values(found, "second alone") == pytest.approx([5 * COSINE, 5, None, None], abs=2e-3)
+
+    def test_in_a_plain_sum_carry_each_other(self, found: Together) -> None:
+        rises = [4 + 5 * COSINE, 5 + 4 * COSINE]
+        assert values(found, "plain sum") == pytest.approx([*rises, -5 * COSINE, -4 * COSINE], abs=2e-3)
+
+    def test_made_orthogonal_leave_the_first_as_it_was_and_shorten_the_second(self, found: Together) -> None:
+        second = 4 * COSINE + 5 * (1 - COSINE**2)
+        assert values(found, "orthogonal") == pytest.approx([4, second, 0, 5 - second], abs=2e-3)
+
+    def test_come_with_coherence_layers_doses_and_cosine(self, found: Together) -> None:
+        sums = {c.name: c.coherence.value for c in found.conditions}
+        both = (4**2 + 5**2 + 2 * 4 * 5 * COSINE) ** 0.5
+        assert sums["plain sum"] == pytest.approx(100 - both, abs=2e-3)
+        assert sums["orthogonal"] == pytest.approx(100 - (4**2 + 25 * (1 - COSINE**2)) ** 0.5, abs=2e-3)
+        assert found.cosine == pytest.approx(COSINE, abs=1e-4)
+        assert (found.layer, found.dose, found.other_layer, found.other_dose) == (LAYER, 0.4, LAYER, 0.5)
+        assert (found.other, found.other_certified, found.notes) == ("evil", True, ())
+
+    def test_are_asked_what_chose_neither_and_made_neither(self, found: Together, certificate: Certificate) -> None:
+        own, others = (library.load(name) for name in ("impolite", "evil"))
+        assert len(found.asked) == len(certificate.asked) == 6
+        assert not set(found.asked) & {
+            *certificate.selected_on,
+            *own.questions.extraction,
+            *others.questions.extraction,
+        }
+        assert set(found.asked) & set(own.questions.evaluation)
+        assert set(found.asked) & set(others.questions.evaluation)
+
+    def test_lean_on_the_seconds_own_reporting_half(
+        self, model: Model, first: PersonaVector, certificate: Certificate
+    ) -> None:
+        evaluation = library.load("evil").questions.evaluation
+        second = of_evil(model, asked=evaluation[1::2], selected_on=evaluation[0::2])
+        asked = together(first, certificate, second, a_bench(model)).asked
+        assert not set(asked) & set(evaluation[0::2])
+        assert set(asked) & set(evaluation[1::2])
+
+    def test_without_a_fresh_question_are_refused(
+        self, model: Model, first: PersonaVector, certificate: Certificate
+    ) -> None:
+        second = of_evil(model, asked=list(certificate.asked), selected_on=list(certificate.asked))
+        with pytest.raises(InvalidOption, match="no question"):
+            together(first, certificate, second, a_bench(model))
+
+    def test_at_two_layers_cannot_be_made_orthogonal_and_say_so(
+        self, model: Model, first: PersonaVector, certificate: Certificate
+    ) -> None:
+        found = together(first, certificate, of_evil(model, layer=LAYER + 1), a_bench(model))
+        assert (found.layer, found.other_layer) == (LAYER, LAYER + 1)
+        assert [c.name for c in found.conditions] == ["first alone", "second alone", "plain sum"]
+        assert "layers 1 and 2" in found.notes[0]
+
+    def test_of_which_one_is_not_certified_say_so(
+        self, model: Model, first: PersonaVector, certificate: Certificate
+    ) -> None:
+        bare = Second(a_vector(model, "evil", two_directions()[1]), Reads("evil"), "it was tossed from a coin")
+        found = together(first, certificate, bare, a_bench(model))
+        assert (found.other_dose, found.other_certified) == (DEFAULT_DOSE, False)
+        assert found.other_layer == bare.vector.default_layer
+        assert "has no certificate" in found.notes[0]
+        assert found.notes[1] == "it was tossed from a coin, so no score of evil counts."
+        failed = together(first, certificate, of_evil(model, verdict="not-induced"), a_bench(model))
+        assert "not induced" in failed.notes[0]
+
+    def test_are_kept_as_they_come(
+        self, model: Model, first: PersonaVector, certificate: Certificate, found: Together, tmp_path: Path
+    ) -> None:
+        assert together(first, certificate, of_evil(model), a_bench(model, Run(tmp_path))) == found
+        bench = dataclasses.replace(a_bench(model, Run(tmp_path)), engine=Silent())
+        assert together(first, certificate, of_evil(model), bench) == found
+
+    def test_survive_json(self, found: Together) -> None:
+        assert Together.model_validate_json(found.model_dump_json()) == found
+
+
+class Silent(Worlds):
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def generate(self, texts: Sequence[Encoded], sampling: Sampling, **options: Any) -> list[Generation]:
+        raise AssertionError("asked again")
