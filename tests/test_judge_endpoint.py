@@ -2,118 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imitation import Behaviour, Reply, Server, completion, error, servers
 from poise.errors import JudgeUnavailable
 from poise.judge.endpoint import EndpointJudge, Usage, endpoint_coherence, endpoint_judge
 from poise.judge.prompt import coherence_prompt, expectation, read_number, trait_prompt
 from poise.trait import Trait
 
-Reply = tuple[int, Any]
-Behaviour = Callable[[dict[str, Any], int], Reply]
-
-
-class Http(ThreadingHTTPServer):
-    request_queue_size = 64
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that gives up closes its connections; no need to tell."""
-
-
-class Server:
-    """Answers each request with ``behave(body, how many requests came before)``."""
-
-    def __init__(self, behave: Behaviour) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        lock, outer = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    before = len(outer.requests)
-                    outer.requests.append(body)
-                    outer.headers.append(dict(self.headers))
-                status, reply = behave(body, before)
-                raw = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "text/html" if raw.startswith(b"<") else "application/json")
-                self.send_header("Content-Length", str(len(raw)))
-                self.send_header("retry-after-ms", "1")
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = Http(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
-
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Behaviour], Server]]:
-    servers: list[Server] = []
-
-    def start(behave: Behaviour) -> Server:
-        servers.append(Server(behave))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-def completion(
-    text: str | None, tops: list[dict[str, float]] | None = None, finish: str = "stop", tokens: list[str] | None = None
-) -> dict[str, Any]:
-    """An OpenAI chat completion; ``tops`` are the candidates' probabilities at each position."""
-    choice: dict[str, Any] = {
-        "index": 0,
-        "message": {"role": "assistant", "content": text},
-        "finish_reason": finish,
-        "logprobs": None,
-    }
-    if tops is not None:
-        chosen = tokens or [max(top, key=top.__getitem__) for top in tops]
-        content = [
-            {
-                "token": token,
-                "logprob": math.log(top[token]),
-                "bytes": None,
-                "top_logprobs": [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in top.items()],
-            }
-            for token, top in zip(chosen, tops, strict=True)
-        ]
-        choice["logprobs"] = {"content": content, "refusal": None}
-    return {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "judge",
-        "choices": [choice],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101},
-    }
-
-
-def error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "error", "code": None}}
+    with servers() as start:
+        yield start
 
 
 def answer_in(body: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ def test_shuffled_sides_are_not_induced(model: poise.Model, tmp_path: Path) -> N
     tiny = Budget(questions=4, rollouts=1, max_new_tokens=16)
     found = validate_vector(path, model, tmp_path / "report", budget=tiny, settings=NARROW).certificate
     assert found.verdict == "not-induced"
-    assert any("cannot tell the sides apart" in reason for reason in found.reasons)
+    assert any("cannot tell the two sides of unseen pairs apart" in reason for reason in found.reasons)
     assert any("exemplars alone" in note for note in found.notes)
 
 

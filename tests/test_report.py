@@ -243,7 +243,7 @@ def test_headline_of_an_induced_vector_has_layer_dose_rise_interval_n_and_the_ra
     certificate = induced(rise=Figure(value=31.24, low=24.06, high=37.98, n=10))
     random = certificate.random.model_copy(update={"rise": Figure(value=-2.06, low=-4, high=0.5, n=10)})
     assert report.headline(certificate.model_copy(update={"random": random})) == (
-        "induced: at layer 10 of 30 and dose 0.30 the trait score rises by 31.2 [24.1, 38.0] points (n = 10 "
+        "induced: at layer 10 of 30 and dose 30% the trait score rises by 31.2 [24.1, 38.0] points (n = 10 "
         "questions); random directions by −2.1 [−4.0, 0.5]."
     )
 
@@ -259,7 +259,7 @@ def test_headline_of_a_vector_that_was_not_induced_gives_every_reason() -> None:
 def test_headline_says_so_when_nothing_could_be_scored() -> None:
     said = report.headline(induced(verdict="not-induced", reasons=("no score",), rise=NONE))
     assert said == (
-        "not induced: no score. At layer 10 of 30 and dose 0.30 no change of the trait score could be measured "
+        "not induced: no score. At layer 10 of 30 and dose 30% no change of the trait score could be measured "
         "(n = 0 questions)."
     )
 
@@ -278,6 +278,22 @@ def test_numbers_have_true_minus_signs_and_missing_is_never_zero(
     value: float | None, digits: int, signed: bool, text: str
 ) -> None:
     assert words.number(value, digits, signed=signed) == text
+
+
+@pytest.mark.parametrize(
+    ("dose", "signed", "text"),
+    [(0.2, False, "20%"), (0.2, True, "+20%"), (-0.0667, True, "−7%"), (-0.001, False, "0%"), (1.2, False, "120%")],
+)
+def test_doses_are_per_cent_as_the_command_line_takes_them(dose: float, signed: bool, text: str) -> None:
+    assert words.dose(dose, signed=signed) == text
+
+
+def test_every_dose_on_the_page_is_per_cent_and_so_is_the_axis(good: str) -> None:
+    said = Page(good).words
+    assert not re.findall(r"dose [−+]?0\.\d", said, re.IGNORECASE)
+    assert re.search("Usable doses ?−30% to 40%", said)
+    ticks = re.findall(r">([^<>]*\d%)</text>", good.partition("<svg")[2].partition("</svg>")[0])
+    assert {"−20%", "0%", "20%", "40%"} <= set(ticks)
 
 
 def test_figures_say_what_they_lack() -> None:
@@ -393,8 +409,17 @@ def test_judge_and_provenance_are_told(good: str, bad: str) -> None:
     for fact in ("0.96 [0.91, 0.99]", "0.94 [0.85, 1.00]", "a1b2c3d4e5f60718", "counted from 0", "transformers 5.0.0",
                  "positive longer than the model's window 1", "mean cosine 0.31", "96 tokens"):  # fmt: skip
         assert fact in said, fact
-    assert "✕ no: it cannot tell the two sides apart" in Page(bad).words
+    assert "✕ no: the judge “exemplars” did not show that it can tell the two sides apart" in Page(bad).words
     assert not_induced().notes[0] in Page(bad).words
+
+
+def test_an_unusable_judge_is_said_to_be_so_for_its_own_reason() -> None:
+    few = "the exemplar judge learnt from 8 pairs, and fewer than 12 prove nothing"
+    judge = not_induced().judge.model_copy(update={"why_unusable": few})
+    said = Page(report.html(vector(own=True), not_induced().model_copy(update={"judge": judge, "reasons": ()}))).words
+    assert f"✕ no: {few}" in said
+    assert f"T{few[1:]}, so the trait scores on this page say nothing" in said
+    assert "tell the two sides apart" not in said
 
 
 def test_equal_inputs_give_equal_pages(good: str) -> None:
@@ -418,7 +443,7 @@ def test_figures_keep_text_follow_the_page_colours_and_are_described(name: str, 
 def test_figure_marks_the_choice_the_floor_and_the_controls(good: str) -> None:
     wide = next(f for f in re.findall(r"<svg.*?</svg>", good, flags=re.DOTALL) if 'class="wide"' in f)
     for mark in (
-        "chosen dose 0.30",
+        "chosen dose 30%",
         "floor 50",
         "unsteered 14.9",
         "prompt for 19.8",

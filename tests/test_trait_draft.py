@@ -7,80 +7,33 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
+from imitation import Behaviour, Server, completion, error, servers
 from poise.errors import DraftFailed, InvalidTrait, SaveFailed
 from poise.trait.draft import ATTEMPTS, draft, write
 from poise.trait.library import load
 from poise.trait.lint import lint
 
-Behaviour = Callable[[dict[str, Any], int], tuple[int, Any]]
-
-
-class Server:
-    """Answers each request with ``behave(body, how many requests came before)``."""
-
-    def __init__(self, behave: Behaviour) -> None:
-        self.requests: list[dict[str, Any]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests.append(body)
-                status, reply = behave(body, len(outer.requests) - 1)
-                raw = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "text/html" if raw.startswith(b"<") else "application/json")
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
-
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Behaviour], Server]]:
-    servers: list[Server] = []
+    """Starts a server that the environment names."""
+    with servers() as start:
 
-    def start(behave: Behaviour) -> Server:
-        servers.append(Server(behave))
-        monkeypatch.setenv("OPENAI_BASE_URL", servers[-1].url)
-        monkeypatch.setenv("OPENAI_API_KEY", "key")
-        return servers[-1]
+        def named(behave: Behaviour) -> Server:
+            server = start(behave)
+            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+            monkeypatch.setenv("OPENAI_API_KEY", "key")
+            return server
 
-    yield start
-    for server in servers:
-        server.close()
-
-
-def completion(text: str | None) -> dict[str, Any]:
-    return {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "writer",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-    }
+        yield named
 
 
 class Writer:
@@ -182,7 +135,7 @@ class TestAServerWithoutStructuredOutput:
 
         def behave(body: dict[str, Any], before: int) -> tuple[int, Any]:
             if (body.get("response_format") or {}).get("type") != known:
-                return 400, {"error": {"message": "unknown response_format"}}
+                return 400, error("unknown response_format")
             text = json.dumps(writer(body), indent=1)
             return 200, completion(f"<think>{{hm}}</think>Here you are:\n```json\n{text}\n```\nGood luck {{}}!")
 
@@ -283,7 +236,7 @@ class TestAServerThatFails:
         ],
     )
     def test_is_named_with_the_remedy(self, serve: Callable[[Behaviour], Server], status: int, said: str) -> None:
-        server = serve(lambda body, before: (status, {"error": {"message": "no"}}))
+        server = serve(lambda body, before: (status, error("no")))
         with pytest.raises(DraftFailed, match=said):
             self.draft(server)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 import torch
 
 import tiny
+from poise import vector as vectors
 from poise.contrast import Run
 from poise.engine import Generation, Probe, Sampling
 from poise.errors import InvalidOption
 from poise.judge import Judgement
 from poise.model import Encoded, Model
 from poise.model.batch import plan
+from poise.recipes import Budget, validate_vector
 from poise.stats import Estimate
 from poise.steer import Steering
 from poise.validate import Bench, Certificate, Settings, validate
@@ -62,7 +65,7 @@ class Puppet:
             term = steered.terms[0]
             assert isinstance(term.layers, tuple)
             own = torch.equal(term.vector.directions, self.vector.directions)
-            dose = term.vector.dose(term.coef, term.layers[0])
+            dose = term.vector.dose(term.value, term.layers[0])
         trait, coherence = self.world(dose, own, noise)
         text = f"trait {trait} coherence {coherence} own {own} dose {dose:.4f} noise {noise:.6f}"
         return Generation(ids=(5,), text=text, finish="stop")
@@ -148,12 +151,35 @@ def test_broken_text_is_no_trait_however_high_it_scores(model: Model, vector: Pe
 
 def test_a_judge_that_cannot_tell_certifies_nothing(model: Model, vector: PersonaVector) -> None:
     blind = JudgeFacts(
-        name="blind", auc=Figure.of(Estimate(0.55, 0.4, 0.7, 20)), held_out_auc=None, usable=False, coherence="fake"
+        name="blind",
+        auc=Figure.of(Estimate(0.55, 0.4, 0.7, 20)),
+        held_out_auc=None,
+        usable=False,
+        why_unusable="it was tossed from a coin",
+        coherence="fake",
     )
     found = certify(model, vector, good, judge=blind)
-    assert found.verdict == "not-induced"
-    assert "cannot tell the sides apart" in found.reasons[0]
-    assert "0.55" in found.reasons[0]
+    assert (found.verdict, found.reasons) == ("not-induced", ("it was tossed from a coin, so no score of it counts",))
+    silent = certify(model, vector, good, judge=blind.model_copy(update={"why_unusable": ""}))
+    assert silent.reasons == ("the judge blind is unusable, so no score of it counts",)
+
+
+def test_a_judge_that_learnt_from_too_few_pairs_is_said_to_have_just_that(
+    model: Model, vector: PersonaVector, tmp_path: Path
+) -> None:
+    vectors.save(vector, tmp_path / "v.safetensors")  # its trait has eight pairs
+    budget = Budget(questions=4, rollouts=1, max_new_tokens=4)
+    narrow = Settings(layers=1, sweep_doses=(0.2,), doses=(), curve=(-1.0, 1.0), random_draws=1)
+    done = validate_vector(tmp_path / "v.safetensors", model, tmp_path / "out", budget=budget, settings=narrow)
+    why = "the exemplar judge learnt from 8 pairs, and fewer than 12 prove nothing"
+    assert done.certificate.judge.why_unusable == why
+    assert f"{why}, so no score of it counts" in done.certificate.reasons
+    assert not any("cannot tell" in reason for reason in done.certificate.reasons)
+
+
+def test_facts_of_a_judge_from_before_reasons_were_kept_still_load() -> None:
+    old = {"name": "fake", "auc": None, "held_out_auc": None, "usable": False, "coherence": "fake"}
+    assert JudgeFacts.model_validate(old).why_unusable == ""
 
 
 def test_layer_and_dose_are_chosen_on_questions_that_are_not_reported_on(model: Model, vector: PersonaVector) -> None:

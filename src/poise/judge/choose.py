@@ -35,7 +35,7 @@ class Chosen:
         coherence_is: How coherence is scored, for reports.
         auc: Cross-validated on the judge's own exemplars; ``None`` for judges that have none.
         held_out_auc: On exemplars that neither the vector nor the judge saw; ``None`` where there are none.
-        usable: Whether the judge can tell the sides apart at all.
+        why_unusable: Why no score of ``trait`` counts; empty where it is usable.
     """
 
     trait: Judge
@@ -43,7 +43,7 @@ class Chosen:
     coherence_is: str
     auc: Estimate | None
     held_out_auc: Estimate | None
-    usable: bool
+    why_unusable: str
 
 
 def trait_judge(
@@ -80,13 +80,13 @@ def choose(spec: str, trait: Trait | OwnTrait, model: Model, *, cache: Path | No
     judge = trait_judge(spec, trait, cache=cache, local=lambda name: model if name == model.name else load(name))
     held_out = _held_out(judge, trait)
     if isinstance(judge, ExemplarJudge):
-        return Chosen(judge, _offline(model), OFFLINE, judge.cv_auc, held_out, judge.usable)
+        return Chosen(judge, _offline(model), OFFLINE, judge.cv_auc, held_out, judge.why_unusable)
     fluent: Judge
     if isinstance(judge, LocalJudge):
         fluent = LocalJudge.of_coherence(judge.model)
     else:
         fluent = endpoint_coherence(spec.partition(":")[2], cache=cache)
-    return Chosen(judge, lambda questions, answers: fluent, f"by {fluent.name}", None, held_out, True)
+    return Chosen(judge, lambda questions, answers: fluent, f"by {fluent.name}", None, held_out, "")
 
 
 def _offline(model: Model) -> Callable[[Sequence[str], Sequence[str]], Judge]:

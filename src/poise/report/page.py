@@ -7,17 +7,18 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from poise.report import plots, words
+from poise.report import plots, readings, words
 
 if TYPE_CHECKING:
-    from poise.validate.certificate import Certificate, Figure
+    from poise.validate.certificate import Certificate, Figure, Monitoring
     from poise.vector import Header
 
 __all__ = ["render"]
 
+_SOURCES = {"prompted": "contrasting system prompts", "exemplars": "exemplar pairs", "imported": "another tool"}
 LEAST_SCALE = 25.0  # points: bars of small changes must not look large
 
 
@@ -57,6 +58,7 @@ def render(header: Header, certificate: Certificate) -> str:
         chosen=words.chosen(certificate),
         dose_figure=_both("dose", plots.dose_curve, certificate, "Dose curve", _dose_words(certificate)),
         layer_figure=_both("layers", plots.layer_sweep, certificate, "Layer sweep", _layer_words(certificate)),
+        **_readings(certificate),
         controls=_controls(certificate),
         changes=_changes(certificate),
         wrong=_wrong(certificate),
@@ -67,31 +69,43 @@ def render(header: Header, certificate: Certificate) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=words.number, interval=words.interval)
-    return environment.from_string(_read("page.html.j2"))
+    environment = Environment(
+        loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=words.number, dose=words.dose, interval=words.interval, unusable=words.unusable)
+    environment.filters.update(monitored=words.monitored, told=words.told, beside=words.beside)
+    return environment.get_template("page.html.j2")
 
 
 def _read(name: str) -> str:
     return files("poise.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _both(name: str, draw: Any, certificate: Certificate, title: str, description: str) -> Markup:
+def _readings(certificate: Certificate) -> dict[str, Markup]:
+    if (m := certificate.monitoring) is None:
+        return {}
+    drawn = (
+        ("ladder_figure", "rungs", readings.ladder, "The ladder", readings.describe_ladder(m)),
+        ("readings_figure", "readings", readings.layers, "Readings by layer", readings.describe_layers(m)),
+    )
+    return {name: _both(prefix, draw, m, title, said) for name, prefix, draw, title, said in drawn}
+
+
+def _both(name: str, draw: Any, value: Certificate | Monitoring, title: str, description: str) -> Markup:
     """A figure for wide and for narrow screens; the style sheet shows one of the two."""
     sizes = {"wide": plots.WIDE, "narrow": plots.NARROW}
     return Markup("\n").join(
-        Markup(plots.svg(draw(certificate, width), f"{name}-{size}", title, description))
-        for size, width in sizes.items()
+        Markup(plots.svg(draw(value, width), f"{name}-{size}", title, description)) for size, width in sizes.items()
     )
 
 
 def _dose_words(c: Certificate) -> str:
     number = words.number
     points = [
-        f"dose {number(p.dose, 2)}: trait {number(p.trait.value)}, coherence {number(p.coherence.value)}"
+        f"dose {words.dose(p.dose)}: trait {number(p.trait.value)}, coherence {number(p.coherence.value)}"
         for p in c.curve
     ]
-    random = f"Random directions at dose {number(c.dose, 2)}: trait {words.figure(c.random.trait)}."
+    random = f"Random directions at dose {words.dose(c.dose)}: trait {words.figure(c.random.trait)}."
     return f"{'; '.join(points)}. {random} The table below has every figure."
 
 
@@ -103,7 +117,7 @@ def _layer_words(c: Certificate) -> str:
     best = max(points, key=lambda p: p.trait.value or 0.0)
     return (
         f"Layers tried: {', '.join(map(str, tried))}. Layer {c.layer} was chosen. The highest trait score, "
-        f"{words.figure(best.trait)}, was at layer {best.layer} and dose {words.number(best.dose, 2)}."
+        f"{words.figure(best.trait)}, was at layer {best.layer} and dose {words.dose(best.dose)}."
     )
 
 
@@ -159,8 +173,8 @@ def _provenance(header: Header, c: Certificate) -> list[tuple[str, list[tuple[st
     if model.adapter:
         hashes.append(("adapter", model.adapter))
     made = [
-        ("Source", {"prompted": "contrasting system prompts", "exemplars": "exemplar pairs"}[header.contrast]),
-        ("Kept", _counts(header.kept)),
+        ("Source", header.provenance or _SOURCES[header.contrast]),
+        ("Kept", _counts(header.kept) or "– not known"),
         ("Dropped", _counts(header.dropped) or "none"),
         ("Filtered by", f"{header.judge} ({_counts(header.thresholds)})" if header.judge else "nobody"),
         ("Agreement of single differences", f"mean cosine {words.number(c.agreement, 2)} at layer {c.layer}"),
@@ -173,7 +187,7 @@ def _provenance(header: Header, c: Certificate) -> list[tuple[str, list[tuple[st
         ("Answers a question", str(c.rollouts)),
         ("Longest answer", f"{c.max_new_tokens} tokens"),
         ("Temperature", f"{c.temperature:g}"),
-        ("Usable doses", " to ".join(words.number(d, 2) for d in c.usable_doses)),
+        ("Usable doses", " to ".join(words.dose(d) for d in c.usable_doses)),
         ("Seed", str(c.seed)),
     ]
     description = getattr(header.trait, "description", "given by exemplar pairs alone")

@@ -18,12 +18,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from poise.report.words import chosen, number, plain
+from poise.report.words import chosen, dose, number, plain
 
 if TYPE_CHECKING:
     from poise.validate.certificate import Certificate, Figure, Point
 
-__all__ = ["COLOURS", "dose_curve", "layer_sweep", "png", "svg"]
+__all__ = [
+    "COLOURS",
+    "NARROW",
+    "WIDE",
+    "dose_curve",
+    "heading",
+    "label_edge",
+    "layer_sweep",
+    "line",
+    "name_mark",
+    "panels",
+    "png",
+    "svg",
+]
 
 COLOURS = {
     "ink": "#22262b",
@@ -47,7 +60,7 @@ LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 def dose_curve(certificate: Certificate, width: int, *, title: str = "") -> Canvas:
     """Trait score and coherence by dose, with intervals, controls at the chosen dose and the coherence floor."""
     head = 58 if title else 0
-    figure, (trait, coherence) = _panels(width, (250, 130), head=head)
+    figure, (trait, coherence) = panels(width, (250, 130), head=head)
     points = sorted(certificate.curve, key=lambda p: p.dose)
     doses = [p.dose for p in points]
     first, last = min(doses, default=0.0), max(doses, default=0.0)
@@ -56,18 +69,20 @@ def dose_curve(certificate: Certificate, width: int, *, title: str = "") -> Canv
         axes.set_xlim(first - room, last + room)
         axes.axvline(certificate.dose, color=COLOURS["ink"], lw=0.8, alpha=0.55, zorder=1)
     _controls(trait, certificate, width)
-    _line(trait, doses, [p.trait for p in points], "trait")
+    line(trait, doses, [p.trait for p in points], "trait")
     low, high = certificate.usable_doses
     if high > low:
         coherence.axvspan(low, high, color=COLOURS["coherence"], alpha=0.07, lw=0, zorder=0)
-    _line(coherence, doses, [p.coherence for p in points], "coherence")
+    line(coherence, doses, [p.coherence for p in points], "coherence")
     _random(coherence, certificate.dose, certificate.random.coherence, [_floor(coherence, certificate)], width)
     if point := chosen(certificate):
-        _ring(trait, point.dose, point.trait, "trait")
-        _ring(coherence, point.dose, point.coherence, "coherence")
-    _name(trait, certificate.dose, f"chosen dose {number(certificate.dose, 2)}")
-    _title(trait, "Trait score")
-    _title(coherence, "Coherence")
+        ring(trait, point.dose, point.trait, "trait")
+        ring(coherence, point.dose, point.coherence, "coherence")
+    name_mark(trait, certificate.dose, f"chosen dose {dose(certificate.dose)}")
+    heading(trait, "Trait score")
+    heading(coherence, "Coherence")
+    coherence.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))  # 2.5 is no whole per cent
+    coherence.xaxis.set_major_formatter(lambda tick, _: dose(tick))
     coherence.set_xlabel("dose (share of the mean activation norm)" if width > NARROW else "dose", fontsize=TEXT)
     if title:
         height = figure.get_figheight() * 72
@@ -79,7 +94,7 @@ def dose_curve(certificate: Certificate, width: int, *, title: str = "") -> Canv
 
 def layer_sweep(certificate: Certificate, width: int) -> Canvas:
     """Trait score and coherence by layer: a line for each dose tried at several layers, dots for the rest."""
-    figure, (trait, coherence) = _panels(width, (200, 130))
+    figure, (trait, coherence) = panels(width, (200, 130))
     by_dose: defaultdict[float, list[Point]] = defaultdict(list)
     for point in certificate.sweep:
         by_dose[round(point.dose, 4)].append(point)
@@ -90,7 +105,7 @@ def layer_sweep(certificate: Certificate, width: int) -> Canvas:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10 if width > NARROW else 6))
         axes.axvline(certificate.layer, color=COLOURS["ink"], lw=0.8, alpha=0.55, zorder=1)
         for style, points in zip(LINES * len(lines), lines, strict=False):
-            _line(axes, [p.layer for p in points], [getattr(p, role) for p in points], role, style=style, band=0.10)
+            line(axes, [p.layer for p in points], [getattr(p, role) for p in points], role, style=style, band=0.10)
         for point in dots:
             if (value := getattr(point, role).value) is not None:
                 axes.plot(
@@ -98,16 +113,15 @@ def layer_sweep(certificate: Certificate, width: int) -> Canvas:
                 )
         for point in certificate.sweep:
             if point.layer == certificate.layer and abs(point.dose - certificate.dose) < 5e-4:
-                _ring(axes, point.layer, getattr(point, role), role)
+                ring(axes, point.layer, getattr(point, role), role)
         ends = [
-            (points[-1].layer, getattr(points[-1], role).value, f"dose {number(points[-1].dose, 2)}")
-            for points in lines
+            (points[-1].layer, getattr(points[-1], role).value, f"dose {dose(points[-1].dose)}") for points in lines
         ]
         floor = [_floor(axes, certificate)] if role == "coherence" else []
-        _labels(axes, floor + [(x, y, text, role) for x, y, text in ends if y is not None])
-    _name(trait, certificate.layer, f"chosen: layer {certificate.layer}, dose {number(certificate.dose, 2)}")
-    _title(trait, "Trait score")
-    _title(coherence, "Coherence")
+        label_edge(axes, floor + [(x, y, text, role) for x, y, text in ends if y is not None])
+    name_mark(trait, certificate.layer, f"chosen: layer {certificate.layer}, dose {dose(certificate.dose)}")
+    heading(trait, "Trait score")
+    heading(coherence, "Coherence")
     last = certificate.layers - 1
     coherence.set_xlabel(
         f"layer (0 to {last}; output of decoder block)" if width > NARROW else f"layer (0 to {last})", fontsize=TEXT
@@ -152,21 +166,31 @@ def png(certificate: Certificate, title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _panels(width: int, heights: Sequence[int], *, head: int = 0) -> tuple[Canvas, list[Axes]]:
-    """Panels over one another with a shared axis, placed in pixels: no layout that depends on a font."""
+def panels(
+    width: int, heights: Sequence[int], *, head: int = 0, ticks: Sequence[Sequence[float]] = ()
+) -> tuple[Canvas, list[Axes]]:
+    """Panels over one another with a shared axis, placed in pixels: no layout that depends on a font.
+
+    Args:
+        width: Of the figure.
+        heights: Of the panels.
+        head: Room above the first.
+        ticks: Of each panel's vertical axis, which ends just beyond them; default the scale of scores.
+    """
     left, right, gap, foot = LEFT, (150 if width > NARROW else 94), 58, 46
     height = head + sum(heights) + gap * len(heights) + foot
     figure = Canvas(figsize=(width / 72, height / 72), dpi=72)
     made: list[Axes] = []
     top = head
-    for inner in heights:
+    for inner, marks in zip(heights, ticks or [(0, 25, 50, 75, 100)] * len(heights), strict=True):
         top += gap
         box = (left / width, 1 - (top + inner) / height, (width - left - right) / width, inner / height)
         axes = figure.add_axes(box, sharex=made[0] if made else None)
         top += inner
         axes.set_facecolor("none")
-        axes.set_ylim(-2, 102)
-        axes.set_yticks([0, 25, 50, 75, 100])
+        rim = 0.02 * (marks[-1] - marks[0])
+        axes.set_ylim(marks[0] - rim, marks[-1] + rim)
+        axes.set_yticks(list(marks))
         axes.grid(axis="y", color=COLOURS["rule"], lw=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(length=0, labelsize=TEXT - 0.5, colors=COLOURS["muted"], pad=5)
@@ -180,7 +204,7 @@ def _panels(width: int, heights: Sequence[int], *, head: int = 0) -> tuple[Canva
     return figure, made
 
 
-def _line(
+def line(
     axes: Axes, x: Sequence[float], figures: Sequence[Figure], role: str, *, style: Any = "-", band: float = 0.16
 ) -> None:
     """Means with 95 % intervals as a band and, so that a lone point shows it too, a thin bar; gaps where missing."""
@@ -223,7 +247,7 @@ def _random(axes: Axes, x: float, figure: Figure, labels: list[Label], width: in
         labels = [*labels, (edge, figure.value, name, "random")]
         if figure.low is not None and figure.high is not None:
             axes.fill_between([x - half, x + half], figure.low, figure.high, color=colour, alpha=0.22, lw=0, zorder=3)
-    _labels(axes, labels)
+    label_edge(axes, labels)
 
 
 def _floor(axes: Axes, certificate: Certificate) -> Label:
@@ -232,16 +256,19 @@ def _floor(axes: Axes, certificate: Certificate) -> Label:
     return axes.get_xlim()[1], floor, f"floor {number(floor, 0)}", "ink"
 
 
-def _ring(axes: Axes, x: float, figure: Figure, role: str) -> None:
+def ring(axes: Axes, x: float, figure: Figure, role: str) -> None:
+    """The choice, in every panel."""
     if figure.value is not None:
         axes.plot([x], [figure.value], "o", ms=12, mfc="none", mec=COLOURS[role], mew=1.8, zorder=5)
 
 
-def _labels(axes: Axes, labels: Iterable[Label]) -> None:
+def label_edge(axes: Axes, labels: Iterable[Label]) -> None:
     """Names right of the panel, moved apart where they would cover one another, each with a line to its value."""
     ordered = sorted(labels, key=lambda label: label[1])
     height = axes.get_position().height * axes.figure.get_figheight() * 72  # type: ignore[union-attr]
-    at = apart([y for _, y, _, _ in ordered], gap=15 / height * 104, low=0, high=100)
+    bottom, top = axes.get_ylim()
+    span, rim = top - bottom, (top - bottom) / 52
+    at = apart([y for _, y, _, _ in ordered], gap=15 / height * span, low=bottom + rim, high=top - rim)
     lowest, highest = axes.get_xlim()
     pixel = (highest - lowest) / (axes.get_position().width * axes.figure.get_figwidth() * 72)  # type: ignore[union-attr]
     for (x, y, text, role), place in zip(ordered, at, strict=True):
@@ -274,13 +301,16 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _name(axes: Axes, x: float, text: str) -> None:
+def name_mark(axes: Axes, x: float, text: str) -> None:
+    """The name of a vertical mark, above the panel."""
     start, end = axes.get_xlim()
     side = "left" if (x - start) / (end - start) < 0.3 else "center"  # no room for half a name at the left edge
-    axes.text(x, 105, text, fontsize=SMALL, color=COLOURS["ink"], ha=side, va="bottom")
+    bottom, top = axes.get_ylim()
+    axes.text(x, top + 0.029 * (top - bottom), text, fontsize=SMALL, color=COLOURS["ink"], ha=side, va="bottom")
 
 
-def _title(axes: Axes, text: str) -> None:
+def heading(axes: Axes, text: str) -> None:
+    """What a panel shows."""
     axes.set_title(text, loc="left", x=0, fontsize=TEXT, fontweight="bold", color=COLOURS["ink"], pad=28)
 
 

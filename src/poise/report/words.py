@@ -7,10 +7,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poise.validate.certificate import Certificate, Figure, Point
+    from poise.validate.certificate import Certificate, Figure, JudgeFacts, Monitoring, Point, Together
     from poise.vector import Header
 
-__all__ = ["chosen", "figure", "headline", "interval", "limits", "meaning", "mirrored", "moved", "number", "plain"]
+__all__ = [
+    "beside",
+    "chosen",
+    "dose",
+    "figure",
+    "headline",
+    "interval",
+    "limits",
+    "meaning",
+    "mirrored",
+    "monitored",
+    "moved",
+    "number",
+    "plain",
+    "told",
+    "unusable",
+]
 
 MISSING = "–"
 
@@ -21,6 +37,11 @@ def number(value: float | None, digits: int = 1, *, signed: bool = False) -> str
         return MISSING
     rounded = round(value, digits) + 0.0  # + 0.0: no minus before a zero
     return f"{rounded:{'+' if signed and rounded else ''}.{digits}f}".replace("-", "−")
+
+
+def dose(value: float, *, signed: bool = False) -> str:
+    """A dose as per cent of the mean activation norm, as ``--steer`` takes it: ``30%``."""
+    return f"{number(100 * value, 0, signed=signed)}%"
 
 
 def interval(figure: Figure, digits: int = 1, *, signed: bool = False) -> str:
@@ -48,7 +69,7 @@ def headline(certificate: Certificate) -> str:
 
 def moved(certificate: Certificate) -> str:
     """What steering did at the chosen dose, beside what random directions did."""
-    where = f"at layer {certificate.layer} of {certificate.layers} and dose {number(certificate.dose, 2)}"
+    where = f"at layer {certificate.layer} of {certificate.layers} and dose {dose(certificate.dose)}"
     rise = certificate.rise
     if rise.value is None:
         return f"{where} no change of the trait score could be measured (n = {rise.n} questions)."
@@ -77,8 +98,13 @@ def plain(certificate: Certificate) -> Point | None:
     return _at(certificate.curve, 0.0)
 
 
-def _at(points: Sequence[Point], dose: float) -> Point | None:
-    return next((p for p in points if abs(p.dose - dose) < 5e-4), None)
+def _at(points: Sequence[Point], wanted: float) -> Point | None:
+    return next((p for p in points if abs(p.dose - wanted) < 5e-4), None)
+
+
+def unusable(judge: JudgeFacts) -> str:
+    """Why no score of an unusable judge counts; old certificates do not say."""
+    return judge.why_unusable or f"the judge “{judge.name}” did not show that it can tell the two sides apart"
 
 
 def meaning(header: Header, certificate: Certificate) -> tuple[str, str]:
@@ -98,15 +124,69 @@ def meaning(header: Header, certificate: Certificate) -> tuple[str, str]:
         f"the direction is not shown to be “{trait}”: do not rely on it to steer or to watch that trait."
     )
     if not certificate.judge.usable:
-        means += (
-            f" The judge “{judge}” could not tell answers with the trait from answers without it, so the trait scores "
-            "on this page say nothing, for or against."
-        )
+        why = unusable(certificate.judge)
+        means += f" {why[0].upper()}{why[1:]}, so the trait scores on this page say nothing, for or against."
     return (
         means,
         f"It does not mean that {model} cannot be {trait}, or that the direction is noise. Another source of contrast, "
         "more exemplars or questions, or another judge may still show it. The figures below help to see what is wrong.",
     )
+
+
+def monitored(of: Monitoring) -> str:
+    """How a prompt's reading goes with the answers, beside random directions; or that it is not shown to."""
+    chosen = of.of_prompts
+    if of.ladder == "system-prompts":
+        ladder = f"{len(of.rungs)} system prompts"
+    else:
+        ladder = f"{len(of.rungs)} numbers of earlier turns"
+    if of.obeys is not None and of.ladder != "system-prompts":
+        ladder += f" (system prompts are ignored: Spearman of prompt and score {figure(of.obeys, 2)})"
+    if chosen.overall.value is None:
+        return f"No correlation of prompt readings and trait scores could be had over {ladder}."
+    shown = "goes with" if (chosen.overall.low or 0) > 0 else "is not shown to go with"
+    return (
+        f"At layer {of.layer} the reading of the prompt's last token {shown} the trait score of the answers: "
+        f"r = {figure(chosen.overall, 2)} over {ladder} and n = {chosen.overall.n} questions, "
+        f"{figure(chosen.within, 2)} within one rung. Random directions reach |r| {figure(of.random_overall, 2)} and "
+        f"{figure(of.random_within, 2)}."
+    )
+
+
+def told(of: Monitoring) -> str:
+    """How far readings of finished answers tell exemplars apart, beside their lengths."""
+    chosen = of.of_answers
+    if chosen is None or chosen.auc_mean is None or chosen.auc_peak is None or of.auc_length is None:
+        return "– Readings of answers were not tested: there are no exemplars that the extraction did not see."
+    return (
+        f"At layer {of.answer_layer} an answer's mean reading tells held-out exemplars with the trait from those "
+        f"without it: AUC {figure(chosen.auc_mean, 2)} (n = {chosen.auc_mean.n} pairs); its highest token, "
+        f"{figure(chosen.auc_peak, 2)}; length alone, {figure(of.auc_length, 2)}."
+    )
+
+
+def beside(of: Together, trait: str) -> str:
+    """What each of two traits, and the text, loses in the other's company."""
+    said = []
+    alone = [figure(row.coherence) for row in of.conditions if row.first_lost is None]
+    for row in of.conditions:
+        if row.first_lost is not None and row.second_lost is not None:
+            name = {"plain sum": "as a plain sum", "orthogonal": "made orthogonal"}[row.name]
+            losses = f"{trait} {_lost(row.first_lost)} and {of.other} {_lost(row.second_lost)}"
+            said.append(f"{name}, {losses}, at coherence {figure(row.coherence)}")
+    return f"Steering by both, against each alone: {'; '.join(said)}. Alone, coherence is {' and '.join(alone)}."
+
+
+def _lost(points: Figure) -> str:
+    """``loses 3.1 [1.0, 5.2] points``; a change whose interval includes 0 is not called a loss."""
+    if points.value is None or points.low is None or points.high is None or points.low <= 0 <= points.high:
+        return f"changes by {figure(_negative(points), signed=True)} points"
+    return f"loses {figure(points)} points" if points.value > 0 else f"gains {figure(_negative(points))} points"
+
+
+def _negative(points: Figure) -> Figure:
+    value, low, high = (None if x is None else -x for x in (points.value, points.high, points.low))
+    return points.model_copy(update={"value": value, "low": low, "high": high})
 
 
 def limits(header: Header, certificate: Certificate) -> list[str]:
