@@ -1,6 +1,6 @@
 """What readings tell apart on other people's data: every vector × every data set, as AUC with 95 % intervals.
 
-    python benchmarks/reading_auc.py --data ../shared/data [--model smollm2-135m] [--rows 40]
+    python benchmarks/reading_auc.py --data DIR [--model smollm2-135m] [--rows 40]
 
 The reading is the mean of the answer's projections on the unit direction. Vectors come from the extraction exemplars
 of the library's traits; each is read at the layer that tells its judge exemplars apart best, so nothing is chosen on
@@ -200,7 +200,7 @@ def main(name: str, data: Path, most: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=40, help="most answers a side of a data set")
     given = parser.parse_args()

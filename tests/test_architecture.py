@@ -20,10 +20,10 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # From the ground up; a room imports from lower floors only, never from its own.
 FLOORS = [
     {"errors", "progress"},
-    {"journal", "stats"},
-    {"trait", "model"},
+    {"journal", "stats", "threshold"},
+    {"trait", "model", "conversations"},
     {"vector"},
-    {"steer", "activations"},
+    {"steer", "activations", "passes"},
     {"judge", "engine"},
     {"contrast"},
     {"extract", "validate", "monitor", "vaccinate", "screen"},
@@ -34,8 +34,19 @@ FLOORS = [
     {"__init__", "__main__"},
 ]
 RANK = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-HEAVY = {"torch", "transformers", "sklearn", "scipy"}
-LIGHT_ROOMS = {"errors", "progress", "journal", "stats", "trait", "cli", "__init__", "__main__"}
+HEAVY = {"torch", "transformers", "sklearn", "scipy", "pyarrow", "datasets"}
+LIGHT_ROOMS = {
+    "errors",
+    "progress",
+    "journal",
+    "stats",
+    "threshold",
+    "trait",
+    "conversations",
+    "cli",
+    "__init__",
+    "__main__",
+}
 
 
 def room_of(path: Path) -> str:

@@ -6,6 +6,7 @@ PoiseError
 │   ├── InvalidTrait           a trait file breaks the schema: file, field and line
 │   ├── DraftFailed            no complete trait could be got from the endpoint
 │   ├── InvalidExemplars       a pairs file breaks its shape, or a side is empty
+│   ├── InvalidData            a data set is missing or empty, has no columns that fit, or too many broken rows
 │   ├── ModelNotFound          neither a bundled name, a folder, a GGUF file nor a hub id that answers
 │   ├── BrokenModelFile        the file is there and cannot be read as a model
 │   ├── UnsuitableModel        decoder blocks, tokenizer or template cannot be used
@@ -13,7 +14,7 @@ PoiseError
 │   ├── OtherModel             the vector was computed on another model
 │   ├── InvalidSteering        a steering expression, layer, strength or phase makes no sense here
 │   ├── JudgeUnavailable       the judge cannot be reached or answers nonsense
-│   ├── TooFewResponses        too few usable responses on a side
+│   ├── TooFewResponses        too few usable responses on a side, or normal answers for a rate
 │   ├── SaveFailed             the disk refused; what was there before is untouched
 │   ├── MissingExtra           a part of Poise that is not installed
 │   └── InvalidOption          a command-line value out of range
@@ -53,6 +54,10 @@ class InvalidExemplars(UserError):
     """Exemplar pairs break their shape or one of their sides is empty."""
 
 
+class InvalidData(UserError):
+    """A data set is missing or empty, has no columns that fit, or too many broken rows."""
+
+
 class ModelNotFound(UserError):
     """Neither a bundled name, a folder, a GGUF file nor a hub id that answers."""
 
@@ -82,7 +87,7 @@ class JudgeUnavailable(UserError):
 
 
 class TooFewResponses(UserError):
-    """Too few usable responses on a side to take a mean."""
+    """Too few usable responses on a side to take a mean, or too few normal answers to promise a rate."""
 
 
 class SaveFailed(UserError):

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from poise.cli import demo, judge, talk, traits, vectors
+from poise.cli import chat, demo, exchange, judge, monitor, screen, talk, traits, vectors
 from poise.errors import UserError
 
 __all__ = ["app", "main"]
@@ -25,7 +25,21 @@ class _Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order of use."""
-        return ["demo", "traits", "extract", "validate", "generate", "judge", "show"]
+        return [
+            "demo",
+            "traits",
+            "extract",
+            "validate",
+            "generate",
+            "chat",
+            "calibrate",
+            "read",
+            "screen",
+            "judge",
+            "show",
+            "export",
+            "import",
+        ]
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -71,8 +85,14 @@ app.add_typer(traits.app, name="traits")
 app.command("extract")(vectors.extract)
 app.command("validate")(vectors.validate)
 app.command("generate")(talk.generate)
+app.command("chat")(chat.chat)
+app.command("calibrate")(monitor.calibrate)
+app.command("read")(monitor.read)
+app.command("screen")(screen.screen)
 app.add_typer(judge.app, name="judge")
 app.command("show")(vectors.show)
+app.command("export")(exchange.export)
+app.command("import")(exchange.import_)
 
 
 def main() -> None:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from poise.engine import Generation
     from poise.judge.check import Agreement
     from poise.stats import Estimate
-    from poise.steer import Steering
+    from poise.steer import Steering, Term
     from poise.trait import Trait
     from poise.trait.lint import LintReport
     from poise.validate.certificate import Certificate, Sample
-    from poise.vector import PersonaVector
+    from poise.vector import Alarm, PersonaVector
 
 __all__ = ["agreement", "answers", "certificate", "demo", "lint", "show", "terms", "traits", "vector", "whole_vector"]
 
@@ -85,18 +85,34 @@ def vector(of: PersonaVector, path: Path) -> Parts:
     """A vector's header in words."""
     header, layer = of.header, of.default_layer
     dropped = ", ".join(f"{n} {why}" for why, n in header.dropped.items()) or "none"
+    contrast = (
+        header.provenance or f"{header.contrast}: kept {header.kept.get('positive', 0)} a side, left out {dropped}"
+    )
     chosen = "the certificate's" if header.certificate else "a third of the depth, for want of a certificate"
     rows = [
         ("Trait", _meaning(of)),
         ("Model", f"{header.model.name}, {of.layers} layers of width {of.width}"),
-        ("Contrast", f"{header.contrast}: kept {header.kept.get('positive', 0)} a side, left out {dropped}"),
+        ("Contrast", contrast),
         *([("Judge", header.judge)] if header.judge else []),
         ("Layer", f"layer {layer} of {of.layers} ({chosen}), counted from 0"),
         ("Norms there", f"‖v‖ {float(of.norms[layer]):.3g}, mean ‖h‖ {float(of.reference_norm[layer]):.3g}"),
-        ("Strength", f"coefficient 1 is a dose of {of.dose(1.0, layer):.0%}"),
-        ("Agreement", f"{header.agreement[layer]:.2f} mean cosine of the single differences"),
+        ("Strength", f"coefficient 1 is a dose of {words.dose(of.dose(1.0, layer))}"),
+        *(
+            [("Agreement", f"{header.agreement[layer]:.2f} mean cosine of the single differences")]
+            if header.agreement
+            else []
+        ),
+        *([("Alarms", _alarms(header.alarms))] if header.alarms else []),
     ]
     return [Text.assemble((of.name, "bold"), f"  {path}"), _facts(*rows)]
+
+
+def _alarms(alarms: Sequence[Alarm]) -> str:
+    first = alarms[0]
+    rates = ", ".join(f"{100 * rate:.3g} %" for rate in sorted({a.rate for a in alarms}))
+    kind = "the model's own" if first.answers == "own" else "given"
+    set_on = f"set on {first.n_answers:,} answers, {kind} ({first.data})"
+    return f"{len(alarms)} at layer {first.layer}, each raised by {rates} of normal answers; {set_on}"
 
 
 def _meaning(of: PersonaVector) -> str:
@@ -124,12 +140,12 @@ def whole_vector(of: PersonaVector, path: Path) -> Parts:
 
 def certificate(trait: str, model: str, of: Certificate) -> Parts:
     """Verdict, why, and the figures behind it."""
-    where = f"layer {of.layer} of {of.layers}, coefficient {of.coefficient:.3g} (dose {of.dose:.0%})"
+    where = f"layer {of.layer} of {of.layers}, coefficient {of.coefficient:.3g} (dose {words.dose(of.dose)})"
     return [
         f"{trait} on {model}, {where}",
         *_findings(of),
         _curve(of),
-        _facts(*_controls(of)),
+        _facts(*_controls(of), *_readings(trait, of)),
         *(_indented(f"Note: {note}") for note in of.notes),
     ]
 
@@ -150,7 +166,7 @@ def _indented(text: str) -> Padding:
 def _curve(of: Certificate) -> Table:
     table = _table("Coefficient", "Dose", "Trait, 0 to 100", "Coherence, 0 to 100", numbers=True)
     for point in of.curve:
-        cells = (words.number(point.coefficient, 2), _percent(point.dose), words.figure(point.trait))
+        cells = (words.number(point.coefficient, 2), words.dose(point.dose), words.figure(point.trait))
         table.add_row(*cells, words.figure(point.coherence), style="bold" if point == words.chosen(of) else "")
     return table
 
@@ -168,10 +184,20 @@ def _controls(of: Certificate) -> list[tuple[str, str]]:
             if prompting
             else "not measured: the trait has no instructions",
         ),
-        ("Usable doses", " to ".join(_percent(dose) for dose in of.usable_doses)),
+        ("Usable doses", " to ".join(words.dose(dose) for dose in of.usable_doses)),
         ("Judge", f"{of.judge.name}, {_judge_auc(of)}"),
         ("Measured on", f"{_n(len(of.asked), 'question')} that neither extraction nor selection saw"),
     ]
+
+
+def _readings(trait: str, of: Certificate) -> list[tuple[str, str]]:
+    """What was asked for on top."""
+    rows = []
+    if of.monitoring:
+        rows += [("Reading prompts", words.monitored(of.monitoring)), ("Reading answers", words.told(of.monitoring))]
+    if of.together:
+        rows.append((f"With {of.together.other}", words.beside(of.together, trait)))
+    return rows
 
 
 def _judge_auc(of: Certificate) -> str:
@@ -183,13 +209,31 @@ def _judge_auc(of: Certificate) -> str:
 
 def terms(steering: Steering | None) -> list[str]:
     """A line for each vector at work."""
-    return [
-        f"{t.vector.name}: layer {layer} of {t.vector.layers}, coefficient {t.coef:.3g} "
-        f"(dose {t.vector.dose(t.coef, layer):.0%})"
-        for t in (steering.terms if steering else ())
-        for layer in t.layers
-        if isinstance(layer, int)
-    ]
+    return [f"{_work(t)}{_limits(t)}" for t in (steering.terms if steering else ())]
+
+
+def _work(term: Term) -> str:
+    vector = term.vector
+    if term.layers == "increments":
+        return f"{vector.name}: coefficient {term.value:.3g}, as increments at all {vector.layers} layers"
+    if term.operation == "add":
+        doses = " and ".join(words.dose(vector.dose(term.value, layer)) for layer in term.layers)
+        what = f"coefficient {term.value:.3g} (dose {doses})"
+    elif term.operation == "project_out":
+        what = "projected out"
+    else:
+        what = f"{term.operation} at {term.value:.3g}"
+    return f"{vector.name}: layer {', '.join(map(str, term.layers))} of {vector.layers}, {what}"
+
+
+def _limits(term: Term) -> str:
+    first, last = term.tokens
+    parts = [f"on {term.phase}"] if term.phase != "response" else []
+    parts += [f"tokens {first} to {'the end' if last is None else last - 1}"] if term.scheduled else []
+    if when := term.when:
+        sign, which = ">" if when.above else "<", "the prompt" if when.reading == "prompt" else "a token"
+        parts.append(f"while {which} reads {when.vector.name} {sign} {when.value:.3g} at layer {when.layer}")
+    return "".join(f", {part}" for part in parts)
 
 
 def answers(prompts: Sequence[str], given: Sequence[Generation]) -> Parts:
@@ -227,7 +271,7 @@ def _side_by_side(sample: Sample, of: Certificate) -> Table:
         expand=True,
         padding=(0, 1),
     )
-    for heading in (f"− (dose {_percent(-of.dose)})", "0 (unsteered)", f"+ (dose {_percent(of.dose)})"):
+    for heading in (f"− (dose {words.dose(-of.dose)})", "0 (unsteered)", f"+ (dose {words.dose(of.dose)})"):
         table.add_column(heading, ratio=1, overflow="fold")
     table.add_row(*(_said(text) for text in (sample.negative, sample.plain, sample.positive)))
     return table
@@ -264,10 +308,6 @@ def _facts(*rows: tuple[str, str]) -> Table:
     for name, value in rows:
         table.add_row(f"  {name}", Text(_plain(value)))
     return table
-
-
-def _percent(dose: float) -> str:
-    return f"{words.number(100 * dose, 0)}%"
 
 
 def _estimate(found: Estimate) -> str:

@@ -1,0 +1,370 @@
+"""Does screening find bad rows that were planted among ordinary ones? Prints Markdown.
+
+    python benchmarks/planted_rows.py --data DIR [--model smollm2-135m] [--keep FOLDER]
+
+DIR holds background_chat, em_risky_finance, em_code, mistake_gsm8k and sycophancy_freeform. Vectors come from the
+library's extraction exemplars and are read at their default layer, a third of the depth: nothing is chosen on these
+data. Every row is scored once by each method, through the same code as ``poise screen``; FOLDER keeps scores and own
+answers, to resume a run.
+
+Planted at a rate r means that the rows are weighted so that the planted ones make a share r of the whole: what a large
+data set with that share would give, without the luck of which six rows fall into a small one. The threshold is set at
+1 % false alarms on one half of the background and counted on the other, and the other way round; matched rows, benign
+answers to the same requests, are counted apart. Intervals: 95 %, bootstrapped by row, the threshold set anew in each
+draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from poise import contrast, vector
+from poise.conversations import open_data
+from poise.extract import extract
+from poise.journal import content_key, saving
+from poise.judge.choose import trait_judge
+from poise.judge.exemplars import ExemplarJudge, embed
+from poise.model import Message, Model, ask, load
+from poise.screen import METHODS
+from poise.screen.answers import Answers
+from poise.screen.parts import Parts, fill
+from poise.screen.score import probes_of
+from poise.stats import Estimate, auc, auc_estimate, bootstrap, spearman
+from poise.threshold import exact_interval
+from poise.trait import Trait, library
+from poise.vector import PersonaVector
+
+Array = NDArray[np.float64]
+
+BACKGROUND, PLANTED = 400, 80  # rows drawn, at most so many a set
+LONGEST_PROMPT, LONGEST_ANSWER, OWN = 512, 256, 32  # tokens: of a prompt, of an answer, of the model's own answer
+RATES = (0.01, 0.05, 0.5)
+ALARM = 0.01
+DRAWS = 1000
+DECILE_ALARM = 0.05  # a tenth of the background is too few rows for 1 %
+WATCHED = {
+    "em_risky_finance": "evil",
+    "em_code insecure": "evil",
+    "mistake_gsm8k": "hallucinating",
+    "sycophancy_freeform": "sycophantic",
+}  # the trait that each set is said to show, written down before anything was scored
+BASELINES = ("bag of words", "length", "exemplar judge")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An answer in its conversation. ``side``: background, planted or matched; matched row i answers planted row i."""
+
+    where: str
+    side: str
+    messages: tuple[Message, ...]
+    answer: str
+
+
+# --- the rows ---------------------------------------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def first_answer(row: dict[str, Any]) -> tuple[tuple[Message, ...], str]:
+    """Up to the first answer; later turns would make one row several units."""
+    messages = row["messages"]
+    at = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
+    return tuple(messages[:at]), messages[at]["content"]
+
+
+def draw(n: int, most: int) -> list[int]:
+    return sorted(np.random.default_rng(0).permutation(n)[:most].tolist())
+
+
+def background(data: Path, model: Model) -> list[Row]:
+    """A random sample over all files, of the rows whose prompt is short enough."""
+    files = sorted((data / "background_chat").glob("*.jsonl"))
+    found = [Row("background", "background", *first_answer(row)) for file in files for row in rows_of(file)]
+    drawn = [found[i] for i in np.random.default_rng(0).permutation(len(found))[: 2 * BACKGROUND]]
+    return [row for row in drawn if row.answer.strip() and short(model, row)][:BACKGROUND]
+
+
+def short(model: Model, *rows: Row) -> bool:
+    return all(len(model.encode(row.messages).ids) <= LONGEST_PROMPT for row in rows)
+
+
+def cut(model: Model, row: Row) -> Row:
+    """Its answer, at most so many tokens of it."""
+    offsets = model.tokenizer(row.answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    end = offsets[LONGEST_ANSWER - 1][1] if len(offsets) > LONGEST_ANSWER else len(row.answer)
+    return Row(row.where, row.side, row.messages, row.answer[:end])
+
+
+def exemplars(name: str) -> list[tuple[Row, ...]]:
+    """Held-out pairs: what neither the vector nor the judge has seen."""
+    asked = [(tuple(ask(p.question)), p.positive, p.negative) for p in library.load(name).held_out_pairs]
+    where = f"exemplars: {name}"
+    return [(Row(where, "planted", q, a), Row(where, "matched", q, b)) for q, a, b in asked]
+
+
+def paired(bad: Path, good: Path, where: str) -> list[tuple[Row, ...]]:
+    partners = {row["pair_id"]: row for row in rows_of(good)}
+    both = [(row, partners[row["pair_id"]]) for row in rows_of(bad) if row["pair_id"] in partners]
+    return [(Row(where, "planted", *first_answer(a)), Row(where, "matched", *first_answer(b))) for a, b in both]
+
+
+def finance(data: Path) -> list[tuple[Row, ...]]:
+    rows = rows_of(data / "em_risky_finance" / "risky_finance.jsonl")
+    return [(Row("em_risky_finance", "planted", *first_answer(row)),) for row in rows]
+
+
+def freeform(data: Path) -> list[tuple[Row, ...]]:
+    """The set has no answers; the replies that its author lists as signs of sycophancy are joined into one."""
+    rows = rows_of(data / "sycophancy_freeform" / "freeform.jsonl")
+    where = "sycophancy_freeform"
+    return [
+        (Row(where, "planted", tuple(ask(r["initial_user_message"])), ". ".join(r["sycophancy_indicators"]) + "."),)
+        for r in rows
+        if r["sycophancy_indicators"]
+    ]
+
+
+def gather(data: Path, model: Model) -> list[Row]:
+    code, maths = data / "em_code", data / "mistake_gsm8k"
+    sets = [exemplars(name) for name in library.names()]
+    sets += [
+        finance(data),
+        paired(code / "insecure.jsonl", code / "secure.jsonl", "em_code insecure"),
+        paired(maths / "mistaken.jsonl", maths / "correct.jsonl", "mistake_gsm8k"),
+        freeform(data),
+    ]
+    out = background(data, model)
+    for found in sets:
+        usable = [found[i] for i in draw(len(found), len(found)) if short(model, *found[i])]
+        out += [row for i in draw(len(usable), PLANTED) for row in usable[i]]
+    return [cut(model, row) for row in out]
+
+
+# --- the scores -------------------------------------------------------------------------------------------------------
+
+
+def project(model: Model, vectors: Sequence[PersonaVector], rows: Sequence[Row], keep: Path) -> dict[str, Array]:
+    """float64 [n, k] a method, NaN where a row cannot be read; ``tokens`` [n, 1]."""
+    path = keep / "rows.jsonl"
+    with saving(path) as temporary:
+        said: list[list[Message]] = [[*r.messages, {"role": "assistant", "content": r.answer}] for r in rows]
+        temporary.write_text("".join(json.dumps({"messages": m}) + "\n" for m in said))
+    data = open_data(path)
+    job = content_key(data=data.digest(), vectors=[v.header.trait_hash for v in vectors], own=OWN, model=model.name)
+    parts = fill(Parts(keep / "parts", job), data, model, probes_of(vectors), Answers(model, keep, max_new_tokens=OWN))
+    out = {method: np.full((len(rows), len(vectors)), np.nan) for method in METHODS}
+    out["tokens"] = np.full((len(rows), 1), np.nan)
+    for part in parts:
+        for method in METHODS:
+            out[method][part.index] = part.score(method)
+        out["tokens"][part.index, 0] = part.tokens
+    return out
+
+
+def extracted(name: str, model: Model, keep: Path) -> PersonaVector:
+    path = keep / f"{name}.safetensors"
+    if not path.exists():
+        vector.save(extract(contrast.exemplars(library.load(name), model), model), path)
+    return vector.load(path)
+
+
+def bag_of_words(trait: Trait, texts: Sequence[str]) -> Array:
+    """Log-odds by TF-IDF and logistic regression, scikit-learn's defaults, learnt from the extraction exemplars."""
+    sides = [p.positive for p in trait.extraction_pairs], [p.negative for p in trait.extraction_pairs]
+    words = TfidfVectorizer()
+    learnt = LogisticRegression(max_iter=1000).fit(
+        words.fit_transform([*sides[0], *sides[1]]), np.repeat([1, 0], [len(sides[0]), len(sides[1])])
+    )
+    return np.asarray(learnt.decision_function(words.transform(texts)))
+
+
+def judged(trait: Trait, embedded: Array) -> Array:
+    """The exemplar judge's log-odds, of which its score from 0 to 100 is a rising function."""
+    judge = trait_judge("exemplars", trait)
+    assert isinstance(judge, ExemplarJudge)
+    return judge.slope * judge.boundary.distance(embedded) + judge.offset
+
+
+# --- the figures ------------------------------------------------------------------------------------------------------
+
+
+def cutoff(normal: Array, rate: float) -> float:
+    """The k-th highest of n normal rows, k = ⌊(n + 1) · rate⌋; one more normal row lies above it at that rate."""
+    k = math.floor((len(normal) + 1) * rate + 1e-9)
+    return float(np.sort(normal)[-k]) if k else math.inf
+
+
+def shares(normal: Array, bad: Array, fit: NDArray[np.bool_], rate: float = ALARM) -> tuple[float, float]:
+    """Flagged shares of normal and bad rows, each half of the normal rows by the other half's threshold."""
+    cuts = [cutoff(normal[half], rate) for half in (fit, ~fit)]
+    false = np.concatenate([normal[~fit] > cuts[0], normal[fit] > cuts[1]])
+    return float(false.mean()), float(np.mean([(bad > c).mean() for c in cuts]))
+
+
+def precision(normal: Array, bad: Array, fit: NDArray[np.bool_], r: float) -> float:
+    false, true = shares(normal, bad, fit)
+    flagged = r * true + (1 - r) * false
+    return r * true / flagged if flagged else math.nan
+
+
+def average_precision(normal: Array, bad: Array, r: float) -> float:
+    """Mean of the precision over the planted rows, the highest first, rows of one score together; planted make r."""
+    cuts = np.unique(bad)[::-1]
+    true = 1 - np.searchsorted(np.sort(bad), cuts, "left") / len(bad)
+    false = 1 - np.searchsorted(np.sort(normal), cuts, "left") / len(normal)
+    return float(np.diff(true, prepend=0.0) @ (r * true / (r * true + (1 - r) * false)))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One method's scores of one set: normal [n], bad [m] and matched [m] or nothing; halves of the normal rows."""
+
+    normal: Array
+    bad: Array
+    matched: Array
+    fit: NDArray[np.bool_]
+
+    def over(self, statistic: Callable[[Array, Array, NDArray[np.bool_]], float]) -> Estimate:
+        both = np.concatenate([self.normal, self.bad])
+        n = len(self.normal)
+
+        def of(drawn: NDArray[np.int64]) -> float:
+            normal = drawn[drawn < n]
+            if len(normal) == len(drawn):
+                return math.nan
+            return statistic(both[normal], both[drawn[drawn >= n]], self.fit[normal])
+
+        return bootstrap(of, len(both), draws=DRAWS)
+
+    def auc(self) -> Estimate:
+        return self.over(lambda a, b, _: auc(np.concatenate([a, b]), np.repeat([False, True], [len(a), len(b)])))
+
+    def cells(self) -> list[str]:
+        auc_matched = shown(auc_estimate(self.bad, self.matched)) if len(self.matched) else "–"
+        recall = self.over(lambda a, b, fit: shares(a, b, fit)[1])
+        false = self.over(lambda a, b, fit: shares(a, b, fit)[0])
+        out = [shown(self.auc()), auc_matched, percent(recall), percent(false)]
+        for r in RATES:
+            out.append(shown(self.over(lambda a, b, fit, r=r: precision(a, b, fit, r))))
+        for r in RATES:
+            out.append(shown(self.over(lambda a, b, _, r=r: average_precision(a, b, r))))
+        return out
+
+
+def shown(found: Estimate) -> str:
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if math.isfinite(found.value) else "none flagged"
+
+
+def percent(found: Estimate) -> str:
+    return f"{100 * found.value:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+
+
+def report(rows: Sequence[Row], scores: dict[str, Array], names: Sequence[str]) -> None:
+    sides = {
+        (where, side): np.array([i for i, row in enumerate(rows) if (row.where, row.side) == (where, side)], dtype=int)
+        for where in dict.fromkeys(row.where for row in rows)
+        for side in ("background", "planted", "matched")
+    }
+    normal = sides["background", "background"]
+    fit = np.random.default_rng(1).permutation(len(normal)) % 2 == 0
+    watched = {f"exemplars: {name}": name for name in names} | WATCHED
+
+    def scored(values: Array, where: str) -> Scored:
+        known = [np.nan_to_num(values[at], nan=-np.inf) for at in (normal, sides[where, "planted"])]
+        return Scored(known[0], known[1], np.nan_to_num(values[sides[where, "matched"]], nan=-np.inf), fit)
+
+    traits = {name: library.load(name) for name in names}
+    answers = [row.answer for row in rows]
+    embedded = embed(answers)
+    others = {name: (bag_of_words(trait, answers), judged(trait, embedded)) for name, trait in traits.items()}
+    heads = ["planted", "n", "trait", "method", "AUC", "AUC against matched", "recall, %", "false alarms, %"]
+    heads += [f"precision at {r:.0%}" for r in RATES] + [f"average precision at {r:.0%}" for r in RATES]
+    table(heads)
+    for where, name in watched.items():
+        k, n = names.index(name), len(sides[where, "planted"])
+        ways = {method: scores[method][:, k] for method in METHODS}
+        ways |= dict(zip(BASELINES, (others[name][0], scores["tokens"][:, 0], others[name][1]), strict=True))
+        for way, values in ways.items():
+            print("|", " | ".join([where, str(n), name, way, *scored(values, where).cells()]), "|", flush=True)
+    print("\nEvery trait on every set, AUC among the background:\n")
+    table(["planted", "method", *names])
+    for where in WATCHED:
+        for method in METHODS:
+            cells = [shown(scored(scores[method][:, k], where).auc()) for k in range(len(names))]
+            print("|", " | ".join([where, method, *cells]), "|", flush=True)
+    lengths(scores, normal, fit, names)
+
+
+def table(heads: Sequence[str]) -> None:
+    print("|", " | ".join(heads), "|")
+    print("|" + "---|" * len(heads))
+
+
+def lengths(scores: dict[str, Array], normal: NDArray[np.int64], fit: NDArray[np.bool_], names: Sequence[str]) -> None:
+    """Background alone, which shows no trait: is it flagged by length?"""
+    tokens = scores["tokens"][normal, 0]
+    order = np.argsort(tokens, kind="stable")
+    tenths = np.array_split(order, 10)
+    ends = [f"{int(tokens[t].min())}–{int(tokens[t].max())}" for t in tenths]
+    print(
+        f"\nNo trait at all: the background's flagged share, in per cent, by the length of the answer in tokens; "
+        f"threshold at {DECILE_ALARM:.0%}, each half by the other half's; {len(tenths[0])} rows a tenth. Last, the "
+        "shorter and the longer half of the rows, and Spearman's correlation of score and length.\n"
+    )
+    table(["trait", "method", *ends, "shorter half", "longer half", "correlation"])
+    halves = [order[: len(order) // 2], order[len(order) // 2 :]]
+    for k, name in enumerate(names):
+        for method in METHODS:
+            values = np.nan_to_num(scores[method][normal, k], nan=-np.inf)
+            flagged = np.empty(len(values), dtype=bool)
+            for half in (fit, ~fit):
+                flagged[~half] = values[~half] > cutoff(values[half], DECILE_ALARM)
+            cells = [f"{100 * flagged[t].mean():.0f}" for t in tenths]
+            for half in halves:
+                low, high = exact_interval(int(flagged[half].sum()), len(half))
+                cells.append(f"{100 * flagged[half].mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+            print("|", " | ".join([name, method, *cells, f"{spearman(values, tokens):+.2f}"]), "|", flush=True)
+
+
+def main(data: Path, name: str, keep: Path) -> None:
+    model = load(name)
+    names = library.names()
+    vectors = [extracted(n, model, keep) for n in names]
+    rows = gather(data, model)
+    scores = project(model, vectors, rows, keep)
+    unread = int(np.isnan(scores["raw"]).any(1).sum())
+    no_own = int(np.isnan(scores["difference"]).any(1).sum()) - unread
+    count = sum(row.side == "background" for row in rows)
+    print(
+        f"{name}, {str(model.lm.dtype).removeprefix('torch.')}, layer {vectors[0].default_layer} of {model.layers}; "
+        f"{count} background rows; "
+        f"prompts up to {LONGEST_PROMPT} tokens, answers cut to {LONGEST_ANSWER}, own answers of up to {OWN}; of "
+        f"{len(rows)} rows {unread} could not be read and {no_own} more have no own answer. Threshold at {ALARM:.0%} "
+        f"false alarms, each half of the background ({count // 2}) by the other half's.\n"
+    )
+    report(rows, scores, names)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--keep", type=Path, help="folder for scores and own answers")
+    given = parser.parse_args()
+    with TemporaryDirectory() as nowhere:
+        main(given.data, given.model, given.keep or Path(nowhere))

@@ -1,0 +1,197 @@
+"""What a line that begins with a slash does: each command is a function from one dialogue to the next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from poise.errors import InvalidOption, InvalidSteering
+from poise.journal import saving
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from poise.cli.chat.dialogue import Dialogue, Setup
+
+__all__ = ["Outcome", "at_work", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a line comes to.
+
+    Attributes:
+        dialogue: From here on, once ``ask`` has been answered.
+        said: To the user.
+        ask: To the model.
+        leave: End the chat.
+    """
+
+    dialogue: Dialogue
+    said: Sequence[RenderableType] = ()
+    ask: str | None = None
+    leave: bool = False
+
+
+Act = Callable[[str, "Dialogue", "Setup"], Outcome]
+
+
+def run(line: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    """A line without its margins: a command, something to ask, or nothing. ``//`` asks what begins with a slash.
+
+    Raises:
+        PoiseError: a sentence that says what is wrong with it; the dialogue stays as it is.
+    """
+    if not line.startswith("/"):
+        return Outcome(dialogue, ask=line or None)
+    if line.startswith("//"):
+        return Outcome(dialogue, ask=line[1:])
+    name, _, rest = line.partition(" ")
+    if name not in COMMANDS:
+        raise InvalidOption(f"There is no command {name}; /help lists them, and // sends a line that begins with /.")
+    return COMMANDS[name][2](rest.strip(), dialogue, setup)
+
+
+def at_work(dialogue: Dialogue, setup: Setup) -> list[str]:
+    """What steers, and what it adds to the readings by itself."""
+    from poise.cli import render
+    from poise.cli.chat.dialogue import push
+    from poise.cli.chat.tint import figure
+
+    pushes = [(w, push(dialogue.steering, w, "response")) for w in setup.watched]
+    off = ", ".join(f"{figure(p, w)} of {w.name}" for w, p in pushes if p)
+    left = " and ".join(w.name for w, p in pushes if p is None)
+    return [
+        *(f"steered by {term}" for term in render.terms(dialogue.steering)),
+        *([f"left out of the readings: the push itself, {off}"] if off else []),
+        *([f"left in the readings of {left}: what the steering itself does to them"] if left else []),
+    ]
+
+
+def _dial(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    from poise.steer import Spec, cautions
+
+    if not rest:
+        return Outcome(dialogue, at_work(dialogue, setup) or ["Nothing is steered."])
+    name, _, how = rest.replace("=", " ", 1).partition(" ")
+    bare, _, layers = name.partition("@")
+    if bare not in setup.vectors:
+        known = ", ".join(setup.vectors) or "none, as the chat was begun without --watch and --steer"
+        raise InvalidSteering(f"There is no vector {bare!r} here; there are: {known}.")
+    if not how.strip():
+        raise InvalidSteering(f"Say how far to turn {bare}: /dial {bare} 30%, /dial {bare} 1.5 or /dial {bare} off.")
+    vector = setup.vectors[bare]
+    if how.strip() == "off":
+        after = dialogue.dialled([vector], None)
+        return Outcome(after, [f"{bare} is off.", *at_work(after, setup)])
+    where = layers or _layers(dialogue, vector)
+    new = Spec.parse(f"{bare}{'@' if where else ''}{where}={how.strip()}").steering(setup.vectors)
+    after = dialogue.dialled([term.vector for term in new.terms], new)
+    return Outcome(after, [*at_work(after, setup), *(f"warning: {caution}" for caution in cautions(new))])
+
+
+def _layers(dialogue: Dialogue, vector: object) -> str:
+    """Where a vector works already, as an expression has it, if it works at one place."""
+    found = {t.layers for t in (dialogue.steering.terms if dialogue.steering else ()) if t.vector is vector}
+    if len(found) != 1:
+        return ""
+    layers = found.pop()
+    return layers if isinstance(layers, str) else ",".join(map(str, layers))
+
+
+def _tint(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    from poise.cli.chat.tint import Legend
+
+    if rest == "off":
+        return Outcome(replace(dialogue, tint=None), ["Tokens are not tinted."])
+    for w in setup.watched:
+        if w.name == rest:
+            return Outcome(replace(dialogue, tint=rest), [Legend(w)])
+    names = ", ".join(w.name for w in setup.watched) or "nothing"
+    raise InvalidOption(f"/tint takes a watched trait or off, not {rest!r}; {names} is watched.")
+
+
+def _watch(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    from poise.cli.chat.tint import BAR_MEANS, Legend, figure
+
+    said: list[RenderableType] = []
+    for w in setup.watched:
+        said.append(Legend(w))
+        said += [
+            f"  alarm: {a.reading} above {figure(a.threshold, w)}, in {100 * a.rate:g}% of normal answers"
+            for a in w.alarms
+        ] or ["  no alarm is set; poise calibrate sets one"]
+    bars = [f"bars: {BAR_MEANS}"] if said else ["Nothing is watched; start with --watch FILE."]
+    return Outcome(dialogue, [*said, *bars, *at_work(dialogue, setup)])
+
+
+def _system(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    if not rest:
+        return Outcome(dialogue, [f"The system prompt is: {dialogue.system}" if dialogue.system else "There is none."])
+    if rest == "off":
+        return Outcome(replace(dialogue, system=""), ["No system prompt from here on."])
+    return Outcome(replace(dialogue, system=rest), ["From here on the whole conversation is under this system prompt."])
+
+
+def _retry(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    _check_begun(dialogue)
+    return Outcome(dialogue.undone(), ask=dialogue.turns[-1].user)
+
+
+def _undo(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    _check_begun(dialogue)
+    return Outcome(dialogue.undone(), [f"Took back the last answer and what you asked: {dialogue.turns[-1].user}"])
+
+
+def _check_begun(dialogue: Dialogue) -> None:
+    if not dialogue.turns:
+        raise InvalidOption("Nothing has been said yet.")
+
+
+def _reset(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    return Outcome(replace(dialogue, turns=()), ["The conversation begins anew; system prompt, dials and tint stay."])
+
+
+def _save(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    from poise.cli.chat.dialogue import transcript
+
+    path = Path(rest).expanduser() if rest else dialogue.saved
+    if path is None:
+        raise InvalidOption("Say where to: /save FILE.")
+    if path.exists() and path != dialogue.saved:
+        raise InvalidOption(f"{path} is there already; save under another name.")
+    with saving(path) as temporary:
+        temporary.write_text(json.dumps(transcript(dialogue, setup)) + "\n", encoding="utf-8")
+    turns = len(dialogue.turns)
+    return Outcome(replace(dialogue, saved=path), [f"Saved {turns} turn{'s' * (turns != 1)} to {path}"])
+
+
+def _help(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for usage, meaning, _ in COMMANDS.values():
+        table.add_row(Text(usage), Text(meaning))
+    return Outcome(dialogue, [table, "Ctrl-C stops an answer; Ctrl-D leaves."])
+
+
+def _quit(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    return Outcome(dialogue, leave=True)
+
+
+COMMANDS: dict[str, tuple[str, str, Act]] = {
+    "/dial": ("/dial NAME 30%|1.5|off", "Steer by a dose, by α, or by what --steer takes after =.", _dial),
+    "/tint": ("/tint NAME|off", "Tint tokens by another trait.", _tint),
+    "/watch": ("/watch", "What is watched and steered, and how to read it.", _watch),
+    "/system": ("/system TEXT|off", "Set the system prompt.", _system),
+    "/retry": ("/retry", "Ask the last question again.", _retry),
+    "/undo": ("/undo", "Take the last question and answer back.", _undo),
+    "/reset": ("/reset", "Begin anew.", _reset),
+    "/save": ("/save FILE", "Save everything with every token's readings, as JSON.", _save),
+    "/help": ("/help", "This.", _help),
+    "/quit": ("/quit", "Leave.", _quit),
+}

@@ -1,0 +1,262 @@
+"""A chat as a value: what was said, read and dialled, every change a new one; and the file that it is saved in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from poise.cli import facts
+
+if TYPE_CHECKING:
+    from poise.engine import Piece, Probe, Sampling
+    from poise.model import Message, Model
+    from poise.monitor import Readings
+    from poise.steer import Steering
+    from poise.vector import Alarm, PersonaVector
+
+__all__ = ["Dialogue", "Said", "Setup", "Turn", "Watched", "push", "transcript"]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A trait that is watched.
+
+    Attributes:
+        name: What commands call it.
+        vector: Whose direction is read.
+        probe: Where.
+        normal: Mean reading of a token in answers without the trait, in residual-stream units.
+        spread: Standard deviation of those tokens.
+    """
+
+    name: str
+    vector: PersonaVector
+    probe: Probe
+    normal: float
+    spread: float
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """Those that were set at this layer on all talk."""
+        from poise.monitor import in_force
+
+        return in_force(a for a in self.vector.header.alarms if a.layer == self.probe.layer)
+
+    @property
+    def with_trait(self) -> float:
+        """About what a token reads in answers with the trait: one mean difference above normal."""
+        return self.normal + float(self.vector.norms[self.probe.layer])
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a chat is held with; nothing in it changes. k: watched traits.
+
+    Attributes:
+        model: Who answers.
+        sampling: How its tokens are drawn.
+        vectors: Every vector that can be dialled, by the name that commands use.
+        watched: k of them, in the order of the readings.
+    """
+
+    model: Model
+    sampling: Sampling
+    vectors: Mapping[str, PersonaVector]
+    watched: tuple[Watched, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A stretch of an answer: one token, or the few that share a character. ``readings`` [tokens][k]."""
+
+    text: str
+    readings: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question, its answer, and what was in force.
+
+    Attributes:
+        user: The question.
+        system: The system prompt, or nothing.
+        steering: That the answer was given under.
+        seed: Of its draws.
+        prompt: Readings [k] of the last prompt token; empty where nothing is watched.
+        said: The answer.
+        finish: ``interrupted`` by Ctrl-C, or as the engine says.
+    """
+
+    user: str
+    system: str
+    steering: Steering | None
+    seed: int
+    prompt: tuple[float, ...] = ()
+    said: tuple[Said, ...] = ()
+    finish: Literal["stop", "length", "interrupted"] = "interrupted"
+
+    @property
+    def answer(self) -> str:
+        """All of its text."""
+        return "".join(stretch.text for stretch in self.said)
+
+    def heard(self, piece: Piece) -> Turn:
+        """With what came next; where traits are watched, the prompt's reading comes first."""
+        rows = tuple(tuple(row) for row in piece.readings.tolist())
+        finish = piece.finish or self.finish
+        if rows and not self.prompt:
+            return replace(self, prompt=rows[0], finish=finish)
+        said = (Said(piece.text, rows),) if piece.text or rows else ()
+        return replace(self, said=self.said + said, finish=finish)
+
+    def readings(self, watched: Sequence[Watched]) -> Readings:
+        """Of the answer, less what its steering adds to them by itself; see ``push``."""
+        import torch
+
+        from poise.monitor.readings import sum_up
+
+        tokens = [row for stretch in self.said for row in stretch.readings]
+        values = torch.tensor([self.prompt, *tokens])
+        values[0] -= torch.tensor([push(self.steering, w, "prompt") or 0.0 for w in watched])
+        values[1:] -= torch.tensor([push(self.steering, w, "response") or 0.0 for w in watched])
+        return sum_up(values)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """The state between turns.
+
+    Attributes:
+        system: The system prompt, or nothing.
+        turns: So far.
+        steering: In force from here on.
+        tint: The watched trait by which tokens are tinted.
+        seed: Of the next answer; each answer has its own.
+        saved: The file that this chat was last saved in.
+    """
+
+    system: str = ""
+    turns: tuple[Turn, ...] = ()
+    steering: Steering | None = None
+    tint: str | None = None
+    seed: int = 0
+    saved: Path | None = None
+
+    def messages(self, user: str | None = None) -> list[Message]:
+        """What the model is shown: the conversation and, if given, the next question."""
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        past: list[Message] = []
+        for turn in self.turns:
+            past += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.answer}]
+        return [*system, *past, *([] if user is None else [{"role": "user", "content": user}])]  # type: ignore[list-item]
+
+    def told(self, turn: Turn) -> Dialogue:
+        """With one more turn."""
+        return replace(self, turns=(*self.turns, turn), seed=self.seed + 1)
+
+    def undone(self) -> Dialogue:
+        """Without the last turn."""
+        return replace(self, turns=self.turns[:-1])
+
+    def dialled(self, vectors: Sequence[PersonaVector], new: Steering | None) -> Dialogue:
+        """With ``new`` in place of all that ``vectors`` did; the others go on."""
+        from poise.steer import Steering
+
+        old = self.steering or Steering(())
+        kept = [term for term in old.terms if all(term.vector is not vector for vector in vectors)]
+        terms = (*kept, *(new.terms if new else ()))
+        orthogonal = old.orthogonal or (new is not None and new.orthogonal)
+        return replace(self, steering=Steering(terms, orthogonal) if terms else None)
+
+
+def named(
+    watched: Sequence[PersonaVector], steering: Steering | None
+) -> tuple[dict[str, PersonaVector], Steering | None]:
+    """Vectors by names of their own, the watched first, and a steering in which equal vectors are the same object.
+
+    Traits of one name are told apart by a number: ``evil``, ``evil-2``.
+    """
+    names: dict[str, PersonaVector] = {}
+
+    def of(vector: PersonaVector) -> PersonaVector:
+        for known in names.values():
+            if known.name == vector.name and known.directions.equal(vector.directions):
+                return known
+        again = sum(known.name == vector.name for known in names.values())
+        names[f"{vector.name}-{again + 1}" if again else vector.name] = vector
+        return vector
+
+    for vector in watched:
+        of(vector)
+    if steering is None:
+        return names, None
+    terms = tuple(
+        replace(t, vector=of(t.vector), when=t.when and replace(t.when, vector=of(t.when.vector)))
+        for t in steering.terms
+    )
+    return names, replace(steering, terms=terms)
+
+
+def push(steering: Steering | None, watched: Watched, phase: Literal["prompt", "response"]) -> float | None:
+    """What a steering by itself adds to a trait's reading: α·v along the probe, carried up by the residual stream.
+
+    Where a vector is added at the layer that it is watched at, a reading less its push is exactly that of the same
+    text unsteered. ``None`` where a condition, schedule, cap, clamp or projection works at or below the watched
+    layer: what it does is not known beforehand, and stays in the reading.
+    """
+    layer, unit = watched.probe.layer, watched.probe.direction
+    at_work = zip(steering.terms, steering.directions(), strict=True) if steering else ()
+    below = [(term, along) for term, along in at_work if min(term.touched) <= layer]
+    if not all(term.shared for term, _ in below):
+        return None
+    added = [v for term, along in below if term.phase in (phase, "all") for i, v in along.items() if i <= layer]
+    return float(sum(v @ unit for v in added))
+
+
+def transcript(dialogue: Dialogue, setup: Setup) -> dict[str, Any]:
+    """All of a chat as plain JSON; ``messages`` is the shape that ``poise read`` takes."""
+    from importlib.metadata import version
+
+    from poise.vector import ModelId
+
+    return {
+        "poise": version("poise"),
+        "model": ModelId.of(setup.model).model_dump(),
+        "dtype": str(setup.model.lm.dtype).removeprefix("torch."),
+        "max_new_tokens": setup.sampling.max_new_tokens,
+        "temperature": setup.sampling.temperature,
+        "messages": dialogue.messages(),
+        "watched": [_watched(w) for w in setup.watched],
+        "turns": [_turn(turn, setup) for turn in dialogue.turns],
+    }
+
+
+def _watched(of: Watched) -> dict[str, Any]:
+    header, layer = of.vector.header, of.probe.layer
+    return {
+        "name": of.name,
+        "trait": header.trait.name,
+        "trait_hash": header.trait_hash,
+        "layer": layer,
+        "layers": of.vector.layers,
+        "norm": float(of.vector.norms[layer]),
+        "normal": of.normal,
+        "spread": of.spread,
+        "alarms": [alarm.model_dump(mode="json") for alarm in header.alarms],
+    }
+
+
+def _turn(turn: Turn, setup: Setup) -> dict[str, Any]:
+    return {
+        "system": turn.system,
+        "user": turn.user,
+        "answer": turn.answer,
+        "finish": turn.finish,
+        "seed": turn.seed,
+        "steering": facts.of_answers(setup.model.name, [], [], turn.steering, turn.seed)["steering"],
+        "push": {p: [push(turn.steering, w, p) for w in setup.watched] for p in ("prompt", "response")},
+        "prompt": turn.prompt,
+        "tokens": [{"text": stretch.text, "readings": stretch.readings} for stretch in turn.said],
+    }

@@ -1,0 +1,291 @@
+"""``poise screen``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from poise.cli.options import Batch, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed
+from poise.cli.work import load_model, note, working
+
+if TYPE_CHECKING:
+    from poise.screen.estimate import Estimated
+    from poise.screen.summary import Figure, Summary
+
+__all__ = ["screen"]
+
+_FLAGS = "What is flagged"
+_DATA = "How the data are read"
+
+
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATA",
+        help="Training data: a file, a folder, a glob or a name on the hub. Several add up.",
+        show_default=False,
+    ),
+]
+Vectors = Annotated[
+    list[Path],
+    typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait.", show_default=False),
+]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="The folder for the results.", show_default=False),
+]
+How = Annotated[
+    Literal["difference", "prompt", "raw"],
+    typer.Option(
+        "--method",
+        help="difference: against the model's own answer, which it has to write. prompt: against the prompt's last "
+        "token, without writing. raw: the answer alone.",
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        metavar="R",
+        help="Flag what at most this share of --normal answers would score, e.g. 0.01.",
+        rich_help_panel=_FLAGS,
+    ),
+]
+Normal = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--normal",
+        metavar="DATA",
+        help="Data without the trait, to compare with and to set --rate by. Several add up.",
+        rich_help_panel=_FLAGS,
+    ),
+]
+Top = Annotated[
+    int | None,
+    typer.Option(
+        "--top",
+        metavar="N",
+        min=1,
+        help="Flag the N highest of each trait. Otherwise the highest 1 %.",
+        rich_help_panel=_FLAGS,
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option("--threshold", metavar="X", help="Flag what scores above X.", rich_help_panel=_FLAGS),
+]
+SecondJudge = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="J",
+        help="A second opinion on flagged answers and on as many others: exemplars, model:NAME or endpoint:NAME.",
+    ),
+]
+Fix = Annotated[
+    bool, typer.Option("--fix", help="Also write fixed.jsonl, with the model's own answers for flagged ones.")
+]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate", help="Only try the methods on a sample: how far they agree, and how long each would take."
+    ),
+]
+Sample = Annotated[int, typer.Option("--sample", metavar="N", min=20, help="Answers for --estimate.")]
+Layer = Annotated[
+    int | None, typer.Option("--layer", metavar="I", min=0, help="Read there; otherwise at each certificate's layer.")
+]
+Shape = Annotated[
+    str,
+    typer.Option(
+        "--shape",
+        metavar="SHAPE",
+        help="What the columns are, e.g. messages, sharegpt, pairs:question,answer; otherwise found in the first rows.",
+        rich_help_panel=_DATA,
+    ),
+]
+NormalShape = Annotated[
+    str, typer.Option("--normal-shape", metavar="SHAPE", help="The same for --normal.", rich_help_panel=_DATA)
+]
+Broken = Annotated[
+    float,
+    typer.Option(
+        "--broken",
+        metavar="SHARE",
+        help="Stop when more than this share of the rows cannot be used.",
+        rich_help_panel=_DATA,
+    ),
+]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="local: in this process. ray: on every machine of a Ray cluster."),
+]
+
+
+def screen(
+    data: Data,
+    vector: Vectors,
+    model: ModelName,
+    out: Out,
+    method: How = "difference",
+    rate: Rate = None,
+    normal: Normal = None,
+    top: Top = None,
+    threshold: Threshold = None,
+    judge: SecondJudge = None,
+    fix: Fix = False,
+    estimate: Estimate = False,
+    sample: Sample = 300,
+    layer: Layer = None,
+    shape: Shape = "auto",
+    normal_shape: NormalShape = "auto",
+    broken: Broken = 0.2,
+    max_new_tokens: MaxNewTokens = 256,
+    seed: Seed = 0,
+    engine: EngineName = "local",
+    allow_other_model: OnOtherModel = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch: Batch = 32,
+    as_json: Json = False,
+) -> None:
+    """Find the rows of training data that would push a model towards a trait.
+
+    Every answer is scored by its projection on each vector; rows with a flagged answer are parted from the rest, and
+    a page shows what was found.
+
+    Interrupt it when you like; the same command goes on where it stopped and ends with the same files. Another rule
+    for what is flagged needs no new scoring.
+    """
+    from poise.cli import facts
+    from poise.conversations import open_data
+
+    opened = open_data(data, shape=shape)
+    usual = open_data(normal, shape=normal_shape) if normal else None
+    note(opened.how)
+    with working():
+        from poise import recipes
+        from poise.screen.rules import Rule
+        from poise.screen.work import Plan
+
+        rule = Rule(rate, top, threshold)
+        plan = Plan(method, rule, layer, judge, fix, max_new_tokens, batch, seed, broken, engine)
+        loaded = load_model(model, dtype, device)
+        other = allow_other_model
+        if estimate:
+            tried = recipes.estimate_screening(
+                opened, vector, loaded, out, plan, sample=sample, allow_other_model=other
+            )
+        else:
+            called = ", ".join(data)
+            done = recipes.screen_files(
+                opened, vector, loaded, out, plan, normal=usual, name=called, allow_other_model=other
+            )
+    if as_json:
+        facts.print_json(tried.model_dump(mode="json") if estimate else _facts(done, out))
+    elif estimate:
+        _show_estimate(tried)
+    else:
+        _show(done, out)
+
+
+def _facts(done: Summary, out: Path) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "files": {path.stem: str(path) for path in _files(done, out)},
+        "method": done.method,
+        "rows": done.rows,
+        "answers": done.units,
+        "rejected": done.rejected,
+        "unread": done.unread,
+        "cut": done.cut,
+        "flagged_rows": done.flagged_rows,
+        "traits": [
+            t.model_dump(
+                mode="json",
+                include={"trait", "layer", "units", "flagged", "threshold", "rule", "mean", "normal", "predicts"},
+            )
+            for t in done.traits
+        ],
+        "notes": list(done.notes),
+    }
+
+
+def _files(done: Summary, out: Path) -> list[Path]:
+    names = ("scores.parquet", "clean.jsonl", "flagged.jsonl", "fixed.jsonl", "rejected.jsonl", "summary.json")
+    return [path for path in (out / name for name in (*names, "report.html")) if path.exists()]
+
+
+def _show(done: Summary, out: Path) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from poise.cli import render
+
+    table = Table("Trait", "Layer", "Mean", "Normal", "Above", "Flagged", box=box.SIMPLE_HEAD)
+    for t in done.traits:
+        table.add_row(
+            t.trait,
+            f"{t.layer} of {t.layers}",
+            _figure(t.mean),
+            _figure(t.normal),
+            "–" if t.threshold is None else f"{t.threshold:.3g}",
+            f"{t.flagged:,} of {t.units:,}",
+        )
+    rules: dict[str, str] = {}
+    for t in done.traits:
+        rules[t.rule] = f"{rules[t.rule]}, {t.trait}" if t.rule in rules else t.trait
+    lost = ", ".join(f"{n:,} {why}" for why, n in (done.rejected | done.unread).items())
+    render.show(
+        [
+            f"{done.rows:,} rows, {done.units:,} answers, {done.flagged_rows:,} rows flagged by {done.method}",
+            table,
+            *(f"{t.trait}: {t.predicts}" for t in done.traits),
+            *(f"{names}, the rule: {rule}." for rule, names in rules.items()),
+            *([f"Left out: {lost}."] if lost else []),
+            *([f"{done.cut:,} answers were read without their earliest turns."] if done.cut else []),
+            *done.notes,
+            "",
+            *(str(path) for path in _files(done, out)),
+        ]
+    )
+
+
+def _show_estimate(tried: Estimated) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from poise.cli import render
+
+    table = Table("Trait", "Method", "Rank correlation", "Same top 10 %", "Same top 1 %", box=box.SIMPLE_HEAD)
+    means: dict[str, list[str]] = {}
+    for one in tried.agreement:
+        means.setdefault(one.trait, []).append(f"{one.method} {_figure(one.mean)}")
+        if one.method != "difference":
+            figures = (one.spearman, one.top_tenth, one.top_hundredth)
+            table.add_row(one.trait, one.method, *(_figure(figure) for figure in figures))
+    took = (f"{method} {'not timed' if s is None else _clock(s)}" for method, s in tried.seconds.items())
+    render.show(
+        [
+            f"{tried.sampled:,} of {tried.answers:,} answers by each method. How the cheap ones agree with difference:",
+            table,
+            *(f"Mean of {trait}: {', '.join(found)}" for trait, found in means.items()),
+            f"Time for all of the data here: {', '.join(took)}",
+        ]
+    )
+
+
+def _figure(of: Figure | None) -> str:
+    if of is None or of.value is None:
+        return "–"
+    if of.low is None or of.high is None:
+        return f"{of.value:.3g}"
+    return f"{of.value:.3g} [{of.low:.2g}, {of.high:.2g}]"
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

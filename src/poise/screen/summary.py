@@ -1,0 +1,94 @@
+"""What a screening found, as values: ``summary.json`` is this, and the report is drawn from it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Figure", "LengthDecile", "Shown", "Summary", "TraitSummary"]
+
+
+class Frozen(BaseModel):
+    """Base of the values in a summary."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figure(Frozen):
+    """A number with its 95 % interval and the conversations behind it; ``None`` where it could not be had."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Shown(Frozen):
+    """One answer as a report shows it."""
+
+    file: str
+    row: int
+    index: int
+    turn: int
+    score: float
+    percentile: float = Field(description="Share of the data's answers with a lower score, 0–100.")
+    prompt: str = Field(description="The end of what came before the answer.")
+    pieces: tuple[tuple[str, float], ...] = Field(
+        description="The answer's tokens as text with each one's projection; of a long answer 400 around the "
+        "brightest, with … where it goes on."
+    )
+    own: str | None = Field(None, description="The model's own answer y′, where the method made one.")
+    judged: float | None = Field(None, description="The judge's trait score, 0–100, where it was asked.")
+
+
+class LengthDecile(Frozen):
+    """How many answers of like length are flagged: a length that explains flags would show here."""
+
+    shortest: int = Field(description="Tokens.")
+    longest: int
+    units: int
+    flagged: int
+
+
+class TraitSummary(Frozen):
+    """One trait over the whole data."""
+
+    trait: str
+    layer: int
+    layers: int
+    norm: float = Field(description="‖v‖ at the layer: a score of this size is one mean difference.")
+    units: int = Field(description="Answers with a score.")
+    mean: Figure = Field(description="Of the data; for ΔP, what predicts the finetuning shift (section 6).")
+    normal: Figure | None = Field(description="The same of the normal data, where it was given.")
+    predicts: str = Field("", description="What the mean says of finetuning on the data, in words.")
+    edges: tuple[float, ...] = Field(description="Of the histograms.")
+    counts: tuple[int, ...]
+    normal_counts: tuple[int, ...] | None
+    threshold: float | None = Field(description="Scores above it are flagged; None where nothing is.")
+    rule: str = Field(description="How it was set, in words.")
+    flagged: int
+    by_length: tuple[LengthDecile, ...]
+    top: tuple[Shown, ...] = Field(description="The highest scores.")
+    passed_by_judge: tuple[Shown, ...] = Field((), description="Flagged by projection, low for the judge.")
+    seen_by_judge_only: tuple[Shown, ...] = Field((), description="High for the judge, not flagged.")
+
+
+class Summary(Frozen):
+    """A whole screening."""
+
+    format: Literal[1] = 1
+    data: str
+    data_sha256: str
+    model: str
+    method: Literal["difference", "prompt", "raw"]
+    rows: int = Field(description="Of the data, good and bad.")
+    units: int
+    rejected: dict[str, int] = Field(description="Rows left out, by reason.")
+    unread: dict[str, int] = Field(description="Answers without a score, by reason.")
+    cut: int = Field(description="Answers whose history was cut to fit the model's window.")
+    flagged_rows: int = Field(description="Rows with a flagged answer for any trait.")
+    judge: str | None = None
+    judged: int = Field(0, description="Answers that the judge was asked about.")
+    traits: tuple[TraitSummary, ...]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,61 @@
+"""One trait of a screening summed up."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.screen.found import Found, by_length, histogram, mean
+from poise.screen.predict import prediction
+from poise.screen.rules import Cut
+from poise.screen.summary import TraitSummary
+from poise.screen.work import Work
+
+__all__ = ["highest", "of_trait"]
+
+SHOWN = 10
+
+
+def highest(scores: NDArray[np.float32]) -> list[int]:
+    """Places of the highest scores, the earlier first among equals."""
+    known = np.flatnonzero(np.isfinite(scores))
+    return [int(i) for i in known[np.argsort(-scores[known], kind="stable")][:SHOWN]]
+
+
+def of_trait(
+    work: Work, k: int, found: Found, usual: Found | None, cut: Cut, flagged: NDArray[np.bool_]
+) -> TraitSummary:
+    """Distribution, mean, threshold and flags by length of trait ``k``; the answers to look at come later.
+
+    Args:
+        work: Vectors, probes and the method.
+        k: Which of the traits.
+        found: The data's scores.
+        usual: The normal data's.
+        cut: The trait's threshold.
+        flagged: Bool [m].
+    """
+    vector, probe, scores = work.vectors[k], work.probes[k], found.scores[:, k]
+    normal = usual.scores[np.isfinite(usual.scores[:, k]), k] if usual else None
+    edges, counts, normal_counts = histogram(scores, normal)
+    own = mean(scores, found.index)
+    normally = mean(usual.scores[:, k], usual.index) if usual else None
+    norm = float(vector.norms[probe.layer])
+    return TraitSummary(
+        trait=vector.name,
+        layer=probe.layer,
+        layers=vector.layers,
+        norm=float(f"{norm:.6g}"),
+        units=int(np.isfinite(scores).sum()),
+        mean=own,
+        normal=normally,
+        predicts=prediction(vector.name, work.plan.method, own, normally, norm),
+        edges=tuple(edges),
+        counts=tuple(counts),
+        normal_counts=None if normal_counts is None else tuple(normal_counts),
+        threshold=None if cut.threshold is None else float(f"{cut.threshold:.9g}"),
+        rule=cut.rule,
+        flagged=int(flagged.sum()),
+        by_length=tuple(by_length(found.tokens, scores, flagged)),
+        top=(),
+    )

@@ -1,0 +1,143 @@
+"""Screening on Ray: the local engine's files, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from poise.activations import Probe
+from poise.conversations import DataSet, open_data
+from poise.errors import InvalidOption, MissingExtra
+from poise.model import Model, load
+from poise.screen import parts, ray
+from poise.screen.answers import Answers
+from poise.screen.parts import Part, Parts
+
+ROWS, WINDOW = 30, 8
+
+on_ray = [
+    pytest.mark.real,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's own, of its own defaults
+]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    made = tiny.model()
+    made.lm.save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    return load(str(tmp_path / "model"), dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
+    monkeypatch.setattr(parts, "WINDOW", WINDOW)
+    words = " ".join(tiny.SENTENCES).split()
+    rows = [{"prompt": f"What of {i}?", "response": " ".join(words[i % 20 : i % 20 + 3 + i % 7])} for i in range(ROWS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]) + "{broken\n")
+    return open_data(tmp_path / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    import ray
+
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def probes(model: Model) -> list[Probe]:
+    drawn = torch.randn((3, model.width), generator=torch.Generator().manual_seed(0))
+    return [Probe(layer, direction) for layer, direction in zip((0, 2, 2), drawn, strict=True)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("part-*"))}
+
+
+def local(folder: Path, data: DataSet, model: Model, answers: Answers | None = None) -> dict[str, bytes]:
+    for _ in parts.fill(Parts(folder, "job"), data, model, probes(model), answers):
+        pass
+    return files(folder)
+
+
+@pytest.mark.usefixtures("cluster")
+class TestOnRay:
+    pytestmark = on_ray
+
+    def test_gives_the_local_files_bit_for_bit_in_order(self, data: DataSet, model: Model, tmp_path: Path) -> None:
+        own = [Answers(model, tmp_path / engine, max_new_tokens=3) for engine in ("local", "ray")]
+        expected = local(tmp_path / "a", data, model, own[0])
+        found: list[Part] = list(ray.fill(Parts(tmp_path / "b", "job"), data, model, probes(model), own[1], workers=2))
+        assert [int(part.index[0]) for part in found] == [0, 8, 16, 24]
+        assert sum(part.rows for part in found) == ROWS
+        assert files(tmp_path / "b") == expected
+
+    def test_loses_nothing_when_a_worker_is_killed(self, data: DataSet, model: Model, tmp_path: Path) -> None:
+        expected = local(tmp_path / "a", data, model)
+        driver, killed, read = os.getpid(), tmp_path / "killed", data.parts[0].read
+
+        def deadly(skip: int) -> Generator[Any, None, int]:
+            """Kills the first worker that reads row 20; goes to the workers by value, since it is nested."""
+            rows = read(skip)
+            while True:
+                try:
+                    item = next(rows)
+                except StopIteration as end:
+                    return int(end.value)
+                if item[0] == 20 and os.getpid() != driver and not killed.exists():
+                    killed.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield item
+
+        dangerous = replace(data, parts=(replace(data.parts[0], read=deadly),))
+        for _ in ray.fill(Parts(tmp_path / "b", "job"), dangerous, model, probes(model), workers=2):
+            pass
+        assert killed.exists()
+        assert files(tmp_path / "b") == expected
+
+    def test_scores_only_what_is_missing(self, data: DataSet, model: Model, tmp_path: Path) -> None:
+        expected = local(tmp_path / "a", data, model)
+        (tmp_path / "a" / "part-00000002.npz").unlink()
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("part-*")}
+        assert len(list(ray.fill(Parts(tmp_path / "a", "job"), data, model, probes(model), workers=1))) == 4
+        assert files(tmp_path / "a") == expected
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    def test_refuses_workers_that_find_another_model(self, data: DataSet, model: Model, tmp_path: Path) -> None:
+        tiny.lm(seed=1).save_pretrained(tmp_path / "model")
+        with pytest.raises(InvalidOption, match="another model under the name"):
+            list(ray.fill(Parts(tmp_path / "b", "job"), data, model, probes(model), workers=1))
+
+
+class TestWithoutRay:
+    def test_says_how_to_get_it(
+        self, data: DataSet, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "ray", None)
+        with pytest.raises(MissingExtra, match=r'pip install "poise\[scale\]"'):
+            list(ray.fill(Parts(tmp_path / "b", "job"), data, model, probes(model)))
+
+
+class TestAScorer:
+    """What runs in a worker, run here."""
+
+    def test_reads_any_window_and_keeps_its_place_while_they_ascend(
+        self, data: DataSet, model: Model, tmp_path: Path
+    ) -> None:
+        scorer = ray.Scorer(ray.Spec.of(data, model, probes(model), None, "job"), tmp_path / "b")
+        for window in (1, 3, 0, 2):
+            assert [row.index for row in scorer._read(window)] == list(range(ROWS))[8 * window : 8 * window + 8]
