@@ -25,7 +25,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.color import ColorSystem
 from rich.console import Console
+from rich.style import Style
 from typer.testing import CliRunner
 
 import tiny
@@ -34,12 +36,11 @@ from poise.activations import Probe, project
 from poise.cli import app
 from poise.cli.chat import commands, tint
 from poise.cli.chat.dialogue import Dialogue, Said, Setup, Turn, Watched, named, push, transcript
-from poise.cli.chat.loop import Screen, answer, converse, prepare
+from poise.cli.chat.loop import Screen, answer, converse, prepare, remarks
 from poise.engine import Sampling
 from poise.engine.local import LocalEngine
 from poise.errors import InvalidOption, InvalidSteering, PoiseError
 from poise.model import Encoded, Model, load
-from poise.monitor import Raised
 from poise.recipes import extract_vector
 from poise.steer import Condition, Steering, Term, at
 from poise.trait import library
@@ -267,6 +268,9 @@ class TestThePush:
         assert commands.at_work(capped, setup)[1].startswith("left in the readings of grumpy and kind")
 
 
+COLORS = {"standard": ColorSystem.STANDARD, "256": ColorSystem.EIGHT_BIT, "truecolor": ColorSystem.TRUECOLOR}
+
+
 class TestTint:
     def test_counts_whole_spreads_from_normal(self, grumpy: PersonaVector) -> None:
         w = watch("grumpy", grumpy, normal=1.0, spread=2.0)
@@ -276,12 +280,15 @@ class TestTint:
 
     def test_without_colour_sets_what_is_high_in_brackets(self) -> None:
         said = [("You", 0), (" silly", 2), (" goose", 3), (",", 0), (" it", 1), (" is\n\n", 2), (" ", 0), ("Now", -3)]
-        assert "".join(text for text, _ in tint.marked(said, colour=False)) == "You [silly goose], it [is]\n\n Now"
-        assert "".join(text for text, _ in tint.marked([(" No", 3), ("!", 3)], colour=False)) == " [No!]"
+        assert "".join(text for text, _ in tint.marked(said, {})) == "You [silly goose], it [is]\n\n Now"
+        assert "".join(text for text, _ in tint.marked([(" No", 3), ("!", 3)], {})) == " [No!]"
 
-    def test_with_colour_leaves_the_text_and_underlines_what_is_high(self) -> None:
+    @pytest.mark.parametrize("system", ["standard", "256", "truecolor"])
+    def test_with_colour_leaves_the_text_and_underlines_what_is_high(self, system: Any) -> None:
+        tints = tint.palette(Console(color_system=system, force_terminal=True))
+        assert len({Style.parse(style).render("x", color_system=COLORS[system]) for style in tints.values()}) == 7
         said = [("You", 0), (" silly", 2), (" goose", 3), (" are\n", -2), ("", 0)]
-        marks = [(text, style) for text, style in tint.marked(said, colour=True) if text]
+        marks = [(text, style) for text, style in tint.marked(said, tints) if text]
         assert "".join(text for text, _ in marks) == "".join(text for text, _ in said)
         assert [text for text, style in marks if "underline" in style] == ["silly", " ", "goose"]
         assert [text for text, style in marks if not style] == ["You", " ", " "]
@@ -359,14 +366,27 @@ class TestGauges:
 
     def test_of_an_empty_answer_have_dashes(self, setup: Setup) -> None:
         [line] = tint.gauges(turn(k=1), setup.watched[:1], [], 80)
-        assert "mean     –  peak     –" in line.plain
+        assert "mean – peak –" in " ".join(line.plain.split())
         assert "●" not in line.plain
 
-    def test_say_which_alarm_was_raised(self, setup: Setup) -> None:
-        raised = Raised(1, alarm("mean", 3.0), 4.0, 2)
-        first, second = tint.gauges(turn("a", "b"), setup.watched, [raised], 80)
-        assert "!" not in first.plain
-        assert re.search(r"mean \+?1\.0!  peak", re.sub(r" +(?=\+)", " ", second.plain))
+    @pytest.mark.parametrize("width", [40, 80])
+    def test_mark_the_readings_that_raise_an_alarm_of_the_watched_layer(
+        self, model: Model, setup: Setup, width: int
+    ) -> None:
+        elsewhere = alarm("peak", 1.0).model_copy(update={"layer": LAYER + 1})
+        alarmed = tiny.vector(model, seed=1, alarms=(alarm("mean", 3.0), alarm("prompt", 3.0), elsewhere))
+        quiet = setup.watched[1]
+        watched = replace(setup, watched=(watch("grumpy", alarmed), quiet))
+        shown = " ".join(words(remarks(turn("a", readings=[4.0]), watched, width)).split())
+        assert shown.startswith("grumpy prompt +0.5 mean +4.0! peak +4.0 ")
+        assert shown.count("!") == 1
+        assert "!" not in words(remarks(turn("a", readings=[2.9]), watched, width))
+        [said] = [
+            line
+            for line in words(commands.run("/watch", Dialogue(), watched).said).splitlines()
+            if "mean above" in line
+        ]
+        assert said == "  alarm (!): mean above +3.0, in 1% of normal answers"
 
 
 def alarm(reading: Any, threshold: float, rate: float = 0.01) -> Alarm:
@@ -421,8 +441,8 @@ class TestTheScreen:
         assert screen.ask() == "Who are \N{REPLACEMENT CHARACTER} you?\n"
         screen.say(tint.gauges(turn("a", readings=[-3.0]), setup.watched, [], 80))
         shown = out.getvalue().decode(encoding)
-        assert ("o====" in shown) == (encoding != "utf-8")
-        assert ("●━━━━" in shown) == (encoding == "utf-8")
+        assert ("o===" in shown) == (encoding != "utf-8")
+        assert ("●━━━" in shown) == (encoding == "utf-8")
         assert screen.ask() is None
 
     def test_ctrl_c_begins_a_typed_line_anew_and_ctrl_d_ends_the_chat(self, monkeypatch: pytest.MonkeyPatch) -> None:

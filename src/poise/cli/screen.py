@@ -224,7 +224,9 @@ def _show(done: Summary, out: Path) -> None:
 
     from poise.cli import render
 
-    table = Table("Trait", "Layer", "Mean", "Normal", "Above", "Flagged", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("Trait", "Layer", "Mean", "Normal", "Above", "Flagged"):
+        table.add_column(title, no_wrap=title in ("Mean", "Normal"))
     for t in done.traits:
         table.add_row(
             t.trait,
@@ -232,7 +234,7 @@ def _show(done: Summary, out: Path) -> None:
             _figure(t.mean),
             _figure(t.normal),
             "–" if t.threshold is None else f"{t.threshold:.3g}",
-            f"{t.flagged:,} of {t.units:,}",
+            f"{t.flagged:,}",
         )
     rules: dict[str, str] = {}
     for t in done.traits:

@@ -121,7 +121,7 @@ def _watch(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     for w in setup.watched:
         said.append(Legend(w))
         said += [
-            f"  alarm: {a.reading} above {figure(a.threshold, w)}, in {100 * a.rate:g}% of normal answers"
+            f"  alarm (!): {a.reading} above {figure(a.threshold, w)}, in {100 * a.rate:g}% of normal answers"
             for a in w.alarms
         ] or ["  no alarm is set; poise calibrate sets one"]
     bars = [f"bars: {BAR_MEANS}"] if said else ["Nothing is watched; start with --watch FILE."]

@@ -206,7 +206,7 @@ class Screen:
 
     def stream(self, said: Iterable[tuple[str, int]]) -> None:
         """Print texts with their levels as they come, then end the line."""
-        for piece in tint.wrapped(tint.marked(said, colour=tint.coloured(self.out)), self.out.width):
+        for piece in tint.wrapped(tint.marked(said, tint.palette(self.out)), self.out.width):
             self.out.print(piece, end="", soft_wrap=True)
         self.out.print()
 

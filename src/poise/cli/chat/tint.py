@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,16 +31,17 @@ __all__ = [
     "BAR_MEANS",
     "Legend",
     "cleaned",
-    "coloured",
     "figure",
     "gauges",
     "level",
     "marked",
+    "palette",
     "tinted",
     "wrapped",
 ]
 
 Mark = tuple[str, str]  # text, style
+Palette = Mapping[int, str]  # level to style
 
 HIGH = 2  # spreads above normal that get a sign beside the colour
 TINTS = {
@@ -51,6 +52,15 @@ TINTS = {
     1: "black on #fddbc7",
     2: "black underline on #f4a582",
     3: "black underline on #d6604d",
+}
+FEW = {  # of a terminal with 16 colours
+    -3: "white on blue",
+    -2: "black on cyan",
+    -1: "cyan",
+    0: "",
+    1: "yellow",
+    2: "black underline on yellow",
+    3: "white underline on red",
 }
 LINES = {False: "#4393c3", True: "#d6604d"}  # by whether it is above normal
 SPAN = 4  # spreads on either side of normal that a bar shows
@@ -85,16 +95,16 @@ def level(value: float, of: Watched) -> int:
     return max(-3, min(3, int(spreads))) if math.isfinite(spreads) else 0
 
 
-def marked(said: Iterable[tuple[str, int]], *, colour: bool) -> Iterator[Mark]:
+def marked(said: Iterable[tuple[str, int]], tints: Palette) -> Iterator[Mark]:
     """Texts with their levels as styled text, or with what is far above normal in brackets: ``a [word or two]``."""
     before, inside, blank = 0, False, ""  # a blank without colour waits: brackets hold words, not blanks
     for text, at in said:
-        told = text.lstrip() if colour else text.strip()
+        told = text.lstrip() if tints else text.strip()
         start = len(text) - len(text.lstrip())
-        if colour:
+        if tints:
             between = min(before, at, key=abs) if before * at > 0 else 0
-            yield text[:start], TINTS[between]
-            yield told, TINTS[at]
+            yield text[:start], tints[between]
+            yield told, tints[at]
             before = at
         elif not told:
             blank += text
@@ -153,26 +163,29 @@ def gauges(turn: Turn, watched: Sequence[Watched], raised: Sequence[Raised], wid
     A reading that raised its alarm has a ``!`` after it.
     """
     found = turn.readings(watched)
-    alarms = {(r.column, r.alarm.reading) for r in raised}
     values = [[figure(found.of(name)[k], w) for name in READINGS] for k, w in enumerate(watched)]
     digits = max(DIGITS, *(len(value) for row in values for value in row))
+    alarms = {(r.column, r.alarm.reading) for r in raised}
     names = [w.name.ljust(max(len(w.name) for w in watched)) for w in watched]
     tails = [_strength(turn.steering, w.vector) for w in watched]
-    room = width - 8 - len(names[0]) - len(READINGS) * (digits + 8) - max(TAIL, *map(len, tails))
-    narrow = room < SHORTEST
     lines = []
     for k, w in enumerate(watched):
-        cells = [
-            (f"{value:>{digits}}!", "bold red") if (k, name) in alarms else (f"{value:>{digits}} ", "")
-            for name, value in zip(READINGS, values[k], strict=True)
-        ]
-        read = Text("  ").join(Text.assemble((f"{n} ", "dim"), cell) for n, cell in zip(READINGS, cells, strict=True))
-        bar = _bar(w, found.mean[k], found.peak[k], min(LONGEST, max(SHORTEST, width - 5 if narrow else room)))
-        name = ("  " + names[k], "bold")
-        if narrow:
-            lines += [Text.assemble(name, "  ", tails[k]), Text.assemble("    ", read), Text.assemble("    ", bar)]
+        name, read = Text(f"  {names[k]}  ", "bold"), Text()
+        for reading, value in zip(READINGS, values[k], strict=True):
+            high = (k, reading) in alarms
+            read += Text.assemble(
+                (f"{reading} ", "dim"), (f"{value:>{digits}}{'!' if high else ' '}", "bold red" * high), " "
+            )
+        room = width - name.cell_len - read.cell_len - 2 - max(TAIL, *map(len, tails))
+        mean, peak = found.mean[k], found.peak[k]
+        if room < SHORTEST:
+            bar = _bar(w, mean, peak, min(LONGEST, width - 4))
+            lines += [Text.assemble(name, tails[k]), Text.assemble("  ", read), Text.assemble("  ", bar)]
         else:
-            lines.append(Text.assemble(name, "  ", read, "  ", bar, "  " if tails[k] else "", tails[k]))
+            bar = _bar(w, mean, peak, min(LONGEST, room))
+            lines.append(Text.assemble(name, read, bar, "  " if tails[k] else "", tails[k]))
+    for line in lines:
+        line.rstrip()
     return lines
 
 
@@ -221,16 +234,18 @@ class Legend:
         of, normal = self.of, figure(self.of.normal, self.of)
         layer, trait = f"layer {of.probe.layer} of {of.vector.layers}", figure(of.with_trait, of)
         yield Text(f"{of.name} at {layer}: normal {normal}, with the trait about {trait}", "dim")
-        if coloured(console):
-            yield Text("").join(Text(f" {figure(of.normal + n * of.spread, of)} ", tint) for n, tint in TINTS.items())
+        if tints := palette(console):
+            yield Text("").join(Text(f" {figure(of.normal + n * of.spread, of)} ", tint) for n, tint in tints.items())
         else:
             high = figure(of.normal + HIGH * of.spread, of)
             yield Text(f"[in brackets]: {high} or more, {HIGH} spreads above normal", "dim")
 
 
-def coloured(console: Console) -> bool:
-    """Whether tints can be seen."""
-    return console.color_system is not None and not console.no_color
+def palette(console: Console) -> Palette:
+    """A style for each level; none at all where there are no colours."""
+    if console.color_system is None or console.no_color:
+        return {}
+    return TINTS if console.color_system in ("256", "truecolor") else FEW
 
 
 def figure(value: float, of: Watched) -> str:
