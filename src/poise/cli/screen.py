@@ -225,12 +225,11 @@ def _show(done: Summary, out: Path) -> None:
     from poise.cli import render
 
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("Trait", "Layer", "Mean", "Normal", "Above", "Flagged"):
+    for title in ("Trait", "Mean", "Normal", "Above", "Flagged"):
         table.add_column(title, no_wrap=title in ("Mean", "Normal"))
     for t in done.traits:
         table.add_row(
             t.trait,
-            f"{t.layer} of {t.layers}",
             _figure(t.mean),
             _figure(t.normal),
             "–" if t.threshold is None else f"{t.threshold:.3g}",
@@ -244,7 +243,7 @@ def _show(done: Summary, out: Path) -> None:
         [
             f"{done.rows:,} rows, {done.units:,} answers, {done.flagged_rows:,} rows flagged by {done.method}",
             table,
-            *(f"{t.trait}: {t.predicts}" for t in done.traits),
+            *(f"{t.trait}, layer {t.layer} of {t.layers}: {t.predicts}" for t in done.traits),
             *(f"{names}, the rule: {rule}." for rule, names in rules.items()),
             *([f"Left out: {lost}."] if lost else []),
             *([f"{done.cut:,} answers were read without their earliest turns."] if done.cut else []),

@@ -206,9 +206,11 @@ class Screen:
 
     def stream(self, said: Iterable[tuple[str, int]]) -> None:
         """Print texts with their levels as they come, then end the line."""
-        for piece in tint.wrapped(tint.marked(said, tint.palette(self.out)), self.out.width):
-            self.out.print(piece, end="", soft_wrap=True)
-        self.out.print()
+        try:
+            for piece in tint.wrapped(tint.marked(said, tint.palette(self.out)), max(self.out.width, 10)):
+                self.out.print(piece, end="", soft_wrap=True)
+        finally:
+            self.out.print()
 
 
 def _in_plain_signs(error: UnicodeError) -> tuple[str | bytes, int]:

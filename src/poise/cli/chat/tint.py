@@ -78,10 +78,13 @@ def tinted(
 ) -> Iterator[tuple[str, int]]:
     """The texts of an answer to ``turn`` with their levels by a watched trait; 0 where there is none."""
     column = next((k for k, w in enumerate(watched) if w.name == by), None)
-    less = (column is not None and push(turn.steering, watched[column], "response")) or 0.0
+    if column is None:
+        yield from ((cleaned(piece.text), 0) for piece in pieces)
+        return
+    less = push(turn.steering, watched[column], "response") or 0.0
     for piece in pieces:
-        read = None if column is None or not piece.text else float(piece.readings[:, column].max())
-        yield cleaned(piece.text), 0 if column is None or read is None else level(read - less, watched[column])
+        if piece.text:
+            yield cleaned(piece.text), level(float(piece.readings[:, column].max()) - less, watched[column])
 
 
 def cleaned(text: str) -> str:
@@ -96,25 +99,32 @@ def level(value: float, of: Watched) -> int:
 
 
 def marked(said: Iterable[tuple[str, int]], tints: Palette) -> Iterator[Mark]:
-    """Texts with their levels as styled text, or with what is far above normal in brackets: ``a [word or two]``."""
-    before, inside, blank = 0, False, ""  # a blank without colour waits: brackets hold words, not blanks
+    """Texts with their levels as styled text, or without tints with what is high in brackets: ``a [word or two]``."""
+    return _styled(said, tints) if tints else _bracketed(said)
+
+
+def _styled(said: Iterable[tuple[str, int]], tints: Palette) -> Iterator[Mark]:
+    before = 0
     for text, at in said:
-        told = text.lstrip() if tints else text.strip()
-        start = len(text) - len(text.lstrip())
-        if tints:
-            between = min(before, at, key=abs) if before * at > 0 else 0
-            yield text[:start], tints[between]
-            yield told, tints[at]
-            before = at
-        elif not told:
+        word = text.lstrip()
+        between = min(before, at, key=abs) if before * at > 0 else 0  # a blank is tinted inside of a passage only
+        yield text[: len(text) - len(word)], tints[between]
+        yield word, tints[at]
+        before = at
+
+
+def _bracketed(said: Iterable[tuple[str, int]]) -> Iterator[Mark]:
+    inside, blank = False, ""  # a blank waits for what follows it: brackets hold words
+    for text, at in said:
+        lead, word = blank + text[: len(text) - len(text.lstrip())], text.strip()
+        if not word:
             blank += text
-        else:
-            lead = blank + text[:start]
-            if (at >= HIGH) != inside:
-                inside = not inside
-                lead = lead + "[" if inside else "]" + lead
-            yield lead + told, ""
-            blank = text[start + len(told) :]
+            continue
+        if (at >= HIGH) != inside:
+            inside = not inside
+            lead = lead + "[" if inside else "]" + lead
+        yield lead + word, ""
+        blank = text[len(text.rstrip()) :]
     yield "]" * inside + blank, ""
 
 
@@ -172,18 +182,15 @@ def gauges(turn: Turn, watched: Sequence[Watched], raised: Sequence[Raised], wid
     for k, w in enumerate(watched):
         name, read = Text(f"  {names[k]}  ", "bold"), Text()
         for reading, value in zip(READINGS, values[k], strict=True):
-            high = (k, reading) in alarms
-            read += Text.assemble(
-                (f"{reading} ", "dim"), (f"{value:>{digits}}{'!' if high else ' '}", "bold red" * high), " "
-            )
+            cell = (f"{value:>{digits}}! ", "bold red") if (k, reading) in alarms else f"{value:>{digits}}  "
+            read += Text.assemble((f"{reading} ", "dim"), cell)
         room = width - name.cell_len - read.cell_len - 2 - max(TAIL, *map(len, tails))
-        mean, peak = found.mean[k], found.peak[k]
         if room < SHORTEST:
-            bar = _bar(w, mean, peak, min(LONGEST, width - 4))
+            bar = _bar(w, found.mean[k], found.peak[k], min(LONGEST, max(SHORTEST, width - 4)))
             lines += [Text.assemble(name, tails[k]), Text.assemble("  ", read), Text.assemble("  ", bar)]
         else:
-            bar = _bar(w, mean, peak, min(LONGEST, room))
-            lines.append(Text.assemble(name, read, bar, "  " if tails[k] else "", tails[k]))
+            bar = _bar(w, found.mean[k], found.peak[k], min(LONGEST, room))
+            lines.append(Text.assemble(name, read, bar, "  ", tails[k]))
     for line in lines:
         line.rstrip()
     return lines
