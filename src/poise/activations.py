@@ -20,7 +20,7 @@ from poise.model.batch import Batch, Side, pad, plan
 from poise.model.blocks import residual
 from poise.progress import track
 
-__all__ = ["Pool", "Probe", "by_layer", "project", "read", "read_tokens", "reading", "reference_norm"]
+__all__ = ["Pool", "Probe", "by_layer", "project", "project_each", "read", "read_tokens", "reading", "reference_norm"]
 
 Pool = Literal["response_mean", "prompt_mean", "prompt_last"]
 Visit = Callable[[int, torch.Tensor], None]
@@ -168,6 +168,18 @@ def project(model: Model, texts: Sequence[Encoded], probes: Sequence[Probe]) -> 
             "dtype=torch.float32."
         )
     return out
+
+
+def project_each(model: Model, texts: Sequence[Encoded], probes: Sequence[Probe]) -> list[torch.Tensor | None]:
+    """As ``project``, with ``None`` for a text that the model breaks on; the others are read all the same."""
+    if not texts:
+        return []
+    try:
+        return list(project(model, texts, probes))
+    except NonFiniteActivation:
+        if len(texts) == 1:
+            return [None]
+        return [one for text in texts for one in project_each(model, [text], probes)]
 
 
 def project_batch(model: Model, batch: Batch, probes: Sequence[Probe]) -> torch.Tensor:

@@ -6,11 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import torch
-
-from poise.activations import Probe, project
+from poise.activations import Probe, project_each
 from poise.conversations import Conversation, Rejected, Rejections, turns
-from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.monitor.readings import Readings, of_text
 from poise.passes import Place, Unread, places
@@ -87,7 +84,7 @@ def _read(
     probes: Sequence[Probe],
 ) -> list[Scored]:
     ids = list({id(p.text.ids): p.text.ids for own in found for p in own if isinstance(p, Place)}.values())
-    read = dict(zip(map(id, ids), _project(model, [Encoded(i, 0, len(i)) for i in ids], probes), strict=True))
+    read = dict(zip(map(id, ids), project_each(model, [Encoded(i, 0, len(i)) for i in ids], probes), strict=True))
     out = []
     for conversation, own in zip(conversations, found, strict=True):
         for place in own:
@@ -98,18 +95,6 @@ def _read(
             else:
                 out.append(Scored(conversation, place.turn, of_text(values, place.text), place.cut))
     return out
-
-
-def _project(model: Model, texts: Sequence[Encoded], probes: Sequence[Probe]) -> list[torch.Tensor | None]:
-    """Projections [T, k] a text; where the model breaks on one of them, the others all the same."""
-    if not texts:
-        return []
-    try:
-        return list(project(model, texts, probes))
-    except NonFiniteActivation:
-        if len(texts) == 1:
-            return [None]
-        return [one for text in texts for one in _project(model, [text], probes)]
 
 
 def topic_of(conversation: Conversation, field: str | None) -> str | None:

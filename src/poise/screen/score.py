@@ -11,11 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from poise.activations import Probe, project
+from poise.activations import Probe, project_each
 from poise.conversations import Conversation, Turn, turns
-from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.passes import Place, Unread, places
 from poise.screen.answers import Answers
@@ -102,7 +99,9 @@ def score(
         if only is None or (row.index, place.turn) in only
     ]
     whole = {id(p.text.ids): p.text.ids for _, _, p in placed if isinstance(p, Place)}
-    read = dict(zip(whole, _project(model, [Encoded(ids, 0, len(ids)) for ids in whole.values()], probes), strict=True))
+    read = dict(
+        zip(whole, project_each(model, [Encoded(ids, 0, len(ids)) for ids in whole.values()], probes), strict=True)
+    )
     asked = [(turn, place) for _, turn, place in placed if isinstance(place, Place)]
     answered = _own(model, asked, probes, answers) if answers else None
     nothing = (float("nan"),) * len(probes)
@@ -135,22 +134,10 @@ def _own(
     said = iter(answers.to([prompt for prompt in prompts if prompt]))
     texts = [next(said) if prompt else None for prompt in prompts]
     unique = {text.ids: text for text in texts if text and text.end > text.start}
-    read = dict(zip(unique, _project(model, list(unique.values()), probes), strict=True))
+    read = dict(zip(unique, project_each(model, list(unique.values()), probes), strict=True))
     for text in texts:
         values = read.get(text.ids) if text else None
         if text is None or values is None:
             yield (float("nan"),) * len(probes)
         else:
             yield tuple(values[text.start : text.end].mean(0).tolist())
-
-
-def _project(model: Model, texts: Sequence[Encoded], probes: Sequence[Probe]) -> list[torch.Tensor | None]:
-    """Projections [T, k] a text; where the model breaks on one of them, the others all the same."""
-    if not texts:
-        return []
-    try:
-        return list(project(model, texts, probes))
-    except NonFiniteActivation:
-        if len(texts) == 1:
-            return [None]
-        return [one for text in texts for one in _project(model, [text], probes)]
