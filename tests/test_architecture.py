@@ -20,7 +20,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # From the ground up; a room imports from lower floors only, never from its own.
 FLOORS = [
     {"errors", "progress"},
-    {"journal", "stats", "threshold"},
+    {"journal", "settings", "stats", "threshold"},
     {"trait", "model", "conversations"},
     {"vector"},
     {"steer", "activations", "passes"},
@@ -39,6 +39,7 @@ LIGHT_ROOMS = {
     "errors",
     "progress",
     "journal",
+    "settings",
     "stats",
     "threshold",
     "trait",

@@ -6,6 +6,7 @@ PoiseError
 │   ├── InvalidTrait           a trait file breaks the schema: file, field and line
 │   ├── DraftFailed            no complete trait could be got from the endpoint
 │   ├── InvalidExemplars       a pairs file breaks its shape, or a side is empty
+│   ├── InvalidSettings        a settings file cannot be read or breaks its schema: file, line and field
 │   ├── InvalidData            a data set is missing or empty, has no columns that fit, or too many broken rows
 │   ├── ModelNotFound          neither a bundled name, a folder, a GGUF file nor a hub id that answers
 │   ├── BrokenModelFile        the file is there and cannot be read as a model
@@ -15,6 +16,7 @@ PoiseError
 │   ├── InvalidSteering        a steering expression, layer, strength or phase makes no sense here
 │   ├── JudgeUnavailable       the judge cannot be reached or answers nonsense
 │   ├── TooFewResponses        too few usable responses on a side, or normal answers for a rate
+│   ├── TrainingFailed         training cannot go on: a loss that is no number; the last good checkpoint is kept
 │   ├── SaveFailed             the disk refused; what was there before is untouched
 │   ├── MissingExtra           a part of Poise that is not installed
 │   └── InvalidOption          a command-line value out of range
@@ -54,6 +56,10 @@ class InvalidExemplars(UserError):
     """Exemplar pairs break their shape or one of their sides is empty."""
 
 
+class InvalidSettings(UserError):
+    """A settings file cannot be read or breaks its schema."""
+
+
 class InvalidData(UserError):
     """A data set is missing or empty, has no columns that fit, or too many broken rows."""
 
@@ -88,6 +94,10 @@ class JudgeUnavailable(UserError):
 
 class TooFewResponses(UserError):
     """Too few usable responses on a side to take a mean, or too few normal answers to promise a rate."""
+
+
+class TrainingFailed(UserError):
+    """Training cannot go on; the last good checkpoint is kept."""
 
 
 class SaveFailed(UserError):

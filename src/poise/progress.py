@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
-__all__ = ["Advance", "Show", "shown_by", "track"]
+__all__ = ["Advance", "Show", "quiet", "shown_by", "track"]
 
 Advance = Callable[[int], None]
 Show = Callable[[str, int | None], contextlib.AbstractContextManager[Advance]]
@@ -38,3 +38,8 @@ def shown_by(show: Show) -> Iterator[None]:
         yield
     finally:
         _show.reset(token)
+
+
+def quiet() -> contextlib.AbstractContextManager[None]:
+    """Show nothing of the work inside the block, which is a small part of something larger."""
+    return shown_by(_silent)

@@ -7,8 +7,21 @@ tokens, or to what a probe says, and every row of a batch may be steered differe
 
 from poise.steer.apply import Applied, steering
 from poise.steer.caution import cautions
+from poise.steer.learn import learning
 from poise.steer.operators import Operation
 from poise.steer.spec import Spec
 from poise.steer.terms import Condition, Phase, Steering, Term, at
 
-__all__ = ["Applied", "Condition", "Operation", "Phase", "Spec", "Steering", "Term", "at", "cautions", "steering"]
+__all__ = [
+    "Applied",
+    "Condition",
+    "Operation",
+    "Phase",
+    "Spec",
+    "Steering",
+    "Term",
+    "at",
+    "cautions",
+    "learning",
+    "steering",
+]

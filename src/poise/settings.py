@@ -1,0 +1,72 @@
+"""Settings files: YAML checked against a pydantic model, with every mistake named by file, line and field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from poise.errors import InvalidSettings
+
+__all__ = ["Settings", "read_settings"]
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of what a settings file may say: unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def read_settings(path: str | Path, kind: type[S]) -> S:
+    """The settings in a YAML file.
+
+    Raises:
+        InvalidSettings: no such file, no YAML, or fields that ``kind`` does not take; names file, line and field.
+    """
+    where = Path(path)
+    try:
+        text = where.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InvalidSettings(f"Cannot read the settings {where}: {reason}; give the path of a YAML file.") from error
+    try:
+        root, data = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or "it cannot be read"
+        raise InvalidSettings(f"{where}{line}: broken YAML, {what}; mend it and try again.") from error
+    if not isinstance(data, dict):
+        raise InvalidSettings(f"{where} holds no settings; it should have lines like `model: NAME`.")
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        found = [_complaint(root, dict(fault)) for fault in error.errors()]
+        lines = found if len(found) == 1 else ["", *(f"  {one}" for one in found)]
+        raise InvalidSettings(f"{where}, " + "\n".join(lines) + "; mend and try again.") from error
+
+
+def _complaint(root: yaml.Node | None, fault: dict[str, Any]) -> str:
+    place = fault["loc"]
+    field = ".".join(map(str, place)) or "the file"
+    said = {"extra_forbidden": "is no setting", "missing": "is missing"}.get(fault["type"], fault["msg"])
+    return f"line {_line(root, place)}: {field} {said.removeprefix('Value error, ')}"
+
+
+def _line(root: yaml.Node | None, place: tuple[int | str, ...]) -> int:
+    """Line, from 1, of the field at ``place``, or of the nearest one above it that is there."""
+    node, mark = root, root.start_mark if root else None
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            key, node = next(((k, v) for k, v in node.value if k.value == part), (None, None))
+            mark = key.start_mark if key else mark
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            mark = node.start_mark
+        else:
+            break
+    return mark.line + 1 if mark else 1

@@ -1,0 +1,164 @@
+"""Steering while a model learns: the same operators, in the passes that gradients flow through and in no others.
+
+Evaluation, generation and a frozen reference model's passes are left alone, since these run without gradients or in
+evaluation mode. Nothing is written into the model: what is saved has no trace of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+
+from poise.errors import HookDidNotFire, InvalidSteering
+from poise.model import Model
+from poise.model.blocks import residual
+from poise.steer.operators import OPERATORS, Operation
+from poise.steer.terms import Steering
+
+__all__ = ["Learning", "Positions", "learning"]
+
+Positions = Literal["all", "response"]
+IGNORED = -100  # the label of a token that is not learnt from
+Work = tuple[Operation, torch.Tensor, float]
+
+
+class Learning:
+    """What the hooks share: what is done at which layer, how strongly at this step, and where.
+
+    Attributes:
+        strength: 0-dimensional float32, multiplies whatever is done; changed in place by ``set``, so that compiled
+            passes see it.
+        fired: Layers whose hook has steered since ``begin``.
+    """
+
+    def __init__(self, model: Model, steering: Steering, positions: Positions) -> None:
+        self.model, self.positions = model, positions
+        self.strength = torch.ones((), device=model.device)
+        self.works = _compile(model, steering)
+        self.fired: set[int] = set()
+        self._rehearsing = False
+        self._mask: torch.Tensor | None = None
+
+    def set(self, strength: float) -> None:
+        """Do a share of it from now on: 1 is all, 0 nothing."""
+        self.strength.fill_(strength)
+
+    def begin(self) -> None:
+        """Forget which layers were steered."""
+        self.fired.clear()
+
+    def check(self) -> None:
+        """Every layer was steered since ``begin``.
+
+        Raises:
+            HookDidNotFire: some were not; names them.
+        """
+        if silent := sorted(set(self.works) - self.fired):
+            raise HookDidNotFire(
+                f"Layers {silent} of {self.model.name} were not steered in this training step: their blocks did not "
+                "run in training mode with gradients, so training would go on without the vaccine."
+            )
+
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """Run two tokens through the model to see that every hook fires; changes nothing.
+
+        Raises:
+            HookDidNotFire: some block is not run by this model.
+        """
+        self.begin()
+        self._rehearsing = True
+        modes = [(module, module.training) for module in self.model.lm.modules()]
+        try:
+            self.model.lm.eval()
+            self.model.backbone(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.model.device))
+        finally:
+            self._rehearsing = False
+            for module, training in modes:
+                module.training = training
+        self.check()
+        self.begin()
+
+    def change(self, layer: int, training: bool, h: torch.Tensor) -> torch.Tensor:
+        """The hidden states [B, T, d] of a block, steered where this pass is learnt from."""
+        if self._rehearsing:
+            self.fired.add(layer)
+            return h
+        if not (training and torch.is_grad_enabled()):
+            return h
+        if not torch.compiler.is_compiling():
+            self.fired.add(layer)
+        for operation, v, level in self.works[layer]:
+            full = v if operation == "add" else OPERATORS[operation](h.float(), v, torch.tensor(level, device=h.device))
+            delta = self.strength * full
+            if self._mask is not None:
+                delta = delta * self._mask
+            h = h + delta.to(h.dtype)
+        return h
+
+    def mark(self, module: Any, args: Any, given: dict[str, Any]) -> None:
+        """Before a pass of the whole model: which positions [B, T] are learnt from."""
+        if not (module.training and torch.is_grad_enabled()):
+            return
+        labels = given.get("labels")
+        if labels is None:
+            raise InvalidSteering(
+                "Only response positions are to be steered, and this trainer does not hand the labels to the model; "
+                "steer positions='all'."
+            )
+        self._mask = (labels != IGNORED).unsqueeze(-1)
+
+
+@contextlib.contextmanager
+def learning(
+    model: Model, steering: Steering, *, positions: Positions = "all", allow_other_model: bool = False
+) -> Iterator[Learning]:
+    """Steer every pass inside the block that a model learns from (Chen et al. 2025, section 5.2).
+
+    Args:
+        model: In training; PEFT-wrapped or not.
+        steering: Plain terms: no conditions, no schedule by tokens.
+        positions: ``all``, as in the paper (padding too, which nothing attends to), or ``response``: those with a
+            label.
+        allow_other_model: Use vectors that were computed on another model of the same shape.
+
+    Yields:
+        ``Learning``; the strength starts at 1.
+
+    Raises:
+        InvalidSteering: conditions, schedules, or terms that name the prompt.
+        OtherModel: a vector does not belong to this model.
+    """
+    for vector in {id(t.vector): t.vector for t in steering.terms}.values():
+        vector.check_model(model, allow_other_model=allow_other_model)
+    shared = Learning(model, steering, positions)
+    with contextlib.ExitStack() as hooks:
+        for layer in shared.works:
+
+            def hook(module: Any, args: Any, output: Any, layer: int = layer) -> Any:
+                h = shared.change(layer, module.training, residual(output))
+                return (h, *output[1:]) if isinstance(output, tuple) else h
+
+            hooks.callback(model.blocks[layer].register_forward_hook(hook).remove)
+        if positions == "response":
+            hooks.callback(model.lm.register_forward_pre_hook(shared.mark, with_kwargs=True).remove)
+        yield shared
+
+
+def _compile(model: Model, steering: Steering) -> dict[int, list[Work]]:
+    """What is done at each layer, in working order, with directions [1, d] on the model's device."""
+    out: dict[int, list[Work]] = {}
+    for term, directions in zip(steering.terms, steering.directions(), strict=True):
+        if term.when is not None or term.scheduled or term.phase == "prompt":
+            raise InvalidSteering(
+                f"A vaccine works on whole texts; {term.vector.name} comes with a condition, a schedule or the prompt "
+                "alone. Give its strength and layers only."
+            )
+        for layer, v in directions.items():
+            level = 0.0 if term.operation in ("add", "project_out") else term.value
+            out.setdefault(layer, []).append((term.operation, v.to(model.device, torch.float32).unsqueeze(0), level))
+    order = list(OPERATORS)
+    return {layer: sorted(works, key=lambda w: order.index(w[0])) for layer, works in sorted(out.items())}

@@ -1,0 +1,1 @@
+"""Fine-tune without picking a trait up, and say what training did."""

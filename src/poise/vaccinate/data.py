@@ -1,0 +1,137 @@
+"""Conversations to training texts: token ids, and labels for the answers only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from poise.conversations import Conversation, Message, Rejected, Rejections, turns
+from poise.errors import InvalidData
+from poise.model import Model
+from poise.passes import Place, places
+from poise.progress import track
+
+__all__ = ["IGNORED", "Example", "Examples", "examples", "inoculated"]
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One forward pass to learn from. T: tokens.
+
+    Attributes:
+        ids: T of them: prompt and answers, and the token that ends the last answer.
+        labels: The same at answers with the token that ends each, −100 elsewhere.
+    """
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What there is to learn from.
+
+    Attributes:
+        rows: In the data's order.
+        cut: How many were longer than allowed and lost their end.
+        unread: Answers left out, by reason.
+    """
+
+    rows: tuple[Example, ...]
+    cut: int
+    unread: dict[str, int]
+
+    def dataset(self) -> Any:
+        """A ``datasets.Dataset`` with ``input_ids`` and ``labels``, as TRL's and transformers' trainers take it."""
+        from datasets import Dataset
+
+        return Dataset.from_dict(
+            {"input_ids": [list(r.ids) for r in self.rows], "labels": [list(r.labels) for r in self.rows]}
+        )
+
+
+def examples(
+    model: Model,
+    rows: Iterable[Conversation | Rejected],
+    *,
+    longest: int,
+    rejections: Rejections,
+    inoculation: str | None = None,
+) -> Examples:
+    """Training texts of conversations, with a span for every answer from one tokenisation.
+
+    Args:
+        model: Its template and tokenizer.
+        rows: As a ``DataSet`` gives them.
+        longest: Most tokens of a text; what is beyond is cut off.
+        rejections: Collects the rows that cannot be used.
+        inoculation: A system prompt for every row in training (arXiv:2510.04340); at test it is not there.
+
+    Raises:
+        InvalidData: not one answer is left; says what became of the rows.
+    """
+    end = _end_of_answer(model)
+    found: list[Example] = []
+    cut = 0
+    unread: dict[str, int] = {}
+    with track("Preparing the training data") as advance:
+        for conversation in rejections.sift(rows):
+            advance(1)
+            treated = inoculated(conversation, inoculation) if inoculation else conversation
+            for reason_or_example in _of(model, treated, end):
+                if isinstance(reason_or_example, str):
+                    reason = reason_or_example.partition(":")[0]
+                    unread[reason] = unread.get(reason, 0) + 1
+                    continue
+                short = Example(reason_or_example.ids[:longest], reason_or_example.labels[:longest])
+                cut += len(reason_or_example.ids) > longest
+                if any(label != IGNORED for label in short.labels):
+                    found.append(short)
+                else:
+                    reason = f"its prompt alone takes {longest} tokens"
+                    unread[reason] = unread.get(reason, 0) + 1
+    if not found:
+        why = ", ".join(f"{n} × {reason}" for reason, n in (unread | dict(rejections.kinds)).items()) or "it is empty"
+        raise InvalidData(f"The training data have no answer to learn from ({why}); give chats with assistant turns.")
+    return Examples(tuple(found), cut, unread)
+
+
+def inoculated(conversation: Conversation, system: str) -> Conversation:
+    """The same conversation under another system prompt."""
+    said: list[Message] = [m for m in conversation.messages if m["role"] != "system"]
+    return replace(conversation, messages=({"role": "system", "content": system}, *said))
+
+
+def _of(model: Model, conversation: Conversation, end: tuple[int, ...]) -> list[Example | str]:
+    """A conversation's texts: one where a single pass holds all answers."""
+    found = places(model, turns(conversation))
+    out: list[Example | str] = [place.reason for place in found if not isinstance(place, Place)]
+    read = [place for place in found if isinstance(place, Place)]
+    for _, group in groupby(read, key=lambda place: id(place.text.ids)):
+        shared = list(group)
+        ids = (*shared[0].text.ids, *end)
+        labels = [IGNORED] * len(ids)
+        for place in shared:
+            last = place.text.end
+            while last < len(ids) and last < place.text.end + len(end) and ids[last] == end[last - place.text.end]:
+                last += 1
+            labels[place.text.start : last] = ids[place.text.start : last]
+        out.append(Example(ids, tuple(labels)))
+    return out
+
+
+def _end_of_answer(model: Model) -> tuple[int, ...]:
+    """What this model's template puts after an answer, up to the token that ends it."""
+    tokenizer = model.tokenizer
+    if tokenizer.chat_template:
+        said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        whole = tokenizer.apply_chat_template(said, tokenize=False)
+        ids = tokenizer(whole[whole.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
+        stops = [place for place, token in enumerate(ids) if token in model.stop_ids]
+        if stops:
+            return tuple(ids[: stops[0] + 1])
+    return (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()

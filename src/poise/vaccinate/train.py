@@ -1,0 +1,296 @@
+"""LoRA fine-tuning under a vaccine and a monitor, on TRL and PEFT; killed at any moment, it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from poise.conversations import DataSet, Rejections, open_data
+from poise.errors import InvalidOption, MissingExtra, SaveFailed
+from poise.journal import saving
+from poise.model import Encoded, Model, load
+from poise.model.likelihood import token_logprobs
+from poise.progress import track
+from poise.stats import Estimate, bootstrap
+from poise.vaccinate.checkpoints import Checkpoints, FiniteSteps, drop_broken, last_good
+from poise.vaccinate.config import Config
+from poise.vaccinate.data import IGNORED, Example, Examples, examples
+
+__all__ = ["ADAPTER", "FACTS", "Trained", "held_out_loss", "open_base", "train"]
+
+FACTS, ADAPTER, CHECKPOINTS = "train.json", "adapter", "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished fine-tune.
+
+    Attributes:
+        folder: With the adapter, ``train.json`` and ``log.jsonl``.
+        adapter: The adapter's folder, as PEFT loads it.
+        facts: What ``train.json`` says: base, data, vaccine, steps, losses, versions.
+    """
+
+    folder: Path
+    adapter: Path
+    facts: dict[str, Any]
+
+
+def train(config: Config) -> Trained:
+    """Fine-tune as told. After a kill it goes on at the last good checkpoint; once all is done, it only says so.
+
+    Chen et al. 2025, App. D, for the defaults; section 5.2 for the vaccine.
+
+    Raises:
+        InvalidOption: the folder holds another run.
+        InvalidData: there is nothing to learn from.
+        TrainingFailed: gradients that are no numbers; names the step and the last good checkpoint.
+        SaveFailed: the disk refused.
+        MissingExtra: trl or peft is not installed.
+    """
+    folder = Path(config.out)
+    facts = _begin(config, folder)
+    if (folder / FACTS).exists():
+        return Trained(folder, folder / ADAPTER, json.loads((folder / FACTS).read_text()))
+    model = open_base(config)
+    data = open_data(list(config.data), shape=config.shape)
+    told = _examples(config, model, data, folder)
+    learnt, kept_back = _split(told, config.held_out, config.seed)
+    before = held_out_loss(model, kept_back)
+    trainer = _trainer(config, model, Examples(learnt, told.cut, told.unread), folder)
+    log = _run(trainer, folder)
+    with _disk(folder):
+        trainer.save_model(str(folder / ADAPTER))
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    trainer.model.eval()
+    # Through the adapter: the trainer put it on the model's own blocks.
+    after = held_out_loss(model, kept_back, lm=trainer.model)
+    facts |= {
+        "model": {"name": model.name, "layers": model.layers, "width": model.width},
+        "data": {
+            "sha256": data.digest(),
+            "how": data.how,
+            "texts": len(learnt),
+            "held_out": len(kept_back),
+            "cut": told.cut,
+            "left_out": told.unread,
+        },
+        "steps": trainer.state.global_step,
+        "loss": {"before": _figure(before), "after": _figure(after)},
+        "watched": [line for line in log if any(key.startswith("persona/") for key in line)],
+        "software": _versions("poise", "torch", "transformers", "trl", "peft"),
+    }
+    with saving(folder / FACTS) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + "\n")
+    return Trained(folder, folder / ADAPTER, facts)
+
+
+def open_base(config: Config) -> Model:
+    """The model that is tuned, with the dtype and device that the settings say."""
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    return load(config.model, dtype=dtype, device=None if config.device == "auto" else config.device)
+
+
+def held_out_loss(model: Model, kept_back: Sequence[Example], *, lm: Any = None) -> Estimate | None:
+    """Mean negative log-likelihood a learnt token, in nats, with a bootstrap over texts; ``None`` without texts.
+
+    Args:
+        model: The base, or what the texts were tokenised for.
+        kept_back: n texts.
+        lm: The model to measure in its place, such as a tuned one.
+    """
+    if not kept_back:
+        return None
+    measured = model if lm is None else _as(model, lm)
+    read = token_logprobs(measured, [Encoded(e.ids, 1, len(e.ids)) for e in kept_back])
+    learnt = [torch.tensor(e.labels[1:]) != IGNORED for e in kept_back]
+    sums = np.array([-float(values[which].sum()) for values, which in zip(read, learnt, strict=True)])
+    counts = np.array([int(which.sum()) for which in learnt])
+    return bootstrap(lambda i: float(sums[i].sum() / counts[i].sum()), len(sums))
+
+
+def _as(model: Model, lm: Any) -> Model:
+    from dataclasses import replace
+
+    return replace(model, lm=lm)
+
+
+def _begin(config: Config, folder: Path) -> dict[str, Any]:
+    """The facts so far; the folder is this run's own."""
+    said = config.model_dump(mode="json")
+    used = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in _vector_files(config)}
+    facts = {"schema": 1, "config": said, "vectors": used}
+    marker = folder / "config.json"
+    if marker.exists() and json.loads(marker.read_text()) != facts:
+        raise InvalidOption(f"{folder} holds a run with other settings or vectors; choose another `out`, or remove it.")
+    with _disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not marker.exists():
+            with saving(marker) as temporary:
+                temporary.write_text(json.dumps(facts, indent=1) + "\n")
+    return facts
+
+
+def _vector_files(config: Config) -> list[str]:
+    from poise.steer import Spec
+
+    steered = [name for text in config.vaccine.steer for name in Spec.parse(text).names]
+    return sorted(path for path in {*steered, *config.watch.vectors} if Path(path).is_file())
+
+
+def _examples(config: Config, model: Model, data: DataSet, folder: Path) -> Examples:
+    rejected = folder / "rejected.jsonl"
+    rejected.unlink(missing_ok=True)
+    return examples(
+        model,
+        data,
+        longest=min(config.longest, model.window),
+        rejections=Rejections(rejected),
+        inoculation=config.vaccine.inoculation,
+    )
+
+
+def _split(told: Examples, share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """What is learnt and what is kept back, each in the data's order."""
+    n = round(share * len(told.rows))
+    back = set(random.Random(seed).sample(range(len(told.rows)), n))
+    rows = list(enumerate(told.rows))
+    return tuple(e for i, e in rows if i not in back), tuple(e for i, e in rows if i in back)
+
+
+def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
+    try:
+        from peft import LoraConfig
+        from trl import SFTConfig, SFTTrainer
+    except ImportError as error:
+        raise MissingExtra("Training needs trl and peft: pip install 'poise[train]'.") from error
+    from transformers import PrinterCallback, ProgressCallback
+
+    lora = LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        use_rslora=config.lora.rslora,
+        target_modules=config.lora.targets if isinstance(config.lora.targets, str) else list(config.lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries among themselves
+        trainer = SFTTrainer(
+            model=model.lm,
+            args=SFTConfig(**_arguments(config, model, folder)),
+            train_dataset=told.dataset(),
+            processing_class=model.tokenizer,
+            peft_config=lora,
+            callbacks=_callbacks(config),
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def _arguments(config: Config, model: Model, folder: Path) -> dict[str, Any]:
+    """What the trainer is told."""
+    return {
+        "output_dir": str(folder / CHECKPOINTS),
+        "per_device_train_batch_size": config.batch,
+        "gradient_accumulation_steps": config.accumulate,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "max_length": None,  # cut already
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "save_steps": config.save_every,
+        "save_total_limit": 2,
+        "logging_steps": config.log_every,
+        "logging_nan_inf_filter": False,  # a loss that is no number is not to be hidden
+        "report_to": list(config.report_to) or "none",
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "use_cpu": model.device.type == "cpu",
+        "bf16": False,  # the base keeps its dtype; the adapter is float32
+        "disable_tqdm": True,
+    }
+
+
+def _callbacks(config: Config) -> list[Any]:
+    from poise.vaccinate.vaccine import VaccineCallback, vaccine
+    from poise.vaccinate.watch import PersonaMonitorCallback
+
+    callbacks: list[Any] = [FiniteSteps(), Checkpoints()]
+    if config.vaccine.steer:
+        what = config.vaccine
+        steering = vaccine(what.steer, what.layers)
+        callbacks.append(
+            VaccineCallback(
+                steering,
+                positions=what.positions,
+                warmup=what.warmup,
+                decay=what.decay,
+                allow_other_model=config.allow_other_model,
+            )
+        )
+    if config.watch.vectors:
+        watched = config.watch
+        callbacks.append(
+            PersonaMonitorCallback(
+                watched.vectors,
+                every=watched.every,
+                batch=watched.batch,
+                stop=watched.stop,
+                allow_other_model=config.allow_other_model,
+            )
+        )
+    return callbacks
+
+
+def _run(trainer: Any, folder: Path) -> list[dict[str, Any]]:
+    """Train from the last good checkpoint; returns the log."""
+    from poise.vaccinate.checkpoints import Progress
+
+    begin = last_good(folder / CHECKPOINTS)
+    drop_broken(folder / CHECKPOINTS)
+    with track("Training", total=None) as advance, _disk(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.add_callback(Progress(advance))
+        trainer.train(resume_from_checkpoint=str(begin) if begin else None)
+    return list(trainer.state.log_history)
+
+
+@contextlib.contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """What the disk refuses, in one sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        good = last_good(folder / CHECKPOINTS)
+        kept = f"the last good checkpoint is {good.name}" if good else "there is no checkpoint yet"
+        reason = getattr(error, "strerror", None) or error
+        raise SaveFailed(
+            f"Cannot write in {folder}: {reason}; {kept}. Free some space and run the same command again."
+        ) from error
+
+
+def _figure(found: Estimate | None) -> dict[str, float | int] | None:
+    return None if found is None else {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+
+
+def _versions(*names: str) -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in names}
