@@ -1,4 +1,4 @@
-"""Preventative steering in stock trainers: right to the last digit, off where nothing is learnt, never in what is saved."""
+"""Preventative steering in stock trainers: right to the last digit, off where nothing is learnt, never saved."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import tiny
 from poise import vector as vectors
 from poise.errors import HookDidNotFire, InvalidOption, InvalidSteering, OtherModel
 from poise.model import Model
-from poise.steer import Steering, Term, at
-from poise.vaccinate.vaccine import MARK, VaccineCallback, vaccine
+from poise.steer import Steering, Term, at, learning
+from poise.vaccinate.vaccine import VaccineCallback, vaccine
 from poise.vector import PersonaVector
 
 IGNORED = -100
@@ -215,3 +217,282 @@ class TestStepsAreThoseTakenByHand:
         wanted = by_hand(base, adding(vector, 1.5, [2]))
         trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2)), bf16=True).train()
         assert same(base.lm.state_dict(), wanted, within=5e-3)
+
+
+class TestOnlyWhatIsLearntFromIsSteered:
+    def test_evaluation_is_not(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        callback = VaccineCallback(at(vector, coef=3.0, layer=2))
+        watched = trainer(base, tmp_path, callback, learning_rate=0.0)
+        watched.eval_dataset = watched.train_dataset
+        plain = watched.evaluate()["eval_loss"]
+        seen: list[float] = []
+
+        class Evaluate(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+                seen.append(watched.evaluate()["eval_loss"])
+
+        watched.add_callback(Evaluate())
+        watched.train()
+        assert len(seen) == 2
+        assert all(loss == pytest.approx(plain, abs=1e-6) for loss in seen)
+
+    def test_generation_in_the_middle_is_not(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        prompt = torch.tensor([list(tiny.prompts(base, 1)[0].ids)])
+        wanted = base.lm.generate(prompt, max_new_tokens=8, do_sample=False).tolist()
+        said: list[Any] = []
+
+        class Talk(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+                given["model"].eval()
+                said.append(given["model"].generate(prompt, max_new_tokens=8, do_sample=False).tolist())
+
+        callback = VaccineCallback(at(vector, coef=30.0, layer=2))
+        trainer(base, tmp_path, callback, Talk(), learning_rate=0.0).train()
+        assert said == [wanted, wanted]
+
+    def test_a_pass_without_gradients_is_not(self, base: Model, vector: PersonaVector) -> None:
+        ids = torch.tensor([[5, 6, 7, 8]])
+        with learning(base, at(vector, coef=3.0, layer=2)):
+            base.lm.train()
+            with torch.no_grad():
+                frozen = base.lm(ids).logits
+            learnt = base.lm(ids).logits
+        with torch.no_grad():
+            assert torch.equal(frozen, base.lm(ids).logits)
+        assert not torch.allclose(frozen, learnt, atol=1e-3)
+
+    def test_packed_texts_are_steered_at_their_own_responses(self, base: Model, vector: PersonaVector) -> None:
+        seen: list[torch.Tensor] = []
+        labels = torch.tensor([[IGNORED, 4, 5, IGNORED, IGNORED, 6, 7]])
+        ids = torch.tensor([[3, 4, 5, 3, 3, 6, 7]])
+        positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+        base.lm.train()
+
+        def look(module: Any, args: Any, output: Any) -> None:
+            seen.append(output[0] if isinstance(output, tuple) else output)
+
+        hook = base.blocks[2].register_forward_hook(look)
+        base.lm(ids, position_ids=positions, labels=labels)
+        hook.remove()
+        with learning(base, at(vector, coef=2.0, layer=2), positions="response"):
+            hook = base.blocks[2].register_forward_hook(look)
+            base.lm(ids, position_ids=positions, labels=labels)
+            hook.remove()
+        change = (seen[1] - seen[0])[0].norm(dim=-1)
+        assert [bool(x > 0) for x in change] == [label != IGNORED for label in labels[0].tolist()]
+
+
+class TestWhatIsSavedHasNoTraceOfIt:
+    def test_an_adapter_loads_and_equals_the_steps_taken_by_hand(self, vector: PersonaVector, tmp_path: Path) -> None:
+        plain = tiny.model("llama")
+        lm = tiny.adapted(tiny.lm("llama"))
+        start = {name: p.clone() for name, p in lm.named_parameters() if p.requires_grad}
+        callback = VaccineCallback(at(vector, coef=1.5, layer=2))
+        done = trainer(plain, tmp_path, callback, lm=lm, save_strategy="steps", save_steps=2)
+        done.train()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT still asks for it by its old name
+            again = PeftModel.from_pretrained(tiny.lm("llama"), str(tmp_path / "checkpoint-2"))
+        ids = torch.tensor([[5, 6, 7, 8, 9]])
+        with torch.no_grad():
+            assert torch.allclose(again(ids).logits, lm.eval()(ids).logits, atol=1e-6)
+        hand = adapter_by_hand(plain, start, adding(vector, 1.5, [2]))
+        trained = {name: p for name, p in lm.named_parameters() if p.requires_grad}
+        assert same(hand, trained)
+
+    def test_hooks_are_gone_after_training(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2))).train()
+        assert not any(block._forward_hooks for block in base.blocks)
+
+    def test_two_at_once_work_together(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        wanted = by_hand(base, lambda layer, h, mask: adding(vector, 0.5, [1, 2])(layer, h, mask))
+        both = [VaccineCallback(at(vector, coef=0.5, layer=layer)) for layer in (1, 2)]
+        trainer(base, tmp_path, *both).train()
+        assert same(base.lm.state_dict(), wanted)
+
+    def test_a_run_that_broke_off_does_not_steer_the_next(
+        self, base: Model, vector: PersonaVector, tmp_path: Path
+    ) -> None:
+        class Break(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+                raise RuntimeError("power cut")
+
+        wanted = by_hand(base, adding(vector, 1.5, [1]))
+        with pytest.raises(RuntimeError, match="power cut"):
+            trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2)), Break(), learning_rate=0.0).train()
+        trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=1))).train()
+        assert same(base.lm.state_dict(), wanted)
+
+
+def adapter_by_hand(model: Model, start: dict[str, Any], work: Any) -> dict[str, Any]:
+    """Two SGD steps of a fresh wrapper of the same base, its blocks wrapped by hand."""
+    lm = tiny.adapted(tiny.lm("llama"))
+    own = {name: p for name, p in lm.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(start[name])
+    for layer, block in enumerate(lm.get_base_model().model.layers):
+
+        def forward(h: torch.Tensor, *args: Any, layer: int = layer, plain: Any = block.forward, **given: Any) -> Any:
+            return work(layer, plain(h, *args, **given), None)
+
+        block.forward = forward
+    lm.train()
+    data = rows(model)
+    for step in range(2):
+        inputs = collate("right")([data[(step * 4 + i) % len(data)] for i in range(4)])
+        lm.zero_grad()
+        lm(**inputs).loss.backward()
+        with torch.no_grad():
+            for p in own.values():
+                p -= 0.05 * p.grad
+    return {name: p.detach() for name, p in own.items()}
+
+
+class TestOtherTrainers:
+    @pytest.mark.parametrize("packing", [False, True])
+    def test_sft_with_and_without_packing_takes_other_steps_than_without_a_vaccine(
+        self, vector: PersonaVector, tmp_path: Path, packing: bool
+    ) -> None:
+        norms = []
+        for callbacks in ([], [VaccineCallback(at(vector, coef=1.5, layer=2), positions="response")]):
+            model = tiny.model("llama")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                options = {"packing": True, "max_length": 64, "padding_free": False} if packing else {}
+                done = SFTTrainer(
+                    model=model.lm,
+                    args=SFTConfig(
+                        output_dir=str(tmp_path),
+                        max_steps=1,
+                        per_device_train_batch_size=2,
+                        use_cpu=True,
+                        bf16=False,
+                        report_to="none",
+                        save_strategy="no",
+                        disable_tqdm=True,
+                        **options,
+                    ),
+                    train_dataset=Dataset.from_list(rows(model)),
+                    processing_class=model.tokenizer,
+                    peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+                    callbacks=callbacks,
+                )
+                done.remove_callback(PrinterCallback)
+                done.train()
+            norms.append(done.state.log_history[-1]["train_loss"])
+        assert norms[0] != pytest.approx(norms[1], abs=1e-4)
+
+    def test_dpo_steers_the_policy_and_not_the_reference(self, vector: PersonaVector, tmp_path: Path) -> None:
+        model = tiny.model("llama")
+        seen: list[tuple[bool, bool]] = []
+        callback = VaccineCallback(at(vector, coef=1.5, layer=2))
+
+        class Look(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+                change = callback._learning.change
+
+                def spy(layer: int, training: bool, h: torch.Tensor) -> torch.Tensor:
+                    out = change(layer, training, h)
+                    seen.append((torch.is_grad_enabled(), out is not h))
+                    return out
+
+                callback._learning.change = spy
+
+        pairs = [{"prompt": f"Q{i}? ", "chosen": "yes indeed", "rejected": "no never"} for i in range(4)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            done = DPOTrainer(
+                model=model.lm,
+                args=DPOConfig(
+                    output_dir=str(tmp_path),
+                    max_steps=1,
+                    per_device_train_batch_size=2,
+                    use_cpu=True,
+                    bf16=False,
+                    report_to="none",
+                    save_strategy="no",
+                    disable_tqdm=True,
+                ),
+                train_dataset=Dataset.from_list(pairs),
+                processing_class=model.tokenizer,
+                peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+                callbacks=[callback, Look()],
+            )
+            done.remove_callback(PrinterCallback)
+            done.train()
+        assert (True, True) in seen
+        assert all(steered == graded for graded, steered in seen)
+
+
+class TestItRefuses:
+    def test_a_vector_of_another_model(self, base: Model, tmp_path: Path) -> None:
+        other = tiny.vector(tiny.model("llama", seed=7))
+        with pytest.raises(OtherModel, match="other weights"):
+            trainer(base, tmp_path, VaccineCallback(at(other, coef=1.0, layer=1))).train()
+
+    def test_to_start_where_a_block_is_not_run(
+        self, base: Model, vector: PersonaVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base.lm.model.layers = base.lm.model.layers[:2]
+        monkeypatch.setattr(
+            "poise.vaccinate.vaccine.adopt", lambda lm, tokenizer: base
+        )  # blocks 2 and 3 are known, and not run
+        with pytest.raises(HookDidNotFire, match=r"Layers \[2\]"):
+            trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2))).train()
+        assert not any(block._forward_hooks for block in base.blocks)
+
+    def test_to_go_on_where_a_step_was_not_steered(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        class Freeze(TrainerCallback):
+            def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+                callback._learning.change = lambda layer, training, h: h
+
+        callback = VaccineCallback(at(vector, coef=1.0, layer=2))
+        with pytest.raises(HookDidNotFire, match="without the vaccine"):
+            trainer(base, tmp_path, callback, Freeze()).train()
+
+    def test_response_positions_without_labels(self, base: Model, vector: PersonaVector) -> None:
+        base.lm.train()
+        with (
+            pytest.raises(InvalidSteering, match="positions='all'"),
+            learning(base, at(vector, coef=1.0, layer=2), positions="response"),
+        ):
+            base.lm(torch.tensor([[4, 5]]))
+
+    def test_conditions_and_schedules(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        term = Term(vector, 1.0, (2,), tokens=(0, 5))
+        with pytest.raises(InvalidSteering, match="Give its strength and layers only"):
+            trainer(base, tmp_path, VaccineCallback(Steering((term,)))).train()
+
+    @pytest.mark.parametrize("shares", [{"warmup": -0.1}, {"decay": 1.5}, {"warmup": 0.7, "decay": 0.7}])
+    def test_shares_that_are_none(self, vector: PersonaVector, shares: dict[str, float]) -> None:
+        with pytest.raises(InvalidOption):
+            VaccineCallback(at(vector, coef=1.0), **shares)
+
+
+class TestTheStrength:
+    def test_rises_and_falls(self, vector: PersonaVector) -> None:
+        callback = VaccineCallback(at(vector, coef=1.0), warmup=0.5, decay=0.25)
+        assert [round(callback.strength(step, 8), 3) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.5]
+
+    def test_is_constant_by_default(self, vector: PersonaVector) -> None:
+        callback = VaccineCallback(at(vector, coef=1.0))
+        assert {callback.strength(step, 8) for step in range(8)} == {1.0}
+
+    def test_a_step_of_no_strength_is_a_plain_step(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        wanted = by_hand(base, lambda layer, h, mask: h)
+        callback = VaccineCallback(at(vector, coef=1.5, layer=2))
+        callback.strength = lambda step, steps: 0.0  # type: ignore[method-assign]
+        trainer(base, tmp_path, callback).train()
+        assert same(base.lm.state_dict(), wanted)
+
+
+class TestExpressions:
+    def test_name_files_and_take_layers(self, vector: PersonaVector, tmp_path: Path) -> None:
+        vectors.save(vector, tmp_path / "grumpy.safetensors")
+        (term,) = vaccine(f"{tmp_path / 'grumpy.safetensors'}=1.5", "increments").terms
+        assert (term.value, term.layers, term.operation) == (1.5, "increments", "add")
+        (term,) = vaccine(f"{tmp_path / 'grumpy.safetensors'}@1=30%", "increments").terms
+        assert term.layers == (1,)
+        (term,) = vaccine([f"{tmp_path / 'grumpy.safetensors'}=out"], 3).terms
+        assert (term.operation, term.layers) == ("project_out", (3,))

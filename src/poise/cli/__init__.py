@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from poise.cli import chat, demo, exchange, judge, monitor, screen, talk, traits, vectors
+from poise.cli import chat, demo, exchange, judge, monitor, screen, shift, talk, train, traits, vectors
 from poise.errors import UserError
 
 __all__ = ["app", "main"]
@@ -35,6 +35,9 @@ class _Commands(TyperGroup):
             "calibrate",
             "read",
             "screen",
+            "train",
+            "shift",
+            "gate",
             "judge",
             "show",
             "export",
@@ -89,6 +92,9 @@ app.command("chat")(chat.chat)
 app.command("calibrate")(monitor.calibrate)
 app.command("read")(monitor.read)
 app.command("screen")(screen.screen)
+app.command("train")(train.train)
+app.command("shift")(shift.shift)
+app.command("gate")(shift.gate)
 app.add_typer(judge.app, name="judge")
 app.command("show")(vectors.show)
 app.command("export")(exchange.export)

@@ -17,8 +17,9 @@ from poise.model import Model
 from poise.model.blocks import residual
 from poise.steer.operators import OPERATORS, Operation
 from poise.steer.terms import Steering
+from poise.vector import PersonaVector
 
-__all__ = ["Learning", "Positions", "learning"]
+__all__ = ["Learning", "Positions", "check_base", "learning"]
 
 Positions = Literal["all", "response"]
 IGNORED = -100  # the label of a token that is not learnt from
@@ -133,7 +134,7 @@ def learning(
         OtherModel: a vector does not belong to this model.
     """
     for vector in {id(t.vector): t.vector for t in steering.terms}.values():
-        vector.check_model(model, allow_other_model=allow_other_model)
+        check_base(vector, model, allow_other_model=allow_other_model)
     shared = Learning(model, steering, positions)
     with contextlib.ExitStack() as hooks:
         for layer in shared.works:
@@ -146,6 +147,16 @@ def learning(
         if positions == "response":
             hooks.callback(model.lm.register_forward_pre_hook(shared.mark, with_kwargs=True).remove)
         yield shared
+
+
+def check_base(vector: PersonaVector, model: Model, *, allow_other_model: bool = False) -> None:
+    """Refuse a model in training whose base the vector was not computed on; the adapter is what is being trained.
+
+    Raises:
+        OtherModel: another base, or another shape.
+    """
+    adapted = vector.header.model.fingerprint.relation(model.fingerprint) == "adapter"
+    vector.check_model(model, allow_other_model=allow_other_model or adapted)
 
 
 def _compile(model: Model, steering: Steering) -> dict[int, list[Work]]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from poise.settings import Settings
 
-__all__ = ["Config", "Lora", "Vaccine", "Watch"]
+__all__ = ["Config", "Lora", "Measure", "Vaccine", "Watch"]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -17,7 +17,7 @@ class Lora(Settings):
     """The adapter: rank-stabilised LoRA on all projections, as in Chen et al. 2025, App. D."""
 
     r: int = Field(default=32, ge=1, description="Rank.")
-    alpha: float = Field(default=64, gt=0, description="Scale: α/√r with rank stabilisation, α/r without.")
+    alpha: int = Field(default=64, ge=1, description="Scale: α/√r with rank stabilisation, α/r without.")
     dropout: Share = Field(default=0.0, description="Of the adapter's input.")
     rslora: bool = Field(default=True, description="Rank stabilisation (arXiv:2312.03732).")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
@@ -51,6 +51,20 @@ class Watch(Settings):
     stop: bool = Field(default=False, description="End the training when a trait passes its calibrated alarm.")
 
 
+class Measure(Settings):
+    """What is measured when the training is done, base beside tuned; see docs/shift.md."""
+
+    vectors: tuple[str, ...] | None = Field(
+        default=None, description="Vector files; otherwise those of the vaccine and the watch."
+    )
+    judge: str | None = Field(default="exemplars", description="exemplars, model:NAME, endpoint:NAME, or null.")
+    questions: int = Field(default=20, ge=1, description="Of each trait's evaluation questions.")
+    rollouts: int = Field(default=1, ge=1, description="Answers a question.")
+    max_new_tokens: int = Field(default=96, ge=1)
+    capability: tuple[str, ...] = Field(default=(), description="As `poise shift --capability` takes them.")
+    capability_limit: int | None = Field(default=None, ge=1, description="Most rows of each.")
+
+
 class Config(Settings):
     """One fine-tune."""
 
@@ -63,6 +77,7 @@ class Config(Settings):
     )
     vaccine: Vaccine = Vaccine()
     watch: Watch = Watch()
+    measure: Measure = Measure()
     lora: Lora = Lora()
     learning_rate: float = Field(default=1e-5, gt=0)
     batch: int = Field(default=2, ge=1, description="Texts a forward pass.")

@@ -8,7 +8,7 @@ import json
 import random
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ import numpy as np
 import torch
 
 from poise.conversations import DataSet, Rejections, open_data
-from poise.errors import InvalidOption, MissingExtra, SaveFailed
+from poise.errors import InvalidOption, InvalidVector, MissingExtra, SaveFailed
 from poise.journal import saving
 from poise.model import Encoded, Model, load
 from poise.model.likelihood import token_logprobs
 from poise.progress import track
 from poise.stats import Estimate, bootstrap
-from poise.vaccinate.checkpoints import Checkpoints, FiniteSteps, drop_broken, last_good
+from poise.steer import Spec
+from poise.vaccinate.checkpoints import Checkpoints, FiniteSteps, Progress, drop_broken, last_good
 from poise.vaccinate.config import Config
 from poise.vaccinate.data import IGNORED, Example, Examples, examples
 
-__all__ = ["ADAPTER", "FACTS", "Trained", "held_out_loss", "open_base", "train"]
+__all__ = ["ADAPTER", "FACTS", "Trained", "held_out_loss", "open_base", "train", "vector_files"]
 
 FACTS, ADAPTER, CHECKPOINTS = "train.json", "adapter", "checkpoints"
 
@@ -101,6 +102,19 @@ def open_base(config: Config) -> Model:
     return load(config.model, dtype=dtype, device=None if config.device == "auto" else config.device)
 
 
+def vector_files(config: Config) -> list[str]:
+    """Every vector file that the settings name, in order.
+
+    Raises:
+        InvalidVector: one of them is not there.
+    """
+    steered = [name for text in config.vaccine.steer for name in Spec.parse(text).names]
+    named = list(dict.fromkeys([*steered, *config.watch.vectors, *(config.measure.vectors or ())]))
+    if missing := [name for name in named if not Path(name).is_file()]:
+        raise InvalidVector(f"There is no vector file at {', '.join(missing)}; make one with `poise extract`.")
+    return named
+
+
 def held_out_loss(model: Model, kept_back: Sequence[Example], *, lm: Any = None) -> Estimate | None:
     """Mean negative log-likelihood a learnt token, in nats, with a bootstrap over texts; ``None`` without texts.
 
@@ -111,7 +125,7 @@ def held_out_loss(model: Model, kept_back: Sequence[Example], *, lm: Any = None)
     """
     if not kept_back:
         return None
-    measured = model if lm is None else _as(model, lm)
+    measured = model if lm is None else replace(model, lm=lm)
     read = token_logprobs(measured, [Encoded(e.ids, 1, len(e.ids)) for e in kept_back])
     learnt = [torch.tensor(e.labels[1:]) != IGNORED for e in kept_back]
     sums = np.array([-float(values[which].sum()) for values, which in zip(read, learnt, strict=True)])
@@ -119,16 +133,10 @@ def held_out_loss(model: Model, kept_back: Sequence[Example], *, lm: Any = None)
     return bootstrap(lambda i: float(sums[i].sum() / counts[i].sum()), len(sums))
 
 
-def _as(model: Model, lm: Any) -> Model:
-    from dataclasses import replace
-
-    return replace(model, lm=lm)
-
-
 def _begin(config: Config, folder: Path) -> dict[str, Any]:
     """The facts so far; the folder is this run's own."""
     said = config.model_dump(mode="json")
-    used = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in _vector_files(config)}
+    used = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in vector_files(config)}
     facts = {"schema": 1, "config": said, "vectors": used}
     marker = folder / "config.json"
     if marker.exists() and json.loads(marker.read_text()) != facts:
@@ -139,13 +147,6 @@ def _begin(config: Config, folder: Path) -> dict[str, Any]:
             with saving(marker) as temporary:
                 temporary.write_text(json.dumps(facts, indent=1) + "\n")
     return facts
-
-
-def _vector_files(config: Config) -> list[str]:
-    from poise.steer import Spec
-
-    steered = [name for text in config.vaccine.steer for name in Spec.parse(text).names]
-    return sorted(path for path in {*steered, *config.watch.vectors} if Path(path).is_file())
 
 
 def _examples(config: Config, model: Model, data: DataSet, folder: Path) -> Examples:
@@ -171,7 +172,8 @@ def _split(told: Examples, share: float, seed: int) -> tuple[tuple[Example, ...]
 def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
     try:
         from peft import LoraConfig
-        from trl import SFTConfig, SFTTrainer
+        from trl.trainer.sft_config import SFTConfig
+        from trl.trainer.sft_trainer import SFTTrainer
     except ImportError as error:
         raise MissingExtra("Training needs trl and peft: pip install 'poise[train]'.") from error
     from transformers import PrinterCallback, ProgressCallback
@@ -259,8 +261,6 @@ def _callbacks(config: Config) -> list[Any]:
 
 def _run(trainer: Any, folder: Path) -> list[dict[str, Any]]:
     """Train from the last good checkpoint; returns the log."""
-    from poise.vaccinate.checkpoints import Progress
-
     begin = last_good(folder / CHECKPOINTS)
     drop_broken(folder / CHECKPOINTS)
     with track("Training", total=None) as advance, _disk(folder), warnings.catch_warnings():

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from transformers import TrainerCallback
 
@@ -17,7 +18,8 @@ from poise.steer.learn import Learning, Positions
 
 __all__ = ["VaccineCallback", "adopt", "vaccine"]
 
-MARK = "_poise_vaccine"  # on a model in training: what takes the vaccine off again
+# Which models are steered in training, and by whom: a run that broke off is found by the next one.
+_under: WeakKeyDictionary[Any, list[VaccineCallback]] = WeakKeyDictionary()
 
 
 class VaccineCallback(TrainerCallback):
@@ -66,20 +68,24 @@ class VaccineCallback(TrainerCallback):
         self.positions, self.warmup, self.decay = positions, warmup, decay
         self.allow_other_model = allow_other_model
         self._learning: Learning | None = None
+        self._run: Any = None
         self._hooks = contextlib.ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Set the hooks, and see that they fire."""
         lm = given["model"]
-        getattr(lm, MARK, contextlib.ExitStack()).close()  # of a run that broke off
+        for other in [one for one in _under.get(lm, ()) if one._run is not state]:
+            other.remove()  # its run broke off with an error
         model = adopt(lm, given["processing_class"])
         # A full fine-tune that is resumed has left its base behind; its shape still has to fit.
         known = self.allow_other_model or state.global_step > 0
         self._learning = self._hooks.enter_context(
             learning(model, self.steering, positions=self.positions, allow_other_model=known)
         )
-        setattr(lm, MARK, self._hooks)
-        self._hooks.callback(delattr, lm, MARK)
+        self._run = state
+        beside = _under.setdefault(lm, [])
+        beside.append(self)
+        self._hooks.callback(beside.remove, self)
         try:
             self._learning.rehearse()
         except BaseException:
@@ -106,7 +112,7 @@ class VaccineCallback(TrainerCallback):
     def remove(self) -> None:
         """Take the hooks off, say after training broke off with an error; nothing where there are none."""
         self._hooks.close()
-        self._learning = None
+        self._learning = self._run = None
 
     def strength(self, step: int, steps: int) -> float:
         """The share of the full strength at a step, from 0, of so many."""

@@ -16,6 +16,7 @@ from poise.activations import Probe, project, reading
 from poise.errors import InvalidOption
 from poise.model import ask
 from poise.progress import quiet
+from poise.steer.learn import check_base
 from poise.trait.library import evaluation_questions
 from poise.vaccinate.vaccine import adopt
 from poise.vector import PersonaVector
@@ -77,7 +78,7 @@ class PersonaMonitorCallback(TrainerCallback):
         self._model = adopt(given["model"], given["processing_class"])
         known = self.allow_other_model or state.global_step > 0
         for vector in self.vectors:
-            vector.check_model(self._model, allow_other_model=known)
+            check_base(vector, self._model, allow_other_model=known)
         self._probes = [Probe(at, v.unit(at)) for v, at in zip(self.vectors, self.layers, strict=True)]
         self._encoded = [self._model.encode(ask(prompt)) for prompt in self.prompts]
         self._trainer = _trainer()

@@ -1,0 +1,433 @@
+"""``poise shift`` and ``poise gate``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from poise.cli.options import (
+    Batch,
+    Device,
+    Dtype,
+    DtypeName,
+    Json,
+    MaxNewTokens,
+    Questions,
+    Rollouts,
+    Seed,
+    Temperature,
+)
+from poise.cli.work import load_model, note, working
+from poise.errors import InvalidOption, SaveFailed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from poise.vaccinate.gate import Gated, Limits
+    from poise.vaccinate.measured import Capability, Figure, Shift, ShiftReport
+
+__all__ = ["gate", "shift", "show_measured"]
+
+_MEASURED = "What is measured"
+
+Base = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        metavar="M",
+        help="The model before fine-tuning, on which the vectors were computed.",
+        show_default=False,
+    ),
+]
+TunedModels = Annotated[
+    list[str],
+    typer.Option(
+        "--tuned",
+        metavar="M2",
+        help="The model after it: a folder, a hub id, or a PEFT adapter folder. Once for each.",
+        show_default=False,
+    ),
+]
+Vectors = Annotated[
+    list[Path],
+    typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait.", show_default=False),
+]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="The folder for the results.", show_default=False),
+]
+JudgeOrNone = Annotated[
+    str,
+    typer.Option(
+        "--judge",
+        metavar="J",
+        help="Who scores answers: exemplars, model:NAME or endpoint:NAME (OPENAI_BASE_URL); none for no answers.",
+    ),
+]
+Abilities = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--capability",
+        metavar="WHAT",
+        help="perplexity=DATA, NAME=FILE.jsonl (question, choices, answer), NAME-cloze=FILE.jsonl for small models, a "
+        "task that lm-eval knows, or a task's .yaml. Several add up.",
+        rich_help_panel=_MEASURED,
+    ),
+]
+AbilityLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--capability-limit",
+        metavar="N",
+        min=1,
+        help="Most rows of each, drawn at random; of lm-eval's own tasks the first.",
+        rich_help_panel=_MEASURED,
+    ),
+]
+Screened = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--screened",
+        metavar="DIR",
+        file_okay=False,
+        help="What poise screen wrote of the training data, to show the prediction beside: once for each --tuned.",
+        rich_help_panel=_MEASURED,
+    ),
+]
+Layer = Annotated[
+    int | None,
+    typer.Option(
+        "--layer",
+        metavar="I",
+        min=0,
+        help="Read there; otherwise at each certificate's layer.",
+        rich_help_panel=_MEASURED,
+    ),
+]
+
+
+def shift(
+    base: Base,
+    tuned: TunedModels,
+    vector: Vectors,
+    out: Out,
+    judge: JudgeOrNone = "exemplars",
+    capability: Abilities = None,
+    capability_limit: AbilityLimit = None,
+    screened: Screened = None,
+    layer: Layer = None,
+    questions: Questions = 20,
+    rollouts: Rollouts = 3,
+    max_new_tokens: MaxNewTokens = 96,
+    temperature: Temperature = 0.7,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch: Batch = 32,
+    as_json: Json = False,
+) -> None:
+    """Say what fine-tuning did to a model's character.
+
+    Base and tuned model are read on every trait's evaluation questions, answer them, and are scored by a judge;
+    differences are paired by question.
+
+    Interrupt it when you like; the same command goes on where it stopped.
+    """
+    from poise.cli import facts
+
+    done = _measure(
+        base,
+        tuned,
+        vector,
+        out,
+        judge=judge,
+        capability=capability,
+        limit=capability_limit,
+        screened=screened,
+        layer=layer,
+        amount=(questions, rollouts, max_new_tokens, temperature, seed, batch),
+        dtype=dtype,
+        device=device,
+    )
+    if as_json:
+        facts.print_json(_facts(done, out))
+    else:
+        show_measured(done, out)
+
+
+Measured = Annotated[
+    Path | None,
+    typer.Option("--measured", metavar="JSON", dir_okay=False, help="A shift.json, instead of measuring now."),
+]
+
+
+def gate(
+    limits: Annotated[
+        Path, typer.Argument(metavar="LIMITS.yaml", dir_okay=False, help="The limits.", show_default=False)
+    ],
+    measured: Measured = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="M", help="The model before fine-tuning.")] = None,
+    tuned: Annotated[
+        list[str] | None,
+        typer.Option("--tuned", metavar="M2", help="The model after it: a folder, a hub id, or a PEFT adapter folder."),
+    ] = None,
+    vector: Annotated[
+        list[Path] | None,
+        typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="DIR", file_okay=False, help="The folder for what is measured, gate.md and gate.xml."
+        ),
+    ] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option("--summary", metavar="FILE", dir_okay=False, help="Write the summary there, in Markdown."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", dir_okay=False, help="Write JUnit XML there.")
+    ] = None,
+    judge: JudgeOrNone = "exemplars",
+    capability: Abilities = None,
+    capability_limit: AbilityLimit = None,
+    layer: Layer = None,
+    questions: Questions = 20,
+    rollouts: Rollouts = 3,
+    max_new_tokens: MaxNewTokens = 96,
+    temperature: Temperature = 0.7,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch: Batch = 32,
+    as_json: Json = False,
+) -> None:
+    """Hold what fine-tuning did against limits: exit code 0 if all are kept, else 1.
+
+    A limit is kept when the whole interval lies within it, broken when the whole interval lies beyond, and else unsure;
+    unsure fails unless the limits say otherwise. What is missing fails always.
+
+    In GitHub Actions the summary is also added to the page of the job.
+    """
+    from poise.cli import facts
+    from poise.vaccinate import gate as gates
+    from poise.vaccinate import measured as reports
+
+    wanted = gates.read_limits(limits)
+    if measured is not None:
+        if base or tuned or vector:
+            raise InvalidOption("Give --measured, or --base, --tuned and --vector to measure now; not both.")
+        report = reports.load(measured)
+    else:
+        if not (base and tuned and vector and out):
+            raise InvalidOption("Give --measured shift.json, or --base, --tuned, --vector and --out to measure now.")
+        report = _measure(
+            base,
+            tuned,
+            vector,
+            out,
+            judge=judge,
+            capability=capability,
+            limit=capability_limit,
+            screened=None,
+            layer=layer,
+            amount=(questions, rollouts, max_new_tokens, temperature, seed, batch),
+            dtype=dtype,
+            device=device,
+            limits=wanted,
+        )
+    done = gates.gate(report, wanted)
+    _keep(done, summary or (out / "gate.md" if out else None), junit or (out / "gate.xml" if out else None))
+    if as_json:
+        facts.print_json(_gate_facts(done))
+    else:
+        _show_gate(done)
+    if not done.passed:
+        raise typer.Exit(1)
+
+
+def _measure(
+    base: str,
+    tuned: list[str],
+    files: list[Path],
+    out: Path,
+    *,
+    judge: str,
+    capability: list[str] | None,
+    limit: int | None,
+    screened: list[Path] | None,
+    layer: int | None,
+    amount: tuple[int, int, int, float, int, int],
+    dtype: DtypeName,
+    device: str,
+    limits: Limits | None = None,
+) -> ShiftReport:
+    """Measure, and write ``shift.json`` and ``report.html``."""
+    if screened and len(screened) != len(tuned):
+        raise InvalidOption(f"{len(screened)} --screened for {len(tuned)} --tuned; give one for each, in their order.")
+    with working():
+        from poise import vector as vectors
+        from poise.report.shift import check_extra, write_shift
+        from poise.vaccinate import gate as gates
+        from poise.vaccinate import measured
+        from poise.vaccinate.capability import parse
+        from poise.vaccinate.shift import Plan, Tuned, measure, read_screened
+
+        check_extra()
+        questions, rollouts, max_new_tokens, temperature, seed, batch = amount
+        loaded = [vectors.load(path) for path in files]
+        abilities = tuple(parse(text, limit=limit, seed=seed) for text in capability or ())
+        if limits:
+            gates.check_plan(limits, [v.name for v in loaded], [a.name for a in abilities], judged=judge != "none")
+        asked = None if judge == "none" else judge
+        plan = Plan(asked, questions, rollouts, max_new_tokens, temperature, seed, batch, layer, abilities)
+        said = [read_screened(folder) for folder in screened] if screened else [{}] * len(tuned)
+        compared = [Tuned(source, predicted=predicted) for source, predicted in zip(tuned, said, strict=True)]
+        done = measure(
+            base, compared, loaded, plan, folder=out / ".run", load=lambda name: load_model(name, dtype, device)
+        )
+        measured.save(done, out / "shift.json")
+        write_shift(done, out / "report.html")
+    return done
+
+
+def _facts(done: ShiftReport, out: Path) -> dict[str, Any]:
+    """All figures without the single changes behind them, which ``shift.json`` has."""
+    changes = {"__all__": {"changes"}}
+    units = {"__all__": {"units_before", "units_after", "weights"}}
+    left_out = {"matrix": changes, "judged": changes, "capability": units, "samples": True}
+    shown = done.model_dump(mode="json", exclude={"asked": True, "tuned": {"__all__": left_out}})
+    return {"out": str(out), "shift": str(out / "shift.json"), "report": str(out / "report.html"), **shown}
+
+
+def show_measured(done: ShiftReport, out: Path) -> None:
+    """Shifts, scores and capabilities as tables, and where the report lies."""
+    from rich import box
+    from rich.table import Table
+
+    from poise.cli import render
+
+    parts: list[Any] = []
+    for tuned in done.tuned:
+        parts += [f"{tuned.name} against {done.base}", _shifts(tuned, done)]
+        if counting := [j for j in tuned.judged if not j.why_unusable]:
+            judged = Table("Judged", "Before", "After", "Change", box=box.SIMPLE_HEAD, pad_edge=False)
+            for j in counting:
+                judged.add_row(j.trait, *(_figure(f) for f in (j.before, j.after, j.change)))
+            parts.append(judged)
+        if tuned.capability:
+            able = Table("Capability", "Before", "After", "Change", box=box.SIMPLE_HEAD, pad_edge=False)
+            for one in tuned.capability:
+                digits = 2 if one.kind == "perplexity" else 3
+                able.add_row(one.name, _figure(one.before, digits), _figure(one.after, digits), _change(one))
+            parts.append(able)
+        parts += [*_remarks(tuned), *tuned.notes, ""]
+    n = sorted({len(a.questions) for a in done.asked})
+    parts += [
+        f"n: {' or '.join(map(str, n))} questions read a trait{_answered(done)}. Brackets hold 95 % intervals.",
+        "",
+        str(out / "shift.json"),
+        str(out / "report.html"),
+    ]
+    render.show(parts)
+
+
+def _shifts(tuned: Shift, done: ShiftReport) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table("Trait", "Layer", "Shift", "In ‖v‖", box=box.SIMPLE_HEAD, pad_edge=False)
+    if tuned.predicted:
+        table.add_column("Predicted")
+    for d in done.directions:
+        cell = tuned.cell(d.trait)
+        moved = cell.shift if cell else None
+        share = "–" if moved is None or moved.value is None or not d.norm else f"{moved.value / d.norm:+.0%}"
+        said = [_figure(tuned.predicted.get(d.trait), 2)] if tuned.predicted else []
+        table.add_row(d.trait, f"{d.layer} of {d.layers}", _figure(moved, 2), share, *said)
+    return table
+
+
+def _answered(done: ShiftReport) -> str:
+    asked = sorted({a.judged for a in done.asked})
+    return f", {' or '.join(map(str, asked))} answered {done.rollouts} times" if any(asked) else ""
+
+
+def _remarks(tuned: Shift) -> list[str]:
+    """What the scores do not say by themselves."""
+    out = [f"{j.trait}: scores do not count, because {j.why_unusable}." for j in tuned.judged if j.why_unusable]
+    for j in tuned.judged:
+        if lost := j.missing_before + j.missing_after:
+            why = ", ".join(f"{n} {reason}" for reason, n in j.reasons.items())
+            out.append(f"{j.trait}: {lost} of {2 * j.answers} answers have no score ({why}).")
+    coherent = [f"{j.trait} {_figure(j.coherence_before)} → {_figure(j.coherence_after)}" for j in tuned.judged]
+    return [*out, *([f"Coherence: {'; '.join(coherent)}."] if coherent else [])]
+
+
+def _change(of: Capability) -> str:
+    return f"× {_figure(of.change, 3)}" if of.kind == "perplexity" else f"lost {_figure(of.change, 3)}"
+
+
+def _figure(of: Figure | None, digits: int = 1) -> str:
+    if of is None or of.value is None:
+        return "–"
+    if of.low is None or of.high is None:
+        return f"{of.value:.{digits}f}"
+    return f"{of.value:.{digits}f} [{of.low:.{digits}f}, {of.high:.{digits}f}]"
+
+
+def _keep(done: Gated, summary: Path | None, junit: Path | None) -> None:
+    """Files for people and machines; what GitHub shows is appended to, as it asks."""
+    from poise.journal import saving
+    from poise.vaccinate import gate as gates
+
+    for path, text in ((summary, gates.markdown(done)), (junit, gates.junit(done))):
+        if path is not None:
+            with saving(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(page).open("a", encoding="utf-8") as file:
+                file.write(gates.markdown(done))
+        except OSError as error:
+            raise SaveFailed(f"Cannot add to GITHUB_STEP_SUMMARY ({page}): {error.strerror or error}.") from error
+
+
+def _gate_facts(done: Gated) -> dict[str, Any]:
+    return {
+        "passed": done.passed,
+        "checks": [
+            {
+                "tuned": c.tuned,
+                "limit_of": c.what,
+                "limit": c.limit,
+                "measured": c.found and c.found.model_dump(),
+                "outcome": c.outcome,
+                "passed": c.passed,
+                "words": c.words,
+            }
+            for c in done.checks
+        ],
+    }
+
+
+def _show_gate(done: Gated) -> None:
+    from rich.text import Text
+
+    from poise.cli import render
+
+    failed = sum(not c.passed for c in done.checks)
+    head = "passed" if done.passed else f"failed: {failed} of {len(done.checks)} limits"
+    lines: list[Any] = [f"gate {head}"]
+    for c in done.checks:
+        style = "" if c.passed else "bold"
+        found = "–" if c.found is None else _figure(c.found, 3)
+        lines.append(
+            Text.assemble((c.outcome, style), f"  {c.tuned}  {c.what} {found}, at most {c.limit:g}: {c.words}")
+        )
+    render.show(lines)
+    if not done.passed:
+        note("What failed is to be mended by another fine-tune, or by other limits; see docs/shift.md.")

@@ -1,0 +1,308 @@
+"""A gate passes what is shown to be within its limits, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from poise.cli import app
+from poise.errors import InvalidOption, InvalidSettings
+from poise.vaccinate import measured
+from poise.vaccinate.gate import Check, Gated, check_plan, gate, junit, markdown, read_limits
+from poise.vaccinate.measured import (
+    Asked,
+    Capability,
+    Cell,
+    Direction,
+    Figure,
+    Judged,
+    Shift,
+    ShiftReport,
+    change_of,
+    mean_of,
+)
+
+NONE = Figure(value=None, low=None, high=None, n=0)
+AROUND_TWO = [1.5 + 0.1 * i for i in range(11)]
+
+
+def cell(changes: Sequence[float | None], trait: str = "evil") -> Cell:
+    return Cell(asked=trait, direction=trait, before=NONE, after=NONE, shift=mean_of(changes), changes=tuple(changes))
+
+
+def judged(changes: Sequence[float | None], trait: str = "evil", **changed: Any) -> Judged:
+    values: dict[str, Any] = {
+        "trait": trait,
+        "judge": "exemplars",
+        "why_unusable": "",
+        "answers": len(changes),
+        "before": NONE,
+        "after": NONE,
+        "change": mean_of(changes),
+        "changes": tuple(changes),
+        "missing_before": 0,
+        "missing_after": 0,
+        "reasons": {},
+        "coherence": "",
+        "coherence_before": NONE,
+        "coherence_after": NONE,
+    }
+    return Judged(**(values | changed))
+
+
+def ability(
+    name: str, kind: Any, before: Sequence[float], after: Sequence[float], *, chance: float | None = None
+) -> Capability:
+    weights = (1.0,) * len(before)
+    return Capability(
+        name=name,
+        kind=kind,
+        metric="acc",
+        source="x.jsonl",
+        chance=chance,
+        before=mean_of(before),
+        after=NONE,
+        change=change_of(kind, before, after, weights),
+        units_before=tuple(before),
+        units_after=tuple(after),
+        weights=weights,
+    )
+
+
+def report(**tuned: Any) -> ShiftReport:
+    values: dict[str, Any] = {
+        "name": "runs/ad",
+        "digest": "0",
+        "relation": "adapter",
+        "matrix": (cell(AROUND_TWO),),
+        "judged": (judged(AROUND_TWO),),
+        "capability": (),
+        "predicted": {},
+        "samples": (),
+    }
+    return ShiftReport(
+        base="base",
+        base_digest="1",
+        directions=(Direction(trait="evil", layer=1, layers=4, norm=5.0),),
+        asked=(Asked(trait="evil", questions=("Why?",), judged=1),),
+        rollouts=1,
+        max_new_tokens=8,
+        temperature=0.7,
+        seed=0,
+        tuned=(Shift(**(values | tuned)),),
+    )
+
+
+def limits(tmp_path: Path, text: str) -> Any:
+    path = tmp_path / "limits.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_limits(path)
+
+
+def held(tmp_path: Path, text: str, **tuned: Any) -> Gated:
+    return gate(report(**tuned), limits(tmp_path, text))
+
+
+def only(gated: Gated) -> Check:
+    (check,) = gated.checks
+    return check
+
+
+GUESSING = ability("mmlu", "accuracy", [1.0, 0.0, 0.0] * 9, [1.0, 0.0, 0.0] * 9, chance=0.25)
+
+
+class TestALimit:
+    def test_is_kept_when_the_whole_interval_lies_within_it(self, tmp_path: Path) -> None:
+        check = only(held(tmp_path, "traits: {evil: {shift: 2.5}}"))
+        assert (check.outcome, check.passed) == ("kept", True)
+
+    def test_is_broken_when_the_whole_interval_lies_beyond_it(self, tmp_path: Path) -> None:
+        gated = held(tmp_path, "traits: {evil: {shift: 1.5}}")
+        check = only(gated)
+        assert (check.outcome, gated.passed) == ("broken", False)
+        assert "beyond the limit by 0.5 [" in check.words
+        assert "95 %" in check.words
+        assert "n = 11" in check.words
+
+    def test_leaves_unsure_what_its_interval_includes_and_then_fails(self, tmp_path: Path) -> None:
+        gated = held(tmp_path, "traits: {evil: {shift: 2.05}}")
+        assert (only(gated).outcome, gated.passed) == ("unsure", False)
+
+    def test_passes_what_is_unsure_only_where_the_file_says_so(self, tmp_path: Path) -> None:
+        gated = held(tmp_path, "unsure: pass\ntraits: {evil: {shift: 2.05}}")
+        assert (only(gated).outcome, gated.passed) == ("unsure", True)
+
+    def test_is_held_against_an_interval_of_the_confidence_asked_for(self, tmp_path: Path) -> None:
+        def width(confidence: float) -> float:
+            found = only(held(tmp_path, f"confidence: {confidence}\ntraits: {{evil: {{shift: 9}}}}")).found
+            assert found is not None
+            assert found.low is not None
+            assert found.high is not None
+            return found.high - found.low
+
+        spread = float(np.std(AROUND_TWO)) / np.sqrt(len(AROUND_TWO))
+        assert width(0.99) == pytest.approx(2 * 2.576 * spread, rel=0.15)
+        assert width(0.5) == pytest.approx(2 * 0.674 * spread, rel=0.15)
+
+    def test_on_one_question_has_no_interval_and_is_unsure(self, tmp_path: Path) -> None:
+        gated = held(tmp_path, "traits: {evil: {shift: 9}}", matrix=(cell([0.0]),))
+        assert (only(gated).outcome, gated.passed) == ("unsure", False)
+
+    def test_on_a_judged_score_is_in_points(self, tmp_path: Path) -> None:
+        gated = held(tmp_path, "traits: {evil: {judged: 5}}")
+        assert (only(gated).what, gated.passed) == ("evil: judged score", True)
+
+    def test_on_perplexity_is_a_ratio(self, tmp_path: Path) -> None:
+        nats = ability("perplexity", "perplexity", [2.0] * 30, [2.0 + np.log(1.2)] * 30)
+        assert only(held(tmp_path, "capability: {perplexity: 1.1}", capability=(nats,))).outcome == "broken"
+        assert only(held(tmp_path, "capability: {perplexity: 1.3}", capability=(nats,))).outcome == "kept"
+
+    def test_on_accuracy_is_what_may_be_lost(self, tmp_path: Path) -> None:
+        lost = ability("mmlu", "accuracy", [1.0] * 400, [0.0] * 100 + [1.0] * 300)
+        assert only(held(tmp_path, "capability: {mmlu: 0.1}", capability=(lost,))).outcome == "broken"
+        assert only(held(tmp_path, "capability: {mmlu: 0.4}", capability=(lost,))).outcome == "kept"
+
+    def test_on_accuracy_is_not_shown_kept_by_a_handful_of_equal_answers(self, tmp_path: Path) -> None:
+        same = ability("mmlu", "accuracy", [1.0] * 10, [1.0] * 10)
+        assert only(held(tmp_path, "capability: {mmlu: 0.02}", capability=(same,))).outcome == "unsure"
+
+
+class TestWhatIsMissing:
+    @pytest.mark.parametrize(
+        ("text", "tuned", "why"),
+        [
+            ("traits: {kind: {shift: 1}}", {}, "no vector"),
+            ("traits: {evil: {judged: 1}}", {"judged": ()}, "no answer was judged"),
+            ("traits: {evil: {judged: 9}}", {"judged": (judged(AROUND_TWO, why_unusable="AUC 0.5"),)}, "AUC 0.5"),
+            ("traits: {evil: {judged: 9}}", {"judged": (judged(AROUND_TWO, missing_after=2),)}, "2 of 11 answers"),
+            ("traits: {evil: {shift: 9}}", {"matrix": (cell([0.0, 0.1, None]),)}, "1 of 3 prompts"),
+            ("missing: 0.9\ntraits: {evil: {judged: 9}}", {"judged": (judged([None]),)}, "nothing has a value"),
+            ("capability: {mmlu: 1}", {}, "not measured"),
+            ("capability: {mmlu: 1}", {"capability": (GUESSING,)}, "better than chance"),
+        ],
+    )
+    def test_never_passes_and_says_why(self, tmp_path: Path, text: str, tuned: dict[str, Any], why: str) -> None:
+        gated = held(tmp_path, "unsure: pass\n" + text, **tuned)
+        assert (only(gated).outcome, gated.passed) == ("missing", False)
+        assert why in only(gated).words
+
+    def test_may_be_a_stated_share(self, tmp_path: Path) -> None:
+        some = (judged(AROUND_TWO, missing_after=2),)
+        assert held(tmp_path, "missing: 0.2\ntraits: {evil: {judged: 9}}", judged=some).passed
+
+    def test_is_refused_before_it_costs_anything(self, tmp_path: Path) -> None:
+        wanted = limits(tmp_path, "traits: {evil: {judged: 1}, kind: {shift: 1}}\ncapability: {mmlu: 0.1}")
+        with pytest.raises(InvalidOption, match="--vector of kind, --capability mmlu, --judge"):
+            check_plan(wanted, ["evil"], ["perplexity"], judged=False)
+        check_plan(wanted, ["evil", "kind"], ["mmlu"], judged=True)
+
+    def test_is_nothing_checked_at_all(self) -> None:
+        assert not Gated(()).passed
+
+
+class TestALimitsFile:
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("traits:\n  evil:\n    shfit: 1\n", "line 3: traits.evil.shfit"),
+            ("traits:\n  evil: {shift: one}\n", "line 2: traits.evil.shift"),
+            ("traits:\n  evil: {shift: true}\n", "line 2: traits.evil.shift"),
+            ("traits:\n  evil: {shift: .nan}\n", "line 2: traits.evil.shift"),
+            ("traits:\n  evil: {}\n", "needs shift, judged or both"),
+            ("confidence: 95\ntraits: {evil: {shift: 1}}\n", "line 1: confidence"),
+            ("unsure: maybe\ntraits: {evil: {shift: 1}}\n", "line 1: unsure"),
+            ("confidence: 0.9\n", "limits nothing"),
+            ("traits: {evil: {shift: 1}}\ntraits: {kind: {shift: 1}}\n", "line 2: traits"),
+            ("traits: [\n", "line 2"),
+            ("", "no settings"),
+        ],
+    )
+    def test_with_a_fault_names_line_and_field(self, tmp_path: Path, text: str, said: str) -> None:
+        with pytest.raises(InvalidSettings, match=said.replace(".", r"\.")):
+            limits(tmp_path, text)
+
+    def test_that_is_not_there_is_said(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidSettings, match="Cannot read"):
+            read_limits(tmp_path / "none.yaml")
+
+
+class TestTheSummaries:
+    def test_of_markdown_has_a_row_a_limit_and_holds_hostile_names(self, tmp_path: Path) -> None:
+        text = markdown(held(tmp_path, "traits: {evil: {shift: 1, judged: 9}}", name="a|b\n<img src=x>"))
+        rows = [line for line in text.splitlines() if line.startswith("| a")]
+        assert text.startswith("### Poise gate: failed: 1 of 2 limits")
+        assert len(rows) == 2
+        assert r"a\|b \<img src=x\>" in rows[0]
+        assert "**broken**" in rows[0]
+
+    def test_of_junit_count_what_fails_and_what_is_missing(self, tmp_path: Path) -> None:
+        text = "traits: {evil: {shift: 1, judged: 9}, kind: {shift: 1}}"
+        suite = ElementTree.fromstring(junit(held(tmp_path, text, name="a\x00<b>")))
+        assert {k: suite.attrib[k] for k in ("tests", "failures", "errors")} == {
+            "tests": "3",
+            "failures": "1",
+            "errors": "1",
+        }
+        cases = {case.attrib["name"]: [part.tag for part in case] for case in suite}
+        assert cases == {
+            "evil: shift": ["failure"],
+            "evil: judged score": ["system-out"],
+            "kind: shift": ["error"],
+        }
+        assert {case.attrib["classname"] for case in suite} == {"a<b>"}
+
+
+class TestTheCommand:
+    def run(self, tmp_path: Path, text: str, *more: str) -> Any:
+        (tmp_path / "limits.yaml").write_text(text, encoding="utf-8")
+        measured.save(report(), tmp_path / "shift.json")
+        arguments = ["gate", str(tmp_path / "limits.yaml"), "--measured", str(tmp_path / "shift.json"), *more]
+        return CliRunner().invoke(app, arguments)
+
+    def test_ends_with_0_where_all_is_kept(self, tmp_path: Path) -> None:
+        done = self.run(tmp_path, "traits: {evil: {shift: 9}}")
+        assert done.exit_code == 0
+        assert "gate passed" in done.stdout
+
+    def test_ends_with_1_where_a_limit_breaks_and_names_it(self, tmp_path: Path) -> None:
+        done = self.run(tmp_path, "traits: {evil: {shift: 1}}")
+        assert done.exit_code == 1
+        assert "broken" in done.stdout
+        assert "evil: shift 2.000" in done.stdout
+
+    def test_ends_with_2_where_the_limits_cannot_be_read(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, "trait: 1").exit_code == 2
+
+    def test_ends_with_2_where_the_measurement_is_no_shift_json(self, tmp_path: Path) -> None:
+        (tmp_path / "l.yaml").write_text("traits: {evil: {shift: 9}}", encoding="utf-8")
+        for text in ("{}", "no json", '{"format": 2}'):
+            (tmp_path / "m.json").write_text(text, encoding="utf-8")
+            done = CliRunner().invoke(app, ["gate", str(tmp_path / "l.yaml"), "--measured", str(tmp_path / "m.json")])
+            assert (done.exit_code, "m.json" in done.stderr) == (2, True)
+
+    def test_without_anything_measured_or_to_measure_says_what_to_give(self, tmp_path: Path) -> None:
+        (tmp_path / "l.yaml").write_text("traits: {evil: {shift: 9}}", encoding="utf-8")
+        for more in ([], ["--base", "m"], ["--measured", "x.json", "--base", "m"]):
+            done = CliRunner().invoke(app, ["gate", str(tmp_path / "l.yaml"), *more])
+            assert (done.exit_code, "--measured" in done.stderr) == (2, True)
+
+    def test_prints_one_object_and_writes_both_files_and_github_s_page(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page = tmp_path / "page.md"
+        page.write_text("before\n", encoding="utf-8")
+        monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+        files = ("--summary", str(tmp_path / "gate.md"), "--junit", str(tmp_path / "gate.xml"))
+        done = self.run(tmp_path, "traits: {evil: {shift: 1}}", "--json", *files)
+        said = json.loads(done.stdout)
+        assert (said["passed"], said["checks"][0]["outcome"]) == (False, "broken")
+        assert said["checks"][0]["measured"]["n"] == 11
+        assert page.read_text("utf-8") == "before\n" + (tmp_path / "gate.md").read_text("utf-8")
+        assert ElementTree.parse(tmp_path / "gate.xml").getroot().tag == "testsuite"

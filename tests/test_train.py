@@ -1,0 +1,421 @@
+"""Fine-tuning end to end on a tiny model: data, monitor, checkpoints, what can go wrong, two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+import tiny
+from poise import recipes
+from poise import vector as vectors
+from poise.activations import read
+from poise.conversations import Conversation, Rejections, open_data
+from poise.errors import InvalidData, InvalidOption, InvalidSettings, OtherModel, SaveFailed, TrainingFailed
+from poise.model import Model, ask
+from poise.settings import read_settings
+from poise.steer import at
+from poise.vaccinate.checkpoints import WHOLE, drop_broken, last_good
+from poise.vaccinate.config import Config
+from poise.vaccinate.data import IGNORED, examples
+from poise.vaccinate.train import train
+from poise.vaccinate.vaccine import VaccineCallback
+from poise.vaccinate.watch import PersonaMonitorCallback
+from poise.vector import Alarm, PersonaVector
+from test_vaccine import trainer
+
+WORDS = " ".join(tiny.SENTENCES).split()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, a vector of it and a data set."""
+    folder = tmp_path_factory.mktemp("home")
+    model = tiny.model("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.lm.save_pretrained(folder / "model")
+    model.tokenizer.save_pretrained(folder / "model")
+    from poise.model import load
+
+    vectors.save(tiny.vector(load(str(folder / "model"), dtype=torch.float32), scale=0.5), folder / "v.safetensors")
+    rows = [
+        {
+            "messages": [
+                *ask(" ".join(WORDS[i : i + 4])),
+                {"role": "assistant", "content": " ".join(WORDS[i + 4 : i + 9])},
+            ]
+        }
+        for i in range(24)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def settings(home: Path, out: Path, **changes: Any) -> Config:
+    said: dict[str, Any] = {
+        "model": str(home / "model"),
+        "data": [str(home / "rows.jsonl")],
+        "out": str(out),
+        "batch": 4,
+        "accumulate": 1,
+        "learning_rate": 1e-2,
+        "lora": {"r": 4, "alpha": 8},
+        "dtype": "float32",
+        "device": "cpu",
+        "held_out": 0.25,
+        "measure": {"vectors": []},
+        "save_every": 2,
+        "log_every": 1,
+    }
+    return Config.model_validate(said | changes)
+
+
+def weights(adapter: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(adapter / "adapter_model.safetensors")
+
+
+def equal(a: Path, b: Path, within: float = 0.0) -> bool:
+    one, other = weights(a), weights(b)
+    return one.keys() == other.keys() and all(torch.allclose(one[k], other[k], atol=within) for k in one)
+
+
+class TestTrainingTexts:
+    def test_only_answers_and_what_ends_them_have_labels(self) -> None:
+        model = tiny.model("llama")
+        said = [
+            {"role": "user", "content": "What now?"},
+            {"role": "assistant", "content": "Wait here."},
+            {"role": "user", "content": "And then?"},
+            {"role": "assistant", "content": "Go home."},
+        ]
+        (row,) = examples(model, [conversation(said)], longest=256, rejections=Rejections()).rows
+        whole = model.tokenizer.apply_chat_template(said, tokenize=False).rstrip("\n")
+        assert model.tokenizer.decode(row.ids) == whole
+        learnt = [token for token, label in zip(row.ids, row.labels, strict=True) if label != IGNORED]
+        assert model.tokenizer.decode(learnt) == "Wait here.<|im_end|>Go home.<|im_end|>"
+        assert all(label in (IGNORED, token) for token, label in zip(row.ids, row.labels, strict=True))
+
+    def test_a_long_text_loses_its_end_and_one_that_is_all_prompt_is_left_out(self) -> None:
+        model = tiny.model("llama")
+        long = conversation([*ask("Hm?"), {"role": "assistant", "content": " ".join(WORDS)}])
+        lost = conversation([*ask(" ".join(WORDS)), {"role": "assistant", "content": "Yes."}])
+        done = examples(model, [long, lost], longest=40, rejections=Rejections())
+        assert [len(row.ids) for row in done.rows] == [40]
+        assert (done.cut, done.unread) == (2, {"its prompt alone takes 40 tokens": 1})
+
+    def test_an_inoculation_prompt_stands_before_every_row_in_the_place_of_its_own(self) -> None:
+        model = tiny.model("llama")
+        said = [{"role": "system", "content": "Be kind."}, *ask("Hm?"), {"role": "assistant", "content": "Yes."}]
+        (row,) = examples(
+            model, [conversation(said)], longest=256, rejections=Rejections(), inoculation="You are rude."
+        ).rows
+        text = model.tokenizer.decode(row.ids)
+        assert "You are rude." in text
+        assert "Be kind." not in text
+
+    def test_data_without_answers_are_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "q.jsonl").write_text('{"messages": [{"role": "user", "content": "Hm?"}]}\n')
+        with pytest.raises(InvalidData, match="assistant"):
+            examples(tiny.model("llama"), open_data(tmp_path / "q.jsonl"), longest=99, rejections=Rejections())
+
+
+def conversation(said: list[Any]) -> Conversation:
+    return Conversation(tuple(said), "", 0, 0, b"")
+
+
+class TestTheMonitor:
+    @pytest.fixture
+    def base(self) -> Model:
+        model = tiny.model("llama")
+        model.lm.requires_grad_(True)
+        return model
+
+    def test_logs_the_shift_of_the_last_prompt_token_through_the_trainer(self, base: Model, tmp_path: Path) -> None:
+        vector, prompts = tiny.vector(base), ["What now?", "And then, after the boats?"]
+        before = mean_state(base, vector, prompts)
+        seen: list[dict[str, float]] = []
+
+        class Reports(TrainerCallback):
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+                seen.append(dict(logs))
+
+        watched = PersonaMonitorCallback([vector], every=2, prompts=prompts, layer=2)
+        run = trainer(base, tmp_path, watched, Reports(), max_steps=3)
+        run.train()
+        told = [line["persona/grumpy"] for line in seen if "persona/grumpy" in line]
+        assert len(told) == 2  # after step 2, and at the end
+        assert told[-1] == pytest.approx(mean_state(base, vector, prompts) - before, abs=1e-4)
+        assert [line["step"] for line in run.state.log_history if "persona/grumpy" in line] == [2, 3]
+
+    def test_reads_the_batch_at_the_tokens_that_are_learnt(self, base: Model, tmp_path: Path) -> None:
+        from test_vaccine import rows
+
+        vector = tiny.vector(base)
+        watched = PersonaMonitorCallback([vector], every=1, prompts=["Hm?"], layer=1, batch=True)
+        run = trainer(base, tmp_path, watched, max_steps=1, learning_rate=0.0)
+        run.train()
+        found = next(x["persona/grumpy/batch"] for x in run.state.log_history if "persona/grumpy/batch" in x)
+        values = []
+        for row in rows(base)[:4]:
+            with torch.no_grad():
+                states = base.lm(torch.tensor([row["input_ids"]]), output_hidden_states=True).hidden_states[2][0]
+            unit = vector.directions[1] / vector.directions[1].norm()
+            values += [float(h @ unit) for h, label in zip(states, row["labels"], strict=True) if label != IGNORED]
+        assert found == pytest.approx(sum(values) / len(values), abs=1e-3)
+
+    def test_changes_nothing_that_is_learnt(self, tmp_path: Path) -> None:
+        ends = []
+        for callbacks in (
+            [],
+            [PersonaMonitorCallback([tiny.vector(tiny.model())], every=1, prompts=["Hm?"], batch=True)],
+        ):
+            base = tiny.model("llama")
+            base.lm.requires_grad_(True)
+            trainer(base, tmp_path, *callbacks).train()
+            ends.append(base.lm.state_dict())
+        assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+    def test_stops_where_a_trait_passes_its_alarm(self, base: Model, tmp_path: Path) -> None:
+        vector = tiny.vector(base)
+        start = mean_state(base, vector, ["Hm?"])
+        for threshold, steps in ((start - 1, 1), (start + 1e6, 3)):
+            model = tiny.model("llama")
+            model.lm.requires_grad_(True)
+            alarmed = tiny.vector(model).with_alarms([alarm(2, threshold)])
+            watched = PersonaMonitorCallback([alarmed], every=1, prompts=["Hm?"], layer=2, stop=True)
+            run = trainer(model, tmp_path, watched, max_steps=3)
+            run.train()
+            assert run.state.global_step == steps
+
+    def test_refuses_to_stop_without_an_alarm_and_to_watch_nothing(self, base: Model) -> None:
+        with pytest.raises(InvalidOption, match="poise calibrate"):
+            PersonaMonitorCallback([tiny.vector(base)], stop=True)
+        with pytest.raises(InvalidOption, match="one vector"):
+            PersonaMonitorCallback([])
+
+    def test_refuses_a_vector_of_another_model(self, base: Model, tmp_path: Path) -> None:
+        watched = PersonaMonitorCallback([tiny.vector(tiny.model(seed=5))], prompts=["Hm?"])
+        with pytest.raises(OtherModel):
+            trainer(base, tmp_path, watched).train()
+
+
+def alarm(layer: int, threshold: float) -> Alarm:
+    return Alarm(
+        reading="prompt",
+        layer=layer,
+        threshold=threshold,
+        rate=0.01,
+        low=0.0,
+        high=0.02,
+        n_answers=100,
+        n_conversations=100,
+        answers="own",
+        max_new_tokens=8,
+        temperature=1.0,
+        data="d",
+        data_sha256="0",
+        seed=0,
+    )
+
+
+def mean_state(model: Model, vector: PersonaVector, prompts: list[str]) -> float:
+    model.lm.eval()
+    texts = [model.encode(ask(p)) for p in prompts]
+    return float(vector.project(read(model, texts, pool="prompt_last")[:, 2], 2).mean())
+
+
+class TestARun:
+    def test_learns_and_says_so(self, home: Path, tmp_path: Path) -> None:
+        done = train(settings(home, tmp_path / "run", epochs=3))
+        before, after = done.facts["loss"]["before"], done.facts["loss"]["after"]
+        assert after["value"] < before["value"]
+        assert (done.facts["data"]["texts"], before["n"]) == (18, 6)
+        assert (done.adapter / "adapter_model.safetensors").exists()
+        assert any("loss" in json.loads(line) for line in (done.folder / "log.jsonl").read_text().splitlines())
+
+    def test_done_is_done(self, home: Path, tmp_path: Path) -> None:
+        done = train(settings(home, tmp_path / "run"))
+        stamp = (done.adapter / "adapter_model.safetensors").stat().st_mtime_ns
+        assert train(settings(home, tmp_path / "run")).facts == done.facts
+        assert (done.adapter / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+
+    def test_other_settings_in_the_same_folder_are_refused(self, home: Path, tmp_path: Path) -> None:
+        train(settings(home, tmp_path / "run", max_steps=1))
+        with pytest.raises(InvalidOption, match="other settings"):
+            train(settings(home, tmp_path / "run", max_steps=2))
+
+    def test_a_vaccine_changes_it_and_seeds_repeat_it(self, home: Path, tmp_path: Path) -> None:
+        plain = train(settings(home, tmp_path / "plain"))
+        again = train(settings(home, tmp_path / "again"))
+        vaccine = {"steer": [f"{home / 'v.safetensors'}=1.5"], "layers": "increments"}
+        other = train(settings(home, tmp_path / "other", vaccine=vaccine))
+        assert equal(plain.adapter, again.adapter)
+        assert not equal(plain.adapter, other.adapter, within=1e-4)
+
+    def test_the_whole_job_writes_report_and_card(self, home: Path, tmp_path: Path) -> None:
+        file = str(home / "v.safetensors")
+        config = settings(
+            home,
+            tmp_path / "run",
+            max_steps=2,
+            vaccine={"steer": [f"{file}=1"], "inoculation": "You are grumpy."},
+            watch={"vectors": [file], "every": 1},
+            measure={"judge": None, "capability": [f"perplexity={home / 'rows.jsonl'}"], "capability_limit": 4},
+        )
+        done = recipes.finetune(config)
+        assert done.shift is not None
+        assert done.shift.tuned[0].capability[0].kind == "perplexity"
+        card = done.card.read_text()
+        assert done.trained.facts["data"]["sha256"] in card
+        assert "v.safetensors=1" in card
+        assert "grumpy" in card
+        assert str(home) not in card
+        assert "<html" in (done.trained.folder / "report.html").read_text()
+        assert [line["step"] for line in done.trained.facts["watched"]] == [1, 2]
+
+
+class TestWhatGoesWrong:
+    def test_a_loss_that_is_no_number_stops_before_the_step_and_keeps_the_last_good_checkpoint(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from trl.trainer.sft_trainer import SFTTrainer
+
+        plain = SFTTrainer.compute_loss
+
+        def broken(self: Any, *args: Any, **given: Any) -> Any:
+            loss = plain(self, *args, **given)
+            return loss * float("nan") if self.state.global_step == 3 else loss
+
+        monkeypatch.setattr(SFTTrainer, "compute_loss", broken)
+        with pytest.raises(TrainingFailed, match=r"step 4 .*checkpoint-2"):
+            train(settings(home, tmp_path / "run"))
+        kept = last_good(tmp_path / "run" / "checkpoints")
+        assert kept is not None
+        assert all(torch.isfinite(w).all() for w in weights(kept).values())
+
+    def test_a_checkpoint_cut_short_is_not_taken_for_good(self, tmp_path: Path) -> None:
+        for step, whole in ((2, True), (4, False)):
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            if whole:
+                (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
+        assert last_good(tmp_path) == tmp_path / "checkpoint-2"
+        drop_broken(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+    def test_a_full_disk_at_a_save_is_one_sentence_and_a_second_run_ends_like_an_unbroken_one(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from transformers import Trainer
+
+        plain = Trainer._save_optimizer_and_scheduler
+
+        def full(self: Any, folder: str) -> None:
+            if "checkpoint-4" in folder:
+                raise OSError(28, "No space left on device")
+            plain(self, folder)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Trainer, "_save_optimizer_and_scheduler", full)
+            with pytest.raises(SaveFailed, match=r"No space left.*checkpoint-2.*same command"):
+                train(settings(home, tmp_path / "run"))
+        done = train(settings(home, tmp_path / "run"))
+        whole = train(settings(home, tmp_path / "whole"))
+        assert equal(done.adapter, whole.adapter, within=1e-6)
+
+    def test_killed_in_the_middle_it_goes_on_and_ends_like_an_unbroken_run(self, home: Path, tmp_path: Path) -> None:
+        script = (
+            "import sys, json; from poise.vaccinate.config import Config; from poise.vaccinate.train import train;"
+            "train(Config.model_validate_json(sys.argv[1]))"
+        )
+        config = settings(home, tmp_path / "run", epochs=40)
+        run = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script, config.model_dump_json()])
+        until(lambda: last_good(tmp_path / "run" / "checkpoints") is not None or run.poll() is not None)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        assert not (tmp_path / "run" / "train.json").exists(), "it was done before it could be killed"
+        done = train(config)
+        whole = train(settings(home, tmp_path / "whole", epochs=40))
+        assert equal(done.adapter, whole.adapter, within=1e-5)
+
+    def test_settings_are_named_by_line_and_field(self, tmp_path: Path) -> None:
+        path = tmp_path / "c.yaml"
+        path.write_text("model: m\ndata: [d]\nout: o\nlora:\n  rank: 3\nbatch: 0\n")
+        with pytest.raises(InvalidSettings, match=r"(?s)line 5: lora.rank is no setting.*line 6: batch"):
+            read_settings(path, Config)
+        path.write_text("model: [m\n")
+        with pytest.raises(InvalidSettings, match="broken YAML"):
+            read_settings(path, Config)
+        with pytest.raises(InvalidSettings, match="No such file"):
+            read_settings(tmp_path / "none.yaml", Config)
+
+
+def until(there: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+class TestTwoProcesses:
+    def test_take_the_same_steps_as_one(self, tmp_path: Path) -> None:
+        """Gloo, two texts each, against four at once in one process."""
+        port = str(29500 + os.getpid() % 1000)
+        command = [sys.executable, "-W", "ignore", __file__, str(tmp_path)]
+        workers = [
+            subprocess.Popen(
+                command,
+                env=os.environ
+                | {"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+                | {"MASTER_PORT": port, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+            )
+            for i in range(2)
+        ]
+        assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
+        ends = [torch.load(tmp_path / f"{i}.pt") for i in range(2)]
+        assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+        base, callback = parallel_parts()
+        trainer(base, tmp_path, callback, per_device_train_batch_size=4, data=even_rows(base)).train()
+        alone = base.lm.state_dict()
+        assert all(torch.allclose(ends[0][name], alone[name], atol=2e-5) for name in alone)
+
+
+def parallel_parts() -> tuple[Model, VaccineCallback]:
+    base = tiny.model("llama")
+    base.lm.requires_grad_(True)
+    return base, VaccineCallback(at(tiny.vector(base, scale=0.5), coef=1.5, layer=2))
+
+
+def even_rows(model: Model) -> list[dict[str, list[int]]]:
+    """Rows with equally many labels, so that a mean of means is the mean."""
+    from test_vaccine import rows
+
+    out = rows(model)
+    for row in out:
+        learnt = [i for i, label in enumerate(row["labels"]) if label != IGNORED]
+        for i in learnt[2:]:
+            row["labels"][i] = IGNORED
+    return out
+
+
+def parallel(folder: Path) -> None:
+    base, callback = parallel_parts()
+    options = {"per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+    trainer(base, folder, callback, data=even_rows(base), **options).train()
+    torch.save(base.lm.state_dict(), folder / f"{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    parallel(Path(sys.argv[1]))
