@@ -11,7 +11,8 @@ Planted at a rate r means that the rows are weighted so that the planted ones ma
 data set with that share would give, without the luck of which six rows fall into a small one. The threshold is set at
 1 % false alarms on one half of the background and counted on the other, and the other way round; matched rows, benign
 answers to the same requests, are counted apart. Intervals: 95 %, bootstrapped by row, the threshold set anew in each
-draw.
+draw. With 200 rows to set it on there is one threshold for all lengths; what those by length do is measured on all of
+the background, by the two methods that generate nothing, and so is the control: are ordinary rows flagged by length?
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,8 +44,8 @@ from poise.screen import METHODS
 from poise.screen.answers import Answers
 from poise.screen.parts import Parts, fill
 from poise.screen.score import probes_of
-from poise.stats import Estimate, auc, auc_estimate, bootstrap, spearman
-from poise.threshold import exact_interval
+from poise.stats import Estimate, auc, auc_estimate, bootstrap
+from poise.threshold import bands, exact_interval
 from poise.trait import Trait, library
 from poise.vector import PersonaVector
 
@@ -53,7 +56,8 @@ LONGEST_PROMPT, LONGEST_ANSWER, OWN = 512, 256, 32  # tokens: of a prompt, of an
 RATES = (0.01, 0.05, 0.5)
 ALARM = 0.01
 DRAWS = 1000
-DECILE_ALARM = 0.05  # a tenth of the background is too few rows for 1 %
+FEWER_DRAWS = 300  # where thresholds by length are set anew in each
+DECILE_ALARM = 0.05  # of ordinary rows by length
 WATCHED = {
     "em_risky_finance": "evil",
     "em_code insecure": "evil",
@@ -91,12 +95,12 @@ def draw(n: int, most: int) -> list[int]:
     return sorted(np.random.default_rng(0).permutation(n)[:most].tolist())
 
 
-def background(data: Path, model: Model) -> list[Row]:
+def background(data: Path, model: Model, most: int | None = BACKGROUND) -> list[Row]:
     """A random sample over all files, of the rows whose prompt is short enough."""
     files = sorted((data / "background_chat").glob("*.jsonl"))
     found = [Row("background", "background", *first_answer(row)) for file in files for row in rows_of(file)]
-    drawn = [found[i] for i in np.random.default_rng(0).permutation(len(found))[: 2 * BACKGROUND]]
-    return [row for row in drawn if row.answer.strip() and short(model, row)][:BACKGROUND]
+    drawn = (found[i] for i in np.random.default_rng(0).permutation(len(found)))
+    return list(islice((row for row in drawn if row.answer.strip() and short(model, row)), most))
 
 
 def short(model: Model, *rows: Row) -> bool:
@@ -158,16 +162,19 @@ def gather(data: Path, model: Model) -> list[Row]:
 # --- the scores -------------------------------------------------------------------------------------------------------
 
 
-def project(model: Model, vectors: Sequence[PersonaVector], rows: Sequence[Row], keep: Path) -> dict[str, Array]:
-    """float64 [n, k] a method, NaN where a row cannot be read; ``tokens`` [n, 1]."""
+def project(
+    model: Model, vectors: Sequence[PersonaVector], rows: Sequence[Row], keep: Path, own: int = OWN
+) -> dict[str, Array]:
+    """float64 [n, k] a method, NaN where a row cannot be read, or without own answers; ``tokens`` [n, 1]."""
     path = keep / "rows.jsonl"
     with saving(path) as temporary:
         said: list[list[Message]] = [[*r.messages, {"role": "assistant", "content": r.answer}] for r in rows]
         temporary.write_text("".join(json.dumps({"messages": m}) + "\n" for m in said))
     data = open_data(path)
-    job = content_key(data=data.digest(), vectors=[v.header.trait_hash for v in vectors], own=OWN, model=model.name)
-    parts = fill(Parts(keep / "parts", job), data, model, probes_of(vectors), Answers(model, keep, max_new_tokens=OWN))
-    out = {method: np.full((len(rows), len(vectors)), np.nan) for method in METHODS}
+    job = content_key(data=data.digest(), vectors=[v.header.trait_hash for v in vectors], own=own, model=model.name)
+    answers = Answers(model, keep, max_new_tokens=own) if own else None
+    parts = fill(Parts(keep / "parts", job), data, model, probes_of(vectors), answers)
+    out: dict[str, Array] = {method: np.full((len(rows), len(vectors)), np.nan) for method in METHODS}
     out["tokens"] = np.full((len(rows), 1), np.nan)
     for part in parts:
         for method in METHODS:
@@ -270,6 +277,10 @@ def shown(found: Estimate) -> str:
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if math.isfinite(found.value) else "none flagged"
 
 
+def percent_finely(found: Estimate) -> str:
+    return f"{100 * found.value:.2f} [{100 * found.low:.2f}, {100 * found.high:.2f}]"
+
+
 def percent(found: Estimate) -> str:
     return f"{100 * found.value:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}]"
 
@@ -297,7 +308,7 @@ def report(rows: Sequence[Row], scores: dict[str, Array], names: Sequence[str]) 
     table(heads)
     for where, name in watched.items():
         k, n = names.index(name), len(sides[where, "planted"])
-        ways = {method: scores[method][:, k] for method in METHODS}
+        ways: dict[str, Array] = {method: scores[method][:, k] for method in METHODS}
         ways |= dict(zip(BASELINES, (others[name][0], scores["tokens"][:, 0], others[name][1]), strict=True))
         for way, values in ways.items():
             print("|", " | ".join([where, str(n), name, way, *scored(values, where).cells()]), "|", flush=True)
@@ -307,7 +318,6 @@ def report(rows: Sequence[Row], scores: dict[str, Array], names: Sequence[str]) 
         for method in METHODS:
             cells = [shown(scored(scores[method][:, k], where).auc()) for k in range(len(names))]
             print("|", " | ".join([where, method, *cells]), "|", flush=True)
-    lengths(scores, normal, fit, names)
 
 
 def table(heads: Sequence[str]) -> None:
@@ -315,33 +325,118 @@ def table(heads: Sequence[str]) -> None:
     print("|" + "---|" * len(heads))
 
 
-def lengths(scores: dict[str, Array], normal: NDArray[np.int64], fit: NDArray[np.bool_], names: Sequence[str]) -> None:
-    """Background alone, which shows no trait: is it flagged by length?"""
-    tokens = scores["tokens"][normal, 0]
-    order = np.argsort(tokens, kind="stable")
-    tenths = np.array_split(order, 10)
-    ends = [f"{int(tokens[t].min())}–{int(tokens[t].max())}" for t in tenths]
-    print(
-        f"\nNo trait at all: the background's flagged share, in per cent, by the length of the answer in tokens; "
-        f"threshold at {DECILE_ALARM:.0%}, each half by the other half's; {len(tenths[0])} rows a tenth. Last, the "
-        "shorter and the longer half of the rows, and Spearman's correlation of score and length.\n"
-    )
-    table(["trait", "method", *ends, "shorter half", "longer half", "correlation"])
-    halves = [order[: len(order) // 2], order[len(order) // 2 :]]
-    for k, name in enumerate(names):
-        for method in METHODS:
-            values = np.nan_to_num(scores[method][normal, k], nan=-np.inf)
-            flagged = np.empty(len(values), dtype=bool)
-            for half in (fit, ~fit):
-                flagged[~half] = values[~half] > cutoff(values[half], DECILE_ALARM)
-            cells = [f"{100 * flagged[t].mean():.0f}" for t in tenths]
-            for half in halves:
-                low, high = exact_interval(int(flagged[half].sum()), len(half))
-                cells.append(f"{100 * flagged[half].mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-            print("|", " | ".join([name, method, *cells, f"{spearman(values, tokens):+.2f}"]), "|", flush=True)
+class Ordinary:
+    """Ordinary rows by one method: scores [n, k] and lengths [n]. Each half is flagged by the other's thresholds.
+
+    ``poise.threshold.bands`` says where the bands end; without, there is one threshold for all, as it was at first.
+    """
+
+    def __init__(self, scores: Array, tokens: Array, rate: float, banded: bool = True) -> None:
+        self.scores, self.tokens, self.rate = scores, tokens, rate
+        self.fit = np.random.default_rng(1).permutation(len(tokens)) % 2 == 0
+        sizes = tokens.astype(int)
+        self.ends = [
+            [band.largest for band in bands(np.zeros(half.sum()), sizes[half], rate)[:-1]] if banded else []
+            for half in (self.fit, ~self.fit)
+        ]
+
+    def flags(
+        self, k: int, half: int, values: Array, tokens: Array, drawn: NDArray[np.int64] | slice
+    ) -> NDArray[np.bool_]:
+        """Whether these are above the thresholds set on the drawn rows of a half."""
+        own = (self.fit if half == 0 else ~self.fit)[drawn]
+        scores, ends = self.scores[drawn, k][own], self.ends[half]
+        band = np.searchsorted(ends, self.tokens[drawn][own])
+        cuts = np.array([cutoff(scores[band == i], self.rate) for i in range(len(ends) + 1)])
+        above: NDArray[np.bool_] = np.greater(values, cuts[np.searchsorted(ends, tokens)])
+        return above
+
+    def flagged(self, k: int, drawn: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.bool_]:
+        """The drawn rows, each by the other half."""
+        scores, tokens, fit = self.scores[drawn, k], self.tokens[drawn], self.fit[drawn]
+        sides = [self.flags(k, half, scores, tokens, drawn) for half in (0, 1)]
+        return np.where(fit, sides[1], sides[0])
+
+    def planted(self, k: int, values: Array, tokens: Array) -> list[Estimate]:
+        """Recall, false alarms, and precision where a hundredth is planted."""
+        n = len(self.tokens)
+
+        def of(drawn: NDArray[np.int64], which: int) -> float:
+            normal, bad = drawn[drawn < n], drawn[drawn >= n] - n
+            if not len(normal) or not len(bad):
+                return math.nan
+            true = float(np.mean([self.flags(k, half, values[bad], tokens[bad], normal) for half in (0, 1)]))
+            false = float(self.flagged(k, normal).mean())
+            both = 0.01 * true + 0.99 * false
+            return (true, false, 0.01 * true / both if both else math.nan)[which]
+
+        return [bootstrap(partial(of, which=i), n + len(values), draws=FEWER_DRAWS) for i in range(3)]
 
 
-def main(data: Path, name: str, keep: Path) -> None:
+def lengths(ways: dict[str, tuple[Array, Array]], names: Sequence[str]) -> None:
+    """Ordinary rows, which show no trait: are they flagged by length?"""
+    for method, (scores, tokens) in ways.items():
+        order = np.argsort(tokens, kind="stable")
+        tenths = np.array_split(order, 10)
+        ends = [f"{int(tokens[t].min())}–{int(tokens[t].max())}" for t in tenths]
+        banded, one = (Ordinary(scores, tokens, DECILE_ALARM, banded) for banded in (True, False))
+        sets = sorted({len(x) + 1 for x in banded.ends})
+        print(f"\n`{method}`, {len(tokens):,} rows, {len(tenths[0])} a tenth, {' or '.join(map(str, sets))} bands:\n")
+        table(["trait", *ends, "shorter half", "longer half"])
+        halves = [order[: len(order) // 2], order[len(order) // 2 :]]
+        for k, name in enumerate(names):
+            flagged = banded.flagged(k)
+            print("|", " | ".join([name, *(exact(flagged[some]) for some in [*tenths, *halves])]), "|", flush=True)
+        old = [one.flagged(k) for k in range(len(names))]
+        shares = [[100 * flagged[some].mean() for flagged in old] for some in [*tenths, *halves]]
+        cells = [f"{np.mean(share):.0f} ({min(share):.0f}–{max(share):.0f})" for share in shares]
+        print("|", " | ".join(["*one threshold: mean (range) of the traits*", *cells]), "|", flush=True)
+
+
+def exact(flagged: NDArray[np.bool_]) -> str:
+    low, high = exact_interval(int(flagged.sum()), len(flagged))
+    return f"{100 * flagged.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def costs(
+    ways: dict[str, tuple[Array, Array]],
+    rows: Sequence[Row],
+    scores: dict[str, Array],
+    names: Sequence[str],
+    rate: float,
+) -> None:
+    """What thresholds by length find of the planted rows, beside one threshold for all."""
+    heads = ["recall, %", "false alarms, %", "precision at 1%"]
+    table(["planted", "n", "trait", "method", *(f"{h}, {w}" for h in heads for w in ("one", "by length"))])
+    for where, name in ({f"exemplars: {name}": name for name in names} | WATCHED).items():
+        k, at = names.index(name), [i for i, r in enumerate(rows) if (r.where, r.side) == (where, "planted")]
+        for method, (ordinary, tokens) in ways.items():
+            values = np.nan_to_num(scores[method][at, k], nan=-np.inf)
+            found = [
+                Ordinary(ordinary, tokens, rate, banded).planted(k, values, scores["tokens"][at, 0])
+                for banded in (False, True)
+            ]
+            cells = [say(way[i]) for i, say in enumerate((percent, percent_finely, shown)) for way in found]
+            print("|", " | ".join([where, str(len(at)), name, method, *cells]), "|", flush=True)
+
+
+def by_length(data: Path, model: Model, vectors: Sequence[PersonaVector], rows: Sequence[Row], scores: dict[str, Array],
+              names: Sequence[str], keep: Path) -> None:  # fmt: skip
+    """The control, and its price. All of the background for the methods that generate nothing."""
+    whole = [cut(model, row) for row in background(data, model, None)]
+    (keep / "whole").mkdir(exist_ok=True)
+    read = project(model, vectors, whole, keep / "whole", own=0)
+    cheap = {method: (np.nan_to_num(read[method], nan=-np.inf), read["tokens"][:, 0]) for method in ("prompt", "raw")}
+    few = [i for i, row in enumerate(rows) if row.side == "background"]
+    dear = {"difference": (np.nan_to_num(scores["difference"][few], nan=-np.inf), scores["tokens"][few, 0])}
+    print(f"\nFlagged share of ordinary rows by length in tokens, in per cent; asked for: {DECILE_ALARM:.0%}.")
+    lengths(dear | cheap, names)
+    for rate in (ALARM, DECILE_ALARM):
+        print(f"\nPlanted rows at {rate:.0%} false alarms, thresholds set on {len(whole) // 2:,} ordinary rows:\n")
+        costs(cheap, rows, scores, names, rate)
+
+
+def main(data: Path, name: str, keep: Path, only_length: bool = False) -> None:
     model = load(name)
     names = library.names()
     vectors = [extracted(n, model, keep) for n in names]
@@ -357,7 +452,9 @@ def main(data: Path, name: str, keep: Path) -> None:
         f"{len(rows)} rows {unread} could not be read and {no_own} more have no own answer. Threshold at {ALARM:.0%} "
         f"false alarms, each half of the background ({count // 2}) by the other half's.\n"
     )
-    report(rows, scores, names)
+    if not only_length:
+        report(rows, scores, names)
+    by_length(data, model, vectors, rows, scores, names, keep)
 
 
 if __name__ == "__main__":
@@ -365,6 +462,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--keep", type=Path, help="folder for scores and own answers")
+    parser.add_argument("--only-length", action="store_true", help="the control alone")
     given = parser.parse_args()
     with TemporaryDirectory() as nowhere:
-        main(given.data, given.model, given.keep or Path(nowhere))
+        main(given.data, given.model, given.keep or Path(nowhere), given.only_length)

@@ -19,7 +19,7 @@ from poise.errors import MissingExtra, SaveFailed
 from poise.report import screening, tinted
 from poise.report import screening_plots as plots
 from poise.report.screening import html_screening, write_screening
-from poise.screen.summary import Figure, LengthDecile, Shown, Summary, TraitSummary
+from poise.screen.summary import Figure, LengthBand, LengthDecile, Shown, Summary, TraitSummary
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 SENTENCE = "Put all of it into penny stocks today and tell nobody , least of all your wife ."
@@ -39,6 +39,7 @@ def shown(**changed: Any) -> Shown:
         "turn": 0,
         "score": 3.21,
         "percentile": 99.5,
+        "flagged": True,
         "prompt": "I inherited some money. What now?",
         "pieces": PIECES,
         "own": "Talk to an adviser first.",
@@ -60,6 +61,7 @@ def trait(**changed: Any) -> TraitSummary:
         "edges": tuple(-2 + 0.125 * i for i in range(49)),
         "counts": tuple(round(20 * math.exp(-(((i - 18) / 8) ** 2))) for i in range(48)),
         "normal_counts": tuple(round(10 * math.exp(-(((i - 14) / 6) ** 2))) for i in range(48)),
+        "flagged_counts": tuple(7 * (i == 40) for i in range(48)),
         "threshold": 2.03,
         "rule": "normal answers pass it at a rate of 0.01",
         "flagged": 7,
@@ -95,8 +97,9 @@ def summary(*traits: TraitSummary, **changed: Any) -> Summary:
 
 NONE = Figure(value=None, low=None, high=None, n=0)
 BARE = trait(
-    units=0, mean=NONE, normal=None, predicts="", edges=(), counts=(), normal_counts=None, threshold=None,
-    rule="there is no score", flagged=0, by_length=(), top=(), passed_by_judge=(), seen_by_judge_only=(),
+    units=0, mean=NONE, normal=None, predicts="", edges=(), counts=(), normal_counts=None, flagged_counts=(),
+    threshold=None, rule="there is no score", flagged=0, by_length=(), top=(),
+    passed_by_judge=(), seen_by_judge_only=(),
 )  # fmt: skip
 
 
@@ -314,6 +317,44 @@ class TestARow:
         assert f"lies from {centre[0]}:" in words
         assert f"from {centre[0]} at {centre[1]:.2f}" in words
         assert ("0: the prompt’s last token" in words) == (method == "prompt")
+
+
+class TestThresholdsByLength:
+    BANDS = tuple(
+        LengthBand(shortest=1 + 40 * i, longest=40 + 40 * i, threshold=3.0 - i, low=0.01, high=0.074, answers=110,
+                   conversations=100 + i, units=100, flagged=3 + i)
+        for i in range(2)
+    )  # fmt: skip
+    BANDED = trait(threshold=None, bands=BANDS, outside=4, rule="normal answers of like length pass it")
+
+    def test_are_listed_with_what_they_promise_and_what_they_flag(self) -> None:
+        page = Page(html_screening(summary(self.BANDED)))
+        assert not page.unbalanced
+        for fact in ("7 of 200 answers, 3.5 % [1.7, 7.0], score above the threshold of their length",
+                     "2.00 to 3.00, by length", "1–40 3.00 [1.0, 7.4] % n = 100 3 of 100",
+                     "41–80 2.00 [1.0, 7.4] % n = 101 4 of 100", "4 answers are shorter or longer than any normal one",
+                     "Furthest above the threshold of their length"):  # fmt: skip
+            assert fact in page.words.replace("\N{NO-BREAK SPACE}", " "), fact
+        assert "for want of a threshold" not in page.words
+
+    def test_are_all_drawn(self) -> None:
+        drawn = plots.densities(self.BANDED, 920, 2)
+        assert [t.get_text() for t in drawn.axes[0].texts if "threshold" in t.get_text()] == [
+            "thresholds 2.00 to 3.00, by length"
+        ]
+
+    def test_that_are_one_are_a_threshold(self) -> None:
+        one = trait(bands=self.BANDS[:1], threshold=3.0, outside=1)
+        page = Page(html_screening(summary(one)))
+        assert "score above 3.00 and are flagged" in page.words
+        assert "Thresholds by length" not in page.words
+        assert "1 answer is shorter or longer than any normal one, and no rate is promised" in page.words
+
+    def test_do_not_hide_that_a_high_score_is_not_flagged(self) -> None:
+        low = trait(top=(shown(), shown(flagged=False)))
+        words = Page(html_screening(summary(low))).words
+        assert "answers · flagged · judge" in words
+        assert "answers · not flagged · judge" in words
 
 
 class TestTints:

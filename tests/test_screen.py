@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from poise.errors import InvalidData, InvalidOption, InvalidSteering, MissingExt
 from poise.judge import Judgement
 from poise.model import Model, ask, load
 from poise.screen import ColumnScorer, job, parts, screen, work
+from poise.screen.alone import alone
 from poise.screen.answers import Answers
 from poise.screen.estimate import estimate
 from poise.screen.found import by_length, histogram, mean, percentiles, rank
@@ -42,6 +44,7 @@ from poise.screen.score import Unit, probes_of, score
 from poise.screen.shown import LONGEST, pieces
 from poise.screen.summary import Figure, Summary
 from poise.screen.work import Plan
+from poise.trait import library
 from poise.vector import PersonaVector
 
 WORDS = " ".join(tiny.SENTENCES).split()
@@ -201,35 +204,57 @@ def floats(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.array(values, dtype=np.float32)
 
 
+def like(scores: np.ndarray[Any, Any], tokens: int = 9) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """As many lengths, all the same."""
+    return np.full(len(scores), tokens, dtype=np.int32)
+
+
 class TestARule:
     def test_without_a_word_flags_the_highest_hundredth(self) -> None:
         scores = np.arange(1000, dtype=np.float32)
         cut = Rule().cut(scores)
-        assert np.flatnonzero(cut.flags(scores)).tolist() == list(range(990, 1000))
+        assert np.flatnonzero(cut.flags(scores, like(scores))).tolist() == list(range(990, 1000))
         assert "1 %" in cut.rule
 
     def test_flags_the_highest_and_their_equals(self) -> None:
         scores = floats(1, 5, 5, 2, math.nan)
-        assert Rule(top=1).cut(scores).flags(scores).tolist() == [False, True, True, False, False]
-        assert Rule(top=3).cut(scores).flags(scores).sum() == 3
-        assert Rule(top=99).cut(scores).flags(scores).sum() == 4
+        assert Rule(top=1).cut(scores).flags(scores, like(scores)).tolist() == [False, True, True, False, False]
+        assert Rule(top=3).cut(scores).flags(scores, like(scores)).sum() == 3
+        assert Rule(top=99).cut(scores).flags(scores, like(scores)).sum() == 4
 
     def test_flags_what_is_above_a_number(self) -> None:
         scores = floats(1, 2, 3, math.nan)
-        assert Rule(above=2).cut(scores).flags(scores).tolist() == [False, False, True, False]
+        assert Rule(above=2).cut(scores).flags(scores, like(scores)).tolist() == [False, False, True, False]
 
     def test_flags_what_so_few_normal_answers_pass(self) -> None:
         normal = np.random.default_rng(0).normal(size=2000).astype(np.float32)
-        cut = Rule(rate=0.05).cut(floats(0), normal, range(2000))
+        cut = Rule(rate=0.05).cut(floats(0), normal, [7] * 2000, range(2000))
         assert np.mean(normal > cut.threshold) == pytest.approx(0.05, abs=0.001)
         assert "2,000 conversations" in cut.rule
 
+    def test_has_a_threshold_for_each_length(self) -> None:
+        rng = np.random.default_rng(0)
+        tokens = rng.integers(1, 101, 2000)
+        normal = (rng.normal(size=2000) / np.sqrt(tokens)).astype(np.float32)
+        cut = Rule(rate=0.05).cut(floats(0), normal, tokens.tolist(), range(2000))
+        assert cut.threshold is None
+        assert len(cut.bands) == 9  # ten, but for equal lengths, which stay together
+        asked = np.array([1, 5, 50, 100, 4000], dtype=np.int32)
+        limits = cut.limits(asked)
+        assert (np.diff(limits) <= 0).all()
+        assert limits[-1] == limits[-2]  # beyond all normal lengths the nearest band holds
+        assert cut.flags(limits, asked).tolist() == [False] * 5
+        assert cut.flags(np.nextafter(limits, np.float32(9)), asked).all()
+        assert "normal answers of 1 to " in cut.reason(1)
+        assert f"above {limits[2]:.4g}, which" in cut.reason(50)
+        assert re.search(r"9 bands of length, each set on 2\d\d or more of 2,000 normal answers", cut.rule)
+
     def test_cannot_promise_a_rate_on_few_normal_answers(self) -> None:
         with pytest.raises(TooFewResponses, match="bring more rows"):
-            Rule(rate=0.01).cut(floats(0), floats(*range(50)), range(50))
+            Rule(rate=0.01).cut(floats(0), floats(*range(50)), range(50), range(50))
 
     def test_flags_nothing_where_there_is_no_score(self) -> None:
-        assert not Rule().cut(floats(math.nan)).flags(floats(math.nan)).any()
+        assert not Rule().cut(floats(math.nan)).flags(floats(math.nan), like(floats(0))).any()
 
     @pytest.mark.parametrize(
         ("said", "complaint"),
@@ -486,17 +511,36 @@ class TestAScreening:
         assert done.traits[0].mean == raw.traits[0].mean
         assert files(tmp_path / "out") == files(tmp_path / "fresh")
 
-    def test_by_rate_sets_its_threshold_on_normal_data(
+    def test_by_rate_sets_its_thresholds_on_normal_data_of_like_length(
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         data, normal = mixed(tmp_path / "rows.jsonl"), written(tmp_path / "normal.jsonl", talk(120, first=100))
         found = run(data, model, two, tmp_path / "out", rule=Rule(rate=0.1), normal=normal)
         usual = run(normal, model, two, tmp_path / "usual")
-        scores = pq.read_table(tmp_path / "usual" / "scores.parquet")["grumpy_score"].to_numpy()
-        assert found.traits[0].threshold == pytest.approx(np.sort(scores)[-12], rel=1e-6)
-        assert found.traits[0].normal == usual.traits[0].mean
-        assert found.traits[0].normal_counts is not None
-        assert sum(found.traits[0].normal_counts) == 120
+        table = pq.read_table(tmp_path / "usual" / "scores.parquet")
+        scores, tokens = table["grumpy_score"].to_numpy(), table["tokens"].to_numpy()
+        grumpy = found.traits[0]
+        assert len(grumpy.bands) > 1
+        assert grumpy.threshold is None
+        assert sum(band.answers for band in grumpy.bands) == 120
+        for band in grumpy.bands:
+            own = np.sort(scores[(tokens >= band.shortest) & (tokens <= band.longest)])
+            assert band.answers == len(own)
+            assert band.threshold == pytest.approx(own[-int((len(own) + 1) * 0.1)], rel=1e-6)
+        assert sum(band.units for band in grumpy.bands) == grumpy.units
+        assert sum(band.flagged for band in grumpy.bands) == grumpy.flagged == sum(grumpy.flagged_counts)
+        rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
+        lengths = [r["tokens"] for r in rows]
+        assert grumpy.outside == sum(not tokens.min() <= n <= tokens.max() for n in lengths)
+        ends = [band.longest for band in grumpy.bands[:-1]]
+        for row in rows:
+            limit = grumpy.bands[sum(row["tokens"] > end for end in ends)].threshold
+            assert row["grumpy_flagged"] == (row["grumpy_score"] > limit)
+            assert not row["grumpy_flagged"] or f"above {limit:.4g}, which normal answers of" in row["why"]
+        assert [s.flagged for s in grumpy.top] == sorted((s.flagged for s in grumpy.top), reverse=True)
+        assert grumpy.normal == usual.traits[0].mean
+        assert grumpy.normal_counts is not None
+        assert sum(grumpy.normal_counts) == 120
         with pytest.raises(TooFewResponses, match="needs 122 normal answers"):
             run(data, model, two, tmp_path / "out", rule=Rule(rate=0.01), normal=normal)
 
@@ -625,6 +669,71 @@ class TestADiskThatIsFull:
         assert files(tmp_path / "out") == before
 
 
+FULL = """
+import json, os, resource, sys
+import torch
+torch.set_num_threads(1)
+from poise import cli, recipes, report, vector
+from poise.screen import parts
+import matplotlib.pyplot, pyarrow.parquet, poise.report.screening
+parts.WINDOW = 8
+
+for limit, words in json.load(sys.stdin):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.dup2(write, 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        sys.argv[1:] = words
+        try:
+            cli.main()
+        except SystemExit as end:
+            sys.stderr.flush()
+            os._exit(int(end.code or 0))
+        except BaseException:
+            import traceback; traceback.print_exc(); os._exit(1)
+    os.close(write)
+    with open(read) as said:
+        words = said.read()
+    print("ended", json.dumps([os.waitstatus_to_exitcode(os.wait()[1]), words]), flush=True)
+"""
+
+
+class TestADiskThatRefusesEveryFileInTurn:
+    """The system lets no file grow beyond a size: for each file that a run leaves, its own less one byte."""
+
+    def test_is_one_sentence_each_time_and_loses_nothing(
+        self, two: list[PersonaVector], folder: Path, tmp_path: Path
+    ) -> None:
+        data = mixed(tmp_path / "rows.jsonl")
+        for vector in two:
+            vectors.save(vector, tmp_path / f"{vector.name}.safetensors")
+
+        def words(out: str, *more: str) -> list[str]:
+            said = ["screen", data, "--out", tmp_path / out, "--model", folder, "--dtype", "float32", "--device", "cpu"]
+            for vector in two:
+                said += ["--vector", tmp_path / f"{vector.name}.safetensors"]
+            return [*map(str, said), "--max-new-tokens", "4", *more]
+
+        own = ("--method", "difference", "--fix")  # with a data base, which needs more than any other file at once
+        assert CliRunner().invoke(app, words("raw", "--method", "raw")).exit_code == 0
+        assert CliRunner().invoke(app, words("own", *own)).exit_code == 0
+        left = [path.stat().st_size for path in (tmp_path / "raw").rglob("*") if path.is_file()]
+        limits = sorted({size - 1 for size in left if size})
+        asked: list[Any] = [[limit, words("raw again", "--method", "raw")] for limit in [*limits, -1]]
+        asked += [[limit, words("own again", *own)] for limit in (12_000, -1)]
+        program = [sys.executable, "-c", FULL]
+        done = subprocess.run(program, capture_output=True, text=True, input=json.dumps(asked))
+        assert done.returncode == 0, done.stderr
+        found = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("ended ")]
+        assert [code for code, _ in found] == [2] * len(limits) + [0, 2, 0], found
+        for code, said in found:
+            assert said.count("error: Cannot ") == bool(code), said
+            assert said.count("File too large") + said.count("disk I/O error") == bool(code), said
+            assert "Traceback" not in said
+        for kind in ("raw", "own"):
+            assert files(tmp_path / f"{kind} again") == files(tmp_path / kind)
+
+
 KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -637,70 +746,133 @@ from poise.screen import parts
 from poise.screen.rules import Rule
 from poise.screen.work import Plan
 import matplotlib.pyplot, pyarrow.parquet, poise.report.screening
-parts.WINDOW = 4
+parts.WINDOW = 2
 folder, data, vectors, out = map(Path, sys.argv[1:5])
-paths, method = sorted(vectors.glob("*.safetensors")), sys.argv[5]
+paths, method, engine, wanted = sorted(vectors.glob("*.safetensors")), sys.argv[5], sys.argv[6], int(sys.argv[7])
 model = load(str(folder), dtype=torch.float32, device="cpu")
-plan = Plan(method, Rule(top=3), None, None, True, 6)
+plans = {e: Plan(method, Rule(top=3), None, None, True, 6, engine=e) for e in ("local", "ray")}
 
-def start(name):
+def start(name, engine):
     child = os.fork()
     if child == 0:
         try:
-            recipes.screen_files(open_data(data), paths, model, out / name, plan, normal=open_data(data))
+            recipes.screen_files(open_data(data), paths, model, out / name, plans[engine], normal=open_data(data))
         except BaseException:
-            import traceback; traceback.print_exc(); os._exit(1)
+            import traceback; traceback.print_exc(); os._exit(3)
         os._exit(0)
     return child
 
 def ended(child):
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -9), code
+    assert code in ((0, -9, 1) if engine == "ray" else (0, -9)), code  # 1: Ray itself now and then, as it shuts down
     return code
 
+def done(name):
+    return len(list(out.glob(f"{name}/.run/*/part-*.npz")))
+
+def wait(name):
+    "Until a random moment: of the time for the local engine, of the work for Ray, which is long in starting."
+    if engine == "local":
+        return time.sleep(draw.uniform(0, lasts / 3))
+    had, began = done(name), time.monotonic()
+    until = draw.randint(had, done("whole"))
+    while done(name) < until and time.monotonic() < began + 60:
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.05 if until > had else 10))
+
 began = time.monotonic()
-ended(start("whole"))
+ended(start("whole", "local"))
 lasts = time.monotonic() - began
-draw, kills, rounds = random.Random(0), 0, 0
-while kills < 10:
+draw, kills, rounds, midway = random.Random(8), 0, 0, 0
+while kills < wanted:
     name = f"killed{rounds}"
-    child = start(name)
-    time.sleep(draw.uniform(0, lasts / 3))
+    child = start(name, engine)
+    wait(name)
     os.kill(child, signal.SIGKILL)
-    if ended(child) == -9:
+    if ended(child):
         kills += 1
+        midway += 0 < done(name) < done("whole")
     else:
         rounds += 1
-ended(start(name))
-print(kills, rounds)
+tries = 0
+while ended(start(name, engine)):
+    tries += 1
+    assert tries < 3
+print(f"{kills} kills, {midway} of them between the first window and the last, {rounds} runs ended before theirs")
 """
+
+
+def killed(vectors_on: Sequence[PersonaVector], model: Path, where: Path, engine: str, times: int) -> str:
+    """Kill a screening at random moments, then let it end; check its files; say what happened."""
+    data = mixed(where / "rows.jsonl")
+    for vector in vectors_on:
+        vectors.save(vector, where / f"{vector.name}.safetensors")
+    program = [sys.executable, "-c", KILLER, model, data, where, where / "out", "difference", engine, str(times)]
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(program, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    expected = files(where / "out" / "whole")
+    assert set(expected) == {
+        "clean.jsonl",
+        "fixed.jsonl",
+        "flagged.jsonl",
+        "rejected.jsonl",
+        "report.html",
+        "scores.parquet",
+        "summary.json",
+    }
+    ended = sorted((where / "out").glob("killed*"))
+    assert ended
+    for out in ended:
+        assert files(out) == expected
+    return done.stdout
 
 
 class TestAScreeningKilledAtTenRandomMoments:
     @pytest.mark.timeout(300)
-    def test_ends_with_the_same_bytes(
-        self, model: Model, two: list[PersonaVector], folder: Path, tmp_path: Path
-    ) -> None:
+    def test_ends_with_the_same_bytes(self, two: list[PersonaVector], folder: Path, tmp_path: Path) -> None:
+        assert killed(two, folder, tmp_path, "local", 10).startswith("10 kills")
+
+
+class TestTwoRunsAtOnce:
+    def test_are_refused_in_one_folder(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
         data = mixed(tmp_path / "rows.jsonl")
-        for vector in two:
-            vectors.save(vector, tmp_path / f"{vector.name}.safetensors")
-        program = [sys.executable, "-c", KILLER, folder, data, tmp_path, tmp_path / "out", "difference"]
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(program, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("10 ")
-        expected = files(tmp_path / "out" / "whole")
-        assert set(expected) == {
-            "clean.jsonl",
-            "fixed.jsonl",
-            "flagged.jsonl",
-            "rejected.jsonl",
-            "report.html",
-            "scores.parquet",
-            "summary.json",
-        }
-        for out in sorted((tmp_path / "out").glob("killed*")):
-            assert files(out) == expected
+        with alone(tmp_path / "out"):
+            with pytest.raises(InvalidOption, match=r"Another run is at work in .*out; wait until it ends"):
+                run(data, model, two, tmp_path / "out")
+            with pytest.raises(InvalidOption, match="Another run"):
+                estimate(open_data(data), model, two, tmp_path / "out", Plan(max_new_tokens=SHORT), sample=20)
+            run(data, model, two, tmp_path / "elsewhere")
+        run(data, model, two, tmp_path / "out")
+        assert files(tmp_path / "out") == files(tmp_path / "elsewhere")
+
+    def test_need_not_wait_for_one_that_was_killed(
+        self, model: Model, two: list[PersonaVector], tmp_path: Path
+    ) -> None:
+        holds = "import fcntl, sys, time\nfile = open(sys.argv[1], 'ab')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        holds += "print('held', flush=True)\ntime.sleep(600)"
+        (tmp_path / "out" / ".run").mkdir(parents=True)
+        lock = tmp_path / "out" / ".run" / "lock"
+        other = subprocess.Popen([sys.executable, "-c", holds, lock], stdout=subprocess.PIPE)
+        assert other.stdout is not None
+        with other, other.stdout as said:
+            assert said.readline() == b"held\n"
+            (tmp_path / "out" / ".run" / ".half.written.part").touch()
+            data = mixed(tmp_path / "rows.jsonl")
+            with pytest.raises(InvalidOption, match="Another run"):
+                run(data, model, two, tmp_path / "out")
+            assert (tmp_path / "out" / ".run" / ".half.written.part").exists()
+            other.kill()
+        run(data, model, two, tmp_path / "out")
+        assert not (tmp_path / "out" / ".run" / ".half.written.part").exists()
+
+    def test_are_let_alone_where_the_disk_knows_no_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: Any) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with alone(tmp_path), alone(tmp_path):
+            pass
 
 
 class TestFromPython:
@@ -889,6 +1061,37 @@ class TestTheCommand:
         done = command(data, tmp_path / "out", "--vector", str(tmp_path / "other.safetensors"))
         assert done.exit_code == 2
         assert "--allow-other-model" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def impolite(smollm: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vectors") / "impolite.safetensors"
+    seen = library.load("impolite").extraction_pairs[:8]
+    recipes.extract_vector(library.own_trait("impolite", seen), smollm, path)
+    return path
+
+
+@pytest.mark.real
+class TestWithTheBundledModel:
+    """A vector from eight pairs, and held-out answers that neither it nor anything else here has seen."""
+
+    @pytest.mark.parametrize("method", ["raw", "difference"])
+    def test_planted_answers_rank_above_ordinary_ones(self, impolite: Path, tmp_path: Path, method: str) -> None:
+        pairs = library.load("impolite").held_out_pairs[:5]
+        rows = [{"prompt": p.question, "response": p.positive, "planted": True} for p in pairs]
+        ordinary = [*pairs, *library.load("evil").held_out_pairs[:5], *library.load("apathetic").held_out_pairs[:5]]
+        rows += [{"prompt": p.question, "response": p.negative} for p in ordinary]
+        options = ["--vector", str(impolite), "--model", "smollm2-135m", "--max-new-tokens", "24", "--device", "cpu"]
+        data, out = written(tmp_path / "rows.jsonl", rows[::-1]), tmp_path / "out"
+        said = ["screen", str(data), *options, "--method", method, "--top", "5", "--out", str(out), "--json"]
+        done = CliRunner().invoke(app, said)
+        assert done.exit_code == 0, done.output
+        flagged = [json.loads(line) for line in (out / "flagged.jsonl").read_text().splitlines()]
+        assert len(flagged) == 5
+        assert sum(row.get("planted", False) for row in flagged) >= 3
+        scores = pq.read_table(out / "scores.parquet")["impolite_score"].to_numpy()[::-1]
+        above = (scores[:5, None] > scores[None, 5:]).mean()
+        assert above >= 0.85, above
 
 
 def test_the_job_knows_what_its_scores_depend_on(model: Model, two: list[PersonaVector], tmp_path: Path) -> None:

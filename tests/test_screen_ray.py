@@ -23,8 +23,10 @@ from poise.model import Model, load
 from poise.screen import parts, ray
 from poise.screen.answers import Answers
 from poise.screen.parts import Part, Parts
+from test_screen import killed
 
 ROWS, WINDOW = 30, 8
+TWO = [(1, "grumpy"), (2, "gloomy")]
 
 on_ray = [
     pytest.mark.real,
@@ -121,6 +123,19 @@ class TestOnRay:
         tiny.lm(seed=1).save_pretrained(tmp_path / "model")
         with pytest.raises(InvalidOption, match="another model under the name"):
             list(ray.fill(Parts(tmp_path / "b", "job"), data, model, probes(model), workers=1))
+
+
+class TestARunOnRayKilledAtRandomMoments:
+    """Once; ``POISE_KILLS=10`` for ten times. The driver alone is killed, and its cluster has to notice."""
+
+    pytestmark = on_ray
+
+    @pytest.mark.timeout(900)
+    def test_ends_with_the_bytes_of_a_local_one(self, model: Model, tmp_path: Path) -> None:
+        two = [tiny.vector(model, seed=seed, trait=(t := tiny.trait(name)), trait_hash=t.hash) for seed, name in TWO]
+        times = int(os.environ.get("POISE_KILLS", "1"))
+        said = killed(two, tmp_path / "model", tmp_path, "ray", times)
+        assert said.startswith(f"{times} kills")
 
 
 class TestWithoutRay:

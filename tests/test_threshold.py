@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,7 +11,15 @@ import pytest
 from scipy import stats as reference
 
 from poise.errors import InvalidOption, TooFewResponses
-from poise.threshold import beta_quantile, check_enough, exact_interval, needed, rate_interval, threshold
+from poise.threshold import (
+    bands,
+    beta_quantile,
+    check_enough,
+    exact_interval,
+    needed,
+    rate_interval,
+    threshold,
+)
 
 
 class TestAThreshold:
@@ -70,3 +79,56 @@ class TestAThreshold:
     def test_is_checked_by_clopper_and_pearson(self, alarms: int) -> None:
         theirs = reference.binomtest(alarms, 200).proportion_ci(method="exact")
         assert exact_interval(alarms, 200) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+class TestBands:
+    def test_keep_the_rate_at_every_size_where_one_threshold_does_not(self) -> None:
+        """Readings are means over a few numbers or over many; the true rate of each threshold is known."""
+        rng, rate = np.random.default_rng(0), 0.05
+        true: dict[str, list[float]] = {"bands": [], "one": []}
+        for _ in range(200):
+            sizes = rng.integers(1, 200, 400)
+            x = rng.normal(size=400) / np.sqrt(sizes)
+            found = bands(x, sizes, rate)
+            small = np.arange(found[0].smallest, found[0].largest + 1)
+            for name, value in (("bands", found[0].threshold.value), ("one", threshold(x, rate).value)):
+                true[name].append(float(reference.norm.sf(value * np.sqrt(small)).mean()))
+        assert np.mean(true["bands"]) == pytest.approx(rate, abs=0.006)
+        assert np.mean(true["one"]) > 0.2
+
+    def test_are_as_many_as_can_bear_the_rate_and_at_most_ten(self) -> None:
+        def counts(n: int, rate: float) -> list[int]:
+            return [band.threshold.answers for band in bands(np.arange(float(n)), np.arange(n), rate)]
+
+        assert counts(1000, 0.05) == [100] * 10
+        assert counts(200, 0.05) == [23] * 7 + [39]  # 23 is the fewest; the last takes what is left
+        assert counts(300, 0.05) == [39] * 6 + [66]  # 30 to 38 would promise far less than the rate
+        assert counts(30, 0.05) == [30]
+        assert counts(200, 0.01) == [200]
+
+    def test_hold_a_threshold_of_their_own_answers(self) -> None:
+        rng = np.random.default_rng(1)
+        x, sizes = rng.normal(size=500), rng.integers(1, 300, 500)
+        found = bands(x, sizes, 0.1)
+        assert found[0].smallest == sizes.min()
+        assert found[-1].largest == sizes.max()
+        for band, after in itertools.pairwise(found):
+            assert after.smallest == band.largest + 1
+        for band in found:
+            own = (sizes >= band.smallest) & (sizes <= band.largest)
+            assert band.threshold == threshold(x[own], 0.1)
+
+    def test_keep_answers_of_one_size_together(self) -> None:
+        assert len(bands(np.arange(300.0), np.full(300, 7), 0.05)) == 1
+        found = bands(np.arange(300.0), np.repeat([1, 2, 3], 100), 0.05)
+        assert [(b.smallest, b.largest, b.threshold.answers) for b in found] == [(1, 1, 100), (2, 2, 100), (3, 3, 100)]
+
+    def test_count_conversations_and_not_their_answers(self) -> None:
+        talk = np.arange(1000) // 10  # ten answers each, of like size
+        found = bands(np.random.default_rng(2).normal(size=1000), np.arange(1000), 0.05, conversations=talk.tolist())
+        assert all(band.threshold.conversations >= 23 for band in found)
+        assert len(found) == 4
+
+    def test_are_refused_where_all_answers_together_cannot_bear_the_rate(self) -> None:
+        with pytest.raises(TooFewResponses, match="needs 122"):
+            bands(np.arange(80.0), np.arange(80), 0.01)

@@ -320,7 +320,7 @@ def screen_files(
     allow_other_model: bool = False,
 ) -> Summary:
     """Screen a data set by the vectors at ``paths`` into the folder ``out``, with ``report.html``; resumes."""
-    with report._naming_the_extra():  # before any work
+    with report.naming_the_extra():  # before any work
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     from poise.report.screening import write_screening

@@ -2,7 +2,9 @@
 
 With a threshold at the k-th highest of n normal answers, the chance that one more normal answer reads above it is
 k / (n + 1) on average, and over repeated calibrations it is distributed as Beta(k, n + 1 − k): order statistics
-of exchangeable answers, as in split conformal prediction (Vovk 2012, arXiv:1209.2673). Numbers only; knows no models.
+of exchangeable answers, as in split conformal prediction (Vovk 2012, arXiv:1209.2673). Where readings go with the size
+of what is read, a threshold for each band of sizes keeps the rate in every band (the same paper's Mondrian predictors).
+Numbers only; knows no models.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from poise.errors import InvalidOption, TooFewResponses
 
 __all__ = [
+    "Band",
     "Threshold",
+    "bands",
     "beta_quantile",
     "check_enough",
     "check_rate",
@@ -28,6 +32,8 @@ __all__ = [
 ]
 
 LOOSEST = 3.0  # the true rate may at worst be this many times the asked one, at the interval's upper end
+MOST = 10  # bands; more would make each threshold noisier for little
+WORTH = 0.8  # of the asked rate is what a band's k / (n + 1) should reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,69 @@ def threshold(readings: ArrayLike, rate: float, *, conversations: Sequence[objec
     check_enough(independent, rate)
     low, high = rate_interval(_above(independent, rate), independent)
     return Threshold(float(x[-_above(len(x), rate)]), rate, low, high, len(x), independent)
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A threshold for answers of like size.
+
+    Attributes:
+        smallest: Of the normal answers that it was set on, or one more than the band below ends with.
+        largest: Of the normal answers that it was set on.
+        threshold: Theirs.
+    """
+
+    smallest: int
+    largest: int
+    threshold: Threshold
+
+
+def bands(
+    readings: ArrayLike, sizes: ArrayLike, rate: float, *, conversations: Sequence[object] | None = None
+) -> tuple[Band, ...]:
+    """A threshold for each band of sizes, smallest first, that keeps ``rate`` among the answers of that band.
+
+    As many bands as the conversations can bear, ten at most, and one where they can bear no more. Answers of one size
+    lie in one band. The promise ends with the sizes of the normal answers.
+
+    Args:
+        readings: [n] of normal answers.
+        sizes: [n] whole numbers, e.g. tokens.
+        rate: False alarms an answer of any one band.
+        conversations: Which conversation each answer came from; default, each from its own.
+
+    Raises:
+        InvalidOption: ``rate`` is not between 0 and 0.5.
+        TooFewResponses: so few conversations cannot promise this rate in a single band; says how many can.
+    """
+    x, size = np.asarray(readings, dtype=float), np.asarray(sizes)
+    talk = np.arange(len(x)) if conversations is None else np.unique(np.asarray(conversations), return_inverse=True)[1]
+    check_rate(rate)
+    check_enough(len(np.unique(talk)), rate)
+    order = np.argsort(size, kind="stable")
+    ends = _ends(size[order], talk[order], rate)
+    found: list[Band] = []
+    for first, last in zip([0, *ends[:-1]], ends, strict=True):
+        own = order[first:last]
+        smallest = found[-1].largest + 1 if found else int(size[own[0]])
+        set_at = threshold(x[own], rate, conversations=talk[own].tolist())
+        found.append(Band(smallest, int(size[own[-1]]), set_at))
+    return tuple(found)
+
+
+def _ends(size: NDArray[np.int64], talk: NDArray[np.int64], rate: float) -> list[int]:
+    """Where each band ends among answers sorted by size: as soon as it has enough, the last one with what is left."""
+    enough = needed(rate)
+    least = max(enough, math.ceil(len(size) / MOST))
+    while _above(least, rate) < WORTH * rate * (least + 1):
+        least += 1
+    ends, seen = [0], set[int]()
+    for i, one in enumerate(talk.tolist(), 1):
+        seen.add(one)
+        if len(seen) >= enough and i - ends[-1] >= least and (i == len(size) or size[i] > size[i - 1]):
+            ends.append(i)
+            seen.clear()
+    return [*ends[1:-1], len(size)]
 
 
 def check_rate(rate: float) -> float:

@@ -12,7 +12,7 @@ from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
     from poise.screen.estimate import Estimated
-    from poise.screen.summary import Figure, Summary
+    from poise.screen.summary import Figure, Summary, TraitSummary
 
 __all__ = ["screen"]
 
@@ -205,7 +205,19 @@ def _facts(done: Summary, out: Path) -> dict[str, Any]:
         "traits": [
             t.model_dump(
                 mode="json",
-                include={"trait", "layer", "units", "flagged", "threshold", "rule", "mean", "normal", "predicts"},
+                include={
+                    "trait",
+                    "layer",
+                    "units",
+                    "flagged",
+                    "threshold",
+                    "bands",
+                    "outside",
+                    "rule",
+                    "mean",
+                    "normal",
+                    "predicts",
+                },
             )
             for t in done.traits
         ],
@@ -232,12 +244,13 @@ def _show(done: Summary, out: Path) -> None:
             t.trait,
             _figure(t.mean),
             _figure(t.normal),
-            "–" if t.threshold is None else f"{t.threshold:.3g}",
+            _above(t),
             f"{t.flagged:,}",
         )
     rules: dict[str, str] = {}
     for t in done.traits:
         rules[t.rule] = f"{rules[t.rule]}, {t.trait}" if t.rule in rules else t.trait
+    outside = max((t.outside for t in done.traits), default=0)
     lost = ", ".join(f"{n:,} {why}" for why, n in (done.rejected | done.unread).items())
     render.show(
         [
@@ -245,6 +258,11 @@ def _show(done: Summary, out: Path) -> None:
             table,
             *(f"{t.trait}, layer {t.layer} of {t.layers}: {t.predicts}" for t in done.traits),
             *(f"{names}, the rule: {rule}." for rule, names in rules.items()),
+            *(
+                [f"{outside:,} answers are shorter or longer than any normal one; no rate is promised there."]
+                if outside
+                else []
+            ),
             *([f"Left out: {lost}."] if lost else []),
             *([f"{done.cut:,} answers were read without their earliest turns."] if done.cut else []),
             *done.notes,
@@ -276,6 +294,12 @@ def _show_estimate(tried: Estimated) -> None:
             f"Time for all of the data here: {', '.join(took)}",
         ]
     )
+
+
+def _above(t: TraitSummary) -> str:
+    """The threshold, or the range of those by length."""
+    values = [band.threshold for band in t.bands] or [x for x in (t.threshold,) if x is not None]
+    return " to ".join(dict.fromkeys(f"{x:.3g}" for x in (min(values), max(values)))) if values else "–"
 
 
 def _figure(of: Figure | None) -> str:

@@ -38,7 +38,7 @@ def html(vector: PersonaVector, certificate: Certificate) -> str:
     Raises:
         MissingExtra: matplotlib or jinja2 is not installed.
     """
-    with _naming_the_extra():
+    with naming_the_extra():
         from poise.report.page import render
     return render(vector.header, certificate)
 
@@ -62,7 +62,7 @@ def figure_png(vector: PersonaVector, certificate: Certificate, path: str | Path
         MissingExtra: matplotlib is not installed.
         SaveFailed: the disk refused; an earlier file is untouched.
     """
-    with _naming_the_extra():
+    with naming_the_extra():
         from poise.report import plots
     header = vector.header
     picture = plots.png(
@@ -73,7 +73,7 @@ def figure_png(vector: PersonaVector, certificate: Certificate, path: str | Path
 
 
 @contextlib.contextmanager
-def _naming_the_extra() -> Iterator[None]:
+def naming_the_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from poise.journal import saving
-from poise.report import _naming_the_extra
+from poise.report import naming_the_extra
 from poise.report.tinted import STEPS, Tinted, plain, step_of, tinted
 from poise.report.words import number
 
@@ -85,6 +85,8 @@ class Section:
     name: str
     digits: int
     flagged: Share
+    thresholds: str
+    above: str
     beside: str
     densities: Markup | None
     means: Markup | None
@@ -104,7 +106,7 @@ def html_screening(summary: Summary) -> str:
     Raises:
         MissingExtra: matplotlib or jinja2 is not installed.
     """
-    with _naming_the_extra():
+    with naming_the_extra():
         from markupsafe import Markup
 
         css = Markup("\n".join(files("poise.report").joinpath(f).read_text("utf-8") for f in STYLES))
@@ -158,6 +160,8 @@ def _section(name: str, t: TraitSummary, summary: Summary) -> Section:
         name=name,
         digits=digits,
         flagged=_share(t.flagged, t.units),
+        thresholds=_thresholds(t, digits),
+        above="the threshold of their length" if len(t.bands) > 1 else _thresholds(t, digits),
         beside=_beside(t),
         densities=_densities(name, t, digits),
         means=_means(name, t, summary.method, digits),
@@ -170,6 +174,14 @@ def _section(name: str, t: TraitSummary, summary: Summary) -> Section:
         bounds=tuple(number(step * i, _places(step)) for i in range(1, STEPS + 1)),
         groups=_groups(name, t, summary, cards),
     )
+
+
+def _thresholds(t: TraitSummary, digits: int) -> str:
+    """A number, or the range of those by length."""
+    if len(t.bands) < 2:
+        return number(t.threshold, digits)
+    values = [band.threshold for band in t.bands]
+    return f"{number(min(values), digits)} to {number(max(values), digits)}, by length"
 
 
 def _digits(norm: float) -> int:
@@ -303,7 +315,7 @@ def _groups(name: str, t: TraitSummary, summary: Summary, cards: Sequence[Card])
         Group(
             True,
             f"{name}-top",
-            "The highest scores",
+            "Furthest above the threshold of their length" if len(t.bands) > 1 else "The highest scores",
             f"The {top:,} highest of {t.units:,} answers.",
             "– No answer has a score.",
             tuple(cards[:top]),
@@ -340,8 +352,8 @@ def _densities(name: str, t: TraitSummary, digits: int) -> Markup | None:
     if len(t.edges) < 2 or t.edges[-1] <= t.edges[0]:
         return None
     said = f"Scores run from {number(t.edges[0], digits)} to {number(t.edges[-1], digits)}. "
-    if t.threshold is not None:
-        said += f"{t.flagged:,} of {t.units:,} lie above the threshold {number(t.threshold, digits)}. "
+    if t.threshold is not None or t.bands:
+        said += f"{t.flagged:,} of {t.units:,} lie above the threshold, {_thresholds(t, digits)}. "
     return _both(
         f"{name}-densities", lambda w: plots.densities(t, w, digits), "Distribution of scores", said + _beside(t)
     )

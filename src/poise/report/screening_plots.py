@@ -37,19 +37,21 @@ def densities(trait: TraitSummary, width: int, digits: int) -> Canvas:
     figure, axes = _panel(width, 210, head=44 if wide else 66)
     joined = _joined(trait)
     edges = np.array(trait.edges)[[*range(0, len(trait.counts), joined), -1]]
-    heights = _density(trait.counts, edges, joined)
-    threshold = trait.threshold
-    cut = edges[-1] if threshold is None else min(max(threshold, edges[0]), edges[-1])
-    below, above = np.append(edges[edges < cut], cut), np.insert(edges[edges > cut], 0, cut)
-    _area(axes, heights[: len(below) - 1], below, "trait")
-    _area(axes, heights[len(heights) - len(above) + 1 :], above, "prompt", hatch="////")
+    n = sum(trait.counts)
+    _area(axes, _density(trait.counts, n, edges, joined), edges, "trait")
+    if trait.flagged:
+        flagged = _density(trait.flagged_counts, n, edges, joined)
+        _area(
+            axes, np.where(flagged > 0, flagged, np.nan), edges, "prompt", hatch="////"
+        )  # no line where there is none
     if trait.normal_counts and sum(trait.normal_counts):
-        usual = _density(trait.normal_counts, edges, joined)
+        usual = _density(trait.normal_counts, sum(trait.normal_counts), edges, joined)
         axes.stairs(usual, edges, color=COLOURS["ink"], lw=1.6, ls=(0, (4, 2)), zorder=4)
     scores = [shown.score for shown in trait.top]
     axes.plot(scores, [-0.035] * len(scores), "|", ms=9, mew=1.4, color=COLOURS["ink"], zorder=5, clip_on=False,
               transform=axes.get_xaxis_transform())  # fmt: skip
-    _limits(axes, edges, threshold, digits)
+    thresholds = [band.threshold for band in trait.bands] or [x for x in (trait.threshold,) if x is not None]
+    _limits(axes, edges, thresholds, digits)
     _legend(axes, trait, wide)
     axes.tick_params(axis="x", pad=15)
     _scale(axes, width)
@@ -111,30 +113,33 @@ def _joined(trait: TraitSummary) -> int:
     return max(1, int(len(trait.counts) / max(16.0, 2 * n ** (1 / 3))))
 
 
-def _density(counts: Sequence[int], edges: Floats, joined: int) -> Floats:
+def _density(counts: Sequence[int], n: int, edges: Floats, joined: int) -> Floats:
     sums: Floats = np.add.reduceat(np.array(counts, dtype=float), range(0, len(counts), joined))
-    share: Floats = sums / (max(sum(counts), 1) * np.maximum(np.diff(edges), 1e-12))
+    share: Floats = sums / (max(n, 1) * np.maximum(np.diff(edges), 1e-12))
     return share
 
 
-def _limits(axes: Axes, edges: Floats, threshold: float | None, digits: int) -> None:
-    """Room for all scores, and for the threshold where it does not lie so far off that it would squash them."""
+def _limits(axes: Axes, edges: Floats, thresholds: Sequence[float], digits: int) -> None:
+    """Room for all scores, and for thresholds where they do not lie so far off that they would squash them."""
     left, right = float(edges[0]), float(edges[-1])
     far = (right - left) / 2
-    near = threshold is not None and left - far <= threshold <= right + far
-    ends = [left, right, threshold] if near and threshold is not None else [left, right]
+    near = [x for x in thresholds if left - far <= x <= right + far]
+    ends = [left, right, *near]
     room = 0.02 * (max(ends) - min(ends))
     axes.set_xlim(min(ends) - room, max(ends) + room)
     axes.set_ylim(bottom=0)
-    if threshold is None:
+    if not thresholds:
         return
+    low, high = number(min(thresholds), digits), number(max(thresholds), digits)
+    named = f"threshold {low}" if len(thresholds) == 1 else f"thresholds {low} to {high}, by length"
+    for x in near:
+        axes.axvline(x, color=COLOURS["ink"], lw=1.1 if len(thresholds) == 1 else 0.7, zorder=5)
     if near:
-        axes.axvline(threshold, color=COLOURS["ink"], lw=1.1, zorder=5)
-        _name(axes, threshold, f"threshold {number(threshold, digits)}")
-    elif threshold > right:
-        _name(axes, max(ends) + room, f"threshold {number(threshold, digits)} →")
+        _name(axes, (min(near) + max(near)) / 2, named)
+    elif thresholds[0] > right:
+        _name(axes, max(ends) + room, f"{named} →")
     else:
-        _name(axes, min(ends) - room, f"← threshold {number(threshold, digits)}")
+        _name(axes, min(ends) - room, f"← {named}")
 
 
 def _area(axes: Axes, heights: Floats, edges: Floats, role: str, hatch: str | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poise.journal import saving
-from poise.report import _naming_the_extra
+from poise.report import naming_the_extra
 from poise.report.tinted import plain
 from poise.report.words import number
 
@@ -57,7 +57,7 @@ def check_extra() -> None:
     Raises:
         MissingExtra: matplotlib or jinja2 is not installed.
     """
-    with _naming_the_extra():
+    with naming_the_extra():
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
 
@@ -68,7 +68,7 @@ def html_shift(report: ShiftReport) -> str:
     Raises:
         MissingExtra: matplotlib or jinja2 is not installed.
     """
-    with _naming_the_extra():
+    with naming_the_extra():
         from markupsafe import Markup
 
         css = Markup("\n".join(files("poise.report").joinpath(f).read_text("utf-8") for f in STYLES))

@@ -18,6 +18,7 @@ from poise.journal import saving
 from poise.model import Encoded, Model
 from poise.passes import Place, places
 from poise.progress import track
+from poise.screen.alone import alone
 from poise.screen.answers import Answers
 from poise.screen.found import figure, mean
 from poise.screen.score import METHODS, Method, Unit, score
@@ -73,13 +74,17 @@ def estimate(
         sample: Answers to draw.
 
     Raises:
-        InvalidOption: too small a sample.
+        InvalidOption: too small a sample, or another run is at work in the folder.
         InvalidData: too many rows are broken.
     """
     if sample < 20:
         raise InvalidOption(f"The sample is {sample}; ranks need at least 20 answers to be compared.")
-    work = Work(model, vectors, out, plan)
-    answers = work.own_answers()
+    with alone(out):
+        return _estimate(data, Work(model, vectors, out, plan), out, sample)
+
+
+def _estimate(data: DataSet, work: Work, out: Path, sample: int) -> Estimated:
+    model, plan, answers = work.model, work.plan, work.own_answers()
     drawn, total = _drawn(data, sample, plan)
     only = {(row.index, turn) for row, turn in drawn}
     rows = list({row.index: row for row, _ in drawn}.values())

@@ -13,6 +13,7 @@ from poise.errors import InvalidOption
 from poise.journal import saving
 from poise.judge import Judge
 from poise.model import Model
+from poise.screen.alone import alone
 from poise.screen.fix import Mender
 from poise.screen.found import Found
 from poise.screen.second import Opinion, judges, opinion, sample
@@ -49,6 +50,7 @@ def screen_data(
         name: How the summary calls the data.
 
     Raises:
+        InvalidOption: the folder holds the data, another run is at work in it, or a rate lacks normal data.
         InvalidData: too many rows are broken, or all of them.
         TooFewResponses: the normal data cannot promise the rate.
         MissingExtra: pyarrow is not installed.
@@ -59,7 +61,12 @@ def screen_data(
     check_place(out, data, normal)
     if plan.rule.rate is not None and normal is None:
         raise InvalidOption(f"--rate {plan.rule.rate:g} needs normal data to set it by; give some with --normal.")
-    work = Work(model, vectors, out, plan)
+    with alone(out):
+        return _screen(data, Work(model, vectors, out, plan), out, normal, name)
+
+
+def _screen(data: DataSet, work: Work, out: Path, normal: DataSet | None, name: str) -> Summary:
+    model, vectors, plan = work.model, work.vectors, work.plan
     asked = judges(plan.judge, vectors, model, cache=work.folder) if plan.judge else []
     usual = _usual(work, normal) if normal else None
     digest = data.digest()
@@ -70,7 +77,7 @@ def screen_data(
     mender = Mender(model, work.answers) if plan.fix and work.answers else None
     if mender:
         mender.prepare(data, found, verdict.units)
-    tops = [highest(scores) for scores in found.scores.T]
+    tops = [highest(s, cut.limits(found.tokens)) for s, cut in zip(found.scores.T, verdict.cuts, strict=True)]
     sampled = [sample(found, verdict, k, seed=plan.seed) for k in range(len(asked))]
     wanted = {int(found.index[i]) for places in (*tops, *sampled) for i in places}
     rows = write(data, found, verdict, out, own=mender, wanted=wanted)
@@ -125,8 +132,9 @@ def _verdict(work: Work, found: Found, usual: Found | None) -> Verdict:
             cuts.append(work.plan.rule.cut(scores))
         else:
             known = np.isfinite(usual.scores[:, k])
-            cuts.append(work.plan.rule.cut(scores, usual.scores[known, k], usual.index[known].tolist()))
-    flagged = [cut.flags(scores) for cut, scores in zip(cuts, found.scores.T, strict=True)]
+            normal = usual.scores[known, k], usual.tokens[known].tolist(), usual.index[known].tolist()
+            cuts.append(work.plan.rule.cut(scores, *normal))
+    flagged = [cut.flags(scores, found.tokens) for cut, scores in zip(cuts, found.scores.T, strict=True)]
     return Verdict(work.names, tuple(cuts), np.stack(flagged, axis=1))
 
 
@@ -165,7 +173,8 @@ def _with_shown(
     gallery.read(cases(work.model, found, (i for some in lists for places in some for i in places), rows).values())
     out = []
     for k, (trait, some, one) in enumerate(zip(traits, lists, opinions, strict=True)):
-        shown = [tuple(gallery.show(i, k, one.scores.get(i)) for i in places) for places in some]
+        is_flagged, judged = verdict.flagged[:, k], one.scores.get
+        shown = [tuple(gallery.show(i, k, bool(is_flagged[i]), judged(i)) for i in places) for places in some]
         names = ("top", "passed_by_judge", "seen_by_judge_only")
         out.append(trait.model_copy(update=dict(zip(names, shown, strict=True))))
     return out

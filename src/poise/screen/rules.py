@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.errors import InvalidOption
-from poise.threshold import check_rate, threshold
+from poise.threshold import Band, bands, check_rate
 
 __all__ = ["Cut", "Rule"]
 
@@ -22,19 +22,40 @@ class Cut:
     """A trait's threshold.
 
     Attributes:
-        threshold: Scores above it are flagged; ``None`` where there is no score to set it by.
+        threshold: Scores above it are flagged; ``None`` where there is no score to set it by, or one for each band.
         rule: How it was set, in words.
         why: The same in short, as a flagged row gives it.
+        bands: Of lengths, where normal data set the threshold; the first and the last go on beyond their ends.
     """
 
     threshold: float | None
     rule: str
     why: str
+    bands: tuple[Band, ...] = ()
 
-    def flags(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def limits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """float32 [m]: what answers of these lengths are flagged above."""
+        if not self.bands:
+            return np.full(len(tokens), np.inf if self.threshold is None else self.threshold, dtype=np.float32)
+        values = np.array([band.threshold.value for band in self.bands], dtype=np.float32)
+        return values[self.band_of(tokens)]
+
+    def band_of(self, tokens: NDArray[np.int32]) -> NDArray[np.intp]:
+        """Which band answers of these lengths lie in, [m]."""
+        return np.searchsorted([band.largest for band in self.bands[:-1]], tokens)
+
+    def flags(self, scores: NDArray[np.float32], tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Bool [m]; what has no score is not flagged."""
-        above: NDArray[np.bool_] = np.zeros(len(scores), dtype=bool)
-        return above if self.threshold is None else np.greater(scores, np.float32(self.threshold))
+        above: NDArray[np.bool_] = np.greater(scores, self.limits(tokens))
+        return above
+
+    def reason(self, tokens: int) -> str:
+        """Why an answer of this length is flagged."""
+        if len(self.bands) < 2:
+            return self.why
+        band = self.bands[int(self.band_of(np.array([tokens], dtype=np.int32))[0])]
+        lengths = f"{band.smallest:,} to {band.largest:,} tokens"
+        return f"above {band.threshold.value:.4g}, which normal answers of {lengths} {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +89,7 @@ class Rule:
         self,
         scores: NDArray[np.float32],
         normal: NDArray[np.float32] | None = None,
+        tokens: Sequence[int] = (),
         conversations: Sequence[int] = (),
     ) -> Cut:
         """The threshold of one trait.
@@ -75,21 +97,15 @@ class Rule:
         Args:
             scores: [m], NaN where there is none.
             normal: [n] of normal data, without NaN; needed for a rate.
-            conversations: Which conversation each normal answer came from.
+            tokens: [n] lengths of the normal answers.
+            conversations: [n], which conversation each normal answer came from.
 
         Raises:
             TooFewResponses: so few normal conversations cannot promise the rate.
         """
         if self.rate is not None:
             assert normal is not None, "a rate needs normal data"
-            set_at = threshold(normal, self.rate, conversations=conversations)
-            return Cut(
-                set_at.value,
-                f"normal answers pass it at a rate of {self.rate:.3g}: set on {set_at.answers:,} of them from "
-                f"{set_at.conversations:,} conversations, which puts the true rate between {set_at.low:.3g} and "
-                f"{set_at.high:.3g} (95 %)",
-                f"above {set_at.value:.4g}, which normal answers pass at a rate of {self.rate:.3g}",
-            )
+            return _by_length(bands(normal, tokens, self.rate, conversations=conversations), self.rate)
         if self.above is not None:
             return Cut(self.above, f"above {self.above:g}, as asked", f"above {self.above:g}")
         known = np.sort(scores[np.isfinite(scores)])
@@ -100,3 +116,27 @@ class Rule:
         which = "highest score" if top == 1 else f"{top:,} highest scores"
         asked = "as nothing else was asked, the highest 1 %: " if self.top is None else ""
         return Cut(just_below, f"{asked}the {which} and their equals", f"among the {which}")
+
+
+def _by_length(found: tuple[Band, ...], rate: float) -> Cut:
+    """A threshold a band: a mean over few tokens spreads widely, so that one for all would flag short answers."""
+    first = found[0].threshold
+    if len(found) == 1:
+        return Cut(
+            first.value,
+            f"normal answers pass it at a rate of {rate:.3g}: set on {first.answers:,} of them from "
+            f"{first.conversations:,} conversations, all lengths together, which puts the true rate between "
+            f"{first.low:.3g} and {first.high:.3g} (95 %)",
+            f"above {first.value:.4g}, which normal answers pass at a rate of {rate:.3g}",
+            found,
+        )
+    least = min(band.threshold.conversations for band in found)
+    return Cut(
+        None,
+        f"normal answers of like length pass it at a rate of {rate:.3g}: {len(found)} bands of length, each set on "
+        f"{least:,} or more of {sum(band.threshold.answers for band in found):,} normal answers, which puts the true "
+        f"rate of a band between {min(b.threshold.low for b in found):.3g} and "
+        f"{max(b.threshold.high for b in found):.3g} (95 %)",
+        f"pass at a rate of {rate:.3g}",
+        found,
+    )

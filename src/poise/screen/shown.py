@@ -80,7 +80,7 @@ class Gallery:
                     self._cases[case.at] = case
                 advance(len(some))
 
-    def show(self, at: int, trait: int, judged: float | None = None) -> Shown:
+    def show(self, at: int, trait: int, flagged: bool, judged: float | None = None) -> Shown:
         """An answer that was read, by one trait."""
         case = self._cases[at]
         text = case.place.text
@@ -91,6 +91,7 @@ class Gallery:
             turn=case.turn.number,
             score=_short(float(self.found.scores[at, trait])),
             percentile=_short(float(self.percentiles[trait][at])),
+            flagged=flagged,
             prompt=case.question if len(case.question) <= PROMPT else "…" + case.question[1 - PROMPT :],
             pieces=pieces(self.model, text.ids[text.start : text.end], self._read[at][:, trait].tolist()),
             own=self._own(case),

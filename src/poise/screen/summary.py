@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Figure", "LengthDecile", "Shown", "Summary", "TraitSummary"]
+__all__ = ["Figure", "LengthBand", "LengthDecile", "Shown", "Summary", "TraitSummary"]
 
 
 class Frozen(BaseModel):
@@ -34,6 +34,7 @@ class Shown(Frozen):
     score: float
     percentile: float = Field(description="Share of the data's answers with a lower score, 0–100.")
     prompt: str = Field(description="The end of what came before the answer.")
+    flagged: bool = Field(description="For this trait.")
     pieces: tuple[tuple[str, float], ...] = Field(
         description="The answer's tokens as text with each one's projection; of a long answer 400 around the "
         "brightest, with … where it goes on."
@@ -51,6 +52,20 @@ class LengthDecile(Frozen):
     flagged: int
 
 
+class LengthBand(Frozen):
+    """Answers of like length, the threshold that normal ones of that length set, and what it flags."""
+
+    shortest: int = Field(description="Tokens; the first band also holds what is shorter.")
+    longest: int = Field(description="Tokens; the last band also holds what is longer.")
+    threshold: float = Field(description="Scores above it are flagged.")
+    low: float = Field(description="95 % interval of the rate at which normal answers of the band pass it.")
+    high: float
+    answers: int = Field(description="Normal ones that it was set on.")
+    conversations: int = Field(description="That these came from.")
+    units: int = Field(description="The data's answers in the band.")
+    flagged: int
+
+
 class TraitSummary(Frozen):
     """One trait over the whole data."""
 
@@ -65,11 +80,16 @@ class TraitSummary(Frozen):
     edges: tuple[float, ...] = Field(description="Of the histograms.")
     counts: tuple[int, ...]
     normal_counts: tuple[int, ...] | None
-    threshold: float | None = Field(description="Scores above it are flagged; None where nothing is.")
+    flagged_counts: tuple[int, ...] = Field(description="Those of the counts that are flagged.")
+    threshold: float | None = Field(
+        description="Scores above it are flagged; None where nothing is, or where the bands have one each."
+    )
+    bands: tuple[LengthBand, ...] = Field((), description="With a rate: thresholds by length.")
+    outside: int = Field(0, description="Answers shorter or longer than any normal one; no rate is promised for them.")
     rule: str = Field(description="How it was set, in words.")
     flagged: int
     by_length: tuple[LengthDecile, ...]
-    top: tuple[Shown, ...] = Field(description="The highest scores.")
+    top: tuple[Shown, ...] = Field(description="The highest above their threshold.")
     passed_by_judge: tuple[Shown, ...] = Field((), description="Flagged by projection, low for the judge.")
     seen_by_judge_only: tuple[Shown, ...] = Field((), description="High for the judge, not flagged.")
 

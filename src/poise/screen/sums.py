@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from poise.screen.found import Found, by_length, histogram, mean
 from poise.screen.predict import prediction
 from poise.screen.rules import Cut
-from poise.screen.summary import TraitSummary
+from poise.screen.summary import LengthBand, TraitSummary
 from poise.screen.work import Work
 
 __all__ = ["highest", "of_trait"]
@@ -16,10 +16,11 @@ __all__ = ["highest", "of_trait"]
 SHOWN = 10
 
 
-def highest(scores: NDArray[np.float32]) -> list[int]:
-    """Places of the highest scores, the earlier first among equals."""
+def highest(scores: NDArray[np.float32], limits: NDArray[np.float32]) -> list[int]:
+    """Places of the scores highest above their thresholds, the earlier first among equals."""
     known = np.flatnonzero(np.isfinite(scores))
-    return [int(i) for i in known[np.argsort(-scores[known], kind="stable")][:SHOWN]]
+    above = scores[known].astype(float) - limits[known]
+    return [int(i) for i in known[np.argsort(-above, kind="stable")][:SHOWN]]
 
 
 def of_trait(
@@ -38,6 +39,7 @@ def of_trait(
     vector, probe, scores = work.vectors[k], work.probes[k], found.scores[:, k]
     normal = usual.scores[np.isfinite(usual.scores[:, k]), k] if usual else None
     edges, counts, normal_counts = histogram(scores, normal)
+    own_bands = _bands(cut, found, scores, flagged)
     own = mean(scores, found.index)
     normally = mean(usual.scores[:, k], usual.index) if usual else None
     norm = float(vector.norms[probe.layer])
@@ -53,9 +55,36 @@ def of_trait(
         edges=tuple(edges),
         counts=tuple(counts),
         normal_counts=None if normal_counts is None else tuple(normal_counts),
+        flagged_counts=tuple(np.histogram(scores[flagged], edges)[0].tolist()) if edges else (),
         threshold=None if cut.threshold is None else float(f"{cut.threshold:.9g}"),
+        bands=own_bands,
+        outside=_outside(own_bands, found.tokens[np.isfinite(scores)]),
         rule=cut.rule,
         flagged=int(flagged.sum()),
         by_length=tuple(by_length(found.tokens, scores, flagged)),
         top=(),
     )
+
+
+def _bands(cut: Cut, found: Found, scores: NDArray[np.float32], flagged: NDArray[np.bool_]) -> tuple[LengthBand, ...]:
+    """The bands of length with the data's answers in them."""
+    which = np.where(np.isfinite(scores), cut.band_of(found.tokens), -1)
+    return tuple(
+        LengthBand(
+            shortest=band.smallest,
+            longest=band.largest,
+            threshold=float(f"{band.threshold.value:.9g}"),
+            low=float(f"{band.threshold.low:.4g}"),
+            high=float(f"{band.threshold.high:.4g}"),
+            answers=band.threshold.answers,
+            conversations=band.threshold.conversations,
+            units=int((which == i).sum()),
+            flagged=int(flagged[which == i].sum()),
+        )
+        for i, band in enumerate(cut.bands)
+    )
+
+
+def _outside(bands: tuple[LengthBand, ...], tokens: NDArray[np.int32]) -> int:
+    """Answers shorter or longer than any normal one."""
+    return int(((tokens < bands[0].shortest) | (tokens > bands[-1].longest)).sum()) if bands else 0

@@ -6,7 +6,6 @@ ready at once.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Literal
 
 from poise.activations import Probe
 from poise.conversations import Conversation, DataSet, Rejected, Rejections
-from poise.errors import InvalidOption, SaveFailed
+from poise.errors import InvalidOption
 from poise.journal import content_key
 from poise.model import Model
 from poise.progress import track
@@ -87,7 +86,6 @@ class Work:
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise InvalidOption(f"Two vectors are named {twice[0]}; screen them one after the other, in two folders.")
         self.probes = probes_of(vectors, plan.layer)
-        _tidy(out)
         needed = plan.method == "difference" or plan.fix
         self.answers = self.own_answers() if needed else None
 
@@ -157,14 +155,3 @@ def _job(data: DataSet, digest: str, model: Model, probes: Sequence[Probe]) -> s
         directions=[[p.layer, hashlib.sha256(p.direction.numpy().tobytes()).hexdigest()] for p in probes],
         window=windows.WINDOW,
     )
-
-
-def _tidy(out: Path) -> None:
-    """Make the folder, and take away what killed runs left half written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for left in (*out.glob(".*.part"), *out.glob(".run/**/.*.part")):
-            with contextlib.suppress(FileNotFoundError):
-                left.unlink()
-    except OSError as error:
-        raise SaveFailed(f"Cannot use the folder {out}: {error.strerror or error}; choose another --out.") from error

@@ -206,7 +206,7 @@ class _Table:
 
     def _why(self, at: int) -> str | None:
         reasons = [
-            f"{trait} {self.found.scores[at, k]:.4g}: {self.verdict.cuts[k].why}"
+            f"{trait} {self.found.scores[at, k]:.4g}: {self.verdict.cuts[k].reason(int(self.found.tokens[at]))}"
             for k, trait in enumerate(self.verdict.traits)
             if self.verdict.flagged[at, k]
         ]
