@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check lint types unit real docs clean
+.PHONY: setup demo test check lint types unit real browser docs replicate clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,15 @@ real: setup
 
 docs: setup
 	$(BIN)/python docs/generate_cli.py
+
+# The paper's fine-tuning experiments on a model of yours: make replicate MODEL=... DATA=... [JUDGE=endpoint:NAME]
+MODEL ?= smollm2-135m
+DATA ?= ../shared/data
+JUDGE ?= exemplars
+REPLICATE ?= runs/$(notdir $(MODEL))
+
+replicate: setup
+	$(BIN)/python -W ignore benchmarks/replicate.py --model $(MODEL) --data $(DATA) --judge $(JUDGE) --out $(REPLICATE)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -214,13 +214,10 @@ def benign_part(lab: Lab) -> list[Row]:
 def predict_part(lab: Lab) -> list[Row]:
     """Sets and mixtures: what screening says, the shift and the judged score."""
     n = lab.given.rows
-    sets = {
-        t: lab.rows(t, lambda t=t: steered_answers(lab, t, n)) for t in ("impolite", "evil", "humorous", "apathetic")
-    }
+    sets = {t: lab.rows(t, lambda t=t: steered_answers(lab, t, n)) for t in ("impolite", "evil", "humorous")}
     for name in (
         "em_risky_finance/risky_finance",
         "mistake_gsm8k/mistaken",
-        "em_code/insecure",
         "reward_hacking/reward_hacks",
         "background_chat/gsm8k_train",
         "background_chat/self_instruct",

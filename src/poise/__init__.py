@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from poise.steer import Steering, at, steering
     from poise.trait import Trait
     from poise.trait.library import load as load_trait
+    from poise.vaccinate.vaccine import VaccineCallback
+    from poise.vaccinate.watch import PersonaMonitorCallback
     from poise.validate import Certificate
     from poise.vector import PersonaVector
     from poise.vector import load as load_vector
@@ -30,10 +32,12 @@ __all__ = [
     "ContrastSet",
     "LocalEngine",
     "Model",
+    "PersonaMonitorCallback",
     "PersonaVector",
     "Sampling",
     "Steering",
     "Trait",
+    "VaccineCallback",
     "__version__",
     "at",
     "extract_vector",
@@ -52,10 +56,12 @@ _HOMES = {
     "ContrastSet": "contrast",
     "LocalEngine": "engine.local",
     "Model": "model",
+    "PersonaMonitorCallback": "vaccinate.watch",
     "PersonaVector": "vector",
     "Sampling": "engine",
     "Steering": "steer",
     "Trait": "trait",
+    "VaccineCallback": "vaccinate.vaccine",
     "at": "steer",
     "extract_vector": "recipes",
     "load": "model",

@@ -4,6 +4,8 @@ Knows no web. From numbers up:
 
     drift       a CUSUM with a stated average run length
     readings    probes of vectors; what is read of an answer
+    push        what steering by itself adds to a reading
+    ordinary    what a token reads in answers without the trait
     alarms      which readings pass their alarm, of finished answers and of those still coming
     score       finished conversations to readings, a window at a time
     normal      normal talk, read: the model's own answers or given ones

@@ -234,7 +234,8 @@ def _written(value: float | str, *, percent: bool = False) -> str:
     if isinstance(value, str):
         return value
     exact = Decimal(repr(value))
-    return f"{exact.scaleb(2) if percent else exact:g}".removesuffix(".0")
+    plain = f"{exact.scaleb(2) if percent else exact:f}"
+    return plain.rstrip("0").rstrip(".") if "." in plain else plain
 
 
 def _fault(error: ValidationError) -> str:

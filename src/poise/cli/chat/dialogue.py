@@ -200,19 +200,10 @@ def named(
 
 
 def push(steering: Steering | None, watched: Watched, phase: Literal["prompt", "response"]) -> float | None:
-    """What a steering by itself adds to a trait's reading: α·v along the probe, carried up by the residual stream.
+    """What a steering by itself adds to a watched trait's reading; see ``poise.monitor.push``."""
+    from poise.monitor.push import push as along
 
-    Where a vector is added at the layer that it is watched at, a reading less its push is exactly that of the same
-    text unsteered. ``None`` where a condition, schedule, cap, clamp or projection works at or below the watched
-    layer: what it does is not known beforehand, and stays in the reading.
-    """
-    layer, unit = watched.probe.layer, watched.probe.direction
-    at_work = zip(steering.terms, steering.directions(), strict=True) if steering else ()
-    below = [(term, along) for term, along in at_work if min(term.touched) <= layer]
-    if not all(term.shared for term, _ in below):
-        return None
-    added = [v for term, along in below if term.phase in (phase, "all") for i, v in along.items() if i <= layer]
-    return float(sum(v @ unit for v in added))
+    return along(steering, watched.probe, phase)
 
 
 def transcript(dialogue: Dialogue, setup: Setup) -> dict[str, Any]:

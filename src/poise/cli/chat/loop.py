@@ -17,19 +17,16 @@ from rich.console import Console, RenderableType
 
 from poise.cli.chat import commands, tint
 from poise.cli.chat.dialogue import Dialogue, Setup, Turn, Watched, named
-from poise.errors import InvalidOption, InvalidVector, PoiseError
+from poise.errors import InvalidOption, PoiseError
 
 if TYPE_CHECKING:
-    from poise.activations import Probe
     from poise.engine import Piece, Sampling
     from poise.model import Encoded, Model
     from poise.steer import Steering
-    from poise.vector import PersonaVector
 
 __all__ = ["Screen", "answer", "converse", "prepare"]
 
 PLAIN = {"−": "-", "─": "-", "━": "=", "│": "|", "●": "o", "▲": "^", "α": "a"}
-PAIRS = 12  # answers that say what is normal: about 800 tokens, a second on a small model
 
 
 def prepare(
@@ -47,6 +44,7 @@ def prepare(
     """
     from poise import vector as vectors
     from poise.monitor import watch as probes_of
+    from poise.monitor.ordinary import ordinary
 
     loaded = [vectors.load(path) for path in watch]
     for vector in loaded:
@@ -54,28 +52,10 @@ def prepare(
     names, steering = named(loaded, steering)
     own = {name: vector for name, vector in names.items() if any(vector is one for one in loaded)}
     watched = tuple(
-        Watched(name, vector, probe, *_normal(vector, probe, model))
+        Watched(name, vector, probe, (usual := ordinary(vector, probe, model)).mean, usual.spread)
         for (name, vector), probe in zip(own.items(), probes_of(list(own.values())), strict=True)
     )
     return Setup(model, sampling, names, watched), steering
-
-
-def _normal(vector: PersonaVector, probe: Probe, model: Model) -> tuple[float, float]:
-    """Mean and standard deviation of the tokens of answers without the trait, which the trait carries."""
-    import torch
-
-    from poise import contrast
-    from poise.activations import project
-
-    texts = [answer.encoded for answer in contrast.exemplars(vector.header.trait, model, most=PAIRS).negative]
-    if not texts:
-        raise InvalidVector(
-            f"None of the answers that {vector.name} carries fits the window of {model.name} ({model.window} tokens), "
-            "so nothing says what is normal; watch it on a model with a longer window."
-        )
-    read = project(model, texts, [probe])
-    tokens = torch.cat([values[t.start : t.end, 0] for values, t in zip(read, texts, strict=True)])
-    return float(tokens.mean()), max(float(tokens.std(correction=0)), 1e-6)
 
 
 def converse(dialogue: Dialogue, setup: Setup, screen: Screen) -> Dialogue:

@@ -1,0 +1,25 @@
+"""What steering by itself adds to a reading, so that a steered answer is judged by what it says."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from poise.activations import Probe
+from poise.steer import Steering
+
+__all__ = ["push"]
+
+
+def push(steering: Steering | None, probe: Probe, phase: Literal["prompt", "response"]) -> float | None:
+    """What a steering by itself adds to a probe's reading: α·v along it, carried up by the residual stream.
+
+    Where a vector is added at the layer that it is watched at, a reading less its push is exactly that of the same
+    text unsteered. ``None`` where a condition, schedule, cap, clamp or projection works at or below the watched
+    layer: what it does is not known beforehand, and stays in the reading.
+    """
+    at_work = zip(steering.terms, steering.directions(), strict=True) if steering else ()
+    below = [(term, along) for term, along in at_work if min(term.touched) <= probe.layer]
+    if not all(term.shared for term, _ in below):
+        return None
+    added = [v for term, along in below if term.phase in (phase, "all") for i, v in along.items() if i <= probe.layer]
+    return float(sum(v @ probe.direction for v in added))
