@@ -45,7 +45,7 @@ from poise.vaccinate.train import train
 
 TRAITS = ("impolite", "evil", "humorous", "sycophantic", "apathetic")
 DOSE = 0.3  # under which the trait sets are written
-CURVE = {"one layer": (2.0, 4.0), "increments": (0.5, 1.0, 2.0)}  # α on the first seed
+CURVE = {"one layer": (0.5, 1.0, 2.0), "increments": (0.25, 0.5, 1.0)}  # α on the first seed
 Row = dict[str, Any]
 
 
@@ -191,7 +191,9 @@ def vaccine_part(lab: Lab) -> list[Row]:
             out.append(result(arm, seed, lab.measure(name, adapter, [trait], 20, abilities=abilities)))
             if arm == "plain":
                 against = Spec.parse(f"v=-{lab.given.after:g}").steering({"v": vector.load(lab.vector_file(trait))})
-                done = lab.measure(f"{name}-after", adapter, [trait], 20, abilities=abilities, steering=against)
+                done = lab.measure(
+                    f"{name}-after-{lab.given.after:g}", adapter, [trait], 20, abilities=abilities, steering=against
+                )
                 out.append(result(f"after the fact α=−{lab.given.after:g}", seed, done))
     return out
 
@@ -410,9 +412,9 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=48, help="of each set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rollouts", type=int, default=1)
-    parser.add_argument("--alpha", type=float, default=2.0, help="of the vaccine at one layer, on all seeds")
-    parser.add_argument("--increments", type=float, default=1.0, help="of the vaccine as increments, on all seeds")
-    parser.add_argument("--after", type=float, default=1.0, help="of steering after the fact")
+    parser.add_argument("--alpha", type=float, default=1.0, help="of the vaccine at one layer, on all seeds")
+    parser.add_argument("--increments", type=float, default=0.5, help="of the vaccine as increments, on all seeds")
+    parser.add_argument("--after", type=float, default=2.0, help="of steering after the fact")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--epochs", type=float, default=1.0)

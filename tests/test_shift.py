@@ -22,7 +22,7 @@ import tiny
 from poise.cli import app
 from poise.conversations import Conversation
 from poise.engine.local import LocalEngine
-from poise.errors import BrokenModelFile, InvalidData, InvalidOption, MissingExtra, OtherModel
+from poise.errors import BrokenModelFile, InvalidData, InvalidOption, MissingExtra, ModelNotFound, OtherModel
 from poise.journal import Journal
 from poise.judge import Judgement
 from poise.model import Model, ask, load
@@ -225,6 +225,13 @@ class TestTheModels:
     ) -> None:
         with pytest.raises(InvalidOption, match="at least one tuned model, and one vector"):
             measure(base, [Tuned(base)] * tuned, [vectors[0]] * traits, read_only(), load=load32)
+
+    def test_must_be_there_before_the_base_is_paid_for(self, vectors: list[PersonaVector], tmp_path: Path) -> None:
+        def load_nothing(name: str) -> Model:
+            raise AssertionError(name)
+
+        with pytest.raises(ModelNotFound, match="nowhere"):
+            measure("base", [Tuned(str(tmp_path / "nowhere"))], vectors, read_only(), load=load_nothing)
 
     def test_are_told_apart_by_every_weight(self, base: str) -> None:
         one, other = load32(base), load32(base)
@@ -607,9 +614,9 @@ class TestTheCommand:
         assert Path(said["report"]).is_file()
 
     def test_shows_the_figures_in_a_table(self, report: ShiftReport, capsys: pytest.CaptureFixture[str]) -> None:
-        from poise.cli.shift import _show
+        from poise.cli.shift import show_measured
 
-        _show(report, Path("out"))
+        show_measured(report, Path("out"))
         said = capsys.readouterr().out
         assert "1.75 [1.75, 1.75]" in said
         assert "0.50 [0.10, 0.90]" in said

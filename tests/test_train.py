@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,21 +15,26 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from click.testing import Result
 from transformers import TrainerCallback
+from typer.testing import CliRunner
 
 import tiny
 from poise import recipes
 from poise import vector as vectors
 from poise.activations import read
+from poise.cli import app
 from poise.conversations import Conversation, Rejections, open_data
 from poise.errors import InvalidData, InvalidOption, InvalidSettings, OtherModel, SaveFailed, TrainingFailed
 from poise.model import Model, ask
+from poise.screen.alone import alone
 from poise.settings import read_settings
 from poise.steer import at
 from poise.vaccinate.checkpoints import WHOLE, drop_broken, last_good
 from poise.vaccinate.config import Config
-from poise.vaccinate.data import IGNORED, examples
-from poise.vaccinate.train import train
+from poise.vaccinate.data import IGNORED, Example, Examples, examples
+from poise.vaccinate.train import _split, train
 from poise.vaccinate.vaccine import VaccineCallback
 from poise.vaccinate.watch import PersonaMonitorCallback
 from poise.vector import Alarm, PersonaVector
@@ -160,6 +166,26 @@ class TestTheMonitor:
         assert told[-1] == pytest.approx(mean_state(base, vector, prompts) - before, abs=1e-4)
         assert [line["step"] for line in run.state.log_history if "persona/grumpy" in line] == [2, 3]
 
+    def test_leaves_the_trainers_own_lines_in_the_log(self, base: Model, tmp_path: Path) -> None:
+        watched = PersonaMonitorCallback(tiny.vector(base), every=1, prompts=["Hm?"])
+        run = trainer(base, tmp_path, watched, logging_strategy="steps", logging_steps=1)
+        run.train()
+        assert [line["step"] for line in run.state.log_history if "loss" in line] == [1, 2]
+
+    def test_a_resumed_run_counts_from_the_first_step_too(self, base: Model, tmp_path: Path) -> None:
+        told = []
+        for resume in (None, str(tmp_path / "checkpoint-2")):
+            model = tiny.model("llama")
+            model.lm.requires_grad_(True)
+            watched = PersonaMonitorCallback([tiny.vector(base)], every=1, prompts=["Hm?"])
+            run = trainer(model, tmp_path, watched, max_steps=3, save_strategy="steps", save_steps=2)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                run.train(resume_from_checkpoint=resume)
+            told.append([line["persona/grumpy"] for line in run.state.log_history if "persona/grumpy" in line])
+        assert told[1] == pytest.approx(told[0], abs=1e-6)
+        assert len(set(told[0])) == 3
+
     def test_reads_the_batch_at_the_tokens_that_are_learnt(self, base: Model, tmp_path: Path) -> None:
         from test_vaccine import rows
 
@@ -205,6 +231,10 @@ class TestTheMonitor:
             PersonaMonitorCallback([tiny.vector(base)], stop=True)
         with pytest.raises(InvalidOption, match="one vector"):
             PersonaMonitorCallback([])
+        with pytest.raises(InvalidOption, match="0 prompts"):
+            PersonaMonitorCallback([tiny.vector(base)], prompts=[])
+        with pytest.raises(InvalidOption, match="grumpy would share"):
+            PersonaMonitorCallback([tiny.vector(base), tiny.vector(base, seed=1)])
 
     def test_refuses_a_vector_of_another_model(self, base: Model, tmp_path: Path) -> None:
         watched = PersonaMonitorCallback([tiny.vector(tiny.model(seed=5))], prompts=["Hm?"])
@@ -271,7 +301,7 @@ class TestARun:
             home,
             tmp_path / "run",
             max_steps=2,
-            vaccine={"steer": [f"{file}=1"], "inoculation": "You are grumpy."},
+            vaccine={"steer": [f"{file}=1; {file}@1=out"], "inoculation": "You are grumpy."},
             watch={"vectors": [file], "every": 1},
             measure={"judge": None, "capability": [f"perplexity={home / 'rows.jsonl'}"], "capability_limit": 4},
         )
@@ -280,11 +310,28 @@ class TestARun:
         assert done.shift.tuned[0].capability[0].kind == "perplexity"
         card = done.card.read_text()
         assert done.trained.facts["data"]["sha256"] in card
-        assert "v.safetensors=1" in card
+        assert "v.safetensors=1; v.safetensors@1=out" in card
         assert "grumpy" in card
         assert str(home) not in card
         assert "<html" in (done.trained.folder / "report.html").read_text()
-        assert [line["step"] for line in done.trained.facts["watched"]] == [1, 2]
+        assert [line["step"] for line in done.trained.facts["watched"]] == [0, 1, 2]
+
+    def test_killed_after_the_last_step_it_takes_no_other(self, home: Path, tmp_path: Path) -> None:
+        config = settings(home, tmp_path / "run", max_steps=4, schedule="constant")  # of 5 in an epoch
+        done = train(config)
+        shutil.copytree(done.adapter, tmp_path / "kept")
+        (done.folder / "train.json").unlink()
+        (done.adapter / "adapter_model.safetensors").write_bytes(b"half")
+        again = train(config)
+        assert equal(again.adapter, tmp_path / "kept")
+        assert (again.facts["steps"], again.facts["loss"]) == (4, done.facts["loss"])
+
+    def test_what_is_held_out_shares_no_conversation_with_what_is_learnt(self) -> None:
+        rows = tuple(Example((i,), (i,), conversation=i // 3) for i in range(30))
+        learnt, kept_back = _split(Examples(rows, 0, {}), 0.2, 0)
+        assert len({row.conversation for row in kept_back}) == 2
+        assert not {row.conversation for row in kept_back} & {row.conversation for row in learnt}
+        assert len(learnt) + len(kept_back) == 30
 
 
 class TestWhatGoesWrong:
@@ -335,6 +382,60 @@ class TestWhatGoesWrong:
         whole = train(settings(home, tmp_path / "whole"))
         assert equal(done.adapter, whole.adapter, within=1e-6)
 
+    @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="has no disk that is always full")
+    def test_a_disk_that_is_full_for_torch_is_the_same_sentence(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from transformers import Trainer
+
+        monkeypatch.setattr(
+            Trainer, "_save_optimizer_and_scheduler", lambda self, folder: torch.save(torch.zeros(10**6), "/dev/full")
+        )
+        with pytest.raises(SaveFailed, match=r"no checkpoint yet.*same command"):
+            train(settings(home, tmp_path / "run"))
+
+    @pytest.mark.parametrize("what", ["data", "model"])
+    def test_a_run_does_not_go_on_with_other_data_or_another_base(self, home: Path, tmp_path: Path, what: str) -> None:
+        own = tmp_path / "home"
+        shutil.copytree(home, own)
+        config = settings(own, tmp_path / "run", max_steps=2)
+        done = train(config)
+        (done.folder / "train.json").unlink()
+        if what == "data":
+            (own / "rows.jsonl").write_text("".join((own / "rows.jsonl").read_text().splitlines(keepends=True)[1:]))
+        else:
+            tiny.lm("llama", seed=3).save_pretrained(own / "model")
+        with pytest.raises(InvalidOption, match=f"another content of `{what}`"):
+            train(config)
+
+    @pytest.mark.parametrize(
+        ("changes", "complaint"),
+        [
+            ({"lora": {"targets": ["q_proj", "qproj"]}}, "names qproj, .*q_proj"),
+            ({"report_to": ["tensorbord"]}, "tensorbord"),
+        ],
+    )
+    def test_names_that_nothing_has_are_refused(
+        self, home: Path, tmp_path: Path, changes: dict[str, Any], complaint: str
+    ) -> None:
+        with pytest.raises(InvalidOption, match=complaint):
+            train(settings(home, tmp_path / "run", **changes))
+
+    def test_all_data_held_out_are_refused(self, home: Path, tmp_path: Path) -> None:
+        with pytest.raises(InvalidData, match="less held_out"):
+            train(settings(home, tmp_path / "run", held_out=0.99))
+
+    def test_two_runs_in_one_folder_and_two_vectors_of_one_trait_are_refused_before_training(
+        self, home: Path, tmp_path: Path
+    ) -> None:
+        with alone(tmp_path / "run"), pytest.raises(InvalidOption, match="Another run"):
+            recipes.finetune(settings(home, tmp_path / "run"))
+        shutil.copy(home / "v.safetensors", tmp_path / "w.safetensors")
+        both = [str(home / "v.safetensors"), str(tmp_path / "w.safetensors")]
+        with pytest.raises(InvalidOption, match="two vectors of one trait"):
+            recipes.finetune(settings(home, tmp_path / "run", measure={"vectors": both}))
+        assert not (tmp_path / "run" / "config.json").exists()
+
     def test_killed_in_the_middle_it_goes_on_and_ends_like_an_unbroken_run(self, home: Path, tmp_path: Path) -> None:
         script = (
             "import sys, json; from poise.vaccinate.config import Config; from poise.vaccinate.train import train;"
@@ -360,6 +461,43 @@ class TestWhatGoesWrong:
             read_settings(path, Config)
         with pytest.raises(InvalidSettings, match="No such file"):
             read_settings(tmp_path / "none.yaml", Config)
+
+
+class TestTheCommand:
+    def run(self, path: Path, **changes: Any) -> Result:
+        path.write_text(yaml.safe_dump(changes))
+        return CliRunner().invoke(app, ["train", str(path), "--json"])
+
+    def test_prints_one_object_and_writes_what_it_names(self, home: Path, tmp_path: Path) -> None:
+        said = settings(home, tmp_path / "run", max_steps=1).model_dump(mode="json")
+        said["measure"] |= {"vectors": [str(home / "v.safetensors")], "judge": None}
+        done = self.run(tmp_path / "run.yaml", **said)
+        assert done.exit_code == 0, done.stderr
+        shown = json.loads(done.stdout)
+        assert {"adapter", "card", "steps", "loss", "data", "shift", "judged", "report"} == set(shown)
+        assert Path(shown["card"]).exists()
+        assert shown["shift"]["grumpy"]["n"] > 0
+
+    @pytest.mark.parametrize(
+        ("changes", "complaint"),
+        [
+            ({"lr": 1e-4}, "lr is no setting"),
+            ({"data": ["nowhere.jsonl"]}, "nowhere.jsonl"),
+            ({"model": "no/such-model-here"}, "no/such-model-here"),
+            ({"vaccine": {"steer": ["nowhere.safetensors=1"]}}, "nowhere.safetensors"),
+            ({"vaccine": {"steer": ["what is this"]}}, "what is this"),
+        ],
+    )
+    def test_says_what_is_wrong_in_one_sentence(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], complaint: str
+    ) -> None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        said = settings(home, tmp_path / "run").model_dump(mode="json") | changes
+        done = self.run(tmp_path / "run.yaml", **said)
+        assert done.exit_code == 2
+        assert complaint in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert done.stdout == ""
 
 
 def until(there: Any, seconds: float = 120) -> None:

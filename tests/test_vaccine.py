@@ -213,6 +213,14 @@ class TestStepsAreThoseTakenByHand:
             trainer(base, tmp_path, callback, torch_compile=True, torch_compile_backend="aot_eager").train()
         assert same(base.lm.state_dict(), wanted)
 
+    def test_when_the_user_compiled_it(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        wanted = by_hand(base, adding(vector, 1.5, [2]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            base.lm.compile(backend="eager")
+            trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2))).train()
+        assert same(base.lm.state_dict(), wanted)
+
     def test_in_bfloat16_autocast_it_is_near(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [2]))
         trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2)), bf16=True).train()
@@ -322,6 +330,21 @@ class TestWhatIsSavedHasNoTraceOfIt:
             trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2)), Break(), learning_rate=0.0).train()
         trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=1))).train()
         assert same(base.lm.state_dict(), wanted)
+
+    def test_nor_one_of_the_same_base_in_a_new_adapter(self, vector: PersonaVector, tmp_path: Path) -> None:
+        class Break(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+                raise RuntimeError("power cut")
+
+        plain, base = tiny.model("llama"), tiny.lm("llama")
+        adapted = tiny.adapted(base)
+        with pytest.raises(RuntimeError, match="power cut"):
+            trainer(plain, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=1)), Break(), lm=adapted).train()
+        again = tiny.adapted(adapted.unload())
+        start = {name: p.clone() for name, p in again.named_parameters() if p.requires_grad}
+        trainer(plain, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2)), lm=again).train()
+        trained = {name: p for name, p in again.named_parameters() if p.requires_grad}
+        assert same(adapter_by_hand(plain, start, adding(vector, 1.5, [2])), trained)
 
 
 def adapter_by_hand(model: Model, start: dict[str, Any], work: Any) -> dict[str, Any]:
@@ -458,6 +481,27 @@ class TestItRefuses:
             learning(base, at(vector, coef=1.0, layer=2), positions="response"),
         ):
             base.lm(torch.tensor([[4, 5]]))
+
+    def test_response_positions_where_the_pass_goes_around_the_marked_model(
+        self, base: Model, vector: PersonaVector
+    ) -> None:
+        base.lm.train()
+        with learning(base, at(vector, coef=1.0, layer=2), positions="response"):
+            with pytest.raises(InvalidSteering, match="last seen: none"):
+                base.lm.model(torch.tensor([[4, 5]]))
+            base.lm(torch.tensor([[4, 5]]), labels=torch.tensor([[IGNORED, 5]]))
+            with pytest.raises(InvalidSteering, match=r"1x3 tokens.*last seen: 1x2"):
+                base.lm.model(torch.tensor([[4, 5, 6]]))
+
+    def test_layers_beside_a_steering_that_has_its_own(self, vector: PersonaVector) -> None:
+        with pytest.raises(InvalidOption, match="names its own"):
+            VaccineCallback(at(vector, coef=1.0), layers="increments")
+
+    def test_a_trainer_without_a_tokenizer(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        run = trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2)))
+        run.processing_class = run.callback_handler.processing_class = None
+        with pytest.raises(InvalidOption, match="processing_class=tokenizer"):
+            run.train()
 
     def test_conditions_and_schedules(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         term = Term(vector, 1.0, (2,), tokens=(0, 5))

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from poise.cli import chat, demo, exchange, judge, monitor, screen, shift, talk, train, traits, vectors
+from poise.cli import chat, demo, exchange, gate, judge, monitor, screen, serve, shift, talk, train, traits, vectors
 from poise.errors import UserError
 
 __all__ = ["app", "main"]
@@ -32,6 +32,7 @@ class _Commands(TyperGroup):
             "validate",
             "generate",
             "chat",
+            "serve",
             "calibrate",
             "read",
             "screen",
@@ -89,12 +90,13 @@ app.command("extract")(vectors.extract)
 app.command("validate")(vectors.validate)
 app.command("generate")(talk.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("calibrate")(monitor.calibrate)
 app.command("read")(monitor.read)
 app.command("screen")(screen.screen)
 app.command("train")(train.train)
 app.command("shift")(shift.shift)
-app.command("gate")(shift.gate)
+app.command("gate")(gate.gate)
 app.add_typer(judge.app, name="judge")
 app.command("show")(vectors.show)
 app.command("export")(exchange.export)

@@ -1,8 +1,7 @@
-"""``poise shift`` and ``poise gate``."""
+"""``poise shift``."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,16 +19,16 @@ from poise.cli.options import (
     Seed,
     Temperature,
 )
-from poise.cli.work import load_model, note, working
-from poise.errors import InvalidOption, SaveFailed
+from poise.cli.work import load_model, working
+from poise.errors import InvalidOption
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from poise.vaccinate.gate import Gated, Limits
+    from poise.vaccinate.gate import Limits
     from poise.vaccinate.measured import Capability, Figure, Shift, ShiftReport
 
-__all__ = ["gate", "shift", "show_measured"]
+__all__ = ["Abilities", "AbilityLimit", "JudgeOrNone", "Layer", "figure", "measure_now", "shift", "show_measured"]
 
 _MEASURED = "What is measured"
 
@@ -138,7 +137,7 @@ def shift(
     """
     from poise.cli import facts
 
-    done = _measure(
+    done = measure_now(
         base,
         tuned,
         vector,
@@ -158,98 +157,7 @@ def shift(
         show_measured(done, out)
 
 
-Measured = Annotated[
-    Path | None,
-    typer.Option("--measured", metavar="JSON", dir_okay=False, help="A shift.json, instead of measuring now."),
-]
-
-
-def gate(
-    limits: Annotated[
-        Path, typer.Argument(metavar="LIMITS.yaml", dir_okay=False, help="The limits.", show_default=False)
-    ],
-    measured: Measured = None,
-    base: Annotated[str | None, typer.Option("--base", metavar="M", help="The model before fine-tuning.")] = None,
-    tuned: Annotated[
-        list[str] | None,
-        typer.Option("--tuned", metavar="M2", help="The model after it: a folder, a hub id, or a PEFT adapter folder."),
-    ] = None,
-    vector: Annotated[
-        list[Path] | None,
-        typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="DIR", file_okay=False, help="The folder for what is measured, gate.md and gate.xml."
-        ),
-    ] = None,
-    summary: Annotated[
-        Path | None,
-        typer.Option("--summary", metavar="FILE", dir_okay=False, help="Write the summary there, in Markdown."),
-    ] = None,
-    junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", dir_okay=False, help="Write JUnit XML there.")
-    ] = None,
-    judge: JudgeOrNone = "exemplars",
-    capability: Abilities = None,
-    capability_limit: AbilityLimit = None,
-    layer: Layer = None,
-    questions: Questions = 20,
-    rollouts: Rollouts = 3,
-    max_new_tokens: MaxNewTokens = 96,
-    temperature: Temperature = 0.7,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    batch: Batch = 32,
-    as_json: Json = False,
-) -> None:
-    """Hold what fine-tuning did against limits: exit code 0 if all are kept, else 1.
-
-    A limit is kept when the whole interval lies within it, broken when the whole interval lies beyond, and else unsure;
-    unsure fails unless the limits say otherwise. What is missing fails always.
-
-    In GitHub Actions the summary is also added to the page of the job.
-    """
-    from poise.cli import facts
-    from poise.vaccinate import gate as gates
-    from poise.vaccinate import measured as reports
-
-    wanted = gates.read_limits(limits)
-    if measured is not None:
-        if base or tuned or vector:
-            raise InvalidOption("Give --measured, or --base, --tuned and --vector to measure now; not both.")
-        report = reports.load(measured)
-    else:
-        if not (base and tuned and vector and out):
-            raise InvalidOption("Give --measured shift.json, or --base, --tuned, --vector and --out to measure now.")
-        report = _measure(
-            base,
-            tuned,
-            vector,
-            out,
-            judge=judge,
-            capability=capability,
-            limit=capability_limit,
-            screened=None,
-            layer=layer,
-            amount=(questions, rollouts, max_new_tokens, temperature, seed, batch),
-            dtype=dtype,
-            device=device,
-            limits=wanted,
-        )
-    done = gates.gate(report, wanted)
-    _keep(done, summary or (out / "gate.md" if out else None), junit or (out / "gate.xml" if out else None))
-    if as_json:
-        facts.print_json(_gate_facts(done))
-    else:
-        _show_gate(done)
-    if not done.passed:
-        raise typer.Exit(1)
-
-
-def _measure(
+def measure_now(
     base: str,
     tuned: list[str],
     files: list[Path],
@@ -298,7 +206,7 @@ def _facts(done: ShiftReport, out: Path) -> dict[str, Any]:
     """All figures without the single changes behind them, which ``shift.json`` has."""
     changes = {"__all__": {"changes"}}
     units = {"__all__": {"units_before", "units_after", "weights"}}
-    left_out = {"matrix": changes, "judged": changes, "capability": units, "samples": True}
+    left_out: Any = {"matrix": changes, "judged": changes, "capability": units, "samples": True}
     shown = done.model_dump(mode="json", exclude={"asked": True, "tuned": {"__all__": left_out}})
     return {"out": str(out), "shift": str(out / "shift.json"), "report": str(out / "report.html"), **shown}
 
@@ -316,13 +224,13 @@ def show_measured(done: ShiftReport, out: Path) -> None:
         if counting := [j for j in tuned.judged if not j.why_unusable]:
             judged = Table("Judged", "Before", "After", "Change", box=box.SIMPLE_HEAD, pad_edge=False)
             for j in counting:
-                judged.add_row(j.trait, *(_figure(f) for f in (j.before, j.after, j.change)))
+                judged.add_row(j.trait, *(figure(f) for f in (j.before, j.after, j.change)))
             parts.append(judged)
         if tuned.capability:
             able = Table("Capability", "Before", "After", "Change", box=box.SIMPLE_HEAD, pad_edge=False)
             for one in tuned.capability:
                 digits = 2 if one.kind == "perplexity" else 3
-                able.add_row(one.name, _figure(one.before, digits), _figure(one.after, digits), _change(one))
+                able.add_row(one.name, figure(one.before, digits), figure(one.after, digits), _change(one))
             parts.append(able)
         parts += [*_remarks(tuned), *tuned.notes, ""]
     n = sorted({len(a.questions) for a in done.asked})
@@ -346,8 +254,8 @@ def _shifts(tuned: Shift, done: ShiftReport) -> Table:
         cell = tuned.cell(d.trait)
         moved = cell.shift if cell else None
         share = "–" if moved is None or moved.value is None or not d.norm else f"{moved.value / d.norm:+.0%}"
-        said = [_figure(tuned.predicted.get(d.trait), 2)] if tuned.predicted else []
-        table.add_row(d.trait, f"{d.layer} of {d.layers}", _figure(moved, 2), share, *said)
+        said = [figure(tuned.predicted.get(d.trait), 2)] if tuned.predicted else []
+        table.add_row(d.trait, f"{d.layer} of {d.layers}", figure(moved, 2), share, *said)
     return table
 
 
@@ -363,71 +271,18 @@ def _remarks(tuned: Shift) -> list[str]:
         if lost := j.missing_before + j.missing_after:
             why = ", ".join(f"{n} {reason}" for reason, n in j.reasons.items())
             out.append(f"{j.trait}: {lost} of {2 * j.answers} answers have no score ({why}).")
-    coherent = [f"{j.trait} {_figure(j.coherence_before)} → {_figure(j.coherence_after)}" for j in tuned.judged]
+    coherent = [f"{j.trait} {figure(j.coherence_before)} → {figure(j.coherence_after)}" for j in tuned.judged]
     return [*out, *([f"Coherence: {'; '.join(coherent)}."] if coherent else [])]
 
 
 def _change(of: Capability) -> str:
-    return f"× {_figure(of.change, 3)}" if of.kind == "perplexity" else f"lost {_figure(of.change, 3)}"
+    return f"× {figure(of.change, 3)}" if of.kind == "perplexity" else f"lost {figure(of.change, 3)}"
 
 
-def _figure(of: Figure | None, digits: int = 1) -> str:
+def figure(of: Figure | None, digits: int = 1) -> str:
+    """``1.5 [1.2, 1.8]``."""
     if of is None or of.value is None:
         return "–"
     if of.low is None or of.high is None:
         return f"{of.value:.{digits}f}"
     return f"{of.value:.{digits}f} [{of.low:.{digits}f}, {of.high:.{digits}f}]"
-
-
-def _keep(done: Gated, summary: Path | None, junit: Path | None) -> None:
-    """Files for people and machines; what GitHub shows is appended to, as it asks."""
-    from poise.journal import saving
-    from poise.vaccinate import gate as gates
-
-    for path, text in ((summary, gates.markdown(done)), (junit, gates.junit(done))):
-        if path is not None:
-            with saving(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    if page := os.environ.get("GITHUB_STEP_SUMMARY"):
-        try:
-            with Path(page).open("a", encoding="utf-8") as file:
-                file.write(gates.markdown(done))
-        except OSError as error:
-            raise SaveFailed(f"Cannot add to GITHUB_STEP_SUMMARY ({page}): {error.strerror or error}.") from error
-
-
-def _gate_facts(done: Gated) -> dict[str, Any]:
-    return {
-        "passed": done.passed,
-        "checks": [
-            {
-                "tuned": c.tuned,
-                "limit_of": c.what,
-                "limit": c.limit,
-                "measured": c.found and c.found.model_dump(),
-                "outcome": c.outcome,
-                "passed": c.passed,
-                "words": c.words,
-            }
-            for c in done.checks
-        ],
-    }
-
-
-def _show_gate(done: Gated) -> None:
-    from rich.text import Text
-
-    from poise.cli import render
-
-    failed = sum(not c.passed for c in done.checks)
-    head = "passed" if done.passed else f"failed: {failed} of {len(done.checks)} limits"
-    lines: list[Any] = [f"gate {head}"]
-    for c in done.checks:
-        style = "" if c.passed else "bold"
-        found = "–" if c.found is None else _figure(c.found, 3)
-        lines.append(
-            Text.assemble((c.outcome, style), f"  {c.tuned}  {c.what} {found}, at most {c.limit:g}: {c.words}")
-        )
-    render.show(lines)
-    if not done.passed:
-        note("What failed is to be mended by another fine-tune, or by other limits; see docs/shift.md.")

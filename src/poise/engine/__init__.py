@@ -1,12 +1,13 @@
 """Engines turn prompts into answers, steered and watched row by row.
 
-``Engine`` is the protocol; ``poise.engine.local`` is the reference on transformers. An engine knows
-nothing of traits or judges.
+``Engine`` is the protocol for whole answers and ``Stepwise`` the one for answers that come and go while others are
+generated, as a server needs; ``poise.engine.local`` and ``poise.engine.continuous`` are the references on transformers.
+An engine knows nothing of traits or judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,7 +18,7 @@ from poise.errors import InvalidOption
 from poise.model import Encoded
 from poise.steer import Steering
 
-__all__ = ["Engine", "Generation", "Piece", "Probe", "Sampling"]
+__all__ = ["Engine", "Generation", "Job", "Piece", "Probe", "Said", "Sampling", "Stepwise", "Token"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,4 +93,103 @@ class Engine(Protocol):
 
         Steering and probes are one for all rows, or one (a list of probes) for each.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One answer to be generated among others. k: its probes.
+
+    Attributes:
+        prompt: What is answered.
+        sampling: How its tokens are drawn.
+        seed: Of its draws.
+        steering: Of this row alone.
+        probes: That read this row.
+        stop: Strings that end the answer, and are no part of it.
+        top: Likeliest tokens to report beside each chosen one; ``None`` for no log-probabilities at all.
+    """
+
+    prompt: Encoded
+    sampling: Sampling
+    seed: int = 0
+    steering: Steering | None = None
+    probes: tuple[Probe, ...] = ()
+    stop: tuple[str, ...] = ()
+    top: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of an answer.
+
+    Attributes:
+        text: What it adds to the answer; the texts joined are the answer.
+        readings: Projections [k].
+        alone: The token decoded by itself, where log-probabilities are asked for.
+        logprob: Its log-probability under the steered model, before temperature and top-p.
+        top: The likeliest tokens there, decoded alone, with theirs.
+    """
+
+    text: str
+    readings: tuple[float, ...] = ()
+    alone: str = ""
+    logprob: float | None = None
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one step brought of one answer.
+
+    Attributes:
+        key: Whose.
+        prompt: Projections [k] at the last prompt token, once, before any token.
+        tokens: New ones, each with its readings: a token is let out when it has been read.
+        finish: Set at the end.
+        error: Set at an end that is none: what went wrong with this row or its batch.
+    """
+
+    key: Hashable
+    prompt: tuple[float, ...] | None = None
+    tokens: tuple[Token, ...] = ()
+    finish: Literal["stop", "length"] | None = None
+    error: Exception | None = None
+
+
+class Stepwise(Protocol):
+    """Answers jobs that come at any time, a token of each at a step. One thread calls it."""
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that have not begun."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Answers that are being generated."""
+        ...
+
+    def check(self, job: Job) -> None:
+        """Refuse what cannot be run: too long, or of another model. Any thread may ask.
+
+        Raises:
+            UserError: says why.
+        """
+        ...
+
+    def add(self, key: Hashable, job: Job) -> None:
+        """Take a job that has been checked; it begins at one of the next steps."""
+        ...
+
+    def steer(self, key: Hashable, steering: Steering) -> None:
+        """Steer an answer by this too, from its next token on."""
+        ...
+
+    def abort(self, key: Hashable) -> None:
+        """Drop a job, waiting or running; nothing more is said of it."""
+        ...
+
+    def step(self) -> list[Said]:
+        """Begin what there is room for, and generate one token of each."""
         ...

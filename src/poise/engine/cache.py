@@ -1,4 +1,4 @@
-"""A key-value cache that grows in steps instead of being copied whole for every token."""
+"""A key-value cache that grows in steps instead of being copied whole for every token, and that rows may join."""
 
 from __future__ import annotations
 
@@ -7,43 +7,76 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["roomy_cache"]
+__all__ = ["RoomyLayer", "join", "joinable", "roomy_cache", "trim"]
 
 ROOM = 128  # positions added at a time
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Transformers' growing layer with spare room behind ``keys`` and ``values``, which stay views of the used part."""
+    """Transformers' growing layer with spare room on all sides of ``keys`` and ``values``, views of the used part."""
+
+    keys: Any  # transformers has None there until the first update
+    values: Any
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Append the new states and return all so far, [B, heads, T, head width] each."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._keys, self._values, self._used = self._room(key_states, 0), self._room(value_states, 0), 0
-            self._view: torch.Tensor | None = self.keys
-        end = self._used + key_states.shape[-2]
-        if end > self._keys.shape[-2] or self.keys is not self._view:  # full, or rows were selected
-            self._keys, self._values = (
-                self._grown(*pair, end) for pair in ((self.keys, key_states), (self.values, value_states))
-            )
-        self._keys[:, :, self._used : end] = key_states
-        self._values[:, :, self._used : end] = value_states
-        self._used = end
-        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
-        self._view = self.keys
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+            self._view: torch.Tensor | None = None
+        new = key_states.shape[-2]
+        if self.keys is not self._view or self._end + new > self._keys.shape[-2]:  # rows were selected, or it is full
+            self._move(rows=self.keys.shape[0], left=0, right=new + ROOM)
+        self._keys[: len(key_states), :, self._end : self._end + new] = key_states
+        self._values[: len(key_states), :, self._end : self._end + new] = value_states
+        self._look(self._first, self._end + new)
         return self.keys, self.values
 
-    @staticmethod
-    def _room(like: torch.Tensor, length: int) -> torch.Tensor:
-        return like.new_zeros((like.shape[0], like.shape[1], length, like.shape[3]))
+    def join(self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, rows: int) -> None:
+        """Write the states of other rows into these slots, ending where ours end; zeros where they are shorter.
 
-    def _grown(self, used: torch.Tensor | None, like: torch.Tensor, end: int) -> torch.Tensor:
-        grown = self._room(like, end + ROOM)
-        if used is not None and self._used:
-            grown[:, :, : self._used] = used
-        return grown
+        Args:
+            keys: [slots, heads, T, head width].
+            values: Likewise.
+            slots: int64, which rows of ours they become.
+            rows: Of all there are afterwards.
+        """
+        used, length, before = self.keys.shape[-2], keys.shape[-2], self.keys.shape[0]
+        wider = max(length - used, 0)
+        if self.keys is not self._view or rows > len(self._keys) or wider > self._first:
+            self._move(rows=max(rows, 2 * before if rows > before else 0), left=wider + ROOM, right=ROOM)
+        first = self._first - wider
+        for room, states in ((self._keys, keys), (self._values, values)):
+            room[:before, :, first : self._first] = 0  # what was trimmed there would be attended to with weight 0 only,
+            room[slots, :, first : self._end] = 0  # but NaN times 0 is NaN
+            room[slots, :, self._end - length : self._end] = states
+        self._rows = rows
+        self._look(first, self._end)
+
+    def trim(self, columns: int) -> None:
+        """Forget the oldest positions."""
+        if self.keys is not self._view:
+            self._move(rows=self.keys.shape[0], left=0, right=ROOM)
+        self._look(self._first + columns, self._end)
+
+    def _look(self, first: int, end: int) -> None:
+        self._first, self._end = first, end
+        self.keys, self.values = (room[: self._rows, :, first:end] for room in (self._keys, self._values))
+        self._view = self.keys
+
+    def _move(self, *, rows: int, left: int, right: int) -> None:
+        """To a larger room, or to one of fewer rows."""
+        before, heads, used, _ = self.keys.shape
+        rooms = []
+        for states in (self.keys, self.values):
+            room = states.new_zeros((rows, heads, left + used + right, states.shape[-1]))
+            room[:before, :, left : left + used] = states
+            rooms.append(room)
+        self._keys, self._values = rooms
+        self._rows = before
+        self._look(left, left + used)
 
 
 def roomy_cache(config: Any) -> DynamicCache:
@@ -52,3 +85,51 @@ def roomy_cache(config: Any) -> DynamicCache:
     roomy: Callable[[], DynamicLayer] = RoomyLayer
     cache.layers = [roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def joinable(cache: Any) -> bool:
+    """Whether rows can join it: all of its layers hold keys and values a position, and nothing else."""
+    return all(type(layer) in (RoomyLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
+def join(cache: Any, other: Any, slots: torch.Tensor, rows: int) -> None:
+    """Write the rows of another cache into these slots; both then end at the same position.
+
+    Args:
+        cache: Of the running batch.
+        other: Of rows that have just been read, padded on the left.
+        slots: int64, which rows of ours they become.
+        rows: Of all there are afterwards.
+    """
+    width = max(cache.get_seq_length(), other.get_seq_length())
+    for ours, theirs in zip(cache.layers, other.layers, strict=True):
+        if not theirs.is_initialized:  # a layer that shares another's states
+            continue
+        if isinstance(ours, RoomyLayer):
+            ours.join(theirs.keys, theirs.values, slots, rows)
+            continue
+        kept = min(width, ours.sliding_window - 1)
+        ours.keys = _joined(ours.keys, theirs.keys, slots, rows, kept)
+        ours.values = _joined(ours.values, theirs.values, slots, rows, kept)
+        ours.cumulative_length = width
+
+
+def _joined(ours: torch.Tensor, theirs: torch.Tensor, slots: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    out = ours.new_zeros((rows, ours.shape[1], length, ours.shape[3]))
+    out[: len(ours), :, length - ours.shape[-2] :] = ours
+    out[slots] = 0
+    out[slots, :, length - theirs.shape[-2] :] = theirs
+    return out
+
+
+def trim(cache: Any, columns: int) -> None:
+    """Forget the oldest positions, which no row that still runs has."""
+    for layer in cache.layers:
+        if not layer.is_initialized:
+            continue
+        if isinstance(layer, RoomyLayer):
+            layer.trim(columns)
+            continue
+        layer.cumulative_length -= columns
+        kept = min(layer.cumulative_length, layer.sliding_window - 1)
+        layer.keys, layer.values = (states[:, :, states.shape[-2] - kept :] for states in (layer.keys, layer.values))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import torch
 from poise.activations import Probe, by_layer, reading
 from poise.engine import Generation, Sampling
 from poise.engine.cache import roomy_cache
+from poise.engine.forward import choose, newest_logits
 from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.model.batch import pad
@@ -115,7 +115,6 @@ class Run:
         return str(self.model.tokenizer.decode(self.tokens[row][:tokens], skip_special_tokens=True))
 
     def _prefill(self, cache: Any, applied: Applied | None) -> torch.Tensor:
-        self.accepts_positions = "position_ids" in inspect.signature(self.model.backbone.forward).parameters
         self.mask = self.batch.real.long() if self.batch.padded else None
         self.current = torch.empty((len(self.rows), self.width_of_probes), device=self.model.device)
         if applied:
@@ -135,21 +134,10 @@ class Run:
 
     def _run(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One pass: logits of each row's last position, float32 [B, vocabulary]."""
-        extra = {"position_ids": positions} if self.accepts_positions else {}
-        # An index, not a count: a slice is not contiguous, and the head would copy its weights once a row.
-        newest = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        out = self.model.lm(
-            input_ids=ids,
-            attention_mask=self.mask,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=newest,
-            **extra,
-        )
+        logits = newest_logits(self.model, cache, ids, self.mask, positions)
         if self.probes:
             self.seen.append((self.rows, self.current))
             self.current = torch.empty_like(self.current)
-        logits: torch.Tensor = out.logits[:, -1].float()
         return logits
 
     def _visit(self, layer: int, h: torch.Tensor) -> None:
@@ -168,17 +156,7 @@ class Run:
                 "load the model "
                 "with dtype=torch.float32."
             )
-        if self.sampling.temperature == 0:
-            return logits.argmax(dim=-1)
-        p = torch.softmax(logits / self.sampling.temperature, dim=-1)
-        order: torch.Tensor | None = None
-        if self.sampling.top_p < 1:
-            p, order = p.sort(dim=-1, descending=True)
-            p = p * (p.cumsum(-1) - p < self.sampling.top_p)
-        cumulative = p.double().cumsum(-1)
-        u = torch.tensor([[self.draws[row][step]] for row in self.rows], device=logits.device, dtype=torch.float64)
-        picked = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=p.shape[-1] - 1)
-        return (picked if order is None else order.gather(1, picked)).squeeze(1)
+        return choose(logits, [self.sampling] * len(self.rows), [self.draws[row][step] for row in self.rows])
 
     def _keep_books(self, chosen: torch.Tensor) -> list[int]:
         finished = []

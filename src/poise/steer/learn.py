@@ -95,10 +95,20 @@ class Learning:
         for operation, v, level in self.works[layer]:
             full = v if operation == "add" else OPERATORS[operation](h.float(), v, torch.tensor(level, device=h.device))
             delta = self.strength * full
-            if self._mask is not None:
-                delta = delta * self._mask
+            if self.positions == "response":
+                delta = delta * self._where(h)
             h = h + delta.to(h.dtype)
         return h
+
+    def _where(self, h: torch.Tensor) -> torch.Tensor:
+        """Which positions [B, T, 1] of this pass are steered; a trainer may go around the marked model."""
+        if self._mask is None or self._mask.shape[:2] != h.shape[:2]:
+            known = "none" if self._mask is None else "x".join(map(str, self._mask.shape[:2]))
+            raise InvalidSteering(
+                f"Only response positions are to be steered, and this pass of {'x'.join(map(str, h.shape[:2]))} tokens "
+                f"came without its labels (last seen: {known}); steer positions='all'."
+            )
+        return self._mask
 
     def mark(self, module: Any, args: Any, given: dict[str, Any]) -> None:
         """Before a pass of the whole model: which positions [B, T] are learnt from."""

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from poise.errors import TrainingFailed
 
-__all__ = ["Checkpoints", "FiniteSteps", "Progress", "drop_broken", "last_good"]
+__all__ = ["Checkpoints", "FiniteSteps", "Progress", "drop_broken", "last_good", "sync"]
 
 WHOLE = "whole"  # a file in a checkpoint that was written to its end
 
@@ -26,12 +26,9 @@ class Checkpoints(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not state.is_world_process_zero or not folder.is_dir():
             return
-        for path in folder.rglob("*"):
-            if path.is_file():
-                _sync(path)
+        sync(folder)
         (folder / WHOLE).touch()
-        _sync(folder / WHOLE)
-        _sync(folder)
+        sync(folder)
 
 
 class FiniteSteps(TrainerCallback):
@@ -72,6 +69,14 @@ def drop_broken(folder: Path) -> None:
     for path in folder.glob("checkpoint-*"):
         if not (path / WHOLE).exists():
             shutil.rmtree(path)
+
+
+def sync(folder: Path) -> None:
+    """Have every file in a folder, and the folder itself, on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:

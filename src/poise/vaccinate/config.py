@@ -73,7 +73,7 @@ class Config(Settings):
     out: str = Field(description="The folder for the adapter, checkpoints and log.")
     shape: str = Field(default="auto", description="What the columns are; see docs/data.md.")
     held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="Share of the rows kept back, whose loss is measured before and after."
+        default=0.0, description="Share of the conversations kept back, whose loss is measured before and after."
     )
     vaccine: Vaccine = Vaccine()
     watch: Watch = Watch()

@@ -25,10 +25,12 @@ class Example:
     Attributes:
         ids: T of them: prompt and answers, and the token that ends the last answer.
         labels: The same at answers with the token that ends each, −100 elsewhere.
+        conversation: Which of those that were read it is of, from 0; one may need several passes.
     """
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
+    conversation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def examples(
     cut = 0
     unread: dict[str, int] = {}
     with track("Preparing the training data") as advance:
-        for conversation in rejections.sift(rows):
+        for number, conversation in enumerate(rejections.sift(rows)):
             advance(1)
             treated = inoculated(conversation, inoculation) if inoculation else conversation
             for reason_or_example in _of(model, treated, end):
@@ -87,7 +89,7 @@ def examples(
                     reason = reason_or_example.partition(":")[0]
                     unread[reason] = unread.get(reason, 0) + 1
                     continue
-                short = Example(reason_or_example.ids[:longest], reason_or_example.labels[:longest])
+                short = Example(reason_or_example.ids[:longest], reason_or_example.labels[:longest], number)
                 cut += len(reason_or_example.ids) > longest
                 if any(label != IGNORED for label in short.labels):
                     found.append(short)

@@ -25,12 +25,24 @@ from poise.journal import Journal
 from poise.judge import Judge, Judgement
 from poise.model import Encoded, Model, ask, wrap
 from poise.model.chat import template_text
+from poise.model.source import locate
 from poise.progress import track
 from poise.steer import Steering
 from poise.vaccinate.capability import Ability, Scores, evaluate
 from poise.vector import PersonaVector
 
-__all__ = ["Load", "Look", "Sitting", "digest", "free", "layers_of", "look", "open_tuned", "projections"]
+__all__ = [
+    "Load",
+    "Look",
+    "Sitting",
+    "check_source",
+    "digest",
+    "free",
+    "layers_of",
+    "look",
+    "open_tuned",
+    "projections",
+]
 
 Load = Callable[[str], Model]
 ADAPTER = "adapter_config.json"
@@ -214,6 +226,16 @@ def open_tuned(source: str, base: str, load: Load) -> Model:
         raise BrokenModelFile(
             f"The adapter in {source} does not load on {base} ({first[:200]}); name the base that it was trained on."
         ) from error
+
+
+def check_source(source: str) -> None:
+    """Refuse, before the base is paid for, what is neither an adapter folder nor a model's name or place.
+
+    Raises:
+        ModelNotFound: nothing there.
+    """
+    if not (Path(source).expanduser() / ADAPTER).is_file():
+        locate(source)
 
 
 def digest(model: Model) -> str:

@@ -22,7 +22,7 @@ from poise.steer import Steering
 from poise.trait.library import evaluation_questions
 from poise.vaccinate.capability import Ability
 from poise.vaccinate.compared import coherence, compared
-from poise.vaccinate.look import Load, Look, Sitting, free, layers_of, look, open_tuned, projections
+from poise.vaccinate.look import Load, Look, Sitting, check_source, free, layers_of, look, open_tuned, projections
 from poise.vaccinate.measured import Asked, Direction, Figure, ShiftReport, mean_of
 from poise.vector import PersonaVector
 
@@ -139,6 +139,7 @@ def measure(
 
     Raises:
         OtherModel: a vector is not the base's, or a tuned model has another shape.
+        ModelNotFound: there is no such base, or tuned model.
         InvalidOption: no tuned model, no vector, or two of one trait.
         InvalidData: data for an ability cannot be used.
         MissingExtra: the judge or an ability needs a part that is not installed.
@@ -150,6 +151,9 @@ def measure(
             f"{len(tuned)} tuned models and vectors of {', '.join(names) or 'no trait'}: a shift needs at least one "
             "tuned model, and one vector of each trait."
         )
+    for one in tuned:
+        if isinstance(one.source, str):
+            check_source(one.source)
     loaded: dict[str, Model] = {}
     judges = _judges(wanted.judge, vectors, folder, lambda name: loaded.setdefault(name, load(name)))
     sitting = Sitting(

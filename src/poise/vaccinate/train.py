@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from poise.conversations import DataSet, Rejections, open_data
-from poise.errors import InvalidOption, InvalidVector, MissingExtra, SaveFailed
+from poise.errors import InvalidData, InvalidOption, InvalidVector, MissingExtra, SaveFailed
 from poise.journal import saving
 from poise.model import Encoded, Model, load
 from poise.model.likelihood import token_logprobs
 from poise.progress import track
 from poise.stats import Estimate, bootstrap
 from poise.steer import Spec
-from poise.vaccinate.checkpoints import Checkpoints, FiniteSteps, Progress, drop_broken, last_good
+from poise.vaccinate.checkpoints import Checkpoints, FiniteSteps, Progress, drop_broken, last_good, sync
 from poise.vaccinate.config import Config
 from poise.vaccinate.data import IGNORED, Example, Examples, examples
 
@@ -53,8 +53,8 @@ def train(config: Config) -> Trained:
     Chen et al. 2025, App. D, for the defaults; section 5.2 for the vaccine.
 
     Raises:
-        InvalidOption: the folder holds another run.
-        InvalidData: there is nothing to learn from.
+        InvalidOption: the folder holds another run, or one that began on other data or another base.
+        InvalidData: there is nothing to learn from, or nothing but what is held out.
         TrainingFailed: gradients that are no numbers; names the step and the last good checkpoint.
         SaveFailed: the disk refused.
         MissingExtra: trl or peft is not installed.
@@ -63,8 +63,10 @@ def train(config: Config) -> Trained:
     facts = _begin(config, folder)
     if (folder / FACTS).exists():
         return Trained(folder, folder / ADAPTER, json.loads((folder / FACTS).read_text()))
+    _check_reports(config)
     model = open_base(config)
     data = open_data(list(config.data), shape=config.shape)
+    digest = _inputs(folder, data, model)
     told = _examples(config, model, data, folder)
     learnt, kept_back = _split(told, config.held_out, config.seed)
     before = held_out_loss(model, kept_back)
@@ -72,6 +74,7 @@ def train(config: Config) -> Trained:
     log = _run(trainer, folder)
     with _disk(folder):
         trainer.save_model(str(folder / ADAPTER))
+        sync(folder / ADAPTER)
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     trainer.model.eval()
     # Through the adapter: the trainer put it on the model's own blocks.
@@ -79,7 +82,7 @@ def train(config: Config) -> Trained:
     facts |= {
         "model": {"name": model.name, "layers": model.layers, "width": model.width},
         "data": {
-            "sha256": data.digest(),
+            "sha256": digest,
             "how": data.how,
             "texts": len(learnt),
             "held_out": len(kept_back),
@@ -149,6 +152,22 @@ def _begin(config: Config, folder: Path) -> dict[str, Any]:
     return facts
 
 
+def _inputs(folder: Path, data: DataSet, model: Model) -> str:
+    """The data's hash. Neither they nor the base may change under a run that goes on."""
+    found = {"data": data.digest(), "model": model.fingerprint.weights}
+    marker = folder / "inputs.json"
+    if marker.exists() and last_good(folder / CHECKPOINTS):
+        begun = json.loads(marker.read_text())
+        if other := [name for name, value in found.items() if begun[name] != value]:
+            raise InvalidOption(
+                f"{folder} holds a run that began on another content of `{'` and `'.join(other)}`; bring that back, "
+                "choose another `out`, or remove it."
+            )
+    with saving(marker) as temporary:
+        temporary.write_text(json.dumps(found) + "\n")
+    return found["data"]
+
+
 def _examples(config: Config, model: Model, data: DataSet, folder: Path) -> Examples:
     rejected = folder / "rejected.jsonl"
     rejected.unlink(missing_ok=True)
@@ -162,11 +181,17 @@ def _examples(config: Config, model: Model, data: DataSet, folder: Path) -> Exam
 
 
 def _split(told: Examples, share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """What is learnt and what is kept back, each in the data's order."""
-    n = round(share * len(told.rows))
-    back = set(random.Random(seed).sample(range(len(told.rows)), n))
-    rows = list(enumerate(told.rows))
-    return tuple(e for i, e in rows if i not in back), tuple(e for i, e in rows if i in back)
+    """What is learnt and what is kept back, each in the data's order; a conversation is never in both."""
+    whole = sorted({e.conversation for e in told.rows})
+    n = max(round(share * len(whole)), 1) if share else 0
+    if n >= len(whole):
+        raise InvalidData(
+            f"held_out: {share:g} keeps all {len(whole)} conversations back, and none is left to learn from; give more "
+            "data, or less held_out."
+        )
+    back = {whole[i] for i in random.Random(seed).sample(range(len(whole)), n)}
+    kept = tuple(e for e in told.rows if e.conversation in back)
+    return tuple(e for e in told.rows if e.conversation not in back), kept
 
 
 def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
@@ -178,6 +203,7 @@ def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
         raise MissingExtra("Training needs trl and peft: pip install 'poise[train]'.") from error
     from transformers import PrinterCallback, ProgressCallback
 
+    _check_targets(config, model)
     lora = LoraConfig(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
@@ -199,6 +225,30 @@ def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def _check_targets(config: Config, model: Model) -> None:
+    """Every module to be adapted is there; PEFT passes over the names that it does not find."""
+    if isinstance(config.lora.targets, str):
+        return
+    names = [f".{name}" for name, _ in model.lm.named_modules()]
+    if missing := [t for t in config.lora.targets if not any(name.endswith(f".{t}") for name in names)]:
+        block = model.blocks[0].named_modules()
+        there = sorted({n.rpartition(".")[2] for n, module in block if getattr(module, "weight", None) is not None})
+        raise InvalidOption(
+            f"lora.targets names {', '.join(missing)}, not in {model.name}; its blocks have {', '.join(there)}."
+        )
+
+
+def _check_reports(config: Config) -> None:
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+    there = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    if missing := [name for name in config.report_to if name not in there]:
+        raise InvalidOption(
+            f"report_to names {', '.join(missing)}; installed: {', '.join(there) or 'none'}. Install it with pip, or "
+            "leave it away."
+        )
 
 
 def _arguments(config: Config, model: Model, folder: Path) -> dict[str, Any]:
@@ -263,10 +313,30 @@ def _run(trainer: Any, folder: Path) -> list[dict[str, Any]]:
     """Train from the last good checkpoint; returns the log."""
     begin = last_good(folder / CHECKPOINTS)
     drop_broken(folder / CHECKPOINTS)
+    if begin and _over(begin):
+        return _taken(trainer, begin)
     with track("Training", total=None) as advance, _disk(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.add_callback(Progress(advance))
         trainer.train(resume_from_checkpoint=str(begin) if begin else None)
+    return list(trainer.state.log_history)
+
+
+def _over(checkpoint: Path) -> bool:
+    """Whether it is the last one: the trainer would take one step more when it goes on from there."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    control = state["stateful_callbacks"]["TrainerControl"]["args"]
+    return bool(state["global_step"] >= state["max_steps"] or control["should_training_stop"])
+
+
+def _taken(trainer: Any, checkpoint: Path) -> list[dict[str, Any]]:
+    """The last checkpoint's weights and log, for a run that was killed after its last step."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+    from transformers import TrainerState
+
+    weights = load_peft_weights(str(checkpoint), device=str(trainer.model.device))
+    set_peft_model_state_dict(trainer.model, weights)
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return list(trainer.state.log_history)
 
 
@@ -277,10 +347,12 @@ def _disk(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's own, of a short write
+            raise
         good = last_good(folder / CHECKPOINTS)
         kept = f"the last good checkpoint is {good.name}" if good else "there is no checkpoint yet"
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise SaveFailed(
             f"Cannot write in {folder}: {reason}; {kept}. Free some space and run the same command again."
         ) from error

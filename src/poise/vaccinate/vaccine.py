@@ -18,7 +18,8 @@ from poise.steer.learn import Learning, Positions
 
 __all__ = ["VaccineCallback", "adopt", "vaccine"]
 
-# Which models are steered in training, and by whom: a run that broke off is found by the next one.
+# Which first blocks are steered in training, and by whom: a run that broke off is found by the next one, also when the
+# model was wrapped in a new adapter in between.
 _under: WeakKeyDictionary[Any, list[VaccineCallback]] = WeakKeyDictionary()
 
 
@@ -45,7 +46,7 @@ class VaccineCallback(TrainerCallback):
         allow_other_model: Use vectors that were computed on another model of the same shape.
 
     Raises:
-        InvalidOption: a share out of range.
+        InvalidOption: a share out of range, or layers for a ``Steering``, which has its own.
         InvalidSteering: the expression cannot be read, or is no plain steering.
     """
 
@@ -64,6 +65,8 @@ class VaccineCallback(TrainerCallback):
                 raise InvalidOption(f"{name} is {share}; it is a share of the steps, from 0 to 1.")
         if warmup + decay > 1:
             raise InvalidOption(f"warmup and decay take {warmup + decay:g} of the steps; together at most 1.")
+        if isinstance(what, Steering) and layers is not None:
+            raise InvalidOption(f"layers={layers!r} goes with an expression; a Steering names its own.")
         self.steering = what if isinstance(what, Steering) else vaccine(what, layers)
         self.positions, self.warmup, self.decay = positions, warmup, decay
         self.allow_other_model = allow_other_model
@@ -74,16 +77,16 @@ class VaccineCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Set the hooks, and see that they fire."""
         lm = given["model"]
-        for other in [one for one in _under.get(lm, ()) if one._run is not state]:
-            other.remove()  # its run broke off with an error
         model = adopt(lm, given["processing_class"])
+        beside = _under.setdefault(model.blocks[0], [])
+        for other in [one for one in beside if one._run is not state]:
+            other.remove()  # its run broke off with an error
         # A full fine-tune that is resumed has left its base behind; its shape still has to fit.
         known = self.allow_other_model or state.global_step > 0
         self._learning = self._hooks.enter_context(
             learning(model, self.steering, positions=self.positions, allow_other_model=known)
         )
         self._run = state
-        beside = _under.setdefault(lm, [])
         beside.append(self)
         self._hooks.callback(beside.remove, self)
         try:
@@ -91,7 +94,7 @@ class VaccineCallback(TrainerCallback):
         except BaseException:
             self.remove()
             raise
-        self._compiled = bool(args.torch_compile)
+        self._compiled = bool(args.torch_compile) or any(_is_compiled(module) for module in (lm, *model.blocks))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """The strength of this step."""
@@ -138,8 +141,14 @@ def vaccine(what: str | Sequence[str], layers: Literal["increments"] | int | Seq
     return whole.steering({name: vectors.load(Path(name)) for name in whole.names})
 
 
+def _is_compiled(module: Any) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
 def adopt(lm: Any, tokenizer: Any) -> Model:
     """A trainer's model as Poise knows models, in the mode (training or evaluation) that it was in."""
+    if tokenizer is None:
+        raise InvalidOption("The trainer has no tokenizer to know its model by; give it processing_class=tokenizer.")
     training = lm.training
     name = str(getattr(lm.config, "_name_or_path", "") or type(lm).__name__)
     model = wrap(lm, getattr(tokenizer, "tokenizer", tokenizer), name=name)

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from poise import vector as vectors
 from poise.activations import Probe, project, reading
-from poise.errors import InvalidOption
+from poise.errors import HookDidNotFire, InvalidOption
 from poise.model import ask
 from poise.progress import quiet
 from poise.steer.learn import check_base
@@ -31,13 +31,14 @@ class PersonaMonitorCallback(TrainerCallback):
 
     For each vector ``persona/NAME``: the mean projection of the last prompt token over evaluation prompts (Chen et al.
     2025, section 6), less what it was before the first step: the finetuning shift so far, in residual-stream units.
+    What it was is logged once, as ``persona/NAME/start``; a run that is resumed takes it from there.
     With ``batch=True`` also ``persona/NAME/batch``: the mean over the tokens learnt from in that step's batches, as
-    the block gives them out, steered where a vaccine steers below it.
+    the block gives them out, steered where a vaccine steers at its layer or below.
 
         trainer.add_callback(PersonaMonitorCallback(["evil.safetensors", "sycophantic.safetensors"], every=50))
 
     Args:
-        watched: Vectors, or files of them.
+        watched: Vectors, or files of them; one or several.
         every: Steps between readings; there is one before the first step and one after the last too.
         prompts: Evaluation prompts as text; default, the evaluation questions of each vector's trait for all.
         layer: For all vectors; default, each one's own.
@@ -47,12 +48,12 @@ class PersonaMonitorCallback(TrainerCallback):
         allow_other_model: Use vectors that were computed on another model of the same shape.
 
     Raises:
-        InvalidOption: nothing to watch, or ``stop`` with a vector that has no such alarm.
+        InvalidOption: nothing to watch, two vectors of one trait, or ``stop`` with a vector that has no such alarm.
     """
 
     def __init__(
         self,
-        watched: Sequence[str | Path | PersonaVector],
+        watched: str | Path | PersonaVector | Sequence[str | Path | PersonaVector],
         *,
         every: int = 50,
         prompts: Sequence[str] | None = None,
@@ -61,13 +62,20 @@ class PersonaMonitorCallback(TrainerCallback):
         stop: bool = False,
         allow_other_model: bool = False,
     ) -> None:
-        if not watched or every < 1:
-            raise InvalidOption(f"{len(watched)} vectors are to be read every {every} steps; give one vector and step.")
-        self.vectors = [v if isinstance(v, PersonaVector) else vectors.load(v) for v in watched]
+        several = [watched] if isinstance(watched, (str, Path, PersonaVector)) else list(watched)
+        if not several or every < 1:
+            raise InvalidOption(f"{len(several)} vectors are to be read every {every} steps; give one vector and step.")
+        self.vectors = [v if isinstance(v, PersonaVector) else vectors.load(v) for v in several]
         self.layers = [v.default_layer if layer is None else v.check_layer(layer) for v in self.vectors]
         self.every, self.batch, self.allow_other_model = every, batch, allow_other_model
         asked = [q for v in self.vectors for q in evaluation_questions(v.header.trait)] if prompts is None else prompts
         self.prompts = list(dict.fromkeys(asked))
+        if not self.prompts:
+            raise InvalidOption(
+                "There are 0 prompts to read; give one, or leave prompts away for the traits' questions."
+            )
+        if twice := sorted({v.name for v in self.vectors if [w.name for w in self.vectors].count(v.name) > 1}):
+            raise InvalidOption(f"Two vectors of {', '.join(twice)} would share a line of the log; watch one of each.")
         self.alarms = [_alarm(v, at) for v, at in zip(self.vectors, self.layers, strict=True)] if stop else []
         self.history: list[tuple[int, tuple[float, ...]]] = []
         self._seen: dict[int, list[torch.Tensor]] = {}
@@ -82,7 +90,14 @@ class PersonaMonitorCallback(TrainerCallback):
         self._probes = [Probe(at, v.unit(at)) for v, at in zip(self.vectors, self.layers, strict=True)]
         self._encoded = [self._model.encode(ask(prompt)) for prompt in self.prompts]
         self._trainer = _trainer()
-        self.history = [(state.global_step, self._read())]
+        with contextlib.suppress(HookDidNotFire):
+            self._reading.close()  # of a run that broke off in a step
+        now = self._read()
+        self.history = [(state.global_step, now)]
+        told = {key: value for line in state.log_history for key, value in line.items()}
+        self._start = tuple(told.get(f"persona/{v.name}/start", x) for v, x in zip(self.vectors, now, strict=True))
+        if state.global_step == 0:
+            self._log({f"persona/{v.name}/start": x for v, x in zip(self.vectors, now, strict=True)}, control)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Listen to this step's batches where they are to be read."""
@@ -99,16 +114,20 @@ class PersonaMonitorCallback(TrainerCallback):
             return control
         now = self._read()
         self.history.append((state.global_step, now))
-        start = self.history[0][1]
-        logs = {f"persona/{v.name}": now[k] - start[k] for k, v in enumerate(self.vectors)}
+        logs = {f"persona/{v.name}": now[k] - self._start[k] for k, v in enumerate(self.vectors)}
         if self.batch:
             means = {k: torch.cat(seen) for k, seen in self._seen.items() if seen}
             logs |= {f"persona/{self.vectors[k].name}/batch": float(seen.mean()) for k, seen in means.items()}
-        if self._trainer is not None:
-            Trainer.log(self._trainer, logs)  # not a subclass's own, which may empty its averages
+        self._log(logs, control)
         if any(value > alarm for value, alarm in zip(now, self.alarms, strict=False)):
             control.should_training_stop = True
         return control
+
+    def _log(self, logs: dict[str, float], control: Any) -> None:
+        if self._trainer is not None:
+            due = control.should_log
+            Trainer.log(self._trainer, logs)  # not a subclass's own, which may empty its averages
+            control.should_log = due  # whoever logs takes the trainer's own line of this step for written
 
     def _due(self, step: int, steps: int) -> bool:
         return step % self.every == 0 or step == steps

@@ -29,7 +29,7 @@ from poise.judge.local import LocalJudge
 from poise.model import Model, ask, load
 from poise.monitor import table
 from poise.monitor.calibrate import Calibrated, Plan, calibrate
-from poise.report.shift import write_shift
+from poise.recipes.tuning import Finetuned, finetune
 from poise.screen import job as screening
 from poise.screen.estimate import Estimated, estimate
 from poise.screen.summary import Summary
@@ -37,13 +37,6 @@ from poise.screen.work import Plan as ScreenPlan
 from poise.steer import Spec, Steering
 from poise.trait import OwnTrait, Trait
 from poise.trait.library import evaluation_questions
-from poise.vaccinate import card, measured
-from poise.vaccinate.capability import parse
-from poise.vaccinate.config import Config
-from poise.vaccinate.measured import ShiftReport
-from poise.vaccinate.shift import Plan as ShiftPlan
-from poise.vaccinate.shift import Tuned, measure
-from poise.vaccinate.train import Trained, open_base, train, vector_files
 from poise.validate import Bench, Certificate, Settings, validate
 from poise.validate.certificate import Figure, JudgeFacts
 from poise.validate.ladder import climb
@@ -351,80 +344,3 @@ def _on(paths: Sequence[Path], model: Model, *, allow_other_model: bool) -> list
     for vector in loaded:
         vector.check_model(model, allow_other_model=allow_other_model)
     return loaded
-
-
-@dataclass(frozen=True, slots=True)
-class Finetuned:
-    """A fine-tune, and what it did.
-
-    Attributes:
-        trained: The adapter and the facts of its training.
-        shift: Base beside tuned; ``None`` where no vector was named.
-        card: The adapter's model card.
-    """
-
-    trained: Trained
-    shift: ShiftReport | None
-    card: Path
-
-
-def finetune(config: Config) -> Finetuned:
-    """Fine-tune as told, measure what it did, and write ``shift.json``, ``report.html`` and the adapter's model card.
-
-    Run again after a kill, it continues; what is done is not done again.
-    """
-    named = list(config.measure.vectors if config.measure.vectors is not None else vector_files(config))
-    loaded = [vectors.load(path) for path in named]
-    wanted = config.measure
-    abilities = tuple(parse(text, limit=wanted.capability_limit, seed=config.seed) for text in wanted.capability)
-    trained = train(config)
-    done: ShiftReport | None = None
-    if loaded:
-        plan = ShiftPlan(
-            wanted.judge,
-            wanted.questions,
-            wanted.rollouts,
-            wanted.max_new_tokens,
-            seed=config.seed,
-            abilities=abilities,
-        )
-        one = Tuned(str(trained.adapter), Path(config.out).name)
-        kept = trained.folder / ".shift"
-        done = measure(open_base(config), [one], loaded, plan, folder=kept, load=lambda _: open_base(config))
-        measured.save(done, trained.folder / "shift.json")
-        write_shift(done, trained.folder / "report.html")
-    return Finetuned(trained, done, card.write(trained.adapter, _card_facts(config, trained, done)))
-
-
-def _card_facts(config: Config, trained: Trained, done: ShiftReport | None) -> card.Facts:
-    what, facts = config.vaccine, trained.facts
-    steered = "; ".join(Path(text).name for text in what.steer)
-    at = f", layers {what.layers}" if what.layers else ""
-    parts = [f"{steered}{at}, {what.positions} positions, in training only"] if what.steer else []
-    parts += [f"the inoculation prompt {what.inoculation!r}, in training only"] if what.inoculation else []
-    loss = facts["loss"]["after"]
-    notes = []
-    if loss:
-        before = facts["loss"]["before"]
-        notes.append(
-            f"Loss on {loss['n']} texts kept back: {before['value']:.3f} [{before['low']:.3f}, {before['high']:.3f}] "
-            f"before, {loss['value']:.3f} [{loss['low']:.3f}, {loss['high']:.3f}] after (nats a token)."
-        )
-    return card.Facts(
-        name=Path(config.out).name,
-        base=config.model,
-        data=[Path(name).name if Path(name).exists() else name for name in config.data],
-        data_sha256=facts["data"]["sha256"],
-        rows=facts["data"]["texts"],
-        vaccine="; ".join(parts),
-        recipe={
-            "steps": facts["steps"],
-            "learning rate": config.learning_rate,
-            "batch": config.batch * config.accumulate,
-            "LoRA rank": config.lora.r,
-            "LoRA alpha": config.lora.alpha,
-            "seed": config.seed,
-        },
-        report=done,
-        notes=notes,
-    )

@@ -1,0 +1,148 @@
+"""``poise serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from poise.cli.options import Device, Dtype, ModelName, OnOtherModel
+from poise.cli.work import load_model, note, working
+from poise.errors import InvalidOption, MissingExtra
+
+__all__ = ["serve"]
+
+_WHO = "Who may do what"
+_KEPT = "What is kept and told"
+_LOAD = "Under load"
+
+Vectors = Annotated[
+    list[Path] | None,
+    typer.Option("--vector", metavar="[NAME=]FILE", help="Watch it, and let requests steer with it. Repeat for more."),
+]
+Host = Annotated[str, typer.Option("--host", metavar="H", help="Where to listen; beyond this machine only with keys.")]
+Port = Annotated[int, typer.Option("--port", metavar="P", min=0, max=65535, help="0 takes a free one.")]
+Name = Annotated[str, typer.Option("--name", metavar="NAME", help="What requests call the model.")]
+Normal = Annotated[
+    list[str] | None,
+    typer.Option("--normal", metavar="DATA", help="Set alarms on these conversations first, in memory only."),
+]
+Rate = Annotated[float, typer.Option("--rate", metavar="R", help="False alarms a normal answer, with --normal.")]
+Keys = Annotated[
+    Path | None,
+    typer.Option("--api-key-file", metavar="F", dir_okay=False, help="`NAME KEY` a line.", rich_help_panel=_WHO),
+]
+Rules = Annotated[
+    Path | None,
+    typer.Option("--policy", metavar="F", dir_okay=False, help="Rules for all and by key.", rich_help_panel=_WHO),
+]
+Cors = Annotated[
+    list[str] | None,
+    typer.Option("--cors", metavar="ORIGIN", help="Let this origin's pages ask.", rich_help_panel=_WHO),
+]
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        "--log", metavar="DB", dir_okay=False, help="SQLite file for readings and alarms.", rich_help_panel=_KEPT
+    ),
+]
+LogText = Annotated[bool, typer.Option("--log-text", help="Keep prompts and answers there too.", rich_help_panel=_KEPT)]
+KeepDays = Annotated[
+    float, typer.Option("--keep-days", metavar="N", min=0.01, help="Delete what is older.", rich_help_panel=_KEPT)
+]
+Uploads = Annotated[
+    Path | None,
+    typer.Option(
+        "--uploads", metavar="DIR", file_okay=False, help="Keep uploaded vectors there.", rich_help_panel=_KEPT
+    ),
+]
+Hook = Annotated[str | None, typer.Option("--webhook", metavar="URL", help="Post alarms there.", rich_help_panel=_KEPT)]
+Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Most answers at once.", rich_help_panel=_LOAD)]
+Queue = Annotated[
+    int, typer.Option("--queue", metavar="N", min=0, help="Most that wait; more get 429.", rich_help_panel=_LOAD)
+]
+Deadline = Annotated[
+    float,
+    typer.Option("--deadline", metavar="S", min=0, help="Seconds an answer may take; 0: any.", rich_help_panel=_LOAD),
+]
+Grace = Annotated[
+    float, typer.Option("--grace", metavar="S", min=0, help="Seconds for answers at the end.", rich_help_panel=_LOAD)
+]
+
+
+def serve(
+    model: ModelName,
+    vector: Vectors = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    name: Name = "",
+    normal: Normal = None,
+    rate: Rate = 0.01,
+    api_key_file: Keys = None,
+    policy: Rules = None,
+    cors: Cors = None,
+    log: Log = None,
+    log_text: LogText = False,
+    keep_days: KeepDays = 30,
+    uploads: Uploads = None,
+    webhook: Hook = None,
+    batch: Batch = 32,
+    queue: Queue = 256,
+    deadline: Deadline = 600,
+    grace: Grace = 20,
+    allow_other_model: OnOtherModel = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+) -> None:
+    """Serve a model to OpenAI's clients, watched and steered, with a page at /.
+
+    Answers of different steering share batches. Ctrl-C stops taking requests and lets running answers end.
+    """
+    with working():
+        try:
+            from poise.serve import run
+        except ImportError as error:
+            raise MissingExtra(
+                f"poise serve needs a part that is not installed ({error.name}); run pip install 'poise[serve]'."
+            ) from error
+        options = run.Options(
+            host=host,
+            port=port,
+            name=name,
+            keys=api_key_file,
+            policy=policy,
+            log=log,
+            keep_days=keep_days,
+            log_text=log_text,
+            uploads=uploads,
+            webhook=webhook,
+            cors=tuple(cors or ()),
+            batch=batch,
+            queue=queue,
+            deadline=deadline,
+            grace=grace,
+            allow_other_model=allow_other_model,
+        )
+        checked = run.check(options)
+        files = _named(vector or [])
+        loaded = load_model(model, dtype, device)
+        vectors = run.vectors_of(files, loaded, normal=normal or [], rate=rate, allow_other_model=allow_other_model)
+        server = run.make(loaded, vectors, options, checked)
+    note(
+        f"{server.service.name} on {loaded.device}, watched by {', '.join(server.service.shelf.all) or 'nothing yet'}."
+    )
+    server.run(lambda address: note(f"Listening on {address}; Ctrl-C stops it."))
+    note("Stopped.")
+
+
+def _named(given: list[Path]) -> dict[str, Path]:
+    """Files by the name before the equals sign, or else their own up to the first dot."""
+    named: dict[str, Path] = {}
+    for text in given:
+        before, equals, after = str(text).partition("=")
+        name, file = (before, Path(after)) if equals else (text.name.split(".")[0], text)
+        if name in named:
+            raise InvalidOption(f"Two vectors are called {name}; name one with --vector OTHER={file}.")
+        named[name] = file
+    return named

@@ -1,0 +1,295 @@
+"""The routes: parse, one call, render."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from poise.serve import replies
+from poise.serve.answer import chunk, usage, whole
+from poise.serve.history import entry_of, history
+from poise.serve.metrics import CONTENT_TYPE
+from poise.serve.refused import Refused
+from poise.serve.service import Exchange, Service
+from poise.serve.shelf import NAME
+from poise.serve.store import Query as Wanted
+from poise.serve.wire import Asked, ChatRequest, CompletionRequest
+
+__all__ = ["build"]
+
+log = logging.getLogger("poise.serve")
+
+PAGE = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+QUIET = 15.0  # seconds without a chunk after which a stream says that it is alive
+Name = Annotated[str, Path(pattern=NAME, description="A vector's name.")]
+Instant = Annotated[str | None, Query(max_length=40, description="A time, ISO 8601 in UTC.")]
+
+
+def build(service: Service) -> FastAPI:
+    """The application of a server."""
+    app = FastAPI(
+        title="Poise",
+        description="OpenAI's API with persona vectors: answers are watched, steered and warned of.",
+        version=replies.VERSION,
+        docs_url=None,
+        redoc_url=None,
+        responses=replies.REFUSALS,
+    )
+    app.openapi = lambda: replies.describe(app)  # type: ignore[method-assign]
+    _errors(app)
+    _openai(app, service)
+    _vectors(app, service)
+    _readings(app, service)
+    _state(app, service)
+    _page(app)
+    return app
+
+
+def _openai(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", response_model=replies.Models)
+    async def models() -> Any:
+        return {"object": "list", "data": [_model(service)]}
+
+    @app.get("/v1/models/{name:path}", response_model=replies.ModelEntry)
+    async def model(name: str) -> Any:
+        if name != service.name:
+            raise Refused(404, f"There is no model {name!r} here; it is {service.name!r}.", code="model_not_found")
+        return _model(service)
+
+    @app.post("/v1/chat/completions", responses=replies.answered(replies.ChatCompletion))
+    async def chat(asked: ChatRequest, request: Request) -> Response:
+        return await _answer(service, asked, request)
+
+    @app.post("/v1/completions", responses=replies.answered(replies.Completion))
+    async def complete(asked: CompletionRequest, request: Request) -> Response:
+        return await _answer(service, asked, request)
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {"id": service.name, "object": "model", "created": service.began, "owned_by": "poise"}
+
+
+async def _answer(service: Service, asked: Asked, request: Request) -> Response:
+    exchange = service.open(asked, getattr(request.state, "key", None))
+    if asked.stream:
+        told = asked.stream_options.include_usage
+        return _Stream(exchange, _stream(exchange, usage_told=told))
+    gone = asyncio.ensure_future(_hung_up(request))
+    done = asyncio.ensure_future(_whole(exchange))
+    try:
+        await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return JSONResponse(done.result()) if done.done() else Response(status_code=499)  # which nobody reads
+    finally:
+        gone.cancel()
+        done.cancel()
+        exchange.close()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Stream(StreamingResponse):
+    """Gives the slots back however it ends, also where the client is gone before the first chunk."""
+
+    def __init__(self, exchange: Exchange, chunks: AsyncIterator[bytes]) -> None:
+        super().__init__(chunks, media_type="text/event-stream")
+        self.exchange = exchange
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.exchange.close()
+
+
+async def _whole(exchange: Exchange) -> dict[str, Any]:
+    async with contextlib.aclosing(exchange.steps()) as steps:
+        async for _ in steps:
+            pass
+    return whole(exchange.head, exchange.kind, exchange.plan, exchange.choices)
+
+
+async def _stream(exchange: Exchange, *, usage_told: bool) -> AsyncIterator[bytes]:
+    head, kind = exchange.head, exchange.kind
+    more: dict[str, Any] = {"usage": None} if usage_told else {}
+    opened: set[int] = set()
+    try:
+        async with contextlib.aclosing(exchange.steps()) as steps:
+            async for step in _with_signs_of_life(steps):
+                if step is None:
+                    yield b": waiting\n\n"
+                    continue
+                choice, heard = step
+                if choice.index not in opened:
+                    opened.add(choice.index)
+                    yield _event(chunk(head, kind, [choice.opening()], **more))
+                for piece in choice.saying(heard):
+                    yield _event(chunk(head, kind, [piece], **more))
+    except Refused as refused:
+        yield _event(refused.body)
+    else:
+        if usage_told:
+            yield _event(chunk(head, kind, [], usage=usage(exchange.plan, exchange.choices)))
+    yield b"data: [DONE]\n\n"
+
+
+async def _with_signs_of_life(steps: Any) -> AsyncIterator[Any]:
+    """The steps, and ``None`` after every while without one."""
+    upcoming = asyncio.ensure_future(anext(steps, StopAsyncIteration))
+    try:
+        while True:
+            done, _ = await asyncio.wait({upcoming}, timeout=QUIET)
+            if not done:
+                yield None
+                continue
+            step = upcoming.result()
+            if step is StopAsyncIteration:
+                return
+            yield step
+            upcoming = asyncio.ensure_future(anext(steps, StopAsyncIteration))
+    finally:
+        upcoming.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await upcoming
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
+
+
+def _vectors(app: FastAPI, service: Service) -> None:
+    shelf = service.shelf
+
+    def check_allowed(request: Request) -> None:
+        if not service.policies.of(getattr(request.state, "key", None)).may_change_vectors:
+            raise Refused(403, "This key may not change vectors.", code="vectors_forbidden")
+
+    @app.get("/v1/poise/vectors", response_model=replies.Vectors)
+    async def vectors() -> Any:
+        return {"object": "list", "data": [entry_of(w) for w in shelf.all.values()]}
+
+    @app.post("/v1/poise/vectors", status_code=201, response_model=replies.Vector, openapi_extra=replies.UPLOAD)
+    async def upload(request: Request, name: Annotated[str, Query(pattern=NAME)]) -> Any:
+        check_allowed(request)
+        return entry_of(await run_in_threadpool(shelf.upload, name, await request.body()))
+
+    @app.delete("/v1/poise/vectors/{name}", response_model=replies.Deleted)
+    async def delete(request: Request, name: Name) -> Any:
+        check_allowed(request)
+        if name in service.policies.named:
+            raise Refused(409, f"{name} is part of the server's policy; change that first.", code="in_policy")
+        await run_in_threadpool(shelf.delete, name)
+        service.metrics.projections.forget(name)
+        return {"deleted": True, "id": name}
+
+
+def _readings(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/poise/readings", response_model=replies.Readings)
+    async def readings(
+        trait: Annotated[str | None, Query(max_length=64)] = None,
+        since: Instant = None,
+        until: Instant = None,
+        alarmed: bool | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last answer's `next`.")] = None,
+    ) -> Any:
+        wanted = Wanted(trait, _instant("since", since), _instant("until", until), alarmed, limit, after)
+        rows, following = await run_in_threadpool(service.store.readings, wanted)
+        shown = [{**row, "time": replies.iso(row["time"])} for row in rows]
+        return {"object": "list", "data": shown, "next": following}
+
+    @app.get("/v1/poise/readings/summary", response_model=replies.Summary)
+    async def summarised(
+        hours: Annotated[float, Query(gt=0, le=24 * 366)] = 24,
+        bucket_minutes: Annotated[float, Query(ge=1, le=24 * 60)] = 30,
+    ) -> Any:
+        if hours * 60 / bucket_minutes > 2000:
+            raise Refused(400, "That is more than 2,000 buckets; ask for longer ones.", param="bucket_minutes")
+        rows = await run_in_threadpool(service.store.since, time.time() - hours * 3600)
+        return {"data": await run_in_threadpool(history, rows, bucket_minutes * 60)}
+
+
+def _instant(param: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return replies.seconds(text)
+    except (ValueError, OverflowError) as error:
+        raise Refused(400, f"{param} is no time such as 2026-05-04T12:00:00Z.", param=param) from error
+
+
+def _state(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", response_model=replies.State)
+    async def healthz() -> Any:
+        return {"status": "ok"}
+
+    @app.get("/readyz", response_model=replies.State)
+    async def readyz() -> Any:
+        if not service.scheduler.alive:
+            raise Refused(503, "Not ready: the model's thread has ended or is ending.", code="not_ready")
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(await run_in_threadpool(service.metrics.text), media_type=CONTENT_TYPE)
+
+
+def _page(app: FastAPI) -> None:
+    folder = files("poise.serve") / "page"
+    known = {}
+    if folder.is_dir():
+        known = {f.name: f for f in folder.iterdir() if "." + f.name.rpartition(".")[2] in PAGE}
+
+    def page(name: str) -> Response:
+        if name not in known:
+            raise Refused(404, "There is no such page.", code="not_found")
+        return Response(known[name].read_bytes(), media_type=PAGE["." + name.rpartition(".")[2]])
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return page("index.html")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        return page(name)
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return JSONResponse(error.body, error.status, headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        found = replies.fault(error.errors())
+        return JSONResponse(found.body, found.status)
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        words = {404: "There is nothing at this address.", 405: "This address does not take that method."}
+        found = Refused(error.status_code, words.get(error.status_code, str(error.detail)), code="http_error")
+        return JSONResponse(found.body, found.status, headers=dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        log.error("%s failed", request.url.path, exc_info=error)
+        return JSONResponse(Refused(500, "The server failed on this request.", code="internal").body, 500)

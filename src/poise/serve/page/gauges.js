@@ -1,0 +1,80 @@
+/** A gauge for a trait: prompt, mean and peak of an answer, beside normal and the alarm’s threshold. */
+
+import { draw, el } from "./dom.js";
+import { summary } from "./turn.js";
+import { known, number, READINGS } from "./words.js";
+
+const SPAN = 4; // spreads to either side of normal
+const WIDTH = 360;
+const MIDDLE = 14;
+
+/** The alarm of a reading that normal answers raise least often. */
+export function alarmOf(vector, reading) {
+  const own = (vector.alarms ?? []).filter(
+    (alarm) => alarm.reading === reading && !alarm.topic && alarm.layer === vector.watched_layer,
+  );
+  return own.sort((one, other) => one.rate - other.rate)[0] ?? null;
+}
+
+/** The gauge of a turn; with no turn yet, what it will show. */
+export function gauge(vector, scale, turn) {
+  if (!turn) return [el("p", { class: "small" }, "Readings come with the first answer.")];
+  const found = summary(turn, vector.name);
+  const raised = (reading) => turn.alarms.some((alarm) => alarm.trait === vector.name && alarm.reading === reading);
+  const decimals = scale?.decimals ?? 2;
+  return [
+    el(
+      "dl",
+      { class: "readings" },
+      Object.keys(READINGS).map((reading) =>
+        el(
+          "div",
+          { class: raised(reading) ? "raised" : "", title: READINGS[reading] },
+          el("dt", {}, reading),
+          el(
+            "dd",
+            {},
+            number(found[reading], decimals, true),
+            raised(reading) && el("span", { class: "mark" }, " ▲ alarm"),
+          ),
+        ),
+      ),
+      el("div", { title: "Tokens that were read." }, el("dt", {}, "tokens"), el("dd", {}, String(found.tokens))),
+    ),
+    scale && bar(vector, scale, found, decimals),
+    turn.steer && !turn.push[vector.name]
+      ? el("p", { class: "small" }, "This answer was steered: what that adds to the readings by itself is left in.")
+      : null,
+  ];
+}
+
+function bar(vector, scale, found, decimals) {
+  const alarm = alarmOf(vector, "mean");
+  const spreads = (value) => (value - scale.centre) / scale.step;
+  const span = Math.max(SPAN, alarm ? 1.2 * Math.abs(spreads(alarm.threshold)) : 0);
+  const place = (value) => WIDTH / 2 + (Math.max(-1, Math.min(1, spreads(value) / span)) * (WIDTH - 20)) / 2;
+  const parts = [
+    draw("line", { x1: 8, x2: WIDTH - 8, y1: MIDDLE, y2: MIDDLE, class: "axis" }),
+    draw("line", { x1: WIDTH / 2, x2: WIDTH / 2, y1: 5, y2: 23, class: "normal" }),
+  ];
+  if (known(found.mean)) {
+    const [x, y] = [place(found.mean), MIDDLE];
+    parts.push(
+      draw("line", { x1: WIDTH / 2, x2: x, y1: y, y2: y, class: spreads(found.mean) > 0 ? "above" : "below" }),
+    );
+    parts.push(draw("circle", { cx: x, cy: y, r: 5, class: "mean" }));
+  }
+  if (known(found.peak)) {
+    const x = place(found.peak);
+    parts.push(draw("path", { d: `M${x} ${MIDDLE - 6} l6 11 h-12 z`, class: "peak" }));
+  }
+  if (alarm) {
+    const x = place(alarm.threshold);
+    parts.push(draw("line", { x1: x, x2: x, y1: 2, y2: 26, class: "threshold" }));
+  }
+  const words =
+    `${vector.name}: mean ${number(found.mean, decimals, true)}, peak ${number(found.peak, decimals, true)}, ` +
+    `normal ${number(scale.centre, decimals, true)}` +
+    (alarm ? `, alarm for the mean at ${number(alarm.threshold, decimals, true)}` : "");
+  return draw("svg", { viewBox: `0 0 ${WIDTH} 28`, role: "img", class: "gauge", "aria-label": words }, parts);
+}

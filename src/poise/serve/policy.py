@@ -1,0 +1,116 @@
+"""What a key may ask for, and what is done to its answers whether it asks or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from poise.errors import InvalidOption
+from poise.serve.refused import Refused
+from poise.steer import Spec, Steering
+from poise.vector import PersonaVector
+
+__all__ = ["Action", "Policies", "Policy", "read"]
+
+Action = Literal["note", "cap", "stop"]
+STOPPED = "\n\n[This answer was stopped: its readings passed an alarm.]"
+
+
+class Policy(BaseModel):
+    """The rules for one key, or for all that have none of their own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steer: str | None = Field(None, description="Steering that every answer gets, after the request's own.")
+    may_steer: bool = Field(True, description="Whether requests may steer.")
+    most_dose: float = Field(3.0, gt=0, description="Strongest dose that a request may steer with, one way or other.")
+    most_tokens: int = Field(4096, ge=1, description="Longest answer that a request may ask for.")
+    default_tokens: int = Field(512, ge=1, description="Longest answer where a request does not say.")
+    on_alarm: Action | dict[str, Action] = Field(
+        "note",
+        description="note it; cap the trait at its threshold from the next token on; stop the answer. By vector, or "
+        "one for all; vectors that are not named are noted.",
+    )
+    message: str = Field(STOPPED, description="What follows an answer that was stopped.")
+    may_change_vectors: bool = Field(True, description="Whether vectors may be uploaded and deleted.")
+
+    def action(self, vector: str) -> Action:
+        """What is done when an alarm of this vector is raised."""
+        return self.on_alarm if isinstance(self.on_alarm, str) else self.on_alarm.get(vector, "note")
+
+    @property
+    def named(self) -> set[str]:
+        """Vectors that the rules speak of."""
+        actions = self.on_alarm if isinstance(self.on_alarm, dict) else {}
+        return {*(Spec.parse(self.steer).names if self.steer else ()), *actions}
+
+    def steering(self, asked: Spec | None, vectors: Mapping[str, PersonaVector]) -> Steering | None:
+        """The request's steering and the forced one, together.
+
+        Raises:
+            Refused: 403 where requests may not steer so.
+            InvalidSteering: it cannot be done.
+        """
+        own = asked.steering(vectors) if asked else Steering(())
+        if own.terms and not self.may_steer:
+            raise Refused(403, "This key may not steer.", code="steering_forbidden", param="poise.steer")
+        for term in own.terms:
+            if term.operation != "add":
+                continue
+            dose = max(abs(term.vector.dose(term.value, layer)) for layer in term.touched)
+            if not dose <= self.most_dose:
+                raise Refused(
+                    400,
+                    f"A dose of {dose:.3g} of {term.vector.name} is more than the {self.most_dose:g} allowed here; "
+                    "text breaks near 1. Steer with less.",
+                    code="dose_too_strong",
+                    param="poise.steer",
+                )
+        forced = Spec.parse(self.steer).steering(vectors) if self.steer else Steering(())
+        both = Steering((*own.terms, *forced.terms), own.orthogonal or forced.orthogonal)
+        return both if both.terms else None
+
+
+class Policies(BaseModel):
+    """The file of ``--policy``: rules for everybody, and for keys by their name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    default: Policy = Policy()
+    keys: dict[str, Policy] = {}
+
+    def of(self, key: str | None) -> Policy:
+        """The rules for the key of that name."""
+        return self.keys.get(key, self.default) if key else self.default
+
+    @property
+    def named(self) -> set[str]:
+        """Vectors that any of the rules speaks of."""
+        return {name for policy in (self.default, *self.keys.values()) for name in policy.named}
+
+
+def read(path: Path | None) -> Policies:
+    """The rules in a YAML or JSON file; the defaults without one.
+
+    Raises:
+        InvalidOption: not there or not of this schema; names the field.
+    """
+    if path is None:
+        return Policies()
+    try:
+        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = Policies.model_validate(document or {})
+        _ = found.named  # expressions are parsed now, not at the first request
+    except OSError as error:
+        raise InvalidOption(f"Cannot read the policy file {path} ({error.strerror}); check --policy.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidOption(f"The policy file {path} is no YAML ({str(error).splitlines()[0]}); mend it.") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "it"
+        raise InvalidOption(f"In the policy file {path}, {where}: {fault['msg']}.") from error
+    return found

@@ -1,0 +1,673 @@
+"""The page of ``poise serve`` in a real Chromium, against a stand-in for the server whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev) to drive a browser")
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("needs Chromium to show the page", allow_module_level=True)
+
+import serving  # noqa: E402
+import tiny  # noqa: E402
+from poise import vector as vectors  # noqa: E402
+from stub_server import PAGE, SAID, Stub  # noqa: E402
+
+expect = playwright.expect
+pytestmark = pytest.mark.wide
+
+WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 400, "height": 800}
+N = len(SAID.split(" "))
+READINGS = [1.0 + 5.0 * math.sin(i / 3) for i in range(N)]  # of an answer of the stub on impolite, unsteered
+VIEWS = ("chat", "compare", "vectors", "day")
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    """One tab for all tests: a new one for each would be most of their time."""
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = chromium.new_page()
+        opened.set_default_timeout(8000)
+        yield opened
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[Stub]:
+    server = Stub()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def stub(stand_in: Stub) -> Stub:
+    stand_in.reset()
+    return stand_in
+
+
+class Tab:
+    """The page of a server, opened afresh; ``check`` fails the test for whatever the console complained about."""
+
+    def __init__(self, page: Any, url: str) -> None:
+        self.page, self.url = page, url
+        self.complaints: list[str] = []
+        self.expected: tuple[str, ...] = ()
+        page.set_viewport_size(WIDE)
+        page.emulate_media(color_scheme="light")
+        page.on("console", self._hear)
+        page.on("pageerror", self._hear_error)
+        page.goto(url)
+
+    def _hear(self, said: Any) -> None:
+        if said.type in ("error", "warning"):
+            self.complaints.append(said.text)
+
+    def _hear_error(self, error: Any) -> None:
+        self.complaints.append(str(error))
+
+    def close(self) -> None:
+        self.page.evaluate("addEventListener('pagehide', () => sessionStorage.clear())")  # after the page's own saving
+        self.page.goto("about:blank")
+        self.page.remove_listener("console", self._hear)
+        self.page.remove_listener("pageerror", self._hear_error)
+
+    def check(self) -> None:
+        assert [c for c in self.complaints if not c.startswith(self.expected or "\0")] == []
+
+    def view(self, name: str) -> None:
+        self.page.goto(f"{self.url}/#{name}")
+
+    def ask(self, question: str, *, wait: bool = True) -> None:
+        self.page.get_by_label("Your question").fill(question)
+        self.page.get_by_role("button", name="Ask", exact=True).click()
+        if wait:
+            self.done()
+
+    def done(self) -> None:
+        expect(self.page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
+        self.page.evaluate("() => new Promise((then) => setTimeout(then, 160))")  # the drawings follow at ease
+
+    def dial(self, name: str, value: str) -> None:
+        self.page.get_by_label(f"{name}: exact value").fill(value)
+
+    def answer(self, n: int = 1) -> Any:
+        return self.page.get_by_role("group", name=f"Answer {n}", exact=True)
+
+    def card(self, name: str) -> Any:
+        return self.page.locator(".card", has=self.page.get_by_role("heading", name=name, exact=True))
+
+    def tones(self, n: int = 1) -> list[str]:
+        script = "(node) => [...node.querySelectorAll('.tokens > span')].map((span) => span.lastChild.className)"
+        return self.answer(n).evaluate(script)
+
+
+@pytest.fixture
+def tab(page: Any, stub: Stub) -> Iterator[Tab]:
+    opened = Tab(page, stub.url)
+    yield opened
+    opened.close()
+    opened.check()
+
+
+def words(part: str) -> re.Pattern[str]:
+    """What holds these words."""
+    return re.compile(re.escape(part))
+
+
+def tone(value: float, normal: float = 1.0, spread: float = 2.0) -> str:
+    level = max(-3, min(3, int((value - normal) / spread)))
+    return f"a{level}" if level > 0 else f"b{-level}" if level < 0 else ""
+
+
+def peak(values: list[float]) -> float:
+    return max(sum(values[i : i + 8]) / 8 for i in range(len(values) - 7))
+
+
+class TestAConversation:
+    def test_shows_the_answer_as_text_never_as_markup(self, tab: Tab) -> None:
+        tab.ask("What do you think of my plan?")
+        expect(tab.answer().locator(".tokens")).to_have_text(SAID)
+        expect(tab.answer().locator("b")).to_have_count(0)
+
+    def test_sends_the_whole_of_it_with_the_settings(self, tab: Tab, stub: Stub) -> None:
+        tab.page.get_by_label("System prompt").fill("Be brief.")
+        tab.page.get_by_label("Temperature").fill("0")
+        tab.page.get_by_label("Longest answer").fill("32")
+        tab.page.get_by_label("Seed").fill("7")
+        tab.ask("One?")
+        tab.ask("Two?")
+        request = stub.requests[-1]
+        assert [m["role"] for m in request["messages"]] == ["system", "user", "assistant", "user"]
+        assert [m["content"] for m in request["messages"]] == ["Be brief.", "One?", SAID, "Two?"]
+        assert (request["temperature"], request["max_tokens"], request["seed"]) == (0, 32, 8)
+        assert request["model"] == "tiny-llama"
+        assert request["poise"] == {"watch": True}
+
+    def test_stops_at_escape_keeps_what_was_said_and_frees_the_server(self, tab: Tab, stub: Stub) -> None:
+        tab.ask("slow", wait=False)
+        expect(tab.answer().locator(".tokens > span").nth(3)).to_be_visible()
+        tab.page.keyboard.press("Escape")
+        tab.done()
+        expect(tab.answer()).to_contain_text("You stopped it here.")
+        expect(tab.answer().locator(".tokens")).to_contain_text("Well, I would")
+        assert stub.hung_up.wait(5)
+
+    def test_is_still_there_after_a_reload(self, tab: Tab) -> None:
+        tab.dial("impolite", "20")
+        tab.page.get_by_label("Tint the text by").select_option("evil")
+        tab.ask("What do you think of my plan?")
+        tones = tab.tones()
+        tab.page.get_by_label("Your question").fill("half a quest")
+        tab.page.reload()
+        expect(tab.answer().locator(".tokens")).to_have_text(SAID)
+        expect(tab.page.get_by_label("Your question")).to_have_value("half a quest")
+        expect(tab.page.get_by_label("impolite: exact value")).to_have_value("20")
+        expect(tab.page.get_by_label("Tint the text by")).to_have_value("evil")
+        assert tab.tones() == tones
+
+    def test_keeps_a_half_told_answer_over_a_reload(self, tab: Tab) -> None:
+        tab.ask("slow", wait=False)
+        expect(tab.answer().locator(".tokens > span").nth(3)).to_be_visible()
+        tab.page.reload()
+        expect(tab.answer().locator(".tokens")).to_contain_text("Well, I would")
+        expect(tab.answer()).to_contain_text("It broke off here.")
+
+    def test_keeps_the_newest_words_in_sight(self, tab: Tab) -> None:
+        tab.ask("One?")
+        tab.ask("slow", wait=False)
+        expect(tab.answer(2).locator(".tokens > span").nth(60)).to_be_attached()
+        tab.page.keyboard.press("Escape")
+        tab.done()
+        last = tab.answer(2).locator(".tokens > span").last.bounding_box()
+        form = tab.page.locator("#ask").bounding_box()
+        assert 0 < last["y"] < last["y"] + last["height"] < form["y"]
+
+    def test_is_asked_again_with_the_next_seed_or_begun_anew(self, tab: Tab, stub: Stub) -> None:
+        tab.ask("One?")
+        tab.page.get_by_role("button", name="Ask again").click()
+        tab.done()
+        assert [r["messages"][-1]["content"] for r in stub.requests] == ["One?", "One?"]
+        assert [r["seed"] for r in stub.requests] == [0, 1]
+        expect(tab.page.locator("article.turn")).to_have_count(1)
+        tab.page.get_by_role("button", name="New").click()
+        expect(tab.page.locator("article.turn")).to_have_count(0)
+
+    def test_is_saved_with_its_readings(self, tab: Tab, tmp_path: Path) -> None:
+        tab.dial("impolite", "20")
+        tab.ask("What do you think of my plan? alarm")
+        with tab.page.expect_download() as waited:
+            tab.page.get_by_role("button", name="Save").click()
+        waited.value.save_as(tmp_path / "chat.json")
+        saved = json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))
+        assert [m["role"] for m in saved["messages"]] == ["user", "assistant"]
+        (turn,) = saved["turns"]
+        assert turn["answer"] == saved["messages"][1]["content"] == SAID
+        assert [t["readings"]["impolite"] for t in turn["tokens"]] == [[pytest.approx(r + 4.0)] for r in READINGS]
+        assert turn["push"]["impolite"] == {"prompt": 0.0, "response": 2.0}
+        assert turn["prompt"] == {"impolite": 2.5, "evil": None}
+        assert turn["steer"] == {"terms": [{"vector": "impolite", "dose": 0.2}]}
+        assert [a["reading"] for a in turn["alarms"]] == ["peak"]
+        assert [(w["name"], w["layer"], w["norm"]) for w in saved["watched"]] == [
+            ("impolite", 2, 8.0),
+            ("evil", 2, 8.0),
+        ]
+
+
+class TestTheTint:
+    def test_is_each_token_s_distance_from_normal_in_spreads(self, tab: Tab) -> None:
+        tab.ask("What do you think of my plan?")
+        assert tab.tones() == [tone(value) for value in READINGS]
+        assert {"a1", "a2", "b1", "b2"} <= set(tab.tones())
+
+    def test_leaves_out_what_steering_adds_by_itself(self, tab: Tab) -> None:
+        tab.dial("impolite", "20")
+        tab.ask("What do you think of my plan?")
+        assert tab.tones() == [tone(value + 2.0) for value in READINGS]
+
+    def test_has_a_legend_in_numbers(self, tab: Tab) -> None:
+        tab.ask("What do you think of my plan?")
+        steps = tab.page.get_by_label("Steps of the tint of impolite").get_by_role("listitem").all_inner_texts()
+        assert steps == ["≤ −5.0", "−3.0", "−1.0", "+1.0", "+3.0", "+5.0", "≥ +7.0"]
+        expect(tab.page.locator("#legend-words")).to_contain_text("normal +1.0 (mean of 800 tokens")
+
+    def test_takes_the_conversation_s_own_mean_where_no_normal_is_known(self, tab: Tab) -> None:
+        tab.page.get_by_label("Tint the text by").select_option("evil")
+        tab.ask("What do you think of my plan?")
+        values = [value / 2 for value in READINGS]
+        mean = sum(values) / N
+        spread = math.sqrt(sum((v - mean) ** 2 for v in values) / N)
+        assert tab.tones() == [tone(value, mean, spread) for value in values]
+        expect(tab.page.locator("#legend-words")).to_contain_text("is the mean of what was said here")
+
+    def test_says_where_the_push_of_the_steering_is_left_in(self, tab: Tab) -> None:
+        tab.dial("impolite", "20")
+        tab.ask("What do you think of my plan?")
+        expect(tab.card("evil")).to_contain_text("what that adds to the readings by itself is left in")
+        expect(tab.card("impolite")).not_to_contain_text("left in")
+
+    def test_can_be_another_trait_s_or_none_at_all(self, tab: Tab) -> None:
+        tab.ask("What do you think of my plan?")
+        tab.page.get_by_label("Tint the text by").select_option("nothing")
+        assert set(tab.tones()) == {""}
+
+    def test_is_more_than_colour(self, tab: Tab) -> None:
+        tab.ask("What do you think of my plan?")
+        style = "(i) => { const s = getComputedStyle(i); return s.borderBottomStyle + ' ' + s.borderBottomWidth; }"
+        lines = {name: tab.answer().locator(f"i.{name}").last.evaluate(style) for name in ("a1", "a2", "b1", "b2")}
+        assert lines == {"a1": "solid 1px", "a2": "solid 2px", "b1": "dotted 1px", "b2": "dotted 2px"}
+
+
+class TestADial:
+    def test_steers_by_dose_or_by_alpha(self, tab: Tab, stub: Stub) -> None:
+        tab.dial("impolite", "20")
+        tab.ask("One?")
+        assert stub.requests[-1]["poise"]["steer"] == {"terms": [{"vector": "impolite", "dose": 0.2}]}
+        expect(tab.page.locator(".turn .how")).to_have_text("impolite at dose 20 %")
+        tab.page.get_by_label("Dials in").select_option("α")
+        expect(tab.page.get_by_label("impolite: exact value")).to_have_value("2")
+        tab.dial("evil", "-1.5")
+        tab.ask("Two?")
+        terms = [{"vector": "impolite", "coef": 2}, {"vector": "evil", "coef": -1.5}]
+        assert stub.requests[-1]["poise"]["steer"] == {"terms": terms}
+
+    def test_turns_by_arrow_keys_and_says_where_it_stands(self, tab: Tab, stub: Stub) -> None:
+        slider = tab.card("impolite").get_by_role("slider")
+        slider.focus()
+        for _ in range(3):
+            tab.page.keyboard.press("ArrowRight")
+        expect(slider).to_have_attribute("aria-valuetext", "dose 3 %, α +0.30")
+        tab.page.keyboard.press("Home")
+        expect(tab.card("impolite")).to_contain_text("Warning: Beyond −20 % to 27 %")
+        tab.card("impolite").get_by_role("button", name="Turn impolite off").click()
+        expect(slider).to_have_attribute("aria-valuetext", "off")
+        tab.ask("One?")
+        assert "steer" not in stub.requests[-1]["poise"]
+
+    def test_warns_in_words_beyond_what_the_certificate_covers(self, tab: Tab) -> None:
+        card = tab.card("impolite")
+        expect(card).to_contain_text("Hatched: certified range, −20 % to 27 %.")
+        tab.dial("impolite", "27")
+        expect(card.locator(".caution")).to_be_hidden()
+        tab.dial("impolite", "28")
+        expect(card.locator(".caution")).to_have_text(
+            "Warning: Beyond −20 % to 27 %, the doses at which the certificate saw coherent text: expect broken text."
+        )
+        expect(card.get_by_role("slider")).to_have_attribute("aria-valuetext", words("expect broken text"))
+
+    def test_marks_the_certified_range_where_it_lies(self, tab: Tab) -> None:
+        marked = tab.card("impolite").locator("rect.usable").bounding_box()
+        slider = tab.card("impolite").locator(".marks svg").bounding_box()
+        low, high = ((marked["x"] + w - slider["x"]) / slider["width"] for w in (0, marked["width"]))
+        most = float(tab.card("impolite").get_by_role("slider").get_attribute("max"))
+        assert [low, high] == pytest.approx([0.5 - 0.1 / most, 0.5 + 0.135 / most], abs=0.01)
+
+    def test_says_so_where_nothing_was_measured(self, tab: Tab) -> None:
+        expect(tab.card("evil")).to_contain_text("No range is marked")
+        tab.dial("evil", "10")
+        expect(tab.card("evil")).to_contain_text("Warning: Nobody has measured what this vector does here")
+
+    def test_warns_of_a_vector_that_was_not_induced(self, tab: Tab, stub: Stub) -> None:
+        stub.vectors["impolite"]["certificate"]["verdict"] = "not-induced"
+        tab.page.reload()
+        expect(tab.card("impolite").get_by_role("button", name="✕ not induced")).to_be_visible()
+        tab.dial("impolite", "10")
+        expect(tab.card("impolite")).to_contain_text("certified as not induced on this model")
+
+
+class TestGaugesAndTimelines:
+    def test_show_prompt_mean_and_peak_of_the_last_answer(self, tab: Tab) -> None:
+        tab.ask("What do you think of my plan?")
+        shown = tab.card("impolite").locator(".readings dd").all_inner_texts()
+        assert shown == ["+2.5", f"+{sum(READINGS) / N:.1f}", f"+{peak(READINGS):.1f}", str(N)]
+        assert tab.card("evil").locator(".readings dd").first.inner_text() == "–"
+
+    def test_tell_the_whole_conversation_and_the_alarm_s_threshold(self, tab: Tab) -> None:
+        tab.ask("One?")
+        tab.ask("Two? alarm")
+        drawing = tab.card("impolite").locator(".timeline svg")
+        mean = f"+{sum(READINGS) / N:.1f}"
+        expect(drawing).to_have_attribute(
+            "aria-label",
+            f"impolite over 2 answers, {2 * N} tokens. Means: {mean}, {mean}. Alarm threshold +7.0. 1 alarm.",
+        )
+        expect(drawing.locator("line.threshold")).to_have_count(1)
+        assert [
+            d.count("M")
+            for d in drawing.locator("path.token").evaluate_all("(all) => all.map((p) => p.getAttribute('d'))")
+        ] == [N, N]
+        expect(drawing.locator("path.alarm")).to_have_count(1)
+        expect(tab.card("impolite").locator(".timeline")).to_contain_text("5 % of normal answers raise it")
+        expect(tab.card("evil").locator(".timeline")).to_contain_text("No alarm is set")
+
+
+class TestSideBySide:
+    def test_asks_the_same_twice_once_plain_and_once_steered(self, tab: Tab, stub: Stub) -> None:
+        tab.view("compare")
+        tab.dial("impolite", "20")
+        tab.page.get_by_label("Prompt", exact=True).fill("Tell me about tea.")
+        tab.page.get_by_role("button", name="Ask both").click()
+        table = tab.page.get_by_role("region", name="Plain and steered in numbers")
+        expect(table).to_be_visible()
+        plain, steered = sorted(stub.requests, key=lambda r: "steer" in r["poise"])
+        assert plain["poise"] == {"watch": True}
+        assert steered["poise"] == {"watch": True, "steer": {"terms": [{"vector": "impolite", "dose": 0.2}]}}
+        assert {k: v for k, v in plain.items() if k != "poise"} == {k: v for k, v in steered.items() if k != "poise"}
+        for name in ("Plain answer", "Steered answer"):
+            expect(tab.page.get_by_role("group", name=name).locator(".tokens")).to_have_text(SAID)
+        row = table.get_by_role("row").nth(1).locator("td").all_inner_texts()
+        assert row[:3] == [f"+{sum(READINGS) / N:.1f}", f"+{sum(READINGS) / N + 2:.1f}", "+2.0"]
+        tab.page.reload()
+        expect(tab.page.get_by_role("group", name="Steered answer").locator(".tokens")).to_have_text(SAID)
+
+    def test_says_that_nothing_is_turned(self, tab: Tab, stub: Stub) -> None:
+        tab.view("compare")
+        tab.page.get_by_label("Prompt", exact=True).fill("Tell me about tea.")
+        tab.page.get_by_role("button", name="Ask both").click()
+        expect(tab.page.get_by_text("All dials are at 0")).to_be_visible()
+        assert stub.requests == []
+
+
+class TestAlarms:
+    def test_are_listed_in_words_and_lead_to_their_token(self, tab: Tab) -> None:
+        tab.ask("One?")
+        tab.ask("Two? alarm")
+        expect(tab.page.locator("#alarm-count")).to_have_text("▲ 1 alarm")
+        tab.page.locator("#alarm-list").get_by_role("button").click()
+        lit = tab.answer(2).locator(".at")
+        expect(lit).to_have_text(SAID.split(" ")[4])
+        expect(tab.answer(2).get_by_role("slider")).to_be_focused()
+        expect(tab.card("impolite").locator(".readings .raised")).to_contain_text("▲ alarm")
+        expect(tab.page.locator("#live")).to_contain_text("impolite peak +8.25 by token 5, above +7.00")
+
+    def test_may_stop_the_answer(self, tab: Tab) -> None:
+        tab.ask("stopped")
+        expect(tab.answer()).to_contain_text("[This answer was stopped.]")
+        expect(tab.answer()).to_contain_text("Stopped by the server’s policy.")
+        expect(tab.answer()).to_contain_text("The answer was stopped.")
+
+
+class TestVectors:
+    @staticmethod
+    def upload(tab: Tab, name: str, body: bytes) -> None:
+        tab.view("vectors")
+        file = {"name": name, "mimeType": "application/octet-stream", "buffer": body}
+        tab.page.get_by_label("File (.safetensors)").set_input_files(files=[file])
+        tab.page.get_by_role("button", name="Upload", exact=True).click()
+
+    def test_show_the_certificate_with_curve_bands_and_controls(self, tab: Tab) -> None:
+        tab.card("impolite").get_by_role("button", name="✓ induced").click()
+        certificate = tab.page.locator("#certificate-impolite")
+        expect(certificate).to_contain_text("the trait score rises with the dose: Spearman 1.00")
+        curve = certificate.locator("svg.wide")
+        expect(curve.locator("polygon")).to_have_count(2)
+        expect(curve).to_have_attribute("aria-label", words("dose 20 %: trait 65.5, coherence 71.3"))
+        controls = certificate.get_by_role("region", name="Controls")
+        expect(controls.get_by_role("row").nth(3)).to_have_text(
+            "Random directions (3 draws)12.9 [3.9, 21.9]88.0 [83.0, 93.0]10"
+        )
+        expect(certificate.get_by_role("region", name="Alarms")).to_contain_text("5 % [1 %, 9 %]")
+
+    def test_are_taken_and_have_a_dial_from_then_on(self, tab: Tab) -> None:
+        self.upload(tab, "kind one.safetensors", b"\x08\0\0\0\0\0\0\0{}      ")
+        expect(tab.page.locator("#upload-said")).to_contain_text("kind-one is loaded")
+        tab.view("chat")
+        expect(tab.card("kind-one").get_by_role("slider")).to_be_visible()
+
+    def test_that_are_refused_say_why(self, tab: Tab) -> None:
+        tab.expected = ("Failed to load resource",)
+        for name, body, why in (
+            ("impolite.safetensors", b"", "There is a vector impolite already"),
+            ("other.safetensors", b"\x80\x04pickle", "This is no safetensors file"),
+            ("other.pt", b"", "other.pt is no .safetensors file"),
+        ):
+            self.upload(tab, name, body)
+            expect(tab.page.locator("#upload-said")).to_contain_text(why)
+
+    def test_are_deleted_at_the_second_click_only(self, tab: Tab, stub: Stub) -> None:
+        tab.view("vectors")
+        tab.page.get_by_role("button", name="Delete evil").click()
+        assert "evil" in stub.vectors
+        tab.page.get_by_role("button", name="Really delete evil from the server?").click()
+        expect(tab.page.get_by_role("heading", name="evil")).to_have_count(0)
+        assert "evil" not in stub.vectors
+
+
+class TestTheLastDay:
+    def test_shows_means_with_intervals_alarms_and_the_same_in_numbers(self, tab: Tab) -> None:
+        tab.view("day")
+        expect(tab.page.locator("#day-impolite")).to_be_visible()
+        expect(tab.page.locator(".day svg.wide line.interval")).to_have_count(sum((i * 7) % 5 > 0 for i in range(48)))
+        expect(tab.page.locator(".day p").first).to_have_text("96 answers; an alarm in 4 of 96 (4 % [2 %, 10 %]).")
+        expect(tab.page.locator("#day-alarms")).to_contain_text(
+            "impolite mean +4.60 over the whole answer, above +4.00"
+        )
+        tab.page.get_by_label("Show the last").select_option("6 hours")
+        expect(tab.page.locator(".day figcaption")).to_contain_text("mean of 10 minutes’ answers")
+
+
+class TestWhatGoesWrong:
+    def test_a_key_is_asked_for_and_kept_in_this_tab(self, tab: Tab, stub: Stub) -> None:
+        tab.expected = ("Failed to load resource",)
+        stub.key = "near-miss-1"
+        tab.page.reload()
+        dialog = tab.page.get_by_role("dialog")
+        for key, why in (("near-miss-2", "was not taken"), ("near-miss-1", "")):
+            dialog.get_by_label("Key").fill(key)
+            tab.page.keyboard.press("Enter")
+            if why:
+                expect(dialog).to_contain_text(why)
+        expect(dialog).to_be_hidden()
+        expect(tab.page.locator("#status")).to_have_text("connected to tiny-llama")
+        tab.page.reload()
+        tab.ask("One?")
+        expect(tab.answer().locator(".tokens")).to_have_text(SAID)
+
+    def test_a_full_queue_says_when_to_retry_and_keeps_the_question(self, tab: Tab) -> None:
+        tab.expected = ("Failed to load resource",)
+        tab.ask("busy")
+        notice = tab.page.get_by_role("alert").filter(has_text="busy")
+        expect(notice).to_contain_text("The queue is full (8 requests). It says to try again in 1 second.")
+        expect(tab.page.get_by_label("Your question")).to_have_value("busy")
+        notice.get_by_role("button", name="Try again", exact=True).click()
+        tab.done()
+        expect(tab.answer().locator(".tokens")).to_have_text(SAID)
+        expect(tab.page.locator("#notice")).to_be_hidden()
+
+    @pytest.mark.parametrize(
+        ("question", "why"), [("cut", "The connection ended"), ("broken", "The model broke down.")]
+    )
+    def test_an_answer_that_breaks_off_keeps_what_was_said(self, tab: Tab, question: str, why: str) -> None:
+        tab.ask(question)
+        expect(tab.page.locator("#notice")).to_contain_text(why)
+        expect(tab.answer().locator(".tokens")).to_have_text(" ".join(SAID.split(" ")[:5]))
+        expect(tab.answer()).to_contain_text("It broke off here.")
+
+    def test_a_server_that_is_gone_is_named_and_can_be_tried_again(self, tab: Tab) -> None:
+        tab.expected = ("Failed to load resource",)
+        tab.page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
+        tab.ask("One?")
+        expect(tab.page.locator("#notice")).to_contain_text("is “poise serve” still running?")
+        tab.page.unroute("**/v1/chat/completions")
+        tab.page.locator("#notice").get_by_role("button", name="Try again").click()
+        tab.done()
+        expect(tab.answer().locator(".tokens")).to_have_text(SAID)
+
+
+class TestEveryone:
+    def test_can_use_it_by_keyboard_alone(self, tab: Tab) -> None:
+        keys = tab.page.keyboard
+        keys.press("Tab")
+        expect(tab.page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        keys.press("Enter")
+        expect(tab.page.get_by_label("Your question")).to_be_focused()
+        keys.type("One?")
+        keys.press("Enter")
+        tab.done()
+        expect(tab.answer().locator(".tokens")).to_have_text(SAID)
+        keys.press("Shift+Tab")
+        expect(tab.answer().get_by_role("slider")).to_be_focused()
+        keys.press("ArrowRight")
+        told = f"token 2 of {N} “I”: impolite +{READINGS[1]:.1f} (+{(READINGS[1] - 1) / 2:.1f} spreads)"
+        expect(tab.answer().locator(".readout")).to_have_text(told)
+        expect(tab.answer().get_by_role("slider")).to_have_attribute("aria-valuetext", told)
+
+    def test_hears_whole_sentences_not_tokens(self, tab: Tab) -> None:
+        tab.ask("One?")
+        said = tab.page.locator("#live p").all_inner_texts()
+        assert said[0] == "The model answers."
+        assert said[-1] == f"End of the answer. {N} tokens."
+        assert " ".join(said[1:-1]) == SAID
+        assert len(said) <= 5
+
+    def test_finds_a_name_on_every_control(self, tab: Tab) -> None:
+        tab.ask("One? alarm")
+        client = tab.page.context.new_cdp_session(tab.page)
+        client.send("Accessibility.enable")
+        roles = {"button", "link", "slider", "textbox", "combobox", "spinbutton", "image", "region"}
+        for view in VIEWS:
+            tab.view(view)
+            expect(tab.page.locator(f"#{view}")).to_be_visible()
+            nodes = client.send("Accessibility.getFullAXTree")["nodes"]
+            shown = [n for n in nodes if not n["ignored"] and n["role"]["value"] in roles]
+            nameless = [n for n in shown if not n.get("name", {}).get("value", "").strip()]
+            assert [n["role"]["value"] for n in nameless] == [], view
+            assert len(shown) > 5
+
+    def test_sees_it_on_a_narrow_screen_without_scrolling_sideways(self, tab: Tab) -> None:
+        tab.page.set_viewport_size(NARROW)
+        tab.ask("W" * 120 + " alarm")
+        tab.dial("impolite", "30")
+        for view in VIEWS:
+            tab.view(view)
+            expect(tab.page.locator(f"#{view}")).to_be_visible()
+            assert tab.page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"], view
+        tab.view("chat")
+        for span in tab.answer().locator(".tokens > span").all()[1:8]:
+            span.hover()  # its number beside it
+            assert tab.page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+
+    def test_can_read_every_colour_by_day_and_by_night(self, tab: Tab) -> None:
+        script = "(name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim()"
+        for scheme in ("light", "dark"):
+            tab.page.emulate_media(color_scheme=scheme)
+            colour = {name: tab.page.evaluate(script, f"--{name}") for name in COLOURS}
+            for name in ("a1", "a2", "a3", "b1", "b2", "b3"):
+                assert contrast(colour["ink"], colour[name]) >= 4.5, (scheme, name)
+            for name in ("ink", "muted", "trait", "prompt", "yes", "no", "random"):
+                assert contrast(colour[name], colour["surface"]) >= 4.5, (scheme, name)
+                assert contrast(colour[name], colour["raised"]) >= 4.5, (scheme, name)
+            assert contrast(colour["on-main"], colour["trait"]) >= 4.5, scheme
+            for name in ("a-line", "b-line", "edge"):
+                assert contrast(colour[name], colour["surface"]) >= 3, (scheme, name)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The real server on a tiny random model, with a vector whose alarms go off at once, and a second one as a file."""
+    model = tiny.model()
+    file = tmp_path_factory.mktemp("page") / "kind.safetensors"
+    vectors.save(tiny.vector(model, seed=1), file)
+    watched = tiny.vector(model, alarms=(serving.alarm(reading="mean", threshold=-1e6),))
+    with serving.running(model, {"grumpy": watched}) as (address, _):
+        yield address, file
+
+
+class TestAgainstTheRealServer:
+    def test_chats_steers_warns_and_remembers(self, page: Any, served: tuple[str, Path], tmp_path: Path) -> None:
+        url, _ = served
+        tab = Tab(page, url)
+        tab.page.get_by_label("Temperature").fill("0")
+        tab.page.get_by_label("Longest answer").fill("12")
+        tab.ask("What do you think of my plan?")
+        asked = {"model": "tiny-llama", "messages": [{"role": "user", "content": "What do you think of my plan?"}]}
+        rest = {"temperature": 0, "max_tokens": 12, "seed": 0, "poise": {"watch": True}}
+        alone = tab.page.request.post(f"{url}/v1/chat/completions", data={**asked, **rest}).json()["choices"][0]
+        tab.dial("grumpy", "-20")
+        tab.ask("And now?")
+        expect(tab.page.locator("#alarm-count")).to_have_text("▲ 2 alarms")
+        expect(tab.page.locator(".turn .how").nth(1)).to_have_text("grumpy at dose −20 %")
+        with tab.page.expect_download() as waited:
+            tab.page.get_by_role("button", name="Save").click()
+        waited.value.save_as(tmp_path / "chat.json")
+        first, second = json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))["turns"]
+        assert first["answer"] == alone["message"]["content"]
+        read = [value for token in first["tokens"] for value in token["readings"]["grumpy"]]
+        assert read == pytest.approx(alone["poise"]["readings"]["grumpy"], abs=1e-4)
+        assert first["prompt"]["grumpy"] == pytest.approx(alone["poise"]["prompt"]["grumpy"], abs=1e-4)
+        assert second["steer"] == {"terms": [{"vector": "grumpy", "dose": -0.2}]}
+        (entry,) = tab.page.request.get(f"{url}/v1/poise/vectors").json()["data"]
+        pushed = {"prompt": 0.0, "response": pytest.approx(-0.2 / entry["dose_of_one"] * entry["norm"]["1"], rel=1e-4)}
+        assert (first["push"], second["push"]) == ({"grumpy": {"prompt": 0.0, "response": 0.0}}, {"grumpy": pushed})
+        expect(tab.page.locator("#legend-words")).to_contain_text(f"(mean of {entry['normal']['n']} tokens")
+        tab.view("day")
+        expect(tab.page.locator(".day p").first).to_contain_text("3 answers; an alarm in 3 of 3 (100 % [44 %, 100 %]).")
+        tab.close()
+        tab.check()
+
+    def test_takes_a_vector_that_is_then_watched_and_compared(self, page: Any, served: tuple[str, Path]) -> None:
+        url, file = served
+        tab = Tab(page, url)
+        tab.view("vectors")
+        tab.page.get_by_label("File (.safetensors)").set_input_files(file)
+        tab.page.get_by_role("button", name="Upload", exact=True).click()
+        expect(tab.page.locator("#upload-said")).to_contain_text("kind is loaded")
+        tab.view("compare")
+        tab.page.get_by_label("Longest answer").fill("12")
+        tab.dial("kind", "20")
+        tab.page.get_by_label("Prompt", exact=True).fill("Tell me about tea.")
+        tab.page.get_by_role("button", name="Ask both").click()
+        expect(tab.page.get_by_role("region", name="Plain and steered in numbers")).to_contain_text("kind")
+        tab.view("vectors")
+        tab.page.get_by_role("button", name="Delete kind").click()
+        tab.page.get_by_role("button", name="Really delete kind from the server?").click()
+        expect(tab.page.get_by_role("heading", name="kind")).to_have_count(0)
+        tab.close()
+        tab.check()
+
+
+COLOURS = (
+    *("ink", "muted", "trait", "prompt", "yes", "no", "random", "surface", "raised", "on-main", "edge"),
+    *("a1", "a2", "a3", "b1", "b2", "b3", "a-line", "b-line"),
+)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2's contrast ratio of two colours, ``#rgb`` or ``#rrggbb``."""
+
+    def luminance(colour: str) -> float:
+        digits = colour.lstrip("#")
+        parts = [int(d * 2, 16) for d in digits] if len(digits) == 3 else list(bytes.fromhex(digits))
+        linear = [p / 255 / 12.92 if p <= 10.31 else ((p / 255 + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+class TestTheFiles:
+    def test_need_nothing_from_elsewhere_and_hold_nothing_inline(self) -> None:
+        for path in PAGE.iterdir():
+            text = path.read_text(encoding="utf-8")
+            assert "http" not in text.replace("http://www.w3.org/2000/svg", ""), path.name
+            assert not {"innerHTML", "outerHTML", "insertAdjacentHTML", "eval("} & set(text.split("."))
+            assert "innerHTML" not in text, path.name
+            if path.suffix == ".html":
+                assert " style=" not in text
+                assert " onclick=" not in text
+                assert text.count("<script") == text.count('<script type="module" src="')
+
+    def test_are_small(self) -> None:
+        assert max(len(p.read_text(encoding="utf-8").splitlines()) for p in PAGE.iterdir()) <= 260
+        assert sum(p.stat().st_size for p in PAGE.iterdir()) < 120_000
