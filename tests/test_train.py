@@ -313,6 +313,7 @@ class TestARun:
         assert "v.safetensors=1; v.safetensors@1=out" in card
         assert "grumpy" in card
         assert str(home) not in card
+        assert not (done.trained.adapter / "training_args.bin").exists()
         assert "<html" in (done.trained.folder / "report.html").read_text()
         assert [line["step"] for line in done.trained.facts["watched"]] == [0, 1, 2]
 

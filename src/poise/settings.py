@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,8 @@ def read_settings(path: str | Path, kind: type[S]) -> S:
     """The settings in a YAML file.
 
     Raises:
-        InvalidSettings: no such file, no YAML, or fields that ``kind`` does not take; names file, line and field.
+        InvalidSettings: no such file, no YAML, a field twice, or one that ``kind`` does not take; names file, line and
+            field.
     """
     where = Path(path)
     try:
@@ -40,6 +42,9 @@ def read_settings(path: str | Path, kind: type[S]) -> S:
         line = f", line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or "it cannot be read"
         raise InvalidSettings(f"{where}{line}: broken YAML, {what}; mend it and try again.") from error
+    if twice := [f"line {key.start_mark.line + 1}: {key.value}" for key in _repeated(root)]:
+        # YAML would let the last one win.
+        raise InvalidSettings(f"{where} says something twice ({', '.join(twice)}); keep one.")
     if not isinstance(data, dict):
         raise InvalidSettings(f"{where} holds no settings; it should have lines like `model: NAME`.")
     try:
@@ -48,6 +53,20 @@ def read_settings(path: str | Path, kind: type[S]) -> S:
         found = [_complaint(root, dict(fault)) for fault in error.errors()]
         lines = found if len(found) == 1 else ["", *(f"  {one}" for one in found)]
         raise InvalidSettings(f"{where}, " + "\n".join(lines) + "; mend and try again.") from error
+
+
+def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """Keys that their mapping has already."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated(item)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if str(key.value) in seen:
+                yield key
+            seen.add(str(key.value))
+            yield from _repeated(value)
 
 
 def _complaint(root: yaml.Node | None, fault: dict[str, Any]) -> str:

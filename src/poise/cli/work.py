@@ -32,7 +32,11 @@ def working() -> Iterator[None]:
 
 
 def _hush() -> None:
-    """Our progress stands for that of transformers and of the hub's client; both read this when imported."""
+    """Our progress stands for that of transformers and of the hub's client, and nobody is told that we are used.
+
+    The libraries read this when they are imported.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -66,6 +66,7 @@ def _finetune(config: Config, loaded: Sequence[PersonaVector], abilities: tuple[
             wanted.max_new_tokens,
             seed=config.seed,
             abilities=abilities,
+            allow_other_model=config.allow_other_model,
         )
         one = Tuned(str(trained.adapter), Path(config.out).name)
         kept = trained.folder / ".shift"

@@ -15,7 +15,7 @@ from poise.errors import MissingExtra
 from poise.journal import saving
 from poise.vaccinate.measured import Capability, Figure, Shift, ShiftReport
 
-__all__ = ["Facts", "render", "write"]
+__all__ = ["HUB_IDS", "Facts", "render", "write"]
 
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what a bundled name is on the hub
 

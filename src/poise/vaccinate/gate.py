@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 from xml.etree import ElementTree
 
-import yaml
 from pydantic import Field, model_validator
 
-from poise.errors import InvalidOption, InvalidSettings
+from poise.errors import InvalidOption
 from poise.settings import Settings, read_settings
 from poise.vaccinate.measured import Figure, Shift, ShiftReport, change_of, mean_of
 
@@ -101,11 +100,7 @@ def read_limits(path: Path) -> Limits:
     Raises:
         InvalidSettings: not there, no YAML, or against the schema; every fault with its line and field.
     """
-    limits = read_settings(path, Limits)
-    twice = [f"line {k.start_mark.line + 1}: {k.value}" for k in _repeated(yaml.compose(path.read_text("utf-8-sig")))]
-    if twice:  # YAML would let the last one win
-        raise InvalidSettings(f"{path} gives a limit twice ({', '.join(twice)}); keep one.")
-    return limits
+    return read_settings(path, Limits)
 
 
 def check_plan(limits: Limits, traits: Sequence[str], abilities: Sequence[str], *, judged: bool) -> None:
@@ -220,17 +215,6 @@ def _check(tuned: Shift, what: str, limit: float, found: Figure | None, why: str
             words = f"{side} the limit, which the {level} interval includes: off {over}, n = {found.n}"
     passed = outcome == "kept" or (outcome == "unsure" and limits.unsure == "pass")
     return Check(tuned.name, what, limit, found, outcome, passed, words)
-
-
-def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Keys that their mapping has already."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if str(key.value) in seen:
-                yield key
-            seen.add(str(key.value))
-            yield from _repeated(value)
 
 
 def _figure(found: Figure | None) -> str:

@@ -64,6 +64,7 @@ class Sitting:
         judges: By trait.
         abilities: To be measured.
         folder: Where finished work is kept; ``None`` keeps it in memory.
+        allow_other_model: Let vectors be used whose model is not the base, but of its shape.
     """
 
     vectors: tuple[PersonaVector, ...]
@@ -77,6 +78,7 @@ class Sitting:
     judges: Mapping[str, Judge]
     abilities: tuple[Ability, ...]
     folder: Path | None
+    allow_other_model: bool = False
 
     def asks(self, trait: str, steering: Steering | None) -> list[Ask]:
         """The trait's questions, rollouts together."""

@@ -43,6 +43,7 @@ class Plan:
         batch: Most answers at once.
         layer: Where directions are read; otherwise each certificate's.
         abilities: See ``poise.vaccinate.capability.parse``.
+        allow_other_model: Let vectors be used whose model is not the base, but of its shape.
     """
 
     judge: str | None = "exemplars"
@@ -54,6 +55,7 @@ class Plan:
     batch: int = 32
     layer: int | None = None
     abilities: tuple[Ability, ...] = ()
+    allow_other_model: bool = False
 
     def __post_init__(self) -> None:
         for name in ("questions", "rollouts"):
@@ -168,6 +170,7 @@ def measure(
         judges=judges,
         abilities=wanted.abilities,
         folder=folder,
+        allow_other_model=wanted.allow_other_model,
     )
     before = _look(base, base, sitting, load)
     looks = [_look(one.source, base, sitting, load, before, one.steering) for one in tuned]
@@ -231,7 +234,7 @@ def _look(
         model = load(source)
     else:
         model = open_tuned(source, base.name if isinstance(base, Model) else base, load)
-    _check(sitting.vectors, model, other=before is not None)
+    _check(sitting.vectors, model, other=sitting.allow_other_model or before is not None)
     found = look(model, sitting, base=before, steering=steering)
     del model
     free()

@@ -23,6 +23,7 @@ from poise.model.likelihood import token_logprobs
 from poise.progress import track
 from poise.stats import Estimate, bootstrap
 from poise.steer import Spec
+from poise.vaccinate.card import HUB_IDS
 from poise.vaccinate.checkpoints import Checkpoints, FiniteSteps, Progress, drop_broken, last_good, sync
 from poise.vaccinate.config import Config
 from poise.vaccinate.data import IGNORED, Example, Examples, examples
@@ -73,7 +74,10 @@ def train(config: Config) -> Trained:
     trainer = _trainer(config, model, Examples(learnt, told.cut, told.unread), folder)
     log = _run(trainer, folder)
     with _disk(folder):
+        for lora in trainer.model.peft_config.values():  # what others can load it on, not where it lies here
+            lora.base_model_name_or_path = HUB_IDS.get(config.model, config.model)
         trainer.save_model(str(folder / ADAPTER))
+        (folder / ADAPTER / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
         sync(folder / ADAPTER)
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     trainer.model.eval()

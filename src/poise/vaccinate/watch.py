@@ -121,6 +121,7 @@ class PersonaMonitorCallback(TrainerCallback):
         self._log(logs, control)
         if any(value > alarm for value, alarm in zip(now, self.alarms, strict=False)):
             control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
         return control
 
     def _log(self, logs: dict[str, float], control: Any) -> None:
