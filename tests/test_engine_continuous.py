@@ -16,7 +16,7 @@ from poise.engine.continuous import ContinuousEngine
 from poise.engine.local import LocalEngine
 from poise.engine.speech import Speech
 from poise.errors import InvalidOption, OtherModel
-from poise.model import Model
+from poise.model import Model, ask
 from poise.steer import Spec, at
 
 EXPRESSIONS = [
@@ -140,6 +140,17 @@ class TestAnswersThatComeAndGo:
         engine, asked = ContinuousEngine(llama), jobs(llama, 4)
         found = finish(engine, [[(0, asked[0]), (1, asked[1])], [(2, asked[2])], [(3, asked[3])]])
         assert [text(found[key]) for key in range(4)] == [alone(llama, job).text for job in asked]
+
+
+@pytest.mark.real
+class TestSmolLM:
+    def test_says_to_those_who_come_late_what_it_says_to_each_alone(self, smollm: Model) -> None:
+        asked = [
+            Job(smollm.encode(ask(question)), Sampling(10, temperature=0))
+            for question in ("What is a fox?", "Name three colours of boats that one sees at sea.", "Why?")
+        ]
+        found = finish(ContinuousEngine(smollm), [[(0, asked[0])], [], [(1, asked[1])], [(2, asked[2])]])
+        assert [text(found[key]) for key in range(3)] == [alone(smollm, job).text for job in asked]
 
 
 class TestAFault:

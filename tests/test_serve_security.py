@@ -6,6 +6,7 @@ import contextlib
 import json
 import pickle
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+import poise.serve
 import serving
 import tiny
 from poise.cli import app as command_line
@@ -113,6 +115,30 @@ class TestListening:
         found = CliRunner().invoke(command_line, ["serve", "--model", "no-such-model", "--host", "0.0.0.0"])
         assert found.exit_code == 2
         assert "--api-key-file" in found.output
+
+
+class TestTheCommand:
+    @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            (["--vector", "none.safetensors"], "no vector file at none.safetensors"),
+            (["--vector", "a=x", "--vector", "a=y"], "Two vectors are called a"),
+            (["--policy", "none.yaml"], "Cannot read the policy file"),
+            (["--api-key-file", "none"], "Cannot read the key file"),
+            (["--webhook", "ftp://x"], "--webhook"),
+        ],
+    )
+    def test_says_what_to_mend_before_a_model_is_loaded(self, given: list[str], says: str) -> None:
+        found = CliRunner().invoke(command_line, ["serve", "--model", "no-such-model", *given])
+        assert found.exit_code == 2
+        assert says in found.output
+
+    def test_names_the_extra_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "poise.serve.run")
+        monkeypatch.delattr(poise.serve, "run")
+        monkeypatch.setitem(sys.modules, "uvicorn", None)
+        found = CliRunner().invoke(command_line, ["serve", "--model", "no-such-model"])
+        assert (found.exit_code, "pip install 'poise[serve]'" in found.output) == (2, True)
 
 
 class TestPagesOfOthers:

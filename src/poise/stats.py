@@ -1,17 +1,30 @@
 """The few statistics that Poise reports, each with its interval.
 
-Numpy only, so that every room may use it. All intervals are percentile bootstraps with a seed.
+Numpy and pydantic only, so that every room may use it. All intervals are percentile bootstraps with a seed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Estimate", "auc", "auc_estimate", "bootstrap", "kappa", "mean_estimate", "pearson", "ranks", "spearman"]
+__all__ = [
+    "Estimate",
+    "Figure",
+    "auc",
+    "auc_estimate",
+    "bootstrap",
+    "kappa",
+    "mean_estimate",
+    "pearson",
+    "ranks",
+    "spearman",
+]
 
 Array = NDArray[np.float64]
 
@@ -27,6 +40,24 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n={self.n}"
+
+
+class Figure(BaseModel):
+    """An ``Estimate`` as files hold it; ``None`` where there was nothing to measure, or no interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    @classmethod
+    def of(cls, estimate: Estimate) -> Figure:
+        """The same figure to six decimals, with what is not finite as ``None``."""
+        parts = (estimate.value, estimate.low, estimate.high)
+        value, low, high = (round(x, 6) if math.isfinite(x) else None for x in parts)
+        return cls(value=value, low=low, high=high, n=estimate.n)
 
 
 def bootstrap(

@@ -60,7 +60,7 @@ Uploads = Annotated[
 Hook = Annotated[str | None, typer.Option("--webhook", metavar="URL", help="Post alarms there.", rich_help_panel=_KEPT)]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Most answers at once.", rich_help_panel=_LOAD)]
 Queue = Annotated[
-    int, typer.Option("--queue", metavar="N", min=0, help="Most that wait; more get 429.", rich_help_panel=_LOAD)
+    int, typer.Option("--queue", metavar="N", min=1, help="Most that wait; more get 429.", rich_help_panel=_LOAD)
 ]
 Deadline = Annotated[
     float,
@@ -124,8 +124,8 @@ def serve(
             grace=grace,
             allow_other_model=allow_other_model,
         )
-        checked = run.check(options)
         files = _named(vector or [])
+        checked = run.check(options, files)
         loaded = load_model(model, dtype, device)
         vectors = run.vectors_of(files, loaded, normal=normal or [], rate=rate, allow_other_model=allow_other_model)
         server = run.make(loaded, vectors, options, checked)

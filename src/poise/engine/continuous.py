@@ -32,15 +32,17 @@ BUDGET = 16384  # cached tokens on a CPU
 BUDGET_GPU = 262144
 PREFILL = 2048  # padded prompt tokens read at once, while the others wait
 PREFILL_GPU = 16384
+ByLayer = dict[int, tuple[list[int], torch.Tensor]]
 HOLES = 0.25  # free rows are run along with the others until they are more than this share
 
 
 @dataclass(slots=True, eq=False)
 class Steered:
-    """Rows that began together, and what steers them."""
+    """Rows that began together, and what steers them; ``part`` is known while nobody comes or goes."""
 
     applied: Applied
     rows: list[Row]
+    part: Part | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +91,7 @@ class ContinuousEngine:
         self.allow_other_model = allow_other_model
         self._queue: deque[Row] = deque()
         self._batch: Batch | None = None
+        self._read: tuple[list[Probe], ByLayer] = ([], {})
 
     @property
     def waiting(self) -> int:
@@ -224,7 +227,9 @@ class ContinuousEngine:
         for row in batch.rows:
             for probe in row.job.probes:
                 probes.setdefault(probe, len(probes))
-        grouped = by_layer(list(probes), self.model)
+        if list(probes) != self._read[0]:
+            self._read = (list(probes), by_layer(list(probes), self.model))
+        grouped = self._read[1]
         values = torch.empty((len(ids), len(probes)), device=self.model.device)
 
         def visit(layer: int, h: torch.Tensor) -> None:
@@ -285,6 +290,8 @@ class ContinuousEngine:
         batch.mask = mask
         batch.position = _put(batch.position, fresh.position, at, total)
         batch.chosen = _put(batch.chosen, fresh.chosen, at, total)
+        for steered in (*batch.steered, *fresh.steered):
+            steered.part = None
         batch.slots += [None] * (total - len(batch.slots))
         for slot, row in zip(slots, fresh.slots, strict=True):
             batch.slots[slot] = row
@@ -297,6 +304,8 @@ class ContinuousEngine:
             return
         batch.slots = [None if row in gone else row for row in batch.slots]
         batch.steered = [kept for s in batch.steered if (kept := _without(s, gone, self.model.device))]
+        for steered in batch.steered:
+            steered.part = None
         running = [slot for slot, row in enumerate(batch.slots) if row is not None]
         if not running:
             self._batch = None
@@ -313,6 +322,12 @@ class ContinuousEngine:
 
 
 def _part(steered: Steered, batch: Batch) -> Part:
+    if steered.part is None:
+        steered.part = _place(steered, batch)
+    return steered.part
+
+
+def _place(steered: Steered, batch: Batch) -> Part:
     place = {row: slot for slot, row in enumerate(batch.slots) if row is not None}
     slots = [place[row] for row in steered.rows]
     if slots == list(range(len(batch.slots))):
@@ -323,6 +338,7 @@ def _part(steered: Steered, batch: Batch) -> Part:
 def _without(steered: Steered, gone: set[Row], kept_on: torch.device) -> Steered | None:
     kept = [n for n, row in enumerate(steered.rows) if row not in gone]
     if len(kept) < len(steered.rows):
+        steered.part = None
         steered.rows = [steered.rows[n] for n in kept]
         steered.applied.select(torch.tensor(kept, dtype=torch.long, device=kept_on))
     return steered if kept else None

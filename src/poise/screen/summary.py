@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from poise.stats import Figure
+
 __all__ = ["Figure", "LengthBand", "LengthDecile", "Shown", "Summary", "TraitSummary"]
 
 
@@ -13,15 +15,6 @@ class Frozen(BaseModel):
     """Base of the values in a summary."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Figure(Frozen):
-    """A number with its 95 % interval and the conversations behind it; ``None`` where it could not be had."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
 
 
 class Shown(Frozen):

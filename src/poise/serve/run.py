@@ -77,12 +77,14 @@ class Options:
     allow_other_model: bool = False
 
 
-def check(options: Options) -> tuple[Keys, Policies]:
+def check(options: Options, vectors: Mapping[str, Path] | None = None) -> tuple[Keys, Policies]:
     """Read the files and refuse what is not safe, before a model is loaded.
 
     Raises:
-        InvalidOption: says what and how to mend it.
+        UserError: says what and how to mend it.
     """
+    for path in (vectors or {}).values():
+        vector_file.load(path)
     keys, policies = Keys.read(options.keys), policy.read(options.policy)
     if not is_loopback(options.host) and not keys:
         raise InvalidOption(
@@ -112,8 +114,10 @@ def vectors_of(
     loaded = {name: vector_file.load(path) for name, path in files.items()}
     for vector in loaded.values():
         vector.check_model(model, allow_other_model=allow_other_model)
-    if not (normal and loaded):
+    if not normal:
         return loaded
+    if not loaded:
+        raise InvalidOption("Alarms are a vector's; name the vectors that --normal is to set them for with --vector.")
     data = open_data(list(normal), need="user")
     sampling = Sampling(max_new_tokens=min(256, model.window // 2))
     done = calibrate(data, model, list(loaded.values()), Plan(rates=(rate,), sampling=sampling))

@@ -91,6 +91,13 @@ class Scheduler:
             UserError: a job cannot be run.
             Refused: 429 where too many wait, with when to try again; 503 when shutting down.
         """
+        if len(tickets) > self.limit:
+            raise Refused(
+                400,
+                f"The request asks for {len(tickets)} answers, and {self.limit} may wait here; ask for fewer.",
+                code="too_many_answers",
+                param="n",
+            )
         for ticket in tickets:
             self.engine.check(ticket.job)
         with self._changed:
@@ -176,7 +183,10 @@ class Scheduler:
     def _take(self, new: Sequence[Ticket]) -> None:
         for ticket in new:
             self._live.add(ticket)
-            self.engine.add(ticket, ticket.job)
+            try:
+                self.engine.add(ticket, ticket.job)
+            except Exception as error:  # this thread must outlive any job
+                self._fail(ticket, error)
 
     def _expire(self) -> None:
         now = time.monotonic()

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from poise.errors import InvalidData
 from poise.journal import saving
-from poise.stats import Estimate, bootstrap
+from poise.stats import Estimate, Figure, bootstrap
 
 __all__ = [
     "Asked",
@@ -47,22 +47,6 @@ class Frozen(BaseModel):
     """Base of the values in a shift report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Figure(Frozen):
-    """A number with its 95 % interval and the independent units behind it; ``None`` where it could not be had."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-    @classmethod
-    def of(cls, estimate: Estimate) -> Figure:
-        """The same figure, with what is not finite as ``None``."""
-        parts = (estimate.value, estimate.low, estimate.high)
-        value, low, high = (round(x, 6) if math.isfinite(x) else None for x in parts)
-        return cls(value=value, low=low, high=high, n=estimate.n)
 
 
 class Direction(Frozen):

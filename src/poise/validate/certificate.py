@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from poise.stats import Estimate
+from poise.stats import Figure
 
 __all__ = [
     "Certificate",
@@ -30,22 +29,6 @@ class Frozen(BaseModel):
     """Base of the values in a certificate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Figure(Frozen):
-    """A number with its 95 % interval and the independent units behind it; ``None`` where it could not be had."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-    @classmethod
-    def of(cls, estimate: Estimate) -> Figure:
-        """The same figure, with what is not finite as ``None``."""
-        parts = (estimate.value, estimate.low, estimate.high)
-        value, low, high = (round(x, 4) if math.isfinite(x) else None for x in parts)
-        return cls(value=value, low=low, high=high, n=estimate.n)
 
 
 class Point(Frozen):
