@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check lint types unit real browser docs replicate clean
+.PHONY: setup demo test check lint types unit real docs replicate clean
 
 setup: $(STAMP)
 
@@ -31,7 +31,7 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/pytest -q -m "not real and not wide"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not real and not wide"
 
 real: setup
 	$(BIN)/pytest -q -m "real or wide"

@@ -90,8 +90,8 @@ def _card_facts(config: Config, trained: Trained, done: ShiftReport | None) -> c
     at = f", layers {layers}" if layers else ""
     at += f", rising over {what.warmup:.0%} of the steps" if what.warmup else ""
     at += f", falling over the last {what.decay:.0%}" if what.decay else ""
-    parts = [f"{steered}{at}, {what.positions} positions, in training only"] if what.steer else []
-    parts += [f"the inoculation prompt {what.inoculation!r}, in training only"] if what.inoculation else []
+    parts = [f"{steered}{at}, {what.positions} positions"] if what.steer else []
+    parts += [f"the inoculation prompt {what.inoculation!r}"] if what.inoculation else []
     loss = facts["loss"]["after"]
     notes = []
     if loss:
@@ -106,7 +106,7 @@ def _card_facts(config: Config, trained: Trained, done: ShiftReport | None) -> c
         data=[Path(name).name if Path(name).exists() else name for name in config.data],
         data_sha256=facts["data"]["sha256"],
         rows=facts["data"]["texts"],
-        vaccine="; ".join(parts),
+        vaccine=f"{'; '.join(parts)}." if parts else "",
         recipe={
             "steps": facts["steps"],
             "learning rate": config.learning_rate,
