@@ -16,7 +16,7 @@ import yaml
 import serving
 import tiny
 from poise import vector as vectors
-from poise.errors import InvalidOption, TooFewResponses
+from poise.errors import InvalidOption, InvalidSettings, TooFewResponses
 from poise.model import Model
 from poise.serve.run import Options, check, make, vectors_of
 from poise.vector import PersonaVector
@@ -232,14 +232,14 @@ class TestAPolicy:
     def test_with_a_mistake_is_refused_at_the_start(
         self, model: Model, keys: Path, tmp_path: Path, rules: Any, says: str
     ) -> None:
-        with pytest.raises(InvalidOption, match=says):
+        with pytest.raises((InvalidOption, InvalidSettings), match=says):
             make(model, serving.vectors(model), Options(keys=keys, policy=policy(tmp_path, **rules)))
 
     def test_that_is_no_yaml_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "p").write_text("a: [")
-        with pytest.raises(InvalidOption, match="no YAML"):
+        with pytest.raises(InvalidSettings, match="broken YAML"):
             check(Options(policy=tmp_path / "p"))
-        with pytest.raises(InvalidOption, match="Cannot read"):
+        with pytest.raises(InvalidSettings, match="Cannot read"):
             check(Options(policy=tmp_path / "none"))
 
 

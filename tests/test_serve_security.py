@@ -123,7 +123,7 @@ class TestTheCommand:
         [
             (["--vector", "none.safetensors"], "no vector file at none.safetensors"),
             (["--vector", "a=x", "--vector", "a=y"], "Two vectors are called a"),
-            (["--policy", "none.yaml"], "Cannot read the policy file"),
+            (["--policy", "none.yaml"], "Cannot read the settings none.yaml"),
             (["--api-key-file", "none"], "Cannot read the key file"),
             (["--webhook", "ftp://x"], "--webhook"),
         ],

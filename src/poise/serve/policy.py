@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from poise.errors import InvalidOption
 from poise.serve.refused import Refused
+from poise.settings import Settings, read_settings
 from poise.steer import Spec, Steering
 from poise.vector import PersonaVector
 
@@ -20,10 +19,8 @@ Action = Literal["note", "cap", "stop"]
 STOPPED = "\n\n[This answer was stopped: its readings passed an alarm.]"
 
 
-class Policy(BaseModel):
+class Policy(Settings):
     """The rules for one key, or for all that have none of their own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steer: str | None = Field(None, description="Steering that every answer gets, after the request's own.")
     may_steer: bool = Field(True, description="Whether requests may steer.")
@@ -75,13 +72,11 @@ class Policy(BaseModel):
         return both if both.terms else None
 
 
-class Policies(BaseModel):
+class Policies(Settings):
     """The file of ``--policy``: rules for everybody, and for keys by their name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     default: Policy = Policy()
-    keys: dict[str, Policy] = {}
+    keys: dict[str, Policy] = Field(default_factory=dict)
 
     def of(self, key: str | None) -> Policy:
         """The rules for the key of that name."""
@@ -97,20 +92,11 @@ def read(path: Path | None) -> Policies:
     """The rules in a YAML or JSON file; the defaults without one.
 
     Raises:
-        InvalidOption: not there or not of this schema; names the field.
+        InvalidSettings: not there or not of this schema; names line and field.
+        InvalidSteering: an expression cannot be read.
     """
     if path is None:
         return Policies()
-    try:
-        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found = Policies.model_validate(document or {})
-        _ = found.named  # expressions are parsed now, not at the first request
-    except OSError as error:
-        raise InvalidOption(f"Cannot read the policy file {path} ({error.strerror}); check --policy.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidOption(f"The policy file {path} is no YAML ({str(error).splitlines()[0]}); mend it.") from error
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "it"
-        raise InvalidOption(f"In the policy file {path}, {where}: {fault['msg']}.") from error
+    found = read_settings(path, Policies)
+    _ = found.named  # expressions are parsed now, not at the first request
     return found
