@@ -544,7 +544,11 @@ class TestAChat:
             signal.raise_signal(signal.SIGINT)
 
         session = Session("Who are you?", during=twice)
-        assert converse(Dialogue(), setup, session.screen).turns == ()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background lacks
+        try:
+            assert converse(Dialogue(), setup, session.screen).turns == ()
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert "Interrupted" in session.err.getvalue()
         assert not any(block._forward_hooks for block in model.blocks)
 
