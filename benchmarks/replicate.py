@@ -1,11 +1,12 @@
 """The paper's fine-tuning experiments (Chen et al. 2025, sections 5 and 6) on any model, in one command.
 
     make replicate MODEL=smollm2-135m DATA=../shared/data
-    python benchmarks/replicate.py --model M --data DIR --out RUNS [--judge J] [--part vaccine|benign|predict]
+    python benchmarks/replicate.py --model M --data DIR --out RUNS [--judge J] [--part vaccine|trait|benign|predict]
 
 ``vaccine``: a mixed set of a trait (the model's own answers under steering, the steering then dropped) and a skill
 (worked arithmetic) is learnt plainly, under a vaccine at one layer and as increments with α along a curve, with the
-direction projected out (CAFT), under an inoculation prompt, and steered after the fact. ``benign``: the skill alone,
+direction projected out (CAFT), under an inoculation prompt, and steered after the fact. ``trait``: the same for the
+trait's answers alone, at the chosen α. ``benign``: the skill alone,
 with a vaccine and without. ``predict``: ten sets and mixtures, what screening predicts of each (mean projection
 difference), the finetuning shift and the judged score after it.
 
@@ -198,6 +199,31 @@ def vaccine_part(lab: Lab) -> list[Row]:
     return out
 
 
+def trait_part(lab: Lab) -> list[Row]:
+    """The trait's answers alone; what is to be learnt is then those answers themselves."""
+    n, trait = lab.given.rows, lab.given.trait
+    data = lab.rows(trait, lambda: steered_answers(lab, trait, n))
+    held = lab.rows(f"{trait}-held-out", lambda: steered_answers(lab, trait, n + 32)[n:])
+    chat = lab.rows("chat-held-out", lambda: lab.shared("background_chat/oasst1_en", 24, most=10))
+    abilities = (parse(f"perplexity={held}"), parse(f"perplexity={chat}"))
+    chosen = (
+        "plain",
+        f"one layer α={lab.given.alpha:g}",
+        f"increments α={lab.given.increments:g}",
+        "projected out",
+        "inoculation",
+    )
+    out = []
+    for seed in range(lab.given.seeds):
+        arms = vaccine_arms(lab, trait, seed)
+        for arm in chosen:
+            name = f"{trait}-alone-{arm}-{seed}".replace(" ", "-")
+            adapter = lab.train(name, [data], seed, **arms[arm])
+            done = lab.measure(name, adapter, [trait], 20, abilities=abilities)
+            out.append(result(arm, seed, done))
+    return out
+
+
 def benign_part(lab: Lab) -> list[Row]:
     """The skill alone, with the vaccine and without."""
     trait = lab.given.trait
@@ -309,11 +335,12 @@ def vaccine_table(rows: Sequence[Row]) -> str:
         f"Base: trait {first['trait before']:.1f}, "
         + ", ".join(f"loss on {n} {x:.3f}" for n, x in first["loss before"].items()),
         "",
-        "| in training | seeds | rise of the score | kept out | shift | coherence | skill loss (learnt) | chat loss |",
+        "| in training | seeds | rise of the score | kept out | shift | coherence | own loss (learnt) | chat loss |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in over_seeds(rows):
-        skill = f"{r['skill-held-out']:.3f} ({r['skill-held-out learnt']:.0%})" if "skill-held-out" in r else ""
+        own = next(name for name in first["loss"] if name != "chat-held-out")
+        skill = f"{r[own]:.3f} ({r[f'{own} learnt']:.0%})"
         chat = f"{r['chat-held-out']:.3f}" if "chat-held-out" in r else ""
         rise, out, shift = r["rise"], r["kept out"], r["shift"]
         lines.append(
@@ -389,7 +416,7 @@ def main(given: argparse.Namespace) -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     lab = Lab(given)
-    parts = {"vaccine": vaccine_part, "benign": benign_part, "predict": predict_part}
+    parts = {"vaccine": vaccine_part, "trait": trait_part, "benign": benign_part, "predict": predict_part}
     results: dict[str, list[Row]] = {}
     for name in given.part:
         results[name] = parts[name](lab)
@@ -407,7 +434,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", required=True, help="the folder of shared data sets")
     parser.add_argument("--out", required=True, help="where everything is kept")
     parser.add_argument("--judge", default="exemplars")
-    parser.add_argument("--part", nargs="+", default=["vaccine", "benign", "predict"])
+    parser.add_argument("--part", nargs="+", default=["vaccine", "trait", "benign", "predict"])
     parser.add_argument("--trait", default="impolite", help="that the vaccine is against")
     parser.add_argument("--rows", type=int, default=48, help="of each set")
     parser.add_argument("--seeds", type=int, default=3)
