@@ -19,7 +19,7 @@ from poise.steer.operators import OPERATORS, Operation
 from poise.steer.terms import Steering
 from poise.vector import PersonaVector
 
-__all__ = ["Learning", "Positions", "check_base", "learning"]
+__all__ = ["IGNORED", "Learning", "Positions", "check_base", "learning"]
 
 Positions = Literal["all", "response"]
 IGNORED = -100  # the label of a token that is not learnt from

@@ -12,10 +12,9 @@ from poise.errors import InvalidData
 from poise.model import Model
 from poise.passes import Place, places
 from poise.progress import track
+from poise.steer.learn import IGNORED
 
 __all__ = ["IGNORED", "Example", "Examples", "examples", "inoculated"]
-
-IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)

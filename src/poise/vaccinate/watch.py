@@ -16,14 +16,12 @@ from poise.activations import Probe, project, reading
 from poise.errors import HookDidNotFire, InvalidOption
 from poise.model import ask
 from poise.progress import quiet
-from poise.steer.learn import check_base
+from poise.steer.learn import IGNORED, check_base
 from poise.trait.library import evaluation_questions
 from poise.vaccinate.vaccine import adopt
 from poise.vector import PersonaVector
 
 __all__ = ["PersonaMonitorCallback"]
-
-IGNORED = -100
 
 
 class PersonaMonitorCallback(TrainerCallback):
