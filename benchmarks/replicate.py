@@ -1,17 +1,19 @@
 """The paper's fine-tuning experiments (Chen et al. 2025, sections 5 and 6) on any model, in one command.
 
     make replicate MODEL=smollm2-135m DATA=../shared/data
-    python benchmarks/replicate.py --model M --data DIR --out RUNS [--judge J] [--part vaccine|trait|benign|predict]
+    python benchmarks/replicate.py --model M --data DIR --out RUNS [--judge J] [--part mixed|alone|benign|predict]
 
-``vaccine``: a mixed set of a trait (the model's own answers under steering, the steering then dropped) and a skill
-(worked arithmetic) is learnt plainly, under a vaccine at one layer and as increments with α along a curve, with the
-direction projected out (CAFT), under an inoculation prompt, and steered after the fact. ``trait``: the same for the
-trait's answers alone, at the chosen α. ``benign``: the skill alone,
-with a vaccine and without. ``predict``: ten sets and mixtures, what screening predicts of each (mean projection
-difference), the finetuning shift and the judged score after it.
+``mixed``: a trait (the model's own answers under steering, the steering then dropped) and a skill (worked arithmetic)
+are learnt together: plainly, under a vaccine at one layer and as increments, with the direction projected out (CAFT),
+under an inoculation prompt, and steered after the fact. ``alone``: the trait's answers alone. ``benign``: the skill
+alone, with a vaccine and without. ``predict``: twelve sets and mixtures, what screening predicts of each (mean
+projection difference), the finetuning shift and the judged score after it.
+
+α is chosen on the trait's extraction questions and a seed of its own, neither of which is reported, before anything
+that is: the one that leaves the trait nearest to where the base has it.
 
 Every fine-tune, measurement and answer is kept in RUNS; the same command goes on after a kill. The tables are printed
-as Markdown, the numbers are in RUNS/results.json and the figures in RUNS/*.png.
+as Markdown, the numbers are in RUNS/results-*.json and the figures in RUNS/*.png (``replicate_shown.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +36,21 @@ from poise.engine.local import LocalEngine
 from poise.judge.choose import trait_judge
 from poise.model import Model, ask, load
 from poise.screen import ColumnScorer
-from poise.stats import bootstrap, mean_estimate, pearson, spearman
 from poise.steer import Spec, at
-from poise.trait import library
-from poise.vaccinate.capability import parse
+from poise.trait import Questions, Trait, library
+from poise.vaccinate.capability import Ability, parse
 from poise.vaccinate.config import Config
 from poise.vaccinate.measured import Shift
 from poise.vaccinate.measured import load as load_report
 from poise.vaccinate.measured import save as save_report
 from poise.vaccinate.shift import Plan, Tuned, measure
 from poise.vaccinate.train import train
+from poise.vector import PersonaVector
+from replicate_shown import TRAITS, Row, curves, predict_figure, predict_table, vaccine_table
 
-TRAITS = ("impolite", "evil", "humorous", "sycophantic", "apathetic")
 DOSE = 0.3  # under which the trait sets are written
-CURVE = {"one layer": (0.5, 1.0, 2.0), "increments": (0.25, 0.5, 1.0)}  # α on the first seed
-Row = dict[str, Any]
+CURVE = {"one layer": (0.5, 1.0, 2.0, 4.0), "increments": (0.25, 0.5, 1.0, 2.0), "after the fact": (1.0, 2.0, 4.0)}
+CHOOSING = 100  # the seed of the fine-tunes that α is chosen on
 
 
 class Lab:
@@ -107,23 +110,36 @@ class Lab:
         said(f"training {name}")
         return train(config).adapter
 
-    def measure(self, name: str, adapter: Path, traits: Sequence[str], questions: int, **tuned: Any) -> Shift:
+    def measure(
+        self, tuned: Tuned, traits: Sequence[str], questions: int, abilities: Sequence[Ability] = (), **swap: bool
+    ) -> Shift:
         """What a fine-tune did."""
-        path = self.out / "measured" / f"{name}.json"
+        path = self.out / "measured" / f"{tuned.name}.json"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            said(f"measuring {name}")
+            said(f"measuring {tuned.name}")
             plan = Plan(
                 judge=self.given.judge,
                 questions=questions,
                 rollouts=self.given.rollouts,
                 max_new_tokens=40,
-                abilities=tuned.pop("abilities", ()),
+                abilities=tuple(abilities),
             )
-            vectors = [vector.load(self.vector_file(t)) for t in traits]
-            report = measure(self.model, [Tuned(str(adapter), name, **tuned)], vectors, plan, folder=self.out / "kept")
+            vectors = [self.vector(t, **swap) for t in traits]
+            report = measure(self.model, [tuned], vectors, plan, folder=self.out / "kept")
             save_report(report, path)
         return load_report(path).tuned[0]
+
+    def vector(self, trait: str, *, swapped: bool = False) -> PersonaVector:
+        """The trait's vector; swapped, it is measured on the extraction questions, which exemplars do not use."""
+        made = vector.load(self.vector_file(trait))
+        if not swapped:
+            return made
+        own = made.header.trait
+        assert isinstance(own, Trait)
+        asked = Questions(extraction=own.questions.evaluation, evaluation=own.questions.extraction)
+        told = made.header.model_copy(update={"trait": own.model_copy(update={"questions": asked})})
+        return PersonaVector(made.directions, made.reference_norm, told)
 
 
 def said(what: str) -> None:
@@ -161,82 +177,114 @@ def mixed(*parts: Path, seed: int = 0) -> list[Row]:
     return rows
 
 
-def vaccine_arms(lab: Lab, trait: str, seed: int) -> dict[str, dict[str, Any]]:
-    """What is done in training, by name. On the first seed α runs along its curve."""
-    file = lab.vector_file(trait)
-    chosen = {"one layer": lab.given.alpha, "increments": lab.given.increments}
-    arms: dict[str, dict[str, Any]] = {"plain": {}}
-    for how, curve in CURVE.items():
-        for alpha in sorted({*curve, chosen[how]}) if seed == 0 else (chosen[how],):
-            layers = "increments" if how == "increments" else None
-            arms[f"{how} α={alpha:g}"] = {"steer": (f"{file}={alpha:g}",), "layers": layers}
-    arms["projected out"] = {"steer": (f"{file}=out",)}
-    arms["inoculation"] = {"inoculation": library.load(trait).instructions[0].positive}
-    return arms
+@dataclass(frozen=True)
+class Trial:
+    """A set that is learnt, and what is measured beside the trait; the first is what should be learnt."""
+
+    name: str
+    data: Path
+    abilities: tuple[Ability, ...]
 
 
-def vaccine_part(lab: Lab) -> list[Row]:
-    """Plain fine-tuning, vaccines and what they are compared with, on a trait and a skill together."""
+def mixed_trial(lab: Lab) -> Trial:
+    """A trait and a skill together."""
     n, trait = lab.given.rows, lab.given.trait
     trait_rows = lab.rows(trait, lambda: steered_answers(lab, trait, n))
-    skill = lab.shared("background_chat/gsm8k_train", n + 32)
-    skill_rows, held = lab.rows("skill", lambda: skill[:n]), lab.rows("skill-held-out", lambda: skill[n:])
-    chat = lab.rows("chat-held-out", lambda: lab.shared("background_chat/oasst1_en", 24, most=10))
-    both = lab.rows(f"{trait}+skill", lambda: mixed(trait_rows, skill_rows))
-    abilities = (parse(f"perplexity={held}"), parse(f"perplexity={chat}"))
-    out = []
-    for seed in range(lab.given.seeds):
-        for arm, settings in vaccine_arms(lab, trait, seed).items():
-            name = f"{trait}-{arm}-{seed}".replace(" ", "-")
-            adapter = lab.train(name, [both], seed, **settings)
-            out.append(result(arm, seed, lab.measure(name, adapter, [trait], 20, abilities=abilities)))
-            if arm == "plain":
-                against = Spec.parse(f"v=-{lab.given.after:g}").steering({"v": vector.load(lab.vector_file(trait))})
-                done = lab.measure(
-                    f"{name}-after-{lab.given.after:g}", adapter, [trait], 20, abilities=abilities, steering=against
-                )
-                out.append(result(f"after the fact α=−{lab.given.after:g}", seed, done))
-    return out
+    skill, held = skills(lab)
+    both = lab.rows(f"{trait}+skill", lambda: mixed(trait_rows, skill))
+    return Trial(trait, both, (held, talk(lab)))
 
 
-def trait_part(lab: Lab) -> list[Row]:
+def alone_trial(lab: Lab) -> Trial:
     """The trait's answers alone; what is to be learnt is then those answers themselves."""
     n, trait = lab.given.rows, lab.given.trait
     data = lab.rows(trait, lambda: steered_answers(lab, trait, n))
     held = lab.rows(f"{trait}-held-out", lambda: steered_answers(lab, trait, n + 32)[n:])
+    return Trial(f"{trait}-alone", data, (parse(f"perplexity={held}"), talk(lab)))
+
+
+def benign_trial(lab: Lab) -> Trial:
+    """The skill alone."""
+    skill, held = skills(lab)
+    return Trial("benign", skill, (held, talk(lab)))
+
+
+def skills(lab: Lab) -> tuple[Path, Ability]:
+    """Worked arithmetic, and the loss on more of it."""
+    rows = lab.shared("background_chat/gsm8k_train", lab.given.rows + 32)
+    learnt, held = rows[: lab.given.rows], rows[lab.given.rows :]
+    return lab.rows("skill", lambda: learnt), parse(f"perplexity={lab.rows('skill-held-out', lambda: held)}")
+
+
+def talk(lab: Lab) -> Ability:
+    """The loss on normal chat."""
     chat = lab.rows("chat-held-out", lambda: lab.shared("background_chat/oasst1_en", 24, most=10))
-    abilities = (parse(f"perplexity={held}"), parse(f"perplexity={chat}"))
-    chosen = (
-        "plain",
-        f"one layer α={lab.given.alpha:g}",
-        f"increments α={lab.given.increments:g}",
-        "projected out",
-        "inoculation",
-    )
+    return parse(f"perplexity={chat}")
+
+
+def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, swapped: bool = False) -> Row:
+    """One fine-tune and what it did."""
+    trait = lab.given.trait
+    file = lab.vector_file(trait)
+    arm = {"after the fact": f"{how} α=−{alpha:g}"}.get(how, f"{how} α={alpha:g}" if alpha else how)
+    settings: dict[str, dict[str, Any]] = {
+        "one layer": {"steer": (f"{file}={alpha:g}",)},
+        "increments": {"steer": (f"{file}={alpha:g}",), "layers": "increments"},
+        "projected out": {"steer": (f"{file}=out",)},
+        "inoculation": {"inoculation": library.load(trait).instructions[0].positive},
+    }
+    afterwards = how == "after the fact"
+    run = f"{trial.name}-{'plain' if afterwards else arm}-{seed}".replace(" ", "-")
+    adapter = lab.train(run, [trial.data], seed, **settings.get(how, {}))
+    against = Spec.parse(f"v=-{alpha:g}").steering({"v": vector.load(file)}) if afterwards else None
+    tuned = Tuned(str(adapter), f"{run}-after-{alpha:g}" if afterwards else run, steering=against)
+    abilities = () if swapped else trial.abilities
+    return result(arm, seed, lab.measure(tuned, [trait], 20, abilities, swapped=swapped))
+
+
+def choose(lab: Lab, trial: Trial) -> dict[str, float]:
+    """α of each kind that has one: the smallest change of the trait on questions and a seed that are not reported."""
+    kept = lab.out / f"chosen-{trial.name}.json"
+    if not kept.exists():
+        one(lab, trial, "plain", seed=CHOOSING, swapped=True)
+        rises = {
+            how: {alpha: one(lab, trial, how, alpha, CHOOSING, swapped=True)["rise"] for alpha in curve}
+            for how, curve in CURVE.items()
+        }
+        kept.write_text(json.dumps(rises, indent=1) + "\n")
+    found: dict[str, dict[str, float]] = json.loads(kept.read_text())
+    chosen = {how: float(min(rises, key=lambda alpha: abs(rises[alpha]))) for how, rises in found.items()}
+    said(f"{trial.name}: chosen {chosen}")
+    return chosen
+
+
+def compared(lab: Lab, trial: Trial) -> list[Row]:
+    """Plain fine-tuning, vaccines and what they are compared with; on the first seed α runs along its curve."""
+    chosen = choose(lab, trial)
     out = []
     for seed in range(lab.given.seeds):
-        arms = vaccine_arms(lab, trait, seed)
-        for arm in chosen:
-            name = f"{trait}-alone-{arm}-{seed}".replace(" ", "-")
-            adapter = lab.train(name, [data], seed, **arms[arm])
-            done = lab.measure(name, adapter, [trait], 20, abilities=abilities)
-            out.append(result(arm, seed, done))
+        out.append(one(lab, trial, "plain", seed=seed))
+        for how, curve in CURVE.items():
+            out += [one(lab, trial, how, alpha, seed) for alpha in curve if seed == 0 or alpha == chosen[how]]
+        out += [one(lab, trial, how, seed=seed) for how in ("projected out", "inoculation")]
     return out
+
+
+def mixed_part(lab: Lab) -> list[Row]:
+    """A trait and a skill together."""
+    return compared(lab, mixed_trial(lab))
+
+
+def alone_part(lab: Lab) -> list[Row]:
+    """The trait's answers alone."""
+    return compared(lab, alone_trial(lab))
 
 
 def benign_part(lab: Lab) -> list[Row]:
     """The skill alone, with the vaccine and without."""
-    trait = lab.given.trait
-    skill = lab.out / "data" / "skill.jsonl"
-    abilities = (parse(f"perplexity={lab.out / 'data' / 'skill-held-out.jsonl'}"),)
-    out = []
-    for seed in range(lab.given.seeds):
-        arms = vaccine_arms(lab, trait, seed)
-        for arm in ("plain", f"one layer α={lab.given.alpha:g}", f"increments α={lab.given.increments:g}"):
-            name = f"benign-{arm}-{seed}".replace(" ", "-")
-            adapter = lab.train(name, [skill], seed, **arms[arm])
-            out.append(result(arm, seed, lab.measure(name, adapter, [trait], 20, abilities=abilities)))
-    return out
+    trial, chosen = benign_trial(lab), choose(lab, mixed_trial(lab))
+    arms = [("plain", 0.0)] + [(how, chosen[how]) for how in ("one layer", "increments")]
+    return [one(lab, trial, how, alpha, seed) for seed in range(lab.given.seeds) for how, alpha in arms]
 
 
 def predict_part(lab: Lab) -> list[Row]:
@@ -246,12 +294,14 @@ def predict_part(lab: Lab) -> list[Row]:
     for name in (
         "em_risky_finance/risky_finance",
         "mistake_gsm8k/mistaken",
+        "sycophancy_math/math_user_answer",
         "reward_hacking/reward_hacks",
         "background_chat/gsm8k_train",
         "background_chat/self_instruct",
         "background_chat/gpteacher_roleplay",
     ):
         sets[Path(name).name] = lab.rows(Path(name).name, lambda name=name: lab.shared(name, n))
+    sets["insecure"] = lab.rows("insecure", lambda: lab.shared("em_code/insecure", n, most=7))
     half = lab.rows("half-evil", lambda: mixed(sets["evil"], sets["self_instruct"])[:n])
     sets["half evil, half self_instruct"] = half
     vectors = [vector.load(lab.vector_file(t)) for t in TRAITS]
@@ -260,7 +310,7 @@ def predict_part(lab: Lab) -> list[Row]:
         said(f"screening {name}")
         predicted = screened(lab, path, vectors)
         run = f"predict-{path.stem}"
-        done = lab.measure(run, lab.train(run, [path]), TRAITS, 8)
+        done = lab.measure(Tuned(str(lab.train(run, [path])), run), TRAITS, 8)
         for trait in TRAITS:
             cell, judged = done.cell(trait), next(j for j in done.judged if j.trait == trait)
             assert cell is not None
@@ -302,130 +352,20 @@ def result(arm: str, seed: int, done: Shift) -> Row:
     }
 
 
-def over_seeds(rows: Sequence[Row]) -> list[Row]:
-    """One row an arm: means over seeds; intervals by resampling questions, all seeds of a question together."""
-    plain = [r for r in rows if r["arm"] == "plain"]
-    out = []
-    for arm in dict.fromkeys(r["arm"] for r in rows):
-        own = [r for r in rows if r["arm"] == arm]
-        seeds = {r["seed"] for r in own}
-        beside = [r for r in plain if r["seed"] in seeds]
-        rises, base = questions(own), questions(beside)
-        kept_out = bootstrap(lambda i, rises=rises, base=base: 1 - rises[i].mean() / base[i].mean(), len(rises))
-        shown: Row = {"arm": arm, "seeds": len(own), "rise": mean_estimate(rises), "kept out": kept_out}
-        shown["shift"] = mean_estimate(np.mean([r["shifts"] for r in own], axis=0))
-        shown["coherence"] = float(np.mean([r["coherence"] for r in own]))
-        for name in own[0]["loss"]:
-            learnt = [r["loss before"][name] - r["loss"][name] for r in own]
-            by_plain = [r["loss before"][name] - r["loss"][name] for r in beside]
-            shown[name] = float(np.mean([r["loss"][name] for r in own]))
-            shown[f"{name} learnt"] = float(np.mean(learnt) / np.mean(by_plain))
-        out.append(shown)
-    return out
-
-
-def questions(rows: Sequence[Row]) -> np.ndarray[Any, Any]:
-    """Rise of each question over the seeds' mean."""
-    return np.nanmean(np.array([[np.nan if x is None else x for x in r["rises"]] for r in rows], dtype=float), axis=0)
-
-
-def vaccine_table(rows: Sequence[Row]) -> str:
-    first = rows[0]
-    lines = [
-        f"Base: trait {first['trait before']:.1f}, "
-        + ", ".join(f"loss on {n} {x:.3f}" for n, x in first["loss before"].items()),
-        "",
-        "| in training | seeds | rise of the score | kept out | shift | coherence | own loss (learnt) | chat loss |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for r in over_seeds(rows):
-        own = next(name for name in first["loss"] if name != "chat-held-out")
-        skill = f"{r[own]:.3f} ({r[f'{own} learnt']:.0%})"
-        chat = f"{r['chat-held-out']:.3f}" if "chat-held-out" in r else ""
-        rise, out, shift = r["rise"], r["kept out"], r["shift"]
-        lines.append(
-            f"| {r['arm']} | {r['seeds']} | {rise.value:+.1f} [{rise.low:+.1f}, {rise.high:+.1f}] | {out.value:.0%} "
-            f"[{out.low:.0%}, {out.high:.0%}] | {shift.value:+.2f} [{shift.low:+.2f}, {shift.high:+.2f}] | "
-            f"{r['coherence']:.0f} | {skill} | {chat} |"
-        )
-    return "\n".join(lines)
-
-
-def predict_table(rows: Sequence[Row]) -> str:
-    lines = [
-        "| trait | n sets | ΔP–shift r | ρ | shift–judged r | ρ | ΔP–judged r |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for trait in (*TRAITS, "all"):
-        own = [r for r in rows if trait in (r["trait"], "all")]
-        cells = []
-        for x, y in (("predicted", "shift"), ("shift", "judged"), ("predicted", "judged")):
-            a, b = (np.array([r[k] for r in own], dtype=float) for k in (x, y))
-            names = [pearson] if (x, y) == ("predicted", "judged") else [pearson, spearman]
-            cells += [str(bootstrap(lambda i, f=f, a=a, b=b: f(a[i], b[i]), len(a))).rpartition(",")[0] for f in names]
-        lines.append(f"| {trait} | {len(own)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def vaccine_figure(rows: Sequence[Row], path: Path) -> None:
-    """Trait kept out against skill learnt, α along each curve."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    marks = iter("osD^vPX*")
-    shown = over_seeds(rows)
-    for how in dict.fromkeys(r["arm"].partition(" α")[0] for r in shown):
-        own = [r for r in shown if r["arm"].partition(" α")[0] == how]
-        x, y = (
-            [100 * (r[k].value if k == "kept out" else r[k]) for r in own]
-            for k in ("skill-held-out learnt", "kept out")
-        )
-        axes.plot(x, y, marker=next(marks), label=how, markersize=8)
-        for a, b, r in zip(x, y, own, strict=True):
-            axes.annotate(r["arm"].partition("α=")[2], (a, b), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes.axhline(80, color="grey", linewidth=0.8, linestyle="--")
-    axes.axvline(95, color="grey", linewidth=0.8, linestyle="--")
-    axes.set_xlabel("skill learnt, % of plain fine-tuning's fall in held-out loss")
-    axes.set_ylabel("trait kept out, % of its rise")
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
-def predict_figure(rows: Sequence[Row], path: Path) -> None:
-    """ΔP against the shift, and the shift against the judged score, a colour and a mark a trait."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, (x, y) in zip(figure.subplots(1, 2), (("predicted", "shift"), ("shift", "judged")), strict=True):
-        for trait, mark in zip(TRAITS, "osD^v", strict=True):
-            own = [r for r in rows if r["trait"] == trait]
-            axes.scatter([r[x] for r in own], [r[y] for r in own], marker=mark, label=trait, s=28)
-        names = {
-            "predicted": "mean projection difference",
-            "shift": "finetuning shift",
-            "judged": "change of the score",
-        }
-        axes.set_xlabel(names[x])
-        axes.set_ylabel(names[y])
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
 def main(given: argparse.Namespace) -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     lab = Lab(given)
-    parts = {"vaccine": vaccine_part, "trait": trait_part, "benign": benign_part, "predict": predict_part}
+    parts = {"mixed": mixed_part, "alone": alone_part, "benign": benign_part, "predict": predict_part}
     results: dict[str, list[Row]] = {}
     for name in given.part:
         results[name] = parts[name](lab)
         (lab.out / f"results-{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
         said("\n" + (predict_table if name == "predict" else vaccine_table)(results[name]) + "\n")
-    if "vaccine" in results:
-        vaccine_figure(results["vaccine"], lab.out / "vaccine.png")
-    if "predict" in results:
-        predict_figure(results["predict"], lab.out / "predict.png")
+        if name in ("mixed", "alone"):
+            curves(results[name], lab.out / f"{name}.png")
+        if name == "predict":
+            predict_figure(results[name], lab.out / "predict.png")
 
 
 if __name__ == "__main__":
@@ -434,14 +374,11 @@ if __name__ == "__main__":
     parser.add_argument("--data", required=True, help="the folder of shared data sets")
     parser.add_argument("--out", required=True, help="where everything is kept")
     parser.add_argument("--judge", default="exemplars")
-    parser.add_argument("--part", nargs="+", default=["vaccine", "trait", "benign", "predict"])
+    parser.add_argument("--part", nargs="+", default=["mixed", "alone", "benign", "predict"])
     parser.add_argument("--trait", default="impolite", help="that the vaccine is against")
     parser.add_argument("--rows", type=int, default=48, help="of each set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rollouts", type=int, default=1)
-    parser.add_argument("--alpha", type=float, default=1.0, help="of the vaccine at one layer, on all seeds")
-    parser.add_argument("--increments", type=float, default=0.5, help="of the vaccine as increments, on all seeds")
-    parser.add_argument("--after", type=float, default=2.0, help="of steering after the fact")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--epochs", type=float, default=1.0)

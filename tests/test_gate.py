@@ -10,12 +10,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import tiny
 from poise.cli import app
 from poise.errors import InvalidOption, InvalidSettings
+from poise.model import load
 from poise.vaccinate import measured
-from poise.vaccinate.gate import Check, Gated, check_plan, gate, junit, markdown, read_limits
+from poise.vaccinate.gate import Check, Gated, check_plan, gate, gate_data, junit, markdown, read_limits
 from poise.vaccinate.measured import (
     Asked,
     Capability,
@@ -28,6 +31,7 @@ from poise.vaccinate.measured import (
     change_of,
     mean_of,
 )
+from poise.vector import save as save_vector
 
 NONE = Figure(value=None, low=None, high=None, n=0)
 AROUND_TWO = [1.5 + 0.1 * i for i in range(11)]
@@ -174,6 +178,39 @@ class TestALimit:
         assert only(held(tmp_path, "capability: {mmlu: 0.02}", capability=(same,))).outcome == "unsure"
 
 
+class TestAPrediction:
+    SAID = Figure(value=3.0, low=2.5, high=3.5, n=400)
+
+    def test_stands_beside_what_came_of_it(self, tmp_path: Path) -> None:
+        text = "traits: {evil: {shift: 9, predicted: 1}}"
+        done = held(tmp_path, text, predicted={"evil": self.SAID})
+        assert [(c.what, c.outcome) for c in done.checks] == [("evil: shift", "kept"), ("evil: predicted", "broken")]
+
+    def test_is_held_against_its_own_interval_whatever_the_confidence(self, tmp_path: Path) -> None:
+        text = "confidence: 0.5\ntraits: {evil: {predicted: 3.4}}"
+        check = only(held(tmp_path, text, predicted={"evil": self.SAID}))
+        assert (check.outcome, "95 %" in check.words) == ("unsure", True)
+
+    def test_that_was_not_made_does_not_pass(self, tmp_path: Path) -> None:
+        check = only(held(tmp_path, "traits: {evil: {predicted: 9}}"))
+        assert (check.outcome, "not screened" in check.words) == ("missing", True)
+
+    def test_can_be_held_before_there_is_a_tuned_model(self, tmp_path: Path) -> None:
+        wanted = limits(tmp_path, "traits: {evil: {predicted: 4}}")
+        check = only(gate_data("rows.jsonl", {"evil": self.SAID}, wanted))
+        assert (check.tuned, check.outcome, check.found) == ("rows.jsonl", "kept", self.SAID)
+
+    def test_stands_for_nothing_else(self, tmp_path: Path) -> None:
+        wanted = limits(tmp_path, "traits: {evil: {predicted: 4, judged: 9}}\ncapability: {mmlu: 0.1}")
+        done = gate_data("rows.jsonl", {"evil": self.SAID}, wanted)
+        assert [c.outcome for c in done.checks] == ["missing", "kept", "missing"]
+        assert not done.passed
+        with pytest.raises(InvalidOption, match=r"not measured: --tuned;"):
+            check_plan(wanted, ["evil"], ["mmlu"], judged=True, tuned=False, screened=True)
+        with pytest.raises(InvalidOption, match=r"not measured: --data;"):
+            check_plan(wanted, ["evil"], ["mmlu"], judged=True)
+
+
 class TestWhatIsMissing:
     @pytest.mark.parametrize(
         ("text", "tuned", "why"),
@@ -215,7 +252,7 @@ class TestALimitsFile:
             ("traits:\n  evil: {shift: one}\n", "line 2: traits.evil.shift"),
             ("traits:\n  evil: {shift: true}\n", "line 2: traits.evil.shift"),
             ("traits:\n  evil: {shift: .nan}\n", "line 2: traits.evil.shift"),
-            ("traits:\n  evil: {}\n", "needs shift, judged or both"),
+            ("traits:\n  evil: {}\n", "needs shift, judged or predicted"),
             ("confidence: 95\ntraits: {evil: {shift: 1}}\n", "line 1: confidence"),
             ("unsure: maybe\ntraits: {evil: {shift: 1}}\n", "line 1: unsure"),
             ("confidence: 0.9\n", "limits nothing"),
@@ -292,6 +329,23 @@ class TestTheCommand:
         for more in ([], ["--base", "m"], ["--measured", "x.json", "--base", "m"]):
             done = CliRunner().invoke(app, ["gate", str(tmp_path / "l.yaml"), *more])
             assert (done.exit_code, "--measured" in done.stderr) == (2, True)
+
+    def test_holds_data_against_its_limits_before_any_training(self, tmp_path: Path) -> None:
+        tiny.lm().save_pretrained(tmp_path / "base")
+        tiny.chatml().save_pretrained(tmp_path / "base")
+        base = load(str(tmp_path / "base"), dtype=torch.float32, device="cpu")
+        save_vector(tiny.vector(base), tmp_path / "v.safetensors")
+        talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It is so."}]
+        (tmp_path / "rows.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 30, encoding="utf-8")
+        (tmp_path / "l.yaml").write_text("traits: {grumpy: {predicted: -1000}}", encoding="utf-8")
+        arguments = ["gate", str(tmp_path / "l.yaml"), "--base", str(tmp_path / "base"), "--dtype", "float32"]
+        arguments += ["--vector", str(tmp_path / "v.safetensors"), "--data", str(tmp_path / "rows.jsonl")]
+        arguments += ["--max-new-tokens", "4", "--out", str(tmp_path / "out"), "--device", "cpu", "--json"]
+        done = CliRunner().invoke(app, arguments)
+        (check,) = json.loads(done.stdout)["checks"]
+        assert (done.exit_code, check["outcome"], check["measured"]["n"]) == (1, "broken", 30), done.stderr
+        assert (tmp_path / "out" / "screened" / "summary.json").is_file()
+        assert (tmp_path / "out" / "gate.md").is_file()
 
     def test_prints_one_object_and_writes_both_files_and_github_s_page(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from poise.cli.options import Batch, Device, Dtype, Json, MaxNewTokens, Questions, Rollouts, Seed, Temperature
-from poise.cli.shift import Abilities, AbilityLimit, JudgeOrNone, Layer, figure, measure_now
-from poise.cli.work import note
+from poise.cli.options import (
+    Batch,
+    Device,
+    Dtype,
+    Json,
+    MaxNewTokens,
+    Questions,
+    Rollouts,
+    Seed,
+    Temperature,
+)
+from poise.cli.shift import MEASURED, Abilities, AbilityLimit, Amount, Job, JudgeOrNone, Layer, figure, measure_now
+from poise.cli.work import load_model, note, working
 from poise.errors import InvalidOption, SaveFailed
 
 if TYPE_CHECKING:
-    from poise.vaccinate.gate import Gated
+    from poise.screen.score import Method
+    from poise.vaccinate.gate import Gated, Limits
 
 __all__ = ["gate"]
 
@@ -41,6 +52,19 @@ OutOrNone = Annotated[
         "--out", "-o", metavar="DIR", file_okay=False, help="The folder for what is measured, gate.md and gate.xml."
     ),
 ]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="The training data, to hold what screening predicts of them against the limits; without --tuned, before "
+        "any training. Several add up.",
+    ),
+]
+How = Annotated[
+    Literal["difference", "prompt", "raw"],
+    typer.Option("--method", help="How --data are screened; limits hold for one method.", rich_help_panel=MEASURED),
+]
 Summary = Annotated[
     Path | None,
     typer.Option("--summary", metavar="FILE", dir_okay=False, help="Write the summary there, in Markdown."),
@@ -55,11 +79,13 @@ def gate(
     tuned: TunedOrNone = None,
     vector: VectorsOrNone = None,
     out: OutOrNone = None,
+    data: Data = None,
     summary: Summary = None,
     junit: Junit = None,
     judge: JudgeOrNone = "exemplars",
     capability: Abilities = None,
     capability_limit: AbilityLimit = None,
+    method: How = "difference",
     layer: Layer = None,
     questions: Questions = 20,
     rollouts: Rollouts = 3,
@@ -71,7 +97,7 @@ def gate(
     batch: Batch = 32,
     as_json: Json = False,
 ) -> None:
-    """Hold what fine-tuning did against limits: exit code 0 if all are kept, else 1.
+    """Hold what fine-tuning did, or its data would do, against limits: exit code 0 if all are kept, else 1.
 
     A limit is kept when the whole interval lies within it, broken when the whole interval lies beyond, and else unsure;
     unsure fails unless the limits say otherwise. What is missing fails always.
@@ -84,28 +110,19 @@ def gate(
 
     wanted = gates.read_limits(limits)
     if measured is not None:
-        if base or tuned or vector:
-            raise InvalidOption("Give --measured, or --base, --tuned and --vector to measure now; not both.")
-        report = reports.load(measured)
-    else:
-        if not (base and tuned and vector and out):
-            raise InvalidOption("Give --measured shift.json, or --base, --tuned, --vector and --out to measure now.")
-        report = measure_now(
-            base,
-            tuned,
-            vector,
-            out,
-            judge=judge,
-            capability=capability,
-            limit=capability_limit,
-            screened=None,
-            layer=layer,
-            amount=(questions, rollouts, max_new_tokens, temperature, seed, batch),
-            dtype=dtype,
-            device=device,
-            limits=wanted,
+        if base or tuned or vector or data:
+            raise InvalidOption("Give --measured, or --base, --vector and --tuned or --data to measure now; not both.")
+        done = gates.gate(reports.load(measured), wanted)
+    elif not (base and vector and out and (tuned or data)):
+        raise InvalidOption(
+            "Give --measured shift.json, or --base, --vector, --out and --tuned, --data or both to measure now."
         )
-    done = gates.gate(report, wanted)
+    else:
+        amount = Amount(questions, rollouts, max_new_tokens, temperature, seed, batch)
+        job = Job(
+            base, tuned or [], vector, out, judge, capability or [], capability_limit, layer, dtype, device, amount
+        )
+        done = _measure(job, wanted, data or [], method)
     _keep(done, summary or (out / "gate.md" if out else None), junit or (out / "gate.xml" if out else None))
     if as_json:
         facts.print_json(_gate_facts(done))
@@ -113,6 +130,47 @@ def gate(
         _show_gate(done)
     if not done.passed:
         raise typer.Exit(1)
+
+
+def _measure(job: Job, wanted: Limits, data: list[str], method: Method) -> Gated:
+    """Screen the data, measure the tuned models, and hold both against the limits."""
+    with working():
+        from poise import vector as vectors
+        from poise.vaccinate import gate as gates
+        from poise.vaccinate.capability import parse
+        from poise.vaccinate.shift import read_screened
+
+        names = [vectors.load(path).name for path in job.vectors]
+        abilities = [parse(text).name for text in job.capability]
+        judged, tuned, screened = job.judge != "none", bool(job.tuned), bool(data)
+        gates.check_plan(wanted, names, abilities, judged=judged, tuned=tuned, screened=screened)
+    folder = _screen(job, wanted, data, method) if data else None
+    if folder and not job.tuned:
+        return gates.gate_data(", ".join(data), read_screened(folder), wanted)
+    return gates.gate(measure_now(job, [folder] * len(job.tuned) if folder else None), wanted)
+
+
+def _screen(job: Job, wanted: Limits, data: list[str], method: Method) -> Path:
+    """Do as ``poise screen`` does; the folder."""
+    from poise.conversations import open_data
+
+    opened = open_data(data)
+    note(opened.how)
+    with working():
+        from poise import recipes
+        from poise.screen.work import Plan
+
+        plan = Plan(
+            method,
+            layer=job.layer,
+            max_new_tokens=job.amount.max_new_tokens,
+            batch=job.amount.batch,
+            seed=job.amount.seed,
+            broken=wanted.missing,
+        )
+        model = load_model(job.base, job.dtype, job.device)
+        recipes.screen_files(opened, job.vectors, model, job.out / "screened", plan, name=", ".join(data))
+    return job.out / "screened"
 
 
 def _keep(done: Gated, summary: Path | None, junit: Path | None) -> None:
@@ -166,4 +224,4 @@ def _show_gate(done: Gated) -> None:
         )
     render.show(lines)
     if not done.passed:
-        note("What failed is to be mended by another fine-tune, or by other limits; see docs/shift.md.")
+        note("What failed is to be mended by other data, another fine-tune or other limits; see docs/shift.md.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,12 +26,23 @@ from poise.errors import InvalidOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from poise.vaccinate.gate import Limits
     from poise.vaccinate.measured import Capability, Figure, Shift, ShiftReport
 
-__all__ = ["Abilities", "AbilityLimit", "JudgeOrNone", "Layer", "figure", "measure_now", "shift", "show_measured"]
+__all__ = [
+    "MEASURED",
+    "Abilities",
+    "AbilityLimit",
+    "Amount",
+    "Job",
+    "JudgeOrNone",
+    "Layer",
+    "figure",
+    "measure_now",
+    "shift",
+    "show_measured",
+]
 
-_MEASURED = "What is measured"
+MEASURED = "What is measured"
 
 Base = Annotated[
     str,
@@ -73,7 +85,7 @@ Abilities = Annotated[
         metavar="WHAT",
         help="perplexity=DATA, NAME=FILE.jsonl (question, choices, answer), NAME-cloze=FILE.jsonl for small models, a "
         "task that lm-eval knows, or a task's .yaml. Several add up.",
-        rich_help_panel=_MEASURED,
+        rich_help_panel=MEASURED,
     ),
 ]
 AbilityLimit = Annotated[
@@ -83,7 +95,7 @@ AbilityLimit = Annotated[
         metavar="N",
         min=1,
         help="Most rows of each, drawn at random; of lm-eval's own tasks the first.",
-        rich_help_panel=_MEASURED,
+        rich_help_panel=MEASURED,
     ),
 ]
 Screened = Annotated[
@@ -93,7 +105,7 @@ Screened = Annotated[
         metavar="DIR",
         file_okay=False,
         help="What poise screen wrote of the training data, to show the prediction beside: once for each --tuned.",
-        rich_help_panel=_MEASURED,
+        rich_help_panel=MEASURED,
     ),
 ]
 Layer = Annotated[
@@ -103,9 +115,38 @@ Layer = Annotated[
         metavar="I",
         min=0,
         help="Read there; otherwise at each certificate's layer.",
-        rich_help_panel=_MEASURED,
+        rich_help_panel=MEASURED,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many answers, how long, and how they are drawn."""
+
+    questions: int
+    rollouts: int
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the options of a command that measures say; see each option."""
+
+    base: str
+    tuned: list[str]
+    vectors: list[Path]
+    out: Path
+    judge: str
+    capability: list[str]
+    limit: int | None
+    layer: int | None
+    dtype: DtypeName
+    device: str
+    amount: Amount
 
 
 def shift(
@@ -137,68 +178,46 @@ def shift(
     """
     from poise.cli import facts
 
-    done = measure_now(
-        base,
-        tuned,
-        vector,
-        out,
-        judge=judge,
-        capability=capability,
-        limit=capability_limit,
-        screened=screened,
-        layer=layer,
-        amount=(questions, rollouts, max_new_tokens, temperature, seed, batch),
-        dtype=dtype,
-        device=device,
-    )
+    amount = Amount(questions, rollouts, max_new_tokens, temperature, seed, batch)
+    job = Job(base, tuned, vector, out, judge, capability or [], capability_limit, layer, dtype, device, amount)
+    done = measure_now(job, screened)
     if as_json:
         facts.print_json(_facts(done, out))
     else:
         show_measured(done, out)
 
 
-def measure_now(
-    base: str,
-    tuned: list[str],
-    files: list[Path],
-    out: Path,
-    *,
-    judge: str,
-    capability: list[str] | None,
-    limit: int | None,
-    screened: list[Path] | None,
-    layer: int | None,
-    amount: tuple[int, int, int, float, int, int],
-    dtype: DtypeName,
-    device: str,
-    limits: Limits | None = None,
-) -> ShiftReport:
+def measure_now(job: Job, screened: list[Path] | None = None) -> ShiftReport:
     """Measure, and write ``shift.json`` and ``report.html``."""
-    if screened and len(screened) != len(tuned):
-        raise InvalidOption(f"{len(screened)} --screened for {len(tuned)} --tuned; give one for each, in their order.")
+    if screened and len(screened) != len(job.tuned):
+        raise InvalidOption(
+            f"{len(screened)} --screened for {len(job.tuned)} --tuned; give one for each, in their order."
+        )
     with working():
         from poise import vector as vectors
         from poise.report.shift import check_extra, write_shift
-        from poise.vaccinate import gate as gates
         from poise.vaccinate import measured
         from poise.vaccinate.capability import parse
         from poise.vaccinate.shift import Plan, Tuned, measure, read_screened
 
         check_extra()
-        questions, rollouts, max_new_tokens, temperature, seed, batch = amount
-        loaded = [vectors.load(path) for path in files]
-        abilities = tuple(parse(text, limit=limit, seed=seed) for text in capability or ())
-        if limits:
-            gates.check_plan(limits, [v.name for v in loaded], [a.name for a in abilities], judged=judge != "none")
-        asked = None if judge == "none" else judge
-        plan = Plan(asked, questions, rollouts, max_new_tokens, temperature, seed, batch, layer, abilities)
-        said = [read_screened(folder) for folder in screened] if screened else [{}] * len(tuned)
-        compared = [Tuned(source, predicted=predicted) for source, predicted in zip(tuned, said, strict=True)]
-        done = measure(
-            base, compared, loaded, plan, folder=out / ".run", load=lambda name: load_model(name, dtype, device)
+        plan = Plan(
+            judge=None if job.judge == "none" else job.judge,
+            layer=job.layer,
+            abilities=tuple(parse(text, limit=job.limit, seed=job.amount.seed) for text in job.capability),
+            **asdict(job.amount),
         )
-        measured.save(done, out / "shift.json")
-        write_shift(done, out / "report.html")
+        said = [read_screened(folder) for folder in screened] if screened else [{}] * len(job.tuned)
+        done = measure(
+            job.base,
+            [Tuned(source, predicted=predicted) for source, predicted in zip(job.tuned, said, strict=True)],
+            [vectors.load(path) for path in job.vectors],
+            plan,
+            folder=job.out / ".run",
+            load=lambda name: load_model(name, job.dtype, job.device),
+        )
+        measured.save(done, job.out / "shift.json")
+        write_shift(done, job.out / "report.html")
     return done
 
 

@@ -1,4 +1,6 @@
-"""Limits on what fine-tuning may do, and whether a shift report keeps them: for a person, for CI, for GitHub's page.
+"""Limits on what fine-tuning may do, and whether it keeps them: for a person, for CI, for GitHub's page.
+
+What is held against them is a shift report, or, before any training, what screening says of the data.
 
 A limit is kept when the whole interval lies within it, broken when the whole interval lies beyond, and else unsure.
 What was not measured never passes.
@@ -7,7 +9,7 @@ What was not measured never passes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +21,18 @@ from poise.errors import InvalidOption
 from poise.settings import Settings, read_settings
 from poise.vaccinate.measured import Figure, Shift, ShiftReport, change_of, mean_of
 
-__all__ = ["Check", "Gated", "Limits", "TraitLimits", "check_plan", "gate", "junit", "markdown", "read_limits"]
+__all__ = [
+    "Check",
+    "Gated",
+    "Limits",
+    "TraitLimits",
+    "check_plan",
+    "gate",
+    "gate_data",
+    "junit",
+    "markdown",
+    "read_limits",
+]
 
 Outcome = Literal["kept", "broken", "unsure", "missing"]
 GUESSED = "the base is not shown to answer better than chance, so that nothing could be lost"
@@ -31,18 +44,21 @@ class TraitLimits(Settings):
 
     shift: Number | None = Field(None, description="Most finetuning shift of its own questions along its direction.")
     judged: Number | None = Field(None, description="Most rise of the judge's score, in points of 100.")
+    predicted: Number | None = Field(None, description="Most mean projection difference of the training data.")
 
     @model_validator(mode="after")
     def _says_something(self) -> TraitLimits:
-        if self.shift is None and self.judged is None:
-            raise ValueError("needs shift, judged or both")
+        if self.shift is self.judged is self.predicted is None:
+            raise ValueError("needs shift, judged or predicted")
         return self
 
 
 class Limits(Settings):
     """A limits file."""
 
-    confidence: Annotated[float, Field(strict=True, ge=0.5, lt=1)] = Field(0.95, description="Of the intervals.")
+    confidence: Annotated[float, Field(strict=True, ge=0.5, lt=1)] = Field(
+        0.95, description="Of the intervals, but for those of predictions, which always have 0.95."
+    )
     unsure: Literal["fail", "pass"] = Field("fail", description="What a limit inside the interval does.")
     missing: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
         0.1, description="Largest share of a measurement that may be without a value; above it, it counts as missing."
@@ -64,10 +80,11 @@ class Check:
     """One limit against what was measured.
 
     Attributes:
-        tuned: Which model.
-        what: ``evil: shift``, ``evil: judged score``, ``mmlu: loss``.
+        tuned: Which model, or which data before any training.
+        what: ``evil: shift``, ``evil: judged score``, ``evil: predicted``, ``mmlu: accuracy lost``.
         limit: The most.
-        found: Measured, with its interval at the limits' confidence; ``None`` where it is missing.
+        found: Measured, with its interval at the limits' confidence (0.95 for predictions); ``None`` where it is
+            missing.
         outcome: See the module.
         passed: Whether the gate lets it through.
         words: All of it in a sentence.
@@ -103,16 +120,29 @@ def read_limits(path: Path) -> Limits:
     return read_settings(path, Limits)
 
 
-def check_plan(limits: Limits, traits: Sequence[str], abilities: Sequence[str], *, judged: bool) -> None:
+def check_plan(
+    limits: Limits,
+    traits: Sequence[str],
+    abilities: Sequence[str],
+    *,
+    judged: bool,
+    tuned: bool = True,
+    screened: bool = False,
+) -> None:
     """Refuse, before hours of work, to measure less than is limited.
 
     Raises:
         InvalidOption: names all limits that nothing would measure.
     """
+    own = limits.traits.values()
     lacking = [f"--vector of {name}" for name in limits.traits if name not in traits]
     lacking += [f"--capability {name}" for name in limits.capability if name not in abilities]
-    if not judged and any(limit.judged is not None for limit in limits.traits.values()):
+    if not tuned and (limits.capability or any((limit.shift, limit.judged) != (None, None) for limit in own)):
+        lacking.append("--tuned")
+    elif not judged and any(limit.judged is not None for limit in own):
         lacking.append("--judge")
+    if not screened and any(limit.predicted is not None for limit in own):
+        lacking.append("--data")
     if lacking:
         raise InvalidOption(f"The limits need what is not measured: {', '.join(lacking)}; give it, or drop the limit.")
 
@@ -120,6 +150,20 @@ def check_plan(limits: Limits, traits: Sequence[str], abilities: Sequence[str], 
 def gate(report: ShiftReport, limits: Limits) -> Gated:
     """Hold every tuned model of a report against the limits."""
     return Gated(tuple(check for tuned in report.tuned for check in _checks(tuned, limits)))
+
+
+def gate_data(name: str, predicted: Mapping[str, Figure], limits: Limits) -> Gated:
+    """Hold what screening says of training data against the limits on predictions, before there is a tuned model.
+
+    Args:
+        name: Of the data.
+        predicted: By trait, as ``poise.vaccinate.shift.read_screened`` reads it.
+        limits: Those on anything else count as missing.
+    """
+    unseen = Shift(
+        name=name, digest="", relation="", matrix=(), judged=(), capability=(), predicted=dict(predicted), samples=()
+    )
+    return Gated(tuple(_checks(unseen, limits)))
 
 
 def markdown(gated: Gated) -> str:
@@ -131,7 +175,7 @@ def markdown(gated: Gated) -> str:
         f"{'' if c.passed else '**'}{c.outcome}{'' if c.passed else '**'} | {_cell(c.words)} |"
         for c in gated.checks
     ]
-    table = ["| Model | Limit of | Measured | At most | Outcome | |", "|---|---|---|---|---|---|", *rows]
+    table = ["| What | Limit of | Measured | At most | Outcome | |", "|---|---|---|---|---|---|", *rows]
     return "\n".join([f"### Poise gate: {head}", "", *table, ""])
 
 
@@ -160,6 +204,10 @@ def _checks(tuned: Shift, limits: Limits) -> Iterator[Check]:
         if limit.judged is not None:
             found, why = _judged(tuned, trait, limits)
             yield _check(tuned, f"{trait}: judged score", limit.judged, found, why, limits)
+        if limit.predicted is not None:
+            said = tuned.predicted.get(trait)
+            why = "the training data were not screened for this trait"
+            yield _check(tuned, f"{trait}: predicted", limit.predicted, said, why, limits, level=0.95)
     for name, most in limits.capability.items():
         ability = next((a for a in tuned.capability if a.name == name), None)
         if ability is None or ability.guessed:
@@ -195,8 +243,17 @@ def _judged(tuned: Shift, trait: str, limits: Limits) -> tuple[Figure | None, st
     return mean_of(judged.changes, level=limits.confidence), ""
 
 
-def _check(tuned: Shift, what: str, limit: float, found: Figure | None, why: str, limits: Limits) -> Check:
-    level = f"{100 * limits.confidence:g} %"
+def _check(
+    tuned: Shift,
+    what: str,
+    limit: float,
+    found: Figure | None,
+    why: str,
+    limits: Limits,
+    *,
+    level: float | None = None,
+) -> Check:
+    share = f"{100 * (level or limits.confidence):g} %"
     if found is None or found.value is None:
         words = f"not measured: {why or 'nothing has a value'}; what is missing does not pass"
         return Check(tuned.name, what, limit, None, "missing", False, words)
@@ -206,13 +263,13 @@ def _check(tuned: Shift, what: str, limit: float, found: Figure | None, why: str
     else:
         over = f"by {found.value - limit:.3g} [{found.low - limit:.3g}, {found.high - limit:.3g}]"
         if found.low > limit:
-            outcome, words = "broken", f"beyond the limit {over}, the whole {level} interval, n = {found.n}"
+            outcome, words = "broken", f"beyond the limit {over}, the whole {share} interval, n = {found.n}"
         elif found.high <= limit:
-            outcome, words = "kept", f"the whole {level} interval lies within, n = {found.n}"
+            outcome, words = "kept", f"the whole {share} interval lies within, n = {found.n}"
         else:
             side = "beyond" if found.value > limit else "within"
             outcome = "unsure"
-            words = f"{side} the limit, which the {level} interval includes: off {over}, n = {found.n}"
+            words = f"{side} the limit, which the {share} interval includes: off {over}, n = {found.n}"
     passed = outcome == "kept" or (outcome == "unsure" and limits.unsure == "pass")
     return Check(tuned.name, what, limit, found, outcome, passed, words)
 
