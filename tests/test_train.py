@@ -31,6 +31,7 @@ from poise.model import Model, ask
 from poise.screen.alone import alone
 from poise.settings import read_settings
 from poise.steer import at
+from poise.vaccinate.card import HUB_IDS
 from poise.vaccinate.checkpoints import WHOLE, drop_broken, last_good
 from poise.vaccinate.config import Config
 from poise.vaccinate.data import IGNORED, Example, Examples, examples
@@ -275,6 +276,14 @@ class TestARun:
         assert (done.facts["data"]["texts"], before["n"]) == (18, 6)
         assert (done.adapter / "adapter_model.safetensors").exists()
         assert any("loss" in json.loads(line) for line in (done.folder / "log.jsonl").read_text().splitlines())
+
+    def test_names_its_base_as_others_find_it_and_asks_no_hub(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = settings(home, tmp_path / "run")
+        monkeypatch.setitem(HUB_IDS, config.model, "someone/their-model")
+        told = json.loads((train(config).adapter / "adapter_config.json").read_text())
+        assert told["base_model_name_or_path"] == "someone/their-model"
 
     def test_done_is_done(self, home: Path, tmp_path: Path) -> None:
         done = train(settings(home, tmp_path / "run"))

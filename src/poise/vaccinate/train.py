@@ -74,11 +74,7 @@ def train(config: Config) -> Trained:
     trainer = _trainer(config, model, Examples(learnt, told.cut, told.unread), folder)
     log = _run(trainer, folder)
     with _disk(folder):
-        for lora in trainer.model.peft_config.values():  # what others can load it on, not where it lies here
-            lora.base_model_name_or_path = HUB_IDS.get(config.model, config.model)
-        trainer.save_model(str(folder / ADAPTER))
-        (folder / ADAPTER / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
-        sync(folder / ADAPTER)
+        _save(trainer, folder / ADAPTER, HUB_IDS.get(config.model, config.model))
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     trainer.model.eval()
     # Through the adapter: the trainer put it on the model's own blocks.
@@ -138,6 +134,17 @@ def held_out_loss(model: Model, kept_back: Sequence[Example], *, lm: Any = None)
     sums = np.array([-float(values[which].sum()) for values, which in zip(read, learnt, strict=True)])
     counts = np.array([int(which.sum()) for which in learnt])
     return bootstrap(lambda i: float(sums[i].sum() / counts[i].sum()), len(sums))
+
+
+def _save(trainer: Any, folder: Path, base: str) -> None:
+    """The adapter, with what others can load it on and not where that lies here."""
+    trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
+    # Afterwards: PEFT looks a base up when it saves, and a hub may be out of reach.
+    settings = folder / "adapter_config.json"
+    told = json.loads(settings.read_text()) | {"base_model_name_or_path": base}
+    settings.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+    sync(folder)
 
 
 def _begin(config: Config, folder: Path) -> dict[str, Any]:
