@@ -4,13 +4,14 @@
     python benchmarks/replicate.py --model M --data DIR --out RUNS [--judge J] [--part mixed|alone|benign|predict]
 
 ``mixed``: a trait (the model's own answers under steering, the steering then dropped) and a skill (worked arithmetic)
-are learnt together: plainly, under a vaccine at one layer and as increments, with the direction projected out (CAFT),
-under an inoculation prompt, and steered after the fact. ``alone``: the trait's answers alone. ``benign``: the skill
-alone, with a vaccine and without. ``predict``: twelve sets and mixtures, what screening predicts of each (mean
-projection difference), the finetuning shift and the judged score after it.
+are learnt together: plainly, under a vaccine at one layer and as increments, on all rows or only on those that
+screening flags, with the direction projected out (CAFT), under an inoculation prompt, and steered after the fact.
+``alone``: the trait's answers alone. ``benign``: the skill alone, with a vaccine and without. ``predict``: twelve sets
+and mixtures, what screening predicts of each (mean projection difference), the finetuning shift and the judged score
+after it.
 
-α is chosen on the trait's extraction questions and a seed of its own, neither of which is reported, before anything
-that is: the one that leaves the trait nearest to where the base has it.
+α is chosen on the trait's extraction questions and a seed of its own, neither of which is reported: the least that
+keeps 80 % of the rise out.
 
 Every fine-tune, measurement and answer is kept in RUNS; the same command goes on after a kill. The tables are printed
 as Markdown, the numbers are in RUNS/results-*.json and the figures in RUNS/*.png (``replicate_shown.py``).
@@ -36,6 +37,8 @@ from poise.engine.local import LocalEngine
 from poise.judge.choose import trait_judge
 from poise.model import Model, ask, load
 from poise.screen import ColumnScorer
+from poise.screen.rules import Rule
+from poise.screen.work import Plan as Screening
 from poise.steer import Spec, at
 from poise.trait import Questions, Trait, library
 from poise.vaccinate.capability import Ability, parse
@@ -49,7 +52,10 @@ from poise.vector import PersonaVector
 from replicate_shown import TRAITS, Row, curves, predict_figure, predict_table, vaccine_table
 
 DOSE = 0.3  # under which the trait sets are written
-CURVE = {"one layer": (0.5, 1.0, 2.0, 4.0), "increments": (0.25, 0.5, 1.0, 2.0), "after the fact": (1.0, 2.0, 4.0)}
+CURVE = {"one layer": (0.5, 1.0, 2.0, 4.0), "increments": (0.25, 0.5, 1.0, 2.0), "after the fact": (2.0, 4.0, 8.0)}
+RATE = 0.2  # of normal chat that may be flagged, where only flagged rows are vaccinated
+ENOUGH = 0.8  # share of the rise that is to be kept out
+PART = ", flagged rows"
 CHOOSING = 100  # the seed of the fine-tunes that α is chosen on
 
 
@@ -222,11 +228,23 @@ def talk(lab: Lab) -> Ability:
     return parse(f"perplexity={chat}")
 
 
+def flagged(lab: Lab, trial: Trial) -> tuple[Path, Path]:
+    """The rows that screening leaves, and those that it flags."""
+    out = lab.out / "flagged" / trial.data.stem
+    if not (out / "summary.json").exists():
+        usual = lab.rows("normal", lambda: lab.shared("background_chat/self_instruct", 250, most=9))
+        plan = Screening("raw", Rule(rate=RATE))
+        file = lab.vector_file(lab.given.trait)
+        recipes.screen_files(open_data(trial.data), [file], lab.model, out, plan, normal=open_data(usual))
+    return out / "clean.jsonl", out / "flagged.jsonl"
+
+
 def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, swapped: bool = False) -> Row:
     """One fine-tune and what it did."""
     trait = lab.given.trait
     file = lab.vector_file(trait)
     arm = {"after the fact": f"{how} α=−{alpha:g}"}.get(how, f"{how} α={alpha:g}" if alpha else how)
+    data, how, only = [trial.data], how.removesuffix(PART), how.endswith(PART)
     settings: dict[str, dict[str, Any]] = {
         "one layer": {"steer": (f"{file}={alpha:g}",)},
         "increments": {"steer": (f"{file}={alpha:g}",), "layers": "increments"},
@@ -234,8 +252,14 @@ def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, 
         "inoculation": {"inoculation": library.load(trait).instructions[0].positive},
     }
     afterwards = how == "after the fact"
-    run = f"{trial.name}-{'plain' if afterwards else arm}-{seed}".replace(" ", "-")
-    adapter = lab.train(run, [trial.data], seed, **settings.get(how, {}))
+    run = f"{trial.name}-{'plain' if afterwards else arm}-{seed}".replace(" ", "-").replace(",", "")
+    if only:
+        data = [path for path in flagged(lab, trial) if path.stat().st_size]
+        said(f"{run}: {len(flagged(lab, trial)[1].read_text().splitlines())} rows are vaccinated")
+        settings[how]["only"] = (str(flagged(lab, trial)[1]),)
+        if len(data) == 1:  # nothing is flagged
+            settings[how] = {}
+    adapter = lab.train(run, data, seed, **settings.get(how, {}))
     against = Spec.parse(f"v=-{alpha:g}").steering({"v": vector.load(file)}) if afterwards else None
     tuned = Tuned(str(adapter), f"{run}-after-{alpha:g}" if afterwards else run, steering=against)
     abilities = () if swapped else trial.abilities
@@ -243,17 +267,17 @@ def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, 
 
 
 def choose(lab: Lab, trial: Trial) -> dict[str, float]:
-    """α of each kind that has one: the smallest change of the trait on questions and a seed that are not reported."""
+    """The least α of each kind that keeps enough out, on questions and a seed that are not reported."""
     kept = lab.out / f"chosen-{trial.name}.json"
     if not kept.exists():
-        one(lab, trial, "plain", seed=CHOOSING, swapped=True)
-        rises = {
-            how: {alpha: one(lab, trial, how, alpha, CHOOSING, swapped=True)["rise"] for alpha in curve}
+        plain = one(lab, trial, "plain", seed=CHOOSING, swapped=True)["rise"]
+        shares = {
+            how: {alpha: 1 - one(lab, trial, how, alpha, CHOOSING, swapped=True)["rise"] / plain for alpha in curve}
             for how, curve in CURVE.items()
         }
-        kept.write_text(json.dumps(rises, indent=1) + "\n")
-    found: dict[str, dict[str, float]] = json.loads(kept.read_text())
-    chosen = {how: float(min(rises, key=lambda alpha: abs(rises[alpha]))) for how, rises in found.items()}
+        kept.write_text(json.dumps({"plain": plain, "kept out": shares}, indent=1) + "\n")
+    found: dict[str, dict[str, float]] = json.loads(kept.read_text())["kept out"]
+    chosen = {how: float(next((a for a, share in s.items() if share >= ENOUGH), [*s][-1])) for how, s in found.items()}
     said(f"{trial.name}: chosen {chosen}")
     return chosen
 
@@ -266,6 +290,7 @@ def compared(lab: Lab, trial: Trial) -> list[Row]:
         out.append(one(lab, trial, "plain", seed=seed))
         for how, curve in CURVE.items():
             out += [one(lab, trial, how, alpha, seed) for alpha in curve if seed == 0 or alpha == chosen[how]]
+        out += [one(lab, trial, f"{how}{PART}", chosen[how], seed) for how in ("one layer", "increments")]
         out += [one(lab, trial, how, seed=seed) for how in ("projected out", "inoculation")]
     return out
 
@@ -283,7 +308,8 @@ def alone_part(lab: Lab) -> list[Row]:
 def benign_part(lab: Lab) -> list[Row]:
     """The skill alone, with the vaccine and without."""
     trial, chosen = benign_trial(lab), choose(lab, mixed_trial(lab))
-    arms = [("plain", 0.0)] + [(how, chosen[how]) for how in ("one layer", "increments")]
+    arms = [("plain", 0.0)]
+    arms += [(f"{how}{which}", chosen[how]) for how in ("one layer", "increments") for which in ("", PART)]
     return [one(lab, trial, how, alpha, seed) for seed in range(lab.given.seeds) for how, alpha in arms]
 
 

@@ -304,6 +304,26 @@ class TestARun:
         assert equal(plain.adapter, again.adapter)
         assert not equal(plain.adapter, other.adapter, within=1e-4)
 
+    def test_a_vaccine_on_some_files_leaves_the_others_rows_alone(self, home: Path, tmp_path: Path) -> None:
+        """On files whose rows are all, it is the vaccine on everything; on an empty share of them, none."""
+        rows = (home / "rows.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "a.jsonl").write_text("".join(rows[:8]))
+        (tmp_path / "b.jsonl").write_text("".join(rows[8:]))
+        files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+        told = {"steer": [f"{home / 'v.safetensors'}=1.5"]}
+
+        def run(name: str, **vaccine: Any) -> Path:
+            return train(settings(home, tmp_path / name, data=files, vaccine=vaccine)).adapter
+
+        every, both, first = run("all", **told), run("both", **told, only=files), run("first", **told, only=files[:1])
+        assert equal(every, both)
+        assert not equal(every, first, within=1e-4)
+        assert not equal(run("plain"), first, within=1e-4)
+
+    def test_a_vaccine_on_files_that_are_not_learnt_is_refused(self, home: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"other\.jsonl"):
+            settings(home, tmp_path, vaccine={"steer": ["v.safetensors=1"], "only": ["other.jsonl"]})
+
     def test_the_whole_job_writes_report_and_card(self, home: Path, tmp_path: Path) -> None:
         file = str(home / "v.safetensors")
         config = settings(

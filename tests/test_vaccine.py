@@ -20,6 +20,8 @@ from poise import vector as vectors
 from poise.errors import HookDidNotFire, InvalidOption, InvalidSteering, OtherModel
 from poise.model import Model
 from poise.steer import Steering, Term, at, learning
+from poise.steer.learn import Positions
+from poise.vaccinate.data import marking
 from poise.vaccinate.vaccine import VaccineCallback, vaccine
 from poise.vector import PersonaVector
 
@@ -83,7 +85,9 @@ def trainer(
     )
 
 
-def by_hand(model: Model, work: Any, *, batch: int = 4, steps: int = 2, positions: str = "all") -> dict[str, Any]:
+def by_hand(
+    model: Model, work: Any, *, batch: int = 4, steps: int = 2, positions: str = "all", marks: Any = None
+) -> dict[str, Any]:
     """The same steps with wrapped block forwards instead of hooks, and nothing of Poise or of the trainer."""
     lm = copy.deepcopy(model.lm).train()
     blocks = lm.model.layers
@@ -99,6 +103,9 @@ def by_hand(model: Model, work: Any, *, batch: int = 4, steps: int = 2, position
         chosen = [data[(step * batch + i) % len(data)] for i in range(batch)]
         inputs = collate("right")(chosen)
         mask[0] = (inputs["labels"] != IGNORED).unsqueeze(-1) if positions == "response" else None
+        if marks is not None:
+            now = torch.tensor([marks[(step * batch + i) % len(data)] for i in range(batch)]).view(-1, 1, 1)
+            mask[0] = now if mask[0] is None else now & mask[0]
         logits = lm(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         loss = nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten(), ignore_index=IGNORED
@@ -177,6 +184,19 @@ class TestStepsAreThoseTakenByHand:
         wanted = by_hand(base, adding(vector, 1.5, [1]), positions="response")
         callback = VaccineCallback(at(vector, coef=1.5, layer=1), positions="response")
         trainer(base, tmp_path, callback, side=side).train()
+        assert same(base.lm.state_dict(), wanted)
+
+    @pytest.mark.parametrize("positions", ["all", "response"])
+    def test_on_marked_rows_only(
+        self, base: Model, vector: PersonaVector, tmp_path: Path, positions: Positions
+    ) -> None:
+        marks = [i % 3 == 0 for i in range(8)]
+        wanted = by_hand(base, adding(vector, 1.5, [2]), positions=positions, marks=marks)
+        data = [row | {"vaccinated": mark} for row, mark in zip(rows(base), marks, strict=True)]
+        callback = VaccineCallback(at(vector, coef=1.5, layer=2), positions=positions, marked=True)
+        run = trainer(base, tmp_path, callback, data=data, remove_unused_columns=False)
+        run.data_collator = marking(run.data_collator)
+        run.train()
         assert same(base.lm.state_dict(), wanted)
 
     def test_under_left_padding(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
@@ -481,6 +501,10 @@ class TestItRefuses:
             learning(base, at(vector, coef=1.0, layer=2), positions="response"),
         ):
             base.lm(torch.tensor([[4, 5]]))
+
+    def test_marked_rows_in_batches_without_marks(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        with pytest.raises(InvalidSteering, match="marking"):
+            trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2), marked=True)).train()
 
     def test_response_positions_where_the_pass_goes_around_the_marked_model(
         self, base: Model, vector: PersonaVector

@@ -19,10 +19,11 @@ from poise.steer.operators import OPERATORS, Operation
 from poise.steer.terms import Steering
 from poise.vector import PersonaVector
 
-__all__ = ["IGNORED", "Learning", "Positions", "check_base", "learning"]
+__all__ = ["IGNORED", "MARK", "Learning", "Positions", "check_base", "learning"]
 
 Positions = Literal["all", "response"]
 IGNORED = -100  # the label of a token that is not learnt from
+MARK = "vaccinated"  # what a batch calls the rows [B] that are to be steered, where that is not all of them
 Work = tuple[Operation, torch.Tensor, float]
 
 
@@ -35,13 +36,18 @@ class Learning:
         fired: Layers whose hook has steered since ``begin``.
     """
 
-    def __init__(self, model: Model, steering: Steering, positions: Positions) -> None:
-        self.model, self.positions = model, positions
+    def __init__(self, model: Model, steering: Steering, positions: Positions, *, marked: bool) -> None:
+        self.model, self.positions, self.marked = model, positions, marked
         self.strength = torch.ones((), device=model.device)
         self.works = _compile(model, steering)
         self.fired: set[int] = set()
         self._rehearsing = False
         self._mask: torch.Tensor | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether a pass has positions that are left alone."""
+        return self.marked or self.positions == "response"
 
     def set(self, strength: float) -> None:
         """Do a share of it from now on: 1 is all, 0 nothing."""
@@ -95,7 +101,7 @@ class Learning:
         for operation, v, level in self.works[layer]:
             full = v if operation == "add" else OPERATORS[operation](h.float(), v, torch.tensor(level, device=h.device))
             delta = self.strength * full
-            if self.positions == "response":
+            if self.masked:
                 delta = delta * self._where(h)
             h = h + delta.to(h.dtype)
         return h
@@ -105,27 +111,44 @@ class Learning:
         if self._mask is None or self._mask.shape[:2] != h.shape[:2]:
             known = "none" if self._mask is None else "x".join(map(str, self._mask.shape[:2]))
             raise InvalidSteering(
-                f"Only response positions are to be steered, and this pass of {'x'.join(map(str, h.shape[:2]))} tokens "
-                f"came without its labels (last seen: {known}); steer positions='all'."
+                f"Only some positions are to be steered, and this pass of {'x'.join(map(str, h.shape[:2]))} tokens "
+                f"came without its labels or marks (last seen: {known}); steer all positions of all rows."
             )
         return self._mask
 
-    def mark(self, module: Any, args: Any, given: dict[str, Any]) -> None:
-        """Before a pass of the whole model: which positions [B, T] are learnt from."""
+    def mark(self, module: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Before a pass of the whole model: which positions [B, T] are steered. Marks are no input of the model's."""
+        rows, labels = given.pop(MARK, None), given.get("labels")
         if not (module.training and torch.is_grad_enabled()):
-            return
-        labels = given.get("labels")
-        if labels is None:
+            return args, given
+        if self.positions == "all":
+            where = torch.ones_like(given["input_ids"], dtype=torch.bool)
+        elif labels is None:
             raise InvalidSteering(
                 "Only response positions are to be steered, and this trainer does not hand the labels to the model; "
                 "steer positions='all'."
             )
-        self._mask = (labels != IGNORED).unsqueeze(-1)
+        else:
+            where = labels != IGNORED
+        if self.marked and rows is None:
+            raise InvalidSteering(
+                f"Only marked rows are to be steered, and this batch has no `{MARK}`; use a collator from "
+                "`poise.vaccinate.data.marking` with remove_unused_columns=False, or steer all rows."
+            )
+        if rows is not None and self.marked:
+            where = where & rows.bool().unsqueeze(-1)
+        self._mask = where.unsqueeze(-1)
+        return args, given
 
 
 @contextlib.contextmanager
 def learning(
-    model: Model, steering: Steering, *, positions: Positions = "all", allow_other_model: bool = False
+    model: Model,
+    steering: Steering,
+    *,
+    positions: Positions = "all",
+    marked: bool = False,
+    allow_other_model: bool = False,
 ) -> Iterator[Learning]:
     """Steer every pass inside the block that a model learns from (Chen et al. 2025, section 5.2).
 
@@ -134,6 +157,7 @@ def learning(
         steering: Plain terms: no conditions, no schedule by tokens.
         positions: ``all``, as in the paper (padding too, which nothing attends to), or ``response``: those with a
             label.
+        marked: Whether only those rows are steered that a batch marks, bool [B], under ``MARK``.
         allow_other_model: Use vectors that were computed on another model of the same shape.
 
     Yields:
@@ -145,7 +169,7 @@ def learning(
     """
     for vector in {id(t.vector): t.vector for t in steering.terms}.values():
         check_base(vector, model, allow_other_model=allow_other_model)
-    shared = Learning(model, steering, positions)
+    shared = Learning(model, steering, positions, marked=marked)
     with contextlib.ExitStack() as hooks:
         for layer in shared.works:
 
@@ -154,7 +178,7 @@ def learning(
                 return (h, *output[1:]) if isinstance(output, tuple) else h
 
             hooks.callback(model.blocks[layer].register_forward_hook(hook).remove)
-        if positions == "response":
+        if shared.masked:
             hooks.callback(model.lm.register_forward_pre_hook(shared.mark, with_kwargs=True).remove)
         yield shared
 

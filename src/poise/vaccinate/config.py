@@ -37,6 +37,10 @@ class Vaccine(Settings):
     positions: Literal["all", "response"] = Field(default="all", description="Which tokens are steered.")
     warmup: Share = Field(default=0.0, description="Share of the steps over which the strength rises.")
     decay: Share = Field(default=0.0, description="Share of the steps over which it falls at the end.")
+    only: tuple[str, ...] = Field(
+        default=(),
+        description="The files of `data` that are learnt under it, e.g. what `poise screen` flagged; or all.",
+    )
     inoculation: str | None = Field(
         default=None, description="A system prompt that asks for the trait, in training only (arXiv:2510.04340)."
     )
@@ -99,6 +103,8 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _some_work(self) -> Config:
+        if missing := [name for name in self.vaccine.only if name not in self.data]:
+            raise ValueError(f"vaccine.only names {', '.join(missing)}, which `data` does not")
         if self.watch.stop and not self.watch.vectors:
             raise ValueError("watch.stop needs watch.vectors")
         return self

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poise.conversations import Conversation, Message, Rejected, Rejections, turns
 from poise.errors import InvalidData
 from poise.model import Model
 from poise.passes import Place, places
 from poise.progress import track
-from poise.steer.learn import IGNORED
+from poise.steer.learn import IGNORED, MARK
 
-__all__ = ["IGNORED", "Example", "Examples", "examples", "inoculated"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["IGNORED", "Example", "Examples", "examples", "inoculated", "marking"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +28,13 @@ class Example:
         ids: T of them: prompt and answers, and the token that ends the last answer.
         labels: The same at answers with the token that ends each, −100 elsewhere.
         conversation: Which of those that were read it is of, from 0; one may need several passes.
+        vaccinated: Whether it is learnt under the vaccine.
     """
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     conversation: int = 0
+    vaccinated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +51,31 @@ class Examples:
     cut: int
     unread: dict[str, int]
 
-    def dataset(self) -> Any:
-        """A ``datasets.Dataset`` with ``input_ids`` and ``labels``, as TRL's and transformers' trainers take it."""
+    def dataset(self, *, marked: bool = False) -> Any:
+        """A ``datasets.Dataset`` with ``input_ids`` and ``labels``, as TRL's and transformers' trainers take it.
+
+        With ``marked``, a further column says which are vaccinated; see ``marking``.
+        """
         from datasets import Dataset
 
-        return Dataset.from_dict(
-            {"input_ids": [list(r.ids) for r in self.rows], "labels": [list(r.labels) for r in self.rows]}
-        )
+        columns: dict[str, list[Any]] = {
+            "input_ids": [list(r.ids) for r in self.rows],
+            "labels": [list(r.labels) for r in self.rows],
+        }
+        return Dataset.from_dict(columns | {MARK: [r.vaccinated for r in self.rows]} if marked else columns)
+
+
+def marking(collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]) -> Callable[[list[dict[str, Any]]], Any]:
+    """A collator that carries the rows' marks into the batch, for a trainer with ``remove_unused_columns=False``."""
+
+    def marked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        import torch
+
+        marks = [row[MARK] for row in rows if MARK in row]
+        batch = dict(collate([{name: value for name, value in row.items() if name != MARK} for row in rows]))
+        return batch | {MARK: torch.tensor(marks)} if marks else batch
+
+    return marked
 
 
 def examples(
@@ -62,6 +85,7 @@ def examples(
     longest: int,
     rejections: Rejections,
     inoculation: str | None = None,
+    only: Collection[str] = (),
 ) -> Examples:
     """Training texts of conversations, with a span for every answer from one tokenisation.
 
@@ -71,6 +95,7 @@ def examples(
         longest: Most tokens of a text; what is beyond is cut off.
         rejections: Collects the rows that cannot be used.
         inoculation: A system prompt for every row in training (arXiv:2510.04340); at test it is not there.
+        only: Files whose rows are vaccinated; otherwise all.
 
     Raises:
         InvalidData: not one answer is left; says what became of the rows.
@@ -88,8 +113,9 @@ def examples(
                     reason = reason_or_example.partition(":")[0]
                     unread[reason] = unread.get(reason, 0) + 1
                     continue
-                short = Example(reason_or_example.ids[:longest], reason_or_example.labels[:longest], number)
-                cut += len(reason_or_example.ids) > longest
+                whole, vaccinated = reason_or_example, not only or conversation.file in only
+                short = Example(whole.ids[:longest], whole.labels[:longest], number, vaccinated)
+                cut += len(whole.ids) > longest
                 if any(label != IGNORED for label in short.labels):
                     found.append(short)
                 else:

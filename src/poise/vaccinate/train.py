@@ -26,7 +26,7 @@ from poise.steer import Spec
 from poise.vaccinate.card import HUB_IDS
 from poise.vaccinate.checkpoints import Checkpoints, FiniteSteps, Progress, drop_broken, last_good, sync
 from poise.vaccinate.config import Config
-from poise.vaccinate.data import IGNORED, Example, Examples, examples
+from poise.vaccinate.data import IGNORED, Example, Examples, examples, marking
 
 __all__ = ["ADAPTER", "FACTS", "Trained", "held_out_loss", "open_base", "train", "vector_files"]
 
@@ -188,7 +188,15 @@ def _examples(config: Config, model: Model, data: DataSet, folder: Path) -> Exam
         longest=min(config.longest, model.window),
         rejections=Rejections(rejected),
         inoculation=config.vaccine.inoculation,
+        only=_vaccinated_files(config),
     )
+
+
+def _vaccinated_files(config: Config) -> set[str]:
+    """The files that ``vaccine.only`` names, which may be in a folder or a glob; none for all."""
+    if not config.vaccine.only:
+        return set()
+    return {part.name for part in open_data(list(config.vaccine.only), shape=config.shape).parts}
 
 
 def _split(told: Examples, share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
@@ -233,6 +241,8 @@ def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
             peft_config=lora,
             callbacks=_callbacks(config),
         )
+    if config.vaccine.only:
+        trainer.train_dataset, trainer.data_collator = told.dataset(marked=True), marking(trainer.data_collator)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
@@ -275,6 +285,7 @@ def _arguments(config: Config, model: Model, folder: Path) -> dict[str, Any]:
         "warmup_steps": config.warmup_steps,
         "weight_decay": config.weight_decay,
         "max_length": None,  # cut already
+        "remove_unused_columns": not config.vaccine.only,
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_steps": config.save_every,
         "save_total_limit": 2,
@@ -303,6 +314,7 @@ def _callbacks(config: Config) -> list[Any]:
                 positions=what.positions,
                 warmup=what.warmup,
                 decay=what.decay,
+                marked=bool(what.only),
                 allow_other_model=config.allow_other_model,
             )
         )

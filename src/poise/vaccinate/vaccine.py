@@ -43,6 +43,8 @@ class VaccineCallback(TrainerCallback):
         positions: ``all`` tokens as in the paper, or only those of the ``response`` (with a label).
         warmup: Share of the steps over which the strength rises from 0.
         decay: Share of the steps over which it falls to 0 at the end.
+        marked: Steer only the rows that a batch marks, bool [B] under ``vaccinated``; see
+            ``poise.vaccinate.data.marking``.
         allow_other_model: Use vectors that were computed on another model of the same shape.
 
     Raises:
@@ -58,6 +60,7 @@ class VaccineCallback(TrainerCallback):
         positions: Positions = "all",
         warmup: float = 0.0,
         decay: float = 0.0,
+        marked: bool = False,
         allow_other_model: bool = False,
     ) -> None:
         for name, share in (("warmup", warmup), ("decay", decay)):
@@ -69,7 +72,7 @@ class VaccineCallback(TrainerCallback):
             raise InvalidOption(f"layers={layers!r} goes with an expression; a Steering names its own.")
         self.steering = what if isinstance(what, Steering) else vaccine(what, layers)
         self.positions, self.warmup, self.decay = positions, warmup, decay
-        self.allow_other_model = allow_other_model
+        self.marked, self.allow_other_model = marked, allow_other_model
         self._learning: Learning | None = None
         self._run: Any = None
         self._hooks = contextlib.ExitStack()
@@ -84,7 +87,7 @@ class VaccineCallback(TrainerCallback):
         # A full fine-tune that is resumed has left its base behind; its shape still has to fit.
         known = self.allow_other_model or state.global_step > 0
         self._learning = self._hooks.enter_context(
-            learning(model, self.steering, positions=self.positions, allow_other_model=known)
+            learning(model, self.steering, positions=self.positions, marked=self.marked, allow_other_model=known)
         )
         self._run = state
         beside.append(self)
