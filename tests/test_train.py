@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -320,9 +321,41 @@ class TestARun:
         assert not equal(every, first, within=1e-4)
         assert not equal(run("plain"), first, within=1e-4)
 
-    def test_a_vaccine_on_files_that_are_not_learnt_is_refused(self, home: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"other\.jsonl"):
-            settings(home, tmp_path, vaccine={"steer": ["v.safetensors=1"], "only": ["other.jsonl"]})
+    def test_a_vaccine_on_a_file_without_rows_is_none(self, home: Path, tmp_path: Path) -> None:
+        (tmp_path / "flagged.jsonl").touch()
+        files = [str(home / "rows.jsonl"), str(tmp_path / "flagged.jsonl")]
+        vaccine = {"steer": [f"{home / 'v.safetensors'}=1.5"], "only": files[1:]}
+        done = train(settings(home, tmp_path / "none", data=files, vaccine=vaccine))
+        assert done.facts["data"]["vaccinated"] == 0
+        assert equal(done.adapter, train(settings(home, tmp_path / "plain")).adapter)
+
+    @pytest.mark.parametrize(
+        ("vaccine", "said"),
+        [
+            ({"steer": ["v.safetensors=1"], "only": ["other.jsonl"]}, r"other\.jsonl"),
+            ({"only": ["rows.jsonl"]}, r"vaccine\.steer"),
+        ],
+    )
+    def test_a_vaccine_on_files_that_makes_no_sense_is_refused(
+        self, home: Path, tmp_path: Path, vaccine: dict[str, Any], said: str
+    ) -> None:
+        with pytest.raises(ValueError, match=said):
+            settings(home, tmp_path, data=["rows.jsonl"], vaccine=vaccine)
+
+    def test_an_inoculation_stands_before_the_rows_of_its_files_only(self, tmp_path: Path) -> None:
+        model = tiny.model("llama")
+        rows = [replace(conversation([*ask("a"), {"role": "assistant", "content": "b"}]), file=f) for f in "xy"]
+        told = examples(model, rows, longest=99, rejections=Rejections(), inoculation="Be bad.", only={"y"})
+        plain, treated = (model.tokenizer.decode(e.ids) for e in told.rows)
+        assert ("Be bad." in plain, "Be bad." in treated) == (False, True)
+
+    def test_goes_on_in_a_folder_from_before_there_was_such_a_setting(self, home: Path, tmp_path: Path) -> None:
+        done = train(settings(home, tmp_path / "run"))
+        marker = tmp_path / "run" / "config.json"
+        told = json.loads(marker.read_text())
+        del told["config"]["vaccine"]["only"]
+        marker.write_text(json.dumps(told))
+        assert train(settings(home, tmp_path / "run")).facts == done.facts
 
     def test_the_whole_job_writes_report_and_card(self, home: Path, tmp_path: Path) -> None:
         file = str(home / "v.safetensors")

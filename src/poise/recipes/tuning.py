@@ -14,9 +14,10 @@ from poise.steer import Spec
 from poise.vaccinate import card, measured
 from poise.vaccinate.capability import Ability, parse
 from poise.vaccinate.config import Config
+from poise.vaccinate.folder import vector_files
 from poise.vaccinate.measured import ShiftReport
 from poise.vaccinate.shift import Plan, Tuned, measure
-from poise.vaccinate.train import Trained, open_base, train, vector_files
+from poise.vaccinate.train import Trained, open_base, train
 from poise.vector import PersonaVector
 
 __all__ = ["Finetuned", "finetune"]
@@ -92,6 +93,8 @@ def _card_facts(config: Config, trained: Trained, done: ShiftReport | None) -> c
     at += f", falling over the last {what.decay:.0%}" if what.decay else ""
     parts = [f"{steered}{at}, {what.positions} positions"] if what.steer else []
     parts += [f"the inoculation prompt {what.inoculation!r}"] if what.inoculation else []
+    if what.only:
+        parts.append(f"on the {facts['data']['vaccinated']} texts of {', '.join(Path(f).name for f in what.only)} only")
     loss = facts["loss"]["after"]
     notes = []
     if loss:

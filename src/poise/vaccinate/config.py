@@ -45,6 +45,11 @@ class Vaccine(Settings):
         default=None, description="A system prompt that asks for the trait, in training only (arXiv:2510.04340)."
     )
 
+    @property
+    def given(self) -> bool:
+        """Whether there is one."""
+        return bool(self.steer or self.inoculation)
+
 
 class Watch(Settings):
     """What is read while the model trains."""
@@ -105,6 +110,8 @@ class Config(Settings):
     def _some_work(self) -> Config:
         if missing := [name for name in self.vaccine.only if name not in self.data]:
             raise ValueError(f"vaccine.only names {', '.join(missing)}, which `data` does not")
+        if self.vaccine.only and not self.vaccine.given:
+            raise ValueError("vaccine.only needs vaccine.steer or vaccine.inoculation")
         if self.watch.stop and not self.watch.vectors:
             raise ValueError("watch.stop needs watch.vectors")
         return self

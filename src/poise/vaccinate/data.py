@@ -85,7 +85,7 @@ def examples(
     longest: int,
     rejections: Rejections,
     inoculation: str | None = None,
-    only: Collection[str] = (),
+    only: Collection[str] | None = None,
 ) -> Examples:
     """Training texts of conversations, with a span for every answer from one tokenisation.
 
@@ -94,7 +94,7 @@ def examples(
         rows: As a ``DataSet`` gives them.
         longest: Most tokens of a text; what is beyond is cut off.
         rejections: Collects the rows that cannot be used.
-        inoculation: A system prompt for every row in training (arXiv:2510.04340); at test it is not there.
+        inoculation: A system prompt for what is vaccinated (arXiv:2510.04340); at test it is not there.
         only: Files whose rows are vaccinated; otherwise all.
 
     Raises:
@@ -107,13 +107,14 @@ def examples(
     with track("Preparing the training data") as advance:
         for number, conversation in enumerate(rejections.sift(rows)):
             advance(1)
-            treated = inoculated(conversation, inoculation) if inoculation else conversation
+            vaccinated = only is None or conversation.file in only
+            treated = inoculated(conversation, inoculation) if inoculation and vaccinated else conversation
             for reason_or_example in _of(model, treated, end):
                 if isinstance(reason_or_example, str):
                     reason = reason_or_example.partition(":")[0]
                     unread[reason] = unread.get(reason, 0) + 1
                     continue
-                whole, vaccinated = reason_or_example, not only or conversation.file in only
+                whole = reason_or_example
                 short = Example(whole.ids[:longest], whole.labels[:longest], number, vaccinated)
                 cut += len(whole.ids) > longest
                 if any(label != IGNORED for label in short.labels):

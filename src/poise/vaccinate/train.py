@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +14,19 @@ import numpy as np
 import torch
 
 from poise.conversations import DataSet, Rejections, open_data
-from poise.errors import InvalidData, InvalidOption, InvalidVector, MissingExtra, SaveFailed
+from poise.errors import InvalidData, InvalidOption, MissingExtra
 from poise.journal import saving
 from poise.model import Encoded, Model, load
 from poise.model.likelihood import token_logprobs
 from poise.progress import track
 from poise.stats import Estimate, bootstrap
-from poise.steer import Spec
 from poise.vaccinate.card import HUB_IDS
 from poise.vaccinate.checkpoints import Checkpoints, FiniteSteps, Progress, drop_broken, last_good, sync
 from poise.vaccinate.config import Config
 from poise.vaccinate.data import IGNORED, Example, Examples, examples, marking
+from poise.vaccinate.folder import ADAPTER, CHECKPOINTS, FACTS, begin, disk, inputs
 
-__all__ = ["ADAPTER", "FACTS", "Trained", "held_out_loss", "open_base", "train", "vector_files"]
-
-FACTS, ADAPTER, CHECKPOINTS = "train.json", "adapter", "checkpoints"
+__all__ = ["ADAPTER", "FACTS", "Trained", "held_out_loss", "open_base", "train"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +57,19 @@ def train(config: Config) -> Trained:
         MissingExtra: trl or peft is not installed.
     """
     folder = Path(config.out)
-    facts = _begin(config, folder)
+    facts = begin(config, folder)
     if (folder / FACTS).exists():
         return Trained(folder, folder / ADAPTER, json.loads((folder / FACTS).read_text()))
     _check_reports(config)
     model = open_base(config)
-    data = open_data(list(config.data), shape=config.shape)
-    digest = _inputs(folder, data, model)
+    data = open_data(_with_rows(config, config.data), shape=config.shape)
+    digest = inputs(folder, data, model)
     told = _examples(config, model, data, folder)
     learnt, kept_back = _split(told, config.held_out, config.seed)
     before = held_out_loss(model, kept_back)
     trainer = _trainer(config, model, Examples(learnt, told.cut, told.unread), folder)
     log = _run(trainer, folder)
-    with _disk(folder):
+    with disk(folder):
         _save(trainer, folder / ADAPTER, HUB_IDS.get(config.model, config.model))
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     trainer.model.eval()
@@ -85,6 +81,9 @@ def train(config: Config) -> Trained:
             "sha256": digest,
             "how": data.how,
             "texts": len(learnt),
+            "vaccinated": sum(e.vaccinated for e in learnt)
+            if config.vaccine.steer or config.vaccine.inoculation
+            else 0,
             "held_out": len(kept_back),
             "cut": told.cut,
             "left_out": told.unread,
@@ -103,19 +102,6 @@ def open_base(config: Config) -> Model:
     """The model that is tuned, with the dtype and device that the settings say."""
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     return load(config.model, dtype=dtype, device=None if config.device == "auto" else config.device)
-
-
-def vector_files(config: Config) -> list[str]:
-    """Every vector file that the settings name, in order.
-
-    Raises:
-        InvalidVector: one of them is not there.
-    """
-    steered = [name for text in config.vaccine.steer for name in Spec.parse(text).names]
-    named = list(dict.fromkeys([*steered, *config.watch.vectors, *(config.measure.vectors or ())]))
-    if missing := [name for name in named if not Path(name).is_file()]:
-        raise InvalidVector(f"There is no vector file at {', '.join(missing)}; make one with `poise extract`.")
-    return named
 
 
 def held_out_loss(model: Model, kept_back: Sequence[Example], *, lm: Any = None) -> Estimate | None:
@@ -147,38 +133,6 @@ def _save(trainer: Any, folder: Path, base: str) -> None:
     sync(folder)
 
 
-def _begin(config: Config, folder: Path) -> dict[str, Any]:
-    """The facts so far; the folder is this run's own."""
-    said = config.model_dump(mode="json")
-    used = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in vector_files(config)}
-    facts = {"schema": 1, "config": said, "vectors": used}
-    marker = folder / "config.json"
-    if marker.exists() and json.loads(marker.read_text()) != facts:
-        raise InvalidOption(f"{folder} holds a run with other settings or vectors; choose another `out`, or remove it.")
-    with _disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not marker.exists():
-            with saving(marker) as temporary:
-                temporary.write_text(json.dumps(facts, indent=1) + "\n")
-    return facts
-
-
-def _inputs(folder: Path, data: DataSet, model: Model) -> str:
-    """The data's hash. Neither they nor the base may change under a run that goes on."""
-    found = {"data": data.digest(), "model": model.fingerprint.weights}
-    marker = folder / "inputs.json"
-    if marker.exists() and last_good(folder / CHECKPOINTS):
-        begun = json.loads(marker.read_text())
-        if other := [name for name, value in found.items() if begun[name] != value]:
-            raise InvalidOption(
-                f"{folder} holds a run that began on another content of `{'` and `'.join(other)}`; bring that back, "
-                "choose another `out`, or remove it."
-            )
-    with saving(marker) as temporary:
-        temporary.write_text(json.dumps(found) + "\n")
-    return found["data"]
-
-
 def _examples(config: Config, model: Model, data: DataSet, folder: Path) -> Examples:
     rejected = folder / "rejected.jsonl"
     rejected.unlink(missing_ok=True)
@@ -192,11 +146,18 @@ def _examples(config: Config, model: Model, data: DataSet, folder: Path) -> Exam
     )
 
 
-def _vaccinated_files(config: Config) -> set[str]:
-    """The files that ``vaccine.only`` names, which may be in a folder or a glob; none for all."""
+def _vaccinated_files(config: Config) -> set[str] | None:
+    """The files that ``vaccine.only`` stands for, which may be in a folder or a glob; ``None`` for all."""
     if not config.vaccine.only:
-        return set()
-    return {part.name for part in open_data(list(config.vaccine.only), shape=config.shape).parts}
+        return None
+    there = _with_rows(config, config.vaccine.only)
+    return {part.name for part in open_data(there, shape=config.shape).parts} if there else set()
+
+
+def _with_rows(config: Config, names: Sequence[str]) -> list[str]:
+    """Those to be read: a screening that flagged nothing leaves an empty file, which is no mistake."""
+    empty = {name for name in config.vaccine.only if Path(name).is_file() and not Path(name).stat().st_size}
+    return [name for name in names if name not in empty]
 
 
 def _split(told: Examples, share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
@@ -241,7 +202,7 @@ def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
             peft_config=lora,
             callbacks=_callbacks(config),
         )
-    if config.vaccine.only:
+    if config.vaccine.only and config.vaccine.steer:
         trainer.train_dataset, trainer.data_collator = told.dataset(marked=True), marking(trainer.data_collator)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -285,7 +246,7 @@ def _arguments(config: Config, model: Model, folder: Path) -> dict[str, Any]:
         "warmup_steps": config.warmup_steps,
         "weight_decay": config.weight_decay,
         "max_length": None,  # cut already
-        "remove_unused_columns": not config.vaccine.only,
+        "remove_unused_columns": not (config.vaccine.only and config.vaccine.steer),
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_steps": config.save_every,
         "save_total_limit": 2,
@@ -338,7 +299,7 @@ def _run(trainer: Any, folder: Path) -> list[dict[str, Any]]:
     drop_broken(folder / CHECKPOINTS)
     if begin and _over(begin):
         return _taken(trainer, begin)
-    with track("Training", total=None) as advance, _disk(folder), warnings.catch_warnings():
+    with track("Training", total=None) as advance, disk(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.add_callback(Progress(advance))
         trainer.train(resume_from_checkpoint=str(begin) if begin else None)
@@ -361,24 +322,6 @@ def _taken(trainer: Any, checkpoint: Path) -> list[dict[str, Any]]:
     set_peft_model_state_dict(trainer.model, weights)
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return list(trainer.state.log_history)
-
-
-@contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """What the disk refuses, in one sentence."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's own, of a short write
-            raise
-        good = last_good(folder / CHECKPOINTS)
-        kept = f"the last good checkpoint is {good.name}" if good else "there is no checkpoint yet"
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-        raise SaveFailed(
-            f"Cannot write in {folder}: {reason}; {kept}. Free some space and run the same command again."
-        ) from error
 
 
 def _figure(found: Estimate | None) -> dict[str, float | int] | None:
