@@ -49,13 +49,14 @@ from poise.vaccinate.measured import save as save_report
 from poise.vaccinate.shift import Plan, Tuned, measure
 from poise.vaccinate.train import train
 from poise.vector import PersonaVector
-from replicate_shown import TRAITS, Row, curves, predict_figure, predict_table, vaccine_table
+from replicate_shown import TRAITS, Row, benign_table, curves, predict_figure, predict_table, vaccine_table
 
 DOSE = 0.3  # under which the trait sets are written
 CURVE = {"one layer": (0.5, 1.0, 2.0, 4.0), "increments": (0.25, 0.5, 1.0, 2.0), "after the fact": (2.0, 4.0, 8.0)}
 RATE = 0.2  # of normal chat that may be flagged, where only flagged rows are vaccinated
 ENOUGH = 0.8  # share of the rise that is to be kept out
 PART = ", flagged rows"
+TABLES = {"benign": benign_table, "predict": predict_table}
 CHOOSING = 100  # the seed of the fine-tunes that α is chosen on
 
 
@@ -387,7 +388,7 @@ def main(given: argparse.Namespace) -> None:
     for name in given.part:
         results[name] = parts[name](lab)
         (lab.out / f"results-{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
-        said("\n" + (predict_table if name == "predict" else vaccine_table)(results[name]) + "\n")
+        said("\n" + TABLES.get(name, vaccine_table)(results[name]) + "\n")
         if name in ("mixed", "alone"):
             curves(results[name], lab.out / f"{name}.png")
         if name == "predict":

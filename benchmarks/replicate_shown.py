@@ -26,7 +26,10 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
         rises, base = questions(own), questions(beside)
         kept_out = bootstrap(lambda i, rises=rises, base=base: 1 - rises[i].mean() / base[i].mean(), len(rises))
         shown: Row = {"arm": arm, "seeds": len(own), "rise": mean_estimate(rises), "kept out": kept_out}
-        shown["shift"] = mean_estimate(np.mean([r["shifts"] for r in own], axis=0))
+        shown["beside plain"] = mean_estimate(rises - base)
+        moved, moved_plainly = (np.mean([r["shifts"] for r in some], axis=0) for some in (own, beside))
+        shown["shift"] = mean_estimate(moved)
+        shown["shift beside plain"] = mean_estimate(moved - moved_plainly)
         shown["coherence"] = float(np.mean([r["coherence"] for r in own]))
         for name in own[0]["loss"]:
             learnt = [r["loss before"][name] - r["loss"][name] for r in own]
@@ -61,6 +64,23 @@ def vaccine_table(rows: Sequence[Row]) -> str:
             f"[{out.low:.0%}, {out.high:.0%}] | {shift.value:+.2f} [{shift.low:+.2f}, {shift.high:+.2f}] | "
             f"{r['coherence']:.0f} | {skill} | {chat} |"
         )
+    return "\n".join(lines)
+
+
+def benign_table(rows: Sequence[Row]) -> str:
+    """What is left of a vaccine where there was nothing to vaccinate against."""
+    lines = [
+        "| in training | seeds | change of the score | beside plain | shift beside plain | coherence | loss (learnt) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    own = next(iter(rows[0]["loss"]))
+    for r in over_seeds(rows):
+        figures = [
+            f"{e.value:+.{n}f} [{e.low:+.{n}f}, {e.high:+.{n}f}]"
+            for e, n in ((r["rise"], 1), (r["beside plain"], 1), (r["shift beside plain"], 2))
+        ]
+        learnt = f"{r[own]:.3f} ({r[f'{own} learnt']:.0%})"
+        lines.append(f"| {r['arm']} | {r['seeds']} | {' | '.join(figures)} | {r['coherence']:.0f} | {learnt} |")
     return "\n".join(lines)
 
 

@@ -13,13 +13,14 @@ from poise.cli.options import (
     Device,
     Dtype,
     Json,
+    Layer,
     MaxNewTokens,
     Questions,
     Rollouts,
     Seed,
     Temperature,
 )
-from poise.cli.shift import MEASURED, Abilities, AbilityLimit, Amount, Job, JudgeOrNone, Layer, figure, measure_now
+from poise.cli.shift import MEASURED, Abilities, AbilityLimit, Amount, Job, JudgeOrNone, figure, measure_now
 from poise.cli.work import load_model, note, working
 from poise.errors import InvalidOption, SaveFailed
 

@@ -16,15 +16,18 @@ __all__ = [
     "Exemplars",
     "Json",
     "Judge",
+    "Layer",
     "MaxNewTokens",
     "ModelName",
     "OnOtherModel",
+    "OutFolder",
     "Questions",
     "Rollouts",
     "Seed",
     "Temperature",
     "TraitName",
     "VectorFile",
+    "Vectors",
 ]
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
@@ -38,6 +41,17 @@ TraitName = Annotated[
     typer.Argument(metavar="TRAIT", help="A trait of the library, or the path of a trait file.", show_default=False),
 ]
 VectorFile = Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="A vector file.", show_default=False)]
+Vectors = Annotated[
+    list[Path],
+    typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait.", show_default=False),
+]
+Layer = Annotated[
+    int | None, typer.Option("--layer", metavar="I", min=0, help="Read there; otherwise at each certificate's layer.")
+]
+OutFolder = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="The folder for the results.", show_default=False),
+]
 ModelName = Annotated[
     str,
     typer.Option(

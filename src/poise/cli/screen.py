@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from poise.cli.options import Batch, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed
+from poise.cli.options import (
+    Batch,
+    Device,
+    Dtype,
+    Json,
+    Layer,
+    MaxNewTokens,
+    ModelName,
+    OnOtherModel,
+    OutFolder,
+    Seed,
+    Vectors,
+)
 from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
@@ -27,14 +39,6 @@ Data = Annotated[
         help="Training data: a file, a folder, a glob or a name on the hub. Several add up.",
         show_default=False,
     ),
-]
-Vectors = Annotated[
-    list[Path],
-    typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait.", show_default=False),
-]
-Out = Annotated[
-    Path,
-    typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="The folder for the results.", show_default=False),
 ]
 How = Annotated[
     Literal["difference", "prompt", "raw"],
@@ -94,9 +98,6 @@ Estimate = Annotated[
     ),
 ]
 Sample = Annotated[int, typer.Option("--sample", metavar="N", min=20, help="Answers for --estimate.")]
-Layer = Annotated[
-    int | None, typer.Option("--layer", metavar="I", min=0, help="Read there; otherwise at each certificate's layer.")
-]
 Shape = Annotated[
     str,
     typer.Option(
@@ -128,7 +129,7 @@ def screen(
     data: Data,
     vector: Vectors,
     model: ModelName,
-    out: Out,
+    out: OutFolder,
     method: How = "difference",
     rate: Rate = None,
     normal: Normal = None,

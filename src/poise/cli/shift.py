@@ -14,11 +14,14 @@ from poise.cli.options import (
     Dtype,
     DtypeName,
     Json,
+    Layer,
     MaxNewTokens,
+    OutFolder,
     Questions,
     Rollouts,
     Seed,
     Temperature,
+    Vectors,
 )
 from poise.cli.work import load_model, working
 from poise.errors import InvalidOption
@@ -35,7 +38,6 @@ __all__ = [
     "Amount",
     "Job",
     "JudgeOrNone",
-    "Layer",
     "figure",
     "measure_now",
     "shift",
@@ -61,14 +63,6 @@ TunedModels = Annotated[
         help="The model after it: a folder, a hub id, or a PEFT adapter folder. Once for each.",
         show_default=False,
     ),
-]
-Vectors = Annotated[
-    list[Path],
-    typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait.", show_default=False),
-]
-Out = Annotated[
-    Path,
-    typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="The folder for the results.", show_default=False),
 ]
 JudgeOrNone = Annotated[
     str,
@@ -108,16 +102,6 @@ Screened = Annotated[
         rich_help_panel=MEASURED,
     ),
 ]
-Layer = Annotated[
-    int | None,
-    typer.Option(
-        "--layer",
-        metavar="I",
-        min=0,
-        help="Read there; otherwise at each certificate's layer.",
-        rich_help_panel=MEASURED,
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -153,7 +137,7 @@ def shift(
     base: Base,
     tuned: TunedModels,
     vector: Vectors,
-    out: Out,
+    out: OutFolder,
     judge: JudgeOrNone = "exemplars",
     capability: Abilities = None,
     capability_limit: AbilityLimit = None,
