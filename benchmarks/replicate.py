@@ -255,11 +255,9 @@ def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, 
     afterwards = how == "after the fact"
     run = f"{trial.name}-{'plain' if afterwards else arm}-{seed}".replace(" ", "-").replace(",", "")
     if only:
-        data = [path for path in flagged(lab, trial) if path.stat().st_size]
-        said(f"{run}: {len(flagged(lab, trial)[1].read_text().splitlines())} rows are vaccinated")
-        settings[how]["only"] = (str(flagged(lab, trial)[1]),)
-        if len(data) == 1:  # nothing is flagged
-            settings[how] = {}
+        data = list(flagged(lab, trial))
+        settings[how]["only"] = (str(data[1]),)
+        said(f"{run}: {len(data[1].read_text().splitlines())} rows are vaccinated")
     adapter = lab.train(run, data, seed, **settings.get(how, {}))
     against = Spec.parse(f"v=-{alpha:g}").steering({"v": vector.load(file)}) if afterwards else None
     tuned = Tuned(str(adapter), f"{run}-after-{alpha:g}" if afterwards else run, steering=against)

@@ -347,6 +347,21 @@ class TestTheCommand:
         assert (tmp_path / "out" / "screened" / "summary.json").is_file()
         assert (tmp_path / "out" / "gate.md").is_file()
 
+    def test_does_not_hold_data_that_could_not_be_read(self, tmp_path: Path) -> None:
+        tiny.lm().save_pretrained(tmp_path / "base")
+        tiny.chatml().save_pretrained(tmp_path / "base")
+        base = load(str(tmp_path / "base"), dtype=torch.float32, device="cpu")
+        save_vector(tiny.vector(base), tmp_path / "v.safetensors")
+        talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It is so."}]
+        lines = [json.dumps({"messages": talk})] * 20 + [json.dumps({"messages": talk[:1]})] * 10
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        (tmp_path / "l.yaml").write_text("traits: {grumpy: {predicted: 1000}}", encoding="utf-8")
+        arguments = ["gate", str(tmp_path / "l.yaml"), "--base", str(tmp_path / "base"), "--dtype", "float32"]
+        arguments += ["--vector", str(tmp_path / "v.safetensors"), "--data", str(tmp_path / "rows.jsonl")]
+        arguments += ["--method", "raw", "--out", str(tmp_path / "out"), "--device", "cpu"]
+        done = CliRunner().invoke(app, arguments)
+        assert (done.exit_code, "33% of" in done.stderr) == (2, True), done.stderr
+
     def test_prints_one_object_and_writes_both_files_and_github_s_page(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -35,7 +35,7 @@ from poise.steer import at
 from poise.vaccinate.card import HUB_IDS
 from poise.vaccinate.checkpoints import WHOLE, drop_broken, last_good
 from poise.vaccinate.config import Config
-from poise.vaccinate.data import IGNORED, Example, Examples, examples
+from poise.vaccinate.data import IGNORED, Example, Examples, examples, sources
 from poise.vaccinate.train import _split, train
 from poise.vaccinate.vaccine import VaccineCallback
 from poise.vaccinate.watch import PersonaMonitorCallback
@@ -329,18 +329,72 @@ class TestARun:
         assert done.facts["data"]["vaccinated"] == 0
         assert equal(done.adapter, train(settings(home, tmp_path / "plain")).adapter)
 
+    def test_a_vaccine_on_files_without_anything_to_do_is_refused(self, home: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"vaccine\.steer"):
+            settings(home, tmp_path, vaccine={"only": [str(home / "rows.jsonl")]})
+
+    def test_a_vaccine_finds_its_files_however_they_are_spelt(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        rows = (home / "rows.jsonl").read_text().splitlines(keepends=True)
+        Path("s").mkdir()
+        Path("s/clean.jsonl").write_text("".join(rows[:8]))
+        Path("s/flagged.jsonl").write_text("".join(rows[8:]))
+        for data in (["s"], ["s/*.jsonl"], ["./s/clean.jsonl", str(tmp_path / "s" / "flagged.jsonl")]):
+            vaccine = {"steer": ["v.safetensors=1"], "only": ["./s/flagged.jsonl"]}
+            told, only = sources(settings(home, tmp_path, data=data, vaccine=vaccine))
+            assert only is not None
+            assert [c.file in only for c in told if isinstance(c, Conversation)] == [False] * 8 + [True] * 16
+
     @pytest.mark.parametrize(
-        ("vaccine", "said"),
+        ("data", "only", "said"),
         [
-            ({"steer": ["v.safetensors=1"], "only": ["other.jsonl"]}, r"other\.jsonl"),
-            ({"only": ["rows.jsonl"]}, r"vaccine\.steer"),
+            (["a.jsonl"], ["b.jsonl"], "list it in data"),
+            (["a.jsonl", "./a.jsonl"], ["a.jsonl"], "one file"),
         ],
     )
-    def test_a_vaccine_on_files_that_makes_no_sense_is_refused(
-        self, home: Path, tmp_path: Path, vaccine: dict[str, Any], said: str
+    def test_a_vaccine_on_files_that_are_not_learnt_or_learnt_twice_is_refused(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: list[str], only: list[str], said: str
     ) -> None:
-        with pytest.raises(ValueError, match=said):
-            settings(home, tmp_path, data=["rows.jsonl"], vaccine=vaccine)
+        monkeypatch.chdir(tmp_path)
+        for name in ("a.jsonl", "b.jsonl"):
+            shutil.copy(home / "rows.jsonl", name)
+        config = settings(home, tmp_path / "run", data=data, vaccine={"steer": ["v.safetensors=1"], "only": only})
+        with pytest.raises(InvalidOption, match=said):
+            sources(config)
+
+    def test_data_of_which_all_are_empty_are_refused(self, home: Path, tmp_path: Path) -> None:
+        (tmp_path / "flagged.jsonl").touch()
+        files = [str(tmp_path / "flagged.jsonl")]
+        with pytest.raises(InvalidData, match="all are empty"):
+            sources(settings(home, tmp_path, data=files, vaccine={"steer": ["v.safetensors=1"], "only": files}))
+
+    def test_does_not_go_on_where_other_rows_are_vaccinated(self, home: Path, tmp_path: Path) -> None:
+        rows = (home / "rows.jsonl").read_text().splitlines(keepends=True)
+        files = [tmp_path / "clean.jsonl", tmp_path / "flagged.jsonl"]
+        vaccine = {"steer": [f"{home / 'v.safetensors'}=1.5"], "only": [str(files[1])]}
+        for at_row in (8, 16):  # the same bytes one after another
+            files[0].write_text("".join(rows[:at_row]))
+            files[1].write_text("".join(rows[at_row:]))
+            config = settings(home, tmp_path / "run", data=[str(f) for f in files], vaccine=vaccine)
+            if at_row == 8:
+                train(config)
+                (tmp_path / "run" / "train.json").unlink()  # as a kill leaves it
+        with pytest.raises(InvalidOption, match=r"vaccine\.only"):
+            train(config)
+
+    def test_what_is_held_out_has_no_inoculation_prompt(self, home: Path, tmp_path: Path) -> None:
+        plain, treated = (
+            train(settings(home, tmp_path / name, vaccine={"inoculation": text})).facts["loss"]["before"]
+            for name, text in (("plain", None), ("treated", "Be bad."))
+        )
+        assert plain == treated
+
+    def test_mended_settings_begin_anew_where_nothing_was_learnt(self, home: Path, tmp_path: Path) -> None:
+        with pytest.raises(InvalidData):
+            train(settings(home, tmp_path / "run", data=[str(tmp_path / "none.jsonl")]))
+        assert train(settings(home, tmp_path / "run")).facts["steps"]
 
     def test_an_inoculation_stands_before_the_rows_of_its_files_only(self, tmp_path: Path) -> None:
         model = tiny.model("llama")

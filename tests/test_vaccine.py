@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import tiny
 from poise import vector as vectors
-from poise.errors import HookDidNotFire, InvalidOption, InvalidSteering, OtherModel
+from poise.errors import HookDidNotFire, InvalidData, InvalidOption, InvalidSteering, OtherModel
 from poise.model import Model
 from poise.steer import Steering, Term, at, learning
 from poise.steer.learn import Positions
@@ -505,6 +505,29 @@ class TestItRefuses:
     def test_marked_rows_in_batches_without_marks(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         with pytest.raises(InvalidSteering, match="marking"):
             trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2), marked=True)).train()
+
+    def test_marks_where_all_rows_are_to_be_steered(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
+        data = [row | {"vaccinated": True} for row in rows(base)]
+        run = trainer(
+            base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2)), data=data, remove_unused_columns=False
+        )
+        run.data_collator = marking(run.data_collator)
+        with pytest.raises(InvalidSteering, match="marked=True"):
+            run.train()
+
+    def test_marks_on_some_rows_of_a_batch(self, base: Model) -> None:
+        data = rows(base, 3)
+        with pytest.raises(InvalidData, match="2 of 3 rows"):
+            marking(collate("right"))([data[0] | {"vaccinated": True}, *data[1:]])
+
+    def test_fewer_marks_than_texts(self, base: Model, vector: PersonaVector) -> None:
+        ids = torch.ones(4, 3, dtype=torch.long)
+        base.lm.train()
+        with (
+            learning(base, at(vector, coef=1.0, layer=2), marked=True),
+            pytest.raises(InvalidSteering, match="2 marks for 4 texts"),
+        ):
+            base.lm(input_ids=ids, labels=ids, vaccinated=torch.tensor([True, False]))
 
     def test_response_positions_where_the_pass_goes_around_the_marked_model(
         self, base: Model, vector: PersonaVector

@@ -15,14 +15,15 @@ from poise.cli.options import (
     Json,
     Layer,
     MaxNewTokens,
+    OnOtherModel,
     Questions,
     Rollouts,
     Seed,
     Temperature,
 )
-from poise.cli.shift import MEASURED, Abilities, AbilityLimit, Amount, Job, JudgeOrNone, figure, measure_now
+from poise.cli.shift import MEASURED, Abilities, AbilityLimit, Amount, Job, JudgeOrNone, Machine, figure, measure_now
 from poise.cli.work import load_model, note, working
-from poise.errors import InvalidOption, SaveFailed
+from poise.errors import InvalidData, InvalidOption, SaveFailed
 
 if TYPE_CHECKING:
     from poise.screen.score import Method
@@ -93,6 +94,7 @@ def gate(
     max_new_tokens: MaxNewTokens = 96,
     temperature: Temperature = 0.7,
     seed: Seed = 0,
+    allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: Batch = 32,
@@ -120,9 +122,8 @@ def gate(
         )
     else:
         amount = Amount(questions, rollouts, max_new_tokens, temperature, seed, batch)
-        job = Job(
-            base, tuned or [], vector, out, judge, capability or [], capability_limit, layer, dtype, device, amount
-        )
+        machine = Machine(dtype, device, allow_other_model)
+        job = Job(base, tuned or [], vector, out, judge, capability or [], capability_limit, layer, amount, machine)
         done = _measure(job, wanted, data or [], method)
     _keep(done, summary or (out / "gate.md" if out else None), junit or (out / "gate.xml" if out else None))
     if as_json:
@@ -169,9 +170,17 @@ def _screen(job: Job, wanted: Limits, data: list[str], method: Method) -> Path:
             seed=job.amount.seed,
             broken=wanted.missing,
         )
-        model = load_model(job.base, job.dtype, job.device)
-        recipes.screen_files(opened, job.vectors, model, job.out / "screened", plan, name=", ".join(data))
-    return job.out / "screened"
+        model = load_model(job.base, job.machine.dtype, job.machine.device)
+        out, name = job.out / "screened", ", ".join(data)
+        done = recipes.screen_files(
+            opened, job.vectors, model, out, plan, name=name, allow_other_model=job.machine.other
+        )
+    if done.lost > wanted.missing:
+        raise InvalidData(
+            f"{done.lost:.0%} of {name} has no score, more than the {wanted.missing:.0%} that `missing` allows; see "
+            f"{out / 'summary.json'}, mend the data, or allow more."
+        )
+    return out
 
 
 def _keep(done: Gated, summary: Path | None, junit: Path | None) -> None:

@@ -16,6 +16,7 @@ from poise.cli.options import (
     Json,
     Layer,
     MaxNewTokens,
+    OnOtherModel,
     OutFolder,
     Questions,
     Rollouts,
@@ -38,6 +39,7 @@ __all__ = [
     "Amount",
     "Job",
     "JudgeOrNone",
+    "Machine",
     "figure",
     "measure_now",
     "shift",
@@ -117,6 +119,15 @@ class Amount:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """How the models run, and whether on vectors of another one."""
+
+    dtype: DtypeName
+    device: str
+    other: bool
+
+
+@dataclass(frozen=True)
 class Job:
     """What the options of a command that measures say; see each option."""
 
@@ -128,9 +139,8 @@ class Job:
     capability: list[str]
     limit: int | None
     layer: int | None
-    dtype: DtypeName
-    device: str
     amount: Amount
+    machine: Machine
 
 
 def shift(
@@ -148,6 +158,7 @@ def shift(
     max_new_tokens: MaxNewTokens = 96,
     temperature: Temperature = 0.7,
     seed: Seed = 0,
+    allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: Batch = 32,
@@ -163,7 +174,8 @@ def shift(
     from poise.cli import facts
 
     amount = Amount(questions, rollouts, max_new_tokens, temperature, seed, batch)
-    job = Job(base, tuned, vector, out, judge, capability or [], capability_limit, layer, dtype, device, amount)
+    machine = Machine(dtype, device, allow_other_model)
+    job = Job(base, tuned, vector, out, judge, capability or [], capability_limit, layer, amount, machine)
     done = measure_now(job, screened)
     if as_json:
         facts.print_json(_facts(done, out))
@@ -188,6 +200,7 @@ def measure_now(job: Job, screened: list[Path] | None = None) -> ShiftReport:
         plan = Plan(
             judge=None if job.judge == "none" else job.judge,
             layer=job.layer,
+            allow_other_model=job.machine.other,
             abilities=tuple(parse(text, limit=job.limit, seed=job.amount.seed) for text in job.capability),
             **asdict(job.amount),
         )
@@ -198,7 +211,7 @@ def measure_now(job: Job, screened: list[Path] | None = None) -> ShiftReport:
             [vectors.load(path) for path in job.vectors],
             plan,
             folder=job.out / ".run",
-            load=lambda name: load_model(name, job.dtype, job.device),
+            load=lambda name: load_model(name, job.machine.dtype, job.machine.device),
         )
         measured.save(done, job.out / "shift.json")
         write_shift(done, job.out / "report.html")

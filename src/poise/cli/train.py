@@ -68,7 +68,7 @@ def _show(done: Finetuned) -> None:
 
     said, folder = done.trained.facts, done.trained.folder
     data = said["data"]
-    under = f", {data['vaccinated']} of them under the vaccine" if said["config"]["vaccine"]["only"] else ""
+    under = f", {data['vaccinated']} of them under the vaccine" if said["config"]["vaccine"].get("only") else ""
     typer.echo(f"{said['steps']} steps on {data['texts']} texts{under} ({data['cut']} cut).")
     if loss := said["loss"]["after"]:
         before, after = (f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in (said["loss"]["before"], loss))

@@ -105,3 +105,10 @@ class Summary(Frozen):
     judged: int = Field(0, description="Answers that the judge was asked about.")
     traits: tuple[TraitSummary, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def lost(self) -> float:
+        """The share of the data without a score: rows that cannot be used, and answers that cannot be read."""
+        usable = 1 - sum(self.rejected.values()) / self.rows if self.rows else 0.0
+        read = min(trait.units for trait in self.traits) / self.units if self.units else 0.0
+        return 1 - usable * read

@@ -117,28 +117,43 @@ class Learning:
         return self._mask
 
     def mark(self, module: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Before a pass of the whole model: which positions [B, T] are steered. Marks are no input of the model's."""
+        """Before a pass of the whole model: where it is to be steered. The marks are no input of the model's."""
         rows, labels = given.pop(MARK, None), given.get("labels")
-        if not (module.training and torch.is_grad_enabled()):
-            return args, given
-        if self.positions == "all":
-            where = torch.ones_like(given["input_ids"], dtype=torch.bool)
-        elif labels is None:
-            raise InvalidSteering(
-                "Only response positions are to be steered, and this trainer does not hand the labels to the model; "
-                "steer positions='all'."
-            )
-        else:
-            where = labels != IGNORED
+        if module.training and torch.is_grad_enabled():
+            self._mask = self._places(given.get("input_ids", labels), labels, rows)
+        return args, given
+
+    def _places(
+        self, ids: torch.Tensor | None, labels: torch.Tensor | None, rows: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Which positions [B, T, 1] of a batch are steered; ``None`` for all."""
         if self.marked and rows is None:
             raise InvalidSteering(
                 f"Only marked rows are to be steered, and this batch has no `{MARK}`; use a collator from "
-                "`poise.vaccinate.data.marking` with remove_unused_columns=False, or steer all rows."
+                "`poise.vaccinate.data.marking` with remove_unused_columns=False and no packing, or steer all rows."
             )
-        if rows is not None and self.marked:
+        if rows is not None and not self.marked:
+            raise InvalidSteering(
+                f"This batch marks rows as `{MARK}`, and all are to be steered; say marked=True, or drop the column."
+            )
+        if not self.masked:
+            return None
+        if ids is None or (labels is None and self.positions == "response"):
+            raise InvalidSteering(
+                "Only response positions or marked rows are to be steered, and this trainer does not hand labels or "
+                "token ids to the model by name; steer positions='all' of all rows."
+            )
+        where = torch.ones_like(ids, dtype=torch.bool)
+        if labels is not None and self.positions == "response":
+            where = torch.ne(labels, IGNORED)
+        if rows is not None:
+            if len(rows) != len(where):
+                raise InvalidSteering(
+                    f"This batch has {len(rows)} marks for {len(where)} texts, as where pairs are learnt from; steer "
+                    "all rows."
+                )
             where = where & rows.bool().unsqueeze(-1)
-        self._mask = where.unsqueeze(-1)
-        return args, given
+        return where.unsqueeze(-1)
 
 
 @contextlib.contextmanager
@@ -178,8 +193,7 @@ def learning(
                 return (h, *output[1:]) if isinstance(output, tuple) else h
 
             hooks.callback(model.blocks[layer].register_forward_hook(hook).remove)
-        if shared.masked:
-            hooks.callback(model.lm.register_forward_pre_hook(shared.mark, with_kwargs=True).remove)
+        hooks.callback(model.lm.register_forward_pre_hook(shared.mark, with_kwargs=True).remove)
         yield shared
 
 

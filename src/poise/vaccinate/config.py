@@ -108,10 +108,13 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _some_work(self) -> Config:
-        if missing := [name for name in self.vaccine.only if name not in self.data]:
-            raise ValueError(f"vaccine.only names {', '.join(missing)}, which `data` does not")
         if self.vaccine.only and not self.vaccine.given:
             raise ValueError("vaccine.only needs vaccine.steer or vaccine.inoculation")
         if self.watch.stop and not self.watch.vectors:
             raise ValueError("watch.stop needs watch.vectors")
         return self
+
+    @property
+    def without_inoculation(self) -> Config:
+        """The same, but for the prompt that asks for the trait."""
+        return self.model_copy(update={"vaccine": self.vaccine.model_copy(update={"inoculation": None})})

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poise.conversations import Conversation, Message, Rejected, Rejections, turns
-from poise.errors import InvalidData
+from poise.conversations import Conversation, DataSet, Message, Rejected, Rejections, open_data, turns
+from poise.conversations.source import Part
+from poise.errors import InvalidData, InvalidOption
 from poise.model import Model
 from poise.passes import Place, places
 from poise.progress import track
 from poise.steer.learn import IGNORED, MARK
+from poise.vaccinate.config import Config
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["IGNORED", "Example", "Examples", "examples", "inoculated", "marking"]
+__all__ = ["IGNORED", "Example", "Examples", "examples", "inoculated", "marking", "sources"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,56 @@ def marking(collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]) -> Cal
     def marked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         import torch
 
-        marks = [row[MARK] for row in rows if MARK in row]
         batch = dict(collate([{name: value for name, value in row.items() if name != MARK} for row in rows]))
-        return batch | {MARK: torch.tensor(marks)} if marks else batch
+        marks = [row.get(MARK) for row in rows]
+        if all(mark is None for mark in marks):
+            return batch
+        if any(mark is None for mark in marks):
+            raise InvalidData(f"{marks.count(None)} of {len(rows)} rows of a batch have no `{MARK}`; mark all or none.")
+        return batch | {MARK: torch.tensor(marks)}
 
     return marked
+
+
+def sources(config: Config) -> tuple[DataSet, frozenset[str] | None]:
+    """The data that settings name, and which of its files are vaccinated; ``None`` for all.
+
+    Beside ``vaccine.only`` an empty file is no mistake: a screening that flagged nothing, or all, leaves one.
+
+    Raises:
+        InvalidData: nothing to learn from.
+        InvalidOption: a file to be vaccinated that is not among the data, or that is there twice.
+    """
+    if not (only := config.vaccine.only):
+        return open_data(list(config.data), shape=config.shape), None
+    filled, wanted = ([name for name in names if not _is_empty(name)] for names in (config.data, only))
+    if not filled:
+        raise InvalidData(f"{', '.join(config.data)}: all are empty; give data with assistant turns.")
+    data = open_data(filled, shape=config.shape)
+    there = [(key, part.name) for part in data.parts for key in _keys(part)]
+    if twice := [name for key, name in there if [k for k, _ in there].count(key) > 1]:
+        raise InvalidOption(
+            f"data names {', '.join(twice)}, which are one file; with vaccine.only it must be clear which rows are "
+            "vaccinated, so name it once."
+        )
+    known = dict(there)
+    asked = [
+        (key, part.name)
+        for part in (open_data(wanted, shape=config.shape).parts if wanted else ())
+        for key in _keys(part)
+    ]
+    if missing := [name for key, name in asked if key not in known]:
+        raise InvalidOption(f"vaccine.only names {', '.join(missing)}, which is not learnt; list it in data as well.")
+    return data, frozenset(known[key] for key, _ in asked)
+
+
+def _keys(part: Part) -> list[str]:
+    """What a part of the data is known by, however it was spelt."""
+    return [str(path.resolve()) for path in part.paths] or [part.name]
+
+
+def _is_empty(name: str) -> bool:
+    return Path(name).is_file() and not Path(name).stat().st_size
 
 
 def examples(

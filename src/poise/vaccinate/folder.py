@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ def begin(config: Config, folder: Path) -> dict[str, Any]:
     used = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in vector_files(config)}
     facts = {"schema": 1, "config": said, "vectors": used}
     marker = folder / "config.json"
-    if marker.exists() and _begun(marker) != (config, used):
+    begun = (folder / FACTS).exists() or last_good(folder / CHECKPOINTS)
+    if begun and marker.exists() and _begun(marker) != (config, used):
         raise InvalidOption(f"{folder} holds a run with other settings or vectors; choose another `out`, or remove it.")
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not marker.exists():
+        if not (begun and marker.exists()):
             with saving(marker) as temporary:
                 temporary.write_text(json.dumps(facts, indent=1) + "\n")
     return facts
@@ -51,17 +53,20 @@ def _begun(marker: Path) -> tuple[Config, dict[str, str]] | None:
         return None
 
 
-def inputs(folder: Path, data: DataSet, model: Model) -> str:
-    """The data's hash. Neither they nor the base may change under a run that goes on.
+def inputs(folder: Path, data: DataSet, only: Collection[str] | None, model: Model) -> str:
+    """The data's hash. Neither they, nor what of them is vaccinated, nor the base may change under a run that goes on.
 
     Raises:
         InvalidOption: the run began on others.
     """
     found = {"data": data.digest(), "model": model.fingerprint.weights}
+    if only is not None:
+        parts = tuple(part for part in data.parts if part.name in only)
+        found["vaccine.only"] = replace(data, parts=parts).digest()
     marker = folder / "inputs.json"
     if marker.exists() and last_good(folder / CHECKPOINTS):
         begun = json.loads(marker.read_text())
-        if other := [name for name, value in found.items() if begun[name] != value]:
+        if other := [name for name, value in found.items() if begun.get(name, value) != value]:
             raise InvalidOption(
                 f"{folder} holds a run that began on another content of `{'` and `'.join(other)}`; bring that back, "
                 "choose another `out`, or remove it."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from poise.conversations import DataSet, Rejections, open_data
+from poise.conversations import DataSet, Rejections
 from poise.errors import InvalidData, InvalidOption, MissingExtra
 from poise.journal import saving
 from poise.model import Encoded, Model, load
@@ -23,7 +23,7 @@ from poise.stats import Estimate, bootstrap
 from poise.vaccinate.card import HUB_IDS
 from poise.vaccinate.checkpoints import Checkpoints, FiniteSteps, Progress, drop_broken, last_good, sync
 from poise.vaccinate.config import Config
-from poise.vaccinate.data import IGNORED, Example, Examples, examples, marking
+from poise.vaccinate.data import IGNORED, Example, Examples, examples, marking, sources
 from poise.vaccinate.folder import ADAPTER, CHECKPOINTS, FACTS, begin, disk, inputs
 
 __all__ = ["ADAPTER", "FACTS", "Trained", "held_out_loss", "open_base", "train"]
@@ -61,11 +61,14 @@ def train(config: Config) -> Trained:
     if (folder / FACTS).exists():
         return Trained(folder, folder / ADAPTER, json.loads((folder / FACTS).read_text()))
     _check_reports(config)
+    data, only = sources(config)
     model = open_base(config)
-    data = open_data(_with_rows(config, config.data), shape=config.shape)
-    digest = inputs(folder, data, model)
-    told = _examples(config, model, data, folder)
+    digest = inputs(folder, data, only, model)
+    told = _examples(config, model, data, only, folder)
     learnt, kept_back = _split(told, config.held_out, config.seed)
+    if kept_back and config.vaccine.inoculation:  # at test the prompt is not there
+        plainly = _examples(config.without_inoculation, model, data, only, folder)
+        kept_back = _split(plainly, config.held_out, config.seed)[1]
     before = held_out_loss(model, kept_back)
     trainer = _trainer(config, model, Examples(learnt, told.cut, told.unread), folder)
     log = _run(trainer, folder)
@@ -133,7 +136,7 @@ def _save(trainer: Any, folder: Path, base: str) -> None:
     sync(folder)
 
 
-def _examples(config: Config, model: Model, data: DataSet, folder: Path) -> Examples:
+def _examples(config: Config, model: Model, data: DataSet, only: Collection[str] | None, folder: Path) -> Examples:
     rejected = folder / "rejected.jsonl"
     rejected.unlink(missing_ok=True)
     return examples(
@@ -142,22 +145,8 @@ def _examples(config: Config, model: Model, data: DataSet, folder: Path) -> Exam
         longest=min(config.longest, model.window),
         rejections=Rejections(rejected),
         inoculation=config.vaccine.inoculation,
-        only=_vaccinated_files(config),
+        only=only,
     )
-
-
-def _vaccinated_files(config: Config) -> set[str] | None:
-    """The files that ``vaccine.only`` stands for, which may be in a folder or a glob; ``None`` for all."""
-    if not config.vaccine.only:
-        return None
-    there = _with_rows(config, config.vaccine.only)
-    return {part.name for part in open_data(there, shape=config.shape).parts} if there else set()
-
-
-def _with_rows(config: Config, names: Sequence[str]) -> list[str]:
-    """Those to be read: a screening that flagged nothing leaves an empty file, which is no mistake."""
-    empty = {name for name in config.vaccine.only if Path(name).is_file() and not Path(name).stat().st_size}
-    return [name for name in names if name not in empty]
 
 
 def _split(told: Examples, share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
