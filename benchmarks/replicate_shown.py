@@ -111,9 +111,15 @@ def curves(rows: Sequence[Row], path: Path) -> None:
     for how in dict.fromkeys(r["arm"].partition(" α")[0] for r in shown):
         own = [r for r in shown if r["arm"].partition(" α")[0] == how]
         x, y = [100 * r[f"{learnt} learnt"] for r in own], [100 * r["kept out"].value for r in own]
-        axes.plot(x, y, marker=next(marks), label=how, markersize=8)
+        one = own[0]["arm"] if len(own) == 1 else how
+        axes.plot(x, y, marker=next(marks), label=one, markersize=8)
         for a, b, r in zip(x, y, own, strict=True):
-            axes.annotate(r["arm"].partition("α=")[2], (a, b), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            if len(own) > 1:
+                axes.annotate(
+                    r["arm"].partition("α=")[2], (a, b), xytext=(5, 5), textcoords="offset points", fontsize=8
+                )
+    axes.axhline(100, color="grey", linewidth=0.8)
+    axes.text(0, 100, "  as the base", transform=axes.get_yaxis_transform(), va="bottom", fontsize=8)
     axes.axhline(80, color="grey", linewidth=0.8, linestyle="--")
     axes.axvline(95, color="grey", linewidth=0.8, linestyle="--")
     axes.set_xlabel("learnt, % of plain fine-tuning's fall in held-out loss")

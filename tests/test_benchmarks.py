@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -42,3 +43,41 @@ class TestWithoutProc:
 
         monkeypatch.setattr(Path, "write_text", absent)
         assert reading.peak_above(lambda: None) == "not measured here"
+
+
+class TestFineTunesOverSeeds:
+    @pytest.fixture
+    def shown(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+        monkeypatch.syspath_prepend(str(FOLDER))
+        import replicate_shown
+
+        return replicate_shown
+
+    def row(self, arm: str, seed: int, rises: list[float], loss: float) -> dict[str, Any]:
+        return {
+            "arm": arm,
+            "seed": seed,
+            "rises": rises,
+            "shifts": [seed + 1.0] * len(rises),
+            "coherence": 80.0,
+            "trait before": 20.0,
+            "loss": {"skill": loss},
+            "loss before": {"skill": 2.0},
+        }
+
+    def test_are_held_against_plain_ones_of_the_same_seeds(self, shown: ModuleType) -> None:
+        rows = [
+            self.row("plain", 0, [10.0, 30.0], 1.0),
+            self.row("plain", 1, [30.0, 50.0], 1.5),
+            self.row("one layer α=1", 0, [0.0, 8.0], 1.2),
+        ]
+        plain, vaccine = shown.over_seeds(rows)
+        assert (plain["seeds"], plain["rise"].value, plain["kept out"].value) == (2, 30.0, 0.0)
+        assert vaccine["kept out"].value == pytest.approx(1 - 4 / 20)
+        assert vaccine["beside plain"].value == pytest.approx(4 - 20)
+        assert vaccine["skill learnt"] == pytest.approx(0.8 / 1.0)
+
+    def test_stand_in_tables_of_a_line_each(self, shown: ModuleType) -> None:
+        rows = [self.row("plain", 0, [10.0, 30.0], 1.0), self.row("one layer α=1", 0, [0.0, 8.0], 1.2)]
+        assert "| one layer α=1 | 1 | +4.0 [" in shown.vaccine_table(rows)
+        assert "| -16.0 [" in shown.benign_table(rows)
