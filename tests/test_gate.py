@@ -358,7 +358,7 @@ class TestTheCommand:
         (tmp_path / "l.yaml").write_text("traits: {grumpy: {predicted: 1000}}", encoding="utf-8")
         arguments = ["gate", str(tmp_path / "l.yaml"), "--base", str(tmp_path / "base"), "--dtype", "float32"]
         arguments += ["--vector", str(tmp_path / "v.safetensors"), "--data", str(tmp_path / "rows.jsonl")]
-        arguments += ["--method", "raw", "--out", str(tmp_path / "out"), "--device", "cpu"]
+        arguments += ["--method", "prompt", "--out", str(tmp_path / "out"), "--device", "cpu"]
         done = CliRunner().invoke(app, arguments)
         assert (done.exit_code, "33% of" in done.stderr) == (2, True), done.stderr
 

@@ -585,10 +585,17 @@ class TestTheReport:
 class TestWhatScreeningSaid:
     def test_is_read_from_its_summary(self, tmp_path: Path) -> None:
         mean = {"value": 0.5, "low": 0.1, "high": 0.9, "n": 30}
-        (tmp_path / "summary.json").write_text(json.dumps({"traits": [{"trait": "evil", "mean": mean, "x": 1}]}))
+        (tmp_path / "summary.json").write_text(
+            json.dumps({"method": "prompt", "traits": [{"trait": "evil", "mean": mean, "x": 1}]})
+        )
         assert shift.read_screened(tmp_path) == {"evil": Figure(**mean)}
 
-    @pytest.mark.parametrize("text", [None, "{", "{}", '{"traits": [{"trait": "evil"}]}', '{"traits": 3}'])
+    def test_of_raw_projections_predicts_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "summary.json").write_text('{"method": "raw", "traits": []}')
+        with pytest.raises(InvalidData, match="--method difference"):
+            shift.read_screened(tmp_path)
+
+    @pytest.mark.parametrize("text", [None, "{", "{}", '{"traits": [{"trait": "evil"}]}', '{"traits": 3}', "[]"])
     def test_that_is_no_summary_is_refused(self, tmp_path: Path, text: str | None) -> None:
         if text is not None:
             (tmp_path / "summary.json").write_text(text)

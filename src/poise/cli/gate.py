@@ -64,7 +64,7 @@ Data = Annotated[
     ),
 ]
 How = Annotated[
-    Literal["difference", "prompt", "raw"],
+    Literal["difference", "prompt"],
     typer.Option("--method", help="How --data are screened; limits hold for one method.", rich_help_panel=MEASURED),
 ]
 Summary = Annotated[

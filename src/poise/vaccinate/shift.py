@@ -201,17 +201,24 @@ def read_screened(folder: Path) -> dict[str, Figure]:
     """By trait, the mean projection difference of the data that ``poise screen`` wrote a summary of.
 
     Raises:
-        InvalidData: no summary, or not one of this version.
+        InvalidData: no summary, not one of this version, or of raw projections, whose mean predicts nothing.
     """
     path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        return {t["trait"]: Figure.model_validate(t["mean"]) for t in summary["traits"]}
+        method = summary["method"]
+        means = {t["trait"]: Figure.model_validate(t["mean"]) for t in summary["traits"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidData(
             f"{path} is no summary of a screening ({type(error).__name__}); name the folder that `poise screen --out` "
             "wrote."
         ) from error
+    if method == "raw":
+        raise InvalidData(
+            f"{path} is of raw projections, whose mean has no zero and predicts nothing; screen the data by "
+            "--method difference or prompt."
+        )
+    return means
 
 
 def _check(vectors: Sequence[PersonaVector], model: Model, *, other: bool = False) -> None:
