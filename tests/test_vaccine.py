@@ -225,6 +225,24 @@ class TestStepsAreThoseTakenByHand:
             trainer(base, tmp_path, callback).train()
         assert same(base.lm.state_dict(), wanted)
 
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_on_marked_rows_under_gradient_checkpointing_and_accumulation(
+        self, base: Model, vector: PersonaVector, tmp_path: Path, reentrant: bool
+    ) -> None:
+        marks = [i % 3 == 0 for i in range(8)]
+        wanted = by_hand(base, adding(vector, 1.5, [2]), marks=marks)
+        data = [row | {"vaccinated": mark} for row, mark in zip(rows(base), marks, strict=True)]
+        callback = VaccineCallback(at(vector, coef=1.5, layer=2), marked=True)
+        halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        base.lm.enable_input_require_grads()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            base.lm.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            run = trainer(base, tmp_path, callback, data=data, remove_unused_columns=False, **halves)
+            run.data_collator = marking(run.data_collator)
+            run.train()
+        assert same(base.lm.state_dict(), wanted)
+
     def test_when_compiled(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [2]))
         callback = VaccineCallback(at(vector, coef=1.5, layer=2))
