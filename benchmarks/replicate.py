@@ -49,7 +49,7 @@ from poise.vaccinate.measured import save as save_report
 from poise.vaccinate.shift import Plan, Tuned, measure
 from poise.vaccinate.train import train
 from poise.vector import PersonaVector
-from replicate_shown import TRAITS, Row, benign_table, curves, predict_figure, predict_table, vaccine_table
+from replicate_shown import TRAITS, Row, benign_table, curves, predict_figure, predict_table, result, vaccine_table
 
 DOSE = 0.3  # under which the trait sets are written
 CURVE = {"one layer": (0.5, 1.0, 2.0, 4.0), "increments": (0.25, 0.5, 1.0, 2.0), "after the fact": (2.0, 4.0, 8.0)}
@@ -356,25 +356,6 @@ def screened(lab: Lab, path: Path, vectors: Sequence[vector.PersonaVector]) -> d
         )
     found: dict[str, float] = json.loads(kept.read_text())
     return found
-
-
-def result(arm: str, seed: int, done: Shift) -> Row:
-    """The figures of one fine-tune."""
-    (judged,), cell = done.judged, done.matrix[0]
-    losses = {c.source.rpartition("/")[2].removesuffix(".jsonl"): c for c in done.capability}
-    return {
-        "arm": arm,
-        "seed": seed,
-        "trait": judged.after.value,
-        "rise": judged.change.value,
-        "rises": judged.changes,
-        "coherence": judged.coherence_after.value,
-        "shift": cell.shift.value,
-        "shifts": cell.changes,
-        "trait before": judged.before.value,
-        "loss": {n: float(np.log(c.after.value)) for n, c in losses.items() if c.after.value},
-        "loss before": {n: float(np.log(c.before.value)) for n, c in losses.items() if c.before.value},
-    }
 
 
 def main(given: argparse.Namespace) -> None:

@@ -9,10 +9,30 @@ from typing import Any
 import numpy as np
 
 from poise.stats import bootstrap, mean_estimate, pearson, spearman
+from poise.vaccinate.measured import Shift
 
 TRAITS = ("impolite", "evil", "humorous", "sycophantic", "apathetic")
 
 Row = dict[str, Any]
+
+
+def result(arm: str, seed: int, done: Shift) -> Row:
+    """The figures of one fine-tune."""
+    (judged,), cell = done.judged, done.matrix[0]
+    losses = {c.source.rpartition("/")[2].removesuffix(".jsonl"): c for c in done.capability}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "trait": judged.after.value,
+        "rise": judged.change.value,
+        "rises": judged.changes,
+        "coherence": judged.coherence_after.value,
+        "shift": cell.shift.value,
+        "shifts": cell.changes,
+        "trait before": judged.before.value,
+        "loss": {n: float(np.log(c.after.value)) for n, c in losses.items() if c.after.value},
+        "loss before": {n: float(np.log(c.before.value)) for n, c in losses.items() if c.before.value},
+    }
 
 
 def over_seeds(rows: Sequence[Row]) -> list[Row]:
