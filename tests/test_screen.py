@@ -1023,7 +1023,7 @@ class TestTheCommand:
             ("rows.jsonl", b'{"size": 3}\n', "no known shape finds an answer"),
             ("rows.jsonl", b'{"messages": [{"role": "user", "content": "Hm?"}]}\n' * 3, "no assistant turn"),
             ("rows.jsonl", b'\xff\xfe{"messages"\n' * 2, "not UTF-8"),
-            ("rows.jsonl.gz", gzip.compress(b'{"messages": []}\n' * 9)[:12], "cut short"),
+            ("rows.jsonl.gz", gzip.compress(b'{"messages": []}\n' * 9, mtime=0)[:12], "cut short"),
             ("rows.parquet", b"PAR1 is not all of it", "Parquet"),
             ("rows.doc", b"?", "should end in"),
         ],
