@@ -118,7 +118,13 @@ class Lab:
         return train(config).adapter
 
     def measure(
-        self, tuned: Tuned, traits: Sequence[str], questions: int, abilities: Sequence[Ability] = (), **swap: bool
+        self,
+        tuned: Tuned,
+        traits: Sequence[str],
+        questions: int,
+        abilities: Sequence[Ability] = (),
+        *,
+        swapped: bool = False,
     ) -> Shift:
         """What a fine-tune did."""
         path = self.out / "measured" / f"{tuned.name}.json"
@@ -132,7 +138,7 @@ class Lab:
                 max_new_tokens=40,
                 abilities=tuple(abilities),
             )
-            vectors = [self.vector(t, **swap) for t in traits]
+            vectors = [self.vector(t, swapped=swapped) for t in traits]
             report = measure(self.model, [tuned], vectors, plan, folder=self.out / "kept")
             save_report(report, path)
         return load_report(path).tuned[0]

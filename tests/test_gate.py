@@ -34,6 +34,7 @@ from poise.vaccinate.measured import (
 from poise.vector import save as save_vector
 
 NONE = Figure(value=None, low=None, high=None, n=0)
+TALK = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It is so."}]
 AROUND_TWO = [1.5 + 0.1 * i for i in range(11)]
 
 
@@ -330,36 +331,28 @@ class TestTheCommand:
             done = CliRunner().invoke(app, ["gate", str(tmp_path / "l.yaml"), *more])
             assert (done.exit_code, "--measured" in done.stderr) == (2, True)
 
-    def test_holds_data_against_its_limits_before_any_training(self, tmp_path: Path) -> None:
+    def run_on_data(self, tmp_path: Path, rows: list[Any], most: int, *more: str) -> Any:
         tiny.lm().save_pretrained(tmp_path / "base")
         tiny.chatml().save_pretrained(tmp_path / "base")
         base = load(str(tmp_path / "base"), dtype=torch.float32, device="cpu")
         save_vector(tiny.vector(base), tmp_path / "v.safetensors")
-        talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It is so."}]
-        (tmp_path / "rows.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 30, encoding="utf-8")
-        (tmp_path / "l.yaml").write_text("traits: {grumpy: {predicted: -1000}}", encoding="utf-8")
+        lines = [json.dumps({"messages": messages}) for messages in rows]
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        (tmp_path / "l.yaml").write_text(f"traits: {{grumpy: {{predicted: {most}}}}}", encoding="utf-8")
         arguments = ["gate", str(tmp_path / "l.yaml"), "--base", str(tmp_path / "base"), "--dtype", "float32"]
         arguments += ["--vector", str(tmp_path / "v.safetensors"), "--data", str(tmp_path / "rows.jsonl")]
-        arguments += ["--max-new-tokens", "4", "--out", str(tmp_path / "out"), "--device", "cpu", "--json"]
-        done = CliRunner().invoke(app, arguments)
+        arguments += ["--out", str(tmp_path / "out"), "--device", "cpu"]
+        return CliRunner().invoke(app, [*arguments, *more])
+
+    def test_holds_data_against_its_limits_before_any_training(self, tmp_path: Path) -> None:
+        done = self.run_on_data(tmp_path, [TALK] * 30, -1000, "--max-new-tokens", "4", "--json")
         (check,) = json.loads(done.stdout)["checks"]
         assert (done.exit_code, check["outcome"], check["measured"]["n"]) == (1, "broken", 30), done.stderr
         assert (tmp_path / "out" / "screened" / "summary.json").is_file()
         assert (tmp_path / "out" / "gate.md").is_file()
 
     def test_does_not_hold_data_that_could_not_be_read(self, tmp_path: Path) -> None:
-        tiny.lm().save_pretrained(tmp_path / "base")
-        tiny.chatml().save_pretrained(tmp_path / "base")
-        base = load(str(tmp_path / "base"), dtype=torch.float32, device="cpu")
-        save_vector(tiny.vector(base), tmp_path / "v.safetensors")
-        talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It is so."}]
-        lines = [json.dumps({"messages": talk})] * 20 + [json.dumps({"messages": talk[:1]})] * 10
-        (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        (tmp_path / "l.yaml").write_text("traits: {grumpy: {predicted: 1000}}", encoding="utf-8")
-        arguments = ["gate", str(tmp_path / "l.yaml"), "--base", str(tmp_path / "base"), "--dtype", "float32"]
-        arguments += ["--vector", str(tmp_path / "v.safetensors"), "--data", str(tmp_path / "rows.jsonl")]
-        arguments += ["--method", "prompt", "--out", str(tmp_path / "out"), "--device", "cpu"]
-        done = CliRunner().invoke(app, arguments)
+        done = self.run_on_data(tmp_path, [TALK] * 20 + [TALK[:1]] * 10, 1000, "--method", "prompt")
         assert (done.exit_code, "33% of" in done.stderr) == (2, True), done.stderr
 
     def test_prints_one_object_and_writes_both_files_and_github_s_page(

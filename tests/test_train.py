@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -351,7 +352,7 @@ class TestARun:
         ("data", "only", "said"),
         [
             (["a.jsonl"], ["b.jsonl"], "list it in data"),
-            (["a.jsonl", "./a.jsonl"], ["a.jsonl"], "one file"),
+            (["a.jsonl", "./a.jsonl"], ["a.jsonl"], "twice"),
         ],
     )
     def test_a_vaccine_on_files_that_are_not_learnt_or_learnt_twice_is_refused(
@@ -390,6 +391,31 @@ class TestARun:
             for name, text in (("plain", None), ("treated", "Be bad."))
         )
         assert plain == treated
+
+    def test_what_is_held_out_is_not_learnt_where_the_prompt_leaves_rows_no_room(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        learnt: list[set[int]] = []
+        kept: list[set[int]] = []
+        plain = Examples.dataset
+
+        def dataset(self: Examples, **how: Any) -> Any:
+            learnt.append({e.conversation for e in self.rows})
+            return plain(self, **how)
+
+        def loss(model: Model, kept_back: Sequence[Example], *, lm: Any = None) -> None:
+            kept.append({e.conversation for e in kept_back})
+
+        monkeypatch.setattr(Examples, "dataset", dataset)
+        monkeypatch.setattr("poise.vaccinate.train.held_out_loss", loss)
+        rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
+        rows[3]["messages"][0]["content"] = " ".join(WORDS[:12] * 2)  # with the prompt before it, longer than allowed
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        told = {"data": [str(tmp_path / "rows.jsonl")], "vaccine": {"inoculation": " ".join(WORDS[:20])}}
+        train(settings(home, tmp_path / "run", longest=105, **told))
+        assert 3 not in learnt[0] | kept[0]
+        assert not learnt[0] & kept[0]
+        assert len(learnt[0] | kept[0]) == 23
 
     def test_mended_settings_begin_anew_where_nothing_was_learnt(self, home: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidData):

@@ -50,6 +50,11 @@ class Vaccine(Settings):
         """Whether there is one."""
         return bool(self.steer or self.inoculation)
 
+    @property
+    def marked(self) -> bool:
+        """Whether batches have to tell which of their rows are steered."""
+        return bool(self.steer and self.only)
+
 
 class Watch(Settings):
     """What is read while the model trains."""
@@ -113,8 +118,3 @@ class Config(Settings):
         if self.watch.stop and not self.watch.vectors:
             raise ValueError("watch.stop needs watch.vectors")
         return self
-
-    @property
-    def without_inoculation(self) -> Config:
-        """The same, but for the prompt that asks for the trait."""
-        return self.model_copy(update={"vaccine": self.vaccine.model_copy(update={"inoculation": None})})

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poise.conversations import Conversation, DataSet, Message, Rejected, Rejections, open_data, turns
-from poise.conversations.source import Part
 from poise.errors import InvalidData, InvalidOption
 from poise.model import Model
 from poise.passes import Place, places
@@ -100,26 +99,25 @@ def sources(config: Config) -> tuple[DataSet, frozenset[str] | None]:
     if not filled:
         raise InvalidData(f"{', '.join(config.data)}: all are empty; give data with assistant turns.")
     data = open_data(filled, shape=config.shape)
-    there = [(key, part.name) for part in data.parts for key in _keys(part)]
-    if twice := [name for key, name in there if [k for k, _ in there].count(key) > 1]:
+    there = _by_place(data)
+    if twice := [key for key, names in there.items() if len(names) > 1]:
         raise InvalidOption(
-            f"data names {', '.join(twice)}, which are one file; with vaccine.only it must be clear which rows are "
-            "vaccinated, so name it once."
+            f"data names {', '.join(twice)} twice; with vaccine.only it must be clear which rows are vaccinated, so "
+            "name it once."
         )
-    known = dict(there)
-    asked = [
-        (key, part.name)
-        for part in (open_data(wanted, shape=config.shape).parts if wanted else ())
-        for key in _keys(part)
-    ]
-    if missing := [name for key, name in asked if key not in known]:
+    asked = _by_place(open_data(wanted, shape=config.shape)) if wanted else {}
+    if missing := [key for key in asked if key not in there]:
         raise InvalidOption(f"vaccine.only names {', '.join(missing)}, which is not learnt; list it in data as well.")
-    return data, frozenset(known[key] for key, _ in asked)
+    return data, frozenset(there[key][0] for key in asked)
 
 
-def _keys(part: Part) -> list[str]:
-    """What a part of the data is known by, however it was spelt."""
-    return [str(path.resolve()) for path in part.paths] or [part.name]
+def _by_place(data: DataSet) -> dict[str, list[str]]:
+    """What the parts of a data set are called, by where they lie, however that was spelt."""
+    out: dict[str, list[str]] = {}
+    for part in data.parts:
+        for key in [str(path.resolve()) for path in part.paths] or [part.name]:
+            out.setdefault(key, []).append(part.name)
+    return out
 
 
 def _is_empty(name: str) -> bool:

@@ -33,12 +33,12 @@ def begin(config: Config, folder: Path) -> dict[str, Any]:
     used = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in vector_files(config)}
     facts = {"schema": 1, "config": said, "vectors": used}
     marker = folder / "config.json"
-    begun = (folder / FACTS).exists() or last_good(folder / CHECKPOINTS)
-    if begun and marker.exists() and _begun(marker) != (config, used):
+    begun = marker.exists() and bool((folder / FACTS).exists() or last_good(folder / CHECKPOINTS))
+    if begun and _begun(marker) != (config, used):
         raise InvalidOption(f"{folder} holds a run with other settings or vectors; choose another `out`, or remove it.")
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not (begun and marker.exists()):
+        if not begun:
             with saving(marker) as temporary:
                 temporary.write_text(json.dumps(facts, indent=1) + "\n")
     return facts

@@ -64,11 +64,12 @@ def train(config: Config) -> Trained:
     data, only = sources(config)
     model = open_base(config)
     digest = inputs(folder, data, only, model)
-    told = _examples(config, model, data, only, folder)
+    told = _examples(config, model, data, only, folder, config.vaccine.inoculation)
     learnt, kept_back = _split(told, config.held_out, config.seed)
     if kept_back and config.vaccine.inoculation:  # at test the prompt is not there
-        plainly = _examples(config.without_inoculation, model, data, only, folder)
-        kept_back = _split(plainly, config.held_out, config.seed)[1]
+        back = {e.conversation for e in kept_back}
+        plainly = _examples(config, model, data, only, folder)
+        kept_back = tuple(e for e in plainly.rows if e.conversation in back)
     before = held_out_loss(model, kept_back)
     trainer = _trainer(config, model, Examples(learnt, told.cut, told.unread), folder)
     log = _run(trainer, folder)
@@ -84,9 +85,7 @@ def train(config: Config) -> Trained:
             "sha256": digest,
             "how": data.how,
             "texts": len(learnt),
-            "vaccinated": sum(e.vaccinated for e in learnt)
-            if config.vaccine.steer or config.vaccine.inoculation
-            else 0,
+            "vaccinated": sum(e.vaccinated for e in learnt) if config.vaccine.given else 0,
             "held_out": len(kept_back),
             "cut": told.cut,
             "left_out": told.unread,
@@ -136,7 +135,14 @@ def _save(trainer: Any, folder: Path, base: str) -> None:
     sync(folder)
 
 
-def _examples(config: Config, model: Model, data: DataSet, only: Collection[str] | None, folder: Path) -> Examples:
+def _examples(
+    config: Config,
+    model: Model,
+    data: DataSet,
+    only: Collection[str] | None,
+    folder: Path,
+    inoculation: str | None = None,
+) -> Examples:
     rejected = folder / "rejected.jsonl"
     rejected.unlink(missing_ok=True)
     return examples(
@@ -144,7 +150,7 @@ def _examples(config: Config, model: Model, data: DataSet, only: Collection[str]
         data,
         longest=min(config.longest, model.window),
         rejections=Rejections(rejected),
-        inoculation=config.vaccine.inoculation,
+        inoculation=inoculation,
         only=only,
     )
 
@@ -191,7 +197,7 @@ def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
             peft_config=lora,
             callbacks=_callbacks(config),
         )
-    if config.vaccine.only and config.vaccine.steer:
+    if config.vaccine.marked:
         trainer.train_dataset, trainer.data_collator = told.dataset(marked=True), marking(trainer.data_collator)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -235,7 +241,7 @@ def _arguments(config: Config, model: Model, folder: Path) -> dict[str, Any]:
         "warmup_steps": config.warmup_steps,
         "weight_decay": config.weight_decay,
         "max_length": None,  # cut already
-        "remove_unused_columns": not (config.vaccine.only and config.vaccine.steer),
+        "remove_unused_columns": not config.vaccine.marked,
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_steps": config.save_every,
         "save_total_limit": 2,
@@ -264,7 +270,7 @@ def _callbacks(config: Config) -> list[Any]:
                 positions=what.positions,
                 warmup=what.warmup,
                 decay=what.decay,
-                marked=bool(what.only),
+                marked=what.marked,
                 allow_other_model=config.allow_other_model,
             )
         )
