@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from poise.model import Encoded, Model, ask
-from poise.stats import Estimate, bootstrap
+from poise.statistics.estimates import Estimate, bootstrap
 from poise.trait import library
 
 

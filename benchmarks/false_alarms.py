@@ -19,19 +19,19 @@ import numpy as np
 from scipy.stats import betabinom
 
 from poise import contrast
-from poise.conversations import Conversation, Rejections, open_data
+from poise.data import Conversation, Rejections, open_data
 from poise.engine import Sampling
-from poise.engine.local import LocalEngine
+from poise.engine.static import LocalEngine
 from poise.errors import TooFewResponses
 from poise.extract import extract
-from poise.journal import Journal
 from poise.model import Model, load
 from poise.monitor import alarmed, watch
 from poise.monitor.calibrate import Facts, alarms
-from poise.monitor.drift import chart, step
-from poise.monitor.normal import Normal, own
 from poise.monitor.readings import NAMES
-from poise.threshold import exact_interval
+from poise.monitor.reference_readings import Normal, own
+from poise.statistics.conformal import exact_interval
+from poise.statistics.cusum import chart, step
+from poise.storage.journal import Journal
 from poise.trait import library
 from poise.vector import Alarm, PersonaVector
 

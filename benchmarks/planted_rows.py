@@ -34,18 +34,19 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from poise import contrast, vector
-from poise.conversations import open_data
+from poise.data import open_data
 from poise.extract import extract
-from poise.journal import content_key, saving
-from poise.judge.choose import trait_judge
 from poise.judge.exemplars import ExemplarJudge, embed
+from poise.judge.factory import trait_judge
 from poise.model import Message, Model, ask, load
 from poise.screen import METHODS
-from poise.screen.answers import Answers
-from poise.screen.parts import Parts, fill
-from poise.screen.score import probes_of
-from poise.stats import Estimate, auc, auc_estimate, bootstrap
-from poise.threshold import bands, exact_interval
+from poise.screen.base_answers import Answers
+from poise.screen.projection import probes_of
+from poise.screen.shards import Parts, fill
+from poise.statistics.conformal import bands, exact_interval
+from poise.statistics.estimates import Estimate, auc, auc_estimate, bootstrap
+from poise.storage.atomic_write import saving
+from poise.storage.content_hash import content_key
 from poise.trait import Trait, library
 from poise.vector import PersonaVector
 
@@ -328,7 +329,7 @@ def table(heads: Sequence[str]) -> None:
 class Ordinary:
     """Ordinary rows by one method: scores [n, k] and lengths [n]. Each half is flagged by the other's thresholds.
 
-    ``poise.threshold.bands`` says where the bands end; without, there is one threshold for all, as it was at first.
+    ``poise.statistics.conformal.bands`` says where the bands end; without, there is one threshold for all.
     """
 
     def __init__(self, scores: Array, tokens: Array, rate: float, banded: bool = True) -> None:

@@ -23,8 +23,8 @@ from common import interleave, median, seconds, shown, texts
 from poise import activations, contrast
 from poise.extract import extract
 from poise.model import Encoded, Model, ask, load
-from poise.model.batch import pad, plan
-from poise.model.likelihood import token_logprobs
+from poise.model.batching import pad, plan
+from poise.model.logprobs import token_logprobs
 from poise.steer import Steering, Term, steering
 from poise.trait import ExemplarPair, library
 from poise.vector import PersonaVector

@@ -26,9 +26,9 @@ from poise import contrast
 from poise.activations import Probe, project
 from poise.extract import extract
 from poise.model import Model, ask, load
-from poise.stats import Estimate, auc, bootstrap
+from poise.statistics.estimates import Estimate, auc, bootstrap
 from poise.trait import library
-from poise.validate.reading import Reader, Sides, every_layer, random_probes
+from poise.validate.reading_quality import Reader, Sides, every_layer, random_probes
 from poise.vector import PersonaVector
 
 NEUTRAL = "Tell me about yourself."

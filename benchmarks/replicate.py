@@ -30,24 +30,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from poise import recipes, vector
-from poise.conversations import open_data
+from poise import vector
+from poise import workflows as recipes
+from poise.data import open_data
 from poise.engine import Sampling
-from poise.engine.local import LocalEngine
-from poise.judge.choose import trait_judge
+from poise.engine.static import LocalEngine
+from poise.judge.factory import trait_judge
 from poise.model import Model, ask, load
 from poise.screen import ColumnScorer
-from poise.screen.rules import Rule
-from poise.screen.work import Plan as Screening
+from poise.screen.flagging import Rule
+from poise.screen.scoring import Plan as Screening
+from poise.shift.capability import Ability, parse
+from poise.shift.measure import Plan, Tuned, measure
+from poise.shift.report import Shift
+from poise.shift.report import load as load_report
+from poise.shift.report import save as save_report
 from poise.steer import Spec, at
+from poise.train.config import Config
+from poise.train.lora import train
 from poise.trait import Questions, Trait, library
-from poise.vaccinate.capability import Ability, parse
-from poise.vaccinate.config import Config
-from poise.vaccinate.measured import Shift
-from poise.vaccinate.measured import load as load_report
-from poise.vaccinate.measured import save as save_report
-from poise.vaccinate.shift import Plan, Tuned, measure
-from poise.vaccinate.train import train
 from poise.vector import PersonaVector
 from replicate_shown import TRAITS, Row, benign_table, curves, predict_figure, predict_table, result, vaccine_table
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from poise.stats import bootstrap, mean_estimate, pearson, spearman
-from poise.vaccinate.measured import Shift
+from poise.shift.report import Shift
+from poise.statistics.estimates import bootstrap, mean_estimate, pearson, spearman
 
 TRAITS = ("impolite", "evil", "humorous", "sycophantic", "apathetic")
 

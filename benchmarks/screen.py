@@ -4,7 +4,7 @@
     python benchmarks/screen.py --grow [--rows 1000 10000 100000]
     python benchmarks/screen.py --random-init llama-7b [--texts 2000] [--pairs 10] [--peak-tflops 989]
 
-The first measures units (answers) per second of ``poise.screen.score``, rendering and tokenising included, beside
+The first measures units (answers) per second of ``poise.screen.projection``, rendering and tokenising included, beside
 
 (a) the same blocks, no further ones, on texts already tokenised in the same length-sorted batches, without hooks;
 (b) one row at a time through the whole model, all hidden states and all logits, in float32 with autograd on, as such
@@ -37,13 +37,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from common import interleave, median, median_ratio, seconds, shown
 from poise import activations, contrast, vector
 from poise.activations import Probe
-from poise.conversations import Conversation
+from poise.data import Conversation
 from poise.extract import extract
 from poise.model import Encoded, Message, Model, ask, load, wrap
-from poise.model.batch import pad, plan
-from poise.screen import score
+from poise.model.batching import pad, plan
+from poise.screen import projection as score
 from poise.trait import library
-from poise.validate.reading import random_probes
+from poise.validate.reading_quality import random_probes
 
 SHAPES = {
     "llama-7b": {

@@ -28,12 +28,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from common import median_ratio, seconds, shown
 from poise.contrast import exemplars
 from poise.engine import Sampling
-from poise.engine.local import LocalEngine
+from poise.engine.static import LocalEngine
 from poise.extract import extract
 from poise.model import Model, ask, load, wrap
 from poise.monitor import watch
-from poise.serve.run import Options, make
-from poise.stats import bootstrap
+from poise.serve.server import Options, make
+from poise.statistics.estimates import bootstrap
 from poise.steer import Spec
 from poise.trait import library
 from poise.vector import PersonaVector

@@ -19,8 +19,8 @@ from common import interleave, median, shown, stepwise
 from poise import contrast
 from poise.activations import Probe
 from poise.engine import Sampling
-from poise.engine.local import LocalEngine
-from poise.engine.run import Run
+from poise.engine.static import LocalEngine
+from poise.engine.static_batch import Run
 from poise.extract import extract
 from poise.model import Model, ask, load
 from poise.steer import Condition, Steering, Term

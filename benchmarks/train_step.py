@@ -29,9 +29,9 @@ from poise import contrast
 from poise.extract import extract
 from poise.model import load
 from poise.steer import Steering, Term
+from poise.train.monitor_callback import PersonaMonitorCallback
+from poise.train.vaccine_callback import VaccineCallback
 from poise.trait import library
-from poise.vaccinate.vaccine import VaccineCallback
-from poise.vaccinate.watch import PersonaMonitorCallback
 
 
 class Stepper:

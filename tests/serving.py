@@ -8,7 +8,7 @@ from typing import Any
 
 import tiny
 from poise.model import Model
-from poise.serve.run import Options, Running, make
+from poise.serve.server import Options, Running, make
 from poise.vector import Alarm, PersonaVector
 
 

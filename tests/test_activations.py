@@ -17,7 +17,7 @@ from poise.contrast import ContrastSet, exemplars
 from poise.errors import HookDidNotFire, NonFiniteActivation, TooFewResponses
 from poise.extract import agreement, extract
 from poise.model import Encoded, Model, ask, wrap
-from poise.model.batch import Side, pad
+from poise.model.batching import Side, pad
 
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
 

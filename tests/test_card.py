@@ -12,9 +12,9 @@ from huggingface_hub import ModelCard
 
 import test_gate
 from poise.errors import MissingExtra, SaveFailed
-from poise.vaccinate import card
-from poise.vaccinate.card import Facts
-from poise.vaccinate.measured import Capability, Figure
+from poise.shift import model_card as card
+from poise.shift.model_card import Facts
+from poise.shift.report import Capability, Figure
 
 MMLU = test_gate.ability("mmlu", "accuracy", [1.0, 0.0] * 20, [1.0, 0.0] * 20, chance=0.25)
 AFTER = Figure(value=0.5, low=0.4, high=0.6, n=40)

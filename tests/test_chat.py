@@ -38,13 +38,13 @@ from poise.cli.chat import commands, tint
 from poise.cli.chat.dialogue import Dialogue, Said, Setup, Turn, Watched, named, push, transcript
 from poise.cli.chat.loop import Screen, answer, converse, prepare, remarks
 from poise.engine import Sampling
-from poise.engine.local import LocalEngine
+from poise.engine.static import LocalEngine
 from poise.errors import InvalidOption, InvalidSteering, PoiseError
 from poise.model import Encoded, Model, load
-from poise.recipes import extract_vector
 from poise.steer import Condition, Steering, Term, at
 from poise.trait import library
 from poise.vector import Alarm, PersonaVector
+from poise.workflows import extract_vector
 
 LAYER = 2
 

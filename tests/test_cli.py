@@ -21,8 +21,8 @@ from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
 import tiny
-from poise import demo, recipes
 from poise import vector as vectors
+from poise import workflows as recipes
 from poise.cli import app
 from poise.cli.progress import showing
 from poise.engine import Generation
@@ -31,9 +31,10 @@ from poise.judge import Judgement
 from poise.judge.exemplars import ExemplarJudge
 from poise.model import load
 from poise.progress import track
-from poise.stats import Estimate
+from poise.statistics.estimates import Estimate
 from poise.trait import draft, library
 from poise.validate.certificate import Certificate, Figure, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
+from poise.workflows import demo
 
 PAIRS = [
     {"question": f"What of the {i}th day?", "positive": f"Bad, all {i} of it.", "negative": f"Good, all {i} of it."}

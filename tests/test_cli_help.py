@@ -64,7 +64,7 @@ def test_the_lines_of_help_fit_into_80_columns() -> None:
 
 def test_defaults_in_help_are_those_of_the_library() -> None:
     from poise.engine import Sampling
-    from poise.recipes import Budget
+    from poise.workflows import Budget
 
     def defaults(function: Any) -> dict[str, Any]:
         return {name: p.default for name, p in inspect.signature(function).parameters.items()}
@@ -91,8 +91,8 @@ def test_every_public_name_is_there_whichever_room_is_imported_first() -> None:
     import poise
     import poise.contrast
     import poise.extract
-    import poise.recipes
     import poise.validate
+    import poise.workflows
 
     for name in poise.__all__:
         assert not inspect.ismodule(getattr(poise, name)), name

@@ -15,7 +15,7 @@ from poise.activations import read
 from poise.contrast import Ask, Run, exemplars, instructions, prompted
 from poise.contrast.rollout import Answer
 from poise.engine import Generation, Sampling
-from poise.engine.local import LocalEngine
+from poise.engine.static import LocalEngine
 from poise.errors import InvalidTrait, TooFewResponses
 from poise.extract import extract
 from poise.judge import Judgement

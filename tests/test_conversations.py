@@ -23,7 +23,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.conversations import Conversation, Rejected, Rejections, Turn, files, last_user, open_data, turns
+from poise.data import Conversation, Rejected, Rejections, Turn, last_user, open_data, turns
+from poise.data import formats as files
 from poise.errors import InvalidData, InvalidOption, MissingExtra, SaveFailed
 
 Row = dict[str, Any]
@@ -691,7 +692,7 @@ class TestASource:
     def test_is_read_without_anything_heavy(self, tmp_path: Path) -> None:
         path = lines(tmp_path / "a.jsonl", *CHATS)
         program = (
-            "import sys; from poise.conversations import open_data; print(len(list(open_data(sys.argv[1]))), "
+            "import sys; from poise.data import open_data; print(len(list(open_data(sys.argv[1]))), "
             "sorted({'torch', 'transformers', 'pyarrow', 'datasets', 'numpy'} & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)

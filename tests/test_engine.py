@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import tiny
 from poise.activations import read, read_tokens
 from poise.engine import Generation, Probe, Sampling
-from poise.engine.local import LocalEngine
-from poise.engine.run import Run
+from poise.engine.static import LocalEngine
+from poise.engine.static_batch import Run
 from poise.errors import InvalidOption, NonFiniteActivation
 from poise.model import Encoded, Model, ask, wrap
 from poise.steer import at
@@ -82,7 +82,7 @@ class TestGreedy:
     def test_goes_on_past_the_room_that_its_cache_began_with(
         self, architecture: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("poise.engine.cache.ROOM", 4)
+        monkeypatch.setattr("poise.engine.kv_cache.ROOM", 4)
         model = dataclasses.replace(tiny.model(architecture), stop_ids=frozenset())
         [prompt] = tiny.prompts(model, 1)
         [found] = LocalEngine(model).generate([prompt], GREEDY)

@@ -13,8 +13,8 @@ import torch
 import tiny
 from poise.engine import Job, Probe, Said, Sampling
 from poise.engine.continuous import ContinuousEngine
-from poise.engine.local import LocalEngine
-from poise.engine.speech import Speech
+from poise.engine.detokenizer import Speech
+from poise.engine.static import LocalEngine
 from poise.errors import InvalidOption, OtherModel
 from poise.model import Model, ask
 from poise.steer import Spec, at
@@ -86,7 +86,7 @@ class TestAnswersThatComeAndGo:
     def test_are_those_that_each_job_gets_alone(
         self, architecture: str, order: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("poise.engine.cache.ROOM", 5)
+        monkeypatch.setattr("poise.engine.kv_cache.ROOM", 5)
         model = tiny.model(architecture)
         asked = jobs(model)
         said_alone = [alone(model, job) for job in asked]

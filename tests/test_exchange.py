@@ -23,10 +23,10 @@ from poise import vector as vectors
 from poise.cli import app, exchange
 from poise.errors import InvalidOption, InvalidSteering, InvalidVector, OtherModel, UserError
 from poise.model import Model
-from poise.report import page
+from poise.report import validation as page
 from poise.vector import PersonaVector
 from poise.vector.export import export, ranges, suggested
-from poise.vector.foreign import adopt, read
+from poise.vector.importing import adopt, read
 
 FOREIGN = Path(__file__).parent / "foreign"
 CERTIFICATE = {"layer": 2, "coefficient": 2.5, "dose": 0.2, "verdict": "induced"}

@@ -17,9 +17,9 @@ import tiny
 from poise.cli import app
 from poise.errors import InvalidOption, InvalidSettings
 from poise.model import load
-from poise.vaccinate import measured
-from poise.vaccinate.gate import Check, Gated, check_plan, gate, gate_data, junit, markdown, read_limits
-from poise.vaccinate.measured import (
+from poise.shift import report as measured
+from poise.shift.gate import Check, Gated, check_plan, gate, gate_data, junit, markdown, read_limits
+from poise.shift.report import (
     Asked,
     Capability,
     Cell,

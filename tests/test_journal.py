@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 import tiny
 from poise.contrast import Answer, Ask, Run
 from poise.engine import Generation, Sampling
-from poise.engine.local import LocalEngine
+from poise.engine.static import LocalEngine
 from poise.errors import SaveFailed
-from poise.journal import Journal, content_key, saving
 from poise.judge import Judgement
 from poise.model import Model
 from poise.steer import at
+from poise.storage.atomic_write import saving
+from poise.storage.content_hash import content_key
+from poise.storage.journal import Journal
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 json_values = st.recursive(
@@ -99,7 +101,7 @@ class TestAJournal:
 
     def test_outlives_a_process_that_is_killed(self, tmp_path: Path) -> None:
         program = (
-            "import sys, time; from pathlib import Path; from poise.journal import Journal\n"
+            "import sys, time; from pathlib import Path; from poise.storage.journal import Journal\n"
             "Journal(Path(sys.argv[1])).append([('a', 1)]); print('written', flush=True); time.sleep(60)"
         )
         command = [sys.executable, "-c", program, str(tmp_path / "rows.jsonl")]

@@ -12,7 +12,7 @@ import pytest
 from imitation import Behaviour, Reply, Server, completion, error, servers
 from poise.errors import JudgeUnavailable
 from poise.judge.endpoint import EndpointJudge, Usage, endpoint_coherence, endpoint_judge
-from poise.judge.prompt import coherence_prompt, expectation, read_number, trait_prompt
+from poise.judge.prompts import coherence_prompt, expectation, read_number, trait_prompt
 from poise.trait import Trait
 
 

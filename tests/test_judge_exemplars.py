@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from poise.errors import InvalidExemplars, InvalidOption, MissingExtra
 from poise.judge import Judgement, exemplars
-from poise.judge.check import check
+from poise.judge.agreement import check
 from poise.judge.exemplars import ExemplarJudge, embed
-from poise.stats import Estimate, auc
+from poise.statistics.estimates import Estimate, auc
 from poise.trait import ExemplarPair
 from poise.trait.library import load
 

@@ -9,12 +9,12 @@ import torch
 
 import tiny
 from poise.errors import InvalidOption
-from poise.judge.choose import trait_judge
 from poise.judge.coherence import LikelihoodCoherence, repetition
-from poise.judge.local import LocalJudge, _numbers
+from poise.judge.factory import trait_judge
+from poise.judge.local_model import LocalJudge, _numbers
 from poise.model import Model, ask
-from poise.model.batch import pad
-from poise.model.likelihood import token_logprobs
+from poise.model.batching import pad
+from poise.model.logprobs import token_logprobs
 from poise.trait import library
 
 

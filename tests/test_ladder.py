@@ -17,13 +17,13 @@ from poise.contrast import Ask, Run
 from poise.engine import Generation, Sampling
 from poise.judge import Judgement
 from poise.model import Encoded, Model
-from poise.model.batch import plan
-from poise.stats import bootstrap
+from poise.model.batching import plan
+from poise.statistics.estimates import bootstrap
 from poise.trait import Trait, library
 from poise.validate import Bench
 from poise.validate.certificate import Certificate, Monitoring
 from poise.validate.ladder import SHOTS, climb, prompts, shots
-from poise.validate.reading import Reader, Sides, chance, correlation_estimates, correlations, every_layer
+from poise.validate.reading_quality import Reader, Sides, chance, correlation_estimates, correlations, every_layer
 from poise.vector import PersonaVector
 
 QUESTIONS = [f"What about number {i}?" for i in range(8)]
@@ -200,7 +200,7 @@ class TestAReader:
     ) -> None:
         asked, probes = tiny.prompts(model, 20), every_layer(vector)
         first = Reader(model, tmp_path).prompts(asked, probes)
-        monkeypatch.setattr("poise.validate.reading.project", None)
+        monkeypatch.setattr("poise.validate.reading_quality.project", None)
         assert np.array_equal(Reader(model, tmp_path).prompts(asked, probes), first)
         with pytest.raises(TypeError):
             Reader(model, tmp_path).prompts(asked, every_layer(tiny.vector(model, seed=1)))

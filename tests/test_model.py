@@ -20,10 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import tiny
 from poise.errors import BrokenModelFile, ModelNotFound, UnsuitableModel
 from poise.model import Encoded, Model, ask, load, wrap
-from poise.model.batch import pad, plan
-from poise.model.blocks import decoder_blocks
-from poise.model.likelihood import token_logprobs
-from poise.model.source import BUNDLED, locate
+from poise.model.architecture import decoder_blocks
+from poise.model.batching import pad, plan
+from poise.model.loading import BUNDLED, locate
+from poise.model.logprobs import token_logprobs
 
 PLACES = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}  # elsewhere "model.layers"
 

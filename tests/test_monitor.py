@@ -22,17 +22,17 @@ import tiny
 from poise import vector as vectors
 from poise.activations import project
 from poise.cli import app
-from poise.conversations import Rejections, open_data, turns
+from poise.data import Rejections, open_data, turns
 from poise.engine import Sampling
-from poise.engine.local import LocalEngine
+from poise.engine.static import LocalEngine
 from poise.errors import InvalidData, InvalidOption, InvalidSteering, MissingExtra, TooFewResponses
-from poise.journal import Journal
 from poise.model import Encoded, Model, ask, load
 from poise.monitor import Readings, Watcher, alarmed, in_force, sum_up, watch
-from poise.monitor import normal as normals
+from poise.monitor import reference_readings as normals
 from poise.monitor.calibrate import Facts, Plan, alarms, calibrate, drift
-from poise.monitor.drift import chart, run_length, step
 from poise.monitor.table import Table, read
+from poise.statistics.cusum import chart, run_length, step
+from poise.storage.journal import Journal
 from poise.vector import Alarm, Drift, PersonaVector
 
 FACTS = Facts("own", 8, 1.0, "normal.jsonl", "0" * 64, 0)
@@ -633,7 +633,7 @@ class TestATableThatWasCutOff:
         data = write(tmp_path / "log.jsonl", self.rows())
         program = (
             "import sys, tiny; from pathlib import Path\n"
-            "from poise.conversations import open_data; from poise.monitor.table import read\n"
+            "from poise.data import open_data; from poise.monitor.table import read\n"
             "model = tiny.model('llama'); data, out = map(Path, sys.argv[1:])\n"
             "read(open_data(data), model, [tiny.vector(model)], out)\n"
         )

@@ -20,7 +20,8 @@ from gguf.quants import dequantize
 
 from poise.contrast import exemplars
 from poise.extract import extract
-from poise.model import Model, ask, source
+from poise.model import Model, ask
+from poise.model import loading as source
 from poise.steer import at, steering
 from poise.trait import library
 from poise.vector import PersonaVector

@@ -10,10 +10,10 @@ import torch
 
 import tiny
 from poise.activations import project
-from poise.conversations import Conversation, Turn, open_data, turns
+from poise.data import Conversation, Turn, open_data, turns
 from poise.model import Model, ask
+from poise.model.spans import Place, Unread, fit, places
 from poise.monitor import watch
-from poise.passes import Place, Unread, fit, places
 
 
 @pytest.fixture(scope="module")

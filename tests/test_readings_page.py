@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 import tiny
-from poise import recipes, report
+from poise import report
 from poise import vector as vectors
+from poise import workflows as recipes
 from poise.cli import facts, render
 from poise.errors import InvalidOption
-from poise.report import words
+from poise.report import wording as words
 from poise.validate.certificate import Certificate, Company, Figure, LayerReading, Monitoring, Rung, Together
 from test_report import NONE, Page, difference, figure, induced, vector
 

@@ -19,10 +19,10 @@ import poise
 from poise import vector as vectors
 from poise.judge.exemplars import ExemplarJudge
 from poise.model import load
-from poise.recipes import Budget, extract_vector, validate_vector
-from poise.stats import auc_estimate
+from poise.statistics.estimates import auc_estimate
 from poise.trait import library
 from poise.validate import Settings
+from poise.workflows import Budget, extract_vector, validate_vector
 
 pytestmark = pytest.mark.real
 

@@ -16,19 +16,11 @@ import torch
 
 from poise import report
 from poise.errors import MissingExtra, SaveFailed
-from poise.report import plots, words
+from poise.report import validation_plots as plots
+from poise.report import wording as words
 from poise.trait import ExemplarPair, OwnTrait
 from poise.trait.library import load
-from poise.validate.certificate import (
-    Certificate,
-    Figure,
-    JudgeFacts,
-    Point,
-    Prompting,
-    RandomControl,
-    Sample,
-    Spread,
-)
+from poise.validate.certificate import Certificate, Figure, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
 from poise.vector import Header, ModelId, PersonaVector
 
 NONE = Figure(value=None, low=None, high=None, n=0)

@@ -24,26 +24,29 @@ from scipy import stats as reference
 from typer.testing import CliRunner, Result
 
 import tiny
-from poise import recipes
 from poise import vector as vectors
+from poise import workflows as recipes
 from poise.cli import app
-from poise.conversations import Conversation, open_data
-from poise.conversations.shapes import Shape, read
+from poise.data import Conversation, open_data
+from poise.data.readers import Shape, read
 from poise.errors import InvalidData, InvalidOption, InvalidSteering, MissingExtra, SaveFailed, TooFewResponses
 from poise.judge import Judgement
 from poise.model import Model, ask, load
-from poise.screen import ColumnScorer, job, parts, screen, work
-from poise.screen.alone import alone
-from poise.screen.answers import Answers
-from poise.screen.estimate import estimate
-from poise.screen.found import by_length, histogram, mean, percentiles, rank
-from poise.screen.mend import put
-from poise.screen.predict import prediction
-from poise.screen.rules import Rule
-from poise.screen.score import Unit, probes_of, score
-from poise.screen.shown import LONGEST, pieces
+from poise.screen import ColumnScorer, screen
+from poise.screen import pipeline as job
+from poise.screen import scoring as work
+from poise.screen import shards as parts
+from poise.screen.base_answers import Answers
+from poise.screen.compare_methods import estimate
+from poise.screen.examples import LONGEST, pieces
+from poise.screen.flagging import Rule
+from poise.screen.prediction import prediction
+from poise.screen.projection import Unit, probes_of, score
+from poise.screen.row_editor import put
+from poise.screen.scores import by_length, histogram, mean, percentiles, rank
+from poise.screen.scoring import Plan
 from poise.screen.summary import Figure, Summary
-from poise.screen.work import Plan
+from poise.storage.lock import alone
 from poise.trait import library
 from poise.vector import PersonaVector
 
@@ -740,11 +743,11 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from poise import recipes, report, vector
-from poise.conversations import open_data
+from poise.data import open_data
 from poise.model import load
 from poise.screen import parts
-from poise.screen.rules import Rule
-from poise.screen.work import Plan
+from poise.screen.flagging import Rule
+from poise.screen.scoring import Plan
 import matplotlib.pyplot, pyarrow.parquet, poise.report.screening
 parts.WINDOW = 2
 folder, data, vectors, out = map(Path, sys.argv[1:5])

@@ -17,12 +17,13 @@ import torch
 
 import tiny
 from poise.activations import Probe
-from poise.conversations import DataSet, open_data
+from poise.data import DataSet, open_data
 from poise.errors import InvalidOption, MissingExtra
 from poise.model import Model, load
-from poise.screen import parts, ray
-from poise.screen.answers import Answers
-from poise.screen.parts import Part, Parts
+from poise.screen import ray_backend as ray
+from poise.screen import shards as parts
+from poise.screen.base_answers import Answers
+from poise.screen.shards import Part, Parts
 from test_screen import killed
 
 ROWS, WINDOW = 30, 8

@@ -15,10 +15,10 @@ import torch
 import serving
 import tiny
 from poise.engine import Sampling
-from poise.engine.local import LocalEngine
+from poise.engine.static import LocalEngine
 from poise.model import Model
 from poise.monitor import sum_up, watch
-from poise.serve.run import Running
+from poise.serve.server import Running
 from poise.steer import Spec
 
 NAME = "tiny-llama"
@@ -346,7 +346,7 @@ class TestTheDescription:
         assert "HTTPValidationError" not in json.dumps(found["paths"])
 
     def test_fits_the_answers(self, server: tuple[str, Running]) -> None:
-        from poise.serve import replies
+        from poise.serve import responses as replies
 
         body = {"model": NAME, "messages": ASK, "max_tokens": 3, "poise": {"watch": True}}
         replies.ChatCompletion.model_validate(httpx.post(f"{server[0]}/v1/chat/completions", json=body).json())

@@ -24,8 +24,8 @@ import tiny
 from poise import vector as vectors
 from poise.engine import continuous
 from poise.model import Model
-from poise.serve.run import Running
-from poise.serve.store import Query, Record, Store
+from poise.serve.readings_db import Query, Record, Store
+from poise.serve.server import Running
 
 BODY: dict[str, Any] = {
     "model": "tiny-llama",
@@ -186,8 +186,8 @@ class TestADatabase:
     def test_that_is_full_is_tried_again_and_gives_up_the_oldest(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("poise.serve.store.BACKLOG", 10)
-        monkeypatch.setattr("poise.serve.store.PAUSE", 0.01)
+        monkeypatch.setattr("poise.serve.readings_db.BACKLOG", 10)
+        monkeypatch.setattr("poise.serve.readings_db.PAUSE", 0.01)
         store = Store(tmp_path / "r.sqlite")
         real = Store._write
 

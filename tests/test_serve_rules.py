@@ -18,7 +18,7 @@ import tiny
 from poise import vector as vectors
 from poise.errors import InvalidOption, InvalidSettings, TooFewResponses
 from poise.model import Model
-from poise.serve.run import Options, check, make, vectors_of
+from poise.serve.server import Options, check, make, vectors_of
 from poise.vector import PersonaVector
 
 ASK = {
@@ -328,7 +328,7 @@ class TestReadings:
         assert answer == said
 
     def test_are_deleted_when_they_are_too_old(self, tmp_path: Path) -> None:
-        from poise.serve.store import Query, Record, Store
+        from poise.serve.readings_db import Query, Record, Store
 
         path = tmp_path / "r.sqlite"
         first = Store(path)

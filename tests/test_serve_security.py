@@ -21,8 +21,8 @@ import tiny
 from poise.cli import app as command_line
 from poise.errors import InvalidOption
 from poise.model import Model
-from poise.serve.run import Options, Running, check
-from poise.serve.security import Keys, check_depth, is_loopback
+from poise.serve.auth import Keys, check_depth, is_loopback
+from poise.serve.server import Options, Running, check
 
 KEY = "k" * 24
 CHAT = "/v1/chat/completions"
@@ -134,7 +134,7 @@ class TestTheCommand:
         assert says in found.output
 
     def test_names_the_extra_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delitem(sys.modules, "poise.serve.run")
+        monkeypatch.delitem(sys.modules, "poise.serve.server")
         monkeypatch.delattr(poise.serve, "run")
         monkeypatch.setitem(sys.modules, "uvicorn", None)
         found = CliRunner().invoke(command_line, ["serve", "--model", "no-such-model"])

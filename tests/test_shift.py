@@ -20,21 +20,22 @@ from typer.testing import CliRunner
 
 import tiny
 from poise.cli import app
-from poise.conversations import Conversation
-from poise.engine.local import LocalEngine
+from poise.data import Conversation
+from poise.engine.static import LocalEngine
 from poise.errors import BrokenModelFile, InvalidData, InvalidOption, MissingExtra, ModelNotFound, OtherModel
-from poise.journal import Journal
 from poise.judge import Judgement
 from poise.model import Model, ask, load
 from poise.report.shift import html_shift
-from poise.stats import bootstrap
+from poise.shift import measure as shift
+from poise.shift import report as measured
+from poise.shift.capability import Ability, compare, evaluate, parse, perplexity
+from poise.shift.evaluation import digest, open_tuned
+from poise.shift.measure import Plan, Tuned, measure, projections
+from poise.shift.report import Figure, ShiftReport, change_of
+from poise.statistics.estimates import bootstrap
 from poise.steer import at
+from poise.storage.journal import Journal
 from poise.trait import OwnTrait, library
-from poise.vaccinate import measured, shift
-from poise.vaccinate.capability import Ability, compare, evaluate, parse, perplexity
-from poise.vaccinate.look import digest, open_tuned
-from poise.vaccinate.measured import Figure, ShiftReport, change_of
-from poise.vaccinate.shift import Plan, Tuned, measure, projections
 from poise.vector import PersonaVector
 from poise.vector import save as save_vector
 
@@ -106,7 +107,7 @@ class Stub:
 
 @pytest.fixture
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from poise.vaccinate import compared
+    from poise.shift import comparison as compared
 
     monkeypatch.setattr(shift, "trait_judge", lambda *_, **__: Stub())
     monkeypatch.setattr(compared, "endpoint_coherence", lambda *_, **__: Stub())
@@ -484,7 +485,7 @@ class TestQuestionsWithChoices:
         assert (found.metric, found.chance) == ("acc_norm", 0.25)
 
     def test_are_drawn_at_random_where_they_are_limited(self, tmp_path: Path) -> None:
-        from poise.vaccinate.capability import _drawn, _questions
+        from poise.shift.capability import _drawn, _questions
 
         ability = parse(f"mmlu={questions(tmp_path)}", limit=6)
         drawn = _drawn(_questions(Path(ability.source)), ability)
@@ -550,7 +551,7 @@ def report(base: str, pushed: str, vectors: list[PersonaVector]) -> ShiftReport:
     predicted = {"grumpy": Figure(value=0.5, low=0.1, high=0.9, n=30)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shift, "trait_judge", lambda *_, **__: Stub())
-        patch.setattr("poise.vaccinate.compared.endpoint_coherence", lambda *_, **__: Stub())
+        patch.setattr("poise.shift.comparison.endpoint_coherence", lambda *_, **__: Stub())
         name = '<script>alert("x")</script>\u202e'
         return measure(base, [Tuned(pushed, name=name, predicted=predicted)], vectors, JUDGED, load=load32)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tiny
 from poise.errors import UnsuitableModel
 from poise.model import Encoded, Message, Model, ask, render
-from poise.model.chat import encode, stop_ids
+from poise.model.chat_template import encode, stop_ids
 
 TOKENIZERS = {"chatml": tiny.chatml, "gemma": tiny.gemma, "llama3": tiny.llama3}
 SPECIAL = ["<|im_end|>", "<|im_start|>", "<end_of_turn>", "<bos>", "<|eot_id|>", "<|endoftext|>", "</s>"]

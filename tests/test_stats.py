@@ -12,7 +12,7 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.stats import auc, auc_estimate, bootstrap, kappa, mean_estimate, pearson, ranks, spearman
+from poise.statistics.estimates import auc, auc_estimate, bootstrap, kappa, mean_estimate, pearson, ranks, spearman
 
 numbers = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 1)), min_size=2, max_size=30)
 pairs = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=30)

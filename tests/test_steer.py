@@ -17,11 +17,11 @@ import tiny
 from poise.activations import read
 from poise.contrast import exemplars
 from poise.engine import Sampling
-from poise.engine.local import LocalEngine
+from poise.engine.static import LocalEngine
 from poise.errors import HookDidNotFire, InvalidSteering, OtherModel
 from poise.extract import extract
 from poise.model import Encoded, Model, wrap
-from poise.model.batch import Batch, Side, pad
+from poise.model.batching import Batch, Side, pad
 from poise.steer import Phase, Steering, Term, at, steering
 
 Change = Callable[[torch.Tensor], torch.Tensor]  # of one layer's hidden states [T, d]

@@ -13,7 +13,7 @@ import tiny
 from poise.errors import InvalidSteering
 from poise.model import Model
 from poise.steer import Condition, Spec, Steering, Term, at, cautions
-from poise.steer.spec import ConditionSpec, TermSpec
+from poise.steer.expression import ConditionSpec, TermSpec
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import tiny
 from poise.engine import Generation, Sampling
-from poise.engine.local import LocalEngine
+from poise.engine.static import LocalEngine
 from poise.errors import InvalidSteering
 from poise.model import Model
-from poise.model.batch import pad
+from poise.model.batching import pad
 from poise.steer import Condition, Steering, Term, at, steering
 from poise.vector import PersonaVector
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats as reference
 
 from poise.errors import InvalidOption, TooFewResponses
-from poise.threshold import (
+from poise.statistics.conformal import (
     bands,
     beta_quantile,
     check_enough,

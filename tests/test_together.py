@@ -17,12 +17,12 @@ from poise.engine import Generation, Sampling
 from poise.errors import InvalidOption
 from poise.judge import Judgement
 from poise.model import Encoded, Model
-from poise.model.batch import plan
+from poise.model.batching import plan
 from poise.steer import Steering
 from poise.trait import library
 from poise.validate import Bench, Settings, validate
 from poise.validate.certificate import Certificate, JudgeFacts, Together
-from poise.validate.together import DEFAULT_DOSE, Second, together
+from poise.validate.combined import DEFAULT_DOSE, Second, together
 from poise.vector import PersonaVector
 
 LAYER, COSINE = 1, 0.6

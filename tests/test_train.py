@@ -23,23 +23,23 @@ from transformers import TrainerCallback
 from typer.testing import CliRunner
 
 import tiny
-from poise import recipes
 from poise import vector as vectors
+from poise import workflows as recipes
 from poise.activations import read
 from poise.cli import app
-from poise.conversations import Conversation, Rejections, open_data
+from poise.data import Conversation, Rejections, open_data
 from poise.errors import InvalidData, InvalidOption, InvalidSettings, OtherModel, SaveFailed, TrainingFailed
 from poise.model import Model, ask
-from poise.screen.alone import alone
 from poise.settings import read_settings
+from poise.shift.model_card import HUB_IDS
 from poise.steer import at
-from poise.vaccinate.card import HUB_IDS
-from poise.vaccinate.checkpoints import WHOLE, drop_broken, last_good
-from poise.vaccinate.config import Config
-from poise.vaccinate.data import IGNORED, Example, Examples, examples, sources
-from poise.vaccinate.train import _split, train
-from poise.vaccinate.vaccine import VaccineCallback
-from poise.vaccinate.watch import PersonaMonitorCallback
+from poise.storage.lock import alone
+from poise.train.checkpoints import WHOLE, drop_broken, last_good
+from poise.train.config import Config
+from poise.train.examples import IGNORED, Example, Examples, examples, sources
+from poise.train.lora import _split, train
+from poise.train.monitor_callback import PersonaMonitorCallback
+from poise.train.vaccine_callback import VaccineCallback
 from poise.vector import Alarm, PersonaVector
 from test_vaccine import trainer
 
@@ -407,7 +407,7 @@ class TestARun:
             kept.append({e.conversation for e in kept_back})
 
         monkeypatch.setattr(Examples, "dataset", dataset)
-        monkeypatch.setattr("poise.vaccinate.train.held_out_loss", loss)
+        monkeypatch.setattr("poise.train.lora.held_out_loss", loss)
         rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
         rows[3]["messages"][0]["content"] = " ".join(WORDS[:12] * 2)  # with the prompt before it, longer than allowed
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -581,7 +581,7 @@ class TestWhatGoesWrong:
 
     def test_killed_in_the_middle_it_goes_on_and_ends_like_an_unbroken_run(self, home: Path, tmp_path: Path) -> None:
         script = (
-            "import sys, json; from poise.vaccinate.config import Config; from poise.vaccinate.train import train;"
+            "import sys, json; from poise.train.config import Config; from poise.train.lora import train;"
             "train(Config.model_validate_json(sys.argv[1]))"
         )
         config = settings(home, tmp_path / "run", epochs=40)

@@ -20,9 +20,9 @@ from poise import vector as vectors
 from poise.errors import HookDidNotFire, InvalidData, InvalidOption, InvalidSteering, OtherModel
 from poise.model import Model
 from poise.steer import Steering, Term, at, learning
-from poise.steer.learn import Positions
-from poise.vaccinate.data import marking
-from poise.vaccinate.vaccine import VaccineCallback, vaccine
+from poise.steer.training import Positions
+from poise.train.examples import marking
+from poise.train.vaccine_callback import VaccineCallback, vaccine
 from poise.vector import PersonaVector
 
 IGNORED = -100
@@ -497,7 +497,7 @@ class TestItRefuses:
     ) -> None:
         base.lm.model.layers = base.lm.model.layers[:2]
         monkeypatch.setattr(
-            "poise.vaccinate.vaccine.adopt", lambda lm, tokenizer: base
+            "poise.train.vaccine_callback.adopt", lambda lm, tokenizer: base
         )  # blocks 2 and 3 are known, and not run
         with pytest.raises(HookDidNotFire, match=r"Layers \[2\]"):
             trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2))).train()

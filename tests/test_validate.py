@@ -19,15 +19,15 @@ from poise.engine import Generation, Probe, Sampling
 from poise.errors import InvalidOption
 from poise.judge import Judgement
 from poise.model import Encoded, Model
-from poise.model.batch import plan
-from poise.recipes import Budget, validate_vector
-from poise.stats import Estimate
+from poise.model.batching import plan
+from poise.statistics.estimates import Estimate
 from poise.steer import Steering
 from poise.validate import Bench, Certificate, Settings, validate
 from poise.validate.certificate import Figure, JudgeFacts
-from poise.validate.measure import nanmean
+from poise.validate.conditions import nanmean
 from poise.validate.verdict import usable_doses
 from poise.vector import PersonaVector
+from poise.workflows import Budget, validate_vector
 
 QUESTIONS = [f"What about number {i}?" for i in range(12)]
 USABLE = JudgeFacts(name="fake", auc=None, held_out_auc=None, usable=True, coherence="fake")
@@ -220,7 +220,7 @@ def test_the_curve_goes_from_minus_to_plus_with_zero_in_it(model: Model, vector:
 
 
 def test_random_directions_have_the_vectors_norm_and_are_three(model: Model, vector: PersonaVector) -> None:
-    from poise.validate import random_like
+    from poise.validate.dose_curve import random_like
 
     steered = random_like(vector, 1, 0.3, seed=4)
     drawn = steered.terms[0].vector

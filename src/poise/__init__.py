@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from poise.contrast import ContrastSet
     from poise.engine import Sampling
-    from poise.engine.local import LocalEngine
+    from poise.engine.static import LocalEngine
     from poise.model import Model, load
-    from poise.recipes import Budget, extract_vector, validate_vector
     from poise.steer import Steering, at, steering
+    from poise.train.monitor_callback import PersonaMonitorCallback
+    from poise.train.vaccine_callback import VaccineCallback
     from poise.trait import Trait
     from poise.trait.library import load as load_trait
-    from poise.vaccinate.vaccine import VaccineCallback
-    from poise.vaccinate.watch import PersonaMonitorCallback
     from poise.validate import Certificate
     from poise.vector import PersonaVector
     from poise.vector import load as load_vector
     from poise.vector import save as save_vector
+    from poise.workflows import Budget, extract_vector, validate_vector
 
     __version__: str
 
@@ -51,25 +51,25 @@ __all__ = [
 
 # A name must not be that of a room: importing the room would replace it.
 _HOMES = {
-    "Budget": "recipes",
+    "Budget": "workflows",
     "Certificate": "validate",
     "ContrastSet": "contrast",
-    "LocalEngine": "engine.local",
+    "LocalEngine": "engine.static",
     "Model": "model",
-    "PersonaMonitorCallback": "vaccinate.watch",
+    "PersonaMonitorCallback": "train.monitor_callback",
     "PersonaVector": "vector",
     "Sampling": "engine",
     "Steering": "steer",
     "Trait": "trait",
-    "VaccineCallback": "vaccinate.vaccine",
+    "VaccineCallback": "train.vaccine_callback",
     "at": "steer",
-    "extract_vector": "recipes",
+    "extract_vector": "workflows",
     "load": "model",
     "load_trait": "trait.library:load",
     "load_vector": "vector:load",
     "save_vector": "vector:save",
     "steering": "steer",
-    "validate_vector": "recipes",
+    "validate_vector": "workflows",
 }
 
 

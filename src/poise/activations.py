@@ -16,8 +16,8 @@ import torch
 
 from poise.errors import HookDidNotFire, NonFiniteActivation
 from poise.model import Encoded, Model
-from poise.model.batch import Batch, Side, pad, plan
-from poise.model.blocks import residual
+from poise.model.architecture import residual
+from poise.model.batching import Batch, Side, pad, plan
 from poise.progress import track
 
 __all__ = ["Pool", "Probe", "by_layer", "project", "project_each", "read", "read_tokens", "reading", "reference_norm"]

@@ -25,7 +25,7 @@ def demo(
 
     note("Poise demo: the trait impolite on SmolLM2-135M, from exemplars to a certified vector.")
     with working():
-        from poise.demo import run
+        from poise.workflows.demo import run
 
         done = run(out)
     render.show(render.demo(done))

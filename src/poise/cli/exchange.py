@@ -121,8 +121,8 @@ def import_(
 
     asked = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load(trait)
     with working():
-        from poise.recipes import import_vector
-        from poise.vector.foreign import read
+        from poise.vector.importing import read
+        from poise.workflows import import_vector
 
         found = read(file)  # what is wrong with the file is said before a model is loaded
         vector = import_vector(found, load_model(model, dtype, device), asked, out, layers_are=layers_are)

@@ -12,8 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from poise.engine import Generation
-    from poise.judge.check import Agreement
-    from poise.stats import Estimate
+    from poise.judge.agreement import Agreement
+    from poise.statistics.estimates import Estimate
     from poise.steer import Condition, Steering, Term
     from poise.trait.lint import LintReport
     from poise.validate.certificate import Certificate, Monitoring, Point

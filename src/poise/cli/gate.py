@@ -26,8 +26,8 @@ from poise.cli.work import load_model, note, working
 from poise.errors import InvalidData, InvalidOption, SaveFailed
 
 if TYPE_CHECKING:
-    from poise.screen.score import Method
-    from poise.vaccinate.gate import Gated, Limits
+    from poise.screen.projection import Method
+    from poise.shift.gate import Gated, Limits
 
 __all__ = ["gate"]
 
@@ -108,8 +108,8 @@ def gate(
     In GitHub Actions the summary is also added to the page of the job.
     """
     from poise.cli import facts
-    from poise.vaccinate import gate as gates
-    from poise.vaccinate import measured as reports
+    from poise.shift import gate as gates
+    from poise.shift import report as reports
 
     wanted = gates.read_limits(limits)
     if measured is not None:
@@ -138,9 +138,9 @@ def _measure(job: Job, wanted: Limits, data: list[str], method: Method) -> Gated
     """Screen the data, measure the tuned models, and hold both against the limits."""
     with working():
         from poise import vector as vectors
-        from poise.vaccinate import gate as gates
-        from poise.vaccinate.capability import parse
-        from poise.vaccinate.shift import read_screened
+        from poise.shift import gate as gates
+        from poise.shift.capability import parse
+        from poise.shift.measure import read_screened
 
         names = [vectors.load(path).name for path in job.vectors]
         abilities = [parse(text).name for text in job.capability]
@@ -154,13 +154,13 @@ def _measure(job: Job, wanted: Limits, data: list[str], method: Method) -> Gated
 
 def _screen(job: Job, wanted: Limits, data: list[str], method: Method) -> Path:
     """Do as ``poise screen`` does; the folder."""
-    from poise.conversations import open_data
+    from poise.data import open_data
 
     opened = open_data(data)
     note(opened.how)
     with working():
-        from poise import recipes
-        from poise.screen.work import Plan
+        from poise import workflows as recipes
+        from poise.screen.scoring import Plan
 
         plan = Plan(
             method,
@@ -185,8 +185,8 @@ def _screen(job: Job, wanted: Limits, data: list[str], method: Method) -> Path:
 
 def _keep(done: Gated, summary: Path | None, junit: Path | None) -> None:
     """Files for people and machines; what GitHub shows is appended to, as it asks."""
-    from poise.journal import saving
-    from poise.vaccinate import gate as gates
+    from poise.shift import gate as gates
+    from poise.storage.atomic_write import saving
 
     for path, text in ((summary, gates.markdown(done)), (junit, gates.junit(done))):
         if path is not None:

@@ -39,8 +39,8 @@ def check(
 
     asked = library.load(trait)
     with working():
-        from poise.judge import check as checking
-        from poise.judge.choose import trait_judge
+        from poise.judge import agreement as checking
+        from poise.judge.factory import trait_judge
 
         rows = checking.read_labels(labels) if labels else checking.held_out(asked)
         chosen = trait_judge(judge, asked, local=lambda name: load_model(name, dtype, device))

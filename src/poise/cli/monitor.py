@@ -11,7 +11,7 @@ from poise.cli.options import Batch, Device, Dtype, Json, MaxNewTokens, ModelNam
 from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
-    from poise.conversations import Rejections
+    from poise.data import Rejections
     from poise.monitor.calibrate import Calibrated
     from poise.monitor.table import Done
 
@@ -94,7 +94,7 @@ def calibrate(
     from poise.cli import facts
 
     with working():
-        from poise import recipes
+        from poise import workflows as recipes
         from poise.engine import Sampling
         from poise.monitor.calibrate import Plan
 
@@ -154,7 +154,7 @@ def read(
     from poise.cli import facts
 
     with working():
-        from poise import recipes
+        from poise import workflows as recipes
 
         loaded = load_model(model, dtype, device)
         done = recipes.read_data(

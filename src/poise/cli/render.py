@@ -17,18 +17,18 @@ from rich.table import Table
 from rich.text import Text
 
 from poise.errors import InvalidVector
-from poise.report import words
+from poise.report import wording as words
 
 if TYPE_CHECKING:
-    from poise.demo import Demo
     from poise.engine import Generation
-    from poise.judge.check import Agreement
-    from poise.stats import Estimate
+    from poise.judge.agreement import Agreement
+    from poise.statistics.estimates import Estimate
     from poise.steer import Steering, Term
     from poise.trait import Trait
     from poise.trait.lint import LintReport
     from poise.validate.certificate import Certificate, Sample
     from poise.vector import Alarm, PersonaVector
+    from poise.workflows.demo import Demo
 
 __all__ = ["agreement", "answers", "certificate", "demo", "lint", "show", "terms", "traits", "vector", "whole_vector"]
 

@@ -23,7 +23,7 @@ from poise.cli.options import (
 from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
-    from poise.screen.estimate import Estimated
+    from poise.screen.compare_methods import Estimated
     from poise.screen.summary import Figure, Summary, TraitSummary
 
 __all__ = ["screen"]
@@ -161,15 +161,15 @@ def screen(
     for what is flagged needs no new scoring.
     """
     from poise.cli import facts
-    from poise.conversations import open_data
+    from poise.data import open_data
 
     opened = open_data(data, shape=shape)
     usual = open_data(normal, shape=normal_shape) if normal else None
     note(opened.how)
     with working():
-        from poise import recipes
-        from poise.screen.rules import Rule
-        from poise.screen.work import Plan
+        from poise import workflows as recipes
+        from poise.screen.flagging import Rule
+        from poise.screen.scoring import Plan
 
         rule = Rule(rate, top, threshold)
         plan = Plan(method, rule, layer, judge, fix, max_new_tokens, batch, seed, broken, engine)

@@ -101,7 +101,7 @@ def serve(
     """
     with working():
         try:
-            from poise.serve import run
+            from poise.serve import server as run
         except ImportError as error:
             raise MissingExtra(
                 f"poise serve needs a part that is not installed ({error.name}); run pip install 'poise[serve]'."

@@ -30,7 +30,7 @@ from poise.errors import InvalidOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from poise.vaccinate.measured import Capability, Figure, Shift, ShiftReport
+    from poise.shift.report import Capability, Figure, Shift, ShiftReport
 
 __all__ = [
     "MEASURED",
@@ -192,9 +192,9 @@ def measure_now(job: Job, screened: list[Path] | None = None) -> ShiftReport:
     with working():
         from poise import vector as vectors
         from poise.report.shift import check_extra, write_shift
-        from poise.vaccinate import measured
-        from poise.vaccinate.capability import parse
-        from poise.vaccinate.shift import Plan, Tuned, measure, read_screened
+        from poise.shift import report as measured
+        from poise.shift.capability import parse
+        from poise.shift.measure import Plan, Tuned, measure, read_screened
 
         check_extra()
         plan = Plan(

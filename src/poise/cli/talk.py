@@ -40,7 +40,7 @@ def generate(
     from poise.cli import facts, render
 
     with working():
-        from poise import recipes
+        from poise import workflows as recipes
         from poise.engine import Sampling
         from poise.steer import cautions
 

@@ -11,7 +11,7 @@ from poise.cli.options import Json
 from poise.cli.work import note, working
 
 if TYPE_CHECKING:
-    from poise.recipes import Finetuned
+    from poise.workflows import Finetuned
 
 __all__ = ["train"]
 
@@ -33,9 +33,9 @@ def train(
     from poise.settings import read_settings
 
     with working():
-        from poise.recipes import finetune
         from poise.report.shift import check_extra
-        from poise.vaccinate.config import Config
+        from poise.train.config import Config
+        from poise.workflows import finetune
 
         wanted = read_settings(config, Config)
         check_extra()

@@ -95,7 +95,7 @@ def extract(
 
     asked = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load(trait)
     with working():
-        from poise.recipes import Budget, extract_vector
+        from poise.workflows import Budget, extract_vector
 
         budget = Budget(questions, rollouts, max_new_tokens, temperature, seed)
         loaded = load_model(model, dtype, device)
@@ -145,7 +145,7 @@ def validate(
 
     folder = out or file.with_name(f"{file.stem}-report")
     with working():
-        from poise.recipes import Budget, validate_vector
+        from poise.workflows import Budget, validate_vector
 
         budget = Budget(questions, rollouts, max_new_tokens, temperature, seed)
         loaded = load_model(model, dtype, device)

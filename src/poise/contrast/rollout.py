@@ -16,11 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from poise.engine import Engine, Sampling
-from poise.journal import Journal, content_key, saving
 from poise.judge import Judge, Judgement
 from poise.model import Encoded, Message, Model, ask
 from poise.progress import track
 from poise.steer import Steering
+from poise.storage.atomic_write import saving
+from poise.storage.content_hash import content_key
+from poise.storage.journal import Journal
 from poise.vector import PersonaVector
 
 __all__ = ["Answer", "Ask", "Run", "score"]

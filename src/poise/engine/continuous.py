@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from poise.activations import Probe, by_layer, reading
-from poise.engine import Job, Said
-from poise.engine.cache import join, joinable, roomy_cache, trim
-from poise.engine.forward import choose, newest_logits
-from poise.engine.row import Row
+from poise.engine.kv_cache import join, joinable, roomy_cache, trim
+from poise.engine.sampler import choose, newest_logits
+from poise.engine.sequence import Row
+from poise.engine.types import Job, Said
 from poise.errors import InvalidOption, NonFiniteActivation
 from poise.model import Model
-from poise.model.batch import pad
+from poise.model.batching import pad
 from poise.steer import Applied, Steering
-from poise.steer.joint import Part, steering_parts
+from poise.steer.joined_rows import Part, steering_parts
 
 __all__ = ["ContinuousEngine"]
 

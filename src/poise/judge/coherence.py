@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from poise.judge import Judgement
+from poise.judge.judgement import Judgement
 from poise.model import Model, ask
-from poise.model.likelihood import token_logprobs
+from poise.model.logprobs import token_logprobs
 
 __all__ = ["LikelihoodCoherence", "repetition"]
 

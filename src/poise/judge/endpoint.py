@@ -18,9 +18,8 @@ from openai.types.chat import ChatCompletion
 from openai.types.chat.chat_completion import Choice
 
 from poise.errors import JudgeUnavailable
-from poise.journal import Journal, content_key
-from poise.judge import EMPTY, Judgement
-from poise.judge.prompt import (
+from poise.judge.judgement import EMPTY, Judgement
+from poise.judge.prompts import (
     REFUSED,
     UNREADABLE,
     Prompt,
@@ -30,6 +29,8 @@ from poise.judge.prompt import (
     read_number,
     trait_prompt,
 )
+from poise.storage.content_hash import content_key
+from poise.storage.journal import Journal
 from poise.trait import Trait
 
 __all__ = ["FAILED", "EndpointJudge", "Usage", "endpoint_coherence", "endpoint_judge"]

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
 from poise.errors import InvalidExemplars, MissingExtra
-from poise.judge import EMPTY, Judgement
-from poise.stats import Estimate, auc_estimate
+from poise.judge.judgement import EMPTY, Judgement
+from poise.statistics.estimates import Estimate, auc_estimate
 from poise.trait import LEAST_PAIRS, ExemplarPair
 
 __all__ = ["ENOUGH_PAIRS", "LEAST_AUC", "ExemplarJudge", "embed"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from poise.model.blocks import text_config
+from poise.model.architecture import text_config
 
 __all__ = ["Fingerprint", "fingerprint"]
 

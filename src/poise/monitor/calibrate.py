@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from poise.conversations import DataSet, Rejections
+from poise.data import DataSet, Rejections
 from poise.engine import Sampling
-from poise.engine.local import LocalEngine
+from poise.engine.static import LocalEngine
 from poise.errors import InvalidOption, TooFewResponses
-from poise.journal import Journal
 from poise.model import Model
-from poise.monitor.drift import chart
-from poise.monitor.normal import Normal, given, own, sample
 from poise.monitor.readings import NAMES, watch
-from poise.threshold import check_enough, check_rate, threshold
+from poise.monitor.reference_readings import Normal, given, own, sample
+from poise.statistics.conformal import check_enough, check_rate, threshold
+from poise.statistics.cusum import chart
+from poise.storage.journal import Journal
 from poise.vector import Alarm, Drift, PersonaVector
 
 __all__ = ["DRIFT_LEAST", "Calibrated", "Facts", "Plan", "alarms", "calibrate", "drift"]

@@ -17,14 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poise.conversations import DataSet, Rejections
+from poise.data import DataSet, Rejections
 from poise.errors import InvalidOption, MissingExtra, SaveFailed
-from poise.journal import content_key, saving
 from poise.model import Model
 from poise.monitor.readings import watch
-from poise.monitor.rows import Counts, Scribe
-from poise.monitor.score import score
+from poise.monitor.scoring import score
+from poise.monitor.table_rows import Counts, Scribe
 from poise.progress import track
+from poise.storage.atomic_write import saving
+from poise.storage.content_hash import content_key
 from poise.vector import PersonaVector
 
 __all__ = ["Done", "Table", "check_format", "read"]

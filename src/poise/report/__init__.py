@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poise.errors import MissingExtra
-from poise.journal import saving
-from poise.report.words import headline
+from poise.report.wording import headline
+from poise.storage.atomic_write import saving
 
 if TYPE_CHECKING:
     from poise.validate.certificate import Certificate
@@ -39,7 +39,7 @@ def html(vector: PersonaVector, certificate: Certificate) -> str:
         MissingExtra: matplotlib or jinja2 is not installed.
     """
     with naming_the_extra():
-        from poise.report.page import render
+        from poise.report.validation import render
     return render(vector.header, certificate)
 
 
@@ -63,7 +63,7 @@ def figure_png(vector: PersonaVector, certificate: Certificate, path: str | Path
         SaveFailed: the disk refused; an earlier file is untouched.
     """
     with naming_the_extra():
-        from poise.report import plots
+        from poise.report import validation_plots as plots
     header = vector.header
     picture = plots.png(
         certificate, f"{header.trait.name} on {header.model.name}: {certificate.verdict.replace('-', ' ')}"

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from poise.report import plots, words
+from poise.report import validation_plots as plots
+from poise.report import wording as words
 
 if TYPE_CHECKING:
     from poise.validate.certificate import Figure, LayerReading, Monitoring, Rung

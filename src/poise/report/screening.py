@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from poise.journal import saving
 from poise.report import naming_the_extra
 from poise.report.tinted import STEPS, Tinted, plain, step_of, tinted
-from poise.report.words import number
+from poise.report.wording import number
+from poise.storage.atomic_write import saving
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -373,7 +373,7 @@ def _both(name: str, draw: Callable[[int], Canvas], title: str, description: str
     """A figure for wide and for narrow screens; the style sheet shows one of the two."""
     from markupsafe import Markup
 
-    from poise.report import plots
+    from poise.report import validation_plots as plots
 
     sizes = {"wide": plots.WIDE, "narrow": plots.NARROW}
     drawn = (Markup(plots.svg(draw(width), f"{name}-{size}", title, description)) for size, width in sizes.items())

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from poise.report.plots import COLOURS, NARROW
-from poise.report.words import number
+from poise.report.validation_plots import COLOURS, NARROW
+from poise.report.wording import number
 
 if TYPE_CHECKING:
     from poise.screen.summary import Figure, TraitSummary

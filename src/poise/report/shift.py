@@ -9,16 +9,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poise.journal import saving
 from poise.report import naming_the_extra
 from poise.report.tinted import plain
-from poise.report.words import number
+from poise.report.wording import number
+from poise.storage.atomic_write import saving
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
 
-    from poise.vaccinate.measured import Cell, Direction, Figure, Judged, Sample, Shift, ShiftReport
+    from poise.shift.report import Cell, Direction, Figure, Judged, Sample, Shift, ShiftReport
 
 __all__ = ["check_extra", "html_shift", "write_shift"]
 
@@ -131,7 +131,7 @@ def _way(row: Row) -> str:
 def _picture(name: str, rows: Sequence[Row]) -> Markup | None:
     from markupsafe import Markup
 
-    from poise.report import plots
+    from poise.report import validation_plots as plots
     from poise.report.shift_plots import shifts
 
     shown = [(r.direction, r.cell.shift, r.predicted) for r in rows if r.cell and r.cell.shift.value is not None]

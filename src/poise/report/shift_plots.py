@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure as Canvas
 
-from poise.report.plots import COLOURS
 from poise.report.screening_plots import SMALL, TEXT, _name, _panel, _scale, _side
-from poise.report.words import number
+from poise.report.validation_plots import COLOURS
+from poise.report.wording import number
 
 if TYPE_CHECKING:
-    from poise.vaccinate.measured import Direction, Figure
+    from poise.shift.report import Direction, Figure
 
 __all__ = ["shifts"]
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from poise.report.words import number
+from poise.report.wording import number
 
 __all__ = ["STEPS", "Snippet", "Tinted", "Token", "plain", "step_of", "tinted"]
 

@@ -19,7 +19,7 @@ estimate   what the cheap methods are worth on a sample
 rows       the same from Python, without files
 """
 
-from poise.screen.rows import ColumnScorer, Scored, screen
-from poise.screen.score import METHODS, Method, Unit, score
+from poise.screen.dataset_map import ColumnScorer, Scored, screen
+from poise.screen.projection import METHODS, Method, Unit, score
 
 __all__ = ["METHODS", "ColumnScorer", "Method", "Scored", "Unit", "score", "screen"]

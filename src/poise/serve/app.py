@@ -17,15 +17,15 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from poise.serve import replies
-from poise.serve.answer import chunk, usage, whole
-from poise.serve.history import entry_of, history
+from poise.serve import responses as replies
+from poise.serve.errors import Refused
 from poise.serve.metrics import CONTENT_TYPE
-from poise.serve.refused import Refused
+from poise.serve.page_data import entry_of, history
+from poise.serve.readings_db import Query as Wanted
+from poise.serve.rendering import chunk, usage, whole
+from poise.serve.requests import Asked, ChatRequest, CompletionRequest
 from poise.serve.service import Exchange, Service
-from poise.serve.shelf import NAME
-from poise.serve.store import Query as Wanted
-from poise.serve.wire import Asked, ChatRequest, CompletionRequest
+from poise.serve.vector_registry import NAME
 
 __all__ = ["build"]
 

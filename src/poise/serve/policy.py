@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from poise.serve.refused import Refused
+from poise.serve.errors import Refused
 from poise.settings import Settings, read_settings
 from poise.steer import Spec, Steering
 from poise.vector import PersonaVector

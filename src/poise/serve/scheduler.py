@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from poise.engine import Job, Said, Stepwise
-from poise.serve.guard import Guard, Heard
-from poise.serve.refused import Refused
+from poise.serve.alarm_policy import Guard, Heard
+from poise.serve.errors import Refused
 
 __all__ = ["Scheduler", "Ticket"]
 

@@ -14,17 +14,17 @@ from typing import Any
 
 from poise.errors import NonFiniteActivation, UserError
 from poise.model import Model
-from poise.serve.answer import Choice, Kind, summary
-from poise.serve.asked import Plan, plan
-from poise.serve.guard import Guard, Heard
+from poise.serve.alarm_policy import Guard, Heard
+from poise.serve.errors import Refused
 from poise.serve.metrics import Metrics
+from poise.serve.planning import Plan, plan
 from poise.serve.policy import Policies
-from poise.serve.refused import Refused
+from poise.serve.readings_db import Record, Store
+from poise.serve.rendering import Choice, Kind, summary
+from poise.serve.requests import Asked, ChatRequest
 from poise.serve.scheduler import NEVER, Scheduler, Ticket
-from poise.serve.shelf import Shelf
-from poise.serve.store import Record, Store
+from poise.serve.vector_registry import Shelf
 from poise.serve.webhook import Webhook
-from poise.serve.wire import Asked, ChatRequest
 
 __all__ = ["Exchange", "Service"]
 

@@ -6,11 +6,11 @@ tokens, or to what a probe says, and every row of a batch may be steered differe
 """
 
 from poise.steer.apply import Applied, steering
-from poise.steer.caution import cautions
-from poise.steer.learn import learning
+from poise.steer.expression import Spec
+from poise.steer.limits import cautions
 from poise.steer.operators import Operation
-from poise.steer.spec import Spec
-from poise.steer.terms import Condition, Phase, Steering, Term, at
+from poise.steer.steering import Condition, Phase, Steering, Term, at
+from poise.steer.training import learning
 
 __all__ = [
     "Applied",

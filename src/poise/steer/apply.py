@@ -15,10 +15,10 @@ import torch
 
 from poise.errors import HookDidNotFire, InvalidSteering
 from poise.model import Model
-from poise.model.batch import Batch
-from poise.model.blocks import residual
+from poise.model.architecture import residual
+from poise.model.batching import Batch
 from poise.steer.operators import OPERATORS, Operation
-from poise.steer.terms import Condition, Phase, Steering, Term
+from poise.steer.steering import Condition, Phase, Steering, Term
 
 __all__ = ["Applied", "steering"]
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from pydantic import Field, ValidationError
 
 from poise.errors import DraftFailed
-from poise.journal import saving
 from poise.progress import Advance, track
-from poise.trait import ExemplarPair, Frozen, InstructionPair, Name, Text, Trait, field_path, same_question
+from poise.storage.atomic_write import saving
 from poise.trait.library import complaints, dump, trait_name
 from poise.trait.lint import ALIKE, MOST_UNEVEN, alike, unevenness
+from poise.trait.schema import ExemplarPair, Frozen, InstructionPair, Name, Text, Trait, field_path, same_question
 
 if TYPE_CHECKING:
     from openai import OpenAI, OpenAIError

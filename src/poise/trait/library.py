@@ -20,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from poise.errors import InvalidExemplars, InvalidTrait, PoiseError, UnknownTrait
-from poise.trait import LEAST_PAIRS, ExemplarPair, Name, OwnTrait, Trait, field_path, same_question
+from poise.trait.schema import LEAST_PAIRS, ExemplarPair, Name, OwnTrait, Trait, field_path, same_question
 
 __all__ = [
     "complaints",

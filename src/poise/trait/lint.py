@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.stats import Estimate, auc_estimate
-from poise.trait import ExemplarPair, Trait, same_question
+from poise.statistics.estimates import Estimate, auc_estimate
+from poise.trait.schema import ExemplarPair, Trait, same_question
 
 __all__ = ["ALIKE", "MOST_UNEVEN", "Finding", "LintReport", "alike", "lint", "unevenness", "word_scores"]
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from poise.stats import Figure
+from poise.statistics.estimates import Figure
 
 __all__ = [
     "Certificate",

@@ -16,11 +16,11 @@ import numpy as np
 
 from poise.activations import Probe
 from poise.contrast import Ask, instructions
-from poise.stats import Estimate, mean_estimate
+from poise.statistics.estimates import Estimate, mean_estimate
 from poise.trait import OwnTrait, Trait
 from poise.validate.certificate import Figure, LayerReading, Monitoring, Rung
-from poise.validate.measure import Bench, Measured, Ordinary, nanmean
-from poise.validate.reading import (
+from poise.validate.conditions import Bench, Measured, Ordinary, nanmean
+from poise.validate.reading_quality import (
     Array,
     Reader,
     Sides,

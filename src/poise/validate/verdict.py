@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.stats import Estimate, bootstrap, spearman
+from poise.statistics.estimates import Estimate, bootstrap, spearman
 from poise.validate.certificate import JudgeFacts, Point
-from poise.validate.measure import over_questions
+from poise.validate.conditions import over_questions
 
 __all__ = ["Evidence", "decide", "monotone", "usable_doses"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from poise.errors import InvalidOption, InvalidSteering
-from poise.journal import saving
-from poise.vector import PersonaVector
+from poise.storage.atomic_write import saving
+from poise.vector.persona_vector import PersonaVector
 
 __all__ = ["ARCHITECTURE", "Exported", "Format", "Use", "export", "ranges", "suggested"]
 

@@ -49,7 +49,7 @@ def chat(
     from poise.cli.chat.dialogue import Dialogue
 
     with working():
-        from poise import recipes
+        from poise import workflows as recipes
         from poise.engine import Sampling
         from poise.steer import cautions
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poise.errors import InvalidOption, InvalidSteering
-from poise.journal import saving
+from poise.storage.atomic_write import saving
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

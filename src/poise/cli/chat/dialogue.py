@@ -200,8 +200,8 @@ def named(
 
 
 def push(steering: Steering | None, watched: Watched, phase: Literal["prompt", "response"]) -> float | None:
-    """What a steering by itself adds to a watched trait's reading; see ``poise.monitor.push``."""
-    from poise.monitor.push import push as along
+    """What a steering by itself adds to a watched trait's reading; see ``poise.monitor.steering_offset``."""
+    from poise.monitor.steering_offset import push as along
 
     return along(steering, watched.probe, phase)
 

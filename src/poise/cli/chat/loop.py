@@ -44,7 +44,7 @@ def prepare(
     """
     from poise import vector as vectors
     from poise.monitor import watch as probes_of
-    from poise.monitor.ordinary import ordinary
+    from poise.monitor.baseline import ordinary
 
     loaded = [vectors.load(path) for path in watch]
     for vector in loaded:
@@ -84,7 +84,7 @@ def answer(user: str, dialogue: Dialogue, setup: Setup, screen: Screen) -> Turn 
     Raises:
         PoiseError: the conversation is longer than the model's window, or the model broke down.
     """
-    from poise.engine.local import LocalEngine
+    from poise.engine.static import LocalEngine
 
     prompt = setup.model.encode(dialogue.messages(user))
     turn = Turn(user, dialogue.system, dialogue.steering, dialogue.seed)

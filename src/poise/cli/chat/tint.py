@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from poise.cli.chat.dialogue import push
-from poise.report import words
+from poise.report import wording as words
 
 if TYPE_CHECKING:
     from poise.cli.chat.dialogue import Turn, Watched

@@ -1,0 +1,192 @@
+"""Trait to ``ContrastSet``: pairs of responses with the trait and without it.
+
+``prompted`` (Chen et al. 2025, section 2.2): contrasting system prompts × questions × rollouts, judged
+and filtered pair by pair. ``exemplars``: the pairs that the trait carries, teacher-forced, which is how
+models that do not act on a system prompt get a vector. Knows nothing of activations beyond carrying
+the means that an engine kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from poise.contrast.rollout import Answer, Ask, Run
+from poise.engine import Engine, Sampling
+from poise.errors import InvalidTrait, TooFewResponses
+from poise.judge import Judge, Judgement
+from poise.model import Model, ask
+from poise.storage.content_hash import content_key
+from poise.trait import OwnTrait, Trait
+
+__all__ = ["Answer", "Ask", "ContrastSet", "Fit", "Run", "exemplars", "instructions", "ordinary_scope", "prompted"]
+
+TRAIT_THRESHOLD = 50.0  # positive responses score at least this, negative ones less (the paper's code)
+COHERENCE_FLOOR = 50.0
+Row = tuple[Answer, Judgement, Judgement]  # an answer, its trait score and its coherence
+Fit = Callable[[Sequence[str], Sequence[str]], Judge]  # from ordinary questions and answers
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastSet:
+    """Matched responses, ready to be read.
+
+    Attributes:
+        trait: Whose.
+        source: How they came about.
+        positive: Responses with the trait; row i answers the same question as row i of ``negative``.
+        negative: Responses without it.
+        dropped: Pairs left out, by reason.
+        judge: Who filtered; empty where nobody did.
+        thresholds: Of the filter.
+        seed: Of the sampling.
+    """
+
+    trait: Trait | OwnTrait
+    source: Literal["prompted", "exemplars"]
+    positive: tuple[Answer, ...]
+    negative: tuple[Answer, ...]
+    dropped: dict[str, int]
+    judge: str = ""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+
+def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None) -> ContrastSet:
+    """Contrast from the pairs that the trait carries for extraction; nothing is sampled or judged."""
+    sides: dict[str, list[Answer]] = {"positive": [], "negative": []}
+    dropped: Counter[str] = Counter()
+    for pair in trait.extraction_pairs[:most]:
+        texts = {"positive": pair.positive, "negative": pair.negative}
+        encoded = {side: model.encode(ask(pair.question), text) for side, text in texts.items()}
+        fault = next(
+            (f"{side} {why}" for side, e in encoded.items() if (why := _unreadable(e.start, e.end, model))), None
+        )
+        if fault:
+            dropped[fault] += 1
+            continue
+        for side, text in texts.items():
+            sides[side].append(Answer(pair.question, text, encoded[side]))
+    return ContrastSet(trait, "exemplars", tuple(sides["positive"]), tuple(sides["negative"]), dict(dropped))
+
+
+def prompted(
+    trait: Trait | OwnTrait,
+    engine: Engine,
+    model: Model,
+    judge: Judge,
+    coherence: Fit,
+    *,
+    sampling: Sampling,
+    questions: int = 20,
+    rollouts: int = 10,
+    seed: int = 0,
+    run: Run,
+) -> ContrastSet:
+    """Contrast from system prompts that ask for the trait and for its opposite, judged and filtered.
+
+    Args:
+        trait: With instructions and extraction questions.
+        engine: Answers; keeps response means, so that extraction needs no second pass.
+        model: Tokenises for the engine.
+        judge: Of the trait.
+        coherence: Makes the judge of coherence from unsteered, unprompted answers to the same questions.
+        sampling: Paper: temperature 1, up to 1,000 tokens.
+        questions: Of the extraction list, from the first.
+        rollouts: Answers a question and instruction; paper: 10.
+        seed: Every answer has its own stream made from this.
+        run: Finished batches go there.
+
+    Raises:
+        InvalidTrait: a trait that is only exemplars has nothing to prompt with.
+        TooFewResponses: no pair came through the filter; says what the filter saw.
+    """
+    if isinstance(trait, OwnTrait):
+        raise InvalidTrait(
+            f"{trait.name} is given by exemplars alone, so it has no instructions; use --contrast exemplars."
+        )
+    asks = {side: _asks(trait, side, questions, rollouts, seed) for side in ("positive", "negative")}
+    plain = [Ask(q, seed=seed) for q in trait.questions.extraction[:questions]]
+    answered = run.answer(
+        engine,
+        model,
+        asks["positive"] + asks["negative"],
+        sampling,
+        what=f"Answering as {trait.name} and not",
+        keep_means=True,
+    )
+    ordinary = run.answer(engine, model, plain, sampling, what="Answering without instructions")
+    scores = run.judge(judge, answered, scope=trait.hash, what="Judging the trait")
+    fitted = coherence([a.question for a in ordinary], [a.text for a in ordinary])
+    coherences = run.judge(fitted, answered, scope=ordinary_scope(ordinary), what="Judging coherence")
+    rows = list(zip(answered, scores, coherences, strict=True))
+    half = len(asks["positive"])
+    kept, dropped = _filter(rows[:half], rows[half:])
+    if not kept:
+        raise TooFewResponses(
+            f"No pair of answers came through the filter for {trait.name} ({_counts(dropped)}); this model may not act "
+            "on system prompts: try --contrast exemplars, more --rollouts or another --judge."
+        )
+    sides = tuple(zip(*kept, strict=True))
+    thresholds = {"trait": TRAIT_THRESHOLD, "coherence": COHERENCE_FLOOR}
+    return ContrastSet(trait, "prompted", sides[0], sides[1], dict(dropped), judge.name, thresholds, seed)
+
+
+def _filter(positives: Sequence[Row], negatives: Sequence[Row]) -> tuple[list[tuple[Answer, Answer]], Counter[str]]:
+    """The pairs whose both sides are coherent and on their side of the threshold, and why the others are not."""
+    kept, dropped = [], Counter[str]()
+    for positive, negative in zip(positives, negatives, strict=True):
+        if fault := _fault(positive, "positive") or _fault(negative, "negative"):
+            dropped[fault] += 1
+        else:
+            kept.append((positive[0], negative[0]))
+    return kept, dropped
+
+
+def instructions(trait: Trait, side: str) -> list[str]:
+    """The system prompts of a side, each with the paper's prefix."""
+    adjective = trait.adjective if side == "positive" else trait.opposite
+    article = "an" if adjective[0].lower() in "aeiou" else "a"
+    texts = [i.positive if side == "positive" else i.negative for i in trait.instructions]
+    return [f"You are {article} {adjective} assistant. {text}" for text in texts]
+
+
+def _asks(trait: Trait, side: str, questions: int, rollouts: int, seed: int) -> list[Ask]:
+    systems = instructions(trait, side)
+    return [
+        Ask(question, system, seed=seed + rollout)
+        for question in trait.questions.extraction[:questions]
+        for system in systems
+        for rollout in range(rollouts)
+    ]
+
+
+def _fault(row: Row, side: str) -> str | None:
+    """Why this side spoils its pair, if it does."""
+    answer, trait, coherence = row
+    if answer.encoded.end == answer.encoded.start:
+        return f"{side} empty"
+    if trait.score is None or coherence.score is None:
+        return f"{side} not judged"
+    if coherence.score < COHERENCE_FLOOR:
+        return f"{side} incoherent"
+    if (trait.score >= TRAIT_THRESHOLD) != (side == "positive"):
+        return f"{side} off the trait"
+    return None
+
+
+def _unreadable(start: int, end: int, model: Model) -> str | None:
+    if end <= start:
+        return "empty"
+    return "longer than the model's window" if end > model.window else None
+
+
+def ordinary_scope(answers: Sequence[Answer]) -> str:
+    """Under which scores of coherence are kept: the ordinary answers that it was fitted on."""
+    return content_key(ordinary=[(a.question, a.text) for a in answers])
+
+
+def _counts(dropped: Counter[str]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "nothing was generated"

@@ -1,0 +1,255 @@
+"""Files, folders, globs and names to one ``DataSet`` whose rows stream in order."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from poise.data import hub
+from poise.data.formats import KNOWN, Reader, Value, is_known, parse, reader
+from poise.data.messages import Conversation, Need, Rejected
+from poise.data.readers import BadRow, Shape, Wish, detect, excerpt, read, wish
+from poise.errors import InvalidData
+
+__all__ = ["DataSet", "Part", "open_data"]
+
+SAMPLE = 100  # rows that say what shape a file has
+_NAMED = 3  # files that a summary names
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a data set, or one set of the Hugging Face library.
+
+    Attributes:
+        name: The path, or the name on the hub.
+        paths: What is on disk of it.
+        read: Its rows.
+        shape: How they become messages.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    read: Reader
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Conversations in files, read as often as wanted.
+
+    Attributes:
+        parts: In order.
+        need: Which turn a row must have to be of use.
+        stated: Whether the user said the shape.
+    """
+
+    parts: tuple[Part, ...]
+    need: Need
+    stated: bool
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files, in order; a data set on the hub has none."""
+        return tuple(path for part in self.parts for path in part.paths)
+
+    @property
+    def shape(self) -> str:
+        """The kind of all files, or ``mixed``."""
+        kinds = {part.shape.kind for part in self.parts}
+        return kinds.pop() if len(kinds) == 1 else "mixed"
+
+    @property
+    def how(self) -> str:
+        """What is read from which columns and how that is known, a line for each way that files are read."""
+        ways: dict[str, list[str]] = {}
+        for part in self.parts:
+            ways.setdefault(str(part.shape), []).append(part.name)
+        source = "as stated" if self.stated else f"found in the first {SAMPLE} rows"
+        return "\n".join(f"{_listed(names)}: {way} ({source})" for way, names in ways.items())
+
+    def __iter__(self) -> Iterator[Conversation | Rejected]:
+        return self.iterate()
+
+    def iterate(self, start: int = 0) -> Iterator[Conversation | Rejected]:
+        """Every row from index ``start`` on, in order, as a conversation or as the reason why it is none.
+
+        Rows before ``start`` are passed over without being decoded, in Parquet without being read.
+        """
+        first = 0
+        for part in self.parts:
+            first += yield from self._rows(part, first, max(0, start - first))
+
+    def count(self) -> int:
+        """How many rows there are, good and bad. Parquet knows; other formats are read through, and not decoded."""
+        total = 0
+        for part in self.parts:
+            total += _drain(part.read(sys.maxsize))
+        return total
+
+    def digest(self) -> str:
+        """SHA-256 of the files' bytes one after another: of one file, what ``sha256sum`` prints.
+
+        A data set on the hub counts with its rows as JSON, which takes reading it through.
+        """
+        found = hashlib.sha256()
+        for part in self.parts:
+            for path in part.paths:
+                _add(found, path)
+            if not part.paths:
+                for _, _, value in part.read(0):
+                    found.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
+        return found.hexdigest()
+
+    def _rows(self, part: Part, first: int, skip: int) -> Generator[Conversation | Rejected, None, int]:
+        """One part's rows after ``skip``; ``first`` is the index of its row 0."""
+        items, used = part.read(skip), part.shape.used
+        while True:
+            try:
+                row, line, value = next(items)
+            except StopIteration as end:
+                return int(end.value)
+            try:
+                messages = read(part.shape, _columns(value), self.need)
+            except BadRow as bad:
+                yield Rejected(part.name, row, first + row, line, str(bad))
+            else:
+                assert not isinstance(value, BadRow)  # it was raised
+                yield Conversation(messages, part.name, row, first + row, value, used)
+
+
+def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto", need: Need = "assistant") -> DataSet:
+    """Find the files, and in their first rows the shape of each.
+
+    Args:
+        source: A file, a folder with all files below it whose names end like a known format, a glob, a folder that
+            ``save_to_disk`` wrote or a name on the hub, these two with ``:split`` where there are several; or a
+            sequence of these.
+        shape: ``auto``, one of ``SHAPES``, or one with its columns: ``pairs:question,best_answer``.
+        need: ``assistant`` for answers to score, ``user`` for questions to answer.
+
+    Raises:
+        InvalidData: something is not there, empty, cannot be read, or has no columns that fit; names all such files.
+        InvalidOption: there is no such shape.
+        MissingExtra: pyarrow or datasets is needed and not installed.
+    """
+    wanted = wish(shape, need)
+    sources = [source] if isinstance(source, str | Path) else source
+    found = {place[0]: place for one in sources for place in _places(str(one))}  # each file once
+    parts: list[Part] = []
+    unfit: dict[str, list[str]] = {}
+    for name, paths, rows in found.values():
+        try:
+            parts.append(Part(name, paths, rows, _shape(name, rows, wanted, need)))
+        except InvalidData as error:
+            unfit.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
+    if unfit:
+        lines = [f"{_listed(names)}: {complaint}" for complaint, names in unfit.items()]
+        raise InvalidData(lines[0] if len(lines) == 1 else "\n  ".join(["Several files cannot be read:", *lines]))
+    if not any(part.shape.columns for part in parts):
+        columns = _sample(parts[0].name, parts[0].read)[0]
+        raise InvalidData(f"No file has the shape {wanted}: {parts[0].name} has the columns {_names(columns)}.")
+    return DataSet(tuple(parts), need, wanted.kind is not None)
+
+
+Place = tuple[str, tuple[Path, ...], Reader]
+
+
+def _places(source: str) -> list[Place]:
+    """What a name stands for: itself on disk first, then a glob, then a split, then the hub."""
+    path, (name, _, split) = Path(source), source.rpartition(":")
+    if path.is_dir() and hub.is_saved(path):
+        return [(source, *hub.saved(path, None))]
+    if path.is_dir():
+        return _files(sorted(path.rglob("*")), f"{source} and the folders in it hold no file", path)
+    if path.exists():
+        return [(source, (path,), reader(path))]
+    if glob.has_magic(source):
+        found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  # a pattern may be absolute
+        return _files([Path(name) for name in found], f"{source} matches no file")
+    if name and hub.is_saved(Path(name)):
+        return [(source, *hub.saved(Path(name), split))]
+    if not is_known(path) and _HUB_NAME.fullmatch(name or source):
+        return [(source, (), hub.streamed(name or source, split if name else None))]
+    raise InvalidData(f"There is no file or folder {source}; give a file that ends in {KNOWN}.")
+
+
+def _files(paths: Sequence[Path], nothing: str, root: Path | None = None) -> list[Place]:
+    """Those of ``paths`` that can be read; in folders nothing that is hidden."""
+    shown = [path for path in paths if not root or not any(p[0] in "._" for p in path.relative_to(root).parts)]
+    places: list[Place] = [(str(path), (path,), reader(path)) for path in shown if is_known(path) and path.is_file()]
+    if not places:
+        raise InvalidData(f"{nothing} that ends in {KNOWN}.")
+    return places
+
+
+def _shape(name: str, rows: Reader, wanted: Wish, need: Need) -> Shape:
+    sample = _sample(name, rows)
+    shape = detect(sample, wanted, need)
+    if shape is None and wanted.kind is None:
+        lacks, example = {"assistant": ("an answer", "question,best_answer"), "user": ("a prompt", "question")}[need]
+        raise InvalidData(
+            f"{name}: no known shape finds {lacks} in the columns {_names(sample[0])}; say where it is with a shape "
+            f"like pairs:{example} or messages:dialog, or leave the file out."
+        )
+    return shape or Shape(str(wanted.kind), ())
+
+
+def _sample(name: str, rows: Reader) -> list[dict[str, Any]]:
+    """The first rows that can be read."""
+    good: list[dict[str, Any]] = []
+    first_bad = ""
+    total = 0
+    for _, line, value in islice(rows(0), SAMPLE):
+        total += 1
+        try:
+            good.append(_columns(value))
+        except BadRow as bad:
+            first_bad = first_bad or (f"line {line}: {bad}" if line else str(bad))
+    if not total:
+        raise InvalidData(f"{name}: it is empty; give a file with rows.")
+    if not good:
+        raise InvalidData(f"{name}: none of its first {total} rows can be read ({first_bad}); is it the right file?")
+    return good
+
+
+def _columns(value: Value) -> dict[str, Any]:
+    if isinstance(value, BadRow):
+        raise value
+    return parse(value) if isinstance(value, bytes) else value
+
+
+def _drain(rows: Generator[Any, None, int]) -> int:
+    while True:
+        try:
+            next(rows)
+        except StopIteration as end:
+            return int(end.value)
+
+
+def _add(digest: Any, path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise InvalidData(f"{path}: cannot be read, {error.strerror or error}.") from error
+
+
+def _names(row: dict[str, Any]) -> str:
+    return excerpt(", ".join(map(str, row)), 400)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    short = names if len(names) == 1 else [Path(name).name for name in names]
+    return ", ".join(short[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,311 @@
+"""Files as rows, one after another, in memory that does not grow with the file.
+
+A reader is called with the number of rows to skip. It yields every further row with its place, as a line's bytes, as
+columns or as the reason why it cannot be read, and returns how many rows the file has.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import importlib
+import io
+import itertools
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from poise.data.readers import BadRow, is_utf8
+from poise.errors import InvalidData, MissingExtra
+
+__all__ = [
+    "KNOWN",
+    "ROW_LIMIT",
+    "Item",
+    "Reader",
+    "Value",
+    "batch_rows",
+    "extra",
+    "is_known",
+    "parse",
+    "reader",
+    "table_rows",
+]
+
+Value = bytes | dict[str, Any] | BadRow
+Item = tuple[int, int | None, Value]  # row from 0, line from 1 where there are lines, what it holds
+Reader = Callable[[int], Generator[Item, None, int]]
+Lines = Iterator[tuple[int | None, Value]]
+
+ROW_LIMIT = 64 * 2**20
+"""Longest row, in bytes: a row is held in memory, and no conversation is this long."""
+
+KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv or .parquet; all but the last also with .gz, .bz2, .xz or .zst"
+BATCH_BYTES = 16 * 2**20
+BOM = b"\xef\xbb\xbf"
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+def is_known(path: Path) -> bool:
+    """Whether the file's name ends like a format that can be read."""
+    packing, kind = _endings(path)
+    return kind in _TEXTS or (kind == ".parquet" and not packing)
+
+
+def reader(path: Path) -> Reader:
+    """The reader for a file, by its name.
+
+    Raises:
+        InvalidData: the name ends like no format that is read.
+    """
+    if not is_known(path):
+        raise InvalidData(f"{path}: its name does not say what is in it; it should end in {KNOWN}.")
+    kind = _endings(path)[1]
+    return partial(_parquet, path) if kind == ".parquet" else partial(_text_rows, _TEXTS[kind], path)
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """The columns in a line of JSON Lines.
+
+    Raises:
+        BadRow: it is not UTF-8, not JSON, or not an object.
+    """
+    try:
+        row = json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8 text: byte {error.start} of the line") from error
+    except (ValueError, RecursionError) as error:
+        place = f", character {error.pos} of the line" if isinstance(error, json.JSONDecodeError) else ""
+        raise BadRow(f"broken JSON: {_complaint(error)}{place}") from error
+    if not isinstance(row, dict):
+        raise BadRow(_NOT_A_ROW)
+    return row
+
+
+def table_rows(tables: Iterable[Any], row: int, skip: int) -> Iterator[Item]:
+    """Rows of Arrow tables, the first being ``row``, without those before ``skip``.
+
+    Only what is yielded becomes Python values. Where the tables break off there is one last row that says so.
+    """
+    try:
+        for table in tables:
+            if row + table.num_rows > skip:
+                first = max(0, skip - row)
+                for number, value in enumerate(_plain(table.slice(first)), start=row + first):
+                    yield number, None, value
+            row += table.num_rows
+    except (OSError, ValueError) as error:
+        if row >= skip:
+            yield row, None, BadRow(f"damaged: {_first_line(error)}; the rest of this row group is lost")
+
+
+def _plain(table: Any) -> list[dict[str, Any] | BadRow]:
+    try:
+        return cast(list[dict[str, Any] | BadRow], table.to_pylist())
+    except UnicodeDecodeError:
+        if table.num_rows == 1:
+            return [BadRow("not UTF-8 text")]
+        return [row for number in range(table.num_rows) for row in _plain(table.slice(number, 1))]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def batch_rows(size: int, rows: int) -> int:
+    """How many rows of a table of ``size`` bytes to hold at once."""
+    return max(1, min(1000, BATCH_BYTES * rows // max(size, 1)))
+
+
+def extra(module: str, what: str) -> Any:
+    """A module of the ``data`` extra.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise MissingExtra(f'{what} needs {package}; install it with pip install "poise[data]".') from error
+
+
+def _endings(path: Path) -> tuple[str, str]:
+    """How the file is packed, if at all, and its format."""
+    *_, kind, packing = ["", "", *(suffix.lower() for suffix in path.suffixes)]
+    return (packing, kind) if packing in _PACKINGS else ("", packing)
+
+
+def _zstandard(path: Path) -> BinaryIO:
+    arrow = extra("pyarrow", f"Reading {path}")
+    return cast(BinaryIO, io.BufferedReader(arrow.input_stream(str(path), compression="zstd")))
+
+
+_PACKINGS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstandard,
+}
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return cast(BinaryIO, _PACKINGS.get(_endings(path)[0], partial(Path.open, mode="rb", buffering=2**20))(path))
+    except OSError as error:
+        raise InvalidData(f"{path}: cannot be read, {error.strerror or error}.") from error
+
+
+def _text_rows(lines: Callable[[Path], Lines], path: Path, skip: int) -> Generator[Item, None, int]:
+    """A text format's rows; where the file breaks off there is one last row that says so."""
+    row = 0
+    try:
+        for line, value in lines(path):
+            if row >= skip:
+                yield row, line, value
+            row += 1
+    except UNREADABLE as error:
+        if row >= skip:
+            yield row, None, BadRow(_broken_off(error))
+        row += 1
+    return row
+
+
+def _broken_off(error: Exception) -> str:
+    if isinstance(error, EOFError) or "runcated" in str(error):
+        return "cut short: the packed file ends in the middle, and all after this place is lost"
+    return f"damaged: {error}; all after this place is lost"
+
+
+def _json_lines(path: Path) -> Lines:
+    with _open(path) as file:
+        for line in itertools.count(1):
+            raw = file.readline(ROW_LIMIT)
+            if not raw:
+                return
+            if len(raw) == ROW_LIMIT and not raw.endswith(b"\n"):
+                while (rest := file.readline(ROW_LIMIT)) and not rest.endswith(b"\n"):
+                    pass
+                yield line, BadRow(f"too long: over {ROW_LIMIT // 2**20} MiB")
+                continue
+            if line == 1:
+                raw = raw.removeprefix(BOM)
+            if raw and not raw.isspace():
+                yield line, raw.removesuffix(b"\n")
+
+
+def _json(path: Path) -> Lines:
+    """A list of rows, or one object written over several lines, or, as many name them, JSON Lines."""
+    with _open(path) as file:
+        first = b""
+        while not first and (raw := file.readline(2**16)):
+            first = raw.removeprefix(BOM).strip()
+    return _json_values(path) if first == b"{" or first.startswith(b"[") else _json_lines(path)
+
+
+def _json_values(path: Path) -> Lines:
+    """The objects of a list, or of a file that has them one after another, decoded as they come in.
+
+    One that is broken ends the file: nothing says where the next begins.
+    """
+    decoder, line, chunk, text, at = json.JSONDecoder(), 1, 2**16, "", 0
+    with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape") as file:
+        text = file.read(chunk)
+        at = len(text) - len(text.lstrip())
+        inside = text.startswith("[", at)
+        line += text.count("\n", 0, at)
+        at += inside
+        while True:
+            start = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+            line += text.count("\n", at, start)
+            if inside and text.startswith("]", start):
+                if text[start + 1 :].strip() or file.read(chunk).strip():
+                    yield line, BadRow("broken JSON: more text after the list; all after this place is lost")
+                return
+            try:
+                value, at = decoder.raw_decode(text, start)
+            except (ValueError, RecursionError) as error:
+                more = file.read(max(chunk, len(text) - start)) if len(text) - start <= ROW_LIMIT else ""
+                if not more:
+                    if inside or start < len(text):
+                        yield line, BadRow(f"broken JSON: {_complaint(error)}; all after this place is lost")
+                    return
+                text, at = text[start:] + more, 0
+                continue
+            yield line, _row(value, text[start:at])
+            line += text.count("\n", start, at)
+
+
+_BETWEEN = re.compile(r"[\s,]*")
+_NOT_A_ROW = "not a row: it is JSON, and not an object with columns"
+
+
+def _row(value: Any, text: str) -> Value:
+    if not isinstance(value, dict):
+        return BadRow(_NOT_A_ROW)
+    return value if is_utf8(text) else BadRow("not UTF-8 text")
+
+
+def _complaint(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(getattr(error, "msg", error))
+
+
+def _table(path: Path) -> Lines:
+    """Comma or tab separated values under a header; in a ``.csv`` semicolons or tabs too, if its header has more."""
+    csv.field_size_limit(ROW_LIMIT)
+    with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file:
+        first = file.readline(ROW_LIMIT)
+        separator = "\t" if _endings(path)[1] == ".tsv" else max(",;\t", key=first.count)
+        lines = itertools.chain([first], iter(partial(file.readline, ROW_LIMIT), ""))
+        cells = csv.reader(lines, delimiter=separator, strict=True)
+        header: list[str] | None = None
+        while True:
+            line = cells.line_num + 1
+            try:
+                row = next(cells, None)
+            except csv.Error as error:
+                yield line, BadRow(f"broken CSV: {error}")
+                continue
+            if row is None:
+                return
+            if not row:
+                continue
+            if header is None:
+                header = row
+            elif len(row) != len(header):
+                yield line, BadRow(f"broken CSV: {len(row)} cells under a header of {len(header)}")
+            else:
+                yield line, dict(zip(header, row, strict=True)) if is_utf8("".join(row)) else BadRow("not UTF-8 text")
+
+
+_TEXTS: dict[str, Callable[[Path], Lines]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": _table,
+    ".tsv": _table,
+}
+
+
+def _parquet(path: Path, skip: int) -> Generator[Item, None, int]:
+    """Row groups that are skipped are not read; of a damaged one the rest is lost, and the next one is read."""
+    parquet = extra("pyarrow.parquet", f"Reading {path}")
+    try:
+        file = parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise InvalidData(f"{path}: cannot be read as Parquet, {_first_line(error)}") from error
+    with file:
+        begin = 0
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            if begin + group.num_rows > skip:
+                rows = batch_rows(group.total_byte_size, group.num_rows)
+                yield from table_rows(file.iter_batches(rows, row_groups=[number]), begin, skip)
+            begin += group.num_rows
+    return begin

@@ -1,0 +1,78 @@
+"""One forward pass of a batch with its cache, and the choice of a token a row."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from poise.engine.types import Sampling
+from poise.model import Model
+
+__all__ = ["choose", "newest_logits"]
+
+
+def newest_logits(
+    model: Model, cache: Any, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor
+) -> torch.Tensor:
+    """Run ids [B, T] after what is cached: logits of each row's last position, float32 [B, vocabulary].
+
+    Args:
+        model: Whoever hooks it sees the pass.
+        cache: Grows by T.
+        ids: Left-padded, so that the last position is every row's newest.
+        mask: int64 [B, cached + T], 0 on padding; ``None`` where there is none.
+        positions: int64 [B, T].
+    """
+    extra = {"position_ids": positions} if _takes_positions(model.backbone.__class__) else {}
+    # An index, not a count: a slice is not contiguous, and the head would copy its weights once a row.
+    newest = torch.tensor([ids.shape[1] - 1], device=ids.device)
+    out = model.lm(
+        input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=newest, **extra
+    )
+    logits: torch.Tensor = out.logits[:, -1].float()
+    return logits
+
+
+@functools.cache
+def _takes_positions(backbone: Any) -> bool:
+    return "position_ids" in inspect.signature(backbone.forward).parameters
+
+
+def choose(logits: torch.Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> torch.Tensor:
+    """The next token of each row, int64 [B]: greedy, or where its own draw in [0, 1) falls.
+
+    What a row gets does not depend on how the others are sampled.
+    """
+    kinds = [_kind(s) for s in samplings]
+    out = logits.argmax(dim=-1)
+    for kind in sorted(set(kinds) - {"greedy"}):
+        rows = [row for row, other in enumerate(kinds) if other == kind]
+        whole = len(rows) == len(kinds)
+        own = logits if whole else logits[rows]
+        out[rows] = _sampled(own, [samplings[row] for row in rows], [draws[row] for row in rows], top=kind == "top_p")
+    return out
+
+
+def _kind(sampling: Sampling) -> str:
+    if sampling.temperature == 0:
+        return "greedy"
+    return "top_p" if sampling.top_p < 1 else "plain"
+
+
+def _sampled(logits: torch.Tensor, samplings: Sequence[Sampling], draws: Sequence[float], *, top: bool) -> torch.Tensor:
+    def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=logits.device).unsqueeze(1)
+
+    p = torch.softmax(logits / column([s.temperature for s in samplings], logits.dtype), dim=-1)
+    order: torch.Tensor | None = None
+    if top:
+        p, order = p.sort(dim=-1, descending=True)
+        p = p * (p.cumsum(-1) - p < column([s.top_p for s in samplings], p.dtype))
+    cumulative = p.double().cumsum(-1)
+    u = column(list(draws), torch.float64)
+    picked = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=p.shape[-1] - 1)
+    return (picked if order is None else order.gather(1, picked)).squeeze(1)

@@ -1,0 +1,200 @@
+"""One batch being generated: ``step`` = run the blocks, choose tokens, keep the books."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from poise.activations import Probe, by_layer, reading
+from poise.engine.kv_cache import roomy_cache
+from poise.engine.sampler import choose, newest_logits
+from poise.engine.types import Generation, Sampling
+from poise.errors import NonFiniteActivation
+from poise.model import Encoded, Model
+from poise.model.batching import pad
+from poise.steer import Applied, Steering
+from poise.steer import steering as steered
+
+__all__ = ["Run"]
+
+SHRINK = 0.75  # drop finished rows from the batch once no more than this share is still running
+
+
+class Run:
+    """The state of one batch. B: rows, L: decoder blocks, d: model width, k: probes.
+
+    Rows are left-padded, so that the last position of every row is its newest token. Finished rows are dropped from
+    the batch in bulk; ``rows`` maps what still runs to the caller's order.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Encoded],
+        sampling: Sampling,
+        *,
+        seeds: Sequence[int],
+        steering: Sequence[Steering | None],
+        probes: Sequence[Probe] = (),
+        keep_means: bool = False,
+        allow_other_model: bool = False,
+    ) -> None:
+        self.model, self.sampling = model, sampling
+        self.steering = list(steering)
+        self.allow_other_model = allow_other_model
+        self.batch = pad(prompts, side="left", device=model.device)
+        self.rows = list(range(len(prompts)))
+        self.tokens: list[list[int]] = [[] for _ in prompts]
+        self.finish: list[Literal["stop", "length"] | None] = [None] * len(prompts)
+        self.means: dict[int, torch.Tensor] = {}
+        self.seen: list[tuple[list[int], torch.Tensor]] = []  # a forward pass: which rows, their projections [B, k]
+        self.probes = by_layer(probes, model)
+        self.width_of_probes = len(probes)
+        self.draws = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_new_tokens) for seed in seeds]
+        self.sums = torch.zeros((len(prompts), model.layers, model.width), device=model.device) if keep_means else None
+        self.decoding = False
+        self.current = torch.empty(0)
+
+    def steps(self) -> Generator[list[int]]:
+        """Generate to the end; yields after every token with the rows that have just finished."""
+        cache = roomy_cache(self.model.lm.config)
+        need_states = self.sums is not None or bool(self.probes)
+        with contextlib.ExitStack() as hooks:
+            applied = None
+            if any(self.steering):
+                applied = hooks.enter_context(
+                    steered(self.model, self.steering, allow_other_model=self.allow_other_model)
+                )
+            if need_states:
+                layers = range(self.model.layers) if self.sums is not None else sorted(self.probes)
+                hooks.enter_context(reading(self.model, self._visit, list(layers)))
+            logits = self._prefill(cache, applied)
+            for step in range(self.sampling.max_new_tokens):
+                chosen = self._choose(logits, step)
+                finished = self._keep_books(chosen)
+                last = step + 1 == self.sampling.max_new_tokens
+                if last and need_states and not self._done():
+                    self._forward(cache, chosen)
+                if last:
+                    finished += self._close("length")
+                yield finished
+                if last or self._done():
+                    return
+                chosen = self._shrink(cache, applied, chosen)
+                logits = self._forward(cache, chosen)
+
+    def generations(self) -> list[Generation]:
+        """The finished answers, in the caller's order."""
+        blank = torch.full((self.model.layers, self.model.width), float("nan"))
+        readings = self._readings()
+        return [
+            Generation(
+                ids=tuple(self.tokens[row]),
+                text=self.text(row),
+                finish=self.finish[row] or "length",
+                mean=self.means.get(row, blank) if self.sums is not None else None,
+                readings=readings[row][: len(self.tokens[row]) + 1] if self.probes else None,
+            )
+            for row in range(len(self.tokens))
+        ]
+
+    def _readings(self) -> list[torch.Tensor]:
+        """The passes sorted by row: float32 [1 + T, k] each."""
+        by_row: list[list[torch.Tensor]] = [[] for _ in self.tokens]
+        for rows, values in self.seen:
+            for row, value in zip(rows, values.cpu(), strict=True):
+                by_row[row].append(value)
+        return [torch.stack(values) if values else torch.empty(0) for values in by_row]
+
+    def text(self, row: int, tokens: int | None = None) -> str:
+        """What a row has said so far, or its first ``tokens`` tokens."""
+        return str(self.model.tokenizer.decode(self.tokens[row][:tokens], skip_special_tokens=True))
+
+    def _prefill(self, cache: Any, applied: Applied | None) -> torch.Tensor:
+        self.mask = self.batch.real.long() if self.batch.padded else None
+        self.current = torch.empty((len(self.rows), self.width_of_probes), device=self.model.device)
+        if applied:
+            applied.announce(self.batch)
+        logits = self._run(cache, self.batch.ids, self.batch.positions)
+        self.position = self.batch.positions[:, -1:]
+        self.decoding = True
+        if applied:
+            applied.decoding()
+        return logits
+
+    def _forward(self, cache: Any, chosen: torch.Tensor) -> torch.Tensor:
+        self.position = self.position + 1
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.rows), 1))], dim=1)
+        return self._run(cache, chosen.unsqueeze(1), self.position)
+
+    def _run(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """One pass: logits of each row's last position, float32 [B, vocabulary]."""
+        logits = newest_logits(self.model, cache, ids, self.mask, positions)
+        if self.probes:
+            self.seen.append((self.rows, self.current))
+            self.current = torch.empty_like(self.current)
+        return logits
+
+    def _visit(self, layer: int, h: torch.Tensor) -> None:
+        newest = h[:, -1]
+        if self.sums is not None and self.decoding:
+            self.sums[:, layer] += newest
+        if layer in self.probes:
+            columns, directions = self.probes[layer]
+            self.current[:, columns] = newest.float() @ directions
+
+    def _choose(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+        """The next token of each row, int64 [B]: greedy, or by the row's own random stream."""
+        if not torch.isfinite(logits.amax(dim=-1)).all():
+            raise NonFiniteActivation(
+                f"{self.model.name} gave NaN or infinite logits at token {step}; steer with less strength, or "
+                "load the model "
+                "with dtype=torch.float32."
+            )
+        return choose(logits, [self.sampling] * len(self.rows), [self.draws[row][step] for row in self.rows])
+
+    def _keep_books(self, chosen: torch.Tensor) -> list[int]:
+        finished = []
+        for at, (row, token) in enumerate(zip(self.rows, chosen.tolist(), strict=True)):
+            if self.finish[row] is not None:
+                continue
+            if token in self.model.stop_ids:
+                self._end(at, row, "stop")
+                finished.append(row)
+            else:
+                self.tokens[row].append(token)
+        return finished
+
+    def _end(self, at: int, row: int, how: Literal["stop", "length"]) -> None:
+        self.finish[row] = how
+        if self.sums is not None and self.tokens[row]:
+            self.means[row] = (self.sums[at] / len(self.tokens[row])).cpu()
+
+    def _close(self, how: Literal["stop", "length"]) -> list[int]:
+        ended = [(at, row) for at, row in enumerate(self.rows) if self.finish[row] is None]
+        for at, row in ended:
+            self._end(at, row, how)
+        return [row for _, row in ended]
+
+    def _done(self) -> bool:
+        return all(self.finish)
+
+    def _shrink(self, cache: Any, applied: Applied | None, chosen: torch.Tensor) -> torch.Tensor:
+        """Drop finished rows once they are many enough to be worth copying the cache."""
+        running = [at for at, row in enumerate(self.rows) if self.finish[row] is None]
+        if len(running) > SHRINK * len(self.rows):
+            return chosen
+        at = torch.tensor(running, device=chosen.device)
+        cache.batch_select_indices(at)
+        if applied:
+            applied.select(at)
+        self.rows = [self.rows[i] for i in running]
+        self.position, self.current = self.position[at], self.current[at]
+        self.sums = self.sums[at] if self.sums is not None else None
+        self.mask = self.mask[at] if self.mask is not None else None
+        return chosen[at]

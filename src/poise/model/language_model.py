@@ -1,0 +1,119 @@
+"""A language model ready to be read and steered: its blocks found, its template known, its identity hashed.
+
+The only room that knows architectures. It does not know what a trait is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from poise.errors import UnsuitableModel
+from poise.model.architecture import WIDTHS, decoder_blocks, text_config
+from poise.model.chat_template import Encoded, Message, ask, encode, render, stop_ids, template_text
+from poise.model.fingerprint import Fingerprint, fingerprint
+from poise.model.loading import BUNDLED, cache_dir, locate, read_weights
+
+__all__ = ["BUNDLED", "Encoded", "Fingerprint", "Message", "Model", "ask", "cache_dir", "load", "render", "wrap"]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded causal language model. L: decoder blocks, d: model width.
+
+    ``blocks[i]`` is decoder block i, counted from 0; its output is layer i.
+    """
+
+    name: str
+    lm: Any
+    tokenizer: Any
+    blocks: tuple[nn.Module, ...]
+    width: int
+    fingerprint: Fingerprint
+    stop_ids: frozenset[int]
+
+    @property
+    def layers(self) -> int:
+        """L, the number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        device = self.lm.device
+        assert isinstance(device, torch.device)
+        return device
+
+    @property
+    def backbone(self) -> Any:
+        """The model without its language-model head: what a reading run needs."""
+        lm = self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
+        return lm.base_model
+
+    @property
+    def window(self) -> int:
+        """Most tokens the model takes at once."""
+        return int(getattr(text_config(self.lm.config), "max_position_embeddings", 1 << 30))
+
+    def encode(self, messages: Sequence[Message], answer: str | None = None) -> Encoded:
+        """Token ids of a conversation and the span of its answer; see ``poise.model.chat_template.encode``."""
+        return encode(self.tokenizer, messages, answer)
+
+
+def load(name: str, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Model:
+    """Load a model by bundled name, folder, GGUF file or hub id, frozen and in evaluation mode.
+
+    Args:
+        name: What the user calls it; it is also what artefacts record.
+        dtype: Default bfloat16 on a GPU and on CPUs with bfloat16 matrix units, else float32.
+        device: Default ``cuda``, then ``mps``, then ``cpu``, whichever is there first.
+
+    Raises:
+        ModelNotFound: nothing there.
+        BrokenModelFile: there, and unreadable.
+        UnsuitableModel: no decoder blocks, or a tokenizer without character offsets.
+    """
+    where = torch.device(device) if device is not None else _best_device()
+    lm, tokenizer = read_weights(locate(name), dtype or _best_dtype(where), where)
+    return wrap(lm.requires_grad_(False), tokenizer, name=name)
+
+
+def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
+    """A ``Model`` around a model and tokenizer that are already in memory, PEFT-wrapped ones included.
+
+    The model is put in evaluation mode; its parameters are left as they are.
+
+    Raises:
+        UnsuitableModel: no decoder blocks, or a tokenizer without character offsets.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise UnsuitableModel(
+            f"The tokenizer of {name} gives no character offsets; response spans need a fast tokenizer."
+        )
+    config = text_config(lm.config)
+    return Model(
+        name=name,
+        lm=lm.eval(),
+        tokenizer=tokenizer,
+        blocks=decoder_blocks(lm),
+        width=next(int(getattr(config, k)) for k in WIDTHS if hasattr(config, k)),
+        fingerprint=fingerprint(lm, template_text(tokenizer)),
+        stop_ids=stop_ids(lm, tokenizer),
+    )
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _best_dtype(device: torch.device) -> torch.dtype:
+    if device.type != "cpu":
+        return torch.bfloat16
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if flags.get("amx_bf16") or flags.get("avx512_bf16") else torch.float32

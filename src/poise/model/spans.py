@@ -1,0 +1,113 @@
+"""Conversations as forward passes: every answer of one in a single pass where the chat template allows it.
+
+A template that only appends gives each answer the text before it that the model saw when it was asked, so that one
+pass over the whole conversation reads all of its answers. Where a template rewrites earlier turns, and for what the
+model's window cannot hold, an answer gets a pass of its own, its history cut at a turn's beginning.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from poise.data import Message, Turn
+from poise.errors import UnsuitableModel
+from poise.model.language_model import Encoded, Model, ask, render
+
+__all__ = ["Place", "Unread", "fit", "places"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an answer stands. Answers of one pass share ``text.ids`` (the same object).
+
+    Attributes:
+        turn: Which of the conversation's answers, from 0.
+        text: The pass, and in it the answer's span.
+        cut: Whether earlier turns were left out.
+    """
+
+    turn: int
+    text: Encoded
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """An answer that cannot be read, and why."""
+
+    turn: int
+    reason: str
+
+
+def places(model: Model, turns: Sequence[Turn]) -> list[Place | Unread]:
+    """Every answer's place, in order.
+
+    Args:
+        model: Its template, tokenizer and window.
+        turns: All answers of one conversation. One without anything before it answers an empty user turn.
+    """
+    try:
+        shared = _shared(model, turns)
+        within = [place for place in shared if place.text.end <= model.window]
+        if within:  # causal: what comes after the last of them is not needed
+            ids = within[-1].text.ids[: within[-1].text.end]
+            within = [Place(p.turn, Encoded(ids, p.text.start, p.text.end)) for p in within]
+        return [*within, *(_alone(model, turn) for turn in turns[len(within) :])]
+    except UnsuitableModel as error:
+        return [Unread(turn.number, f"refused by the chat template: {error.__cause__ or error}") for turn in turns]
+
+
+def fit(model: Model, history: Sequence[Message], answer: str | None, room: int) -> tuple[Encoded, bool] | None:
+    """A prompt with its answer, or to be answered, in at most ``room`` tokens, and whether earlier turns were cut.
+
+    The system turn stays; what is left begins with a user's turn, as early as fits.
+
+    Returns:
+        ``None`` where not even the last user turn fits.
+
+    Raises:
+        UnsuitableModel: the template refuses the conversation.
+    """
+    messages = list(history) or ask("")
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    users = [i for i, m in enumerate(messages) if m["role"] == "user" and i > len(system)]
+    begins = [len(system), *users]
+    tried: dict[int, Encoded] = {}
+
+    def fits(begin: int) -> bool:
+        tried[begin] = model.encode([*system, *messages[begin:]], answer)
+        return len(tried[begin].ids) <= room
+
+    first = bisect_left(begins, True, key=fits)
+    return (tried[begins[first]], first > 0) if first < len(begins) else None
+
+
+def _alone(model: Model, turn: Turn) -> Place | Unread:
+    found = fit(model, turn.history, turn.answer, model.window)
+    if found is None:
+        return Unread(turn.number, f"longer than the model's window: {model.window} tokens")
+    text, cut = found
+    return Place(turn.number, text, cut) if text.end > text.start else Unread(turn.number, "empty turn: no tokens")
+
+
+def _shared(model: Model, turns: Sequence[Turn]) -> list[Place]:
+    """The answers in one pass over the last of them; nothing where the template or a token runs across a boundary."""
+    if len(turns) < 2 or not turns[0].history:
+        return []
+    prompts = [render(model.tokenizer, turn.history) for turn in turns]
+    whole = prompts[-1] + turns[-1].answer
+    ends = [len(prompt) + len(turn.answer) for prompt, turn in zip(prompts, turns, strict=True)]
+    if not all(whole.startswith(prompt + turn.answer) for prompt, turn in zip(prompts, turns, strict=True)):
+        return []
+    out = model.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = tuple(out["input_ids"]), out["offset_mapping"]
+    found = []
+    for turn, prompt, end in zip(turns, prompts, ends, strict=True):
+        first = bisect_right(offsets, len(prompt), key=lambda span: span[1])
+        last = len(ids) if turn is turns[-1] else bisect_right(offsets, end, key=lambda span: span[1])
+        if first >= last or (last < len(ids) and offsets[last][0] < end):
+            return []
+        found.append(Place(turn.number, Encoded(ids, first, last)))
+    return found

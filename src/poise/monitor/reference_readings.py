@@ -1,0 +1,212 @@
+"""Normal talk, read: the model's own answers to a data set's prompts, or the answers that the data gives."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.activations import Probe
+from poise.data import Conversation, DataSet, Rejections, last_user
+from poise.engine import Engine, Sampling
+from poise.errors import InvalidOption, UnsuitableModel
+from poise.model import Encoded, Model
+from poise.model.spans import fit
+from poise.monitor.readings import NAMES, Reading, Readings, sum_up
+from poise.monitor.scoring import score, topic_of
+from poise.progress import track
+from poise.storage.content_hash import content_key
+from poise.storage.journal import Journal
+
+__all__ = ["Normal", "answer", "given", "own", "sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """Readings of n normal answers by k probes.
+
+    Attributes:
+        readings: One an answer.
+        conversations: Which conversation each came from.
+        topics: Each one's topic; ``None`` where it has none.
+        left_out: What was not read, by reason.
+    """
+
+    readings: tuple[Readings, ...]
+    conversations: tuple[int, ...]
+    topics: tuple[str | None, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def column(self, reading: Reading, column: int, topic: str | None = None) -> tuple[NDArray[np.float64], list[int]]:
+        """One probe's readings [n] that are not missing, and their conversations; of one topic or of all."""
+        values = np.array([r.of(reading)[column] for r in self.readings], dtype=float)
+        wanted = [topic is None or t == topic for t in self.topics]
+        kept = np.flatnonzero(np.isfinite(values) & np.array(wanted, dtype=bool))
+        return values[kept], [self.conversations[i] for i in kept]
+
+
+def sample(data: DataSet, limit: int, *, seed: int = 0, rejections: Rejections) -> list[Conversation]:
+    """At most ``limit`` conversations, drawn at random from the whole data set, in its order."""
+    draw = random.Random(seed)
+    kept: list[Conversation] = []
+    with track("Choosing conversations") as advance:
+        for n, conversation in enumerate(rejections.sift(data)):
+            advance(1)
+            if n < limit:
+                kept.append(conversation)
+            elif (place := draw.randrange(n + 1)) < limit:
+                kept[place] = conversation
+    return sorted(kept, key=lambda c: c.index)
+
+
+def own(
+    conversations: Sequence[Conversation],
+    engine: Engine,
+    model: Model,
+    probes: Sequence[Probe],
+    sampling: Sampling,
+    *,
+    by: str | None = None,
+    seed: int = 0,
+    journal: Journal,
+) -> Normal:
+    """Let the model answer the conversations' prompts, each different one once, and read it while it does.
+
+    Args:
+        conversations: Each up to its last user turn before the first reply makes a prompt.
+        engine: Answers.
+        model: Tokenises for the engine.
+        probes: k of them.
+        sampling: As the model will be used: readings depend on it.
+        by: Field that tells topics apart.
+        seed: Every prompt has its own stream made from this.
+        journal: Finished batches go there.
+
+    Raises:
+        InvalidOption: no room for an answer in the model's window; or no row has the field ``by``.
+    """
+    room = model.window - sampling.max_new_tokens
+    if room < 1:
+        raise InvalidOption(
+            f"Answers of {sampling.max_new_tokens} tokens leave no room for a prompt in the window of {model.name} "
+            f"({model.window}); ask for fewer with --max-new-tokens."
+        )
+    prompts: dict[tuple[int, ...], tuple[Encoded, Conversation]] = {}
+    left_out = Counter[str]()
+    for conversation in conversations:
+        try:
+            found = fit(model, last_user(conversation), None, room)
+        except UnsuitableModel:
+            left_out["refused by the chat template"] += 1
+            continue
+        if found is None:
+            left_out["longer than the model's window"] += 1
+        elif found[0].ids in prompts:
+            left_out["asked already"] += 1
+        else:
+            prompts[found[0].ids] = (found[0], conversation)
+    asked = [conversation for _, conversation in prompts.values()]
+    topics = _topics(asked, by)
+    read = answer(engine, model, [p for p, _ in prompts.values()], sampling, probes, seed=seed, journal=journal)
+    return Normal(tuple(read), tuple(c.index for c in asked), topics, left_out)
+
+
+def given(
+    conversations: Sequence[Conversation],
+    model: Model,
+    probes: Sequence[Probe],
+    *,
+    by: str | None = None,
+) -> Normal:
+    """Read the answers that conversations hold; those of one conversation count as one for intervals.
+
+    Raises:
+        InvalidOption: no row has the field ``by``.
+    """
+    topics = _topics(conversations, by)
+    unreadable = Rejections()
+    left_out, done = Counter[str](), 0
+    kept: list[tuple[Readings, int]] = []
+    numbered = [replace(c, index=i) for i, c in enumerate(conversations)]  # drawn from far apart, read side by side
+    with track("Reading answers", total=len(conversations)) as advance:
+        for following, scored in score(numbered, model, probes, unreadable):
+            kept += [(one.readings, one.conversation.index) for one in scored if one.readings]
+            left_out.update(one.unread.partition(":")[0] for one in scored if not one.readings)
+            advance(following - done)
+            done = following
+    which = tuple(i for _, i in kept)
+    return Normal(tuple(r for r, _ in kept), which, tuple(topics[i] for i in which), left_out + unreadable.kinds)
+
+
+def _topics(conversations: Sequence[Conversation], by: str | None) -> tuple[str | None, ...]:
+    found = tuple(topic_of(c, by) for c in conversations)
+    if by and conversations and not any(found):
+        has = ", ".join(conversations[0].fields) or "none"
+        raise InvalidOption(f"No row has a field {by!r} to tell topics apart; the first one's fields: {has}.")
+    return found
+
+
+def answer(
+    engine: Engine,
+    model: Model,
+    prompts: Sequence[Encoded],
+    sampling: Sampling,
+    probes: Sequence[Probe],
+    *,
+    seed: int = 0,
+    journal: Journal,
+) -> list[Readings]:
+    """Let the model answer each prompt and read the answers as they are generated, in order.
+
+    Batches are planned from the whole list and kept as they finish: a killed run loses one of them, and what it did
+    again it does in the same batches.
+    """
+    keys = [_key(model, prompt, sampling, probes, seed) for prompt in prompts]
+    with track("Answering as usual", total=len(prompts)) as advance:
+        for batch in engine.plan(prompts, sampling):
+            if not all(keys[i] in journal for i in batch):
+                generations = engine.generate(
+                    [prompts[i] for i in batch],
+                    sampling,
+                    seeds=[_stream(prompts[i], seed) for i in batch],
+                    probes=probes,
+                )
+                summed = [sum_up(g.readings) for g in generations if g.readings is not None]
+                journal.append(
+                    (keys[i], _row(found)) for i, found in zip(batch, summed, strict=True) if keys[i] not in journal
+                )
+            advance(len(batch))
+    return [_readings(journal[key]) for key in keys]
+
+
+def _key(model: Model, prompt: Encoded, sampling: Sampling, probes: Sequence[Probe], seed: int) -> str:
+    return content_key(
+        model=asdict(model.fingerprint),
+        prompt=list(prompt.ids),
+        sampling=asdict(sampling),
+        probes=[[p.layer, hashlib.sha256(p.direction.numpy().tobytes()).hexdigest()] for p in probes],
+        seed=seed,
+    )
+
+
+def _stream(prompt: Encoded, seed: int) -> int:
+    """The random stream of a prompt's answer: the same whatever watches it."""
+    return int(content_key(prompt=list(prompt.ids), seed=seed)[:16], 16)
+
+
+def _row(of: Readings) -> dict[str, Any]:
+    """JSON-able: a missing reading is null."""
+    return {name: None if math.isnan(of.of(name)[0]) else of.of(name) for name in NAMES} | {"tokens": of.tokens}
+
+
+def _readings(row: dict[str, Any]) -> Readings:
+    missing = (math.nan,) * len(row["prompt"])
+    prompt, mean, peak = (tuple(row[name]) if row[name] else missing for name in NAMES)
+    return Readings(prompt, mean, peak, row["tokens"])

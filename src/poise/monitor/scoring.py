@@ -1,0 +1,103 @@
+"""Finished conversations to readings: one after another, a window of rows at a time, in memory that does not grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from poise.activations import Probe, project_each
+from poise.data import Conversation, Rejected, Rejections, turns
+from poise.model import Encoded, Model
+from poise.model.spans import Place, Unread, places
+from poise.monitor.readings import Readings, of_text
+
+__all__ = ["WINDOW_ROWS", "Scored", "score", "topic_of"]
+
+WINDOW_ROWS = 256  # rows read together: enough to batch answers of like length
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One answer of a conversation.
+
+    Attributes:
+        conversation: Whose.
+        turn: Which of its answers, from 0.
+        readings: ``None`` where it could not be read.
+        cut: Whether earlier turns were left out to fit the model's window.
+        unread: Why it could not be read.
+    """
+
+    conversation: Conversation
+    turn: int
+    readings: Readings | None
+    cut: bool = False
+    unread: str = ""
+
+
+def score(
+    rows: Iterable[Conversation | Rejected], model: Model, probes: Sequence[Probe], rejections: Rejections
+) -> Iterator[tuple[int, list[Scored]]]:
+    """Read every answer of every conversation.
+
+    Args:
+        rows: As a ``DataSet`` gives them, in order.
+        model: Whose activations.
+        probes: k of them.
+        rejections: Counts and lists the rows that cannot be used, and those of which no answer can be read.
+
+    Yields:
+        For each window of 256 rows of the data in which a conversation is: the index after its last one, and its
+        answers in order. Windows lie by index, so that a run that begins again there meets the same windows.
+
+    Raises:
+        InvalidData: too many rows are rejected.
+    """
+    placed: dict[int, list[Place | Unread]] = {}
+
+    def readable() -> Iterator[Conversation | Rejected]:
+        for row in rows:
+            if isinstance(row, Conversation):
+                found = places(model, turns(row))
+                if unread := _why_unread(found):
+                    yield Rejected(row.file, row.row, row.index, None, unread)
+                    continue
+                placed[row.index] = found
+            yield row
+
+    for _, conversations in groupby(rejections.sift(readable()), key=lambda c: c.index // WINDOW_ROWS):
+        members = list(conversations)
+        yield members[-1].index + 1, _read(model, members, [placed.pop(c.index) for c in members], probes)
+
+
+def _why_unread(found: Sequence[Place | Unread]) -> str:
+    """The first answer's reason where no answer can be read, else nothing."""
+    first = found[0]
+    return first.reason if isinstance(first, Unread) and all(isinstance(f, Unread) for f in found) else ""
+
+
+def _read(
+    model: Model,
+    conversations: Sequence[Conversation],
+    found: Sequence[Sequence[Place | Unread]],
+    probes: Sequence[Probe],
+) -> list[Scored]:
+    ids = list({id(p.text.ids): p.text.ids for own in found for p in own if isinstance(p, Place)}.values())
+    read = dict(zip(map(id, ids), project_each(model, [Encoded(i, 0, len(i)) for i in ids], probes), strict=True))
+    out = []
+    for conversation, own in zip(conversations, found, strict=True):
+        for place in own:
+            if isinstance(place, Unread):
+                out.append(Scored(conversation, place.turn, None, unread=place.reason))
+            elif (values := read[id(place.text.ids)]) is None:
+                out.append(Scored(conversation, place.turn, None, place.cut, "the model gave NaN or infinity"))
+            else:
+                out.append(Scored(conversation, place.turn, of_text(values, place.text), place.cut))
+    return out
+
+
+def topic_of(conversation: Conversation, field: str | None) -> str | None:
+    """What a row says in ``field``, as text; ``None`` where it says nothing."""
+    value = conversation.fields.get(field) if field else None
+    return None if value is None else str(value)

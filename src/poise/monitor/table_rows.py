@@ -1,0 +1,113 @@
+"""Scored answers as table rows, with the alarms that they raise, and the count of all that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from poise.monitor.alarms import alarmed, in_force
+from poise.monitor.scoring import Scored, topic_of
+from poise.statistics.cusum import step
+from poise.vector import PersonaVector
+
+__all__ = ["Counts", "Scribe"]
+
+
+@dataclass
+class Counts:
+    """What a table holds. JSON-able, so that a resumed run goes on counting.
+
+    Attributes:
+        turns: Answers.
+        unread: Answers that could not be read, by reason.
+        cut: Answers whose history was cut to fit the model's window.
+        longer: Answers longer than those that some alarm in force was set on.
+        alarms: By trait and then by ``reading@rate``, and ``drift``.
+        drift: Sum of each vector's chart after the last answer.
+    """
+
+    turns: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
+    cut: int = 0
+    longer: int = 0
+    alarms: dict[str, dict[str, int]] = field(default_factory=dict)
+    drift: list[float] = field(default_factory=list)
+
+
+class Scribe:
+    """Turns scored answers into table rows and counts what they raise.
+
+    Args:
+        vectors: k of them.
+        layers: Where each is read; only alarms and charts of that layer count.
+        by: Field that tells the topics apart.
+        counts: Where an earlier run stopped.
+    """
+
+    def __init__(self, vectors: Sequence[PersonaVector], layers: Sequence[int], by: str | None, counts: Counts) -> None:
+        self.vectors, self.layers, self.by, self.counts = vectors, layers, by, counts
+        self.alarms = [[a for a in v.header.alarms if a.layer == at] for v, at in zip(vectors, layers, strict=True)]
+        self.charts = [
+            d if (d := v.header.drift) and d.layer == at else None for v, at in zip(vectors, layers, strict=True)
+        ]
+        counts.drift = counts.drift or [0.0] * len(vectors)
+        for vector, alarms, chart in zip(vectors, self.alarms, self.charts, strict=True):
+            names = {f"{a.reading}@{a.rate:g}" for a in alarms} | ({"drift"} if chart else set())
+            counts.alarms.setdefault(vector.name, dict.fromkeys(sorted(names), 0))
+
+    def rows(self, scored: Scored) -> Iterator[dict[str, Any]]:
+        """The rows of one answer, a trait each; missing readings are null."""
+        topic = topic_of(scored.conversation, self.by)
+        forced = [in_force(alarms, topic) for alarms in self.alarms]
+        readings = scored.readings
+        raised = alarmed(readings, forced) if readings else []
+        self._count(scored, max((a.max_new_tokens for own in forced for a in own), default=None))
+        for column, vector in enumerate(self.vectors):
+            names = [f"{r.alarm.reading}@{r.alarm.rate:g}" for r in raised if r.column == column]
+            drift, drifted = self._drift(column, readings.mean[column] if readings else math.nan)
+            counted = self.counts.alarms[vector.name]
+            for name in [*names, *(["drift"] if drifted else [])]:
+                counted[name] += 1
+            yield {
+                "file": scored.conversation.file,
+                "row": scored.conversation.row,
+                "index": scored.conversation.index,
+                "turn": scored.turn,
+                "topic": topic,
+                "trait": vector.name,
+                "layer": self.layers[column],
+                "prompt": _number(readings.prompt[column]) if readings else None,
+                "mean": _number(readings.mean[column]) if readings else None,
+                "peak": _number(readings.peak[column]) if readings else None,
+                "tokens": readings.tokens if readings else None,
+                "cut": scored.cut,
+                "alarms": names,
+                "drift": drift,
+                "drift_alarm": drifted,
+                "unread": scored.unread or None,
+            }
+
+    def _drift(self, column: int, mean: float) -> tuple[float | None, bool]:
+        """The chart's sum after this answer, from row to row through the whole data; it begins anew after an alarm."""
+        chart = self.charts[column]
+        if chart is None or math.isnan(mean):
+            return None, False
+        s, alarm = step(self.counts.drift[column], mean, mean=chart.mean, sd=chart.sd, k=chart.k, h=chart.h)
+        self.counts.drift[column] = 0.0 if alarm else s
+        return _number(s), alarm
+
+    def _count(self, scored: Scored, longest: int | None) -> None:
+        self.counts.turns += 1
+        self.counts.cut += scored.cut
+        if scored.unread:
+            kind = scored.unread.partition(":")[0]
+            self.counts.unread[kind] = self.counts.unread.get(kind, 0) + 1
+        if scored.readings and longest is not None and scored.readings.tokens > longest:
+            self.counts.longer += 1
+
+
+def _number(value: float) -> float | None:
+    """Six digits, which is more than the model's own arithmetic has."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,139 @@
+"""The base model's own answers y′ (Chen et al. 2025, section 6): greedy, batched, kept on disk under what they answer.
+
+One SQLite file a model and length serves every vector and every other answer to the same prompts, and several
+processes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from poise.data import Turn
+from poise.engine import Sampling
+from poise.engine.static import LocalEngine
+from poise.errors import InvalidOption, SaveFailed, UnsuitableModel
+from poise.model import Encoded, Model
+from poise.model.spans import Place, fit
+from poise.storage.content_hash import content_key
+
+__all__ = ["Answers"]
+
+WAIT = 60.0  # seconds for another process to finish its write
+
+
+class Answers:
+    """Answers to prompts, generated where they are not kept yet.
+
+    Args:
+        model: The base model.
+        folder: Where the file lies.
+        max_new_tokens: Longest answer.
+        batch: Most rows generated at once.
+
+    Raises:
+        InvalidOption: such an answer leaves no room for a prompt in the model's window.
+        SaveFailed: the disk refused.
+    """
+
+    def __init__(self, model: Model, folder: Path, *, max_new_tokens: int, batch: int = 32) -> None:
+        if max_new_tokens >= model.window:
+            raise InvalidOption(
+                f"{max_new_tokens} new tokens leave no room for a prompt in the window of {model.name} "
+                f"({model.window}); ask for fewer with --max-new-tokens."
+            )
+        self.engine = LocalEngine(model, batch=batch)
+        self.sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0)
+        job = content_key(model=asdict(model.fingerprint), dtype=str(model.lm.dtype), tokens=max_new_tokens)
+        self.path = folder / f"answers-{job[:16]}.sqlite"
+        with self._open() as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("CREATE TABLE IF NOT EXISTS answers (prompt BLOB PRIMARY KEY, ids BLOB NOT NULL)")
+
+    def prompt(self, turn: Turn, place: Place) -> Encoded | None:
+        """What the model is asked in order to answer in a turn's place.
+
+        Where the text before the turn leaves no room for an answer, earlier turns are left out; ``None`` where not even
+        the last user turn has room.
+        """
+        model, text = self.engine.model, place.text
+        room = model.window - self.sampling.max_new_tokens
+        if text.start <= room:
+            return Encoded(text.ids[: text.start], text.start, text.start)
+        try:
+            found = fit(model, turn.history, None, room)
+        except UnsuitableModel:
+            return None
+        return found[0] if found else None
+
+    def missing(self, prompts: Sequence[Encoded]) -> int:
+        """How many different prompts have no answer yet."""
+        keys = {_key(prompt) for prompt in prompts}
+        return len(keys) - len(self._known(keys))
+
+    def to(self, prompts: Sequence[Encoded]) -> list[Encoded]:
+        """Each prompt with the model's own answer as its response, in order; equal prompts get one answer.
+
+        Batches are written as they are finished; what is left after a kill is planned into the same batches.
+
+        Raises:
+            SaveFailed: the disk refused; earlier batches are safe.
+        """
+        keys = [_key(p) for p in prompts]
+        known = self._known(set(keys))
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        missing = [i for key, i in first.items() if key not in known]
+        missing.sort()
+        asked = [Encoded(prompts[i].ids[: prompts[i].start], prompts[i].start, prompts[i].start) for i in missing]
+        for rows in self.engine.plan(asked, self.sampling):
+            said = self.engine.generate([asked[r] for r in rows], self.sampling)
+            new = {keys[missing[r]]: g.ids for r, g in zip(rows, said, strict=True)}
+            self._keep(new)
+            known |= self._known(set(new))  # another process may have been first
+        return [_answered(p, known[key]) for p, key in zip(prompts, keys, strict=True)]
+
+    def text(self, answered: Encoded) -> str:
+        """The answer's text."""
+        return str(self.engine.model.tokenizer.decode(answered.ids[answered.start :], skip_special_tokens=True))
+
+    def cut(self, answered: Encoded) -> bool:
+        """Whether the answer is as long as answers may be, and probably unfinished."""
+        return answered.end - answered.start >= self.sampling.max_new_tokens
+
+    def _known(self, keys: set[bytes]) -> dict[bytes, tuple[int, ...]]:
+        with self._open() as db:
+            found = ((key, db.execute("SELECT ids FROM answers WHERE prompt = ?", (key,)).fetchone()) for key in keys)
+            return {key: tuple(np.frombuffer(row[0], dtype="<i4").tolist()) for key, row in found if row}
+
+    def _keep(self, new: dict[bytes, tuple[int, ...]]) -> None:
+        rows = [(key, np.array(ids, dtype="<i4").tobytes()) for key, ids in new.items()]
+        with self._open() as db:
+            db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose changes are committed when the block ends."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(self.path, timeout=WAIT)) as db, db:
+                yield db
+        except (sqlite3.Error, OSError) as error:
+            raise SaveFailed(
+                f"Cannot use the kept answers {self.path}: {error}. Free some space, or delete the file if it is "
+                "damaged, and run the same command again."
+            ) from error
+
+
+def _key(prompt: Encoded) -> bytes:
+    return hashlib.sha256(np.array(prompt.ids[: prompt.start], dtype="<i4").tobytes()).digest()
+
+
+def _answered(prompt: Encoded, ids: tuple[int, ...]) -> Encoded:
+    whole = (*prompt.ids[: prompt.start], *ids)
+    return Encoded(whole, prompt.start, len(whole))

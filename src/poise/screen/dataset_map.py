@@ -1,0 +1,184 @@
+"""Screening from Python: rows of any iterable in, scores out; and the same as columns for ``datasets``."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from poise.data import Conversation
+from poise.data.readers import BadRow, Shape, detect, read, wish
+from poise.errors import InvalidData, OtherModel
+from poise.model import Model, load
+from poise.screen import shards as parts
+from poise.screen.base_answers import Answers
+from poise.screen.projection import Method, Unit, probes_of, score
+from poise.vector import PersonaVector
+
+__all__ = ["ColumnScorer", "Scored", "screen"]
+
+Row = Mapping[str, Any] | Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One row.
+
+    Attributes:
+        index: Its place among the rows, from 0.
+        scores: By trait, the highest of its answers; NaN where none has a score.
+        units: Its answers.
+        unread: Why there is none; empty where there is.
+    """
+
+    index: int
+    scores: dict[str, float]
+    units: tuple[Unit, ...]
+    unread: str = ""
+
+
+def screen(
+    rows: Iterable[Row], vectors: Sequence[PersonaVector], model: Model, method: Method = "raw", **options: Any
+) -> Iterator[Scored]:
+    """Score rows, in order, in memory that does not grow.
+
+    Args:
+        rows: Columns by name, in any of the shapes that files may have, or conversations.
+        vectors: k of them, of this model.
+        model: The base model.
+        method: What a score is.
+        options: As ``ColumnScorer`` takes them.
+
+    Raises:
+        InvalidData: no known shape finds an answer in the rows.
+        OtherModel: a vector was computed on another model.
+    """
+    scorer = ColumnScorer(vectors, model, method, **options)
+    return _in_windows(iter(rows), scorer)
+
+
+def _in_windows(rows: Iterator[Row], scorer: ColumnScorer) -> Iterator[Scored]:
+    first = 0
+    while window := list(islice(rows, parts.WINDOW)):
+        yield from scorer.rows(window, first)
+        first += len(window)
+
+
+class ColumnScorer:
+    """Scores a batch of columns: ``data.map(ColumnScorer([evil], model), batched=True)`` adds ``evil_score``.
+
+    Args:
+        vectors: k of them, of this model.
+        model: The base model. Where the scorer is sent to another process, it is loaded there again by its name.
+        method: What a score is.
+        shape: As in ``open_data``; found in the first rows unless it is said.
+        layer: For all vectors; default, each one's own.
+        answers: Folder for the model's own answers, which ``difference`` needs; default, kept while the scorer lives.
+        max_new_tokens: Longest answer of the model's own.
+        allow_other_model: Let vectors of another model of the same shape be used.
+
+    Raises:
+        OtherModel: a vector was computed on another model.
+    """
+
+    def __init__(
+        self,
+        vectors: Sequence[PersonaVector],
+        model: Model,
+        method: Method = "raw",
+        *,
+        shape: str = "auto",
+        layer: int | None = None,
+        answers: str | Path | None = None,
+        max_new_tokens: int = 256,
+        allow_other_model: bool = False,
+    ) -> None:
+        for vector in vectors:
+            vector.check_model(model, allow_other_model=allow_other_model)
+        self.vectors, self.model, self.method = tuple(vectors), model, method
+        self.options: dict[str, Any] = {
+            "shape": shape,
+            "layer": layer,
+            "answers": answers,
+            "max_new_tokens": max_new_tokens,
+            "allow_other_model": allow_other_model,
+        }
+        self.probes = probes_of(vectors, layer)
+        self.wish = wish(shape, "assistant")
+        self.shape: Shape | None = None
+        self.answers: Answers | None = None
+        if method == "difference":
+            folder = Path(answers or tempfile.mkdtemp(prefix="poise-"))
+            if answers is None:
+                weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self.answers = Answers(model, folder, max_new_tokens=max_new_tokens)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[float | None]]:
+        """A column ``TRAIT_score`` for each trait: of each row the highest of its answers, ``None`` without one."""
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        scored = self.rows(rows)
+        return {
+            f"{v.name}_score": [None if math.isnan(x := one.scores[v.name]) else x for one in scored]
+            for v in self.vectors
+        }
+
+    def rows(self, rows: Sequence[Row], first: int = 0) -> list[Scored]:
+        """The rows of one window, of which the first is numbered ``first``."""
+        good: list[Conversation] = []
+        bad: dict[int, str] = {}
+        for index, row in enumerate(rows, start=first):
+            try:
+                messages = row.messages if isinstance(row, Conversation) else self._read(row, rows)
+                good.append(Conversation(messages, "", index, index, {}))
+            except BadRow as error:
+                bad[index] = str(error)
+        units = score(self.model, good, self.probes, self.answers)
+        found = {index: tuple(own) for index, own in groupby(units, key=lambda unit: unit.index)}
+        numbers = range(first, first + len(rows))
+        return [self._scored(index, found.get(index, ()), bad.get(index, "")) for index in numbers]
+
+    def _scored(self, index: int, units: tuple[Unit, ...], reason: str) -> Scored:
+        by_unit = [unit.score(self.method) for unit in units]
+        known = [values for values in by_unit if all(math.isfinite(x) for x in values)]
+        columns = zip(*known, strict=True) if known else [(math.nan,)] * len(self.vectors)
+        scores = {vector.name: max(values) for vector, values in zip(self.vectors, columns, strict=True)}
+        why = reason or next((unit.unread for unit in units if unit.unread), "no answer of the model's own")
+        return Scored(index, scores, units, "" if known else why)
+
+    def _read(self, row: Mapping[str, Any], rows: Sequence[Row]) -> Any:
+        if self.shape is None:
+            columns = [one for one in rows[:100] if not isinstance(one, Conversation)]
+            self.shape = detect(columns, self.wish, "assistant")
+        if self.shape is None:
+            raise InvalidData(
+                f"No known shape finds an answer in the columns {', '.join(map(str, row))}; say where it is with a "
+                "shape like pairs:question,best_answer."
+            )
+        return read(self.shape, row, "assistant")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the model's name, not its weights: ``datasets`` hashes a function by its pickle."""
+        model = self.model
+        where = (model.name, asdict(model.fingerprint), model.lm.dtype, model.device.type)
+        return _again, (self.vectors, where, self.method, self.options)
+
+
+def _again(
+    vectors: Sequence[PersonaVector],
+    where: tuple[str, dict[str, str], torch.dtype, str],
+    method: Method,
+    options: dict[str, Any],
+) -> ColumnScorer:
+    name, fingerprint, dtype, device = where
+    model = load(name, dtype=dtype, device=device)
+    if asdict(model.fingerprint) != fingerprint:
+        raise OtherModel(f"{name} is another model in this process than it was; load it from a folder by its path.")
+    return ColumnScorer(vectors, model, method, **options)

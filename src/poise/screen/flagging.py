@@ -1,0 +1,142 @@
+"""Which scores are flagged: those above what normal data score, the highest, or those above a number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.errors import InvalidOption
+from poise.statistics.conformal import Band, bands, check_rate
+
+__all__ = ["Cut", "Rule"]
+
+SHARE = 0.01  # flagged where nothing is said
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A trait's threshold.
+
+    Attributes:
+        threshold: Scores above it are flagged; ``None`` where there is no score to set it by, or one for each band.
+        rule: How it was set, in words.
+        why: The same in short, as a flagged row gives it.
+        bands: Of lengths, where normal data set the threshold; the first and the last go on beyond their ends.
+    """
+
+    threshold: float | None
+    rule: str
+    why: str
+    bands: tuple[Band, ...] = ()
+
+    def limits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """float32 [m]: what answers of these lengths are flagged above."""
+        if not self.bands:
+            return np.full(len(tokens), np.inf if self.threshold is None else self.threshold, dtype=np.float32)
+        values = np.array([band.threshold.value for band in self.bands], dtype=np.float32)
+        return values[self.band_of(tokens)]
+
+    def band_of(self, tokens: NDArray[np.int32]) -> NDArray[np.intp]:
+        """Which band answers of these lengths lie in, [m]."""
+        return np.searchsorted([band.largest for band in self.bands[:-1]], tokens)
+
+    def flags(self, scores: NDArray[np.float32], tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Bool [m]; what has no score is not flagged."""
+        above: NDArray[np.bool_] = np.greater(scores, self.limits(tokens))
+        return above
+
+    def reason(self, tokens: int) -> str:
+        """Why an answer of this length is flagged."""
+        if len(self.bands) < 2:
+            return self.why
+        band = self.bands[int(self.band_of(np.array([tokens], dtype=np.int32))[0])]
+        lengths = f"{band.smallest:,} to {band.largest:,} tokens"
+        return f"above {band.threshold.value:.4g}, which normal answers of {lengths} {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """At most one of three; with none, the highest hundredth is flagged.
+
+    Attributes:
+        rate: Share of normal answers that would be flagged.
+        top: How many answers are flagged a trait.
+        above: What scores are flagged.
+    """
+
+    rate: float | None = None
+    top: int | None = None
+    above: float | None = None
+
+    def __post_init__(self) -> None:
+        said = [
+            f"--{n}" for n, v in (("rate", self.rate), ("top", self.top), ("threshold", self.above)) if v is not None
+        ]
+        if len(said) > 1:
+            raise InvalidOption(f"{' and '.join(said)} each say what is flagged; give one of them.")
+        if self.rate is not None:
+            check_rate(self.rate)
+        if self.top is not None and self.top < 1:
+            raise InvalidOption(f"--top is {self.top}; it must be at least 1.")
+        if self.above is not None and not math.isfinite(self.above):
+            raise InvalidOption(f"--threshold is {self.above}; it must be a number.")
+
+    def cut(
+        self,
+        scores: NDArray[np.float32],
+        normal: NDArray[np.float32] | None = None,
+        tokens: Sequence[int] = (),
+        conversations: Sequence[int] = (),
+    ) -> Cut:
+        """The threshold of one trait.
+
+        Args:
+            scores: [m], NaN where there is none.
+            normal: [n] of normal data, without NaN; needed for a rate.
+            tokens: [n] lengths of the normal answers.
+            conversations: [n], which conversation each normal answer came from.
+
+        Raises:
+            TooFewResponses: so few normal conversations cannot promise the rate.
+        """
+        if self.rate is not None:
+            assert normal is not None, "a rate needs normal data"
+            return _by_length(bands(normal, tokens, self.rate, conversations=conversations), self.rate)
+        if self.above is not None:
+            return Cut(self.above, f"above {self.above:g}, as asked", f"above {self.above:g}")
+        known = np.sort(scores[np.isfinite(scores)])
+        top = math.ceil(SHARE * len(known)) if self.top is None else min(self.top, len(known))
+        if not top:
+            return Cut(None, "no answer has a score", "")
+        just_below = float(np.nextafter(known[-top], np.float32(-np.inf)))
+        which = "highest score" if top == 1 else f"{top:,} highest scores"
+        asked = "as nothing else was asked, the highest 1 %: " if self.top is None else ""
+        return Cut(just_below, f"{asked}the {which} and their equals", f"among the {which}")
+
+
+def _by_length(found: tuple[Band, ...], rate: float) -> Cut:
+    """A threshold a band: a mean over few tokens spreads widely, so that one for all would flag short answers."""
+    first = found[0].threshold
+    if len(found) == 1:
+        return Cut(
+            first.value,
+            f"normal answers pass it at a rate of {rate:.3g}: set on {first.answers:,} of them from "
+            f"{first.conversations:,} conversations, all lengths together, which puts the true rate between "
+            f"{first.low:.3g} and {first.high:.3g} (95 %)",
+            f"above {first.value:.4g}, which normal answers pass at a rate of {rate:.3g}",
+            found,
+        )
+    least = min(band.threshold.conversations for band in found)
+    return Cut(
+        None,
+        f"normal answers of like length pass it at a rate of {rate:.3g}: {len(found)} bands of length, each set on "
+        f"{least:,} or more of {sum(band.threshold.answers for band in found):,} normal answers, which puts the true "
+        f"rate of a band between {min(b.threshold.low for b in found):.3g} and "
+        f"{max(b.threshold.high for b in found):.3g} (95 %)",
+        f"pass at a rate of {rate:.3g}",
+        found,
+    )

@@ -1,0 +1,90 @@
+"""A judge's second opinion: on what the projection flags, and on as many answers that it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.judge import Judge
+from poise.judge.exemplars import ExemplarJudge
+from poise.judge.factory import trait_judge
+from poise.model import Model, load
+from poise.progress import track
+from poise.screen.examples import Case
+from poise.screen.output import Verdict
+from poise.screen.scores import Found
+from poise.vector import PersonaVector
+
+__all__ = ["Opinion", "judges", "opinion", "sample"]
+
+MOST = 300  # flagged answers a trait
+HIGH = 50  # the paper's line between a trait and none
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a judge says of one trait.
+
+    Attributes:
+        scores: 0 to 100 by the answer's place; without those that it could not score.
+        note: What to know of it; empty where there is nothing.
+    """
+
+    scores: Mapping[int, float] = field(default_factory=dict)
+    note: str = ""
+
+    def passed(self, flagged: NDArray[np.bool_], scores: NDArray[np.float32], most: int) -> list[int]:
+        """Flagged answers that are low for the judge, the highest projections first."""
+        found = [i for i, s in self.scores.items() if flagged[i] and s < HIGH]
+        return sorted(found, key=lambda i: (-scores[i], i))[:most]
+
+    def alone(self, flagged: NDArray[np.bool_], most: int) -> list[int]:
+        """Answers that are high for the judge and not flagged, its highest first."""
+        found = [i for i, s in self.scores.items() if not flagged[i] and s >= HIGH]
+        return sorted(found, key=lambda i: (-self.scores[i], i))[:most]
+
+
+def sample(found: Found, verdict: Verdict, trait: int, *, seed: int) -> list[int]:
+    """Places of the flagged answers, at most 300, the highest, and of as many others, drawn at random."""
+    scores, flagged = found.scores[:, trait], verdict.flagged[:, trait]
+    bad = np.flatnonzero(flagged)
+    bad = bad[np.argsort(-scores[bad], kind="stable")][:MOST]
+    rest = np.flatnonzero(~flagged & np.isfinite(scores))
+    drawn = np.random.default_rng([seed, trait]).choice(rest, min(len(rest), max(len(bad), 1)), replace=False)
+    return sorted(int(i) for i in (*bad, *drawn))
+
+
+def judges(spec: str, vectors: Sequence[PersonaVector], model: Model, *, cache: Path) -> list[Judge]:
+    """A judge for each vector's trait.
+
+    Args:
+        spec: As ``poise.judge.factory.trait_judge`` takes it.
+        vectors: k of them.
+        model: Judges itself where ``spec`` names it.
+        cache: Folder for what endpoints answered.
+    """
+    loaded = {model.name: model}
+
+    def local(name: str) -> Model:
+        loaded[name] = loaded.get(name) or load(name)
+        return loaded[name]
+
+    return [trait_judge(spec, vector.header.trait, cache=cache, local=local) for vector in vectors]
+
+
+def opinion(judge: Judge, trait: str, asked: Mapping[int, Case]) -> Opinion:
+    """Ask a judge about answers, given by place."""
+    order = sorted(asked)
+    with track(f"Judging {trait}", total=len(order)) as advance:
+        said = judge([asked[i].question for i in order], [asked[i].turn.answer for i in order])
+        advance(len(order))
+    scores = {i: one.score for i, one in zip(order, said, strict=True) if one.score is not None}
+    why = judge.why_unusable if isinstance(judge, ExemplarJudge) else ""
+    missing = len(order) - len(scores)
+    words = [f"{trait}: {why}"] if why else []
+    words += [f"{trait}: the judge could not score {missing:,} of {len(order):,} answers"] if missing else []
+    return Opinion(scores, "; ".join(words))

@@ -1,0 +1,213 @@
+"""The files of a screening, in one pass over the data: its rows sorted into clean and flagged, and the scores' table.
+
+Rows are written as they were: of JSON Lines the same bytes, of other formats their columns as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.data import Conversation, DataSet
+from poise.errors import MissingExtra
+from poise.progress import track
+from poise.screen.flagging import Cut
+from poise.screen.row_editor import put
+from poise.screen.scores import Found, percentiles, rank
+from poise.storage.atomic_write import saving
+
+__all__ = ["Verdict", "check_format", "conversations", "write"]
+
+UNITS_AT_ONCE = 50_000  # of a row group
+
+Own = Callable[[Conversation, Sequence[int]], Mapping[int, str] | None]
+"""Other answers for a row's turns; ``None`` where there is none for one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was flagged. m answers, k traits.
+
+    Attributes:
+        traits: Names.
+        cuts: A threshold a trait.
+        flagged: Bool [m, k].
+    """
+
+    traits: tuple[str, ...]
+    cuts: tuple[Cut, ...]
+    flagged: NDArray[np.bool_]
+
+    @property
+    def units(self) -> NDArray[np.bool_]:
+        """Bool [m]: flagged for any trait."""
+        some: NDArray[np.bool_] = np.any(self.flagged, axis=1)
+        return some
+
+
+def check_format() -> None:
+    """Refuse to begin where the scores' table could not be written.
+
+    Raises:
+        MissingExtra: pyarrow is not installed.
+    """
+    try:
+        importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise MissingExtra(
+            'Screening writes scores.parquet, which needs pyarrow; install it with pip install "poise[data]".'
+        ) from error
+
+
+def conversations(data: DataSet, found: Found) -> Iterator[tuple[Conversation, int, int]]:
+    """Every row that was scored, with the places of its first answer and of the one after its last."""
+    at = 0
+    for row in data:
+        if isinstance(row, Conversation) and row.index not in found.rejected:
+            first = at
+            while at < len(found) and found.index[at] == row.index:
+                at += 1
+            yield row, first, at
+
+
+def write(
+    data: DataSet,
+    found: Found,
+    verdict: Verdict,
+    out: Path,
+    *,
+    own: Own | None = None,
+    wanted: Collection[int] = (),
+) -> dict[int, Conversation]:
+    """Write ``scores.parquet``, ``clean.jsonl``, ``flagged.jsonl`` and, with ``own``, ``fixed.jsonl``.
+
+    Args:
+        data: As it was scored.
+        found: Its scores.
+        verdict: Which of them are flagged.
+        out: The folder.
+        own: Gives what flagged answers are replaced by.
+        wanted: Rows to give back, by index.
+
+    Raises:
+        SaveFailed: the disk refused; earlier files are untouched.
+    """
+    kept: dict[int, Conversation] = {}
+    shapes = {part.name: part.shape for part in data.parts}
+    flagged = verdict.units
+    with contextlib.ExitStack() as files, track("Writing", total=found.rows) as advance:
+        clean, bad = (_lines(files, out / name) for name in ("clean.jsonl", "flagged.jsonl"))
+        fixed = _lines(files, out / "fixed.jsonl") if own else None
+        table = _Table(files, out / "scores.parquet", found, verdict)
+        for row, first, last in conversations(data, found):
+            raw = _raw(row)
+            turns = [int(found.turn[i]) for i in range(first, last) if flagged[i]]
+            (bad if turns else clean).write(raw)
+            if fixed and own:
+                said = own(row, turns) if turns else {}
+                if said is not None:
+                    fixed.write(_line(put(shapes[row.file], _columns(row), said)) if said else raw)
+            if row.index in wanted:
+                kept[row.index] = row
+            table.add(row, last)
+            advance(1)
+        table.finish()
+    if not own:
+        (out / "fixed.jsonl").unlink(missing_ok=True)  # of an earlier run
+    return kept
+
+
+def _lines(files: contextlib.ExitStack, path: Path) -> BinaryIO:
+    return files.enter_context(files.enter_context(saving(path)).open("wb"))
+
+
+def _raw(row: Conversation) -> bytes:
+    return row.raw + b"\n" if isinstance(row.raw, bytes) else _line(row.raw)
+
+
+def _columns(row: Conversation) -> Mapping[str, Any]:
+    if isinstance(row.raw, bytes):
+        columns: dict[str, Any] = json.loads(row.raw)
+        return columns
+    return row.raw
+
+
+def _line(columns: Mapping[str, Any]) -> bytes:
+    return json.dumps(columns, ensure_ascii=False, default=str).encode() + b"\n"
+
+
+class _Table:
+    """A row for each answer, written a group at a time."""
+
+    def __init__(self, files: contextlib.ExitStack, path: Path, found: Found, verdict: Verdict) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.found, self.verdict = found, verdict
+        self.ranks = [rank(scores) for scores in found.scores.T]
+        self.percentiles = [percentiles(scores) for scores in found.scores.T]
+        whole = {name: pa.int64() for name in ("row", "index", "turn", "tokens")}
+        own = [
+            (f"{trait}_{name}", kind)
+            for trait in verdict.traits
+            for name, kind in (
+                ("score", pa.float32()),
+                ("rank", pa.int64()),
+                ("percentile", pa.float64()),
+                ("flagged", pa.bool_()),
+            )
+        ]
+        texts = [("why", pa.string()), ("unread", pa.string())]
+        self.schema = pa.schema([("file", pa.string()), *whole.items(), ("cut", pa.bool_()), *own, *texts])
+        self.file = files.enter_context(pq.ParquetWriter(files.enter_context(saving(path)), self.schema))
+        self.begin, self.places = 0, [("", 0)] * 0
+
+    def add(self, row: Conversation, last: int) -> None:
+        """The row's answers, which end before place ``last``."""
+        self.places += [(row.file, row.row)] * (last - self.begin - len(self.places))
+        if len(self.places) >= UNITS_AT_ONCE:
+            self._flush()
+
+    def finish(self) -> None:
+        """The last group."""
+        self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        first, last = self.begin, self.begin + len(self.places)
+        found, part = self.found, slice(first, last)
+        columns: dict[str, Any] = {
+            "file": [file for file, _ in self.places],
+            "row": [row for _, row in self.places],
+            "index": found.index[part],
+            "turn": found.turn[part],
+            "tokens": found.tokens[part],
+            "cut": found.cut[part],
+            "why": [self._why(i) for i in range(first, last)],
+            "unread": [found.unread.get(i) for i in range(first, last)],
+        }
+        for k, trait in enumerate(self.verdict.traits):
+            unknown = ~np.isfinite(found.scores[part, k])
+            columns[f"{trait}_score"] = pa.array(found.scores[part, k], mask=unknown)
+            columns[f"{trait}_rank"] = pa.array(self.ranks[k][part], mask=unknown)
+            columns[f"{trait}_percentile"] = pa.array(self.percentiles[k][part], mask=unknown)
+            columns[f"{trait}_flagged"] = self.verdict.flagged[part, k]
+        self.file.write_table(pa.table([pa.array(columns[f.name], f.type) for f in self.schema], schema=self.schema))
+        self.begin, self.places = last, []
+
+    def _why(self, at: int) -> str | None:
+        reasons = [
+            f"{trait} {self.found.scores[at, k]:.4g}: {self.verdict.cuts[k].reason(int(self.found.tokens[at]))}"
+            for k, trait in enumerate(self.verdict.traits)
+            if self.verdict.flagged[at, k]
+        ]
+        return "; ".join(reasons) or None

@@ -1,0 +1,49 @@
+"""What a data set's mean says of finetuning on it (Chen et al. 2025, section 6), in words: a sign and a size.
+
+There is no slope yet from a projection to a shift, so that no shift is named.
+"""
+
+from __future__ import annotations
+
+from poise.screen.projection import Method
+from poise.screen.summary import Figure
+
+__all__ = ["prediction"]
+
+# Correlation of a data set's mean with the trait after finetuning, Qwen2.5-7B, of evil, sycophancy and hallucination.
+R: dict[Method, str] = {"difference": ".84, .75 and .41", "prompt": ".93, .58 and .69", "raw": ".78, .54 and .64"}
+
+
+def prediction(trait: str, method: Method, mean: Figure, normal: Figure | None, norm: float) -> str:
+    """A sentence.
+
+    Args:
+        trait: Its name.
+        method: Of the scores.
+        mean: Of the data.
+        normal: Of normal data, which are then what nothing is measured from; raw projections need them.
+        norm: ‖v‖.
+    """
+    if mean.value is None or mean.low is None or mean.high is None:
+        return "Too few answers for an interval, so nothing is predicted."
+    if normal is not None and normal.value is not None and normal.low is not None and normal.high is not None:
+        off, low, high = mean.value - normal.value, mean.low - normal.high, mean.high - normal.low
+        size = f"{abs(off) / norm:.1%} of ‖v‖ {'above' if off > 0 else 'below'} that of normal data"
+        beside = ""
+    elif method == "raw":
+        return (
+            "A raw projection has no zero of its own, so nothing is predicted; compare with --normal data, or use "
+            "--method difference."
+        )
+    else:
+        off, low, high = mean.value, mean.low, mean.high
+        size = f"{off / norm:+.1%} of ‖v‖"
+        beside = " Ordinary answers may differ from the model's own in the same way: compare with --normal data."
+    if low <= 0 <= high:
+        return f"The mean is {size}, and the intervals leave its sign open: no shift either way is predicted."
+    way = "towards" if off > 0 else "away from"
+    return (
+        f"The mean is {size}: finetuning on these answers should push the model {way} {trait}. How far is not "
+        f"calibrated; over the paper's data sets this mean and the trait afterwards correlate by {R[method]} "
+        f"(evil, sycophancy, hallucination).{beside}"
+    )

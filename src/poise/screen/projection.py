@@ -1,0 +1,143 @@
+"""Answers to projections, the core loop: one forward pass a text for all traits, no head, no cache, no layer too many.
+
+A row's score for a trait is ``raw``, the mean projection of its answer y on v̂; ``prompt``, that minus the projection of
+the last prompt token, which foretells the model's own answer; or ``difference``, that minus the mean projection of the
+model's own answer y′: the projection difference of Chen et al. 2025, section 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from poise.activations import Probe, project_each
+from poise.data import Conversation, Turn, turns
+from poise.model import Encoded, Model
+from poise.model.spans import Place, Unread, places
+from poise.screen.base_answers import Answers
+from poise.vector import PersonaVector
+
+__all__ = ["METHODS", "Method", "Unit", "layers_of", "probes_of", "score"]
+
+Method = Literal["difference", "prompt", "raw"]
+METHODS: tuple[Method, ...] = ("difference", "prompt", "raw")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One assistant turn, scored. k: traits.
+
+    Attributes:
+        index: Its conversation's place in the data set.
+        turn: Which of the conversation's answers, from 0.
+        tokens: Length of the answer.
+        cut: Whether earlier turns were left out to fit the model's window.
+        unread: Why there is no score; empty where there is one.
+        mean: [k] mean projection of the answer.
+        last: [k] projection of the last prompt token.
+        own: [k] mean projection of the model's own answer, NaN where it has none; ``None`` unless it was asked for.
+    """
+
+    index: int
+    turn: int
+    tokens: int
+    cut: bool
+    unread: str
+    mean: tuple[float, ...]
+    last: tuple[float, ...]
+    own: tuple[float, ...] | None = None
+
+    def score(self, method: Method) -> tuple[float, ...]:
+        """[k] by that method; NaN where it could not be had."""
+        if method == "raw":
+            return self.mean
+        less = self.last if method == "prompt" else self.own or (float("nan"),) * len(self.mean)
+        return tuple(a - b for a, b in zip(self.mean, less, strict=True))
+
+
+def layers_of(vectors: Sequence[PersonaVector], layer: int | None = None) -> list[int]:
+    """Where each trait is read: the layer asked for, else the certificate's, else a third of the depth."""
+    return [v.default_layer if layer is None else v.check_layer(layer) for v in vectors]
+
+
+def probes_of(vectors: Sequence[PersonaVector], layer: int | None = None) -> list[Probe]:
+    """A probe a trait along its unit direction.
+
+    Raises:
+        InvalidSteering: a vector has no such layer, or is zero there.
+    """
+    layers = layers_of(vectors, layer)
+    for vector, at in zip(vectors, layers, strict=True):
+        vector.coef(1.0, at)  # refuses a direction that is zero there
+    return [Probe(at, v.unit(at)) for v, at in zip(vectors, layers, strict=True)]
+
+
+def score(
+    model: Model,
+    rows: Iterable[Conversation],
+    probes: Sequence[Probe],
+    answers: Answers | None = None,
+    only: Collection[tuple[int, int]] | None = None,
+) -> Iterator[Unit]:
+    """Every answer of every conversation, in order.
+
+    All rows are held and batched together by length: give a window of the data at a time. The same rows give the same
+    numbers, to the last bit.
+
+    Args:
+        model: The base model.
+        rows: Of one window.
+        probes: k of them.
+        answers: Gives y′; its projections become ``Unit.own``.
+        only: These answers alone, each a row's index and a turn.
+    """
+    placed = [
+        (row, turn, place)
+        for row, own in ((row, turns(row)) for row in rows)
+        for turn, place in zip(own, places(model, own), strict=True)
+        if only is None or (row.index, place.turn) in only
+    ]
+    whole = {id(p.text.ids): p.text.ids for _, _, p in placed if isinstance(p, Place)}
+    read = dict(
+        zip(whole, project_each(model, [Encoded(ids, 0, len(ids)) for ids in whole.values()], probes), strict=True)
+    )
+    asked = [(turn, place) for _, turn, place in placed if isinstance(place, Place)]
+    answered = _own(model, asked, probes, answers) if answers else None
+    nothing = (float("nan"),) * len(probes)
+    for row, _, place in placed:
+        if isinstance(place, Unread):
+            yield Unit(row.index, place.turn, 0, False, place.reason, nothing, nothing)
+            continue
+        values, text = read[id(place.text.ids)], place.text
+        mine = next(answered) if answered else None
+        if values is None:
+            yield Unit(row.index, place.turn, 0, place.cut, "the model gave NaN or infinity", nothing, nothing)
+            continue
+        yield Unit(
+            row.index,
+            place.turn,
+            text.end - text.start,
+            place.cut,
+            "",
+            tuple(values[text.start : text.end].mean(0).tolist()),
+            tuple(values[text.start - 1].tolist()),
+            mine,
+        )
+
+
+def _own(
+    model: Model, placed: Sequence[tuple[Turn, Place]], probes: Sequence[Probe], answers: Answers
+) -> Iterator[tuple[float, ...]]:
+    """[k] mean projections of the model's own answers; NaN where there is no room for one, or it is empty."""
+    prompts = [answers.prompt(turn, place) for turn, place in placed]
+    said = iter(answers.to([prompt for prompt in prompts if prompt]))
+    texts = [next(said) if prompt else None for prompt in prompts]
+    unique = {text.ids: text for text in texts if text and text.end > text.start}
+    read = dict(zip(unique, project_each(model, list(unique.values()), probes), strict=True))
+    for text in texts:
+        values = read.get(text.ids) if text else None
+        if text is None or values is None:
+            yield (float("nan"),) * len(probes)
+        else:
+            yield tuple(values[text.start : text.end].mean(0).tolist())

@@ -1,0 +1,87 @@
+"""Flagged answers replaced by the model's own y′."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.data import Conversation, DataSet, turns
+from poise.model import Encoded, Model
+from poise.model.spans import Place, places
+from poise.progress import track
+from poise.screen.base_answers import Answers
+from poise.screen.output import conversations
+from poise.screen.scores import Found
+
+__all__ = ["Mender"]
+
+PROMPTS_AT_ONCE = 512
+
+
+class Mender:
+    """Gives the model's own answers to flagged turns, each to the history that the data has.
+
+    Args:
+        model: The base model.
+        answers: Where its answers are kept.
+
+    Attributes:
+        replaced: Answers given so far.
+        cut: Of these, as long as answers may be, and probably unfinished.
+        without: Rows for which there is no answer: no room for one, or the model says nothing.
+    """
+
+    def __init__(self, model: Model, answers: Answers) -> None:
+        self.model, self.answers = model, answers
+        self.replaced = self.cut = self.without = 0
+
+    def prepare(self, data: DataSet, found: Found, flagged: NDArray[np.bool_]) -> None:
+        """Have the model answer wherever something is flagged, many prompts together.
+
+        Args:
+            data: As it was scored.
+            found: Its scores.
+            flagged: Bool [m].
+        """
+        waiting: list[Encoded] = []
+        with track("Answering flagged prompts", total=int(flagged.sum())) as advance:
+
+            def answer() -> None:
+                self.answers.to(waiting)
+                advance(len(waiting))
+                waiting.clear()
+
+            for row, first, last in conversations(data, found):
+                wanted = [int(found.turn[i]) for i in range(first, last) if flagged[i]]
+                waiting += [prompt for prompt in self._prompts(row, wanted) if prompt]
+                if len(waiting) >= PROMPTS_AT_ONCE:
+                    answer()
+            answer()
+
+    def __call__(self, row: Conversation, wanted: Sequence[int]) -> dict[int, str] | None:
+        """Texts by turn; ``None`` where a turn has none."""
+        prompts = [prompt for prompt in self._prompts(row, wanted) if prompt]
+        said = self.answers.to(prompts)
+        texts = [self.answers.text(one) for one in said]
+        if len(prompts) < len(wanted) or not all(text.strip() for text in texts):
+            self.without += 1
+            return None
+        self.replaced += len(texts)
+        self.cut += sum(self.answers.cut(one) for one in said)
+        return dict(zip(wanted, texts, strict=True))
+
+    @property
+    def note(self) -> str:
+        """What became of the rows, in a sentence."""
+        said = f"fixed.jsonl: {self.replaced:,} flagged answers are the model's own"
+        said += f", {self.cut:,} of them cut at {self.answers.sampling.max_new_tokens} tokens" if self.cut else ""
+        return said + (f"; {self.without:,} rows are left out, for want of one" if self.without else "")
+
+    def _prompts(self, row: Conversation, wanted: Sequence[int]) -> list[Encoded | None]:
+        if not wanted:
+            return []
+        said = turns(row)
+        found = places(self.model, said)
+        return [self.answers.prompt(said[i], place) for i in wanted if isinstance(place := found[i], Place)]

@@ -1,0 +1,144 @@
+"""All scores of a data set together, and the figures that a summary gives of them.
+
+Texts are never held here, so that a hundred million answers fit in memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.screen.projection import Method
+from poise.screen.shards import Part
+from poise.screen.summary import Figure, LengthDecile
+from poise.statistics.estimates import Estimate, bootstrap
+
+__all__ = ["Found", "by_length", "figure", "gather", "histogram", "mean", "percentiles", "rank"]
+
+BINS = 48
+GROUPS = 2000  # of conversations, resampled together: more would cost time and not change an interval
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """m answers, k traits, in the data's order.
+
+    Attributes:
+        index: int64 [m], each answer's row in the data set; ``turn`` int32 [m]; ``tokens`` int32 [m]; ``cut`` bool [m].
+        scores: float32 [m, k], NaN where there is none.
+        unread: Why, by position.
+        rejected: Rows left out.
+        kinds: Their reasons, counted.
+        rows: Of the data, good and bad.
+    """
+
+    index: NDArray[np.int64]
+    turn: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+    cut: NDArray[np.bool_]
+    scores: Floats
+    unread: dict[int, str]
+    rejected: frozenset[int]
+    kinds: Counter[str]
+    rows: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def gather(parts: Iterable[Part], method: Method, traits: int) -> Found:
+    """Scores of all parts by one method."""
+    unread: dict[int, str] = {}
+    rejected: set[int] = set()
+    kinds: Counter[str] = Counter()
+    rows = first = 0
+    columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in ("index", "turn", "tokens", "cut", "scores")}
+    for part in parts:
+        scores = part.score(method)
+        for name in ("index", "turn", "tokens", "cut"):
+            columns[name].append(getattr(part, name))
+        columns["scores"].append(scores)
+        missing = np.flatnonzero(~np.isfinite(scores).all(axis=1)).tolist()
+        unread |= {first + at: part.unread.get(at, "no answer of the model's own to compare with") for at in missing}
+        rejected |= {row.index for row in part.rejected}
+        kinds.update(row.kind for row in part.rejected)
+        rows, first = rows + part.rows, first + len(part.index)
+    empty = {
+        "index": np.empty(0, np.int64),
+        "turn": np.empty(0, np.int32),
+        "tokens": np.empty(0, np.int32),
+        "cut": np.empty(0, np.bool_),
+        "scores": np.empty((0, traits), np.float32),
+    }
+    whole = {name: np.concatenate([empty[name], *values]) for name, values in columns.items()}
+    return Found(**whole, unread=unread, rejected=frozenset(rejected), kinds=kinds, rows=rows)
+
+
+def mean(scores: Floats, index: NDArray[np.int64], *, seed: int = 0) -> Figure:
+    """Mean score with its interval, conversations resampled: answers of one are alike."""
+    known = np.isfinite(scores)
+    if not known.any():
+        return Figure(value=None, low=None, high=None, n=0)
+    _, which = np.unique(index[known], return_inverse=True)
+    n = int(which.max()) + 1
+    group = which % GROUPS
+    total = np.bincount(group, weights=scores[known].astype(float))
+    count = np.bincount(group).astype(float)
+    found = bootstrap(lambda i: float(total[i].sum() / count[i].sum()), len(total), seed=seed)
+    return figure(found, n)
+
+
+def figure(of: Estimate, n: int | None = None) -> Figure:
+    """An estimate as a summary has it: what is not finite is missing."""
+    value, low, high = (float(f"{x:.6g}") if np.isfinite(x) else None for x in (of.value, of.low, of.high))
+    return Figure(value=value, low=low, high=high, n=of.n if n is None else n)
+
+
+def histogram(scores: Floats, normal: Floats | None) -> tuple[list[float], list[int], list[int] | None]:
+    """Edges, counts and the normal data's counts."""
+    known = scores[np.isfinite(scores)]
+    both = known if normal is None else np.concatenate([known, normal])
+    if not len(both):
+        return [], [], None
+    edges = np.histogram_bin_edges(both.astype(float), bins=BINS)
+    counts, usual = (np.histogram(x, edges)[0].tolist() if x is not None else None for x in (known, normal))
+    return [float(f"{edge:.6g}") for edge in edges], counts or [], usual
+
+
+def by_length(tokens: NDArray[np.int32], scores: Floats, flagged: NDArray[np.bool_]) -> list[LengthDecile]:
+    """How many of each tenth are flagged, shortest answers first; equal lengths stay together."""
+    known = np.isfinite(scores)
+    if not known.any():
+        return []
+    lengths, own = tokens[known], flagged[known]
+    bounds = np.unique(np.quantile(lengths, np.linspace(0.1, 1, 10), method="inverted_cdf"))
+    tenth = np.searchsorted(bounds, lengths)
+    return [
+        LengthDecile(
+            shortest=int(lengths[tenth == i].min()),
+            longest=int(bound),
+            units=int((tenth == i).sum()),
+            flagged=int(own[tenth == i].sum()),
+        )
+        for i, bound in enumerate(bounds)
+    ]
+
+
+def rank(scores: Floats) -> NDArray[np.int64]:
+    """1 for the highest; equals share the better rank; 0 where there is no score."""
+    known = np.sort(scores[np.isfinite(scores)])
+    above = len(known) - np.searchsorted(known, scores, side="right")
+    return np.where(np.isfinite(scores), above + 1, 0)
+
+
+def percentiles(scores: Floats) -> NDArray[np.float64]:
+    """Share of scores that are lower, 0 to 100; NaN where there is none."""
+    known = np.sort(scores[np.isfinite(scores)])
+    below = 100 * np.searchsorted(known, scores, side="left") / max(len(known), 1)
+    return np.where(np.isfinite(scores), below, np.nan)

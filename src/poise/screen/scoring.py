@@ -1,0 +1,157 @@
+"""What the stages of a screening share: how it is done, where things are kept, and the scoring itself.
+
+``DIR/.run`` keeps the windows' scores and the model's own answers, so that the same data under another rule are
+ready at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from poise.activations import Probe
+from poise.data import Conversation, DataSet, Rejected, Rejections
+from poise.errors import InvalidOption
+from poise.model import Model
+from poise.progress import track
+from poise.screen import shards as windows
+from poise.screen.base_answers import Answers
+from poise.screen.flagging import Rule
+from poise.screen.projection import Method, probes_of
+from poise.screen.scores import Found, gather
+from poise.screen.shards import Part, Parts, fill
+from poise.storage.content_hash import content_key
+from poise.vector import PersonaVector
+
+__all__ = ["Engine", "Plan", "Work"]
+
+Engine = Literal["local", "ray"]
+GOOD = Conversation((), "", -1, -1, b"")  # stands for a row that can be used, where only their number counts
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to screen.
+
+    Attributes:
+        method: What a score is.
+        rule: What is flagged.
+        layer: For all vectors; default, each one's own.
+        judge: Who gives a second opinion, as ``poise.judge.factory`` takes it; ``None`` for nobody.
+        fix: Whether flagged answers are replaced.
+        max_new_tokens: Longest answer of the model's own.
+        batch: Most answers generated at once.
+        seed: Of resampling and of what the judge sees.
+        broken: Largest share of rows that may be unusable.
+        engine: Where the scoring runs.
+    """
+
+    method: Method = "difference"
+    rule: Rule = field(default_factory=Rule)
+    layer: int | None = None
+    judge: str | None = None
+    fix: bool = False
+    max_new_tokens: int = 256
+    batch: int = 32
+    seed: int = 0
+    broken: float = 0.2
+    engine: Engine = "local"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.broken <= 1:
+            raise InvalidOption(f"The share of broken rows is {self.broken}; it must be between 0 and 1.")
+
+
+class Work:
+    """What the stages share: the model, its probes, where things are kept.
+
+    Args:
+        model: The base model.
+        vectors: k of them, of this model.
+        out: The folder of the screening.
+        plan: How.
+
+    Raises:
+        InvalidOption: two vectors have one name, or an answer as long as asked has no room.
+        SaveFailed: the disk refused.
+    """
+
+    def __init__(self, model: Model, vectors: Sequence[PersonaVector], out: Path, plan: Plan) -> None:
+        self.model, self.vectors, self.plan, self.folder = model, vectors, plan, out / ".run"
+        self.names = tuple(vector.name for vector in vectors)
+        if twice := [name for name, count in Counter(self.names).items() if count > 1]:
+            raise InvalidOption(f"Two vectors are named {twice[0]}; screen them one after the other, in two folders.")
+        self.probes = probes_of(vectors, plan.layer)
+        needed = plan.method == "difference" or plan.fix
+        self.answers = self.own_answers() if needed else None
+
+    def own_answers(self) -> Answers:
+        """The model's own answers, as they are kept."""
+        plan = self.plan
+        return Answers(self.model, self.folder, max_new_tokens=plan.max_new_tokens, batch=plan.batch)
+
+    def parts(self, data: DataSet, digest: str) -> Parts:
+        """Where the data's windows are kept. Those of ΔP serve the other methods as well."""
+        job = _job(data, digest, self.model, self.probes)
+        if self.plan.method == "difference":
+            return Parts(self.folder / f"{job[:16]}-own{self.plan.max_new_tokens}", job)
+        full = sorted(self.folder.glob(f"{job[:16]}-own*"), key=lambda own: len(list(own.glob("part-*.npz"))))
+        return Parts(self.folder / job[:16], job, beside=Parts(full[-1], job) if full else None)
+
+    def score(self, data: DataSet, digest: str, rejections: Rejections, what: str) -> Found:
+        """Every answer of the data, from what is kept and, where nothing is, from the model.
+
+        Raises:
+            InvalidData: too many rows are broken; what was scored is kept.
+        """
+        answers = self.answers if self.plan.method == "difference" else None
+        kept = self.parts(data, digest)
+        with track(what, total=data.count() if data.files else None) as advance:
+            if self.plan.engine == "ray":
+                from poise.screen.ray_backend import fill as spread
+
+                made = spread(kept, data, self.model, self.probes, answers)
+            else:
+                made = fill(kept, data, self.model, self.probes, answers)
+            return gather(_counted(_sifted(made, rejections), advance), self.plan.method, len(self.probes))
+
+
+def _sifted(parts: Iterable[Part], rejections: Rejections) -> Iterator[Part]:
+    """The parts, while no more rows are broken than may be."""
+    waiting: deque[Part] = deque()
+
+    def rows() -> Iterator[Conversation | Rejected]:
+        first = 0
+        for part in parts:
+            waiting.append(part)
+            bad = {row.index: row for row in part.rejected}
+            yield from (bad.get(index, GOOD) for index in range(first, first + part.rows))
+            first += part.rows
+
+    for _ in rejections.sift(rows()):
+        while waiting:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _counted(parts: Iterable[Part], advance: Callable[[int], None]) -> Iterator[Part]:
+    for part in parts:
+        yield part
+        advance(part.rows)
+
+
+def _job(data: DataSet, digest: str, model: Model, probes: Sequence[Probe]) -> str:
+    """What determines the scores: not the rule, and not the method."""
+    return content_key(
+        data=digest,
+        shapes=[[part.name, str(part.shape)] for part in data.parts],
+        model=asdict(model.fingerprint),
+        dtype=str(model.lm.dtype),
+        device=model.device.type,
+        directions=[[p.layer, hashlib.sha256(p.direction.numpy().tobytes()).hexdigest()] for p in probes],
+        window=windows.WINDOW,
+    )

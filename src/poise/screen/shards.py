@@ -1,0 +1,174 @@
+"""Windows of the data, scored one by one and kept as part files: what a killed run goes on from.
+
+A part is written whole or not at all, holds what its window alone determines, and can be made by any process. What is
+made of the parts is therefore the same after any number of kills, on any number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.activations import Probe
+from poise.data import Conversation, DataSet, Rejected
+from poise.model import Model
+from poise.screen.base_answers import Answers
+from poise.screen.projection import Method, Unit, score
+from poise.storage.atomic_write import saving
+
+__all__ = ["WINDOW", "Part", "Parts", "fill", "score_rows"]
+
+WINDOW = 1024  # rows scored together: enough to batch answers of like length, few enough to hold
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One window's result. m: units, k: traits. Rows of the arrays are units in the data's order.
+
+    Attributes:
+        index: int64 [m], each unit's conversation; ``turn`` int32 [m]; ``tokens`` int32 [m]; ``cut`` bool [m].
+        mean: float32 [m, k]; ``last`` and ``own`` likewise, ``own`` all NaN unless y′ was asked for.
+        unread: Reasons by position, of units without a score.
+        rejected: Rows that are no conversation, and those of which no answer can be read.
+        rows: Rows of the data in the window, good and bad.
+    """
+
+    index: NDArray[np.int64]
+    turn: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+    cut: NDArray[np.bool_]
+    mean: NDArray[np.float32]
+    last: NDArray[np.float32]
+    own: NDArray[np.float32]
+    unread: dict[int, str]
+    rejected: tuple[Rejected, ...]
+    rows: int
+
+    def score(self, method: Method) -> NDArray[np.float32]:
+        """float32 [m, k] by that method."""
+        if method == "raw":
+            return self.mean
+        out: NDArray[np.float32] = self.mean - (self.last if method == "prompt" else self.own)
+        return out
+
+
+class Parts:
+    """The part files of one job in a folder, in the windows' order.
+
+    Args:
+        folder: Theirs alone.
+        job: Identifies the work; parts of another job are thrown away.
+        beside: Parts of the same windows that hold at least as much, and serve as well where they are.
+    """
+
+    def __init__(self, folder: Path, job: str, beside: Parts | None = None) -> None:
+        self.folder, self.beside = folder, beside
+        stamp = folder / "job"
+        if not stamp.exists() or stamp.read_text() != job:
+            for old in folder.glob("part-*.npz"):
+                old.unlink()
+            with saving(stamp) as temporary:
+                temporary.write_text(job)
+
+    def __contains__(self, window: int) -> bool:
+        return self._path(window).exists() or (self.beside is not None and window in self.beside)
+
+    def save(self, window: int, part: Part) -> None:
+        """Keep a window's result.
+
+        Raises:
+            SaveFailed: the disk refused; earlier parts are safe.
+        """
+        words = {
+            "unread": part.unread,
+            "rejected": [[r.file, r.row, r.index, r.line, r.reason] for r in part.rejected],
+            "rows": part.rows,
+        }
+        arrays: dict[str, Any] = {name: getattr(part, name) for name in ARRAYS}
+        with saving(self._path(window)) as temporary, temporary.open("wb") as file:
+            np.savez(file, words=np.array(json.dumps(words)), **arrays)
+
+    def load(self, window: int) -> Part:
+        """A kept window."""
+        if self.beside is not None and window in self.beside:
+            return self.beside.load(window)
+        with np.load(self._path(window), allow_pickle=False) as kept:
+            words = json.loads(str(kept["words"]))
+            return Part(
+                **{name: kept[name] for name in ARRAYS},
+                unread={int(at): reason for at, reason in words["unread"].items()},
+                rejected=tuple(Rejected(*fields) for fields in words["rejected"]),
+                rows=words["rows"],
+            )
+
+    def __iter__(self) -> Iterator[Part]:
+        window = 0
+        while window in self:
+            yield self.load(window)
+            window += 1
+
+    def _path(self, window: int) -> Path:
+        return self.folder / f"part-{window:08d}.npz"
+
+
+ARRAYS = ("index", "turn", "tokens", "cut", "mean", "last", "own")
+
+
+def fill(
+    parts: Parts, data: DataSet, model: Model, probes: Sequence[Probe], answers: Answers | None = None
+) -> Iterator[Part]:
+    """Every window in order: those that are missing are scored and kept as they are asked for."""
+    window = 0
+    while window in parts:
+        yield parts.load(window)
+        window += 1
+    rows = data.iterate(window * WINDOW)
+    while members := list(islice(rows, WINDOW)):
+        if window not in parts:
+            parts.save(window, score_rows(members, model, probes, answers))
+        yield parts.load(window)
+        window += 1
+
+
+def score_rows(
+    rows: Sequence[Conversation | Rejected], model: Model, probes: Sequence[Probe], answers: Answers | None = None
+) -> Part:
+    """Score the rows of one window."""
+    good = [row for row in rows if isinstance(row, Conversation)]
+    bad = [row for row in rows if isinstance(row, Rejected)]
+    units: list[Unit] = []
+    scored = groupby(score(model, good, probes, answers), key=lambda unit: unit.index)
+    for row, (_, found) in zip(good, scored, strict=True):
+        own = list(found)
+        if all(unit.unread for unit in own):
+            bad.append(Rejected(row.file, row.row, row.index, None, own[0].unread))
+        else:
+            units += own
+    bad.sort(key=lambda row: row.index)
+    return _gathered(units, tuple(bad), len(rows), len(probes))
+
+
+def _gathered(units: Sequence[Unit], bad: tuple[Rejected, ...], rows: int, k: int) -> Part:
+    def table(values: list[tuple[float, ...]]) -> NDArray[np.float32]:
+        return np.array(values, dtype=np.float32).reshape(len(units), k)
+
+    nothing = (float("nan"),) * k
+    return Part(
+        index=np.array([u.index for u in units], dtype=np.int64),
+        turn=np.array([u.turn for u in units], dtype=np.int32),
+        tokens=np.array([u.tokens for u in units], dtype=np.int32),
+        cut=np.array([u.cut for u in units], dtype=np.bool_),
+        mean=table([u.mean for u in units]),
+        last=table([u.last for u in units]),
+        own=table([u.own or nothing for u in units]),
+        unread={i: u.unread for i, u in enumerate(units) if u.unread},
+        rejected=bad,
+        rows=rows,
+    )

@@ -1,0 +1,90 @@
+"""One trait of a screening summed up."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.screen.flagging import Cut
+from poise.screen.prediction import prediction
+from poise.screen.scores import Found, by_length, histogram, mean
+from poise.screen.scoring import Work
+from poise.screen.summary import LengthBand, TraitSummary
+
+__all__ = ["highest", "of_trait"]
+
+SHOWN = 10
+
+
+def highest(scores: NDArray[np.float32], limits: NDArray[np.float32]) -> list[int]:
+    """Places of the scores highest above their thresholds, the earlier first among equals."""
+    known = np.flatnonzero(np.isfinite(scores))
+    above = scores[known].astype(float) - limits[known]
+    return [int(i) for i in known[np.argsort(-above, kind="stable")][:SHOWN]]
+
+
+def of_trait(
+    work: Work, k: int, found: Found, usual: Found | None, cut: Cut, flagged: NDArray[np.bool_]
+) -> TraitSummary:
+    """Distribution, mean, threshold and flags by length of trait ``k``; the answers to look at come later.
+
+    Args:
+        work: Vectors, probes and the method.
+        k: Which of the traits.
+        found: The data's scores.
+        usual: The normal data's.
+        cut: The trait's threshold.
+        flagged: Bool [m].
+    """
+    vector, probe, scores = work.vectors[k], work.probes[k], found.scores[:, k]
+    normal = usual.scores[np.isfinite(usual.scores[:, k]), k] if usual else None
+    edges, counts, normal_counts = histogram(scores, normal)
+    own_bands = _bands(cut, found, scores, flagged)
+    own = mean(scores, found.index)
+    normally = mean(usual.scores[:, k], usual.index) if usual else None
+    norm = float(vector.norms[probe.layer])
+    return TraitSummary(
+        trait=vector.name,
+        layer=probe.layer,
+        layers=vector.layers,
+        norm=float(f"{norm:.6g}"),
+        units=int(np.isfinite(scores).sum()),
+        mean=own,
+        normal=normally,
+        predicts=prediction(vector.name, work.plan.method, own, normally, norm),
+        edges=tuple(edges),
+        counts=tuple(counts),
+        normal_counts=None if normal_counts is None else tuple(normal_counts),
+        flagged_counts=tuple(np.histogram(scores[flagged], edges)[0].tolist()) if edges else (),
+        threshold=None if cut.threshold is None else float(f"{cut.threshold:.9g}"),
+        bands=own_bands,
+        outside=_outside(own_bands, found.tokens[np.isfinite(scores)]),
+        rule=cut.rule,
+        flagged=int(flagged.sum()),
+        by_length=tuple(by_length(found.tokens, scores, flagged)),
+        top=(),
+    )
+
+
+def _bands(cut: Cut, found: Found, scores: NDArray[np.float32], flagged: NDArray[np.bool_]) -> tuple[LengthBand, ...]:
+    """The bands of length with the data's answers in them."""
+    which = np.where(np.isfinite(scores), cut.band_of(found.tokens), -1)
+    return tuple(
+        LengthBand(
+            shortest=band.smallest,
+            longest=band.largest,
+            threshold=float(f"{band.threshold.value:.9g}"),
+            low=float(f"{band.threshold.low:.4g}"),
+            high=float(f"{band.threshold.high:.4g}"),
+            answers=band.threshold.answers,
+            conversations=band.threshold.conversations,
+            units=int((which == i).sum()),
+            flagged=int(flagged[which == i].sum()),
+        )
+        for i, band in enumerate(cut.bands)
+    )
+
+
+def _outside(bands: tuple[LengthBand, ...], tokens: NDArray[np.int32]) -> int:
+    """Answers shorter or longer than any normal one."""
+    return int(((tokens < bands[0].shortest) | (tokens > bands[-1].longest)).sum()) if bands else 0

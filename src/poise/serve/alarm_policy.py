@@ -1,0 +1,120 @@
+"""Alarms of one answer while it is generated, and what is done about them before its next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from poise.engine import Said
+from poise.monitor import Raised, Readings, Watcher
+from poise.serve.policy import Action, Policy
+from poise.serve.vector_registry import Watched
+from poise.steer import Steering, Term
+
+__all__ = ["Alert", "Guard", "Heard"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """An alarm that was raised, and what was done."""
+
+    trait: str
+    raised: Raised
+    action: Action
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As the API gives it."""
+        alarm = self.raised.alarm
+        return {
+            "trait": self.trait,
+            "reading": alarm.reading,
+            "layer": alarm.layer,
+            "rate": alarm.rate,
+            "threshold": alarm.threshold,
+            "value": self.raised.value,
+            "token": self.raised.token,
+            "action": self.action,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a step brought of an answer, and what its guard made of it.
+
+    Attributes:
+        said: Without the tokens that came with an alarm that stops.
+        alerts: New ones.
+        stopped: The answer ends here, by an alarm.
+        cap: To be steered by from the next token on.
+        readings: Of the whole answer, at its end, where anything was watched.
+    """
+
+    said: Said
+    alerts: tuple[Alert, ...] = ()
+    stopped: bool = False
+    cap: Steering | None = None
+    readings: Readings | None = None
+
+
+class Guard:
+    """Watches one answer, by what it says: what its steering by itself adds to a reading raises no alarm.
+
+    Args:
+        watched: k vectors, in the order of the job's probes.
+        policy: What is done on an alarm.
+        pushes: What steering adds to each one's reading, on the prompt and on tokens; ``None`` where nobody knows.
+    """
+
+    def __init__(
+        self, watched: Sequence[Watched], policy: Policy, pushes: Sequence[tuple[float, float] | None]
+    ) -> None:
+        self.watched, self.policy = tuple(watched), policy
+        self._watcher = Watcher([w.alarms for w in self.watched])
+        self._push = [torch.tensor([push[phase] if push else 0.0 for push in pushes]) for phase in (0, 1)]
+        self._tokens = 0
+        self._begun = False
+        self._capped: set[int] = set()
+
+    def hear(self, said: Said) -> Heard:
+        """What to make of a step."""
+        if not self.watched:
+            return Heard(said)
+        rows = [] if said.prompt is None else [torch.tensor(said.prompt) - self._push[0]]
+        rows += [torch.tensor(token.readings) - self._push[1] for token in said.tokens]
+        self._begun = self._begun or bool(rows)
+        alerts = [self._alert(raised) for raised in (self._watcher.see(torch.stack(rows)) if rows else ())]
+        stops = [a.raised.token for a in alerts if a.action == "stop"]
+        if stops:
+            kept = max(min(stops) - 1 - self._tokens, 0)
+            cut = replace(said, tokens=said.tokens[:kept], finish=None)
+            return Heard(cut, tuple(alerts), stopped=True, readings=self._watcher.readings())
+        self._tokens += len(said.tokens)
+        if said.finish is None:
+            return Heard(said, tuple(alerts), cap=self._cap(alerts))
+        late = [self._alert(raised, "note") for raised in self._watcher.end()]  # nothing is left to cap or to stop
+        return Heard(said, (*alerts, *late), readings=self._watcher.readings())
+
+    def readings(self) -> Readings | None:
+        """Of what there is so far."""
+        return self._watcher.readings() if self._begun else None
+
+    def _alert(self, raised: Raised, action: Action | None = None) -> Alert:
+        name = self.watched[raised.column].name
+        return Alert(name, raised, action or self.policy.action(name))
+
+    def _cap(self, alerts: Sequence[Alert]) -> Steering | None:
+        """Keep each trait that raised an alarm at its threshold for tokens, once."""
+        terms = []
+        for alert in alerts:
+            column = alert.raised.column
+            if alert.action != "cap" or column in self._capped:
+                continue
+            self._capped.add(column)
+            of_tokens = [a for a in self.watched[column].alarms if a.reading != "prompt"] or [alert.raised.alarm]
+            lowest = min(of_tokens, key=lambda alarm: alarm.threshold)
+            terms.append(Term(self.watched[column].vector, lowest.threshold, (lowest.layer,), "cap"))
+        return Steering(tuple(terms)) if terms else None

@@ -1,0 +1,260 @@
+"""What a request meets before any route: size and depth limits, keys, where it comes from, and headers on the way out.
+
+Pure ASGI, so that streams pass through. Nothing of a request's body or of a key is logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from poise.errors import InvalidOption
+from poise.serve.errors import Refused
+
+__all__ = ["Gate", "Keys", "Limits", "check_depth", "is_loopback"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = re.compile(r"/|/page/.*|/healthz|/readyz")
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "object-src 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "cache-control": "no-store",
+}
+TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
+LEAST_KEY = 16  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of a request's body.
+
+    Attributes:
+        body: Most bytes of JSON.
+        upload: Most bytes of a vector file.
+        depth: Deepest nesting of JSON.
+    """
+
+    body: int = 4 * 2**20
+    upload: int = 32 * 2**20
+    depth: int = 32
+
+
+class Keys:
+    """Who may ask. Only digests are kept, and comparing takes equally long whoever asks.
+
+    Args:
+        named: Key by name.
+    """
+
+    def __init__(self, named: Mapping[str, str]) -> None:
+        self._digests = {name: _digest(key) for name, key in named.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all keys."""
+        return list(self._digests)
+
+    def find(self, authorization: str | None) -> str | None:
+        """The name of the key in an ``Authorization`` header, or ``None``."""
+        scheme, _, given = (authorization or "").partition(" ")
+        digest = _digest(given.strip() if scheme.lower() == "bearer" else "")
+        found = [name for name, own in self._digests.items() if hmac.compare_digest(digest, own)]
+        return found[0] if found else None
+
+    @classmethod
+    def read(cls, path: Path | None) -> Keys:
+        """From a file with a ``name key`` or a bare key a line; ``#`` begins a comment.
+
+        Raises:
+            InvalidOption: not there, empty, or a key too short; never says a key.
+        """
+        if path is None:
+            return cls({})
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidOption(f"Cannot read the key file {path} ({type(error).__name__}); check it.") from error
+        named: dict[str, str] = {}
+        for number, line in enumerate(lines, 1):
+            words = line.split("#")[0].split()
+            if not words:
+                continue
+            name, key = words if len(words) == 2 else (f"key-{number}", words[0])
+            if len(words) > 2 or len(key) < LEAST_KEY or name in named:
+                raise InvalidOption(
+                    f"Line {number} of the key file {path} is no `NAME KEY` with a name of its own and a key of at "
+                    f"least {LEAST_KEY} characters; mend it."
+                )
+            named[name] = key
+        if not named:
+            raise InvalidOption(f"The key file {path} has no key; write one a line.")
+        return cls(named)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    return host == "localhost" or host == "::1" or bool(re.fullmatch(r"127(\.\d{1,3}){3}", host))
+
+
+def check_depth(body: bytes, most: int) -> None:
+    """Refuse JSON that is nested deeper than that, before a parser meets it."""
+    depth = 0
+    for token in TOKENS.finditer(body):
+        depth += 1 if token[0] in (b"[", b"{") else -1 if token[0] in (b"]", b"}") else 0
+        if depth > most:
+            raise Refused(400, f"The JSON is nested more than {most} deep.", code="too_deep")
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The first to see a request and the last to see its answer.
+
+    Attributes:
+        app: What is behind.
+        keys: None at all lets everybody in who comes from this machine.
+        limits: Of bodies.
+        origins: Whose pages may ask, besides this server's own.
+        hosts: Names that the server may be called by; empty for any. Without a key this keeps out pages whose
+            name was pointed at this machine.
+    """
+
+    app: App
+    keys: Keys
+    limits: Limits = field(default_factory=Limits)
+    origins: Sequence[str] = ()
+    hosts: Sequence[str] = ()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through, or answer it here."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        guarded = self._with_headers(send, headers.get("origin"))
+        try:
+            if self._is_preflight(scope, headers):
+                await _answer(guarded, 204, b"", {})
+                return
+            self._admit(scope, headers)
+            body = await self._body(scope, headers, receive)
+        except Refused as refused:
+            extra = {"www-authenticate": "Bearer"} if refused.status == 401 else {}
+            await _answer(guarded, refused.status, json.dumps(refused.body).encode(), refused.headers | extra)
+            return
+        except ConnectionError:
+            return
+        await self.app(scope, _replay(body, receive), guarded)
+
+    def _is_preflight(self, scope: Scope, headers: Mapping[str, str]) -> bool:
+        asks = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        return asks and headers.get("origin") in self.origins
+
+    def _admit(self, scope: Scope, headers: Mapping[str, str]) -> None:
+        host = urlsplit(f"//{headers.get('host', '')}").hostname if _is_host(headers.get("host", "")) else None
+        if self.hosts and host not in self.hosts:
+            raise Refused(421, "This server is not called that; use the name that it was started with.", code="host")
+        origin = headers.get("origin")
+        if origin is not None and origin not in self.origins and urlsplit(origin).netloc != headers.get("host"):
+            raise Refused(403, "Pages of another origin may not ask; name it with --cors.", code="origin")
+        key = self.keys.find(headers.get("authorization"))
+        scope["state"] = {**scope.get("state", {}), "key": key}
+        if self.keys and key is None and not OPEN.fullmatch(scope["path"]):
+            raise Refused(401, "The key is missing or wrong; send `Authorization: Bearer KEY`.", code="invalid_api_key")
+
+    async def _body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> bytes:
+        upload = scope["path"] == "/v1/poise/vectors"
+        most = self.limits.upload if upload else self.limits.body
+        length = headers.get("content-length", "")
+        if length.isdecimal() and (len(length) > 15 or int(length) > most):
+            raise Refused(413, f"The body has {length} bytes; at most {most} are taken.", code="too_large")
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > most:
+                raise Refused(
+                    413, f"The body has more than {most} bytes, which is all that is taken.", code="too_large"
+                )
+            more = message.get("more_body", False)
+        body = b"".join(parts)
+        if not upload and body:
+            try:
+                body.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise Refused(400, f"The body is no UTF-8 (byte {error.start}).", code="invalid_utf8") from error
+            check_depth(body, self.limits.depth)
+        return body
+
+    def _with_headers(self, send: Send, origin: str | None) -> Send:
+        own = dict(HEADERS)
+        if origin is not None and origin in self.origins:
+            own |= {
+                "access-control-allow-origin": origin,
+                "access-control-allow-headers": "authorization, content-type",
+                "access-control-allow-methods": "GET, POST, DELETE",
+                "vary": "origin",
+            }
+
+        async def guarded(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                there = {k.lower() for k, _ in message.get("headers", [])}
+                more = [(k.encode(), v.encode()) for k, v in own.items() if k.encode() not in there]
+                message = {**message, "headers": [*message.get("headers", []), *more]}
+            await send(message)
+
+        return guarded
+
+
+def _is_host(text: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z0-9.\-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?", text))
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body that has been read, and after it what the server itself says, such as that the client is gone."""
+    given = False
+
+    async def replayed() -> MutableMapping[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+async def _answer(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    listed = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+    raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in listed.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

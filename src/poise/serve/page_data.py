@@ -1,0 +1,77 @@
+"""Vectors and readings as the page shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from poise.serve.rendering import finite
+from poise.serve.responses import iso
+from poise.serve.vector_registry import Watched
+
+__all__ = ["entry_of", "history"]
+
+FEW = 200  # readings up to which a mean's interval is a bootstrap; beyond, the normal one is the same
+DRAWS = 500
+
+
+def entry_of(watched: Watched) -> dict[str, Any]:
+    """A vector as the API gives it."""
+    vector, header, normal = watched.vector, watched.vector.header, watched.normal
+    default = vector.default_layer
+    norms = {str(layer): finite(float(vector.norms[layer])) for layer in sorted({default, watched.probe.layer})}
+    return {
+        "name": watched.name,
+        "description": str(getattr(header.trait, "description", "")),
+        "layers": vector.layers,
+        "width": vector.width,
+        "default_layer": default,
+        "watched_layer": watched.probe.layer,
+        "norm": norms,
+        "dose_of_one": finite(vector.dose(1.0, default)),
+        "fixed": watched.fixed,
+        "certificate": header.certificate,
+        "normal": normal and {"mean": normal.mean, "sd": normal.spread, "n": normal.n},
+        "alarms": [alarm.model_dump(mode="json") for alarm in watched.alarms],
+    }
+
+
+def history(rows: Sequence[tuple[str, float, float | None, float | None, int]], width: float) -> list[dict[str, Any]]:
+    """Readings (trait, time, mean, peak, alarmed) in stretches of ``width`` seconds; empty stretches are left out."""
+    sorted_in: dict[str, dict[int, list[tuple[float | None, float | None, int]]]] = {}
+    for trait, time, mean, peak, alarmed in rows:
+        sorted_in.setdefault(trait, {}).setdefault(math.floor(time / width), []).append((mean, peak, alarmed))
+    return [
+        {"trait": trait, "buckets": [_bucket(at * width, rows) for at, rows in sorted(buckets.items())]}
+        for trait, buckets in sorted(sorted_in.items())
+    ]
+
+
+def _bucket(start: float, rows: Sequence[tuple[float | None, float | None, int]]) -> dict[str, Any]:
+    means = np.array([mean for mean, _, _ in rows if mean is not None])
+    peaks = np.array([peak for _, peak, _ in rows if peak is not None])
+    low, high = _interval(means)
+    return {
+        "start": iso(start),
+        "n": len(means),
+        "mean": float(means.mean()) if len(means) else None,
+        "low": low,
+        "high": high,
+        "peak_p95": float(np.quantile(peaks, 0.95)) if len(peaks) else None,
+        "alarms": sum(alarmed for _, _, alarmed in rows),
+    }
+
+
+def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float | None, float | None]:
+    n = len(values)
+    if n < 2:
+        return None, None
+    if n > FEW:
+        half = 1.96 * float(values.std(ddof=1)) / math.sqrt(n)
+        return float(values.mean()) - half, float(values.mean()) + half
+    drawn = values[np.random.default_rng(0).integers(0, n, (DRAWS, n))].mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,246 @@
+"""Readings and alarms on disk: SQLite in WAL mode, written by its own thread, so that no answer waits for a disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sqlite3
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from poise.errors import InvalidOption
+from poise.serve.errors import Refused
+
+__all__ = ["Record", "Store"]
+
+log = logging.getLogger("poise.serve")
+
+BACKLOG = 20_000  # records that wait for the disk at most; older ones are given up
+PAUSE = 0.2  # seconds between commits
+SWEEP = 600.0  # seconds between looks for what is too old
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS readings (
+  id INTEGER PRIMARY KEY, time REAL NOT NULL, request TEXT NOT NULL, key TEXT, trait TEXT NOT NULL, layer INTEGER,
+  steer TEXT, prompt REAL, mean REAL, peak REAL, tokens INTEGER NOT NULL, alarms TEXT NOT NULL, alarmed INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_time ON readings (time);
+CREATE INDEX IF NOT EXISTS by_trait ON readings (trait, time);
+CREATE TABLE IF NOT EXISTS texts (
+  id INTEGER PRIMARY KEY, time REAL NOT NULL, request TEXT NOT NULL, prompt TEXT NOT NULL, answer TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS texts_by_time ON texts (time);
+"""
+COLUMNS = "time, request, key, trait, layer, steer, prompt, mean, peak, tokens, alarms, alarmed"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One answer read by one vector, or the words of one answer.
+
+    Attributes:
+        time: Seconds since 1970.
+        request: Id of the answer.
+        key: Name of the key that asked.
+        trait: The vector's name.
+        layer: Where it was read.
+        steer: What steered, as an expression.
+        prompt: Reading of the last prompt token.
+        mean: Of the answer's tokens; ``None`` for an empty answer.
+        peak: Likewise.
+        tokens: The answer's length.
+        alarms: Raised by this vector.
+        texts: Prompt and answer, where words are kept; the rest is then empty.
+    """
+
+    time: float
+    request: str
+    key: str | None = None
+    trait: str = ""
+    layer: int | None = None
+    steer: str | None = None
+    prompt: float | None = None
+    mean: float | None = None
+    peak: float | None = None
+    tokens: int = 0
+    alarms: Sequence[dict[str, Any]] = ()
+    texts: tuple[str, str] | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of records. ``failures`` are commits that the disk or a lock refused, and that were tried again."""
+
+    written: int = 0
+    lost: int = 0
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class Query:
+    """Which readings: of a trait, from and until a time, with alarms or without, newest first, before an id."""
+
+    trait: str | None = None
+    since: float | None = None
+    until: float | None = None
+    alarmed: bool | None = None
+    limit: int = 100
+    after: int | None = None
+    values: list[Any] = field(default_factory=list, init=False)
+
+    def where(self) -> str:
+        """As SQL, with ``values`` for its question marks."""
+        parts = ["1"]
+        for clause, value in (
+            ("trait = ?", self.trait),
+            ("time >= ?", self.since),
+            ("time < ?", self.until),
+            ("alarmed = ?", None if self.alarmed is None else int(self.alarmed)),
+            ("id < ?", self.after),
+        ):
+            if value is not None:
+                parts.append(clause)
+                self.values.append(value)
+        return " AND ".join(parts)
+
+
+class Store:
+    """Takes records from any thread at once, and writes them as soon as it can.
+
+    Args:
+        path: The database; ``None`` for one that ends with the server.
+        keep_days: Older records are deleted.
+    """
+
+    def __init__(self, path: Path | None = None, *, keep_days: float = 30.0) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="poise-") if path is None else None
+        self.path = path or Path(self._temporary.name if self._temporary else "") / "readings.sqlite"
+        self.keep = keep_days * 86400
+        self.counts = Counts()
+        self._waiting: deque[Record] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        try:
+            with self._connect(timeout=10.0) as db:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise InvalidOption(f"Cannot keep readings in {self.path} ({error}); name another file.") from error
+        self._thread = threading.Thread(target=self._run, name="poise-store", daemon=True)
+        self._thread.start()
+
+    def put(self, records: Sequence[Record]) -> None:
+        """Take records; they are on disk a moment later."""
+        with self._changed:
+            self._waiting.extend(records)
+            while len(self._waiting) > BACKLOG:
+                self._waiting.popleft()
+                self.counts.lost += 1
+            self._changed.notify()
+
+    def close(self, wait: float = 5.0) -> None:
+        """Write what waits, and end."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(wait)
+        if self._temporary:
+            self._temporary.cleanup()
+
+    def readings(self, query: Query) -> tuple[list[dict[str, Any]], int | None]:
+        """Readings, newest first, and the id to ask for more after."""
+        where = query.where()
+        sql = f"SELECT id, {COLUMNS} FROM readings WHERE {where} ORDER BY id DESC LIMIT ?"
+        rows = self._read(sql, [*query.values, query.limit + 1])
+        shown = [
+            {k: row[k] for k in row.keys() if k not in ("alarmed", "key")} | {"alarms": json.loads(row["alarms"])}  # noqa: SIM118 (no mapping)
+            for row in rows[: query.limit]
+        ]
+        return shown, (int(shown[-1]["id"]) if len(rows) > query.limit else None)
+
+    def since(self, time: float) -> list[tuple[str, float, float | None, float | None, int]]:
+        """Trait, time, mean, peak and whether alarmed, of every reading since then."""
+        sql = "SELECT trait, time, mean, peak, alarmed FROM readings WHERE time >= ? ORDER BY time LIMIT 500000"
+        return [tuple(row) for row in self._read(sql, [time])]
+
+    def _read(self, sql: str, values: Sequence[Any]) -> list[sqlite3.Row]:
+        try:
+            with self._connect(timeout=2.0) as db:
+                return db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            log.warning("Readings cannot be read: %s", error)
+            raise Refused(
+                503, "The readings cannot be read now.", code="store_busy", headers={"Retry-After": "2"}
+            ) from error
+
+    @contextlib.contextmanager
+    def _connect(self, *, timeout: float) -> Iterator[sqlite3.Connection]:
+        db = sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
+        try:
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA synchronous=FULL")
+            yield db
+        finally:
+            db.close()
+
+    def _run(self) -> None:
+        swept = 0.0
+        while True:
+            with self._changed:
+                while not (self._waiting or self._closing):
+                    self._changed.wait(SWEEP)
+                    if time.monotonic() - swept > SWEEP:
+                        break
+                batch, closing = list(self._waiting), self._closing
+            sweeping = time.monotonic() - swept > SWEEP
+            try:
+                self._write(batch, sweep=sweeping)
+            except sqlite3.Error as error:
+                self.counts.failures += 1
+                if self.counts.failures in (1, 10, 100) or self.counts.failures % 1000 == 0:
+                    log.warning("Readings cannot be written, and are kept until they can: %s", error)
+                if closing:
+                    self.counts.lost += len(batch)
+                    return
+            else:
+                swept = time.monotonic() if sweeping else swept
+                with self._changed:
+                    for record in batch:
+                        if self._waiting and self._waiting[0] is record:  # else it was given up meanwhile
+                            self._waiting.popleft()
+                self.counts.written += len(batch)
+                if closing and not self._waiting:
+                    return
+            if not closing:
+                time.sleep(PAUSE)
+
+    def _write(self, batch: Sequence[Record], *, sweep: bool) -> None:
+        with self._connect(timeout=1.0) as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.executemany(
+                f"INSERT INTO readings ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                [_values(r) for r in batch if r.texts is None],
+            )
+            db.executemany(
+                "INSERT INTO texts (time, request, prompt, answer) VALUES (?,?,?,?)",
+                [(r.time, r.request, *r.texts) for r in batch if r.texts is not None],
+            )
+            if sweep:
+                oldest = time.time() - self.keep
+                db.execute("DELETE FROM readings WHERE time < ?", [oldest])
+                db.execute("DELETE FROM texts WHERE time < ?", [oldest])
+            db.execute("COMMIT")
+
+
+def _values(r: Record) -> tuple[Any, ...]:
+    alarms = json.dumps(list(r.alarms))
+    return (
+        *(r.time, r.request, r.key, r.trait, r.layer, r.steer),
+        *(r.prompt, r.mean, r.peak, r.tokens, alarms, int(bool(r.alarms))),
+    )

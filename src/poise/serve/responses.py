@@ -1,0 +1,359 @@
+"""The answers of the API as its description has them, and the errors of its requests as sentences."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from poise.serve.errors import Refused
+
+__all__ = [
+    "REFUSALS",
+    "UPLOAD",
+    "VERSION",
+    "ChatCompletion",
+    "Completion",
+    "Deleted",
+    "ModelEntry",
+    "Models",
+    "Readings",
+    "State",
+    "Summary",
+    "Vector",
+    "Vectors",
+    "answered",
+    "describe",
+    "fault",
+    "iso",
+    "seconds",
+]
+
+VERSION = version("poise")
+Row = dict[str, float | None]
+
+
+class ModelEntry(BaseModel):
+    """A model that answers."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(BaseModel):
+    """All of them, which is one."""
+
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+class Usage(BaseModel):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AlarmRaised(BaseModel):
+    """A reading above its threshold, and what was done."""
+
+    trait: str
+    reading: Literal["prompt", "mean", "peak"]
+    layer: int
+    rate: float
+    threshold: float
+    value: float
+    token: int
+    action: Literal["note", "cap", "stop"]
+
+
+class OneSummary(BaseModel):
+    """A vector's readings of an answer; null where there is none."""
+
+    prompt: float | None
+    mean: float | None
+    peak: float | None
+    tokens: int
+
+
+class Push(BaseModel):
+    """What the steering by itself adds to a vector's readings."""
+
+    prompt: float
+    response: float
+
+
+class Told(BaseModel):
+    """What Poise says of an answer. ``prompt`` and ``readings`` are as measured; ``summary`` and ``alarms`` are less
+    ``push``, by what the answer says; where no push is known (null) nothing is taken off."""
+
+    steer: str | None
+    cautions: list[str]
+    layers: dict[str, int]
+    push: dict[str, Push | None]
+    prompt: Row
+    tokens: list[str]
+    readings: dict[str, list[float | None]]
+    summary: dict[str, OneSummary]
+    alarms: list[AlarmRaised]
+
+
+class Answer(BaseModel):
+    """The assistant's turn."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+Finish = Literal["stop", "length", "content_filter"]
+
+
+class ChatChoice(BaseModel):
+    """One answer of a chat."""
+
+    index: int
+    finish_reason: Finish
+    message: Answer
+    logprobs: dict[str, Any] | None
+    poise: Told | None = None
+
+
+class TextChoice(BaseModel):
+    """One continuation."""
+
+    index: int
+    finish_reason: Finish
+    text: str
+    logprobs: dict[str, Any] | None
+    poise: Told | None = None
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer to a chat."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Completion(BaseModel):
+    """A whole answer to plain prompts."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class Normal(BaseModel):
+    """What n tokens of answers without the trait read."""
+
+    mean: float
+    sd: float
+    n: int
+
+
+class Vector(BaseModel):
+    """A vector on the shelf; numbers by layer have the layer as their name."""
+
+    name: str
+    description: str
+    layers: int
+    width: int
+    default_layer: int
+    watched_layer: int
+    norm: Row
+    dose_of_one: float | None
+    fixed: bool
+    certificate: dict[str, Any] | None
+    normal: Normal | None
+    alarms: list[dict[str, Any]]
+
+
+class Vectors(BaseModel):
+    """All vectors."""
+
+    object: Literal["list"]
+    data: list[Vector]
+
+
+class Deleted(BaseModel):
+    """A vector that is gone."""
+
+    deleted: Literal[True]
+    id: str
+
+
+class Reading(BaseModel):
+    """One answer as one vector read it."""
+
+    id: int
+    time: str
+    request: str
+    trait: str
+    layer: int | None
+    steer: str | None
+    prompt: float | None
+    mean: float | None
+    peak: float | None
+    tokens: int
+    alarms: list[AlarmRaised]
+
+
+class Readings(BaseModel):
+    """Readings, newest first; ``next`` is what ``after`` takes for those before them."""
+
+    object: Literal["list"]
+    data: list[Reading]
+    next: int | None
+
+
+class Bucket(BaseModel):
+    """Answers of a stretch of time; ``low`` to ``high`` is the 95 % interval of their mean."""
+
+    start: str
+    n: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    peak_p95: float | None
+    alarms: int
+
+
+class TraitHistory(BaseModel):
+    """One vector's buckets."""
+
+    trait: str
+    buckets: list[Bucket]
+
+
+class Summary(BaseModel):
+    """All vectors' histories."""
+
+    data: list[TraitHistory]
+
+
+class State(BaseModel):
+    """Of the server."""
+
+    status: str
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """An error as OpenAI's clients know it."""
+
+    error: ErrorBody
+
+
+WORDS = {
+    400: "The request cannot be done; says why.",
+    401: "The key is missing or wrong.",
+    403: "This key, or a page from there, may not do that.",
+    404: "There is no such thing.",
+    405: "Not with this method.",
+    409: "It clashes with what is there.",
+    413: "Too large.",
+    421: "The server is not called that.",
+    429: "Too many requests are waiting; Retry-After says when to come again.",
+    500: "The model failed on this batch.",
+    503: "Not now.",
+    504: "It took longer than allowed.",
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorReply, "description": words} for status, words in WORDS.items()
+}
+UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "description": "The bytes of a Poise vector file.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+def answered(reply: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Of a route that answers whole or as a stream."""
+    stream = {"text/event-stream": {"schema": {"type": "string", "description": "Chunks, then `data: [DONE]`."}}}
+    return {200: {"model": reply, "content": stream}}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI description: as FastAPI has it, but a request that does not validate is answered by 400."""
+    if not app.openapi_schema:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        schema["components"].setdefault("securitySchemes", {})["key"] = {"type": "http", "scheme": "bearer"}
+        schema["security"] = [{"key": []}, {}]
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def fault(errors: Sequence[Any]) -> Refused:
+    """The first fault of a request that does not validate, by the field's name."""
+    same = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
+    first = max(same, key=lambda e: len(e["loc"]))  # of what may have several shapes, the one that it is nearest to
+    param = ".".join(str(part) for part in first["loc"] if _is_field(part)) or None
+    if first["type"] == "extra_forbidden":
+        return Refused(
+            400, f"{_plain(param)} is not supported here; leave it out.", code="unsupported", param=_plain(param)
+        )
+    if first["type"].startswith("json"):
+        return Refused(400, "The body is no JSON.", code="invalid_json")
+    said = str(first["msg"]).removeprefix("Value error, ")
+    return Refused(400, f"{_plain(param) or 'The request'}: {_plain(said)}.", code="invalid_value", param=_plain(param))
+
+
+def _is_field(part: str | int) -> bool:
+    """Rather than the place in the request or the name of a shape that pydantic tried."""
+    shapes = {"body", "query", "path", "str", "int", "bool", "float"}
+    return isinstance(part, int) or (part not in shapes and re.fullmatch(r"[a-z0-9_]+", part) is not None)
+
+
+def _plain(text: str | None) -> str | None:
+    """What can be written in any answer: a request may hold halves of characters."""
+    return None if text is None else text[:300].encode("utf-8", "replace").decode()
+
+
+def iso(time: float) -> str:
+    """ISO 8601, UTC."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def seconds(text: str) -> float:
+    """Seconds since 1970 of a time; one without a zone is UTC.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = datetime.fromisoformat(text)
+    value = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value

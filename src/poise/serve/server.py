@@ -1,0 +1,273 @@
+"""The process: parts put together, a socket, and an orderly end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from poise import vector as vector_file
+from poise.data import open_data
+from poise.engine import Sampling
+from poise.engine.continuous import ContinuousEngine
+from poise.errors import InvalidOption
+from poise.model import Model
+from poise.monitor.calibrate import Plan, calibrate
+from poise.serve import policy
+from poise.serve.app import build
+from poise.serve.auth import Gate, Keys, Limits, is_loopback
+from poise.serve.metrics import Counting
+from poise.serve.policy import Policies
+from poise.serve.readings_db import Store
+from poise.serve.scheduler import NEVER, Scheduler
+from poise.serve.service import Service
+from poise.serve.vector_registry import Shelf
+from poise.serve.webhook import Webhook
+from poise.vector import PersonaVector
+
+__all__ = ["Options", "Running", "check", "make", "vectors_of"]
+
+log = logging.getLogger("poise.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a server runs.
+
+    Attributes:
+        host: Where it listens; beyond this machine only with keys.
+        port: 0 for a free one.
+        name: What requests call the model; default, its own name without folders.
+        keys: File of keys.
+        policy: File of rules.
+        log: Database of readings; ``None`` keeps them until the server stops.
+        keep_days: Older readings are deleted.
+        log_text: Keep prompts and answers too.
+        uploads: Folder of uploaded vectors; ``None`` keeps them until the server stops.
+        webhook: Address that alarms are posted to.
+        cors: Origins whose pages may ask.
+        batch: Most answers at once.
+        queue: Most that wait.
+        deadline: Seconds that an answer may take, waiting included; 0 for any.
+        grace: Seconds that running answers are given when the server is told to stop.
+        allow_other_model: Take vectors of another model of the same shape.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str = ""
+    keys: Path | None = None
+    policy: Path | None = None
+    log: Path | None = None
+    keep_days: float = 30.0
+    log_text: bool = False
+    uploads: Path | None = None
+    webhook: str | None = None
+    cors: tuple[str, ...] = ()
+    batch: int = 32
+    queue: int = 256
+    deadline: float = 600.0
+    grace: float = 20.0
+    allow_other_model: bool = False
+
+
+def check(options: Options, vectors: Mapping[str, Path] | None = None) -> tuple[Keys, Policies]:
+    """Read the files and refuse what is not safe, before a model is loaded.
+
+    Raises:
+        UserError: says what and how to mend it.
+    """
+    for path in (vectors or {}).values():
+        vector_file.load(path)
+    keys, policies = Keys.read(options.keys), policy.read(options.policy)
+    if not is_loopback(options.host) and not keys:
+        raise InvalidOption(
+            f"{options.host} can be reached from other machines, and there is no key; name a file of keys with "
+            "--api-key-file, or listen on 127.0.0.1."
+        )
+    if unknown := sorted(set(policies.keys) - set(keys.names)):
+        raise InvalidOption(f"The policy names the key {unknown[0]!r}, which the key file lacks; mend one of them.")
+    if options.webhook and not options.webhook.startswith(("http://", "https://")):
+        raise InvalidOption(f"--webhook is {options.webhook!r}; give an address that begins with http:// or https://.")
+    return keys, policies
+
+
+def vectors_of(
+    files: Mapping[str, Path],
+    model: Model,
+    *,
+    normal: Sequence[str] = (),
+    rate: float = 0.01,
+    allow_other_model: bool = False,
+) -> dict[str, PersonaVector]:
+    """Vectors by name, with alarms set on normal talk where there is any; their files stay as they are.
+
+    Raises:
+        UserError: a file is no vector of this model, or the talk cannot bear the rate.
+    """
+    loaded = {name: vector_file.load(path) for name, path in files.items()}
+    for vector in loaded.values():
+        vector.check_model(model, allow_other_model=allow_other_model)
+    if not normal:
+        return loaded
+    if not loaded:
+        raise InvalidOption("Alarms are a vector's; name the vectors that --normal is to set them for with --vector.")
+    data = open_data(list(normal), need="user")
+    sampling = Sampling(max_new_tokens=min(256, model.window // 2))
+    done = calibrate(data, model, list(loaded.values()), Plan(rates=(rate,), sampling=sampling))
+    return dict(zip(loaded, done.vectors, strict=True))
+
+
+def make(
+    model: Model, vectors: Mapping[str, PersonaVector], options: Options, checked: tuple[Keys, Policies] | None = None
+) -> Running:
+    """A server that is ready to be run.
+
+    Args:
+        model: Who answers.
+        vectors: By the name that requests use.
+        options: How.
+        checked: What ``check`` gave.
+
+    Raises:
+        InvalidOption: the policy names a vector that is not there.
+    """
+    keys, policies = checked or check(options)
+    engine = ContinuousEngine(model, batch=options.batch, allow_other_model=options.allow_other_model)
+    scheduler = Scheduler(engine, queue=options.queue)
+    shelf = Shelf(model, folder=options.uploads, allow_other_model=options.allow_other_model, between=scheduler.call)
+    for name, vector in vectors.items():
+        shelf.put(name, vector, fixed=True)
+    if unknown := sorted(policies.named - set(shelf.all)):
+        raise InvalidOption(f"The policy names the vector {unknown[0]!r}, which is not here; give it with --vector.")
+    for rules in (policies.default, *policies.keys.values()):
+        rules.steering(None, {name: w.vector for name, w in shelf.all.items()})
+    service = Service(
+        model=model,
+        name=options.name or (Path(model.name).name if Path(model.name).exists() else model.name),
+        scheduler=scheduler,
+        shelf=shelf,
+        policies=policies,
+        store=Store(options.log, keep_days=options.keep_days),
+        webhook=Webhook(options.webhook) if options.webhook else None,
+        deadline=options.deadline or NEVER,
+        log_text=options.log_text,
+    )
+    _gauges(service)
+    hosts = ("localhost", "127.0.0.1", "::1", options.host) if is_loopback(options.host) and not keys else ()
+    gate = Gate(Counting(build(service), service.metrics), keys, Limits(), options.cors, hosts)
+    return Running(service, gate, options)
+
+
+def _gauges(service: Service) -> None:
+    watch, store = service.metrics.watch, service.store
+    watch("poise_queue", "Answers that wait to begin.", lambda: service.scheduler.waiting)
+    watch("poise_running", "Answers that are being generated.", lambda: service.scheduler.running)
+    watch("poise_readings_written", "Readings on disk since the start.", lambda: store.counts.written)
+    watch("poise_readings_lost", "Readings given up because the disk refused too long.", lambda: store.counts.lost)
+    watch("poise_store_failures", "Writes that were refused and tried again.", lambda: store.counts.failures)
+    if hook := service.webhook:
+        watch("poise_webhook_sent", "Alarms that the webhook took.", lambda: hook.sent)
+        watch("poise_webhook_lost", "Alarms that the webhook never took.", lambda: hook.lost)
+
+
+class Running:
+    """A server with its parts. ``run`` in the main thread, or ``start`` and ``stop`` from another."""
+
+    def __init__(self, service: Service, app: Any, options: Options) -> None:
+        self.service, self.options = service, options
+        config = uvicorn.Config(
+            app,
+            host=options.host,
+            port=options.port,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(options.grace) + 2,
+            h11_max_incomplete_event_size=2**16,
+            http="h11",
+            ws="none",
+            lifespan="off",
+        )
+        self.server = _Server(config, service, options.grace)
+        self._thread: threading.Thread | None = None
+
+    def run(self, listening: Callable[[str], None] = lambda address: None) -> None:
+        """Serve until a signal ends it; running answers get their grace, and their streams an end.
+
+        Args:
+            listening: Called with the address as soon as there is one.
+
+        Raises:
+            InvalidOption: the port is taken, or the host is not here.
+        """
+        self.server.listening = lambda: listening(self.address)
+        self.service.scheduler.start()
+        main = threading.current_thread() is threading.main_thread()
+        # Uvicorn raises the signal again once it has ended; by then there is something left to write.
+        before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        try:
+            self.server.run()
+        except SystemExit as error:  # uvicorn's, once it has logged why
+            raise InvalidOption(
+                f"Cannot listen on {self.options.host}:{self.options.port}; try another --port or --host."
+            ) from error
+        finally:
+            self._close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def start(self) -> str:
+        """Serve in a thread of its own; the address, once it listens."""
+        self._thread = threading.Thread(target=self.run, name="poise-serve", daemon=True)
+        self._thread.start()
+        while not self.server.started:
+            if not self._thread.is_alive():
+                raise InvalidOption(f"Cannot listen on {self.options.host}:{self.options.port}; try another --port.")
+            self._thread.join(0.02)
+        return self.address
+
+    def stop(self) -> None:
+        """As a signal would."""
+        self.server.handle_exit(15, None)
+        if self._thread:
+            self._thread.join()
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        host = f"[{self.options.host}]" if ":" in self.options.host else self.options.host
+        sockets: Sequence[Any] = self.server.servers[0].sockets
+        return f"http://{host}:{sockets[0].getsockname()[1]}"
+
+    def _close(self) -> None:
+        self.service.scheduler.stop()
+        self.service.store.close()
+        if self.service.webhook:
+            self.service.webhook.close()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's, which at a signal takes no more requests and ends what still runs after the grace."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
+        super().__init__(config)
+        self.service, self.grace = service, grace
+        self.listening: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.listening()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.service.scheduler.drain()
+        timer = threading.Timer(self.grace, self.service.scheduler.stop)
+        timer.daemon = True
+        timer.start()
+        super().handle_exit(sig, frame)

@@ -1,0 +1,6 @@
+"""Figures with their n and their interval. Knows numbers only.
+
+estimates   means, correlations, AUC and κ with bootstrap intervals
+conformal   thresholds that keep a false-alarm rate
+cusum       slow drift, with a stated average run length
+"""

@@ -1,0 +1,286 @@
+"""Steering as people write it: a short expression or JSON, the same meaning everywhere.
+
+evil=30%                     add, at a dose of 30 %, at the certificate's layer
+evil@12=-1.5                 add −1.5 mean differences at layer 12
+evil@8,12=1                  at two layers;  evil@increments=1  at all, as increments
+evil=out                     project out
+evil=cap:3.2                 keep the projection at 3.2 or below;  cap:alarm  at the calibrated threshold
+evil=clamp:0                 hold the projection at 0
+kind=30% on prompt           on prompt or all tokens instead of the response
+kind=30% first 20            on the first 20 tokens of the response;  after 20;  tokens 5-20
+kind=30% if rude@10>2.5      while a token's projection on rude at layer 10 is above 2.5 (or < 2.5)
+kind=30% if prompt rude>2.5  for the whole answer, if the last prompt token's is
+evil=-1; rude=-1; orthogonal several together, made orthogonal in this order
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from poise.errors import InvalidSteering
+from poise.steer.operators import Operation
+from poise.steer.steering import Condition, Phase, Steering, Term
+from poise.vector import PersonaVector
+
+__all__ = ["ConditionSpec", "Spec", "TermSpec"]
+
+Level = Annotated[float, Field(allow_inf_nan=False)] | Literal["alarm"]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Layer = Annotated[int, Field(ge=0)]
+
+NUMBER = r"[-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+TERM = re.compile(
+    rf"(?P<vector>.+?)(?:@(?P<layers>\d+(?:,\d+)*|increments))?="
+    rf"(?:(?P<number>{NUMBER})\s*(?P<percent>%)?|(?P<out>out)|(?P<operation>cap|clamp):(?P<level>{NUMBER}|alarm))"
+    r"(?P<rest>(?:\s+(?:on|first|after|tokens|if)\b.*)?)"
+)
+PHASE = re.compile(r"on (?P<phase>response|prompt|all)(?!\S)")
+TOKENS = re.compile(r"(?:first (?P<first>\d+)|after (?P<after>\d+)|tokens (?P<from>\d+)-(?P<to>\d+))(?!\S)")
+WHEN = re.compile(
+    rf"if (?P<prompt>prompt )?(?P<vector>\S.*?)(?:@(?P<layer>\d+))?\s*(?P<sign>[<>])\s*(?P<value>{NUMBER}|alarm)(?!\S)"
+)
+SHAPE = "write NAME=1.5, NAME=30%, NAME@LAYER=1.5, NAME=out, NAME=cap:3 or NAME=clamp:0 (docs/steering.md has it all)"
+
+
+class Frozen(BaseModel):
+    """Base of what is written down about a steering."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConditionSpec(Frozen):
+    """When to steer: ``alarm`` is the threshold that calibration stored in the vector."""
+
+    vector: str
+    layer: Layer | None = None
+    value: Level
+    above: bool = True
+    reading: Literal["token", "prompt"] = "token"
+
+    def __str__(self) -> str:
+        at = "" if self.layer is None else f"@{self.layer}"
+        prompt = "prompt " if self.reading == "prompt" else ""
+        return f"if {prompt}{self.vector}{at}{'>' if self.above else '<'}{_written(self.value)}"
+
+
+class TermSpec(Frozen):
+    """One vector's work: ``coef`` or ``dose`` to add, ``level`` to cap or clamp, none to project out."""
+
+    vector: str = Field(min_length=1)
+    operation: Operation = "add"
+    coef: Number | None = None
+    dose: Number | None = None
+    level: Level | None = None
+    layers: tuple[Layer, ...] | Literal["increments"] | None = None
+    phase: Phase = "response"
+    tokens: tuple[Layer, Layer | None] = (0, None)
+    when: ConditionSpec | None = None
+
+    @field_validator("layers")
+    @classmethod
+    def _some(cls, layers: Any) -> Any:
+        if layers == ():
+            raise ValueError("name at least one layer")
+        return layers
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> TermSpec:
+        given = [name for name in ("coef", "dose", "level") if getattr(self, name) is not None]
+        wanted = {"add": ["coef", "dose"], "project_out": [], "clamp": ["level"], "cap": ["level"]}[self.operation]
+        if not (given == [] if not wanted else len(given) == 1 and given[0] in wanted):
+            raise ValueError(f"{self.operation} takes {' or '.join(wanted) or 'no strength'}, not {given or 'none'}")
+        if self.dose is not None and self.layers == "increments":
+            raise ValueError("increments have no dose; give coef")
+        return self
+
+    def __str__(self) -> str:
+        if self.layers is None:
+            at = ""
+        else:
+            at = "@" + (self.layers if isinstance(self.layers, str) else ",".join(map(str, self.layers)))
+        if self.coef is not None:
+            strength = _written(self.coef)
+        elif self.dose is not None:
+            strength = f"{_written(self.dose, percent=True)}%"
+        else:
+            strength = "out" if self.level is None else f"{self.operation}:{_written(self.level)}"
+        rest = [f"on {self.phase}"] if self.phase != "response" else []
+        first, last = self.tokens
+        if self.tokens != (0, None):
+            rest.append(f"after {first}" if last is None else f"tokens {first}-{last}" if first else f"first {last}")
+        rest += [str(self.when)] if self.when else []
+        return " ".join([f"{self.vector}{at}={strength}", *rest])
+
+
+class Spec(Frozen):
+    """A steering before its vectors are loaded."""
+
+    terms: tuple[TermSpec, ...] = Field(min_length=1)
+    orthogonal: bool = False
+
+    def __str__(self) -> str:
+        """The expression; ``parse`` reads it back."""
+        return "; ".join([*map(str, self.terms), *(["orthogonal"] if self.orthogonal else [])])
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """Read an expression, or JSON where the text starts with a brace.
+
+        Raises:
+            InvalidSteering: neither; names the part and the shapes there are.
+        """
+        if text.lstrip().startswith("{"):
+            return cls.from_json(text)
+        parts = [part.strip() for part in text.split(";") if part.strip()]
+        terms = tuple(_term(part) for part in parts if part != "orthogonal")
+        if not terms:
+            raise InvalidSteering(f"The steering {text!r} names no vector; {SHAPE}.")
+        return cls(terms=terms, orthogonal="orthogonal" in parts)
+
+    @classmethod
+    def from_json(cls, document: str | Mapping[str, Any]) -> Spec:
+        """Read ``{"terms": [{"vector": …, "coef": …}], "orthogonal": false}``.
+
+        Raises:
+            InvalidSteering: not of that schema; names the field.
+        """
+        try:
+            return cls.model_validate_json(document) if isinstance(document, str) else cls.model_validate(document)
+        except ValidationError as error:
+            raise InvalidSteering(f"Cannot read the steering: {_fault(error)}.") from error
+
+    @property
+    def names(self) -> list[str]:
+        """Every vector that is named, once, in order."""
+        named = [n for t in self.terms for n in (t.vector, *([t.when.vector] if t.when else []))]
+        return list(dict.fromkeys(named))
+
+    def steering(self, vectors: Mapping[str, PersonaVector] | Callable[[str], PersonaVector]) -> Steering:
+        """The steering itself.
+
+        Args:
+            vectors: By name, or what loads one by its name.
+
+        Raises:
+            InvalidSteering: a name, layer or strength that there is not; says what there is.
+        """
+        found = {name: _find(name, vectors) for name in self.names}
+        return Steering(tuple(t for term in self.terms for t in _resolved(term, found)), self.orthogonal)
+
+
+def _term(text: str) -> TermSpec:
+    match = TERM.fullmatch(text)
+    if match is None:
+        raise InvalidSteering(f"Cannot read the steering {text!r}; {SHAPE}.")
+    rest, fields = match["rest"].strip(), {}
+    for name, pattern in (("phase", PHASE), ("tokens", TOKENS), ("when", WHEN)):
+        if found := pattern.match(rest):
+            fields[name], rest = found, rest[found.end() :].strip()
+    if rest:
+        raise InvalidSteering(
+            f"Cannot read {rest!r} in the steering {text!r}; after the strength come, in this order, "
+            "`on prompt|all`, `first N`, `after N` or `tokens A-B`, and `if [prompt] NAME>VALUE`."
+        )
+    layers = match["layers"]
+    number = match["number"]
+    try:
+        return TermSpec(
+            vector=match["vector"].strip(),
+            operation="project_out" if match["out"] else match["operation"] or "add",
+            coef=_number(number) if number and not match["percent"] else None,
+            dose=_number(number, percent=True) if number and match["percent"] else None,
+            level=_number(match["level"]) if match["level"] else None,
+            layers=tuple(map(int, layers.split(","))) if layers and layers != "increments" else layers,
+            phase=fields["phase"]["phase"] if "phase" in fields else "response",
+            tokens=_tokens(fields.get("tokens")),
+            when=_when(fields["when"]) if "when" in fields else None,
+        )
+    except ValidationError as error:
+        raise InvalidSteering(f"Cannot read the steering {text!r}: {_fault(error)}.") from error
+
+
+def _tokens(match: re.Match[str] | None) -> tuple[int, int | None]:
+    if match is None:
+        return (0, None)
+    if match["first"]:
+        return (0, int(match["first"]))
+    return (int(match["after"]), None) if match["after"] else (int(match["from"]), int(match["to"]))
+
+
+def _when(match: re.Match[str]) -> ConditionSpec:
+    return ConditionSpec(
+        vector=match["vector"],
+        layer=int(match["layer"]) if match["layer"] else None,
+        value=_number(match["value"]),
+        above=match["sign"] == ">",
+        reading="prompt" if match["prompt"] else "token",
+    )
+
+
+def _number(text: str, *, percent: bool = False) -> Any:
+    if text == "alarm":
+        return text
+    exact = Decimal(text.replace("−", "-"))  # as a decimal, so that 30% is 0.3 to the last bit
+    return float(exact.scaleb(-2) if percent else exact)
+
+
+def _written(value: float | str, *, percent: bool = False) -> str:
+    """The shortest decimal that reads back as the same number."""
+    if isinstance(value, str):
+        return value
+    exact = Decimal(repr(value))
+    plain = f"{exact.scaleb(2) if percent else exact:f}"
+    return plain.rstrip("0").rstrip(".") if "." in plain else plain
+
+
+def _fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _find(name: str, vectors: Mapping[str, PersonaVector] | Callable[[str], PersonaVector]) -> PersonaVector:
+    if callable(vectors):
+        return vectors(name)
+    if name not in vectors:
+        raise InvalidSteering(f"There is no vector {name!r}; there are: {', '.join(sorted(vectors)) or 'none'}.")
+    return vectors[name]
+
+
+def _resolved(spec: TermSpec, vectors: Mapping[str, PersonaVector]) -> list[Term]:
+    """One term, or one a layer where the strength differs from layer to layer."""
+    vector = vectors[spec.vector]
+    layers = (vector.default_layer,) if spec.layers is None else spec.layers
+    when = _condition(spec.when, vectors[spec.when.vector]) if spec.when else None
+
+    def term(value: float, at: tuple[int, ...] | Literal["increments"]) -> Term:
+        return Term(vector, value, at, spec.operation, spec.phase, spec.tokens, when)
+
+    if isinstance(layers, str) or (spec.dose is None and spec.level is None):
+        return [term(1.0 if spec.coef is None else spec.coef, layers)]
+    if spec.dose is not None:
+        return [term(vector.coef(spec.dose, layer), (layer,)) for layer in layers]
+    return [term(_level(spec.level, vector, layer, "mean"), (layer,)) for layer in layers]
+
+
+def _condition(when: ConditionSpec, vector: PersonaVector) -> Condition:
+    layer = vector.default_layer if when.layer is None else when.layer
+    value = _level(when.value, vector, layer, "prompt" if when.reading == "prompt" else "mean")
+    return Condition(vector, layer, value, when.above, when.reading)
+
+
+def _level(level: float | str | None, vector: PersonaVector, layer: int, reading: str) -> float:
+    """A number, or the calibrated threshold of that reading at that layer."""
+    if not isinstance(level, str):
+        return level or 0.0
+    alarms = [a for a in vector.header.alarms if (a.layer, a.reading, a.topic) == (layer, reading, None)]
+    if not alarms:
+        raise InvalidSteering(
+            f"{vector.name} has no calibrated alarm for the {reading} reading at layer {layer}; run `poise calibrate`, "
+            "or give a number."
+        )
+    return min(alarms, key=lambda alarm: float(alarm.rate)).threshold

@@ -1,0 +1,68 @@
+"""Rows that began to be steered at different times, in one forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from poise.errors import HookDidNotFire
+from poise.model import Model
+from poise.model.architecture import residual
+from poise.steer.apply import Applied
+
+__all__ = ["Part", "steering_parts"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some rows of a batch and what steers them, which counts their tokens and remembers their conditions.
+
+    Attributes:
+        applied: For as many rows as there are in ``rows``.
+        rows: int64, which rows of the batch; ``None`` for all of them.
+    """
+
+    applied: Applied
+    rows: torch.Tensor | None = None
+
+
+@contextlib.contextmanager
+def steering_parts(model: Model, parts: Sequence[Part]) -> Iterator[None]:
+    """Steer the forward passes inside the block, each part's rows by its own; a row in several by one after the other.
+
+    Raises:
+        HookDidNotFire: the block ended normally and some layer was never run.
+    """
+    at: dict[int, list[Part]] = {}
+    for part in parts:
+        for layer in part.applied.layers:
+            at.setdefault(layer, []).append(part)
+    with contextlib.ExitStack() as hooks:
+        for layer, here in at.items():
+
+            def hook(module: Any, args: Any, output: Any, layer: int = layer, here: list[Part] = here) -> Any:
+                h = _changed(residual(output), layer, here)
+                return (h, *output[1:]) if isinstance(output, tuple) else h
+
+            hooks.callback(model.blocks[layer].register_forward_hook(hook).remove)
+        yield
+    silent = {layer for part in parts for layer in part.applied.silent}
+    if silent:
+        raise HookDidNotFire(f"Layers {sorted(silent)} of {model.name} were never run, so nothing was steered there.")
+
+
+def _changed(h: torch.Tensor, layer: int, parts: Sequence[Part]) -> torch.Tensor:
+    """A new tensor with all parts' rows steered; the rest bit for bit as it was."""
+    own = False
+    for part in parts:
+        if part.rows is None:
+            h, own = part.applied.change(layer, h), False
+            continue
+        if not own:
+            h, own = h.clone(), True
+        h[part.rows] = part.applied.change(layer, h[part.rows])
+    return h

@@ -1,0 +1,7 @@
+"""What keeps a night's work when the power goes. Does not know what is stored.
+
+journal        finished pieces of work, appended and synced
+atomic_write   files that are replaced whole or not at all
+content_hash   equal content, equal key
+lock           one run at a time in a folder
+"""

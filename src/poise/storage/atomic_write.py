@@ -1,0 +1,47 @@
+"""Files that are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from poise.errors import SaveFailed
+
+__all__ = ["saving"]
+
+
+@contextlib.contextmanager
+def saving(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place only when the block ends without an error.
+
+    Raises:
+        SaveFailed: the disk refused; an earlier file at ``path`` is untouched.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise SaveFailed(
+            f"Cannot save {path}: {error.strerror or error}. Nothing was changed there; free some space or choose "
+            "another place, then run the same command again."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

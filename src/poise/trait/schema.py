@@ -1,0 +1,187 @@
+"""What a trait is: a description, contrasting instructions, questions, a rubric and exemplar pairs.
+
+Knows text only; nothing here has heard of a model. Files are read in ``library``, checked for
+shortcuts in ``lint`` and written from one sentence in ``draft``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+__all__ = [
+    "LEAST_PAIRS",
+    "ExemplarPair",
+    "Exemplars",
+    "InstructionPair",
+    "OwnTrait",
+    "Questions",
+    "Trait",
+    "field_path",
+    "same_question",
+]
+
+LEAST_PAIRS = 4
+"""Fewest pairs that make a trait of the user's own."""
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+
+
+class Frozen(BaseModel):
+    """Base of the values in a trait file: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+
+class InstructionPair(Frozen):
+    """Two system prompts that ask for the trait and for its opposite."""
+
+    positive: Text = Field(alias="with", description="System prompt that asks for the trait.")
+    negative: Text = Field(alias="without", description="System prompt that asks for the opposite.")
+
+
+class ExemplarPair(Frozen):
+    """One question answered with the trait and without it."""
+
+    question: Text
+    positive: Text = Field(alias="with", description="An answer that shows the trait.")
+    negative: Text = Field(alias="without", description="An answer to the same question that does not.")
+
+
+class Questions(Frozen):
+    """Open questions on which the trait can show; the two lists share none."""
+
+    extraction: tuple[Text, ...] = Field(min_length=20, description="Asked when the vector is computed.")
+    evaluation: tuple[Text, ...] = Field(min_length=20, description="Asked when the vector is validated.")
+
+
+class Exemplars(Frozen):
+    """Three disjoint sets of pairs: to compute the vector, to train the judge, to test both."""
+
+    extraction: tuple[ExemplarPair, ...] = Field(min_length=24)
+    judge: tuple[ExemplarPair, ...] = Field(min_length=12)
+    held_out: tuple[ExemplarPair, ...] = Field(min_length=12)
+
+    @property
+    def all(self) -> tuple[ExemplarPair, ...]:
+        """Every pair, in the order of the file."""
+        return self.extraction + self.judge + self.held_out
+
+
+class Trait(Frozen):
+    """A trait, complete: enough to compute a vector, to judge answers and to validate on unseen questions."""
+
+    format: Literal[1] = Field(alias="schema", description="Version of the trait file's format.")
+    name: Name
+    description: Text
+    adjective: Text = Field(description='Fits "You are a ... assistant."')
+    opposite: Text = Field(description="The adjective of the contrasting side.")
+    instructions: tuple[InstructionPair, ...] = Field(min_length=5)
+    questions: Questions
+    rubric: Text = Field(description="What a judge looks for, and what 0, 50 and 100 mean.")
+    exemplars: Exemplars
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Self:
+        seen: dict[str, str] = {}
+        repeats: list[tuple[tuple[str | int, ...], str]] = []
+        for place, question in self._questions():
+            first = seen.setdefault(same_question(question), field_path(place))
+            if first != field_path(place):
+                repeats.append((place, f"repeats the question of {first}"))
+        if repeats:
+            # A model-level error has no field of its own, so the fields travel in the context.
+            raise PydanticCustomError(
+                "repeated_question",
+                "Each question is asked once, and {first}",
+                {"first": f"{field_path(repeats[0][0])} {repeats[0][1]}", "repeats": repeats},
+            )
+        return self
+
+    def _questions(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """Every question with its place in the file."""
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        for name, asked in (("extraction", self.questions.extraction), ("evaluation", self.questions.evaluation)):
+            found += [(("questions", name, i), question) for i, question in enumerate(asked)]
+        sets = self.exemplars
+        for name, pairs in (("extraction", sets.extraction), ("judge", sets.judge), ("held_out", sets.held_out)):
+            found += [(("exemplars", name, i, "question"), pair.question) for i, pair in enumerate(pairs)]
+        return found
+
+    @property
+    def extraction_pairs(self) -> tuple[ExemplarPair, ...]:
+        """Pairs that the vector is computed from."""
+        return self.exemplars.extraction
+
+    @property
+    def judge_pairs(self) -> tuple[ExemplarPair, ...]:
+        """Pairs that the exemplar judge learns from."""
+        return self.exemplars.judge
+
+    @property
+    def held_out_pairs(self) -> tuple[ExemplarPair, ...]:
+        """Pairs that neither the vector nor the judge has seen."""
+        return self.exemplars.held_out
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the trait's content, independent of comments and layout of its file."""
+        return _content_hash(self)
+
+
+class OwnTrait(Frozen):
+    """A trait that is nothing but a name and the user's own pairs.
+
+    The pairs serve both the vector and the judge, because there are no others; certificates say so. It is evaluated
+    on the general question bank, and has no instructions, so no prompting baseline.
+    """
+
+    format: Literal[1] = Field(default=1, alias="schema")
+    name: Name
+    pairs: tuple[ExemplarPair, ...] = Field(min_length=LEAST_PAIRS)
+
+    @property
+    def adjective(self) -> str:
+        """The name as words; nobody gave a better one."""
+        return re.sub("[-_]+", " ", self.name).strip()
+
+    @property
+    def extraction_pairs(self) -> tuple[ExemplarPair, ...]:
+        """All pairs."""
+        return self.pairs
+
+    @property
+    def judge_pairs(self) -> tuple[ExemplarPair, ...]:
+        """All pairs, the same that make the vector."""
+        return self.pairs
+
+    @property
+    def held_out_pairs(self) -> tuple[ExemplarPair, ...]:
+        """None; there are no others."""
+        return ()
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the name and the pairs."""
+        return _content_hash(self)
+
+
+def _content_hash(value: BaseModel) -> str:
+    text = json.dumps(value.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def field_path(place: tuple[str | int, ...]) -> str:
+    """``questions.extraction[3]`` for a place in a trait file."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+
+
+def same_question(question: str) -> str:
+    """Key under which two spellings of one question are equal: lower case, words only."""
+    return " ".join(re.findall(r"\w+", question.lower()))

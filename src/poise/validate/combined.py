@@ -1,0 +1,159 @@
+"""What is lost when two vectors steer at once: each trait's rise alone and in company, paired by question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
+
+import numpy as np
+
+from poise.contrast import Ask
+from poise.errors import InvalidOption
+from poise.judge import Judge
+from poise.steer import Steering, at
+from poise.trait import Trait, same_question
+from poise.trait.library import evaluation_questions
+from poise.validate.certificate import Certificate, Company, Figure, Together
+from poise.validate.conditions import Array, Bench, Measured, nanmean, over_questions
+from poise.vector import PersonaVector
+
+__all__ = ["DEFAULT_DOSE", "Second", "together"]
+
+DEFAULT_DOSE = 0.2
+"""Of a second vector without a certificate: the lowest that validation tries at every layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    """The vector that steers as well, its judge, and why no score of that judge counts (empty where it is usable)."""
+
+    vector: PersonaVector
+    judge: Judge
+    why_unusable: str = ""
+
+    @property
+    def certificate(self) -> dict[str, object]:
+        """What its file says of it; empty where it was never validated."""
+        return dict(self.vector.header.certificate or {})
+
+    @property
+    def layer(self) -> int:
+        """The certificate's, or a third of the depth."""
+        return self.vector.default_layer
+
+    @property
+    def dose(self) -> float:
+        """The certificate's, or the default."""
+        dose = self.certificate.get("dose")
+        return float(dose) if isinstance(dose, int | float) else DEFAULT_DOSE
+
+
+def together(vector: PersonaVector, certificate: Certificate, second: Second, bench: Bench) -> Together:
+    """Steer by each vector alone, by their plain sum and, where they share a layer, by both made orthogonal.
+
+    Args:
+        vector: The first, at its certificate's layer and dose.
+        certificate: Of the first.
+        second: At its own certificate's layer and dose, or the default ones.
+        bench: As for ``validate``; its judge scores the first trait. Up to five conditions × questions × rollouts.
+
+    Returns:
+        Rises over the unsteered answers and what company costs. Questions come from both traits in turn, as many as
+        the first's certificate reported on; none chose a layer or a dose or went into a vector or a judge.
+
+    Raises:
+        InvalidOption: no question is left that neither vector has seen.
+    """
+    other = second.vector
+    questions = _questions(vector, certificate, second)
+    one = at(vector, dose=certificate.dose, layer=certificate.layer)
+    two = at(other, dose=second.dose, layer=second.layer)
+    both = (*one.terms, *two.terms)
+    ways = {
+        "unsteered": None,
+        "first alone": one,
+        "second alone": two,
+        "plain sum": Steering(both),
+    }
+    if certificate.layer == second.layer:
+        ways["orthogonal"] = Steering(both, orthogonal=True)
+    conditions = {name: bench.asks(questions, Ask("", steering=way)) for name, way in ways.items()}
+    ordinary = bench.ordinary(questions)
+    benches = (bench, replace(bench, judge=second.judge, scope=other.header.trait_hash))
+    firsts, seconds = (b.measure(conditions, ordinary, what=f"beside {other.name}") for b in benches)
+    return Together(
+        other=other.name,
+        other_hash=other.header.trait_hash,
+        other_certified=second.certificate.get("verdict") == "induced",
+        layer=certificate.layer,
+        dose=certificate.dose,
+        other_layer=second.layer,
+        other_dose=second.dose,
+        cosine=round(float(vector.cosine(other)[second.layer]), 4),
+        conditions=tuple(_company(name, firsts, seconds) for name in ways if name != "unsteered"),
+        asked=questions,
+        notes=tuple(_notes(certificate, second)),
+    )
+
+
+def _company(name: str, firsts: dict[str, Measured], seconds: dict[str, Measured]) -> Company:
+    first, second = (_rise(scores, name) for scores in (firsts, seconds))
+    shared = name not in ("first alone", "second alone")
+    return Company.model_validate(
+        {
+            "name": name,
+            "first": _figure(first),
+            "second": _figure(second),
+            "coherence": _figure(nanmean(firsts[name].coherence)),
+            "first_lost": _figure(_rise(firsts, "first alone") - first) if shared else None,
+            "second_lost": _figure(_rise(seconds, "second alone") - second) if shared else None,
+        }
+    )
+
+
+def _rise(scores: dict[str, Measured], name: str) -> Array:
+    return scores[name].by_question - scores["unsteered"].by_question
+
+
+def _figure(values: Array) -> Figure:
+    return Figure.of(over_questions(np.asarray(values, dtype=float)))
+
+
+def _questions(vector: PersonaVector, certificate: Certificate, second: Second) -> tuple[str, ...]:
+    """From both traits in turn, without what either vector, its judge or its choice of layer and dose has seen."""
+    seen = _seen(vector, certificate.selected_on) | _seen(second.vector, second.certificate.get("selected_on"))
+    asked = second.certificate.get("asked")
+    others = asked if isinstance(asked, list | tuple) else evaluation_questions(second.vector.header.trait)
+    turns = chain.from_iterable(zip_longest(certificate.asked, map(str, others)))
+    fresh = {same_question(q): q for q in turns if q is not None and same_question(q) not in seen}
+    if not fresh:
+        raise InvalidOption(
+            f"{vector.name} and {second.vector.name} leave no question that neither has seen; validate with more "
+            "--questions."
+        )
+    return tuple(fresh.values())[: len(certificate.asked)]
+
+
+def _seen(vector: PersonaVector, selected_on: object) -> set[str]:
+    trait = vector.header.trait
+    pairs = trait.extraction_pairs + trait.judge_pairs
+    asked = trait.questions.extraction if isinstance(trait, Trait) else ()
+    chosen = selected_on if isinstance(selected_on, Sequence) else ()
+    return {same_question(str(q)) for q in (*(p.question for p in pairs), *asked, *chosen)}
+
+
+def _notes(certificate: Certificate, second: Second) -> list[str]:
+    name = second.vector.name
+    notes = []
+    if second.certificate.get("verdict") != "induced":
+        what = "is certified as not induced" if second.certificate else "has no certificate"
+        notes.append(f"{name} {what}, so its rise may be small for reasons of its own.")
+    if second.why_unusable:
+        notes.append(f"{second.why_unusable}, so no score of {name} counts.")
+    if certificate.layer != second.layer:
+        notes.append(
+            f"The vectors work at layers {certificate.layer} and {second.layer}. At neither does one lie along the "
+            "other, so making them orthogonal changes nothing, and the plain sum alone was measured."
+        )
+    return notes
