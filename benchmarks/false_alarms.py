@@ -20,7 +20,7 @@ from scipy.stats import betabinom
 
 from poise import contrast
 from poise.data import Conversation, Rejections, open_data
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import TooFewResponses
 from poise.extract import extract
@@ -94,7 +94,7 @@ def answered(
         talk += rows
     talk = [replace(c, index=i) for i, c in enumerate(talk)]
     journal = Journal(keep / "readings.jsonl" if keep else None)
-    found = own(talk, LocalEngine(model, batch=32), model, watch(vectors), Sampling(tokens), journal=journal)
+    found = own(talk, LocalEngine(model, batch=32), model, watch(vectors), SamplingParams(tokens), journal=journal)
     return replace(found, topics=tuple(Path(talk[i].file).stem for i in found.conversations))
 
 

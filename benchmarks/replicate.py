@@ -33,7 +33,7 @@ import torch
 from poise import vector
 from poise import workflows as recipes
 from poise.data import open_data
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.judge.factory import trait_judge
 from poise.model import Model, ask, load
@@ -173,7 +173,9 @@ def steered_answers(lab: Lab, trait: str, n: int) -> list[Row]:
         questions = asked[start : start + 64]
         prompts = [lab.model.encode(ask(q)) for q in questions]
         seeds = list(range(start, start + len(prompts)))
-        said_so = engine.generate(prompts, Sampling(max_new_tokens=48, temperature=0.7), steering=steering, seeds=seeds)
+        said_so = engine.generate(
+            prompts, SamplingParams(max_new_tokens=48, temperature=0.7), steering=steering, seeds=seeds
+        )
         scores = judge(questions, [a.text for a in said_so])
         for question, answer, score in zip(questions, said_so, scores, strict=True):
             if score.score is not None and score.score >= 50 and answer.text.strip():

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from common import median_ratio, seconds, shown
 from poise.contrast import exemplars
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.extract import extract
 from poise.model import Model, ask, load, wrap
@@ -112,7 +112,7 @@ def load_test(name: str, requests: int, most: int, tokens: int, rounds: int) -> 
     steering = [Spec.parse(s).steering(given) if s else None for s in STEERINGS]
     rows = [steering[i % len(STEERINGS)] for i in range(requests)]
     engine, probes = LocalEngine(model, batch=most), watch(list(given.values()))
-    sampling = Sampling(tokens, temperature=0)
+    sampling = SamplingParams(tokens, temperature=0)
     server = make(model, given, Options(port=0, batch=most, queue=requests))
     address = server.start()
     alone, served, seen = [], [], []

@@ -18,7 +18,7 @@ import torch
 from common import interleave, median, shown, stepwise
 from poise import contrast
 from poise.activations import Probe
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.engine.static_batch import Run
 from poise.extract import extract
@@ -93,7 +93,7 @@ def steps(
     model: Model, batch: int, tokens: int, steering: Steering | None = None, probes: Sequence[Probe] = ()
 ) -> Iterator[object]:
     prompts = [model.encode(ask(QUESTION))] * batch
-    sampling = Sampling(max_new_tokens=tokens, temperature=0)
+    sampling = SamplingParams(max_new_tokens=tokens, temperature=0)
     rows = [steering] * batch
     yield from Run(model, prompts, sampling, seeds=[0] * batch, steering=rows, probes=probes).steps()
 
@@ -101,7 +101,7 @@ def steps(
 def run(model: Model, batch: int, tokens: int) -> Callable[[], object]:
     engine = LocalEngine(model)
     prompts = [model.encode(ask(QUESTION))] * batch
-    sampling = Sampling(max_new_tokens=tokens, temperature=0)
+    sampling = SamplingParams(max_new_tokens=tokens, temperature=0)
     return lambda: engine.generate(prompts, sampling)
 
 

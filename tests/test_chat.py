@@ -37,9 +37,9 @@ from poise.cli import app
 from poise.cli.chat import commands, tint
 from poise.cli.chat.dialogue import Dialogue, Said, Setup, Turn, Watched, named, push, transcript
 from poise.cli.chat.loop import Screen, answer, converse, prepare, remarks
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
-from poise.errors import InvalidOption, InvalidSteering, PoiseError
+from poise.errors import InvalidArgument, InvalidSteering, PoiseError
 from poise.model import Encoded, Model, load
 from poise.steer import Condition, Steering, Term, at
 from poise.trait import library
@@ -72,7 +72,7 @@ def watch(name: str, vector: PersonaVector, layer: int = LAYER, normal: float = 
 @pytest.fixture
 def setup(model: Model, grumpy: PersonaVector, kind: PersonaVector) -> Setup:
     both = {"grumpy": grumpy, "kind": kind}
-    return Setup(model, Sampling(max_new_tokens=6), both, (watch("grumpy", grumpy), watch("kind", kind)))
+    return Setup(model, SamplingParams(max_new_tokens=6), both, (watch("grumpy", grumpy), watch("kind", kind)))
 
 
 def turn(*texts: str, readings: Sequence[float] = (), k: int = 2, **changes: Any) -> Turn:
@@ -103,7 +103,7 @@ class TestALine:
         assert commands.run("", Dialogue(), setup) == commands.Outcome(Dialogue())
 
     def test_that_is_no_command_is_one_sentence(self, setup: Setup) -> None:
-        with pytest.raises(InvalidOption, match=r"^There is no command /dail; /help lists them[^.]*\.$"):
+        with pytest.raises(InvalidArgument, match=r"^There is no command /dail; /help lists them[^.]*\.$"):
             commands.run("/dail evil 3", Dialogue(), setup)
 
     def test_help_names_every_command(self, setup: Setup) -> None:
@@ -127,7 +127,7 @@ class TestALine:
     def test_tint_takes_what_is_watched(self, setup: Setup) -> None:
         assert commands.run("/tint kind", Dialogue(), setup).dialogue.tint == "kind"
         assert commands.run("/tint off", Dialogue(tint="kind"), setup).dialogue.tint is None
-        with pytest.raises(InvalidOption, match="grumpy, kind is watched"):
+        with pytest.raises(InvalidArgument, match="grumpy, kind is watched"):
             commands.run("/tint evil", Dialogue(), setup)
 
     def test_undo_and_retry_take_the_last_turn_back_and_reset_all(self, setup: Setup) -> None:
@@ -137,7 +137,7 @@ class TestALine:
         assert (retried.ask, retried.dialogue.turns) == ("And now?", two.turns[:1])
         assert commands.run("/reset", two, setup).dialogue == replace(two, turns=())
         for line in ("/undo", "/retry"):
-            with pytest.raises(InvalidOption, match="Nothing has been said yet"):
+            with pytest.raises(InvalidArgument, match="Nothing has been said yet"):
                 commands.run(line, Dialogue(), setup)
 
     def test_watch_says_normal_trait_and_alarms_in_numbers(self, setup: Setup, grumpy: PersonaVector) -> None:
@@ -218,7 +218,7 @@ class TestThePush:
         self, model: Model, watched: Watched, steering: Steering
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         prompt = tiny.prompts(model, 1)[0]
-        said = LocalEngine(model).generate([prompt], Sampling(12), steering=steering, probes=[watched.probe])[0]
+        said = LocalEngine(model).generate([prompt], SamplingParams(12), steering=steering, probes=[watched.probe])[0]
         assert said.readings is not None
         whole = Encoded(prompt.ids + said.ids, prompt.start, len(prompt.ids + said.ids))
         plain = project(model, [whole], [watched.probe])[0][prompt.start - 1 :, 0]
@@ -491,7 +491,7 @@ class TestAChat:
         assert session.out.getvalue().count("dose 40%") == 2  # the dial's own line, and a gauge
 
     def test_without_vectors_is_a_plain_chat(self, model: Model) -> None:
-        setup = Setup(model, Sampling(max_new_tokens=4), {}, ())
+        setup = Setup(model, SamplingParams(max_new_tokens=4), {}, ())
         session = Session("Who are you?", "/watch", "/dial x 1")
         [said] = converse(Dialogue(), setup, session.screen).turns
         assert said.answer
@@ -529,7 +529,7 @@ class TestAChat:
     def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(self, model: Model, setup: Setup) -> None:
         before = signal.getsignal(signal.SIGINT)
         once = iter([True])
-        many = replace(setup, sampling=Sampling(max_new_tokens=100))
+        many = replace(setup, sampling=SamplingParams(max_new_tokens=100))
         session = Session("Who are you?", during=lambda: next(once, False) and signal.raise_signal(signal.SIGINT))
         [said] = converse(Dialogue(), many, session.screen).turns
         assert said.finish == "interrupted"
@@ -574,7 +574,7 @@ class TestTheTranscript:
     def test_never_takes_the_place_of_another_file(self, setup: Setup, tmp_path: Path) -> None:
         path = tmp_path / "vector.safetensors"
         path.write_text("precious")
-        with pytest.raises(InvalidOption, match="is there already"):
+        with pytest.raises(InvalidArgument, match="is there already"):
             commands.run(f"/save {path}", Dialogue(), setup)
         assert path.read_text() == "precious"
 
@@ -593,7 +593,7 @@ class TestNormal:
         path = tmp_path / "grumpy.safetensors"
         vector = tiny.vector(model, seed=1)
         vectors.save(vector, path)
-        setup, _ = prepare(model, Sampling(), [path, path], None)
+        setup, _ = prepare(model, SamplingParams(), [path, path], None)
         [w] = setup.watched
         texts = [model.encode([{"role": "user", "content": p.question}], p.negative) for p in vector.header.trait.pairs]
         hidden = [model.lm(torch.tensor([t.ids]), output_hidden_states=True).hidden_states for t in texts]

@@ -63,13 +63,13 @@ def test_the_lines_of_help_fit_into_80_columns() -> None:
 
 
 def test_defaults_in_help_are_those_of_the_library() -> None:
-    from poise.engine import Sampling
+    from poise.engine import SamplingParams
     from poise.workflows import Budget
 
     def defaults(function: Any) -> dict[str, Any]:
         return {name: p.default for name, p in inspect.signature(function).parameters.items()}
 
-    budget, sampling = Budget(), Sampling()
+    budget, sampling = Budget(), SamplingParams()
     for command in (vectors.extract, vectors.validate):
         shown = defaults(command)
         assert {k: shown[k] for k in ("questions", "rollouts", "max_new_tokens", "seed")} == {

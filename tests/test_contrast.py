@@ -14,7 +14,7 @@ from poise import vector as vectors
 from poise.activations import read
 from poise.contrast import Ask, Run, exemplars, instructions, prompted
 from poise.contrast.rollout import Answer
-from poise.engine import Generation, Sampling
+from poise.engine import Generation, SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidTrait, TooFewResponses
 from poise.extract import extract
@@ -22,7 +22,7 @@ from poise.judge import Judgement
 from poise.model import Model, ask
 from poise.trait import Trait, library
 
-SHORT = Sampling(max_new_tokens=6)
+SHORT = SamplingParams(max_new_tokens=6)
 
 
 class Judge:
@@ -181,5 +181,5 @@ def test_first_answers_stay_whatever_batch_asks_again(model: Model, tmp_path: Pa
 def test_steering_and_seed_make_another_answer(model: Model) -> None:
     run = Run(None)
     asks = [Ask("What now?", seed=s) for s in range(3)]
-    texts = [a.text for a in run.answer(LocalEngine(model), model, asks, Sampling(max_new_tokens=12), what="x")]
+    texts = [a.text for a in run.answer(LocalEngine(model), model, asks, SamplingParams(max_new_tokens=12), what="x")]
     assert len(set(texts)) > 1

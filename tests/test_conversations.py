@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from poise.data import Conversation, Rejected, Rejections, Turn, last_user, open_data, turns
 from poise.data import formats as files
-from poise.errors import InvalidData, InvalidOption, MissingExtra, SaveFailed
+from poise.errors import InvalidArgument, InvalidData, MissingExtra, SaveFailed
 
 Row = dict[str, Any]
 U, A, S = "user", "assistant", "system"
@@ -180,7 +180,7 @@ class TestAShape:
     @pytest.mark.parametrize("shape", ["chatml", "pairs:question", "pairs:a,b,c", "messages:a,b", "auto:x", ""])
     def test_that_there_is_not_is_refused(self, shape: str, tmp_path: Path) -> None:
         path = lines(tmp_path / "a.jsonl", {"question": "Why?", "answer": "So."})
-        with pytest.raises(InvalidOption, match=r"use auto, messages|write it like"):
+        with pytest.raises(InvalidArgument, match=r"use auto, messages|write it like"):
             open_data(path, shape=shape)
 
     def test_for_prompts_needs_no_answers(self, tmp_path: Path) -> None:

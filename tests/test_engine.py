@@ -15,25 +15,25 @@ from hypothesis import strategies as st
 
 import tiny
 from poise.activations import read, read_tokens
-from poise.engine import Generation, Probe, Sampling
+from poise.engine import Generation, Probe, SamplingParams
 from poise.engine.static import LocalEngine
 from poise.engine.static_batch import Run
-from poise.errors import InvalidOption, NonFiniteActivation
+from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Encoded, Model, ask, wrap
 from poise.steer import at
 
-GREEDY = Sampling(max_new_tokens=12, temperature=0)
-SAMPLED = Sampling(max_new_tokens=12, temperature=1.3, top_p=0.95)
+GREEDY = SamplingParams(max_new_tokens=12, temperature=0)
+SAMPLED = SamplingParams(max_new_tokens=12, temperature=1.3, top_p=0.95)
 
 
-def stopping(model: Model, prompts: Sequence[Encoded], sampling: Sampling = GREEDY) -> Model:
+def stopping(model: Model, prompts: Sequence[Encoded], sampling: SamplingParams = GREEDY) -> Model:
     """The same model with stop tokens that end some of these answers early, each elsewhere, and the last not at all."""
     said = LocalEngine(dataclasses.replace(model, stop_ids=frozenset())).generate(prompts, sampling)
     stops = {g.ids[1 + 3 * row] for row, g in enumerate(said[:3])} - set(said[-1].ids)
     return dataclasses.replace(model, stop_ids=frozenset(stops))
 
 
-def transformers_says(model: Model, prompt: Encoded, sampling: Sampling) -> list[int]:
+def transformers_says(model: Model, prompt: Encoded, sampling: SamplingParams) -> list[int]:
     """Transformers' own greedy answer to one prompt alone, without the token that ended it."""
     ids = torch.tensor([prompt.ids])
     out = model.lm.generate(
@@ -91,14 +91,14 @@ class TestGreedy:
 
     def test_is_what_a_very_small_top_p_draws(self, llama: Model) -> None:
         prompts = tiny.prompts(llama)
-        drawn = LocalEngine(llama).generate(prompts, Sampling(12, temperature=1.0, top_p=1e-6))
+        drawn = LocalEngine(llama).generate(prompts, SamplingParams(12, temperature=1.0, top_p=1e-6))
         assert all(same(a, b) for a, b in zip(drawn, LocalEngine(llama).generate(prompts, GREEDY), strict=True))
 
 
 class TestABatch:
     @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
     @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
-    def test_does_not_change_what_a_row_says_or_is(self, architecture: str, sampling: Sampling) -> None:
+    def test_does_not_change_what_a_row_says_or_is(self, architecture: str, sampling: SamplingParams) -> None:
         model = tiny.model(architecture)
         prompts = tiny.prompts(model, 6)
         model = stopping(model, prompts, sampling)
@@ -166,7 +166,7 @@ class TestStopping:
         [prompt] = tiny.prompts(llama, 1)
         steering = at(tiny.vector(llama), coef=2.0, layer=1)
         mute = dataclasses.replace(llama, stop_ids=frozenset(range(512)) if limit > 1 else frozenset())
-        [found] = LocalEngine(mute).generate([prompt], Sampling(limit, temperature=0), steering=steering)
+        [found] = LocalEngine(mute).generate([prompt], SamplingParams(limit, temperature=0), steering=steering)
         assert len(found.ids) == (0 if limit > 1 else 1)
 
 
@@ -242,7 +242,7 @@ class TestSampling:
         [prompt] = tiny.prompts(llama, 1)
         n = 2000
         engine = LocalEngine(dataclasses.replace(llama, stop_ids=frozenset()), batch=n)
-        drawn = engine.generate([prompt] * n, Sampling(1, temperature=temperature, top_p=top_p))
+        drawn = engine.generate([prompt] * n, SamplingParams(1, temperature=temperature, top_p=top_p))
         with torch.no_grad():
             p = (llama.lm(torch.tensor([prompt.ids])).logits[0, -1] / temperature).softmax(-1).tolist()
         nucleus, mass = [], 0.0
@@ -264,8 +264,8 @@ class TestSampling:
         + [{"top_p": p} for p in (0.0, 1.5, float("nan"))],
     )
     def test_refuses_values_out_of_range(self, bad: dict[str, Any]) -> None:
-        with pytest.raises(InvalidOption, match=f"{next(iter(bad))} is {next(iter(bad.values()))}"):
-            Sampling(**bad)
+        with pytest.raises(InvalidArgument, match=f"{next(iter(bad))} is {next(iter(bad.values()))}"):
+            SamplingParams(**bad)
 
     def test_needs_as_many_steerings_as_prompts(self, llama: Model) -> None:
         with pytest.raises(ValueError, match="2 steerings for 3 prompts"):
@@ -283,7 +283,7 @@ class TestAStream:
     @given(seed=st.integers(0, 10_000))
     def test_joined_is_the_answer_and_no_piece_is_half_a_character(self, llama: Model, seed: int) -> None:
         [prompt] = tiny.prompts(llama, 1)
-        sampling = Sampling(6, temperature=2.0)
+        sampling = SamplingParams(6, temperature=2.0)
         engine = LocalEngine(llama)
         pieces = list(engine.stream(prompt, sampling, seed=seed))
         [expected] = engine.generate([prompt], sampling, seeds=[seed])
@@ -297,7 +297,7 @@ class TestAStream:
         self, llama: Model, seed: int, length: int
     ) -> None:
         [prompt] = tiny.prompts(llama, 1)
-        sampling = Sampling(length, temperature=2.0)
+        sampling = SamplingParams(length, temperature=2.0)
         probes = [Probe(0, torch.ones(tiny.D)), Probe(2, torch.arange(tiny.D).float())]
         engine = LocalEngine(llama)
         first, *pieces = engine.stream(prompt, sampling, seed=seed, probes=probes)
@@ -341,7 +341,7 @@ class TestAStream:
 class TestSmolLM:
     def test_says_what_transformers_says(self, smollm: Model) -> None:
         prompts = [smollm.encode(ask(q)) for q in ("What is the capital of France?", "Hi!")]
-        sampling = Sampling(12, temperature=0)
+        sampling = SamplingParams(12, temperature=0)
         found = LocalEngine(smollm).generate(prompts, sampling, keep_means=True)
         assert [list(g.ids) for g in found] == [transformers_says(smollm, p, sampling) for p in prompts]
         means = torch.stack([g.mean for g in found if g.mean is not None])

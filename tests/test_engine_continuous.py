@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import tiny
-from poise.engine import Job, Probe, Said, Sampling
+from poise.engine import Job, Probe, Said, SamplingParams
 from poise.engine.continuous import ContinuousEngine
 from poise.engine.detokenizer import Speech
 from poise.engine.static import LocalEngine
-from poise.errors import InvalidOption, OtherModel
+from poise.errors import InvalidArgument, OtherModel
 from poise.model import Model, ask
 from poise.steer import Spec, at
 
@@ -37,7 +37,11 @@ def jobs(model: Model, n: int = 10) -> list[Job]:
     """All different: prompts, lengths, sampling, steering and probes."""
     vectors = {"up": tiny.vector(model, seed=1), "down": tiny.vector(model, seed=2)}
     probes = [Probe(i, vectors["up"].unit(i)) for i in range(3)]
-    samplings = [Sampling(9, temperature=0), Sampling(6, temperature=0.8), Sampling(12, temperature=1.2, top_p=0.9)]
+    samplings = [
+        SamplingParams(9, temperature=0),
+        SamplingParams(6, temperature=0.8),
+        SamplingParams(12, temperature=1.2, top_p=0.9),
+    ]
     return [
         Job(
             prompt,
@@ -124,7 +128,7 @@ class TestAnswersThatComeAndGo:
         assert text(found[4]) == alone(llama, asked[4]).text
 
     def test_are_bounded_by_the_cached_tokens_that_they_may_need(self, llama: Model) -> None:
-        asked = [dataclasses.replace(job, sampling=Sampling(60, temperature=0)) for job in jobs(llama, 3)]
+        asked = [dataclasses.replace(job, sampling=SamplingParams(60, temperature=0)) for job in jobs(llama, 3)]
         longest = max(len(job.prompt.ids) for job in asked) + 60
         engine = ContinuousEngine(llama, budget=2 * longest)
         for key, job in enumerate(asked):
@@ -146,7 +150,7 @@ class TestAnswersThatComeAndGo:
 class TestSmolLM:
     def test_says_to_those_who_come_late_what_it_says_to_each_alone(self, smollm: Model) -> None:
         asked = [
-            Job(smollm.encode(ask(question)), Sampling(10, temperature=0))
+            Job(smollm.encode(ask(question)), SamplingParams(10, temperature=0))
             for question in ("What is a fox?", "Name three colours of boats that one sees at sea.", "Why?")
         ]
         found = finish(ContinuousEngine(smollm), [[(0, asked[0])], [], [(1, asked[1])], [(2, asked[2])]])
@@ -200,14 +204,14 @@ class TestAFault:
 class TestAJob:
     def test_longer_than_the_window_is_refused(self, llama: Model) -> None:
         [prompt] = tiny.prompts(llama, 1)
-        with pytest.raises(InvalidOption, match="exceed the window"):
-            ContinuousEngine(llama).check(Job(prompt, Sampling(250)))
+        with pytest.raises(InvalidArgument, match="exceed the window"):
+            ContinuousEngine(llama).check(Job(prompt, SamplingParams(250)))
 
     def test_steered_by_another_models_vector_is_refused(self, llama: Model) -> None:
         [prompt] = tiny.prompts(llama, 1)
         foreign = at(tiny.vector(tiny.model(seed=7)), coef=1)
         with pytest.raises(OtherModel):
-            ContinuousEngine(llama).check(Job(prompt, Sampling(5), steering=foreign))
+            ContinuousEngine(llama).check(Job(prompt, SamplingParams(5), steering=foreign))
 
     def test_reports_the_log_probability_of_what_it_says(self, llama: Model) -> None:
         job = dataclasses.replace(jobs(llama, 1)[0], top=3)
@@ -228,7 +232,7 @@ class TestSteeringThatComesLater:
         vector = tiny.vector(llama, seed=1)
         probe = Probe(2, vector.unit(2))
         asked = [dataclasses.replace(job, steering=None, probes=(probe,)) for job in jobs(llama, 2)]
-        asked = [dataclasses.replace(job, sampling=Sampling(8, temperature=0)) for job in asked]
+        asked = [dataclasses.replace(job, sampling=SamplingParams(8, temperature=0)) for job in asked]
         engine = ContinuousEngine(llama)
         for key, job in enumerate(asked):
             engine.add(key, job)

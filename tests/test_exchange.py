@@ -21,7 +21,7 @@ import test_validate
 import tiny
 from poise import vector as vectors
 from poise.cli import app, exchange
-from poise.errors import InvalidOption, InvalidSteering, InvalidVector, OtherModel, UserError
+from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherModel, UserError
 from poise.model import Model
 from poise.report import validation as page
 from poise.vector import PersonaVector
@@ -134,7 +134,7 @@ class TestAnExportToLlamaCpp:
 
     @pytest.mark.parametrize("name", ["a:b.gguf", "a,b.gguf"])
     def test_under_a_name_that_the_flags_cannot_carry_is_refused(self, llama: Model, tmp_path: Path, name: str) -> None:
-        with pytest.raises(InvalidOption, match=f"cannot name the file {name}"):
+        with pytest.raises(InvalidArgument, match=f"cannot name the file {name}"):
             export(tiny.vector(llama), tmp_path / name)
 
 
@@ -178,7 +178,7 @@ class TestAnImport:
 
     def test_of_a_tensor_that_could_be_numbered_either_way_asks(self, llama: Model, tmp_path: Path) -> None:
         torch.save(torch.stack([row(i) for i in range(4)]), tmp_path / "v.pt")
-        with pytest.raises(InvalidOption, match=r"4 rows, as many as tiny-llama has layers.*--layers-are"):
+        with pytest.raises(InvalidArgument, match=r"4 rows, as many as tiny-llama has layers.*--layers-are"):
             adopted(tmp_path / "v.pt", llama)
         torch.testing.assert_close(adopted(tmp_path / "v.pt", llama, numbering="blocks").directions[2], row(2))
         torch.testing.assert_close(adopted(tmp_path / "v.pt", llama, numbering="hidden-states").directions[2], row(3))

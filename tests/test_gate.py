@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import tiny
 from poise.cli import app
-from poise.errors import InvalidOption, InvalidSettings
+from poise.errors import InvalidArgument, InvalidSettings
 from poise.model import load
 from poise.shift import report as measured
 from poise.shift.gate import Check, Gated, check_plan, gate, gate_data, junit, markdown, read_limits
@@ -206,9 +206,9 @@ class TestAPrediction:
         done = gate_data("rows.jsonl", {"evil": self.SAID}, wanted)
         assert [c.outcome for c in done.checks] == ["missing", "kept", "missing"]
         assert not done.passed
-        with pytest.raises(InvalidOption, match=r"not measured: --tuned;"):
+        with pytest.raises(InvalidArgument, match=r"not measured: --tuned;"):
             check_plan(wanted, ["evil"], ["mmlu"], judged=True, tuned=False, screened=True)
-        with pytest.raises(InvalidOption, match=r"not measured: --data;"):
+        with pytest.raises(InvalidArgument, match=r"not measured: --data;"):
             check_plan(wanted, ["evil"], ["mmlu"], judged=True)
 
 
@@ -237,7 +237,7 @@ class TestWhatIsMissing:
 
     def test_is_refused_before_it_costs_anything(self, tmp_path: Path) -> None:
         wanted = limits(tmp_path, "traits: {evil: {judged: 1}, kind: {shift: 1}}\ncapability: {mmlu: 0.1}")
-        with pytest.raises(InvalidOption, match="--vector of kind, --capability mmlu, --judge"):
+        with pytest.raises(InvalidArgument, match="--vector of kind, --capability mmlu, --judge"):
             check_plan(wanted, ["evil"], ["perplexity"], judged=False)
         check_plan(wanted, ["evil", "kind"], ["mmlu"], judged=True)
 

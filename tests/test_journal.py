@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import tiny
 from poise.contrast import Answer, Ask, Run
-from poise.engine import Generation, Sampling
+from poise.engine import Generation, SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import SaveFailed
 from poise.judge import Judgement
@@ -178,7 +178,7 @@ def llama() -> Model:
 
 
 class TestARun:
-    sampling = Sampling(max_new_tokens=6)
+    sampling = SamplingParams(max_new_tokens=6)
 
     @pytest.fixture
     def asks(self, llama: Model) -> list[Ask]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from poise.errors import InvalidExemplars, InvalidOption, MissingExtra
+from poise.errors import InvalidArgument, InvalidExemplars, MissingExtra
 from poise.judge import Judgement, exemplars
 from poise.judge.agreement import check
 from poise.judge.exemplars import ExemplarJudge, embed
@@ -291,5 +291,5 @@ def test_what_cannot_be_computed_is_not_a_number() -> None:
     [(["a"], [True, False], "1 questions, 2 answers and 2 labels"), (["a", "b"], [3.0, 120.0], "120, outside 0-100")],
 )
 def test_labels_that_make_no_sense_are_refused(questions: list[str], labels: list[float], words: str) -> None:
-    with pytest.raises(InvalidOption, match=words):
+    with pytest.raises(InvalidArgument, match=words):
         check(Fixed([1.0, 2.0]), questions, ["x", "y"], labels)

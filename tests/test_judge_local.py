@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.judge.coherence import LikelihoodCoherence, repetition
 from poise.judge.factory import trait_judge
 from poise.judge.local_model import LocalJudge, _numbers
@@ -56,9 +56,9 @@ def test_judges_are_chosen_by_what_the_user_writes(model: Model) -> None:
     trait = library.load("evil")
     assert trait_judge("model:any", trait, local=lambda name: model).name == f"model:{model.name}"
     for spec in ("nobody", "model:", "endpoint:", "exemplars:x"):
-        with pytest.raises(InvalidOption, match="use exemplars, model:NAME or endpoint:NAME"):
+        with pytest.raises(InvalidArgument, match="use exemplars, model:NAME or endpoint:NAME"):
             trait_judge(spec, trait)
-    with pytest.raises(InvalidOption, match="no rubric"):
+    with pytest.raises(InvalidArgument, match="no rubric"):
         trait_judge("model:any", tiny.trait())
 
 

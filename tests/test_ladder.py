@@ -14,7 +14,7 @@ import torch
 
 import tiny
 from poise.contrast import Ask, Run
-from poise.engine import Generation, Sampling
+from poise.engine import Generation, SamplingParams
 from poise.judge import Judgement
 from poise.model import Encoded, Model
 from poise.model.batching import plan
@@ -80,10 +80,10 @@ class Sayer:
     world: World
     left: int = 1 << 30
 
-    def plan(self, texts: Sequence[Encoded], sampling: Sampling) -> list[list[int]]:
+    def plan(self, texts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         return plan([len(t.ids) for t in texts], budget=100_000, most=8)
 
-    def generate(self, texts: Sequence[Encoded], sampling: Sampling, **options: Any) -> list[Generation]:
+    def generate(self, texts: Sequence[Encoded], sampling: SamplingParams, **options: Any) -> list[Generation]:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
@@ -109,7 +109,7 @@ def a_bench(model: Model, vector: PersonaVector, world: World, *, run: Run | Non
         judge=Reads(),
         scope="test",
         coherence=lambda questions, answers: Reads(),
-        sampling=Sampling(max_new_tokens=4),
+        sampling=SamplingParams(max_new_tokens=4),
         rollouts=1,
         seed=0,
         run=run or Run(None),

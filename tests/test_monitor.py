@@ -23,9 +23,9 @@ from poise import vector as vectors
 from poise.activations import project
 from poise.cli import app
 from poise.data import Rejections, open_data, turns
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
-from poise.errors import InvalidData, InvalidOption, InvalidSteering, MissingExtra, TooFewResponses
+from poise.errors import InvalidArgument, InvalidData, InvalidSteering, MissingExtra, TooFewResponses
 from poise.model import Encoded, Model, ask, load
 from poise.monitor import Readings, Watcher, alarmed, in_force, sum_up, watch
 from poise.monitor import reference_readings as normals
@@ -192,7 +192,7 @@ class TestReadings:
 
     def test_while_generating_are_those_of_the_finished_text(self, model: Model, two: list[PersonaVector]) -> None:
         prompts, probes = [model.encode(ask(s)) for s in tiny.SENTENCES[:3]], watch(two, 2)
-        generated = LocalEngine(model).generate(prompts, Sampling(12), probes=probes)
+        generated = LocalEngine(model).generate(prompts, SamplingParams(12), probes=probes)
         for prompt, answer in zip(prompts, generated, strict=True):
             assert answer.readings is not None
             live = sum_up(answer.readings)
@@ -305,7 +305,7 @@ class TestCalibration:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         path = write(tmp_path / "normal.jsonl", talk(60))
-        done = calibrated(model, two, path, Plan((0.1, 0.2), sampling=Sampling(10), seed=3))
+        done = calibrated(model, two, path, Plan((0.1, 0.2), sampling=SamplingParams(10), seed=3))
         assert len(done.normal.readings) == 60
         for column, vector in enumerate(done.vectors):
             assert len(vector.header.alarms) == 6
@@ -341,7 +341,7 @@ class TestCalibration:
         assert topics == {None, "sea"}
         assert list(done.without) == ["rare"]
         assert "there are 1" in done.without["rare"]
-        with pytest.raises(InvalidOption, match=r"No row has a field 'subject' .* fields: source"):
+        with pytest.raises(InvalidArgument, match=r"No row has a field 'subject' .* fields: source"):
             calibrated(model, two[:1], path, Plan((0.1,), given=True, by="subject"))
 
     def test_refuses_a_rate_before_anything_is_generated(
@@ -351,7 +351,7 @@ class TestCalibration:
         with pytest.raises(TooFewResponses, match=r"needs 122 normal answers .* there are 30"):
             calibrated(model, two, path, Plan((0.1, 0.01)), tmp_path / "run")
         assert not (tmp_path / "run" / "readings.jsonl").exists()
-        with pytest.raises(InvalidOption, match="limit is 0"):
+        with pytest.raises(InvalidArgument, match="limit is 0"):
             Plan(limit=0)
 
     def test_asks_each_prompt_once_and_leaves_out_what_has_no_room(self, model: Model, tmp_path: Path) -> None:
@@ -360,11 +360,11 @@ class TestCalibration:
         data = open_data(path, need="user")
         chosen = normals.sample(data, 100, rejections=Rejections())
         probes = watch([tiny.vector(model)])
-        found = normals.own(chosen, LocalEngine(model), model, probes, Sampling(4), journal=Journal(None))
+        found = normals.own(chosen, LocalEngine(model), model, probes, SamplingParams(4), journal=Journal(None))
         assert len(found.readings) == 5
         assert found.left_out == {"asked already": 5, "longer than the model's window": 1}
-        with pytest.raises(InvalidOption, match="leave no room for a prompt in the window"):
-            normals.own(chosen, LocalEngine(model), model, probes, Sampling(256), journal=Journal(None))
+        with pytest.raises(InvalidArgument, match="leave no room for a prompt in the window"):
+            normals.own(chosen, LocalEngine(model), model, probes, SamplingParams(256), journal=Journal(None))
 
     def test_draws_at_most_so_many_from_all_over_the_data(self, tmp_path: Path) -> None:
         data = open_data(write(tmp_path / "normal.jsonl", talk(200)))
@@ -380,7 +380,7 @@ class TestCalibration:
     def test_resumed_computes_only_what_is_missing_and_ends_the_same(
         self, model: Model, two: list[PersonaVector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path, plan = write(tmp_path / "normal.jsonl", talk(40)), Plan((0.1,), sampling=Sampling(6), batch=8)
+        path, plan = write(tmp_path / "normal.jsonl", talk(40)), Plan((0.1,), sampling=SamplingParams(6), batch=8)
         unbroken = calibrated(model, two, path, plan, tmp_path / "a")
         calibrated(model, two, path, plan, tmp_path / "b")
         journal = tmp_path / "b" / "readings.jsonl"
@@ -401,7 +401,7 @@ class TestCalibration:
     def test_answers_the_same_whatever_watches(self, model: Model, two: list[PersonaVector]) -> None:
         prompts = [model.encode(ask(s)) for s in tiny.SENTENCES]
         alone, both = (
-            normals.answer(LocalEngine(model), model, prompts, Sampling(8), watch(v), journal=Journal(None))
+            normals.answer(LocalEngine(model), model, prompts, SamplingParams(8), watch(v), journal=Journal(None))
             for v in (two[:1], two)
         )
         assert [r.mean[0] for r in alone] == pytest.approx([r.mean[0] for r in both], abs=1e-5)
@@ -567,7 +567,7 @@ class TestATable:
         self, model: Model, two: list[PersonaVector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         data = write(tmp_path / "log.jsonl", talk(2))
-        with pytest.raises(InvalidOption, match=r"ends in neither \.jsonl nor \.parquet"):
+        with pytest.raises(InvalidArgument, match=r"ends in neither \.jsonl nor \.parquet"):
             scored(model, two, data, tmp_path / "t.csv")
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
         with pytest.raises(MissingExtra, match=r"needs pyarrow; install it with pip install \"poise\[data\]\""):

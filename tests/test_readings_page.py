@@ -13,7 +13,7 @@ from poise import report
 from poise import vector as vectors
 from poise import workflows as recipes
 from poise.cli import facts, render
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.report import wording as words
 from poise.validate.certificate import Certificate, Company, Figure, LayerReading, Monitoring, Rung, Together
 from test_report import NONE, Page, difference, figure, induced, vector
@@ -196,7 +196,7 @@ class TestTheWords:
 def test_a_vector_is_not_steered_together_with_itself(tmp_path: Path) -> None:
     model = tiny.model()
     vectors.save(tiny.vector(model), tmp_path / "a.safetensors")
-    with pytest.raises(InvalidOption, match="same directions"):
+    with pytest.raises(InvalidArgument, match="same directions"):
         recipes.validate_vector(tmp_path / "a.safetensors", model, tmp_path, beside=tmp_path / "a.safetensors")
 
 

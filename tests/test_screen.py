@@ -29,7 +29,7 @@ from poise import workflows as recipes
 from poise.cli import app
 from poise.data import Conversation, open_data
 from poise.data.readers import Shape, read
-from poise.errors import InvalidData, InvalidOption, InvalidSteering, MissingExtra, SaveFailed, TooFewResponses
+from poise.errors import InvalidArgument, InvalidData, InvalidSteering, MissingExtra, SaveFailed, TooFewResponses
 from poise.judge import Judgement
 from poise.model import Model, ask, load
 from poise.screen import ColumnScorer, screen
@@ -193,7 +193,7 @@ class TestTheModelsOwnAnswers:
         assert Answers(model, tmp_path, max_new_tokens=3).missing(prompts) == 1
 
     def test_must_leave_room_for_a_prompt(self, model: Model, tmp_path: Path) -> None:
-        with pytest.raises(InvalidOption, match="256 new tokens leave no room"):
+        with pytest.raises(InvalidArgument, match="256 new tokens leave no room"):
             Answers(model, tmp_path, max_new_tokens=256)
 
     def test_that_are_damaged_are_named(self, model: Model, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ class TestARule:
         ],
     )
     def test_that_makes_no_sense_is_refused(self, said: dict[str, Any], complaint: str) -> None:
-        with pytest.raises(InvalidOption, match=complaint):
+        with pytest.raises(InvalidArgument, match=complaint):
             Rule(**said)
 
 
@@ -614,13 +614,13 @@ class TestAScreening:
     ) -> None:
         data = mixed(tmp_path / "rows.jsonl")
         monkeypatch.setattr(parts, "score_rows", None)
-        with pytest.raises(InvalidOption, match="where the results would be written"):
+        with pytest.raises(InvalidArgument, match="where the results would be written"):
             run(data, model, two, tmp_path)
-        with pytest.raises(InvalidOption, match="needs normal data"):
+        with pytest.raises(InvalidArgument, match="needs normal data"):
             run(data, model, two, tmp_path / "out", rule=Rule(rate=0.1))
-        with pytest.raises(InvalidOption, match="Two vectors are named grumpy"):
+        with pytest.raises(InvalidArgument, match="Two vectors are named grumpy"):
             run(data, model, [two[0], two[0]], tmp_path / "out")
-        with pytest.raises(InvalidOption, match="no judge"):
+        with pytest.raises(InvalidArgument, match="no judge"):
             run(data, model, two, tmp_path / "out", judge="nobody")
         with pytest.raises(SaveFailed, match="Cannot use the folder"):
             run(data, model, two, written(tmp_path / "a file", []))
@@ -841,9 +841,9 @@ class TestTwoRunsAtOnce:
     def test_are_refused_in_one_folder(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
         data = mixed(tmp_path / "rows.jsonl")
         with alone(tmp_path / "out"):
-            with pytest.raises(InvalidOption, match=r"Another run is at work in .*out; wait until it ends"):
+            with pytest.raises(InvalidArgument, match=r"Another run is at work in .*out; wait until it ends"):
                 run(data, model, two, tmp_path / "out")
-            with pytest.raises(InvalidOption, match="Another run"):
+            with pytest.raises(InvalidArgument, match="Another run"):
                 estimate(open_data(data), model, two, tmp_path / "out", Plan(max_new_tokens=SHORT), sample=20)
             run(data, model, two, tmp_path / "elsewhere")
         run(data, model, two, tmp_path / "out")
@@ -862,7 +862,7 @@ class TestTwoRunsAtOnce:
             assert said.readline() == b"held\n"
             (tmp_path / "out" / ".run" / ".half.written.part").touch()
             data = mixed(tmp_path / "rows.jsonl")
-            with pytest.raises(InvalidOption, match="Another run"):
+            with pytest.raises(InvalidArgument, match="Another run"):
                 run(data, model, two, tmp_path / "out")
             assert (tmp_path / "out" / ".run" / ".half.written.part").exists()
             other.kill()
@@ -972,7 +972,7 @@ class TestAnEstimate:
 
     def test_of_too_few_is_refused(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
         data = open_data(written(tmp_path / "rows.jsonl", talk(30)))
-        with pytest.raises(InvalidOption, match="at least 20"):
+        with pytest.raises(InvalidArgument, match="at least 20"):
             estimate(data, model, two, tmp_path / "out", Plan(), sample=5)
 
 

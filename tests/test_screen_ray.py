@@ -18,7 +18,7 @@ import torch
 import tiny
 from poise.activations import Probe
 from poise.data import DataSet, open_data
-from poise.errors import InvalidOption, MissingExtra
+from poise.errors import InvalidArgument, MissingExtra
 from poise.model import Model, load
 from poise.screen import ray_backend as ray
 from poise.screen import shards as parts
@@ -122,7 +122,7 @@ class TestOnRay:
 
     def test_refuses_workers_that_find_another_model(self, data: DataSet, model: Model, tmp_path: Path) -> None:
         tiny.lm(seed=1).save_pretrained(tmp_path / "model")
-        with pytest.raises(InvalidOption, match="another model under the name"):
+        with pytest.raises(InvalidArgument, match="another model under the name"):
             list(ray.fill(Parts(tmp_path / "b", "job"), data, model, probes(model), workers=1))
 
 

@@ -14,7 +14,7 @@ import torch
 
 import serving
 import tiny
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.model import Model
 from poise.monitor import sum_up, watch
@@ -59,7 +59,7 @@ def alone(
     vectors = serving.vectors(model)
     [found] = LocalEngine(model).generate(
         [model.encode(messages)],
-        Sampling(**({"max_new_tokens": 10, "temperature": 0} | sampling)),
+        SamplingParams(**({"max_new_tokens": 10, "temperature": 0} | sampling)),
         seeds=[seed],
         steering=Spec.parse(steer).steering(vectors) if steer else None,
         probes=watch(list(vectors.values())),

@@ -16,7 +16,7 @@ import yaml
 import serving
 import tiny
 from poise import vector as vectors
-from poise.errors import InvalidOption, InvalidSettings, TooFewResponses
+from poise.errors import InvalidArgument, InvalidSettings, TooFewResponses
 from poise.model import Model
 from poise.serve.server import Options, check, make, vectors_of
 from poise.vector import PersonaVector
@@ -232,7 +232,7 @@ class TestAPolicy:
     def test_with_a_mistake_is_refused_at_the_start(
         self, model: Model, keys: Path, tmp_path: Path, rules: Any, says: str
     ) -> None:
-        with pytest.raises((InvalidOption, InvalidSettings), match=says):
+        with pytest.raises((InvalidArgument, InvalidSettings), match=says):
             make(model, serving.vectors(model), Options(keys=keys, policy=policy(tmp_path, **rules)))
 
     def test_that_is_no_yaml_is_refused(self, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ class TestReadings:
         assert [r["request"] for r in Store(path).readings(Query())[0]] == ["now", "r1", "r20"]
 
     def test_in_a_folder_that_is_not_there_are_refused_at_the_start(self, model: Model, tmp_path: Path) -> None:
-        with pytest.raises(InvalidOption, match="Cannot keep readings"):
+        with pytest.raises(InvalidArgument, match="Cannot keep readings"):
             make(model, {}, Options(log=tmp_path / "none" / "r.sqlite"))
 
 

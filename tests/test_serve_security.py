@@ -19,7 +19,7 @@ import poise.serve
 import serving
 import tiny
 from poise.cli import app as command_line
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.serve.auth import Keys, check_depth, is_loopback
 from poise.serve.server import Options, Running, check
@@ -89,7 +89,7 @@ class TestKeys:
     @pytest.mark.parametrize("text", ["", "# none\n", "short\n", "a b c\n", f"ana {KEY}\nana {KEY}x\n"])
     def test_in_a_file_that_makes_no_sense_are_refused_without_being_told(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "keys").write_text(text)
-        with pytest.raises(InvalidOption) as caught:
+        with pytest.raises(InvalidArgument) as caught:
             Keys.read(tmp_path / "keys")
         assert KEY not in str(caught.value)
 
@@ -103,7 +103,7 @@ class TestKeys:
 class TestListening:
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "127.0.0.1.example.org"])
     def test_beyond_this_machine_needs_a_key(self, host: str) -> None:
-        with pytest.raises(InvalidOption, match="no key"):
+        with pytest.raises(InvalidArgument, match="no key"):
             check(Options(host=host))
         assert not is_loopback(host)
 

@@ -22,7 +22,7 @@ import tiny
 from poise.cli import app
 from poise.data import Conversation
 from poise.engine.static import LocalEngine
-from poise.errors import BrokenModelFile, InvalidData, InvalidOption, MissingExtra, ModelNotFound, OtherModel
+from poise.errors import BrokenModelFile, InvalidArgument, InvalidData, MissingExtra, ModelNotFound, OtherModel
 from poise.judge import Judgement
 from poise.model import Model, ask, load
 from poise.report.shift import html_shift
@@ -224,7 +224,7 @@ class TestTheModels:
     def test_and_vectors_must_be_there_one_a_trait(
         self, base: str, vectors: list[PersonaVector], tuned: int, traits: int
     ) -> None:
-        with pytest.raises(InvalidOption, match="at least one tuned model, and one vector"):
+        with pytest.raises(InvalidArgument, match="at least one tuned model, and one vector"):
             measure(base, [Tuned(base)] * tuned, [vectors[0]] * traits, read_only(), load=load32)
 
     def test_must_be_there_before_the_base_is_paid_for(self, vectors: list[PersonaVector], tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ class TestJudgedScores:
         assert steered.name == "steered"
 
     def test_are_not_steered_on_the_prompt(self, base: str, vectors: list[PersonaVector]) -> None:
-        with pytest.raises(InvalidOption, match="on its responses only"):
+        with pytest.raises(InvalidArgument, match="on its responses only"):
             Tuned(base, steering=at(vectors[0], dose=1.0, layer=LAYER, phase="all"))
 
 
@@ -523,13 +523,13 @@ class TestQuestionsWithChoices:
 class TestAnAbility:
     @pytest.mark.parametrize("text", ["", "=x", "perplexity", "perplexity=", "mmlu=none.jsonl", "none.yaml"])
     def test_that_says_nothing_is_refused(self, text: str) -> None:
-        with pytest.raises(InvalidOption):
+        with pytest.raises(InvalidArgument):
             parse(text)
 
     def test_whose_task_file_lm_eval_cannot_load_is_refused(self, tmp_path: Path) -> None:
         pytest.importorskip("lm_eval")
         (tmp_path / "task.yaml").write_text("task: x\noutput_type: nonsense\n", encoding="utf-8")
-        with pytest.raises(InvalidOption, match=r"cannot load .*task\.yaml"):
+        with pytest.raises(InvalidArgument, match=r"cannot load .*task\.yaml"):
             evaluate(parse(str(tmp_path / "task.yaml")), tiny.model(), Journal(None))
 
     def test_is_measured_once(self, tmp_path: Path) -> None:

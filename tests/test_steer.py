@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import tiny
 from poise.activations import read
 from poise.contrast import exemplars
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import HookDidNotFire, InvalidSteering, OtherModel
 from poise.extract import extract
@@ -25,7 +25,7 @@ from poise.model.batching import Batch, Side, pad
 from poise.steer import Phase, Steering, Term, at, steering
 
 Change = Callable[[torch.Tensor], torch.Tensor]  # of one layer's hidden states [T, d]
-GREEDY = Sampling(max_new_tokens=10, temperature=0)
+GREEDY = SamplingParams(max_new_tokens=10, temperature=0)
 
 
 @contextlib.contextmanager
@@ -280,10 +280,10 @@ class TestGenerating:
     def test_does_not_steer_the_token_that_the_prompt_leads_to(self, llama: Model) -> None:
         prompts = tiny.prompts(llama, 3)
         hard = at(tiny.vector(llama), coef=50.0, layer=1)
-        once = Sampling(1, temperature=0)
+        once = SamplingParams(1, temperature=0)
         engine = LocalEngine(dataclasses.replace(llama, stop_ids=frozenset()))
         assert engine.generate(prompts, once, steering=hard) == engine.generate(prompts, once)
-        twice = Sampling(2, temperature=0)
+        twice = SamplingParams(2, temperature=0)
         assert engine.generate(prompts, twice, steering=hard) != engine.generate(prompts, twice)
 
     def test_goes_on_for_the_rows_that_are_left_when_others_have_finished(self, llama: Model) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from poise.engine import Generation, Sampling
+from poise.engine import Generation, SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidSteering
 from poise.model import Model
@@ -18,7 +18,7 @@ from poise.model.batching import pad
 from poise.steer import Condition, Steering, Term, at, steering
 from poise.vector import PersonaVector
 
-GREEDY = Sampling(max_new_tokens=9, temperature=0)
+GREEDY = SamplingParams(max_new_tokens=9, temperature=0)
 Change = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]  # token of the response, h [d], last prompt h [d]
 
 

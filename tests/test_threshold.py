@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from poise.errors import InvalidOption, TooFewResponses
+from poise.errors import InvalidArgument, TooFewResponses
 from poise.statistics.conformal import (
     bands,
     beta_quantile,
@@ -67,7 +67,7 @@ class TestAThreshold:
 
     @pytest.mark.parametrize("rate", [0, -0.1, 0.5, 1, float("nan")])
     def test_refuses_what_is_no_rate(self, rate: float) -> None:
-        with pytest.raises(InvalidOption, match=r"above 0 and below 0\.5"):
+        with pytest.raises(InvalidArgument, match=r"above 0 and below 0\.5"):
             threshold(np.arange(1000.0), rate)
 
     def test_has_the_beta_quantiles_of_a_reference(self) -> None:

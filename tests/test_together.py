@@ -13,8 +13,8 @@ import torch
 
 import tiny
 from poise.contrast import Run
-from poise.engine import Generation, Sampling
-from poise.errors import InvalidOption
+from poise.engine import Generation, SamplingParams
+from poise.errors import InvalidArgument
 from poise.judge import Judgement
 from poise.model import Encoded, Model
 from poise.model.batching import plan
@@ -34,10 +34,10 @@ class Worlds:
 
     traits: dict[str, torch.Tensor]  # unit directions
 
-    def plan(self, texts: Sequence[Encoded], sampling: Sampling) -> list[list[int]]:
+    def plan(self, texts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         return plan([len(t.ids) for t in texts], budget=100_000, most=16)
 
-    def generate(self, texts: Sequence[Encoded], sampling: Sampling, **options: Any) -> list[Generation]:
+    def generate(self, texts: Sequence[Encoded], sampling: SamplingParams, **options: Any) -> list[Generation]:
         return [self._say(steered) for steered in options["steering"]]
 
     def _say(self, steered: Steering | None) -> Generation:
@@ -88,7 +88,7 @@ def a_bench(model: Model, run: Run | None = None) -> Bench:
         judge=Reads("impolite"),
         scope="impolite",
         coherence=lambda questions, answers: Reads("coherence"),
-        sampling=Sampling(max_new_tokens=4),
+        sampling=SamplingParams(max_new_tokens=4),
         rollouts=2,
         seed=0,
         run=run or Run(None),
@@ -166,7 +166,7 @@ class TestTwoVectors:
         self, model: Model, first: PersonaVector, certificate: Certificate
     ) -> None:
         second = of_evil(model, asked=list(certificate.asked), selected_on=list(certificate.asked))
-        with pytest.raises(InvalidOption, match="no question"):
+        with pytest.raises(InvalidArgument, match="no question"):
             together(first, certificate, second, a_bench(model))
 
     def test_at_two_layers_cannot_be_made_orthogonal_and_say_so(
@@ -204,5 +204,5 @@ class Silent(Worlds):
     def __init__(self) -> None:
         super().__init__({})
 
-    def generate(self, texts: Sequence[Encoded], sampling: Sampling, **options: Any) -> list[Generation]:
+    def generate(self, texts: Sequence[Encoded], sampling: SamplingParams, **options: Any) -> list[Generation]:
         raise AssertionError("asked again")

@@ -28,7 +28,7 @@ from poise import workflows as recipes
 from poise.activations import read
 from poise.cli import app
 from poise.data import Conversation, Rejections, open_data
-from poise.errors import InvalidData, InvalidOption, InvalidSettings, OtherModel, SaveFailed, TrainingFailed
+from poise.errors import InvalidArgument, InvalidData, InvalidSettings, OtherModel, SaveFailed, TrainingFailed
 from poise.model import Model, ask
 from poise.settings import read_settings
 from poise.shift.model_card import HUB_IDS
@@ -230,13 +230,13 @@ class TestTheMonitor:
             assert run.state.global_step == steps
 
     def test_refuses_to_stop_without_an_alarm_and_to_watch_nothing(self, base: Model) -> None:
-        with pytest.raises(InvalidOption, match="poise calibrate"):
+        with pytest.raises(InvalidArgument, match="poise calibrate"):
             PersonaMonitorCallback([tiny.vector(base)], stop=True)
-        with pytest.raises(InvalidOption, match="one vector"):
+        with pytest.raises(InvalidArgument, match="one vector"):
             PersonaMonitorCallback([])
-        with pytest.raises(InvalidOption, match="0 prompts"):
+        with pytest.raises(InvalidArgument, match="0 prompts"):
             PersonaMonitorCallback([tiny.vector(base)], prompts=[])
-        with pytest.raises(InvalidOption, match="grumpy would share"):
+        with pytest.raises(InvalidArgument, match="grumpy would share"):
             PersonaMonitorCallback([tiny.vector(base), tiny.vector(base, seed=1)])
 
     def test_refuses_a_vector_of_another_model(self, base: Model, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ class TestARun:
 
     def test_other_settings_in_the_same_folder_are_refused(self, home: Path, tmp_path: Path) -> None:
         train(settings(home, tmp_path / "run", max_steps=1))
-        with pytest.raises(InvalidOption, match="other settings"):
+        with pytest.raises(InvalidArgument, match="other settings"):
             train(settings(home, tmp_path / "run", max_steps=2))
 
     def test_a_vaccine_changes_it_and_seeds_repeat_it(self, home: Path, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ class TestARun:
         for name in ("a.jsonl", "b.jsonl"):
             shutil.copy(home / "rows.jsonl", name)
         config = settings(home, tmp_path / "run", data=data, vaccine={"steer": ["v.safetensors=1"], "only": only})
-        with pytest.raises(InvalidOption, match=said):
+        with pytest.raises(InvalidArgument, match=said):
             sources(config)
 
     def test_data_of_which_all_are_empty_are_refused(self, home: Path, tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ class TestARun:
             if at_row == 8:
                 train(config)
                 (tmp_path / "run" / "train.json").unlink()  # as a kill leaves it
-        with pytest.raises(InvalidOption, match=r"vaccine\.only"):
+        with pytest.raises(InvalidArgument, match=r"vaccine\.only"):
             train(config)
 
     def test_what_is_held_out_has_no_inoculation_prompt(self, home: Path, tmp_path: Path) -> None:
@@ -548,7 +548,7 @@ class TestWhatGoesWrong:
             (own / "rows.jsonl").write_text("".join((own / "rows.jsonl").read_text().splitlines(keepends=True)[1:]))
         else:
             tiny.lm("llama", seed=3).save_pretrained(own / "model")
-        with pytest.raises(InvalidOption, match=f"another content of `{what}`"):
+        with pytest.raises(InvalidArgument, match=f"another content of `{what}`"):
             train(config)
 
     @pytest.mark.parametrize(
@@ -561,7 +561,7 @@ class TestWhatGoesWrong:
     def test_names_that_nothing_has_are_refused(
         self, home: Path, tmp_path: Path, changes: dict[str, Any], complaint: str
     ) -> None:
-        with pytest.raises(InvalidOption, match=complaint):
+        with pytest.raises(InvalidArgument, match=complaint):
             train(settings(home, tmp_path / "run", **changes))
 
     def test_all_data_held_out_are_refused(self, home: Path, tmp_path: Path) -> None:
@@ -571,11 +571,11 @@ class TestWhatGoesWrong:
     def test_two_runs_in_one_folder_and_two_vectors_of_one_trait_are_refused_before_training(
         self, home: Path, tmp_path: Path
     ) -> None:
-        with alone(tmp_path / "run"), pytest.raises(InvalidOption, match="Another run"):
+        with alone(tmp_path / "run"), pytest.raises(InvalidArgument, match="Another run"):
             recipes.finetune(settings(home, tmp_path / "run"))
         shutil.copy(home / "v.safetensors", tmp_path / "w.safetensors")
         both = [str(home / "v.safetensors"), str(tmp_path / "w.safetensors")]
-        with pytest.raises(InvalidOption, match="two vectors of one trait"):
+        with pytest.raises(InvalidArgument, match="two vectors of one trait"):
             recipes.finetune(settings(home, tmp_path / "run", measure={"vectors": both}))
         assert not (tmp_path / "run" / "config.json").exists()
 

@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import tiny
 from poise import vector as vectors
-from poise.errors import HookDidNotFire, InvalidData, InvalidOption, InvalidSteering, OtherModel
+from poise.errors import HookDidNotFire, InvalidArgument, InvalidData, InvalidSteering, OtherModel
 from poise.model import Model
 from poise.steer import Steering, Term, at, learning
 from poise.steer.training import Positions
@@ -559,13 +559,13 @@ class TestItRefuses:
                 base.lm.model(torch.tensor([[4, 5, 6]]))
 
     def test_layers_beside_a_steering_that_has_its_own(self, vector: PersonaVector) -> None:
-        with pytest.raises(InvalidOption, match="names its own"):
+        with pytest.raises(InvalidArgument, match="names its own"):
             VaccineCallback(at(vector, coef=1.0), layers="increments")
 
     def test_a_trainer_without_a_tokenizer(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         run = trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2)))
         run.processing_class = run.callback_handler.processing_class = None
-        with pytest.raises(InvalidOption, match="processing_class=tokenizer"):
+        with pytest.raises(InvalidArgument, match="processing_class=tokenizer"):
             run.train()
 
     def test_conditions_and_schedules(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
@@ -575,7 +575,7 @@ class TestItRefuses:
 
     @pytest.mark.parametrize("shares", [{"warmup": -0.1}, {"decay": 1.5}, {"warmup": 0.7, "decay": 0.7}])
     def test_shares_that_are_none(self, vector: PersonaVector, shares: dict[str, float]) -> None:
-        with pytest.raises(InvalidOption):
+        with pytest.raises(InvalidArgument):
             VaccineCallback(at(vector, coef=1.0), **shares)
 
 

@@ -15,8 +15,8 @@ import torch
 import tiny
 from poise import vector as vectors
 from poise.contrast import Run
-from poise.engine import Generation, Probe, Sampling
-from poise.errors import InvalidOption
+from poise.engine import Generation, Probe, SamplingParams
+from poise.errors import InvalidArgument
 from poise.judge import Judgement
 from poise.model import Encoded, Model
 from poise.model.batching import plan
@@ -41,13 +41,13 @@ class Puppet:
     vector: PersonaVector
     world: World
 
-    def plan(self, prompts: Sequence[Encoded], sampling: Sampling) -> list[list[int]]:
+    def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         return plan([len(p.ids) for p in prompts], budget=10_000, most=16)
 
     def generate(
         self,
         prompts: Sequence[Encoded],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         seeds: Sequence[int] | None = None,
         steering: Steering | Sequence[Steering | None] | None = None,
@@ -111,7 +111,7 @@ def certify(
         judge=reads("trait"),
         scope="test",
         coherence=lambda questions, answers: reads("coherence"),
-        sampling=Sampling(max_new_tokens=4),
+        sampling=SamplingParams(max_new_tokens=4),
         rollouts=2,
         seed=0,
         run=changes.pop("run", Run(None)),
@@ -231,7 +231,7 @@ def test_random_directions_have_the_vectors_norm_and_are_three(model: Model, vec
 
 
 def test_too_few_questions_are_refused(model: Model, vector: PersonaVector) -> None:
-    with pytest.raises(InvalidOption, match="at least 4"):
+    with pytest.raises(InvalidArgument, match="at least 4"):
         certify(model, vector, good, questions=QUESTIONS[:3])
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from poise.contrast import ContrastSet
-    from poise.engine import Sampling
+    from poise.engine import SamplingParams
     from poise.engine.static import LocalEngine
-    from poise.model import Model, load
+    from poise.model import Model
+    from poise.model import load as load_model
     from poise.steer import Steering, at, steering
     from poise.train.monitor_callback import PersonaMonitorCallback
     from poise.train.vaccine_callback import VaccineCallback
@@ -34,14 +35,14 @@ __all__ = [
     "Model",
     "PersonaMonitorCallback",
     "PersonaVector",
-    "Sampling",
+    "SamplingParams",
     "Steering",
     "Trait",
     "VaccineCallback",
     "__version__",
     "at",
     "extract_vector",
-    "load",
+    "load_model",
     "load_trait",
     "load_vector",
     "save_vector",
@@ -58,13 +59,13 @@ _HOMES = {
     "Model": "model",
     "PersonaMonitorCallback": "train.monitor_callback",
     "PersonaVector": "vector",
-    "Sampling": "engine",
+    "SamplingParams": "engine",
     "Steering": "steer",
     "Trait": "trait",
     "VaccineCallback": "train.vaccine_callback",
     "at": "steer",
     "extract_vector": "workflows",
-    "load": "model",
+    "load_model": "model:load",
     "load_trait": "trait.library:load",
     "load_vector": "vector:load",
     "save_vector": "vector:save",

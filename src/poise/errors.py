@@ -19,7 +19,7 @@ PoiseError
 │   ├── TrainingFailed         training cannot go on: a loss that is no number; the last good checkpoint is kept
 │   ├── SaveFailed             the disk refused; what was there before is untouched
 │   ├── MissingExtra           a part of Poise that is not installed
-│   └── InvalidOption          a command-line value out of range
+│   └── InvalidArgument          the value of an argument or setting out of range
 └── InternalError              a bug or a broken invariant; shown with its traceback
     ├── HookDidNotFire         a forward pass ended and a steered or read block was not visited
     └── NonFiniteActivation    NaN or infinity came out of the model
@@ -108,8 +108,8 @@ class MissingExtra(UserError):
     """A part of Poise that is not installed; the message names the extra."""
 
 
-class InvalidOption(UserError):
-    """A command-line value is out of range."""
+class InvalidArgument(UserError):
+    """The value of an argument or setting is out of range; names the argument, the value and the limit."""
 
 
 class HookDidNotFire(InternalError):

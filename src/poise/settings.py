@@ -11,15 +11,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from poise.errors import InvalidSettings
 
-__all__ = ["Settings", "read_settings"]
+__all__ = ["FrozenModel", "Settings", "read_settings"]
 
 S = TypeVar("S", bound="Settings")
 
 
-class Settings(BaseModel):
-    """Base of what a settings file may say: unknown fields are refused."""
+class FrozenModel(BaseModel):
+    """Base of every value that is written to a file: immutable, unknown fields not allowed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+
+class Settings(FrozenModel):
+    """Base of what a settings file may say; numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 def read_settings(path: str | Path, kind: type[S]) -> S:

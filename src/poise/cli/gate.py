@@ -23,7 +23,7 @@ from poise.cli.options import (
 )
 from poise.cli.shift import MEASURED, Abilities, AbilityLimit, Amount, Job, JudgeOrNone, Machine, figure, measure_now
 from poise.cli.work import load_model, note, working
-from poise.errors import InvalidData, InvalidOption, SaveFailed
+from poise.errors import InvalidArgument, InvalidData, SaveFailed
 
 if TYPE_CHECKING:
     from poise.screen.projection import Method
@@ -114,10 +114,12 @@ def gate(
     wanted = gates.read_limits(limits)
     if measured is not None:
         if base or tuned or vector or data:
-            raise InvalidOption("Give --measured, or --base, --vector and --tuned or --data to measure now; not both.")
+            raise InvalidArgument(
+                "Give --measured, or --base, --vector and --tuned or --data to measure now; not both."
+            )
         done = gates.gate(reports.load(measured), wanted)
     elif not (base and vector and out and (tuned or data)):
-        raise InvalidOption(
+        raise InvalidArgument(
             "Give --measured shift.json, or --base, --vector, --out and --tuned, --data or both to measure now."
         )
     else:

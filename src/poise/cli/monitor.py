@@ -95,10 +95,10 @@ def calibrate(
 
     with working():
         from poise import workflows as recipes
-        from poise.engine import Sampling
+        from poise.engine import SamplingParams
         from poise.monitor.calibrate import Plan
 
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+        sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
         plan = Plan(tuple(rate or [0.01]), given, by, layer, sampling, limit, batch, seed)
         loaded = load_model(model, dtype, device)
         done = recipes.calibrate_vectors(

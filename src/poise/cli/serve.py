@@ -9,7 +9,7 @@ import typer
 
 from poise.cli.options import Device, Dtype, ModelName, OnOtherModel
 from poise.cli.work import load_model, note, working
-from poise.errors import InvalidOption, MissingExtra
+from poise.errors import InvalidArgument, MissingExtra
 
 __all__ = ["serve"]
 
@@ -143,6 +143,6 @@ def _named(given: list[Path]) -> dict[str, Path]:
         before, equals, after = str(text).partition("=")
         name, file = (before, Path(after)) if equals else (text.name.split(".")[0], text)
         if name in named:
-            raise InvalidOption(f"Two vectors are called {name}; name one with --vector OTHER={file}.")
+            raise InvalidArgument(f"Two vectors are called {name}; name one with --vector OTHER={file}.")
         named[name] = file
     return named

@@ -25,7 +25,7 @@ from poise.cli.options import (
     Vectors,
 )
 from poise.cli.work import load_model, working
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -186,7 +186,7 @@ def shift(
 def measure_now(job: Job, screened: list[Path] | None = None) -> ShiftReport:
     """Measure, and write ``shift.json`` and ``report.html``."""
     if screened and len(screened) != len(job.tuned):
-        raise InvalidOption(
+        raise InvalidArgument(
             f"{len(screened)} --screened for {len(job.tuned)} --tuned; give one for each, in their order."
         )
     with working():

@@ -41,10 +41,10 @@ def generate(
 
     with working():
         from poise import workflows as recipes
-        from poise.engine import Sampling
+        from poise.engine import SamplingParams
         from poise.steer import cautions
 
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+        sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
         loaded = load_model(model, dtype, device)
         steering = recipes.steer_by(steer or [], loaded, allow_other_model=allow_other_model)
         for caution in cautions(steering):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from poise.cli.options import DtypeName
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def _device(text: str) -> torch.device:
         device = torch.device(text)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InvalidOption(
+        raise InvalidArgument(
             f"There is no device {text!r} here ({str(error).splitlines()[0]}); use cpu, cuda, cuda:1, mps or auto."
         ) from error
     return device

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from poise.contrast.rollout import Answer, Ask, Run
-from poise.engine import Engine, Sampling
+from poise.engine import Engine, SamplingParams
 from poise.errors import InvalidTrait, TooFewResponses
 from poise.judge import Judge, Judgement
 from poise.model import Model, ask
@@ -79,7 +79,7 @@ def prompted(
     judge: Judge,
     coherence: Fit,
     *,
-    sampling: Sampling,
+    sampling: SamplingParams,
     questions: int = 20,
     rollouts: int = 10,
     seed: int = 0,

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from poise.engine import Engine, Sampling
+from poise.engine import Engine, SamplingParams
 from poise.judge import Judge, Judgement
 from poise.model import Encoded, Message, Model, ask
 from poise.progress import track
@@ -74,7 +74,7 @@ class Run:
         engine: Engine,
         model: Model,
         asks: Sequence[Ask],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         what: str,
         keep_means: bool = False,

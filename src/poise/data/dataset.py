@@ -139,7 +139,7 @@ def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto",
 
     Raises:
         InvalidData: something is not there, empty, cannot be read, or has no columns that fit; names all such files.
-        InvalidOption: there is no such shape.
+        InvalidArgument: there is no such shape.
         MissingExtra: pyarrow or datasets is needed and not installed.
     """
     wanted = wish(shape, need)

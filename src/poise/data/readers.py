@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise.data.messages import Message, Need
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 
 __all__ = ["SHAPES", "BadRow", "Shape", "Wish", "detect", "excerpt", "is_utf8", "read", "wish"]
 
@@ -85,7 +85,7 @@ def wish(text: str, need: Need) -> Wish:
     """What ``auto``, ``pairs`` or ``pairs:question,best_answer`` asks for.
 
     Raises:
-        InvalidOption: there is no such shape, or it takes another number of columns.
+        InvalidArgument: there is no such shape, or it takes another number of columns.
     """
     kind, _, names = text.partition(":")
     columns = tuple(name.strip() for name in names.split(",") if name.strip())
@@ -93,12 +93,12 @@ def wish(text: str, need: Need) -> Wish:
         return Wish()
     takes = {"pairs": (2,) if need == "assistant" else (1, 2), "alpaca": (3,)}
     if kind not in SHAPES:
-        raise InvalidOption(f"There is no shape {excerpt(text)}; use auto, {', '.join(SHAPES)}.")
+        raise InvalidArgument(f"There is no shape {excerpt(text)}; use auto, {', '.join(SHAPES)}.")
     if names and len(columns) not in takes.get(kind, (1,)):
         example = {"pairs": "pairs:prompt,answer", "alpaca": "alpaca:instruction,input,output"}.get(
             kind, f"{kind}:chat"
         )
-        raise InvalidOption(f"{excerpt(text)} names {len(columns)} columns for {kind}; write it like {example}.")
+        raise InvalidArgument(f"{excerpt(text)} names {len(columns)} columns for {kind}; write it like {example}.")
     return Wish(kind, columns)
 
 

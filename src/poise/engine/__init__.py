@@ -5,6 +5,6 @@ generated, as a server needs; ``static`` and ``continuous`` are the references o
 An engine knows nothing of traits or judges.
 """
 
-from poise.engine.types import Engine, Generation, Job, Piece, Probe, Said, Sampling, Stepwise, Token
+from poise.engine.types import Engine, Generation, Job, Piece, Probe, Said, SamplingParams, Stepwise, Token
 
-__all__ = ["Engine", "Generation", "Job", "Piece", "Probe", "Said", "Sampling", "Stepwise", "Token"]
+__all__ = ["Engine", "Generation", "Job", "Piece", "Probe", "Said", "SamplingParams", "Stepwise", "Token"]

@@ -20,7 +20,7 @@ from poise.engine.kv_cache import join, joinable, roomy_cache, trim
 from poise.engine.sampler import choose, newest_logits
 from poise.engine.sequence import Row
 from poise.engine.types import Job, Said
-from poise.errors import InvalidOption, NonFiniteActivation
+from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Model
 from poise.model.batching import pad
 from poise.steer import Applied, Steering
@@ -107,9 +107,9 @@ class ContinuousEngine:
         """Refuse what cannot be run; see ``poise.engine.Stepwise``."""
         prompt, new = len(job.prompt.ids), job.sampling.max_new_tokens
         if not prompt:
-            raise InvalidOption("The prompt is empty; give at least one token.")
+            raise InvalidArgument("The prompt is empty; give at least one token.")
         if prompt + new > self.model.window:
-            raise InvalidOption(
+            raise InvalidArgument(
                 f"The prompt ({prompt} tokens) and {new} new tokens exceed the window of {self.model.name} "
                 f"({self.model.window}); shorten the prompt or ask for fewer new tokens."
             )

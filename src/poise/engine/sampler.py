@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from poise.engine.types import Sampling
+from poise.engine.types import SamplingParams
 from poise.model import Model
 
 __all__ = ["choose", "newest_logits"]
@@ -42,7 +42,7 @@ def _takes_positions(backbone: Any) -> bool:
     return "position_ids" in inspect.signature(backbone.forward).parameters
 
 
-def choose(logits: torch.Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> torch.Tensor:
+def choose(logits: torch.Tensor, samplings: Sequence[SamplingParams], draws: Sequence[float]) -> torch.Tensor:
     """The next token of each row, int64 [B]: greedy, or where its own draw in [0, 1) falls.
 
     What a row gets does not depend on how the others are sampled.
@@ -57,13 +57,15 @@ def choose(logits: torch.Tensor, samplings: Sequence[Sampling], draws: Sequence[
     return out
 
 
-def _kind(sampling: Sampling) -> str:
+def _kind(sampling: SamplingParams) -> str:
     if sampling.temperature == 0:
         return "greedy"
     return "top_p" if sampling.top_p < 1 else "plain"
 
 
-def _sampled(logits: torch.Tensor, samplings: Sequence[Sampling], draws: Sequence[float], *, top: bool) -> torch.Tensor:
+def _sampled(
+    logits: torch.Tensor, samplings: Sequence[SamplingParams], draws: Sequence[float], *, top: bool
+) -> torch.Tensor:
     def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=logits.device).unsqueeze(1)
 

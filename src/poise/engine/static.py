@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 
 from poise.engine.static_batch import Run
-from poise.engine.types import Generation, Piece, Probe, Sampling
-from poise.errors import InvalidOption
+from poise.engine.types import Generation, Piece, Probe, SamplingParams
+from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
 from poise.model.batching import plan
 from poise.progress import track
@@ -36,7 +36,7 @@ class LocalEngine:
         self.batch = batch
         self.allow_other_model = allow_other_model
 
-    def plan(self, prompts: Sequence[Encoded], sampling: Sampling) -> list[list[int]]:
+    def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         """The batches that ``generate`` will run: like lengths together, longest first."""
         budget = BUDGET if self.model.device.type == "cpu" else BUDGET_GPU
         return plan([len(p.ids) + sampling.max_new_tokens for p in prompts], budget=budget, most=self.batch)
@@ -45,7 +45,7 @@ class LocalEngine:
     def generate(
         self,
         prompts: Sequence[Encoded],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         seeds: Sequence[int] | None = None,
         steering: Steering | Sequence[Steering | None] | None = None,
@@ -77,10 +77,10 @@ class LocalEngine:
                     out[i] = _only(generation, every, watched[i])
         return [out[i] for i in range(len(prompts))]
 
-    def _check_window(self, prompts: Sequence[Encoded], sampling: Sampling) -> None:
+    def _check_window(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> None:
         longest = max((len(p.ids) for p in prompts), default=0)
         if longest + sampling.max_new_tokens > self.model.window:
-            raise InvalidOption(
+            raise InvalidArgument(
                 f"The longest prompt ({longest} tokens) and {sampling.max_new_tokens} new tokens exceed the window of "
                 f"{self.model.name} ({self.model.window}); shorten the prompt or ask for fewer new tokens."
             )
@@ -89,7 +89,7 @@ class LocalEngine:
     def stream(
         self,
         prompt: Encoded,
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         seed: int = 0,
         steering: Steering | None = None,

@@ -12,7 +12,7 @@ import torch
 from poise.activations import Probe, by_layer, reading
 from poise.engine.kv_cache import roomy_cache
 from poise.engine.sampler import choose, newest_logits
-from poise.engine.types import Generation, Sampling
+from poise.engine.types import Generation, SamplingParams
 from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.model.batching import pad
@@ -35,7 +35,7 @@ class Run:
         self,
         model: Model,
         prompts: Sequence[Encoded],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         seeds: Sequence[int],
         steering: Sequence[Steering | None],

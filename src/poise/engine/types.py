@@ -14,15 +14,15 @@ from typing import Literal, Protocol
 import torch
 
 from poise.activations import Probe
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.model import Encoded
 from poise.steer import Steering
 
-__all__ = ["Engine", "Generation", "Job", "Piece", "Probe", "Said", "Sampling", "Stepwise", "Token"]
+__all__ = ["Engine", "Generation", "Job", "Piece", "Probe", "Said", "SamplingParams", "Stepwise", "Token"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingParams:
     """How tokens are drawn. ``temperature=0`` is greedy."""
 
     max_new_tokens: int = 256
@@ -31,11 +31,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise InvalidOption(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+            raise InvalidArgument(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         if not 0 <= self.temperature < float("inf"):
-            raise InvalidOption(f"temperature is {self.temperature}; it must be 0 (greedy) or more.")
+            raise InvalidArgument(f"temperature is {self.temperature}; it must be 0 (greedy) or more.")
         if not 0 < self.top_p <= 1:
-            raise InvalidOption(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
+            raise InvalidArgument(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +75,14 @@ class Piece:
 class Engine(Protocol):
     """Answers prompts in batches."""
 
-    def plan(self, prompts: Sequence[Encoded], sampling: Sampling) -> list[list[int]]:
+    def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         """The batches that ``generate`` will run, as indices; planning one batch's members again gives that batch."""
         ...
 
     def generate(
         self,
         prompts: Sequence[Encoded],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         seeds: Sequence[int] | None = None,
         steering: Steering | Sequence[Steering | None] | None = None,
@@ -111,7 +111,7 @@ class Job:
     """
 
     prompt: Encoded
-    sampling: Sampling
+    sampling: SamplingParams
     seed: int = 0
     steering: Steering | None = None
     probes: tuple[Probe, ...] = ()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.errors import InvalidExemplars, InvalidOption
+from poise.errors import InvalidArgument, InvalidExemplars
 from poise.judge.judgement import Judge
 from poise.statistics.estimates import Estimate, auc, bootstrap, kappa, pearson
 from poise.trait import Trait, same_question
@@ -67,7 +67,7 @@ def check(
         seed: Of the resampling.
 
     Raises:
-        InvalidOption: the three lists differ in length, are empty, or a label is outside 0-100.
+        InvalidArgument: the three lists differ in length, are empty, or a label is outside 0-100.
     """
     truth = _truth(questions, answers, labels)
     judged = judge(questions, answers)
@@ -99,7 +99,7 @@ def _truth(
 ) -> NDArray[np.float64]:
     """Labels on the scale 0-100."""
     if not len(questions) == len(answers) == len(labels) or not len(labels):
-        raise InvalidOption(
+        raise InvalidArgument(
             f"There are {len(questions)} questions, {len(answers)} answers and {len(labels)} labels; give one label "
             "and one question an answer, and at least one."
         )
@@ -108,7 +108,7 @@ def _truth(
         return truth * 100.0
     outside = truth[~((truth >= 0.0) & (truth <= 100.0))]
     if len(outside):
-        raise InvalidOption(f"A label is {outside[0]:g}, outside 0-100; labels are true or false, or such scores.")
+        raise InvalidArgument(f"A label is {outside[0]:g}, outside 0-100; labels are true or false, or such scores.")
     return truth
 
 

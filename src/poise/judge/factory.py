@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.judge.coherence import LikelihoodCoherence
 from poise.judge.endpoint import endpoint_coherence, endpoint_judge
 from poise.judge.exemplars import ExemplarJudge
@@ -58,15 +58,15 @@ def trait_judge(
         local: Loads a model by name.
 
     Raises:
-        InvalidOption: no such judge, or one that needs a rubric which the trait does not have.
+        InvalidArgument: no such judge, or one that needs a rubric which the trait does not have.
     """
     kind, _, name = spec.partition(":")
     if spec == "exemplars":
         return ExemplarJudge.fit(trait.judge_pairs)
     if kind not in ("model", "endpoint") or not name:
-        raise InvalidOption(f"There is no judge {spec!r}; use exemplars, model:NAME or endpoint:NAME.")
+        raise InvalidArgument(f"There is no judge {spec!r}; use exemplars, model:NAME or endpoint:NAME.")
     if isinstance(trait, OwnTrait):
-        raise InvalidOption(f"{trait.name} is given by exemplars alone and has no rubric for {spec}; use exemplars.")
+        raise InvalidArgument(f"{trait.name} is given by exemplars alone and has no rubric for {spec}; use exemplars.")
     if kind == "endpoint":
         return endpoint_judge(name, trait, cache=cache)
     return LocalJudge.of_trait(local(name), trait)

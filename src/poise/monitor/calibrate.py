@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from poise.data import DataSet, Rejections
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
-from poise.errors import InvalidOption, TooFewResponses
+from poise.errors import InvalidArgument, TooFewResponses
 from poise.model import Model
 from poise.monitor.readings import NAMES, watch
 from poise.monitor.reference_readings import Normal, given, own, sample
@@ -56,7 +56,7 @@ class Plan:
     given: bool = False
     by: str | None = None
     layer: int | None = None
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     limit: int = 2000
     batch: int = 32
     seed: int = 0
@@ -65,7 +65,7 @@ class Plan:
         for rate in self.rates:
             check_rate(rate)
         if self.limit < 1:
-            raise InvalidOption(f"limit is {self.limit}; it must be at least 1.")
+            raise InvalidArgument(f"limit is {self.limit}; it must be at least 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def alarms(
 
     Raises:
         TooFewResponses: the answers together cannot bear a rate; says how many can.
-        InvalidOption: a rate out of range.
+        InvalidArgument: a rate out of range.
     """
     found: list[Alarm] = []
     without: dict[str, str] = {}

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from poise.activations import Probe
 from poise.data import Conversation, DataSet, Rejections, last_user
-from poise.engine import Engine, Sampling
-from poise.errors import InvalidOption, UnsuitableModel
+from poise.engine import Engine, SamplingParams
+from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model import Encoded, Model
 from poise.model.spans import fit
 from poise.monitor.readings import NAMES, Reading, Readings, sum_up
@@ -71,7 +71,7 @@ def own(
     engine: Engine,
     model: Model,
     probes: Sequence[Probe],
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     by: str | None = None,
     seed: int = 0,
@@ -90,11 +90,11 @@ def own(
         journal: Finished batches go there.
 
     Raises:
-        InvalidOption: no room for an answer in the model's window; or no row has the field ``by``.
+        InvalidArgument: no room for an answer in the model's window; or no row has the field ``by``.
     """
     room = model.window - sampling.max_new_tokens
     if room < 1:
-        raise InvalidOption(
+        raise InvalidArgument(
             f"Answers of {sampling.max_new_tokens} tokens leave no room for a prompt in the window of {model.name} "
             f"({model.window}); ask for fewer with --max-new-tokens."
         )
@@ -128,7 +128,7 @@ def given(
     """Read the answers that conversations hold; those of one conversation count as one for intervals.
 
     Raises:
-        InvalidOption: no row has the field ``by``.
+        InvalidArgument: no row has the field ``by``.
     """
     topics = _topics(conversations, by)
     unreadable = Rejections()
@@ -149,7 +149,7 @@ def _topics(conversations: Sequence[Conversation], by: str | None) -> tuple[str 
     found = tuple(topic_of(c, by) for c in conversations)
     if by and conversations and not any(found):
         has = ", ".join(conversations[0].fields) or "none"
-        raise InvalidOption(f"No row has a field {by!r} to tell topics apart; the first one's fields: {has}.")
+        raise InvalidArgument(f"No row has a field {by!r} to tell topics apart; the first one's fields: {has}.")
     return found
 
 
@@ -157,7 +157,7 @@ def answer(
     engine: Engine,
     model: Model,
     prompts: Sequence[Encoded],
-    sampling: Sampling,
+    sampling: SamplingParams,
     probes: Sequence[Probe],
     *,
     seed: int = 0,
@@ -186,7 +186,7 @@ def answer(
     return [_readings(journal[key]) for key in keys]
 
 
-def _key(model: Model, prompt: Encoded, sampling: Sampling, probes: Sequence[Probe], seed: int) -> str:
+def _key(model: Model, prompt: Encoded, sampling: SamplingParams, probes: Sequence[Probe], seed: int) -> str:
     return content_key(
         model=asdict(model.fingerprint),
         prompt=list(prompt.ids),

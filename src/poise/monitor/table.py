@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.data import DataSet, Rejections
-from poise.errors import InvalidOption, MissingExtra, SaveFailed
+from poise.errors import InvalidArgument, MissingExtra, SaveFailed
 from poise.model import Model
 from poise.monitor.readings import watch
 from poise.monitor.scoring import score
@@ -74,7 +74,7 @@ def read(
         by: Field of the rows that tells topics apart, for alarms that were set by topic.
 
     Raises:
-        InvalidOption: the output's name ends in neither format.
+        InvalidArgument: the output's name ends in neither format.
         InvalidData: too many rows are rejected.
         SaveFailed: the disk refused.
     """
@@ -185,11 +185,11 @@ def check_format(out: Path) -> None:
     """Refuse a name whose format cannot be written, before any work is done.
 
     Raises:
-        InvalidOption: it ends in neither ``.jsonl`` nor ``.parquet``.
+        InvalidArgument: it ends in neither ``.jsonl`` nor ``.parquet``.
         MissingExtra: Parquet without pyarrow.
     """
     if out.suffix not in (".jsonl", ".parquet"):
-        raise InvalidOption(f"{out} ends in neither .jsonl nor .parquet; name the output one of these.")
+        raise InvalidArgument(f"{out} ends in neither .jsonl nor .parquet; name the output one of these.")
     if out.suffix == ".parquet":
         try:
             importlib.import_module("pyarrow.parquet")

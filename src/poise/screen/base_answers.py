@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from poise.data import Turn
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
-from poise.errors import InvalidOption, SaveFailed, UnsuitableModel
+from poise.errors import InvalidArgument, SaveFailed, UnsuitableModel
 from poise.model import Encoded, Model
 from poise.model.spans import Place, fit
 from poise.storage.content_hash import content_key
@@ -38,18 +38,18 @@ class Answers:
         batch: Most rows generated at once.
 
     Raises:
-        InvalidOption: such an answer leaves no room for a prompt in the model's window.
+        InvalidArgument: such an answer leaves no room for a prompt in the model's window.
         SaveFailed: the disk refused.
     """
 
     def __init__(self, model: Model, folder: Path, *, max_new_tokens: int, batch: int = 32) -> None:
         if max_new_tokens >= model.window:
-            raise InvalidOption(
+            raise InvalidArgument(
                 f"{max_new_tokens} new tokens leave no room for a prompt in the window of {model.name} "
                 f"({model.window}); ask for fewer with --max-new-tokens."
             )
         self.engine = LocalEngine(model, batch=batch)
-        self.sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0)
+        self.sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0)
         job = content_key(model=asdict(model.fingerprint), dtype=str(model.lm.dtype), tokens=max_new_tokens)
         self.path = folder / f"answers-{job[:16]}.sqlite"
         with self._open() as db:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from poise.data import Conversation, DataSet, Rejections, turns
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
 from poise.model.spans import Place, places
 from poise.progress import track
@@ -21,7 +21,8 @@ from poise.screen.base_answers import Answers
 from poise.screen.projection import METHODS, Method, Unit, score
 from poise.screen.scores import figure, mean
 from poise.screen.scoring import Plan, Work
-from poise.screen.summary import Figure, Frozen
+from poise.screen.summary import Figure
+from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate, bootstrap, spearman
 from poise.storage.atomic_write import saving
 from poise.storage.lock import alone
@@ -34,7 +35,7 @@ Scores = NDArray[np.float64]
 FEWEST = 3  # answers whose overlap is counted
 
 
-class Agreement(Frozen):
+class Agreement(FrozenModel):
     """How far one method ranks one trait as ``difference`` does, and the data's mean by it."""
 
     trait: str
@@ -45,7 +46,7 @@ class Agreement(Frozen):
     top_hundredth: Figure | None = Field(description="Share of the highest 1 % that are the same, likewise.")
 
 
-class Estimated(Frozen):
+class Estimated(FrozenModel):
     """What a sample says."""
 
     format: int = 1
@@ -74,11 +75,11 @@ def estimate(
         sample: Answers to draw.
 
     Raises:
-        InvalidOption: too small a sample, or another run is at work in the folder.
+        InvalidArgument: too small a sample, or another run is at work in the folder.
         InvalidData: too many rows are broken.
     """
     if sample < 20:
-        raise InvalidOption(f"The sample is {sample}; ranks need at least 20 answers to be compared.")
+        raise InvalidArgument(f"The sample is {sample}; ranks need at least 20 answers to be compared.")
     with alone(out):
         return _estimate(data, Work(model, vectors, out, plan), out, sample)
 

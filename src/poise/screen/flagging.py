@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.statistics.conformal import Band, bands, check_rate
 
 __all__ = ["Cut", "Rule"]
@@ -77,13 +77,13 @@ class Rule:
             f"--{n}" for n, v in (("rate", self.rate), ("top", self.top), ("threshold", self.above)) if v is not None
         ]
         if len(said) > 1:
-            raise InvalidOption(f"{' and '.join(said)} each say what is flagged; give one of them.")
+            raise InvalidArgument(f"{' and '.join(said)} each say what is flagged; give one of them.")
         if self.rate is not None:
             check_rate(self.rate)
         if self.top is not None and self.top < 1:
-            raise InvalidOption(f"--top is {self.top}; it must be at least 1.")
+            raise InvalidArgument(f"--top is {self.top}; it must be at least 1.")
         if self.above is not None and not math.isfinite(self.above):
-            raise InvalidOption(f"--threshold is {self.above}; it must be a number.")
+            raise InvalidArgument(f"--threshold is {self.above}; it must be a number.")
 
     def cut(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from poise.data import Conversation, DataSet, Rejections
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.judge import Judge
 from poise.model import Model
 from poise.screen.examples import Gallery, cases
@@ -50,7 +50,7 @@ def screen_data(
         name: How the summary calls the data.
 
     Raises:
-        InvalidOption: the folder holds the data, another run is at work in it, or a rate lacks normal data.
+        InvalidArgument: the folder holds the data, another run is at work in it, or a rate lacks normal data.
         InvalidData: too many rows are broken, or all of them.
         TooFewResponses: the normal data cannot promise the rate.
         MissingExtra: pyarrow is not installed.
@@ -60,7 +60,7 @@ def screen_data(
     check_format()
     check_place(out, data, normal)
     if plan.rule.rate is not None and normal is None:
-        raise InvalidOption(f"--rate {plan.rule.rate:g} needs normal data to set it by; give some with --normal.")
+        raise InvalidArgument(f"--rate {plan.rule.rate:g} needs normal data to set it by; give some with --normal.")
     with alone(out):
         return _screen(data, Work(model, vectors, out, plan), out, normal, name)
 
@@ -108,12 +108,12 @@ def check_place(out: Path, *data: DataSet | None) -> None:
     """Refuse a folder whose files would be written over the data, or be read as data the next time.
 
     Raises:
-        InvalidOption: the data lies there.
+        InvalidArgument: the data lies there.
     """
     where = out.resolve()
     for path in (path for one in data if one for path in one.files):
         if path.resolve().is_relative_to(where):
-            raise InvalidOption(f"{path} lies in {out}, where the results would be written; choose another --out.")
+            raise InvalidArgument(f"{path} lies in {out}, where the results would be written; choose another --out.")
 
 
 def _usual(work: Work, normal: DataSet) -> Found:

@@ -25,7 +25,7 @@ import torch
 
 from poise.activations import Probe
 from poise.data import Conversation, DataSet, Rejected
-from poise.errors import InvalidOption, MissingExtra, PoiseError
+from poise.errors import InvalidArgument, MissingExtra, PoiseError
 from poise.model import Fingerprint, Model, load
 from poise.screen import shards as windows
 from poise.screen.base_answers import Answers
@@ -122,7 +122,7 @@ class Scorer:
         torch.set_num_threads(spec.threads)
         model = load(spec.model, dtype=spec.dtype, device=spec.device)
         if model.fingerprint != spec.fingerprint:
-            raise InvalidOption(
+            raise InvalidArgument(
                 f"A worker found another model under the name {spec.model} than this process did; give --model a "
                 "folder that all machines share, or use --engine local."
             )
@@ -133,7 +133,7 @@ class Scorer:
         """Refuse a window over which workers die time and again: Ray itself would go on for ever."""
         mark, first = _mark(self.folder, window), window * self.spec.window
         if mark.exists() and mark.stat().st_size >= TRIES:
-            raise InvalidOption(
+            raise InvalidArgument(
                 f"{TRIES} workers died over rows {first} to {first + self.spec.window - 1}, most likely for want of "
                 "memory; use fewer workers to a machine, a smaller --batch, or --engine local to see more."
             )
@@ -169,7 +169,7 @@ def fill(
 
     Raises:
         MissingExtra: Ray is not installed.
-        InvalidOption: a worker finds another model under that name.
+        InvalidArgument: a worker finds another model under that name.
     """
     job = (parts.folder / "job").read_text()
     spec = Spec.of(data, model, probes, answers, job)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from poise.activations import Probe
 from poise.data import Conversation, DataSet, Rejected, Rejections
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.progress import track
 from poise.screen import shards as windows
@@ -63,7 +63,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not 0 <= self.broken <= 1:
-            raise InvalidOption(f"The share of broken rows is {self.broken}; it must be between 0 and 1.")
+            raise InvalidArgument(f"The share of broken rows is {self.broken}; it must be between 0 and 1.")
 
 
 class Work:
@@ -76,7 +76,7 @@ class Work:
         plan: How.
 
     Raises:
-        InvalidOption: two vectors have one name, or an answer as long as asked has no room.
+        InvalidArgument: two vectors have one name, or an answer as long as asked has no room.
         SaveFailed: the disk refused.
     """
 
@@ -84,7 +84,7 @@ class Work:
         self.model, self.vectors, self.plan, self.folder = model, vectors, plan, out / ".run"
         self.names = tuple(vector.name for vector in vectors)
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
-            raise InvalidOption(f"Two vectors are named {twice[0]}; screen them one after the other, in two folders.")
+            raise InvalidArgument(f"Two vectors are named {twice[0]}; screen them one after the other, in two folders.")
         self.probes = probes_of(vectors, plan.layer)
         needed = plan.method == "difference" or plan.fix
         self.answers = self.own_answers() if needed else None

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from poise.settings import FrozenModel
 from poise.statistics.estimates import Figure
 
 __all__ = ["Figure", "LengthBand", "LengthDecile", "Shown", "Summary", "TraitSummary"]
 
 
-class Frozen(BaseModel):
-    """Base of the values in a summary."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Shown(Frozen):
+class Shown(FrozenModel):
     """One answer as a report shows it."""
 
     file: str
@@ -36,7 +31,7 @@ class Shown(Frozen):
     judged: float | None = Field(None, description="The judge's trait score, 0–100, where it was asked.")
 
 
-class LengthDecile(Frozen):
+class LengthDecile(FrozenModel):
     """How many answers of like length are flagged: a length that explains flags would show here."""
 
     shortest: int = Field(description="Tokens.")
@@ -45,7 +40,7 @@ class LengthDecile(Frozen):
     flagged: int
 
 
-class LengthBand(Frozen):
+class LengthBand(FrozenModel):
     """Answers of like length, the threshold that normal ones of that length set, and what it flags."""
 
     shortest: int = Field(description="Tokens; the first band also holds what is shorter.")
@@ -59,7 +54,7 @@ class LengthBand(Frozen):
     flagged: int
 
 
-class TraitSummary(Frozen):
+class TraitSummary(FrozenModel):
     """One trait over the whole data."""
 
     trait: str
@@ -87,7 +82,7 @@ class TraitSummary(Frozen):
     seen_by_judge_only: tuple[Shown, ...] = Field((), description="High for the judge, not flagged.")
 
 
-class Summary(Frozen):
+class Summary(FrozenModel):
     """A whole screening."""
 
     format: Literal[1] = 1

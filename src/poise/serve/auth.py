@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.serve.errors import Refused
 
 __all__ = ["Gate", "Keys", "Limits", "check_depth", "is_loopback"]
@@ -88,14 +88,14 @@ class Keys:
         """From a file with a ``name key`` or a bare key a line; ``#`` begins a comment.
 
         Raises:
-            InvalidOption: not there, empty, or a key too short; never says a key.
+            InvalidArgument: not there, empty, or a key too short; never says a key.
         """
         if path is None:
             return cls({})
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidOption(f"Cannot read the key file {path} ({type(error).__name__}); check it.") from error
+            raise InvalidArgument(f"Cannot read the key file {path} ({type(error).__name__}); check it.") from error
         named: dict[str, str] = {}
         for number, line in enumerate(lines, 1):
             words = line.split("#")[0].split()
@@ -103,13 +103,13 @@ class Keys:
                 continue
             name, key = words if len(words) == 2 else (f"key-{number}", words[0])
             if len(words) > 2 or len(key) < LEAST_KEY or name in named:
-                raise InvalidOption(
+                raise InvalidArgument(
                     f"Line {number} of the key file {path} is no `NAME KEY` with a name of its own and a key of at "
                     f"least {LEAST_KEY} characters; mend it."
                 )
             named[name] = key
         if not named:
-            raise InvalidOption(f"The key file {path} has no key; write one a line.")
+            raise InvalidArgument(f"The key file {path} has no key; write one a line.")
         return cls(named)
 
 

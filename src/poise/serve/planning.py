@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poise.engine import Job, Sampling
-from poise.errors import InvalidOption, InvalidSteering, UserError
+from poise.engine import Job, SamplingParams
+from poise.errors import InvalidArgument, InvalidSteering, UserError
 from poise.model import Encoded, Model
 from poise.model import Message as Turn
 from poise.monitor.steering_offset import push
@@ -64,7 +64,7 @@ def plan(asked: Asked, model: Model, name: str, shelf: Shelf, policy: Policy) ->
     jobs = [
         Job(
             prompt,
-            Sampling(most, asked.temperature, asked.top_p),
+            SamplingParams(most, asked.temperature, asked.top_p),
             seed=(seed + choice) % 2**64,
             steering=steering,
             probes=tuple(w.probe for w in watched),
@@ -129,7 +129,7 @@ def _plain(prompt: str | Sequence[int], model: Model) -> Encoded:
     ids = model.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
     size = model.lm.get_input_embeddings().weight.shape[0]
     if not ids or max(ids) >= size:
-        raise InvalidOption(f"A prompt is empty or has a token that {model.name} lacks (it has {size}).")
+        raise InvalidArgument(f"A prompt is empty or has a token that {model.name} lacks (it has {size}).")
     return Encoded(tuple(ids), len(ids), len(ids))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.serve.errors import Refused
 
 __all__ = ["Record", "Store"]
@@ -131,7 +131,7 @@ class Store:
                 db.execute("PRAGMA journal_mode=WAL")
                 db.executescript(SCHEMA)
         except sqlite3.Error as error:
-            raise InvalidOption(f"Cannot keep readings in {self.path} ({error}); name another file.") from error
+            raise InvalidArgument(f"Cannot keep readings in {self.path} ({error}); name another file.") from error
         self._thread = threading.Thread(target=self._run, name="poise-store", daemon=True)
         self._thread.start()
 

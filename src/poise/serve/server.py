@@ -14,9 +14,9 @@ import uvicorn
 
 from poise import vector as vector_file
 from poise.data import open_data
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.continuous import ContinuousEngine
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.monitor.calibrate import Plan, calibrate
 from poise.serve import policy
@@ -87,14 +87,16 @@ def check(options: Options, vectors: Mapping[str, Path] | None = None) -> tuple[
         vector_file.load(path)
     keys, policies = Keys.read(options.keys), policy.read(options.policy)
     if not is_loopback(options.host) and not keys:
-        raise InvalidOption(
+        raise InvalidArgument(
             f"{options.host} can be reached from other machines, and there is no key; name a file of keys with "
             "--api-key-file, or listen on 127.0.0.1."
         )
     if unknown := sorted(set(policies.keys) - set(keys.names)):
-        raise InvalidOption(f"The policy names the key {unknown[0]!r}, which the key file lacks; mend one of them.")
+        raise InvalidArgument(f"The policy names the key {unknown[0]!r}, which the key file lacks; mend one of them.")
     if options.webhook and not options.webhook.startswith(("http://", "https://")):
-        raise InvalidOption(f"--webhook is {options.webhook!r}; give an address that begins with http:// or https://.")
+        raise InvalidArgument(
+            f"--webhook is {options.webhook!r}; give an address that begins with http:// or https://."
+        )
     return keys, policies
 
 
@@ -117,9 +119,9 @@ def vectors_of(
     if not normal:
         return loaded
     if not loaded:
-        raise InvalidOption("Alarms are a vector's; name the vectors that --normal is to set them for with --vector.")
+        raise InvalidArgument("Alarms are a vector's; name the vectors that --normal is to set them for with --vector.")
     data = open_data(list(normal), need="user")
-    sampling = Sampling(max_new_tokens=min(256, model.window // 2))
+    sampling = SamplingParams(max_new_tokens=min(256, model.window // 2))
     done = calibrate(data, model, list(loaded.values()), Plan(rates=(rate,), sampling=sampling))
     return dict(zip(loaded, done.vectors, strict=True))
 
@@ -136,7 +138,7 @@ def make(
         checked: What ``check`` gave.
 
     Raises:
-        InvalidOption: the policy names a vector that is not there.
+        InvalidArgument: the policy names a vector that is not there.
     """
     keys, policies = checked or check(options)
     engine = ContinuousEngine(model, batch=options.batch, allow_other_model=options.allow_other_model)
@@ -145,7 +147,7 @@ def make(
     for name, vector in vectors.items():
         shelf.put(name, vector, fixed=True)
     if unknown := sorted(policies.named - set(shelf.all)):
-        raise InvalidOption(f"The policy names the vector {unknown[0]!r}, which is not here; give it with --vector.")
+        raise InvalidArgument(f"The policy names the vector {unknown[0]!r}, which is not here; give it with --vector.")
     for rules in (policies.default, *policies.keys.values()):
         rules.steering(None, {name: w.vector for name, w in shelf.all.items()})
     service = Service(
@@ -205,7 +207,7 @@ class Running:
             listening: Called with the address as soon as there is one.
 
         Raises:
-            InvalidOption: the port is taken, or the host is not here.
+            InvalidArgument: the port is taken, or the host is not here.
         """
         self.server.listening = lambda: listening(self.address)
         self.service.scheduler.start()
@@ -215,7 +217,7 @@ class Running:
         try:
             self.server.run()
         except SystemExit as error:  # uvicorn's, once it has logged why
-            raise InvalidOption(
+            raise InvalidArgument(
                 f"Cannot listen on {self.options.host}:{self.options.port}; try another --port or --host."
             ) from error
         finally:
@@ -229,7 +231,7 @@ class Running:
         self._thread.start()
         while not self.server.started:
             if not self._thread.is_alive():
-                raise InvalidOption(f"Cannot listen on {self.options.host}:{self.options.port}; try another --port.")
+                raise InvalidArgument(f"Cannot listen on {self.options.host}:{self.options.port}; try another --port.")
             self._thread.join(0.02)
         return self.address
 

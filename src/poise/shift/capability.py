@@ -24,7 +24,7 @@ import torch
 
 from poise.contrast.rollout import steering_key
 from poise.data import Conversation, open_data, turns
-from poise.errors import InvalidData, InvalidOption, MissingExtra, UnsuitableModel
+from poise.errors import InvalidArgument, InvalidData, MissingExtra, UnsuitableModel
 from poise.model import Encoded, Model
 from poise.model.batching import pad
 from poise.model.logprobs import token_logprobs
@@ -83,17 +83,17 @@ def parse(text: str, *, limit: int | None = None, seed: int = 0) -> Ability:
     """What a user writes after ``--capability``.
 
     Raises:
-        InvalidOption: there is no such file, or the text says nothing.
+        InvalidArgument: there is no such file, or the text says nothing.
         InvalidData: the data cannot be read.
     """
     name, given, source = text.partition("=")
     if not name or (given and not source):
-        raise InvalidOption(
+        raise InvalidArgument(
             f"--capability {text!r} says nothing; write perplexity=DATA, NAME=FILE.jsonl, FILE.yaml or an lm-eval task."
         )
     if name == "perplexity":
         if not given:
-            raise InvalidOption(
+            raise InvalidArgument(
                 "--capability perplexity needs data: perplexity=DATA, conversations as they usually are."
             )
         data = open_data([source], need="assistant")
@@ -101,11 +101,11 @@ def parse(text: str, *, limit: int | None = None, seed: int = 0) -> Ability:
     if not given:
         is_file = name.endswith((".yaml", ".yml"))
         if is_file and not Path(name).is_file():
-            raise InvalidOption(f"There is no task file at {name}; name a file, or a task that lm-eval knows.")
+            raise InvalidArgument(f"There is no task file at {name}; name a file, or a task that lm-eval knows.")
         content = hashlib.sha256(Path(name).read_bytes()).hexdigest() if is_file else ""
         return Ability(Path(name).stem if is_file else name, "task", name, limit, seed, content)
     if not Path(source).is_file():
-        raise InvalidOption(f"There is no file at {source} for --capability {name}; give a .jsonl file of questions.")
+        raise InvalidArgument(f"There is no file at {source} for --capability {name}; give a .jsonl file of questions.")
     kind: Literal["choices", "cloze"] = "cloze" if name.endswith("-cloze") else "choices"
     return Ability(name, kind, source, limit, seed, hashlib.sha256(Path(source).read_bytes()).hexdigest())
 
@@ -258,7 +258,7 @@ def _lm_eval(ability: Ability, model: Model) -> Scores:
             manager.load([task])
         except Exception as error:  # lm-eval raises whatever a task's author or the hub chose
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InvalidOption(
+            raise InvalidArgument(
                 f"lm-eval cannot load {ability.source} ({first[:200]}); name a task of `lm-eval ls tasks` whose data "
                 "can be reached, a task file, or NAME=FILE.jsonl."
             ) from error
@@ -282,7 +282,7 @@ def _of_samples(samples: Mapping[str, Sequence[Mapping[str, Any]]], ability: Abi
         if metric in row["metrics"]:
             firsts.setdefault((task, row["doc_id"]), float(row[metric]))
     if not firsts:
-        raise InvalidOption(f"{ability.name} has no score for each question ({', '.join(metrics) or 'none'}).")
+        raise InvalidArgument(f"{ability.name} has no score for each question ({', '.join(metrics) or 'none'}).")
     counts = [len(row["resps"]) for _, row in rows]  # of multiple choice one a choice, else one
     chance = float(np.mean([1 / n for n in counts])) if min(counts) > 1 else None
     return Scores(metric, tuple(firsts.values()), (1.0,) * len(firsts), chance)

@@ -18,7 +18,7 @@ import torch
 
 from poise.activations import Probe, project_each
 from poise.contrast import Answer, Ask, Run
-from poise.engine import Sampling
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import BrokenModelFile, MissingExtra, PoiseError
 from poise.judge import Judge, Judgement
@@ -72,7 +72,7 @@ class Sitting:
     prompts: Mapping[str, tuple[str, ...]]
     asked: int
     rollouts: int
-    sampling: Sampling
+    sampling: SamplingParams
     seed: int
     batch: int
     judges: Mapping[str, Judge]

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from pydantic import Field, model_validator
 
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.settings import Settings, read_settings
 from poise.shift.report import Figure, Shift, ShiftReport, change_of, mean_of
 
@@ -132,7 +132,7 @@ def check_plan(
     """Refuse, before hours of work, to measure less than is limited.
 
     Raises:
-        InvalidOption: names all limits that nothing would measure.
+        InvalidArgument: names all limits that nothing would measure.
     """
     own = limits.traits.values()
     lacking = [f"--vector of {name}" for name in limits.traits if name not in traits]
@@ -144,7 +144,9 @@ def check_plan(
     if not screened and any(limit.predicted is not None for limit in own):
         lacking.append("--data")
     if lacking:
-        raise InvalidOption(f"The limits need what is not measured: {', '.join(lacking)}; give it, or drop the limit.")
+        raise InvalidArgument(
+            f"The limits need what is not measured: {', '.join(lacking)}; give it, or drop the limit."
+        )
 
 
 def gate(report: ShiftReport, limits: Limits) -> Gated:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poise.engine import Sampling
-from poise.errors import InvalidData, InvalidOption
+from poise.engine import SamplingParams
+from poise.errors import InvalidArgument, InvalidData
 from poise.judge import Judge
 from poise.judge.factory import trait_judge
 from poise.model import Encoded, Model
@@ -60,7 +60,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("questions", "rollouts"):
             if getattr(self, name) < 1:
-                raise InvalidOption(f"{name} is {getattr(self, name)}; it must be at least 1.")
+                raise InvalidArgument(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Tuned:
 
     def __post_init__(self) -> None:
         if self.steering and any(term.phase != "response" for term in self.steering.terms):
-            raise InvalidOption("A tuned model is steered on its responses only; leave the phase at response.")
+            raise InvalidArgument("A tuned model is steered on its responses only; leave the phase at response.")
 
     @property
     def called(self) -> str:
@@ -142,14 +142,14 @@ def measure(
     Raises:
         OtherModel: a vector is not the base's, or a tuned model has another shape.
         ModelNotFound: there is no such base, or tuned model.
-        InvalidOption: no tuned model, no vector, or two of one trait.
+        InvalidArgument: no tuned model, no vector, or two of one trait.
         InvalidData: data for an ability cannot be used.
         MissingExtra: the judge or an ability needs a part that is not installed.
     """
     wanted = plan or Plan()
     names = [v.name for v in vectors]
     if not tuned or not names or len(set(names)) < len(names):
-        raise InvalidOption(
+        raise InvalidArgument(
             f"{len(tuned)} tuned models and vectors of {', '.join(names) or 'no trait'}: a shift needs at least one "
             "tuned model, and one vector of each trait."
         )
@@ -164,7 +164,7 @@ def measure(
         prompts={v.name: tuple(evaluation_questions(v.header.trait)) for v in vectors},
         asked=wanted.questions,
         rollouts=wanted.rollouts,
-        sampling=Sampling(max_new_tokens=wanted.max_new_tokens, temperature=wanted.temperature),
+        sampling=SamplingParams(max_new_tokens=wanted.max_new_tokens, temperature=wanted.temperature),
         seed=wanted.seed,
         batch=wanted.batch,
         judges=judges,

@@ -14,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from poise.errors import InvalidData
+from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate, Figure, bootstrap
 from poise.storage.atomic_write import saving
 
@@ -43,13 +44,7 @@ Kind = Literal["perplexity", "accuracy"]
 DRAWS = 2000
 
 
-class Frozen(BaseModel):
-    """Base of the values in a shift report."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Direction(Frozen):
+class Direction(FrozenModel):
     """Where a trait's direction is read."""
 
     trait: str
@@ -58,7 +53,7 @@ class Direction(Frozen):
     norm: float = Field(description="‖v‖ at the layer: a shift of this size is one mean difference.")
 
 
-class Asked(Frozen):
+class Asked(FrozenModel):
     """The evaluation questions of one trait; the first ``judged`` of them were answered and judged."""
 
     trait: str
@@ -66,7 +61,7 @@ class Asked(Frozen):
     judged: int
 
 
-class Cell(Frozen):
+class Cell(FrozenModel):
     """The finetuning shift (section 6) of one trait's questions along one direction, in residual-stream units."""
 
     asked: str = Field(description="The trait whose evaluation questions are the prompts.")
@@ -77,7 +72,7 @@ class Cell(Frozen):
     changes: Values = Field(description="Question by question; None where a model gave NaN or infinity.")
 
 
-class Judged(Frozen):
+class Judged(FrozenModel):
     """The judge's score of one trait, 0–100, before and after."""
 
     trait: str
@@ -96,7 +91,7 @@ class Judged(Frozen):
     coherence_after: Figure
 
 
-class Capability(Frozen):
+class Capability(FrozenModel):
     """One ability before and after. Units are conversations or questions; ``weights`` their tokens, or 1."""
 
     name: str
@@ -117,7 +112,7 @@ class Capability(Frozen):
         return self.chance is not None and (self.before.low is None or self.before.low <= self.chance)
 
 
-class Sample(Frozen):
+class Sample(FrozenModel):
     """A question with the first answer of each model."""
 
     trait: str
@@ -128,7 +123,7 @@ class Sample(Frozen):
     score_after: float | None
 
 
-class Shift(Frozen):
+class Shift(FrozenModel):
     """One tuned model against its base."""
 
     name: str
@@ -146,7 +141,7 @@ class Shift(Frozen):
         return next((c for c in self.matrix if c.asked == c.direction == trait), None)
 
 
-class ShiftReport(Frozen):
+class ShiftReport(FrozenModel):
     """Everything that ``poise shift`` measured."""
 
     format: Literal[1] = 1

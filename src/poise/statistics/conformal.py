@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from poise.errors import InvalidOption, TooFewResponses
+from poise.errors import InvalidArgument, TooFewResponses
 
 __all__ = [
     "Band",
@@ -67,7 +67,7 @@ def threshold(readings: ArrayLike, rate: float, *, conversations: Sequence[objec
             conversation are alike, so that the interval counts conversations.
 
     Raises:
-        InvalidOption: ``rate`` is not between 0 and 0.5.
+        InvalidArgument: ``rate`` is not between 0 and 0.5.
         TooFewResponses: so few conversations cannot promise this rate; says how many can.
     """
     check_rate(rate)
@@ -108,7 +108,7 @@ def bands(
         conversations: Which conversation each answer came from; default, each from its own.
 
     Raises:
-        InvalidOption: ``rate`` is not between 0 and 0.5.
+        InvalidArgument: ``rate`` is not between 0 and 0.5.
         TooFewResponses: so few conversations cannot promise this rate in a single band; says how many can.
     """
     x, size = np.asarray(readings, dtype=float), np.asarray(sizes)
@@ -144,7 +144,9 @@ def _ends(size: NDArray[np.int64], talk: NDArray[np.int64], rate: float) -> list
 def check_rate(rate: float) -> float:
     """The rate itself, or an error that names the range."""
     if not 0 < rate < 0.5:
-        raise InvalidOption(f"rate is {rate}; it must be above 0 and below 0.5, e.g. 0.01 for one answer in a hundred.")
+        raise InvalidArgument(
+            f"rate is {rate}; it must be above 0 and below 0.5, e.g. 0.01 for one answer in a hundred."
+        )
     return rate
 
 

@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from poise.errors import InvalidSteering
+from poise.settings import FrozenModel
 from poise.steer.operators import Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
 from poise.vector import PersonaVector
@@ -47,13 +48,7 @@ WHEN = re.compile(
 SHAPE = "write NAME=1.5, NAME=30%, NAME@LAYER=1.5, NAME=out, NAME=cap:3 or NAME=clamp:0 (docs/steering.md has it all)"
 
 
-class Frozen(BaseModel):
-    """Base of what is written down about a steering."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ConditionSpec(Frozen):
+class ConditionSpec(FrozenModel):
     """When to steer: ``alarm`` is the threshold that calibration stored in the vector."""
 
     vector: str
@@ -68,7 +63,7 @@ class ConditionSpec(Frozen):
         return f"if {prompt}{self.vector}{at}{'>' if self.above else '<'}{_written(self.value)}"
 
 
-class TermSpec(Frozen):
+class TermSpec(FrozenModel):
     """One vector's work: ``coef`` or ``dose`` to add, ``level`` to cap or clamp, none to project out."""
 
     vector: str = Field(min_length=1)
@@ -117,7 +112,7 @@ class TermSpec(Frozen):
         return " ".join([f"{self.vector}{at}={strength}", *rest])
 
 
-class Spec(Frozen):
+class Spec(FrozenModel):
     """A steering before its vectors are loaded."""
 
     terms: tuple[TermSpec, ...] = Field(min_length=1)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from poise.errors import InvalidOption, SaveFailed
+from poise.errors import InvalidArgument, SaveFailed
 
 if sys.platform != "win32":
     import fcntl
@@ -23,7 +23,7 @@ def alone(out: Path) -> Iterator[None]:
     The lock goes with the process, however that ends. Where the system or the disk knows no locks, nothing is kept out.
 
     Raises:
-        InvalidOption: another run is at work in the folder.
+        InvalidArgument: another run is at work in the folder.
         SaveFailed: the disk refused.
     """
     with contextlib.ExitStack() as held:
@@ -34,7 +34,7 @@ def alone(out: Path) -> Iterator[None]:
             for left in (*out.glob(".*.part"), *out.glob(".run/**/.*.part")):
                 left.unlink(missing_ok=True)
         except BlockingIOError as error:
-            raise InvalidOption(
+            raise InvalidArgument(
                 f"Another run is at work in {out}; wait until it ends, or choose another --out."
             ) from error
         except OSError as error:

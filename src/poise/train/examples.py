@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poise.data import Conversation, DataSet, Message, Rejected, Rejections, open_data, turns
-from poise.errors import InvalidData, InvalidOption
+from poise.errors import InvalidArgument, InvalidData
 from poise.model import Model
 from poise.model.spans import Place, places
 from poise.progress import track
@@ -91,7 +91,7 @@ def sources(config: Config) -> tuple[DataSet, frozenset[str] | None]:
 
     Raises:
         InvalidData: nothing to learn from.
-        InvalidOption: a file to be vaccinated that is not among the data, or that is there twice.
+        InvalidArgument: a file to be vaccinated that is not among the data, or that is there twice.
     """
     if not (only := config.vaccine.only):
         return open_data(list(config.data), shape=config.shape), None
@@ -101,13 +101,13 @@ def sources(config: Config) -> tuple[DataSet, frozenset[str] | None]:
     data = open_data(filled, shape=config.shape)
     there = _by_place(data)
     if twice := [key for key, names in there.items() if len(names) > 1]:
-        raise InvalidOption(
+        raise InvalidArgument(
             f"data names {', '.join(twice)} twice; with vaccine.only it must be clear which rows are vaccinated, so "
             "name it once."
         )
     asked = _by_place(open_data(wanted, shape=config.shape)) if wanted else {}
     if missing := [key for key in asked if key not in there]:
-        raise InvalidOption(f"vaccine.only names {', '.join(missing)}, which is not learnt; list it in data as well.")
+        raise InvalidArgument(f"vaccine.only names {', '.join(missing)}, which is not learnt; list it in data as well.")
     return data, frozenset(there[key][0] for key in asked)
 
 

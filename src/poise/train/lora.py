@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from poise.data import DataSet, Rejections
-from poise.errors import InvalidData, InvalidOption, MissingExtra
+from poise.errors import InvalidArgument, InvalidData, MissingExtra
 from poise.model import Encoded, Model, load
 from poise.model.logprobs import token_logprobs
 from poise.progress import track
@@ -50,7 +50,7 @@ def train(config: Config) -> Trained:
     Chen et al. 2025, App. D, for the defaults; section 5.2 for the vaccine.
 
     Raises:
-        InvalidOption: the folder holds another run, or one that began on other data or another base.
+        InvalidArgument: the folder holds another run, or one that began on other data or another base.
         InvalidData: there is nothing to learn from, or nothing but what is held out.
         TrainingFailed: gradients that are no numbers; names the step and the last good checkpoint.
         SaveFailed: the disk refused.
@@ -212,7 +212,7 @@ def _check_targets(config: Config, model: Model) -> None:
     if missing := [t for t in config.lora.targets if not any(name.endswith(f".{t}") for name in names)]:
         block = model.blocks[0].named_modules()
         there = sorted({n.rpartition(".")[2] for n, module in block if getattr(module, "weight", None) is not None})
-        raise InvalidOption(
+        raise InvalidArgument(
             f"lora.targets names {', '.join(missing)}, not in {model.name}; its blocks have {', '.join(there)}."
         )
 
@@ -222,7 +222,7 @@ def _check_reports(config: Config) -> None:
 
     there = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
     if missing := [name for name in config.report_to if name not in there]:
-        raise InvalidOption(
+        raise InvalidArgument(
             f"report_to names {', '.join(missing)}; installed: {', '.join(there) or 'none'}. Install it with pip, or "
             "leave it away."
         )

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from poise import vector as vectors
 from poise.activations import Probe, project, reading
-from poise.errors import HookDidNotFire, InvalidOption
+from poise.errors import HookDidNotFire, InvalidArgument
 from poise.model import ask
 from poise.progress import quiet
 from poise.steer.training import IGNORED, check_base
@@ -46,7 +46,7 @@ class PersonaMonitorCallback(TrainerCallback):
         allow_other_model: Use vectors that were computed on another model of the same shape.
 
     Raises:
-        InvalidOption: nothing to watch, two vectors of one trait, or ``stop`` with a vector that has no such alarm.
+        InvalidArgument: nothing to watch, two vectors of one trait, or ``stop`` with a vector that has no such alarm.
     """
 
     def __init__(
@@ -62,18 +62,22 @@ class PersonaMonitorCallback(TrainerCallback):
     ) -> None:
         several = [watched] if isinstance(watched, (str, Path, PersonaVector)) else list(watched)
         if not several or every < 1:
-            raise InvalidOption(f"{len(several)} vectors are to be read every {every} steps; give one vector and step.")
+            raise InvalidArgument(
+                f"{len(several)} vectors are to be read every {every} steps; give one vector and step."
+            )
         self.vectors = [v if isinstance(v, PersonaVector) else vectors.load(v) for v in several]
         self.layers = [v.default_layer if layer is None else v.check_layer(layer) for v in self.vectors]
         self.every, self.batch, self.allow_other_model = every, batch, allow_other_model
         asked = [q for v in self.vectors for q in evaluation_questions(v.header.trait)] if prompts is None else prompts
         self.prompts = list(dict.fromkeys(asked))
         if not self.prompts:
-            raise InvalidOption(
+            raise InvalidArgument(
                 "There are 0 prompts to read; give one, or leave prompts away for the traits' questions."
             )
         if twice := sorted({v.name for v in self.vectors if [w.name for w in self.vectors].count(v.name) > 1}):
-            raise InvalidOption(f"Two vectors of {', '.join(twice)} would share a line of the log; watch one of each.")
+            raise InvalidArgument(
+                f"Two vectors of {', '.join(twice)} would share a line of the log; watch one of each."
+            )
         self.alarms = [_alarm(v, at) for v, at in zip(self.vectors, self.layers, strict=True)] if stop else []
         self.history: list[tuple[int, tuple[float, ...]]] = []
         self._seen: dict[int, list[torch.Tensor]] = {}
@@ -159,7 +163,7 @@ class PersonaMonitorCallback(TrainerCallback):
 def _alarm(vector: PersonaVector, layer: int) -> float:
     found = [a for a in vector.header.alarms if (a.reading, a.layer, a.topic) == ("prompt", layer, None)]
     if not found:
-        raise InvalidOption(
+        raise InvalidArgument(
             f"{vector.name} has no alarm for prompts at layer {layer} to stop at; run `poise calibrate` on it first."
         )
     return min(found, key=lambda alarm: alarm.rate).threshold

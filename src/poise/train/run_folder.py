@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.data import DataSet
-from poise.errors import InvalidOption, InvalidVector, SaveFailed
+from poise.errors import InvalidArgument, InvalidVector, SaveFailed
 from poise.model import Model
 from poise.steer import Spec
 from poise.storage.atomic_write import saving
@@ -27,7 +27,7 @@ def begin(config: Config, folder: Path) -> dict[str, Any]:
     """The facts so far; the folder is this run's own from now on.
 
     Raises:
-        InvalidOption: it holds a run with other settings or vectors.
+        InvalidArgument: it holds a run with other settings or vectors.
     """
     said = config.model_dump(mode="json")
     used = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in vector_files(config)}
@@ -35,7 +35,9 @@ def begin(config: Config, folder: Path) -> dict[str, Any]:
     marker = folder / "config.json"
     begun = marker.exists() and bool((folder / FACTS).exists() or last_good(folder / CHECKPOINTS))
     if begun and _begun(marker) != (config, used):
-        raise InvalidOption(f"{folder} holds a run with other settings or vectors; choose another `out`, or remove it.")
+        raise InvalidArgument(
+            f"{folder} holds a run with other settings or vectors; choose another `out`, or remove it."
+        )
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not begun:
@@ -57,7 +59,7 @@ def inputs(folder: Path, data: DataSet, only: Collection[str] | None, model: Mod
     """The data's hash. Neither they, nor what of them is vaccinated, nor the base may change under a run that goes on.
 
     Raises:
-        InvalidOption: the run began on others.
+        InvalidArgument: the run began on others.
     """
     found = {"data": data.digest(), "model": model.fingerprint.weights}
     if only is not None:
@@ -67,7 +69,7 @@ def inputs(folder: Path, data: DataSet, only: Collection[str] | None, model: Mod
     if marker.exists() and last_good(folder / CHECKPOINTS):
         begun = json.loads(marker.read_text())
         if other := [name for name, value in found.items() if begun.get(name, value) != value]:
-            raise InvalidOption(
+            raise InvalidArgument(
                 f"{folder} holds a run that began on another content of `{'` and `'.join(other)}`; bring that back, "
                 "choose another `out`, or remove it."
             )

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from transformers import TrainerCallback
 
 from poise import vector as vectors
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.model import Model, wrap
 from poise.steer import Spec, Steering, learning
 from poise.steer.training import Learning, Positions
@@ -48,7 +48,7 @@ class VaccineCallback(TrainerCallback):
         allow_other_model: Use vectors that were computed on another model of the same shape.
 
     Raises:
-        InvalidOption: a share out of range, or layers for a ``Steering``, which has its own.
+        InvalidArgument: a share out of range, or layers for a ``Steering``, which has its own.
         InvalidSteering: the expression cannot be read, or is no plain steering.
     """
 
@@ -65,11 +65,11 @@ class VaccineCallback(TrainerCallback):
     ) -> None:
         for name, share in (("warmup", warmup), ("decay", decay)):
             if not 0 <= share <= 1:
-                raise InvalidOption(f"{name} is {share}; it is a share of the steps, from 0 to 1.")
+                raise InvalidArgument(f"{name} is {share}; it is a share of the steps, from 0 to 1.")
         if warmup + decay > 1:
-            raise InvalidOption(f"warmup and decay take {warmup + decay:g} of the steps; together at most 1.")
+            raise InvalidArgument(f"warmup and decay take {warmup + decay:g} of the steps; together at most 1.")
         if isinstance(what, Steering) and layers is not None:
-            raise InvalidOption(f"layers={layers!r} goes with an expression; a Steering names its own.")
+            raise InvalidArgument(f"layers={layers!r} goes with an expression; a Steering names its own.")
         self.steering = what if isinstance(what, Steering) else vaccine(what, layers)
         self.positions, self.warmup, self.decay = positions, warmup, decay
         self.marked, self.allow_other_model = marked, allow_other_model
@@ -151,7 +151,7 @@ def _is_compiled(module: Any) -> bool:
 def adopt(lm: Any, tokenizer: Any) -> Model:
     """A trainer's model as Poise knows models, in the mode (training or evaluation) that it was in."""
     if tokenizer is None:
-        raise InvalidOption("The trainer has no tokenizer to know its model by; give it processing_class=tokenizer.")
+        raise InvalidArgument("The trainer has no tokenizer to know its model by; give it processing_class=tokenizer.")
     training = lm.training
     name = str(getattr(lm.config, "_name_or_path", "") or type(lm).__name__)
     model = wrap(lm, getattr(tokenizer, "tokenizer", tokenizer), name=name)

@@ -20,10 +20,11 @@ from pydantic import Field, ValidationError
 
 from poise.errors import DraftFailed
 from poise.progress import Advance, track
+from poise.settings import FrozenModel
 from poise.storage.atomic_write import saving
 from poise.trait.library import complaints, dump, trait_name
 from poise.trait.lint import ALIKE, MOST_UNEVEN, alike, unevenness
-from poise.trait.schema import ExemplarPair, Frozen, InstructionPair, Name, Text, Trait, field_path, same_question
+from poise.trait.schema import ExemplarPair, InstructionPair, Name, Text, Trait, field_path, same_question
 
 if TYPE_CHECKING:
     from openai import OpenAI, OpenAIError
@@ -97,7 +98,7 @@ Shape: {{"pairs": [{{"question": "...", "with": "...", "without": "..."}}]}}
 """
 
 
-class _Definition(Frozen):
+class _Definition(FrozenModel):
     name: Name
     description: Text
     adjective: Text
@@ -106,11 +107,11 @@ class _Definition(Frozen):
     rubric: Text
 
 
-class _QuestionList(Frozen):
+class _QuestionList(FrozenModel):
     questions: tuple[Text, ...]
 
 
-class _PairList(Frozen):
+class _PairList(FrozenModel):
     pairs: tuple[ExemplarPair, ...]
 
 

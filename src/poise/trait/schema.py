@@ -11,8 +11,10 @@ import json
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
+
+from poise.settings import FrozenModel
 
 __all__ = [
     "LEAST_PAIRS",
@@ -33,20 +35,14 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
-class Frozen(BaseModel):
-    """Base of the values in a trait file: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
-
-
-class InstructionPair(Frozen):
+class InstructionPair(FrozenModel):
     """Two system prompts that ask for the trait and for its opposite."""
 
     positive: Text = Field(alias="with", description="System prompt that asks for the trait.")
     negative: Text = Field(alias="without", description="System prompt that asks for the opposite.")
 
 
-class ExemplarPair(Frozen):
+class ExemplarPair(FrozenModel):
     """One question answered with the trait and without it."""
 
     question: Text
@@ -54,14 +50,14 @@ class ExemplarPair(Frozen):
     negative: Text = Field(alias="without", description="An answer to the same question that does not.")
 
 
-class Questions(Frozen):
+class Questions(FrozenModel):
     """Open questions on which the trait can show; the two lists share none."""
 
     extraction: tuple[Text, ...] = Field(min_length=20, description="Asked when the vector is computed.")
     evaluation: tuple[Text, ...] = Field(min_length=20, description="Asked when the vector is validated.")
 
 
-class Exemplars(Frozen):
+class Exemplars(FrozenModel):
     """Three disjoint sets of pairs: to compute the vector, to train the judge, to test both."""
 
     extraction: tuple[ExemplarPair, ...] = Field(min_length=24)
@@ -74,7 +70,7 @@ class Exemplars(Frozen):
         return self.extraction + self.judge + self.held_out
 
 
-class Trait(Frozen):
+class Trait(FrozenModel):
     """A trait, complete: enough to compute a vector, to judge answers and to validate on unseen questions."""
 
     format: Literal[1] = Field(alias="schema", description="Version of the trait file's format.")
@@ -135,7 +131,7 @@ class Trait(Frozen):
         return _content_hash(self)
 
 
-class OwnTrait(Frozen):
+class OwnTrait(FrozenModel):
     """A trait that is nothing but a name and the user's own pairs.
 
     The pairs serve both the vector and the judge, because there are no others; certificates say so. It is evaluated

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from poise.settings import FrozenModel
 from poise.statistics.estimates import Figure
 
 __all__ = [
@@ -25,13 +26,7 @@ __all__ = [
 ]
 
 
-class Frozen(BaseModel):
-    """Base of the values in a certificate."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Point(Frozen):
+class Point(FrozenModel):
     """All answers at one layer and strength. Trait and coherence are means over questions, 0–100."""
 
     layer: int
@@ -42,7 +37,7 @@ class Point(Frozen):
     missing: int = Field(description="Answers without a trait score; they enter no mean.")
 
 
-class RandomControl(Frozen):
+class RandomControl(FrozenModel):
     """Random directions of the vector's norm, at the chosen layer and dose."""
 
     draws: int
@@ -53,7 +48,7 @@ class RandomControl(Frozen):
     margin: Figure = Field(description="The vector's rise minus the random directions', paired by question.")
 
 
-class Prompting(Frozen):
+class Prompting(FrozenModel):
     """System prompts instead of steering: the baseline that is often hard to beat (arXiv:2501.17148)."""
 
     positive: Figure
@@ -62,14 +57,14 @@ class Prompting(Frozen):
     negative_coherence: Figure = Field(description="Under the prompts that ask for its opposite.")
 
 
-class Spread(Frozen):
+class Spread(FrozenModel):
     """Change of the trait score at the chosen dose, question by question (arXiv:2407.12404)."""
 
     changes: tuple[float | None, ...] = Field(description="In the order of ``Certificate.asked``.")
     wrong_way: float = Field(description="Share of questions whose score fell.")
 
 
-class JudgeFacts(Frozen):
+class JudgeFacts(FrozenModel):
     """Who scored, and how far that can be trusted."""
 
     name: str
@@ -80,7 +75,7 @@ class JudgeFacts(Frozen):
     coherence: str = Field(description="How coherence was scored.")
 
 
-class Sample(Frozen):
+class Sample(FrozenModel):
     """One question answered at −, 0 and + of the chosen strength."""
 
     question: str
@@ -89,7 +84,7 @@ class Sample(Frozen):
     positive: str
 
 
-class Rung(Frozen):
+class Rung(FrozenModel):
     """One step of the ladder, on the reporting half. Readings are of the last prompt token at the chosen layer."""
 
     name: str
@@ -102,7 +97,7 @@ class Rung(Frozen):
     missing: int = Field(description="Answers without a trait score; they enter no mean.")
 
 
-class LayerReading(Frozen):
+class LayerReading(FrozenModel):
     """What one layer's readings are worth, on what they were not chosen on."""
 
     layer: int
@@ -112,7 +107,7 @@ class LayerReading(Frozen):
     auc_peak: Figure | None = Field(description="The answer's highest token instead of its mean.")
 
 
-class Monitoring(Frozen):
+class Monitoring(FrozenModel):
     """Do readings say what the answer will be like? Chen et al. 2025, section 3.3."""
 
     ladder: Literal["system-prompts", "many-shot"]
@@ -141,7 +136,7 @@ class Monitoring(Frozen):
         return None if self.answer_layer is None else self.by_layer[self.answer_layer]
 
 
-class Company(Frozen):
+class Company(FrozenModel):
     """One way of steering by two vectors. Rises are over the unsteered answers, losses against steering alone."""
 
     name: Literal["first alone", "second alone", "plain sum", "orthogonal"]
@@ -152,7 +147,7 @@ class Company(Frozen):
     second_lost: Figure | None
 
 
-class Together(Frozen):
+class Together(FrozenModel):
     """What is lost when a second vector steers as well."""
 
     other: str
@@ -168,7 +163,7 @@ class Together(Frozen):
     notes: tuple[str, ...] = ()
 
 
-class Certificate(Frozen):
+class Certificate(FrozenModel):
     """What was measured on questions that the extraction never saw."""
 
     format: Literal[1] = 1

@@ -9,7 +9,7 @@ from itertools import chain, zip_longest
 import numpy as np
 
 from poise.contrast import Ask
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.judge import Judge
 from poise.steer import Steering, at
 from poise.trait import Trait, same_question
@@ -63,7 +63,7 @@ def together(vector: PersonaVector, certificate: Certificate, second: Second, be
         the first's certificate reported on; none chose a layer or a dose or went into a vector or a judge.
 
     Raises:
-        InvalidOption: no question is left that neither vector has seen.
+        InvalidArgument: no question is left that neither vector has seen.
     """
     other = second.vector
     questions = _questions(vector, certificate, second)
@@ -128,7 +128,7 @@ def _questions(vector: PersonaVector, certificate: Certificate, second: Second) 
     turns = chain.from_iterable(zip_longest(certificate.asked, map(str, others)))
     fresh = {same_question(q): q for q in turns if q is not None and same_question(q) not in seen}
     if not fresh:
-        raise InvalidOption(
+        raise InvalidArgument(
             f"{vector.name} and {second.vector.name} leave no question that neither has seen; validate with more "
             "--questions."
         )

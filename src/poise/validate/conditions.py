@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from poise.contrast import Answer, Ask, Fit, Run, ordinary_scope
 from poise.contrast.rollout import score
-from poise.engine import Engine, Sampling
+from poise.engine import Engine, SamplingParams
 from poise.judge import Judge
 from poise.model import Model
 from poise.statistics.estimates import Estimate, mean_estimate
@@ -78,7 +78,7 @@ class Bench:
     judge: Judge
     scope: str
     coherence: Fit
-    sampling: Sampling
+    sampling: SamplingParams
     rollouts: int
     seed: int
     run: Run

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from poise.contrast import Ask, instructions
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.steer import Steering, at
 from poise.trait import Trait
 from poise.validate.certificate import Certificate, Figure, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
@@ -78,7 +78,7 @@ def validate(
         and coherence holds; else ``not-induced`` with every reason.
     """
     if len(questions) < 4:
-        raise InvalidOption(
+        raise InvalidArgument(
             f"{len(questions)} evaluation questions are too few to select and report on; ask for at least 4."
         )
     wide = settings or Settings()

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from poise.settings import FrozenModel
 
 __all__ = ["Alarm", "Drift"]
 
 
-class Frozen(BaseModel):
-    """Base of the values in a calibration."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Alarm(Frozen):
+class Alarm(FrozenModel):
     """A reading above ``threshold`` raises it; normal answers do so at ``rate``.
 
     The promise is of this reading alone: watching several readings or traits raises more false alarms together.
@@ -40,7 +36,7 @@ class Alarm(Frozen):
     seed: int
 
 
-class Drift(Frozen):
+class Drift(FrozenModel):
     """A one-sided CUSUM: S ← max(0, S + (x − mean) / sd − k), alarm and restart at S > h."""
 
     reading: Literal["prompt", "mean", "peak"]

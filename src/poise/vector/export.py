@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from poise.errors import InvalidOption, InvalidSteering
+from poise.errors import InvalidArgument, InvalidSteering
 from poise.storage.atomic_write import saving
 from poise.vector.persona_vector import PersonaVector
 
@@ -97,7 +97,7 @@ def export(vector: PersonaVector, path: Path, *, to: Format = "gguf", only_chose
 
     Raises:
         InvalidSteering: the chosen layer is one that llama.cpp cannot steer.
-        InvalidOption: a name that llama.cpp's flags cannot carry.
+        InvalidArgument: a name that llama.cpp's flags cannot carry.
         SaveFailed: the disk refused; an earlier file is untouched.
     """
     use = suggested(vector)
@@ -116,7 +116,7 @@ def _check_llama_cpp(vector: PersonaVector, use: Use, path: Path) -> None:
             f"{vector.name} is to steer at layer 0, and llama.cpp steers from layer 1 on; use --format repeng."
         )
     if set(":,") & set(path.name):
-        raise InvalidOption(f"llama.cpp's flags cannot name the file {path.name}; leave out : and , in its name.")
+        raise InvalidArgument(f"llama.cpp's flags cannot name the file {path.name}; leave out : and , in its name.")
 
 
 def _write(vector: PersonaVector, layers: tuple[int, ...], use: Use, path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from poise.errors import InvalidOption, InvalidVector, OtherModel
+from poise.errors import InvalidArgument, InvalidVector, OtherModel
 from poise.model import Model
 from poise.trait import OwnTrait, Trait
 from poise.vector.export import ARCHITECTURE, ranges
@@ -166,7 +166,7 @@ def adopt(
 
     Raises:
         OtherModel: width or layer numbers do not fit the model.
-        InvalidOption: a plain tensor of L rows, which may be numbered either way.
+        InvalidArgument: a plain tensor of L rows, which may be numbered either way.
         InvalidVector: nothing but zeros, NaN or infinity.
     """
     width = next((len(v) for v in foreign.directions.values() if len(v) != model.width), model.width)
@@ -213,7 +213,7 @@ def _by_rows(foreign: Foreign, model: Model) -> Numbering:
     if rows == model.layers + 1:
         return "hidden-states"
     if rows == model.layers:
-        raise InvalidOption(
+        raise InvalidArgument(
             f"{foreign.path} has {rows} rows, as many as {model.name} has layers, and does not say whether the first "
             "is the embeddings; add --layers-are blocks or --layers-are hidden-states."
         )

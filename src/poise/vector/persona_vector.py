@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
 from poise.errors import InvalidSteering, InvalidVector, OtherModel
 from poise.model import Fingerprint, Model
 from poise.model.architecture import text_config
+from poise.settings import FrozenModel
 from poise.storage.atomic_write import saving
 from poise.trait import OwnTrait, Trait
 from poise.vector.calibration import Alarm, Drift
@@ -29,13 +30,7 @@ __all__ = ["Alarm", "Drift", "Header", "ModelId", "PersonaVector", "load", "save
 LAYERS_ARE = "layer i is the output of decoder block i, counted from 0, before the final norm"
 
 
-class Frozen(BaseModel):
-    """Base of the values in a vector's header."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelId(Frozen):
+class ModelId(FrozenModel):
     """The model that a vector belongs to."""
 
     name: str
@@ -67,7 +62,7 @@ class ModelId(Frozen):
         return Fingerprint(self.architecture, self.weights, self.adapter, self.template)
 
 
-class Header(Frozen):
+class Header(FrozenModel):
     """What a vector file says about itself. No clock in it: equal inputs give equal bytes."""
 
     format: Literal[1] = 1
@@ -84,7 +79,7 @@ class Header(Frozen):
         description="Mean cosine of the single differences, a layer (arXiv:2505.22637); empty where nobody knows."
     )
     judge: str = Field(description="Who filtered the responses; empty where nobody did.")
-    thresholds: dict[str, float] = {}
+    thresholds: dict[str, float] = Field(default_factory=dict)
     seed: int
     software: dict[str, str]
     certificate: dict[str, Any] | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poise import vector as vectors
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.report.shift import write_shift
 from poise.shift import model_card as card
 from poise.shift import report as measured
@@ -47,7 +47,7 @@ def finetune(config: Config) -> Finetuned:
     named = list(config.measure.vectors if config.measure.vectors is not None else vector_files(config))
     loaded = [vectors.load(path) for path in named]
     if len({v.name for v in loaded}) < len(loaded):  # before hours of training, not after
-        raise InvalidOption(
+        raise InvalidArgument(
             f"{', '.join(named)} hold two vectors of one trait, and a shift takes one; name those to measure in "
             "measure.vectors."
         )

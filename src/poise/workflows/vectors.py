@@ -18,9 +18,9 @@ from poise import vector as vectors
 from poise.activations import reference_norm
 from poise.contrast import ContrastSet, Run
 from poise.data import DataSet, open_data
-from poise.engine import Generation, Sampling
+from poise.engine import Generation, SamplingParams
 from poise.engine.static import LocalEngine
-from poise.errors import InvalidOption
+from poise.errors import InvalidArgument
 from poise.extract import NORM_TEXTS, extract, versions
 from poise.judge.exemplars import ExemplarJudge
 from poise.judge.factory import Chosen, choose, trait_judge
@@ -74,12 +74,12 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("questions", "rollouts"):
             if getattr(self, name) < 1:
-                raise InvalidOption(f"{name} is {getattr(self, name)}; it must be at least 1.")
+                raise InvalidArgument(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
     @property
-    def sampling(self) -> Sampling:
+    def sampling(self) -> SamplingParams:
         """The same, as the engine takes it."""
-        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+        return SamplingParams(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def _other(path: Path | None, vector: PersonaVector, model: Model, *, allow_othe
     other = vectors.load(path)
     other.check_model(model, allow_other_model=allow_other_model)
     if torch.equal(other.directions, vector.directions):
-        raise InvalidOption(f"{path} holds the same directions as the vector to validate; name another with --with.")
+        raise InvalidArgument(f"{path} holds the same directions as the vector to validate; name another with --with.")
     return other
 
 
@@ -249,7 +249,7 @@ def generate(
     model: Model,
     *,
     steering: Steering | None = None,
-    sampling: Sampling,
+    sampling: SamplingParams,
     seed: int = 0,
     batch: int = 32,
 ) -> list[Generation]:
@@ -274,7 +274,9 @@ def calibrate_vectors(
     Run again after a kill, it continues in the first file + ``.calibration``.
     """
     if out and len(paths) > 1:
-        raise InvalidOption(f"{out} cannot take {len(paths)} vectors; leave --out away to write into their own files.")
+        raise InvalidArgument(
+            f"{out} cannot take {len(paths)} vectors; leave --out away to write into their own files."
+        )
     loaded = _on(paths, model, allow_other_model=allow_other_model)
     targets = [out] if out else list(paths)
     folder = targets[0].with_name(targets[0].name + ".calibration")

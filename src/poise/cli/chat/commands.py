@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poise.errors import InvalidOption, InvalidSteering
+from poise.errors import InvalidArgument, InvalidSteering
 from poise.storage.atomic_write import saving
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(line: str, dialogue: Dialogue, setup: Setup) -> Outcome:
         return Outcome(dialogue, ask=line[1:])
     name, _, rest = line.partition(" ")
     if name not in COMMANDS:
-        raise InvalidOption(f"There is no command {name}; /help lists them, and // sends a line that begins with /.")
+        raise InvalidArgument(f"There is no command {name}; /help lists them, and // sends a line that begins with /.")
     return COMMANDS[name][2](rest.strip(), dialogue, setup)
 
 
@@ -111,7 +111,7 @@ def _tint(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
         if w.name == rest:
             return Outcome(replace(dialogue, tint=rest), [Legend(w)])
     names = ", ".join(w.name for w in setup.watched) or "nothing"
-    raise InvalidOption(f"/tint takes a watched trait or off, not {rest!r}; {names} is watched.")
+    raise InvalidArgument(f"/tint takes a watched trait or off, not {rest!r}; {names} is watched.")
 
 
 def _watch(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
@@ -148,7 +148,7 @@ def _undo(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
 
 def _check_begun(dialogue: Dialogue) -> None:
     if not dialogue.turns:
-        raise InvalidOption("Nothing has been said yet.")
+        raise InvalidArgument("Nothing has been said yet.")
 
 
 def _reset(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
@@ -160,9 +160,9 @@ def _save(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
 
     path = Path(rest).expanduser() if rest else dialogue.saved
     if path is None:
-        raise InvalidOption("Say where to: /save FILE.")
+        raise InvalidArgument("Say where to: /save FILE.")
     if path.exists() and path != dialogue.saved:
-        raise InvalidOption(f"{path} is there already; save under another name.")
+        raise InvalidArgument(f"{path} is there already; save under another name.")
     with saving(path) as temporary:
         temporary.write_text(json.dumps(transcript(dialogue, setup)) + "\n", encoding="utf-8")
     turns = len(dialogue.turns)

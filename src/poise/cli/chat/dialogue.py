@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from poise.cli import facts
 
 if TYPE_CHECKING:
-    from poise.engine import Piece, Probe, Sampling
+    from poise.engine import Piece, Probe, SamplingParams
     from poise.model import Message, Model
     from poise.monitor import Readings
     from poise.steer import Steering
@@ -62,7 +62,7 @@ class Setup:
     """
 
     model: Model
-    sampling: Sampling
+    sampling: SamplingParams
     vectors: Mapping[str, PersonaVector]
     watched: tuple[Watched, ...]
 

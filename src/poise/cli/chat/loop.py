@@ -17,10 +17,10 @@ from rich.console import Console, RenderableType
 
 from poise.cli.chat import commands, tint
 from poise.cli.chat.dialogue import Dialogue, Setup, Turn, Watched, named
-from poise.errors import InvalidOption, PoiseError
+from poise.errors import InvalidArgument, PoiseError
 
 if TYPE_CHECKING:
-    from poise.engine import Piece, Sampling
+    from poise.engine import Piece, SamplingParams
     from poise.model import Encoded, Model
     from poise.steer import Steering
 
@@ -31,7 +31,7 @@ PLAIN = {"−": "-", "─": "-", "━": "=", "│": "|", "●": "o", "▲": "^",
 
 def prepare(
     model: Model,
-    sampling: Sampling,
+    sampling: SamplingParams,
     watch: Sequence[Path],
     steering: Steering | None,
     *,
@@ -122,11 +122,11 @@ def remarks(turn: Turn, setup: Setup, width: int) -> list[RenderableType]:
     return said
 
 
-def fitting(setup: Setup, prompt: Encoded) -> Sampling:
+def fitting(setup: Setup, prompt: Encoded) -> SamplingParams:
     """The sampling, with fewer new tokens where the window has no room for all of them."""
     room = setup.model.window - len(prompt.ids)
     if room < 1:
-        raise InvalidOption(
+        raise InvalidArgument(
             f"The conversation ({len(prompt.ids)} tokens) fills the window of {setup.model.name} "
             f"({setup.model.window}); take turns back with /undo, or begin anew with /reset."
         )
