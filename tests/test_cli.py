@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 import tiny
 from poise import vector as vectors
-from poise import workflows as recipes
+from poise import workflows
 from poise.cli import app
 from poise.cli.progress import showing
 from poise.engine import Generation
@@ -141,7 +141,7 @@ class TestExtract:
 
     def test_the_file_is_what_the_library_gives(self, folder: Path, pairs: Path, file: Path, tmp_path: Path) -> None:
         own = library.own_trait("grumpy", library.read_pairs(pairs))
-        recipes.extract_vector(own, load(str(folder)), tmp_path / "v.safetensors")
+        workflows.extract_vector(own, load(str(folder)), tmp_path / "v.safetensors")
         assert (tmp_path / "v.safetensors").read_bytes() == file.read_bytes()
 
     def test_words_go_to_stdout_and_progress_to_stderr(self, folder: Path, pairs: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ class TestExtract:
             seen.update(options, trait=trait.name)
             return tiny.vector(model)
 
-        monkeypatch.setattr(recipes, "extract_vector", fake)
+        monkeypatch.setattr(workflows, "extract_vector", fake)
         options = ["--contrast", "prompted", "--judge", "endpoint:m", "--questions", 2, "--rollouts", 4]
         options += ["--max-new-tokens", 5, "--seed", 6, "--batch", 7]
         poise("extract", "impolite", "--model", folder, "--out", tmp_path / "v", *options)
@@ -167,7 +167,7 @@ class TestExtract:
             "trait": "impolite",
             "contrast": "prompted",
             "judge": "endpoint:m",
-            "budget": recipes.Budget(questions=2, rollouts=4, max_new_tokens=5, temperature=1.0, seed=6),
+            "budget": workflows.Budget(questions=2, rollouts=4, max_new_tokens=5, temperature=1.0, seed=6),
             "batch": 7,
         }
 
@@ -177,11 +177,11 @@ class TestValidate:
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen: dict[str, Any] = {}
 
-        def fake(path: Path, model: Any, out: Path, **options: Any) -> recipes.Validated:
+        def fake(path: Path, model: Any, out: Path, **options: Any) -> workflows.Validated:
             seen.update(options, path=path, out=out)
-            return recipes.Validated(vectors.load(path), certificate(), out / "report.html")
+            return workflows.Validated(vectors.load(path), certificate(), out / "report.html")
 
-        monkeypatch.setattr(recipes, "validate_vector", fake)
+        monkeypatch.setattr(workflows, "validate_vector", fake)
         return seen
 
     def test_json_has_the_verdict_the_curve_and_the_controls(
@@ -206,8 +206,8 @@ class TestValidate:
     def test_prompting_is_null_where_it_was_not_measured(
         self, folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        done = recipes.Validated(vectors.load(file), certificate(prompting=None), Path("report.html"))
-        monkeypatch.setattr(recipes, "validate_vector", lambda *a, **k: done)
+        done = workflows.Validated(vectors.load(file), certificate(prompting=None), Path("report.html"))
+        monkeypatch.setattr(workflows, "validate_vector", lambda *a, **k: done)
         assert the_object(poise("validate", file, "--model", folder, "--json"))["prompting"] is None
         assert "not measured" in poise("validate", file, "--model", folder).stdout
 
@@ -263,7 +263,7 @@ class TestGenerate:
         def fake(prompts: list[str], *args: object, **options: object) -> list[Generation]:
             return [Generation((), f"[b]{p}\x1b[2J {'x' * 90}", "stop") for p in prompts]
 
-        monkeypatch.setattr(recipes, "generate", fake)
+        monkeypatch.setattr(workflows, "generate", fake)
         assert poise("generate", "A", "--model", folder).stdout == f"[b]A[2J {'x' * 90}\n"
         both = poise("generate", "A", "B", "--model", folder).stdout
         assert both == f"> A\n[b]A[2J {'x' * 90}\n\n> B\n[b]B[2J {'x' * 90}\n"
@@ -273,7 +273,7 @@ class TestGenerate:
             print("chatter")
             return [Generation((), "Hm.", "stop")]
 
-        monkeypatch.setattr(recipes, "generate", chatty)
+        monkeypatch.setattr(workflows, "generate", chatty)
         result = poise("generate", "A", "--model", folder, "--json")
         assert json.loads(result.stdout)["answers"][0]["text"] == "Hm."
         assert "chatter" in result.stderr

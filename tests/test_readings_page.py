@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 import tiny
-from poise import report
+from poise import report, workflows
 from poise import vector as vectors
-from poise import workflows as recipes
 from poise.cli import facts, render
 from poise.errors import InvalidArgument
 from poise.report import wording as words
@@ -197,7 +196,7 @@ def test_a_vector_is_not_steered_together_with_itself(tmp_path: Path) -> None:
     model = tiny.model()
     vectors.save(tiny.vector(model), tmp_path / "a.safetensors")
     with pytest.raises(InvalidArgument, match="same directions"):
-        recipes.validate_vector(tmp_path / "a.safetensors", model, tmp_path, beside=tmp_path / "a.safetensors")
+        workflows.validate_vector(tmp_path / "a.safetensors", model, tmp_path, beside=tmp_path / "a.safetensors")
 
 
 def test_old_certificates_still_load() -> None:

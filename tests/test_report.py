@@ -494,7 +494,7 @@ def test_picture_is_a_png_and_repeats_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("absent", ["matplotlib", "jinja2"])
 def test_a_missing_extra_is_named(absent: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("page", "plots"):
+    for name in ("validation", "validation_plots"):
         monkeypatch.delitem(sys.modules, f"poise.report.{name}")
         monkeypatch.delattr(report, name)
     monkeypatch.setitem(sys.modules, absent, None)

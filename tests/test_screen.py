@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 import tiny
 from poise import vector as vectors
-from poise import workflows as recipes
+from poise import workflows
 from poise.cli import app
 from poise.data import Conversation, open_data
 from poise.data.readers import Shape, read
@@ -676,10 +676,10 @@ FULL = """
 import json, os, resource, sys
 import torch
 torch.set_num_threads(1)
-from poise import cli, recipes, report, vector
-from poise.screen import parts
+from poise import cli, report, vector, workflows
+from poise.screen import shards
 import matplotlib.pyplot, pyarrow.parquet, poise.report.screening
-parts.WINDOW = 8
+shards.WINDOW = 8
 
 for limit, words in json.load(sys.stdin):
     read, write = os.pipe()
@@ -742,14 +742,14 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from poise import recipes, report, vector
+from poise import report, vector, workflows
 from poise.data import open_data
 from poise.model import load
-from poise.screen import parts
+from poise.screen import shards
 from poise.screen.flagging import Rule
 from poise.screen.scoring import Plan
 import matplotlib.pyplot, pyarrow.parquet, poise.report.screening
-parts.WINDOW = 2
+shards.WINDOW = 2
 folder, data, vectors, out = map(Path, sys.argv[1:5])
 paths, method, engine, wanted = sorted(vectors.glob("*.safetensors")), sys.argv[5], sys.argv[6], int(sys.argv[7])
 model = load(str(folder), dtype=torch.float32, device="cpu")
@@ -759,7 +759,7 @@ def start(name, engine):
     child = os.fork()
     if child == 0:
         try:
-            recipes.screen_files(open_data(data), paths, model, out / name, plans[engine], normal=open_data(data))
+            workflows.screen_files(open_data(data), paths, model, out / name, plans[engine], normal=open_data(data))
         except BaseException:
             import traceback; traceback.print_exc(); os._exit(3)
         os._exit(0)
@@ -1070,7 +1070,7 @@ class TestTheCommand:
 def impolite(smollm: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vectors") / "impolite.safetensors"
     seen = library.load("impolite").extraction_pairs[:8]
-    recipes.extract_vector(library.own_trait("impolite", seen), smollm, path)
+    workflows.extract_vector(library.own_trait("impolite", seen), smollm, path)
     return path
 
 
@@ -1111,4 +1111,4 @@ def test_the_job_knows_what_its_scores_depend_on(model: Model, two: list[Persona
     }
     assert len(jobs) == 4
     assert work._job(other, "a", model, probes_of(two)) in jobs
-    assert recipes.screen_files
+    assert workflows.screen_files

@@ -135,7 +135,7 @@ class TestTheCommand:
 
     def test_names_the_extra_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, "poise.serve.server")
-        monkeypatch.delattr(poise.serve, "run")
+        monkeypatch.delattr(poise.serve, "server")
         monkeypatch.setitem(sys.modules, "uvicorn", None)
         found = CliRunner().invoke(command_line, ["serve", "--model", "no-such-model"])
         assert (found.exit_code, "pip install 'poise[serve]'" in found.output) == (2, True)

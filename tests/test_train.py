@@ -24,14 +24,14 @@ from typer.testing import CliRunner
 
 import tiny
 from poise import vector as vectors
-from poise import workflows as recipes
+from poise import workflows
 from poise.activations import read
 from poise.cli import app
 from poise.data import Conversation, Rejections, open_data
 from poise.errors import InvalidArgument, InvalidData, InvalidSettings, OtherModel, SaveFailed, TrainingFailed
 from poise.model import Model, ask
+from poise.model.loading import HUB_IDS
 from poise.settings import read_settings
-from poise.shift.model_card import HUB_IDS
 from poise.steer import at
 from poise.storage.lock import alone
 from poise.train.checkpoints import WHOLE, drop_broken, last_good
@@ -447,7 +447,7 @@ class TestARun:
             watch={"vectors": [file], "every": 1},
             measure={"judge": None, "capability": [f"perplexity={home / 'rows.jsonl'}"], "capability_limit": 4},
         )
-        done = recipes.finetune(config)
+        done = workflows.finetune(config)
         assert done.shift is not None
         assert done.shift.tuned[0].capability[0].kind == "perplexity"
         card = done.card.read_text()
@@ -572,11 +572,11 @@ class TestWhatGoesWrong:
         self, home: Path, tmp_path: Path
     ) -> None:
         with alone(tmp_path / "run"), pytest.raises(InvalidArgument, match="Another run"):
-            recipes.finetune(settings(home, tmp_path / "run"))
+            workflows.finetune(settings(home, tmp_path / "run"))
         shutil.copy(home / "v.safetensors", tmp_path / "w.safetensors")
         both = [str(home / "v.safetensors"), str(tmp_path / "w.safetensors")]
         with pytest.raises(InvalidArgument, match="two vectors of one trait"):
-            recipes.finetune(settings(home, tmp_path / "run", measure={"vectors": both}))
+            workflows.finetune(settings(home, tmp_path / "run", measure={"vectors": both}))
         assert not (tmp_path / "run" / "config.json").exists()
 
     def test_killed_in_the_middle_it_goes_on_and_ends_like_an_unbroken_run(self, home: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from poise.errors import BrokenModelFile, ModelNotFound, SaveFailed
 from poise.progress import track
 
-__all__ = ["BUNDLED", "cache_dir", "locate", "read_weights"]
+__all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "locate", "read_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,9 @@ BUNDLED = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
+
+HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""What a bundled model is called on the hub, for model cards and adapters."""
 
 
 def cache_dir() -> Path:

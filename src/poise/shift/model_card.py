@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from poise.errors import MissingExtra
+from poise.model.loading import HUB_IDS
 from poise.shift.report import Capability, Figure, Shift, ShiftReport
 from poise.storage.atomic_write import saving
 
-__all__ = ["HUB_IDS", "Facts", "render", "write"]
-
-HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what a bundled name is on the hub
+__all__ = ["Facts", "render", "write"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ import torch
 from poise.data import DataSet, Rejections
 from poise.errors import InvalidArgument, InvalidData, MissingExtra
 from poise.model import Encoded, Model, load
+from poise.model.loading import HUB_IDS
 from poise.model.logprobs import token_logprobs
 from poise.progress import track
-from poise.shift.model_card import HUB_IDS
 from poise.statistics.estimates import Estimate, bootstrap
 from poise.storage.atomic_write import saving
 from poise.train.checkpoints import Checkpoints, FiniteSteps, Progress, drop_broken, last_good, sync
