@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import tiny
-from poise.activations import Probe, forward, project, read, read_tokens, reading, reference_norm
+from poise.activations import Probe, forward, project, read, read_tokens, reference_norm
 from poise.contrast import ContrastSet, exemplars
-from poise.errors import HookDidNotFire, NonFiniteActivation, TooFewResponses
+from poise.errors import HookDidNotFire, InvalidArgument, NonFiniteActivation, TooFewResponses
 from poise.extract import agreement, extract
 from poise.model import Encoded, Model, ask, wrap
 from poise.model.batching import Side, pad
+from poise.model.hooks import observe
 
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
 
@@ -42,7 +43,7 @@ def hidden_states(bare: Any, text: Encoded) -> torch.Tensor:
 def token_states(model: Model, texts: Sequence[Encoded], side: Side) -> list[torch.Tensor]:
     """The hook's, all texts in one padded batch."""
     batch, seen = pad(texts, side=side), {}
-    with reading(model, lambda layer, states: seen.__setitem__(layer, states)):
+    with observe(model, lambda layer, states: seen.__setitem__(layer, states)):
         forward(model, batch)
     stacked = torch.stack([seen[i] for i in range(model.layers)], dim=2)
     return [stacked[row][batch.real[row]] for row in range(len(texts))]
@@ -199,9 +200,9 @@ class TestAReading:
         def fail(layer: int, states: torch.Tensor) -> None:
             raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt), reading(model, fail):
+        with pytest.raises(KeyboardInterrupt), observe(model, fail):
             forward(model, pad(tiny.texts(model, 1), side="right"))
-        with pytest.raises(IndexError), reading(model, fail, [0, 99]):
+        with pytest.raises(InvalidArgument, match="no layer 99; its layers are 0 to 3"), observe(model, fail, [0, 99]):
             pass
         assert not any(block._forward_hooks for block in model.blocks)
 
@@ -209,7 +210,7 @@ class TestAReading:
         model = tiny.model()
         with (
             pytest.raises(HookDidNotFire, match=r"Layers \[2, 3\] of tiny-llama were never run"),
-            reading(model, lambda layer, states: None, [1, 2, 3]),
+            observe(model, lambda layer, states: None, [1, 2, 3]),
         ):
             model.blocks[1](torch.zeros(1, 1, tiny.D), position_embeddings=(torch.ones(1, 1, 8), torch.zeros(1, 1, 8)))
 

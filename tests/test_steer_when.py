@@ -15,7 +15,8 @@ from poise.engine.static import LocalEngine
 from poise.errors import InvalidSteering
 from poise.model import Model
 from poise.model.batching import pad
-from poise.steer import Condition, Steering, Term, at, steering
+from poise.model.hooks import rewrite
+from poise.steer import Applied, Condition, Steering, Term, at
 from poise.vector import PersonaVector
 
 GREEDY = SamplingParams(max_new_tokens=9, temperature=0)
@@ -168,11 +169,9 @@ class TestTeacherForced:
         v = tiny.vector(llama)
         texts = tiny.texts(llama, 5)
         batch = pad(texts, side="left")
-        with steering(llama, [Steering((Term(v, 1.0, (1,), tokens=(1, 3)),))] * 5) as applied:
-            applied.announce(batch)
-            h = torch.zeros((*batch.ids.shape, tiny.D))
-            changed = applied.change(1, h)
-            applied.silent.clear()
+        applied = Applied(llama, [Steering((Term(v, 1.0, (1,), tokens=(1, 3)),))] * 5)
+        applied.announce(batch)
+        changed = applied.change(1, torch.zeros((*batch.ids.shape, tiny.D)))
         where = (changed != 0).any(-1)
         for row, (first, last) in enumerate(batch.spans):
             assert where[row].nonzero().flatten().tolist() == list(range(first, last))[1:3]
@@ -181,11 +180,10 @@ class TestTeacherForced:
         v = tiny.vector(llama)
         late = Steering((Term(v, 1.0, (1,), when=Condition(v, 3, 0.0, reading="prompt")),))
         batch = pad(tiny.texts(llama, 2), side="left")
-        with steering(llama, late) as applied:
-            applied.announce(batch)
-            with pytest.raises(InvalidSteering, match="layer 3 is not known"):
-                llama.lm(batch.ids, attention_mask=batch.real.long(), use_cache=False)
-            applied.silent.clear()
+        applied = Applied(llama, [late] * 2)
+        applied.announce(batch)
+        with pytest.raises(InvalidSteering, match="layer 3 is not known"), rewrite(llama, applied.change, [1, 3]):
+            llama.lm(batch.ids, attention_mask=batch.real.long(), use_cache=False)
 
 
 class TestSeveralVectors:

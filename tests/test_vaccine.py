@@ -20,7 +20,7 @@ from poise import vector as vectors
 from poise.errors import HookDidNotFire, InvalidArgument, InvalidData, InvalidSteering, OtherModel
 from poise.model import Model
 from poise.steer import Steering, Term, at, learning
-from poise.steer.training import Positions
+from poise.steer.training import Learning, Positions
 from poise.train.examples import marking
 from poise.train.vaccine_callback import VaccineCallback, vaccine
 from poise.vector import PersonaVector
@@ -444,22 +444,20 @@ class TestOtherTrainers:
             norms.append(done.state.log_history[-1]["train_loss"])
         assert norms[0] != pytest.approx(norms[1], abs=1e-4)
 
-    def test_dpo_steers_the_policy_and_not_the_reference(self, vector: PersonaVector, tmp_path: Path) -> None:
+    def test_dpo_steers_the_policy_and_not_the_reference(
+        self, vector: PersonaVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         model = tiny.model("llama")
         seen: list[tuple[bool, bool]] = []
-        callback = VaccineCallback(at(vector, coef=1.5, layer=2))
+        change = Learning.change
 
-        class Look(TrainerCallback):
-            def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-                change = callback._learning.change
+        def spy(learning: Learning, layer: int, h: torch.Tensor) -> torch.Tensor:
+            out = change(learning, layer, h)
+            if not learning._rehearsing:
+                seen.append((torch.is_grad_enabled(), out is not h))
+            return out
 
-                def spy(layer: int, training: bool, h: torch.Tensor) -> torch.Tensor:
-                    out = change(layer, training, h)
-                    seen.append((torch.is_grad_enabled(), out is not h))
-                    return out
-
-                callback._learning.change = spy
-
+        monkeypatch.setattr(Learning, "change", spy)
         pairs = [{"prompt": f"Q{i}? ", "chosen": "yes indeed", "rejected": "no never"} for i in range(4)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -478,7 +476,7 @@ class TestOtherTrainers:
                 train_dataset=Dataset.from_list(pairs),
                 processing_class=model.tokenizer,
                 peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
-                callbacks=[callback, Look()],
+                callbacks=[VaccineCallback(at(vector, coef=1.5, layer=2))],
             )
             done.remove_callback(PrinterCallback)
             done.train()

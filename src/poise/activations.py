@@ -1,4 +1,4 @@
-"""The one read hook: texts to activations, all layers in one pass.
+"""Texts to activations, all layers in one pass.
 
 Each block's output is reduced inside its hook, so that no more than one layer's hidden states of one
 batch are ever held. Knows nothing of traits.
@@ -6,24 +6,22 @@ batch are ever held. Knows nothing of traits.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from poise.errors import HookDidNotFire, NonFiniteActivation
+from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
-from poise.model.architecture import residual
 from poise.model.batching import Batch, Side, pad, plan
+from poise.model.hooks import observe
 from poise.progress import track
 
-__all__ = ["Pool", "Probe", "by_layer", "project", "project_each", "read", "read_tokens", "reading", "reference_norm"]
+__all__ = ["Pool", "Probe", "by_layer", "project", "project_each", "read", "read_tokens", "reference_norm"]
 
 Pool = Literal["response_mean", "prompt_mean", "prompt_last"]
-Visit = Callable[[int, torch.Tensor], None]
 
 BUDGET = 2048  # padded tokens a batch on a CPU; measured in benchmarks/read_activations.py
 BUDGET_GPU = 16384
@@ -36,31 +34,6 @@ class Probe:
 
     layer: int
     direction: torch.Tensor
-
-
-@contextlib.contextmanager
-def reading(model: Model, visit: Visit, layers: Sequence[int] | None = None) -> Iterator[None]:
-    """Call ``visit(i, hidden [B, T, d])`` with the output of block i in every forward pass inside the block.
-
-    Layer i is Hugging Face's ``hidden_states[i + 1]``, before the final norm. All hooks are set or none, and all are
-    taken off again whatever happens.
-
-    Raises:
-        HookDidNotFire: the block ended normally and a layer was never visited; names the layers.
-    """
-    wanted = list(range(model.layers)) if layers is None else list(layers)
-    silent = set(wanted)
-    with contextlib.ExitStack() as hooks:
-        for i in wanted:
-
-            def hook(module: Any, args: Any, output: Any, i: int = i) -> None:
-                silent.discard(i)
-                visit(i, residual(output))
-
-            hooks.callback(model.blocks[i].register_forward_hook(hook).remove)
-        yield
-    if silent:
-        raise HookDidNotFire(f"Layers {sorted(silent)} of {model.name} were never run, so nothing was read there.")
 
 
 def read(
@@ -112,7 +85,7 @@ def _means(model: Model, batch: Batch) -> torch.Tensor:
         for row, (first, last) in enumerate(batch.spans):
             torch.sum(states[row, first:last], dim=0, dtype=torch.float32, out=out[row, layer])
 
-    with reading(model, visit):
+    with observe(model, visit):
         forward(model, batch)
     counts = torch.tensor([last - first for first, last in batch.spans], device=model.device)
     return out / counts[:, None, None]
@@ -131,7 +104,7 @@ def read_tokens(model: Model, texts: Sequence[Encoded], layers: Sequence[int]) -
             for row, i in enumerate(rows):
                 out[i][:, columns[layer]] = states[row, : len(texts[i].ids)].float().cpu().unsqueeze(1)
 
-        with reading(model, visit, layers):
+        with observe(model, visit, layers):
             forward(model, pad([texts[i] for i in rows], side="right", device=model.device))
     return out
 
@@ -191,28 +164,9 @@ def project_batch(model: Model, batch: Batch, probes: Sequence[Probe]) -> torch.
         columns, directions = grouped[layer]
         out[:, :, columns] = states.float() @ directions
 
-    with reading(model, visit, sorted(grouped)), stopping(model, max(grouped)):
+    with observe(model, visit, sorted(grouped), stop=True):
         forward(model, batch)
     return out
-
-
-@contextlib.contextmanager
-def stopping(model: Model, layer: int) -> Iterator[None]:
-    """End the forward pass inside the block once block ``layer`` has run; what comes after it is not computed."""
-
-    def stop(module: Any, args: Any, output: Any) -> None:
-        raise _Deep
-
-    hook = model.blocks[layer].register_forward_hook(stop)
-    try:
-        with contextlib.suppress(_Deep):
-            yield
-    finally:
-        hook.remove()
-
-
-class _Deep(BaseException):
-    """The deepest wanted layer has run."""
 
 
 def by_layer(probes: Sequence[Probe], model: Model) -> dict[int, tuple[list[int], torch.Tensor]]:
@@ -236,7 +190,7 @@ def reference_norm(model: Model, texts: Sequence[Encoded]) -> torch.Tensor:
         def visit(layer: int, states: torch.Tensor, inside: torch.Tensor = inside) -> None:
             total[layer] += states[inside].float().norm(dim=-1).sum().double().cpu()
 
-        with reading(model, visit):
+        with observe(model, visit):
             forward(model, batch)
     return (total / max(count, 1)).float()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from poise.activations import Probe, by_layer, reading
+from poise.activations import Probe, by_layer
 from poise.engine.kv_cache import join, joinable, roomy_cache, trim
 from poise.engine.sampler import choose, newest_logits
 from poise.engine.sequence import Row
@@ -23,6 +23,7 @@ from poise.engine.types import Job, Said
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Model
 from poise.model.batching import pad
+from poise.model.hooks import observe
 from poise.steer import Applied, Steering
 from poise.steer.joined_rows import Part, steering_parts
 
@@ -239,7 +240,7 @@ class ContinuousEngine:
         with contextlib.ExitStack() as hooks:
             hooks.enter_context(steering_parts(self.model, [_part(s, batch) for s in batch.steered]))
             if probes:
-                hooks.enter_context(reading(self.model, visit, sorted(grouped)))
+                hooks.enter_context(observe(self.model, visit, sorted(grouped)))
             logits = newest_logits(self.model, batch.cache, ids, mask, positions)
         listed = values.tolist()
         return logits, {

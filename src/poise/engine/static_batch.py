@@ -9,13 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from poise.activations import Probe, by_layer, reading
+from poise.activations import Probe, by_layer
 from poise.engine.kv_cache import roomy_cache
 from poise.engine.sampler import choose, newest_logits
 from poise.engine.types import Generation, SamplingParams
 from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.model.batching import pad
+from poise.model.hooks import observe
 from poise.steer import Applied, Steering
 from poise.steer import steering as steered
 
@@ -71,7 +72,7 @@ class Run:
                 )
             if need_states:
                 layers = range(self.model.layers) if self.sums is not None else sorted(self.probes)
-                hooks.enter_context(reading(self.model, self._visit, list(layers)))
+                hooks.enter_context(observe(self.model, self._visit, list(layers)))
             logits = self._prefill(cache, applied)
             for step in range(self.sampling.max_new_tokens):
                 chosen = self._choose(logits, step)

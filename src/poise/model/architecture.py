@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from poise.errors import UnsuitableModel
 
-__all__ = ["decoder_blocks", "residual", "text_config"]
+__all__ = ["decoder_blocks", "text_config"]
 
 # Where transformers keeps decoder blocks; only asked when structure alone is ambiguous or silent.
 KNOWN_NAMES = (
@@ -64,10 +63,3 @@ def _outermost_lists(lm: nn.Module) -> dict[str, nn.ModuleList]:
 
 def _known(name: str) -> bool:
     return "vision" not in name and any(name == k or name.endswith("." + k) for k in KNOWN_NAMES)
-
-
-def residual(output: Any) -> torch.Tensor:
-    """The residual stream [B, T, d] in a block's output, which is a tensor or a tuple that starts with one."""
-    stream = output[0] if isinstance(output, tuple) else output
-    assert isinstance(stream, torch.Tensor)
-    return stream

@@ -15,8 +15,8 @@ import torch
 
 from poise.errors import HookDidNotFire, InvalidSteering
 from poise.model import Model
-from poise.model.architecture import residual
 from poise.model.batching import Batch
+from poise.model.hooks import rewrite
 from poise.steer.operators import OPERATORS, Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
 
@@ -86,7 +86,6 @@ class Applied:
         self._announced = False
         self._pass = Pass()
         self._age = -1  # of the newest token, counted in the response
-        self.silent = set(self.layers)
         self.touched = not self._slots
 
     @property
@@ -127,7 +126,6 @@ class Applied:
         """The hidden states [B, T, d] of a block, steered."""
         if layer == self.layers[0] and not self._announced:
             self._begin(h)
-        self.silent.discard(layer)
         for gate in self._gates.get(layer, ()):
             gate.read(h, self._pass.newest)
         for slot in self._slots.get(layer, ()):
@@ -211,19 +209,8 @@ def steering(
     for vector in {id(v): v for v in used}.values():
         vector.check_model(model, allow_other_model=allow_other_model)
     applied = Applied(model, listed)
-    with contextlib.ExitStack() as hooks:
-        for layer in applied.layers:
-
-            def hook(module: Any, args: Any, output: Any, layer: int = layer) -> Any:
-                h = applied.change(layer, residual(output))
-                return (h, *output[1:]) if isinstance(output, tuple) else h
-
-            hooks.callback(model.blocks[layer].register_forward_hook(hook).remove)
+    with rewrite(model, applied.change, applied.layers):
         yield applied
-    if applied.silent:
-        raise HookDidNotFire(
-            f"Layers {sorted(applied.silent)} of {model.name} were never run, so nothing was steered there."
-        )
     if not applied.touched:
         raise HookDidNotFire(
             f"Nothing was steered on {model.name}: no position belonged to the phase that was asked for. Announce "

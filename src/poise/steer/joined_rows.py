@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from poise.errors import HookDidNotFire
 from poise.model import Model
-from poise.model.architecture import residual
+from poise.model.hooks import rewrite
 from poise.steer.apply import Applied
 
 __all__ = ["Part", "steering_parts"]
@@ -37,22 +35,16 @@ def steering_parts(model: Model, parts: Sequence[Part]) -> Iterator[None]:
     Raises:
         HookDidNotFire: the block ended normally and some layer was never run.
     """
-    at: dict[int, list[Part]] = {}
+    parts_at: dict[int, list[Part]] = {}
     for part in parts:
         for layer in part.applied.layers:
-            at.setdefault(layer, []).append(part)
-    with contextlib.ExitStack() as hooks:
-        for layer, here in at.items():
+            parts_at.setdefault(layer, []).append(part)
 
-            def hook(module: Any, args: Any, output: Any, layer: int = layer, here: list[Part] = here) -> Any:
-                h = _changed(residual(output), layer, here)
-                return (h, *output[1:]) if isinstance(output, tuple) else h
+    def change(layer: int, h: torch.Tensor) -> torch.Tensor:
+        return _changed(h, layer, parts_at[layer])
 
-            hooks.callback(model.blocks[layer].register_forward_hook(hook).remove)
+    with rewrite(model, change, list(parts_at)):
         yield
-    silent = {layer for part in parts for layer in part.applied.silent}
-    if silent:
-        raise HookDidNotFire(f"Layers {sorted(silent)} of {model.name} were never run, so nothing was steered there.")
 
 
 def _changed(h: torch.Tensor, layer: int, parts: Sequence[Part]) -> torch.Tensor:

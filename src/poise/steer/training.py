@@ -14,7 +14,7 @@ import torch
 
 from poise.errors import HookDidNotFire, InvalidSteering
 from poise.model import Model
-from poise.model.architecture import residual
+from poise.model.hooks import before_pass, rewrite
 from poise.steer.operators import OPERATORS, Operation
 from poise.steer.steering import Steering
 from poise.vector import PersonaVector
@@ -89,12 +89,12 @@ class Learning:
         self.check()
         self.begin()
 
-    def change(self, layer: int, training: bool, h: torch.Tensor) -> torch.Tensor:
+    def change(self, layer: int, h: torch.Tensor) -> torch.Tensor:
         """The hidden states [B, T, d] of a block, steered where this pass is learnt from."""
         if self._rehearsing:
             self.fired.add(layer)
             return h
-        if not (training and torch.is_grad_enabled()):
+        if not (self.model.blocks[layer].training and torch.is_grad_enabled()):
             return h
         if not torch.compiler.is_compiling():
             self.fired.add(layer)
@@ -116,12 +116,11 @@ class Learning:
             )
         return self._mask
 
-    def mark(self, module: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Before a pass of the whole model: where it is to be steered. The marks are no input of the model's."""
-        rows, labels = given.pop(MARK, None), given.get("labels")
-        if module.training and torch.is_grad_enabled():
-            self._mask = self._places(given.get("input_ids", labels), labels, rows)
-        return args, given
+    def mark(self, arguments: dict[str, Any]) -> None:
+        """Before a pass of the whole model: where it is to be steered. The marks are not an input of the model."""
+        rows, labels = arguments.pop(MARK, None), arguments.get("labels")
+        if self.model.lm.training and torch.is_grad_enabled():
+            self._mask = self._places(arguments.get("input_ids", labels), labels, rows)
 
     def _places(
         self, ids: torch.Tensor | None, labels: torch.Tensor | None, rows: torch.Tensor | None
@@ -185,15 +184,7 @@ def learning(
     for vector in {id(t.vector): t.vector for t in steering.terms}.values():
         check_base(vector, model, allow_other_model=allow_other_model)
     shared = Learning(model, steering, positions, marked=marked)
-    with contextlib.ExitStack() as hooks:
-        for layer in shared.works:
-
-            def hook(module: Any, args: Any, output: Any, layer: int = layer) -> Any:
-                h = shared.change(layer, module.training, residual(output))
-                return (h, *output[1:]) if isinstance(output, tuple) else h
-
-            hooks.callback(model.blocks[layer].register_forward_hook(hook).remove)
-        hooks.callback(model.lm.register_forward_pre_hook(shared.mark, with_kwargs=True).remove)
+    with rewrite(model, shared.change, list(shared.works), must_run=False), before_pass(model, shared.mark):
         yield shared
 
 

@@ -12,9 +12,10 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from poise import vector as vectors
-from poise.activations import Probe, project, reading
+from poise.activations import Probe, project
 from poise.errors import HookDidNotFire, InvalidArgument
 from poise.model import ask
+from poise.model.hooks import before_pass, observe
 from poise.progress import quiet
 from poise.steer.training import IGNORED, check_base
 from poise.train.vaccine_callback import adopt
@@ -105,9 +106,8 @@ class PersonaMonitorCallback(TrainerCallback):
         """Listen to this step's batches where they are to be read."""
         if self.batch and self._due(state.global_step + 1, state.max_steps):
             self._seen = {column: [] for column in range(len(self._probes))}
-            self._reading.enter_context(reading(self._model, self._visit, sorted({p.layer for p in self._probes})))
-            hook = self._model.lm.register_forward_pre_hook(self._mark, with_kwargs=True)
-            self._reading.callback(hook.remove)
+            self._reading.enter_context(observe(self._model, self._visit, sorted({p.layer for p in self._probes})))
+            self._reading.enter_context(before_pass(self._model, self._mark))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
         """Read the prompts, log, and say whether it is enough."""
@@ -147,8 +147,8 @@ class PersonaMonitorCallback(TrainerCallback):
             lm.train(training)
         return tuple(torch.stack([v[-1] for v in values]).mean(0).tolist())
 
-    def _mark(self, module: Any, args: Any, given: dict[str, Any]) -> None:
-        labels = given.get("labels")
+    def _mark(self, arguments: dict[str, Any]) -> None:
+        labels = arguments.get("labels")
         self._learnt = None if labels is None else labels != IGNORED
 
     def _visit(self, layer: int, h: torch.Tensor) -> None:
