@@ -8,6 +8,7 @@ PoiseError
 │   ├── InvalidExemplars       a pairs file breaks its shape, or a side is empty
 │   ├── InvalidSettings        a settings file cannot be read or breaks its schema: file, line and field
 │   ├── InvalidData            a data set is missing or empty, has no columns that fit, or too many broken rows
+│   ├── InvalidRow             one row of a data set cannot be used; runs count and list such rows
 │   ├── ModelNotFound          neither a bundled name, a folder, a GGUF file nor a hub id that answers
 │   ├── BrokenModelFile        the file is there and cannot be read as a model
 │   ├── UnsuitableModel        decoder blocks, tokenizer or template cannot be used
@@ -18,8 +19,11 @@ PoiseError
 │   ├── TooFewResponses        too few usable responses on a side, or normal answers for a rate
 │   ├── TrainingFailed         training cannot go on: a loss that is no number; the last good checkpoint is kept
 │   ├── SaveFailed             the disk refused; what was there before is untouched
+│   ├── OutputExists           writing would destroy an input, another program's file, or a certificate
+│   ├── FolderInUse            another run is at work in the folder
 │   ├── MissingExtra           a part of Poise that is not installed
-│   └── InvalidArgument          the value of an argument or setting out of range
+│   └── InvalidArgument        the value of an argument or setting out of range
+├── RequestError               a request that a server answers with an HTTP error
 └── InternalError              a bug or a broken invariant; shown with its traceback
     ├── HookDidNotFire         a forward pass ended and a steered or read block was not visited
     └── NonFiniteActivation    NaN or infinity came out of the model
@@ -27,13 +31,16 @@ PoiseError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class PoiseError(Exception):
     """Base of all errors raised on purpose; catch it to catch them all."""
 
 
 class UserError(PoiseError):
-    """Something the user can mend; the message names the value, the limit and the remedy."""
+    """Something the user can fix; the message names the value, the limit and the remedy."""
 
 
 class InternalError(PoiseError):
@@ -62,6 +69,10 @@ class InvalidSettings(UserError):
 
 class InvalidData(UserError):
     """A data set is missing or empty, has no columns that fit, or too many broken rows."""
+
+
+class InvalidRow(UserError):
+    """One row of a data set cannot be used; the message is the reason that the list of rejected rows gives."""
 
 
 class ModelNotFound(UserError):
@@ -104,12 +115,55 @@ class SaveFailed(UserError):
     """The disk refused a write; what was there before is untouched."""
 
 
+class OutputExists(UserError):
+    """Writing would destroy an input, a file that this kind of job did not write, or a certificate or alarms."""
+
+
+class FolderInUse(UserError):
+    """Another run is at work in the folder."""
+
+
 class MissingExtra(UserError):
     """A part of Poise that is not installed; the message names the extra."""
 
 
 class InvalidArgument(UserError):
-    """The value of an argument or setting is out of range; names the argument, the value and the limit."""
+    """The value of an argument or setting is out of range; names the argument, the value and the limit.
+
+    Arguments are named in backticks, which the command line turns into its own options: `rate` into --rate.
+    """
+
+
+class RequestError(PoiseError):
+    """A request that a server answers with an error, in the shape that OpenAI's clients expect.
+
+    Args:
+        status: The HTTP status.
+        message: One sentence.
+        code: A short code for programs.
+        param: The field of the request at fault.
+        headers: HTTP headers of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The answer's body."""
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 class HookDidNotFire(InternalError):

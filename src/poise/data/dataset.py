@@ -16,8 +16,8 @@ from typing import Any
 from poise.data import hub
 from poise.data.formats import KNOWN, Reader, Value, is_known, parse, reader
 from poise.data.messages import Conversation, Need, Rejected
-from poise.data.readers import BadRow, Shape, Wish, detect, excerpt, read, wish
-from poise.errors import InvalidData
+from poise.data.readers import Shape, Wish, detect, excerpt, read, wish
+from poise.errors import InvalidData, InvalidRow
 
 __all__ = ["DataSet", "Part", "open_data"]
 
@@ -119,11 +119,12 @@ class DataSet:
             except StopIteration as end:
                 return int(end.value)
             try:
+                if isinstance(value, InvalidRow):
+                    raise value
                 messages = read(part.shape, _columns(value), self.need)
-            except BadRow as bad:
+            except InvalidRow as bad:
                 yield Rejected(part.name, row, first + row, line, str(bad))
             else:
-                assert not isinstance(value, BadRow)  # it was raised
                 yield Conversation(messages, part.name, row, first + row, value, used)
 
 
@@ -213,7 +214,7 @@ def _sample(name: str, rows: Reader) -> list[dict[str, Any]]:
         total += 1
         try:
             good.append(_columns(value))
-        except BadRow as bad:
+        except InvalidRow as bad:
             first_bad = first_bad or (f"line {line}: {bad}" if line else str(bad))
     if not total:
         raise InvalidData(f"{name}: it is empty; give a file with rows.")
@@ -223,7 +224,7 @@ def _sample(name: str, rows: Reader) -> list[dict[str, Any]]:
 
 
 def _columns(value: Value) -> dict[str, Any]:
-    if isinstance(value, BadRow):
+    if isinstance(value, InvalidRow):
         raise value
     return parse(value) if isinstance(value, bytes) else value
 

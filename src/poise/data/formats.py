@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from poise.data.readers import BadRow, is_utf8
-from poise.errors import InvalidData, MissingExtra
+from poise.data.readers import is_utf8
+from poise.errors import InvalidData, InvalidRow, MissingExtra
 
 __all__ = [
     "KNOWN",
@@ -38,7 +38,7 @@ __all__ = [
     "table_rows",
 ]
 
-Value = bytes | dict[str, Any] | BadRow
+Value = bytes | dict[str, Any] | InvalidRow
 Item = tuple[int, int | None, Value]  # row from 0, line from 1 where there are lines, what it holds
 Reader = Callable[[int], Generator[Item, None, int]]
 Lines = Iterator[tuple[int | None, Value]]
@@ -74,17 +74,17 @@ def parse(raw: bytes) -> dict[str, Any]:
     """The columns in a line of JSON Lines.
 
     Raises:
-        BadRow: it is not UTF-8, not JSON, or not an object.
+        InvalidRow: it is not UTF-8, not JSON, or not an object.
     """
     try:
         row = json.loads(raw.decode())
     except UnicodeDecodeError as error:
-        raise BadRow(f"not UTF-8 text: byte {error.start} of the line") from error
+        raise InvalidRow(f"not UTF-8 text: byte {error.start} of the line") from error
     except (ValueError, RecursionError) as error:
         place = f", character {error.pos} of the line" if isinstance(error, json.JSONDecodeError) else ""
-        raise BadRow(f"broken JSON: {_complaint(error)}{place}") from error
+        raise InvalidRow(f"broken JSON: {_complaint(error)}{place}") from error
     if not isinstance(row, dict):
-        raise BadRow(_NOT_A_ROW)
+        raise InvalidRow(_NOT_A_ROW)
     return row
 
 
@@ -102,15 +102,15 @@ def table_rows(tables: Iterable[Any], row: int, skip: int) -> Iterator[Item]:
             row += table.num_rows
     except (OSError, ValueError) as error:
         if row >= skip:
-            yield row, None, BadRow(f"damaged: {_first_line(error)}; the rest of this row group is lost")
+            yield row, None, InvalidRow(f"damaged: {_first_line(error)}; the rest of this row group is lost")
 
 
-def _plain(table: Any) -> list[dict[str, Any] | BadRow]:
+def _plain(table: Any) -> list[dict[str, Any] | InvalidRow]:
     try:
-        return cast(list[dict[str, Any] | BadRow], table.to_pylist())
+        return cast(list[dict[str, Any] | InvalidRow], table.to_pylist())
     except UnicodeDecodeError:
         if table.num_rows == 1:
-            return [BadRow("not UTF-8 text")]
+            return [InvalidRow("not UTF-8 text")]
         return [row for number in range(table.num_rows) for row in _plain(table.slice(number, 1))]
 
 
@@ -172,7 +172,7 @@ def _text_rows(lines: Callable[[Path], Lines], path: Path, skip: int) -> Generat
             row += 1
     except UNREADABLE as error:
         if row >= skip:
-            yield row, None, BadRow(_broken_off(error))
+            yield row, None, InvalidRow(_broken_off(error))
         row += 1
     return row
 
@@ -192,7 +192,7 @@ def _json_lines(path: Path) -> Lines:
             if len(raw) == ROW_LIMIT and not raw.endswith(b"\n"):
                 while (rest := file.readline(ROW_LIMIT)) and not rest.endswith(b"\n"):
                     pass
-                yield line, BadRow(f"too long: over {ROW_LIMIT // 2**20} MiB")
+                yield line, InvalidRow(f"too long: over {ROW_LIMIT // 2**20} MiB")
                 continue
             if line == 1:
                 raw = raw.removeprefix(BOM)
@@ -226,7 +226,7 @@ def _json_values(path: Path) -> Lines:
             line += text.count("\n", at, start)
             if inside and text.startswith("]", start):
                 if text[start + 1 :].strip() or file.read(chunk).strip():
-                    yield line, BadRow("broken JSON: more text after the list; all after this place is lost")
+                    yield line, InvalidRow("broken JSON: more text after the list; all after this place is lost")
                 return
             try:
                 value, at = decoder.raw_decode(text, start)
@@ -234,7 +234,7 @@ def _json_values(path: Path) -> Lines:
                 more = file.read(max(chunk, len(text) - start)) if len(text) - start <= ROW_LIMIT else ""
                 if not more:
                     if inside or start < len(text):
-                        yield line, BadRow(f"broken JSON: {_complaint(error)}; all after this place is lost")
+                        yield line, InvalidRow(f"broken JSON: {_complaint(error)}; all after this place is lost")
                     return
                 text, at = text[start:] + more, 0
                 continue
@@ -248,8 +248,8 @@ _NOT_A_ROW = "not a row: it is JSON, and not an object with columns"
 
 def _row(value: Any, text: str) -> Value:
     if not isinstance(value, dict):
-        return BadRow(_NOT_A_ROW)
-    return value if is_utf8(text) else BadRow("not UTF-8 text")
+        return InvalidRow(_NOT_A_ROW)
+    return value if is_utf8(text) else InvalidRow("not UTF-8 text")
 
 
 def _complaint(error: Exception) -> str:
@@ -270,7 +270,7 @@ def _table(path: Path) -> Lines:
             try:
                 row = next(cells, None)
             except csv.Error as error:
-                yield line, BadRow(f"broken CSV: {error}")
+                yield line, InvalidRow(f"broken CSV: {error}")
                 continue
             if row is None:
                 return
@@ -279,9 +279,12 @@ def _table(path: Path) -> Lines:
             if header is None:
                 header = row
             elif len(row) != len(header):
-                yield line, BadRow(f"broken CSV: {len(row)} cells under a header of {len(header)}")
+                yield line, InvalidRow(f"broken CSV: {len(row)} cells under a header of {len(header)}")
             else:
-                yield line, dict(zip(header, row, strict=True)) if is_utf8("".join(row)) else BadRow("not UTF-8 text")
+                yield (
+                    line,
+                    dict(zip(header, row, strict=True)) if is_utf8("".join(row)) else InvalidRow("not UTF-8 text"),
+                )
 
 
 _TEXTS: dict[str, Callable[[Path], Lines]] = {

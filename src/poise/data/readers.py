@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise.data.messages import Message, Need
-from poise.errors import InvalidArgument
+from poise.errors import InvalidArgument, InvalidRow
 
-__all__ = ["SHAPES", "BadRow", "Shape", "Wish", "detect", "excerpt", "is_utf8", "read", "wish"]
+__all__ = ["SHAPES", "Shape", "Wish", "detect", "excerpt", "is_utf8", "read", "wish"]
 
 Row = Mapping[str, Any]
 
@@ -34,10 +34,6 @@ ROLES = {
 }
 TOOLS = {"tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation"}
 LONGEST = 80  # of a rejected row's own text, no more than this is repeated
-
-
-class BadRow(Exception):
-    """A row that cannot be used; the message is the reason that a ``Rejected`` gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +118,21 @@ def read(shape: Shape, row: Row, need: Need) -> tuple[Message, ...]:
     """The messages of a row.
 
     Raises:
-        BadRow: it has no text where the shape wants some, or lacks the turn that is needed.
+        InvalidRow: it has no text where the shape wants some, or lacks the turn that is needed.
     """
     if not shape.columns:
-        raise BadRow(f"not {shape.kind}: it has the columns {excerpt(', '.join(row))}")
+        raise InvalidRow(f"not {shape.kind}: it has the columns {excerpt(', '.join(row))}")
     turns = _READ[shape.kind](shape, row, need)
     if shape.system and (not turns or turns[0]["role"] != "system"):
         turns.insert(0, {"role": "system", "content": _text(row.get(shape.system), shape.system)})
     messages = tuple(turn for turn in turns if turn["role"] != "system" or turn["content"].strip())
     for number, turn in enumerate(messages, start=1):
         if not turn["content"].strip():
-            raise BadRow(f"empty turn: {turn['role']}, turn {number}")
+            raise InvalidRow(f"empty turn: {turn['role']}, turn {number}")
         if not is_utf8(turn["content"]):
-            raise BadRow(f"not UTF-8 text: half a character in turn {number}")
+            raise InvalidRow(f"not UTF-8 text: half a character in turn {number}")
     if not any(turn["role"] == need for turn in messages):
-        raise BadRow(f"no {need} turn")
+        raise InvalidRow(f"no {need} turn")
     return messages
 
 
@@ -188,7 +184,7 @@ def _is_side(value: Any) -> bool:
 def _is_chat(value: Any, keys: tuple[str, str]) -> bool:
     try:
         turns = _list(value, "")
-    except BadRow:
+    except InvalidRow:
         return False
     return bool(turns) and isinstance(turns[0], dict) and keys[0] in turns[0]
 
@@ -231,7 +227,7 @@ _READ: dict[str, Callable[[Shape, Row, Need], list[Message]]] = {
 
 def _cell(row: Row, column: str) -> Any:
     if column not in row:
-        raise BadRow(f"missing column: {excerpt(column)} is not among {excerpt(', '.join(row))}")
+        raise InvalidRow(f"missing column: {excerpt(column)} is not among {excerpt(', '.join(row))}")
     return row[column]
 
 
@@ -247,13 +243,13 @@ def _chat(value: Any, column: str, keys: tuple[str, str]) -> list[Message]:
     found: list[Message] = []
     for number, turn in enumerate(_list(value, column), start=1):
         if not isinstance(turn, dict) or role not in turn:
-            raise BadRow(f"turn without {role}: turn {number}")
+            raise InvalidRow(f"turn without {role}: turn {number}")
         name = turn[role]
         known = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
         if turn.get("tool_calls") or turn.get("function_call") or (not known and str(name).lower() in TOOLS):
-            raise BadRow(f"tool turn: turn {number}")
+            raise InvalidRow(f"tool turn: turn {number}")
         if known is None:
-            raise BadRow(f"unknown role: {excerpt(name)}, turn {number}")
+            raise InvalidRow(f"unknown role: {excerpt(name)}, turn {number}")
         found.append({"role": known, "content": _text(turn.get(content), f"turn {number}")})
     return found
 
@@ -264,12 +260,12 @@ def _list(value: Any, column: str) -> list[Any]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise BadRow(f"no list of turns: {column} holds text that is not JSON") from error
+            raise InvalidRow(f"no list of turns: {column} holds text that is not JSON") from error
     if isinstance(value, dict) and all(isinstance(part, list) for part in value.values()):
         even = len({len(part) for part in value.values()}) == 1
         return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)] if even else []
     if not isinstance(value, list):
-        raise BadRow(f"no list of turns: {column} holds {_kind(value)}")
+        raise InvalidRow(f"no list of turns: {column} holds {_kind(value)}")
     return value
 
 
@@ -280,13 +276,13 @@ def _text(value: Any, place: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, list):
-        raise BadRow(f"not text: {place} holds {_kind(value)}")
+        raise InvalidRow(f"not text: {place} holds {_kind(value)}")
     texts: list[str] = []
     for part in value:
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, dict) else _kind(part)
-            raise BadRow(f"not text: {place} holds {excerpt(kind)}")
+            raise InvalidRow(f"not text: {place} holds {excerpt(kind)}")
         texts.append(text)
     return "".join(texts)
 

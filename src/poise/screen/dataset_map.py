@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from poise.data import Conversation
-from poise.data.readers import BadRow, Shape, detect, read, wish
-from poise.errors import InvalidData, OtherModel
+from poise.data.readers import Shape, detect, read, wish
+from poise.errors import InvalidData, InvalidRow, OtherModel
 from poise.model import Model, load
 from poise.screen import shards as parts
 from poise.screen.base_answers import Answers
@@ -138,7 +138,7 @@ class ColumnScorer:
             try:
                 messages = row.messages if isinstance(row, Conversation) else self._read(row, rows)
                 good.append(Conversation(messages, "", index, index, {}))
-            except BadRow as error:
+            except InvalidRow as error:
                 bad[index] = str(error)
         units = score(self.model, good, self.probes, self.answers)
         found = {index: tuple(own) for index, own in groupby(units, key=lambda unit: unit.index)}

@@ -17,8 +17,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from poise.errors import RequestError
 from poise.serve import responses as replies
-from poise.serve.errors import Refused
 from poise.serve.metrics import CONTENT_TYPE
 from poise.serve.page_data import entry_of, history
 from poise.serve.readings_db import Query as Wanted
@@ -70,7 +70,7 @@ def _openai(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}", response_model=replies.ModelEntry)
     async def model(name: str) -> Any:
         if name != service.name:
-            raise Refused(404, f"There is no model {name!r} here; it is {service.name!r}.", code="model_not_found")
+            raise RequestError(404, f"There is no model {name!r} here; it is {service.name!r}.", code="model_not_found")
         return _model(service)
 
     @app.post("/v1/chat/completions", responses=replies.answered(replies.ChatCompletion))
@@ -144,7 +144,7 @@ async def _stream(exchange: Exchange, *, usage_told: bool) -> AsyncIterator[byte
                     yield _event(chunk(head, kind, [choice.opening()], **more))
                 for piece in choice.saying(heard):
                     yield _event(chunk(head, kind, [piece], **more))
-    except Refused as refused:
+    except RequestError as refused:
         yield _event(refused.body)
     else:
         if usage_told:
@@ -181,7 +181,7 @@ def _vectors(app: FastAPI, service: Service) -> None:
 
     def check_allowed(request: Request) -> None:
         if not service.policies.of(getattr(request.state, "key", None)).may_change_vectors:
-            raise Refused(403, "This key may not change vectors.", code="vectors_forbidden")
+            raise RequestError(403, "This key may not change vectors.", code="vectors_forbidden")
 
     @app.get("/v1/poise/vectors", response_model=replies.Vectors)
     async def vectors() -> Any:
@@ -196,7 +196,7 @@ def _vectors(app: FastAPI, service: Service) -> None:
     async def delete(request: Request, name: Name) -> Any:
         check_allowed(request)
         if name in service.policies.named:
-            raise Refused(409, f"{name} is part of the server's policy; change that first.", code="in_policy")
+            raise RequestError(409, f"{name} is part of the server's policy; change that first.", code="in_policy")
         await run_in_threadpool(shelf.delete, name)
         service.metrics.projections.forget(name)
         return {"deleted": True, "id": name}
@@ -223,7 +223,7 @@ def _readings(app: FastAPI, service: Service) -> None:
         bucket_minutes: Annotated[float, Query(ge=1, le=24 * 60)] = 30,
     ) -> Any:
         if hours * 60 / bucket_minutes > 2000:
-            raise Refused(400, "That is more than 2,000 buckets; ask for longer ones.", param="bucket_minutes")
+            raise RequestError(400, "That is more than 2,000 buckets; ask for longer ones.", param="bucket_minutes")
         rows = await run_in_threadpool(service.store.since, time.time() - hours * 3600)
         return {"data": await run_in_threadpool(history, rows, bucket_minutes * 60)}
 
@@ -234,7 +234,7 @@ def _instant(param: str, text: str | None) -> float | None:
     try:
         return replies.seconds(text)
     except (ValueError, OverflowError) as error:
-        raise Refused(400, f"{param} is no time such as 2026-05-04T12:00:00Z.", param=param) from error
+        raise RequestError(400, f"{param} is no time such as 2026-05-04T12:00:00Z.", param=param) from error
 
 
 def _state(app: FastAPI, service: Service) -> None:
@@ -245,7 +245,7 @@ def _state(app: FastAPI, service: Service) -> None:
     @app.get("/readyz", response_model=replies.State)
     async def readyz() -> Any:
         if not service.scheduler.alive:
-            raise Refused(503, "Not ready: the model's thread has ended or is ending.", code="not_ready")
+            raise RequestError(503, "Not ready: the model's thread has ended or is ending.", code="not_ready")
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -261,7 +261,7 @@ def _page(app: FastAPI) -> None:
 
     def page(name: str) -> Response:
         if name not in known:
-            raise Refused(404, "There is no such page.", code="not_found")
+            raise RequestError(404, "There is no such page.", code="not_found")
         return Response(known[name].read_bytes(), media_type=PAGE["." + name.rpartition(".")[2]])
 
     @app.get("/", include_in_schema=False)
@@ -274,8 +274,8 @@ def _page(app: FastAPI) -> None:
 
 
 def _errors(app: FastAPI) -> None:
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> Response:
+    @app.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
         return JSONResponse(error.body, error.status, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -286,10 +286,10 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         words = {404: "There is nothing at this address.", 405: "This address does not take that method."}
-        found = Refused(error.status_code, words.get(error.status_code, str(error.detail)), code="http_error")
+        found = RequestError(error.status_code, words.get(error.status_code, str(error.detail)), code="http_error")
         return JSONResponse(found.body, found.status, headers=dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
         log.error("%s failed", request.url.path, exc_info=error)
-        return JSONResponse(Refused(500, "The server failed on this request.", code="internal").body, 500)
+        return JSONResponse(RequestError(500, "The server failed on this request.", code="internal").body, 500)

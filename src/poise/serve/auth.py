@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from poise.errors import InvalidArgument
-from poise.serve.errors import Refused
+from poise.errors import InvalidArgument, RequestError
 
 __all__ = ["Gate", "Keys", "Limits", "check_depth", "is_loopback"]
 
@@ -128,7 +127,7 @@ def check_depth(body: bytes, most: int) -> None:
     for token in TOKENS.finditer(body):
         depth += 1 if token[0] in (b"[", b"{") else -1 if token[0] in (b"]", b"}") else 0
         if depth > most:
-            raise Refused(400, f"The JSON is nested more than {most} deep.", code="too_deep")
+            raise RequestError(400, f"The JSON is nested more than {most} deep.", code="too_deep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +162,7 @@ class Gate:
                 return
             self._admit(scope, headers)
             body = await self._body(scope, headers, receive)
-        except Refused as refused:
+        except RequestError as refused:
             extra = {"www-authenticate": "Bearer"} if refused.status == 401 else {}
             await _answer(guarded, refused.status, json.dumps(refused.body).encode(), refused.headers | extra)
             return
@@ -178,21 +177,25 @@ class Gate:
     def _admit(self, scope: Scope, headers: Mapping[str, str]) -> None:
         host = urlsplit(f"//{headers.get('host', '')}").hostname if _is_host(headers.get("host", "")) else None
         if self.hosts and host not in self.hosts:
-            raise Refused(421, "This server is not called that; use the name that it was started with.", code="host")
+            raise RequestError(
+                421, "This server is not called that; use the name that it was started with.", code="host"
+            )
         origin = headers.get("origin")
         if origin is not None and origin not in self.origins and urlsplit(origin).netloc != headers.get("host"):
-            raise Refused(403, "Pages of another origin may not ask; name it with --cors.", code="origin")
+            raise RequestError(403, "Pages of another origin may not ask; name it with --cors.", code="origin")
         key = self.keys.find(headers.get("authorization"))
         scope["state"] = {**scope.get("state", {}), "key": key}
         if self.keys and key is None and not OPEN.fullmatch(scope["path"]):
-            raise Refused(401, "The key is missing or wrong; send `Authorization: Bearer KEY`.", code="invalid_api_key")
+            raise RequestError(
+                401, "The key is missing or wrong; send `Authorization: Bearer KEY`.", code="invalid_api_key"
+            )
 
     async def _body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> bytes:
         upload = scope["path"] == "/v1/poise/vectors"
         most = self.limits.upload if upload else self.limits.body
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > most):
-            raise Refused(413, f"The body has {length} bytes; at most {most} are taken.", code="too_large")
+            raise RequestError(413, f"The body has {length} bytes; at most {most} are taken.", code="too_large")
         parts: list[bytes] = []
         size, more = 0, True
         while more:
@@ -202,7 +205,7 @@ class Gate:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > most:
-                raise Refused(
+                raise RequestError(
                     413, f"The body has more than {most} bytes, which is all that is taken.", code="too_large"
                 )
             more = message.get("more_body", False)
@@ -211,7 +214,7 @@ class Gate:
             try:
                 body.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise Refused(400, f"The body is no UTF-8 (byte {error.start}).", code="invalid_utf8") from error
+                raise RequestError(400, f"The body is no UTF-8 (byte {error.start}).", code="invalid_utf8") from error
             check_depth(body, self.limits.depth)
         return body
 

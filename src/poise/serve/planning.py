@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poise.engine import Job, SamplingParams
-from poise.errors import InvalidArgument, InvalidSteering, UserError
+from poise.errors import InvalidArgument, InvalidSteering, RequestError, UserError
 from poise.model import Encoded, Model
 from poise.model import Message as Turn
 from poise.monitor.steering_offset import push
-from poise.serve.errors import Refused
 from poise.serve.policy import Policy
 from poise.serve.requests import Asked, ChatRequest, CompletionRequest
 from poise.serve.vector_registry import Shelf, Watched
@@ -49,10 +48,10 @@ def plan(asked: Asked, model: Model, name: str, shelf: Shelf, policy: Policy) ->
     """Check a request against what there is, and say what is to be generated.
 
     Raises:
-        Refused: names the field and the fault.
+        RequestError: names the field and the fault.
     """
     if asked.model != name:
-        raise Refused(
+        raise RequestError(
             404, f"There is no model {asked.model!r} here; it is {name!r}.", code="model_not_found", param="model"
         )
     watched = tuple(shelf.all.values())
@@ -107,7 +106,7 @@ def _steering(asked: Asked, shelf: Shelf, policy: Policy) -> tuple[Spec | None, 
         vectors = {name: w.vector for name, w in shelf.all.items()}
         return spec, policy.steering(spec, vectors)
     except InvalidSteering as error:
-        raise Refused(400, str(error), code="invalid_steering", param="poise.steer") from error
+        raise RequestError(400, str(error), code="invalid_steering", param="poise.steer") from error
 
 
 def _prompts(asked: Asked, model: Model) -> list[Encoded]:
@@ -118,7 +117,7 @@ def _prompts(asked: Asked, model: Model) -> list[Encoded]:
         return [_plain(prompt, model) for prompt in asked.prompts]
     except UserError as error:
         param = "messages" if isinstance(asked, ChatRequest) else "prompt"
-        raise Refused(400, str(error), code="invalid_prompt", param=param) from error
+        raise RequestError(400, str(error), code="invalid_prompt", param=param) from error
 
 
 def _turns(asked: ChatRequest) -> list[Turn]:
@@ -138,7 +137,7 @@ def _most(asked: Asked, prompts: Sequence[Encoded], model: Model, policy: Policy
     longest = max(len(p.ids) for p in prompts)
     room = model.window - longest
     if room < 1 or (most or 0) > room:
-        raise Refused(
+        raise RequestError(
             400,
             f"The prompt has {longest} tokens and {most or 1} more are asked for, but the window is {model.window}; "
             "shorten the prompt or ask for fewer.",
@@ -148,5 +147,5 @@ def _most(asked: Asked, prompts: Sequence[Encoded], model: Model, policy: Policy
     if most is None:
         return min(policy.default_tokens, policy.most_tokens, room)
     if most > policy.most_tokens:
-        raise Refused(400, f"max_tokens is {most}; at most {policy.most_tokens} here.", param="max_tokens")
+        raise RequestError(400, f"max_tokens is {most}; at most {policy.most_tokens} here.", param="max_tokens")
     return int(most)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from poise.serve.errors import Refused
+from poise.errors import RequestError
 from poise.settings import Settings, read_settings
 from poise.steer import Spec, Steering
 from poise.vector import PersonaVector
@@ -49,18 +49,18 @@ class Policy(Settings):
         """The request's steering and the forced one, together.
 
         Raises:
-            Refused: 403 where requests may not steer so.
+            RequestError: 403 where requests may not steer so.
             InvalidSteering: it cannot be done.
         """
         own = asked.steering(vectors) if asked else Steering(())
         if own.terms and not self.may_steer:
-            raise Refused(403, "This key may not steer.", code="steering_forbidden", param="poise.steer")
+            raise RequestError(403, "This key may not steer.", code="steering_forbidden", param="poise.steer")
         for term in own.terms:
             if term.operation != "add":
                 continue
             dose = max(abs(term.vector.dose(term.value, layer)) for layer in term.touched)
             if not dose <= self.most_dose:
-                raise Refused(
+                raise RequestError(
                     400,
                     f"A dose of {dose:.3g} of {term.vector.name} is more than the {self.most_dose:g} allowed here; "
                     "text breaks near 1. Steer with less.",

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poise.errors import InvalidArgument
-from poise.serve.errors import Refused
+from poise.errors import InvalidArgument, RequestError
 
 __all__ = ["Record", "Store"]
 
@@ -175,7 +174,7 @@ class Store:
                 return db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             log.warning("Readings cannot be read: %s", error)
-            raise Refused(
+            raise RequestError(
                 503, "The readings cannot be read now.", code="store_busy", headers={"Retry-After": "2"}
             ) from error
 

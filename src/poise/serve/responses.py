@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from poise.serve.errors import Refused
+from poise.errors import RequestError
 
 __all__ = [
     "REFUSALS",
@@ -315,19 +315,21 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def fault(errors: Sequence[Any]) -> Refused:
+def fault(errors: Sequence[Any]) -> RequestError:
     """The first fault of a request that does not validate, by the field's name."""
     same = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
     first = max(same, key=lambda e: len(e["loc"]))  # of what may have several shapes, the one that it is nearest to
     param = ".".join(str(part) for part in first["loc"] if _is_field(part)) or None
     if first["type"] == "extra_forbidden":
-        return Refused(
+        return RequestError(
             400, f"{_plain(param)} is not supported here; leave it out.", code="unsupported", param=_plain(param)
         )
     if first["type"].startswith("json"):
-        return Refused(400, "The body is no JSON.", code="invalid_json")
+        return RequestError(400, "The body is no JSON.", code="invalid_json")
     said = str(first["msg"]).removeprefix("Value error, ")
-    return Refused(400, f"{_plain(param) or 'The request'}: {_plain(said)}.", code="invalid_value", param=_plain(param))
+    return RequestError(
+        400, f"{_plain(param) or 'The request'}: {_plain(said)}.", code="invalid_value", param=_plain(param)
+    )
 
 
 def _is_field(part: str | int) -> bool:

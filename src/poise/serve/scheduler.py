@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from poise.engine import Job, Said, Stepwise
+from poise.errors import RequestError
 from poise.serve.alarm_policy import Guard, Heard
-from poise.serve.errors import Refused
 
 __all__ = ["Scheduler", "Ticket"]
 
@@ -89,10 +89,10 @@ class Scheduler:
 
         Raises:
             UserError: a job cannot be run.
-            Refused: 429 where too many wait, with when to try again; 503 when shutting down.
+            RequestError: 429 where too many wait, with when to try again; 503 when shutting down.
         """
         if len(tickets) > self.limit:
-            raise Refused(
+            raise RequestError(
                 400,
                 f"The request asks for {len(tickets)} answers, and {self.limit} may wait here; ask for fewer.",
                 code="too_many_answers",
@@ -102,10 +102,12 @@ class Scheduler:
             self.engine.check(ticket.job)
         with self._changed:
             if not self.alive:
-                raise Refused(503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "5"})
+                raise RequestError(
+                    503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "5"}
+                )
             if self._waiting + len(tickets) > self.limit:
                 wait = str(min(max(round(self._waiting * self._pace), 1), 60))
-                raise Refused(
+                raise RequestError(
                     429,
                     f"{self._waiting} requests are waiting already, and {self.limit} may; try again in {wait} s.",
                     code="queue_full",
@@ -125,7 +127,7 @@ class Scheduler:
         """Do other work with the model between two steps; nothing else may touch it while answers are generated.
 
         Raises:
-            Refused: 503 when shutting down.
+            RequestError: 503 when shutting down.
         """
         if not self._thread.is_alive():
             return work()
@@ -139,7 +141,9 @@ class Scheduler:
 
         with self._changed:
             if not self.alive:
-                raise Refused(503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "5"})
+                raise RequestError(
+                    503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "5"}
+                )
             self._calls.append(run)
             self._changed.notify()
         return done.result()
@@ -171,7 +175,7 @@ class Scheduler:
                 call()
             if stopping:
                 for ticket in [*new, *self._live]:
-                    self._fail(ticket, Refused(503, "The server shut down before the end.", code="shutting_down"))
+                    self._fail(ticket, RequestError(503, "The server shut down before the end.", code="shutting_down"))
                 return
             self._take(new)
             for ticket in dropped:
@@ -191,7 +195,7 @@ class Scheduler:
     def _expire(self) -> None:
         now = time.monotonic()
         for ticket in [t for t in self._live if t.deadline <= now]:
-            self._fail(ticket, Refused(504, "The answer took longer than allowed here.", code="deadline_exceeded"))
+            self._fail(ticket, RequestError(504, "The answer took longer than allowed here.", code="deadline_exceeded"))
 
     def _step(self) -> None:
         try:

@@ -12,10 +12,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from poise.errors import NonFiniteActivation, UserError
+from poise.errors import NonFiniteActivation, RequestError, UserError
 from poise.model import Model
 from poise.serve.alarm_policy import Guard, Heard
-from poise.serve.errors import Refused
 from poise.serve.metrics import Metrics
 from poise.serve.planning import Plan, plan
 from poise.serve.policy import Policies
@@ -65,7 +64,7 @@ class Service:
         """Check a request and begin to answer it.
 
         Raises:
-            Refused: it cannot be answered, or not now.
+            RequestError: it cannot be answered, or not now.
         """
         found = plan(asked, self.model, self.name, self.shelf, self.policies.of(key))
         kind: Kind = "chat" if isinstance(asked, ChatRequest) else "text"
@@ -73,7 +72,7 @@ class Service:
         try:
             self.scheduler.submit(exchange.tickets)
         except UserError as error:
-            raise Refused(400, str(error), code="invalid_request") from error
+            raise RequestError(400, str(error), code="invalid_request") from error
         self.metrics.tokens.labels("prompt").inc(found.prompt_tokens)
         return exchange
 
@@ -116,7 +115,7 @@ class Exchange:
         """What is said, step by step, until all answers are over. Leaving early gives the slots back at once.
 
         Raises:
-            Refused: an answer failed; the others of the request end with it.
+            RequestError: an answer failed; the others of the request end with it.
         """
         waiting = len(self.choices)
         try:
@@ -139,16 +138,16 @@ class Exchange:
             self.service.scheduler.drop(self.tickets)
             self._record()
 
-    def _failed(self, error: Exception) -> Refused:
-        if isinstance(error, Refused):
+    def _failed(self, error: Exception) -> RequestError:
+        if isinstance(error, RequestError):
             return error
         if isinstance(error, NonFiniteActivation) and self.plan.jobs[0].steering:
             message = "The model's activations broke under this steering; steer with less."
-            return Refused(400, message, code="broken_activations", param="poise.steer")
+            return RequestError(400, message, code="broken_activations", param="poise.steer")
         if isinstance(error, UserError):
-            return Refused(400, str(error), code="invalid_request")
+            return RequestError(400, str(error), code="invalid_request")
         log.error("%s failed: %s", self.head["id"], type(error).__name__, exc_info=error)
-        return Refused(500, "The model failed on this batch; the server goes on. Try again.", code="model_failed")
+        return RequestError(500, "The model failed on this batch; the server goes on. Try again.", code="model_failed")
 
     def _count(self, choice: Choice, heard: Heard) -> None:
         metrics = self.service.metrics

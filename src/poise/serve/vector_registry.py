@@ -12,11 +12,10 @@ from typing import Any
 
 from poise import vector as vectors
 from poise.activations import Probe
-from poise.errors import InvalidVector, UserError
+from poise.errors import InvalidVector, RequestError, UserError
 from poise.model import Model
 from poise.monitor import in_force, watch
 from poise.monitor.baseline import Ordinary, ordinary
-from poise.serve.errors import Refused
 from poise.vector import Alarm, PersonaVector
 
 __all__ = ["NAME", "Shelf", "Watched"]
@@ -83,13 +82,13 @@ class Shelf:
         """Those of these names, each once.
 
         Raises:
-            Refused: 404 for one that is not there; says what is.
+            RequestError: 404 for one that is not there; says what is.
         """
         now, wanted = self._all, list(dict.fromkeys(names))
         for name in wanted:
             if name not in now:
                 known = ", ".join(now) or "none"
-                raise Refused(404, f"There is no vector {name!r}; there are: {known}.", code="vector_not_found")
+                raise RequestError(404, f"There is no vector {name!r}; there are: {known}.", code="vector_not_found")
         return [now[name] for name in wanted]
 
     def put(self, name: str, vector: PersonaVector, *, fixed: bool) -> Watched:
@@ -99,7 +98,7 @@ class Shelf:
             InvalidVector: the name cannot be written in a steering expression.
             OtherModel: it is not this model's.
             InvalidSteering: it is zero where it would be read.
-            Refused: 409 for a name that is taken.
+            RequestError: 409 for a name that is taken.
         """
         if not re.fullmatch(NAME, name):
             raise InvalidVector(f"{name!r} is no name for a vector here; use letters, digits, _ and -, at most 64.")
@@ -114,13 +113,13 @@ class Shelf:
 
     def _check_free(self, name: str) -> None:
         if name in self._all:
-            raise Refused(409, f"There is a vector {name!r} already; delete it first.", code="vector_exists")
+            raise RequestError(409, f"There is a vector {name!r} already; delete it first.", code="vector_exists")
 
     def upload(self, name: str, data: bytes) -> Watched:
         """Put the bytes of a vector file on the shelf, once they have been read and found whole.
 
         Raises:
-            Refused: 400 for anything else than a vector of this model; 409 for a name that is taken.
+            RequestError: 400 for anything else than a vector of this model; 409 for a name that is taken.
         """
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -135,18 +134,18 @@ class Shelf:
                     self._drop(name)
                     raise
         except UserError as error:
-            raise Refused(400, _without_paths(str(error)), code="invalid_vector", param="name") from error
+            raise RequestError(400, _without_paths(str(error)), code="invalid_vector", param="name") from error
         return found
 
     def delete(self, name: str) -> None:
         """Take a vector off the shelf and off the disk.
 
         Raises:
-            Refused: 404 where there is none; 409 for one that the server was started with.
+            RequestError: 404 where there is none; 409 for one that the server was started with.
         """
         [found] = self.find([name])
         if found.fixed:
-            raise Refused(409, f"{name} was named when the server was started; restart without it.", code="fixed")
+            raise RequestError(409, f"{name} was named when the server was started; restart without it.", code="fixed")
         self._drop(name)
         if self.folder:
             (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
