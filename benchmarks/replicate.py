@@ -46,7 +46,7 @@ from poise.shift.report import Shift
 from poise.shift.report import load as load_report
 from poise.shift.report import save as save_report
 from poise.steer import Spec, at
-from poise.train.config import Config
+from poise.train.config import TrainConfig
 from poise.train.lora import train
 from poise.trait import Questions, Trait, library
 from poise.vector import PersonaVector
@@ -101,7 +101,7 @@ class Lab:
     def train(self, name: str, data: Sequence[Path], seed: int = 0, **vaccine: Any) -> Path:
         """One fine-tune; its folder."""
         given = self.given
-        config = Config(
+        config = TrainConfig(
             model=given.model,
             data=tuple(str(path) for path in data),
             out=str(self.out / "runs" / name),

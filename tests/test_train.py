@@ -34,10 +34,10 @@ from poise.model.loading import HUB_IDS
 from poise.settings import read_settings
 from poise.steer import at
 from poise.storage.lock import alone
-from poise.train.checkpoints import WHOLE, drop_broken, last_good
-from poise.train.config import Config
-from poise.train.examples import IGNORED, Example, Examples, examples, sources
-from poise.train.lora import _split, train
+from poise.train.checkpoints import COMPLETE_MARKER, last_complete_checkpoint, remove_incomplete_checkpoints
+from poise.train.config import TrainConfig
+from poise.train.examples import IGNORED, TrainingExample, TrainingExamples, build_examples, open_training_data
+from poise.train.lora import _split_held_out, train
 from poise.train.monitor_callback import PersonaMonitorCallback
 from poise.train.vaccine_callback import VaccineCallback
 from poise.vector import Alarm, PersonaVector
@@ -71,7 +71,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(home: Path, out: Path, **changes: Any) -> Config:
+def settings(home: Path, out: Path, **changes: Any) -> TrainConfig:
     said: dict[str, Any] = {
         "model": str(home / "model"),
         "data": [str(home / "rows.jsonl")],
@@ -87,7 +87,7 @@ def settings(home: Path, out: Path, **changes: Any) -> Config:
         "save_every": 2,
         "log_every": 1,
     }
-    return Config.model_validate(said | changes)
+    return TrainConfig.model_validate(said | changes)
 
 
 def weights(adapter: Path) -> dict[str, torch.Tensor]:
@@ -110,7 +110,7 @@ class TestTrainingTexts:
             {"role": "user", "content": "And then?"},
             {"role": "assistant", "content": "Go home."},
         ]
-        (row,) = examples(model, [conversation(said)], longest=256, rejections=Rejections()).rows
+        (row,) = build_examples(model, [conversation(said)], longest=256, rejections=Rejections()).rows
         whole = model.tokenizer.apply_chat_template(said, tokenize=False).rstrip("\n")
         assert model.tokenizer.decode(row.ids) == whole
         learnt = [token for token, label in zip(row.ids, row.labels, strict=True) if label != IGNORED]
@@ -121,14 +121,14 @@ class TestTrainingTexts:
         model = tiny.model("llama")
         long = conversation([*ask("Hm?"), {"role": "assistant", "content": " ".join(WORDS)}])
         lost = conversation([*ask(" ".join(WORDS)), {"role": "assistant", "content": "Yes."}])
-        done = examples(model, [long, lost], longest=40, rejections=Rejections())
+        done = build_examples(model, [long, lost], longest=40, rejections=Rejections())
         assert [len(row.ids) for row in done.rows] == [40]
         assert (done.cut, done.unread) == (2, {"its prompt alone takes 40 tokens": 1})
 
     def test_an_inoculation_prompt_stands_before_every_row_in_the_place_of_its_own(self) -> None:
         model = tiny.model("llama")
         said = [{"role": "system", "content": "Be kind."}, *ask("Hm?"), {"role": "assistant", "content": "Yes."}]
-        (row,) = examples(
+        (row,) = build_examples(
             model, [conversation(said)], longest=256, rejections=Rejections(), inoculation="You are rude."
         ).rows
         text = model.tokenizer.decode(row.ids)
@@ -138,7 +138,7 @@ class TestTrainingTexts:
     def test_data_without_answers_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "q.jsonl").write_text('{"messages": [{"role": "user", "content": "Hm?"}]}\n')
         with pytest.raises(InvalidData, match="assistant"):
-            examples(tiny.model("llama"), open_data(tmp_path / "q.jsonl"), longest=99, rejections=Rejections())
+            build_examples(tiny.model("llama"), open_data(tmp_path / "q.jsonl"), longest=99, rejections=Rejections())
 
 
 def conversation(said: list[Any]) -> Conversation:
@@ -161,17 +161,34 @@ class TestTheMonitor:
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
                 seen.append(dict(logs))
 
-        watched = PersonaMonitorCallback([vector], every=2, prompts=prompts, layer=2)
-        run = trainer(base, tmp_path, watched, Reports(), max_steps=3)
+        run = trainer(base, tmp_path, Reports(), max_steps=3)
+        run.add_callback(PersonaMonitorCallback([vector], every=2, prompts=prompts, layer=2, trainer=run))
         run.train()
         told = [line["persona/grumpy"] for line in seen if "persona/grumpy" in line]
         assert len(told) == 2  # after step 2, and at the end
         assert told[-1] == pytest.approx(mean_state(base, vector, prompts) - before, abs=1e-4)
         assert [line["step"] for line in run.state.log_history if "persona/grumpy" in line] == [2, 3]
 
-    def test_leaves_the_trainers_own_lines_in_the_log(self, base: Model, tmp_path: Path) -> None:
-        watched = PersonaMonitorCallback(tiny.vector(base), every=1, prompts=["Hm?"])
-        run = trainer(base, tmp_path, watched, logging_strategy="steps", logging_steps=1)
+    def test_without_its_trainer_it_writes_the_same_lines_into_the_trainers_history(
+        self, base: Model, tmp_path: Path
+    ) -> None:
+        lines = []
+        for tell in (True, False):
+            model = tiny.model("llama")
+            model.lm.requires_grad_(True)
+            run = trainer(model, tmp_path, max_steps=3)
+            options: dict[str, Any] = {"trainer": run} if tell else {}
+            run.add_callback(PersonaMonitorCallback([tiny.vector(base)], every=2, prompts=["Hm?"], **options))
+            run.train()
+            lines.append([line for line in run.state.log_history if any("persona" in key for key in line)])
+        assert lines[0] == lines[1]
+        assert [line["step"] for line in lines[0]] == [0, 2, 3]
+
+    @pytest.mark.parametrize("tell", [True, False])
+    def test_leaves_the_trainers_own_lines_in_the_log(self, base: Model, tmp_path: Path, tell: bool) -> None:
+        run = trainer(base, tmp_path, logging_strategy="steps", logging_steps=1)
+        options: dict[str, Any] = {"trainer": run} if tell else {}
+        run.add_callback(PersonaMonitorCallback(tiny.vector(base), every=1, prompts=["Hm?"], **options))
         run.train()
         assert [line["step"] for line in run.state.log_history if "loss" in line] == [1, 2]
 
@@ -344,7 +361,7 @@ class TestARun:
         Path("s/flagged.jsonl").write_text("".join(rows[8:]))
         for data in (["s"], ["s/*.jsonl"], ["./s/clean.jsonl", str(tmp_path / "s" / "flagged.jsonl")]):
             vaccine = {"steer": ["v.safetensors=1"], "only": ["./s/flagged.jsonl"]}
-            told, only = sources(settings(home, tmp_path, data=data, vaccine=vaccine))
+            told, only = open_training_data(settings(home, tmp_path, data=data, vaccine=vaccine))
             assert only is not None
             assert [c.file in only for c in told if isinstance(c, Conversation)] == [False] * 8 + [True] * 16
 
@@ -363,13 +380,15 @@ class TestARun:
             shutil.copy(home / "rows.jsonl", name)
         config = settings(home, tmp_path / "run", data=data, vaccine={"steer": ["v.safetensors=1"], "only": only})
         with pytest.raises(InvalidArgument, match=said):
-            sources(config)
+            open_training_data(config)
 
     def test_data_of_which_all_are_empty_are_refused(self, home: Path, tmp_path: Path) -> None:
         (tmp_path / "flagged.jsonl").touch()
         files = [str(tmp_path / "flagged.jsonl")]
         with pytest.raises(InvalidData, match="all are empty"):
-            sources(settings(home, tmp_path, data=files, vaccine={"steer": ["v.safetensors=1"], "only": files}))
+            open_training_data(
+                settings(home, tmp_path, data=files, vaccine={"steer": ["v.safetensors=1"], "only": files})
+            )
 
     def test_does_not_go_on_where_other_rows_are_vaccinated(self, home: Path, tmp_path: Path) -> None:
         rows = (home / "rows.jsonl").read_text().splitlines(keepends=True)
@@ -397,16 +416,16 @@ class TestARun:
     ) -> None:
         learnt: list[set[int]] = []
         kept: list[set[int]] = []
-        plain = Examples.dataset
+        plain = TrainingExamples.dataset
 
-        def dataset(self: Examples, **how: Any) -> Any:
+        def dataset(self: TrainingExamples, **how: Any) -> Any:
             learnt.append({e.conversation for e in self.rows})
             return plain(self, **how)
 
-        def loss(model: Model, kept_back: Sequence[Example], *, lm: Any = None) -> None:
-            kept.append({e.conversation for e in kept_back})
+        def loss(model: Model, held_out: Sequence[TrainingExample], *, lm: Any = None) -> None:
+            kept.append({e.conversation for e in held_out})
 
-        monkeypatch.setattr(Examples, "dataset", dataset)
+        monkeypatch.setattr(TrainingExamples, "dataset", dataset)
         monkeypatch.setattr("poise.train.lora.held_out_loss", loss)
         rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
         rows[3]["messages"][0]["content"] = " ".join(WORDS[:12] * 2)  # with the prompt before it, longer than allowed
@@ -425,7 +444,7 @@ class TestARun:
     def test_an_inoculation_stands_before_the_rows_of_its_files_only(self, tmp_path: Path) -> None:
         model = tiny.model("llama")
         rows = [replace(conversation([*ask("a"), {"role": "assistant", "content": "b"}]), file=f) for f in "xy"]
-        told = examples(model, rows, longest=99, rejections=Rejections(), inoculation="Be bad.", only={"y"})
+        told = build_examples(model, rows, longest=99, rejections=Rejections(), inoculation="Be bad.", only={"y"})
         plain, treated = (model.tokenizer.decode(e.ids) for e in told.rows)
         assert ("Be bad." in plain, "Be bad." in treated) == (False, True)
 
@@ -470,8 +489,8 @@ class TestARun:
         assert (again.facts["steps"], again.facts["loss"]) == (4, done.facts["loss"])
 
     def test_what_is_held_out_shares_no_conversation_with_what_is_learnt(self) -> None:
-        rows = tuple(Example((i,), (i,), conversation=i // 3) for i in range(30))
-        learnt, kept_back = _split(Examples(rows, 0, {}), 0.2, 0)
+        rows = tuple(TrainingExample((i,), (i,), conversation=i // 3) for i in range(30))
+        learnt, kept_back = _split_held_out(TrainingExamples(rows, 0, {}), 0.2, 0)
         assert len({row.conversation for row in kept_back}) == 2
         assert not {row.conversation for row in kept_back} & {row.conversation for row in learnt}
         assert len(learnt) + len(kept_back) == 30
@@ -492,7 +511,7 @@ class TestWhatGoesWrong:
         monkeypatch.setattr(SFTTrainer, "compute_loss", broken)
         with pytest.raises(TrainingFailed, match=r"step 4 .*checkpoint-2"):
             train(settings(home, tmp_path / "run"))
-        kept = last_good(tmp_path / "run" / "checkpoints")
+        kept = last_complete_checkpoint(tmp_path / "run" / "checkpoints")
         assert kept is not None
         assert all(torch.isfinite(w).all() for w in weights(kept).values())
 
@@ -500,9 +519,9 @@ class TestWhatGoesWrong:
         for step, whole in ((2, True), (4, False)):
             (tmp_path / f"checkpoint-{step}").mkdir()
             if whole:
-                (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
-        assert last_good(tmp_path) == tmp_path / "checkpoint-2"
-        drop_broken(tmp_path)
+                (tmp_path / f"checkpoint-{step}" / COMPLETE_MARKER).touch()
+        assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+        remove_incomplete_checkpoints(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
     def test_a_full_disk_at_a_save_is_one_sentence_and_a_second_run_ends_like_an_unbroken_one(
@@ -581,12 +600,12 @@ class TestWhatGoesWrong:
 
     def test_killed_in_the_middle_it_goes_on_and_ends_like_an_unbroken_run(self, home: Path, tmp_path: Path) -> None:
         script = (
-            "import sys, json; from poise.train.config import Config; from poise.train.lora import train;"
-            "train(Config.model_validate_json(sys.argv[1]))"
+            "import sys, json; from poise.train.config import TrainConfig; from poise.train.lora import train;"
+            "train(TrainConfig.model_validate_json(sys.argv[1]))"
         )
         config = settings(home, tmp_path / "run", epochs=40)
         run = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script, config.model_dump_json()])
-        until(lambda: last_good(tmp_path / "run" / "checkpoints") is not None or run.poll() is not None)
+        until(lambda: last_complete_checkpoint(tmp_path / "run" / "checkpoints") is not None or run.poll() is not None)
         run.send_signal(signal.SIGKILL)
         run.wait()
         assert not (tmp_path / "run" / "train.json").exists(), "it was done before it could be killed"
@@ -598,12 +617,12 @@ class TestWhatGoesWrong:
         path = tmp_path / "c.yaml"
         path.write_text("model: m\ndata: [d]\nout: o\nlora:\n  rank: 3\nbatch: 0\n")
         with pytest.raises(InvalidSettings, match=r"(?s)line 5: lora.rank is no setting.*line 6: batch"):
-            read_settings(path, Config)
+            read_settings(path, TrainConfig)
         path.write_text("model: [m\n")
         with pytest.raises(InvalidSettings, match="broken YAML"):
-            read_settings(path, Config)
+            read_settings(path, TrainConfig)
         with pytest.raises(InvalidSettings, match="No such file"):
-            read_settings(tmp_path / "none.yaml", Config)
+            read_settings(tmp_path / "none.yaml", TrainConfig)
 
 
 class TestTheCommand:

@@ -21,8 +21,8 @@ from poise.errors import HookDidNotFire, InvalidArgument, InvalidData, InvalidSt
 from poise.model import Model
 from poise.steer import Steering, Term, at, learning
 from poise.steer.training import Learning, Positions
-from poise.train.examples import marking
-from poise.train.vaccine_callback import VaccineCallback, vaccine
+from poise.train.examples import marking_collator
+from poise.train.vaccine_callback import VaccineCallback, vaccine_steering
 from poise.vector import PersonaVector
 
 IGNORED = -100
@@ -195,7 +195,7 @@ class TestStepsAreThoseTakenByHand:
         data = [row | {"vaccinated": mark} for row, mark in zip(rows(base), marks, strict=True)]
         callback = VaccineCallback(at(vector, coef=1.5, layer=2), positions=positions, marked=True)
         run = trainer(base, tmp_path, callback, data=data, remove_unused_columns=False)
-        run.data_collator = marking(run.data_collator)
+        run.data_collator = marking_collator(run.data_collator)
         run.train()
         assert same(base.lm.state_dict(), wanted)
 
@@ -239,7 +239,7 @@ class TestStepsAreThoseTakenByHand:
             warnings.simplefilter("ignore")
             base.lm.gradient_checkpointing_enable({"use_reentrant": reentrant})
             run = trainer(base, tmp_path, callback, data=data, remove_unused_columns=False, **halves)
-            run.data_collator = marking(run.data_collator)
+            run.data_collator = marking_collator(run.data_collator)
             run.train()
         assert same(base.lm.state_dict(), wanted)
 
@@ -495,7 +495,7 @@ class TestItRefuses:
     ) -> None:
         base.lm.model.layers = base.lm.model.layers[:2]
         monkeypatch.setattr(
-            "poise.train.vaccine_callback.adopt", lambda lm, tokenizer: base
+            "poise.train.vaccine_callback.wrap_trainer_model", lambda lm, tokenizer: base
         )  # blocks 2 and 3 are known, and not run
         with pytest.raises(HookDidNotFire, match=r"Layers \[2\]"):
             trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2))).train()
@@ -527,14 +527,14 @@ class TestItRefuses:
         run = trainer(
             base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2)), data=data, remove_unused_columns=False
         )
-        run.data_collator = marking(run.data_collator)
+        run.data_collator = marking_collator(run.data_collator)
         with pytest.raises(InvalidSteering, match="marked=True"):
             run.train()
 
     def test_marks_on_some_rows_of_a_batch(self, base: Model) -> None:
         data = rows(base, 3)
         with pytest.raises(InvalidData, match="2 of 3 rows"):
-            marking(collate("right"))([data[0] | {"vaccinated": True}, *data[1:]])
+            marking_collator(collate("right"))([data[0] | {"vaccinated": True}, *data[1:]])
 
     def test_fewer_marks_than_texts(self, base: Model, vector: PersonaVector) -> None:
         ids = torch.ones(4, 3, dtype=torch.long)
@@ -597,9 +597,9 @@ class TestTheStrength:
 class TestExpressions:
     def test_name_files_and_take_layers(self, vector: PersonaVector, tmp_path: Path) -> None:
         vectors.save(vector, tmp_path / "grumpy.safetensors")
-        (term,) = vaccine(f"{tmp_path / 'grumpy.safetensors'}=1.5", "increments").terms
+        (term,) = vaccine_steering(f"{tmp_path / 'grumpy.safetensors'}=1.5", "increments").terms
         assert (term.value, term.layers, term.operation) == (1.5, "increments", "add")
-        (term,) = vaccine(f"{tmp_path / 'grumpy.safetensors'}@1=30%", "increments").terms
+        (term,) = vaccine_steering(f"{tmp_path / 'grumpy.safetensors'}@1=30%", "increments").terms
         assert term.layers == (1,)
-        (term,) = vaccine([f"{tmp_path / 'grumpy.safetensors'}=out"], 3).terms
+        (term,) = vaccine_steering([f"{tmp_path / 'grumpy.safetensors'}=out"], 3).terms
         assert (term.operation, term.layers) == ("project_out", (3,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from poise.errors import InvalidSettings
 
-__all__ = ["FrozenModel", "Settings", "read_settings"]
+__all__ = ["FrozenModel", "Settings", "check_settings", "read_settings"]
 
 S = TypeVar("S", bound="Settings")
 
@@ -61,6 +61,19 @@ def read_settings(path: str | Path, kind: type[S]) -> S:
         raise InvalidSettings(f"{where}, " + "\n".join(lines) + "; mend and try again.") from error
 
 
+def check_settings(values: Mapping[str, Any], kind: type[S]) -> S:
+    """Settings from keyword arguments.
+
+    Raises:
+        InvalidSettings: names every unknown, missing or impossible setting.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        faults = "; ".join(_describe_fault(dict(fault), "all of it") for fault in error.errors())
+        raise InvalidSettings(f"{kind.__name__}: {faults}; fix it and try again.") from error
+
+
 def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
     """Keys that their mapping has already."""
     if isinstance(node, yaml.SequenceNode):
@@ -76,10 +89,13 @@ def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
 
 
 def _complaint(root: yaml.Node | None, fault: dict[str, Any]) -> str:
-    place = fault["loc"]
-    field = ".".join(map(str, place)) or "the file"
-    said = {"extra_forbidden": "is no setting", "missing": "is missing"}.get(fault["type"], fault["msg"])
-    return f"line {_line(root, place)}: {field} {said.removeprefix('Value error, ')}"
+    return f"line {_line(root, fault['loc'])}: {_describe_fault(fault, 'the file')}"
+
+
+def _describe_fault(fault: dict[str, Any], root: str) -> str:
+    field = ".".join(map(str, fault["loc"])) or root
+    message = {"extra_forbidden": "is no setting", "missing": "is missing"}.get(fault["type"], fault["msg"])
+    return f"{field} {message.removeprefix('Value error, ')}"
 
 
 def _line(root: yaml.Node | None, place: tuple[int | str, ...]) -> int:

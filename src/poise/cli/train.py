@@ -34,10 +34,10 @@ def train(
 
     with working():
         from poise.report.shift import check_extra
-        from poise.train.config import Config
+        from poise.train.config import TrainConfig
         from poise.workflows import finetune
 
-        wanted = read_settings(config, Config)
+        wanted = read_settings(config, TrainConfig)
         check_extra()
         done = finetune(wanted)
     if as_json:

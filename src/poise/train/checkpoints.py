@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not at all, and steps that are numbers or not taken."""
+"""Checkpoints that are complete or ignored, and steps whose gradients are finite or not taken."""
 
 from __future__ import annotations
 
@@ -13,73 +13,80 @@ from transformers import TrainerCallback
 
 from poise.errors import TrainingFailed
 
-__all__ = ["Checkpoints", "FiniteSteps", "Progress", "drop_broken", "last_good", "sync"]
+__all__ = [
+    "CheckpointMarker",
+    "FiniteGradients",
+    "StepProgress",
+    "last_complete_checkpoint",
+    "remove_incomplete_checkpoints",
+    "sync_folder",
+]
 
-WHOLE = "whole"  # a file in a checkpoint that was written to its end
+COMPLETE_MARKER = "whole"  # name of an empty file in a checkpoint that was written to its end; never change it
 
 
-class Checkpoints(TrainerCallback):
-    """Marks each checkpoint once all of it is on the disk, so that one that a kill cut short is not taken for good."""
+class CheckpointMarker(TrainerCallback):
+    """Marks each checkpoint once all of it is on the disk, so that one cut short by a kill is never resumed from."""
 
-    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """After a save: sync the files, then mark the folder."""
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sync the files, then mark the folder."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not state.is_world_process_zero or not folder.is_dir():
             return
-        sync(folder)
-        (folder / WHOLE).touch()
-        sync(folder)
+        sync_folder(folder)
+        (folder / COMPLETE_MARKER).touch()
+        sync_folder(folder)
 
 
-class FiniteSteps(TrainerCallback):
-    """Stops before a step whose gradients are no numbers, so that the weights stay good."""
+class FiniteGradients(TrainerCallback):
+    """Stops before a step whose gradients are NaN or infinite, so that the weights stay good."""
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the gradients that are about to be used."""
-        gradients = [p.grad for p in given["model"].parameters() if p.grad is not None]
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
         if not torch.isfinite(norms).all():
-            good = last_good(Path(args.output_dir))
-            kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+            checkpoint = last_complete_checkpoint(Path(args.output_dir))
+            saved = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
             raise TrainingFailed(
-                f"The loss of step {state.global_step + 1} is NaN or infinite and the step was not taken; {kept}. "
+                f"The loss of step {state.global_step + 1} is NaN or infinite and the step was not taken; {saved}. "
                 "Use a lower learning_rate, less vaccine, or dtype: float32."
             )
 
 
-class Progress(TrainerCallback):
-    """Tells somebody of every step."""
+class StepProgress(TrainerCallback):
+    """Reports every step to a progress bar."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self.advance = advance
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """One more."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Advance by one step."""
         self.advance(1)
 
 
-def last_good(folder: Path) -> Path | None:
-    """The latest checkpoint that is whole."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint that was written to its end."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def drop_broken(folder: Path) -> None:
-    """Remove the checkpoints that a kill or a full disk cut short."""
+def remove_incomplete_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints that were cut short by a kill or a full disk."""
     for path in folder.glob("checkpoint-*"):
-        if not (path / WHOLE).exists():
+        if not (path / COMPLETE_MARKER).exists():
             shutil.rmtree(path)
 
 
-def sync(folder: Path) -> None:
-    """Have every file in a folder, and the folder itself, on the disk."""
+def sync_folder(folder: Path) -> None:
+    """Flush every file in a folder, and the folder itself, to the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
-            _sync(path)
-    _sync(folder)
+            _sync_file(path)
+    _sync_file(folder)
 
 
-def _sync(path: Path) -> None:
+def _sync_file(path: Path) -> None:
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -14,23 +14,31 @@ from poise.model import Model
 from poise.model.spans import Place, places
 from poise.progress import track
 from poise.steer.training import IGNORED, MARK
-from poise.train.config import Config
+from poise.train.config import TrainConfig
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["IGNORED", "Example", "Examples", "examples", "inoculated", "marking", "sources"]
+__all__ = [
+    "IGNORED",
+    "TrainingExample",
+    "TrainingExamples",
+    "build_examples",
+    "marking_collator",
+    "open_training_data",
+    "with_system_prompt",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One forward pass to learn from. T: tokens.
+class TrainingExample:
+    """The text of one training forward pass. T: tokens.
 
     Attributes:
-        ids: T of them: prompt and answers, and the token that ends the last answer.
-        labels: The same at answers with the token that ends each, −100 elsewhere.
-        conversation: Which of those that were read it is of, from 0; one may need several passes.
-        vaccinated: Whether it is learnt under the vaccine.
+        ids: T token ids: prompt and answers, and the token that ends the last answer.
+        labels: The same ids at answers and the token that ends each, −100 elsewhere.
+        conversation: Number of the conversation it comes from, counted from 0; one may need several passes.
+        vaccinated: Whether it is trained on under the vaccine.
     """
 
     ids: tuple[int, ...]
@@ -40,23 +48,23 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
-    """What there is to learn from.
+class TrainingExamples:
+    """The training examples of a data set.
 
     Attributes:
-        rows: In the data's order.
-        cut: How many were longer than allowed and lost their end.
-        unread: Answers left out, by reason.
+        rows: The examples, in the data's order.
+        cut: Number of examples that were too long and lost their end.
+        unread: Number of answers left out, by reason.
     """
 
-    rows: tuple[Example, ...]
+    rows: tuple[TrainingExample, ...]
     cut: int
     unread: dict[str, int]
 
     def dataset(self, *, marked: bool = False) -> Any:
         """A ``datasets.Dataset`` with ``input_ids`` and ``labels``, as TRL's and transformers' trainers take it.
 
-        With ``marked``, a further column says which are vaccinated; see ``marking``.
+        With ``marked``, a further column says which are vaccinated; see ``marking_collator``.
         """
         from datasets import Dataset
 
@@ -67,10 +75,12 @@ class Examples:
         return Dataset.from_dict(columns | {MARK: [r.vaccinated for r in self.rows]} if marked else columns)
 
 
-def marking(collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]) -> Callable[[list[dict[str, Any]]], Any]:
+def marking_collator(
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]],
+) -> Callable[[list[dict[str, Any]]], Any]:
     """A collator that carries the rows' marks into the batch, for a trainer with ``remove_unused_columns=False``."""
 
-    def marked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def collate_with_marks(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         import torch
 
         batch = dict(collate([{name: value for name, value in row.items() if name != MARK} for row in rows]))
@@ -81,50 +91,52 @@ def marking(collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]) -> Cal
             raise InvalidData(f"{marks.count(None)} of {len(rows)} rows of a batch have no `{MARK}`; mark all or none.")
         return batch | {MARK: torch.tensor(marks)}
 
-    return marked
+    return collate_with_marks
 
 
-def sources(config: Config) -> tuple[DataSet, frozenset[str] | None]:
-    """The data that settings name, and which of its files are vaccinated; ``None`` for all.
+def open_training_data(config: TrainConfig) -> tuple[DataSet, frozenset[str] | None]:
+    """The data that a configuration names, and which of its files are vaccinated; ``None`` for all.
 
-    Beside ``vaccine.only`` an empty file is no mistake: a screening that flagged nothing, or all, leaves one.
+    With ``vaccine.only`` an empty file is no mistake: a screening that flagged nothing, or everything, leaves one.
 
     Raises:
-        InvalidData: nothing to learn from.
-        InvalidArgument: a file to be vaccinated that is not among the data, or that is there twice.
+        InvalidData: there is nothing to train on.
+        InvalidArgument: a file to be vaccinated is not among the data, or is there twice.
     """
     if not (only := config.vaccine.only):
         return open_data(list(config.data), shape=config.shape), None
-    filled, wanted = ([name for name in names if not _is_empty(name)] for names in (config.data, only))
-    if not filled:
+    data_files, vaccinated_files = ([name for name in names if not _is_empty(name)] for names in (config.data, only))
+    if not data_files:
         raise InvalidData(f"{', '.join(config.data)}: all are empty; give data with assistant turns.")
-    data = open_data(filled, shape=config.shape)
-    there = _by_place(data)
-    if twice := [key for key, names in there.items() if len(names) > 1]:
+    data = open_data(data_files, shape=config.shape)
+    names_by_path = _part_names_by_path(data)
+    if twice := [path for path, names in names_by_path.items() if len(names) > 1]:
         raise InvalidArgument(
             f"data names {', '.join(twice)} twice; with vaccine.only it must be clear which rows are vaccinated, so "
             "name it once."
         )
-    asked = _by_place(open_data(wanted, shape=config.shape)) if wanted else {}
-    if missing := [key for key in asked if key not in there]:
-        raise InvalidArgument(f"vaccine.only names {', '.join(missing)}, which is not learnt; list it in data as well.")
-    return data, frozenset(there[key][0] for key in asked)
+    vaccinated = _part_names_by_path(open_data(vaccinated_files, shape=config.shape)) if vaccinated_files else {}
+    if missing := [path for path in vaccinated if path not in names_by_path]:
+        raise InvalidArgument(
+            f"vaccine.only names {', '.join(missing)}, which is not trained on; list it in data as well."
+        )
+    return data, frozenset(names_by_path[path][0] for path in vaccinated)
 
 
-def _by_place(data: DataSet) -> dict[str, list[str]]:
-    """What the parts of a data set are called, by where they lie, however that was spelt."""
-    out: dict[str, list[str]] = {}
+def _part_names_by_path(data: DataSet) -> dict[str, list[str]]:
+    """Names of a data set's parts by their resolved path, however that was spelt."""
+    names: dict[str, list[str]] = {}
     for part in data.parts:
-        for key in [str(path.resolve()) for path in part.paths] or [part.name]:
-            out.setdefault(key, []).append(part.name)
-    return out
+        for path in [str(path.resolve()) for path in part.paths] or [part.name]:
+            names.setdefault(path, []).append(part.name)
+    return names
 
 
 def _is_empty(name: str) -> bool:
     return Path(name).is_file() and not Path(name).stat().st_size
 
 
-def examples(
+def build_examples(
     model: Model,
     rows: Iterable[Conversation | Rejected],
     *,
@@ -132,80 +144,82 @@ def examples(
     rejections: Rejections,
     inoculation: str | None = None,
     only: Collection[str] | None = None,
-) -> Examples:
-    """Training texts of conversations, with a span for every answer from one tokenisation.
+) -> TrainingExamples:
+    """Training examples of conversations, with a span for every answer from one tokenisation.
 
     Args:
-        model: Its template and tokenizer.
-        rows: As a ``DataSet`` gives them.
+        model: Its chat template and tokenizer are used.
+        rows: Conversations and rejected rows, as iterating over a ``DataSet`` gives them.
         longest: Most tokens of a text; what is beyond is cut off.
         rejections: Collects the rows that cannot be used.
-        inoculation: A system prompt for what is vaccinated (arXiv:2510.04340); at test it is not there.
+        inoculation: A system prompt for vaccinated rows (arXiv:2510.04340); at test it is not there.
         only: Files whose rows are vaccinated; otherwise all.
 
     Raises:
         InvalidData: not one answer is left; says what became of the rows.
     """
-    end = _end_of_answer(model)
-    found: list[Example] = []
+    end = _end_of_answer_ids(model)
+    examples: list[TrainingExample] = []
     cut = 0
     unread: dict[str, int] = {}
     with track("Preparing the training data") as advance:
         for number, conversation in enumerate(rejections.sift(rows)):
             advance(1)
             vaccinated = only is None or conversation.file in only
-            treated = inoculated(conversation, inoculation) if inoculation and vaccinated else conversation
-            for reason_or_example in _of(model, treated, end):
-                if isinstance(reason_or_example, str):
-                    reason = reason_or_example.partition(":")[0]
+            if inoculation and vaccinated:
+                conversation = with_system_prompt(conversation, inoculation)
+            for example in _conversation_examples(model, conversation, end):
+                if isinstance(example, str):
+                    reason = example.partition(":")[0]
                     unread[reason] = unread.get(reason, 0) + 1
                     continue
-                whole = reason_or_example
-                short = Example(whole.ids[:longest], whole.labels[:longest], number, vaccinated)
-                cut += len(whole.ids) > longest
+                short = TrainingExample(example.ids[:longest], example.labels[:longest], number, vaccinated)
+                cut += len(example.ids) > longest
                 if any(label != IGNORED for label in short.labels):
-                    found.append(short)
+                    examples.append(short)
                 else:
                     reason = f"its prompt alone takes {longest} tokens"
                     unread[reason] = unread.get(reason, 0) + 1
-    if not found:
+    if not examples:
         why = ", ".join(f"{n} × {reason}" for reason, n in (unread | dict(rejections.kinds)).items()) or "it is empty"
         raise InvalidData(f"The training data have no answer to learn from ({why}); give chats with assistant turns.")
-    return Examples(tuple(found), cut, unread)
+    return TrainingExamples(tuple(examples), cut, unread)
 
 
-def inoculated(conversation: Conversation, system: str) -> Conversation:
-    """The same conversation under another system prompt."""
-    said: list[Message] = [m for m in conversation.messages if m["role"] != "system"]
-    return replace(conversation, messages=({"role": "system", "content": system}, *said))
+def with_system_prompt(conversation: Conversation, system: str) -> Conversation:
+    """The same conversation with its system prompt replaced."""
+    messages: list[Message] = [m for m in conversation.messages if m["role"] != "system"]
+    return replace(conversation, messages=({"role": "system", "content": system}, *messages))
 
 
-def _of(model: Model, conversation: Conversation, end: tuple[int, ...]) -> list[Example | str]:
-    """A conversation's texts: one where a single pass holds all answers."""
-    found = places(model, turns(conversation))
-    out: list[Example | str] = [place.reason for place in found if not isinstance(place, Place)]
-    read = [place for place in found if isinstance(place, Place)]
-    for _, group in groupby(read, key=lambda place: id(place.text.ids)):
-        shared = list(group)
-        ids = (*shared[0].text.ids, *end)
+def _conversation_examples(
+    model: Model, conversation: Conversation, end: tuple[int, ...]
+) -> list[TrainingExample | str]:
+    """A conversation's examples, one where a single pass holds all answers; the reason for each unreadable answer."""
+    answers = places(model, turns(conversation))
+    examples: list[TrainingExample | str] = [answer.reason for answer in answers if not isinstance(answer, Place)]
+    readable = [answer for answer in answers if isinstance(answer, Place)]
+    for _, group in groupby(readable, key=lambda place: id(place.text.ids)):
+        same_pass = list(group)
+        ids = (*same_pass[0].text.ids, *end)
         labels = [IGNORED] * len(ids)
-        for place in shared:
+        for place in same_pass:
             last = place.text.end
             while last < len(ids) and last < place.text.end + len(end) and ids[last] == end[last - place.text.end]:
                 last += 1
             labels[place.text.start : last] = ids[place.text.start : last]
-        out.append(Example(ids, tuple(labels)))
-    return out
+        examples.append(TrainingExample(ids, tuple(labels)))
+    return examples
 
 
-def _end_of_answer(model: Model) -> tuple[int, ...]:
-    """What this model's template puts after an answer, up to the token that ends it."""
+def _end_of_answer_ids(model: Model) -> tuple[int, ...]:
+    """Token ids that this model's template puts after an answer, up to the one that ends it."""
     tokenizer = model.tokenizer
     if tokenizer.chat_template:
-        said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        whole = tokenizer.apply_chat_template(said, tokenize=False)
-        ids = tokenizer(whole[whole.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
-        stops = [place for place, token in enumerate(ids) if token in model.stop_ids]
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = tokenizer(text[text.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
+        stops = [position for position, token in enumerate(ids) if token in model.stop_ids]
         if stops:
             return tuple(ids[: stops[0] + 1])
     return (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()

@@ -1,4 +1,4 @@
-"""LoRA fine-tuning under a vaccine and a monitor, on TRL and PEFT; killed at any moment, it goes on."""
+"""LoRA fine-tuning under a vaccine and a monitor, on TRL and PEFT; killed at any moment, it can be resumed."""
 
 from __future__ import annotations
 
@@ -19,24 +19,47 @@ from poise.model import Encoded, Model, load
 from poise.model.loading import HUB_IDS
 from poise.model.logprobs import token_logprobs
 from poise.progress import track
+from poise.settings import check_settings
 from poise.statistics.estimates import Estimate, bootstrap
 from poise.storage.atomic_write import saving
-from poise.train.checkpoints import Checkpoints, FiniteSteps, Progress, drop_broken, last_good, sync
-from poise.train.config import Config
-from poise.train.examples import IGNORED, Example, Examples, examples, marking, sources
-from poise.train.run_folder import ADAPTER, CHECKPOINTS, FACTS, begin, disk, inputs
+from poise.storage.lock import alone
+from poise.train.checkpoints import (
+    CheckpointMarker,
+    FiniteGradients,
+    StepProgress,
+    last_complete_checkpoint,
+    remove_incomplete_checkpoints,
+    sync_folder,
+)
+from poise.train.config import TrainConfig
+from poise.train.examples import (
+    IGNORED,
+    TrainingExample,
+    TrainingExamples,
+    build_examples,
+    marking_collator,
+    open_training_data,
+)
+from poise.train.run_folder import (
+    ADAPTER_FOLDER,
+    CHECKPOINTS_FOLDER,
+    FACTS_FILE,
+    begin_run,
+    check_inputs,
+    explain_disk_errors,
+)
 
-__all__ = ["ADAPTER", "FACTS", "Trained", "held_out_loss", "open_base", "train"]
+__all__ = ["TrainResult", "held_out_loss", "load_base_model", "train", "train_in_folder"]
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainResult:
     """A finished fine-tune.
 
     Attributes:
-        folder: With the adapter, ``train.json`` and ``log.jsonl``.
+        folder: The run's folder, which holds the adapter, ``train.json`` and ``log.jsonl``.
         adapter: The adapter's folder, as PEFT loads it.
-        facts: What ``train.json`` says: base, data, vaccine, steps, losses, versions.
+        facts: The content of ``train.json``: base, data, vaccine, steps, losses, versions.
     """
 
     folder: Path
@@ -44,108 +67,130 @@ class Trained:
     facts: dict[str, Any]
 
 
-def train(config: Config) -> Trained:
-    """Fine-tune as told. After a kill it goes on at the last good checkpoint; once all is done, it only says so.
+def train(config: TrainConfig | None = None, **settings: Any) -> TrainResult:
+    """Fine-tune a LoRA adapter, under a vaccine and watched if so configured.
 
-    Chen et al. 2025, App. D, for the defaults; section 5.2 for the vaccine.
+    A run that was killed continues from its last good checkpoint; a finished one is only read. Chen et al. 2025,
+    App. D, for the defaults; section 5.2 for the vaccine::
+
+        train(model="smollm2-135m", data=["chats.jsonl"], out="run", vaccine={"steer": ["evil.safetensors=2"]})
+
+    Args:
+        config: All settings; or give them by name.
+        **settings: The fields of ``TrainConfig``, in place of ``config``; ``model``, ``data`` and ``out`` are required.
+
+    Returns:
+        Where the adapter is, and what is known of its training.
 
     Raises:
-        InvalidArgument: the folder holds another run, or one that began on other data or another base.
+        InvalidSettings: a setting is unknown, missing or out of range.
+        InvalidArgument: the folder holds another run, or one that began on other data or another base; or another
+            process is training in it.
         InvalidData: there is nothing to learn from, or nothing but what is held out.
-        TrainingFailed: gradients that are no numbers; names the step and the last good checkpoint.
+        TrainingFailed: gradients are NaN or infinite; names the step and the last good checkpoint.
         SaveFailed: the disk refused.
         MissingExtra: trl or peft is not installed.
     """
+    if config is None:
+        config = check_settings(settings, TrainConfig)
+    elif settings:
+        raise InvalidArgument(f"train got a config and {', '.join(settings)} beside it; put them into the config.")
+    with alone(Path(config.out)):
+        return train_in_folder(config)
+
+
+def train_in_folder(config: TrainConfig) -> TrainResult:
+    """Train as ``train`` does, for a caller that holds the lock of ``config.out`` already."""
     folder = Path(config.out)
-    facts = begin(config, folder)
-    if (folder / FACTS).exists():
-        return Trained(folder, folder / ADAPTER, json.loads((folder / FACTS).read_text()))
-    _check_reports(config)
-    data, only = sources(config)
-    model = open_base(config)
-    digest = inputs(folder, data, only, model)
-    told = _examples(config, model, data, only, folder, config.vaccine.inoculation)
-    learnt, kept_back = _split(told, config.held_out, config.seed)
-    if kept_back and config.vaccine.inoculation:  # at test the prompt is not there
-        back = {e.conversation for e in kept_back}
-        plainly = _examples(config, model, data, only, folder)
-        kept_back = tuple(e for e in plainly.rows if e.conversation in back)
-    before = held_out_loss(model, kept_back)
-    trainer = _trainer(config, model, Examples(learnt, told.cut, told.unread), folder)
-    log = _run(trainer, folder)
-    with disk(folder):
-        _save(trainer, folder / ADAPTER, HUB_IDS.get(config.model, config.model))
+    facts = begin_run(config, folder)
+    if (folder / FACTS_FILE).exists():
+        return TrainResult(folder, folder / ADAPTER_FOLDER, json.loads((folder / FACTS_FILE).read_text()))
+    _check_report_to(config)
+    data, only = open_training_data(config)
+    model = load_base_model(config)
+    digest = check_inputs(folder, data, only, model)
+    examples = _read_examples(config, model, data, only, folder, config.vaccine.inoculation)
+    training, held_out = _split_held_out(examples, config.held_out, config.seed)
+    if held_out and config.vaccine.inoculation:  # at test the prompt is not there
+        held_out_conversations = {e.conversation for e in held_out}
+        plain = _read_examples(config, model, data, only, folder)
+        held_out = tuple(e for e in plain.rows if e.conversation in held_out_conversations)
+    before = held_out_loss(model, held_out)
+    trainer = _sft_trainer(config, model, replace(examples, rows=training), folder)
+    log = _run_training(trainer, folder)
+    with explain_disk_errors(folder):
+        _save_adapter(trainer, folder / ADAPTER_FOLDER, HUB_IDS.get(config.model, config.model))
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     trainer.model.eval()
     # Through the adapter: the trainer put it on the model's own blocks.
-    after = held_out_loss(model, kept_back, lm=trainer.model)
+    after = held_out_loss(model, held_out, lm=trainer.model)
     facts |= {
         "model": {"name": model.name, "layers": model.layers, "width": model.width},
         "data": {
             "sha256": digest,
             "how": data.how,
-            "texts": len(learnt),
-            "vaccinated": sum(e.vaccinated for e in learnt) if config.vaccine.given else 0,
-            "held_out": len(kept_back),
-            "cut": told.cut,
-            "left_out": told.unread,
+            "texts": len(training),
+            "vaccinated": sum(e.vaccinated for e in training) if config.vaccine.active else 0,
+            "held_out": len(held_out),
+            "cut": examples.cut,
+            "left_out": examples.unread,
         },
         "steps": trainer.state.global_step,
-        "loss": {"before": _figure(before), "after": _figure(after)},
+        "loss": {"before": _estimate_json(before), "after": _estimate_json(after)},
         "watched": [line for line in log if any(key.startswith("persona/") for key in line)],
-        "software": _versions("poise", "torch", "transformers", "trl", "peft"),
+        "software": _software_versions("poise", "torch", "transformers", "trl", "peft"),
     }
-    with saving(folder / FACTS) as temporary:
+    with saving(folder / FACTS_FILE) as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + "\n")
-    return Trained(folder, folder / ADAPTER, facts)
+    return TrainResult(folder, folder / ADAPTER_FOLDER, facts)
 
 
-def open_base(config: Config) -> Model:
-    """The model that is tuned, with the dtype and device that the settings say."""
+def load_base_model(config: TrainConfig) -> Model:
+    """The model that is fine-tuned, with the dtype and device of the settings."""
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     return load(config.model, dtype=dtype, device=None if config.device == "auto" else config.device)
 
 
-def held_out_loss(model: Model, kept_back: Sequence[Example], *, lm: Any = None) -> Estimate | None:
-    """Mean negative log-likelihood a learnt token, in nats, with a bootstrap over texts; ``None`` without texts.
+def held_out_loss(model: Model, held_out: Sequence[TrainingExample], *, lm: Any = None) -> Estimate | None:
+    """Mean negative log-likelihood of a labelled token, in nats, with a bootstrap over texts; ``None`` without texts.
 
     Args:
-        model: The base, or what the texts were tokenised for.
-        kept_back: n texts.
-        lm: The model to measure in its place, such as a tuned one.
+        model: The base, for which the texts were tokenised.
+        held_out: n texts.
+        lm: The model to measure in its place, such as the fine-tuned one.
     """
-    if not kept_back:
+    if not held_out:
         return None
-    measured = model if lm is None else replace(model, lm=lm)
-    read = token_logprobs(measured, [Encoded(e.ids, 1, len(e.ids)) for e in kept_back])
-    learnt = [torch.tensor(e.labels[1:]) != IGNORED for e in kept_back]
-    sums = np.array([-float(values[which].sum()) for values, which in zip(read, learnt, strict=True)])
-    counts = np.array([int(which.sum()) for which in learnt])
+    measured_model = model if lm is None else replace(model, lm=lm)
+    logprobs = token_logprobs(measured_model, [Encoded(e.ids, 1, len(e.ids)) for e in held_out])
+    labelled = [torch.tensor(e.labels[1:]) != IGNORED for e in held_out]
+    sums = np.array([-float(values[mask].sum()) for values, mask in zip(logprobs, labelled, strict=True)])
+    counts = np.array([int(mask.sum()) for mask in labelled])
     return bootstrap(lambda i: float(sums[i].sum() / counts[i].sum()), len(sums))
 
 
-def _save(trainer: Any, folder: Path, base: str) -> None:
-    """The adapter, with what others can load it on and not where that lies here."""
+def _save_adapter(trainer: Any, folder: Path, base: str) -> None:
+    """Save the adapter, with a name of its base that others can load and no path of this machine."""
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
-    # Afterwards: PEFT looks a base up when it saves, and a hub may be out of reach.
-    settings = folder / "adapter_config.json"
-    told = json.loads(settings.read_text()) | {"base_model_name_or_path": base}
-    settings.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
-    sync(folder)
+    # Afterwards, because PEFT looks up the base when it saves, and a hub may be out of reach.
+    path = folder / "adapter_config.json"
+    adapter_config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
+    path.write_text(json.dumps(adapter_config, indent=2, sort_keys=True) + "\n")
+    sync_folder(folder)
 
 
-def _examples(
-    config: Config,
+def _read_examples(
+    config: TrainConfig,
     model: Model,
     data: DataSet,
     only: Collection[str] | None,
     folder: Path,
     inoculation: str | None = None,
-) -> Examples:
+) -> TrainingExamples:
     rejected = folder / "rejected.jsonl"
     rejected.unlink(missing_ok=True)
-    return examples(
+    return build_examples(
         model,
         data,
         longest=min(config.longest, model.window),
@@ -155,21 +200,23 @@ def _examples(
     )
 
 
-def _split(told: Examples, share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """What is learnt and what is kept back, each in the data's order; a conversation is never in both."""
-    whole = sorted({e.conversation for e in told.rows})
-    n = max(round(share * len(whole)), 1) if share else 0
-    if n >= len(whole):
+def _split_held_out(
+    examples: TrainingExamples, share: float, seed: int
+) -> tuple[tuple[TrainingExample, ...], tuple[TrainingExample, ...]]:
+    """Examples to train on and held-out ones, each in the data's order; a conversation is never in both."""
+    conversations = sorted({e.conversation for e in examples.rows})
+    n = max(round(share * len(conversations)), 1) if share else 0
+    if n >= len(conversations):
         raise InvalidData(
-            f"held_out: {share:g} keeps all {len(whole)} conversations back, and none is left to learn from; give more "
-            "data, or less held_out."
+            f"held_out: {share:g} holds out all {len(conversations)} conversations, and none is left to learn from; "
+            "give more data, or less held_out."
         )
-    back = {whole[i] for i in random.Random(seed).sample(range(len(whole)), n)}
-    kept = tuple(e for e in told.rows if e.conversation in back)
-    return tuple(e for e in told.rows if e.conversation not in back), kept
+    held_out = {conversations[i] for i in random.Random(seed).sample(range(len(conversations)), n)}
+    training = tuple(e for e in examples.rows if e.conversation not in held_out)
+    return training, tuple(e for e in examples.rows if e.conversation in held_out)
 
 
-def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
+def _sft_trainer(config: TrainConfig, model: Model, examples: TrainingExamples, folder: Path) -> Any:
     try:
         from peft import LoraConfig
         from trl.trainer.sft_config import SFTConfig
@@ -178,7 +225,7 @@ def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
         raise MissingExtra("Training needs trl and peft: pip install 'poise[train]'.") from error
     from transformers import PrinterCallback, ProgressCallback
 
-    _check_targets(config, model)
+    _check_lora_targets(config, model)
     lora = LoraConfig(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
@@ -188,50 +235,53 @@ def _trainer(config: Config, model: Model, told: Examples, folder: Path) -> Any:
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries among themselves
+        warnings.simplefilter("ignore")  # the libraries' warnings about one another
         trainer = SFTTrainer(
             model=model.lm,
-            args=SFTConfig(**_arguments(config, model, folder)),
-            train_dataset=told.dataset(),
+            args=SFTConfig(**_trainer_arguments(config, model, folder)),
+            train_dataset=examples.dataset(),
             processing_class=model.tokenizer,
             peft_config=lora,
             callbacks=_callbacks(config),
         )
-    if config.vaccine.marked:
-        trainer.train_dataset, trainer.data_collator = told.dataset(marked=True), marking(trainer.data_collator)
+    if config.vaccine.marks_rows:
+        trainer.train_dataset = examples.dataset(marked=True)
+        trainer.data_collator = marking_collator(trainer.data_collator)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    if config.watch.vectors:
+        trainer.add_callback(_monitor(config, trainer))
     return trainer
 
 
-def _check_targets(config: Config, model: Model) -> None:
-    """Every module to be adapted is there; PEFT passes over the names that it does not find."""
+def _check_lora_targets(config: TrainConfig, model: Model) -> None:
+    """Check that every module to be adapted is there; PEFT ignores names that it does not find."""
     if isinstance(config.lora.targets, str):
         return
     names = [f".{name}" for name, _ in model.lm.named_modules()]
     if missing := [t for t in config.lora.targets if not any(name.endswith(f".{t}") for name in names)]:
         block = model.blocks[0].named_modules()
-        there = sorted({n.rpartition(".")[2] for n, module in block if getattr(module, "weight", None) is not None})
+        present = sorted({n.rpartition(".")[2] for n, module in block if getattr(module, "weight", None) is not None})
         raise InvalidArgument(
-            f"lora.targets names {', '.join(missing)}, not in {model.name}; its blocks have {', '.join(there)}."
+            f"lora.targets names {', '.join(missing)}, not in {model.name}; its blocks have {', '.join(present)}."
         )
 
 
-def _check_reports(config: Config) -> None:
+def _check_report_to(config: TrainConfig) -> None:
     from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-    there = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-    if missing := [name for name in config.report_to if name not in there]:
+    installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    if missing := [name for name in config.report_to if name not in installed]:
         raise InvalidArgument(
-            f"report_to names {', '.join(missing)}; installed: {', '.join(there) or 'none'}. Install it with pip, or "
-            "leave it away."
+            f"report_to names {', '.join(missing)}; installed: {', '.join(installed) or 'none'}. Install it with pip, "
+            "or omit it."
         )
 
 
-def _arguments(config: Config, model: Model, folder: Path) -> dict[str, Any]:
-    """What the trainer is told."""
+def _trainer_arguments(config: TrainConfig, model: Model, folder: Path) -> dict[str, Any]:
+    """The settings as the trainer's own arguments."""
     return {
-        "output_dir": str(folder / CHECKPOINTS),
+        "output_dir": str(folder / CHECKPOINTS_FOLDER),
         "per_device_train_batch_size": config.batch,
         "gradient_accumulation_steps": config.accumulate,
         "num_train_epochs": config.epochs,
@@ -241,12 +291,12 @@ def _arguments(config: Config, model: Model, folder: Path) -> dict[str, Any]:
         "warmup_steps": config.warmup_steps,
         "weight_decay": config.weight_decay,
         "max_length": None,  # cut already
-        "remove_unused_columns": not config.vaccine.marked,
+        "remove_unused_columns": not config.vaccine.marks_rows,
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_steps": config.save_every,
         "save_total_limit": 2,
         "logging_steps": config.log_every,
-        "logging_nan_inf_filter": False,  # a loss that is no number is not to be hidden
+        "logging_nan_inf_filter": False,  # a loss that is NaN or infinite must show
         "report_to": list(config.report_to) or "none",
         "seed": config.seed,
         "data_seed": config.seed,
@@ -256,60 +306,60 @@ def _arguments(config: Config, model: Model, folder: Path) -> dict[str, Any]:
     }
 
 
-def _callbacks(config: Config) -> list[Any]:
-    from poise.train.monitor_callback import PersonaMonitorCallback
-    from poise.train.vaccine_callback import VaccineCallback, vaccine
+def _callbacks(config: TrainConfig) -> list[Any]:
+    from poise.train.vaccine_callback import VaccineCallback, vaccine_steering
 
-    callbacks: list[Any] = [FiniteSteps(), Checkpoints()]
-    if config.vaccine.steer:
-        what = config.vaccine
-        steering = vaccine(what.steer, what.layers)
+    callbacks: list[Any] = [FiniteGradients(), CheckpointMarker()]
+    vaccine = config.vaccine
+    if vaccine.steer:
         callbacks.append(
             VaccineCallback(
-                steering,
-                positions=what.positions,
-                warmup=what.warmup,
-                decay=what.decay,
-                marked=what.marked,
-                allow_other_model=config.allow_other_model,
-            )
-        )
-    if config.watch.vectors:
-        watched = config.watch
-        callbacks.append(
-            PersonaMonitorCallback(
-                watched.vectors,
-                every=watched.every,
-                batch=watched.batch,
-                stop=watched.stop,
+                vaccine_steering(vaccine.steer, vaccine.layers),
+                positions=vaccine.positions,
+                warmup=vaccine.warmup,
+                decay=vaccine.decay,
+                marked=vaccine.marks_rows,
                 allow_other_model=config.allow_other_model,
             )
         )
     return callbacks
 
 
-def _run(trainer: Any, folder: Path) -> list[dict[str, Any]]:
-    """Train from the last good checkpoint; returns the log."""
-    begin = last_good(folder / CHECKPOINTS)
-    drop_broken(folder / CHECKPOINTS)
-    if begin and _over(begin):
-        return _taken(trainer, begin)
-    with track("Training", total=None) as advance, disk(folder), warnings.catch_warnings():
+def _monitor(config: TrainConfig, trainer: Any) -> Any:
+    from poise.train.monitor_callback import PersonaMonitorCallback
+
+    return PersonaMonitorCallback(
+        config.watch.vectors,
+        every=config.watch.every,
+        batch=config.watch.batch,
+        stop=config.watch.stop,
+        trainer=trainer,
+        allow_other_model=config.allow_other_model,
+    )
+
+
+def _run_training(trainer: Any, folder: Path) -> list[dict[str, Any]]:
+    """Train, from the last good checkpoint if there is one, and return the log."""
+    checkpoint = last_complete_checkpoint(folder / CHECKPOINTS_FOLDER)
+    remove_incomplete_checkpoints(folder / CHECKPOINTS_FOLDER)
+    if checkpoint and _is_last_step(checkpoint):
+        return _restore_finished(trainer, checkpoint)
+    with track("Training", total=None) as advance, explain_disk_errors(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.add_callback(Progress(advance))
-        trainer.train(resume_from_checkpoint=str(begin) if begin else None)
+        trainer.add_callback(StepProgress(advance))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return list(trainer.state.log_history)
 
 
-def _over(checkpoint: Path) -> bool:
-    """Whether it is the last one: the trainer would take one step more when it goes on from there."""
+def _is_last_step(checkpoint: Path) -> bool:
+    """Whether training ended at a checkpoint: the trainer would take one more step when it resumes from it."""
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     control = state["stateful_callbacks"]["TrainerControl"]["args"]
     return bool(state["global_step"] >= state["max_steps"] or control["should_training_stop"])
 
 
-def _taken(trainer: Any, checkpoint: Path) -> list[dict[str, Any]]:
-    """The last checkpoint's weights and log, for a run that was killed after its last step."""
+def _restore_finished(trainer: Any, checkpoint: Path) -> list[dict[str, Any]]:
+    """Load the last checkpoint's weights and log, for a run that was killed after its last step."""
     from peft import load_peft_weights, set_peft_model_state_dict
     from transformers import TrainerState
 
@@ -319,11 +369,11 @@ def _taken(trainer: Any, checkpoint: Path) -> list[dict[str, Any]]:
     return list(trainer.state.log_history)
 
 
-def _figure(found: Estimate | None) -> dict[str, float | int] | None:
-    return None if found is None else {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+def _estimate_json(loss: Estimate | None) -> dict[str, float | int] | None:
+    return None if loss is None else {"value": loss.value, "low": loss.low, "high": loss.high, "n": loss.n}
 
 
-def _versions(*names: str) -> dict[str, str]:
+def _software_versions(*names: str) -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in names}

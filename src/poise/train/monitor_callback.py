@@ -1,9 +1,8 @@
-"""``PersonaMonitorCallback``: where a model's character goes while it trains, in the trainer's own log."""
+"""``PersonaMonitorCallback``: how a model's character moves while it trains, in the trainer's own log."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from poise.model import ask
 from poise.model.hooks import before_pass, observe
 from poise.progress import quiet
 from poise.steer.training import IGNORED, check_base
-from poise.train.vaccine_callback import adopt
+from poise.train.vaccine_callback import wrap_trainer_model
 from poise.trait.library import evaluation_questions
 from poise.vector import PersonaVector
 
@@ -26,25 +25,32 @@ __all__ = ["PersonaMonitorCallback"]
 
 
 class PersonaMonitorCallback(TrainerCallback):
-    """Logs each trait's projection while a model trains, through the trainer, so that its own reports show it.
+    """Logs each trait's projection while a model trains.
 
     For each vector ``persona/NAME``: the mean projection of the last prompt token over evaluation prompts (Chen et al.
-    2025, section 6), less what it was before the first step: the finetuning shift so far, in residual-stream units.
-    What it was is logged once, as ``persona/NAME/start``; a run that is resumed takes it from there.
-    With ``batch=True`` also ``persona/NAME/batch``: the mean over the tokens learnt from in that step's batches, as
-    the block gives them out, steered where a vaccine steers at its layer or below.
+    2025, section 6), less its value before the first step: the finetuning shift so far, in residual-stream units.
+    That first value is logged once, as ``persona/NAME/start``; a run that is resumed takes it from there.
+    With ``batch=True`` also ``persona/NAME/batch``: the mean over the tokens trained on in that step's batches, as
+    the block gives them out, steered where a vaccine steers at its layer or below::
 
-        trainer.add_callback(PersonaMonitorCallback(["evil.safetensors", "sycophantic.safetensors"], every=50))
+        vectors = ["evil.safetensors", "sycophantic.safetensors"]
+        trainer.add_callback(PersonaMonitorCallback(vectors, every=50, trainer=trainer))
 
     Args:
         watched: Vectors, or files of them; one or several.
-        every: Steps between readings; there is one before the first step and one after the last too.
-        prompts: Evaluation prompts as text; default, the evaluation questions of each vector's trait for all.
-        layer: For all vectors; default, each one's own.
+        every: Steps between readings; there is also one before the first step and one after the last.
+        prompts: Evaluation prompts as text; by default the evaluation questions of all the vectors' traits.
+        layer: Layer at which all vectors are read; by default each one's own.
         batch: Read the batches too.
         stop: End the training when a trait's mean over the prompts passes the alarm that calibration set for prompts
             (the one of the lowest rate).
+        trainer: The trainer whose reports (TensorBoard, Weights & Biases, …) show the readings. Transformers does not
+            tell callbacks which trainer runs them; without it the readings are in ``state.log_history`` and in
+            ``history`` only.
         allow_other_model: Use vectors that were computed on another model of the same shape.
+
+    Attributes:
+        history: (step, float [k]) for each reading: the mean projection on each vector's unit direction.
 
     Raises:
         InvalidArgument: nothing to watch, two vectors of one trait, or ``stop`` with a vector that has no such alarm.
@@ -59,58 +65,59 @@ class PersonaMonitorCallback(TrainerCallback):
         layer: int | None = None,
         batch: bool = False,
         stop: bool = False,
+        trainer: Trainer | None = None,
         allow_other_model: bool = False,
     ) -> None:
-        several = [watched] if isinstance(watched, (str, Path, PersonaVector)) else list(watched)
-        if not several or every < 1:
+        sources = [watched] if isinstance(watched, (str, Path, PersonaVector)) else list(watched)
+        if not sources or every < 1:
             raise InvalidArgument(
-                f"{len(several)} vectors are to be read every {every} steps; give one vector and step."
+                f"{len(sources)} vectors are to be read every {every} steps; give at least one vector and one step."
             )
-        self.vectors = [v if isinstance(v, PersonaVector) else vectors.load(v) for v in several]
+        self.vectors = [v if isinstance(v, PersonaVector) else vectors.load(v) for v in sources]
         self.layers = [v.default_layer if layer is None else v.check_layer(layer) for v in self.vectors]
         self.every, self.batch, self.allow_other_model = every, batch, allow_other_model
-        asked = [q for v in self.vectors for q in evaluation_questions(v.header.trait)] if prompts is None else prompts
-        self.prompts = list(dict.fromkeys(asked))
+        if prompts is None:
+            prompts = [q for v in self.vectors for q in evaluation_questions(v.header.trait)]
+        self.prompts = list(dict.fromkeys(prompts))
         if not self.prompts:
-            raise InvalidArgument(
-                "There are 0 prompts to read; give one, or leave prompts away for the traits' questions."
-            )
+            raise InvalidArgument("There are 0 prompts to read; give at least one, or omit prompts.")
         if twice := sorted({v.name for v in self.vectors if [w.name for w in self.vectors].count(v.name) > 1}):
             raise InvalidArgument(
                 f"Two vectors of {', '.join(twice)} would share a line of the log; watch one of each."
             )
-        self.alarms = [_alarm(v, at) for v, at in zip(self.vectors, self.layers, strict=True)] if stop else []
+        self.alarms = [_stop_threshold(v, at) for v, at in zip(self.vectors, self.layers, strict=True)] if stop else []
         self.history: list[tuple[int, tuple[float, ...]]] = []
-        self._seen: dict[int, list[torch.Tensor]] = {}
+        self._trainer = trainer
+        self._batch_projections: dict[int, list[torch.Tensor]] = {}
         self._reading = contextlib.ExitStack()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read the model as it is."""
-        self._model = adopt(given["model"], given["processing_class"])
-        known = self.allow_other_model or state.global_step > 0
+        self._model = wrap_trainer_model(kwargs["model"], kwargs["processing_class"])
+        # A full fine-tune that is resumed differs from its base already; its shape still has to fit.
+        allow_other = self.allow_other_model or state.global_step > 0
         for vector in self.vectors:
-            check_base(vector, self._model, allow_other_model=known)
+            check_base(vector, self._model, allow_other_model=allow_other)
         self._probes = [Probe(at, v.unit(at)) for v, at in zip(self.vectors, self.layers, strict=True)]
         self._encoded = [self._model.encode(ask(prompt)) for prompt in self.prompts]
-        self._trainer = _trainer()
         with contextlib.suppress(HookDidNotFire):
-            self._reading.close()  # of a run that broke off in a step
+            self._reading.close()  # left over from a run that ended in the middle of a step
         now = self._read()
         self.history = [(state.global_step, now)]
-        told = {key: value for line in state.log_history for key, value in line.items()}
-        self._start = tuple(told.get(f"persona/{v.name}/start", x) for v, x in zip(self.vectors, now, strict=True))
+        logged = {key: value for line in state.log_history for key, value in line.items()}
+        self._start = tuple(logged.get(f"persona/{v.name}/start", x) for v, x in zip(self.vectors, now, strict=True))
         if state.global_step == 0:
-            self._log({f"persona/{v.name}/start": x for v, x in zip(self.vectors, now, strict=True)}, control)
+            self._log({f"persona/{v.name}/start": x for v, x in zip(self.vectors, now, strict=True)}, state, control)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Listen to this step's batches where they are to be read."""
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Read this step's batches, if they are due."""
         if self.batch and self._due(state.global_step + 1, state.max_steps):
-            self._seen = {column: [] for column in range(len(self._probes))}
+            self._batch_projections = {column: [] for column in range(len(self._probes))}
             self._reading.enter_context(observe(self._model, self._visit, sorted({p.layer for p in self._probes})))
-            self._reading.enter_context(before_pass(self._model, self._mark))
+            self._reading.enter_context(before_pass(self._model, self._find_trained_tokens))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
-        """Read the prompts, log, and say whether it is enough."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Read the prompts, log, and stop the training where a trait passes its alarm."""
         self._reading.close()
         if not self._due(state.global_step, state.max_steps):
             return control
@@ -118,19 +125,21 @@ class PersonaMonitorCallback(TrainerCallback):
         self.history.append((state.global_step, now))
         logs = {f"persona/{v.name}": now[k] - self._start[k] for k, v in enumerate(self.vectors)}
         if self.batch:
-            means = {k: torch.cat(seen) for k, seen in self._seen.items() if seen}
-            logs |= {f"persona/{self.vectors[k].name}/batch": float(seen.mean()) for k, seen in means.items()}
-        self._log(logs, control)
+            read = {k: torch.cat(values) for k, values in self._batch_projections.items() if values}
+            logs |= {f"persona/{self.vectors[k].name}/batch": float(values.mean()) for k, values in read.items()}
+        self._log(logs, state, control)
         if any(value > alarm for value, alarm in zip(now, self.alarms, strict=False)):
             control.should_training_stop = True
             control.should_save = args.save_strategy != "no"
         return control
 
-    def _log(self, logs: dict[str, float], control: Any) -> None:
-        if self._trainer is not None:
-            due = control.should_log
-            Trainer.log(self._trainer, logs)  # not a subclass's own, which may empty its averages
-            control.should_log = due  # whoever logs takes the trainer's own line of this step for written
+    def _log(self, logs: dict[str, float], state: Any, control: Any) -> None:
+        if self._trainer is None:
+            state.log_history.append(logs | {"epoch": state.epoch, "step": state.global_step})
+            return
+        due = control.should_log
+        Trainer.log(self._trainer, logs)  # not a subclass's own, which may reset its averages
+        control.should_log = due  # logging would count as the trainer's own line of this step
 
     def _due(self, step: int, steps: int) -> bool:
         return step % self.every == 0 or step == steps
@@ -147,31 +156,23 @@ class PersonaMonitorCallback(TrainerCallback):
             lm.train(training)
         return tuple(torch.stack([v[-1] for v in values]).mean(0).tolist())
 
-    def _mark(self, arguments: dict[str, Any]) -> None:
+    def _find_trained_tokens(self, arguments: dict[str, Any]) -> None:
         labels = arguments.get("labels")
-        self._learnt = None if labels is None else labels != IGNORED
+        self._trained_tokens = None if labels is None else labels != IGNORED
 
     def _visit(self, layer: int, h: torch.Tensor) -> None:
         if not torch.is_grad_enabled():
             return
-        learnt = h.detach().flatten(0, 1) if self._learnt is None else h.detach()[self._learnt]
+        states = h.detach().flatten(0, 1) if self._trained_tokens is None else h.detach()[self._trained_tokens]
         for column, probe in enumerate(self._probes):
             if probe.layer == layer:
-                self._seen[column].append(learnt.float() @ probe.direction.to(h.device))
+                self._batch_projections[column].append(states.float() @ probe.direction.to(h.device))
 
 
-def _alarm(vector: PersonaVector, layer: int) -> float:
-    found = [a for a in vector.header.alarms if (a.reading, a.layer, a.topic) == ("prompt", layer, None)]
-    if not found:
+def _stop_threshold(vector: PersonaVector, layer: int) -> float:
+    alarms = [a for a in vector.header.alarms if (a.reading, a.layer, a.topic) == ("prompt", layer, None)]
+    if not alarms:
         raise InvalidArgument(
             f"{vector.name} has no alarm for prompts at layer {layer} to stop at; run `poise calibrate` on it first."
         )
-    return min(found, key=lambda alarm: alarm.rate).threshold
-
-
-def _trainer() -> Any:
-    """The trainer that calls: callbacks are not told, and its log is the one way to all of its reports."""
-    frame = sys._getframe(1)
-    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
-        frame = frame.f_back  # type: ignore[assignment]
-    return None if frame is None else frame.f_locals["self"]
+    return min(alarms, key=lambda alarm: alarm.rate).threshold

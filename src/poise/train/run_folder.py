@@ -1,8 +1,9 @@
-"""A run's folder: what it began with, and what the disk refuses."""
+"""The folder of a training run: what it began with, and disk errors in one sentence."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 from collections.abc import Collection, Iterator
@@ -15,30 +16,40 @@ from poise.errors import InvalidArgument, InvalidVector, SaveFailed
 from poise.model import Model
 from poise.steer import Spec
 from poise.storage.atomic_write import saving
-from poise.train.checkpoints import last_good
-from poise.train.config import Config
+from poise.train.checkpoints import last_complete_checkpoint
+from poise.train.config import TrainConfig
 
-__all__ = ["ADAPTER", "CHECKPOINTS", "FACTS", "begin", "disk", "inputs", "vector_files"]
+__all__ = [
+    "ADAPTER_FOLDER",
+    "CHECKPOINTS_FOLDER",
+    "FACTS_FILE",
+    "begin_run",
+    "check_inputs",
+    "explain_disk_errors",
+    "vector_files",
+]
 
-FACTS, ADAPTER, CHECKPOINTS = "train.json", "adapter", "checkpoints"
+FACTS_FILE, ADAPTER_FOLDER, CHECKPOINTS_FOLDER = "train.json", "adapter", "checkpoints"
+DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), None)  # torch and safetensors give no number
 
 
-def begin(config: Config, folder: Path) -> dict[str, Any]:
-    """The facts so far; the folder is this run's own from now on.
+def begin_run(config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """Claim the folder for this run and return what is known of it so far: settings and hashes of its vectors.
 
     Raises:
-        InvalidArgument: it holds a run with other settings or vectors.
+        InvalidArgument: the folder holds a run with other settings or vectors.
     """
-    said = config.model_dump(mode="json")
-    used = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in vector_files(config)}
-    facts = {"schema": 1, "config": said, "vectors": used}
+    hashes = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in vector_files(config)}
+    facts = {"schema": 1, "config": config.model_dump(mode="json"), "vectors": hashes}
     marker = folder / "config.json"
-    begun = marker.exists() and bool((folder / FACTS).exists() or last_good(folder / CHECKPOINTS))
-    if begun and _begun(marker) != (config, used):
+    begun = marker.exists() and bool(
+        (folder / FACTS_FILE).exists() or last_complete_checkpoint(folder / CHECKPOINTS_FOLDER)
+    )
+    if begun and _begun_settings(marker) != (config, hashes):
         raise InvalidArgument(
             f"{folder} holds a run with other settings or vectors; choose another `out`, or remove it."
         )
-    with disk(folder):
+    with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not begun:
             with saving(marker) as temporary:
@@ -46,57 +57,66 @@ def begin(config: Config, folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _begun(marker: Path) -> tuple[Config, dict[str, str]] | None:
-    """Settings and vectors that a folder's run began with; what they did not name yet has its default."""
-    told = json.loads(marker.read_text())
+def _begun_settings(marker: Path) -> tuple[TrainConfig, dict[str, str]] | None:
+    """Settings and vectors that a folder's run began with; settings that are newer than the run have their default."""
+    begun = json.loads(marker.read_text())
     try:
-        return Config.model_validate(told["config"]), told["vectors"]
+        return TrainConfig.model_validate(begun["config"]), begun["vectors"]
     except ValueError:
         return None
 
 
-def inputs(folder: Path, data: DataSet, only: Collection[str] | None, model: Model) -> str:
-    """The data's hash. Neither they, nor what of them is vaccinated, nor the base may change under a run that goes on.
+def check_inputs(folder: Path, data: DataSet, only: Collection[str] | None, model: Model) -> str:
+    """Record the hashes of data and base, or compare them with those that a resumed run began with.
+
+    Args:
+        folder: The run's folder.
+        data: The training data.
+        only: Names of the parts that are vaccinated; ``None`` for all.
+        model: The base.
+
+    Returns:
+        The data's hash.
 
     Raises:
-        InvalidArgument: the run began on others.
+        InvalidArgument: data, their vaccinated part or the base changed since the run began.
     """
-    found = {"data": data.digest(), "model": model.fingerprint.weights}
+    hashes = {"data": data.digest(), "model": model.fingerprint.weights}
     if only is not None:
         parts = tuple(part for part in data.parts if part.name in only)
-        found["vaccine.only"] = replace(data, parts=parts).digest()
+        hashes["vaccine.only"] = replace(data, parts=parts).digest()
     marker = folder / "inputs.json"
-    if marker.exists() and last_good(folder / CHECKPOINTS):
+    if marker.exists() and last_complete_checkpoint(folder / CHECKPOINTS_FOLDER):
         begun = json.loads(marker.read_text())
-        if other := [name for name, value in found.items() if begun.get(name, value) != value]:
+        if changed := [name for name, value in hashes.items() if begun.get(name, value) != value]:
             raise InvalidArgument(
-                f"{folder} holds a run that began on another content of `{'` and `'.join(other)}`; bring that back, "
+                f"{folder} holds a run that began on another content of `{'` and `'.join(changed)}`; bring that back, "
                 "choose another `out`, or remove it."
             )
     with saving(marker) as temporary:
-        temporary.write_text(json.dumps(found) + "\n")
-    return found["data"]
+        temporary.write_text(json.dumps(hashes) + "\n")
+    return hashes["data"]
 
 
-def vector_files(config: Config) -> list[str]:
+def vector_files(config: TrainConfig) -> list[str]:
     """Every vector file that the settings name, in order.
 
     Raises:
         InvalidVector: one of them is not there.
     """
     steered = [name for text in config.vaccine.steer for name in Spec.parse(text).names]
-    named = list(dict.fromkeys([*steered, *config.watch.vectors, *(config.measure.vectors or ())]))
-    if missing := [name for name in named if not Path(name).is_file()]:
+    paths = list(dict.fromkeys([*steered, *config.watch.vectors, *(config.measure.vectors or ())]))
+    if missing := [path for path in paths if not Path(path).is_file()]:
         raise InvalidVector(f"There is no vector file at {', '.join(missing)}; make one with `poise extract`.")
-    return named
+    return paths
 
 
 @contextlib.contextmanager
-def disk(folder: Path) -> Iterator[None]:
-    """What the disk refuses, in one sentence.
+def explain_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the disk into one sentence.
 
     Raises:
-        SaveFailed: says what is kept.
+        SaveFailed: names the last good checkpoint.
     """
     from safetensors import SafetensorError
 
@@ -105,9 +125,10 @@ def disk(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's own, of a short write
             raise
-        good = last_good(folder / CHECKPOINTS)
-        kept = f"the last good checkpoint is {good.name}" if good else "there is no checkpoint yet"
+        checkpoint = last_complete_checkpoint(folder / CHECKPOINTS_FOLDER)
+        saved = f"the last good checkpoint is {checkpoint.name}" if checkpoint else "there is no checkpoint yet"
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        remedy = "Free some space" if getattr(error, "errno", None) in DISK_FULL else "Make the folder writable"
         raise SaveFailed(
-            f"Cannot write in {folder}: {reason}; {kept}. Free some space and run the same command again."
+            f"Cannot write in {folder}: {reason}; {saved}. {remedy} and run the same command again."
         ) from error

@@ -16,8 +16,8 @@ from poise.shift.measure import Plan, Tuned, measure
 from poise.shift.report import ShiftReport
 from poise.steer import Spec
 from poise.storage.lock import alone
-from poise.train.config import Config
-from poise.train.lora import Trained, open_base, train
+from poise.train.config import TrainConfig
+from poise.train.lora import TrainResult, load_base_model, train_in_folder
 from poise.train.run_folder import vector_files
 from poise.vector import PersonaVector
 
@@ -34,12 +34,12 @@ class Finetuned:
         card: The adapter's model card.
     """
 
-    trained: Trained
+    trained: TrainResult
     shift: ShiftReport | None
     card: Path
 
 
-def finetune(config: Config) -> Finetuned:
+def finetune(config: TrainConfig) -> Finetuned:
     """Fine-tune as told, measure what it did, and write ``shift.json``, ``report.html`` and the adapter's model card.
 
     Run again after a kill, it continues; what is done is not done again.
@@ -57,8 +57,8 @@ def finetune(config: Config) -> Finetuned:
         return _finetune(config, loaded, abilities)
 
 
-def _finetune(config: Config, loaded: Sequence[PersonaVector], abilities: tuple[Ability, ...]) -> Finetuned:
-    trained, wanted = train(config), config.measure
+def _finetune(config: TrainConfig, loaded: Sequence[PersonaVector], abilities: tuple[Ability, ...]) -> Finetuned:
+    trained, wanted = train_in_folder(config), config.measure
     done: ShiftReport | None = None
     if loaded:
         plan = Plan(
@@ -72,7 +72,9 @@ def _finetune(config: Config, loaded: Sequence[PersonaVector], abilities: tuple[
         )
         one = Tuned(str(trained.adapter), Path(config.out).name)
         kept = trained.folder / ".shift"
-        done = measure(open_base(config), [one], loaded, plan, folder=kept, load=lambda _: open_base(config))
+        done = measure(
+            load_base_model(config), [one], loaded, plan, folder=kept, load=lambda _: load_base_model(config)
+        )
         measured.save(done, trained.folder / "shift.json")
         write_shift(done, trained.folder / "report.html")
     return Finetuned(trained, done, card.write(trained.adapter, _card_facts(config, trained, done)))
@@ -85,7 +87,7 @@ def _short(expression: str) -> str:
     return expression
 
 
-def _card_facts(config: Config, trained: Trained, done: ShiftReport | None) -> card.Facts:
+def _card_facts(config: TrainConfig, trained: TrainResult, done: ShiftReport | None) -> card.Facts:
     what, facts = config.vaccine, trained.facts
     steered = "; ".join(map(_short, what.steer))
     layers = what.layers if isinstance(what.layers, str) else ", ".join(map(str, what.layers or ()))
