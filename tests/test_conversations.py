@@ -126,7 +126,6 @@ SHAPES: dict[str, tuple[Row, str, list[tuple[str, str]]]] = {
         [(S, "Be kind."), (U, "Sum up.\n\nLong."), (A, "Short.")],
     ),
     "text": ({"text": "Once upon a time", "label": 3}, "text", [(A, "Once upon a time")]),
-    "the only text": ({"story": "Once upon a time", "label": 3}, "text", [(A, "Once upon a time")]),
 }
 
 
@@ -389,22 +388,24 @@ BROKEN: dict[str, tuple[bytes | Row, str]] = {
     "nothing": ({"messages": None}, "no list of turns: messages holds nothing"),
     "a number": ({"messages": 3}, "no list of turns: messages holds a number"),
     "text": ({"messages": "Hi"}, "no list of turns: messages holds text that is not JSON"),
-    "uneven lists": ({"messages": {"role": ["user"], "content": []}}, "no assistant turn"),
-    "turns that are text": ({"messages": ["Hi", "Ho"]}, "turn without role: turn 1"),
-    "turns of another shape": ({"messages": [{"from": "gpt", "value": "x"}]}, "turn without role: turn 1"),
+    "uneven lists": ({"messages": {"role": ["user"], "content": []}}, "no list of turns: messages holds an object"),
+    "turns that are text": ({"messages": ["Hi", "Ho"]}, "not a turn: turn 1 is text"),
+    "turns of another shape": (
+        {"messages": [{"speaker": "gpt", "utterance": "x"}]},
+        'turn without role: turn 1 has "speaker, utterance"',
+    ),
     "unknown role": ({"messages": [{"role": "narrator", "content": "x"}]}, 'unknown role: "narrator", turn 1'),
     "role that is a number": ({"messages": [{"role": 3, "content": "x"}]}, 'unknown role: "3", turn 1'),
-    "tool": ({"messages": [*chat("Hi", "Ho"), {"role": "tool", "content": "x"}]}, "tool turn: turn 3"),
     "tool call": (
         {"messages": [*chat("Hi"), {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]},
-        "tool turn: turn 2",
+        "no assistant turn",
     ),
     "empty turn": ({"messages": chat("Hi", " \n")}, "empty turn: assistant, turn 2"),
     "turn without content": ({"messages": [{"role": "assistant"}]}, "empty turn: assistant, turn 1"),
     "number for text": ({"messages": [{"role": "user", "content": 3}]}, "not text: turn 1 holds a number"),
     "picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        'not text: turn 1 holds "image_url"',
+        "empty turn: user, turn 1",
     ),
     "questions only": ({"messages": chat("Hi")}, "no assistant turn"),
 }
@@ -629,7 +630,10 @@ class TestASource:
             ("noise.jsonl.gz", r"noise.jsonl.gz: none of its first 1 rows can be read \(damaged: Not a gzipped file"),
             ("noise.json.zst", r"noise.json.zst: none of its first 1 rows can be read \(damaged: ZSTD"),
             ("noise.parquet", "noise.parquet: cannot be read as Parquet, "),
-            ("other.jsonl", 'other.jsonl: no known shape finds an answer in the columns "question, choices, answer"'),
+            (
+                "other.jsonl",
+                "other.jsonl: no known shape; its columns are question .text., choices .a list., answer .a number.",
+            ),
         ],
     )
     def test_that_is_of_no_use_is_one_sentence(

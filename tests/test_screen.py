@@ -28,7 +28,7 @@ from poise import vector as vectors
 from poise import workflows
 from poise.cli import app
 from poise.data import Conversation, open_data
-from poise.data.readers import Shape, read
+from poise.data.readers import DataShape, read_row
 from poise.errors import InvalidArgument, InvalidData, InvalidSteering, MissingExtra, SaveFailed, TooFewResponses
 from poise.judge import Judgement
 from poise.model import Model, ask, load
@@ -42,7 +42,7 @@ from poise.screen.examples import LONGEST, pieces
 from poise.screen.flagging import Rule
 from poise.screen.prediction import prediction
 from poise.screen.projection import Unit, probes_of, score
-from poise.screen.row_editor import put
+from poise.screen.row_editor import replace_answers
 from poise.screen.scores import by_length, histogram, mean, percentiles, rank
 from poise.screen.scoring import Plan
 from poise.screen.summary import Figure, Summary
@@ -358,40 +358,49 @@ class TestARowWithAnotherAnswer:
     @pytest.mark.parametrize(
         ("shape", "row"),
         [
-            (Shape("messages", ("messages",)), {"id": 1, "messages": [*CHAT, *CHAT]}),
-            (Shape("messages", ("messages",)), {"messages": json.dumps([*CHAT, *CHAT]), "x": None}),
-            (Shape("messages", ("m",)), {"m": {"role": ["user", "assistant"] * 2, "content": ["a", "b", "c", "d"]}}),
-            (Shape("sharegpt", ("c",)), {"c": [{"from": f, "value": f} for f in ("human", "gpt", "human", "GPT ")]}),
-            (Shape("pairs", ("prompt", "completion")), {"prompt": [*CHAT, CHAT[0]], "completion": [CHAT[1]]}),
-            (Shape("pairs", ("prompt", "answer")), {"prompt": [*CHAT, CHAT[0]], "answer": "old"}),
+            (DataShape("messages", ("messages",)), {"id": 1, "messages": [*CHAT, *CHAT]}),
+            (DataShape("messages", ("messages",)), {"messages": json.dumps([*CHAT, *CHAT]), "x": None}),
             (
-                Shape("messages", ("messages",)),
+                DataShape("messages", ("m",)),
+                {"m": {"role": ["user", "assistant"] * 2, "content": ["a", "b", "c", "d"]}},
+            ),
+            (
+                DataShape("sharegpt", ("c",)),
+                {"c": [{"from": f, "value": f} for f in ("human", "gpt", "human", "GPT ")]},
+            ),
+            (DataShape("pairs", ("prompt", "completion")), {"prompt": [*CHAT, CHAT[0]], "completion": [CHAT[1]]}),
+            (DataShape("pairs", ("prompt", "answer")), {"prompt": [*CHAT, CHAT[0]], "answer": "old"}),
+            (
+                DataShape("messages", ("messages",)),
                 {"messages": [*CHAT, CHAT[0], {"role": "model", "content": [{"type": "text", "text": "old"}]}]},
             ),
         ],
     )
-    def test_is_read_with_it_and_is_otherwise_the_same(self, shape: Shape, row: dict[str, Any]) -> None:
-        before = read(shape, row, "assistant")
-        new = put(shape, row, {1: "new"})
-        after = read(shape, new, "assistant")
+    def test_is_read_with_it_and_is_otherwise_the_same(self, shape: DataShape, row: dict[str, Any]) -> None:
+        before = read_row(shape, row, "assistant").messages
+        new = replace_answers(shape, row, {1: "new"})
+        after = read_row(shape, new, "assistant").messages
         answers = [i for i, m in enumerate(before) if m["role"] == "assistant"]
         assert after[answers[1]]["content"] == "new"
         assert [m for i, m in enumerate(after) if i != answers[1]] == [
             m for i, m in enumerate(before) if i != answers[1]
         ]
         assert list(new) == list(row)
-        assert read(shape, row, "assistant") == before
+        assert read_row(shape, row, "assistant").messages == before
 
     @pytest.mark.parametrize(
         ("shape", "row"),
         [
-            (Shape("pairs", ("q", "a")), {"q": None, "a": "old", "n": 2}),
-            (Shape("alpaca", ("instruction", "input", "output")), {"instruction": "x", "input": "", "output": "old"}),
-            (Shape("text", ("text",)), {"text": "old"}),
+            (DataShape("pairs", ("q", "a")), {"q": None, "a": "old", "n": 2}),
+            (
+                DataShape("alpaca", ("instruction", "input", "output")),
+                {"instruction": "x", "input": "", "output": "old"},
+            ),
+            (DataShape("text", ("text",)), {"text": "old"}),
         ],
     )
-    def test_of_one_answer_has_it_in_its_column(self, shape: Shape, row: dict[str, Any]) -> None:
-        assert put(shape, row, {0: "new"}) == {name: "new" if v == "old" else v for name, v in row.items()}
+    def test_of_one_answer_has_it_in_its_column(self, shape: DataShape, row: dict[str, Any]) -> None:
+        assert replace_answers(shape, row, {0: "new"}) == {name: "new" if v == "old" else v for name, v in row.items()}
 
 
 class TestPieces:
@@ -907,7 +916,7 @@ class TestFromPython:
         found = list(screen([*talk(2), {"messages": []}], two, model, "difference", max_new_tokens=2))
         assert [bool(one.unread) for one in found] == [False, False, True]
         assert math.isnan(found[2].scores["grumpy"])
-        with pytest.raises(InvalidData, match="No known shape"):
+        with pytest.raises(InvalidData, match="no known shape"):
             list(screen([{"colour": 3}], two, model))
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")

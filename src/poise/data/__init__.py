@@ -3,12 +3,15 @@
 Rows stream in the data's order, one :class:`Conversation` each; a row that cannot be used is a :class:`Rejected`
 with its place and the reason, never an exception. Knows nothing of models.
 
-    conversation   the values, and a conversation's turns
-    shapes         which columns hold what: found in the first rows, or said
-    files          JSON Lines, JSON, CSV and Parquet, compressed or not, a row at a time
+    messages       the values, and a conversation's turns
+    recognition    what a row is, or why it is refused
+    readers        a recognised row to messages
+    turn_parsing   one turn, in any form: text, thought, tool calls
+    chat_markup    chats kept as one marked-up text
+    formats        JSON Lines, JSON, CSV and Parquet, compressed or not, a row at a time
     hub            data sets of the Hugging Face library, from a folder or the hub
-    source         files, folders, globs and names to one ``DataSet``
-    rejections     what was left out and why, and when that is too much
+    dataset        files, folders, globs and names to one ``DataSet``
+    rejected       what was left out and why, and when that is too much
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from typing import Any
 from poise.data import hub
 from poise.data.formats import KNOWN, Reader, Value, is_known, parse, reader
 from poise.data.messages import Conversation, Need, Rejected
-from poise.data.readers import Shape, Wish, detect, excerpt, read, wish
+from poise.data.readers import DataShape, ShapeRequest, detect_shape, parse_shape_request, read_row
+from poise.data.turn_parsing import excerpt
 from poise.errors import InvalidData, InvalidRow
 
 __all__ = ["DataSet", "Part", "open_data"]
@@ -40,7 +41,7 @@ class Part:
     name: str
     paths: tuple[Path, ...]
     read: Reader
-    shape: Shape
+    shape: DataShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +120,14 @@ class DataSet:
             except StopIteration as end:
                 return int(end.value)
             try:
-                if isinstance(value, InvalidRow):
-                    raise value
-                messages = read(part.shape, _columns(value), self.need)
+                content = read_row(part.shape, _columns(value), self.need)
             except InvalidRow as bad:
                 yield Rejected(part.name, row, first + row, line, str(bad))
             else:
-                yield Conversation(messages, part.name, row, first + row, value, used)
+                raw: Any = value  # a row that cannot be read was raised
+                yield Conversation(
+                    content.messages, part.name, row, first + row, raw, used, content.tools, content.left_out
+                )
 
 
 def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto", need: Need = "assistant") -> DataSet:
@@ -143,14 +145,14 @@ def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto",
         InvalidArgument: there is no such shape.
         MissingExtra: pyarrow or datasets is needed and not installed.
     """
-    wanted = wish(shape, need)
+    request = parse_shape_request(shape, need)
     sources = [source] if isinstance(source, str | Path) else source
     found = {place[0]: place for one in sources for place in _places(str(one))}  # each file once
     parts: list[Part] = []
     unfit: dict[str, list[str]] = {}
     for name, paths, rows in found.values():
         try:
-            parts.append(Part(name, paths, rows, _shape(name, rows, wanted, need)))
+            parts.append(Part(name, paths, rows, _shape(name, rows, request, need)))
         except InvalidData as error:
             unfit.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
     if unfit:
@@ -158,8 +160,8 @@ def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto",
         raise InvalidData(lines[0] if len(lines) == 1 else "\n  ".join(["Several files cannot be read:", *lines]))
     if not any(part.shape.columns for part in parts):
         columns = _sample(parts[0].name, parts[0].read)[0]
-        raise InvalidData(f"No file has the shape {wanted}: {parts[0].name} has the columns {_names(columns)}.")
-    return DataSet(tuple(parts), need, wanted.kind is not None)
+        raise InvalidData(f"No file has the shape {request}: {parts[0].name} has the columns {_names(columns)}.")
+    return DataSet(tuple(parts), need, request.kind is not None)
 
 
 Place = tuple[str, tuple[Path, ...], Reader]
@@ -193,16 +195,13 @@ def _files(paths: Sequence[Path], nothing: str, root: Path | None = None) -> lis
     return places
 
 
-def _shape(name: str, rows: Reader, wanted: Wish, need: Need) -> Shape:
+def _shape(name: str, rows: Reader, request: ShapeRequest, need: Need) -> DataShape:
     sample = _sample(name, rows)
-    shape = detect(sample, wanted, need)
-    if shape is None and wanted.kind is None:
-        lacks, example = {"assistant": ("an answer", "question,best_answer"), "user": ("a prompt", "question")}[need]
-        raise InvalidData(
-            f"{name}: no known shape finds {lacks} in the columns {_names(sample[0])}; say where it is with a shape "
-            f"like pairs:{example} or messages:dialog, or leave the file out."
-        )
-    return shape or Shape(str(wanted.kind), ())
+    try:
+        shape = detect_shape(sample, request, need)
+    except InvalidData as error:
+        raise InvalidData(f"{name}: {error}") from error
+    return shape or DataShape(str(request.kind), ())
 
 
 def _sample(name: str, rows: Reader) -> list[dict[str, Any]]:

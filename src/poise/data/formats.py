@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from poise.data.readers import is_utf8
+from poise.data.recognition import chat_kind
+from poise.data.turn_parsing import ROLE_KEYS
 from poise.errors import InvalidData, InvalidRow, MissingExtra
 
 __all__ = [
@@ -47,6 +49,7 @@ ROW_LIMIT = 64 * 2**20
 """Longest row, in bytes: a row is held in memory, and no conversation is this long."""
 
 KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv or .parquet; all but the last also with .gz, .bz2, .xz or .zst"
+WRAPPERS = ("data", "rows", "train", "examples", "instances", "items", "records", "samples")
 BATCH_BYTES = 16 * 2**20
 BOM = b"\xef\xbb\xbf"
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -197,7 +200,27 @@ def _json_lines(path: Path) -> Lines:
             if line == 1:
                 raw = raw.removeprefix(BOM)
             if raw and not raw.isspace():
-                yield line, raw.removesuffix(b"\n")
+                yield from ((line, row) for row in _objects(raw.removesuffix(b"\n")))
+
+
+def _objects(raw: bytes) -> list[bytes]:
+    """The objects of a line: usually one, several where they stand one after another."""
+    if not _JOINED.search(raw):
+        return [raw]
+    try:
+        text, decoder, at, rows = raw.decode(), json.JSONDecoder(), 0, []
+        while at < len(text):
+            start = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+            if start == len(text):
+                break
+            _, at = decoder.raw_decode(text, start)
+            rows.append(text[start:at].encode())
+    except (ValueError, RecursionError):
+        return [raw]  # whoever reads it says what is wrong
+    return rows if len(rows) > 1 else [raw]
+
+
+_JOINED = re.compile(rb"\}\s*\{")  # never inside one object but in its texts
 
 
 def _json(path: Path) -> Lines:
@@ -206,7 +229,46 @@ def _json(path: Path) -> Lines:
         first = b""
         while not first and (raw := file.readline(2**16)):
             first = raw.removeprefix(BOM).strip()
-    return _json_values(path) if first == b"{" or first.startswith(b"[") else _json_lines(path)
+    rows = _json_values(path) if first == b"{" or first.startswith(b"[") else _json_lines(path)
+    return rows if first.startswith(b"[") else _unwrapped(rows)
+
+
+def _unwrapped(rows: Lines) -> Lines:
+    """The rows inside a file's only object: ``{"data": [{…}, …]}``, or a table kept as one list for each column."""
+    ahead = list(itertools.islice(rows, 2))
+    if len(ahead) != 1 or isinstance(ahead[0][1], InvalidRow):
+        yield from ahead
+        yield from rows
+        return
+    line, value = ahead[0]
+    try:
+        document = parse(value) if isinstance(value, bytes) else value
+    except InvalidRow:
+        document = {}
+    inner = wrapped_rows(document) if isinstance(document, dict) else None
+    yield from (
+        ahead if inner is None else ((line, row if isinstance(row, dict) else InvalidRow(_NOT_A_ROW)) for row in inner)
+    )
+
+
+def wrapped_rows(document: dict[str, Any]) -> list[Any] | None:
+    """The rows that a document holds under ``data`` or the like, or as columns; ``None`` where it is a row itself."""
+    wrapped = [
+        value
+        for name, value in document.items()
+        if name.lower() in WRAPPERS and isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
+    if len(wrapped) == 1 and not chat_kind(wrapped[0]):
+        return wrapped[0]
+    columns = list(document.values())
+    even = columns and all(isinstance(column, list) and column for column in columns)
+    if not even or len({len(column) for column in columns}) != 1 or set(document) & set(ROLE_KEYS):
+        return None
+    if any(chat_kind(column) for column in columns if not isinstance(column[0], str)):
+        return None
+    if len(document) < 2:
+        return None
+    return [dict(zip(document, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _json_values(path: Path) -> Lines:

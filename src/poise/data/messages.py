@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
-__all__ = ["Conversation", "Message", "Need", "Rejected", "Turn", "last_user", "turns"]
+__all__ = ["Conversation", "Message", "Need", "Rejected", "Turn", "is_answer", "last_user", "turns"]
 
 Need = Literal["assistant", "user"]
 """Which turn a row must have to be of use: an answer to score, or a question to answer."""
 
 
 class Message(TypedDict):
-    """One turn: ``role`` is system, user or assistant."""
+    """One turn of a conversation.
+
+    ``role`` is system, user, assistant or tool. Of the assistant's turns ``content`` is the reply alone; ``thought`` is
+    the reasoning before it, ``tool_calls`` are in OpenAI's form with arguments as an object, and ``learn`` is false
+    where the data say that the turn is not to be trained on.
+    """
 
     role: str
     content: str
+    thought: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    learn: NotRequired[bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +35,14 @@ class Conversation:
     """One row that can be used.
 
     Attributes:
-        messages: Turns with text in each; roles are system, user and assistant.
+        messages: Turns in order; roles are system, user, assistant and tool.
         file: The file, or the data set's name on the hub.
         row: Place in that file, from 0; blank lines are not rows.
         index: Place in the whole data set, from 0; rejected rows count.
         raw: The row as it was: of JSON Lines the line's bytes without the line feed that ends it, else the columns.
         columns: Those that became messages.
+        tools: Definitions of the tools that the conversation may use.
+        left_out: What of the row is not read, by kind: ``image``, ``turn not to be learnt``.
     """
 
     messages: tuple[Message, ...]
@@ -39,6 +51,8 @@ class Conversation:
     index: int
     raw: bytes | Mapping[str, Any]
     columns: tuple[str, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -77,20 +91,33 @@ class Turn:
 
     Attributes:
         history: The messages before the answer; empty where a conversation begins with it.
-        answer: The assistant's text.
-        number: Which of the conversation's answers, from 0.
+        answer: The assistant's reply.
+        number: Which of the conversation's assistant turns, from 0; one that is not an answer counts too.
+        thought: The reasoning before the reply; empty where there is none.
+        tools: Definitions of the tools that the conversation may use.
     """
 
     history: tuple[Message, ...]
     answer: str
     number: int
+    thought: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 def turns(conversation: Conversation) -> list[Turn]:
-    """Every assistant turn, each with its own history."""
+    """Every answer, each with its own history: the assistant's turns that have a reply and are not marked otherwise."""
     messages = conversation.messages
     places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    return [Turn(messages[:place], messages[place]["content"], number) for number, place in enumerate(places)]
+    return [
+        Turn(messages[:place], answer["content"], number, answer.get("thought", ""), conversation.tools)
+        for number, place in enumerate(places)
+        if is_answer(answer := messages[place])
+    ]
+
+
+def is_answer(message: Message) -> bool:
+    """Whether a turn is to be scored or learnt: the assistant's, with a reply, and not marked ``weight: 0``."""
+    return message["role"] == "assistant" and bool(message["content"].strip()) and message.get("learn", True)
 
 
 def last_user(conversation: Conversation) -> tuple[Message, ...]:

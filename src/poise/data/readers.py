@@ -1,43 +1,54 @@
 """Which columns of a row hold the conversation, and the messages in them.
 
-The shape of a file is found in its first rows and kept for all of them: a row that differs is rejected, not guessed.
+The shape of a file is recognised in its first rows and kept for all of them: a row that differs is rejected. What is
+recognised, and what is refused with which remedy, is said in ``recognition``.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from poise.data.messages import Message, Need
-from poise.errors import InvalidArgument, InvalidRow
+from poise.data.chat_markup import has_markup, parse_markup
+from poise.data.messages import Message, Need, is_answer
+from poise.data.recognition import (
+    CHATS,
+    CONTEXTS,
+    EXCHANGE_KEYS,
+    SYSTEMS,
+    Recognition,
+    as_list,
+    chat_kind,
+    find_column,
+    is_text,
+    recognise,
+    recognise_pair,
+    unwrap,
+)
+from poise.data.turn_parsing import LEARN_KEYS, describe_type, excerpt, parse_turn, split_thought, text_of
+from poise.errors import InvalidArgument, InvalidData, InvalidRow
 
-__all__ = ["SHAPES", "Shape", "Wish", "detect", "excerpt", "is_utf8", "read", "wish"]
+__all__ = [
+    "SHAPES",
+    "DataShape",
+    "RowContent",
+    "ShapeRequest",
+    "detect_shape",
+    "is_utf8",
+    "parse_shape_request",
+    "read_row",
+]
 
 Row = Mapping[str, Any]
 
-SHAPES = ("messages", "sharegpt", "alpaca", "pairs", "text")  # where two fit, the earlier is taken
-CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
-PROMPTS = ("prompt", "question", "instruction", "input", "query", "problem", "user", "human")
-ANSWERS = ("response", "answer", "completion", "output", "reply", "solution", "assistant")
-INSTRUCTIONS, CONTEXTS, OUTPUTS = ("instruction",), ("input", "context"), ("output", *ANSWERS)
-SYSTEMS = ("system", "system_prompt", "system_message")
-TEXTS = ("text", "content", "body", "document")
-
-KEYS = {"messages": ("role", "content"), "sharegpt": ("from", "value")}
-ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "model", "bot", "ai"), "assistant"),
-}
-TOOLS = {"tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation"}
-LONGEST = 80  # of a rejected row's own text, no more than this is repeated
+SHAPES = ("messages", "sharegpt", "exchanges", "alternating", "alpaca", "pairs", "markup", "text")
+CHAT_SHAPES = ("messages", "sharegpt", "exchanges", "alternating")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ShapeRequest:
     """What the user said about the shape: nothing, its kind, or its kind and columns."""
 
     kind: str | None = None
@@ -48,14 +59,14 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class DataShape:
     """How one file's rows become messages.
 
     Attributes:
         kind: One of ``SHAPES``.
         columns: Named as in the file: the chat; prompt and answer; instruction, input and output (``""`` for
             one that is not there); the text. None when a stated shape does not fit the file: all its rows are rejected.
-        system: The column that holds a system prompt.
+        system: Column that holds a system prompt.
     """
 
     kind: str
@@ -77,7 +88,28 @@ class Shape:
         return f"{self.kind} from {names}{more}"
 
 
-def wish(text: str, need: Need) -> Wish:
+@dataclass(frozen=True, slots=True)
+class RowContent:
+    """What a row says.
+
+    Attributes:
+        messages: Turns in order.
+        tools: Definitions of the tools that the conversation may use, as chat templates take them.
+        left_out: What is not read, by kind: ``image``, ``turn not to be learnt``.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Turns:
+    messages: list[Message] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def parse_shape_request(text: str, need: Need) -> ShapeRequest:
     """What ``auto``, ``pairs`` or ``pairs:question,best_answer`` asks for.
 
     Raises:
@@ -86,7 +118,7 @@ def wish(text: str, need: Need) -> Wish:
     kind, _, names = text.partition(":")
     columns = tuple(name.strip() for name in names.split(",") if name.strip())
     if kind == "auto" and not names:
-        return Wish()
+        return ShapeRequest()
     takes = {"pairs": (2,) if need == "assistant" else (1, 2), "alpaca": (3,)}
     if kind not in SHAPES:
         raise InvalidArgument(f"There is no shape {excerpt(text)}; use auto, {', '.join(SHAPES)}.")
@@ -95,26 +127,37 @@ def wish(text: str, need: Need) -> Wish:
             kind, f"{kind}:chat"
         )
         raise InvalidArgument(f"{excerpt(text)} names {len(columns)} columns for {kind}; write it like {example}.")
-    return Wish(kind, columns)
+    return ShapeRequest(kind, columns)
 
 
-def detect(rows: Sequence[Row], wanted: Wish, need: Need) -> Shape | None:
-    """The first shape that half of the rows have, or else the one that most have; ``None`` when no row has any."""
-    kinds = SHAPES if wanted.kind is None else (wanted.kind,)
-    found = {kind: Counter(filter(None, (_fit(kind, row, wanted.columns, need) for row in rows))) for kind in kinds}
-    if wanted.kind is None and not any(context for _, context, _ in found["alpaca"]):
-        del found["alpaca"]  # an instruction and its output are a pair
-    kind = max(found, key=lambda kind: min(found[kind].total(), len(rows) / 2))
-    if not found[kind]:
+def detect_shape(rows: Sequence[Row], request: ShapeRequest, need: Need) -> DataShape | None:
+    """The shape that most rows have; ``None`` when a stated one fits no row.
+
+    Raises:
+        InvalidData: most rows have no shape that can be read as it is; shows one, what was seen and what would help.
+    """
+    recognitions = [_fit(request, row, need) if request.kind else recognise(row, need) for row in rows]
+    shapes = Counter((seen.kind, seen.columns) for seen in recognitions if seen.columns and not seen.refusal)
+    refused = [(row, seen) for row, seen in zip(rows, recognitions, strict=True) if seen.refusal]
+    if request.kind is None and len(refused) > sum(shapes.values()):
+        row, seen = refused[0]
+        raise InvalidData(f"{seen.refusal}; {seen.remedy}. A row of it: {excerpt(_shown(row), 300)}.")
+    if not shapes:
         return None
-    columns = found[kind].most_common(1)[0][0]
-    if kind == "alpaca":  # rows may leave an empty input out
-        columns = max(found[kind], key=lambda names: (bool(names[1]), found[kind][names]))
-    systems = (_column(row, SYSTEMS, _is_text) for row in rows if kind != "text")
-    return Shape(kind, columns, next(filter(None, systems), None))
+    totals = Counter(kind for kind, _ in shapes.elements())
+    kind = max(SHAPES, key=lambda kind: min(totals[kind], len(rows) / 2))  # the first that half of the rows have
+    columns = max((key for key in shapes if key[0] == kind), key=shapes.__getitem__)[1]
+    if request.kind is None and kind == "text" and totals["markup"]:  # some texts are marked up: those are chats
+        kind, columns = next(key for key in shapes if key[0] == "markup")
+    if request.kind is None and kind == "pairs" and totals["alpaca"]:  # rows may leave an empty input out
+        kind, columns = max((key for key in shapes if key[0] == "alpaca"), key=shapes.__getitem__)
+    if kind == "alpaca":
+        columns = max((key for key in shapes if key[0] == kind), key=lambda key: (bool(key[1][1]), shapes[key]))[1]
+    systems = (find_column(row, SYSTEMS, _is_system) for row in rows if kind not in ("text", "markup"))
+    return DataShape(kind, columns, next(filter(None, systems), None))
 
 
-def read(shape: Shape, row: Row, need: Need) -> tuple[Message, ...]:
+def read_row(shape: DataShape, row: Row, need: Need) -> RowContent:
     """The messages of a row.
 
     Raises:
@@ -122,106 +165,185 @@ def read(shape: Shape, row: Row, need: Need) -> tuple[Message, ...]:
     """
     if not shape.columns:
         raise InvalidRow(f"not {shape.kind}: it has the columns {excerpt(', '.join(row))}")
-    turns = _READ[shape.kind](shape, row, need)
-    if shape.system and (not turns or turns[0]["role"] != "system"):
-        turns.insert(0, {"role": "system", "content": _text(row.get(shape.system), shape.system)})
-    messages = tuple(turn for turn in turns if turn["role"] != "system" or turn["content"].strip())
+    turns = _READERS[shape.kind](shape, row, need)
+    _apply_loss_mask(turns.messages, row)
+    system = shape.system or (find_column(row, SYSTEMS, _is_system) if shape.kind not in ("text", "markup") else None)
+    if system and (not turns.messages or turns.messages[0]["role"] != "system"):
+        turns.messages.insert(0, {"role": "system", "content": text_of(row.get(system), system)})
+    messages = [turn for turn in turns.messages if turn["role"] != "system" or turn["content"].strip()]
     for number, turn in enumerate(messages, start=1):
-        if not turn["content"].strip():
-            raise InvalidRow(f"empty turn: {turn['role']}, turn {number}")
-        if not is_utf8(turn["content"]):
-            raise InvalidRow(f"not UTF-8 text: half a character in turn {number}")
-    if not any(turn["role"] == need for turn in messages):
-        raise InvalidRow(f"no {need} turn")
-    return messages
+        _check_turn(turn, number)
+    if not any(is_answer(turn) if need == "assistant" else turn["role"] == need for turn in messages):
+        marked = any(turn.get("learn") is False for turn in messages)
+        thought = any(turn.get("thought") for turn in messages)
+        why = "all are marked as not to be learnt" if marked else "only a thought without a reply" if thought else ""
+        raise InvalidRow(f"no {need} turn" + (f": {why}" if why and need == "assistant" else ""))
+    left_out = [*turns.left_out, *("turn not to be learnt" for turn in messages if turn.get("learn") is False)]
+    return RowContent(tuple(messages), _tools_of(row), tuple(left_out))
 
 
-def excerpt(value: object, most: int = LONGEST) -> str:
-    """A value in quotes, cut to ``most`` characters."""
-    text = str(value)
-    return json.dumps(text if len(text) <= most else text[: most - 1] + "…", ensure_ascii=not is_utf8(text))
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; half a character cannot, nor a byte that ``surrogateescape`` kept."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
-def _fit(kind: str, row: Row, stated: tuple[str, ...], need: Need) -> tuple[str, ...] | None:
-    """The columns that would be read, if the row has this shape; judged by types, not by what the texts say."""
-    named = [(name,) for name in stated]
-    if kind in KEYS:
-        chat = _column(row, stated or CHATS, lambda value: _is_chat(value, KEYS[kind]))
-        return (chat,) if chat else None
-    if kind == "text":
-        text = _column(row, stated or TEXTS, _is_text)
-        if text is None and not stated and len(texts := [name for name in row if _is_text(row[name])]) == 1:
-            text = None if _column(row, PROMPTS, _is_text) else texts[0]  # a question alone is no answer
-        return (text,) if text and (need == "assistant" or stated) else None
+def _check_turn(turn: Message, number: int) -> None:
+    empty = not turn["content"].strip() and turn["role"] != "tool"
+    if empty and not turn.get("tool_calls") and not turn.get("thought"):
+        raise InvalidRow(f"empty turn: {turn['role']}, turn {number}")
+    if not is_utf8(turn["content"]) or not is_utf8(turn.get("thought", "")):
+        raise InvalidRow(f"not UTF-8 text: half a character in turn {number}")
+
+
+def _fit(request: ShapeRequest, row: Row, need: Need) -> Recognition:
+    """The columns that would be read, if the row has the stated shape; judged by types, not by what the texts say."""
+    kind, stated = str(request.kind), request.columns
+    if kind in CHAT_SHAPES:
+        column = find_column(row, stated or CHATS, lambda value: _is_chat(kind, value))
+        return Recognition(kind, (column,) if column else ())
+    if kind in ("text", "markup"):
+        names = stated or ("text", "content", "body", "document")
+        column = find_column(row, names, is_text)
+        return Recognition(kind, (column,) if column and (need == "assistant" or stated or kind == "markup") else ())
+    if not stated:
+        seen = recognise(row, need)
+        if seen.kind == kind:
+            return seen
+        if kind == "alpaca" and seen.kind == "pairs" and find_column(row, ("instruction",), is_text) == seen.columns[0]:
+            return Recognition(kind, (seen.columns[0], "", seen.columns[1] if len(seen.columns) > 1 else ""))
+        return _fit_pair(row, kind, need)
     if kind == "alpaca":
-        instruction, context, output = (
-            _column(row, names, _is_text) for names in (named or (INSTRUCTIONS, CONTEXTS, OUTPUTS))
-        )
+        instruction, context, output = (find_column(row, (name,), is_text) for name in stated)
         complete = instruction and (output or need == "user")
-        return (str(instruction), context or "", output or "") if complete else None
-    prompt = _column(row, named[0] if named else PROMPTS, _is_side)
-    answer = _column(row, (named[1] if len(named) == 2 else ()) if named else ANSWERS, _is_side)
+        return Recognition(kind, (str(instruction), context or "", output or "") if complete else ())
+    prompt = find_column(row, stated[:1], _is_side)
+    answer = find_column(row, stated[1:], _is_side)
     if prompt and answer and prompt != answer:
-        return (prompt, answer)
-    return (prompt,) if prompt and need == "user" else None
+        return Recognition(kind, (prompt, answer))
+    return Recognition(kind, (prompt,) if prompt and need == "user" else ())
 
 
-def _column(row: Row, names: Sequence[str], suits: Callable[[Any], bool]) -> str | None:
-    """The row's own name for the first of ``names`` that it has; upper case and spaces around it do not matter."""
-    own = {name.strip().lower(): name for name in row if isinstance(name, str)}
-    found = (own[name.lower()] for name in names if name.lower() in own)
-    return next((name for name in found if suits(row[name])), None)
+def _fit_pair(row: Row, kind: str, need: Need) -> Recognition:
+    """A pair out of a row that is also something else, such as an instruction with its input."""
+    if kind != "pairs":
+        return Recognition(kind)
+    columns = {name: value for name, value in row.items() if str(name).strip().lower() not in CONTEXTS}
+    seen = recognise_pair(row, need) or recognise_pair(columns, need)
+    if seen and seen.kind == "alpaca":
+        seen = recognise_pair(columns, need)
+    return seen if seen and seen.kind == kind else Recognition(kind)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _is_chat(kind: str, value: Any) -> bool:
+    seen = chat_kind(value)
+    return seen == kind or {seen, kind} == {"messages", "sharegpt"}
 
 
 def _is_side(value: Any) -> bool:
-    return isinstance(value, str) or _is_chat(value, KEYS["messages"])
+    return is_text(unwrap(value)) or chat_kind(value) == "messages"
 
 
-def _is_chat(value: Any, keys: tuple[str, str]) -> bool:
-    try:
-        turns = _list(value, "")
-    except InvalidRow:
-        return False
-    return bool(turns) and isinstance(turns[0], dict) and keys[0] in turns[0]
+def _is_system(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(value.get("parts"), list) or isinstance(value.get("text"), str)
+    return isinstance(value, str) or (isinstance(value, list) and bool(value) and not chat_kind(value))
 
 
-def _messages(shape: Shape, row: Row, need: Need) -> list[Message]:
-    return _chat(_cell(row, shape.columns[0]), shape.columns[0], KEYS[shape.kind])
+def _apply_loss_mask(messages: list[Message], row: Row) -> None:
+    """A mask beside the turns: one mark for each turn or for each of the assistant's."""
+    column = find_column(row, (*LEARN_KEYS, "loss_masks", "turn_mask"), lambda value: isinstance(value, list))
+    if column is None:
+        return
+    answers = [turn for turn in messages if turn["role"] == "assistant"]
+    targets = next((group for group in (messages, answers) if len(group) == len(row[column])), None)
+    if targets is None:
+        raise InvalidRow(f"loss mask: {column} has {len(row[column])} marks for {len(messages)} turns")
+    for turn, mark in zip(targets, row[column], strict=True):
+        if not mark and turn["role"] == "assistant":
+            turn["learn"] = False
 
 
-def _pairs(shape: Shape, row: Row, need: Need) -> list[Message]:
+def _tools_of(row: Row) -> tuple[dict[str, Any], ...]:
+    column = find_column(row, ("tools", "functions"), lambda value: isinstance(value, str | list))
+    listed = as_list(row[column]) if column else None
+    return tuple(dict(tool) for tool in listed or () if isinstance(tool, Mapping))
+
+
+def _messages(shape: DataShape, row: Row, need: Need) -> _Turns:
+    return _chat(_cell(row, shape.columns[0]), shape.columns[0])
+
+
+def _exchanges(shape: DataShape, row: Row, need: Need) -> _Turns:
+    """A list of question and answer pairs."""
+    turns = _Turns()
+    for number, pair in enumerate(_list(_cell(row, shape.columns[0]), shape.columns[0]), start=1):
+        keys = next((keys for keys in EXCHANGE_KEYS if isinstance(pair, Mapping) and set(keys) <= set(pair)), None)
+        if keys is None:
+            raise InvalidRow(f"not an exchange: number {number} is {describe_type(pair)}")
+        for key, role in zip(keys, ("user", "assistant"), strict=True):
+            turns.messages.append(_plain_message(role, text_of(pair[key], f"{key} {number}")))
+    return turns
+
+
+def _alternating(shape: DataShape, row: Row, need: Need) -> _Turns:
+    """A list of texts, the user's first."""
+    texts = _list(_cell(row, shape.columns[0]), shape.columns[0])
+    roles = ("user", "assistant")
+    return _Turns([_plain_message(roles[n % 2], text_of(text, f"turn {n + 1}")) for n, text in enumerate(texts)])
+
+
+def _pairs(shape: DataShape, row: Row, need: Need) -> _Turns:
     prompt, *answers = shape.columns
     turns = _side(_cell(row, prompt), prompt, "user")
+    context = find_column(row, CONTEXTS, is_text) if prompt.strip().lower() == "instruction" else None
+    if context and turns.messages and context not in shape.columns and row[context].strip():
+        turns.messages[-1]["content"] += f"\n\n{row[context]}"  # a column that begins late in the file
     for column in answers:
         if need == "assistant" or row.get(column):  # the model will write its own
-            turns += _side(_cell(row, column), column, "assistant")
+            side = _side(_cell(row, column), column, "assistant")
+            turns.messages += side.messages
+            turns.left_out += side.left_out
     return turns
 
 
-def _alpaca(shape: Shape, row: Row, need: Need) -> list[Message]:
+def _alpaca(shape: DataShape, row: Row, need: Need) -> _Turns:
     instruction, context, output = shape.columns
-    asked = _text(_cell(row, instruction), instruction)
-    about = _text(row.get(context), context)
-    turns: list[Message] = [{"role": "user", "content": f"{asked}\n\n{about}" if about.strip() else asked}]
+    question = text_of(_cell(row, instruction), instruction)
+    context = context or find_column(row, CONTEXTS, is_text) or ""
+    about = text_of(row.get(context), context)
+    turns = [_plain_message("user", f"{question}\n\n{about}" if about.strip() else question)]
     if need == "assistant" or row.get(output):
-        turns.append({"role": "assistant", "content": _text(_cell(row, output), output)})
-    return turns
+        turns.append(_plain_message("assistant", text_of(_cell(row, output), output)))
+    return _Turns(turns)
 
 
-def _plain(shape: Shape, row: Row, need: Need) -> list[Message]:
-    return [{"role": "assistant", "content": _text(_cell(row, shape.columns[0]), shape.columns[0])}]
+def _marked_up(shape: DataShape, row: Row, need: Need) -> _Turns:
+    text = text_of(_cell(row, shape.columns[0]), shape.columns[0])
+    messages = parse_markup(text)
+    if messages is None:
+        raise InvalidRow(f"chat marks that cannot be taken apart: {excerpt(text)}")
+    return _Turns(messages)
 
 
-_READ: dict[str, Callable[[Shape, Row, Need], list[Message]]] = {
+def _text(shape: DataShape, row: Row, need: Need) -> _Turns:
+    text = text_of(_cell(row, shape.columns[0]), shape.columns[0])
+    if has_markup(text):
+        raise InvalidRow(f"chat marks inside text: {excerpt(text)}")
+    return _Turns([_plain_message("assistant", text)])
+
+
+_READERS: dict[str, Callable[[DataShape, Row, Need], _Turns]] = {
     "messages": _messages,
     "sharegpt": _messages,
+    "exchanges": _exchanges,
+    "alternating": _alternating,
     "pairs": _pairs,
     "alpaca": _alpaca,
-    "text": _plain,
+    "markup": _marked_up,
+    "text": _text,
 }
 
 
@@ -231,70 +353,40 @@ def _cell(row: Row, column: str) -> Any:
     return row[column]
 
 
-def _side(value: Any, column: str, role: str) -> list[Message]:
+def _side(value: Any, column: str, role: str) -> _Turns:
     """A prompt or an answer: its text, or the turns of a conversational data set (TRL's form)."""
+    value = unwrap(value)
     if isinstance(value, str) or value is None:
-        return [{"role": role, "content": value or ""}]
-    return _chat(value, column, KEYS["messages"])
+        return _Turns([_plain_message(role, value or "")])
+    return _chat(value, column)
 
 
-def _chat(value: Any, column: str, keys: tuple[str, str]) -> list[Message]:
-    role, content = keys
-    found: list[Message] = []
+def _plain_message(role: str, text: str) -> Message:
+    message: Message = {"role": role, "content": text}
+    if role == "assistant":
+        thought, message["content"] = split_thought(text)
+        if thought:
+            message["thought"] = thought
+    return message
+
+
+def _chat(value: Any, column: str) -> _Turns:
+    turns = _Turns()
     for number, turn in enumerate(_list(value, column), start=1):
-        if not isinstance(turn, dict) or role not in turn:
-            raise InvalidRow(f"turn without {role}: turn {number}")
-        name = turn[role]
-        known = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
-        if turn.get("tool_calls") or turn.get("function_call") or (not known and str(name).lower() in TOOLS):
-            raise InvalidRow(f"tool turn: turn {number}")
-        if known is None:
-            raise InvalidRow(f"unknown role: {excerpt(name)}, turn {number}")
-        found.append({"role": known, "content": _text(turn.get(content), f"turn {number}")})
-    return found
+        parsed = parse_turn(turn, f"turn {number}")
+        turns.messages += parsed.messages
+        turns.left_out += parsed.left_out
+    return turns
 
 
 def _list(value: Any, column: str) -> list[Any]:
-    """A list of turns, which tables also keep as JSON text or as one list for each key."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRow(f"no list of turns: {column} holds text that is not JSON") from error
-    if isinstance(value, dict) and all(isinstance(part, list) for part in value.values()):
-        even = len({len(part) for part in value.values()}) == 1
-        return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)] if even else []
-    if not isinstance(value, list):
-        raise InvalidRow(f"no list of turns: {column} holds {_kind(value)}")
-    return value
+    turns = as_list(value)
+    if turns is None:
+        what = "text that is not JSON" if isinstance(value, str) else describe_type(value)
+        what += ", a Python repr" if isinstance(value, str) and value.lstrip()[:2] in ("[{", "{'") else ""
+        raise InvalidRow(f"no list of turns: {column} holds {what}")
+    return turns
 
 
-def _text(value: Any, place: str) -> str:
-    """Text, or the texts of a list of parts end to end; nothing is an empty text."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    if not isinstance(value, list):
-        raise InvalidRow(f"not text: {place} holds {_kind(value)}")
-    texts: list[str] = []
-    for part in value:
-        text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else _kind(part)
-            raise InvalidRow(f"not text: {place} holds {excerpt(kind)}")
-        texts.append(text)
-    return "".join(texts)
-
-
-def _kind(value: Any) -> str:
-    names = {"dict": "an object", "list": "a list", "str": "text", "bool": "true or false", "NoneType": "nothing"}
-    return names.get(type(value).__name__, "a number" if isinstance(value, int | float) else type(value).__name__)
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8; half a character cannot, nor a byte that ``surrogateescape`` kept."""
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
+def _shown(row: Row) -> str:
+    return ", ".join(f"{name}: {value!r}" for name, value in row.items())

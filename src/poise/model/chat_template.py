@@ -11,8 +11,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
+from poise.data.messages import Message
 from poise.errors import UnsuitableModel
 
 __all__ = ["Encoded", "Message", "ask", "encode", "render", "stop_ids", "template_text"]
@@ -20,13 +21,6 @@ __all__ = ["Encoded", "Message", "ask", "encode", "render", "stop_ids", "templat
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "</s>")
 # Templates may print today's date or open a thinking block; both would make one text differ from run to run.
 TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
-
-
-class Message(TypedDict):
-    """One turn: ``role`` is system, user or assistant."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +91,19 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 
 def _apply(tokenizer: Any, messages: Sequence[Message]) -> str:
     return str(
-        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **TEMPLATE_OPTIONS)
+        tokenizer.apply_chat_template(
+            [_as_template_message(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=True,
+            **TEMPLATE_OPTIONS,
+        )
     )
+
+
+def _as_template_message(message: Message) -> dict[str, Any]:
+    """A message under the names that chat templates know; a thought is left to the template."""
+    known = {"thought": "reasoning_content"}
+    return {known.get(key, key): value for key, value in message.items() if key != "learn"}
 
 
 def _plain(tokenizer: Any, messages: Sequence[Message]) -> str:

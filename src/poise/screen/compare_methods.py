@@ -133,10 +133,10 @@ def _prompts(model: Model, drawn: Sequence[tuple[Conversation, int]], answers: A
     """What the model is asked for y′."""
     out = []
     for row, number in drawn:
-        said = turns(row)
-        place = places(model, said)[number]
-        prompt = answers.prompt(said[number], place) if isinstance(place, Place) else None
-        out += [prompt] if prompt else []
+        row_turns = turns(row)
+        for turn, place in zip(row_turns, places(model, row_turns), strict=True):
+            if turn.number == number and isinstance(place, Place) and (prompt := answers.prompt(turn, place)):
+                out.append(prompt)
     return out
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from poise.data import Conversation
-from poise.data.readers import Shape, detect, read, wish
+from poise.data.readers import DataShape, RowContent, detect_shape, parse_shape_request, read_row
 from poise.errors import InvalidData, InvalidRow, OtherModel
 from poise.model import Model, load
 from poise.screen import shards as parts
@@ -112,8 +112,8 @@ class ColumnScorer:
             "allow_other_model": allow_other_model,
         }
         self.probes = probes_of(vectors, layer)
-        self.wish = wish(shape, "assistant")
-        self.shape: Shape | None = None
+        self.shape_request = parse_shape_request(shape, "assistant")
+        self.shape: DataShape | None = None
         self.answers: Answers | None = None
         if method == "difference":
             folder = Path(answers or tempfile.mkdtemp(prefix="poise-"))
@@ -136,8 +136,8 @@ class ColumnScorer:
         bad: dict[int, str] = {}
         for index, row in enumerate(rows, start=first):
             try:
-                messages = row.messages if isinstance(row, Conversation) else self._read(row, rows)
-                good.append(Conversation(messages, "", index, index, {}))
+                content = row if isinstance(row, Conversation) else self._read(row, rows)
+                good.append(Conversation(content.messages, "", index, index, {}, tools=content.tools))
             except InvalidRow as error:
                 bad[index] = str(error)
         units = score(self.model, good, self.probes, self.answers)
@@ -153,16 +153,16 @@ class ColumnScorer:
         why = reason or next((unit.unread for unit in units if unit.unread), "no answer of the model's own")
         return Scored(index, scores, units, "" if known else why)
 
-    def _read(self, row: Mapping[str, Any], rows: Sequence[Row]) -> Any:
+    def _read(self, row: Mapping[str, Any], rows: Sequence[Row]) -> RowContent:
         if self.shape is None:
             columns = [one for one in rows[:100] if not isinstance(one, Conversation)]
-            self.shape = detect(columns, self.wish, "assistant")
+            self.shape = detect_shape(columns, self.shape_request, "assistant")
         if self.shape is None:
             raise InvalidData(
                 f"No known shape finds an answer in the columns {', '.join(map(str, row))}; say where it is with a "
                 "shape like pairs:question,best_answer."
             )
-        return read(self.shape, row, "assistant")
+        return read_row(self.shape, row, "assistant")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By the model's name, not its weights: ``datasets`` hashes a function by its pickle."""

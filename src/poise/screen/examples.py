@@ -45,10 +45,12 @@ def cases(model: Model, found: Found, at: Iterable[int], rows: Mapping[int, Conv
     out = {}
     for i in sorted(set(at)):
         row, number = rows[int(found.index[i])], int(found.turn[i])
-        said = turns(row)
-        place = places(model, said)[number]
+        answers = turns(row)
+        turn, place = next(
+            (turn, place) for turn, place in zip(answers, places(model, answers), strict=True) if turn.number == number
+        )
         assert isinstance(place, Place)  # it has a score
-        out[i] = Case(i, row, said[number], place)
+        out[i] = Case(i, row, turn, place)
     return out
 
 

@@ -20,7 +20,7 @@ from poise.data import Conversation, DataSet
 from poise.errors import MissingExtra
 from poise.progress import track
 from poise.screen.flagging import Cut
-from poise.screen.row_editor import put
+from poise.screen.row_editor import replace_answers
 from poise.screen.scores import Found, percentiles, rank
 from poise.storage.atomic_write import saving
 
@@ -114,7 +114,7 @@ def write(
             if fixed and own:
                 said = own(row, turns) if turns else {}
                 if said is not None:
-                    fixed.write(_line(put(shapes[row.file], _columns(row), said)) if said else raw)
+                    fixed.write(_line(replace_answers(shapes[row.file], _columns(row), said)) if said else raw)
             if row.index in wanted:
                 kept[row.index] = row
             table.add(row, last)

@@ -82,6 +82,7 @@ class Mender:
     def _prompts(self, row: Conversation, wanted: Sequence[int]) -> list[Encoded | None]:
         if not wanted:
             return []
-        said = turns(row)
-        found = places(self.model, said)
-        return [self.answers.prompt(said[i], place) for i in wanted if isinstance(place := found[i], Place)]
+        answers = turns(row)
+        located = {a.number: (a, place) for a, place in zip(answers, places(self.model, answers), strict=True)}
+        chosen = [located[number] for number in wanted]
+        return [self.answers.prompt(turn, place) for turn, place in chosen if isinstance(place, Place)]

@@ -1,0 +1,336 @@
+"""One turn of a chat log, in any of the forms that people keep them in, as messages.
+
+Text, thought and tool calls are told apart here; what is no text (images, audio) is left out and said. A turn that
+is marked as not to be learnt keeps its place in the conversation and carries the mark.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from poise.data.messages import Message
+from poise.errors import InvalidRow
+
+__all__ = [
+    "LEARN_KEYS",
+    "ROLES",
+    "ROLE_KEYS",
+    "TEXT_KEYS",
+    "THOUGHT_KEYS",
+    "ParsedTurn",
+    "describe_type",
+    "excerpt",
+    "parse_turn",
+    "split_thought",
+    "text_of",
+]
+
+ROLE_KEYS = ("role", "from")
+TEXT_KEYS = ("content", "value", "parts", "text")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "model", "bot", "ai"), "assistant"),
+    **dict.fromkeys(("tool", "function", "function_response", "tool_response", "observation", "ipython"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), "call"),
+}
+LEARN_KEYS = ("weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_mask", "learn")
+MASK_KEYS = ("mask", "masked", "no_loss", "ignore")
+MEDIA = {
+    **dict.fromkeys(("image", "image_url", "input_image", "inlineData", "inline_data"), "image"),
+    **dict.fromkeys(("audio", "input_audio", "audio_url"), "audio"),
+    **dict.fromkeys(("video", "video_url"), "video"),
+    **dict.fromkeys(("file", "input_file", "document", "fileData", "file_data"), "file"),
+    "redacted_thinking": "hidden thought",
+}
+THOUGHT_TAGS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+HARMONY = re.compile(
+    r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>(.*?)(?=<\|end\|>|<\|return\|>|<\|start\|>|<\|channel\|>|\Z)", re.S
+)
+SOLUTION = re.compile(r"\A\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>)?\s*\Z", re.S)
+EXCERPT = 80  # characters of a row's own text that a message repeats
+
+
+@dataclass(slots=True)
+class ParsedTurn:
+    """What one turn of a file holds.
+
+    Attributes:
+        messages: Usually one; a turn of tool results has one for each, and one for the text beside them.
+        left_out: What is not text, by kind: ``image``, ``audio``, ``video``, ``file``, ``hidden thought``.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Content:
+    """The parts of one turn, sorted by what they are."""
+
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Message] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def parse_turn(turn: Any, place: str) -> ParsedTurn:
+    """One turn as messages.
+
+    Args:
+        turn: As it stands in the file: OpenAI's, Anthropic's, Bedrock's, Gemini's or ShareGPT's form.
+        place: How a message about it names it, e.g. ``turn 3``.
+
+    Raises:
+        InvalidRow: it has no role, an unknown one, or content that cannot be told apart from text.
+    """
+    if not isinstance(turn, Mapping):
+        raise InvalidRow(f"not a turn: {place} is {describe_type(turn)}")
+    key = next((key for key in ROLE_KEYS if key in turn), None)
+    if key is None:
+        raise InvalidRow(f"turn without role: {place} has {excerpt(', '.join(map(str, turn)))}")
+    name = turn[key]
+    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        raise InvalidRow(f"unknown role: {excerpt(name)}, {place}")
+    content = _Content()
+    _add_content(content, _text_cell(turn, place), place)
+    content.calls += _calls_of_turn(turn)
+    for thought_key in THOUGHT_KEYS:
+        if isinstance(turn.get(thought_key), str) and turn[thought_key].strip():
+            content.thoughts.append(turn[thought_key])
+    if role == "call":
+        content.calls, content.texts = [*content.calls, _call_from_text("".join(content.texts))], []
+        role = "assistant"
+    return ParsedTurn(_messages(turn, role, content), content.left_out)
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """The thought at the head of an answer, and its reply.
+
+    Known are ``<think>…</think>`` and its kin, an answer whose opening tag stood in the prompt (``…</think>``), one
+    that was cut off inside its thought, and the channels of the harmony format.
+    """
+    channels = HARMONY.findall(text) if text.lstrip().startswith("<|channel|>") else []
+    if channels:
+        thoughts = [body.strip() for channel, body in channels if channel != "final"]
+        return "\n\n".join(thoughts), "\n\n".join(body.strip() for channel, body in channels if channel == "final")
+    thoughts, rest = [], text
+    for opening, closing in THOUGHT_TAGS:
+        while (head := rest.lstrip()).startswith(opening):
+            thought, closed, after = head[len(opening) :].partition(closing)
+            thoughts.append(thought.strip())
+            rest = after.lstrip() if closed else ""
+        if not thoughts and closing in rest and opening not in rest.partition(closing)[0]:
+            thought, _, after = rest.partition(closing)
+            thoughts.append(thought.strip())
+            rest = after.lstrip()
+    if thoughts and (solution := SOLUTION.match(rest)):
+        rest = solution[1].strip()
+    return "\n\n".join(filter(None, thoughts)), rest if thoughts else text
+
+
+def text_of(value: Any, place: str) -> str:
+    """The text of a cell or of a list of parts; nothing is an empty text.
+
+    Raises:
+        InvalidRow: it holds something else.
+    """
+    content = _Content()
+    _add_content(content, value, place)
+    if content.calls or content.results:
+        raise InvalidRow(f"not text: {place} holds a tool call or its result")
+    return join_parts(content.texts)
+
+
+def join_parts(texts: Iterable[str]) -> str:
+    """Parts of one turn as one text: a line feed between two that would otherwise run into each other."""
+    joined = ""
+    for text in texts:
+        apart = not joined or not text or joined[-1].isspace() or text[0].isspace()
+        joined += text if apart else f"\n{text}"
+    return joined
+
+
+def excerpt(value: object, most: int = EXCERPT) -> str:
+    """A value in quotes, cut to ``most`` characters."""
+    text = str(value)
+    short = text if len(text) <= most else text[: most - 1] + "…"
+    try:
+        short.encode()
+    except UnicodeEncodeError:
+        return json.dumps(short)
+    return json.dumps(short, ensure_ascii=False)
+
+
+def describe_type(value: Any) -> str:
+    """What a value is, in a word or two."""
+    names = {"dict": "an object", "list": "a list", "str": "text", "bool": "true or false", "NoneType": "nothing"}
+    return names.get(type(value).__name__, "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def _messages(turn: Mapping[str, Any], role: str, content: _Content) -> list[Message]:
+    text = join_parts(content.texts)
+    messages: list[Message] = list(content.results)
+    if content.results and role != "assistant" and not text.strip():
+        return messages
+    message: Message = {"role": role, "content": text}
+    if role == "assistant":
+        thought, message["content"] = split_thought(text)
+        if thoughts := [*content.thoughts, *([thought] if thought else [])]:
+            message["thought"] = "\n\n".join(thoughts)
+        if content.calls:
+            message["tool_calls"] = content.calls
+        if not _is_learnt(turn):
+            message["learn"] = False
+    if role == "tool":
+        for key in ("name", "tool_call_id"):
+            if isinstance(turn.get(key), str):
+                message[key] = turn[key]
+    messages.append(message)
+    return messages
+
+
+def _is_learnt(turn: Mapping[str, Any]) -> bool:
+    """Whether the file lets this turn be trained on: ``weight: 0``, ``train: false``, a loss mask and their kin."""
+    off = any(key in turn and turn[key] is not None and _is_zero(turn[key]) for key in LEARN_KEYS)
+    return not off and not any(turn.get(key) is True for key in MASK_KEYS)
+
+
+def _is_zero(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() in ("0", "0.0", "false", "no")
+    return isinstance(value, bool | int | float) and not value
+
+
+def _text_cell(turn: Mapping[str, Any], place: str) -> Any:
+    cells = [turn[key] for key in TEXT_KEYS if turn.get(key) is not None]
+    if len(cells) > 1 and any(cell != cells[0] for cell in cells):
+        present = ", ".join(key for key in TEXT_KEYS if turn.get(key) is not None)
+        raise InvalidRow(f"two texts in one turn: {place} has {present}")
+    return cells[0] if cells else None
+
+
+def _add_content(content: _Content, value: Any, place: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, str):
+        content.texts.append(value)
+    elif isinstance(value, Mapping) and isinstance(value.get("parts"), Sequence):  # Gemini's system instruction
+        _add_content(content, list(value["parts"]), place)
+    elif isinstance(value, Mapping):
+        _add_part(content, value, place)
+    elif isinstance(value, Sequence):
+        for part in value:
+            if isinstance(part, str):
+                content.texts.append(part)
+            elif isinstance(part, Mapping):
+                _add_part(content, part, place)
+            else:
+                raise InvalidRow(f"not text: {place} holds {describe_type(part)} among its parts")
+    else:
+        raise InvalidRow(f"not text: {place} holds {describe_type(value)}")
+
+
+def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
+    """One part of a turn: text, a thought, a tool call, its result, or something that is no text."""
+    kind = part.get("type")
+    if thought := _thought_of(part, kind):
+        content.thoughts.append(thought)
+    elif kind in ("tool_use", "tool_call", "function_call") or "toolUse" in part or "functionCall" in part:
+        call = part.get("toolUse") or part.get("functionCall") or part.get("function") or part
+        arguments: Any = next((call[key] for key in ("input", "args", "arguments") if key in call), {})
+        content.calls.append(_call(call.get("name"), arguments, part.get("id") or call.get("toolUseId")))
+    elif kind in ("tool_result", "function_call_output") or "toolResult" in part or "functionResponse" in part:
+        content.results.append(_result(part, content, place))
+    elif media := MEDIA.get(str(kind)) or next((MEDIA[key] for key in part if key in MEDIA), None):
+        content.left_out.append(media)
+    else:
+        text = next((part[key] for key in ("text", "refusal", "output_text") if isinstance(part.get(key), str)), None)
+        if text is None:
+            raise InvalidRow(f"not text: {place} holds {excerpt(kind or ', '.join(map(str, part)))}")
+        content.texts.append(text)
+
+
+def _thought_of(part: Mapping[str, Any], kind: Any) -> str:
+    if kind in ("thinking", "reasoning", "thought") or part.get("thought") is True or "reasoningContent" in part:
+        cell = part.get("reasoningContent", part)
+        cell = cell.get("reasoningText", cell) if isinstance(cell, Mapping) else cell
+        texts = [cell[key] for key in ("thinking", "reasoning", "text", "summary", "content") if cell.get(key)]
+        return text_of(texts[0], "a thought") if texts else ""
+    return ""
+
+
+def _result(part: Mapping[str, Any], content: _Content, place: str) -> Message:
+    cell = part.get("toolResult") or part.get("functionResponse") or part
+    value = next((cell[key] for key in ("content", "output", "response") if key in cell), "")
+    inner = _Content()
+    if isinstance(value, Mapping):
+        inner.texts.append(json.dumps(value, ensure_ascii=False, default=str))
+    else:
+        _add_content(inner, [_as_text_part(one) for one in value] if isinstance(value, list) else value, place)
+    content.left_out += inner.left_out
+    message: Message = {"role": "tool", "content": join_parts(inner.texts)}
+    if call_id := cell.get("tool_use_id") or cell.get("toolUseId") or cell.get("call_id"):
+        message["tool_call_id"] = str(call_id)
+    if isinstance(cell.get("name"), str):
+        message["name"] = cell["name"]
+    return message
+
+
+def _as_text_part(part: Any) -> Any:
+    """A block of JSON among a tool's results, as its text."""
+    if isinstance(part, Mapping) and "json" in part and "text" not in part:
+        return json.dumps(part["json"], ensure_ascii=False, default=str)
+    return part
+
+
+def _calls_of_turn(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """OpenAI's ``tool_calls`` and the older ``function_call``."""
+    calls = []
+    listed = turn.get("tool_calls")
+    for item in listed if isinstance(listed, list) else []:
+        if isinstance(item, Mapping):
+            function = item["function"] if isinstance(item.get("function"), Mapping) else item
+            calls.append(_call(function.get("name"), function.get("arguments", {}), item.get("id")))
+    older = turn.get("function_call")
+    if isinstance(older, Mapping):
+        calls.append(_call(older.get("name"), older.get("arguments", {}), None))
+    return calls
+
+
+def _call_from_text(text: str) -> dict[str, Any]:
+    """A call that a file keeps as JSON text, as ShareGPT's tool data do."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, Mapping) and "name" in value:
+        return _call(value["name"], value.get("arguments", value.get("parameters", {})), None)
+    return _call(None, value if isinstance(value, Mapping) else text, None)
+
+
+def _call(name: Any, arguments: Any, call_id: Any) -> dict[str, Any]:
+    """One call in the form that chat templates take: arguments as an object where they are one."""
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
+            parsed = None
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    call: dict[str, Any] = {"type": "function", "function": {"name": str(name or ""), "arguments": arguments}}
+    return call | ({"id": str(call_id)} if call_id else {})
