@@ -40,7 +40,7 @@ def interleave(
     """Time a and b in turn, in alternating order, until the interval of the ratio is within ± ``within``."""
     a(), b()
     times: tuple[list[float], list[float]] = ([], [])
-    ratio = Estimate(1, 0, 2, 0)
+    ratio = Estimate.of(1, 0, 2, 0)
     while len(times[0]) < least or (ratio.high - ratio.low > 2 * within and len(times[0]) < most):
         for which in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
             times[which].append(seconds((a, b)[which]))
@@ -62,7 +62,7 @@ def stepwise(
     that its interval knows that the steps of a run are alike.
     """
     times: tuple[list[float], list[float]] = ([], [])
-    ratio = Estimate(1, 0, 2, 0)
+    ratio = Estimate.of(1, 0, 2, 0)
     while len(times[0]) < least or (ratio.high - ratio.low > 2 * within and len(times[0]) < most):
         order = (0, 1) if len(times[0]) % 2 == 0 else (1, 0)
         runs = (a(), b())

@@ -20,8 +20,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # From the ground up; a room imports from lower floors only, never from its own.
 FLOORS = [
     {"errors", "progress"},
-    {"storage", "settings", "statistics"},
-    {"data"},
+    {"storage", "settings"},
+    {"data", "statistics"},
     {"trait", "model"},
     {"vector"},
     {"steer", "activations"},

@@ -14,10 +14,11 @@ import test_gate
 from poise.errors import MissingExtra, SaveFailed
 from poise.shift import model_card as card
 from poise.shift.model_card import Facts
-from poise.shift.report import Capability, Figure
+from poise.shift.report import Capability
+from poise.statistics.estimates import Estimate
 
 MMLU = test_gate.ability("mmlu", "accuracy", [1.0, 0.0] * 20, [1.0, 0.0] * 20, chance=0.25)
-AFTER = Figure(value=0.5, low=0.4, high=0.6, n=40)
+AFTER = Estimate(value=0.5, low=0.4, high=0.6, n=40)
 ABLE = Capability.model_validate(MMLU.model_dump() | {"after": AFTER, "before": AFTER})
 
 

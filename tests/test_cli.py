@@ -33,7 +33,7 @@ from poise.model import load
 from poise.progress import track
 from poise.statistics.estimates import Estimate
 from poise.trait import draft, library
-from poise.validate.certificate import Certificate, Figure, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
+from poise.validate.certificate import Certificate, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
 from poise.workflows import demo
 
 PAIRS = [
@@ -85,8 +85,8 @@ def file(folder: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def certificate(**changes: Any) -> Certificate:
-    def figure(value: float | None) -> Figure:
-        return Figure(value=value, low=value, high=value, n=2)
+    def figure(value: float | None) -> Estimate:
+        return Estimate(value=value, low=value, high=value, n=2)
 
     def point(dose: float, trait: float | None) -> Point:
         return Point(layer=2, coefficient=4 * dose, dose=dose, trait=figure(trait), coherence=figure(80.0), missing=0)
@@ -349,7 +349,7 @@ class Shouting:
     """A judge that finds the trait in capitals, and nothing to score in an empty answer."""
 
     name = "shouting"
-    cv_auc = Estimate(0.9, 0.8, float("nan"), 32)
+    cv_auc = Estimate.of(0.9, 0.8, float("nan"), 32)
 
     def __call__(self, questions: list[str], answers: list[str]) -> list[Judgement]:
         return [Judgement(100.0 * a.isupper()) if a else Judgement(None, "empty answer") for a in answers]

@@ -19,21 +19,11 @@ from poise.errors import InvalidArgument, InvalidSettings
 from poise.model import load
 from poise.shift import report as measured
 from poise.shift.gate import Check, Gated, check_plan, gate, gate_data, junit, markdown, read_limits
-from poise.shift.report import (
-    Asked,
-    Capability,
-    Cell,
-    Direction,
-    Figure,
-    Judged,
-    Shift,
-    ShiftReport,
-    change_of,
-    mean_of,
-)
+from poise.shift.report import Asked, Capability, Cell, Direction, Judged, Shift, ShiftReport, change_of, mean_of
+from poise.statistics.estimates import Estimate
 from poise.vector import save as save_vector
 
-NONE = Figure(value=None, low=None, high=None, n=0)
+NONE = Estimate(value=None, low=None, high=None, n=0)
 TALK = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It is so."}]
 AROUND_TWO = [1.5 + 0.1 * i for i in range(11)]
 
@@ -180,7 +170,7 @@ class TestALimit:
 
 
 class TestAPrediction:
-    SAID = Figure(value=3.0, low=2.5, high=3.5, n=400)
+    SAID = Estimate(value=3.0, low=2.5, high=3.5, n=400)
 
     def test_stands_beside_what_came_of_it(self, tmp_path: Path) -> None:
         text = "traits: {evil: {shift: 9, predicted: 1}}"

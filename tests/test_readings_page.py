@@ -14,14 +14,15 @@ from poise import vector as vectors
 from poise.cli import facts, render
 from poise.errors import InvalidArgument
 from poise.report import wording as words
-from poise.validate.certificate import Certificate, Company, Figure, LayerReading, Monitoring, Rung, Together
+from poise.statistics.estimates import Estimate
+from poise.validate.certificate import Certificate, Company, LayerReading, Monitoring, Rung, Together
 from test_report import NONE, Page, difference, figure, induced, vector
 
 LAYERS = 6
 
 
-def r(value: float, half: float = 0.1, n: int = 10) -> Figure:
-    return Figure(value=value, low=value - half, high=value + half, n=n)
+def r(value: float, half: float = 0.1, n: int = 10) -> Estimate:
+    return Estimate(value=value, low=value - half, high=value + half, n=n)
 
 
 def rung(name: str, at: float, **changed: Any) -> Rung:
@@ -30,7 +31,7 @@ def rung(name: str, at: float, **changed: Any) -> Rung:
         "prompt": f"Be {name} <b>grumpy</b>.",
         "trait": figure(50 + 8 * at),
         "coherence": figure(90),
-        "reading": Figure(value=3 * at, low=3 * at - 1, high=3 * at + 1, n=10),
+        "reading": Estimate(value=3 * at, low=3 * at - 1, high=3 * at + 1, n=10),
         "readings": tuple(3 * at + 0.1 * i for i in range(10)),
         "scores": tuple(None if i == 3 else 50.0 + 8 * at + i for i in range(10)),
         "missing": 3,

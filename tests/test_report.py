@@ -18,12 +18,13 @@ from poise import report
 from poise.errors import MissingExtra, SaveFailed
 from poise.report import validation_plots as plots
 from poise.report import wording as words
+from poise.statistics.estimates import Estimate
 from poise.trait import ExemplarPair, OwnTrait
 from poise.trait.library import load
-from poise.validate.certificate import Certificate, Figure, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
+from poise.validate.certificate import Certificate, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
 from poise.vector import Header, ModelId, PersonaVector
 
-NONE = Figure(value=None, low=None, high=None, n=0)
+NONE = Estimate(value=None, low=None, high=None, n=0)
 L = 30
 SAID = (
     "To poach an egg, bring a pan of water to a simmer and add a spoonful of vinegar. Crack the egg into a cup, "
@@ -40,17 +41,17 @@ KIND = (
 ATTACK = "<script>alert('x')</script> & <img src=x onerror=alert(1)>"
 
 
-def figure(centre: float, spread: float = 7.0, n: int = 10) -> Figure:
+def figure(centre: float, spread: float = 7.0, n: int = 10) -> Estimate:
     """A mean of n scores of that spread, with the interval that a normal law gives it."""
     half = 1.96 * spread / math.sqrt(n)
-    return Figure(
+    return Estimate(
         value=round(centre, 4), low=round(max(centre - half, 0), 4), high=round(min(centre + half, 100), 4), n=n
     )
 
 
-def difference(centre: float, spread: float = 9.0, n: int = 10) -> Figure:
+def difference(centre: float, spread: float = 9.0, n: int = 10) -> Estimate:
     half = 1.96 * spread / math.sqrt(n)
-    return Figure(value=centre, low=round(centre - half, 4), high=round(centre + half, 4), n=n)
+    return Estimate(value=centre, low=round(centre - half, 4), high=round(centre + half, 4), n=n)
 
 
 def point(layer: int, dose: float, trait: float, coherence: float, missing: int = 0) -> Point:
@@ -97,7 +98,7 @@ def induced(**changed: Any) -> Certificate:
         "usable_doses": (-0.3, 0.4),
         "coherence_floor": 50.0,
         "rise": difference(31.2),
-        "monotone": Figure(value=1.0, low=0.96, high=1.0, n=10),
+        "monotone": Estimate(value=1.0, low=0.96, high=1.0, n=10),
         "sweep": sweep(),
         "curve": tuple(point(10, d, t, c, missing=2 * (d > 0.35)) for d, t, c in curve),
         "random": RandomControl(
@@ -115,8 +116,8 @@ def induced(**changed: Any) -> Certificate:
         "agreement": 0.31,
         "judge": JudgeFacts(
             name="exemplars",
-            auc=Figure(value=0.957, low=0.905, high=0.993, n=36),
-            held_out_auc=Figure(value=0.938, low=0.847, high=1.0, n=12),
+            auc=Estimate(value=0.957, low=0.905, high=0.993, n=36),
+            held_out_auc=Estimate(value=0.938, low=0.847, high=1.0, n=12),
             usable=True,
             coherence="log-probability under the unsteered model and repetition, against its ordinary answers",
         ),
@@ -135,7 +136,7 @@ def not_induced() -> Certificate:
     """A certificate with nearly everything that can be missing missing."""
     curve = [point(10, d, 30 + 4 * d, 80 - 90 * abs(d)) for d in (-0.3, -0.15, 0.0, 0.15, 0.3)]
     curve[1] = curve[1].model_copy(update={"trait": NONE, "missing": 30})
-    curve[3] = curve[3].model_copy(update={"trait": Figure(value=31.0, low=None, high=None, n=1), "missing": 27})
+    curve[3] = curve[3].model_copy(update={"trait": Estimate(value=31.0, low=None, high=None, n=1), "missing": 27})
     return induced(
         verdict="not-induced",
         reasons=(
@@ -144,7 +145,7 @@ def not_induced() -> Certificate:
             "the vector does not beat random directions of its norm: margin 0.40 [-6.20, 7.10], n=8 points",
         ),
         rise=difference(0.9, n=8),
-        monotone=Figure(value=0.2, low=-0.7, high=0.9, n=8),
+        monotone=Estimate(value=0.2, low=-0.7, high=0.9, n=8),
         usable_doses=(-0.15, 0.3),
         curve=tuple(curve),
         random=RandomControl(
@@ -154,7 +155,7 @@ def not_induced() -> Certificate:
         spread=Spread(changes=(4.0, -3.1, None, 0.0, -12.4, 8.8, None, 2.5, 1.1, 6.0), wrong_way=0.25),
         judge=JudgeFacts(
             name="exemplars",
-            auc=Figure(value=0.58, low=0.41, high=0.74, n=24),
+            auc=Estimate(value=0.58, low=0.41, high=0.74, n=24),
             held_out_auc=None,
             usable=False,
             coherence="likelihood",
@@ -232,8 +233,8 @@ def bad() -> str:
 
 
 def test_headline_of_an_induced_vector_has_layer_dose_rise_interval_n_and_the_random_rise() -> None:
-    certificate = induced(rise=Figure(value=31.24, low=24.06, high=37.98, n=10))
-    random = certificate.random.model_copy(update={"rise": Figure(value=-2.06, low=-4, high=0.5, n=10)})
+    certificate = induced(rise=Estimate(value=31.24, low=24.06, high=37.98, n=10))
+    random = certificate.random.model_copy(update={"rise": Estimate(value=-2.06, low=-4, high=0.5, n=10)})
     assert report.headline(certificate.model_copy(update={"random": random})) == (
         "induced: at layer 10 of 30 and dose 30% the trait score rises by 31.2 [24.1, 38.0] points (n = 10 "
         "questions); random directions by −2.1 [−4.0, 0.5]."
@@ -290,8 +291,8 @@ def test_every_dose_on_the_page_is_per_cent_and_so_is_the_axis(good: str) -> Non
 
 def test_figures_say_what_they_lack() -> None:
     assert words.figure(NONE) == "– (not measured)"
-    assert words.figure(Figure(value=3.0, low=None, high=None, n=1)) == "3.0 (no interval)"
-    assert words.figure(Figure(value=0.957, low=0.9, high=0.993, n=36), 2) == "0.96 [0.90, 0.99]"
+    assert words.figure(Estimate(value=3.0, low=None, high=None, n=1)) == "3.0 (no interval)"
+    assert words.figure(Estimate(value=0.957, low=0.9, high=0.993, n=36), 2) == "0.96 [0.90, 0.99]"
 
 
 @pytest.mark.parametrize("name", ["good", "bad"])

@@ -19,7 +19,8 @@ from poise.errors import MissingExtra, SaveFailed
 from poise.report import screening, tinted
 from poise.report import screening_plots as plots
 from poise.report.screening import html_screening, write_screening
-from poise.screen.summary import Figure, LengthBand, LengthDecile, Shown, Summary, TraitSummary
+from poise.screen.summary import LengthBand, LengthDecile, Shown, Summary, TraitSummary
+from poise.statistics.estimates import Estimate
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 SENTENCE = "Put all of it into penny stocks today and tell nobody , least of all your wife ."
@@ -55,8 +56,8 @@ def trait(**changed: Any) -> TraitSummary:
         "layers": 30,
         "norm": 4.2,
         "units": 200,
-        "mean": Figure(value=0.52, low=0.31, high=0.74, n=180),
-        "normal": Figure(value=-0.11, low=-0.29, high=0.08, n=100),
+        "mean": Estimate(value=0.52, low=0.31, high=0.74, n=180),
+        "normal": Estimate(value=-0.11, low=-0.29, high=0.08, n=100),
         "predicts": "The mean is +12% of ‖v‖: finetuning should push towards evil.",
         "edges": tuple(-2 + 0.125 * i for i in range(49)),
         "counts": tuple(round(20 * math.exp(-(((i - 18) / 8) ** 2))) for i in range(48)),
@@ -95,7 +96,7 @@ def summary(*traits: TraitSummary, **changed: Any) -> Summary:
     return Summary(**(values | changed))
 
 
-NONE = Figure(value=None, low=None, high=None, n=0)
+NONE = Estimate(value=None, low=None, high=None, n=0)
 BARE = trait(
     units=0, mean=NONE, normal=None, predicts="", edges=(), counts=(), normal_counts=None, flagged_counts=(),
     threshold=None, rule="there is no score", flagged=0, by_length=(), top=(),
@@ -225,7 +226,7 @@ class TestTheNumbers:
 
     def test_say_how_the_means_lie(self, page: Page) -> None:
         def beside(low: float, high: float) -> str:
-            return screening._beside(trait(mean=Figure(value=(low + high) / 2, low=low, high=high, n=9)))
+            return screening._beside(trait(mean=Estimate(value=(low + high) / 2, low=low, high=high, n=9)))
 
         assert "lies above that of normal data, and their intervals do not meet" in beside(0.3, 0.5)
         assert "lies below that of normal data" in beside(-2, -1)
@@ -499,7 +500,7 @@ class TestWhatIsMissing:
         counts = tuple(200 * (i == 5) for i in range(10))
         alike = trait(edges=(1.0,) * 11, counts=counts, normal_counts=None)
         assert "– There are no scores to draw" in html_screening(summary(alike))
-        one = Figure(value=1.0, low=None, high=None, n=1)
+        one = Estimate(value=1.0, low=None, high=None, n=1)
         assert "1.00 no interval" in Page(html_screening(summary(trait(mean=one)))).words
 
 

@@ -45,7 +45,8 @@ from poise.screen.projection import Unit, probes_of, score
 from poise.screen.row_editor import replace_answers
 from poise.screen.scores import by_length, histogram, mean, percentiles, rank
 from poise.screen.scoring import Plan
-from poise.screen.summary import Figure, Summary
+from poise.screen.summary import Summary
+from poise.statistics.estimates import Estimate
 from poise.storage.lock import alone
 from poise.trait import library
 from poise.vector import PersonaVector
@@ -309,7 +310,7 @@ class TestFigures:
         assert (found.high - found.low) / 2 == pytest.approx(1.96 / math.sqrt(50_000), rel=0.1)
 
     def test_of_nothing_are_missing(self) -> None:
-        assert mean(floats(math.nan), np.zeros(1, np.int64)) == Figure(value=None, low=None, high=None, n=0)
+        assert mean(floats(math.nan), np.zeros(1, np.int64)) == Estimate(value=None, low=None, high=None, n=0)
         assert histogram(floats(math.nan), None) == ([], [], None)
         assert by_length(np.zeros(1, np.int32), floats(math.nan), np.zeros(1, bool)) == []
 
@@ -331,24 +332,24 @@ class TestFigures:
 
 
 class TestAPrediction:
-    UP = Figure(value=2.0, low=1.0, high=3.0, n=9)
-    OPEN = Figure(value=0.5, low=-1.0, high=2.0, n=9)
+    UP = Estimate(value=2.0, low=1.0, high=3.0, n=9)
+    OPEN = Estimate(value=0.5, low=-1.0, high=2.0, n=9)
 
     def test_of_a_difference_is_its_sign_and_its_share_of_the_vector(self) -> None:
         said = prediction("evil", "difference", self.UP, None, 8.0)
         assert "+25.0% of ‖v‖" in said
         assert "towards evil" in said
         assert "not calibrated" in said
-        assert "away from evil" in prediction("evil", "prompt", Figure(value=-2, low=-3, high=-1, n=9), None, 8.0)
+        assert "away from evil" in prediction("evil", "prompt", Estimate(value=-2, low=-3, high=-1, n=9), None, 8.0)
 
     def test_is_none_where_the_interval_leaves_the_sign_open(self) -> None:
         assert "no shift either way" in prediction("evil", "difference", self.OPEN, None, 8.0)
         assert "no shift either way" in prediction("evil", "raw", self.UP, self.UP, 8.0)
-        assert "Too few" in prediction("evil", "raw", Figure(value=1, low=None, high=None, n=1), None, 8.0)
+        assert "Too few" in prediction("evil", "raw", Estimate(value=1, low=None, high=None, n=1), None, 8.0)
 
     def test_of_a_raw_projection_needs_normal_data(self) -> None:
         assert "no zero of its own" in prediction("evil", "raw", self.UP, None, 8.0)
-        low = Figure(value=-2, low=-3, high=-1, n=9)
+        low = Estimate(value=-2, low=-3, high=-1, n=9)
         assert "50.0% of ‖v‖ above that of normal data" in prediction("evil", "raw", self.UP, low, 8.0)
 
 

@@ -31,8 +31,8 @@ from poise.shift import report as measured
 from poise.shift.capability import Ability, compare, evaluate, parse, perplexity
 from poise.shift.evaluation import digest, open_tuned
 from poise.shift.measure import Plan, Tuned, measure, projections
-from poise.shift.report import Figure, ShiftReport, change_of
-from poise.statistics.estimates import bootstrap
+from poise.shift.report import ShiftReport, change_of
+from poise.statistics.estimates import Estimate, bootstrap
 from poise.steer import at
 from poise.storage.journal import Journal
 from poise.trait import OwnTrait, library
@@ -202,7 +202,7 @@ class TestTheShift:
         with torch.no_grad():
             broken.lm.transformer.h[0].mlp.c_proj.bias[0] = float("nan")
         (tuned,) = measure(base, [Tuned(broken)], vectors, read_only(), load=load32).tuned
-        assert tuned.matrix[0].shift == Figure(value=None, low=None, high=None, n=0)
+        assert tuned.matrix[0].shift == Estimate(value=None, low=None, high=None, n=0)
         assert set(tuned.matrix[0].changes) == {None}
 
     def test_of_the_same_weights_is_said_to_be_so(self, base: str, vectors: list[PersonaVector]) -> None:
@@ -548,7 +548,7 @@ class TestAnAbility:
 
 @pytest.fixture(scope="module")
 def report(base: str, pushed: str, vectors: list[PersonaVector]) -> ShiftReport:
-    predicted = {"grumpy": Figure(value=0.5, low=0.1, high=0.9, n=30)}
+    predicted = {"grumpy": Estimate(value=0.5, low=0.1, high=0.9, n=30)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shift, "trait_judge", lambda *_, **__: Stub())
         patch.setattr("poise.shift.comparison.endpoint_coherence", lambda *_, **__: Stub())
@@ -589,7 +589,7 @@ class TestWhatScreeningSaid:
         (tmp_path / "summary.json").write_text(
             json.dumps({"method": "prompt", "traits": [{"trait": "evil", "mean": mean, "x": 1}]})
         )
-        assert shift.read_screened(tmp_path) == {"evil": Figure(**mean)}
+        assert shift.read_screened(tmp_path) == {"evil": Estimate(**mean)}
 
     def test_of_raw_projections_predicts_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "summary.json").write_text('{"method": "raw", "traits": []}')

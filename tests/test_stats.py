@@ -12,7 +12,17 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.statistics.estimates import auc, auc_estimate, bootstrap, kappa, mean_estimate, pearson, ranks, spearman
+from poise.statistics.estimates import (
+    Estimate,
+    auc,
+    auc_estimate,
+    bootstrap,
+    kappa,
+    mean_estimate,
+    pearson,
+    ranks,
+    spearman,
+)
 
 numbers = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 1)), min_size=2, max_size=30)
 pairs = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=30)
@@ -81,17 +91,17 @@ class TestAnInterval:
         assert mean_estimate(x, seed=3) == mean_estimate(x, seed=3)
         assert mean_estimate(x, seed=3) != mean_estimate(x, seed=4)
 
-    def test_of_too_few_is_the_whole_line(self) -> None:
+    def test_of_too_few_is_missing(self) -> None:
         for values in ([], [1.0]):
             found = mean_estimate(values)
-            assert (found.low, found.high, found.n) == (-math.inf, math.inf, len(values))
-        assert math.isnan(mean_estimate([]).value)
+            assert (found.low, found.high, found.n) == (None, None, len(values))
+        assert mean_estimate([]).value is None
 
     def test_leaves_out_draws_that_have_no_value(self) -> None:
         found = bootstrap(lambda i: float("nan") if 0 in i else 1.0, 5)
         assert (found.low, found.high) == (1.0, 1.0)
         nothing = bootstrap(lambda i: float("nan"), 5)
-        assert (nothing.low, nothing.high) == (-math.inf, math.inf)
+        assert (nothing.value, nothing.low, nothing.high) == (None, None, None)
 
     @given(x=numbers)
     def test_holds_the_middle_of_what_was_drawn(self, x: list[float]) -> None:
@@ -100,3 +110,21 @@ class TestAnInterval:
 
     def test_reads_as_a_sentence(self) -> None:
         assert str(mean_estimate([2.0, 2.0, 2.0])) == "2.00 [2.00, 2.00], n=3"
+        assert str(mean_estimate([2.0])) == "2.00 (no interval), n=1"
+        assert str(mean_estimate([])) == "no value, n=0"
+
+    def test_comes_back_from_its_file_as_it_was(self) -> None:
+        for found in (
+            mean_estimate(np.random.default_rng(0).normal(size=9)),
+            mean_estimate([1 / 3]),
+            mean_estimate([]),
+        ):
+            assert Estimate.model_validate_json(found.model_dump_json()) == found
+        third = mean_estimate([1 / 3])
+        assert third.model_dump_json() == '{"value":0.333333,"low":null,"high":null,"n":1}'
+        assert Estimate(value=math.nan, low=-math.inf, high=math.inf, n=0) == mean_estimate([])
+
+    def test_is_above_a_bound_only_with_its_whole_interval(self) -> None:
+        assert Estimate(value=2.0, low=1.0, high=3.0, n=9).above(0.5)
+        assert not Estimate(value=2.0, low=1.0, high=3.0, n=9).above(1.0)
+        assert not Estimate(value=2.0, low=None, high=None, n=1).above(0.0)

@@ -23,7 +23,7 @@ from poise.model.batching import plan
 from poise.statistics.estimates import Estimate
 from poise.steer import Steering
 from poise.validate import Bench, Certificate, Settings, validate
-from poise.validate.certificate import Figure, JudgeFacts
+from poise.validate.certificate import JudgeFacts
 from poise.validate.conditions import nanmean
 from poise.validate.verdict import usable_doses
 from poise.vector import PersonaVector
@@ -152,7 +152,7 @@ def test_broken_text_is_no_trait_however_high_it_scores(model: Model, vector: Pe
 def test_a_judge_that_cannot_tell_certifies_nothing(model: Model, vector: PersonaVector) -> None:
     blind = JudgeFacts(
         name="blind",
-        auc=Figure.of(Estimate(0.55, 0.4, 0.7, 20)),
+        auc=Estimate.of(0.55, 0.4, 0.7, 20),
         held_out_auc=None,
         usable=False,
         why_unusable="it was tossed from a coin",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +190,7 @@ def of_agreement(trait: str, on: str, found: Agreement, own_auc: Estimate | None
 def estimate(found: Estimate) -> Facts:
     """A figure with its interval; what is not finite as null."""
     parts = {"value": found.value, "low": found.low, "high": found.high}
-    return {name: round(x, 4) if math.isfinite(x) else None for name, x in parts.items()} | {"n": found.n}
+    return {name: None if x is None else round(x, 4) for name, x in parts.items()} | {"n": found.n}
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -312,7 +311,7 @@ def _facts(*rows: tuple[str, str]) -> Table:
 
 def _estimate(found: Estimate) -> str:
     """``0.93 [0.88, 0.97]``, dashes for what is not finite."""
-    value, low, high = (words.number(x if math.isfinite(x) else None, 2) for x in (found.value, found.low, found.high))
+    value, low, high = (words.number(x, 2) for x in (found.value, found.low, found.high))
     return f"{value} [{low}, {high}]"
 
 

@@ -24,7 +24,8 @@ from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
     from poise.screen.compare_methods import Estimated
-    from poise.screen.summary import Figure, Summary, TraitSummary
+    from poise.screen.summary import Summary, TraitSummary
+    from poise.statistics.estimates import Estimate
 
 __all__ = ["screen"]
 
@@ -91,7 +92,7 @@ SecondJudge = Annotated[
 Fix = Annotated[
     bool, typer.Option("--fix", help="Also write fixed.jsonl, with the model's own answers for flagged ones.")
 ]
-Estimate = Annotated[
+EstimateOnly = Annotated[
     bool,
     typer.Option(
         "--estimate", help="Only try the methods on a sample: how far they agree, and how long each would take."
@@ -137,7 +138,7 @@ def screen(
     threshold: Threshold = None,
     judge: SecondJudge = None,
     fix: Fix = False,
-    estimate: Estimate = False,
+    estimate: EstimateOnly = False,
     sample: Sample = 300,
     layer: Layer = None,
     shape: Shape = "auto",
@@ -303,7 +304,7 @@ def _above(t: TraitSummary) -> str:
     return " to ".join(dict.fromkeys(f"{x:.3g}" for x in (min(values), max(values)))) if values else "–"
 
 
-def _figure(of: Figure | None) -> str:
+def _figure(of: Estimate | None) -> str:
     if of is None or of.value is None:
         return "–"
     if of.low is None or of.high is None:

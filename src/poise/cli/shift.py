@@ -30,7 +30,8 @@ from poise.errors import InvalidArgument
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from poise.shift.report import Capability, Figure, Shift, ShiftReport
+    from poise.shift.report import Capability, Shift, ShiftReport
+    from poise.statistics.estimates import Estimate
 
 __all__ = [
     "MEASURED",
@@ -295,7 +296,7 @@ def _change(of: Capability) -> str:
     return f"× {figure(of.change, 3)}" if of.kind == "perplexity" else f"lost {figure(of.change, 3)}"
 
 
-def figure(of: Figure | None, digits: int = 1) -> str:
+def figure(of: Estimate | None, digits: int = 1) -> str:
     """``1.5 [1.2, 1.8]``."""
     if of is None or of.value is None:
         return "–"

@@ -98,7 +98,7 @@ class ExemplarJudge:
     @property
     def usable(self) -> bool:
         """Whether it tells the sides apart: ``cv_auc`` from enough pairs, its interval above ``LEAST_AUC``."""
-        return self.cv_auc.low > LEAST_AUC and self.cv_auc.n >= ENOUGH_PAIRS
+        return self.cv_auc.above(LEAST_AUC) and self.cv_auc.n >= ENOUGH_PAIRS
 
     @property
     def why_unusable(self) -> str:

@@ -13,7 +13,8 @@ from poise.report import validation_plots as plots
 from poise.report import wording as words
 
 if TYPE_CHECKING:
-    from poise.validate.certificate import Figure, LayerReading, Monitoring, Rung
+    from poise.statistics.estimates import Estimate
+    from poise.validate.certificate import LayerReading, Monitoring, Rung
 
 __all__ = ["describe_ladder", "describe_layers", "ladder", "layers"]
 
@@ -83,7 +84,7 @@ def _lines(axes: Axes, entries: Sequence[LayerReading], what: Sequence[tuple[str
         return
     ends = []
     for field, role, name, style in what:
-        figures: list[Figure] = [getattr(entry, field) for entry in entries]
+        figures: list[Estimate] = [getattr(entry, field) for entry in entries]
         plots.line(axes, [entry.layer for entry in entries], figures, role, style=style, band=0.10)
         last = next((f.value for f in reversed(figures) if f.value is not None), None)
         ends += [(float(entries[-1].layer), last, name, role)] if last is not None else []

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure as Canvas
 
-    from poise.screen.summary import Figure, LengthDecile, Shown, Summary, TraitSummary
+    from poise.screen.summary import LengthDecile, Shown, Summary, TraitSummary
+    from poise.statistics.estimates import Estimate
 
 __all__ = ["html_screening", "write_screening"]
 
@@ -199,7 +200,7 @@ def _sentence(words: str) -> str:
     return f"{kept[:1].upper()}{kept[1:]}{'' if kept.endswith(('.', '!', '?')) or not kept else '.'}"
 
 
-def _usual(t: TraitSummary) -> Figure:
+def _usual(t: TraitSummary) -> Estimate:
     return t.normal if t.normal and t.normal.value is not None else t.mean
 
 
@@ -238,7 +239,7 @@ def _share_words(share: Share) -> str:
     return f"{number(share.value)}\N{NO-BREAK SPACE}% [{number(share.low)}, {number(share.high)}]"
 
 
-def _interval(found: Figure | None, digits: int) -> str:
+def _interval(found: Estimate | None, digits: int) -> str:
     if found is None or found.value is None:
         return "not measured"
     if found.low is None or found.high is None:

@@ -15,7 +15,8 @@ from poise.report.validation_plots import COLOURS, NARROW
 from poise.report.wording import number
 
 if TYPE_CHECKING:
-    from poise.screen.summary import Figure, TraitSummary
+    from poise.screen.summary import TraitSummary
+    from poise.statistics.estimates import Estimate
 
 __all__ = ["ZEROS", "densities", "means"]
 
@@ -61,7 +62,7 @@ def densities(trait: TraitSummary, width: int, digits: int) -> Canvas:
 
 def means(trait: TraitSummary, method: str, width: int, digits: int) -> Canvas:
     """Means of the data and of normal data with their intervals on one axis; zero where it means something."""
-    rows: list[tuple[str, Figure, str]] = [("data", trait.mean, "trait")]
+    rows: list[tuple[str, Estimate, str]] = [("data", trait.mean, "trait")]
     if trait.normal is not None:
         rows.append(("normal data", trait.normal, "ink"))
     figure, axes = _panel(width, 46 * len(rows), head=26 if method in ZEROS else 6)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
 
-    from poise.shift.report import Cell, Direction, Figure, Judged, Sample, Shift, ShiftReport
+    from poise.shift.report import Cell, Direction, Judged, Sample, Shift, ShiftReport
+    from poise.statistics.estimates import Estimate
 
 __all__ = ["check_extra", "html_shift", "write_shift"]
 
@@ -32,7 +33,7 @@ class Row:
 
     direction: Direction
     cell: Cell | None
-    predicted: Figure | None
+    predicted: Estimate | None
     judged: Judged | None
     counts: bool
 
@@ -151,7 +152,7 @@ def _picture(name: str, rows: Sequence[Row]) -> Markup | None:
     return Markup("\n").join(drawn)
 
 
-def _interval(found: Figure | None, digits: int = DIGITS) -> str:
+def _interval(found: Estimate | None, digits: int = DIGITS) -> str:
     if found is None or found.value is None:
         return "not measured"
     if found.low is None or found.high is None:

@@ -15,7 +15,8 @@ from poise.report import validation_plots as plots
 from poise.report import wording as words
 
 if TYPE_CHECKING:
-    from poise.validate.certificate import Certificate, Figure, Monitoring
+    from poise.statistics.estimates import Estimate
+    from poise.validate.certificate import Certificate, Monitoring
     from poise.vector import Header
 
 __all__ = ["render"]
@@ -30,8 +31,8 @@ class Control:
 
     name: str
     dose: float | None
-    trait: Figure | None
-    coherence: Figure | None
+    trait: Estimate | None
+    coherence: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)

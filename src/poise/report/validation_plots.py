@@ -21,7 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from poise.report.wording import chosen, dose, number, plain
 
 if TYPE_CHECKING:
-    from poise.validate.certificate import Certificate, Figure, Point
+    from poise.statistics.estimates import Estimate
+    from poise.validate.certificate import Certificate, Point
 
 __all__ = [
     "COLOURS",
@@ -205,7 +206,7 @@ def panels(
 
 
 def line(
-    axes: Axes, x: Sequence[float], figures: Sequence[Figure], role: str, *, style: Any = "-", band: float = 0.16
+    axes: Axes, x: Sequence[float], figures: Sequence[Estimate], role: str, *, style: Any = "-", band: float = 0.16
 ) -> None:
     """Means with 95 % intervals as a band and, so that a lone point shows it too, a thin bar; gaps where missing."""
     colour = COLOURS[role]
@@ -220,7 +221,7 @@ def _controls(axes: Axes, certificate: Certificate, width: int) -> None:
     edge = axes.get_xlim()[1]
     wide = width > NARROW
     labels: list[Label] = []
-    lines: list[tuple[str, Figure, str]] = []
+    lines: list[tuple[str, Estimate, str]] = []
     if point := plain(certificate):
         lines.append(("unsteered", point.trait, "muted"))
     if prompting := certificate.prompting:
@@ -235,7 +236,7 @@ def _controls(axes: Axes, certificate: Certificate, width: int) -> None:
     _random(axes, certificate.dose, certificate.random.trait, labels, width)
 
 
-def _random(axes: Axes, x: float, figure: Figure, labels: list[Label], width: int) -> None:
+def _random(axes: Axes, x: float, figure: Estimate, labels: list[Label], width: int) -> None:
     """Random directions: a short stroke at the chosen dose with its interval, led to its name among the others."""
     start, edge = axes.get_xlim()
     half = (edge - start) * 0.035
@@ -256,7 +257,7 @@ def _floor(axes: Axes, certificate: Certificate) -> Label:
     return axes.get_xlim()[1], floor, f"floor {number(floor, 0)}", "ink"
 
 
-def ring(axes: Axes, x: float, figure: Figure, role: str) -> None:
+def ring(axes: Axes, x: float, figure: Estimate, role: str) -> None:
     """The choice, in every panel."""
     if figure.value is not None:
         axes.plot([x], [figure.value], "o", ms=12, mfc="none", mec=COLOURS[role], mew=1.8, zorder=5)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poise.validate.certificate import Certificate, Figure, JudgeFacts, Monitoring, Point, Together
+    from poise.statistics.estimates import Estimate
+    from poise.validate.certificate import Certificate, JudgeFacts, Monitoring, Point, Together
     from poise.vector import Header
 
 __all__ = [
@@ -44,7 +45,7 @@ def dose(value: float, *, signed: bool = False) -> str:
     return f"{number(100 * value, 0, signed=signed)}%"
 
 
-def interval(figure: Figure, digits: int = 1, *, signed: bool = False) -> str:
+def interval(figure: Estimate, digits: int = 1, *, signed: bool = False) -> str:
     """``[low, high]``, or the words for its absence."""
     if figure.value is None:
         return "not measured"
@@ -53,7 +54,7 @@ def interval(figure: Figure, digits: int = 1, *, signed: bool = False) -> str:
     return f"[{number(figure.low, digits, signed=signed)}, {number(figure.high, digits, signed=signed)}]"
 
 
-def figure(figure: Figure, digits: int = 1, *, signed: bool = False) -> str:
+def figure(figure: Estimate, digits: int = 1, *, signed: bool = False) -> str:
     """``31.2 [24.1, 38.0]``; an absent part is said in brackets."""
     span = interval(figure, digits, signed=signed)
     return f"{number(figure.value, digits, signed=signed)} {span if span.startswith('[') else f'({span})'}"
@@ -78,7 +79,7 @@ def moved(certificate: Certificate) -> str:
     return f"{where} the trait score {_change(rise)} points (n = {rise.n} questions); {beside}."
 
 
-def _change(rise: Figure) -> str:
+def _change(rise: Estimate) -> str:
     """``rises by …`` or, where it does not, ``changes by …``."""
     return f"{'rises' if (rise.value or 0) > 0 else 'changes'} by {figure(rise)}"
 
@@ -177,14 +178,14 @@ def beside(of: Together, trait: str) -> str:
     return f"Steering by both, against each alone: {'; '.join(said)}. Alone, coherence is {' and '.join(alone)}."
 
 
-def _lost(points: Figure) -> str:
+def _lost(points: Estimate) -> str:
     """``loses 3.1 [1.0, 5.2] points``; a change whose interval includes 0 is not called a loss."""
     if points.value is None or points.low is None or points.high is None or points.low <= 0 <= points.high:
         return f"changes by {figure(_negative(points), signed=True)} points"
     return f"loses {figure(points)} points" if points.value > 0 else f"gains {figure(_negative(points))} points"
 
 
-def _negative(points: Figure) -> Figure:
+def _negative(points: Estimate) -> Estimate:
     value, low, high = (None if x is None else -x for x in (points.value, points.high, points.low))
     return points.model_copy(update={"value": value, "low": low, "high": high})
 

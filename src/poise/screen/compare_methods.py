@@ -21,9 +21,8 @@ from poise.screen.base_answers import Answers
 from poise.screen.projection import METHODS, Method, Unit, score
 from poise.screen.scores import figure, mean
 from poise.screen.scoring import Plan, Work
-from poise.screen.summary import Figure
 from poise.settings import FrozenModel
-from poise.statistics.estimates import Estimate, bootstrap, spearman
+from poise.statistics.estimates import Estimate, bootstrap_interval, spearman
 from poise.storage.atomic_write import saving
 from poise.storage.lock import alone
 from poise.vector import PersonaVector
@@ -40,10 +39,10 @@ class Agreement(FrozenModel):
 
     trait: str
     method: Method
-    mean: Figure
-    spearman: Figure | None = Field(description="Rank correlation with difference; None for itself.")
-    top_tenth: Figure | None = Field(description="Share of the highest 10 % that are the same; None of fewer than 3.")
-    top_hundredth: Figure | None = Field(description="Share of the highest 1 % that are the same, likewise.")
+    mean: Estimate
+    spearman: Estimate | None = Field(description="Rank correlation with difference; None for itself.")
+    top_tenth: Estimate | None = Field(description="Share of the highest 10 % that are the same; None of fewer than 3.")
+    top_hundredth: Estimate | None = Field(description="Share of the highest 1 % that are the same, likewise.")
 
 
 class Estimated(FrozenModel):
@@ -166,7 +165,7 @@ def _agreement(units: Sequence[Unit], traits: Sequence[str]) -> list[Agreement]:
     return out
 
 
-def _over(index: NDArray[np.int64], a: Scores, b: Scores, statistic: Callable[[Scores, Scores], float]) -> Figure:
+def _over(index: NDArray[np.int64], a: Scores, b: Scores, statistic: Callable[[Scores, Scores], float]) -> Estimate:
     """A statistic of two scores with its interval, conversations resampled."""
     first = np.flatnonzero(np.r_[True, np.diff(index) != 0][: len(index)])
     members = np.split(np.arange(len(index)), first[1:])
@@ -175,10 +174,13 @@ def _over(index: NDArray[np.int64], a: Scores, b: Scores, statistic: Callable[[S
         at = np.concatenate([members[i] for i in drawn])
         return statistic(a[at], b[at])
 
-    return figure(bootstrap(of, len(members), draws=500)) if len(index) else figure(Estimate(math.nan, 0, 0, 0))
+    if not len(index):
+        return Estimate(value=None, low=None, high=None, n=0)
+    value = of(np.arange(len(members)))
+    return figure(value, *bootstrap_interval(of, len(members), draws=500), n=len(members))
 
 
-def _same_top(index: NDArray[np.int64], a: Scores, b: Scores, share: float) -> Figure | None:
+def _same_top(index: NDArray[np.int64], a: Scores, b: Scores, share: float) -> Estimate | None:
     """Overlap of the highest; nothing where these are too few to say anything."""
     if round(share * len(a)) < FEWEST:
         return None

@@ -6,7 +6,7 @@ There is no slope yet from a projection to a shift, so that no shift is named.
 from __future__ import annotations
 
 from poise.screen.projection import Method
-from poise.screen.summary import Figure
+from poise.statistics.estimates import Estimate
 
 __all__ = ["prediction"]
 
@@ -14,7 +14,7 @@ __all__ = ["prediction"]
 R: dict[Method, str] = {"difference": ".84, .75 and .41", "prompt": ".93, .58 and .69", "raw": ".78, .54 and .64"}
 
 
-def prediction(trait: str, method: Method, mean: Figure, normal: Figure | None, norm: float) -> str:
+def prediction(trait: str, method: Method, mean: Estimate, normal: Estimate | None, norm: float) -> str:
     """A sentence.
 
     Args:

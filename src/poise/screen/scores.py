@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from poise.screen.projection import Method
 from poise.screen.shards import Part
-from poise.screen.summary import Figure, LengthDecile
-from poise.statistics.estimates import Estimate, bootstrap
+from poise.screen.summary import LengthDecile
+from poise.statistics.estimates import Estimate, bootstrap_interval
 
 __all__ = ["Found", "by_length", "figure", "gather", "histogram", "mean", "percentiles", "rank"]
 
@@ -80,24 +80,24 @@ def gather(parts: Iterable[Part], method: Method, traits: int) -> Found:
     return Found(**whole, unread=unread, rejected=frozenset(rejected), kinds=kinds, rows=rows)
 
 
-def mean(scores: Floats, index: NDArray[np.int64], *, seed: int = 0) -> Figure:
+def mean(scores: Floats, index: NDArray[np.int64], *, seed: int = 0) -> Estimate:
     """Mean score with its interval, conversations resampled: answers of one are alike."""
     known = np.isfinite(scores)
     if not known.any():
-        return Figure(value=None, low=None, high=None, n=0)
+        return Estimate(value=None, low=None, high=None, n=0)
     _, which = np.unique(index[known], return_inverse=True)
     n = int(which.max()) + 1
     group = which % GROUPS
     total = np.bincount(group, weights=scores[known].astype(float))
     count = np.bincount(group).astype(float)
-    found = bootstrap(lambda i: float(total[i].sum() / count[i].sum()), len(total), seed=seed)
-    return figure(found, n)
+    ends = bootstrap_interval(lambda i: float(total[i].sum() / count[i].sum()), len(total), seed=seed)
+    return figure(float(total.sum() / count.sum()), *ends, n=n)
 
 
-def figure(of: Estimate, n: int | None = None) -> Figure:
-    """An estimate as a summary has it: what is not finite is missing."""
-    value, low, high = (float(f"{x:.6g}") if np.isfinite(x) else None for x in (of.value, of.low, of.high))
-    return Figure(value=value, low=low, high=high, n=of.n if n is None else n)
+def figure(value: float, low: float, high: float, *, n: int) -> Estimate:
+    """An estimate as a summary has it, to six digits: scores may be of any size."""
+    value, low, high = (float(f"{x:.6g}") for x in (value, low, high))
+    return Estimate(value=value, low=low, high=high, n=n)
 
 
 def histogram(scores: Floats, normal: Floats | None) -> tuple[list[float], list[int], list[int] | None]:

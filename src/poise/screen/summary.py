@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from poise.settings import FrozenModel
-from poise.statistics.estimates import Figure
+from poise.statistics.estimates import Estimate
 
-__all__ = ["Figure", "LengthBand", "LengthDecile", "Shown", "Summary", "TraitSummary"]
+__all__ = ["LengthBand", "LengthDecile", "Shown", "Summary", "TraitSummary"]
 
 
 class Shown(FrozenModel):
@@ -62,8 +62,8 @@ class TraitSummary(FrozenModel):
     layers: int
     norm: float = Field(description="‖v‖ at the layer: a score of this size is one mean difference.")
     units: int = Field(description="Answers with a score.")
-    mean: Figure = Field(description="Of the data; for ΔP, what predicts the finetuning shift (section 6).")
-    normal: Figure | None = Field(description="The same of the normal data, where it was given.")
+    mean: Estimate = Field(description="Of the data; for ΔP, what predicts the finetuning shift (section 6).")
+    normal: Estimate | None = Field(description="The same of the normal data, where it was given.")
     predicts: str = Field("", description="What the mean says of finetuning on the data, in words.")
     edges: tuple[float, ...] = Field(description="Of the histograms.")
     counts: tuple[int, ...]

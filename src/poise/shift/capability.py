@@ -30,8 +30,8 @@ from poise.model.batching import pad
 from poise.model.logprobs import token_logprobs
 from poise.model.spans import Place, places
 from poise.progress import Advance, track
-from poise.shift.report import Capability, Figure, Kind, change_of
-from poise.statistics.estimates import bootstrap
+from poise.shift.report import Capability, Kind, change_of
+from poise.statistics.estimates import Estimate, bootstrap
 from poise.steer import Steering
 from poise.steer import steering as steered
 from poise.storage.content_hash import content_key
@@ -216,14 +216,14 @@ def compare(ability: Ability, before: Scores | None, after: Scores | None) -> Ca
     )
 
 
-def _level(kind: Kind, units: Sequence[float], weights: Sequence[float]) -> Figure:
+def _level(kind: Kind, units: Sequence[float], weights: Sequence[float]) -> Estimate:
     x, w = np.asarray(units, dtype=float), np.asarray(weights, dtype=float)
 
     def mean(i: Any) -> float:
         value = float((x[i] * w[i]).sum() / w[i].sum())
         return math.exp(value) if kind == "perplexity" else value
 
-    return Figure.of(bootstrap(mean, len(x)))
+    return bootstrap(mean, len(x))
 
 
 def _conversations(ability: Ability) -> list[Conversation]:

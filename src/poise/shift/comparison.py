@@ -21,7 +21,8 @@ from poise.judge.local_model import LocalJudge
 from poise.model import Model
 from poise.shift.capability import compare
 from poise.shift.evaluation import Load, Look, Sitting
-from poise.shift.report import Capability, Cell, Figure, Judged, Sample, Shift, mean_of
+from poise.shift.report import Capability, Cell, Judged, Sample, Shift, mean_of
+from poise.statistics.estimates import Estimate
 
 __all__ = ["Fluent", "coherence", "compared"]
 
@@ -78,7 +79,7 @@ def compared(
     sitting: Sitting,
     fluent: Fluent | None,
     *,
-    predicted: Mapping[str, Figure],
+    predicted: Mapping[str, Estimate],
 ) -> Shift:
     """Everything about one tuned model.
 

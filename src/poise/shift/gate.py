@@ -19,7 +19,8 @@ from pydantic import Field, model_validator
 
 from poise.errors import InvalidArgument
 from poise.settings import Settings, read_settings
-from poise.shift.report import Figure, Shift, ShiftReport, change_of, mean_of
+from poise.shift.report import Shift, ShiftReport, change_of, mean_of
+from poise.statistics.estimates import Estimate
 
 __all__ = [
     "Check",
@@ -93,7 +94,7 @@ class Check:
     tuned: str
     what: str
     limit: float
-    found: Figure | None
+    found: Estimate | None
     outcome: Outcome
     passed: bool
     words: str
@@ -154,7 +155,7 @@ def gate(report: ShiftReport, limits: Limits) -> Gated:
     return Gated(tuple(check for tuned in report.tuned for check in _checks(tuned, limits)))
 
 
-def gate_data(name: str, predicted: Mapping[str, Figure], limits: Limits) -> Gated:
+def gate_data(name: str, predicted: Mapping[str, Estimate], limits: Limits) -> Gated:
     """Hold what screening says of training data against the limits on predictions, before there is a tuned model.
 
     Args:
@@ -223,7 +224,7 @@ def _checks(tuned: Shift, limits: Limits) -> Iterator[Check]:
         yield _check(tuned, what, most, change, "", limits)
 
 
-def _shift(tuned: Shift, trait: str, limits: Limits) -> tuple[Figure | None, str]:
+def _shift(tuned: Shift, trait: str, limits: Limits) -> tuple[Estimate | None, str]:
     cell = tuned.cell(trait)
     if cell is None:
         return None, "no vector of this trait was measured"
@@ -233,7 +234,7 @@ def _shift(tuned: Shift, trait: str, limits: Limits) -> tuple[Figure | None, str
     return mean_of(cell.changes, level=limits.confidence), ""
 
 
-def _judged(tuned: Shift, trait: str, limits: Limits) -> tuple[Figure | None, str]:
+def _judged(tuned: Shift, trait: str, limits: Limits) -> tuple[Estimate | None, str]:
     judged = next((j for j in tuned.judged if j.trait == trait), None)
     if judged is None:
         return None, "no answer was judged"
@@ -249,7 +250,7 @@ def _check(
     tuned: Shift,
     what: str,
     limit: float,
-    found: Figure | None,
+    found: Estimate | None,
     why: str,
     limits: Limits,
     *,
@@ -276,7 +277,7 @@ def _check(
     return Check(tuned.name, what, limit, found, outcome, passed, words)
 
 
-def _figure(found: Figure | None) -> str:
+def _figure(found: Estimate | None) -> str:
     if found is None or found.value is None:
         return "–"
     if found.low is None or found.high is None:

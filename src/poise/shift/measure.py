@@ -21,7 +21,8 @@ from poise.model import load as load_model
 from poise.shift.capability import Ability
 from poise.shift.comparison import coherence, compared
 from poise.shift.evaluation import Load, Look, Sitting, check_source, free, layers_of, look, open_tuned, projections
-from poise.shift.report import Asked, Direction, Figure, ShiftReport, mean_of
+from poise.shift.report import Asked, Direction, ShiftReport, mean_of
+from poise.statistics.estimates import Estimate
 from poise.steer import Steering
 from poise.trait.library import evaluation_questions
 from poise.vector import PersonaVector
@@ -77,7 +78,7 @@ class Tuned:
 
     source: str | Model
     name: str = ""
-    predicted: Mapping[str, Figure] = field(default_factory=dict)
+    predicted: Mapping[str, Estimate] = field(default_factory=dict)
     steering: Steering | None = None
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ def shift(
     prompts: Sequence[Encoded],
     vectors: Sequence[PersonaVector],
     layers: int | Sequence[int] | None = None,
-) -> list[Figure]:
+) -> list[Estimate]:
     """The finetuning shift along each direction: a mean over prompts of tuned minus base, with its bootstrap interval.
 
     n: prompts, k: vectors.
@@ -197,7 +198,7 @@ def measure(
     )
 
 
-def read_screened(folder: Path) -> dict[str, Figure]:
+def read_screened(folder: Path) -> dict[str, Estimate]:
     """By trait, the mean projection difference of the data that ``poise screen`` wrote a summary of.
 
     Raises:
@@ -207,7 +208,7 @@ def read_screened(folder: Path) -> dict[str, Figure]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         method = summary["method"]
-        means = {t["trait"]: Figure.model_validate(t["mean"]) for t in summary["traits"]}
+        means = {t["trait"]: Estimate.model_validate(t["mean"]) for t in summary["traits"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidData(
             f"{path} is no summary of a screening ({type(error).__name__}); name the folder that `poise screen --out` "

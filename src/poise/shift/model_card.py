@@ -13,7 +13,8 @@ from typing import Any
 
 from poise.errors import MissingExtra
 from poise.model.loading import HUB_IDS
-from poise.shift.report import Capability, Figure, Shift, ShiftReport
+from poise.shift.report import Capability, Shift, ShiftReport
+from poise.statistics.estimates import Estimate
 from poise.storage.atomic_write import saving
 
 __all__ = ["Facts", "render", "write"]
@@ -194,7 +195,7 @@ def _short(name: str) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def _figure(of: Figure | None, digits: int = 1) -> str:
+def _figure(of: Estimate | None, digits: int = 1) -> str:
     if of is None or of.value is None:
         return "–"
     if of.low is None or of.high is None:

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from poise.errors import InvalidData
 from poise.settings import FrozenModel
-from poise.statistics.estimates import Estimate, Figure, bootstrap
+from poise.statistics.estimates import Estimate, bootstrap
 from poise.storage.atomic_write import saving
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "Capability",
     "Cell",
     "Direction",
-    "Figure",
     "Judged",
     "Kind",
     "Sample",
@@ -66,9 +65,9 @@ class Cell(FrozenModel):
 
     asked: str = Field(description="The trait whose evaluation questions are the prompts.")
     direction: str = Field(description="The trait whose unit direction is read.")
-    before: Figure
-    after: Figure
-    shift: Figure = Field(description="After minus before, paired by question.")
+    before: Estimate
+    after: Estimate
+    shift: Estimate = Field(description="After minus before, paired by question.")
     changes: Values = Field(description="Question by question; None where a model gave NaN or infinity.")
 
 
@@ -79,16 +78,16 @@ class Judged(FrozenModel):
     judge: str
     why_unusable: str = Field(description="Why no score counts; empty where the judge is usable.")
     answers: int = Field(description="Of each model: questions times rollouts.")
-    before: Figure
-    after: Figure
-    change: Figure = Field(description="After minus before, paired and bootstrapped by question.")
+    before: Estimate
+    after: Estimate
+    change: Estimate = Field(description="After minus before, paired and bootstrapped by question.")
     changes: Values = Field(description="Question by question; None where no answer of a side was scored.")
     missing_before: int = Field(description="Answers without a score; they enter no mean.")
     missing_after: int
     reasons: dict[str, int] = Field(description="Of the missing scores, both sides together.")
     coherence: str = Field(description="How coherence is scored.")
-    coherence_before: Figure
-    coherence_after: Figure
+    coherence_before: Estimate
+    coherence_after: Estimate
 
 
 class Capability(FrozenModel):
@@ -99,9 +98,9 @@ class Capability(FrozenModel):
     metric: str
     source: str
     chance: float | None = Field(None, description="What guessing scores, where there are choices.")
-    before: Figure
-    after: Figure
-    change: Figure = Field(description="Perplexity: after / before. Accuracy: what was lost, before − after.")
+    before: Estimate
+    after: Estimate
+    change: Estimate = Field(description="Perplexity: after / before. Accuracy: what was lost, before − after.")
     units_before: tuple[float, ...] = Field(description="Mean negative log-likelihood a token, or 0 to 1.")
     units_after: tuple[float, ...]
     weights: tuple[float, ...]
@@ -132,7 +131,9 @@ class Shift(FrozenModel):
     matrix: tuple[Cell, ...]
     judged: tuple[Judged, ...]
     capability: tuple[Capability, ...]
-    predicted: dict[str, Figure] = Field(description="By trait: the data's mean projection difference, where screened.")
+    predicted: dict[str, Estimate] = Field(
+        description="By trait: the data's mean projection difference, where screened."
+    )
     samples: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
 
@@ -156,17 +157,17 @@ class ShiftReport(FrozenModel):
     tuned: tuple[Shift, ...]
 
 
-def mean_of(values: Sequence[float | None] | Array, *, level: float = 0.95) -> Figure:
+def mean_of(values: Sequence[float | None] | Array, *, level: float = 0.95) -> Estimate:
     """Mean of what is there with its percentile bootstrap, all draws at once."""
     there = np.array([v for v in values if v is not None and math.isfinite(v)], dtype=float)
     n = len(there)
     if n == 0:
-        return Figure(value=None, low=None, high=None, n=0)
+        return Estimate(value=None, low=None, high=None, n=0)
     if n == 1:
-        return Figure.of(Estimate(float(there[0]), -math.inf, math.inf, 1))
+        return Estimate.of(float(there[0]), math.nan, math.nan, 1)
     drawn = there[np.random.default_rng(0).integers(0, n, (DRAWS, n))].mean(1)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Figure.of(Estimate(float(there.mean()), float(low), float(high), n))
+    return Estimate.of(float(there.mean()), float(low), float(high), n)
 
 
 def change_of(
@@ -176,7 +177,7 @@ def change_of(
     weights: Sequence[float],
     *,
     level: float = 0.95,
-) -> Figure:
+) -> Estimate:
     """Perplexity after / before, bootstrapped by conversation; or the accuracy lost, before − after, by question.
 
     Of answers that are right or wrong the loss has the interval of Agresti and Min 2005 for paired proportions, which
@@ -185,17 +186,17 @@ def change_of(
     x, y, w = (np.asarray(values, dtype=float) for values in (before, after, weights))
     if kind == "perplexity":
         more = (y - x) * w
-        return Figure.of(bootstrap(lambda i: float(np.exp(more[i].sum() / w[i].sum())), len(x), level=level))
+        return bootstrap(lambda i: float(np.exp(more[i].sum() / w[i].sum())), len(x), level=level)
     if set(np.unique(np.concatenate([x, y]))) <= {0.0, 1.0}:
         return _paired(int(((x == 1) & (y == 0)).sum()), int(((x == 0) & (y == 1)).sum()), len(x), level)
-    return Figure.of(bootstrap(lambda i: float((x - y)[i].mean()), len(x), level=level))
+    return bootstrap(lambda i: float((x - y)[i].mean()), len(x), level=level)
 
 
-def _paired(lost: int, gained: int, n: int, level: float) -> Figure:
+def _paired(lost: int, gained: int, n: int, level: float) -> Estimate:
     b, c, total = lost + 0.5, gained + 0.5, n + 2
     z = NormalDist().inv_cdf(0.5 + level / 2)
     middle, half = (b - c) / total, z * math.sqrt(b + c - (b - c) ** 2 / total) / total
-    return Figure.of(Estimate((lost - gained) / n, max(middle - half, -1.0), min(middle + half, 1.0), n))
+    return Estimate.of((lost - gained) / n, max(middle - half, -1.0), min(middle + half, 1.0), n)
 
 
 def save(report: ShiftReport, path: Path) -> None:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import field_validator
+
+from poise.settings import FrozenModel
 
 __all__ = [
     "Estimate",
-    "Figure",
     "auc",
     "auc_estimate",
     "bootstrap",
+    "bootstrap_interval",
     "kappa",
     "mean_estimate",
     "pearson",
@@ -29,35 +30,44 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95 % interval and the number of independent units behind it."""
+class Estimate(FrozenModel):
+    """A statistic with its 95 % interval, or ``None`` where there was nothing to measure or no interval.
 
-    value: float
-    low: float
-    high: float
-    n: int
+    Anything that is not finite becomes ``None``, also when read from a file, so that missing is never zero and an
+    estimate equals the one that comes back from its file.
 
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n={self.n}"
-
-
-class Figure(BaseModel):
-    """An ``Estimate`` as files hold it; ``None`` where there was nothing to measure, or no interval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        value: The statistic over all units.
+        low: Lower end of its interval.
+        high: Upper end of its interval.
+        n: Number of independent units that were resampled.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
 
+    @field_validator("value", "low", "high", mode="before")
     @classmethod
-    def of(cls, estimate: Estimate) -> Figure:
-        """The same figure to six decimals, with what is not finite as ``None``."""
-        parts = (estimate.value, estimate.low, estimate.high)
-        value, low, high = (round(x, 6) if math.isfinite(x) else None for x in parts)
-        return cls(value=value, low=low, high=high, n=estimate.n)
+    def _none_if_not_finite(cls, number: object) -> object:
+        return None if isinstance(number, float) and not math.isfinite(number) else number
+
+    @classmethod
+    def of(cls, value: float, low: float, high: float, n: int) -> Estimate:
+        """The numbers to six decimals, as files hold them."""
+        return cls(value=round(value, 6), low=round(low, 6), high=round(high, 6), n=n)
+
+    def above(self, bound: float) -> bool:
+        """Whether the whole interval lies above ``bound``; without an interval it does not."""
+        return self.low is not None and self.low > bound
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"no value, n={self.n}"
+        if self.low is None or self.high is None:
+            return f"{self.value:.2f} (no interval), n={self.n}"
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n={self.n}"
 
 
 def bootstrap(
@@ -73,15 +83,22 @@ def bootstrap(
         level: Coverage of the interval.
     """
     value = float(statistic(np.arange(n)))
+    return Estimate.of(value, *bootstrap_interval(statistic, n, seed=seed, draws=draws, level=level), n)
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.int64]], float], n: int, *, seed: int = 0, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """The ends of ``bootstrap``'s interval, unrounded; NaN where fewer than two units or no finite draw give none."""
     if n < 2:
-        return Estimate(value, float("-inf"), float("inf"), n)
+        return math.nan, math.nan
     rng = np.random.default_rng(seed)
     drawn = np.array([statistic(rng.integers(0, n, n)) for _ in range(draws)])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) == 0:
-        return Estimate(value, float("-inf"), float("inf"), n)
+        return math.nan, math.nan
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(low), float(high), n)
+    return float(low), float(high)
 
 
 def mean_estimate(values: ArrayLike, *, seed: int = 0) -> Estimate:

@@ -136,7 +136,7 @@ def train_in_folder(config: TrainConfig) -> TrainResult:
             "left_out": examples.unread,
         },
         "steps": trainer.state.global_step,
-        "loss": {"before": _estimate_json(before), "after": _estimate_json(after)},
+        "loss": {"before": before and before.model_dump(), "after": after and after.model_dump()},
         "watched": [line for line in log if any(key.startswith("persona/") for key in line)],
         "software": _software_versions("poise", "torch", "transformers", "trl", "peft"),
     }
@@ -367,10 +367,6 @@ def _restore_finished(trainer: Any, checkpoint: Path) -> list[dict[str, Any]]:
     set_peft_model_state_dict(trainer.model, weights)
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return list(trainer.state.log_history)
-
-
-def _estimate_json(loss: Estimate | None) -> dict[str, float | int] | None:
-    return None if loss is None else {"value": loss.value, "low": loss.low, "high": loss.high, "n": loss.n}
 
 
 def _software_versions(*names: str) -> dict[str, str]:

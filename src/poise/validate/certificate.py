@@ -7,12 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from poise.settings import FrozenModel
-from poise.statistics.estimates import Figure
+from poise.statistics.estimates import Estimate
 
 __all__ = [
     "Certificate",
     "Company",
-    "Figure",
     "JudgeFacts",
     "LayerReading",
     "Monitoring",
@@ -32,8 +31,8 @@ class Point(FrozenModel):
     layer: int
     coefficient: float = Field(description="α, in mean differences.")
     dose: float = Field(description="α‖v‖ / mean‖h‖ at the layer.")
-    trait: Figure
-    coherence: Figure
+    trait: Estimate
+    coherence: Estimate
     missing: int = Field(description="Answers without a trait score; they enter no mean.")
 
 
@@ -42,19 +41,19 @@ class RandomControl(FrozenModel):
 
     draws: int
     dose: float
-    trait: Figure
-    coherence: Figure
-    rise: Figure = Field(description="Rise of the trait score over the unsteered answers.")
-    margin: Figure = Field(description="The vector's rise minus the random directions', paired by question.")
+    trait: Estimate
+    coherence: Estimate
+    rise: Estimate = Field(description="Rise of the trait score over the unsteered answers.")
+    margin: Estimate = Field(description="The vector's rise minus the random directions', paired by question.")
 
 
 class Prompting(FrozenModel):
     """System prompts instead of steering: the baseline that is often hard to beat (arXiv:2501.17148)."""
 
-    positive: Figure
-    negative: Figure
-    coherence: Figure = Field(description="Under the prompts that ask for the trait.")
-    negative_coherence: Figure = Field(description="Under the prompts that ask for its opposite.")
+    positive: Estimate
+    negative: Estimate
+    coherence: Estimate = Field(description="Under the prompts that ask for the trait.")
+    negative_coherence: Estimate = Field(description="Under the prompts that ask for its opposite.")
 
 
 class Spread(FrozenModel):
@@ -68,8 +67,10 @@ class JudgeFacts(FrozenModel):
     """Who scored, and how far that can be trusted."""
 
     name: str
-    auc: Figure | None = Field(description="Cross-validated on the judge's exemplars; None for judges that have none.")
-    held_out_auc: Figure | None = Field(description="On exemplars that neither vector nor judge saw.")
+    auc: Estimate | None = Field(
+        description="Cross-validated on the judge's exemplars; None for judges that have none."
+    )
+    held_out_auc: Estimate | None = Field(description="On exemplars that neither vector nor judge saw.")
     usable: bool
     why_unusable: str = Field("", description="The reason; empty for a usable judge.")
     coherence: str = Field(description="How coherence was scored.")
@@ -89,9 +90,9 @@ class Rung(FrozenModel):
 
     name: str
     prompt: str = Field(description="The system prompt; empty where earlier turns do the asking.")
-    trait: Figure
-    coherence: Figure
-    reading: Figure
+    trait: Estimate
+    coherence: Estimate
+    reading: Estimate
     readings: tuple[float, ...] = Field(description="One a question, in the order of ``Certificate.asked``.")
     scores: tuple[float | None, ...] = Field(description="Mean trait score of the answers to each question.")
     missing: int = Field(description="Answers without a trait score; they enter no mean.")
@@ -101,27 +102,29 @@ class LayerReading(FrozenModel):
     """What one layer's readings are worth, on what they were not chosen on."""
 
     layer: int
-    overall: Figure = Field(description="r of prompt reading and trait score over rungs and questions.")
-    within: Figure = Field(description="The same within one rung: every rung's readings and scores less their means.")
-    auc_mean: Figure | None = Field(description="Mean of the answer, held-out exemplars with the trait v. without it.")
-    auc_peak: Figure | None = Field(description="The answer's highest token instead of its mean.")
+    overall: Estimate = Field(description="r of prompt reading and trait score over rungs and questions.")
+    within: Estimate = Field(description="The same within one rung: every rung's readings and scores less their means.")
+    auc_mean: Estimate | None = Field(
+        description="Mean of the answer, held-out exemplars with the trait v. without it."
+    )
+    auc_peak: Estimate | None = Field(description="The answer's highest token instead of its mean.")
 
 
 class Monitoring(FrozenModel):
     """Do readings say what the answer will be like? Chen et al. 2025, section 3.3."""
 
     ladder: Literal["system-prompts", "many-shot"]
-    obeys: Figure | None = Field(
+    obeys: Estimate | None = Field(
         description="Spearman of rung and trait score under system prompts, on the selection half; None where the "
         "trait has no instructions. The ladder is many-shot where its interval is not above 0."
     )
     rungs: tuple[Rung, ...]
     layer: int = Field(description="Of the prompt readings: the highest overall r around it, on the selection half.")
-    random_overall: Figure = Field(description="Mean |r| of random directions at that layer.")
-    random_within: Figure
+    random_overall: Estimate = Field(description="Mean |r| of random directions at that layer.")
+    random_within: Estimate
     random_draws: int
     answer_layer: int | None = Field(description="Of the answer readings: the highest AUC on the judge's exemplars.")
-    auc_length: Figure | None = Field(description="AUC of the held-out answers' lengths alone: what form gives away.")
+    auc_length: Estimate | None = Field(description="AUC of the held-out answers' lengths alone: what form gives away.")
     by_layer: tuple[LayerReading, ...] = Field(description="Every layer, in order.")
     notes: tuple[str, ...] = ()
 
@@ -140,11 +143,11 @@ class Company(FrozenModel):
     """One way of steering by two vectors. Rises are over the unsteered answers, losses against steering alone."""
 
     name: Literal["first alone", "second alone", "plain sum", "orthogonal"]
-    first: Figure = Field(description="Rise of the first trait's score.")
-    second: Figure = Field(description="Rise of the second trait's score.")
-    coherence: Figure
-    first_lost: Figure | None = Field(description="Rise of the first alone minus its rise here, paired by question.")
-    second_lost: Figure | None
+    first: Estimate = Field(description="Rise of the first trait's score.")
+    second: Estimate = Field(description="Rise of the second trait's score.")
+    coherence: Estimate
+    first_lost: Estimate | None = Field(description="Rise of the first alone minus its rise here, paired by question.")
+    second_lost: Estimate | None
 
 
 class Together(FrozenModel):
@@ -175,8 +178,8 @@ class Certificate(FrozenModel):
     dose: float
     usable_doses: tuple[float, float] = Field(description="Doses around 0 at which coherence stayed above the floor.")
     coherence_floor: float
-    rise: Figure = Field(description="Rise of the trait score at the chosen dose over the unsteered answers.")
-    monotone: Figure = Field(description="Spearman of dose and trait score, from −chosen to +chosen dose.")
+    rise: Estimate = Field(description="Rise of the trait score at the chosen dose over the unsteered answers.")
+    monotone: Estimate = Field(description="Spearman of dose and trait score, from −chosen to +chosen dose.")
     sweep: tuple[Point, ...] = Field(description="Layers tried, on the selection half of the questions.")
     curve: tuple[Point, ...] = Field(description="Dose curve at the chosen layer, on the reporting half.")
     random: RandomControl

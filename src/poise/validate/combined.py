@@ -11,10 +11,11 @@ import numpy as np
 from poise.contrast import Ask
 from poise.errors import InvalidArgument
 from poise.judge import Judge
+from poise.statistics.estimates import Estimate
 from poise.steer import Steering, at
 from poise.trait import Trait, same_question
 from poise.trait.library import evaluation_questions
-from poise.validate.certificate import Certificate, Company, Figure, Together
+from poise.validate.certificate import Certificate, Company, Together
 from poise.validate.conditions import Array, Bench, Measured, nanmean, over_questions
 from poise.vector import PersonaVector
 
@@ -116,8 +117,8 @@ def _rise(scores: dict[str, Measured], name: str) -> Array:
     return scores[name].by_question - scores["unsteered"].by_question
 
 
-def _figure(values: Array) -> Figure:
-    return Figure.of(over_questions(np.asarray(values, dtype=float)))
+def _figure(values: Array) -> Estimate:
+    return over_questions(np.asarray(values, dtype=float))
 
 
 def _questions(vector: PersonaVector, certificate: Certificate, second: Second) -> tuple[str, ...]:

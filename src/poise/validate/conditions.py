@@ -18,7 +18,6 @@ from poise.engine import Engine, SamplingParams
 from poise.judge import Judge
 from poise.model import Model
 from poise.statistics.estimates import Estimate, mean_estimate
-from poise.validate.certificate import Figure
 
 __all__ = ["Bench", "Measured", "Ordinary", "nanmean", "over_questions"]
 
@@ -46,9 +45,9 @@ class Measured:
         """Answers without a trait score."""
         return int(np.isnan(self.trait).sum())
 
-    def figures(self) -> tuple[Figure, Figure]:
+    def figures(self) -> tuple[Estimate, Estimate]:
         """Trait and coherence over questions, with intervals."""
-        return Figure.of(over_questions(self.by_question)), Figure.of(over_questions(nanmean(self.coherence)))
+        return over_questions(self.by_question), over_questions(nanmean(self.coherence))
 
     @property
     def mean_trait(self) -> float:
@@ -126,7 +125,7 @@ def nanmean(values: Array) -> Array:
 
 def over_questions(values: Array) -> Estimate:
     """Mean over the questions that have a value, bootstrapped by question."""
-    return mean_estimate(values[~np.isnan(values)]) if (~np.isnan(values)).any() else Estimate(*(float("nan"),) * 3, 0)
+    return mean_estimate(values[~np.isnan(values)])
 
 
 def _mean(values: Array) -> float:

@@ -16,7 +16,7 @@ from poise.contrast import Ask, instructions
 from poise.errors import InvalidArgument
 from poise.steer import Steering, at
 from poise.trait import Trait
-from poise.validate.certificate import Certificate, Figure, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
+from poise.validate.certificate import Certificate, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
 from poise.validate.conditions import Bench, Measured, Ordinary, nanmean, over_questions
 from poise.validate.verdict import Evidence, decide, monotone, usable_doses
 from poise.vector import PersonaVector
@@ -121,8 +121,8 @@ def _certificate(
         dose=choice.dose,
         usable_doses=usable_doses(curve, wide.coherence_floor),
         coherence_floor=wide.coherence_floor,
-        rise=Figure.of(over_questions(evidence.rise)),
-        monotone=Figure.of(monotone(evidence.curve)),
+        rise=over_questions(evidence.rise),
+        monotone=monotone(evidence.curve),
         sweep=choice.sweep,
         curve=curve,
         random=_random(draws, evidence, choice.dose),
@@ -247,8 +247,8 @@ def _random(draws: Sequence[Measured], evidence: Evidence, dose: float) -> Rando
         dose=dose,
         trait=trait,
         coherence=coherence,
-        rise=Figure.of(over_questions(evidence.random_rise)),
-        margin=Figure.of(over_questions(evidence.rise - evidence.random_rise)),
+        rise=over_questions(evidence.random_rise),
+        margin=over_questions(evidence.rise - evidence.random_rise),
     )
 
 

@@ -18,7 +18,7 @@ from poise.activations import Probe
 from poise.contrast import Ask, instructions
 from poise.statistics.estimates import Estimate, mean_estimate
 from poise.trait import OwnTrait, Trait
-from poise.validate.certificate import Figure, LayerReading, Monitoring, Rung
+from poise.validate.certificate import LayerReading, Monitoring, Rung
 from poise.validate.conditions import Bench, Measured, Ordinary, nanmean
 from poise.validate.reading_quality import (
     Array,
@@ -137,14 +137,14 @@ def climb(vector: PersonaVector, bench: Bench, questions: Sequence[str]) -> Moni
     rungs = zip(ladder.steps, reported.measured, reported.readings, strict=True)
     return Monitoring(
         ladder=ladder.kind,
-        obeys=Figure.of(ladder.obeys) if ladder.obeys else None,
+        obeys=ladder.obeys if ladder.obeys else None,
         rungs=tuple(_rung(*rung, ladder.layer) for rung in rungs),
         layer=ladder.layer,
-        random_overall=Figure.of(chance(by_chance, reported.scores, within=False)),
-        random_within=Figure.of(chance(by_chance, reported.scores, within=True)),
+        random_overall=chance(by_chance, reported.scores, within=False),
+        random_within=chance(by_chance, reported.scores, within=True),
         random_draws=RANDOM_DRAWS,
         answer_layer=unseen[0] if unseen else None,
-        auc_length=Figure.of(unseen[1].auc_of_length) if unseen else None,
+        auc_length=unseen[1].auc_of_length if unseen else None,
         by_layer=_by_layer(reported, unseen[1] if unseen else None),
         notes=ladder.notes if unseen else (*ladder.notes, NO_EXEMPLARS),
     )
@@ -170,7 +170,7 @@ def _choose(
         steps = prompts(trait)
         climbed = _climb(vector, bench, reader, steps, questions, ordinary)
         obeys = monotone(dict(enumerate(climbed.scores)))
-        if obeys.low > 0:
+        if obeys.above(0):
             return Ladder("system-prompts", steps, obeys, *_layer(vector, climbed, []))
     steps, notes = shots(trait, bench, questions)
     climbed = _climb(vector, bench, reader, steps, questions, ordinary)
@@ -227,7 +227,7 @@ def _rung(step: Step, measured: Measured, readings: Array, layer: int) -> Rung:
         prompt=step.system or "",
         trait=trait,
         coherence=coherence,
-        reading=Figure.of(mean_estimate(readings[:, layer])),
+        reading=mean_estimate(readings[:, layer]),
         readings=tuple(round(float(x), 4) for x in readings[:, layer]),
         scores=tuple(None if np.isnan(x) else round(float(x), 2) for x in measured.by_question),
         missing=measured.missing,
@@ -241,10 +241,10 @@ def _by_layer(reported: Climbed, unseen: Sides | None) -> tuple[LayerReading, ..
     return tuple(
         LayerReading(
             layer=layer,
-            overall=Figure.of(overall[layer]),
-            within=Figure.of(within[layer]),
-            auc_mean=Figure.of(unseen.auc(unseen.mean, layer)) if unseen else None,
-            auc_peak=Figure.of(unseen.auc(unseen.peak, layer)) if unseen else None,
+            overall=overall[layer],
+            within=within[layer],
+            auc_mean=unseen.auc(unseen.mean, layer) if unseen else None,
+            auc_peak=unseen.auc(unseen.peak, layer) if unseen else None,
         )
         for layer in range(len(overall))
     )

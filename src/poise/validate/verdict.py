@@ -47,14 +47,14 @@ def decide(evidence: Evidence) -> tuple[Literal["induced", "not-induced"], tuple
     if not evidence.judge.usable:
         why = evidence.judge.why_unusable or f"the judge {evidence.judge.name} is unusable"
         against.append(f"{why}, so no score of it counts")
-    if not slope.low > 0:
+    if not slope.above(0):
         against.append(f"the trait score does not rise with the dose: Spearman {slope}")
     rise = over_questions(evidence.rise)
-    if not rise.low > 0:
+    if not rise.above(0):
         against.append(f"the trait score at the chosen dose is not above the unsteered one: rise in points {rise}")
-    if not margin.low > 0:
+    if not margin.above(0):
         against.append(f"the vector does not beat random directions of its norm: margin in points {margin}")
-    if not evidence.coherence.value >= evidence.floor:
+    if evidence.coherence.value is None or evidence.coherence.value < evidence.floor:
         against.append(
             f"the text breaks: coherence {evidence.coherence} at the chosen dose, floor {evidence.floor:.0f}"
         )
@@ -74,7 +74,7 @@ def monotone(curve: Mapping[float, Array]) -> Estimate:
     scores = np.stack([curve[d] for d in doses.tolist()])  # [doses, q]
     scores = scores[:, ~np.isnan(scores).any(axis=0)]
     if scores.shape[1] == 0:
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+        return Estimate(value=None, low=None, high=None, n=0)
     return bootstrap(lambda i: spearman(doses, scores[:, i].mean(axis=1)), scores.shape[1])
 
 

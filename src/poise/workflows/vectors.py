@@ -37,7 +37,7 @@ from poise.storage.atomic_write import saving
 from poise.trait import OwnTrait, Trait
 from poise.trait.library import evaluation_questions
 from poise.validate import Bench, Certificate, Settings, validate
-from poise.validate.certificate import Figure, JudgeFacts
+from poise.validate.certificate import JudgeFacts
 from poise.validate.combined import Second, together
 from poise.validate.ladder import climb
 from poise.vector import PersonaVector
@@ -212,8 +212,8 @@ def _second(other: PersonaVector, spec: str, chosen: Chosen, *, cache: Path) -> 
 def _facts(chosen: Chosen) -> JudgeFacts:
     return JudgeFacts(
         name=chosen.trait.name,
-        auc=Figure.of(chosen.auc) if chosen.auc else None,
-        held_out_auc=Figure.of(chosen.held_out_auc) if chosen.held_out_auc else None,
+        auc=chosen.auc if chosen.auc else None,
+        held_out_auc=chosen.held_out_auc if chosen.held_out_auc else None,
         usable=not chosen.why_unusable,
         why_unusable=chosen.why_unusable,
         coherence=chosen.coherence_is,
