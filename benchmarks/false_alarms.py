@@ -25,7 +25,7 @@ from poise.engine.static import LocalEngine
 from poise.errors import TooFewResponses
 from poise.extract import extract
 from poise.model import Model, load
-from poise.monitor import alarmed, watch
+from poise.monitor import alarmed
 from poise.monitor.calibrate import Facts, alarms
 from poise.monitor.readings import NAMES
 from poise.monitor.reference_readings import Normal, own
@@ -47,7 +47,7 @@ def main(data: Path, name: str, tokens: int, each: int | None, keep: Path | None
     traits = [v.name for v in vectors]
     fit, test = halves(normal, seed=0)
     topics = sorted({t for t in normal.topics if t})
-    layer = watch(vectors)[0].layer
+    layer = vectors[0].at("read").layer
     print(
         f"{name}, {model.lm.dtype}, layer {layer} of {model.layers}; {len(normal.readings)} answers of up to {tokens} "
         f"tokens, temperature 1; left out: {dict(normal.left_out) or 'none'}; set on {len(fit.readings)}, counted on "
@@ -94,7 +94,14 @@ def answered(
         talk += rows
     talk = [replace(c, index=i) for i, c in enumerate(talk)]
     journal = Journal(keep / "readings.jsonl" if keep else None)
-    found = own(talk, LocalEngine(model, batch=32), model, watch(vectors), SamplingParams(tokens), journal=journal)
+    found = own(
+        talk,
+        LocalEngine(model, batch=32),
+        model,
+        [v.at("read").probe for v in vectors],
+        SamplingParams(tokens),
+        journal=journal,
+    )
     return replace(found, topics=tuple(Path(talk[i].file).stem for i in found.conversations))
 
 

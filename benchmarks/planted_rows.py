@@ -41,7 +41,6 @@ from poise.judge.factory import trait_judge
 from poise.model import Message, Model, ask, load
 from poise.screen import METHODS
 from poise.screen.base_answers import Answers
-from poise.screen.projection import probes_of
 from poise.screen.shards import Parts, fill
 from poise.statistics.conformal import bands, exact_interval
 from poise.statistics.estimates import Estimate, auc, auc_estimate, bootstrap
@@ -174,7 +173,7 @@ def project(
     data = open_data(path)
     job = content_key(data=data.digest(), vectors=[v.header.trait_hash for v in vectors], own=own, model=model.name)
     answers = Answers(model, keep, max_new_tokens=own) if own else None
-    parts = fill(Parts(keep / "parts", job), data, model, probes_of(vectors), answers)
+    parts = fill(Parts(keep / "parts", job), data, model, [v.at("read").probe for v in vectors], answers)
     out: dict[str, Array] = {method: np.full((len(rows), len(vectors)), np.nan) for method in METHODS}
     out["tokens"] = np.full((len(rows), 1), np.nan)
     for part in parts:
@@ -447,7 +446,7 @@ def main(data: Path, name: str, keep: Path, only_length: bool = False) -> None:
     no_own = int(np.isnan(scores["difference"]).any(1).sum()) - unread
     count = sum(row.side == "background" for row in rows)
     print(
-        f"{name}, {str(model.lm.dtype).removeprefix('torch.')}, layer {vectors[0].default_layer} of {model.layers}; "
+        f"{name}, {str(model.lm.dtype).removeprefix('torch.')}, layer {vectors[0].at('read').layer} of {model.layers}; "
         f"{count} background rows; "
         f"prompts up to {LONGEST_PROMPT} tokens, answers cut to {LONGEST_ANSWER}, own answers of up to {OWN}; of "
         f"{len(rows)} rows {unread} could not be read and {no_own} more have no own answer. Threshold at {ALARM:.0%} "

@@ -31,7 +31,6 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.extract import extract
 from poise.model import Model, ask, load, wrap
-from poise.monitor import watch
 from poise.serve.server import Options, make
 from poise.statistics.estimates import bootstrap
 from poise.steer import Spec
@@ -111,7 +110,7 @@ def load_test(name: str, requests: int, most: int, tokens: int, rounds: int) -> 
     prompts = [model.encode(ask(q)) for q in questions(requests)]
     steering = [Spec.parse(s).steering(given) if s else None for s in STEERINGS]
     rows = [steering[i % len(STEERINGS)] for i in range(requests)]
-    engine, probes = LocalEngine(model, batch=most), watch(list(given.values()))
+    engine, probes = LocalEngine(model, batch=most), [v.at("read").probe for v in given.values()]
     sampling = SamplingParams(tokens, temperature=0)
     server = make(model, given, Options(port=0, batch=most, queue=requests))
     address = server.start()

@@ -156,7 +156,7 @@ class TestADial:
         return dialogue.steering
 
     def test_turns_by_dose_or_by_alpha(self, setup: Setup, grumpy: PersonaVector) -> None:
-        layer = grumpy.default_layer
+        layer = grumpy.at("steer").layer
         for line, coef in (("/dial grumpy 30%", grumpy.coef(0.3, layer)), ("/dial grumpy=-1.5", -1.5)):
             assert self.steering(setup, line) == Steering((Term(grumpy, coef, (layer,)),))
 
@@ -597,7 +597,7 @@ class TestNormal:
         [w] = setup.watched
         texts = [model.encode([{"role": "user", "content": p.question}], p.negative) for p in vector.header.trait.pairs]
         hidden = [model.lm(torch.tensor([t.ids]), output_hidden_states=True).hidden_states for t in texts]
-        layer = vector.default_layer
+        layer = vector.at("steer").layer
         read = torch.cat(
             [h[layer + 1][0, t.start : t.end] @ vector.unit(layer) for h, t in zip(hidden, texts, strict=True)]
         )

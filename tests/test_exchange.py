@@ -208,11 +208,11 @@ class TestAnImport:
         assert loaded.header == vector.header
         assert (loaded.header.contrast, loaded.header.pooling, loaded.header.agreement) == ("imported", "unknown", ())
         loaded.check_model(llama)
-        assert loaded.coef(0.1, loaded.default_layer) == pytest.approx(0.1 * 2.0 / float(row(1).norm()))
+        assert loaded.coef(0.1, loaded.at("steer").layer) == pytest.approx(0.1 * 2.0 / float(row(1).norm()))
 
     def test_of_few_layers_is_steered_at_the_nearest_of_them(self, llama: Model, tmp_path: Path) -> None:
         torch.save({3: row(3)}, tmp_path / "v.pt")
-        assert adopted(tmp_path / "v.pt", llama).default_layer == 3
+        assert adopted(tmp_path / "v.pt", llama).at("steer").layer == 3
 
     def test_can_be_validated_where_it_has_directions(self, llama: Model) -> None:
         vector = adopted(FOREIGN / "steering_vectors.pt", llama)

@@ -27,7 +27,7 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, InvalidData, InvalidSteering, MissingExtra, TooFewResponses
 from poise.model import Encoded, Model, ask, load
-from poise.monitor import Readings, Watcher, alarmed, in_force, sum_up, watch
+from poise.monitor import Readings, Watcher, alarmed, in_force, sum_up
 from poise.monitor import reference_readings as normals
 from poise.monitor.calibrate import Facts, Plan, alarms, calibrate, drift
 from poise.monitor.table import Table, read
@@ -191,7 +191,7 @@ class TestReadings:
         assert [r.alarm.reading for r in raised] == ["prompt"]
 
     def test_while_generating_are_those_of_the_finished_text(self, model: Model, two: list[PersonaVector]) -> None:
-        prompts, probes = [model.encode(ask(s)) for s in tiny.SENTENCES[:3]], watch(two, 2)
+        prompts, probes = [model.encode(ask(s)) for s in tiny.SENTENCES[:3]], tiny.probes(two, 2)
         generated = LocalEngine(model).generate(prompts, SamplingParams(12), probes=probes)
         for prompt, answer in zip(prompts, generated, strict=True):
             assert answer.readings is not None
@@ -211,20 +211,20 @@ class TestProbes:
         answers = plain.with_certificate({"layer": 2, "monitoring": {"layer": 3, "answer_layer": 0}})
         set_on = tested.with_alarms([alarm(layer=1)])
         given = [plain, certified, tested, answers, set_on]
-        assert [p.layer for p in watch(given)] == [plain.default_layer, 2, 3, 0, 1]
-        assert {p.layer for p in watch(given, 3)} == {3}
+        assert [p.layer for p in tiny.probes(given)] == [1, 2, 3, 0, 1]
+        assert {p.layer for p in tiny.probes(given, 3)} == {3}
 
     def test_are_unit_directions(self, two: list[PersonaVector]) -> None:
-        probe = watch(two, 3)[1]
+        probe = tiny.probes(two, 3)[1]
         assert probe.direction.norm() == pytest.approx(1, abs=1e-6)
         assert torch.equal(probe.direction, two[1].unit(3))
 
     def test_of_no_such_layer_or_of_nothing_are_refused(self, model: Model, two: list[PersonaVector]) -> None:
         with pytest.raises(InvalidSteering, match="Layer 9 is out of range"):
-            watch(two, 9)
+            tiny.probes(two, 9)
         nothing = tiny.vector(model, scale=0.0)
         with pytest.raises(InvalidSteering, match="is zero at layer"):
-            watch([nothing])
+            tiny.probes([nothing])
 
 
 class TestAlarms:
@@ -313,7 +313,7 @@ class TestCalibration:
                 values = np.array([r.of(a.reading)[column] for r in done.normal.readings])
                 assert np.sum(values > a.threshold) == math.floor(61 * a.rate) - 1
                 assert (a.n_answers, a.n_conversations, a.answers, a.max_new_tokens) == (60, 60, "own", 10)
-                assert (a.temperature, a.data, a.seed, a.layer) == (1.0, "normal.jsonl", 3, vector.default_layer)
+                assert (a.temperature, a.data, a.seed, a.layer) == (1.0, "normal.jsonl", 3, vector.at("read").layer)
                 assert a.low < a.rate < a.high
                 assert len(a.data_sha256) == 64
 
@@ -328,7 +328,7 @@ class TestCalibration:
         one = next(iter(open_data(path)))
         answer = turns(one)[1]  # type: ignore[arg-type]
         text = model.encode(answer.history, answer.answer)
-        alone = project(model, [text], watch(two))[0][text.start - 1 : text.end]
+        alone = project(model, [text], tiny.probes(two))[0][text.start - 1 : text.end]
         assert done.normal.readings[1].mean == pytest.approx(alone[1:].mean(0).tolist(), abs=1e-4)
 
     def test_by_topic_adds_a_topics_own_thresholds_where_it_can_bear_them(
@@ -359,7 +359,7 @@ class TestCalibration:
         path = write(tmp_path / "normal.jsonl", [*talk(5), *talk(5), long])
         data = open_data(path, need="user")
         chosen = normals.sample(data, 100, rejections=Rejections())
-        probes = watch([tiny.vector(model)])
+        probes = tiny.probes([tiny.vector(model)])
         found = normals.own(chosen, LocalEngine(model), model, probes, SamplingParams(4), journal=Journal(None))
         assert len(found.readings) == 5
         assert found.left_out == {"asked already": 5, "longer than the model's window": 1}
@@ -401,7 +401,7 @@ class TestCalibration:
     def test_answers_the_same_whatever_watches(self, model: Model, two: list[PersonaVector]) -> None:
         prompts = [model.encode(ask(s)) for s in tiny.SENTENCES]
         alone, both = (
-            normals.answer(LocalEngine(model), model, prompts, SamplingParams(8), watch(v), journal=Journal(None))
+            normals.answer(LocalEngine(model), model, prompts, SamplingParams(8), tiny.probes(v), journal=Journal(None))
             for v in (two[:1], two)
         )
         assert [r.mean[0] for r in alone] == pytest.approx([r.mean[0] for r in both], abs=1e-5)
@@ -452,7 +452,7 @@ class TestATable:
         ]
         assert {r["file"] for r in rows} == {str(data)}
         assert [r["row"] for r in rows] == [r["index"] for r in rows]
-        probes = watch(named)
+        probes = tiny.probes(named)
         for number, one in enumerate(open_data(data)):
             for turn in turns(one):  # type: ignore[arg-type]
                 text = model.encode(turn.history, turn.answer)

@@ -13,7 +13,6 @@ from poise.activations import project
 from poise.data import Conversation, Turn, open_data, turns
 from poise.model import Model, ask
 from poise.model.spans import Place, Unread, fit, places
-from poise.monitor import watch
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ class TestAConversation:
     @pytest.mark.parametrize("template", TEMPLATES)
     def test_reads_in_one_pass_as_answer_by_answer(self, template: str, tmp_path: Path) -> None:
         model = tiny.model("llama", TEMPLATES[template]())
-        probes = watch([tiny.vector(model, seed=1), tiny.vector(model, seed=2)], 2)
+        probes = tiny.probes([tiny.vector(model, seed=1), tiny.vector(model, seed=2)], 2)
         asked = conversation(tmp_path, LONG_TALK)
         for turn, place in zip(asked, places(model, asked), strict=True):
             assert isinstance(place, Place)

@@ -41,7 +41,7 @@ from poise.screen.compare_methods import estimate
 from poise.screen.examples import LONGEST, pieces
 from poise.screen.flagging import Rule
 from poise.screen.prediction import prediction
-from poise.screen.projection import Unit, probes_of, score
+from poise.screen.projection import Unit, score
 from poise.screen.row_editor import replace_answers
 from poise.screen.scores import by_length, histogram, mean, percentiles, rank
 from poise.screen.scoring import Plan
@@ -130,7 +130,7 @@ class TestAScore:
     ) -> None:
         rows = conversations(talk(5))
         answers = Answers(model, tmp_path, max_new_tokens=SHORT)
-        units = list(score(model, rows, probes_of(two, 2), answers))
+        units = list(score(model, rows, tiny.probes(two, 2), answers))
         for row, unit in zip(rows, units, strict=True):
             text = model.encode(ask(row.messages[0]["content"]), row.messages[1]["content"])
             h = states(model, text.ids, 2)
@@ -145,9 +145,10 @@ class TestAScore:
 
     def test_of_every_answer_has_its_own_history(self, model: Model, two: list[PersonaVector]) -> None:
         (row,) = conversations(talk(1, turns=3))
-        units = list(score(model, [row], probes_of(two, 1)))
+        probes = tiny.probes(two, 1)
+        units = list(score(model, [row], probes))
         alone = [
-            next(iter(score(model, [Conversation(row.messages[:end], "", 0, 0, {})], probes_of(two, 1), only={(0, n)})))
+            next(iter(score(model, [Conversation(row.messages[:end], "", 0, 0, {})], probes, only={(0, n)})))
             for n, end in enumerate((2, 4, 6))
         ]
         assert [u.turn for u in units] == [0, 1, 2]
@@ -163,7 +164,7 @@ class TestAScore:
         )
         used = len(model.encode(ask(long)).ids)
         answers = Answers(model, tmp_path, max_new_tokens=model.window - used + 1)
-        first, second = score(model, rows, probes_of(two), answers)
+        first, second = score(model, rows, tiny.probes(two), answers)
         assert math.isnan(first.score("difference")[0])
         assert math.isfinite(first.score("raw")[0])
         assert math.isfinite(second.score("difference")[0])
@@ -172,7 +173,7 @@ class TestAScore:
         vector = tiny.vector(model)
         vector.directions[2] = 0
         with pytest.raises(InvalidSteering, match="zero at layer 2"):
-            probes_of([vector], 2)
+            tiny.probes([vector], 2)
 
 
 class TestTheModelsOwnAnswers:
@@ -473,7 +474,7 @@ class TestAScreening:
         rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
         by_place = {(r["index"], r["turn"]): r for r in rows}
         good = [row for row in open_data(data) if isinstance(row, Conversation) and row.index != 26]
-        expected = {(u.index, u.turn): u for u in score(model, good, probes_of(two, 2))}
+        expected = {(u.index, u.turn): u for u in score(model, good, tiny.probes(two, 2))}
         assert list(by_place) == list(expected)
         assert len(rows) == found.units
         for place, unit in expected.items():
@@ -968,7 +969,7 @@ class TestAnEstimate:
         data = open_data(written(tmp_path / "rows.jsonl", rows))
         found = estimate(data, model, two, tmp_path / "out", Plan(max_new_tokens=SHORT), sample=30)
         units: list[Unit] = list(
-            score(model, conversations(rows), probes_of(two), Answers(model, tmp_path, max_new_tokens=SHORT))
+            score(model, conversations(rows), tiny.probes(two), Answers(model, tmp_path, max_new_tokens=SHORT))
         )
         full, raw = ([u.score(m)[1] for u in units] for m in ("difference", "raw"))  # type: ignore[arg-type]
         one = next(a for a in found.agreement if (a.trait, a.method) == ("gloomy", "raw"))
@@ -1111,7 +1112,7 @@ def test_the_job_knows_what_its_scores_depend_on(model: Model, two: list[Persona
     data = open_data(written(tmp_path / "rows.jsonl", talk(3)))
     other = open_data(tmp_path / "rows.jsonl", shape="messages:messages")
     jobs = {
-        work._job(one, digest, model, probes_of(some, layer))
+        work._job(one, digest, model, tiny.probes(some, layer))
         for one, digest, some, layer in [
             (data, "a", two, None),
             (data, "b", two, None),
@@ -1120,5 +1121,5 @@ def test_the_job_knows_what_its_scores_depend_on(model: Model, two: list[Persona
         ]
     }
     assert len(jobs) == 4
-    assert work._job(other, "a", model, probes_of(two)) in jobs
+    assert work._job(other, "a", model, tiny.probes(two)) in jobs
     assert workflows.screen_files

@@ -17,7 +17,7 @@ import tiny
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.model import Model
-from poise.monitor import sum_up, watch
+from poise.monitor import sum_up
 from poise.serve.server import Running
 from poise.steer import Spec
 
@@ -62,7 +62,7 @@ def alone(
         SamplingParams(**({"max_new_tokens": 10, "temperature": 0} | sampling)),
         seeds=[seed],
         steering=Spec.parse(steer).steering(vectors) if steer else None,
-        probes=watch(list(vectors.values())),
+        probes=tiny.probes(list(vectors.values())),
     )
     assert found.readings is not None
     return found.text, found.readings, found.finish

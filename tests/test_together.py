@@ -183,7 +183,7 @@ class TestTwoVectors:
         bare = Second(a_vector(model, "evil", two_directions()[1]), Reads("evil"), "it was tossed from a coin")
         found = together(first, certificate, bare, a_bench(model))
         assert (found.other_dose, found.other_certified) == (DEFAULT_DOSE, False)
-        assert found.other_layer == bare.vector.default_layer
+        assert found.other_layer == bare.vector.at("steer").layer
         assert "has no certificate" in found.notes[0]
         assert found.notes[1] == "it was tossed from a coin, so no score of evil counts."
         failed = together(first, certificate, of_evil(model, verdict="not-induced"), a_bench(model))

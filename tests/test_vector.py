@@ -200,8 +200,8 @@ class TestTheValue:
 
     def test_has_a_default_layer_a_third_of_the_way_or_certified(self, llama: Model) -> None:
         vector = tiny.vector(llama)
-        assert vector.default_layer == 1
-        assert vector.with_certificate({"layer": 0}).default_layer == 0
+        assert vector.at("steer").layer == 1
+        assert vector.with_certificate({"layer": 0}).at("steer").layer == 0
         assert vector.header.certificate is None, "the first value is as it was"
 
     def test_shows_what_it_is(self, llama: Model) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from poise.model import Encoded, Model, ask, wrap
+from poise.model.probe import Probe
 from poise.trait import OwnTrait
 from poise.vector import Header, ModelId, PersonaVector
 
@@ -219,3 +221,8 @@ def vector(tiny: Model, *, seed: int = 0, scale: float = 1.0, **header: Any) -> 
         "software": {"poise": "0"},
     }
     return PersonaVector(directions, norms, Header(**(facts | header)))
+
+
+def probes(vectors: Sequence[PersonaVector], layer: int | None = None) -> list[Probe]:
+    """What reads each vector, at one layer or where each is to be read."""
+    return [vector.at("read", layer).probe for vector in vectors]

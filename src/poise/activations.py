@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +16,7 @@ from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.model.batching import Batch, Side, pad, plan
 from poise.model.hooks import observe
+from poise.model.probe import Probe
 from poise.progress import track
 
 __all__ = ["Pool", "Probe", "by_layer", "project", "project_each", "read", "read_tokens", "reference_norm"]
@@ -26,14 +26,6 @@ Pool = Literal["response_mean", "prompt_mean", "prompt_last"]
 BUDGET = 2048  # padded tokens a batch on a CPU; measured in benchmarks/read_activations.py
 BUDGET_GPU = 16384
 MOST_ROWS = 256
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Probe:
-    """A direction to read: the projection of a block's output on ``direction`` [d] at ``layer``."""
-
-    layer: int
-    direction: torch.Tensor
 
 
 def read(

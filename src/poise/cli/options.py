@@ -46,7 +46,10 @@ Vectors = Annotated[
     typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait.", show_default=False),
 ]
 Layer = Annotated[
-    int | None, typer.Option("--layer", metavar="I", min=0, help="Read there; otherwise at each certificate's layer.")
+    int | None,
+    typer.Option(
+        "--layer", metavar="I", min=0, help="Read there; otherwise where each vector's alarms or certificate say."
+    ),
 ]
 OutFolder = Annotated[
     Path,

@@ -82,18 +82,19 @@ def _entries(counts: Mapping[str, int]) -> str:
 
 def vector(of: PersonaVector, path: Path) -> Parts:
     """A vector's header in words."""
-    header, layer = of.header, of.default_layer
+    header, layer, read_layer = of.header, of.at("steer").layer, of.at("read").layer
     dropped = ", ".join(f"{n} {why}" for why, n in header.dropped.items()) or "none"
     contrast = (
         header.provenance or f"{header.contrast}: kept {header.kept.get('positive', 0)} a side, left out {dropped}"
     )
-    chosen = "the certificate's" if header.certificate else "a third of the depth, for want of a certificate"
+    chosen = "the certificate's" if header.certificate else "a third of the depth, as it has no certificate"
     rows = [
         ("Trait", _meaning(of)),
         ("Model", f"{header.model.name}, {of.layers} layers of width {of.width}"),
         ("Contrast", contrast),
         *([("Judge", header.judge)] if header.judge else []),
         ("Layer", f"layer {layer} of {of.layers} ({chosen}), counted from 0"),
+        *([("Read at", f"layer {read_layer} of {of.layers}")] if read_layer != layer else []),
         ("Norms there", f"‖v‖ {float(of.norms[layer]):.3g}, mean ‖h‖ {float(of.reference_norm[layer]):.3g}"),
         ("Strength", f"coefficient 1 is a dose of {words.dose(of.dose(1.0, layer))}"),
         *(

@@ -17,6 +17,6 @@ Knows no web. From numbers up:
 from __future__ import annotations
 
 from poise.monitor.alarms import Raised, Watcher, alarmed, in_force
-from poise.monitor.readings import Readings, sum_up, watch, watched_layer
+from poise.monitor.readings import Readings, sum_up
 
-__all__ = ["Raised", "Readings", "Watcher", "alarmed", "in_force", "sum_up", "watch", "watched_layer"]
+__all__ = ["Raised", "Readings", "Watcher", "alarmed", "in_force", "sum_up"]

@@ -13,7 +13,7 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, TooFewResponses
 from poise.model import Model
-from poise.monitor.readings import NAMES, watch
+from poise.monitor.readings import NAMES
 from poise.monitor.reference_readings import Normal, given, own, sample
 from poise.statistics.conformal import check_enough, check_rate, threshold
 from poise.statistics.cusum import chart
@@ -45,7 +45,7 @@ class Plan:
         rates: False alarms a normal answer, an alarm each.
         given: Read the data's answers; default, the model answers the data's prompts itself.
         by: Field of the rows that tells topics apart, for alarms of each topic besides those of all.
-        layer: For all vectors; default, each one's ``watched_layer``.
+        layer: For all vectors; default, the layer at which each is read.
         sampling: Of the model's own answers: as it will be used.
         limit: Most conversations, drawn at random.
         batch: Most answers generated at once.
@@ -103,7 +103,7 @@ def calibrate(
         TooFewResponses: so few conversations cannot promise a rate; says how many can, before anything is generated.
         InvalidData: too many rows are rejected.
     """
-    probes = watch(vectors, plan.layer)
+    probes = [vector.at("read", plan.layer).probe for vector in vectors]
     rejections = Rejections(folder / "rejected.jsonl" if folder else None)
     talk = sample(data, plan.limit, seed=plan.seed, rejections=rejections)
     for rate in plan.rates:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from poise.activations import Probe
 from poise.model import Encoded
-from poise.vector import PersonaVector
 
-__all__ = ["NAMES", "WINDOW", "Reading", "Readings", "of_text", "sum_up", "watch", "watched_layer"]
+__all__ = ["NAMES", "WINDOW", "Reading", "Readings", "of_text", "sum_up"]
 
 Reading = Literal["prompt", "mean", "peak"]
 NAMES: tuple[Reading, ...] = ("prompt", "mean", "peak")
@@ -40,32 +37,6 @@ class Readings:
         """The reading of that name, [k]."""
         values: tuple[float, ...] = getattr(self, reading)
         return values
-
-
-def watch(vectors: Sequence[PersonaVector], layer: int | None = None) -> list[Probe]:
-    """A probe for each vector, along its unit direction.
-
-    Args:
-        vectors: k of them, of one model.
-        layer: For all of them; default, each one's ``watched_layer``.
-
-    Raises:
-        InvalidSteering: a vector has no such layer, or is zero there.
-    """
-    layers = [watched_layer(v) if layer is None else layer for v in vectors]
-    for vector, at in zip(vectors, layers, strict=True):
-        vector.coef(1.0, at)  # refuses a direction that is zero there
-    return [Probe(at, v.unit(at)) for v, at in zip(vectors, layers, strict=True)]
-
-
-def watched_layer(vector: PersonaVector) -> int:
-    """The layer of the vector's alarms; without any, that of the certificate's monitoring test (its answers', else its
-    prompts'); without that, the default layer."""
-    if vector.header.alarms:
-        return vector.header.alarms[0].layer
-    tested: dict[str, Any] = (vector.header.certificate or {}).get("monitoring") or {}
-    found = (tested.get("answer_layer"), tested.get("layer"))
-    return next((int(layer) for layer in found if layer is not None), vector.default_layer)
 
 
 def sum_up(values: torch.Tensor) -> Readings:

@@ -20,7 +20,6 @@ from typing import Any
 from poise.data import DataSet, Rejections
 from poise.errors import InvalidArgument, MissingExtra, SaveFailed
 from poise.model import Model
-from poise.monitor.readings import watch
 from poise.monitor.scoring import score
 from poise.monitor.table_rows import Counts, Scribe
 from poise.progress import track
@@ -70,7 +69,7 @@ def read(
         model: Whose activations.
         vectors: k of them, of this model; their alarms and drift charts, if they have any, are applied.
         out: A ``.jsonl`` or ``.parquet`` file. Rows that cannot be used are listed beside it, in ``.rejected.jsonl``.
-        layer: For all vectors; default, each one's ``watched_layer``.
+        layer: For all vectors; default, the layer at which each is read.
         by: Field of the rows that tells topics apart, for alarms that were set by topic.
 
     Raises:
@@ -79,7 +78,7 @@ def read(
         SaveFailed: the disk refused.
     """
     check_format(out)
-    probes = watch(vectors, layer)
+    probes = [vector.at("read", layer).probe for vector in vectors]
     layers = [p.layer for p in probes]
     with contextlib.closing(Table(out, _job(data, model, vectors, layers, by))) as table:
         began = table.start

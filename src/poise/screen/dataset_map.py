@@ -20,7 +20,7 @@ from poise.errors import InvalidData, InvalidRow, OtherModel
 from poise.model import Model, load
 from poise.screen import shards as parts
 from poise.screen.base_answers import Answers
-from poise.screen.projection import Method, Unit, probes_of, score
+from poise.screen.projection import Method, Unit, score
 from poise.vector import PersonaVector
 
 __all__ = ["ColumnScorer", "Scored", "screen"]
@@ -111,7 +111,7 @@ class ColumnScorer:
             "max_new_tokens": max_new_tokens,
             "allow_other_model": allow_other_model,
         }
-        self.probes = probes_of(vectors, layer)
+        self.probes = [vector.at("read", layer).probe for vector in vectors]
         self.shape_request = parse_shape_request(shape, "assistant")
         self.shape: DataShape | None = None
         self.answers: Answers | None = None

@@ -16,9 +16,8 @@ from poise.data import Conversation, Turn, turns
 from poise.model import Encoded, Model
 from poise.model.spans import Place, Unread, places
 from poise.screen.base_answers import Answers
-from poise.vector import PersonaVector
 
-__all__ = ["METHODS", "Method", "Unit", "layers_of", "probes_of", "score"]
+__all__ = ["METHODS", "Method", "Unit", "score"]
 
 Method = Literal["difference", "prompt", "raw"]
 METHODS: tuple[Method, ...] = ("difference", "prompt", "raw")
@@ -54,23 +53,6 @@ class Unit:
             return self.mean
         less = self.last if method == "prompt" else self.own or (float("nan"),) * len(self.mean)
         return tuple(a - b for a, b in zip(self.mean, less, strict=True))
-
-
-def layers_of(vectors: Sequence[PersonaVector], layer: int | None = None) -> list[int]:
-    """Where each trait is read: the layer asked for, else the certificate's, else a third of the depth."""
-    return [v.default_layer if layer is None else v.check_layer(layer) for v in vectors]
-
-
-def probes_of(vectors: Sequence[PersonaVector], layer: int | None = None) -> list[Probe]:
-    """A probe a trait along its unit direction.
-
-    Raises:
-        InvalidSteering: a vector has no such layer, or is zero there.
-    """
-    layers = layers_of(vectors, layer)
-    for vector, at in zip(vectors, layers, strict=True):
-        vector.coef(1.0, at)  # refuses a direction that is zero there
-    return [Probe(at, v.unit(at)) for v, at in zip(vectors, layers, strict=True)]
 
 
 def score(

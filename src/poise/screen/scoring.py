@@ -21,7 +21,7 @@ from poise.progress import track
 from poise.screen import shards as windows
 from poise.screen.base_answers import Answers
 from poise.screen.flagging import Rule
-from poise.screen.projection import Method, probes_of
+from poise.screen.projection import Method
 from poise.screen.scores import Found, gather
 from poise.screen.shards import Part, Parts, fill
 from poise.storage.content_hash import content_key
@@ -85,7 +85,7 @@ class Work:
         self.names = tuple(vector.name for vector in vectors)
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise InvalidArgument(f"Two vectors are named {twice[0]}; screen them one after the other, in two folders.")
-        self.probes = probes_of(vectors, plan.layer)
+        self.probes = [vector.at("read", plan.layer).probe for vector in vectors]
         needed = plan.method == "difference" or plan.fix
         self.answers = self.own_answers() if needed else None
 

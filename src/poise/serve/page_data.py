@@ -21,7 +21,7 @@ DRAWS = 500
 def entry_of(watched: Watched) -> dict[str, Any]:
     """A vector as the API gives it."""
     vector, header, normal = watched.vector, watched.vector.header, watched.normal
-    default = vector.default_layer
+    default = vector.at("steer").layer
     norms = {str(layer): finite(float(vector.norms[layer])) for layer in sorted({default, watched.probe.layer})}
     return {
         "name": watched.name,

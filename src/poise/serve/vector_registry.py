@@ -14,7 +14,7 @@ from poise import vector as vectors
 from poise.activations import Probe
 from poise.errors import InvalidVector, RequestError, UserError
 from poise.model import Model
-from poise.monitor import in_force, watch
+from poise.monitor import in_force
 from poise.monitor.baseline import Ordinary, ordinary
 from poise.vector import Alarm, PersonaVector
 
@@ -44,7 +44,7 @@ class Watched:
     @property
     def alarms(self) -> list[Alarm]:
         """Set on all talk at the layer where it is read."""
-        return in_force(a for a in self.vector.header.alarms if a.layer == self.probe.layer)
+        return in_force(self.vector.at("read", self.probe.layer).alarms)
 
 
 class Shelf:
@@ -103,7 +103,7 @@ class Shelf:
         if not re.fullmatch(NAME, name):
             raise InvalidVector(f"{name!r} is no name for a vector here; use letters, digits, _ and -, at most 64.")
         vector.check_model(self.model, allow_other_model=self.allow_other_model)
-        [probe] = watch([vector])
+        probe = vector.at("read").probe
         self._check_free(name)
         normal = self._between(lambda: _normal(vector, probe, self.model))
         with self._lock:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from poise.activations import Probe, project_each
+from poise.activations import project_each
 from poise.contrast import Answer, Ask, Run
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
@@ -38,7 +38,6 @@ __all__ = [
     "check_source",
     "digest",
     "free",
-    "layers_of",
     "look",
     "open_tuned",
     "projections",
@@ -111,14 +110,6 @@ class Look:
     abilities: tuple[Scores | None, ...]
 
 
-def layers_of(vectors: Sequence[PersonaVector], layers: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """Where each vector is read: as said, for all or one by one, else at its certificate's layer."""
-    if layers is None:
-        return tuple(v.default_layer for v in vectors)
-    each = [layers] * len(vectors) if isinstance(layers, int) else list(layers)
-    return tuple(v.check_layer(i) for v, i in zip(vectors, each, strict=True))
-
-
 def projections(
     model: Model,
     prompts: Sequence[Encoded],
@@ -133,7 +124,7 @@ def projections(
         model: Of the vectors' shape.
         prompts: As ``Model.encode`` gives them; answers are left out.
         vectors: k of them.
-        layers: One for all or one each; otherwise each certificate's.
+        layers: One for all or one each; default, the layer at which each vector is read.
 
     Returns:
         float32 [n, k] on the CPU; NaN in the rows on which the model gives NaN or infinity.
@@ -141,10 +132,8 @@ def projections(
     Raises:
         InvalidSteering: a vector has no such layer, or is zero there.
     """
-    at = layers_of(vectors, layers)
-    for vector, layer in zip(vectors, at, strict=True):
-        vector.coef(1.0, layer)  # refuses a direction that is zero there
-    probes = [Probe(layer, v.unit(layer)) for v, layer in zip(vectors, at, strict=True)]
+    each = list(layers) if isinstance(layers, Sequence) else [layers] * len(vectors)
+    probes = [vector.at("read", layer).probe for vector, layer in zip(vectors, each, strict=True)]
     bare = [Encoded(p.ids[: p.start], p.start, p.start) for p in prompts]
     nothing = torch.full((len(vectors),), float("nan"))
     rows = [nothing if values is None else values[-1] for values in project_each(model, bare, probes)]

@@ -20,7 +20,7 @@ from poise.model import Encoded, Model
 from poise.model import load as load_model
 from poise.shift.capability import Ability
 from poise.shift.comparison import coherence, compared
-from poise.shift.evaluation import Load, Look, Sitting, check_source, free, layers_of, look, open_tuned, projections
+from poise.shift.evaluation import Load, Look, Sitting, check_source, free, look, open_tuned, projections
 from poise.shift.report import Asked, Direction, ShiftReport, mean_of
 from poise.statistics.estimates import Estimate
 from poise.steer import Steering
@@ -161,7 +161,7 @@ def measure(
     judges = _judges(wanted.judge, vectors, folder, lambda name: loaded.setdefault(name, load(name)))
     sitting = Sitting(
         vectors=tuple(vectors),
-        layers=layers_of(vectors, wanted.layer),
+        layers=tuple(vector.at("read", wanted.layer).layer for vector in vectors),
         prompts={v.name: tuple(evaluation_questions(v.header.trait)) for v in vectors},
         asked=wanted.questions,
         rollouts=wanted.rollouts,

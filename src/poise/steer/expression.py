@@ -4,11 +4,12 @@ evil=30%                     add, at a dose of 30 %, at the certificate's layer
 evil@12=-1.5                 add −1.5 mean differences at layer 12
 evil@8,12=1                  at two layers;  evil@increments=1  at all, as increments
 evil=out                     project out
-evil=cap:3.2                 keep the projection at 3.2 or below;  cap:alarm  at the calibrated threshold
+evil=cap:3.2                 keep the projection at 3.2 or below;  cap:alarm  at the calibrated threshold and its layer
 evil=clamp:0                 hold the projection at 0
 kind=30% on prompt           on prompt or all tokens instead of the response
 kind=30% first 20            on the first 20 tokens of the response;  after 20;  tokens 5-20
-kind=30% if rude@10>2.5      while a token's projection on rude at layer 10 is above 2.5 (or < 2.5)
+kind=30% if rude@10>2.5      while a token's projection on rude at layer 10 is above 2.5 (or < 2.5); without @10, at
+                             the layer that rude is read at;  >alarm  above the calibrated threshold
 kind=30% if prompt rude>2.5  for the whole answer, if the last prompt token's is
 evil=-1; rude=-1; orthogonal several together, made orthogonal in this order
 """
@@ -26,7 +27,7 @@ from poise.errors import InvalidSteering
 from poise.settings import FrozenModel
 from poise.steer.operators import Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
-from poise.vector import PersonaVector
+from poise.vector import PersonaVector, Purpose
 
 __all__ = ["ConditionSpec", "Spec", "TermSpec"]
 
@@ -249,7 +250,8 @@ def _find(name: str, vectors: Mapping[str, PersonaVector] | Callable[[str], Pers
 def _resolved(spec: TermSpec, vectors: Mapping[str, PersonaVector]) -> list[Term]:
     """One term, or one a layer where the strength differs from layer to layer."""
     vector = vectors[spec.vector]
-    layers = (vector.default_layer,) if spec.layers is None else spec.layers
+    purpose: Purpose = "read" if spec.level == "alarm" else "steer"  # a threshold holds where it was calibrated
+    layers = (vector.at(purpose).layer,) if spec.layers is None else spec.layers
     when = _condition(spec.when, vectors[spec.when.vector]) if spec.when else None
 
     def term(value: float, at: tuple[int, ...] | Literal["increments"]) -> Term:
@@ -263,7 +265,7 @@ def _resolved(spec: TermSpec, vectors: Mapping[str, PersonaVector]) -> list[Term
 
 
 def _condition(when: ConditionSpec, vector: PersonaVector) -> Condition:
-    layer = vector.default_layer if when.layer is None else when.layer
+    layer = vector.at("read", when.layer).layer
     value = _level(when.value, vector, layer, "prompt" if when.reading == "prompt" else "mean")
     return Condition(vector, layer, value, when.above, when.reading)
 
@@ -272,10 +274,7 @@ def _level(level: float | str | None, vector: PersonaVector, layer: int, reading
     """A number, or the calibrated threshold of that reading at that layer."""
     if not isinstance(level, str):
         return level or 0.0
-    alarms = [a for a in vector.header.alarms if (a.layer, a.reading, a.topic) == (layer, reading, None)]
-    if not alarms:
-        raise InvalidSteering(
-            f"{vector.name} has no calibrated alarm for the {reading} reading at layer {layer}; run `poise calibrate`, "
-            "or give a number."
-        )
-    return min(alarms, key=lambda alarm: float(alarm.rate)).threshold
+    place = vector.at("read", layer)
+    if (alarm := place.alarm(reading)) is None:
+        raise InvalidSteering(f"{place.missing_alarm(reading)}, or give a number.")
+    return alarm.threshold

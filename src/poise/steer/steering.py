@@ -194,7 +194,7 @@ def at(
         operation: ``add``, ``project_out`` (which takes no strength), ``clamp`` or ``cap`` (which take no dose).
         phase: Which tokens.
     """
-    chosen = vector.default_layer if layer is None else vector.check_layer(layer)
+    chosen = vector.at("steer", layer).layer
     if operation == "project_out":
         coef, dose = 1.0, None
     if (coef is None) == (dose is None):

@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from poise import vector as vectors
-from poise.activations import Probe, project
+from poise.activations import project
 from poise.errors import HookDidNotFire, InvalidArgument
 from poise.model import ask
 from poise.model.hooks import before_pass, observe
@@ -19,7 +19,7 @@ from poise.progress import quiet
 from poise.steer.training import IGNORED, check_base
 from poise.train.vaccine_callback import wrap_trainer_model
 from poise.trait.library import evaluation_questions
-from poise.vector import PersonaVector
+from poise.vector import LayerDirection, PersonaVector
 
 __all__ = ["PersonaMonitorCallback"]
 
@@ -40,7 +40,7 @@ class PersonaMonitorCallback(TrainerCallback):
         watched: Vectors, or files of them; one or several.
         every: Steps between readings; there is also one before the first step and one after the last.
         prompts: Evaluation prompts as text; by default the evaluation questions of all the vectors' traits.
-        layer: Layer at which all vectors are read; by default each one's own.
+        layer: Layer at which all vectors are read; by default where each is read: the layer of its alarms, if any.
         batch: Read the batches too.
         stop: End the training when a trait's mean over the prompts passes the alarm that calibration set for prompts
             (the one of the lowest rate).
@@ -74,7 +74,7 @@ class PersonaMonitorCallback(TrainerCallback):
                 f"{len(sources)} vectors are to be read every {every} steps; give at least one vector and one step."
             )
         self.vectors = [v if isinstance(v, PersonaVector) else vectors.load(v) for v in sources]
-        self.layers = [v.default_layer if layer is None else v.check_layer(layer) for v in self.vectors]
+        places = [vector.at("read", layer) for vector in self.vectors]
         self.every, self.batch, self.allow_other_model = every, batch, allow_other_model
         if prompts is None:
             prompts = [q for v in self.vectors for q in evaluation_questions(v.header.trait)]
@@ -85,7 +85,8 @@ class PersonaMonitorCallback(TrainerCallback):
             raise InvalidArgument(
                 f"Two vectors of {', '.join(twice)} would share a line of the log; watch one of each."
             )
-        self.alarms = [_stop_threshold(v, at) for v, at in zip(self.vectors, self.layers, strict=True)] if stop else []
+        self.alarms = [_stop_threshold(place) for place in places] if stop else []
+        self._probes = [place.probe for place in places]
         self.history: list[tuple[int, tuple[float, ...]]] = []
         self._trainer = trainer
         self._batch_projections: dict[int, list[torch.Tensor]] = {}
@@ -98,7 +99,6 @@ class PersonaMonitorCallback(TrainerCallback):
         allow_other = self.allow_other_model or state.global_step > 0
         for vector in self.vectors:
             check_base(vector, self._model, allow_other_model=allow_other)
-        self._probes = [Probe(at, v.unit(at)) for v, at in zip(self.vectors, self.layers, strict=True)]
         self._encoded = [self._model.encode(ask(prompt)) for prompt in self.prompts]
         with contextlib.suppress(HookDidNotFire):
             self._reading.close()  # left over from a run that ended in the middle of a step
@@ -169,10 +169,7 @@ class PersonaMonitorCallback(TrainerCallback):
                 self._batch_projections[column].append(states.float() @ probe.direction.to(h.device))
 
 
-def _stop_threshold(vector: PersonaVector, layer: int) -> float:
-    alarms = [a for a in vector.header.alarms if (a.reading, a.layer, a.topic) == ("prompt", layer, None)]
-    if not alarms:
-        raise InvalidArgument(
-            f"{vector.name} has no alarm for prompts at layer {layer} to stop at; run `poise calibrate` on it first."
-        )
-    return min(alarms, key=lambda alarm: alarm.rate).threshold
+def _stop_threshold(place: LayerDirection) -> float:
+    if (alarm := place.alarm("prompt")) is None:
+        raise InvalidArgument(f"Training cannot stop at an alarm: {place.missing_alarm('prompt')}.")
+    return alarm.threshold

@@ -40,8 +40,8 @@ class Second:
 
     @property
     def layer(self) -> int:
-        """The certificate's, or a third of the depth."""
-        return self.vector.default_layer
+        """The layer that the second vector steers at."""
+        return self.vector.at("steer").layer
 
     @property
     def dose(self) -> float:

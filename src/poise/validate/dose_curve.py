@@ -154,7 +154,7 @@ def _select(
         return dict(zip(pairs, bench.measure(conditions, ordinary, what=what).values(), strict=True))
 
     plain = bench.measure({"plain": bench.asks(questions, Ask(""))}, ordinary, what="unsteered")["plain"].mean_trait
-    layers = [i for i in wide.candidates(vector.layers) if vector.norms[i]] or [vector.default_layer]
+    layers = [i for i in wide.candidates(vector.layers) if vector.norms[i]] or [vector.at("steer").layer]
     seen = tried([(layer, dose) for layer in layers for dose in wide.sweep_doses], "layer sweep")
     layer, _ = _best(seen, plain, wide)
     seen |= tried([(layer, dose) for dose in wide.doses], f"strengths at layer {layer}")

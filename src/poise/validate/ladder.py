@@ -181,7 +181,7 @@ def _layer(vector: PersonaVector, climbed: Climbed, notes: list[str]) -> tuple[i
     """Where overall r is highest, as the mean of a layer and its neighbours: a layer that stands alone is luck."""
     r = correlations(climbed.readings, climbed.scores, within=False)
     if np.isnan(r).all():
-        layer = vector.default_layer
+        layer = vector.at("steer").layer
         return layer, (*notes, f"No r could be had on the selection half, so layer {layer} is the vector's own.")
     around = np.stack([np.append(r[1:], np.nan), r, np.append(np.nan, r[:-1])], axis=1)
     return int(np.nanargmax(nanmean(around))), tuple(notes)

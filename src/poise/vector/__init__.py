@@ -2,9 +2,10 @@
 
 Layer i is the output of decoder block i, counted from 0. Directions are un-normalised differences of
 means in residual-stream units: ``α = 1`` adds one mean difference. Projections use unit directions.
-Files of other tools are written in ``export`` and read in ``foreign``.
+Files of other tools are written in ``export`` and read in ``importing``.
 """
 
 from poise.vector.persona_vector import Alarm, Drift, Header, ModelId, PersonaVector, load, save
+from poise.vector.placement import LayerDirection, Purpose
 
-__all__ = ["Alarm", "Drift", "Header", "ModelId", "PersonaVector", "load", "save"]
+__all__ = ["Alarm", "Drift", "Header", "LayerDirection", "ModelId", "PersonaVector", "Purpose", "load", "save"]

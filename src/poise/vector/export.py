@@ -80,7 +80,7 @@ class Exported:
 
 def suggested(vector: PersonaVector) -> Use:
     """The certificate's layer and strength, or a third of the depth at a usual dose."""
-    certificate, layer = vector.header.certificate, vector.default_layer
+    certificate, layer = vector.header.certificate, vector.at("steer").layer
     if certificate is None:
         return Use(layer, round(vector.coef(FIRST_DOSE, layer), 4), FIRST_DOSE, "")
     return Use(layer, float(certificate["coefficient"]), float(certificate["dose"]), str(certificate["verdict"]))

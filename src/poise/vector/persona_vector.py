@@ -2,7 +2,7 @@
 
 Layer i is the output of decoder block i, counted from 0. Directions are un-normalised differences of
 means in residual-stream units: ``α = 1`` adds one mean difference. Projections use unit directions.
-Files of other tools are written in ``export`` and read in ``foreign``.
+Files of other tools are written in ``export`` and read in ``importing``.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
-from poise.errors import InvalidSteering, InvalidVector, OtherModel
+from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherModel
 from poise.model import Fingerprint, Model
 from poise.model.architecture import text_config
 from poise.settings import FrozenModel
 from poise.storage.atomic_write import saving
 from poise.trait import OwnTrait, Trait
 from poise.vector.calibration import Alarm, Drift
+from poise.vector.placement import LayerDirection, Purpose, preferred_layer
 
 __all__ = ["Alarm", "Drift", "Header", "ModelId", "PersonaVector", "load", "save"]
 
@@ -134,14 +135,36 @@ class PersonaVector:
         norms: torch.Tensor = torch.linalg.vector_norm(self.directions, dim=-1)
         return norms
 
-    @property
-    def default_layer(self) -> int:
-        """The certificate's layer, or a third of the depth where there is none (the nearest with a direction)."""
-        certified = (self.header.certificate or {}).get("layer")
-        if certified is not None:
-            return int(certified)
-        third = round(self.layers / 3)
-        return min((int(i) for i in self.norms.nonzero()), key=lambda i: abs(i - third), default=third)
+    def at(self, purpose: Purpose, layer: int | None = None) -> LayerDirection:
+        """Where the vector works for a purpose: the layer, the direction and the alarms there.
+
+        The one answer to where a vector is steered or read; see ``poise.vector.placement.preferred_layer``.
+
+        Args:
+            purpose: ``steer`` or ``read``.
+            layer: Counted from 0; default, the layer that certificate and calibration found for this purpose.
+
+        Raises:
+            InvalidArgument: another purpose.
+            InvalidSteering: no such layer, or one to be read at which the vector is zero.
+        """
+        if purpose not in get_args(Purpose):
+            raise InvalidArgument(f"The purpose is {purpose!r}; it must be steer or read.")
+        if layer is None:
+            header = self.header
+            layer = preferred_layer(purpose, certificate=header.certificate, alarms=header.alarms, norms=self.norms)
+        self.check_layer(layer)
+        if purpose == "read" and not self.norms[layer]:
+            raise InvalidSteering(f"{self.name} is zero at layer {layer} of {self.layers}: it reads nothing there.")
+        return LayerDirection(
+            trait=self.name,
+            layer=layer,
+            layers=self.layers,
+            direction=self.directions[layer],
+            unit=self.unit(layer),
+            alarms=tuple(alarm for alarm in self.header.alarms if alarm.layer == layer),
+            alarm_layers=tuple(sorted({alarm.layer for alarm in self.header.alarms})),
+        )
 
     def unit(self, layer: int) -> torch.Tensor:
         """v̂ at a layer, float32 [d]."""

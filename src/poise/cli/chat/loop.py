@@ -43,7 +43,6 @@ def prepare(
         The setup, and the steering with each vector that is also watched as that same object.
     """
     from poise import vector as vectors
-    from poise.monitor import watch as probes_of
     from poise.monitor.baseline import ordinary
 
     loaded = [vectors.load(path) for path in watch]
@@ -53,7 +52,7 @@ def prepare(
     own = {name: vector for name, vector in names.items() if any(vector is one for one in loaded)}
     watched = tuple(
         Watched(name, vector, probe, (usual := ordinary(vector, probe, model)).mean, usual.spread)
-        for (name, vector), probe in zip(own.items(), probes_of(list(own.values())), strict=True)
+        for (name, vector), probe in ((item, item[1].at("read").probe) for item in own.items())
     )
     return Setup(model, sampling, names, watched), steering
 

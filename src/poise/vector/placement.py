@@ -1,0 +1,88 @@
+"""Where a vector works: the layer for a purpose, the direction there, and what was calibrated there.
+
+Steering and reading are two things. A direction steers best at the layer that its certificate chose; it is read where
+its alarms were set, or where the certificate's monitoring test found that it reads best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from poise.model.probe import Probe
+from poise.vector.calibration import Alarm
+
+__all__ = ["LayerDirection", "Purpose", "preferred_layer"]
+
+Purpose = Literal["steer", "read"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LayerDirection:
+    """A vector at one layer. d: model width.
+
+    Attributes:
+        trait: Name of the vector's trait.
+        layer: Layer that was asked for or chosen for the purpose, counted from 0.
+        layers: Number of layers of the model.
+        direction: Un-normalised direction at the layer, float32 [d].
+        unit: Unit direction at the layer, float32 [d].
+        alarms: All alarms that calibration set at this layer.
+        alarm_layers: Layers at which calibration set any alarm, ascending.
+    """
+
+    trait: str
+    layer: int
+    layers: int
+    direction: torch.Tensor
+    unit: torch.Tensor
+    alarms: tuple[Alarm, ...]
+    alarm_layers: tuple[int, ...]
+
+    @property
+    def probe(self) -> Probe:
+        """What reads the projection on the unit direction."""
+        return Probe(self.layer, self.unit)
+
+    def alarm(self, reading: str) -> Alarm | None:
+        """The alarm of the lowest rate for a reading of any topic; ``None`` where calibration set none here."""
+        alarms = [a for a in self.alarms if a.reading == reading and a.topic is None]
+        return min(alarms, key=lambda alarm: alarm.rate, default=None)
+
+    def missing_alarm(self, reading: str) -> str:
+        """Why ``alarm`` is ``None``, and what to do about it."""
+        if self.alarm_layers and self.layer not in self.alarm_layers:
+            at = " and ".join(map(str, self.alarm_layers))
+            remedy = f"its alarms are for layer {at}: leave the layer out, or run `poise calibrate` for this one"
+        else:
+            remedy = "run `poise calibrate` on it"
+        return f"{self.trait} has no calibrated alarm for the {reading} reading at layer {self.layer}; {remedy}"
+
+
+def preferred_layer(
+    purpose: Purpose, *, certificate: dict[str, Any] | None, alarms: Sequence[Alarm], norms: torch.Tensor
+) -> int:
+    """The layer for a purpose where none is asked for.
+
+    To read: that of the alarms; without any, that of the certificate's monitoring test (its answers', else its
+    prompts'); without that, the layer to steer at. To steer: the certificate's layer; without one, the layer with a
+    direction that is nearest to a third of the depth.
+
+    Args:
+        purpose: What the vector is to be used for.
+        certificate: As in the vector's header.
+        alarms: As in the vector's header.
+        norms: ‖v‖ at each layer, float32 [L].
+    """
+    facts = certificate or {}
+    monitoring = facts.get("monitoring") or {}
+    calibrated = alarms[0].layer if alarms else None
+    read = (calibrated, monitoring.get("answer_layer"), monitoring.get("layer")) if purpose == "read" else ()
+    for layer in (*read, facts.get("layer")):
+        if layer is not None:
+            return int(layer)
+    third = round(len(norms) / 3)
+    return min((int(i) for i in norms.nonzero()), key=lambda i: abs(i - third), default=third)
