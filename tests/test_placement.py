@@ -32,7 +32,7 @@ from poise.serve.vector_registry import Shelf
 from poise.shift.evaluation import projections
 from poise.steer.expression import Spec
 from poise.train.config import TrainConfig
-from poise.train.lora import _callbacks
+from poise.train.lora import _monitor
 from poise.train.monitor_callback import PersonaMonitorCallback
 from poise.vector import PersonaVector
 from poise.vector.export import suggested
@@ -98,7 +98,7 @@ def by_training(file: Path, **_: Any) -> list[int]:
     config = TrainConfig.model_validate(
         {"model": "m", "data": ("d.jsonl",), "out": "o", "watch": {"vectors": (str(file),), "stop": True}}
     )
-    return [probe.layer for probe in _callbacks(config)[-1]._probes]
+    return [probe.layer for probe in _monitor(config, None)._probes]
 
 
 def by_calibration(vector: PersonaVector, model: Model, talk: DataSet, **_: Any) -> list[int]:
