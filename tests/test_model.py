@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
 from poise.errors import BrokenModelFile, ModelNotFound, UnsuitableModel
@@ -196,7 +196,7 @@ class TestLoading:
         def refuse(*args: Any, **kwargs: Any) -> None:
             raise OSError("We couldn't connect.\nMore lines.")
 
-        monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+        monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
         with pytest.raises(ModelNotFound, match=r"'someone/model'.*We couldn't connect\..*smollm2-135m") as caught:
             load("someone/model")
         assert "\n" not in str(caught.value)

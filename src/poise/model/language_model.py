@@ -16,7 +16,7 @@ from poise.errors import UnsuitableModel
 from poise.model.architecture import WIDTHS, decoder_blocks, text_config
 from poise.model.chat_template import Encoded, Message, ask, encode, render, stop_ids, template_text
 from poise.model.fingerprint import Fingerprint, fingerprint
-from poise.model.loading import BUNDLED, cache_dir, locate, read_weights
+from poise.model.loading import BUNDLED, cache_dir, check_decoder_only, locate, read_weights
 
 __all__ = ["BUNDLED", "Encoded", "Fingerprint", "Message", "Model", "ask", "cache_dir", "load", "render", "wrap"]
 
@@ -94,6 +94,8 @@ def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
         raise UnsuitableModel(
             f"The tokenizer of {name} gives no character offsets; response spans need a fast tokenizer."
         )
+    check_decoder_only(lm.config, name)
+    _check_adapter(lm, name)
     config = text_config(lm.config)
     return Model(
         name=name,
@@ -104,6 +106,21 @@ def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
         fingerprint=fingerprint(lm, template_text(tokenizer)),
         stop_ids=stop_ids(lm, tokenizer),
     )
+
+
+def _check_adapter(lm: Any, name: str) -> None:
+    """Refuse adapters that put learnt tokens before the prompt: readings and steering would look past them.
+
+    Raises:
+        UnsuitableModel: names the kind.
+    """
+    for config in getattr(lm, "peft_config", {}).values() if isinstance(getattr(lm, "peft_config", {}), dict) else ():
+        if getattr(config, "is_prompt_learning", False):
+            kind = str(getattr(config.peft_type, "value", config.peft_type)).lower().replace("_", " ")
+            raise UnsuitableModel(
+                f"{name} carries a {kind} adapter, whose learnt tokens are no part of the text that is read; use an "
+                "adapter of the weights, such as LoRA, or the base model."
+            )
 
 
 def _best_device() -> torch.device:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import platformdirs
 import torch
 from safetensors import SafetensorError
 
-from poise.errors import BrokenModelFile, ModelNotFound, SaveFailed
+from poise.errors import BrokenModelFile, ModelNotFound, SaveFailed, UnsuitableModel, UserError
 from poise.progress import track
 
 __all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "locate", "read_weights"]
@@ -45,6 +45,7 @@ BUNDLED = {
     )
 }
 
+SHOWN = 3  # names of weights that an error repeats
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """What a bundled model is called on the hub, for model cards and adapters."""
 
@@ -89,12 +90,19 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
         ModelNotFound: the hub does not answer or has no such model.
         BrokenModelFile: files are there and cannot be read.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
         with _no_bars():
+            config = AutoConfig.from_pretrained(source)
+            check_decoder_only(config, source)
             tokenizer = AutoTokenizer.from_pretrained(source)
-            lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            lm, info = _class_for(config).from_pretrained(
+                source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        check_complete(lm, info, source)
+    except UserError:
+        raise
     except Exception as error:  # transformers, safetensors and the hub client share no base class
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if Path(source).is_dir():
@@ -106,8 +114,51 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
             "or give a "
             f"folder, a .gguf file or one of: {', '.join(BUNDLED)}."
         ) from error
-    lm.to(device)  # type: ignore[arg-type]
+    lm.to(device)
     return lm, tokenizer
+
+
+def check_decoder_only(config: Any, name: str) -> None:
+    """Refuse encoder-decoders, which would run as their decoder alone and answer to nothing.
+
+    Raises:
+        UnsuitableModel: says what the model is.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsuitableModel(
+            f"{name} is an encoder-decoder ({config.model_type}); Poise reads and steers decoder-only language models, "
+            "so give one of those."
+        )
+
+
+def check_complete(lm: Any, info: Mapping[str, Any], name: str) -> None:
+    """Refuse a checkpoint without some of its weights: those would be random numbers.
+
+    Tied weights and buffers that are computed at load are no weights of the file.
+
+    Raises:
+        BrokenModelFile: names the weights that are missing or have another shape.
+    """
+    parameters = {key for key, _ in lm.named_parameters(remove_duplicate=False)}
+    missing = sorted(key for key in info.get("missing_keys", ()) if key in parameters)
+    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
+    if faults := [*missing, *mismatched]:
+        more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        what = "lacks" if missing else "has in another shape"
+        raise BrokenModelFile(
+            f"The checkpoint {name} {what} {', '.join(faults[:SHOWN])}{more}, which would be random numbers; fetch or "
+            "save it again."
+        )
+
+
+def _class_for(config: Any) -> Any:
+    """The class that runs a checkpoint on text: of a vision-language model the whole, whose text side is used."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    kind = type(config)
+    seeing = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
 
 
 def _fetch(name: str) -> Path:
@@ -174,9 +225,17 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     try:
         with _no_bars():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            lm = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=unpacked
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.bfloat16,
+                quantization_config=unpacked,
+                output_loading_info=True,
             )
+        lm, info = loaded
+        check_complete(lm, info, str(gguf))
+    except UserError:
+        raise
     except Exception as error:  # every converter raises its own kind
         raise BrokenModelFile(
             f"transformers cannot convert {gguf} ({error}); use a checkpoint in safetensors."
