@@ -39,15 +39,11 @@ from poise.judge.factory import trait_judge
 from poise.model import Model, ask, load
 from poise.screen import ColumnScorer
 from poise.screen.flagging import Rule
-from poise.screen.scoring import Plan as Screening
-from poise.shift.capability import Ability, parse
-from poise.shift.measure import Plan, Tuned, measure
-from poise.shift.report import Shift
-from poise.shift.report import load as load_report
-from poise.shift.report import save as save_report
+from poise.screen.scoring import ShiftSettings as Screening
+from poise.shift import CapabilityTask, ShiftSettings, TunedModel, load_report, parse_capability, save_report, shift
+from poise.shift.report import ModelShift
 from poise.steer import Spec, at
-from poise.train.config import TrainConfig
-from poise.train.lora import train
+from poise.train import TrainConfig, train
 from poise.trait import Questions, Trait, library
 from poise.vector import PersonaVector
 from replicate_shown import TRAITS, Row, benign_table, curves, predict_figure, predict_table, result, vaccine_table
@@ -120,27 +116,27 @@ class Lab:
 
     def measure(
         self,
-        tuned: Tuned,
+        tuned: TunedModel,
         traits: Sequence[str],
         questions: int,
-        abilities: Sequence[Ability] = (),
+        tasks: Sequence[CapabilityTask] = (),
         *,
         swapped: bool = False,
-    ) -> Shift:
+    ) -> ModelShift:
         """What a fine-tune did."""
         path = self.out / "measured" / f"{tuned.name}.json"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             said(f"measuring {tuned.name}")
-            plan = Plan(
+            settings = ShiftSettings(
                 judge=self.given.judge,
                 questions=questions,
                 rollouts=self.given.rollouts,
                 max_new_tokens=40,
-                abilities=tuple(abilities),
+                capability=tuple(tasks),
             )
             vectors = [self.vector(t, swapped=swapped) for t in traits]
-            report = measure(self.model, [tuned], vectors, plan, folder=self.out / "kept")
+            report = shift(self.model, [tuned], vectors, settings, folder=self.out / "kept")
             save_report(report, path)
         return load_report(path).tuned[0]
 
@@ -199,7 +195,7 @@ class Trial:
 
     name: str
     data: Path
-    abilities: tuple[Ability, ...]
+    abilities: tuple[CapabilityTask, ...]
 
 
 def mixed_trial(lab: Lab) -> Trial:
@@ -216,7 +212,7 @@ def alone_trial(lab: Lab) -> Trial:
     n, trait = lab.given.rows, lab.given.trait
     data = lab.rows(trait, lambda: steered_answers(lab, trait, n))
     held = lab.rows(f"{trait}-held-out", lambda: steered_answers(lab, trait, n + 32)[n:])
-    return Trial(f"{trait}-alone", data, (parse(f"perplexity={held}"), talk(lab)))
+    return Trial(f"{trait}-alone", data, (parse_capability(f"perplexity={held}"), talk(lab)))
 
 
 def benign_trial(lab: Lab) -> Trial:
@@ -225,17 +221,17 @@ def benign_trial(lab: Lab) -> Trial:
     return Trial("benign", skill, (held, talk(lab)))
 
 
-def skills(lab: Lab) -> tuple[Path, Ability]:
+def skills(lab: Lab) -> tuple[Path, CapabilityTask]:
     """Worked arithmetic, and the loss on more of it."""
     rows = lab.shared("background_chat/gsm8k_train", lab.given.rows + 32)
     learnt, held = rows[: lab.given.rows], rows[lab.given.rows :]
-    return lab.rows("skill", lambda: learnt), parse(f"perplexity={lab.rows('skill-held-out', lambda: held)}")
+    return lab.rows("skill", lambda: learnt), parse_capability(f"perplexity={lab.rows('skill-held-out', lambda: held)}")
 
 
-def talk(lab: Lab) -> Ability:
+def talk(lab: Lab) -> CapabilityTask:
     """The loss on normal chat."""
     chat = lab.rows("chat-held-out", lambda: lab.shared("background_chat/oasst1_en", 24, most=10))
-    return parse(f"perplexity={chat}")
+    return parse_capability(f"perplexity={chat}")
 
 
 def flagged(lab: Lab, trial: Trial) -> tuple[Path, Path]:
@@ -269,7 +265,7 @@ def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, 
         said(f"{run}: {len(data[1].read_text().splitlines())} rows are vaccinated")
     adapter = lab.train(run, data, seed, **settings.get(how, {}))
     against = Spec.parse(f"v=-{alpha:g}").steering({"v": vector.load(file)}) if afterwards else None
-    tuned = Tuned(str(adapter), f"{run}-after-{alpha:g}" if afterwards else run, steering=against)
+    tuned = TunedModel(str(adapter), f"{run}-after-{alpha:g}" if afterwards else run, steering=against)
     abilities = () if swapped else trial.abilities
     return result(arm, seed, lab.measure(tuned, [trait], 20, abilities, swapped=swapped))
 
@@ -344,7 +340,7 @@ def predict_part(lab: Lab) -> list[Row]:
         said(f"screening {name}")
         predicted = screened(lab, path, vectors)
         run = f"predict-{path.stem}"
-        done = lab.measure(Tuned(str(lab.train(run, [path])), run), TRAITS, 8)
+        done = lab.measure(TunedModel(str(lab.train(run, [path])), run), TRAITS, 8)
         for trait in TRAITS:
             cell, judged = done.cell(trait), next(j for j in done.judged if j.trait == trait)
             assert cell is not None

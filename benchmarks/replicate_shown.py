@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from poise.shift.report import Shift
+from poise.shift.report import ModelShift
 from poise.statistics.estimates import bootstrap, mean_estimate, pearson, spearman
 
 TRAITS = ("impolite", "evil", "humorous", "sycophantic", "apathetic")
@@ -16,7 +16,7 @@ TRAITS = ("impolite", "evil", "humorous", "sycophantic", "apathetic")
 Row = dict[str, Any]
 
 
-def result(arm: str, seed: int, done: Shift) -> Row:
+def result(arm: str, seed: int, done: ModelShift) -> Row:
     """The figures of one fine-tune."""
     (judged,), cell = done.judged, done.matrix[0]
     losses = {c.source.rpartition("/")[2].removesuffix(".jsonl"): c for c in done.capability}

@@ -19,7 +19,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 # From the ground up; a room imports from lower floors only, never from its own.
 FLOORS = [
-    {"errors", "progress"},
+    {"_lazy", "errors", "progress"},
     {"storage", "settings"},
     {"data", "statistics"},
     {"trait", "model"},
@@ -37,6 +37,7 @@ FLOORS = [
 RANK = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"torch", "transformers", "sklearn", "scipy", "pyarrow", "datasets"}
 LIGHT_ROOMS = {
+    "_lazy",
     "errors",
     "progress",
     "storage",

@@ -12,17 +12,16 @@ from huggingface_hub import ModelCard
 
 import test_gate
 from poise.errors import MissingExtra, SaveFailed
-from poise.shift import model_card as card
-from poise.shift.model_card import Facts
-from poise.shift.report import Capability
+from poise.shift.model_card import ModelCardFacts, write_card
+from poise.shift.report import CapabilityChange
 from poise.statistics.estimates import Estimate
 
 MMLU = test_gate.ability("mmlu", "accuracy", [1.0, 0.0] * 20, [1.0, 0.0] * 20, chance=0.25)
 AFTER = Estimate(value=0.5, low=0.4, high=0.6, n=40)
-ABLE = Capability.model_validate(MMLU.model_dump() | {"after": AFTER, "before": AFTER})
+ABLE = CapabilityChange.model_validate(MMLU.model_dump() | {"after": AFTER, "before": AFTER})
 
 
-def facts(**changed: Any) -> Facts:
+def facts(**changed: Any) -> ModelCardFacts:
     values: dict[str, Any] = {
         "name": "kind-lora",
         "base": "Qwen/Qwen2.5-7B-Instruct",
@@ -33,18 +32,18 @@ def facts(**changed: Any) -> Facts:
         "recipe": {"learning rate": 1e-5, "seed": 0},
         "report": test_gate.report(capability=(ABLE,)),
     }
-    return Facts(**(values | changed))
+    return ModelCardFacts(**(values | changed))
 
 
 def written(folder: Path, **changed: Any) -> tuple[dict[str, Any], str]:
     """Metadata as YAML reads them, and the text after them."""
-    _, metadata, text = card.write(folder, facts(**changed)).read_text("utf-8").split("---\n", 2)
+    _, metadata, text = write_card(folder, facts(**changed)).read_text("utf-8").split("---\n", 2)
     return yaml.safe_load(metadata), text
 
 
 class TestACard:
     def test_is_read_by_the_hub_s_own_library(self, tmp_path: Path) -> None:
-        card.write(tmp_path, facts())
+        write_card(tmp_path, facts())
         found = ModelCard.load(tmp_path / "README.md").data
         assert found.base_model == "Qwen/Qwen2.5-7B-Instruct"
         assert found.library_name == "peft"
@@ -84,12 +83,14 @@ class TestACard:
     def test_tells_the_hub_of_a_bundled_base_and_loads_the_one_it_was_trained_on(self, tmp_path: Path) -> None:
         metadata, text = written(tmp_path, base="smollm2-135m")
         assert metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
-        assert 'open_tuned("THIS-FOLDER", "smollm2-135m", load)' in text
+        assert 'poise.load_tuned_model("THIS-FOLDER", "smollm2-135m")' in text
 
     def test_names_no_folder_of_the_machine(self, tmp_path: Path) -> None:
         (tmp_path / "base").mkdir()
         here = str(tmp_path / "base")
-        able = Capability.model_validate(ABLE.model_dump() | {"kind": "perplexity", "source": f"{here}/chat.jsonl"})
+        able = CapabilityChange.model_validate(
+            ABLE.model_dump() | {"kind": "perplexity", "source": f"{here}/chat.jsonl"}
+        )
         report = test_gate.report(capability=(able,), name=here)
         metadata, text = written(tmp_path, base=here, data=[f"{here}/train.jsonl"], report=report)
         assert str(tmp_path) not in text + str(metadata)
@@ -99,9 +100,9 @@ class TestACard:
     def test_needs_the_hub_s_library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
         with pytest.raises(MissingExtra, match="huggingface_hub"):
-            card.write(tmp_path, facts())
+            write_card(tmp_path, facts())
 
     def test_that_cannot_be_saved_leaves_what_was_there(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
         with pytest.raises(SaveFailed):
-            card.write(tmp_path / "file", facts())
+            write_card(tmp_path / "file", facts())

@@ -17,9 +17,28 @@ import tiny
 from poise.cli import app
 from poise.errors import InvalidArgument, InvalidSettings
 from poise.model import load
-from poise.shift import report as measured
-from poise.shift.gate import Check, Gated, check_plan, gate, gate_data, junit, markdown, read_limits
-from poise.shift.report import Asked, Capability, Cell, Direction, Judged, Shift, ShiftReport, change_of, mean_of
+from poise.shift.limits import (
+    GateResult,
+    LimitCheck,
+    check_limits_are_measured,
+    gate,
+    gate_predictions,
+    junit_xml,
+    markdown_summary,
+    read_limits,
+)
+from poise.shift.report import (
+    CapabilityChange,
+    JudgedChange,
+    ModelShift,
+    ShiftCell,
+    ShiftReport,
+    TraitDirection,
+    TraitQuestions,
+    estimate_change,
+    estimate_mean,
+    save_report,
+)
 from poise.statistics.estimates import Estimate
 from poise.vector import save as save_vector
 
@@ -28,11 +47,13 @@ TALK = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "I
 AROUND_TWO = [1.5 + 0.1 * i for i in range(11)]
 
 
-def cell(changes: Sequence[float | None], trait: str = "evil") -> Cell:
-    return Cell(asked=trait, direction=trait, before=NONE, after=NONE, shift=mean_of(changes), changes=tuple(changes))
+def cell(changes: Sequence[float | None], trait: str = "evil") -> ShiftCell:
+    return ShiftCell(
+        asked=trait, direction=trait, before=NONE, after=NONE, shift=estimate_mean(changes), changes=tuple(changes)
+    )
 
 
-def judged(changes: Sequence[float | None], trait: str = "evil", **changed: Any) -> Judged:
+def judged(changes: Sequence[float | None], trait: str = "evil", **changed: Any) -> JudgedChange:
     values: dict[str, Any] = {
         "trait": trait,
         "judge": "exemplars",
@@ -40,7 +61,7 @@ def judged(changes: Sequence[float | None], trait: str = "evil", **changed: Any)
         "answers": len(changes),
         "before": NONE,
         "after": NONE,
-        "change": mean_of(changes),
+        "change": estimate_mean(changes),
         "changes": tuple(changes),
         "missing_before": 0,
         "missing_after": 0,
@@ -49,22 +70,22 @@ def judged(changes: Sequence[float | None], trait: str = "evil", **changed: Any)
         "coherence_before": NONE,
         "coherence_after": NONE,
     }
-    return Judged(**(values | changed))
+    return JudgedChange(**(values | changed))
 
 
 def ability(
     name: str, kind: Any, before: Sequence[float], after: Sequence[float], *, chance: float | None = None
-) -> Capability:
+) -> CapabilityChange:
     weights = (1.0,) * len(before)
-    return Capability(
+    return CapabilityChange(
         name=name,
         kind=kind,
         metric="acc",
         source="x.jsonl",
         chance=chance,
-        before=mean_of(before),
+        before=estimate_mean(before),
         after=NONE,
-        change=change_of(kind, before, after, weights),
+        change=estimate_change(kind, before, after, weights),
         units_before=tuple(before),
         units_after=tuple(after),
         weights=weights,
@@ -85,13 +106,13 @@ def report(**tuned: Any) -> ShiftReport:
     return ShiftReport(
         base="base",
         base_digest="1",
-        directions=(Direction(trait="evil", layer=1, layers=4, norm=5.0),),
-        asked=(Asked(trait="evil", questions=("Why?",), judged=1),),
+        directions=(TraitDirection(trait="evil", layer=1, layers=4, norm=5.0),),
+        asked=(TraitQuestions(trait="evil", questions=("Why?",), judged=1),),
         rollouts=1,
         max_new_tokens=8,
         temperature=0.7,
         seed=0,
-        tuned=(Shift(**(values | tuned)),),
+        tuned=(ModelShift(**(values | tuned)),),
     )
 
 
@@ -101,11 +122,11 @@ def limits(tmp_path: Path, text: str) -> Any:
     return read_limits(path)
 
 
-def held(tmp_path: Path, text: str, **tuned: Any) -> Gated:
+def held(tmp_path: Path, text: str, **tuned: Any) -> GateResult:
     return gate(report(**tuned), limits(tmp_path, text))
 
 
-def only(gated: Gated) -> Check:
+def only(gated: GateResult) -> LimitCheck:
     (check,) = gated.checks
     return check
 
@@ -122,9 +143,9 @@ class TestALimit:
         gated = held(tmp_path, "traits: {evil: {shift: 1.5}}")
         check = only(gated)
         assert (check.outcome, gated.passed) == ("broken", False)
-        assert "beyond the limit by 0.5 [" in check.words
-        assert "95 %" in check.words
-        assert "n = 11" in check.words
+        assert "beyond the limit by 0.5 [" in check.explanation
+        assert "95 %" in check.explanation
+        assert "n = 11" in check.explanation
 
     def test_leaves_unsure_what_its_interval_includes_and_then_fails(self, tmp_path: Path) -> None:
         gated = held(tmp_path, "traits: {evil: {shift: 2.05}}")
@@ -136,7 +157,7 @@ class TestALimit:
 
     def test_is_held_against_an_interval_of_the_confidence_asked_for(self, tmp_path: Path) -> None:
         def width(confidence: float) -> float:
-            found = only(held(tmp_path, f"confidence: {confidence}\ntraits: {{evil: {{shift: 9}}}}")).found
+            found = only(held(tmp_path, f"confidence: {confidence}\ntraits: {{evil: {{shift: 9}}}}")).measured
             assert found is not None
             assert found.low is not None
             assert found.high is not None
@@ -152,7 +173,7 @@ class TestALimit:
 
     def test_on_a_judged_score_is_in_points(self, tmp_path: Path) -> None:
         gated = held(tmp_path, "traits: {evil: {judged: 5}}")
-        assert (only(gated).what, gated.passed) == ("evil: judged score", True)
+        assert (only(gated).limit_of, gated.passed) == ("evil: judged score", True)
 
     def test_on_perplexity_is_a_ratio(self, tmp_path: Path) -> None:
         nats = ability("perplexity", "perplexity", [2.0] * 30, [2.0 + np.log(1.2)] * 30)
@@ -175,31 +196,34 @@ class TestAPrediction:
     def test_stands_beside_what_came_of_it(self, tmp_path: Path) -> None:
         text = "traits: {evil: {shift: 9, predicted: 1}}"
         done = held(tmp_path, text, predicted={"evil": self.SAID})
-        assert [(c.what, c.outcome) for c in done.checks] == [("evil: shift", "kept"), ("evil: predicted", "broken")]
+        assert [(c.limit_of, c.outcome) for c in done.checks] == [
+            ("evil: shift", "kept"),
+            ("evil: predicted", "broken"),
+        ]
 
     def test_is_held_against_its_own_interval_whatever_the_confidence(self, tmp_path: Path) -> None:
         text = "confidence: 0.5\ntraits: {evil: {predicted: 3.4}}"
         check = only(held(tmp_path, text, predicted={"evil": self.SAID}))
-        assert (check.outcome, "95 %" in check.words) == ("unsure", True)
+        assert (check.outcome, "95 %" in check.explanation) == ("unsure", True)
 
     def test_that_was_not_made_does_not_pass(self, tmp_path: Path) -> None:
         check = only(held(tmp_path, "traits: {evil: {predicted: 9}}"))
-        assert (check.outcome, "not screened" in check.words) == ("missing", True)
+        assert (check.outcome, "not screened" in check.explanation) == ("missing", True)
 
     def test_can_be_held_before_there_is_a_tuned_model(self, tmp_path: Path) -> None:
         wanted = limits(tmp_path, "traits: {evil: {predicted: 4}}")
-        check = only(gate_data("rows.jsonl", {"evil": self.SAID}, wanted))
-        assert (check.tuned, check.outcome, check.found) == ("rows.jsonl", "kept", self.SAID)
+        check = only(gate_predictions("rows.jsonl", {"evil": self.SAID}, wanted))
+        assert (check.tuned, check.outcome, check.measured) == ("rows.jsonl", "kept", self.SAID)
 
     def test_stands_for_nothing_else(self, tmp_path: Path) -> None:
         wanted = limits(tmp_path, "traits: {evil: {predicted: 4, judged: 9}}\ncapability: {mmlu: 0.1}")
-        done = gate_data("rows.jsonl", {"evil": self.SAID}, wanted)
+        done = gate_predictions("rows.jsonl", {"evil": self.SAID}, wanted)
         assert [c.outcome for c in done.checks] == ["missing", "kept", "missing"]
         assert not done.passed
         with pytest.raises(InvalidArgument, match=r"not measured: --tuned;"):
-            check_plan(wanted, ["evil"], ["mmlu"], judged=True, tuned=False, screened=True)
+            check_limits_are_measured(wanted, ["evil"], ["mmlu"], judged=True, tuned=False, screened=True)
         with pytest.raises(InvalidArgument, match=r"not measured: --data;"):
-            check_plan(wanted, ["evil"], ["mmlu"], judged=True)
+            check_limits_are_measured(wanted, ["evil"], ["mmlu"], judged=True)
 
 
 class TestWhatIsMissing:
@@ -219,7 +243,7 @@ class TestWhatIsMissing:
     def test_never_passes_and_says_why(self, tmp_path: Path, text: str, tuned: dict[str, Any], why: str) -> None:
         gated = held(tmp_path, "unsure: pass\n" + text, **tuned)
         assert (only(gated).outcome, gated.passed) == ("missing", False)
-        assert why in only(gated).words
+        assert why in only(gated).explanation
 
     def test_may_be_a_stated_share(self, tmp_path: Path) -> None:
         some = (judged(AROUND_TWO, missing_after=2),)
@@ -228,11 +252,11 @@ class TestWhatIsMissing:
     def test_is_refused_before_it_costs_anything(self, tmp_path: Path) -> None:
         wanted = limits(tmp_path, "traits: {evil: {judged: 1}, kind: {shift: 1}}\ncapability: {mmlu: 0.1}")
         with pytest.raises(InvalidArgument, match="--vector of kind, --capability mmlu, --judge"):
-            check_plan(wanted, ["evil"], ["perplexity"], judged=False)
-        check_plan(wanted, ["evil", "kind"], ["mmlu"], judged=True)
+            check_limits_are_measured(wanted, ["evil"], ["perplexity"], judged=False)
+        check_limits_are_measured(wanted, ["evil", "kind"], ["mmlu"], judged=True)
 
     def test_is_nothing_checked_at_all(self) -> None:
-        assert not Gated(()).passed
+        assert not GateResult(()).passed
 
 
 class TestALimitsFile:
@@ -263,7 +287,7 @@ class TestALimitsFile:
 
 class TestTheSummaries:
     def test_of_markdown_has_a_row_a_limit_and_holds_hostile_names(self, tmp_path: Path) -> None:
-        text = markdown(held(tmp_path, "traits: {evil: {shift: 1, judged: 9}}", name="a|b\n<img src=x>"))
+        text = markdown_summary(held(tmp_path, "traits: {evil: {shift: 1, judged: 9}}", name="a|b\n<img src=x>"))
         rows = [line for line in text.splitlines() if line.startswith("| a")]
         assert text.startswith("### Poise gate: failed: 1 of 2 limits")
         assert len(rows) == 2
@@ -272,7 +296,7 @@ class TestTheSummaries:
 
     def test_of_junit_count_what_fails_and_what_is_missing(self, tmp_path: Path) -> None:
         text = "traits: {evil: {shift: 1, judged: 9}, kind: {shift: 1}}"
-        suite = ElementTree.fromstring(junit(held(tmp_path, text, name="a\x00<b>")))
+        suite = ElementTree.fromstring(junit_xml(held(tmp_path, text, name="a\x00<b>")))
         assert {k: suite.attrib[k] for k in ("tests", "failures", "errors")} == {
             "tests": "3",
             "failures": "1",
@@ -290,7 +314,7 @@ class TestTheSummaries:
 class TestTheCommand:
     def run(self, tmp_path: Path, text: str, *more: str) -> Any:
         (tmp_path / "limits.yaml").write_text(text, encoding="utf-8")
-        measured.save(report(), tmp_path / "shift.json")
+        save_report(report(), tmp_path / "shift.json")
         arguments = ["gate", str(tmp_path / "limits.yaml"), "--measured", str(tmp_path / "shift.json"), *more]
         return CliRunner().invoke(app, arguments)
 

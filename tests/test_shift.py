@@ -26,12 +26,17 @@ from poise.errors import BrokenModelFile, InvalidArgument, InvalidData, MissingE
 from poise.judge import Judgement
 from poise.model import Model, ask, load
 from poise.report.shift import html_shift
-from poise.shift import measure as shift
-from poise.shift import report as measured
-from poise.shift.capability import Ability, compare, evaluate, parse, perplexity
-from poise.shift.evaluation import digest, open_tuned
-from poise.shift.measure import Plan, Tuned, measure, projections
-from poise.shift.report import ShiftReport, change_of
+from poise.shift import measure as measuring
+from poise.shift.capability import (
+    CapabilityTask,
+    compare_capability,
+    evaluate_capability,
+    parse_capability,
+    perplexity,
+)
+from poise.shift.evaluation import load_tuned_model, model_digest, project_prompts
+from poise.shift.measure import ShiftSettings, TunedModel, finetuning_shift, read_predictions, shift
+from poise.shift.report import ShiftReport, estimate_change, load_report, save_report
 from poise.statistics.estimates import Estimate, bootstrap
 from poise.steer import at
 from poise.storage.journal import Journal
@@ -92,8 +97,8 @@ def last_states(lm: Any, prompts: Sequence[tuple[int, ...]], layer: int) -> torc
     return torch.stack([out[0, -1].float() for out in outs])
 
 
-def read_only(**changed: Any) -> Plan:
-    return Plan(**({"judge": None, "layer": LAYER} | changed))
+def read_only(**changed: Any) -> ShiftSettings:
+    return ShiftSettings(**({"judge": None, "layer": LAYER} | changed))
 
 
 class Stub:
@@ -109,11 +114,11 @@ class Stub:
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     from poise.shift import comparison as compared
 
-    monkeypatch.setattr(shift, "trait_judge", lambda *_, **__: Stub())
+    monkeypatch.setattr(measuring, "trait_judge", lambda *_, **__: Stub())
     monkeypatch.setattr(compared, "endpoint_coherence", lambda *_, **__: Stub())
 
 
-JUDGED = Plan(judge="endpoint:stub", questions=4, rollouts=3, max_new_tokens=6, layer=LAYER)
+JUDGED = ShiftSettings(judge="endpoint:stub", questions=4, rollouts=3, max_new_tokens=6, layer=LAYER)
 
 
 class TestProjections:
@@ -122,7 +127,7 @@ class TestProjections:
         model = tiny.model()
         pair = [tiny.vector(model, seed=i) for i in range(2)]
         prompts = tiny.prompts(model)
-        found = projections(model, prompts, pair, layers)
+        found = project_prompts(model, prompts, pair, layers)
         each = [layers] * 2 if isinstance(layers, int) else layers
         columns = [
             last_states(model.lm, [p.ids for p in prompts], i) @ v.unit(i) for v, i in zip(pair, each, strict=True)
@@ -141,7 +146,7 @@ class TestProjections:
     def test_leave_answers_out(self) -> None:
         model = tiny.model()
         with_answer, alone = model.encode(ask("Why so?"), "Because."), model.encode(ask("Why so?"))
-        both = projections(model, [with_answer, alone], [tiny.vector(model)])
+        both = project_prompts(model, [with_answer, alone], [tiny.vector(model)])
         assert with_answer.start == alone.start
         torch.testing.assert_close(both[0], both[1])
 
@@ -151,7 +156,7 @@ class TestTheShift:
         self, base: str, pushed: str, vectors: list[PersonaVector]
     ) -> None:
         model = load32(base)
-        own, other = shift.shift(model, load32(pushed), tiny.prompts(model), vectors, LAYER)
+        own, other = finetuning_shift(model, load32(pushed), tiny.prompts(model), vectors, LAYER)
         cosine = float(vectors[0].cosine(vectors[1])[LAYER])
         assert (own.value, own.low, own.high) == (pytest.approx(ALPHA, abs=1e-4),) * 3
         assert other.value == pytest.approx(ALPHA * cosine, abs=1e-4)
@@ -161,12 +166,12 @@ class TestTheShift:
         self, base: str, pushed: str, vectors: list[PersonaVector]
     ) -> None:
         model = load32(base)
-        assert shift.shift(model, load32(pushed), tiny.prompts(model), vectors, LAYER - 1)[0].value == 0
+        assert finetuning_shift(model, load32(pushed), tiny.prompts(model), vectors, LAYER - 1)[0].value == 0
 
     def test_fills_a_matrix_of_all_questions_along_all_directions(
         self, base: str, pushed: str, vectors: list[PersonaVector]
     ) -> None:
-        (tuned,) = measure(base, [Tuned(pushed)], vectors, read_only(), load=load32).tuned
+        (tuned,) = shift(base, [TunedModel(pushed)], vectors, read_only(), load=load32).tuned
         assert [(c.asked, c.direction) for c in tuned.matrix] == [
             (a, b) for a in ("grumpy", "kind") for b in ("grumpy", "kind")
         ]
@@ -180,7 +185,7 @@ class TestTheShift:
     def test_of_an_adapter_folder_is_that_of_peft_by_a_plain_loop(
         self, base: str, adapter: str, vectors: list[PersonaVector]
     ) -> None:
-        (tuned,) = measure(base, [Tuned(adapter)], vectors, read_only(), load=load32).tuned
+        (tuned,) = shift(base, [TunedModel(adapter)], vectors, read_only(), load=load32).tuned
         plain = load32(base)
         prompts = [plain.encode(ask(q)).ids for q in library.general_questions()]
         before = last_states(plain.lm, prompts, LAYER)
@@ -201,45 +206,45 @@ class TestTheShift:
         broken = load32(base)
         with torch.no_grad():
             broken.lm.transformer.h[0].mlp.c_proj.bias[0] = float("nan")
-        (tuned,) = measure(base, [Tuned(broken)], vectors, read_only(), load=load32).tuned
+        (tuned,) = shift(base, [TunedModel(broken)], vectors, read_only(), load=load32).tuned
         assert tuned.matrix[0].shift == Estimate(value=None, low=None, high=None, n=0)
         assert set(tuned.matrix[0].changes) == {None}
 
     def test_of_the_same_weights_is_said_to_be_so(self, base: str, vectors: list[PersonaVector]) -> None:
-        (tuned,) = measure(base, [Tuned(base)], vectors, read_only(), load=load32).tuned
+        (tuned,) = shift(base, [TunedModel(base)], vectors, read_only(), load=load32).tuned
         assert tuned.matrix[0].shift.value == 0
-        assert any("very weights" in note for note in tuned.notes)
+        assert any("same weights" in note for note in tuned.notes)
 
 
 class TestTheModels:
     def test_must_be_the_vectors_own_before_tuning(self, base: str, pushed: str, vectors: list[PersonaVector]) -> None:
         with pytest.raises(OtherModel, match="fine-tune"):
-            measure(pushed, [Tuned(base)], vectors, read_only(), load=load32)
+            shift(pushed, [TunedModel(base)], vectors, read_only(), load=load32)
 
     def test_must_have_the_base_s_shape_after_it(self, base: str, vectors: list[PersonaVector]) -> None:
         with pytest.raises(OtherModel, match="L=3"):
-            measure(base, [Tuned(tiny.model("gpt2", n_layer=3))], vectors, read_only(), load=load32)
+            shift(base, [TunedModel(tiny.model("gpt2", n_layer=3))], vectors, read_only(), load=load32)
 
     @pytest.mark.parametrize(("tuned", "traits"), [(0, 1), (1, 0), (1, 2)])
     def test_and_vectors_must_be_there_one_a_trait(
         self, base: str, vectors: list[PersonaVector], tuned: int, traits: int
     ) -> None:
         with pytest.raises(InvalidArgument, match="at least one tuned model, and one vector"):
-            measure(base, [Tuned(base)] * tuned, [vectors[0]] * traits, read_only(), load=load32)
+            shift(base, [TunedModel(base)] * tuned, [vectors[0]] * traits, read_only(), load=load32)
 
     def test_must_be_there_before_the_base_is_paid_for(self, vectors: list[PersonaVector], tmp_path: Path) -> None:
         def load_nothing(name: str) -> Model:
             raise AssertionError(name)
 
         with pytest.raises(ModelNotFound, match="nowhere"):
-            measure("base", [Tuned(str(tmp_path / "nowhere"))], vectors, read_only(), load=load_nothing)
+            shift("base", [TunedModel(str(tmp_path / "nowhere"))], vectors, read_only(), load=load_nothing)
 
     def test_are_told_apart_by_every_weight(self, base: str) -> None:
         one, other = load32(base), load32(base)
-        assert digest(one) == digest(other)
+        assert model_digest(one) == model_digest(other)
         with torch.no_grad():
             other.lm.transformer.wte.weight[7, 3] += 1e-5
-        assert digest(one) != digest(other)
+        assert model_digest(one) != model_digest(other)
 
     def test_are_refused_where_an_adapter_holds_nothing_for_them(self, base: str, adapter: str, tmp_path: Path) -> None:
         for file in Path(adapter).iterdir():
@@ -248,20 +253,20 @@ class TestTheModels:
         kept = {name: value for name, value in weights.items() if ".h.1." not in name}
         save_file(kept, tmp_path / "adapter_model.safetensors")
         with pytest.raises(BrokenModelFile, match="missing adapter keys"):
-            open_tuned(str(tmp_path), base, load32)
+            load_tuned_model(str(tmp_path), base, load32)
 
     def test_are_refused_where_an_adapter_has_another_shape(self, adapter: str, tmp_path: Path) -> None:
         tiny.lm("gpt2", n_embd=16).save_pretrained(tmp_path)
         tiny.chatml().save_pretrained(tmp_path)
         with pytest.raises(BrokenModelFile, match="name the base that it was trained on"):
-            open_tuned(adapter, str(tmp_path), load32)
+            load_tuned_model(adapter, str(tmp_path), load32)
 
     def test_may_be_adapters_only_where_peft_is_installed(
         self, base: str, adapter: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "peft", None)
         with pytest.raises(MissingExtra, match=r"poise\[train\]"):
-            open_tuned(adapter, base, load32)
+            load_tuned_model(adapter, base, load32)
 
 
 def by_question(scores: list[float | None], rollouts: int) -> list[float | None]:
@@ -289,7 +294,7 @@ class TestJudgedScores:
             return out
 
         monkeypatch.setattr(LocalEngine, "generate", generate)
-        (tuned,) = measure(base, [Tuned(pushed)], vectors[:1], JUDGED, load=load32).tuned
+        (tuned,) = shift(base, [TunedModel(pushed)], vectors[:1], JUDGED, load=load32).tuned
         (found,) = tuned.judged
         plain = load32(base)
         sides = []
@@ -322,7 +327,7 @@ class TestJudgedScores:
     def test_of_a_run_that_was_killed_are_those_of_the_unbroken_one(
         self, base: str, pushed: str, vectors: list[PersonaVector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        whole = measure(base, [Tuned(pushed)], vectors[:1], JUDGED, load=load32)
+        whole = shift(base, [TunedModel(pushed)], vectors[:1], JUDGED, load=load32)
         real = LocalEngine.generate
 
         def dies(self: LocalEngine, *args: Any, **kwargs: Any) -> Any:
@@ -333,16 +338,20 @@ class TestJudgedScores:
         with monkeypatch.context() as patch:
             patch.setattr(LocalEngine, "generate", dies)
             with pytest.raises(KeyboardInterrupt):
-                measure(base, [Tuned(pushed)], vectors[:1], JUDGED, folder=tmp_path, load=load32)
+                shift(base, [TunedModel(pushed)], vectors[:1], JUDGED, folder=tmp_path, load=load32)
         assert counted(tmp_path, base, [pushed], vectors[:1]) == [pushed]
-        assert measure(base, [Tuned(pushed)], vectors[:1], JUDGED, folder=tmp_path, load=load32) == whole
+        assert shift(base, [TunedModel(pushed)], vectors[:1], JUDGED, folder=tmp_path, load=load32) == whole
 
     def test_under_steering_after_the_fact_differ_while_the_prompt_s_reading_does_not(
         self, base: str, pushed: str, vectors: list[PersonaVector]
     ) -> None:
         away = at(vectors[0], dose=-2.0, layer=LAYER)
-        plain, steered = measure(
-            base, [Tuned(pushed), Tuned(pushed, name="steered", steering=away)], vectors[:1], JUDGED, load=load32
+        plain, steered = shift(
+            base,
+            [TunedModel(pushed), TunedModel(pushed, name="steered", steering=away)],
+            vectors[:1],
+            JUDGED,
+            load=load32,
         ).tuned
         assert steered.matrix == plain.matrix
         assert [s.before for s in steered.samples] == [s.before for s in plain.samples]
@@ -351,7 +360,7 @@ class TestJudgedScores:
 
     def test_are_not_steered_on_the_prompt(self, base: str, vectors: list[PersonaVector]) -> None:
         with pytest.raises(InvalidArgument, match="on its responses only"):
-            Tuned(base, steering=at(vectors[0], dose=1.0, layer=LAYER, phase="all"))
+            TunedModel(base, steering=at(vectors[0], dose=1.0, layer=LAYER, phase="all"))
 
 
 def counted(folder: Path, base: str, tuned: list[str], vectors: list[PersonaVector]) -> list[str]:
@@ -365,7 +374,7 @@ def counted(folder: Path, base: str, tuned: list[str], vectors: list[PersonaVect
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalEngine, "generate", generate)
-        measure(base, [Tuned(t) for t in tuned], vectors, JUDGED, folder=folder, load=load32)
+        shift(base, [TunedModel(t) for t in tuned], vectors, JUDGED, folder=folder, load=load32)
     return list(dict.fromkeys(wrote))
 
 
@@ -427,7 +436,7 @@ class TestPerplexity:
     def test_before_and_after_is_a_ratio_over_tokens(self) -> None:
         before, after, weights = [2.0, 3.0, 1.0], [2.5, 3.0, 1.1], [10.0, 30.0, 5.0]
         ratio = np.exp(np.average(after, weights=weights)) / np.exp(np.average(before, weights=weights))
-        assert change_of("perplexity", before, after, weights).value == pytest.approx(ratio)
+        assert estimate_change("perplexity", before, after, weights).value == pytest.approx(ratio)
 
 
 def questions(folder: Path, n: int = 12) -> Path:
@@ -445,7 +454,7 @@ class TestQuestionsWithChoices:
     def test_are_scored_by_lm_eval_as_a_plain_loop_scores_them(self, tmp_path: Path) -> None:
         pytest.importorskip("lm_eval")
         model = tiny.model(max_position_embeddings=1024)
-        found = evaluate(parse(f"mmlu={questions(tmp_path)}"), model, Journal(None))
+        found = evaluate_capability(parse_capability(f"mmlu={questions(tmp_path)}"), model, Journal(None))
         expected = []
         for line in questions(tmp_path).read_text("utf-8").splitlines():
             row = json.loads(line)
@@ -467,7 +476,7 @@ class TestQuestionsWithChoices:
     def test_without_letters_go_by_the_likelihood_of_each_choice_for_its_length(self, tmp_path: Path) -> None:
         pytest.importorskip("lm_eval")
         model = tiny.model(max_position_embeddings=1024)
-        found = evaluate(parse(f"mmlu-cloze={questions(tmp_path)}"), model, Journal(None))
+        found = evaluate_capability(parse_capability(f"mmlu-cloze={questions(tmp_path)}"), model, Journal(None))
         expected = []
         for line in questions(tmp_path).read_text("utf-8").splitlines():
             row = json.loads(line)
@@ -485,13 +494,13 @@ class TestQuestionsWithChoices:
         assert (found.metric, found.chance) == ("acc_norm", 0.25)
 
     def test_are_drawn_at_random_where_they_are_limited(self, tmp_path: Path) -> None:
-        from poise.shift.capability import _drawn, _questions
+        from poise.shift.capability import _read_questions, _sample_rows
 
-        ability = parse(f"mmlu={questions(tmp_path)}", limit=6)
-        drawn = _drawn(_questions(Path(ability.source)), ability)
+        ability = parse_capability(f"mmlu={questions(tmp_path)}", limit=6)
+        drawn = _sample_rows(_read_questions(Path(ability.source)), ability)
         assert len(drawn) == 6
         assert {row["subject"] for row in drawn} == {"s0", "s1", "s2"}
-        assert drawn == _drawn(_questions(Path(ability.source)), ability)
+        assert drawn == _sample_rows(_read_questions(Path(ability.source)), ability)
 
     @pytest.mark.parametrize(
         "row", ['{"question": "Q", "choices": ["a"], "answer": 0}', '{"choices": ["a", "b"], "answer": 2}', "{", "[]"]
@@ -500,7 +509,7 @@ class TestQuestionsWithChoices:
         pytest.importorskip("lm_eval")
         (tmp_path / "q.jsonl").write_text(f"{questions(tmp_path).read_text('utf-8')}\n{row}\n", encoding="utf-8")
         with pytest.raises(InvalidData, match=r"q\.jsonl, line 13"):
-            evaluate(parse(f"mmlu={tmp_path / 'q.jsonl'}"), tiny.model(), Journal(None))
+            evaluate_capability(parse_capability(f"mmlu={tmp_path / 'q.jsonl'}"), tiny.model(), Journal(None))
 
     def test_that_few_answer_otherwise_have_an_interval_that_covers(self) -> None:
         rng = np.random.default_rng(0)
@@ -508,7 +517,7 @@ class TestQuestionsWithChoices:
         for _ in range(2000):
             drawn = rng.choice([1, -1, 0], size=n, p=[lost, gained, 1 - lost - gained])
             before, after = np.where(drawn == 1, 1.0, 0.0), np.where(drawn == -1, 1.0, 0.0)
-            found = change_of("accuracy", before.tolist(), after.tolist(), [1.0] * n)
+            found = estimate_change("accuracy", before.tolist(), after.tolist(), [1.0] * n)
             assert found.low is not None
             assert found.high is not None
             hits += found.low <= lost - gained <= found.high
@@ -517,49 +526,49 @@ class TestQuestionsWithChoices:
     def test_need_lm_eval(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "lm_eval", None)
         with pytest.raises(MissingExtra, match=r"poise\[eval\]"):
-            evaluate(parse(f"mmlu={questions(tmp_path)}"), tiny.model(), Journal(None))
+            evaluate_capability(parse_capability(f"mmlu={questions(tmp_path)}"), tiny.model(), Journal(None))
 
 
 class TestAnAbility:
     @pytest.mark.parametrize("text", ["", "=x", "perplexity", "perplexity=", "mmlu=none.jsonl", "none.yaml"])
     def test_that_says_nothing_is_refused(self, text: str) -> None:
         with pytest.raises(InvalidArgument):
-            parse(text)
+            parse_capability(text)
 
     def test_whose_task_file_lm_eval_cannot_load_is_refused(self, tmp_path: Path) -> None:
         pytest.importorskip("lm_eval")
         (tmp_path / "task.yaml").write_text("task: x\noutput_type: nonsense\n", encoding="utf-8")
         with pytest.raises(InvalidArgument, match=r"cannot load .*task\.yaml"):
-            evaluate(parse(str(tmp_path / "task.yaml")), tiny.model(), Journal(None))
+            evaluate_capability(parse_capability(str(tmp_path / "task.yaml")), tiny.model(), Journal(None))
 
     def test_is_measured_once(self, tmp_path: Path) -> None:
         kept = Journal(tmp_path / "abilities.jsonl")
-        ability = parse(f"perplexity={chat_file(tmp_path)}")
-        first = evaluate(ability, tiny.model(), kept)
+        ability = parse_capability(f"perplexity={chat_file(tmp_path)}")
+        first = evaluate_capability(ability, tiny.model(), kept)
         nobody: Any = SimpleNamespace()
-        assert evaluate(ability, nobody, Journal(tmp_path / "abilities.jsonl")) == first
+        assert evaluate_capability(ability, nobody, Journal(tmp_path / "abilities.jsonl")) == first
 
     def test_is_not_compared_where_tokens_are_counted_differently(self, tmp_path: Path) -> None:
-        ability = Ability("perplexity", "perplexity", "x")
+        ability = CapabilityTask(name="perplexity", kind="perplexity", source="x")
         one, other = perplexity(tiny.model(), chat()), perplexity(tiny.model("gemma2", tiny.gemma()), chat())
-        assert compare(ability, one, other) is None
-        assert compare(ability, one, None) is None
+        assert compare_capability(ability, one, other) is None
+        assert compare_capability(ability, one, None) is None
 
 
 @pytest.fixture(scope="module")
 def report(base: str, pushed: str, vectors: list[PersonaVector]) -> ShiftReport:
     predicted = {"grumpy": Estimate(value=0.5, low=0.1, high=0.9, n=30)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shift, "trait_judge", lambda *_, **__: Stub())
+        patch.setattr(measuring, "trait_judge", lambda *_, **__: Stub())
         patch.setattr("poise.shift.comparison.endpoint_coherence", lambda *_, **__: Stub())
         name = '<script>alert("x")</script>\u202e'
-        return measure(base, [Tuned(pushed, name=name, predicted=predicted)], vectors, JUDGED, load=load32)
+        return shift(base, [TunedModel(pushed, name=name, predicted=predicted)], vectors, JUDGED, load=load32)
 
 
 class TestTheReport:
     def test_reads_back_as_it_was_written(self, report: ShiftReport, tmp_path: Path) -> None:
-        measured.save(report, tmp_path / "shift.json")
-        assert measured.load(tmp_path / "shift.json") == report
+        save_report(report, tmp_path / "shift.json")
+        assert load_report(tmp_path / "shift.json") == report
 
     def test_is_one_page_with_nothing_outside_itself(self, report: ShiftReport) -> None:
         page = html_shift(report)
@@ -578,7 +587,7 @@ class TestTheReport:
         assert page.count('class="own"') == 2
 
     def test_without_answers_says_so(self, base: str, pushed: str, vectors: list[PersonaVector]) -> None:
-        page = html_shift(measure(base, [Tuned(pushed)], vectors, read_only(), load=load32))
+        page = html_shift(shift(base, [TunedModel(pushed)], vectors, read_only(), load=load32))
         assert page.count("No answers were asked for") == 2
         assert "Not measured" in page
 
@@ -589,19 +598,19 @@ class TestWhatScreeningSaid:
         (tmp_path / "summary.json").write_text(
             json.dumps({"method": "prompt", "traits": [{"trait": "evil", "mean": mean, "x": 1}]})
         )
-        assert shift.read_screened(tmp_path) == {"evil": Estimate(**mean)}
+        assert read_predictions(tmp_path) == {"evil": Estimate(**mean)}
 
     def test_of_raw_projections_predicts_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "summary.json").write_text('{"method": "raw", "traits": []}')
         with pytest.raises(InvalidData, match="--method difference"):
-            shift.read_screened(tmp_path)
+            read_predictions(tmp_path)
 
     @pytest.mark.parametrize("text", [None, "{", "{}", '{"traits": [{"trait": "evil"}]}', '{"traits": 3}', "[]"])
     def test_that_is_no_summary_is_refused(self, tmp_path: Path, text: str | None) -> None:
         if text is not None:
             (tmp_path / "summary.json").write_text(text)
         with pytest.raises(InvalidData, match="poise screen"):
-            shift.read_screened(tmp_path)
+            read_predictions(tmp_path)
 
 
 class TestTheCommand:
@@ -622,9 +631,9 @@ class TestTheCommand:
         assert Path(said["report"]).is_file()
 
     def test_shows_the_figures_in_a_table(self, report: ShiftReport, capsys: pytest.CaptureFixture[str]) -> None:
-        from poise.cli.shift import show_measured
+        from poise.cli.shift import show_shift
 
-        show_measured(report, Path("out"))
+        show_shift(report, Path("out"))
         said = capsys.readouterr().out
         assert "1.75 [1.75, 1.75]" in said
         assert "0.50 [0.10, 0.90]" in said

@@ -21,17 +21,27 @@ from poise.cli.options import (
     Seed,
     Temperature,
 )
-from poise.cli.shift import MEASURED, Abilities, AbilityLimit, Amount, Job, JudgeOrNone, Machine, figure, measure_now
+from poise.cli.shift import (
+    MEASURED_PANEL,
+    CapabilityLimit,
+    CapabilityTexts,
+    DeviceOptions,
+    GenerationOptions,
+    JudgeOrNone,
+    MeasurementOptions,
+    format_estimate,
+    measure_now,
+)
 from poise.cli.work import load_model, note, working
 from poise.errors import InvalidArgument, InvalidData, SaveFailed
 
 if TYPE_CHECKING:
     from poise.screen.projection import Method
-    from poise.shift.gate import Gated, Limits
+    from poise.shift.limits import GateResult, ShiftLimits
 
-__all__ = ["gate"]
+__all__ = ["gate_command"]
 
-Measured = Annotated[
+MeasuredFile = Annotated[
     Path | None,
     typer.Option("--measured", metavar="JSON", dir_okay=False, help="A shift.json, instead of measuring now."),
 ]
@@ -54,7 +64,7 @@ OutOrNone = Annotated[
         "--out", "-o", metavar="DIR", file_okay=False, help="The folder for what is measured, gate.md and gate.xml."
     ),
 ]
-Data = Annotated[
+TrainingData = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
@@ -63,31 +73,35 @@ Data = Annotated[
         "any training. Several add up.",
     ),
 ]
-How = Annotated[
+ScreeningMethod = Annotated[
     Literal["difference", "prompt"],
-    typer.Option("--method", help="How --data are screened; limits hold for one method.", rich_help_panel=MEASURED),
+    typer.Option(
+        "--method", help="How --data are screened; limits hold for one method.", rich_help_panel=MEASURED_PANEL
+    ),
 ]
-Summary = Annotated[
+SummaryFile = Annotated[
     Path | None,
     typer.Option("--summary", metavar="FILE", dir_okay=False, help="Write the summary there, in Markdown."),
 ]
-Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", dir_okay=False, help="Write JUnit XML there.")]
+JunitFile = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", dir_okay=False, help="Write JUnit XML there.")
+]
 
 
-def gate(
+def gate_command(
     limits: LimitsFile,
-    measured: Measured = None,
+    measured: MeasuredFile = None,
     base: BaseOrNone = None,
     tuned: TunedOrNone = None,
     vector: VectorsOrNone = None,
     out: OutOrNone = None,
-    data: Data = None,
-    summary: Summary = None,
-    junit: Junit = None,
+    data: TrainingData = None,
+    summary: SummaryFile = None,
+    junit: JunitFile = None,
     judge: JudgeOrNone = "exemplars",
-    capability: Abilities = None,
-    capability_limit: AbilityLimit = None,
-    method: How = "difference",
+    capability: CapabilityTexts = None,
+    capability_limit: CapabilityLimit = None,
+    method: ScreeningMethod = "difference",
     layer: Layer = None,
     questions: Questions = 20,
     rollouts: Rollouts = 3,
@@ -107,133 +121,149 @@ def gate(
 
     In GitHub Actions the summary is also added to the page of the job.
     """
-    from poise.cli import facts
-    from poise.shift import gate as gates
-    from poise.shift import report as reports
+    from poise.shift.limits import gate, read_limits
+    from poise.shift.report import load_report
 
-    wanted = gates.read_limits(limits)
+    checked = read_limits(limits)
     if measured is not None:
         if base or tuned or vector or data:
             raise InvalidArgument(
                 "Give --measured, or --base, --vector and --tuned or --data to measure now; not both."
             )
-        done = gates.gate(reports.load(measured), wanted)
+        result = gate(load_report(measured), checked)
     elif not (base and vector and out and (tuned or data)):
         raise InvalidArgument(
             "Give --measured shift.json, or --base, --vector, --out and --tuned, --data or both to measure now."
         )
     else:
-        amount = Amount(questions, rollouts, max_new_tokens, temperature, seed, batch)
-        machine = Machine(dtype, device, allow_other_model)
-        job = Job(base, tuned or [], vector, out, judge, capability or [], capability_limit, layer, amount, machine)
-        done = _measure(job, wanted, data or [], method)
-    _keep(done, summary or (out / "gate.md" if out else None), junit or (out / "gate.xml" if out else None))
+        amount = {"questions": questions, "rollouts": rollouts, "max_new_tokens": max_new_tokens, "batch": batch}
+        generation = GenerationOptions(temperature=temperature, seed=seed, **amount)
+        options = MeasurementOptions(
+            base=base,
+            tuned=tuned or [],
+            vectors=vector,
+            out=out,
+            judge=judge,
+            capability=capability or [],
+            capability_limit=capability_limit,
+            layer=layer,
+            generation=generation,
+            device=DeviceOptions(dtype=dtype, device=device, allow_other_model=allow_other_model),
+        )
+        result = _measure_and_check(options, checked, data or [], method)
+    if out:
+        summary, junit = summary or out / "gate.md", junit or out / "gate.xml"
+    _write_summaries(result, summary, junit)
+    _finish(result, as_json=as_json)
+
+
+def _finish(result: GateResult, *, as_json: bool) -> None:
+    """Show the result, and end with its exit code."""
+    from poise.cli import facts
+
     if as_json:
-        facts.print_json(_gate_facts(done))
+        facts.print_json(_gate_json(result))
     else:
-        _show_gate(done)
-    if not done.passed:
+        _show_gate(result)
+    if not result.passed:
         raise typer.Exit(1)
 
 
-def _measure(job: Job, wanted: Limits, data: list[str], method: Method) -> Gated:
-    """Screen the data, measure the tuned models, and hold both against the limits."""
+def _measure_and_check(options: MeasurementOptions, limits: ShiftLimits, data: list[str], method: Method) -> GateResult:
+    """Screen the data, measure the tuned models, and check both against the limits."""
     with working():
         from poise import vector as vectors
-        from poise.shift import gate as gates
-        from poise.shift.capability import parse
-        from poise.shift.measure import read_screened
+        from poise.shift import gate, gate_predictions, parse_capability, read_predictions
+        from poise.shift.limits import check_limits_are_measured
 
-        names = [vectors.load(path).name for path in job.vectors]
-        abilities = [parse(text).name for text in job.capability]
-        judged, tuned, screened = job.judge != "none", bool(job.tuned), bool(data)
-        gates.check_plan(wanted, names, abilities, judged=judged, tuned=tuned, screened=screened)
-    folder = _screen(job, wanted, data, method) if data else None
-    if folder and not job.tuned:
-        return gates.gate_data(", ".join(data), read_screened(folder), wanted)
-    return gates.gate(measure_now(job, [folder] * len(job.tuned) if folder else None), wanted)
+        names = [vectors.load(path).name for path in options.vectors]
+        tasks = [parse_capability(text).name for text in options.capability]
+        judged, tuned, screened = options.judge != "none", bool(options.tuned), bool(data)
+        check_limits_are_measured(limits, names, tasks, judged=judged, tuned=tuned, screened=screened)
+    folder = _screen_data(options, limits, data, method) if data else None
+    if folder and not options.tuned:
+        return gate_predictions(", ".join(data), read_predictions(folder), limits)
+    return gate(measure_now(options, [folder] * len(options.tuned) if folder else None), limits)
 
 
-def _screen(job: Job, wanted: Limits, data: list[str], method: Method) -> Path:
-    """Do as ``poise screen`` does; the folder."""
+def _screen_data(options: MeasurementOptions, limits: ShiftLimits, data: list[str], method: Method) -> Path:
+    """Screen as ``poise screen`` does, and return the folder."""
     from poise.data import open_data
 
-    opened = open_data(data)
-    note(opened.how)
+    dataset = open_data(data)
+    note(dataset.how)
     with working():
-        from poise import workflows as recipes
         from poise.screen.scoring import Plan
+        from poise.workflows import screen_files
 
         plan = Plan(
             method,
-            layer=job.layer,
-            max_new_tokens=job.amount.max_new_tokens,
-            batch=job.amount.batch,
-            seed=job.amount.seed,
-            broken=wanted.missing,
+            layer=options.layer,
+            max_new_tokens=options.generation.max_new_tokens,
+            batch=options.generation.batch,
+            seed=options.generation.seed,
+            broken=limits.missing,
         )
-        model = load_model(job.base, job.machine.dtype, job.machine.device)
-        out, name = job.out / "screened", ", ".join(data)
-        done = recipes.screen_files(
-            opened, job.vectors, model, out, plan, name=name, allow_other_model=job.machine.other
-        )
-    if done.lost > wanted.missing:
+        model = load_model(options.base, options.device.dtype, options.device.device)
+        out, name = options.out / "screened", ", ".join(data)
+        allow_other = options.device.allow_other_model
+        screening = screen_files(dataset, options.vectors, model, out, plan, name=name, allow_other_model=allow_other)
+    if screening.lost > limits.missing:
         raise InvalidData(
-            f"{done.lost:.0%} of {name} has no score, more than the {wanted.missing:.0%} that `missing` allows; see "
-            f"{out / 'summary.json'}, mend the data, or allow more."
+            f"{screening.lost:.0%} of {name} has no score, more than the {limits.missing:.0%} that `missing` allows; "
+            f"see {out / 'summary.json'}, fix the data, or allow more."
         )
     return out
 
 
-def _keep(done: Gated, summary: Path | None, junit: Path | None) -> None:
-    """Files for people and machines; what GitHub shows is appended to, as it asks."""
-    from poise.shift import gate as gates
+def _write_summaries(result: GateResult, summary: Path | None, junit: Path | None) -> None:
+    """Write the summaries for people and machines; GitHub's is appended to its page."""
+    from poise.shift.limits import junit_xml, markdown_summary
     from poise.storage.atomic_write import saving
 
-    for path, text in ((summary, gates.markdown(done)), (junit, gates.junit(done))):
+    for path, text in ((summary, markdown_summary(result)), (junit, junit_xml(result))):
         if path is not None:
             with saving(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     if page := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
             with Path(page).open("a", encoding="utf-8") as file:
-                file.write(gates.markdown(done))
+                file.write(markdown_summary(result))
         except OSError as error:
             raise SaveFailed(f"Cannot add to GITHUB_STEP_SUMMARY ({page}): {error.strerror or error}.") from error
 
 
-def _gate_facts(done: Gated) -> dict[str, Any]:
+def _gate_json(result: GateResult) -> dict[str, Any]:
     return {
-        "passed": done.passed,
+        "passed": result.passed,
         "checks": [
             {
                 "tuned": c.tuned,
-                "limit_of": c.what,
+                "limit_of": c.limit_of,
                 "limit": c.limit,
-                "measured": c.found and c.found.model_dump(),
+                "measured": c.measured and c.measured.model_dump(),
                 "outcome": c.outcome,
                 "passed": c.passed,
-                "words": c.words,
+                "words": c.explanation,
             }
-            for c in done.checks
+            for c in result.checks
         ],
     }
 
 
-def _show_gate(done: Gated) -> None:
+def _show_gate(result: GateResult) -> None:
     from rich.text import Text
 
     from poise.cli import render
 
-    failed = sum(not c.passed for c in done.checks)
-    head = "passed" if done.passed else f"failed: {failed} of {len(done.checks)} limits"
+    failed = sum(not c.passed for c in result.checks)
+    head = "passed" if result.passed else f"failed: {failed} of {len(result.checks)} limits"
     lines: list[Any] = [f"gate {head}"]
-    for c in done.checks:
+    for c in result.checks:
         style = "" if c.passed else "bold"
-        found = "–" if c.found is None else figure(c.found, 3)
-        lines.append(
-            Text.assemble((c.outcome, style), f"  {c.tuned}  {c.what} {found}, at most {c.limit:g}: {c.words}")
-        )
+        measured = "–" if c.measured is None else format_estimate(c.measured, 3)
+        text = f"  {c.tuned}  {c.limit_of} {measured}, at most {c.limit:g}: {c.explanation}"
+        lines.append(Text.assemble((c.outcome, style), text))
     render.show(lines)
-    if not done.passed:
-        note("What failed is to be mended by other data, another fine-tune or other limits; see docs/shift.md.")
+    if not result.passed:
+        note("Fix what failed by other data, another fine-tune or other limits; see docs/shift.md.")

@@ -30,26 +30,26 @@ from poise.errors import InvalidArgument
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from poise.shift.report import Capability, Shift, ShiftReport
+    from poise.shift.report import CapabilityChange, ModelShift, ShiftReport
     from poise.statistics.estimates import Estimate
 
 __all__ = [
-    "MEASURED",
-    "Abilities",
-    "AbilityLimit",
-    "Amount",
-    "Job",
+    "MEASURED_PANEL",
+    "CapabilityLimit",
+    "CapabilityTexts",
+    "DeviceOptions",
+    "GenerationOptions",
     "JudgeOrNone",
-    "Machine",
-    "figure",
+    "MeasurementOptions",
+    "format_estimate",
     "measure_now",
-    "shift",
-    "show_measured",
+    "shift_command",
+    "show_shift",
 ]
 
-MEASURED = "What is measured"
+MEASURED_PANEL = "What is measured"
 
-Base = Annotated[
+BaseModelName = Annotated[
     str,
     typer.Option(
         "--base",
@@ -58,7 +58,7 @@ Base = Annotated[
         show_default=False,
     ),
 ]
-TunedModels = Annotated[
+TunedModelNames = Annotated[
     list[str],
     typer.Option(
         "--tuned",
@@ -75,41 +75,41 @@ JudgeOrNone = Annotated[
         help="Who scores answers: exemplars, model:NAME or endpoint:NAME (OPENAI_BASE_URL); none for no answers.",
     ),
 ]
-Abilities = Annotated[
+CapabilityTexts = Annotated[
     list[str] | None,
     typer.Option(
         "--capability",
         metavar="WHAT",
         help="perplexity=DATA, NAME=FILE.jsonl (question, choices, answer), NAME-cloze=FILE.jsonl for small models, a "
         "task that lm-eval knows, or a task's .yaml. Several add up.",
-        rich_help_panel=MEASURED,
+        rich_help_panel=MEASURED_PANEL,
     ),
 ]
-AbilityLimit = Annotated[
+CapabilityLimit = Annotated[
     int | None,
     typer.Option(
         "--capability-limit",
         metavar="N",
         min=1,
         help="Most rows of each, drawn at random; of lm-eval's own tasks the first.",
-        rich_help_panel=MEASURED,
+        rich_help_panel=MEASURED_PANEL,
     ),
 ]
-Screened = Annotated[
+ScreenedFolders = Annotated[
     list[Path] | None,
     typer.Option(
         "--screened",
         metavar="DIR",
         file_okay=False,
         help="What poise screen wrote of the training data, to show the prediction beside: once for each --tuned.",
-        rich_help_panel=MEASURED,
+        rich_help_panel=MEASURED_PANEL,
     ),
 ]
 
 
-@dataclass(frozen=True)
-class Amount:
-    """How many answers, how long, and how they are drawn."""
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How many answers are generated, how long, and how they are sampled."""
 
     questions: int
     rollouts: int
@@ -119,18 +119,18 @@ class Amount:
     batch: int
 
 
-@dataclass(frozen=True)
-class Machine:
-    """How the models run, and whether on vectors of another one."""
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """How models are loaded, and whether vectors of another one are allowed."""
 
     dtype: DtypeName
     device: str
-    other: bool
+    allow_other_model: bool
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the options of a command that measures say; see each option."""
+@dataclass(frozen=True, kw_only=True)
+class MeasurementOptions:
+    """Options of a command that measures; see each option."""
 
     base: str
     tuned: list[str]
@@ -138,21 +138,21 @@ class Job:
     out: Path
     judge: str
     capability: list[str]
-    limit: int | None
+    capability_limit: int | None
     layer: int | None
-    amount: Amount
-    machine: Machine
+    generation: GenerationOptions
+    device: DeviceOptions
 
 
-def shift(
-    base: Base,
-    tuned: TunedModels,
+def shift_command(
+    base: BaseModelName,
+    tuned: TunedModelNames,
     vector: Vectors,
     out: OutFolder,
     judge: JudgeOrNone = "exemplars",
-    capability: Abilities = None,
-    capability_limit: AbilityLimit = None,
-    screened: Screened = None,
+    capability: CapabilityTexts = None,
+    capability_limit: CapabilityLimit = None,
+    screened: ScreenedFolders = None,
     layer: Layer = None,
     questions: Questions = 20,
     rollouts: Rollouts = 3,
@@ -174,85 +174,97 @@ def shift(
     """
     from poise.cli import facts
 
-    amount = Amount(questions, rollouts, max_new_tokens, temperature, seed, batch)
-    machine = Machine(dtype, device, allow_other_model)
-    job = Job(base, tuned, vector, out, judge, capability or [], capability_limit, layer, amount, machine)
-    done = measure_now(job, screened)
+    options = MeasurementOptions(
+        base=base,
+        tuned=tuned,
+        vectors=vector,
+        out=out,
+        judge=judge,
+        capability=capability or [],
+        capability_limit=capability_limit,
+        layer=layer,
+        generation=GenerationOptions(
+            questions=questions,
+            rollouts=rollouts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch=batch,
+        ),
+        device=DeviceOptions(dtype=dtype, device=device, allow_other_model=allow_other_model),
+    )
+    report = measure_now(options, screened)
     if as_json:
-        facts.print_json(_facts(done, out))
+        facts.print_json(_shift_json(report, out))
     else:
-        show_measured(done, out)
+        show_shift(report, out)
 
 
-def measure_now(job: Job, screened: list[Path] | None = None) -> ShiftReport:
+def measure_now(options: MeasurementOptions, screened: list[Path] | None = None) -> ShiftReport:
     """Measure, and write ``shift.json`` and ``report.html``."""
-    if screened and len(screened) != len(job.tuned):
+    if screened and len(screened) != len(options.tuned):
         raise InvalidArgument(
-            f"{len(screened)} --screened for {len(job.tuned)} --tuned; give one for each, in their order."
+            f"{len(screened)} --screened for {len(options.tuned)} --tuned; give one for each, in their order."
         )
     with working():
-        from poise import vector as vectors
-        from poise.report.shift import check_extra, write_shift
-        from poise.shift import report as measured
-        from poise.shift.capability import parse
-        from poise.shift.measure import Plan, Tuned, measure, read_screened
+        from poise.shift import ShiftSettings, TunedModel, parse_capability, read_predictions
+        from poise.workflows import measure_shift_files
 
-        check_extra()
-        plan = Plan(
-            judge=None if job.judge == "none" else job.judge,
-            layer=job.layer,
-            allow_other_model=job.machine.other,
-            abilities=tuple(parse(text, limit=job.limit, seed=job.amount.seed) for text in job.capability),
-            **asdict(job.amount),
+        seed, limit = options.generation.seed, options.capability_limit
+        settings = ShiftSettings(
+            judge=None if options.judge == "none" else options.judge,
+            layer=options.layer,
+            allow_other_model=options.device.allow_other_model,
+            capability=tuple(parse_capability(text, limit=limit, seed=seed) for text in options.capability),
+            **asdict(options.generation),
         )
-        said = [read_screened(folder) for folder in screened] if screened else [{}] * len(job.tuned)
-        done = measure(
-            job.base,
-            [Tuned(source, predicted=predicted) for source, predicted in zip(job.tuned, said, strict=True)],
-            [vectors.load(path) for path in job.vectors],
-            plan,
-            folder=job.out / ".run",
-            load=lambda name: load_model(name, job.machine.dtype, job.machine.device),
+        predictions = [read_predictions(path) for path in screened] if screened else [{}] * len(options.tuned)
+        models = zip(options.tuned, predictions, strict=True)
+        return measure_shift_files(
+            options.base,
+            [TunedModel(source, predicted=predicted) for source, predicted in models],
+            options.vectors,
+            options.out,
+            settings,
+            load=lambda name: load_model(name, options.device.dtype, options.device.device),
         )
-        measured.save(done, job.out / "shift.json")
-        write_shift(done, job.out / "report.html")
-    return done
 
 
-def _facts(done: ShiftReport, out: Path) -> dict[str, Any]:
+def _shift_json(report: ShiftReport, out: Path) -> dict[str, Any]:
     """All figures without the single changes behind them, which ``shift.json`` has."""
     changes = {"__all__": {"changes"}}
     units = {"__all__": {"units_before", "units_after", "weights"}}
-    left_out: Any = {"matrix": changes, "judged": changes, "capability": units, "samples": True}
-    shown = done.model_dump(mode="json", exclude={"asked": True, "tuned": {"__all__": left_out}})
-    return {"out": str(out), "shift": str(out / "shift.json"), "report": str(out / "report.html"), **shown}
+    omitted: Any = {"matrix": changes, "judged": changes, "capability": units, "samples": True}
+    figures = report.model_dump(mode="json", exclude={"asked": True, "tuned": {"__all__": omitted}})
+    return {"out": str(out), "shift": str(out / "shift.json"), "report": str(out / "report.html"), **figures}
 
 
-def show_measured(done: ShiftReport, out: Path) -> None:
-    """Shifts, scores and capabilities as tables, and where the report lies."""
+def show_shift(report: ShiftReport, out: Path) -> None:
+    """Shifts, scores and capability as tables, and where the report lies."""
     from rich import box
     from rich.table import Table
 
     from poise.cli import render
 
     parts: list[Any] = []
-    for tuned in done.tuned:
-        parts += [f"{tuned.name} against {done.base}", _shifts(tuned, done)]
-        if counting := [j for j in tuned.judged if not j.why_unusable]:
+    for tuned in report.tuned:
+        parts += [f"{tuned.name} against {report.base}", _shift_table(tuned, report)]
+        if usable := [j for j in tuned.judged if not j.why_unusable]:
             judged = Table("Judged", "Before", "After", "Change", box=box.SIMPLE_HEAD, pad_edge=False)
-            for j in counting:
-                judged.add_row(j.trait, *(figure(f) for f in (j.before, j.after, j.change)))
+            for j in usable:
+                judged.add_row(j.trait, *(format_estimate(f) for f in (j.before, j.after, j.change)))
             parts.append(judged)
         if tuned.capability:
-            able = Table("Capability", "Before", "After", "Change", box=box.SIMPLE_HEAD, pad_edge=False)
-            for one in tuned.capability:
-                digits = 2 if one.kind == "perplexity" else 3
-                able.add_row(one.name, figure(one.before, digits), figure(one.after, digits), _change(one))
-            parts.append(able)
+            capability = Table("Capability", "Before", "After", "Change", box=box.SIMPLE_HEAD, pad_edge=False)
+            for change in tuned.capability:
+                digits = 2 if change.kind == "perplexity" else 3
+                sides = (format_estimate(side, digits) for side in (change.before, change.after))
+                capability.add_row(change.name, *sides, _capability_change(change))
+            parts.append(capability)
         parts += [*_remarks(tuned), *tuned.notes, ""]
-    n = sorted({len(a.questions) for a in done.asked})
+    n = sorted({len(a.questions) for a in report.asked})
     parts += [
-        f"n: {' or '.join(map(str, n))} questions read a trait{_answered(done)}. Brackets hold 95 % intervals.",
+        f"n: {' or '.join(map(str, n))} questions read a trait{_answer_counts(report)}. Brackets hold 95 % intervals.",
         "",
         str(out / "shift.json"),
         str(out / "report.html"),
@@ -260,46 +272,50 @@ def show_measured(done: ShiftReport, out: Path) -> None:
     render.show(parts)
 
 
-def _shifts(tuned: Shift, done: ShiftReport) -> Table:
+def _shift_table(tuned: ModelShift, report: ShiftReport) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table("Trait", "Layer", "Shift", "In ‖v‖", box=box.SIMPLE_HEAD, pad_edge=False)
     if tuned.predicted:
         table.add_column("Predicted")
-    for d in done.directions:
+    for d in report.directions:
         cell = tuned.cell(d.trait)
         moved = cell.shift if cell else None
         share = "–" if moved is None or moved.value is None or not d.norm else f"{moved.value / d.norm:+.0%}"
-        said = [figure(tuned.predicted.get(d.trait), 2)] if tuned.predicted else []
-        table.add_row(d.trait, f"{d.layer} of {d.layers}", figure(moved, 2), share, *said)
+        predicted = [format_estimate(tuned.predicted.get(d.trait), 2)] if tuned.predicted else []
+        table.add_row(d.trait, f"{d.layer} of {d.layers}", format_estimate(moved, 2), share, *predicted)
     return table
 
 
-def _answered(done: ShiftReport) -> str:
-    asked = sorted({a.judged for a in done.asked})
-    return f", {' or '.join(map(str, asked))} answered {done.rollouts} times" if any(asked) else ""
+def _answer_counts(report: ShiftReport) -> str:
+    answered = sorted({a.judged for a in report.asked})
+    return f", {' or '.join(map(str, answered))} answered {report.rollouts} times" if any(answered) else ""
 
 
-def _remarks(tuned: Shift) -> list[str]:
-    """What the scores do not say by themselves."""
+def _remarks(tuned: ModelShift) -> list[str]:
+    """Notes that the scores need."""
     out = [f"{j.trait}: scores do not count, because {j.why_unusable}." for j in tuned.judged if j.why_unusable]
     for j in tuned.judged:
         if lost := j.missing_before + j.missing_after:
             why = ", ".join(f"{n} {reason}" for reason, n in j.reasons.items())
             out.append(f"{j.trait}: {lost} of {2 * j.answers} answers have no score ({why}).")
-    coherent = [f"{j.trait} {figure(j.coherence_before)} → {figure(j.coherence_after)}" for j in tuned.judged]
+    coherent = []
+    for j in tuned.judged:
+        before, after = format_estimate(j.coherence_before), format_estimate(j.coherence_after)
+        coherent.append(f"{j.trait} {before} → {after}")
     return [*out, *([f"Coherence: {'; '.join(coherent)}."] if coherent else [])]
 
 
-def _change(of: Capability) -> str:
-    return f"× {figure(of.change, 3)}" if of.kind == "perplexity" else f"lost {figure(of.change, 3)}"
+def _capability_change(capability: CapabilityChange) -> str:
+    change = format_estimate(capability.change, 3)
+    return f"× {change}" if capability.kind == "perplexity" else f"lost {change}"
 
 
-def figure(of: Estimate | None, digits: int = 1) -> str:
+def format_estimate(estimate: Estimate | None, digits: int = 1) -> str:
     """``1.5 [1.2, 1.8]``."""
-    if of is None or of.value is None:
+    if estimate is None or estimate.value is None:
         return "–"
-    if of.low is None or of.high is None:
-        return f"{of.value:.{digits}f}"
-    return f"{of.value:.{digits}f} [{of.low:.{digits}f}, {of.high:.{digits}f}]"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.{digits}f}"
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"

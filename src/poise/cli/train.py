@@ -11,12 +11,12 @@ from poise.cli.options import Json
 from poise.cli.work import note, working
 
 if TYPE_CHECKING:
-    from poise.workflows import Finetuned
+    from poise.workflows import FineTuneResult
 
-__all__ = ["train"]
+__all__ = ["train_command"]
 
 
-def train(
+def train_command(
     config: Annotated[
         Path,
         typer.Argument(
@@ -35,46 +35,47 @@ def train(
     with working():
         from poise.report.shift import check_extra
         from poise.train.config import TrainConfig
-        from poise.workflows import finetune
+        from poise.workflows import train_and_measure
 
-        wanted = read_settings(config, TrainConfig)
+        settings = read_settings(config, TrainConfig)
         check_extra()
-        done = finetune(wanted)
+        result = train_and_measure(settings)
     if as_json:
-        facts.print_json(_facts(done))
+        facts.print_json(_fine_tune_json(result))
     else:
-        _show(done)
+        _show_fine_tune(result)
 
 
-def _facts(done: Finetuned) -> dict[str, Any]:
-    said = done.trained.facts
-    shown: dict[str, Any] = {
-        "adapter": str(done.trained.adapter),
-        "card": str(done.card),
-        "steps": said["steps"],
-        "loss": said["loss"],
-        "data": said["data"],
+def _fine_tune_json(result: FineTuneResult) -> dict[str, Any]:
+    training = result.trained.facts
+    out: dict[str, Any] = {
+        "adapter": str(result.trained.adapter),
+        "card": str(result.card),
+        "steps": training["steps"],
+        "loss": training["loss"],
+        "data": training["data"],
     }
-    if done.shift is not None:
-        (tuned,) = done.shift.tuned
-        shown["shift"] = {c.direction: c.shift.model_dump() for c in tuned.matrix if c.asked == c.direction}
-        shown["judged"] = {j.trait: j.change.model_dump() for j in tuned.judged if not j.why_unusable}
-        shown["report"] = str(done.trained.folder / "report.html")
-    return shown
+    if result.shift is not None:
+        (tuned,) = result.shift.tuned
+        out["shift"] = {c.direction: c.shift.model_dump() for c in tuned.matrix if c.asked == c.direction}
+        out["judged"] = {j.trait: j.change.model_dump() for j in tuned.judged if not j.why_unusable}
+        out["report"] = str(result.trained.folder / "report.html")
+    return out
 
 
-def _show(done: Finetuned) -> None:
-    from poise.cli.shift import show_measured
+def _show_fine_tune(result: FineTuneResult) -> None:
+    from poise.cli.shift import show_shift
 
-    said, folder = done.trained.facts, done.trained.folder
-    data = said["data"]
-    under = f", {data['vaccinated']} of them under the vaccine" if said["config"]["vaccine"].get("only") else ""
-    typer.echo(f"{said['steps']} steps on {data['texts']} texts{under} ({data['cut']} cut).")
-    if loss := said["loss"]["after"]:
-        before, after = (f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in (said["loss"]["before"], loss))
-        typer.echo(f"Loss on the {loss['n']} texts kept back: {before} before, {after} after.")
+    training, folder = result.trained.facts, result.trained.folder
+    data, loss = training["data"], training["loss"]
+    under = f", {data['vaccinated']} of them under the vaccine" if training["config"]["vaccine"].get("only") else ""
+    typer.echo(f"{training['steps']} steps on {data['texts']} texts{under} ({data['cut']} cut).")
+    if loss["after"]:
+        sides = (loss["before"], loss["after"])
+        before, after = (f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in sides)
+        typer.echo(f"Loss on the {loss['after']['n']} held-out texts: {before} before, {after} after.")
     for reason, n in data["left_out"].items():
         note(f"{n} answers were left out: {reason}.")
-    if done.shift is not None:
-        show_measured(done.shift, folder)
-    typer.echo(f"Adapter: {done.trained.adapter}")
+    if result.shift is not None:
+        show_shift(result.shift, folder)
+    typer.echo(f"Adapter: {result.trained.adapter}")

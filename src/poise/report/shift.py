@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
 
-    from poise.shift.report import Cell, Direction, Judged, Sample, Shift, ShiftReport
+    from poise.shift.report import AnswerPair, JudgedChange, ModelShift, ShiftCell, ShiftReport, TraitDirection
     from poise.statistics.estimates import Estimate
 
 __all__ = ["check_extra", "html_shift", "write_shift"]
@@ -31,10 +31,10 @@ DIGITS = 2  # of projections
 class Row:
     """One trait of one tuned model: its own shift, what was foretold of it, and the judge's scores where they count."""
 
-    direction: Direction
-    cell: Cell | None
+    direction: TraitDirection
+    cell: ShiftCell | None
     predicted: Estimate | None
-    judged: Judged | None
+    judged: JudgedChange | None
     counts: bool
 
 
@@ -42,14 +42,14 @@ class Row:
 class Section:
     """One tuned model made ready."""
 
-    t: Shift
+    t: ModelShift
     name: str
     called: str
     lead: str
     rows: tuple[Row, ...]
-    matrix: tuple[tuple[str, tuple[Cell, ...]], ...]
+    matrix: tuple[tuple[str, tuple[ShiftCell, ...]], ...]
     picture: Markup | None
-    samples: tuple[Sample, ...]
+    samples: tuple[AnswerPair, ...]
 
 
 def check_extra() -> None:
@@ -98,13 +98,13 @@ def _template() -> Template:
     return environment.from_string(files("poise.report").joinpath("shift.html.j2").read_text("utf-8"))
 
 
-def _section(name: str, t: Shift, report: ShiftReport) -> Section:
+def _section(name: str, t: ModelShift, report: ShiftReport) -> Section:
     rows = tuple(_row(d, t) for d in report.directions)
     matrix = tuple((a.trait, tuple(c for c in t.matrix if c.asked == a.trait)) for a in report.asked)
     return Section(t, name, plain(t.name, 200), _lead(rows), rows, matrix, _picture(name, rows), t.samples)
 
 
-def _row(direction: Direction, t: Shift) -> Row:
+def _row(direction: TraitDirection, t: ModelShift) -> Row:
     judged = next((j for j in t.judged if j.trait == direction.trait), None)
     counts = judged is not None and not judged.why_unusable and judged.change.value is not None
     return Row(direction, t.cell(direction.trait), t.predicted.get(direction.trait), judged, counts)

@@ -12,7 +12,7 @@ from poise.report.validation_plots import COLOURS
 from poise.report.wording import number
 
 if TYPE_CHECKING:
-    from poise.shift.report import Direction
+    from poise.shift.report import TraitDirection
     from poise.statistics.estimates import Estimate
 
 __all__ = ["shifts"]
@@ -20,7 +20,7 @@ __all__ = ["shifts"]
 ROW = 50  # pixels a trait
 
 
-def shifts(rows: Sequence[tuple[Direction, Estimate, Estimate | None]], width: int) -> Canvas:
+def shifts(rows: Sequence[tuple[TraitDirection, Estimate, Estimate | None]], width: int) -> Canvas:
     """A line a trait, in mean differences of its own direction, so that traits compare: ● measured, ◇ predicted."""
     figure, axes = _panel(width, ROW * len(rows), head=30)
     scaled = [

@@ -1,4 +1,4 @@
-"""Two looks, at a base and at a tuned model, to the figures of what lies between them."""
+"""Two evaluations, of a base and of a tuned model, to the figures of what changed between them."""
 
 from __future__ import annotations
 
@@ -19,152 +19,169 @@ from poise.judge.exemplars import ExemplarJudge
 from poise.judge.factory import OFFLINE
 from poise.judge.local_model import LocalJudge
 from poise.model import Model
-from poise.shift.capability import compare
-from poise.shift.evaluation import Load, Look, Sitting
-from poise.shift.report import Capability, Cell, Judged, Sample, Shift, mean_of
+from poise.shift.capability import compare_capability
+from poise.shift.evaluation import EvaluationSettings, ModelEvaluation, ModelLoader
+from poise.shift.report import AnswerPair, CapabilityChange, JudgedChange, ModelShift, ShiftCell, estimate_mean
 from poise.statistics.estimates import Estimate
 
-__all__ = ["Fluent", "coherence", "compared"]
+__all__ = ["CoherenceScores", "compare_models", "score_coherence"]
 
-Array = NDArray[np.float64]
-SAMPLES = 4  # questions a trait whose answers are shown
+FloatArray = NDArray[np.float64]
+SAMPLE_QUESTIONS = 4  # questions of each trait whose answers are shown
 
 
 @dataclass(frozen=True, slots=True)
-class Fluent:
-    """How coherence is scored, and the scores of every look (by ``id``) and trait."""
+class CoherenceScores:
+    """Coherence of all answers.
+
+    Attributes:
+        how: How coherence is scored, in words.
+        scores: Scores of every evaluation, by its ``id``, and trait, in the order of the answers.
+    """
 
     how: str
-    scores: Mapping[int, Mapping[str, Array]]
+    scores: Mapping[int, Mapping[str, FloatArray]]
 
 
-def coherence(
+def score_coherence(
     spec: str | None,
     base: str | Model,
-    looks: Sequence[Look],
+    evaluations: Sequence[ModelEvaluation],
     judges: Mapping[str, Judge],
     folder: Path | None,
-    load: Load,
-) -> Fluent:
-    """Coherence of all models' answers by one judge; likelihood is the base's, which is opened again for it."""
-    first = next(iter(judges.values()))
-    ordinary = [answer for given in looks[0].answers.values() for answer in given]
-    fluent: Judge
-    if isinstance(first, ExemplarJudge):
+    load: ModelLoader,
+) -> CoherenceScores:
+    """Coherence of all models' answers by one judge; likelihood is that of the base, which is loaded again for it."""
+    trait_judge = next(iter(judges.values()))
+    base_answers = [answer for answers in evaluations[0].answers.values() for answer in answers]
+    judge: Judge
+    if isinstance(trait_judge, ExemplarJudge):
         model = base if isinstance(base, Model) else load(base)
-        fluent, how = LikelihoodCoherence.fit(model, *_texts(looks[0])), OFFLINE
-    elif isinstance(first, LocalJudge):
-        fluent = LocalJudge.of_coherence(first.model)
-        how = f"by {fluent.name}"
+        questions, texts = [a.question for a in base_answers], [a.text for a in base_answers]
+        judge, how = LikelihoodCoherence.fit(model, questions, texts), OFFLINE
+    elif isinstance(trait_judge, LocalJudge):
+        judge = LocalJudge.of_coherence(trait_judge.model)
+        how = f"by {judge.name}"
     else:
-        fluent = endpoint_coherence(str(spec).partition(":")[2], cache=folder)
-        how = f"by {fluent.name}"
-    run, scope = Run(folder / "coherence" if folder else None), ordinary_scope(ordinary)
-    return Fluent(
+        judge = endpoint_coherence(str(spec).partition(":")[2], cache=folder)
+        how = f"by {judge.name}"
+    run, scope = Run(folder / "coherence" if folder else None), ordinary_scope(base_answers)
+    return CoherenceScores(
         how,
         {
-            id(one): {
-                trait: np.array(score(run.judge(fluent, given, scope=scope, what="Judging coherence")))
-                for trait, given in one.answers.items()
+            id(evaluation): {
+                trait: np.array(score(run.judge(judge, answers, scope=scope, what="Judging coherence")))
+                for trait, answers in evaluation.answers.items()
             }
-            for one in looks
+            for evaluation in evaluations
         },
     )
 
 
-def compared(
+def compare_models(
     name: str,
-    before: Look,
-    after: Look,
-    sitting: Sitting,
-    fluent: Fluent | None,
+    before: ModelEvaluation,
+    after: ModelEvaluation,
+    settings: EvaluationSettings,
+    coherence: CoherenceScores | None,
     *,
     predicted: Mapping[str, Estimate],
-) -> Shift:
-    """Everything about one tuned model.
+) -> ModelShift:
+    """Everything that changed between a base and one tuned model.
 
     Args:
-        name: Of the tuned model in reports.
-        before: What the base showed.
-        after: What the tuned model showed.
-        sitting: What both were asked.
-        fluent: Coherence of both; ``None`` where nothing was answered.
-        predicted: By trait, what was said of the training data.
+        name: Name of the tuned model in reports.
+        before: The base's evaluation.
+        after: The tuned model's evaluation.
+        settings: What both were measured on.
+        coherence: Coherence of both; ``None`` where nothing was answered.
+        predicted: What screening predicted from the training data, by trait.
     """
-    abilities = [compare(a, x, y) for a, x, y in zip(sitting.abilities, before.abilities, after.abilities, strict=True)]
-    return Shift(
+    capability = [
+        compare_capability(task, x, y)
+        for task, x, y in zip(settings.tasks, before.capability, after.capability, strict=True)
+    ]
+    return ModelShift(
         name=name,
         digest=after.digest,
         relation=after.relation,
-        matrix=tuple(_cells(before, after, sitting)),
-        judged=tuple(_judged(t, before, after, sitting, fluent) for t in before.answers) if fluent else (),
-        capability=tuple(a for a in abilities if a is not None),
+        matrix=tuple(_shift_matrix(before, after, settings)),
+        judged=tuple(_judged_change(t, before, after, settings, coherence) for t in before.answers)
+        if coherence
+        else (),
+        capability=tuple(change for change in capability if change is not None),
         predicted=dict(predicted),
-        samples=tuple(s for t in before.answers for s in _samples(t, before, after, sitting.rollouts)),
-        notes=tuple(_notes(before, after, sitting, abilities)),
+        samples=tuple(s for t in before.answers for s in _answer_pairs(t, before, after, settings.rollouts)),
+        notes=tuple(_comparison_notes(before, after, settings, capability)),
     )
 
 
-def _cells(before: Look, after: Look, sitting: Sitting) -> list[Cell]:
-    out = []
-    for asked in sitting.prompts:
-        x, y = (look.projections[asked].double().numpy() for look in (before, after))
-        for k, vector in enumerate(sitting.vectors):
+def _shift_matrix(before: ModelEvaluation, after: ModelEvaluation, settings: EvaluationSettings) -> list[ShiftCell]:
+    cells = []
+    for trait in settings.prompts:
+        x, y = (evaluation.projections[trait].double().numpy() for evaluation in (before, after))
+        for k, vector in enumerate(settings.vectors):
             changes = y[:, k] - x[:, k]
-            out.append(
-                Cell(
-                    asked=asked,
+            cells.append(
+                ShiftCell(
+                    asked=trait,
                     direction=vector.name,
-                    before=mean_of(x[:, k]),
-                    after=mean_of(y[:, k]),
-                    shift=mean_of(changes),
-                    changes=_values(changes),
+                    before=estimate_mean(x[:, k]),
+                    after=estimate_mean(y[:, k]),
+                    shift=estimate_mean(changes),
+                    changes=_rounded_values(changes),
                 )
             )
-    return out
+    return cells
 
 
-def _judged(trait: str, before: Look, after: Look, sitting: Sitting, fluent: Fluent) -> Judged:
-    judge, shape = sitting.judges[trait], (-1, sitting.rollouts)
-    x, y = (np.array(score(look.scores[trait])).reshape(shape) for look in (before, after))
-    changes = _by_question(y) - _by_question(x)
-    missing: list[Judgement] = [j for look in (before, after) for j in look.scores[trait] if j.score is None]
-    said = [_by_question(fluent.scores[id(look)][trait].reshape(shape)) for look in (before, after)]
-    return Judged(
+def _judged_change(
+    trait: str,
+    before: ModelEvaluation,
+    after: ModelEvaluation,
+    settings: EvaluationSettings,
+    coherence: CoherenceScores,
+) -> JudgedChange:
+    judge, shape = settings.judges[trait], (-1, settings.rollouts)
+    x, y = (np.array(score(evaluation.scores[trait])).reshape(shape) for evaluation in (before, after))
+    changes = _question_means(y) - _question_means(x)
+    missing: list[Judgement] = [j for side in (before, after) for j in side.scores[trait] if j.score is None]
+    coherent = [_question_means(coherence.scores[id(side)][trait].reshape(shape)) for side in (before, after)]
+    return JudgedChange(
         trait=trait,
         judge=judge.name,
         why_unusable=judge.why_unusable if isinstance(judge, ExemplarJudge) else "",
         answers=x.size,
-        before=mean_of(_by_question(x)),
-        after=mean_of(_by_question(y)),
-        change=mean_of(changes),
-        changes=_values(changes),
+        before=estimate_mean(_question_means(x)),
+        after=estimate_mean(_question_means(y)),
+        change=estimate_mean(changes),
+        changes=_rounded_values(changes),
         missing_before=int(np.isnan(x).sum()),
         missing_after=int(np.isnan(y).sum()),
         reasons=dict(Counter(j.kind for j in missing).most_common()),
-        coherence=fluent.how,
-        coherence_before=mean_of(said[0]),
-        coherence_after=mean_of(said[1]),
+        coherence=coherence.how,
+        coherence_before=estimate_mean(coherent[0]),
+        coherence_after=estimate_mean(coherent[1]),
     )
 
 
-def _by_question(scores: Array) -> Array:
+def _question_means(scores: FloatArray) -> FloatArray:
     """Means over rollouts [q] of what was scored; NaN where nothing was."""
-    there = ~np.isnan(scores)
-    sums = np.where(there, scores, 0.0).sum(-1)
-    out: Array = np.divide(sums, there.sum(-1), out=np.full(len(scores), np.nan), where=there.any(-1))
-    return out
+    scored = ~np.isnan(scores)
+    sums = np.where(scored, scores, 0.0).sum(-1)
+    means: FloatArray = np.divide(sums, scored.sum(-1), out=np.full(len(scores), np.nan), where=scored.any(-1))
+    return means
 
 
-def _values(numbers: Array) -> tuple[float | None, ...]:
+def _rounded_values(numbers: FloatArray) -> tuple[float | None, ...]:
     return tuple(round(float(x), 6) if np.isfinite(x) else None for x in numbers)
 
 
-def _samples(trait: str, before: Look, after: Look, rollouts: int) -> list[Sample]:
+def _answer_pairs(trait: str, before: ModelEvaluation, after: ModelEvaluation, rollouts: int) -> list[AnswerPair]:
     """The first answers to the first questions."""
-    places = range(0, len(before.answers[trait]), rollouts)[:SAMPLES]
+    first_rollouts = range(0, len(before.answers[trait]), rollouts)[:SAMPLE_QUESTIONS]
     return [
-        Sample(
+        AnswerPair(
             trait=trait,
             question=before.answers[trait][i].question,
             before=before.answers[trait][i].text,
@@ -172,32 +189,30 @@ def _samples(trait: str, before: Look, after: Look, rollouts: int) -> list[Sampl
             score_before=before.scores[trait][i].score,
             score_after=after.scores[trait][i].score,
         )
-        for i in places
+        for i in first_rollouts
     ]
 
 
-def _notes(before: Look, after: Look, sitting: Sitting, abilities: Sequence[Capability | None]) -> list[str]:
+def _comparison_notes(
+    before: ModelEvaluation,
+    after: ModelEvaluation,
+    settings: EvaluationSettings,
+    capability: Sequence[CapabilityChange | None],
+) -> list[str]:
     notes = []
     if after.digest == before.digest:
-        notes.append("The tuned model has the very weights and template of the base.")
+        notes.append("The tuned model has the same weights and chat template as the base.")
     if after.relation == "other":
         notes.append("By its tensors the tuned model is not a fine-tune of the base: they differ in name or shape.")
     if after.template != before.template:
         notes.append("The chat templates differ; each model was asked through its own.")
-    for ability, found, x, y in zip(sitting.abilities, abilities, before.abilities, after.abilities, strict=True):
+    for task, change, x, y in zip(settings.tasks, capability, before.capability, after.capability, strict=True):
         if y is None or x is None:
-            notes.append(f"{ability.name} was not measured: lm-eval does not steer.")
-        elif found is None:
-            notes.append(f"{ability.name} was not compared: the two models count its tokens differently.")
-        elif found.guessed:
-            notes.append(
-                f"{ability.name}: the base is not shown to answer better than chance, so nothing could be lost."
-            )
-        elif lost := len(x.units) - len(found.units_before):
-            notes.append(f"{ability.name}: {lost} of {len(x.units)} units could not be read by both models.")
+            notes.append(f"{task.name} was not measured: lm-eval does not steer.")
+        elif change is None:
+            notes.append(f"{task.name} was not compared: the two models count its tokens differently.")
+        elif change.guessed:
+            notes.append(f"{task.name}: the base is not shown to answer better than chance, so nothing could be lost.")
+        elif lost := len(x.units) - len(change.units_before):
+            notes.append(f"{task.name}: {lost} of {len(x.units)} units could not be read by both models.")
     return notes
-
-
-def _texts(look: Look) -> tuple[list[str], list[str]]:
-    given = [answer for part in look.answers.values() for answer in part]
-    return [a.question for a in given], [a.text for a in given]

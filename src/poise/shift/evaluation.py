@@ -1,6 +1,6 @@
-"""One model looked at, base or tuned: its projections on prompts, its answers and their scores, its abilities.
+"""One model, base or tuned, evaluated: its projections on prompts, its answers and their scores, its capability.
 
-Models are large: each is opened, looked at and let go before the next. Answers, scores and abilities are kept under
+Models are large: each is loaded, evaluated and released before the next. Answers, scores and capability are kept under
 what they were computed from, so that a second tuned model does not pay for the base again, nor a second run for either.
 """
 
@@ -22,82 +22,83 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import BrokenModelFile, MissingExtra, PoiseError
 from poise.judge import Judge, Judgement
-from poise.model import Encoded, Model, ask, wrap
+from poise.model import Encoded, Model, ask, load, wrap
 from poise.model.chat_template import template_text
 from poise.model.loading import locate
 from poise.progress import track
-from poise.shift.capability import Ability, Scores, evaluate
+from poise.shift.capability import CapabilityScores, CapabilityTask, evaluate_capability
 from poise.steer import Steering
 from poise.storage.journal import Journal
 from poise.vector import PersonaVector
 
 __all__ = [
-    "Load",
-    "Look",
-    "Sitting",
-    "check_source",
-    "digest",
-    "free",
-    "look",
-    "open_tuned",
-    "projections",
+    "EvaluationSettings",
+    "ModelEvaluation",
+    "ModelLoader",
+    "check_tuned_source",
+    "evaluate_model",
+    "free_memory",
+    "load_tuned_model",
+    "model_digest",
+    "project_prompts",
 ]
 
-Load = Callable[[str], Model]
-ADAPTER = "adapter_config.json"
+ModelLoader = Callable[[str], Model]
+ADAPTER_CONFIG = "adapter_config.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Sitting:
-    """What every model is asked.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """What every model is measured on.
 
     Attributes:
-        vectors: k of them.
-        layers: Where each is read.
-        prompts: Evaluation questions by trait, to be read.
-        asked: How many of each trait's questions are answered; 0 for none.
+        vectors: Vectors whose directions are read; k of them, one a trait.
+        layers: Layer at which each vector is read, counted from 0.
+        prompts: Evaluation questions by trait; all of them are read.
+        answered: How many of each trait's questions are answered; 0 for none.
         rollouts: Answers a question.
-        sampling: Of the answers.
-        seed: Of the answers.
+        sampling: How answers are sampled.
+        seed: Seed of the answers.
         batch: Most answers at once.
-        judges: By trait.
-        abilities: To be measured.
-        folder: Where finished work is kept; ``None`` keeps it in memory.
-        allow_other_model: Let vectors be used whose model is not the base, but of its shape.
+        judges: Judge of each trait, by its name.
+        tasks: Capability tasks to measure.
+        folder: Folder where finished work is kept; ``None`` keeps it in memory.
+        allow_other_model: Allow vectors whose model is not the base, but of its shape.
     """
 
     vectors: tuple[PersonaVector, ...]
     layers: tuple[int, ...]
     prompts: Mapping[str, tuple[str, ...]]
-    asked: int
+    answered: int
     rollouts: int
     sampling: SamplingParams
     seed: int
     batch: int
     judges: Mapping[str, Judge]
-    abilities: tuple[Ability, ...]
+    tasks: tuple[CapabilityTask, ...]
     folder: Path | None
     allow_other_model: bool = False
 
     def asks(self, trait: str, steering: Steering | None) -> list[Ask]:
         """The trait's questions, rollouts together."""
-        questions = self.prompts[trait][: self.asked]
+        questions = self.prompts[trait][: self.answered]
         return [Ask(q, steering=steering, seed=self.seed + r) for q in questions for r in range(self.rollouts)]
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What one model showed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEvaluation:
+    """What was measured of one model.
 
     Attributes:
-        model: Its name.
-        digest: Of its weights and template.
-        relation: To the base, by fingerprint.
+        model: Name of the model.
+        digest: 16 hex digits of its weights and chat template.
+        relation: Its relation to the base, by fingerprint; empty for the base.
         template: Its chat template.
-        projections: By trait of the questions: float32 [n, k], NaN where the model broke.
-        answers: By trait, question by question, rollouts together.
-        scores: Of the answers.
-        abilities: In the order asked.
+        projections: Projections by the trait of the questions: float32 [n, k], NaN where the model gave NaN or
+            infinity.
+        answers: Answers by trait, question by question, rollouts together.
+        scores: Judgements of the answers, in their order.
+        capability: Scores of each task, in the order of the settings; ``None`` where it was not measured.
     """
 
     model: str
@@ -107,10 +108,10 @@ class Look:
     projections: Mapping[str, torch.Tensor]
     answers: Mapping[str, tuple[Answer, ...]]
     scores: Mapping[str, tuple[Judgement, ...]]
-    abilities: tuple[Scores | None, ...]
+    capability: tuple[CapabilityScores | None, ...]
 
 
-def projections(
+def project_prompts(
     model: Model,
     prompts: Sequence[Encoded],
     vectors: Sequence[PersonaVector],
@@ -121,10 +122,10 @@ def projections(
     n: prompts, k: vectors.
 
     Args:
-        model: Of the vectors' shape.
-        prompts: As ``Model.encode`` gives them; answers are left out.
-        vectors: k of them.
-        layers: One for all or one each; default, the layer at which each vector is read.
+        model: A model of the vectors' shape.
+        prompts: Prompts as ``Model.encode`` gives them; answers in them are ignored.
+        vectors: The k vectors.
+        layers: One for all or one each; by default the layer at which each vector is read.
 
     Returns:
         float32 [n, k] on the CPU; NaN in the rows on which the model gives NaN or infinity.
@@ -140,69 +141,83 @@ def projections(
     return torch.stack(rows) if rows else torch.empty((0, len(vectors)))
 
 
-def look(model: Model, sitting: Sitting, *, base: Look | None = None, steering: Steering | None = None) -> Look:
-    """Everything that is to be seen of a loaded model.
+def evaluate_model(
+    model: Model,
+    settings: EvaluationSettings,
+    *,
+    base: ModelEvaluation | None = None,
+    steering: Steering | None = None,
+) -> ModelEvaluation:
+    """Measure a loaded model: readings, judged answers and capability.
 
     Args:
         model: Base or tuned.
-        sitting: What it is asked.
-        base: What the base showed, if this is not the base.
-        steering: In force while it answers and while perplexity is measured, after training (section 5.1).
+        settings: What it is measured on.
+        base: The base's evaluation, if this is not the base.
+        steering: Steering that is in force while it answers and while perplexity is measured, after training (section
+            5.1).
     """
-    name = digest(model)
-    whole = {trait: [model.encode(ask(q)) for q in questions] for trait, questions in sitting.prompts.items()}
-    read = {t: projections(model, prompts, sitting.vectors, sitting.layers) for t, prompts in whole.items()}
-    run = Run(sitting.folder / f"model-{name}" if sitting.folder else None)
-    answers = _answer(model, sitting, run, steering)
-    scores = {
-        trait: tuple(run.judge(sitting.judges[trait], given, scope=_scope(sitting, trait), what=f"Judging {trait}"))
-        for trait, given in answers.items()
+    digest = model_digest(model)
+    encoded = {trait: [model.encode(ask(q)) for q in questions] for trait, questions in settings.prompts.items()}
+    projections = {
+        trait: project_prompts(model, prompts, settings.vectors, settings.layers) for trait, prompts in encoded.items()
     }
-    kept = Journal(sitting.folder / f"model-{name}" / "abilities.jsonl" if sitting.folder else None)
-    abilities = tuple(evaluate(ability, model, kept, steering=steering) for ability in sitting.abilities)
-    return Look(
+    run = Run(settings.folder / f"model-{digest}" if settings.folder else None)
+    answers = _answer_questions(model, settings, run, steering)
+    hashes = {v.name: v.header.trait_hash for v in settings.vectors}
+    scores = {
+        trait: tuple(run.judge(settings.judges[trait], replies, scope=hashes[trait], what=f"Judging {trait}"))
+        for trait, replies in answers.items()
+    }
+    journal = Journal(settings.folder / f"model-{digest}" / "abilities.jsonl" if settings.folder else None)
+    capability = tuple(evaluate_capability(task, model, journal, steering=steering) for task in settings.tasks)
+    return ModelEvaluation(
         model=model.name,
-        digest=name,
-        relation="" if base is None else sitting.vectors[0].header.model.fingerprint.relation(model.fingerprint),
+        digest=digest,
+        relation="" if base is None else settings.vectors[0].header.model.fingerprint.relation(model.fingerprint),
         template=template_text(model.tokenizer),
-        projections=read,
+        projections=projections,
         answers=answers,
         scores=scores,
-        abilities=abilities,
+        capability=capability,
     )
 
 
-def _scope(sitting: Sitting, trait: str) -> str:
-    return next(v.header.trait_hash for v in sitting.vectors if v.name == trait)
-
-
-def _answer(model: Model, sitting: Sitting, run: Run, steering: Steering | None) -> dict[str, tuple[Answer, ...]]:
-    """All traits' questions in shared batches."""
-    asks = {trait: sitting.asks(trait, steering) for trait in sitting.judges}
-    flat = [one for part in asks.values() for one in part]
+def _answer_questions(
+    model: Model, settings: EvaluationSettings, run: Run, steering: Steering | None
+) -> dict[str, tuple[Answer, ...]]:
+    """Answers to all traits' questions, in shared batches."""
+    asks = {trait: settings.asks(trait, steering) for trait in settings.judges}
+    flat = [request for requests in asks.values() for request in requests]
     if not flat:
         return {}
-    engine = LocalEngine(model, batch=sitting.batch, allow_other_model=True)
-    given = iter(run.answer(engine, model, flat, sitting.sampling, what=f"Answering: {model.name}"))
-    return {trait: tuple(next(given) for _ in part) for trait, part in asks.items()}
+    engine = LocalEngine(model, batch=settings.batch, allow_other_model=True)
+    answers = iter(run.answer(engine, model, flat, settings.sampling, what=f"Answering: {model.name}"))
+    return {trait: tuple(next(answers) for _ in requests) for trait, requests in asks.items()}
 
 
-def open_tuned(source: str, base: str, load: Load) -> Model:
-    """A tuned model: a whole one, or a PEFT adapter folder on the base.
+def load_tuned_model(source: str, base: str, load_model: ModelLoader = load) -> Model:
+    """Load a tuned model: a whole one, or a PEFT adapter folder on its base.
+
+    Args:
+        source: A folder, a hub id, or a PEFT adapter's folder.
+        base: Name of the model that an adapter was trained on.
+        load_model: Loads a model by name.
 
     Raises:
         MissingExtra: an adapter, and peft is not installed.
         BrokenModelFile: an adapter that does not fit the base, or holds nothing for it.
+        ModelNotFound: there is no such model.
     """
-    if not (Path(source).expanduser() / ADAPTER).is_file():
-        return load(source)
+    if not (Path(source).expanduser() / ADAPTER_CONFIG).is_file():
+        return load_model(source)
     try:
         from peft import PeftModel
     except ImportError as error:
         raise MissingExtra(
             f'{source} is a PEFT adapter, which needs peft; install it with pip install "poise[train]".'
         ) from error
-    model = load(base)
+    model = load_model(base)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -213,36 +228,36 @@ def open_tuned(source: str, base: str, load: Load) -> Model:
     except PoiseError:
         raise
     except Exception as error:  # peft, safetensors and torch share no base class
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BrokenModelFile(
-            f"The adapter in {source} does not load on {base} ({first[:200]}); name the base that it was trained on."
+            f"The adapter in {source} does not load on {base} ({reason[:200]}); name the base that it was trained on."
         ) from error
 
 
-def check_source(source: str) -> None:
-    """Refuse, before the base is paid for, what is neither an adapter folder nor a model's name or place.
+def check_tuned_source(source: str) -> None:
+    """Check, before the base is paid for, that a tuned model is an adapter folder or a model that can be found.
 
     Raises:
         ModelNotFound: nothing there.
     """
-    if not (Path(source).expanduser() / ADAPTER).is_file():
+    if not (Path(source).expanduser() / ADAPTER_CONFIG).is_file():
         locate(source)
 
 
-def digest(model: Model) -> str:
-    """16 hex digits of every weight and of the chat template: a fingerprint samples, and answers are kept by this."""
-    found = hashlib.blake2b(template_text(model.tokenizer).encode(), digest_size=8)
+def model_digest(model: Model) -> str:
+    """16 hex digits of all weights and the chat template; answers are kept by this, as a fingerprint only samples."""
+    digest = hashlib.blake2b(template_text(model.tokenizer).encode(), digest_size=8)
     tensors = sorted(model.lm.state_dict().items())
     with track(f"Hashing {model.name}", total=len(tensors)) as advance:
         for name, tensor in tensors:
-            found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             advance(1)
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
-def free() -> None:
-    """Give back the memory of models that nothing refers to any more."""
+def free_memory() -> None:
+    """Release the memory of models that nothing refers to any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

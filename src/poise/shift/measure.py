@@ -1,4 +1,4 @@
-"""What fine-tuning did to a model's character: the finetuning shift, judged answers and abilities, before and after.
+"""What fine-tuning did to a model's character: the finetuning shift, judged answers and capability, before and after.
 
 The shift of Chen et al. 2025, section 6: mean state of the last prompt token over evaluation questions, tuned minus
 base, on each trait's unit direction; all traits' questions along all directions, because a trait's own direction does
@@ -18,33 +18,42 @@ from poise.judge import Judge
 from poise.judge.factory import trait_judge
 from poise.model import Encoded, Model
 from poise.model import load as load_model
-from poise.shift.capability import Ability
-from poise.shift.comparison import coherence, compared
-from poise.shift.evaluation import Load, Look, Sitting, check_source, free, look, open_tuned, projections
-from poise.shift.report import Asked, Direction, ShiftReport, mean_of
+from poise.shift.capability import CapabilityTask, parse_capability
+from poise.shift.comparison import compare_models, score_coherence
+from poise.shift.evaluation import (
+    EvaluationSettings,
+    ModelEvaluation,
+    ModelLoader,
+    check_tuned_source,
+    evaluate_model,
+    free_memory,
+    load_tuned_model,
+    project_prompts,
+)
+from poise.shift.report import ShiftReport, TraitDirection, TraitQuestions, estimate_mean
 from poise.statistics.estimates import Estimate
 from poise.steer import Steering
 from poise.trait.library import evaluation_questions
 from poise.vector import PersonaVector
 
-__all__ = ["Plan", "Tuned", "measure", "projections", "read_screened", "shift"]
+__all__ = ["ShiftSettings", "TunedModel", "finetuning_shift", "read_predictions", "shift"]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShiftSettings:
     """How much is measured.
 
     Attributes:
         judge: ``exemplars``, ``model:NAME``, ``endpoint:NAME``, or ``None`` for no answers at all.
-        questions: Of each trait's evaluation questions, how many are answered; all of them are read.
+        questions: How many of each trait's evaluation questions are answered; all of them are read.
         rollouts: Answers a question.
         max_new_tokens: Longest answer.
-        temperature: Of the answers.
-        seed: Of the answers.
+        temperature: Sampling temperature of the answers.
+        seed: Seed of the answers.
         batch: Most answers at once.
-        layer: Where directions are read; otherwise each certificate's.
-        abilities: See ``poise.shift.capability.parse``.
-        allow_other_model: Let vectors be used whose model is not the base, but of its shape.
+        layer: Layer at which all directions are read; by default each vector's own.
+        capability: What else is measured: tasks, or texts that ``poise.shift.capability.parse_capability`` takes.
+        allow_other_model: Allow vectors whose model is not the base, but of its shape.
     """
 
     judge: str | None = "exemplars"
@@ -55,25 +64,25 @@ class Plan:
     seed: int = 0
     batch: int = 32
     layer: int | None = None
-    abilities: tuple[Ability, ...] = ()
+    capability: tuple[CapabilityTask | str, ...] = ()
     allow_other_model: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("questions", "rollouts"):
+        for name in ("questions", "rollouts", "batch"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TunedModel:
     """A model to compare with its base.
 
     Attributes:
         source: A folder, a hub id, a PEFT adapter folder on the base, or a loaded model.
-        name: For reports; otherwise the source's.
-        predicted: By trait, what ``poise screen`` said of its data.
-        steering: In force while it answers and while perplexity is measured: steering after the fact. It must act on
-            responses alone, so that the prompt's reading is the model's own.
+        name: Name in reports; by default the source's.
+        predicted: Mean projection difference of its training data by trait, as ``read_predictions`` gives it.
+        steering: Steering that is in force while it answers and while perplexity is measured: steering after the fact.
+            It must act on responses alone, so that the prompt's reading is the model's own.
     """
 
     source: str | Model
@@ -86,12 +95,12 @@ class Tuned:
             raise InvalidArgument("A tuned model is steered on its responses only; leave the phase at response.")
 
     @property
-    def called(self) -> str:
+    def label(self) -> str:
         """Its name in reports."""
         return self.name or (self.source.name if isinstance(self.source, Model) else self.source)
 
 
-def shift(
+def finetuning_shift(
     base: Model,
     tuned: Model,
     prompts: Sequence[Encoded],
@@ -104,10 +113,10 @@ def shift(
 
     Args:
         base: The vectors' model.
-        tuned: Of its shape.
-        prompts: n of them.
-        vectors: k of them.
-        layers: One for all or one each; otherwise each certificate's.
+        tuned: A model of its shape.
+        prompts: n prompts as ``Model.encode`` gives them.
+        vectors: k vectors.
+        layers: One for all or one each; by default the layer at which each vector is read.
 
     Returns:
         k figures in residual-stream units; ‖v‖ is one mean difference.
@@ -115,91 +124,116 @@ def shift(
     Raises:
         OtherModel: the vectors were not computed on the base, or the tuned model has another shape.
     """
-    _check(vectors, base)
-    _check(vectors, tuned, other=True)
-    change = projections(tuned, prompts, vectors, layers) - projections(base, prompts, vectors, layers)
-    return [mean_of(column) for column in change.double().T.numpy()]
+    _check_vectors(vectors, base)
+    _check_vectors(vectors, tuned, allow_other_model=True)
+    change = project_prompts(tuned, prompts, vectors, layers) - project_prompts(base, prompts, vectors, layers)
+    return [estimate_mean(column) for column in change.double().T.numpy()]
 
 
-def measure(
+def shift(
     base: str | Model,
-    tuned: Sequence[Tuned],
-    vectors: Sequence[PersonaVector],
-    plan: Plan | None = None,
+    tuned: str | Model | TunedModel | Sequence[str | Model | TunedModel],
+    vectors: PersonaVector | Sequence[PersonaVector],
+    settings: ShiftSettings | None = None,
     *,
     folder: Path | None = None,
-    load: Load = load_model,
+    load: ModelLoader = load_model,
 ) -> ShiftReport:
-    """Measure tuned models against their base; nothing is loaded beside another model but a judge.
+    """Measure what fine-tuning did: tuned models beside their base, on every trait's evaluation questions.
+
+    Models given by name are loaded one after the other; nothing is loaded beside another model but a judge. Chen et
+    al. 2025, section 6, for the shift.
 
     Args:
-        base: Its name, or loaded.
-        tuned: At least one.
-        vectors: One a trait, computed on the base.
-        plan: How much is measured.
-        folder: Where finished work is kept: a run that was killed goes on, and the base is not paid for twice.
+        base: The model before fine-tuning: its name, or loaded.
+        tuned: One or several models after it: a folder, a hub id, a PEFT adapter folder, a loaded model, or one of
+            these with a name and a prediction, as a ``TunedModel``.
+        vectors: One vector for each trait, computed on the base.
+        settings: How much is measured.
+        folder: Folder where finished work is kept, so that a run that was killed can be resumed and the base is not
+            paid for twice; by default no file is written.
         load: Loads a model by name.
+
+    Returns:
+        Every figure before and after with its interval: shifts in residual-stream units, judged scores from 0 to 100,
+        capability in its own metric.
 
     Raises:
         OtherModel: a vector is not the base's, or a tuned model has another shape.
         ModelNotFound: there is no such base, or tuned model.
-        InvalidArgument: no tuned model, no vector, or two of one trait.
-        InvalidData: data for an ability cannot be used.
-        MissingExtra: the judge or an ability needs a part that is not installed.
+        InvalidArgument: no tuned model, no vector, or two of one trait; a capability that names nothing.
+        InvalidData: data of a capability cannot be used.
+        MissingExtra: the judge or a capability needs a part that is not installed.
     """
-    wanted = plan or Plan()
-    names = [v.name for v in vectors]
-    if not tuned or not names or len(set(names)) < len(names):
-        raise InvalidArgument(
-            f"{len(tuned)} tuned models and vectors of {', '.join(names) or 'no trait'}: a shift needs at least one "
-            "tuned model, and one vector of each trait."
-        )
-    for one in tuned:
-        if isinstance(one.source, str):
-            check_source(one.source)
+    settings = settings or ShiftSettings()
+    vectors = [vectors] if isinstance(vectors, PersonaVector) else list(vectors)
+    sources = [tuned] if isinstance(tuned, (str, Model, TunedModel)) else list(tuned)
+    models = [source if isinstance(source, TunedModel) else TunedModel(source) for source in sources]
+    _check_arguments(models, vectors)
     loaded: dict[str, Model] = {}
-    judges = _judges(wanted.judge, vectors, folder, lambda name: loaded.setdefault(name, load(name)))
-    sitting = Sitting(
-        vectors=tuple(vectors),
-        layers=tuple(vector.at("read", wanted.layer).layer for vector in vectors),
-        prompts={v.name: tuple(evaluation_questions(v.header.trait)) for v in vectors},
-        asked=wanted.questions,
-        rollouts=wanted.rollouts,
-        sampling=SamplingParams(max_new_tokens=wanted.max_new_tokens, temperature=wanted.temperature),
-        seed=wanted.seed,
-        batch=wanted.batch,
-        judges=judges,
-        abilities=wanted.abilities,
-        folder=folder,
-        allow_other_model=wanted.allow_other_model,
-    )
-    before = _look(base, base, sitting, load)
-    looks = [_look(one.source, base, sitting, load, before, one.steering) for one in tuned]
-    fluent = coherence(wanted.judge, base, [before, *looks], judges, folder, load) if judges else None
+    judges = _trait_judges(settings.judge, vectors, folder, lambda name: loaded.setdefault(name, load(name)))
+    measured = _evaluation_settings(settings, vectors, judges, folder)
+    before = _evaluate_source(base, base, measured, load)
+    evaluations = [_evaluate_source(model.source, base, measured, load, before, model.steering) for model in models]
+    coherence = score_coherence(settings.judge, base, [before, *evaluations], judges, folder, load) if judges else None
     return ShiftReport(
         base=before.model,
         base_digest=before.digest,
         directions=tuple(
-            Direction(trait=v.name, layer=i, layers=v.layers, norm=float(v.norms[i]))
-            for v, i in zip(vectors, sitting.layers, strict=True)
+            TraitDirection(trait=v.name, layer=i, layers=v.layers, norm=float(v.norms[i]))
+            for v, i in zip(vectors, measured.layers, strict=True)
         ),
         asked=tuple(
-            Asked(trait=t, questions=q, judged=min(sitting.asked, len(q)) if judges else 0)
-            for t, q in sitting.prompts.items()
+            TraitQuestions(trait=t, questions=q, judged=min(measured.answered, len(q)) if judges else 0)
+            for t, q in measured.prompts.items()
         ),
-        rollouts=wanted.rollouts,
-        max_new_tokens=wanted.max_new_tokens,
-        temperature=wanted.temperature,
-        seed=wanted.seed,
+        rollouts=settings.rollouts,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
         tuned=tuple(
-            compared(one.called, before, after, sitting, fluent, predicted=one.predicted)
-            for one, after in zip(tuned, looks, strict=True)
+            compare_models(model.label, before, after, measured, coherence, predicted=model.predicted)
+            for model, after in zip(models, evaluations, strict=True)
         ),
     )
 
 
-def read_screened(folder: Path) -> dict[str, Estimate]:
-    """By trait, the mean projection difference of the data that ``poise screen`` wrote a summary of.
+def _check_arguments(models: Sequence[TunedModel], vectors: Sequence[PersonaVector]) -> None:
+    names = [v.name for v in vectors]
+    if not models or not names or len(set(names)) < len(names):
+        raise InvalidArgument(
+            f"{len(models)} tuned models and vectors of {', '.join(names) or 'no trait'}: a shift needs at least one "
+            "tuned model, and one vector of each trait."
+        )
+    for model in models:
+        if isinstance(model.source, str):
+            check_tuned_source(model.source)
+
+
+def _evaluation_settings(
+    settings: ShiftSettings, vectors: Sequence[PersonaVector], judges: Mapping[str, Judge], folder: Path | None
+) -> EvaluationSettings:
+    return EvaluationSettings(
+        vectors=tuple(vectors),
+        layers=tuple(vector.at("read", settings.layer).layer for vector in vectors),
+        prompts={v.name: tuple(evaluation_questions(v.header.trait)) for v in vectors},
+        answered=settings.questions,
+        rollouts=settings.rollouts,
+        sampling=SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature),
+        seed=settings.seed,
+        batch=settings.batch,
+        judges=judges,
+        tasks=tuple(
+            parse_capability(task, seed=settings.seed) if isinstance(task, str) else task
+            for task in settings.capability
+        ),
+        folder=folder,
+        allow_other_model=settings.allow_other_model,
+    )
+
+
+def read_predictions(folder: Path) -> dict[str, Estimate]:
+    """The mean projection difference of screened data by trait, from the summary that ``poise screen`` wrote.
 
     Raises:
         InvalidData: no summary, not one of this version, or of raw projections, whose mean predicts nothing.
@@ -211,8 +245,8 @@ def read_screened(folder: Path) -> dict[str, Estimate]:
         means = {t["trait"]: Estimate.model_validate(t["mean"]) for t in summary["traits"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidData(
-            f"{path} is no summary of a screening ({type(error).__name__}); name the folder that `poise screen --out` "
-            "wrote."
+            f"{path} is not the summary of a screening ({type(error).__name__}); name the folder that `poise screen "
+            "--out` wrote."
         ) from error
     if method == "raw":
         raise InvalidData(
@@ -222,35 +256,37 @@ def read_screened(folder: Path) -> dict[str, Estimate]:
     return means
 
 
-def _check(vectors: Sequence[PersonaVector], model: Model, *, other: bool = False) -> None:
+def _check_vectors(vectors: Sequence[PersonaVector], model: Model, *, allow_other_model: bool = False) -> None:
     for vector in vectors:
-        vector.check_model(model, allow_other_model=other)
+        vector.check_model(model, allow_other_model=allow_other_model)
 
 
-def _look(
+def _evaluate_source(
     source: str | Model,
     base: str | Model,
-    sitting: Sitting,
-    load: Load,
-    before: Look | None = None,
+    settings: EvaluationSettings,
+    load: ModelLoader,
+    before: ModelEvaluation | None = None,
     steering: Steering | None = None,
-) -> Look:
-    """Opened, checked, looked at, and let go."""
+) -> ModelEvaluation:
+    """Load a model, check it, evaluate it, and release it."""
     if isinstance(source, Model):
         model = source
     elif before is None:
         model = load(source)
     else:
-        model = open_tuned(source, base.name if isinstance(base, Model) else base, load)
-    _check(sitting.vectors, model, other=sitting.allow_other_model or before is not None)
-    found = look(model, sitting, base=before, steering=steering)
+        model = load_tuned_model(source, base.name if isinstance(base, Model) else base, load)
+    _check_vectors(settings.vectors, model, allow_other_model=settings.allow_other_model or before is not None)
+    evaluation = evaluate_model(model, settings, base=before, steering=steering)
     del model
-    free()
-    return found
+    free_memory()
+    return evaluation
 
 
-def _judges(spec: str | None, vectors: Sequence[PersonaVector], folder: Path | None, local: Load) -> dict[str, Judge]:
+def _trait_judges(
+    spec: str | None, vectors: Sequence[PersonaVector], folder: Path | None, load: ModelLoader
+) -> dict[str, Judge]:
     """A judge for each trait, before any work, so that one that cannot be had costs nothing."""
     if spec is None:
         return {}
-    return {v.name: trait_judge(spec, v.header.trait, cache=folder, local=local) for v in vectors}
+    return {v.name: trait_judge(spec, v.header.trait, cache=folder, local=load) for v in vectors}

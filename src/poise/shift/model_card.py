@@ -1,6 +1,6 @@
 """A model card in Hugging Face's format: what an adapter was trained on, under which vaccine, and what it did.
 
-Nothing of the machine it was made on: files are named without their folders.
+It holds nothing of the machine that it was made on: files are named without their folders.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import Any
 
 from poise.errors import MissingExtra
 from poise.model.loading import HUB_IDS
-from poise.shift.report import Capability, Shift, ShiftReport
+from poise.shift.report import CapabilityChange, ModelShift, ShiftReport
 from poise.statistics.estimates import Estimate
 from poise.storage.atomic_write import saving
 
-__all__ = ["Facts", "render", "write"]
+__all__ = ["ModelCardFacts", "render_card", "write_card"]
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a card says.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCardFacts:
+    """What a model card says.
 
     Attributes:
-        name: Of the adapter.
-        base: As the user named it: a hub id, a bundled name, a folder.
-        data: Of the training data: names on the hub, or file names.
-        data_sha256: Of their bytes.
+        name: Name of the adapter.
+        base: Its base as the user named it: a hub id, a bundled name, a folder.
+        data: Names of the training data: hub names or file names.
+        data_sha256: Hash of the training data.
         rows: Conversations trained on.
         vaccine: Which vectors, strengths and layers, in words; empty for none.
-        recipe: Settings of the training, by name.
-        report: What the fine-tune did, and to compare with what; its first tuned model is this one.
-        licence: As the hub writes it, e.g. ``apache-2.0``; empty where nobody said.
-        notes: More sentences.
+        recipe: Training settings by name.
+        report: What the fine-tune did; its first tuned model is this one.
+        licence: Licence as the hub writes it, e.g. ``apache-2.0``; empty where it is not known.
+        notes: Further sentences.
     """
 
     name: str
@@ -49,27 +49,27 @@ class Facts:
     notes: Sequence[str] = ()
 
 
-def write(folder: Path, facts: Facts) -> Path:
+def write_card(folder: Path, facts: ModelCardFacts) -> Path:
     """Write ``README.md`` into an adapter's folder, whole or not at all.
 
     Raises:
         MissingExtra: huggingface_hub is not installed.
         SaveFailed: the disk refused; an earlier card is untouched.
     """
-    text, path = render(facts), folder / "README.md"
+    text, path = render_card(facts), folder / "README.md"
     with saving(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
-def render(facts: Facts) -> str:
+def render_card(facts: ModelCardFacts) -> str:
     """The card's text: metadata that the hub reads, then what people read."""
     try:
         from huggingface_hub import ModelCardData
     except ImportError as error:
         raise MissingExtra('A model card needs huggingface_hub; run pip install "poise[train]".') from error
     hub_id = _hub_id(facts.base)
-    results = _results(facts)
+    results = _hub_results(facts)
     data = ModelCardData(
         base_model=hub_id,
         datasets=[name for name in facts.data if _is_hub_id(name)] or None,
@@ -81,14 +81,14 @@ def render(facts: Facts) -> str:
         tags=["lora", "poise", "persona-vectors", *(["preventative-steering"] if facts.vaccine else [])],
         data_sha256=facts.data_sha256,
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(facts, hub_id)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{_card_body(facts, hub_id)}"
 
 
-def _body(facts: Facts, hub_id: str | None) -> str:
-    base = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"`{_plain(_short(facts.base))}`"
-    data = ", ".join(f"`{_plain(name if _is_hub_id(name) else Path(name).name)}`" for name in facts.data)
+def _card_body(facts: ModelCardFacts, hub_id: str | None) -> str:
+    base = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"`{_one_line(_without_folders(facts.base))}`"
+    data = ", ".join(f"`{_one_line(name if _is_hub_id(name) else Path(name).name)}`" for name in facts.data)
     parts = [
-        f"# {_plain(facts.name)}",
+        f"# {_one_line(facts.name)}",
         f"A fine-tune of {base} on {data} ({facts.rows:,} conversations, SHA-256 `{facts.data_sha256}`).",
         "## Vaccine",
         f"{facts.vaccine} It was in force during training only: the saved weights hold no steering."
@@ -96,17 +96,17 @@ def _body(facts: Facts, hub_id: str | None) -> str:
         else "None: ordinary fine-tuning.",
     ]
     if facts.report and facts.report.tuned:
-        parts += _effects(facts.report, facts.report.tuned[0])
+        parts += _effect_sections(facts.report, facts.report.tuned[0])
     else:
         parts += ["## What training did", "It was not measured."]
     if facts.recipe:
-        rows = [f"| {_plain(str(key))} | {_plain(str(value))} |" for key, value in facts.recipe.items()]
+        rows = [f"| {_one_line(str(key))} | {_one_line(str(value))} |" for key, value in facts.recipe.items()]
         parts += ["## Training", "\n".join(["| Setting | Value |", "|---|---|", *rows])]
-    parts += ["## How to load", _loading(facts, hub_id), *map(_plain, facts.notes)]
+    parts += ["## How to load", _loading_code(facts, hub_id), *map(_one_line, facts.notes)]
     return "\n\n".join(parts) + "\n"
 
 
-def _effects(report: ShiftReport, tuned: Shift) -> list[str]:
+def _effect_sections(report: ShiftReport, tuned: ModelShift) -> list[str]:
     parts = ["## What training did", "Brackets hold 95 % bootstrap intervals over n questions."]
     rows = []
     for direction in report.directions:
@@ -115,42 +115,44 @@ def _effects(report: ShiftReport, tuned: Shift) -> list[str]:
         counts = judged is not None and not judged.why_unusable
         scores = [judged.before, judged.after, judged.change] if judged and counts else [None] * 3
         shift = cell.shift if cell else None
-        rows.append(f"| {direction.trait} | {_figure(shift, 2)} | {' | '.join(_figure(f) for f in scores)} |")
+        rows.append(
+            f"| {direction.trait} | {_estimate_text(shift, 2)} | {' | '.join(_estimate_text(f) for f in scores)} |"
+        )
     head = ["| Trait | Finetuning shift | Judged before | Judged after | Change |", "|---|---|---|---|---|"]
     parts.append("\n".join([*head, *rows]))
     where = ", ".join(f"{d.trait} at layer {d.layer} of {d.layers} (‖v‖ = {d.norm:.3g})" for d in report.directions)
-    said = f"Shift: projection of the last prompt token on the trait's unit direction, after minus before; {where}."
+    caption = f"Shift: projection of the last prompt token on the trait's unit direction, after minus before; {where}."
     if tuned.judged:
-        said += (
-            f" Judged: 0 to 100 by `{_plain(tuned.judged[0].judge)}`, {report.rollouts} answers a question of at most "
-            f"{report.max_new_tokens} tokens at temperature {report.temperature:g}."
+        caption += (
+            f" Judged: 0 to 100 by `{_one_line(tuned.judged[0].judge)}`, {report.rollouts} answers a question of at "
+            f"most {report.max_new_tokens} tokens at temperature {report.temperature:g}."
         )
-    parts.append(said)
+    parts.append(caption)
     unusable = [f"{j.trait}: {j.why_unusable}" for j in tuned.judged if j.why_unusable]
     missing = [f"{j.trait} {j.missing_before} before, {j.missing_after} after" for j in tuned.judged
                if j.missing_before or j.missing_after]  # fmt: skip
-    parts += [f"Scores that do not count: {_plain('; '.join(unusable))}."] if unusable else []
-    parts += [f"Answers without a score: {_plain('; '.join(missing))}."] if missing else []
+    parts += [f"Scores that do not count: {_one_line('; '.join(unusable))}."] if unusable else []
+    parts += [f"Answers without a score: {_one_line('; '.join(missing))}."] if missing else []
     if tuned.capability:
-        lines = [_ability(a) for a in tuned.capability]
+        lines = [_capability_row(a) for a in tuned.capability]
         parts.append("\n".join(["| Capability | Before | After | Change |", "|---|---|---|---|", *lines]))
-    return [*parts, *map(_plain, tuned.notes)]
+    return [*parts, *map(_one_line, tuned.notes)]
 
 
-def _ability(of: Capability) -> str:
-    how = "after / before" if of.kind == "perplexity" else "lost"
+def _capability_row(change: CapabilityChange) -> str:
+    label = "after / before" if change.kind == "perplexity" else "lost"
     return (
-        f"| {of.name}, {of.metric} | {_figure(of.before, 3)} | {_figure(of.after, 3)} | {how} {_figure(of.change, 3)} |"
+        f"| {change.name}, {change.metric} | {_estimate_text(change.before, 3)} | {_estimate_text(change.after, 3)} | "
+        f"{label} {_estimate_text(change.change, 3)} |"
     )
 
 
-def _loading(facts: Facts, hub_id: str | None) -> str:
+def _loading_code(facts: ModelCardFacts, hub_id: str | None) -> str:
     if facts.base in HUB_IDS or hub_id is None:
         lines = [
-            "from poise.model import load",
-            "from poise.shift.evaluation import open_tuned",
+            "import poise",
             "",
-            f'model = open_tuned("THIS-FOLDER", "{_short(facts.base)}", load)',
+            f'model = poise.load_tuned_model("THIS-FOLDER", "{_without_folders(facts.base)}")',
         ]
     else:
         lines = [
@@ -164,8 +166,8 @@ def _loading(facts: Facts, hub_id: str | None) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _results(facts: Facts) -> list[Any]:
-    """The abilities as the hub's leaderboards read them; traits have no metric there."""
+def _hub_results(facts: ModelCardFacts) -> list[Any]:
+    """Capability as the hub's leaderboards read it; traits have no metric there."""
     from huggingface_hub import EvalResult
 
     tuned = facts.report.tuned[0] if facts.report and facts.report.tuned else None
@@ -191,18 +193,18 @@ def _is_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not name.startswith(".") and not Path(name).exists()
 
 
-def _short(name: str) -> str:
+def _without_folders(name: str) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def _figure(of: Estimate | None, digits: int = 1) -> str:
-    if of is None or of.value is None:
+def _estimate_text(estimate: Estimate | None, digits: int = 1) -> str:
+    if estimate is None or estimate.value is None:
         return "–"
-    if of.low is None or of.high is None:
-        return f"{of.value:.{digits}f} (no interval), n = {of.n}"
-    return f"{of.value:.{digits}f} [{of.low:.{digits}f}, {of.high:.{digits}f}], n = {of.n}"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.{digits}f} (no interval), n = {estimate.n}"
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}], n = {estimate.n}"
 
 
-def _plain(text: str) -> str:
+def _one_line(text: str) -> str:
     """On one line, safe in a table."""
     return " ".join(text.split()).replace("|", "\\|")

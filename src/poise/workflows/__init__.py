@@ -3,14 +3,14 @@
 Each recipe strings rooms together and holds no logic of its own.
 """
 
+from poise.workflows.fine_tuning import FineTuneResult, train_and_measure
+from poise.workflows.shift_measurement import measure_shift_files
 from poise.workflows.vectors import (
     Budget,
-    Finetuned,
     Validated,
     calibrate_vectors,
     estimate_screening,
     extract_vector,
-    finetune,
     generate,
     import_vector,
     read_data,
@@ -21,16 +21,17 @@ from poise.workflows.vectors import (
 
 __all__ = [
     "Budget",
-    "Finetuned",
+    "FineTuneResult",
     "Validated",
     "calibrate_vectors",
     "estimate_screening",
     "extract_vector",
-    "finetune",
     "generate",
     "import_vector",
+    "measure_shift_files",
     "read_data",
     "screen_files",
     "steer_by",
+    "train_and_measure",
     "validate_vector",
 ]

@@ -1,4 +1,4 @@
-"""A fine-tune from its settings to its model card."""
+"""A fine-tune from its settings to its report and model card: what ``poise train`` runs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ from pathlib import Path
 from poise import vector as vectors
 from poise.errors import InvalidArgument
 from poise.report.shift import write_shift
-from poise.shift import model_card as card
-from poise.shift import report as measured
-from poise.shift.capability import Ability, parse
-from poise.shift.measure import Plan, Tuned, measure
-from poise.shift.report import ShiftReport
+from poise.shift import CapabilityTask, ShiftReport, ShiftSettings, TunedModel, parse_capability, save_report, shift
+from poise.shift.model_card import ModelCardFacts, write_card
 from poise.steer import Spec
 from poise.storage.lock import alone
-from poise.train.config import TrainConfig
-from poise.train.lora import TrainResult, load_base_model, train_in_folder
+from poise.train import TrainConfig, TrainResult
+from poise.train.lora import load_base_model, train_in_folder
 from poise.train.run_folder import vector_files
 from poise.vector import PersonaVector
 
-__all__ = ["Finetuned", "finetune"]
+__all__ = ["FineTuneResult", "train_and_measure"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finetuned:
+class FineTuneResult:
     """A fine-tune, and what it did.
 
     Attributes:
@@ -39,80 +36,77 @@ class Finetuned:
     card: Path
 
 
-def finetune(config: TrainConfig) -> Finetuned:
-    """Fine-tune as told, measure what it did, and write ``shift.json``, ``report.html`` and the adapter's model card.
+def train_and_measure(config: TrainConfig) -> FineTuneResult:
+    """Fine-tune, measure what it did, and write ``shift.json``, ``report.html`` and the adapter's model card.
 
-    Run again after a kill, it continues; what is done is not done again.
+    Run again after a kill, it continues; finished work is not done again.
     """
-    named = list(config.measure.vectors if config.measure.vectors is not None else vector_files(config))
-    loaded = [vectors.load(path) for path in named]
+    paths = list(config.measure.vectors if config.measure.vectors is not None else vector_files(config))
+    loaded = [vectors.load(path) for path in paths]
     if len({v.name for v in loaded}) < len(loaded):  # before hours of training, not after
         raise InvalidArgument(
-            f"{', '.join(named)} hold two vectors of one trait, and a shift takes one; name those to measure in "
+            f"{', '.join(paths)} hold two vectors of one trait, and a shift takes one; name those to measure in "
             "measure.vectors."
         )
-    wanted = config.measure
-    abilities = tuple(parse(text, limit=wanted.capability_limit, seed=config.seed) for text in wanted.capability)
+    limit = config.measure.capability_limit
+    tasks = tuple(parse_capability(text, limit=limit, seed=config.seed) for text in config.measure.capability)
     with alone(Path(config.out)):
-        return _finetune(config, loaded, abilities)
+        trained = train_in_folder(config)
+        report = _measure(config, trained, loaded, tasks) if loaded else None
+        card = write_card(trained.adapter, _card_facts(config, trained, report))
+        return FineTuneResult(trained, report, card)
 
 
-def _finetune(config: TrainConfig, loaded: Sequence[PersonaVector], abilities: tuple[Ability, ...]) -> Finetuned:
-    trained, wanted = train_in_folder(config), config.measure
-    done: ShiftReport | None = None
-    if loaded:
-        plan = Plan(
-            wanted.judge,
-            wanted.questions,
-            wanted.rollouts,
-            wanted.max_new_tokens,
-            seed=config.seed,
-            abilities=abilities,
-            allow_other_model=config.allow_other_model,
-        )
-        one = Tuned(str(trained.adapter), Path(config.out).name)
-        kept = trained.folder / ".shift"
-        done = measure(
-            load_base_model(config), [one], loaded, plan, folder=kept, load=lambda _: load_base_model(config)
-        )
-        measured.save(done, trained.folder / "shift.json")
-        write_shift(done, trained.folder / "report.html")
-    return Finetuned(trained, done, card.write(trained.adapter, _card_facts(config, trained, done)))
+def _measure(
+    config: TrainConfig, trained: TrainResult, loaded: Sequence[PersonaVector], tasks: tuple[CapabilityTask, ...]
+) -> ShiftReport:
+    """Base beside adapter, with both files of the report."""
+    measure = config.measure
+    settings = ShiftSettings(
+        judge=measure.judge,
+        questions=measure.questions,
+        rollouts=measure.rollouts,
+        max_new_tokens=measure.max_new_tokens,
+        seed=config.seed,
+        capability=tasks,
+        allow_other_model=config.allow_other_model,
+    )
+    report = shift(
+        load_base_model(config),
+        TunedModel(str(trained.adapter), Path(config.out).name),
+        loaded,
+        settings,
+        folder=trained.folder / ".shift",
+        load=lambda _: load_base_model(config),
+    )
+    save_report(report, trained.folder / "shift.json")
+    write_shift(report, trained.folder / "report.html")
+    return report
 
 
-def _short(expression: str) -> str:
+def _without_folders(expression: str) -> str:
     """A steering expression whose files are named without their folders."""
     for name in sorted(Spec.parse(expression).names, key=len, reverse=True):
         expression = expression.replace(name, Path(name).name)
     return expression
 
 
-def _card_facts(config: TrainConfig, trained: TrainResult, done: ShiftReport | None) -> card.Facts:
-    what, facts = config.vaccine, trained.facts
-    steered = "; ".join(map(_short, what.steer))
-    layers = what.layers if isinstance(what.layers, str) else ", ".join(map(str, what.layers or ()))
-    at = f", layers {layers}" if layers else ""
-    at += f", rising over {what.warmup:.0%} of the steps" if what.warmup else ""
-    at += f", falling over the last {what.decay:.0%}" if what.decay else ""
-    parts = [f"{steered}{at}, {what.positions} positions"] if what.steer else []
-    parts += [f"the inoculation prompt {what.inoculation!r}"] if what.inoculation else []
-    if what.only:
-        parts.append(f"on the {facts['data']['vaccinated']} texts of {', '.join(Path(f).name for f in what.only)} only")
-    loss = facts["loss"]["after"]
+def _card_facts(config: TrainConfig, trained: TrainResult, report: ShiftReport | None) -> ModelCardFacts:
+    facts = trained.facts
     notes = []
-    if loss:
+    if after := facts["loss"]["after"]:
         before = facts["loss"]["before"]
         notes.append(
-            f"Loss on {loss['n']} texts kept back: {before['value']:.3f} [{before['low']:.3f}, {before['high']:.3f}] "
-            f"before, {loss['value']:.3f} [{loss['low']:.3f}, {loss['high']:.3f}] after (nats a token)."
+            f"Loss on {after['n']} held-out texts: {before['value']:.3f} [{before['low']:.3f}, {before['high']:.3f}] "
+            f"before, {after['value']:.3f} [{after['low']:.3f}, {after['high']:.3f}] after (nats a token)."
         )
-    return card.Facts(
+    return ModelCardFacts(
         name=Path(config.out).name,
         base=config.model,
         data=[Path(name).name if Path(name).exists() else name for name in config.data],
         data_sha256=facts["data"]["sha256"],
         rows=facts["data"]["texts"],
-        vaccine=f"{'; '.join(parts)}." if parts else "",
+        vaccine=_describe_vaccine(config, trained),
         recipe={
             "steps": facts["steps"],
             "learning rate": config.learning_rate,
@@ -121,6 +115,22 @@ def _card_facts(config: TrainConfig, trained: TrainResult, done: ShiftReport | N
             "LoRA alpha": config.lora.alpha,
             "seed": config.seed,
         },
-        report=done,
+        report=report,
         notes=notes,
     )
+
+
+def _describe_vaccine(config: TrainConfig, trained: TrainResult) -> str:
+    """The vaccine in words; empty for none."""
+    vaccine = config.vaccine
+    steered = "; ".join(map(_without_folders, vaccine.steer))
+    layers = vaccine.layers if isinstance(vaccine.layers, str) else ", ".join(map(str, vaccine.layers or ()))
+    schedule = f", layers {layers}" if layers else ""
+    schedule += f", rising over {vaccine.warmup:.0%} of the steps" if vaccine.warmup else ""
+    schedule += f", falling over the last {vaccine.decay:.0%}" if vaccine.decay else ""
+    parts = [f"{steered}{schedule}, {vaccine.positions} positions"] if vaccine.steer else []
+    parts += [f"the inoculation prompt {vaccine.inoculation!r}"] if vaccine.inoculation else []
+    if vaccine.only:
+        files = ", ".join(Path(f).name for f in vaccine.only)
+        parts.append(f"on the {trained.facts['data']['vaccinated']} texts of {files} only")
+    return f"{'; '.join(parts)}." if parts else ""

@@ -42,16 +42,13 @@ from poise.validate.combined import Second, together
 from poise.validate.ladder import climb
 from poise.vector import PersonaVector
 from poise.vector.importing import Foreign, Numbering, adopt
-from poise.workflows.fine_tuning import Finetuned, finetune
 
 __all__ = [
     "Budget",
-    "Finetuned",
     "Validated",
     "calibrate_vectors",
     "estimate_screening",
     "extract_vector",
-    "finetune",
     "generate",
     "import_vector",
     "read_data",
