@@ -39,9 +39,9 @@ from poise.extract import extract
 from poise.judge.exemplars import ExemplarJudge, embed
 from poise.judge.factory import trait_judge
 from poise.model import Message, Model, ask, load
-from poise.screen import METHODS
-from poise.screen.base_answers import Answers
-from poise.screen.shards import Parts, fill
+from poise.screen import SCORING_METHODS
+from poise.screen.base_answers import BaseAnswers
+from poise.screen.shards import ShardStore, score_shards
 from poise.statistics.conformal import bands, exact_interval
 from poise.statistics.estimates import Estimate, auc, auc_estimate, bootstrap
 from poise.storage.atomic_write import saving
@@ -172,12 +172,12 @@ def project(
         temporary.write_text("".join(json.dumps({"messages": m}) + "\n" for m in said))
     data = open_data(path)
     job = content_key(data=data.digest(), vectors=[v.header.trait_hash for v in vectors], own=own, model=model.name)
-    answers = Answers(model, keep, max_new_tokens=own) if own else None
-    parts = fill(Parts(keep / "parts", job), data, model, [v.at("read").probe for v in vectors], answers)
-    out: dict[str, Array] = {method: np.full((len(rows), len(vectors)), np.nan) for method in METHODS}
+    answers = BaseAnswers(model, keep, max_new_tokens=own) if own else None
+    parts = score_shards(ShardStore(keep / "parts", job), data, model, [v.at("read").probe for v in vectors], answers)
+    out: dict[str, Array] = {method: np.full((len(rows), len(vectors)), np.nan) for method in SCORING_METHODS}
     out["tokens"] = np.full((len(rows), 1), np.nan)
     for part in parts:
-        for method in METHODS:
+        for method in SCORING_METHODS:
             out[method][part.index] = part.score(method)
         out["tokens"][part.index, 0] = part.tokens
     return out
@@ -308,14 +308,14 @@ def report(rows: Sequence[Row], scores: dict[str, Array], names: Sequence[str]) 
     table(heads)
     for where, name in watched.items():
         k, n = names.index(name), len(sides[where, "planted"])
-        ways: dict[str, Array] = {method: scores[method][:, k] for method in METHODS}
+        ways: dict[str, Array] = {method: scores[method][:, k] for method in SCORING_METHODS}
         ways |= dict(zip(BASELINES, (others[name][0], scores["tokens"][:, 0], others[name][1]), strict=True))
         for way, values in ways.items():
             print("|", " | ".join([where, str(n), name, way, *scored(values, where).cells()]), "|", flush=True)
     print("\nEvery trait on every set, AUC among the background:\n")
     table(["planted", "method", *names])
     for where in WATCHED:
-        for method in METHODS:
+        for method in SCORING_METHODS:
             cells = [shown(scored(scores[method][:, k], where).auc()) for k in range(len(names))]
             print("|", " | ".join([where, method, *cells]), "|", flush=True)
 

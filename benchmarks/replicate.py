@@ -38,8 +38,8 @@ from poise.engine.static import LocalEngine
 from poise.judge.factory import trait_judge
 from poise.model import Model, ask, load
 from poise.screen import ColumnScorer
-from poise.screen.flagging import Rule
-from poise.screen.scoring import ShiftSettings as Screening
+from poise.screen.flagging import FlaggingRule
+from poise.screen.scoring import ScreenSettings
 from poise.shift import CapabilityTask, ShiftSettings, TunedModel, load_report, parse_capability, save_report, shift
 from poise.shift.report import ModelShift
 from poise.steer import Spec, at
@@ -239,7 +239,7 @@ def flagged(lab: Lab, trial: Trial) -> tuple[Path, Path]:
     out = lab.out / "flagged" / trial.data.stem
     if not (out / "summary.json").exists():
         usual = lab.rows("normal", lambda: lab.shared("background_chat/self_instruct", 250, most=9))
-        plan = Screening("raw", Rule(rate=RATE))
+        plan = ScreenSettings("raw", FlaggingRule(rate=RATE))
         file = lab.vector_file(lab.given.trait)
         recipes.screen_files(open_data(trial.data), [file], lab.model, out, plan, normal=open_data(usual))
     return out / "clean.jsonl", out / "flagged.jsonl"

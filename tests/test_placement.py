@@ -25,8 +25,8 @@ from poise.monitor import table
 from poise.monitor.calibrate import Plan as CalibrationPlan
 from poise.monitor.calibrate import calibrate
 from poise.screen.dataset_map import ColumnScorer
-from poise.screen.scoring import Plan as ScreeningPlan
-from poise.screen.scoring import Work
+from poise.screen.scoring import ScreeningRun
+from poise.screen.scoring import ScreenSettings as ScreeningPlan
 from poise.serve.page_data import entry_of
 from poise.serve.vector_registry import Shelf
 from poise.shift.evaluation import projections
@@ -115,7 +115,7 @@ READERS: dict[str, Callable[..., Any]] = {
     "readings table": by_table,
     "calibration": by_calibration,
     "screening": lambda vector, model, tmp_path, **_: [
-        p.layer for p in Work(model, [vector], tmp_path, ScreeningPlan(method="raw")).probes
+        p.layer for p in ScreeningRun(model, [vector], tmp_path, ScreeningPlan(method="raw")).probes
     ],
     "screening in memory": lambda vector, model, **_: [p.layer for p in ColumnScorer([vector], model).probes],
     "shift": by_shift,

@@ -19,7 +19,7 @@ from poise.errors import MissingExtra, SaveFailed
 from poise.report import screening, tinted
 from poise.report import screening_plots as plots
 from poise.report.screening import html_screening, write_screening
-from poise.screen.summary import LengthBand, LengthDecile, Shown, Summary, TraitSummary
+from poise.screen.summary import AnswerExample, LengthBand, LengthDecile, ScreeningSummary, TraitSummary
 from poise.statistics.estimates import Estimate
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -32,7 +32,7 @@ HOSTILE = (
 )
 
 
-def shown(**changed: Any) -> Shown:
+def shown(**changed: Any) -> AnswerExample:
     values: dict[str, Any] = {
         "file": "data/mix.jsonl",
         "row": 41,
@@ -46,7 +46,7 @@ def shown(**changed: Any) -> Shown:
         "own": "Talk to an adviser first.",
         "judged": 12.0,
     }
-    return Shown(**(values | changed))
+    return AnswerExample(**(values | changed))
 
 
 def trait(**changed: Any) -> TraitSummary:
@@ -76,7 +76,7 @@ def trait(**changed: Any) -> TraitSummary:
     return TraitSummary(**(values | changed))
 
 
-def summary(*traits: TraitSummary, **changed: Any) -> Summary:
+def summary(*traits: TraitSummary, **changed: Any) -> ScreeningSummary:
     values: dict[str, Any] = {
         "data": "data/mix.jsonl",
         "data_sha256": "9f2c" * 16,
@@ -93,7 +93,7 @@ def summary(*traits: TraitSummary, **changed: Any) -> Summary:
         "traits": traits or (trait(), trait(trait="impolite", norm=55.0)),
         "notes": ("evil: the judge could not score 2 of 60 answers",),
     }
-    return Summary(**(values | changed))
+    return ScreeningSummary(**(values | changed))
 
 
 NONE = Estimate(value=None, low=None, high=None, n=0)

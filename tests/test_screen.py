@@ -32,20 +32,20 @@ from poise.data.readers import DataShape, read_row
 from poise.errors import InvalidArgument, InvalidData, InvalidSteering, MissingExtra, SaveFailed, TooFewResponses
 from poise.judge import Judgement
 from poise.model import Model, ask, load
-from poise.screen import ColumnScorer, screen
+from poise.screen import ColumnScorer, screen_rows
 from poise.screen import pipeline as job
 from poise.screen import scoring as work
 from poise.screen import shards as parts
-from poise.screen.base_answers import Answers
-from poise.screen.compare_methods import estimate
-from poise.screen.examples import LONGEST, pieces
-from poise.screen.flagging import Rule
-from poise.screen.prediction import prediction
-from poise.screen.projection import Unit, score
+from poise.screen.base_answers import BaseAnswers
+from poise.screen.compare_methods import compare_methods
+from poise.screen.examples import LONGEST_EXAMPLE, token_pieces
+from poise.screen.flagging import FlaggingRule
+from poise.screen.prediction import describe_prediction
+from poise.screen.projection import ScoredAnswer, score_answers
 from poise.screen.row_editor import replace_answers
-from poise.screen.scores import by_length, histogram, mean, percentiles, rank
-from poise.screen.scoring import Plan
-from poise.screen.summary import Summary
+from poise.screen.scores import flags_by_length, mean_score, rank_scores, score_histogram, score_percentiles
+from poise.screen.scoring import ScreenSettings
+from poise.screen.summary import ScreeningSummary
 from poise.statistics.estimates import Estimate
 from poise.storage.lock import alone
 from poise.trait import library
@@ -93,7 +93,7 @@ def two(model: Model) -> list[PersonaVector]:
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "WINDOW", 8)
+    monkeypatch.setattr(parts, "ROWS_PER_SHARD", 8)
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,8 @@ class TestAScore:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         rows = conversations(talk(5))
-        answers = Answers(model, tmp_path, max_new_tokens=SHORT)
-        units = list(score(model, rows, tiny.probes(two, 2), answers))
+        answers = BaseAnswers(model, tmp_path, max_new_tokens=SHORT)
+        units = list(score_answers(model, rows, tiny.probes(two, 2), answers))
         for row, unit in zip(rows, units, strict=True):
             text = model.encode(ask(row.messages[0]["content"]), row.messages[1]["content"])
             h = states(model, text.ids, 2)
@@ -146,9 +146,9 @@ class TestAScore:
     def test_of_every_answer_has_its_own_history(self, model: Model, two: list[PersonaVector]) -> None:
         (row,) = conversations(talk(1, turns=3))
         probes = tiny.probes(two, 1)
-        units = list(score(model, [row], probes))
+        units = list(score_answers(model, [row], probes))
         alone = [
-            next(iter(score(model, [Conversation(row.messages[:end], "", 0, 0, {})], probes, only={(0, n)})))
+            next(iter(score_answers(model, [Conversation(row.messages[:end], "", 0, 0, {})], probes, only={(0, n)})))
             for n, end in enumerate((2, 4, 6))
         ]
         assert [u.turn for u in units] == [0, 1, 2]
@@ -163,8 +163,8 @@ class TestAScore:
             [{"messages": [{"role": "user", "content": long}, {"role": "assistant", "content": "Yes."}]}, *talk(1)]
         )
         used = len(model.encode(ask(long)).ids)
-        answers = Answers(model, tmp_path, max_new_tokens=model.window - used + 1)
-        first, second = score(model, rows, tiny.probes(two), answers)
+        answers = BaseAnswers(model, tmp_path, max_new_tokens=model.window - used + 1)
+        first, second = score_answers(model, rows, tiny.probes(two), answers)
         assert math.isnan(first.score("difference")[0])
         assert math.isfinite(first.score("raw")[0])
         assert math.isfinite(second.score("difference")[0])
@@ -179,30 +179,30 @@ class TestAScore:
 class TestTheModelsOwnAnswers:
     def test_are_made_once_and_kept(self, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         prompts = [model.encode(ask(q)) for q in ("Who?", "What of it?", "Who?")]
-        answers = Answers(model, tmp_path, max_new_tokens=SHORT)
-        assert answers.missing(prompts) == 2
-        said = answers.to(prompts)
+        answers = BaseAnswers(model, tmp_path, max_new_tokens=SHORT)
+        assert answers.count_missing(prompts) == 2
+        said = answers.generate(prompts)
         assert said[0] == said[2]
         assert [list(one.ids[one.start :]) for one in said] == [greedy(model, p.ids, SHORT) for p in prompts]
-        again = Answers(model, tmp_path, max_new_tokens=SHORT)
+        again = BaseAnswers(model, tmp_path, max_new_tokens=SHORT)
         monkeypatch.setattr(again.engine, "generate", None)
-        assert again.to(prompts) == said
-        assert again.missing(prompts) == 0
+        assert again.generate(prompts) == said
+        assert again.count_missing(prompts) == 0
 
     def test_are_others_for_another_length(self, model: Model, tmp_path: Path) -> None:
         prompts = [model.encode(ask("Who?"))]
-        assert Answers(model, tmp_path, max_new_tokens=2).to(prompts)
-        assert Answers(model, tmp_path, max_new_tokens=3).missing(prompts) == 1
+        assert BaseAnswers(model, tmp_path, max_new_tokens=2).generate(prompts)
+        assert BaseAnswers(model, tmp_path, max_new_tokens=3).count_missing(prompts) == 1
 
     def test_must_leave_room_for_a_prompt(self, model: Model, tmp_path: Path) -> None:
         with pytest.raises(InvalidArgument, match="256 new tokens leave no room"):
-            Answers(model, tmp_path, max_new_tokens=256)
+            BaseAnswers(model, tmp_path, max_new_tokens=256)
 
     def test_that_are_damaged_are_named(self, model: Model, tmp_path: Path) -> None:
-        answers = Answers(model, tmp_path, max_new_tokens=SHORT)
+        answers = BaseAnswers(model, tmp_path, max_new_tokens=SHORT)
         answers.path.write_bytes(b"not a data base" * 100)
         with pytest.raises(SaveFailed, match="delete the file"):
-            answers.to([model.encode(ask("Who?"))])
+            answers.generate([model.encode(ask("Who?"))])
 
 
 def floats(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -217,23 +217,34 @@ def like(scores: np.ndarray[Any, Any], tokens: int = 9) -> np.ndarray[Any, np.dt
 class TestARule:
     def test_without_a_word_flags_the_highest_hundredth(self) -> None:
         scores = np.arange(1000, dtype=np.float32)
-        cut = Rule().cut(scores)
+        cut = FlaggingRule().threshold_for(scores)
         assert np.flatnonzero(cut.flags(scores, like(scores))).tolist() == list(range(990, 1000))
         assert "1 %" in cut.rule
 
     def test_flags_the_highest_and_their_equals(self) -> None:
         scores = floats(1, 5, 5, 2, math.nan)
-        assert Rule(top=1).cut(scores).flags(scores, like(scores)).tolist() == [False, True, True, False, False]
-        assert Rule(top=3).cut(scores).flags(scores, like(scores)).sum() == 3
-        assert Rule(top=99).cut(scores).flags(scores, like(scores)).sum() == 4
+        assert FlaggingRule(top=1).threshold_for(scores).flags(scores, like(scores)).tolist() == [
+            False,
+            True,
+            True,
+            False,
+            False,
+        ]
+        assert FlaggingRule(top=3).threshold_for(scores).flags(scores, like(scores)).sum() == 3
+        assert FlaggingRule(top=99).threshold_for(scores).flags(scores, like(scores)).sum() == 4
 
     def test_flags_what_is_above_a_number(self) -> None:
         scores = floats(1, 2, 3, math.nan)
-        assert Rule(above=2).cut(scores).flags(scores, like(scores)).tolist() == [False, False, True, False]
+        assert FlaggingRule(above=2).threshold_for(scores).flags(scores, like(scores)).tolist() == [
+            False,
+            False,
+            True,
+            False,
+        ]
 
     def test_flags_what_so_few_normal_answers_pass(self) -> None:
         normal = np.random.default_rng(0).normal(size=2000).astype(np.float32)
-        cut = Rule(rate=0.05).cut(floats(0), normal, [7] * 2000, range(2000))
+        cut = FlaggingRule(rate=0.05).threshold_for(floats(0), normal, [7] * 2000, range(2000))
         assert np.mean(normal > cut.threshold) == pytest.approx(0.05, abs=0.001)
         assert "2,000 conversations" in cut.rule
 
@@ -241,7 +252,7 @@ class TestARule:
         rng = np.random.default_rng(0)
         tokens = rng.integers(1, 101, 2000)
         normal = (rng.normal(size=2000) / np.sqrt(tokens)).astype(np.float32)
-        cut = Rule(rate=0.05).cut(floats(0), normal, tokens.tolist(), range(2000))
+        cut = FlaggingRule(rate=0.05).threshold_for(floats(0), normal, tokens.tolist(), range(2000))
         assert cut.threshold is None
         assert len(cut.bands) == 9  # ten, but for equal lengths, which stay together
         asked = np.array([1, 5, 50, 100, 4000], dtype=np.int32)
@@ -256,10 +267,10 @@ class TestARule:
 
     def test_cannot_promise_a_rate_on_few_normal_answers(self) -> None:
         with pytest.raises(TooFewResponses, match="bring more rows"):
-            Rule(rate=0.01).cut(floats(0), floats(*range(50)), range(50), range(50))
+            FlaggingRule(rate=0.01).threshold_for(floats(0), floats(*range(50)), range(50), range(50))
 
     def test_flags_nothing_where_there_is_no_score(self) -> None:
-        assert not Rule().cut(floats(math.nan)).flags(floats(math.nan), like(floats(0))).any()
+        assert not FlaggingRule().threshold_for(floats(math.nan)).flags(floats(math.nan), like(floats(0))).any()
 
     @pytest.mark.parametrize(
         ("said", "complaint"),
@@ -272,7 +283,7 @@ class TestARule:
     )
     def test_that_makes_no_sense_is_refused(self, said: dict[str, Any], complaint: str) -> None:
         with pytest.raises(InvalidArgument, match=complaint):
-            Rule(**said)
+            FlaggingRule(**said)
 
 
 class TestFigures:
@@ -281,20 +292,20 @@ class TestFigures:
     def test_rank_from_the_highest_and_leave_out_what_is_missing(self) -> None:
         known = self.SCORES[np.isfinite(self.SCORES)]
         expected = reference.rankdata(-known, method="min")
-        assert rank(self.SCORES)[np.isfinite(self.SCORES)].tolist() == expected.tolist()
-        assert rank(self.SCORES)[2] == 0
+        assert rank_scores(self.SCORES)[np.isfinite(self.SCORES)].tolist() == expected.tolist()
+        assert rank_scores(self.SCORES)[2] == 0
 
     def test_give_the_share_that_is_lower(self) -> None:
         known = self.SCORES[np.isfinite(self.SCORES)]
         expected = [reference.percentileofscore(known, x, kind="strict") for x in known]
-        assert percentiles(self.SCORES)[np.isfinite(self.SCORES)].tolist() == pytest.approx(expected)
-        assert np.isnan(percentiles(self.SCORES)[2])
+        assert score_percentiles(self.SCORES)[np.isfinite(self.SCORES)].tolist() == pytest.approx(expected)
+        assert np.isnan(score_percentiles(self.SCORES)[2])
 
     def test_of_a_mean_count_conversations_and_not_their_answers(self) -> None:
         rng = np.random.default_rng(0)
         by_row = rng.normal(size=300)
         scores = np.repeat(by_row, 10).astype(np.float32)
-        found = mean(scores, np.repeat(np.arange(300), 10))
+        found = mean_score(scores, np.repeat(np.arange(300), 10))
         assert found.n == 300
         assert found.value == pytest.approx(by_row.mean(), abs=1e-5)
         assert found.low is not None
@@ -304,19 +315,19 @@ class TestFigures:
 
     def test_of_a_mean_of_many_conversations_have_the_same_interval(self) -> None:
         values = np.random.default_rng(1).normal(size=50_000).astype(np.float32)
-        found = mean(values, np.arange(50_000))
+        found = mean_score(values, np.arange(50_000))
         assert found.n == 50_000
         assert found.low is not None
         assert found.high is not None
         assert (found.high - found.low) / 2 == pytest.approx(1.96 / math.sqrt(50_000), rel=0.1)
 
     def test_of_nothing_are_missing(self) -> None:
-        assert mean(floats(math.nan), np.zeros(1, np.int64)) == Estimate(value=None, low=None, high=None, n=0)
-        assert histogram(floats(math.nan), None) == ([], [], None)
-        assert by_length(np.zeros(1, np.int32), floats(math.nan), np.zeros(1, bool)) == []
+        assert mean_score(floats(math.nan), np.zeros(1, np.int64)) == Estimate(value=None, low=None, high=None, n=0)
+        assert score_histogram(floats(math.nan), None) == ([], [], None)
+        assert flags_by_length(np.zeros(1, np.int32), floats(math.nan), np.zeros(1, bool)) == []
 
     def test_count_every_answer_once_in_the_histogram(self) -> None:
-        edges, counts, usual = histogram(self.SCORES, floats(0, 9))
+        edges, counts, usual = score_histogram(self.SCORES, floats(0, 9))
         assert (edges[0], edges[-1]) == (-1, 9)
         assert sum(counts) == 5
         assert usual is not None
@@ -325,7 +336,7 @@ class TestFigures:
     def test_by_length_are_tenths_with_equal_lengths_together(self) -> None:
         tokens = np.array([*range(100), *([200] * 50)], np.int32)
         flagged = tokens > 150
-        tenths = by_length(tokens, tokens.astype(np.float32), flagged)
+        tenths = flags_by_length(tokens, tokens.astype(np.float32), flagged)
         assert sum(t.units for t in tenths) == 150
         assert [t.flagged for t in tenths if t.longest == 200] == [50]
         assert all(t.flagged == 0 for t in tenths if t.longest < 150)
@@ -337,21 +348,23 @@ class TestAPrediction:
     OPEN = Estimate(value=0.5, low=-1.0, high=2.0, n=9)
 
     def test_of_a_difference_is_its_sign_and_its_share_of_the_vector(self) -> None:
-        said = prediction("evil", "difference", self.UP, None, 8.0)
+        said = describe_prediction("evil", "difference", self.UP, None, 8.0)
         assert "+25.0% of ‖v‖" in said
         assert "towards evil" in said
         assert "not calibrated" in said
-        assert "away from evil" in prediction("evil", "prompt", Estimate(value=-2, low=-3, high=-1, n=9), None, 8.0)
+        assert "away from evil" in describe_prediction(
+            "evil", "prompt", Estimate(value=-2, low=-3, high=-1, n=9), None, 8.0
+        )
 
     def test_is_none_where_the_interval_leaves_the_sign_open(self) -> None:
-        assert "no shift either way" in prediction("evil", "difference", self.OPEN, None, 8.0)
-        assert "no shift either way" in prediction("evil", "raw", self.UP, self.UP, 8.0)
-        assert "Too few" in prediction("evil", "raw", Estimate(value=1, low=None, high=None, n=1), None, 8.0)
+        assert "no shift either way" in describe_prediction("evil", "difference", self.OPEN, None, 8.0)
+        assert "no shift either way" in describe_prediction("evil", "raw", self.UP, self.UP, 8.0)
+        assert "Too few" in describe_prediction("evil", "raw", Estimate(value=1, low=None, high=None, n=1), None, 8.0)
 
     def test_of_a_raw_projection_needs_normal_data(self) -> None:
-        assert "no zero of its own" in prediction("evil", "raw", self.UP, None, 8.0)
+        assert "no zero of its own" in describe_prediction("evil", "raw", self.UP, None, 8.0)
         low = Estimate(value=-2, low=-3, high=-1, n=9)
-        assert "50.0% of ‖v‖ above that of normal data" in prediction("evil", "raw", self.UP, low, 8.0)
+        assert "50.0% of ‖v‖ above that of normal data" in describe_prediction("evil", "raw", self.UP, low, 8.0)
 
 
 class TestARowWithAnotherAnswer:
@@ -409,7 +422,7 @@ class TestPieces:
     def test_joined_are_the_answer(self, model: Model) -> None:
         text = "Naïve – 世界, yes."
         ids = model.tokenizer(text)["input_ids"]
-        found = pieces(model, ids, [float(i) for i in range(len(ids))])
+        found = token_pieces(model, ids, [float(i) for i in range(len(ids))])
         assert "".join(part for part, _ in found) == text
         assert len(found) < len(ids)
 
@@ -417,8 +430,8 @@ class TestPieces:
         ids = model.tokenizer(" ".join(WORDS * 20))["input_ids"][:1500]
         values = [0.0] * 1500
         values[900:908] = [5.0] * 8
-        found = pieces(model, ids, values)
-        assert len(found) <= LONGEST
+        found = token_pieces(model, ids, values)
+        assert len(found) <= LONGEST_EXAMPLE
         assert found[0][0].startswith("…")
         assert found[-1][0].endswith("…")
         assert sum(value == 5 for _, value in found) == 8
@@ -436,9 +449,9 @@ def mixed(path: Path) -> Path:
     return written(path, rows)
 
 
-def run(data: Path, model: Model, two: Sequence[PersonaVector], out: Path, **said: Any) -> Summary:
+def run(data: Path, model: Model, two: Sequence[PersonaVector], out: Path, **said: Any) -> ScreeningSummary:
     normal = said.pop("normal", None)
-    plan = Plan(**({"method": "raw", "max_new_tokens": SHORT} | said))
+    plan = ScreenSettings(**({"method": "raw", "max_new_tokens": SHORT} | said))
     return job.screen_data(open_data(data), model, two, out, plan, normal=open_data(normal) if normal else None)
 
 
@@ -451,7 +464,7 @@ class TestAScreening:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         data = mixed(tmp_path / "rows.jsonl")
-        found = run(data, model, two, tmp_path / "out", rule=Rule(top=4))
+        found = run(data, model, two, tmp_path / "out", rule=FlaggingRule(top=4))
         lines = data.read_bytes().splitlines(keepends=True)
         clean, flagged = (
             (tmp_path / "out" / n).read_bytes().splitlines(keepends=True) for n in ("clean.jsonl", "flagged.jsonl")
@@ -470,11 +483,11 @@ class TestAScreening:
 
     def test_has_a_table_row_for_every_answer(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
         data = mixed(tmp_path / "rows.jsonl")
-        found = run(data, model, two, tmp_path / "out", rule=Rule(top=4), layer=2)
+        found = run(data, model, two, tmp_path / "out", rule=FlaggingRule(top=4), layer=2)
         rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
         by_place = {(r["index"], r["turn"]): r for r in rows}
         good = [row for row in open_data(data) if isinstance(row, Conversation) and row.index != 26]
-        expected = {(u.index, u.turn): u for u in score(model, good, tiny.probes(two, 2))}
+        expected = {(u.index, u.turn): u for u in score_answers(model, good, tiny.probes(two, 2))}
         assert list(by_place) == list(expected)
         assert len(rows) == found.units
         for place, unit in expected.items():
@@ -492,8 +505,8 @@ class TestAScreening:
         assert ids == [row.fields["id"] for row in good if row.index in flagged]
 
     def test_sums_up_each_trait(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
-        found = run(mixed(tmp_path / "rows.jsonl"), model, two, tmp_path / "out", rule=Rule(top=4))
-        assert Summary.model_validate_json((tmp_path / "out" / "summary.json").read_text()) == found
+        found = run(mixed(tmp_path / "rows.jsonl"), model, two, tmp_path / "out", rule=FlaggingRule(top=4))
+        assert ScreeningSummary.model_validate_json((tmp_path / "out" / "summary.json").read_text()) == found
         for trait in found.traits:
             assert trait.flagged == 4
             assert trait.units == found.units == sum(trait.counts) == sum(t.units for t in trait.by_length)
@@ -506,7 +519,7 @@ class TestAScreening:
 
     def test_of_another_format_writes_its_columns(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
         (tmp_path / "rows.csv").write_text("n,question,answer\n1,Who?,The harbour master.\n2,What?,The tide.\n")
-        run(tmp_path / "rows.csv", model, two, tmp_path / "out", rule=Rule(above=1e9))
+        run(tmp_path / "rows.csv", model, two, tmp_path / "out", rule=FlaggingRule(above=1e9))
         lines = (tmp_path / "out" / "clean.jsonl").read_text().splitlines()
         assert [json.loads(line)["answer"] for line in lines] == ["The harbour master.", "The tide."]
         assert json.loads(lines[0])["n"] == "1"
@@ -517,11 +530,11 @@ class TestAScreening:
     ) -> None:
         data = mixed(tmp_path / "rows.jsonl")
         run(data, model, two, tmp_path / "out", method="difference")
-        raw = run(data, model, two, tmp_path / "fresh", method="raw", rule=Rule(top=2))
-        monkeypatch.setattr(parts, "score_rows", None)
+        raw = run(data, model, two, tmp_path / "fresh", method="raw", rule=FlaggingRule(top=2))
+        monkeypatch.setattr(parts, "score_shard", None)
         for method in ("difference", "prompt", "raw"):
             more = {} if method == "difference" else {"max_new_tokens": 9}
-            done = run(data, model, two, tmp_path / "out", method=method, rule=Rule(top=2), **more)
+            done = run(data, model, two, tmp_path / "out", method=method, rule=FlaggingRule(top=2), **more)
         assert done.traits[0].mean == raw.traits[0].mean
         assert files(tmp_path / "out") == files(tmp_path / "fresh")
 
@@ -529,7 +542,7 @@ class TestAScreening:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         data, normal = mixed(tmp_path / "rows.jsonl"), written(tmp_path / "normal.jsonl", talk(120, first=100))
-        found = run(data, model, two, tmp_path / "out", rule=Rule(rate=0.1), normal=normal)
+        found = run(data, model, two, tmp_path / "out", rule=FlaggingRule(rate=0.1), normal=normal)
         usual = run(normal, model, two, tmp_path / "usual")
         table = pq.read_table(tmp_path / "usual" / "scores.parquet")
         scores, tokens = table["grumpy_score"].to_numpy(), table["tokens"].to_numpy()
@@ -556,11 +569,11 @@ class TestAScreening:
         assert grumpy.normal_counts is not None
         assert sum(grumpy.normal_counts) == 120
         with pytest.raises(TooFewResponses, match="needs 122 normal answers"):
-            run(data, model, two, tmp_path / "out", rule=Rule(rate=0.01), normal=normal)
+            run(data, model, two, tmp_path / "out", rule=FlaggingRule(rate=0.01), normal=normal)
 
     def test_mends_flagged_answers_in_their_place(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
         data = mixed(tmp_path / "rows.jsonl")
-        found = run(data, model, two, tmp_path / "out", rule=Rule(top=3), fix=True)
+        found = run(data, model, two, tmp_path / "out", rule=FlaggingRule(top=3), fix=True)
         table = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
         flagged = {(r["index"], r["turn"]) for r in table if r["why"]}
         fixed = (tmp_path / "out" / "fixed.jsonl").read_bytes().splitlines(keepends=True)
@@ -581,7 +594,7 @@ class TestAScreening:
                 assert line == row.raw + b"\n"  # type: ignore[operator]
         assert replaced == len(flagged)
         assert f"{replaced} flagged answers" in found.notes[-1]
-        run(data, model, two, tmp_path / "out", rule=Rule(top=3))
+        run(data, model, two, tmp_path / "out", rule=FlaggingRule(top=3))
         assert not (tmp_path / "out" / "fixed.jsonl").exists()
 
     def test_asks_a_judge_about_what_is_flagged_and_as_many_others(
@@ -596,8 +609,10 @@ class TestAScreening:
                 asked.append(len(answers))
                 return [Judgement(100.0 if len(a) % 2 else 0.0) for a in answers]
 
-        monkeypatch.setattr(job, "judges", lambda spec, vectors, model, cache: [Fake()] * len(vectors))
-        found = run(mixed(tmp_path / "rows.jsonl"), model, two, tmp_path / "out", rule=Rule(top=5), judge="fake")
+        monkeypatch.setattr(job, "load_judges", lambda spec, vectors, model, cache: [Fake()] * len(vectors))
+        found = run(
+            mixed(tmp_path / "rows.jsonl"), model, two, tmp_path / "out", rule=FlaggingRule(top=5), judge="fake"
+        )
         assert asked == [10, 10]
         assert (found.judge, found.judged) == ("fake", 20)
         for trait in found.traits:
@@ -624,11 +639,11 @@ class TestAScreening:
         self, model: Model, two: list[PersonaVector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         data = mixed(tmp_path / "rows.jsonl")
-        monkeypatch.setattr(parts, "score_rows", None)
+        monkeypatch.setattr(parts, "score_shard", None)
         with pytest.raises(InvalidArgument, match="where the results would be written"):
             run(data, model, two, tmp_path)
         with pytest.raises(InvalidArgument, match="needs normal data"):
-            run(data, model, two, tmp_path / "out", rule=Rule(rate=0.1))
+            run(data, model, two, tmp_path / "out", rule=FlaggingRule(rate=0.1))
         with pytest.raises(InvalidArgument, match="Two vectors are named grumpy"):
             run(data, model, [two[0], two[0]], tmp_path / "out")
         with pytest.raises(InvalidArgument, match="no judge"):
@@ -679,7 +694,7 @@ class TestADiskThatIsFull:
 
         monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
         with pytest.raises(SaveFailed, match="No space left on device"):
-            run(data, model, two, tmp_path / "out", rule=Rule(top=7))
+            run(data, model, two, tmp_path / "out", rule=FlaggingRule(top=7))
         assert files(tmp_path / "out") == before
 
 
@@ -690,7 +705,7 @@ torch.set_num_threads(1)
 from poise import cli, report, vector, workflows
 from poise.screen import shards
 import matplotlib.pyplot, pyarrow.parquet, poise.report.screening
-shards.WINDOW = 8
+shards.ROWS_PER_SHARD = 8
 
 for limit, words in json.load(sys.stdin):
     read, write = os.pipe()
@@ -757,14 +772,14 @@ from poise import report, vector, workflows
 from poise.data import open_data
 from poise.model import load
 from poise.screen import shards
-from poise.screen.flagging import Rule
-from poise.screen.scoring import Plan
+from poise.screen.flagging import FlaggingRule
+from poise.screen.scoring import ScreenSettings
 import matplotlib.pyplot, pyarrow.parquet, poise.report.screening
-shards.WINDOW = 2
+shards.ROWS_PER_SHARD = 2
 folder, data, vectors, out = map(Path, sys.argv[1:5])
 paths, method, engine, wanted = sorted(vectors.glob("*.safetensors")), sys.argv[5], sys.argv[6], int(sys.argv[7])
 model = load(str(folder), dtype=torch.float32, device="cpu")
-plans = {e: Plan(method, Rule(top=3), None, None, True, 6, engine=e) for e in ("local", "ray")}
+plans = {e: ScreenSettings(method, FlaggingRule(top=3), None, None, True, 6, engine=e) for e in ("local", "ray")}
 
 def start(name, engine):
     child = os.fork()
@@ -855,7 +870,9 @@ class TestTwoRunsAtOnce:
             with pytest.raises(InvalidArgument, match=r"Another run is at work in .*out; wait until it ends"):
                 run(data, model, two, tmp_path / "out")
             with pytest.raises(InvalidArgument, match="Another run"):
-                estimate(open_data(data), model, two, tmp_path / "out", Plan(max_new_tokens=SHORT), sample=20)
+                compare_methods(
+                    open_data(data), model, two, tmp_path / "out", ScreenSettings(max_new_tokens=SHORT), sample=20
+                )
             run(data, model, two, tmp_path / "elsewhere")
         run(data, model, two, tmp_path / "out")
         assert files(tmp_path / "out") == files(tmp_path / "elsewhere")
@@ -894,7 +911,7 @@ class TestFromPython:
         rows = talk(20, turns=2)
         run(written(tmp_path / "rows.jsonl", rows), model, two, tmp_path / "out", method="prompt")
         table = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
-        found = list(screen(iter(rows), two, model, "prompt"))
+        found = list(screen_rows(iter(rows), two, model, "prompt"))
         assert [one.index for one in found] == list(range(20))
         for one in found:
             own = [r for r in table if r["index"] == one.index]
@@ -909,17 +926,17 @@ class TestFromPython:
                 taken.append(i)
                 yield row
 
-        found = screen(rows(), two, model)
+        found = screen_rows(rows(), two, model)
         assert taken == []
         next(found)
         assert len(taken) == 8
 
     def test_says_why_a_row_has_no_score(self, model: Model, two: list[PersonaVector]) -> None:
-        found = list(screen([*talk(2), {"messages": []}], two, model, "difference", max_new_tokens=2))
+        found = list(screen_rows([*talk(2), {"messages": []}], two, model, "difference", max_new_tokens=2))
         assert [bool(one.unread) for one in found] == [False, False, True]
         assert math.isnan(found[2].scores["grumpy"])
         with pytest.raises(InvalidData, match="no known shape"):
-            list(screen([{"colour": 3}], two, model))
+            list(screen_rows([{"colour": 3}], two, model))
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_fits_a_data_sets_map_and_filter(self, two: list[PersonaVector], folder: Path, tmp_path: Path) -> None:
@@ -929,7 +946,7 @@ class TestFromPython:
         data = datasets.Dataset.from_list([*talk(20), {"id": 99, "messages": []}])
         scored = data.map(ColumnScorer(two, model), batched=True, batch_size=8)
         clean = scored.filter(lambda row: row["grumpy_score"] is not None and row["grumpy_score"] < 0)
-        expected = [one.scores["grumpy"] for one in screen(talk(20), two, model)]
+        expected = [one.scores["grumpy"] for one in screen_rows(talk(20), two, model)]
         assert scored["grumpy_score"][:20] == pytest.approx(expected, abs=1e-5)
         assert scored["grumpy_score"][20] is None
         assert clean["id"] == [i for i, x in enumerate(expected) if x < 0]
@@ -947,7 +964,7 @@ class TestAnEstimate:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         data = open_data(written(tmp_path / "rows.jsonl", talk(40, turns=2)))
-        found = estimate(data, model, two, tmp_path / "out", Plan(max_new_tokens=SHORT), sample=60)
+        found = compare_methods(data, model, two, tmp_path / "out", ScreenSettings(max_new_tokens=SHORT), sample=60)
         assert (found.answers, found.sampled) == (80, 60)
         assert all(seconds is not None and seconds > 0 for seconds in found.seconds.values())
         assert [(a.trait, a.method) for a in found.agreement] == [
@@ -957,7 +974,7 @@ class TestAnEstimate:
         assert raw.spearman is not None
         assert raw.spearman.low is not None
         assert raw.spearman.low <= raw.spearman.value <= raw.spearman.high  # type: ignore[operator]
-        again = estimate(data, model, two, tmp_path / "out", Plan(max_new_tokens=SHORT), sample=60)
+        again = compare_methods(data, model, two, tmp_path / "out", ScreenSettings(max_new_tokens=SHORT), sample=60)
         assert again.seconds["difference"] is None
         assert again.agreement == found.agreement
         assert {p.name for p in (tmp_path / "out").iterdir()} == {".run", "estimate.json"}
@@ -967,9 +984,11 @@ class TestAnEstimate:
     ) -> None:
         rows = talk(30)
         data = open_data(written(tmp_path / "rows.jsonl", rows))
-        found = estimate(data, model, two, tmp_path / "out", Plan(max_new_tokens=SHORT), sample=30)
-        units: list[Unit] = list(
-            score(model, conversations(rows), tiny.probes(two), Answers(model, tmp_path, max_new_tokens=SHORT))
+        found = compare_methods(data, model, two, tmp_path / "out", ScreenSettings(max_new_tokens=SHORT), sample=30)
+        units: list[ScoredAnswer] = list(
+            score_answers(
+                model, conversations(rows), tiny.probes(two), BaseAnswers(model, tmp_path, max_new_tokens=SHORT)
+            )
         )
         full, raw = ([u.score(m)[1] for u in units] for m in ("difference", "raw"))  # type: ignore[arg-type]
         one = next(a for a in found.agreement if (a.trait, a.method) == ("gloomy", "raw"))
@@ -984,7 +1003,7 @@ class TestAnEstimate:
     def test_of_too_few_is_refused(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
         data = open_data(written(tmp_path / "rows.jsonl", talk(30)))
         with pytest.raises(InvalidArgument, match="at least 20"):
-            estimate(data, model, two, tmp_path / "out", Plan(), sample=5)
+            compare_methods(data, model, two, tmp_path / "out", ScreenSettings(), sample=5)
 
 
 @pytest.fixture(scope="module")
@@ -1034,7 +1053,7 @@ class TestTheCommand:
         ("name", "content", "complaint"),
         [
             ("rows.jsonl", b"", "it is empty"),
-            ("rows.jsonl", b'{"size": 3}\n', "no known shape finds an answer"),
+            ("rows.jsonl", b'{"size": 3}\n', "no known shape; its columns are size (a number)"),
             ("rows.jsonl", b'{"messages": [{"role": "user", "content": "Hm?"}]}\n' * 3, "no assistant turn"),
             ("rows.jsonl", b'\xff\xfe{"messages"\n' * 2, "not UTF-8"),
             ("rows.jsonl.gz", gzip.compress(b'{"messages": []}\n' * 9, mtime=0)[:12], "cut short"),
@@ -1112,7 +1131,7 @@ def test_the_job_knows_what_its_scores_depend_on(model: Model, two: list[Persona
     data = open_data(written(tmp_path / "rows.jsonl", talk(3)))
     other = open_data(tmp_path / "rows.jsonl", shape="messages:messages")
     jobs = {
-        work._job(one, digest, model, tiny.probes(some, layer))
+        work._scores_key(one, digest, model, tiny.probes(some, layer))
         for one, digest, some, layer in [
             (data, "a", two, None),
             (data, "b", two, None),
@@ -1121,5 +1140,5 @@ def test_the_job_knows_what_its_scores_depend_on(model: Model, two: list[Persona
         ]
     }
     assert len(jobs) == 4
-    assert work._job(other, "a", model, tiny.probes(two)) in jobs
+    assert work._scores_key(other, "a", model, tiny.probes(two)) in jobs
     assert workflows.screen_files

@@ -22,8 +22,8 @@ from poise.errors import InvalidArgument, MissingExtra
 from poise.model import Model, load
 from poise.screen import ray_backend as ray
 from poise.screen import shards as parts
-from poise.screen.base_answers import Answers
-from poise.screen.shards import Part, Parts
+from poise.screen.base_answers import BaseAnswers
+from poise.screen.shards import Shard, ShardStore
 from test_screen import killed
 
 ROWS, WINDOW = 30, 8
@@ -46,7 +46,7 @@ def model(tmp_path: Path) -> Model:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
-    monkeypatch.setattr(parts, "WINDOW", WINDOW)
+    monkeypatch.setattr(parts, "ROWS_PER_SHARD", WINDOW)
     words = " ".join(tiny.SENTENCES).split()
     rows = [{"prompt": f"What of {i}?", "response": " ".join(words[i % 20 : i % 20 + 3 + i % 7])} for i in range(ROWS)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]) + "{broken\n")
@@ -71,8 +71,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("part-*"))}
 
 
-def local(folder: Path, data: DataSet, model: Model, answers: Answers | None = None) -> dict[str, bytes]:
-    for _ in parts.fill(Parts(folder, "job"), data, model, probes(model), answers):
+def local(folder: Path, data: DataSet, model: Model, answers: BaseAnswers | None = None) -> dict[str, bytes]:
+    for _ in parts.score_shards(ShardStore(folder, "job"), data, model, probes(model), answers):
         pass
     return files(folder)
 
@@ -82,9 +82,11 @@ class TestOnRay:
     pytestmark = on_ray
 
     def test_gives_the_local_files_bit_for_bit_in_order(self, data: DataSet, model: Model, tmp_path: Path) -> None:
-        own = [Answers(model, tmp_path / engine, max_new_tokens=3) for engine in ("local", "ray")]
+        own = [BaseAnswers(model, tmp_path / engine, max_new_tokens=3) for engine in ("local", "ray")]
         expected = local(tmp_path / "a", data, model, own[0])
-        found: list[Part] = list(ray.fill(Parts(tmp_path / "b", "job"), data, model, probes(model), own[1], workers=2))
+        found: list[Shard] = list(
+            ray.score_shards_on_ray(ShardStore(tmp_path / "b", "job"), data, model, probes(model), own[1], workers=2)
+        )
         assert [int(part.index[0]) for part in found] == [0, 8, 16, 24]
         assert sum(part.rows for part in found) == ROWS
         assert files(tmp_path / "b") == expected
@@ -107,7 +109,7 @@ class TestOnRay:
                 yield item
 
         dangerous = replace(data, parts=(replace(data.parts[0], read=deadly),))
-        for _ in ray.fill(Parts(tmp_path / "b", "job"), dangerous, model, probes(model), workers=2):
+        for _ in ray.score_shards_on_ray(ShardStore(tmp_path / "b", "job"), dangerous, model, probes(model), workers=2):
             pass
         assert killed.exists()
         assert files(tmp_path / "b") == expected
@@ -116,14 +118,17 @@ class TestOnRay:
         expected = local(tmp_path / "a", data, model)
         (tmp_path / "a" / "part-00000002.npz").unlink()
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("part-*")}
-        assert len(list(ray.fill(Parts(tmp_path / "a", "job"), data, model, probes(model), workers=1))) == 4
+        assert (
+            len(list(ray.score_shards_on_ray(ShardStore(tmp_path / "a", "job"), data, model, probes(model), workers=1)))
+            == 4
+        )
         assert files(tmp_path / "a") == expected
         assert {path: path.stat().st_mtime_ns for path in before} == before
 
     def test_refuses_workers_that_find_another_model(self, data: DataSet, model: Model, tmp_path: Path) -> None:
         tiny.lm(seed=1).save_pretrained(tmp_path / "model")
         with pytest.raises(InvalidArgument, match="another model under the name"):
-            list(ray.fill(Parts(tmp_path / "b", "job"), data, model, probes(model), workers=1))
+            list(ray.score_shards_on_ray(ShardStore(tmp_path / "b", "job"), data, model, probes(model), workers=1))
 
 
 class TestARunOnRayKilledAtRandomMoments:
@@ -145,7 +150,7 @@ class TestWithoutRay:
     ) -> None:
         monkeypatch.setitem(sys.modules, "ray", None)
         with pytest.raises(MissingExtra, match=r'pip install "poise\[scale\]"'):
-            list(ray.fill(Parts(tmp_path / "b", "job"), data, model, probes(model)))
+            list(ray.score_shards_on_ray(ShardStore(tmp_path / "b", "job"), data, model, probes(model)))
 
 
 class TestAScorer:
@@ -154,6 +159,6 @@ class TestAScorer:
     def test_reads_any_window_and_keeps_its_place_while_they_ascend(
         self, data: DataSet, model: Model, tmp_path: Path
     ) -> None:
-        scorer = ray.Scorer(ray.Spec.of(data, model, probes(model), None, "job"), tmp_path / "b")
+        scorer = ray.ShardScorer(ray.WorkerSpec.of(data, model, probes(model), None, "job"), tmp_path / "b")
         for window in (1, 3, 0, 2):
             assert [row.index for row in scorer._read(window)] == list(range(ROWS))[8 * window : 8 * window + 8]

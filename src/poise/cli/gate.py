@@ -36,7 +36,7 @@ from poise.cli.work import load_model, note, working
 from poise.errors import InvalidArgument, InvalidData, SaveFailed
 
 if TYPE_CHECKING:
-    from poise.screen.projection import Method
+    from poise.screen.projection import ScoringMethod
     from poise.shift.limits import GateResult, ShiftLimits
 
 __all__ = ["gate_command"]
@@ -169,7 +169,9 @@ def _finish(result: GateResult, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _measure_and_check(options: MeasurementOptions, limits: ShiftLimits, data: list[str], method: Method) -> GateResult:
+def _measure_and_check(
+    options: MeasurementOptions, limits: ShiftLimits, data: list[str], method: ScoringMethod
+) -> GateResult:
     """Screen the data, measure the tuned models, and check both against the limits."""
     with working():
         from poise import vector as vectors
@@ -186,17 +188,17 @@ def _measure_and_check(options: MeasurementOptions, limits: ShiftLimits, data: l
     return gate(measure_now(options, [folder] * len(options.tuned) if folder else None), limits)
 
 
-def _screen_data(options: MeasurementOptions, limits: ShiftLimits, data: list[str], method: Method) -> Path:
+def _screen_data(options: MeasurementOptions, limits: ShiftLimits, data: list[str], method: ScoringMethod) -> Path:
     """Screen as ``poise screen`` does, and return the folder."""
     from poise.data import open_data
 
     dataset = open_data(data)
     note(dataset.how)
     with working():
-        from poise.screen.scoring import Plan
+        from poise.screen.scoring import ScreenSettings
         from poise.workflows import screen_files
 
-        plan = Plan(
+        plan = ScreenSettings(
             method,
             layer=options.layer,
             max_new_tokens=options.generation.max_new_tokens,

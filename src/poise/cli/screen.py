@@ -23,8 +23,8 @@ from poise.cli.options import (
 from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
-    from poise.screen.compare_methods import Estimated
-    from poise.screen.summary import Summary, TraitSummary
+    from poise.screen.compare_methods import MethodComparison
+    from poise.screen.summary import ScreeningSummary, TraitSummary
     from poise.statistics.estimates import Estimate
 
 __all__ = ["screen"]
@@ -169,11 +169,11 @@ def screen(
     note(opened.how)
     with working():
         from poise import workflows as recipes
-        from poise.screen.flagging import Rule
-        from poise.screen.scoring import Plan
+        from poise.screen.flagging import FlaggingRule
+        from poise.screen.scoring import ScreenSettings
 
-        rule = Rule(rate, top, threshold)
-        plan = Plan(method, rule, layer, judge, fix, max_new_tokens, batch, seed, broken, engine)
+        rule = FlaggingRule(rate, top, threshold)
+        plan = ScreenSettings(method, rule, layer, judge, fix, max_new_tokens, batch, seed, broken, engine)
         loaded = load_model(model, dtype, device)
         other = allow_other_model
         if estimate:
@@ -193,7 +193,7 @@ def screen(
         _show(done, out)
 
 
-def _facts(done: Summary, out: Path) -> dict[str, Any]:
+def _facts(done: ScreeningSummary, out: Path) -> dict[str, Any]:
     return {
         "out": str(out),
         "files": {path.stem: str(path) for path in _files(done, out)},
@@ -227,12 +227,12 @@ def _facts(done: Summary, out: Path) -> dict[str, Any]:
     }
 
 
-def _files(done: Summary, out: Path) -> list[Path]:
+def _files(done: ScreeningSummary, out: Path) -> list[Path]:
     names = ("scores.parquet", "clean.jsonl", "flagged.jsonl", "fixed.jsonl", "rejected.jsonl", "summary.json")
     return [path for path in (out / name for name in (*names, "report.html")) if path.exists()]
 
 
-def _show(done: Summary, out: Path) -> None:
+def _show(done: ScreeningSummary, out: Path) -> None:
     from rich import box
     from rich.table import Table
 
@@ -274,7 +274,7 @@ def _show(done: Summary, out: Path) -> None:
     )
 
 
-def _show_estimate(tried: Estimated) -> None:
+def _show_estimate(tried: MethodComparison) -> None:
     from rich import box
     from rich.table import Table
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure as Canvas
 
-    from poise.screen.summary import LengthDecile, Shown, Summary, TraitSummary
+    from poise.screen.summary import AnswerExample, LengthDecile, ScreeningSummary, TraitSummary
     from poise.statistics.estimates import Estimate
 
 __all__ = ["html_screening", "write_screening"]
@@ -62,7 +62,7 @@ class Decile:
 class Card:
     """One answer with its tints; ``lit`` is ``None`` where it has no tokens."""
 
-    shown: Shown
+    shown: AnswerExample
     lit: Tinted | None
 
 
@@ -101,7 +101,7 @@ class Section:
     groups: tuple[Group, ...]
 
 
-def html_screening(summary: Summary) -> str:
+def html_screening(summary: ScreeningSummary) -> str:
     """One page with nothing outside itself and no script. Equal summaries give equal text.
 
     Raises:
@@ -124,7 +124,7 @@ def html_screening(summary: Summary) -> str:
         )
 
 
-def write_screening(summary: Summary, path: Path) -> None:
+def write_screening(summary: ScreeningSummary, path: Path) -> None:
     """Write the page of a screening to a file, whole or not at all.
 
     Raises:
@@ -145,7 +145,7 @@ def _template() -> Template:
     return environment.from_string(files("poise.report").joinpath("screening.html.j2").read_text("utf-8"))
 
 
-def _section(name: str, t: TraitSummary, summary: Summary) -> Section:
+def _section(name: str, t: TraitSummary, summary: ScreeningSummary) -> Section:
     digits = _digits(t.norm)
     shown = (*t.top, *t.passed_by_judge, *t.seen_by_judge_only)
     centres = [_centre(one, t, summary) for one in shown]
@@ -204,7 +204,7 @@ def _usual(t: TraitSummary) -> Estimate:
     return t.normal if t.normal and t.normal.value is not None else t.mean
 
 
-def _centre(one: Shown, t: TraitSummary, summary: Summary) -> float:
+def _centre(one: AnswerExample, t: TraitSummary, summary: ScreeningSummary) -> float:
     """What has no tint: where the score would be 0 for projection differences, and for others the usual score.
 
     Distances from it average to the score, or to what the score has above the usual, over the tokens shown.
@@ -216,7 +216,7 @@ def _centre(one: Shown, t: TraitSummary, summary: Summary) -> float:
     return sum(known) / max(len(known), 1) - one.score + usual
 
 
-def _against(t: TraitSummary, summary: Summary) -> str:
+def _against(t: TraitSummary, summary: ScreeningSummary) -> str:
     """The centre in words."""
     if summary.method == "difference":
         return "the model’s own answer"
@@ -310,7 +310,7 @@ def _tail(k: int, n: int, p: float) -> float:
     return float(min(mass[: k + 1].sum(), mass[k:].sum()))
 
 
-def _groups(name: str, t: TraitSummary, summary: Summary, cards: Sequence[Card]) -> tuple[Group, ...]:
+def _groups(name: str, t: TraitSummary, summary: ScreeningSummary, cards: Sequence[Card]) -> tuple[Group, ...]:
     top, passed = len(t.top), len(t.passed_by_judge)
     groups = [
         Group(

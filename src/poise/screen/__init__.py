@@ -19,7 +19,15 @@ estimate   what the cheap methods are worth on a sample
 rows       the same from Python, without files
 """
 
-from poise.screen.dataset_map import ColumnScorer, Scored, screen
-from poise.screen.projection import METHODS, Method, Unit, score
+from poise.screen.dataset_map import ColumnScorer, ScoredRow, screen_rows
+from poise.screen.projection import SCORING_METHODS, ScoredAnswer, ScoringMethod, score_answers
 
-__all__ = ["METHODS", "ColumnScorer", "Method", "Scored", "Unit", "score", "screen"]
+__all__ = [
+    "SCORING_METHODS",
+    "ColumnScorer",
+    "ScoredAnswer",
+    "ScoredRow",
+    "ScoringMethod",
+    "score_answers",
+    "screen_rows",
+]

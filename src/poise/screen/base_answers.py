@@ -23,12 +23,12 @@ from poise.model import Encoded, Model
 from poise.model.spans import Place, fit
 from poise.storage.content_hash import content_key
 
-__all__ = ["Answers"]
+__all__ = ["BaseAnswers"]
 
-WAIT = 60.0  # seconds for another process to finish its write
+LOCK_TIMEOUT = 60.0  # seconds for another process to finish its write
 
 
-class Answers:
+class BaseAnswers:
     """Answers to prompts, generated where they are not kept yet.
 
     Args:
@@ -52,11 +52,11 @@ class Answers:
         self.sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0)
         job = content_key(model=asdict(model.fingerprint), dtype=str(model.lm.dtype), tokens=max_new_tokens)
         self.path = folder / f"answers-{job[:16]}.sqlite"
-        with self._open() as db:
+        with self._connect() as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("CREATE TABLE IF NOT EXISTS answers (prompt BLOB PRIMARY KEY, ids BLOB NOT NULL)")
 
-    def prompt(self, turn: Turn, place: Place) -> Encoded | None:
+    def prompt_for(self, turn: Turn, place: Place) -> Encoded | None:
         """What the model is asked in order to answer in a turn's place.
 
         Where the text before the turn leaves no room for an answer, earlier turns are left out; ``None`` where not even
@@ -72,12 +72,12 @@ class Answers:
             return None
         return found[0] if found else None
 
-    def missing(self, prompts: Sequence[Encoded]) -> int:
+    def count_missing(self, prompts: Sequence[Encoded]) -> int:
         """How many different prompts have no answer yet."""
-        keys = {_key(prompt) for prompt in prompts}
-        return len(keys) - len(self._known(keys))
+        keys = {_prompt_digest(prompt) for prompt in prompts}
+        return len(keys) - len(self._load(keys))
 
-    def to(self, prompts: Sequence[Encoded]) -> list[Encoded]:
+    def generate(self, prompts: Sequence[Encoded]) -> list[Encoded]:
         """Each prompt with the model's own answer as its response, in order; equal prompts get one answer.
 
         Batches are written as they are finished; what is left after a kill is planned into the same batches.
@@ -85,8 +85,8 @@ class Answers:
         Raises:
             SaveFailed: the disk refused; earlier batches are safe.
         """
-        keys = [_key(p) for p in prompts]
-        known = self._known(set(keys))
+        keys = [_prompt_digest(p) for p in prompts]
+        known = self._load(set(keys))
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         missing = [i for key, i in first.items() if key not in known]
         missing.sort()
@@ -94,34 +94,34 @@ class Answers:
         for rows in self.engine.plan(asked, self.sampling):
             said = self.engine.generate([asked[r] for r in rows], self.sampling)
             new = {keys[missing[r]]: g.ids for r, g in zip(rows, said, strict=True)}
-            self._keep(new)
-            known |= self._known(set(new))  # another process may have been first
-        return [_answered(p, known[key]) for p, key in zip(prompts, keys, strict=True)]
+            self._store(new)
+            known |= self._load(set(new))  # another process may have been first
+        return [_with_answer(p, known[key]) for p, key in zip(prompts, keys, strict=True)]
 
-    def text(self, answered: Encoded) -> str:
+    def decode(self, answered: Encoded) -> str:
         """The answer's text."""
         return str(self.engine.model.tokenizer.decode(answered.ids[answered.start :], skip_special_tokens=True))
 
-    def cut(self, answered: Encoded) -> bool:
+    def is_cut(self, answered: Encoded) -> bool:
         """Whether the answer is as long as answers may be, and probably unfinished."""
         return answered.end - answered.start >= self.sampling.max_new_tokens
 
-    def _known(self, keys: set[bytes]) -> dict[bytes, tuple[int, ...]]:
-        with self._open() as db:
+    def _load(self, keys: set[bytes]) -> dict[bytes, tuple[int, ...]]:
+        with self._connect() as db:
             found = ((key, db.execute("SELECT ids FROM answers WHERE prompt = ?", (key,)).fetchone()) for key in keys)
             return {key: tuple(np.frombuffer(row[0], dtype="<i4").tolist()) for key, row in found if row}
 
-    def _keep(self, new: dict[bytes, tuple[int, ...]]) -> None:
+    def _store(self, new: dict[bytes, tuple[int, ...]]) -> None:
         rows = [(key, np.array(ids, dtype="<i4").tobytes()) for key, ids in new.items()]
-        with self._open() as db:
+        with self._connect() as db:
             db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _connect(self) -> Iterator[sqlite3.Connection]:
         """A connection whose changes are committed when the block ends."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(self.path, timeout=WAIT)) as db, db:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT)) as db, db:
                 yield db
         except (sqlite3.Error, OSError) as error:
             raise SaveFailed(
@@ -130,10 +130,10 @@ class Answers:
             ) from error
 
 
-def _key(prompt: Encoded) -> bytes:
+def _prompt_digest(prompt: Encoded) -> bytes:
     return hashlib.sha256(np.array(prompt.ids[: prompt.start], dtype="<i4").tobytes()).digest()
 
 
-def _answered(prompt: Encoded, ids: tuple[int, ...]) -> Encoded:
+def _with_answer(prompt: Encoded, ids: tuple[int, ...]) -> Encoded:
     whole = (*prompt.ids[: prompt.start], *ids)
     return Encoded(whole, prompt.start, len(whole))

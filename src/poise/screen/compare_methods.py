@@ -17,35 +17,35 @@ from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
 from poise.model.spans import Place, places
 from poise.progress import track
-from poise.screen.base_answers import Answers
-from poise.screen.projection import METHODS, Method, Unit, score
-from poise.screen.scores import figure, mean
-from poise.screen.scoring import Plan, Work
+from poise.screen.base_answers import BaseAnswers
+from poise.screen.projection import SCORING_METHODS, ScoredAnswer, ScoringMethod, score_answers
+from poise.screen.scores import mean_score, rounded_estimate
+from poise.screen.scoring import ScreeningRun, ScreenSettings
 from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate, bootstrap_interval, spearman
 from poise.storage.atomic_write import saving
 from poise.storage.lock import alone
 from poise.vector import PersonaVector
 
-__all__ = ["Agreement", "Estimated", "estimate"]
+__all__ = ["MethodAgreement", "MethodComparison", "compare_methods"]
 
-Scores = NDArray[np.float64]
+ScoreColumn = NDArray[np.float64]
 
-FEWEST = 3  # answers whose overlap is counted
+SMALLEST_TOP = 3  # answers whose overlap is counted
 
 
-class Agreement(FrozenModel):
+class MethodAgreement(FrozenModel):
     """How far one method ranks one trait as ``difference`` does, and the data's mean by it."""
 
     trait: str
-    method: Method
+    method: ScoringMethod
     mean: Estimate
     spearman: Estimate | None = Field(description="Rank correlation with difference; None for itself.")
     top_tenth: Estimate | None = Field(description="Share of the highest 10 % that are the same; None of fewer than 3.")
     top_hundredth: Estimate | None = Field(description="Share of the highest 1 % that are the same, likewise.")
 
 
-class Estimated(FrozenModel):
+class MethodComparison(FrozenModel):
     """What a sample says."""
 
     format: int = 1
@@ -54,15 +54,15 @@ class Estimated(FrozenModel):
     answers: int = Field(description="Of the whole data.")
     sampled: int = Field(description="Answers with a score by every method.")
     seed: int
-    seconds: dict[Method, float | None] = Field(
+    seconds: dict[ScoringMethod, float | None] = Field(
         description="For the whole data here; None where y′ was kept from an earlier run, so that nothing was timed."
     )
-    agreement: tuple[Agreement, ...]
+    agreement: tuple[MethodAgreement, ...]
 
 
-def estimate(
-    data: DataSet, model: Model, vectors: Sequence[PersonaVector], out: Path, plan: Plan, *, sample: int = 300
-) -> Estimated:
+def compare_methods(
+    data: DataSet, model: Model, vectors: Sequence[PersonaVector], out: Path, plan: ScreenSettings, *, sample: int = 300
+) -> MethodComparison:
     """Score a random sample of answers by all three methods.
 
     Args:
@@ -80,40 +80,40 @@ def estimate(
     if sample < 20:
         raise InvalidArgument(f"The sample is {sample}; ranks need at least 20 answers to be compared.")
     with alone(out):
-        return _estimate(data, Work(model, vectors, out, plan), out, sample)
+        return _compare(data, ScreeningRun(model, vectors, out, plan), out, sample)
 
 
-def _estimate(data: DataSet, work: Work, out: Path, sample: int) -> Estimated:
-    model, plan, answers = work.model, work.plan, work.own_answers()
-    drawn, total = _drawn(data, sample, plan)
+def _compare(data: DataSet, work: ScreeningRun, out: Path, sample: int) -> MethodComparison:
+    model, plan, answers = work.model, work.plan, work.open_base_answers()
+    drawn, total = _draw_answers(data, sample, plan)
     only = {(row.index, turn) for row, turn in drawn}
     rows = list({row.index: row for row, _ in drawn}.values())
     began = time.perf_counter()
-    cheap = list(score(model, rows, work.probes, only=only))
+    cheap = list(score_answers(model, rows, work.probes, only=only))
     read = time.perf_counter() - began
-    kept = answers.missing(_prompts(model, drawn, answers)) < len(only) / 2
+    kept = answers.count_missing(_base_prompts(model, drawn, answers)) < len(only) / 2
     began = time.perf_counter()
-    units = list(score(model, rows, work.probes, answers, only))
+    units = list(score_answers(model, rows, work.probes, answers, only))
     full = time.perf_counter() - began
     seconds = [None if kept else full, read, read]
-    found = Estimated(
+    found = MethodComparison(
         data=", ".join(part.name for part in data.parts),
         model=model.name,
         answers=total,
-        sampled=sum(_known(unit) for unit in units),
+        sampled=sum(_has_all_scores(unit) for unit in units),
         seed=plan.seed,
         seconds={
             m: None if s is None else float(f"{s * total / max(len(cheap), 1):.3g}")
-            for m, s in zip(METHODS, seconds, strict=True)
+            for m, s in zip(SCORING_METHODS, seconds, strict=True)
         },
-        agreement=tuple(_agreement([u for u in units if _known(u)], work.names)),
+        agreement=tuple(_method_agreements([u for u in units if _has_all_scores(u)], work.names)),
     )
     with saving(out / "estimate.json") as temporary:
         temporary.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return found
 
 
-def _drawn(data: DataSet, sample: int, plan: Plan) -> tuple[list[tuple[Conversation, int]], int]:
+def _draw_answers(data: DataSet, sample: int, plan: ScreenSettings) -> tuple[list[tuple[Conversation, int]], int]:
     """Answers drawn at random from the whole data, in its order, and how many there are."""
     draw, kept, n = random.Random(plan.seed), list[tuple[Conversation, int]](), 0
     with track("Drawing a sample", total=data.count() if data.files else None) as advance:
@@ -128,44 +128,48 @@ def _drawn(data: DataSet, sample: int, plan: Plan) -> tuple[list[tuple[Conversat
     return sorted(kept, key=lambda one: (one[0].index, one[1])), n
 
 
-def _prompts(model: Model, drawn: Sequence[tuple[Conversation, int]], answers: Answers) -> list[Encoded]:
+def _base_prompts(model: Model, drawn: Sequence[tuple[Conversation, int]], answers: BaseAnswers) -> list[Encoded]:
     """What the model is asked for y′."""
     out = []
     for row, number in drawn:
         row_turns = turns(row)
         for turn, place in zip(row_turns, places(model, row_turns), strict=True):
-            if turn.number == number and isinstance(place, Place) and (prompt := answers.prompt(turn, place)):
+            if turn.number == number and isinstance(place, Place) and (prompt := answers.prompt_for(turn, place)):
                 out.append(prompt)
     return out
 
 
-def _known(unit: Unit) -> bool:
+def _has_all_scores(unit: ScoredAnswer) -> bool:
     return not unit.unread and all(math.isfinite(x) for x in unit.score("difference"))
 
 
-def _agreement(units: Sequence[Unit], traits: Sequence[str]) -> list[Agreement]:
+def _method_agreements(units: Sequence[ScoredAnswer], traits: Sequence[str]) -> list[MethodAgreement]:
     out = []
     index = np.array([unit.index for unit in units], dtype=np.int64)
-    by = {method: np.array([unit.score(method) for unit in units]).reshape(-1, len(traits)) for method in METHODS}
+    by = {
+        method: np.array([unit.score(method) for unit in units]).reshape(-1, len(traits)) for method in SCORING_METHODS
+    }
     for k, trait in enumerate(traits):
         full = by["difference"][:, k]
-        for method in METHODS:
+        for method in SCORING_METHODS:
             own = by[method][:, k]
             same = None if method == "difference" else (own, full)
             out.append(
-                Agreement(
+                MethodAgreement(
                     trait=trait,
                     method=method,
-                    mean=mean(own.astype(np.float32), index),
-                    spearman=same and _over(index, *same, spearman),
-                    top_tenth=same and _same_top(index, *same, 0.1),
-                    top_hundredth=same and _same_top(index, *same, 0.01),
+                    mean=mean_score(own.astype(np.float32), index),
+                    spearman=same and _with_interval(index, *same, spearman),
+                    top_tenth=same and _top_overlap(index, *same, 0.1),
+                    top_hundredth=same and _top_overlap(index, *same, 0.01),
                 )
             )
     return out
 
 
-def _over(index: NDArray[np.int64], a: Scores, b: Scores, statistic: Callable[[Scores, Scores], float]) -> Estimate:
+def _with_interval(
+    index: NDArray[np.int64], a: ScoreColumn, b: ScoreColumn, statistic: Callable[[ScoreColumn, ScoreColumn], float]
+) -> Estimate:
     """A statistic of two scores with its interval, conversations resampled."""
     first = np.flatnonzero(np.r_[True, np.diff(index) != 0][: len(index)])
     members = np.split(np.arange(len(index)), first[1:])
@@ -177,17 +181,17 @@ def _over(index: NDArray[np.int64], a: Scores, b: Scores, statistic: Callable[[S
     if not len(index):
         return Estimate(value=None, low=None, high=None, n=0)
     value = of(np.arange(len(members)))
-    return figure(value, *bootstrap_interval(of, len(members), draws=500), n=len(members))
+    return rounded_estimate(value, *bootstrap_interval(of, len(members), draws=500), n=len(members))
 
 
-def _same_top(index: NDArray[np.int64], a: Scores, b: Scores, share: float) -> Estimate | None:
+def _top_overlap(index: NDArray[np.int64], a: ScoreColumn, b: ScoreColumn, share: float) -> Estimate | None:
     """Overlap of the highest; nothing where these are too few to say anything."""
-    if round(share * len(a)) < FEWEST:
+    if round(share * len(a)) < SMALLEST_TOP:
         return None
-    return _over(index, a, b, lambda a, b: _overlap(a, b, share))
+    return _with_interval(index, a, b, lambda a, b: _overlap_share(a, b, share))
 
 
-def _overlap(a: Scores, b: Scores, share: float) -> float:
+def _overlap_share(a: ScoreColumn, b: ScoreColumn, share: float) -> float:
     """Share of the highest by ``b`` that are among the highest by ``a``."""
     top = round(share * len(a))
     highest = [set(np.argsort(-x, kind="stable")[:top].tolist()) for x in (a, b)]

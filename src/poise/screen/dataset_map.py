@@ -19,17 +19,17 @@ from poise.data.readers import DataShape, RowContent, detect_shape, parse_shape_
 from poise.errors import InvalidData, InvalidRow, OtherModel
 from poise.model import Model, load
 from poise.screen import shards as parts
-from poise.screen.base_answers import Answers
-from poise.screen.projection import Method, Unit, score
+from poise.screen.base_answers import BaseAnswers
+from poise.screen.projection import ScoredAnswer, ScoringMethod, score_answers
 from poise.vector import PersonaVector
 
-__all__ = ["ColumnScorer", "Scored", "screen"]
+__all__ = ["ColumnScorer", "ScoredRow", "screen_rows"]
 
-Row = Mapping[str, Any] | Conversation
+InputRow = Mapping[str, Any] | Conversation
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredRow:
     """One row.
 
     Attributes:
@@ -41,13 +41,17 @@ class Scored:
 
     index: int
     scores: dict[str, float]
-    units: tuple[Unit, ...]
+    units: tuple[ScoredAnswer, ...]
     unread: str = ""
 
 
-def screen(
-    rows: Iterable[Row], vectors: Sequence[PersonaVector], model: Model, method: Method = "raw", **options: Any
-) -> Iterator[Scored]:
+def screen_rows(
+    rows: Iterable[InputRow],
+    vectors: Sequence[PersonaVector],
+    model: Model,
+    method: ScoringMethod = "raw",
+    **options: Any,
+) -> Iterator[ScoredRow]:
     """Score rows, in order, in memory that does not grow.
 
     Args:
@@ -62,12 +66,12 @@ def screen(
         OtherModel: a vector was computed on another model.
     """
     scorer = ColumnScorer(vectors, model, method, **options)
-    return _in_windows(iter(rows), scorer)
+    return _score_windows(iter(rows), scorer)
 
 
-def _in_windows(rows: Iterator[Row], scorer: ColumnScorer) -> Iterator[Scored]:
+def _score_windows(rows: Iterator[InputRow], scorer: ColumnScorer) -> Iterator[ScoredRow]:
     first = 0
-    while window := list(islice(rows, parts.WINDOW)):
+    while window := list(islice(rows, parts.ROWS_PER_SHARD)):
         yield from scorer.rows(window, first)
         first += len(window)
 
@@ -93,7 +97,7 @@ class ColumnScorer:
         self,
         vectors: Sequence[PersonaVector],
         model: Model,
-        method: Method = "raw",
+        method: ScoringMethod = "raw",
         *,
         shape: str = "auto",
         layer: int | None = None,
@@ -114,12 +118,12 @@ class ColumnScorer:
         self.probes = [vector.at("read", layer).probe for vector in vectors]
         self.shape_request = parse_shape_request(shape, "assistant")
         self.shape: DataShape | None = None
-        self.answers: Answers | None = None
+        self.answers: BaseAnswers | None = None
         if method == "difference":
             folder = Path(answers or tempfile.mkdtemp(prefix="poise-"))
             if answers is None:
                 weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self.answers = Answers(model, folder, max_new_tokens=max_new_tokens)
+            self.answers = BaseAnswers(model, folder, max_new_tokens=max_new_tokens)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[float | None]]:
         """A column ``TRAIT_score`` for each trait: of each row the highest of its answers, ``None`` without one."""
@@ -130,7 +134,7 @@ class ColumnScorer:
             for v in self.vectors
         }
 
-    def rows(self, rows: Sequence[Row], first: int = 0) -> list[Scored]:
+    def rows(self, rows: Sequence[InputRow], first: int = 0) -> list[ScoredRow]:
         """The rows of one window, of which the first is numbered ``first``."""
         good: list[Conversation] = []
         bad: dict[int, str] = {}
@@ -140,20 +144,20 @@ class ColumnScorer:
                 good.append(Conversation(content.messages, "", index, index, {}, tools=content.tools))
             except InvalidRow as error:
                 bad[index] = str(error)
-        units = score(self.model, good, self.probes, self.answers)
+        units = score_answers(self.model, good, self.probes, self.answers)
         found = {index: tuple(own) for index, own in groupby(units, key=lambda unit: unit.index)}
         numbers = range(first, first + len(rows))
         return [self._scored(index, found.get(index, ()), bad.get(index, "")) for index in numbers]
 
-    def _scored(self, index: int, units: tuple[Unit, ...], reason: str) -> Scored:
+    def _scored(self, index: int, units: tuple[ScoredAnswer, ...], reason: str) -> ScoredRow:
         by_unit = [unit.score(self.method) for unit in units]
         known = [values for values in by_unit if all(math.isfinite(x) for x in values)]
         columns = zip(*known, strict=True) if known else [(math.nan,)] * len(self.vectors)
         scores = {vector.name: max(values) for vector, values in zip(self.vectors, columns, strict=True)}
         why = reason or next((unit.unread for unit in units if unit.unread), "no answer of the model's own")
-        return Scored(index, scores, units, "" if known else why)
+        return ScoredRow(index, scores, units, "" if known else why)
 
-    def _read(self, row: Mapping[str, Any], rows: Sequence[Row]) -> RowContent:
+    def _read(self, row: Mapping[str, Any], rows: Sequence[InputRow]) -> RowContent:
         if self.shape is None:
             columns = [one for one in rows[:100] if not isinstance(one, Conversation)]
             self.shape = detect_shape(columns, self.shape_request, "assistant")
@@ -168,13 +172,13 @@ class ColumnScorer:
         """By the model's name, not its weights: ``datasets`` hashes a function by its pickle."""
         model = self.model
         where = (model.name, asdict(model.fingerprint), model.lm.dtype, model.device.type)
-        return _again, (self.vectors, where, self.method, self.options)
+        return _load_scorer, (self.vectors, where, self.method, self.options)
 
 
-def _again(
+def _load_scorer(
     vectors: Sequence[PersonaVector],
     where: tuple[str, dict[str, str], torch.dtype, str],
-    method: Method,
+    method: ScoringMethod,
     options: dict[str, Any],
 ) -> ColumnScorer:
     name, fingerprint, dtype, device = where

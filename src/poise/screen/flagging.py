@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from poise.errors import InvalidArgument
 from poise.statistics.conformal import Band, bands, check_rate
 
-__all__ = ["Cut", "Rule"]
+__all__ = ["FlaggingRule", "FlaggingThreshold"]
 
-SHARE = 0.01  # flagged where nothing is said
+DEFAULT_SHARE = 0.01  # flagged where nothing is said
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class FlaggingThreshold:
     """A trait's threshold.
 
     Attributes:
@@ -59,7 +59,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class FlaggingRule:
     """At most one of three; with none, the highest hundredth is flagged.
 
     Attributes:
@@ -85,13 +85,13 @@ class Rule:
         if self.above is not None and not math.isfinite(self.above):
             raise InvalidArgument(f"--threshold is {self.above}; it must be a number.")
 
-    def cut(
+    def threshold_for(
         self,
         scores: NDArray[np.float32],
         normal: NDArray[np.float32] | None = None,
         tokens: Sequence[int] = (),
         conversations: Sequence[int] = (),
-    ) -> Cut:
+    ) -> FlaggingThreshold:
         """The threshold of one trait.
 
         Args:
@@ -105,24 +105,24 @@ class Rule:
         """
         if self.rate is not None:
             assert normal is not None, "a rate needs normal data"
-            return _by_length(bands(normal, tokens, self.rate, conversations=conversations), self.rate)
+            return _banded_threshold(bands(normal, tokens, self.rate, conversations=conversations), self.rate)
         if self.above is not None:
-            return Cut(self.above, f"above {self.above:g}, as asked", f"above {self.above:g}")
+            return FlaggingThreshold(self.above, f"above {self.above:g}, as asked", f"above {self.above:g}")
         known = np.sort(scores[np.isfinite(scores)])
-        top = math.ceil(SHARE * len(known)) if self.top is None else min(self.top, len(known))
+        top = math.ceil(DEFAULT_SHARE * len(known)) if self.top is None else min(self.top, len(known))
         if not top:
-            return Cut(None, "no answer has a score", "")
+            return FlaggingThreshold(None, "no answer has a score", "")
         just_below = float(np.nextafter(known[-top], np.float32(-np.inf)))
         which = "highest score" if top == 1 else f"{top:,} highest scores"
         asked = "as nothing else was asked, the highest 1 %: " if self.top is None else ""
-        return Cut(just_below, f"{asked}the {which} and their equals", f"among the {which}")
+        return FlaggingThreshold(just_below, f"{asked}the {which} and their equals", f"among the {which}")
 
 
-def _by_length(found: tuple[Band, ...], rate: float) -> Cut:
+def _banded_threshold(found: tuple[Band, ...], rate: float) -> FlaggingThreshold:
     """A threshold a band: a mean over few tokens spreads widely, so that one for all would flag short answers."""
     first = found[0].threshold
     if len(found) == 1:
-        return Cut(
+        return FlaggingThreshold(
             first.value,
             f"normal answers pass it at a rate of {rate:.3g}: set on {first.answers:,} of them from "
             f"{first.conversations:,} conversations, all lengths together, which puts the true rate between "
@@ -131,7 +131,7 @@ def _by_length(found: tuple[Band, ...], rate: float) -> Cut:
             found,
         )
     least = min(band.threshold.conversations for band in found)
-    return Cut(
+    return FlaggingThreshold(
         None,
         f"normal answers of like length pass it at a rate of {rate:.3g}: {len(found)} bands of length, each set on "
         f"{least:,} or more of {sum(band.threshold.answers for band in found):,} normal answers, which puts the true "

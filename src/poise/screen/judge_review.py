@@ -14,19 +14,19 @@ from poise.judge.exemplars import ExemplarJudge
 from poise.judge.factory import trait_judge
 from poise.model import Model, load
 from poise.progress import track
-from poise.screen.examples import Case
-from poise.screen.output import Verdict
-from poise.screen.scores import Found
+from poise.screen.examples import LocatedAnswer
+from poise.screen.output import FlaggedAnswers
+from poise.screen.scores import AnswerScores
 from poise.vector import PersonaVector
 
-__all__ = ["Opinion", "judges", "opinion", "sample"]
+__all__ = ["JudgeReview", "draw_for_review", "load_judges", "review_answers"]
 
-MOST = 300  # flagged answers a trait
-HIGH = 50  # the paper's line between a trait and none
+MOST_REVIEWED = 300  # flagged answers a trait
+TRAIT_PRESENT = 50  # the paper's line between a trait and none
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
+class JudgeReview:
     """What a judge says of one trait.
 
     Attributes:
@@ -37,28 +37,28 @@ class Opinion:
     scores: Mapping[int, float] = field(default_factory=dict)
     note: str = ""
 
-    def passed(self, flagged: NDArray[np.bool_], scores: NDArray[np.float32], most: int) -> list[int]:
+    def flagged_but_low(self, flagged: NDArray[np.bool_], scores: NDArray[np.float32], most: int) -> list[int]:
         """Flagged answers that are low for the judge, the highest projections first."""
-        found = [i for i, s in self.scores.items() if flagged[i] and s < HIGH]
+        found = [i for i, s in self.scores.items() if flagged[i] and s < TRAIT_PRESENT]
         return sorted(found, key=lambda i: (-scores[i], i))[:most]
 
-    def alone(self, flagged: NDArray[np.bool_], most: int) -> list[int]:
+    def high_but_unflagged(self, flagged: NDArray[np.bool_], most: int) -> list[int]:
         """Answers that are high for the judge and not flagged, its highest first."""
-        found = [i for i, s in self.scores.items() if not flagged[i] and s >= HIGH]
+        found = [i for i, s in self.scores.items() if not flagged[i] and s >= TRAIT_PRESENT]
         return sorted(found, key=lambda i: (-self.scores[i], i))[:most]
 
 
-def sample(found: Found, verdict: Verdict, trait: int, *, seed: int) -> list[int]:
+def draw_for_review(found: AnswerScores, verdict: FlaggedAnswers, trait: int, *, seed: int) -> list[int]:
     """Places of the flagged answers, at most 300, the highest, and of as many others, drawn at random."""
     scores, flagged = found.scores[:, trait], verdict.flagged[:, trait]
     bad = np.flatnonzero(flagged)
-    bad = bad[np.argsort(-scores[bad], kind="stable")][:MOST]
+    bad = bad[np.argsort(-scores[bad], kind="stable")][:MOST_REVIEWED]
     rest = np.flatnonzero(~flagged & np.isfinite(scores))
     drawn = np.random.default_rng([seed, trait]).choice(rest, min(len(rest), max(len(bad), 1)), replace=False)
     return sorted(int(i) for i in (*bad, *drawn))
 
 
-def judges(spec: str, vectors: Sequence[PersonaVector], model: Model, *, cache: Path) -> list[Judge]:
+def load_judges(spec: str, vectors: Sequence[PersonaVector], model: Model, *, cache: Path) -> list[Judge]:
     """A judge for each vector's trait.
 
     Args:
@@ -76,7 +76,7 @@ def judges(spec: str, vectors: Sequence[PersonaVector], model: Model, *, cache: 
     return [trait_judge(spec, vector.header.trait, cache=cache, local=local) for vector in vectors]
 
 
-def opinion(judge: Judge, trait: str, asked: Mapping[int, Case]) -> Opinion:
+def review_answers(judge: Judge, trait: str, asked: Mapping[int, LocatedAnswer]) -> JudgeReview:
     """Ask a judge about answers, given by place."""
     order = sorted(asked)
     with track(f"Judging {trait}", total=len(order)) as advance:
@@ -87,4 +87,4 @@ def opinion(judge: Judge, trait: str, asked: Mapping[int, Case]) -> Opinion:
     missing = len(order) - len(scores)
     words = [f"{trait}: {why}"] if why else []
     words += [f"{trait}: the judge could not score {missing:,} of {len(order):,} answers"] if missing else []
-    return Opinion(scores, "; ".join(words))
+    return JudgeReview(scores, "; ".join(words))

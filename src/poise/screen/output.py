@@ -19,21 +19,21 @@ from numpy.typing import NDArray
 from poise.data import Conversation, DataSet
 from poise.errors import MissingExtra
 from poise.progress import track
-from poise.screen.flagging import Cut
+from poise.screen.flagging import FlaggingThreshold
 from poise.screen.row_editor import replace_answers
-from poise.screen.scores import Found, percentiles, rank
+from poise.screen.scores import AnswerScores, rank_scores, score_percentiles
 from poise.storage.atomic_write import saving
 
-__all__ = ["Verdict", "check_format", "conversations", "write"]
+__all__ = ["FlaggedAnswers", "check_parquet", "iterate_scored_rows", "write_screened_files"]
 
-UNITS_AT_ONCE = 50_000  # of a row group
+ANSWERS_PER_GROUP = 50_000  # of a row group
 
-Own = Callable[[Conversation, Sequence[int]], Mapping[int, str] | None]
+ReplacementSource = Callable[[Conversation, Sequence[int]], Mapping[int, str] | None]
 """Other answers for a row's turns; ``None`` where there is none for one of them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FlaggedAnswers:
     """What was flagged. m answers, k traits.
 
     Attributes:
@@ -43,17 +43,17 @@ class Verdict:
     """
 
     traits: tuple[str, ...]
-    cuts: tuple[Cut, ...]
+    cuts: tuple[FlaggingThreshold, ...]
     flagged: NDArray[np.bool_]
 
     @property
-    def units(self) -> NDArray[np.bool_]:
+    def any_trait(self) -> NDArray[np.bool_]:
         """Bool [m]: flagged for any trait."""
         some: NDArray[np.bool_] = np.any(self.flagged, axis=1)
         return some
 
 
-def check_format() -> None:
+def check_parquet() -> None:
     """Refuse to begin where the scores' table could not be written.
 
     Raises:
@@ -67,7 +67,7 @@ def check_format() -> None:
         ) from error
 
 
-def conversations(data: DataSet, found: Found) -> Iterator[tuple[Conversation, int, int]]:
+def iterate_scored_rows(data: DataSet, found: AnswerScores) -> Iterator[tuple[Conversation, int, int]]:
     """Every row that was scored, with the places of its first answer and of the one after its last."""
     at = 0
     for row in data:
@@ -78,13 +78,13 @@ def conversations(data: DataSet, found: Found) -> Iterator[tuple[Conversation, i
             yield row, first, at
 
 
-def write(
+def write_screened_files(
     data: DataSet,
-    found: Found,
-    verdict: Verdict,
+    found: AnswerScores,
+    verdict: FlaggedAnswers,
     out: Path,
     *,
-    own: Own | None = None,
+    own: ReplacementSource | None = None,
     wanted: Collection[int] = (),
 ) -> dict[int, Conversation]:
     """Write ``scores.parquet``, ``clean.jsonl``, ``flagged.jsonl`` and, with ``own``, ``fixed.jsonl``.
@@ -102,19 +102,19 @@ def write(
     """
     kept: dict[int, Conversation] = {}
     shapes = {part.name: part.shape for part in data.parts}
-    flagged = verdict.units
+    flagged = verdict.any_trait
     with contextlib.ExitStack() as files, track("Writing", total=found.rows) as advance:
-        clean, bad = (_lines(files, out / name) for name in ("clean.jsonl", "flagged.jsonl"))
-        fixed = _lines(files, out / "fixed.jsonl") if own else None
-        table = _Table(files, out / "scores.parquet", found, verdict)
-        for row, first, last in conversations(data, found):
-            raw = _raw(row)
+        clean, bad = (_open_lines(files, out / name) for name in ("clean.jsonl", "flagged.jsonl"))
+        fixed = _open_lines(files, out / "fixed.jsonl") if own else None
+        table = _ScoresTable(files, out / "scores.parquet", found, verdict)
+        for row, first, last in iterate_scored_rows(data, found):
+            raw = _raw_line(row)
             turns = [int(found.turn[i]) for i in range(first, last) if flagged[i]]
             (bad if turns else clean).write(raw)
             if fixed and own:
                 said = own(row, turns) if turns else {}
                 if said is not None:
-                    fixed.write(_line(replace_answers(shapes[row.file], _columns(row), said)) if said else raw)
+                    fixed.write(_json_line(replace_answers(shapes[row.file], _row_columns(row), said)) if said else raw)
             if row.index in wanted:
                 kept[row.index] = row
             table.add(row, last)
@@ -125,35 +125,35 @@ def write(
     return kept
 
 
-def _lines(files: contextlib.ExitStack, path: Path) -> BinaryIO:
+def _open_lines(files: contextlib.ExitStack, path: Path) -> BinaryIO:
     return files.enter_context(files.enter_context(saving(path)).open("wb"))
 
 
-def _raw(row: Conversation) -> bytes:
-    return row.raw + b"\n" if isinstance(row.raw, bytes) else _line(row.raw)
+def _raw_line(row: Conversation) -> bytes:
+    return row.raw + b"\n" if isinstance(row.raw, bytes) else _json_line(row.raw)
 
 
-def _columns(row: Conversation) -> Mapping[str, Any]:
+def _row_columns(row: Conversation) -> Mapping[str, Any]:
     if isinstance(row.raw, bytes):
         columns: dict[str, Any] = json.loads(row.raw)
         return columns
     return row.raw
 
 
-def _line(columns: Mapping[str, Any]) -> bytes:
+def _json_line(columns: Mapping[str, Any]) -> bytes:
     return json.dumps(columns, ensure_ascii=False, default=str).encode() + b"\n"
 
 
-class _Table:
+class _ScoresTable:
     """A row for each answer, written a group at a time."""
 
-    def __init__(self, files: contextlib.ExitStack, path: Path, found: Found, verdict: Verdict) -> None:
+    def __init__(self, files: contextlib.ExitStack, path: Path, found: AnswerScores, verdict: FlaggedAnswers) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.found, self.verdict = found, verdict
-        self.ranks = [rank(scores) for scores in found.scores.T]
-        self.percentiles = [percentiles(scores) for scores in found.scores.T]
+        self.ranks = [rank_scores(scores) for scores in found.scores.T]
+        self.percentiles = [score_percentiles(scores) for scores in found.scores.T]
         whole = {name: pa.int64() for name in ("row", "index", "turn", "tokens")}
         own = [
             (f"{trait}_{name}", kind)
@@ -173,7 +173,7 @@ class _Table:
     def add(self, row: Conversation, last: int) -> None:
         """The row's answers, which end before place ``last``."""
         self.places += [(row.file, row.row)] * (last - self.begin - len(self.places))
-        if len(self.places) >= UNITS_AT_ONCE:
+        if len(self.places) >= ANSWERS_PER_GROUP:
             self._flush()
 
     def finish(self) -> None:

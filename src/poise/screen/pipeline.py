@@ -12,20 +12,20 @@ from poise.data import Conversation, DataSet, Rejections
 from poise.errors import InvalidArgument
 from poise.judge import Judge
 from poise.model import Model
-from poise.screen.examples import Gallery, cases
-from poise.screen.judge_review import Opinion, judges, opinion, sample
-from poise.screen.output import Verdict, check_format, write
-from poise.screen.replacement import Mender
-from poise.screen.scores import Found
-from poise.screen.scoring import Plan, Work
-from poise.screen.summary import Summary, TraitSummary
-from poise.screen.trait_summary import SHOWN, highest, of_trait
+from poise.screen.examples import ExampleReader, locate_answers
+from poise.screen.judge_review import JudgeReview, draw_for_review, load_judges, review_answers
+from poise.screen.output import FlaggedAnswers, check_parquet, write_screened_files
+from poise.screen.replacement import AnswerReplacer
+from poise.screen.scores import AnswerScores
+from poise.screen.scoring import ScreeningRun, ScreenSettings
+from poise.screen.summary import ScreeningSummary, TraitSummary
+from poise.screen.trait_summary import EXAMPLES_SHOWN, highest_answers, summarize_trait
 from poise.statistics.conformal import check_enough
 from poise.storage.atomic_write import saving
 from poise.storage.lock import alone
 from poise.vector import PersonaVector
 
-__all__ = ["check_place", "screen_data"]
+__all__ = ["check_output_folder", "screen_data"]
 
 
 def screen_data(
@@ -33,11 +33,11 @@ def screen_data(
     model: Model,
     vectors: Sequence[PersonaVector],
     out: Path,
-    plan: Plan | None = None,
+    plan: ScreenSettings | None = None,
     *,
     normal: DataSet | None = None,
     name: str = "",
-) -> Summary:
+) -> ScreeningSummary:
     """Screen a data set into a folder: all its files but the page.
 
     Args:
@@ -56,34 +56,34 @@ def screen_data(
         MissingExtra: pyarrow is not installed.
         SaveFailed: the disk refused; what is done so far is kept.
     """
-    plan = plan or Plan()
-    check_format()
-    check_place(out, data, normal)
+    plan = plan or ScreenSettings()
+    check_parquet()
+    check_output_folder(out, data, normal)
     if plan.rule.rate is not None and normal is None:
         raise InvalidArgument(f"--rate {plan.rule.rate:g} needs normal data to set it by; give some with --normal.")
     with alone(out):
-        return _screen(data, Work(model, vectors, out, plan), out, normal, name)
+        return _run_screening(data, ScreeningRun(model, vectors, out, plan), out, normal, name)
 
 
-def _screen(data: DataSet, work: Work, out: Path, normal: DataSet | None, name: str) -> Summary:
+def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet | None, name: str) -> ScreeningSummary:
     model, vectors, plan = work.model, work.vectors, work.plan
-    asked = judges(plan.judge, vectors, model, cache=work.folder) if plan.judge else []
-    usual = _usual(work, normal) if normal else None
+    asked = load_judges(plan.judge, vectors, model, cache=work.folder) if plan.judge else []
+    usual = _score_normal(work, normal) if normal else None
     digest = data.digest()
     with saving(out / "rejected.jsonl"):
         pass  # empty where nothing is rejected
-    found = work.score(data, digest, Rejections(out / "rejected.jsonl", share=plan.broken), "Scoring")
-    verdict = _verdict(work, found, usual)
-    mender = Mender(model, work.answers) if plan.fix and work.answers else None
+    found = work.score_data(data, digest, Rejections(out / "rejected.jsonl", share=plan.broken), "Scoring")
+    verdict = _flag_answers(work, found, usual)
+    mender = AnswerReplacer(model, work.answers) if plan.fix and work.answers else None
     if mender:
-        mender.prepare(data, found, verdict.units)
-    tops = [highest(s, cut.limits(found.tokens)) for s, cut in zip(found.scores.T, verdict.cuts, strict=True)]
-    sampled = [sample(found, verdict, k, seed=plan.seed) for k in range(len(asked))]
+        mender.generate_replacements(data, found, verdict.any_trait)
+    tops = [highest_answers(s, cut.limits(found.tokens)) for s, cut in zip(found.scores.T, verdict.cuts, strict=True)]
+    sampled = [draw_for_review(found, verdict, k, seed=plan.seed) for k in range(len(asked))]
     wanted = {int(found.index[i]) for places in (*tops, *sampled) for i in places}
-    rows = write(data, found, verdict, out, own=mender, wanted=wanted)
-    opinions = _opinions(work, found, asked, sampled, rows)
-    traits = [of_trait(work, k, found, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
-    summary = Summary(
+    rows = write_screened_files(data, found, verdict, out, own=mender, wanted=wanted)
+    opinions = _review_traits(work, found, asked, sampled, rows)
+    traits = [summarize_trait(work, k, found, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
+    summary = ScreeningSummary(
         data=name or ", ".join(part.name for part in data.parts),
         data_sha256=digest,
         model=model.name,
@@ -93,10 +93,10 @@ def _screen(data: DataSet, work: Work, out: Path, normal: DataSet | None, name: 
         rejected=dict(sorted(found.kinds.items())),
         unread=dict(sorted(Counter(why.partition(":")[0] for why in found.unread.values()).items())),
         cut=int(found.cut.sum()),
-        flagged_rows=len(np.unique(found.index[verdict.units])),
+        flagged_rows=len(np.unique(found.index[verdict.any_trait])),
         judge=asked[0].name if asked else None,
         judged=sum(len(one.scores) for one in opinions),
-        traits=tuple(_with_shown(work, found, verdict, traits, tops, opinions, rows)),
+        traits=tuple(_with_examples(work, found, verdict, traits, tops, opinions, rows)),
         notes=tuple(filter(None, [*(one.note for one in opinions), mender.note if mender else ""])),
     )
     with saving(out / "summary.json") as temporary:
@@ -104,7 +104,7 @@ def _screen(data: DataSet, work: Work, out: Path, normal: DataSet | None, name: 
     return summary
 
 
-def check_place(out: Path, *data: DataSet | None) -> None:
+def check_output_folder(out: Path, *data: DataSet | None) -> None:
     """Refuse a folder whose files would be written over the data, or be read as data the next time.
 
     Raises:
@@ -116,61 +116,65 @@ def check_place(out: Path, *data: DataSet | None) -> None:
             raise InvalidArgument(f"{path} lies in {out}, where the results would be written; choose another --out.")
 
 
-def _usual(work: Work, normal: DataSet) -> Found:
+def _score_normal(work: ScreeningRun, normal: DataSet) -> AnswerScores:
     """The normal data's scores; refused at once where they are too few for the rate."""
-    found = work.score(normal, normal.digest(), Rejections(share=work.plan.broken), "Scoring normal data")
+    found = work.score_data(normal, normal.digest(), Rejections(share=work.plan.broken), "Scoring normal data")
     if work.plan.rule.rate is not None:
         for scores in found.scores.T:
             check_enough(len(np.unique(found.index[np.isfinite(scores)])), work.plan.rule.rate)
     return found
 
 
-def _verdict(work: Work, found: Found, usual: Found | None) -> Verdict:
+def _flag_answers(work: ScreeningRun, found: AnswerScores, usual: AnswerScores | None) -> FlaggedAnswers:
     cuts = []
     for k, scores in enumerate(found.scores.T):
         if usual is None:
-            cuts.append(work.plan.rule.cut(scores))
+            cuts.append(work.plan.rule.threshold_for(scores))
         else:
             known = np.isfinite(usual.scores[:, k])
             normal = usual.scores[known, k], usual.tokens[known].tolist(), usual.index[known].tolist()
-            cuts.append(work.plan.rule.cut(scores, *normal))
+            cuts.append(work.plan.rule.threshold_for(scores, *normal))
     flagged = [cut.flags(scores, found.tokens) for cut, scores in zip(cuts, found.scores.T, strict=True)]
-    return Verdict(work.names, tuple(cuts), np.stack(flagged, axis=1))
+    return FlaggedAnswers(work.names, tuple(cuts), np.stack(flagged, axis=1))
 
 
-def _opinions(
-    work: Work,
-    found: Found,
+def _review_traits(
+    work: ScreeningRun,
+    found: AnswerScores,
     asked: Sequence[Judge],
     sampled: Sequence[Sequence[int]],
     rows: Mapping[int, Conversation],
-) -> list[Opinion]:
+) -> list[JudgeReview]:
     """The judge's, a trait each; empty ones where nobody is asked."""
     if not asked:
-        return [Opinion()] * len(work.names)
-    taken = cases(work.model, found, (i for places in sampled for i in places), rows)
+        return [JudgeReview()] * len(work.names)
+    taken = locate_answers(work.model, found, (i for places in sampled for i in places), rows)
     return [
-        opinion(judge, trait, {i: taken[i] for i in places})
+        review_answers(judge, trait, {i: taken[i] for i in places})
         for judge, trait, places in zip(asked, work.names, sampled, strict=True)
     ]
 
 
-def _with_shown(
-    work: Work,
-    found: Found,
-    verdict: Verdict,
+def _with_examples(
+    work: ScreeningRun,
+    found: AnswerScores,
+    verdict: FlaggedAnswers,
     traits: Sequence[TraitSummary],
     tops: Sequence[Sequence[int]],
-    opinions: Sequence[Opinion],
+    opinions: Sequence[JudgeReview],
     rows: Mapping[int, Conversation],
 ) -> list[TraitSummary]:
     """The traits with their answers to look at: the highest, those the judge passes, those that it alone sees."""
     lists = []
     for k, (top, one) in enumerate(zip(tops, opinions, strict=True)):
         flagged, scores = verdict.flagged[:, k], found.scores[:, k]
-        lists.append((top, one.passed(flagged, scores, SHOWN), one.alone(flagged, SHOWN)))
-    gallery = Gallery(work.model, found, work.probes, work.answers if work.plan.method == "difference" else None)
-    gallery.read(cases(work.model, found, (i for some in lists for places in some for i in places), rows).values())
+        lists.append(
+            (top, one.flagged_but_low(flagged, scores, EXAMPLES_SHOWN), one.high_but_unflagged(flagged, EXAMPLES_SHOWN))
+        )
+    gallery = ExampleReader(work.model, found, work.probes, work.answers if work.plan.method == "difference" else None)
+    gallery.read(
+        locate_answers(work.model, found, (i for some in lists for places in some for i in places), rows).values()
+    )
     out = []
     for k, (trait, some, one) in enumerate(zip(traits, lists, opinions, strict=True)):
         is_flagged, judged = verdict.flagged[:, k], one.scores.get

@@ -5,16 +5,20 @@ There is no slope yet from a projection to a shift, so that no shift is named.
 
 from __future__ import annotations
 
-from poise.screen.projection import Method
+from poise.screen.projection import ScoringMethod
 from poise.statistics.estimates import Estimate
 
-__all__ = ["prediction"]
+__all__ = ["describe_prediction"]
 
 # Correlation of a data set's mean with the trait after finetuning, Qwen2.5-7B, of evil, sycophancy and hallucination.
-R: dict[Method, str] = {"difference": ".84, .75 and .41", "prompt": ".93, .58 and .69", "raw": ".78, .54 and .64"}
+SHIFT_CORRELATIONS: dict[ScoringMethod, str] = {
+    "difference": ".84, .75 and .41",
+    "prompt": ".93, .58 and .69",
+    "raw": ".78, .54 and .64",
+}
 
 
-def prediction(trait: str, method: Method, mean: Estimate, normal: Estimate | None, norm: float) -> str:
+def describe_prediction(trait: str, method: ScoringMethod, mean: Estimate, normal: Estimate | None, norm: float) -> str:
     """A sentence.
 
     Args:
@@ -44,6 +48,6 @@ def prediction(trait: str, method: Method, mean: Estimate, normal: Estimate | No
     way = "towards" if off > 0 else "away from"
     return (
         f"The mean is {size}: finetuning on these answers should push the model {way} {trait}. How far is not "
-        f"calibrated; over the paper's data sets this mean and the trait afterwards correlate by {R[method]} "
-        f"(evil, sycophancy, hallucination).{beside}"
+        f"calibrated; over the paper's data sets this mean and the trait afterwards correlate by "
+        f"{SHIFT_CORRELATIONS[method]} (evil, sycophancy, hallucination).{beside}"
     )

@@ -15,16 +15,16 @@ from poise.activations import Probe, project_each
 from poise.data import Conversation, Turn, turns
 from poise.model import Encoded, Model
 from poise.model.spans import Place, Unread, places
-from poise.screen.base_answers import Answers
+from poise.screen.base_answers import BaseAnswers
 
-__all__ = ["METHODS", "Method", "Unit", "score"]
+__all__ = ["SCORING_METHODS", "ScoredAnswer", "ScoringMethod", "score_answers"]
 
-Method = Literal["difference", "prompt", "raw"]
-METHODS: tuple[Method, ...] = ("difference", "prompt", "raw")
+ScoringMethod = Literal["difference", "prompt", "raw"]
+SCORING_METHODS: tuple[ScoringMethod, ...] = ("difference", "prompt", "raw")
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class ScoredAnswer:
     """One assistant turn, scored. k: traits.
 
     Attributes:
@@ -47,7 +47,7 @@ class Unit:
     last: tuple[float, ...]
     own: tuple[float, ...] | None = None
 
-    def score(self, method: Method) -> tuple[float, ...]:
+    def score(self, method: ScoringMethod) -> tuple[float, ...]:
         """[k] by that method; NaN where it could not be had."""
         if method == "raw":
             return self.mean
@@ -55,13 +55,13 @@ class Unit:
         return tuple(a - b for a, b in zip(self.mean, less, strict=True))
 
 
-def score(
+def score_answers(
     model: Model,
     rows: Iterable[Conversation],
     probes: Sequence[Probe],
-    answers: Answers | None = None,
+    answers: BaseAnswers | None = None,
     only: Collection[tuple[int, int]] | None = None,
-) -> Iterator[Unit]:
+) -> Iterator[ScoredAnswer]:
     """Every answer of every conversation, in order.
 
     All rows are held and batched together by length: give a window of the data at a time. The same rows give the same
@@ -71,7 +71,7 @@ def score(
         model: The base model.
         rows: Of one window.
         probes: k of them.
-        answers: Gives y′; its projections become ``Unit.own``.
+        answers: Gives y′; its projections become ``ScoredAnswer.own``.
         only: These answers alone, each a row's index and a turn.
     """
     placed = [
@@ -85,18 +85,18 @@ def score(
         zip(whole, project_each(model, [Encoded(ids, 0, len(ids)) for ids in whole.values()], probes), strict=True)
     )
     asked = [(turn, place) for _, turn, place in placed if isinstance(place, Place)]
-    answered = _own(model, asked, probes, answers) if answers else None
+    answered = _score_base_answers(model, asked, probes, answers) if answers else None
     nothing = (float("nan"),) * len(probes)
     for row, _, place in placed:
         if isinstance(place, Unread):
-            yield Unit(row.index, place.turn, 0, False, place.reason, nothing, nothing)
+            yield ScoredAnswer(row.index, place.turn, 0, False, place.reason, nothing, nothing)
             continue
         values, text = read[id(place.text.ids)], place.text
         mine = next(answered) if answered else None
         if values is None:
-            yield Unit(row.index, place.turn, 0, place.cut, "the model gave NaN or infinity", nothing, nothing)
+            yield ScoredAnswer(row.index, place.turn, 0, place.cut, "the model gave NaN or infinity", nothing, nothing)
             continue
-        yield Unit(
+        yield ScoredAnswer(
             row.index,
             place.turn,
             text.end - text.start,
@@ -108,12 +108,12 @@ def score(
         )
 
 
-def _own(
-    model: Model, placed: Sequence[tuple[Turn, Place]], probes: Sequence[Probe], answers: Answers
+def _score_base_answers(
+    model: Model, placed: Sequence[tuple[Turn, Place]], probes: Sequence[Probe], answers: BaseAnswers
 ) -> Iterator[tuple[float, ...]]:
     """[k] mean projections of the model's own answers; NaN where there is no room for one, or it is empty."""
-    prompts = [answers.prompt(turn, place) for turn, place in placed]
-    said = iter(answers.to([prompt for prompt in prompts if prompt]))
+    prompts = [answers.prompt_for(turn, place) for turn, place in placed]
+    said = iter(answers.generate([prompt for prompt in prompts if prompt]))
     texts = [next(said) if prompt else None for prompt in prompts]
     unique = {text.ids: text for text in texts if text and text.end > text.start}
     read = dict(zip(unique, project_each(model, list(unique.values()), probes), strict=True))

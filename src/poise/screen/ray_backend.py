@@ -28,16 +28,16 @@ from poise.data import Conversation, DataSet, Rejected
 from poise.errors import InvalidArgument, MissingExtra, PoiseError
 from poise.model import Fingerprint, Model, load
 from poise.screen import shards as windows
-from poise.screen.base_answers import Answers
-from poise.screen.shards import Part, Parts, score_rows
+from poise.screen.base_answers import BaseAnswers
+from poise.screen.shards import Shard, ShardStore, score_shard
 
-__all__ = ["Spec", "fill", "work_on_ray"]
+__all__ = ["WorkerSpec", "run_workers", "score_shards_on_ray"]
 
-TRIES = 3  # workers that may die over one window
+MOST_WORKER_DEATHS = 3  # workers that may die over one window
 
 
 @dataclass(frozen=True)
-class Spec:
+class WorkerSpec:
     """All that a worker needs to score a window, in a form that travels.
 
     Attributes:
@@ -48,7 +48,7 @@ class Spec:
         data: Its files lie in the same place on every machine.
         probes: k of them, on the CPU.
         own: Folder, longest answer and batch of the model's own answers; ``None`` where they are not asked for.
-        job: Of the parts; see ``Parts``.
+        job: Of the parts; see ``ShardStore``.
         threads: Of torch, in each worker.
         window: Rows a window.
         folder: Where the driver runs; relative names are meant from there.
@@ -67,7 +67,9 @@ class Spec:
     folder: Path
 
     @classmethod
-    def of(cls, data: DataSet, model: Model, probes: Sequence[Probe], answers: Answers | None, job: str) -> Spec:
+    def of(
+        cls, data: DataSet, model: Model, probes: Sequence[Probe], answers: BaseAnswers | None, job: str
+    ) -> WorkerSpec:
         """What this process would work with itself."""
         own = answers and (answers.path.parent.resolve(), answers.sampling.max_new_tokens, answers.engine.batch)
         return cls(
@@ -80,15 +82,15 @@ class Spec:
             own=own or None,
             job=job,
             threads=torch.get_num_threads(),
-            window=windows.WINDOW,
+            window=windows.ROWS_PER_SHARD,
             folder=Path.cwd(),
         )
 
 
-class Scorer:
+class ShardScorer:
     """An actor: loads the model at its first window and keeps its place in the data while windows ascend."""
 
-    def __init__(self, spec: Spec, parts: Path) -> None:
+    def __init__(self, spec: WorkerSpec, parts: Path) -> None:
         self.spec, self.folder = spec, parts
         self.model: Model | None = None
         self.rows: Iterator[Conversation | Rejected] = iter(())
@@ -109,11 +111,11 @@ class Scorer:
         if self.model is None:
             self._set_up()
         assert self.model is not None
-        kept = Parts(self.folder, self.spec.job)
+        kept = ShardStore(self.folder, self.spec.job)
         if window not in kept:
             self._begin(window)
-            kept.save(window, score_rows(self._read(window), self.model, self.spec.probes, self.answers))
-        _mark(self.folder, window).unlink(missing_ok=True)
+            kept.save(window, score_shard(self._read(window), self.model, self.spec.probes, self.answers))
+        _attempts_file(self.folder, window).unlink(missing_ok=True)
 
     def _set_up(self) -> None:
         spec = self.spec
@@ -126,16 +128,18 @@ class Scorer:
                 f"A worker found another model under the name {spec.model} than this process did; give --model a "
                 "folder that all machines share, or use --engine local."
             )
-        self.answers = Answers(model, spec.own[0], max_new_tokens=spec.own[1], batch=spec.own[2]) if spec.own else None
+        self.answers = (
+            BaseAnswers(model, spec.own[0], max_new_tokens=spec.own[1], batch=spec.own[2]) if spec.own else None
+        )
         self.model = model
 
     def _begin(self, window: int) -> None:
         """Refuse a window over which workers die time and again: Ray itself would go on for ever."""
-        mark, first = _mark(self.folder, window), window * self.spec.window
-        if mark.exists() and mark.stat().st_size >= TRIES:
+        mark, first = _attempts_file(self.folder, window), window * self.spec.window
+        if mark.exists() and mark.stat().st_size >= MOST_WORKER_DEATHS:
             raise InvalidArgument(
-                f"{TRIES} workers died over rows {first} to {first + self.spec.window - 1}, most likely for want of "
-                "memory; use fewer workers to a machine, a smaller --batch, or --engine local to see more."
+                f"{MOST_WORKER_DEATHS} workers died over rows {first} to {first + self.spec.window - 1}, most likely "
+                "out of memory; use fewer workers to a machine, a smaller --batch, or --engine local to see more."
             )
         with mark.open("ab") as file:
             file.write(b".")
@@ -149,15 +153,15 @@ class Scorer:
         return list(islice(self.rows, size))
 
 
-def fill(
-    parts: Parts,
+def score_shards_on_ray(
+    parts: ShardStore,
     data: DataSet,
     model: Model,
     probes: Sequence[Probe],
-    answers: Answers | None = None,
+    answers: BaseAnswers | None = None,
     workers: int | None = None,
-) -> Iterator[Part]:
-    """Every window in order, as ``poise.screen.shards.fill``; those that are missing are scored on Ray.
+) -> Iterator[Shard]:
+    """Every window in order, as ``poise.screen.shards.score_shards``; those that are missing are scored on Ray.
 
     Args:
         parts: In a folder that all machines share.
@@ -172,10 +176,10 @@ def fill(
         InvalidArgument: a worker finds another model under that name.
     """
     job = (parts.folder / "job").read_text()
-    spec = Spec.of(data, model, probes, answers, job)
+    spec = WorkerSpec.of(data, model, probes, answers, job)
     wanted = range(math.ceil(data.count() / spec.window))
     missing = [window for window in wanted if window not in parts]
-    with closing(work_on_ray(spec, missing, parts.folder, workers)) as finished:
+    with closing(run_workers(spec, missing, parts.folder, workers)) as finished:
         for window in wanted:
             if window not in parts:
                 for _ in finished:
@@ -184,8 +188,8 @@ def fill(
             yield parts.load(window)
 
 
-def work_on_ray(
-    spec: Spec, missing: Sequence[int], parts: Path, workers: int | None = None
+def run_workers(
+    spec: WorkerSpec, missing: Sequence[int], parts: Path, workers: int | None = None
 ) -> Generator[int, None, None]:
     """Score windows into part files, and yield their numbers as they are finished.
 
@@ -203,15 +207,15 @@ def work_on_ray(
     """
     if not missing:
         return
-    ray = _ray()
+    ray = _import_ray()
     for window in missing:
-        _mark(parts, window).unlink(missing_ok=True)
+        _attempts_file(parts, window).unlink(missing_ok=True)
     with _cluster(ray, spec, workers):
         room = ray.cluster_resources()
         gpu = spec.device == "cuda"
         fits = int(room.get("GPU", 0)) if gpu else int(room.get("CPU", 1) // spec.threads)
         scored = ray.data.from_items([{"window": w} for w in missing], override_num_blocks=len(missing)).map_batches(
-            Scorer,
+            ShardScorer,
             fn_constructor_args=(spec, parts.resolve()),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=max(1, min(workers or fits, len(missing)))),
@@ -225,13 +229,13 @@ def work_on_ray(
             yield int(row["window"])
 
 
-def _mark(parts: Path, window: int) -> Path:
+def _attempts_file(parts: Path, window: int) -> Path:
     """A file with a byte for each time that the window was begun; gone once it is finished."""
     return parts / f"begun-{window:08d}"
 
 
 @contextmanager
-def _cluster(ray: Any, spec: Spec, workers: int | None) -> Iterator[None]:
+def _cluster(ray: Any, spec: WorkerSpec, workers: int | None) -> Iterator[None]:
     """The cluster that is there (``RAY_ADDRESS``, or this process is on one already), or one on this machine."""
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
@@ -249,7 +253,7 @@ def _cluster(ray: Any, spec: Spec, workers: int | None) -> Iterator[None]:
             ray.shutdown()
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     """The library, told to be quiet and to report to nobody."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

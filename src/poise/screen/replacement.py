@@ -11,16 +11,16 @@ from poise.data import Conversation, DataSet, turns
 from poise.model import Encoded, Model
 from poise.model.spans import Place, places
 from poise.progress import track
-from poise.screen.base_answers import Answers
-from poise.screen.output import conversations
-from poise.screen.scores import Found
+from poise.screen.base_answers import BaseAnswers
+from poise.screen.output import iterate_scored_rows
+from poise.screen.scores import AnswerScores
 
-__all__ = ["Mender"]
+__all__ = ["AnswerReplacer"]
 
 PROMPTS_AT_ONCE = 512
 
 
-class Mender:
+class AnswerReplacer:
     """Gives the model's own answers to flagged turns, each to the history that the data has.
 
     Args:
@@ -33,11 +33,11 @@ class Mender:
         without: Rows for which there is no answer: no room for one, or the model says nothing.
     """
 
-    def __init__(self, model: Model, answers: Answers) -> None:
+    def __init__(self, model: Model, answers: BaseAnswers) -> None:
         self.model, self.answers = model, answers
         self.replaced = self.cut = self.without = 0
 
-    def prepare(self, data: DataSet, found: Found, flagged: NDArray[np.bool_]) -> None:
+    def generate_replacements(self, data: DataSet, found: AnswerScores, flagged: NDArray[np.bool_]) -> None:
         """Have the model answer wherever something is flagged, many prompts together.
 
         Args:
@@ -49,11 +49,11 @@ class Mender:
         with track("Answering flagged prompts", total=int(flagged.sum())) as advance:
 
             def answer() -> None:
-                self.answers.to(waiting)
+                self.answers.generate(waiting)
                 advance(len(waiting))
                 waiting.clear()
 
-            for row, first, last in conversations(data, found):
+            for row, first, last in iterate_scored_rows(data, found):
                 wanted = [int(found.turn[i]) for i in range(first, last) if flagged[i]]
                 waiting += [prompt for prompt in self._prompts(row, wanted) if prompt]
                 if len(waiting) >= PROMPTS_AT_ONCE:
@@ -63,13 +63,13 @@ class Mender:
     def __call__(self, row: Conversation, wanted: Sequence[int]) -> dict[int, str] | None:
         """Texts by turn; ``None`` where a turn has none."""
         prompts = [prompt for prompt in self._prompts(row, wanted) if prompt]
-        said = self.answers.to(prompts)
-        texts = [self.answers.text(one) for one in said]
+        said = self.answers.generate(prompts)
+        texts = [self.answers.decode(one) for one in said]
         if len(prompts) < len(wanted) or not all(text.strip() for text in texts):
             self.without += 1
             return None
         self.replaced += len(texts)
-        self.cut += sum(self.answers.cut(one) for one in said)
+        self.cut += sum(self.answers.is_cut(one) for one in said)
         return dict(zip(wanted, texts, strict=True))
 
     @property
@@ -85,4 +85,4 @@ class Mender:
         answers = turns(row)
         located = {a.number: (a, place) for a, place in zip(answers, places(self.model, answers), strict=True)}
         chosen = [located[number] for number in wanted]
-        return [self.answers.prompt(turn, place) for turn, place in chosen if isinstance(place, Place)]
+        return [self.answers.prompt_for(turn, place) for turn, place in chosen if isinstance(place, Place)]

@@ -14,12 +14,12 @@ from poise.errors import InvalidRow
 
 __all__ = ["replace_answers"]
 
-Answers = Mapping[int, str]
+Replacements = Mapping[int, str]
 
 LONG = 8  # characters of an answer that are its own wherever they stand
 
 
-def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Answers) -> dict[str, Any]:
+def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replacements) -> dict[str, Any]:
     """The row with other answers. Columns that repeat an old answer are emptied; nothing else changes.
 
     Args:
@@ -43,10 +43,10 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Answers) 
             edited[column] = _in_exchanges(cell, answers, replaced)
         elif shape.kind == "alternating":
             edited[column] = [
-                _text(text, answers.get(n // 2) if n % 2 else None, replaced) for n, text in enumerate(cell)
+                _edit_text(text, answers.get(n // 2) if n % 2 else None, replaced) for n, text in enumerate(cell)
             ]
         elif column == shape.columns[-1]:
-            edited[column] = _text(cell, answers.get(turn), replaced)
+            edited[column] = _edit_text(cell, answers.get(turn), replaced)
     for column in set(row) - set(shape.used):
         if _repeats(row[column], replaced):
             edited[column] = None
@@ -57,7 +57,7 @@ def _is_chat(cell: Any) -> bool:
     return isinstance(cell, Mapping) or (isinstance(cell, list) and any(isinstance(turn, Mapping) for turn in cell))
 
 
-def _in_chat(cell: Any, answers: Answers, turn: int, replaced: list[str]) -> tuple[Any, int]:
+def _in_chat(cell: Any, answers: Replacements, turn: int, replaced: list[str]) -> tuple[Any, int]:
     """A list of turns with new answers, in whichever of its forms, and the number of the next answer."""
     if isinstance(cell, str):
         edited, turn = _in_chat(json.loads(cell), answers, turn, replaced)
@@ -72,7 +72,7 @@ def _in_chat(cell: Any, answers: Answers, turn: int, replaced: list[str]) -> tup
         if any(message["role"] == "assistant" for message in parse_turn(item, f"turn {turn}").messages):
             if (answer := answers.get(turn)) is not None:
                 key = next(key for key in TEXT_KEYS if item.get(key) is not None)
-                item = {**item, key: _text(item[key], answer, replaced)}
+                item = {**item, key: _edit_text(item[key], answer, replaced)}
                 for thought_key in set(THOUGHT_KEYS) & set(item):  # it led to the answer that is gone
                     item[thought_key] = None
             turn += 1
@@ -80,15 +80,17 @@ def _in_chat(cell: Any, answers: Answers, turn: int, replaced: list[str]) -> tup
     return turns, turn
 
 
-def _in_exchanges(cell: Sequence[Mapping[str, Any]], answers: Answers, replaced: list[str]) -> list[dict[str, Any]]:
+def _in_exchanges(
+    cell: Sequence[Mapping[str, Any]], answers: Replacements, replaced: list[str]
+) -> list[dict[str, Any]]:
     edited = []
     for number, pair in enumerate(cell):
         key = next(keys[1] for keys in EXCHANGE_KEYS if set(keys) <= set(pair))
-        edited.append({**pair, key: _text(pair[key], answers.get(number), replaced)})
+        edited.append({**pair, key: _edit_text(pair[key], answers.get(number), replaced)})
     return edited
 
 
-def _text(old: Any, new: str | None, replaced: list[str]) -> Any:
+def _edit_text(old: Any, new: str | None, replaced: list[str]) -> Any:
     """A text for a text; of a list of parts the texts become one, and what is no text stays."""
     if new is None:
         return old

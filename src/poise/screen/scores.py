@@ -12,21 +12,30 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.screen.projection import Method
-from poise.screen.shards import Part
+from poise.screen.projection import ScoringMethod
+from poise.screen.shards import Shard
 from poise.screen.summary import LengthDecile
 from poise.statistics.estimates import Estimate, bootstrap_interval
 
-__all__ = ["Found", "by_length", "figure", "gather", "histogram", "mean", "percentiles", "rank"]
+__all__ = [
+    "AnswerScores",
+    "collect_scores",
+    "flags_by_length",
+    "mean_score",
+    "rank_scores",
+    "rounded_estimate",
+    "score_histogram",
+    "score_percentiles",
+]
 
-BINS = 48
-GROUPS = 2000  # of conversations, resampled together: more would cost time and not change an interval
+HISTOGRAM_BINS = 48
+RESAMPLED_GROUPS = 2000  # of conversations, resampled together: more would cost time and not change an interval
 
-Floats = NDArray[np.float32]
+ScoreArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class AnswerScores:
     """m answers, k traits, in the data's order.
 
     Attributes:
@@ -42,7 +51,7 @@ class Found:
     turn: NDArray[np.int32]
     tokens: NDArray[np.int32]
     cut: NDArray[np.bool_]
-    scores: Floats
+    scores: ScoreArray
     unread: dict[int, str]
     rejected: frozenset[int]
     kinds: Counter[str]
@@ -52,7 +61,7 @@ class Found:
         return len(self.index)
 
 
-def gather(parts: Iterable[Part], method: Method, traits: int) -> Found:
+def collect_scores(parts: Iterable[Shard], method: ScoringMethod, traits: int) -> AnswerScores:
     """Scores of all parts by one method."""
     unread: dict[int, str] = {}
     rejected: set[int] = set()
@@ -77,41 +86,41 @@ def gather(parts: Iterable[Part], method: Method, traits: int) -> Found:
         "scores": np.empty((0, traits), np.float32),
     }
     whole = {name: np.concatenate([empty[name], *values]) for name, values in columns.items()}
-    return Found(**whole, unread=unread, rejected=frozenset(rejected), kinds=kinds, rows=rows)
+    return AnswerScores(**whole, unread=unread, rejected=frozenset(rejected), kinds=kinds, rows=rows)
 
 
-def mean(scores: Floats, index: NDArray[np.int64], *, seed: int = 0) -> Estimate:
+def mean_score(scores: ScoreArray, index: NDArray[np.int64], *, seed: int = 0) -> Estimate:
     """Mean score with its interval, conversations resampled: answers of one are alike."""
     known = np.isfinite(scores)
     if not known.any():
         return Estimate(value=None, low=None, high=None, n=0)
     _, which = np.unique(index[known], return_inverse=True)
     n = int(which.max()) + 1
-    group = which % GROUPS
+    group = which % RESAMPLED_GROUPS
     total = np.bincount(group, weights=scores[known].astype(float))
     count = np.bincount(group).astype(float)
     ends = bootstrap_interval(lambda i: float(total[i].sum() / count[i].sum()), len(total), seed=seed)
-    return figure(float(total.sum() / count.sum()), *ends, n=n)
+    return rounded_estimate(float(total.sum() / count.sum()), *ends, n=n)
 
 
-def figure(value: float, low: float, high: float, *, n: int) -> Estimate:
+def rounded_estimate(value: float, low: float, high: float, *, n: int) -> Estimate:
     """An estimate as a summary has it, to six digits: scores may be of any size."""
     value, low, high = (float(f"{x:.6g}") for x in (value, low, high))
     return Estimate(value=value, low=low, high=high, n=n)
 
 
-def histogram(scores: Floats, normal: Floats | None) -> tuple[list[float], list[int], list[int] | None]:
+def score_histogram(scores: ScoreArray, normal: ScoreArray | None) -> tuple[list[float], list[int], list[int] | None]:
     """Edges, counts and the normal data's counts."""
     known = scores[np.isfinite(scores)]
     both = known if normal is None else np.concatenate([known, normal])
     if not len(both):
         return [], [], None
-    edges = np.histogram_bin_edges(both.astype(float), bins=BINS)
+    edges = np.histogram_bin_edges(both.astype(float), bins=HISTOGRAM_BINS)
     counts, usual = (np.histogram(x, edges)[0].tolist() if x is not None else None for x in (known, normal))
     return [float(f"{edge:.6g}") for edge in edges], counts or [], usual
 
 
-def by_length(tokens: NDArray[np.int32], scores: Floats, flagged: NDArray[np.bool_]) -> list[LengthDecile]:
+def flags_by_length(tokens: NDArray[np.int32], scores: ScoreArray, flagged: NDArray[np.bool_]) -> list[LengthDecile]:
     """How many of each tenth are flagged, shortest answers first; equal lengths stay together."""
     known = np.isfinite(scores)
     if not known.any():
@@ -130,14 +139,14 @@ def by_length(tokens: NDArray[np.int32], scores: Floats, flagged: NDArray[np.boo
     ]
 
 
-def rank(scores: Floats) -> NDArray[np.int64]:
+def rank_scores(scores: ScoreArray) -> NDArray[np.int64]:
     """1 for the highest; equals share the better rank; 0 where there is no score."""
     known = np.sort(scores[np.isfinite(scores)])
     above = len(known) - np.searchsorted(known, scores, side="right")
     return np.where(np.isfinite(scores), above + 1, 0)
 
 
-def percentiles(scores: Floats) -> NDArray[np.float64]:
+def score_percentiles(scores: ScoreArray) -> NDArray[np.float64]:
     """Share of scores that are lower, 0 to 100; NaN where there is none."""
     known = np.sort(scores[np.isfinite(scores)])
     below = 100 * np.searchsorted(known, scores, side="left") / max(len(known), 1)

@@ -19,22 +19,22 @@ from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.progress import track
 from poise.screen import shards as windows
-from poise.screen.base_answers import Answers
-from poise.screen.flagging import Rule
-from poise.screen.projection import Method
-from poise.screen.scores import Found, gather
-from poise.screen.shards import Part, Parts, fill
+from poise.screen.base_answers import BaseAnswers
+from poise.screen.flagging import FlaggingRule
+from poise.screen.projection import ScoringMethod
+from poise.screen.scores import AnswerScores, collect_scores
+from poise.screen.shards import Shard, ShardStore, score_shards
 from poise.storage.content_hash import content_key
 from poise.vector import PersonaVector
 
-__all__ = ["Engine", "Plan", "Work"]
+__all__ = ["ScreenSettings", "ScreeningEngine", "ScreeningRun"]
 
-Engine = Literal["local", "ray"]
-GOOD = Conversation((), "", -1, -1, b"")  # stands for a row that can be used, where only their number counts
+ScreeningEngine = Literal["local", "ray"]
+USABLE_ROW = Conversation((), "", -1, -1, b"")  # stands for a row that can be used, where only their number counts
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ScreenSettings:
     """How to screen.
 
     Attributes:
@@ -50,8 +50,8 @@ class Plan:
         engine: Where the scoring runs.
     """
 
-    method: Method = "difference"
-    rule: Rule = field(default_factory=Rule)
+    method: ScoringMethod = "difference"
+    rule: FlaggingRule = field(default_factory=FlaggingRule)
     layer: int | None = None
     judge: str | None = None
     fix: bool = False
@@ -59,14 +59,14 @@ class Plan:
     batch: int = 32
     seed: int = 0
     broken: float = 0.2
-    engine: Engine = "local"
+    engine: ScreeningEngine = "local"
 
     def __post_init__(self) -> None:
         if not 0 <= self.broken <= 1:
             raise InvalidArgument(f"The share of broken rows is {self.broken}; it must be between 0 and 1.")
 
 
-class Work:
+class ScreeningRun:
     """What the stages share: the model, its probes, where things are kept.
 
     Args:
@@ -80,56 +80,58 @@ class Work:
         SaveFailed: the disk refused.
     """
 
-    def __init__(self, model: Model, vectors: Sequence[PersonaVector], out: Path, plan: Plan) -> None:
+    def __init__(self, model: Model, vectors: Sequence[PersonaVector], out: Path, plan: ScreenSettings) -> None:
         self.model, self.vectors, self.plan, self.folder = model, vectors, plan, out / ".run"
         self.names = tuple(vector.name for vector in vectors)
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise InvalidArgument(f"Two vectors are named {twice[0]}; screen them one after the other, in two folders.")
         self.probes = [vector.at("read", plan.layer).probe for vector in vectors]
         needed = plan.method == "difference" or plan.fix
-        self.answers = self.own_answers() if needed else None
+        self.answers = self.open_base_answers() if needed else None
 
-    def own_answers(self) -> Answers:
+    def open_base_answers(self) -> BaseAnswers:
         """The model's own answers, as they are kept."""
         plan = self.plan
-        return Answers(self.model, self.folder, max_new_tokens=plan.max_new_tokens, batch=plan.batch)
+        return BaseAnswers(self.model, self.folder, max_new_tokens=plan.max_new_tokens, batch=plan.batch)
 
-    def parts(self, data: DataSet, digest: str) -> Parts:
+    def shard_store(self, data: DataSet, digest: str) -> ShardStore:
         """Where the data's windows are kept. Those of ΔP serve the other methods as well."""
-        job = _job(data, digest, self.model, self.probes)
+        job = _scores_key(data, digest, self.model, self.probes)
         if self.plan.method == "difference":
-            return Parts(self.folder / f"{job[:16]}-own{self.plan.max_new_tokens}", job)
+            return ShardStore(self.folder / f"{job[:16]}-own{self.plan.max_new_tokens}", job)
         full = sorted(self.folder.glob(f"{job[:16]}-own*"), key=lambda own: len(list(own.glob("part-*.npz"))))
-        return Parts(self.folder / job[:16], job, beside=Parts(full[-1], job) if full else None)
+        return ShardStore(self.folder / job[:16], job, beside=ShardStore(full[-1], job) if full else None)
 
-    def score(self, data: DataSet, digest: str, rejections: Rejections, what: str) -> Found:
+    def score_data(self, data: DataSet, digest: str, rejections: Rejections, what: str) -> AnswerScores:
         """Every answer of the data, from what is kept and, where nothing is, from the model.
 
         Raises:
             InvalidData: too many rows are broken; what was scored is kept.
         """
         answers = self.answers if self.plan.method == "difference" else None
-        kept = self.parts(data, digest)
+        kept = self.shard_store(data, digest)
         with track(what, total=data.count() if data.files else None) as advance:
             if self.plan.engine == "ray":
-                from poise.screen.ray_backend import fill as spread
+                from poise.screen.ray_backend import score_shards_on_ray as spread
 
                 made = spread(kept, data, self.model, self.probes, answers)
             else:
-                made = fill(kept, data, self.model, self.probes, answers)
-            return gather(_counted(_sifted(made, rejections), advance), self.plan.method, len(self.probes))
+                made = score_shards(kept, data, self.model, self.probes, answers)
+            return collect_scores(
+                _report_progress(_check_broken_share(made, rejections), advance), self.plan.method, len(self.probes)
+            )
 
 
-def _sifted(parts: Iterable[Part], rejections: Rejections) -> Iterator[Part]:
+def _check_broken_share(parts: Iterable[Shard], rejections: Rejections) -> Iterator[Shard]:
     """The parts, while no more rows are broken than may be."""
-    waiting: deque[Part] = deque()
+    waiting: deque[Shard] = deque()
 
     def rows() -> Iterator[Conversation | Rejected]:
         first = 0
         for part in parts:
             waiting.append(part)
             bad = {row.index: row for row in part.rejected}
-            yield from (bad.get(index, GOOD) for index in range(first, first + part.rows))
+            yield from (bad.get(index, USABLE_ROW) for index in range(first, first + part.rows))
             first += part.rows
 
     for _ in rejections.sift(rows()):
@@ -138,13 +140,13 @@ def _sifted(parts: Iterable[Part], rejections: Rejections) -> Iterator[Part]:
     yield from waiting
 
 
-def _counted(parts: Iterable[Part], advance: Callable[[int], None]) -> Iterator[Part]:
+def _report_progress(parts: Iterable[Shard], advance: Callable[[int], None]) -> Iterator[Shard]:
     for part in parts:
         yield part
         advance(part.rows)
 
 
-def _job(data: DataSet, digest: str, model: Model, probes: Sequence[Probe]) -> str:
+def _scores_key(data: DataSet, digest: str, model: Model, probes: Sequence[Probe]) -> str:
     """What determines the scores: not the rule, and not the method."""
     return content_key(
         data=digest,
@@ -153,5 +155,5 @@ def _job(data: DataSet, digest: str, model: Model, probes: Sequence[Probe]) -> s
         dtype=str(model.lm.dtype),
         device=model.device.type,
         directions=[[p.layer, hashlib.sha256(p.direction.numpy().tobytes()).hexdigest()] for p in probes],
-        window=windows.WINDOW,
+        window=windows.ROWS_PER_SHARD,
     )

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from poise.activations import Probe
 from poise.data import Conversation, DataSet, Rejected
 from poise.model import Model
-from poise.screen.base_answers import Answers
-from poise.screen.projection import Method, Unit, score
+from poise.screen.base_answers import BaseAnswers
+from poise.screen.projection import ScoredAnswer, ScoringMethod, score_answers
 from poise.storage.atomic_write import saving
 
-__all__ = ["WINDOW", "Part", "Parts", "fill", "score_rows"]
+__all__ = ["ROWS_PER_SHARD", "Shard", "ShardStore", "score_shard", "score_shards"]
 
-WINDOW = 1024  # rows scored together: enough to batch answers of like length, few enough to hold
+ROWS_PER_SHARD = 1024  # rows scored together: enough to batch answers of like length, few enough to hold
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Shard:
     """One window's result. m: units, k: traits. Rows of the arrays are units in the data's order.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part:
     rejected: tuple[Rejected, ...]
     rows: int
 
-    def score(self, method: Method) -> NDArray[np.float32]:
+    def score(self, method: ScoringMethod) -> NDArray[np.float32]:
         """float32 [m, k] by that method."""
         if method == "raw":
             return self.mean
@@ -59,7 +59,7 @@ class Part:
         return out
 
 
-class Parts:
+class ShardStore:
     """The part files of one job in a folder, in the windows' order.
 
     Args:
@@ -68,7 +68,7 @@ class Parts:
         beside: Parts of the same windows that hold at least as much, and serve as well where they are.
     """
 
-    def __init__(self, folder: Path, job: str, beside: Parts | None = None) -> None:
+    def __init__(self, folder: Path, job: str, beside: ShardStore | None = None) -> None:
         self.folder, self.beside = folder, beside
         stamp = folder / "job"
         if not stamp.exists() or stamp.read_text() != job:
@@ -80,7 +80,7 @@ class Parts:
     def __contains__(self, window: int) -> bool:
         return self._path(window).exists() or (self.beside is not None and window in self.beside)
 
-    def save(self, window: int, part: Part) -> None:
+    def save(self, window: int, part: Shard) -> None:
         """Keep a window's result.
 
         Raises:
@@ -91,24 +91,24 @@ class Parts:
             "rejected": [[r.file, r.row, r.index, r.line, r.reason] for r in part.rejected],
             "rows": part.rows,
         }
-        arrays: dict[str, Any] = {name: getattr(part, name) for name in ARRAYS}
+        arrays: dict[str, Any] = {name: getattr(part, name) for name in SHARD_ARRAYS}
         with saving(self._path(window)) as temporary, temporary.open("wb") as file:
             np.savez(file, words=np.array(json.dumps(words)), **arrays)
 
-    def load(self, window: int) -> Part:
+    def load(self, window: int) -> Shard:
         """A kept window."""
         if self.beside is not None and window in self.beside:
             return self.beside.load(window)
         with np.load(self._path(window), allow_pickle=False) as kept:
             words = json.loads(str(kept["words"]))
-            return Part(
-                **{name: kept[name] for name in ARRAYS},
+            return Shard(
+                **{name: kept[name] for name in SHARD_ARRAYS},
                 unread={int(at): reason for at, reason in words["unread"].items()},
                 rejected=tuple(Rejected(*fields) for fields in words["rejected"]),
                 rows=words["rows"],
             )
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[Shard]:
         window = 0
         while window in self:
             yield self.load(window)
@@ -118,33 +118,33 @@ class Parts:
         return self.folder / f"part-{window:08d}.npz"
 
 
-ARRAYS = ("index", "turn", "tokens", "cut", "mean", "last", "own")
+SHARD_ARRAYS = ("index", "turn", "tokens", "cut", "mean", "last", "own")
 
 
-def fill(
-    parts: Parts, data: DataSet, model: Model, probes: Sequence[Probe], answers: Answers | None = None
-) -> Iterator[Part]:
+def score_shards(
+    parts: ShardStore, data: DataSet, model: Model, probes: Sequence[Probe], answers: BaseAnswers | None = None
+) -> Iterator[Shard]:
     """Every window in order: those that are missing are scored and kept as they are asked for."""
     window = 0
     while window in parts:
         yield parts.load(window)
         window += 1
-    rows = data.iterate(window * WINDOW)
-    while members := list(islice(rows, WINDOW)):
+    rows = data.iterate(window * ROWS_PER_SHARD)
+    while members := list(islice(rows, ROWS_PER_SHARD)):
         if window not in parts:
-            parts.save(window, score_rows(members, model, probes, answers))
+            parts.save(window, score_shard(members, model, probes, answers))
         yield parts.load(window)
         window += 1
 
 
-def score_rows(
-    rows: Sequence[Conversation | Rejected], model: Model, probes: Sequence[Probe], answers: Answers | None = None
-) -> Part:
+def score_shard(
+    rows: Sequence[Conversation | Rejected], model: Model, probes: Sequence[Probe], answers: BaseAnswers | None = None
+) -> Shard:
     """Score the rows of one window."""
     good = [row for row in rows if isinstance(row, Conversation)]
     bad = [row for row in rows if isinstance(row, Rejected)]
-    units: list[Unit] = []
-    scored = groupby(score(model, good, probes, answers), key=lambda unit: unit.index)
+    units: list[ScoredAnswer] = []
+    scored = groupby(score_answers(model, good, probes, answers), key=lambda unit: unit.index)
     for row, (_, found) in zip(good, scored, strict=True):
         own = list(found)
         if all(unit.unread for unit in own):
@@ -152,15 +152,15 @@ def score_rows(
         else:
             units += own
     bad.sort(key=lambda row: row.index)
-    return _gathered(units, tuple(bad), len(rows), len(probes))
+    return _to_shard(units, tuple(bad), len(rows), len(probes))
 
 
-def _gathered(units: Sequence[Unit], bad: tuple[Rejected, ...], rows: int, k: int) -> Part:
+def _to_shard(units: Sequence[ScoredAnswer], bad: tuple[Rejected, ...], rows: int, k: int) -> Shard:
     def table(values: list[tuple[float, ...]]) -> NDArray[np.float32]:
         return np.array(values, dtype=np.float32).reshape(len(units), k)
 
     nothing = (float("nan"),) * k
-    return Part(
+    return Shard(
         index=np.array([u.index for u in units], dtype=np.int64),
         turn=np.array([u.turn for u in units], dtype=np.int32),
         tokens=np.array([u.tokens for u in units], dtype=np.int32),

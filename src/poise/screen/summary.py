@@ -9,10 +9,10 @@ from pydantic import Field
 from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate
 
-__all__ = ["LengthBand", "LengthDecile", "Shown", "Summary", "TraitSummary"]
+__all__ = ["AnswerExample", "LengthBand", "LengthDecile", "ScreeningSummary", "TraitSummary"]
 
 
-class Shown(FrozenModel):
+class AnswerExample(FrozenModel):
     """One answer as a report shows it."""
 
     file: str
@@ -77,12 +77,12 @@ class TraitSummary(FrozenModel):
     rule: str = Field(description="How it was set, in words.")
     flagged: int
     by_length: tuple[LengthDecile, ...]
-    top: tuple[Shown, ...] = Field(description="The highest above their threshold.")
-    passed_by_judge: tuple[Shown, ...] = Field((), description="Flagged by projection, low for the judge.")
-    seen_by_judge_only: tuple[Shown, ...] = Field((), description="High for the judge, not flagged.")
+    top: tuple[AnswerExample, ...] = Field(description="The highest above their threshold.")
+    passed_by_judge: tuple[AnswerExample, ...] = Field((), description="Flagged by projection, low for the judge.")
+    seen_by_judge_only: tuple[AnswerExample, ...] = Field((), description="High for the judge, not flagged.")
 
 
-class Summary(FrozenModel):
+class ScreeningSummary(FrozenModel):
     """A whole screening."""
 
     format: Literal[1] = 1

@@ -5,26 +5,31 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.screen.flagging import Cut
-from poise.screen.prediction import prediction
-from poise.screen.scores import Found, by_length, histogram, mean
-from poise.screen.scoring import Work
+from poise.screen.flagging import FlaggingThreshold
+from poise.screen.prediction import describe_prediction
+from poise.screen.scores import AnswerScores, flags_by_length, mean_score, score_histogram
+from poise.screen.scoring import ScreeningRun
 from poise.screen.summary import LengthBand, TraitSummary
 
-__all__ = ["highest", "of_trait"]
+__all__ = ["highest_answers", "summarize_trait"]
 
-SHOWN = 10
+EXAMPLES_SHOWN = 10
 
 
-def highest(scores: NDArray[np.float32], limits: NDArray[np.float32]) -> list[int]:
+def highest_answers(scores: NDArray[np.float32], limits: NDArray[np.float32]) -> list[int]:
     """Places of the scores highest above their thresholds, the earlier first among equals."""
     known = np.flatnonzero(np.isfinite(scores))
     above = scores[known].astype(float) - limits[known]
-    return [int(i) for i in known[np.argsort(-above, kind="stable")][:SHOWN]]
+    return [int(i) for i in known[np.argsort(-above, kind="stable")][:EXAMPLES_SHOWN]]
 
 
-def of_trait(
-    work: Work, k: int, found: Found, usual: Found | None, cut: Cut, flagged: NDArray[np.bool_]
+def summarize_trait(
+    work: ScreeningRun,
+    k: int,
+    found: AnswerScores,
+    usual: AnswerScores | None,
+    cut: FlaggingThreshold,
+    flagged: NDArray[np.bool_],
 ) -> TraitSummary:
     """Distribution, mean, threshold and flags by length of trait ``k``; the answers to look at come later.
 
@@ -38,10 +43,10 @@ def of_trait(
     """
     vector, probe, scores = work.vectors[k], work.probes[k], found.scores[:, k]
     normal = usual.scores[np.isfinite(usual.scores[:, k]), k] if usual else None
-    edges, counts, normal_counts = histogram(scores, normal)
-    own_bands = _bands(cut, found, scores, flagged)
-    own = mean(scores, found.index)
-    normally = mean(usual.scores[:, k], usual.index) if usual else None
+    edges, counts, normal_counts = score_histogram(scores, normal)
+    own_bands = _length_bands(cut, found, scores, flagged)
+    own = mean_score(scores, found.index)
+    normally = mean_score(usual.scores[:, k], usual.index) if usual else None
     norm = float(vector.norms[probe.layer])
     return TraitSummary(
         trait=vector.name,
@@ -51,22 +56,24 @@ def of_trait(
         units=int(np.isfinite(scores).sum()),
         mean=own,
         normal=normally,
-        predicts=prediction(vector.name, work.plan.method, own, normally, norm),
+        predicts=describe_prediction(vector.name, work.plan.method, own, normally, norm),
         edges=tuple(edges),
         counts=tuple(counts),
         normal_counts=None if normal_counts is None else tuple(normal_counts),
         flagged_counts=tuple(np.histogram(scores[flagged], edges)[0].tolist()) if edges else (),
         threshold=None if cut.threshold is None else float(f"{cut.threshold:.9g}"),
         bands=own_bands,
-        outside=_outside(own_bands, found.tokens[np.isfinite(scores)]),
+        outside=_count_outside(own_bands, found.tokens[np.isfinite(scores)]),
         rule=cut.rule,
         flagged=int(flagged.sum()),
-        by_length=tuple(by_length(found.tokens, scores, flagged)),
+        by_length=tuple(flags_by_length(found.tokens, scores, flagged)),
         top=(),
     )
 
 
-def _bands(cut: Cut, found: Found, scores: NDArray[np.float32], flagged: NDArray[np.bool_]) -> tuple[LengthBand, ...]:
+def _length_bands(
+    cut: FlaggingThreshold, found: AnswerScores, scores: NDArray[np.float32], flagged: NDArray[np.bool_]
+) -> tuple[LengthBand, ...]:
     """The bands of length with the data's answers in them."""
     which = np.where(np.isfinite(scores), cut.band_of(found.tokens), -1)
     return tuple(
@@ -85,6 +92,6 @@ def _bands(cut: Cut, found: Found, scores: NDArray[np.float32], flagged: NDArray
     )
 
 
-def _outside(bands: tuple[LengthBand, ...], tokens: NDArray[np.int32]) -> int:
+def _count_outside(bands: tuple[LengthBand, ...], tokens: NDArray[np.int32]) -> int:
     """Answers shorter or longer than any normal one."""
     return int(((tokens < bands[0].shortest) | (tokens > bands[-1].longest)).sum()) if bands else 0

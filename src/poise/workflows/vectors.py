@@ -29,9 +29,9 @@ from poise.model import Model, ask, load
 from poise.monitor import table
 from poise.monitor.calibrate import Calibrated, Plan, calibrate
 from poise.screen import pipeline as screening
-from poise.screen.compare_methods import Estimated, estimate
-from poise.screen.scoring import Plan as ScreenPlan
-from poise.screen.summary import Summary
+from poise.screen.compare_methods import MethodComparison, compare_methods
+from poise.screen.scoring import ScreenSettings as ScreenPlan
+from poise.screen.summary import ScreeningSummary
 from poise.steer import Spec, Steering
 from poise.storage.atomic_write import saving
 from poise.trait import OwnTrait, Trait
@@ -310,7 +310,7 @@ def screen_files(
     normal: DataSet | None = None,
     name: str = "",
     allow_other_model: bool = False,
-) -> Summary:
+) -> ScreeningSummary:
     """Screen a data set by the vectors at ``paths`` into the folder ``out``, with ``report.html``; resumes."""
     with report.naming_the_extra():  # before any work
         import jinja2  # noqa: F401
@@ -332,9 +332,11 @@ def estimate_screening(
     *,
     sample: int = 300,
     allow_other_model: bool = False,
-) -> Estimated:
+) -> MethodComparison:
     """Try all methods on a random sample of a data set and write ``estimate.json`` into the folder ``out``."""
-    return estimate(data, model, _on(paths, model, allow_other_model=allow_other_model), out, plan, sample=sample)
+    return compare_methods(
+        data, model, _on(paths, model, allow_other_model=allow_other_model), out, plan, sample=sample
+    )
 
 
 def _on(paths: Sequence[Path], model: Model, *, allow_other_model: bool) -> list[PersonaVector]:
