@@ -20,8 +20,10 @@ from transformers import (
 
 import tiny
 from poise.activations import read
+from poise.engine import SamplingParams
+from poise.engine.static import LocalEngine
 from poise.errors import BrokenModelFile, UnsuitableModel
-from poise.model import Model, load, wrap
+from poise.model import Encoded, Model, load, wrap
 from poise.model.self_check import check_model, require_cache
 
 CPU = {"dtype": torch.float32, "device": "cpu"}
@@ -181,3 +183,32 @@ class TestACheckpoint:
 def test_an_adapter_of_learnt_tokens_is_refused(config: Any) -> None:
     with pytest.raises(UnsuitableModel, match="learnt tokens are no part of the text"):
         wrap(get_peft_model(tiny.lm(), config), tiny.chatml(), name="tuned")
+
+
+def greedy(model: Model, prompt: Encoded, n: int) -> tuple[int, ...]:
+    """The whole text read again for every token."""
+    ids = list(prompt.ids)
+    for _ in range(n):
+        with torch.inference_mode():
+            token = int(model.lm(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if token in model.stop_ids:
+            break
+        ids.append(token)
+    return tuple(ids[len(prompt.ids) :])
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_mamba", "bamba", "recurrent_gemma"])
+def test_a_recurrent_model_answers_with_its_memory_alone_and_in_any_batch(kind: str) -> None:
+    recurrent = model(kind)
+    prompts = [*tiny.prompts(recurrent, 4), *tiny.prompts(recurrent, 2)]
+    sampling = SamplingParams(max_new_tokens=6, temperature=0)
+    expected = [greedy(recurrent, prompt, 6) for prompt in prompts]
+    engine = LocalEngine(recurrent)
+    assert [answer.ids for answer in engine.generate(prompts, sampling)] == expected
+    assert [engine.generate([prompt], sampling)[0].ids for prompt in prompts] == expected
+
+
+@pytest.mark.parametrize("kind", ["xlstm", "minimax", "rwkv"])
+def test_no_engine_begins_on_a_model_that_it_cannot_run(kind: str) -> None:
+    with pytest.raises(UnsuitableModel, match="cannot generate here"):
+        LocalEngine(model(kind))

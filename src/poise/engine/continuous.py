@@ -24,6 +24,7 @@ from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Model
 from poise.model.batching import pad
 from poise.model.hooks import observe
+from poise.model.self_check import require_cache
 from poise.steer import Applied, Steering
 from poise.steer.joined_rows import Part, steering_parts
 
@@ -86,6 +87,7 @@ class ContinuousEngine:
         self, model: Model, *, batch: int = 32, budget: int | None = None, allow_other_model: bool = False
     ) -> None:
         cpu = model.device.type == "cpu"
+        self.pads_left = not require_cache(model).padding_fault
         self.model, self.most = model, batch
         self.budget = budget or (BUDGET if cpu else BUDGET_GPU)
         self.prefill = PREFILL if cpu else PREFILL_GPU
@@ -161,7 +163,7 @@ class ContinuousEngine:
     def _admit(self) -> list[Row]:
         """The longest-waiting jobs that fit beside what runs."""
         running = self._rows
-        if running and self._batch and not joinable(self._batch.cache):
+        if running and self._batch and not (self.pads_left and joinable(self._batch.cache)):
             return []
         longest, newcomers = max((row.longest for row in running), default=0), list[Row]()
         while self._queue and len(running) + len(newcomers) < self.most:
@@ -169,6 +171,8 @@ class ContinuousEngine:
             rows, longest = len(running) + len(newcomers) + 1, max(longest, row.longest)
             read = (len(newcomers) + 1) * max(len(r.job.prompt.ids) for r in (*newcomers, row))
             if (rows > 1 and rows * longest > self.budget) or (newcomers and read > self.prefill):
+                break
+            if newcomers and not self.pads_left and len(row.job.prompt.ids) != len(newcomers[0].job.prompt.ids):
                 break
             newcomers.append(self._queue.popleft())
         return newcomers

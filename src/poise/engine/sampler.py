@@ -11,6 +11,7 @@ import torch
 
 from poise.engine.types import SamplingParams
 from poise.model import Model
+from poise.model.self_check import cache_argument
 
 __all__ = ["choose", "newest_logits"]
 
@@ -27,12 +28,11 @@ def newest_logits(
         mask: int64 [B, cached + T], 0 on padding; ``None`` where there is none.
         positions: int64 [B, T].
     """
-    extra = {"position_ids": positions} if _takes_positions(model.backbone.__class__) else {}
+    extra: dict[str, Any] = {"position_ids": positions} if _takes_positions(model.backbone.__class__) else {}
     # An index, not a count: a slice is not contiguous, and the head would copy its weights once a row.
     newest = torch.tensor([ids.shape[1] - 1], device=ids.device)
-    out = model.lm(
-        input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=newest, **extra
-    )
+    extra[cache_argument(model.lm)] = cache
+    out = model.lm(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=newest, **extra)
     logits: torch.Tensor = out.logits[:, -1].float()
     return logits
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 
@@ -13,6 +14,7 @@ from poise.engine.types import Generation, Piece, Probe, SamplingParams
 from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
 from poise.model.batching import plan
+from poise.model.self_check import require_cache
 from poise.progress import track
 from poise.steer import Steering
 
@@ -29,17 +31,26 @@ class LocalEngine:
         model: Loaded, in evaluation mode.
         batch: Most rows at once.
         allow_other_model: Let vectors of another model steer.
+
+    Raises:
+        UnsuitableModel: cached steps of this model do not give what the whole text gives.
     """
 
     def __init__(self, model: Model, *, batch: int = 32, allow_other_model: bool = False) -> None:
         self.model = model
+        self.pads_left = not require_cache(model).padding_fault
         self.batch = batch
         self.allow_other_model = allow_other_model
 
     def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         """The batches that ``generate`` will run: like lengths together, longest first."""
         budget = BUDGET if self.model.device.type == "cpu" else BUDGET_GPU
-        return plan([len(p.ids) + sampling.max_new_tokens for p in prompts], budget=budget, most=self.batch)
+        sizes = [len(p.ids) + sampling.max_new_tokens for p in prompts]
+        batches = plan(sizes, budget=budget, most=self.batch)
+        if self.pads_left:
+            return batches
+        # What this model keeps between steps would be changed by padding: only prompts of one length share a batch.
+        return [list(group) for rows in batches for _, group in groupby(rows, key=lambda row: sizes[row])]
 
     @torch.inference_mode()
     def generate(
