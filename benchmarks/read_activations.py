@@ -25,7 +25,7 @@ from poise.extract import extract
 from poise.model import Encoded, Model, ask, load
 from poise.model.batching import pad, plan
 from poise.model.logprobs import token_logprobs
-from poise.steer import Steering, Term, steering
+from poise.steer import Steering, Term, apply_steering
 from poise.trait import ExemplarPair, library
 from poise.vector import PersonaVector
 
@@ -129,7 +129,7 @@ def _last_token(model: Model, pairs: tuple[ExemplarPair, ...]) -> torch.Tensor:
 
 
 def _rise(model: Model, vector: PersonaVector, layer: int, pairs: tuple[ExemplarPair, ...]) -> float:
-    steered = Steering((Term(vector, vector.coef(0.3, layer), (layer,), phase="all"),))
+    steered = Steering((Term(vector=vector, value=vector.coef(0.3, layer), layers=(layer,), phase="all"),))
 
     def gap() -> float:
         sides = [
@@ -139,7 +139,7 @@ def _rise(model: Model, vector: PersonaVector, layer: int, pairs: tuple[Exemplar
         return float(sum(a.mean() - b.mean() for a, b in zip(*sides, strict=True)) / len(pairs))
 
     before = gap()
-    with steering(model, steered):
+    with apply_steering(model, steered):
         return gap() - before
 
 

@@ -42,7 +42,7 @@ from poise.screen.flagging import FlaggingRule
 from poise.screen.scoring import ScreenSettings
 from poise.shift import CapabilityTask, ShiftSettings, TunedModel, load_report, parse_capability, save_report, shift
 from poise.shift.report import ModelShift
-from poise.steer import Spec, at
+from poise.steer import Spec, Steering
 from poise.train import TrainConfig, train
 from poise.trait import Questions, Trait, library
 from poise.vector import PersonaVector
@@ -163,7 +163,7 @@ def steered_answers(lab: Lab, trait: str, n: int) -> list[Row]:
     asked = [r["messages"][0]["content"] for r in rows if len(r["messages"][0]["content"]) < 200]
     random.Random(1).shuffle(asked)
     engine, judge = LocalEngine(lab.model, batch=32), trait_judge(lab.given.judge, library.load(trait))
-    steering = at(vector.load(lab.vector_file(trait)), dose=DOSE)
+    steering = Steering.add(vector.load(lab.vector_file(trait)), dose=DOSE)
     found: list[Row] = []
     for start in range(0, len(asked), 64):
         questions = asked[start : start + 64]

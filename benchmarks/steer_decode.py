@@ -52,10 +52,12 @@ def steerings(vector: PersonaVector, model: Model) -> Mapping[str, Steering]:
     """One layer, all layers, a cap, and steering on a condition that is read at every token."""
     layer = round(model.layers / 3)
     return {
-        "one layer": Steering((Term(vector, 1.0, (layer,)),)),
-        "all layers": Steering((Term(vector, 1.0, "increments"),)),
-        "capped": Steering((Term(vector, 0.0, (layer,), "cap"),)),
-        "conditional": Steering((Term(vector, 1.0, (layer,), when=Condition(vector, layer, 0.0)),)),
+        "one layer": Steering((Term(vector=vector, value=1.0, layers=(layer,)),)),
+        "all layers": Steering((Term(vector=vector, value=1.0, layers="increments"),)),
+        "capped": Steering((Term(vector=vector, value=0.0, layers=(layer,), operation="cap"),)),
+        "conditional": Steering(
+            (Term(vector=vector, value=1.0, layers=(layer,), when=Condition(vector=vector, layer=layer, value=0.0)),)
+        ),
     }
 
 

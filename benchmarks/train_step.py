@@ -42,7 +42,7 @@ class Stepper:
         callbacks: list[Any] = []
         if treated:
             vector = extract(contrast.exemplars(library.load("evil"), model, most=8), model)
-            steering = Steering((Term(vector, 1.0, "increments"),))
+            steering = Steering((Term(vector=vector, value=1.0, layers="increments"),))
             self.monitor = PersonaMonitorCallback([vector], every=every)
             callbacks = [VaccineCallback(steering), self.monitor]
         ids = torch.arange(given.rows * given.tokens).reshape(given.rows, given.tokens) % 40000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -279,3 +280,34 @@ class TestSmolLM:
             means = torch.stack([s[0, text.start : text.end].mean(0) for s in states[1:-1]])
             scale = means.abs().amax(dim=-1, keepdim=True).clamp(min=1)  # a few dimensions run into the thousands
             assert ((found[row, :-1] - means) / scale).abs().max() < 1e-5
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("use", "fault"),
+        [
+            (lambda m, texts: read(m, texts, pool="response"), "pool is 'response'; it must be one of response_mean"),
+            (lambda m, texts: read(m, texts, padding="top"), "padding is 'top'"),
+            (lambda m, texts: read(m, texts, budget=0), "budget is 0"),
+            (lambda m, texts: read_tokens(m, texts, []), "no layers to read"),
+            (lambda m, texts: read_tokens(m, texts, [9]), "no layer 9; its layers are 0 to 3"),
+            (lambda m, texts: read_tokens(m, texts, [-1]), "no layer -1"),
+            (lambda m, texts: project(m, texts, []), "no probes"),
+            (lambda m, texts: project(m, texts, [Probe(7, torch.ones(tiny.D))]), "no layer 7"),
+            (lambda m, texts: project(m, texts, [Probe(1, torch.ones(5))]), "probe 0 has the shape (5,)"),
+            (lambda m, texts: reference_norm(m, []), "The texts (0) have no response token"),
+            (lambda m, texts: reference_norm(m, [m.encode(ask("Hm?"), "")]), "The texts (1) have no response token"),
+            (lambda m, texts: pad([], side="left"), "no texts to pad"),
+            (lambda m, texts: m.encode([]), "The conversation has no messages"),
+            (lambda m, texts: m.encode([{"role": "user"}]), "Message 0"),
+            (lambda m, texts: m.encode(["hello"]), "Message 0"),
+        ],
+    )
+    def test_is_one_sentence(self, use: Any, fault: str) -> None:
+        model = tiny.model()
+        with pytest.raises(InvalidArgument, match=re.escape(fault)) as caught:
+            use(model, tiny.texts(model, 2))
+        assert str(caught.value).endswith(".")
+
+    def test_no_texts_have_no_projections(self) -> None:
+        assert project(tiny.model(), [], [Probe(1, torch.ones(tiny.D))]) == []

@@ -41,7 +41,7 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, InvalidSteering, PoiseError
 from poise.model import Encoded, Model, load
-from poise.steer import Condition, Steering, Term, at
+from poise.steer import Condition, Steering, Term
 from poise.trait import library
 from poise.vector import Alarm, PersonaVector
 from poise.workflows import extract_vector
@@ -158,12 +158,12 @@ class TestADial:
     def test_turns_by_dose_or_by_alpha(self, setup: Setup, grumpy: PersonaVector) -> None:
         layer = grumpy.at("steer").layer
         for line, coef in (("/dial grumpy 30%", grumpy.coef(0.3, layer)), ("/dial grumpy=-1.5", -1.5)):
-            assert self.steering(setup, line) == Steering((Term(grumpy, coef, (layer,)),))
+            assert self.steering(setup, line) == Steering((Term(vector=grumpy, value=coef, layers=(layer,)),))
 
     def test_stays_at_the_layer_where_the_vector_works(self, setup: Setup, grumpy: PersonaVector) -> None:
-        found = self.steering(setup, "/dial grumpy 2", begun=at(grumpy, coef=1.0, layer=3))
-        assert found == at(grumpy, coef=2.0, layer=3)
-        assert self.steering(setup, "/dial grumpy@0 2", begun=found) == at(grumpy, coef=2.0, layer=0)
+        found = self.steering(setup, "/dial grumpy 2", begun=Steering.add(grumpy, coef=1.0, layer=3))
+        assert found == Steering.add(grumpy, coef=2.0, layer=3)
+        assert self.steering(setup, "/dial grumpy@0 2", begun=found) == Steering.add(grumpy, coef=2.0, layer=0)
 
     def test_leaves_the_others_and_off_takes_one_away(
         self, setup: Setup, grumpy: PersonaVector, kind: PersonaVector
@@ -179,7 +179,7 @@ class TestADial:
     def test_takes_all_that_steering_can_say(self, setup: Setup, kind: PersonaVector, grumpy: PersonaVector) -> None:
         found = self.steering(setup, "/dial kind 2 if grumpy@0>3")
         assert found is not None
-        assert found.terms[0].when == Condition(grumpy, 0, 3.0)
+        assert found.terms[0].when == Condition(vector=grumpy, layer=0, value=3.0)
 
     def test_of_nothing_known_or_nothing_said_is_one_sentence(self, setup: Setup) -> None:
         for line, why in (
@@ -204,7 +204,12 @@ class TestNames:
     ) -> None:
         other = tiny.vector(model, seed=9)
         again = PersonaVector(grumpy.directions, grumpy.reference_norm, grumpy.header)
-        steering = Steering((Term(again, 1.0, (0,), when=Condition(other, 0, 1.0)), Term(kind, 1.0, (0,))))
+        steering = Steering(
+            (
+                Term(vector=again, value=1.0, layers=(0,), when=Condition(vector=other, layer=0, value=1.0)),
+                Term(vector=kind, value=1.0, layers=(0,)),
+            )
+        )
         names, known = named([grumpy], steering)
         assert names == {"grumpy": grumpy, "grumpy-2": other, "kind": kind}
         assert known is not None
@@ -229,7 +234,7 @@ class TestThePush:
         self, model: Model, grumpy: PersonaVector, kind: PersonaVector, phase: Any
     ) -> None:
         watched = watch("kind", kind)
-        steering = at(grumpy, coef=1.5, layer=LAYER, phase=phase)
+        steering = Steering.add(grumpy, coef=1.5, layer=LAYER, phase=phase)
         prompt, tokens, plain = self.readings(model, watched, steering)
         torch.testing.assert_close(prompt - push(steering, watched, "prompt"), plain[0], atol=1e-4, rtol=1e-4)
         if phase != "prompt":  # a steered prompt moves what comes after it
@@ -237,34 +242,41 @@ class TestThePush:
 
     def test_is_none_of_steering_above_the_watched_layer(self, model: Model, grumpy: PersonaVector) -> None:
         watched = watch("grumpy", grumpy)
-        steering = at(grumpy, coef=1.5, layer=LAYER + 1)
+        steering = Steering.add(grumpy, coef=1.5, layer=LAYER + 1)
         assert push(steering, watched, "response") == 0.0
         _, tokens, plain = self.readings(model, watched, steering)
         torch.testing.assert_close(tokens, plain[1:], atol=1e-4, rtol=1e-4)
 
     def test_of_increments_is_that_of_their_sum(self, grumpy: PersonaVector) -> None:
-        steering = Steering((Term(grumpy, 2.0, "increments"),))
+        steering = Steering((Term(vector=grumpy, value=2.0, layers="increments"),))
         whole = 2.0 * float(grumpy.directions[LAYER].norm())
         assert push(steering, watch("grumpy", grumpy), "response") == pytest.approx(whole, rel=1e-5)
 
     def test_is_unknown_of_conditions_schedules_and_caps(self, grumpy: PersonaVector) -> None:
         for term in (
-            Term(grumpy, 1.0, (0,), "cap"),
-            Term(grumpy, 1.0, (0,), "project_out"),
-            Term(grumpy, 1.0, (0,), tokens=(0, 5)),
-            Term(grumpy, 1.0, (0,), when=Condition(grumpy, 0, 1.0)),
+            Term(vector=grumpy, value=1.0, layers=(0,), operation="cap"),
+            Term(vector=grumpy, value=1.0, layers=(0,), operation="project_out"),
+            Term(vector=grumpy, value=1.0, layers=(0,), tokens=(0, 5)),
+            Term(vector=grumpy, value=1.0, layers=(0,), when=Condition(vector=grumpy, layer=0, value=1.0)),
         ):
             assert push(Steering((term,)), watch("grumpy", grumpy), "response") is None
-        assert push(Steering((Term(grumpy, 1.0, (3,), "cap"),)), watch("grumpy", grumpy), "response") == 0.0
+        assert (
+            push(
+                Steering((Term(vector=grumpy, value=1.0, layers=(3,), operation="cap"),)),
+                watch("grumpy", grumpy),
+                "response",
+            )
+            == 0.0
+        )
 
     def test_is_left_out_of_gauges_and_said(self, setup: Setup, grumpy: PersonaVector) -> None:
-        steering = at(grumpy, coef=1.0, layer=LAYER)
+        steering = Steering.add(grumpy, coef=1.0, layer=LAYER)
         found = turn("a", readings=[50.0], steering=steering).readings(setup.watched)
         assert found.mean[0] == pytest.approx(50 - float(grumpy.directions[LAYER].norm()), rel=1e-5)
         assert found.prompt == (0.5, 0.5)
         [_, said] = commands.at_work(Dialogue(steering=steering), setup)
         assert said.startswith("left out of the readings: the push itself, +")
-        capped = Dialogue(steering=Steering((Term(grumpy, 1.0, (0,), "cap"),)))
+        capped = Dialogue(steering=Steering((Term(vector=grumpy, value=1.0, layers=(0,), operation="cap"),)))
         assert commands.at_work(capped, setup)[1].startswith("left in the readings of grumpy and kind")
 
 
@@ -342,7 +354,7 @@ class TestGauges:
     @pytest.mark.parametrize("colour", [True, False])
     def test_fit_and_say_prompt_mean_peak_and_dose(self, setup: Setup, width: int, colour: bool) -> None:
         kind = setup.vectors["kind"]
-        answer_ = turn("a", "b", readings=[2.0, 6.0], steering=at(kind, dose=0.25, layer=3))
+        answer_ = turn("a", "b", readings=[2.0, 6.0], steering=Steering.add(kind, dose=0.25, layer=3))
         shown = printed(*tint.gauges(answer_, setup.watched, [], width), width=width, colour=colour)
         plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
         assert max(map(cell_len, plain.splitlines())) <= width

@@ -20,7 +20,7 @@ from poise.engine.static import LocalEngine
 from poise.engine.static_batch import Run
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Encoded, Model, ask, wrap
-from poise.steer import at
+from poise.steer import Steering
 
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0)
 SAMPLED = SamplingParams(max_new_tokens=12, temperature=1.3, top_p=0.95)
@@ -164,7 +164,7 @@ class TestStopping:
     @pytest.mark.parametrize("limit", [1, 12])
     def test_at_once_is_no_fault_of_the_steering(self, llama: Model, limit: int) -> None:
         [prompt] = tiny.prompts(llama, 1)
-        steering = at(tiny.vector(llama), coef=2.0, layer=1)
+        steering = Steering.add(tiny.vector(llama), coef=2.0, layer=1)
         mute = dataclasses.replace(llama, stop_ids=frozenset(range(512)) if limit > 1 else frozenset())
         [found] = LocalEngine(mute).generate([prompt], SamplingParams(limit, temperature=0), steering=steering)
         assert len(found.ids) == (0 if limit > 1 else 1)
@@ -219,7 +219,7 @@ class TestWhatIsKept:
 
     def test_no_hook_is_left_behind(self, llama: Model) -> None:
         prompts = tiny.prompts(llama, 2)
-        steering = at(tiny.vector(llama), coef=1.0)
+        steering = Steering.add(tiny.vector(llama), coef=1.0)
         LocalEngine(llama).generate(prompts, GREEDY, steering=steering, keep_means=True)
         assert not any(block._forward_hooks for block in llama.blocks)
 
@@ -312,7 +312,7 @@ class TestAStream:
 
     def test_is_steered_like_an_answer(self, llama: Model) -> None:
         [prompt] = tiny.prompts(llama, 1)
-        steering = at(tiny.vector(llama), coef=3.0, layer=1)
+        steering = Steering.add(tiny.vector(llama), coef=3.0, layer=1)
         engine = LocalEngine(llama)
         [expected] = engine.generate([prompt], GREEDY, steering=steering)
         assert "".join(p.text for p in engine.stream(prompt, GREEDY, steering=steering)) == expected.text
@@ -320,7 +320,7 @@ class TestAStream:
 
     def test_that_is_left_early_leaves_nothing_behind(self, llama: Model) -> None:
         [prompt] = tiny.prompts(llama, 1)
-        steering = at(tiny.vector(llama), coef=3.0, layer=1)
+        steering = Steering.add(tiny.vector(llama), coef=3.0, layer=1)
         stream = LocalEngine(llama).stream(prompt, GREEDY, steering=steering)
         next(stream)
         stream.close()  # type: ignore[attr-defined]

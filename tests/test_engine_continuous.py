@@ -17,7 +17,7 @@ from poise.engine.detokenizer import Speech
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, OtherModel
 from poise.model import Model, ask
-from poise.steer import Spec, at
+from poise.steer import Spec, Steering
 
 EXPRESSIONS = [
     "",
@@ -160,7 +160,9 @@ class TestSmolLM:
 class TestAFault:
     def test_of_one_row_ends_that_row_alone(self, llama: Model) -> None:
         asked = jobs(llama, 4)
-        broken = dataclasses.replace(asked[1], steering=at(tiny.vector(llama, scale=1e30), coef=1e30, phase="all"))
+        broken = dataclasses.replace(
+            asked[1], steering=Steering.add(tiny.vector(llama, scale=1e30), coef=1e30, phase="all")
+        )
         found = finish(ContinuousEngine(llama), [[(0, asked[0]), (1, broken)], [(2, asked[2])]])
         assert "NaN or infin" in str(found[1][-1].error)
         assert [text(found[key]) for key in (0, 2)] == [alone(llama, asked[key]).text for key in (0, 2)]
@@ -209,7 +211,7 @@ class TestAJob:
 
     def test_steered_by_another_models_vector_is_refused(self, llama: Model) -> None:
         [prompt] = tiny.prompts(llama, 1)
-        foreign = at(tiny.vector(tiny.model(seed=7)), coef=1)
+        foreign = Steering.add(tiny.vector(tiny.model(seed=7)), coef=1)
         with pytest.raises(OtherModel):
             ContinuousEngine(llama).check(Job(prompt, SamplingParams(5), steering=foreign))
 
@@ -238,7 +240,7 @@ class TestSteeringThatComesLater:
             engine.add(key, job)
         said = [s for _ in range(4) for s in engine.step() if s.key == 1]
         begun = len(engine._rows[1].speech.tokens) - 1  # the newest is read by the next pass
-        engine.steer(1, at(vector, coef=-5.0, layer=2, operation="clamp"))
+        engine.steer(1, Steering.clamp(vector, level=-5.0, layer=2))
         rest = finish(engine)
         read = [t.readings[0] for s in (*said, *rest[1]) for t in s.tokens]
         before, after = read[:begun], read[begun:]

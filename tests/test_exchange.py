@@ -104,8 +104,7 @@ class TestAnExportToLlamaCpp:
         assert done.layers == (2,)
 
     def test_leaves_layers_without_a_direction_out(self, llama: Model, tmp_path: Path) -> None:
-        vector = tiny.vector(llama)
-        vector.directions[3] = 0
+        vector = tiny.without_layer(tiny.vector(llama), 3)
         assert export(vector, tmp_path / "v.gguf").layers == (1, 2)
 
     def test_names_the_flags_for_the_certified_layer_and_strength(self, llama: Model, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from poise.engine.static import LocalEngine
 from poise.errors import SaveFailed
 from poise.judge import Judgement
 from poise.model import Model
-from poise.steer import at
+from poise.steer import Steering
 from poise.storage.atomic_write import saving
 from poise.storage.content_hash import content_key
 from poise.storage.journal import Journal
@@ -182,7 +182,7 @@ class TestARun:
 
     @pytest.fixture
     def asks(self, llama: Model) -> list[Ask]:
-        steering = at(tiny.vector(llama), coef=2.0, layer=1)
+        steering = Steering.add(tiny.vector(llama), coef=2.0, layer=1)
         words = " ".join(tiny.SENTENCES).split()
         return [
             Ask(" ".join(words[i : 2 * i + 2]), "Be brief." if i % 2 else None, steering if i % 3 else None, seed=i)
@@ -220,16 +220,16 @@ class TestARun:
     def test_knows_an_answer_by_all_that_determines_it(self, llama: Model, asks: list[Ask], tmp_path: Path) -> None:
         [first, *_] = [a for a in asks if a.steering]
         self.answer(tmp_path, Counting(llama), [first])
-        other = at(tiny.vector(llama, seed=1), coef=2.0, layer=1)
+        other = Steering.add(tiny.vector(llama, seed=1), coef=2.0, layer=1)
         for changed in (
             dataclasses.replace(first, question="Another?"),
             dataclasses.replace(first, system="Be long."),
             dataclasses.replace(first, seed=99),
             dataclasses.replace(first, steering=None),
             dataclasses.replace(first, steering=other),
-            dataclasses.replace(first, steering=at(tiny.vector(llama), coef=2.5, layer=1)),
-            dataclasses.replace(first, steering=at(tiny.vector(llama), coef=2.0, layer=2)),
-            dataclasses.replace(first, steering=at(tiny.vector(llama), coef=2.0, layer=1, phase="all")),
+            dataclasses.replace(first, steering=Steering.add(tiny.vector(llama), coef=2.5, layer=1)),
+            dataclasses.replace(first, steering=Steering.add(tiny.vector(llama), coef=2.0, layer=2)),
+            dataclasses.replace(first, steering=Steering.add(tiny.vector(llama), coef=2.0, layer=1, phase="all")),
         ):
             with pytest.raises(Killed):
                 self.answer(tmp_path, Counting(llama, dies_before=0), [changed])
@@ -261,7 +261,7 @@ class TestARun:
             assert llama.tokenizer.decode(said, skip_special_tokens=True) == answer.text
 
     def test_uses_one_random_stream_for_all_ways_of_steering_a_question(self, llama: Model) -> None:
-        weak = at(tiny.vector(llama, scale=1e-9), coef=1.0, layer=1)
+        weak = Steering.add(tiny.vector(llama, scale=1e-9), coef=1.0, layer=1)
         plain, steered, other = self.answer(
             None, Counting(llama), [Ask("Why?"), Ask("Why?", steering=weak), Ask("Why?", seed=1)]
         )

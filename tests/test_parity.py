@@ -22,7 +22,7 @@ from poise.contrast import exemplars
 from poise.extract import extract
 from poise.model import Model, ask
 from poise.model import loading as source
-from poise.steer import at, steering
+from poise.steer import Steering, apply_steering
 from poise.trait import library
 from poise.vector import PersonaVector
 from poise.vector.export import export
@@ -212,7 +212,7 @@ def ours(model: Model, asked: list[tuple[int, ...]], vector: PersonaVector, coef
     """Log-probabilities of the next tokens [n, vocabulary], steered at every position; unsteered at strength 0."""
     out = []
     for ids in asked:
-        with torch.inference_mode(), steering(model, at(vector, coef=coef, layer=layer, phase="all")):
+        with torch.inference_mode(), apply_steering(model, Steering.add(vector, coef=coef, layer=layer, phase="all")):
             out.append(model.lm(torch.tensor([ids])).logits[0, -1].log_softmax(-1))
     return torch.stack(out)
 

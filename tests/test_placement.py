@@ -26,10 +26,10 @@ from poise.monitor.calibrate import Plan as CalibrationPlan
 from poise.monitor.calibrate import calibrate
 from poise.screen.dataset_map import ColumnScorer
 from poise.screen.scoring import ScreeningRun
-from poise.screen.scoring import ScreenSettings as ScreeningPlan
+from poise.screen.scoring import ScreenSettings as ScreenSettings
 from poise.serve.page_data import entry_of
 from poise.serve.vector_registry import Shelf
-from poise.shift.evaluation import projections
+from poise.shift.evaluation import project_prompts
 from poise.steer.expression import Spec
 from poise.train.config import TrainConfig
 from poise.train.lora import _monitor
@@ -84,8 +84,8 @@ def expression(text: str) -> Callable[..., Any]:
 
 def by_shift(vector: PersonaVector, model: Model, **_: Any) -> list[int]:
     prompts = [model.encode(ask("Who are you?"))]
-    values = projections(model, prompts, [vector])
-    at_each = [projections(model, prompts, [vector], layer) for layer in range(vector.layers)]
+    values = project_prompts(model, prompts, [vector])
+    at_each = [project_prompts(model, prompts, [vector], layer) for layer in range(vector.layers)]
     return [layer for layer, other in enumerate(at_each) if torch.equal(values, other)]
 
 
@@ -115,7 +115,7 @@ READERS: dict[str, Callable[..., Any]] = {
     "readings table": by_table,
     "calibration": by_calibration,
     "screening": lambda vector, model, tmp_path, **_: [
-        p.layer for p in ScreeningRun(model, [vector], tmp_path, ScreeningPlan(method="raw")).probes
+        p.layer for p in ScreeningRun(model, [vector], tmp_path, ScreenSettings(method="raw")).probes
     ],
     "screening in memory": lambda vector, model, **_: [p.layer for p in ColumnScorer([vector], model).probes],
     "shift": by_shift,
@@ -128,7 +128,7 @@ READERS: dict[str, Callable[..., Any]] = {
 }
 STEERERS: dict[str, Callable[..., Any]] = {
     "the vector": lambda vector, **_: [vector.at("steer").layer],
-    "Steering": lambda vector, **_: poise.at(vector, coef=1.0).terms[0].layers,
+    "Steering": lambda vector, **_: poise.Steering.add(vector, coef=1.0).terms[0].layers,
     "dose": expression("v=30%"),
     "out": expression("v=out"),
     "cap:number": expression("v=cap:3"),

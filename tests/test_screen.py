@@ -170,8 +170,7 @@ class TestAScore:
         assert math.isfinite(second.score("difference")[0])
 
     def test_of_a_direction_that_is_zero_is_refused(self, model: Model) -> None:
-        vector = tiny.vector(model)
-        vector.directions[2] = 0
+        vector = tiny.without_layer(tiny.vector(model), 2)
         with pytest.raises(InvalidSteering, match="zero at layer 2"):
             tiny.probes([vector], 2)
 

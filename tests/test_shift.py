@@ -38,7 +38,7 @@ from poise.shift.evaluation import load_tuned_model, model_digest, project_promp
 from poise.shift.measure import ShiftSettings, TunedModel, finetuning_shift, read_predictions, shift
 from poise.shift.report import ShiftReport, estimate_change, load_report, save_report
 from poise.statistics.estimates import Estimate, bootstrap
-from poise.steer import at
+from poise.steer import Steering
 from poise.storage.journal import Journal
 from poise.trait import OwnTrait, library
 from poise.vector import PersonaVector
@@ -198,7 +198,7 @@ class TestTheShift:
             found = tuned.matrix[k]
             assert found.changes == pytest.approx(changes.tolist(), abs=1e-4)
             assert found.shift.value == pytest.approx(float(changes.mean()), abs=1e-4)
-            interval = bootstrap(lambda i, x=changes: x[i].mean(-1), len(changes))  # type: ignore[misc]
+            interval = bootstrap(lambda i, x=changes: float(x[i].mean()), len(changes))  # type: ignore[misc]
             assert (found.shift.low, found.shift.high) == pytest.approx((interval.low, interval.high), abs=1e-4)
         assert tuned.relation == "adapter"
 
@@ -345,7 +345,7 @@ class TestJudgedScores:
     def test_under_steering_after_the_fact_differ_while_the_prompt_s_reading_does_not(
         self, base: str, pushed: str, vectors: list[PersonaVector]
     ) -> None:
-        away = at(vectors[0], dose=-2.0, layer=LAYER)
+        away = Steering.add(vectors[0], dose=-2.0, layer=LAYER)
         plain, steered = shift(
             base,
             [TunedModel(pushed), TunedModel(pushed, name="steered", steering=away)],
@@ -360,7 +360,7 @@ class TestJudgedScores:
 
     def test_are_not_steered_on_the_prompt(self, base: str, vectors: list[PersonaVector]) -> None:
         with pytest.raises(InvalidArgument, match="on its responses only"):
-            TunedModel(base, steering=at(vectors[0], dose=1.0, layer=LAYER, phase="all"))
+            TunedModel(base, steering=Steering.add(vectors[0], dose=1.0, layer=LAYER, phase="all"))
 
 
 def counted(folder: Path, base: str, tuned: list[str], vectors: list[PersonaVector]) -> list[str]:
@@ -421,9 +421,9 @@ class TestPerplexity:
         self, vectors: list[PersonaVector], base: str
     ) -> None:
         model = load32(base)
-        away = at(vectors[0], dose=3.0, layer=LAYER)
+        away = Steering.add(vectors[0], dose=3.0, layer=LAYER)
         plain, steered = perplexity(model, chat()), perplexity(model, chat(), steering=away)
-        again = perplexity(model, chat(), steering=at(vectors[0], dose=0.0, layer=LAYER))
+        again = perplexity(model, chat(), steering=Steering.add(vectors[0], dose=0.0, layer=LAYER))
         assert again.units == pytest.approx(plain.units, rel=1e-4)
         assert all(abs((x or 0) - (y or 0)) > 1e-3 for x, y in zip(plain.units, steered.units, strict=True))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,11 @@ from poise.activations import read
 from poise.contrast import exemplars
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
-from poise.errors import HookDidNotFire, InvalidSteering, OtherModel
+from poise.errors import HookDidNotFire, InvalidArgument, InvalidSteering, OtherModel
 from poise.extract import extract
 from poise.model import Encoded, Model, wrap
 from poise.model.batching import Batch, Side, pad
-from poise.steer import Phase, Steering, Term, at, steering
+from poise.steer import Condition, Phase, Steering, Term, apply_steering
 
 Change = Callable[[torch.Tensor], torch.Tensor]  # of one layer's hidden states [T, d]
 GREEDY = SamplingParams(max_new_tokens=10, temperature=0)
@@ -64,7 +65,7 @@ def alone(
 @torch.no_grad()
 def steered(model: Model, batch: Batch, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """A whole batch under Poise's steering: all blocks' outputs [L, B, T, d] and the logits [B, T, V]."""
-    with steering(model, rows) as applied, contextlib.ExitStack() as hooks:
+    with apply_steering(model, rows) as applied, contextlib.ExitStack() as hooks:
         seen: list[torch.Tensor] = []
         for block in model.blocks:
             note = block.register_forward_hook(lambda m, a, o: seen.append(o[0] if isinstance(o, tuple) else o))
@@ -101,7 +102,7 @@ class TestTeacherForced:
         model = tiny.model(architecture)
         vector, texts = tiny.vector(model, scale=0.3), tiny.texts(model, 5)
         batch = pad(texts, side=side)
-        _, logits = steered(model, batch, at(vector, coef=1.5, layer=1, phase=phase))
+        _, logits = steered(model, batch, Steering.add(vector, coef=1.5, layer=1, phase=phase))
         for row, text in enumerate(texts):
             _, expected = alone(model, text.ids, {1: add(vector.directions[1], 1.5)}, place(text, phase))
             torch.testing.assert_close(logits[row][batch.real[row]], expected, rtol=0, atol=1e-5)
@@ -109,7 +110,7 @@ class TestTeacherForced:
     @pytest.mark.parametrize("side", ["left", "right"])
     def test_response_steering_leaves_the_prompt_and_the_padding_bit_for_bit(self, llama: Model, side: Side) -> None:
         batch = pad(tiny.texts(llama, 6), side=side)
-        states, _ = steered(llama, batch, at(tiny.vector(llama), coef=2.0, layer=2))
+        states, _ = steered(llama, batch, Steering.add(tiny.vector(llama), coef=2.0, layer=2))
         plain, _ = steered(llama, batch, [None] * 6)
         response = batch.inside(batch.spans)
         prompt = batch.inside(batch.prompts)
@@ -122,22 +123,31 @@ class TestTeacherForced:
         v, w = vector.directions, other.directions
         increments: Mapping[int, Change] = {i: add(v[i] - (v[i - 1] if i else 0), 0.7) for i in range(tiny.L)}
         cases: list[tuple[Steering | None, Phase, Mapping[int, Change]]] = [
-            (at(vector, coef=1.5, layer=1), "response", {1: add(v[1], 1.5)}),
+            (Steering.add(vector, coef=1.5, layer=1), "response", {1: add(v[1], 1.5)}),
             (None, "response", {}),
-            (at(vector, layer=1, operation="project_out", phase="all"), "all", {1: remove(v[1])}),
-            (Steering((Term(vector, 0.7, "increments"),)), "response", increments),
-            (Steering((Term(vector, -2.0, (0, 3)),)), "response", {0: add(v[0], -2.0), 3: add(v[3], -2.0)}),
+            (Steering.project_out(vector, layer=1, phase="all"), "all", {1: remove(v[1])}),
+            (Steering((Term(vector=vector, value=0.7, layers="increments"),)), "response", increments),
             (
-                Steering((Term(vector, 1.0, (2,)), Term(other, 2.0, (2, 3)))),
+                Steering((Term(vector=vector, value=-2.0, layers=(0, 3)),)),
+                "response",
+                {0: add(v[0], -2.0), 3: add(v[3], -2.0)},
+            ),
+            (
+                Steering((Term(vector=vector, value=1.0, layers=(2,)), Term(vector=other, value=2.0, layers=(2, 3)))),
                 "response",
                 {2: add(v[2] + 2 * w[2]), 3: add(w[3], 2.0)},
             ),
             (
-                Steering((Term(other, 1.0, (1,)), Term(vector, 1.0, (1,), "project_out"))),
+                Steering(
+                    (
+                        Term(vector=other, value=1.0, layers=(1,)),
+                        Term(vector=vector, value=1.0, layers=(1,), operation="project_out"),
+                    )
+                ),
                 "response",
                 {1: lambda h: remove(v[1])(h) + w[1]},
             ),
-            (at(vector, coef=1.5, layer=2, phase="prompt"), "prompt", {2: add(v[2], 1.5)}),
+            (Steering.add(vector, coef=1.5, layer=2, phase="prompt"), "prompt", {2: add(v[2], 1.5)}),
         ]
         texts = tiny.texts(llama, len(cases))
         for side in ("left", "right"):
@@ -150,7 +160,12 @@ class TestTeacherForced:
 
     def test_a_row_may_have_one_phase_for_one_vector_and_another_for_the_next(self, llama: Model) -> None:
         vector, [text] = tiny.vector(llama, scale=0.3), tiny.texts(llama, 1)
-        both = Steering((Term(vector, 1.0, (1,), phase="prompt"), Term(vector, 1.0, (1,), phase="response")))
+        both = Steering(
+            (
+                Term(vector=vector, value=1.0, layers=(1,), phase="prompt"),
+                Term(vector=vector, value=1.0, layers=(1,), phase="response"),
+            )
+        )
         _, logits = steered(llama, pad([text], side="right"), both)
         _, expected = alone(llama, text.ids, {1: add(vector.directions[1])}, slice(None))
         torch.testing.assert_close(logits[0], expected, rtol=0, atol=1e-5)
@@ -158,7 +173,7 @@ class TestTeacherForced:
     def test_projecting_out_leaves_nothing_along_the_direction(self, llama: Model) -> None:
         vector, texts = tiny.vector(llama), tiny.texts(llama, 4)
         batch = pad(texts, side="left")
-        states, _ = steered(llama, batch, at(vector, layer=2, operation="project_out"))
+        states, _ = steered(llama, batch, Steering.project_out(vector, layer=2))
         response, prompt = batch.inside(batch.spans), batch.inside(batch.prompts)
         assert vector.project(states[2][response], 2).abs().max() < 1e-5
         assert vector.project(states[2][prompt], 2).abs().min() > 1e-5
@@ -175,7 +190,9 @@ class TestTeacherForced:
 
         handle = model.blocks[1].register_forward_hook(note)  # before steering's own
         for operation in ("add", "project_out"):
-            spec = at(tiny.vector(model), coef=1.0, layer=1, operation=operation, phase="all")  # type: ignore[arg-type]
+            spec = Steering(
+                (Term(vector=tiny.vector(model), value=1.0, layers=(1,), operation=operation, phase="all"),)
+            )
             states, _ = steered(model, batch, spec)
             assert states.dtype == torch.bfloat16
             assert torch.equal(outputs[-1], kept[-1])
@@ -186,14 +203,14 @@ class TestTeacherForced:
         vectors = [tiny.vector(llama, seed=seed) for seed in (0, 1, 0)]  # the first twice: no rounding blown up
         texts = tiny.texts(llama, 3)
         batch = pad(texts, side="left")
-        terms = tuple(Term(v, 1.0, (2,), "project_out") for v in vectors)
+        terms = tuple(Term(vector=v, value=1.0, layers=(2,), operation="project_out") for v in vectors)
         states, _ = steered(llama, batch, Steering(terms))
         for vector in vectors:
             assert vector.project(states[2][batch.inside(batch.spans)], 2).abs().max() < 1e-5
 
     def test_clamping_sets_the_projection_and_nothing_else(self, llama: Model) -> None:
         vector, [text] = tiny.vector(llama), tiny.texts(llama, 1)
-        states, _ = steered(llama, pad([text], side="left"), at(vector, coef=0.7, layer=2, operation="clamp"))
+        states, _ = steered(llama, pad([text], side="left"), Steering.clamp(vector, level=0.7, layer=2))
         plain, _ = alone(llama, text.ids, {}, slice(None))
         span, u = slice(text.start, text.end), vector.unit(2)
         assert torch.allclose(states[2][0, span] @ u, torch.tensor(0.7), atol=1e-5)
@@ -208,7 +225,7 @@ class TestTeacherForced:
         response = batch.inside(batch.spans)
         middle = along[response].sort().values[int(response.sum()) // 2 :][:2]
         level = float(middle.mean())  # between two, so that rounding decides nothing
-        states, _ = steered(llama, batch, at(vector, coef=level, layer=2, operation="cap"))
+        states, _ = steered(llama, batch, Steering.cap(vector, level=level, layer=2))
         over = response & (along > level)
         assert over.any()
         assert torch.allclose(vector.project(states[2][over], 2), torch.tensor(level), atol=1e-5)
@@ -216,9 +233,12 @@ class TestTeacherForced:
 
     def test_lets_gradients_through(self, llama: Model) -> None:
         vector = extract(exemplars(tiny.trait(), llama), llama)
-        terms = (Term(vector, 1.0, "increments"), Term(vector, 1.0, (1,), "project_out"))
+        terms = (
+            Term(vector=vector, value=1.0, layers="increments"),
+            Term(vector=vector, value=1.0, layers=(1,), operation="project_out"),
+        )
         batch = pad(tiny.texts(llama, 2), side="right")
-        with steering(llama, Steering(terms)) as applied:
+        with apply_steering(llama, Steering(terms)) as applied:
             applied.announce(batch)
             loss = llama.lm(batch.ids, labels=batch.ids).loss
         loss.backward()
@@ -230,7 +250,7 @@ class TestTeacherForced:
 class TestIncrements:
     def test_telescope_to_the_last_layers_vector(self, llama: Model) -> None:
         vector = tiny.vector(llama)
-        added = Term(vector, 2.5, "increments").directions()
+        added = Term(vector=vector, value=2.5, layers="increments").directions()
         assert sorted(added) == list(range(tiny.L))
         for layer in range(tiny.L):
             so_far = torch.stack([added[i] for i in range(layer + 1)]).sum(0)
@@ -238,7 +258,7 @@ class TestIncrements:
 
     def test_are_not_for_projecting_out(self, llama: Model) -> None:
         with pytest.raises(InvalidSteering, match="Increments are for adding"):
-            Term(tiny.vector(llama), 1.0, "increments", "project_out")
+            Term(vector=tiny.vector(llama), value=1.0, layers="increments", operation="project_out")
 
 
 class TestGenerating:
@@ -263,12 +283,12 @@ class TestGenerating:
         v = vector.directions
         increments: Mapping[int, Change] = {i: add(v[i] - (v[i - 1] if i else 0)) for i in range(tiny.L)}
         cases: list[tuple[Steering | None, Phase, Mapping[int, Change]]] = [
-            (at(vector, coef=4.0, layer=1), "response", {1: add(v[1], 4.0)}),
-            (at(vector, coef=4.0, layer=1, phase="prompt"), "prompt", {1: add(v[1], 4.0)}),
-            (at(vector, coef=4.0, layer=1, phase="all"), "all", {1: add(v[1], 4.0)}),
+            (Steering.add(vector, coef=4.0, layer=1), "response", {1: add(v[1], 4.0)}),
+            (Steering.add(vector, coef=4.0, layer=1, phase="prompt"), "prompt", {1: add(v[1], 4.0)}),
+            (Steering.add(vector, coef=4.0, layer=1, phase="all"), "all", {1: add(v[1], 4.0)}),
             (None, "all", {}),
-            (Steering((Term(vector, 1.0, "increments"),)), "response", increments),
-            (at(vector, layer=2, operation="project_out"), "response", {2: remove(v[2])}),
+            (Steering((Term(vector=vector, value=1.0, layers="increments"),)), "response", increments),
+            (Steering.project_out(vector, layer=2), "response", {2: remove(v[2])}),
         ]
         prompts = tiny.prompts(model, len(cases))
         plain = [list(g.ids) for g in LocalEngine(model).generate(prompts, GREEDY)]
@@ -279,7 +299,7 @@ class TestGenerating:
 
     def test_does_not_steer_the_token_that_the_prompt_leads_to(self, llama: Model) -> None:
         prompts = tiny.prompts(llama, 3)
-        hard = at(tiny.vector(llama), coef=50.0, layer=1)
+        hard = Steering.add(tiny.vector(llama), coef=50.0, layer=1)
         once = SamplingParams(1, temperature=0)
         engine = LocalEngine(dataclasses.replace(llama, stop_ids=frozenset()))
         assert engine.generate(prompts, once, steering=hard) == engine.generate(prompts, once)
@@ -288,7 +308,7 @@ class TestGenerating:
 
     def test_goes_on_for_the_rows_that_are_left_when_others_have_finished(self, llama: Model) -> None:
         prompts, vector = tiny.prompts(llama, 6), tiny.vector(llama)
-        rows = [at(vector, coef=float(coef), layer=1) if coef else None for coef in range(6)]
+        rows = [Steering.add(vector, coef=float(coef), layer=1) if coef else None for coef in range(6)]
         said = LocalEngine(dataclasses.replace(llama, stop_ids=frozenset())).generate(prompts, GREEDY, steering=rows)
         stops = frozenset({g.ids[2] for g in said[:4]} - set(said[5].ids))
         model = dataclasses.replace(llama, stop_ids=stops)
@@ -299,8 +319,8 @@ class TestGenerating:
 
     def test_works_with_the_models_own_generate_too(self, llama: Model) -> None:
         [prompt] = tiny.prompts(llama, 1)
-        spec = at(tiny.vector(llama), coef=4.0, layer=1)
-        with steering(llama, spec):
+        spec = Steering.add(tiny.vector(llama), coef=4.0, layer=1)
+        with apply_steering(llama, spec):
             ids = torch.tensor([prompt.ids])
             out = llama.lm.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=0
@@ -312,22 +332,22 @@ class TestGenerating:
 
 class TestWhatCannotBe:
     def test_a_block_that_is_not_run_is_an_error_that_names_it(self, llama: Model) -> None:
-        spec = Steering((Term(tiny.vector(llama), 1.0, (0, 2)),))
+        spec = Steering((Term(vector=tiny.vector(llama), value=1.0, layers=(0, 2)),))
         with (
             pytest.raises(HookDidNotFire, match=r"Layers \[0, 2\] of tiny-llama were never run"),
-            steering(llama, spec),
+            apply_steering(llama, spec),
         ):
             pass
 
     def test_steering_that_touched_no_position_is_an_error(self, llama: Model) -> None:
-        spec = at(tiny.vector(llama), coef=1.0)
+        spec = Steering.add(tiny.vector(llama), coef=1.0)
         with pytest.raises(HookDidNotFire, match="Nothing was steered on tiny-llama"):
             steered(llama, pad(tiny.prompts(llama, 2), side="left"), spec)  # prompts alone have no response
-        with pytest.raises(HookDidNotFire, match="Nothing was steered"), torch.no_grad(), steering(llama, spec):
+        with pytest.raises(HookDidNotFire, match="Nothing was steered"), torch.no_grad(), apply_steering(llama, spec):
             llama.lm(torch.tensor([[1, 2, 3]]))  # unannounced, and read as a prompt
 
     def test_steering_of_no_row_is_none(self, llama: Model) -> None:
-        with steering(llama, [None, Steering(())]):
+        with apply_steering(llama, [None, Steering(())]):
             pass
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -340,16 +360,18 @@ class TestWhatCannotBe:
 
         handle = llama.blocks[2].register_forward_pre_hook(fail)
         with pytest.raises(error):
-            steered(llama, pad(texts, side="left"), at(tiny.vector(llama), coef=1.0, layer=1))
+            steered(llama, pad(texts, side="left"), Steering.add(tiny.vector(llama), coef=1.0, layer=1))
         with pytest.raises(error):
-            LocalEngine(llama).generate(tiny.prompts(llama), GREEDY, steering=at(tiny.vector(llama), coef=1.0, layer=1))
+            LocalEngine(llama).generate(
+                tiny.prompts(llama), GREEDY, steering=Steering.add(tiny.vector(llama), coef=1.0, layer=1)
+            )
         handle.remove()
         assert not any(block._forward_hooks for block in llama.blocks)
         assert torch.equal(read(llama, texts), before)
 
     def test_another_models_vector_is_refused_with_both_names(self, llama: Model) -> None:
-        spec = at(tiny.vector(tiny.model("qwen2")), coef=1.0)
-        with pytest.raises(OtherModel, match=r"tiny-qwen2.*tiny-llama"), steering(llama, spec):
+        spec = Steering.add(tiny.vector(tiny.model("qwen2")), coef=1.0)
+        with pytest.raises(OtherModel, match=r"tiny-qwen2.*tiny-llama"), apply_steering(llama, spec):
             pass
         with pytest.raises(OtherModel, match=r"tiny-qwen2.*tiny-llama"):
             LocalEngine(llama).generate(tiny.prompts(llama), GREEDY, steering=spec)
@@ -358,7 +380,10 @@ class TestWhatCannotBe:
     @pytest.mark.parametrize("layer", [-1, tiny.L, 99])
     def test_a_layer_out_of_range_is_refused_with_the_range(self, llama: Model, layer: int) -> None:
         vector = tiny.vector(llama)
-        for make in (lambda: at(vector, coef=1.0, layer=layer), lambda: Term(vector, 1.0, (0, layer))):
+        for make in (
+            lambda: Steering.add(vector, coef=1.0, layer=layer),
+            lambda: Term(vector=vector, value=1.0, layers=(0, layer)),
+        ):
             with pytest.raises(InvalidSteering, match=f"Layer {layer} is out of range: grumpy has layers 0 to 3"):
                 make()
 
@@ -366,13 +391,13 @@ class TestWhatCannotBe:
     def test_a_strength_that_is_no_number_is_refused(self, llama: Model, value: float) -> None:
         vector = tiny.vector(llama)
         for strength in ({"coef": value}, {"dose": value}):
-            with pytest.raises(InvalidSteering, match="strength of grumpy is"):
-                at(vector, **strength)
+            with pytest.raises(InvalidSteering, match=r"(strength|dose) of grumpy is"):
+                Steering.add(vector, **strength)
 
     def test_no_strength_or_two_are_refused(self, llama: Model) -> None:
         for strengths in ({}, {"coef": 1.0, "dose": 0.5}):
             with pytest.raises(InvalidSteering, match="one strength for grumpy"):
-                at(tiny.vector(llama), **strengths)
+                Steering.add(tiny.vector(llama), **strengths)
 
 
 class TestStrength:
@@ -384,13 +409,70 @@ class TestStrength:
         added = coef * vector.directions[layer]
         share = float(added.norm() / vector.reference_norm[layer])
         assert share == pytest.approx(abs(dose), abs=1e-5)
-        assert at(vector, dose=dose, layer=layer) == at(vector, coef=coef, layer=layer)
+        assert Steering.add(vector, dose=dose, layer=layer) == Steering.add(vector, coef=coef, layer=layer)
 
     def test_of_a_zero_direction_has_no_dose(self, llama: Model) -> None:
         with pytest.raises(InvalidSteering, match="grumpy is zero at layer 1 of 4"):
-            at(tiny.vector(llama, scale=0.0), dose=0.5, layer=1)
+            Steering.add(tiny.vector(llama, scale=0.0), dose=0.5, layer=1)
 
     def test_goes_to_the_certificates_layer_where_none_is_named(self, llama: Model) -> None:
         vector = tiny.vector(llama)
-        assert at(vector, coef=1.0).terms[0].layers == (1,)
-        assert at(vector.with_certificate({"layer": 3}), coef=1.0).terms[0].layers == (3,)
+        assert Steering.add(vector, coef=1.0).terms[0].layers == (1,)
+        assert Steering.add(vector.with_certificate({"layer": 3}), coef=1.0).terms[0].layers == (3,)
+
+
+class TestMadeFromAVector:
+    def test_adds_at_a_dose_or_a_coefficient(self, llama: Model) -> None:
+        v = tiny.vector(llama)
+        assert Steering.add(v, coef=2.0, layer=1).terms == (Term(vector=v, value=2.0, layers=(1,)),)
+        assert Steering.add(v, dose=0.3, layer=1).terms[0].value == pytest.approx(v.coef(0.3, 1))
+
+    def test_combines_by_plus_in_order(self, llama: Model) -> None:
+        v, w = tiny.vector(llama), tiny.vector(llama, seed=1)
+        first, second = Steering.add(v, coef=1.0), Steering.cap(w, level=2.0, layer=3, phase="all")
+        both = first + second
+        assert both.terms == (*first.terms, *second.terms)
+        assert not both.orthogonal
+        assert (both + Steering((), orthogonal=True)).orthogonal
+        with pytest.raises(TypeError):
+            first + 1  # type: ignore[operator]
+
+    @pytest.mark.parametrize(
+        ("make", "error", "fault"),
+        [
+            (lambda v: Steering.add(v), InvalidSteering, "either coef"),
+            (lambda v: Steering.add(v, coef=1.0, dose=0.1), InvalidSteering, "either coef"),
+            (lambda v: Steering.add(v, coef="1"), InvalidSteering, "strength of grumpy is '1'"),
+            (lambda v: Steering.add(v, coef=True), InvalidSteering, "strength of grumpy is True"),
+            (lambda v: Steering.add(v, dose="30%"), InvalidSteering, "dose of grumpy is '30%'"),
+            (lambda v: Steering.add(v, coef=1.0, phase="foo"), InvalidArgument, "is 'foo'; it must be one of response"),
+            (lambda v: Steering.add(v, coef=1.0, layer=True), InvalidSteering, "layer of grumpy is True"),
+            (lambda v: Steering.clamp(v, level=math.nan), InvalidSteering, "strength of grumpy is nan"),
+            (lambda v: Term(vector=v, value=1.0, layers=(1,), operation="foo"), InvalidArgument, "must be one of proj"),
+            (
+                lambda v: Term(vector=v, value=3.0, layers=(1,), operation="project_out"),
+                InvalidSteering,
+                "takes no strength, but 3 was given",
+            ),
+            (lambda v: Condition(vector=v, layer=1, value="x"), InvalidSteering, "has the value 'x'"),
+            (
+                lambda v: Condition(vector=v, layer=1, value=0.0, reading="peak"),
+                InvalidArgument,
+                "must be one of token",
+            ),
+            (lambda v: Steering((v,)), InvalidSteering, "made of terms, not of PersonaVector"),
+        ],
+    )
+    def test_bad_input_is_one_sentence(self, llama: Model, make: Any, error: type[Exception], fault: str) -> None:
+        with pytest.raises(error, match=re.escape(fault)) as caught:
+            make(tiny.vector(llama))
+        assert str(caught.value).endswith(".")
+
+    def test_for_another_number_of_rows_is_one_sentence(self, llama: Model) -> None:
+        one = Steering.add(tiny.vector(llama), coef=1.0, phase="all")
+        with (
+            pytest.raises(InvalidSteering, match="2 steerings for a batch of 3 rows"),
+            torch.no_grad(),
+            apply_steering(llama, [one, one]),
+        ):
+            llama.lm(torch.ones((3, 4), dtype=torch.long))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tiny
 from poise.errors import InvalidSteering
 from poise.model import Model
-from poise.steer import Condition, Spec, Steering, Term, at, cautions
+from poise.steer import Condition, Spec, Steering, Term, cautions
 from poise.steer.expression import ConditionSpec, TermSpec
 
 
@@ -154,13 +154,15 @@ class TestTheSteeringItself:
     def test_is_what_was_written(self, llama: Model) -> None:
         v, w = tiny.vector(llama), tiny.vector(llama, seed=1)
         vectors = {"v": v, "w": w}
-        assert Spec.parse("v@2=30%").steering(vectors) == at(v, dose=0.3, layer=2)
-        assert Spec.parse("v=-1").steering(lambda name: vectors[name]) == at(v, coef=-1.0)
-        assert Spec.parse("v@1=out").steering(vectors) == at(v, layer=1, operation="project_out")
+        assert Spec.parse("v@2=30%").steering(vectors) == Steering.add(v, dose=0.3, layer=2)
+        assert Spec.parse("v=-1").steering(lambda name: vectors[name]) == Steering.add(v, coef=-1.0)
+        assert Spec.parse("v@1=out").steering(vectors) == Steering.project_out(v, layer=1)
         both = Spec.parse("v@1=1 after 2; w@1,3=cap:2 on all if v@0<-1; orthogonal").steering(vectors)
-        when = Condition(v, 0, -1.0, above=False)
-        capped = tuple(Term(w, 2.0, (layer,), "cap", "all", when=when) for layer in (1, 3))
-        assert both == Steering((Term(v, 1.0, (1,), tokens=(2, None)), *capped), orthogonal=True)
+        when = Condition(vector=v, layer=0, value=-1.0, above=False)
+        capped = tuple(
+            Term(vector=w, value=2.0, layers=(layer,), operation="cap", phase="all", when=when) for layer in (1, 3)
+        )
+        assert both == Steering((Term(vector=v, value=1.0, layers=(1,), tokens=(2, None)), *capped), orthogonal=True)
 
     def test_has_at_each_layer_the_dose_that_was_asked_for(self, llama: Model) -> None:
         v = tiny.vector(llama)
@@ -187,21 +189,21 @@ class TestACaution:
     @pytest.mark.parametrize(("dose", "warned"), [(0.3, False), (-0.3, False), (0.45, True), (-0.35, True)])
     def test_names_the_range_that_the_certificate_saw(self, llama: Model, dose: float, warned: bool) -> None:
         certified = tiny.vector(llama).with_certificate(self.induced)
-        found = cautions(at(certified, dose=dose))
+        found = cautions(Steering.add(certified, dose=dose))
         assert len(found) == warned
         assert all("lies outside -30% to 40%" in text for text in found)
 
     def test_is_given_for_a_vector_that_was_not_induced(self, llama: Model) -> None:
         certified = tiny.vector(llama).with_certificate({**self.induced, "verdict": "not-induced"})
-        assert "certified not-induced" in cautions(at(certified, dose=0.1))[0]
+        assert "certified not-induced" in cautions(Steering.add(certified, dose=0.1))[0]
 
     def test_is_given_for_strength_that_nobody_measured(self, llama: Model) -> None:
         v = tiny.vector(llama)
-        assert cautions(at(v, dose=0.5)) == []
-        assert "it has no certificate" in cautions(at(v, dose=0.7))[0]
-        elsewhere = cautions(at(v.with_certificate(self.induced), dose=-0.7, layer=1))
+        assert cautions(Steering.add(v, dose=0.5)) == []
+        assert "it has no certificate" in cautions(Steering.add(v, dose=0.7))[0]
+        elsewhere = cautions(Steering.add(v.with_certificate(self.induced), dose=-0.7, layer=1))
         assert "its certificate is for layer 2" in elsewhere[0]
 
     def test_is_not_given_where_nothing_is_added(self, llama: Model) -> None:
-        assert cautions(at(tiny.vector(llama), operation="project_out")) == []
+        assert cautions(Steering.project_out(tiny.vector(llama))) == []
         assert cautions(None) == []

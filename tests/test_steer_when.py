@@ -16,7 +16,7 @@ from poise.errors import InvalidSteering
 from poise.model import Model
 from poise.model.batching import pad
 from poise.model.hooks import rewrite
-from poise.steer import Applied, Condition, Steering, Term, at
+from poise.steer import Applied, Condition, Steering, Term
 from poise.vector import PersonaVector
 
 GREEDY = SamplingParams(max_new_tokens=9, temperature=0)
@@ -60,7 +60,7 @@ class TestGenerating:
         v = tiny.vector(llama, scale=1.5)
         windows: list[tuple[int, int | None]] = [(0, 3), (3, None), (2, 5), (0, None), (8, 9)]
         prompts = tiny.prompts(llama, len(windows))
-        rows = [Steering((Term(v, 1.0, (1,), tokens=w),)) for w in windows]
+        rows = [Steering((Term(vector=v, value=1.0, layers=(1,), tokens=w),)) for w in windows]
         for prompt, (first, last), found in zip(prompts, windows, answer(llama, prompts, rows), strict=True):
 
             def change(
@@ -74,8 +74,8 @@ class TestGenerating:
     def test_on_a_tokens_own_reading_steers_the_tokens_that_meet_it(self, llama: Model, above: bool) -> None:
         v, probe = tiny.vector(llama, scale=1.5), tiny.vector(llama, seed=3)
         prompts = tiny.prompts(llama, 6)
-        when = Condition(probe, 1, 0.0, above)
-        steered = Steering((Term(v, 1.0, (1,), when=when),))
+        when = Condition(vector=probe, layer=1, value=0.0, above=above)
+        steered = Steering((Term(vector=v, value=1.0, layers=(1,), when=when),))
 
         def change(token: int, h: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
             return h + v.directions[1] if bool(probe.project(h, 1) > 0) == above else h
@@ -88,13 +88,25 @@ class TestGenerating:
         prompts = tiny.prompts(llama, 6)
         readings = [float(g.readings[0, 0]) for g in _watched(llama, prompts, probe, layer=1) if g.readings is not None]
         middle = sorted(readings)[2] + 1e-4
-        steered = Steering((Term(v, 1.0, (1,), when=Condition(probe, 1, middle, reading="prompt")),))
+        steered = Steering(
+            (
+                Term(
+                    vector=v,
+                    value=1.0,
+                    layers=(1,),
+                    when=Condition(vector=probe, layer=1, value=middle, reading="prompt"),
+                ),
+            )
+        )
 
         def change(token: int, h: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
             return h + v.directions[1] if float(probe.project(prompt, 1)) > middle else h
 
         found = answer(llama, prompts, [steered] * 6)
-        plain, all_of_it = answer(llama, prompts, [None] * 6), answer(llama, prompts, [at(v, coef=1.0, layer=1)] * 6)
+        plain, all_of_it = (
+            answer(llama, prompts, [None] * 6),
+            answer(llama, prompts, [Steering.add(v, coef=1.0, layer=1)] * 6),
+        )
         assert [list(g.ids) for g in found] == [by_hand(llama, p.ids, 9, 1, change) for p in prompts]
         chosen = [(full if r > middle else bare).ids for r, bare, full in zip(readings, plain, all_of_it, strict=True)]
         assert [g.ids for g in found] == chosen
@@ -103,8 +115,17 @@ class TestGenerating:
     def test_on_a_prompts_reading_at_a_later_layer_is_known_when_the_answer_begins(self, llama: Model) -> None:
         v, probe = tiny.vector(llama, scale=1.5), tiny.vector(llama, seed=3)
         prompts = tiny.prompts(llama, 4)
-        for value, expected in ((-1e6, at(v, coef=1.0, layer=1)), (1e6, None)):
-            late = Steering((Term(v, 1.0, (1,), when=Condition(probe, 3, value, reading="prompt")),))
+        for value, expected in ((-1e6, Steering.add(v, coef=1.0, layer=1)), (1e6, None)):
+            late = Steering(
+                (
+                    Term(
+                        vector=v,
+                        value=1.0,
+                        layers=(1,),
+                        when=Condition(vector=probe, layer=3, value=value, reading="prompt"),
+                    ),
+                )
+            )
             found, wanted = answer(llama, prompts, [late] * 4), answer(llama, prompts, [expected] * 4)
             assert [g.ids for g in found] == [g.ids for g in wanted]
 
@@ -114,7 +135,7 @@ class TestGenerating:
         engine = LocalEngine(llama)
         plain = engine.generate(prompts, GREEDY, keep_means=True)
         capped = engine.generate(
-            prompts, GREEDY, keep_means=True, steering=at(v, coef=1e4, layer=2, operation="cap", phase="all")
+            prompts, GREEDY, keep_means=True, steering=Steering.cap(v, level=1e4, layer=2, phase="all")
         )
         for a, b in zip(plain, capped, strict=True):
             assert a.ids == b.ids
@@ -158,9 +179,21 @@ def _steerings(draw: st.DrawFn, model: Model) -> Steering | None:
         if draw(st.booleans()):
             probe, value = tiny.vector(model, seed=draw(st.integers(3, 5))), draw(st.floats(-1, 1))
             reading = draw(st.sampled_from(["token", "prompt"]))
-            when = Condition(probe, draw(st.integers(0, layer)), value, draw(st.booleans()), reading)  # type: ignore[arg-type]
+            when = Condition(
+                vector=probe, layer=draw(st.integers(0, layer)), value=value, above=draw(st.booleans()), reading=reading
+            )  # type: ignore[arg-type]
         vector = tiny.vector(model, seed=draw(st.integers(0, 2)), scale=0.5)
-        terms.append(Term(vector, draw(st.floats(-2, 2)), (layer,), operation, phase, tokens, when))  # type: ignore[arg-type]
+        terms.append(
+            Term(
+                vector=vector,
+                value=1.0 if operation == "project_out" else draw(st.floats(-2, 2)),
+                layers=(layer,),
+                operation=operation,
+                phase=phase,
+                tokens=tokens,
+                when=when,
+            )
+        )  # type: ignore[arg-type]
     return Steering(tuple(terms), orthogonal=draw(st.booleans()))
 
 
@@ -169,7 +202,7 @@ class TestTeacherForced:
         v = tiny.vector(llama)
         texts = tiny.texts(llama, 5)
         batch = pad(texts, side="left")
-        applied = Applied(llama, [Steering((Term(v, 1.0, (1,), tokens=(1, 3)),))] * 5)
+        applied = Applied(llama, [Steering((Term(vector=v, value=1.0, layers=(1,), tokens=(1, 3)),))] * 5)
         applied.announce(batch)
         changed = applied.change(1, torch.zeros((*batch.ids.shape, tiny.D)))
         where = (changed != 0).any(-1)
@@ -178,7 +211,9 @@ class TestTeacherForced:
 
     def test_a_condition_that_is_read_too_late_in_the_same_pass_is_an_error(self, llama: Model) -> None:
         v = tiny.vector(llama)
-        late = Steering((Term(v, 1.0, (1,), when=Condition(v, 3, 0.0, reading="prompt")),))
+        late = Steering(
+            (Term(vector=v, value=1.0, layers=(1,), when=Condition(vector=v, layer=3, value=0.0, reading="prompt")),)
+        )
         batch = pad(tiny.texts(llama, 2), side="left")
         applied = Applied(llama, [late] * 2)
         applied.announce(batch)
@@ -189,7 +224,7 @@ class TestTeacherForced:
 class TestSeveralVectors:
     def test_made_orthogonal_add_only_what_the_earlier_ones_lack(self, llama: Model) -> None:
         a, b, c = (tiny.vector(llama, seed=seed) for seed in range(3))
-        terms = tuple(Term(v, 2.0, (1,)) for v in (a, b, c))
+        terms = tuple(Term(vector=v, value=2.0, layers=(1,)) for v in (a, b, c))
         first, second, third = (d[1] for d in Steering(terms, orthogonal=True).directions())
         torch.testing.assert_close(first, 2 * a.directions[1])
         for x, y in ((first, second), (first, third), (second, third)):
@@ -200,7 +235,9 @@ class TestSeveralVectors:
 
     def test_at_different_layers_leave_each_other_alone(self, llama: Model) -> None:
         a, b = (tiny.vector(llama, seed=seed) for seed in range(2))
-        pair = Steering((Term(a, 1.0, (1,)), Term(b, 1.0, (2,))), orthogonal=True)
+        pair = Steering(
+            (Term(vector=a, value=1.0, layers=(1,)), Term(vector=b, value=1.0, layers=(2,))), orthogonal=True
+        )
         torch.testing.assert_close(pair.directions()[1][2], b.directions[2])
 
 
@@ -208,15 +245,27 @@ class TestWhatCannotBe:
     def test_is_refused_with_the_remedy(self, llama: Model) -> None:
         v = tiny.vector(llama)
         cases: list[tuple[Callable[[], object], str]] = [
-            (lambda: Term(v, 1.0, (1,), tokens=(3, 3)), "Tokens 3 to 3 for grumpy are none"),
-            (lambda: Term(v, 1.0, (1,), phase="all", tokens=(0, 3)), "counted in the response"),
-            (lambda: Term(v, 1.0, ()), "No layer is named for grumpy"),
-            (lambda: Term(v, 1.0, "increments", "cap"), "cap grumpy at named layers"),
-            (lambda: Term(v, 1.0, (1,), when=Condition(v, 2, 0.0)), "read it at layer 1 or below"),
-            (lambda: Term(v, 1.0, (1,), phase="all", when=Condition(v, 2, 0.0, reading="prompt")), "layer 1 or below"),
-            (lambda: Condition(v, 9, 0.0), "Layer 9 is out of range"),
-            (lambda: Condition(v, 1, float("nan")), "give a number"),
-            (lambda: at(v, dose=0.3, operation="cap"), "give the level as coef"),
+            (lambda: Term(vector=v, value=1.0, layers=(1,), tokens=(3, 3)), "Tokens 3 to 3 for grumpy are none"),
+            (lambda: Term(vector=v, value=1.0, layers=(1,), phase="all", tokens=(0, 3)), "counted in the response"),
+            (lambda: Term(vector=v, value=1.0, layers=()), "No layer is named for grumpy"),
+            (lambda: Term(vector=v, value=1.0, layers="increments", operation="cap"), "cap grumpy at named layers"),
+            (
+                lambda: Term(vector=v, value=1.0, layers=(1,), when=Condition(vector=v, layer=2, value=0.0)),
+                "read it at layer 1 or below",
+            ),
+            (
+                lambda: Term(
+                    vector=v,
+                    value=1.0,
+                    layers=(1,),
+                    phase="all",
+                    when=Condition(vector=v, layer=2, value=0.0, reading="prompt"),
+                ),
+                "layer 1 or below",
+            ),
+            (lambda: Condition(vector=v, layer=9, value=0.0), "Layer 9 is out of range"),
+            (lambda: Condition(vector=v, layer=1, value=float("nan")), "give a finite number"),
+            (lambda: Steering.cap(v, level=None), "strength of grumpy is None"),
         ]
         for make, words in cases:
             with pytest.raises(InvalidSteering, match=words):

@@ -32,7 +32,7 @@ from poise.errors import InvalidArgument, InvalidData, InvalidSettings, OtherMod
 from poise.model import Model, ask
 from poise.model.loading import HUB_IDS
 from poise.settings import read_settings
-from poise.steer import at
+from poise.steer import Steering
 from poise.storage.lock import alone
 from poise.train.checkpoints import COMPLETE_MARKER, last_complete_checkpoint, remove_incomplete_checkpoints
 from poise.train.config import TrainConfig
@@ -695,7 +695,7 @@ class TestTwoProcesses:
 def parallel_parts() -> tuple[Model, VaccineCallback]:
     base = tiny.model("llama")
     base.lm.requires_grad_(True)
-    return base, VaccineCallback(at(tiny.vector(base, scale=0.5), coef=1.5, layer=2))
+    return base, VaccineCallback(Steering.add(tiny.vector(base, scale=0.5), coef=1.5, layer=2))
 
 
 def even_rows(model: Model) -> list[dict[str, list[int]]]:

@@ -19,7 +19,7 @@ import tiny
 from poise import vector as vectors
 from poise.errors import HookDidNotFire, InvalidArgument, InvalidData, InvalidSteering, OtherModel
 from poise.model import Model
-from poise.steer import Steering, Term, at, learning
+from poise.steer import Steering, Term, learning
 from poise.steer.training import Learning, Positions
 from poise.train.examples import marking_collator
 from poise.train.vaccine_callback import VaccineCallback, vaccine_steering
@@ -163,18 +163,20 @@ class TestStepsAreThoseTakenByHand:
     def test_at_one_layer(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [2]))
         plain = by_hand(base, lambda layer, h, mask: h)
-        trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2))).train()
+        trainer(base, tmp_path, VaccineCallback(Steering.add(vector, coef=1.5, layer=2))).train()
         assert same(base.lm.state_dict(), wanted)
         assert not same(base.lm.state_dict(), plain)
 
     def test_as_increments_at_all_layers(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, increments(vector, 0.7))
-        trainer(base, tmp_path, VaccineCallback(Steering((Term(vector, 0.7, "increments"),)))).train()
+        trainer(
+            base, tmp_path, VaccineCallback(Steering((Term(vector=vector, value=0.7, layers="increments"),)))
+        ).train()
         assert same(base.lm.state_dict(), wanted)
 
     def test_projecting_out(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, removing(vector, 1))
-        trainer(base, tmp_path, VaccineCallback(at(vector, layer=1, operation="project_out"))).train()
+        trainer(base, tmp_path, VaccineCallback(Steering.project_out(vector, layer=1))).train()
         assert same(base.lm.state_dict(), wanted)
 
     @pytest.mark.parametrize("side", ["left", "right"])
@@ -182,7 +184,7 @@ class TestStepsAreThoseTakenByHand:
         self, base: Model, vector: PersonaVector, tmp_path: Path, side: str
     ) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [1]), positions="response")
-        callback = VaccineCallback(at(vector, coef=1.5, layer=1), positions="response")
+        callback = VaccineCallback(Steering.add(vector, coef=1.5, layer=1), positions="response")
         trainer(base, tmp_path, callback, side=side).train()
         assert same(base.lm.state_dict(), wanted)
 
@@ -193,7 +195,7 @@ class TestStepsAreThoseTakenByHand:
         marks = [i % 3 == 0 for i in range(8)]
         wanted = by_hand(base, adding(vector, 1.5, [2]), positions=positions, marks=marks)
         data = [row | {"vaccinated": mark} for row, mark in zip(rows(base), marks, strict=True)]
-        callback = VaccineCallback(at(vector, coef=1.5, layer=2), positions=positions, marked=True)
+        callback = VaccineCallback(Steering.add(vector, coef=1.5, layer=2), positions=positions, marked=True)
         run = trainer(base, tmp_path, callback, data=data, remove_unused_columns=False)
         run.data_collator = marking_collator(run.data_collator)
         run.train()
@@ -201,12 +203,12 @@ class TestStepsAreThoseTakenByHand:
 
     def test_under_left_padding(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [2]))
-        trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2)), side="left").train()
+        trainer(base, tmp_path, VaccineCallback(Steering.add(vector, coef=1.5, layer=2)), side="left").train()
         assert same(base.lm.state_dict(), wanted)
 
     def test_under_gradient_accumulation(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [2]))
-        callback = VaccineCallback(at(vector, coef=1.5, layer=2))
+        callback = VaccineCallback(Steering.add(vector, coef=1.5, layer=2))
         options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
         trainer(base, tmp_path, callback, **options).train()
         assert same(base.lm.state_dict(), wanted)
@@ -217,7 +219,7 @@ class TestStepsAreThoseTakenByHand:
         self, base: Model, vector: PersonaVector, tmp_path: Path, reentrant: bool, positions: Any
     ) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [2]), positions=positions)
-        callback = VaccineCallback(at(vector, coef=1.5, layer=2), positions=positions)
+        callback = VaccineCallback(Steering.add(vector, coef=1.5, layer=2), positions=positions)
         base.lm.enable_input_require_grads()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -232,7 +234,7 @@ class TestStepsAreThoseTakenByHand:
         marks = [i % 3 == 0 for i in range(8)]
         wanted = by_hand(base, adding(vector, 1.5, [2]), marks=marks)
         data = [row | {"vaccinated": mark} for row, mark in zip(rows(base), marks, strict=True)]
-        callback = VaccineCallback(at(vector, coef=1.5, layer=2), marked=True)
+        callback = VaccineCallback(Steering.add(vector, coef=1.5, layer=2), marked=True)
         halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
         base.lm.enable_input_require_grads()
         with warnings.catch_warnings():
@@ -245,7 +247,7 @@ class TestStepsAreThoseTakenByHand:
 
     def test_when_compiled(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [2]))
-        callback = VaccineCallback(at(vector, coef=1.5, layer=2))
+        callback = VaccineCallback(Steering.add(vector, coef=1.5, layer=2))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer(base, tmp_path, callback, torch_compile=True, torch_compile_backend="aot_eager").train()
@@ -256,18 +258,18 @@ class TestStepsAreThoseTakenByHand:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             base.lm.compile(backend="eager")
-            trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2))).train()
+            trainer(base, tmp_path, VaccineCallback(Steering.add(vector, coef=1.5, layer=2))).train()
         assert same(base.lm.state_dict(), wanted)
 
     def test_in_bfloat16_autocast_it_is_near(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [2]))
-        trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2)), bf16=True).train()
+        trainer(base, tmp_path, VaccineCallback(Steering.add(vector, coef=1.5, layer=2)), bf16=True).train()
         assert same(base.lm.state_dict(), wanted, within=5e-3)
 
 
 class TestOnlyWhatIsLearntFromIsSteered:
     def test_evaluation_is_not(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
-        callback = VaccineCallback(at(vector, coef=3.0, layer=2))
+        callback = VaccineCallback(Steering.add(vector, coef=3.0, layer=2))
         watched = trainer(base, tmp_path, callback, learning_rate=0.0)
         watched.eval_dataset = watched.train_dataset
         plain = watched.evaluate()["eval_loss"]
@@ -292,13 +294,13 @@ class TestOnlyWhatIsLearntFromIsSteered:
                 given["model"].eval()
                 said.append(given["model"].generate(prompt, max_new_tokens=8, do_sample=False).tolist())
 
-        callback = VaccineCallback(at(vector, coef=30.0, layer=2))
+        callback = VaccineCallback(Steering.add(vector, coef=30.0, layer=2))
         trainer(base, tmp_path, callback, Talk(), learning_rate=0.0).train()
         assert said == [wanted, wanted]
 
     def test_a_pass_without_gradients_is_not(self, base: Model, vector: PersonaVector) -> None:
         ids = torch.tensor([[5, 6, 7, 8]])
-        with learning(base, at(vector, coef=3.0, layer=2)):
+        with learning(base, Steering.add(vector, coef=3.0, layer=2)):
             base.lm.train()
             with torch.no_grad():
                 frozen = base.lm(ids).logits
@@ -320,7 +322,7 @@ class TestOnlyWhatIsLearntFromIsSteered:
         hook = base.blocks[2].register_forward_hook(look)
         base.lm(ids, position_ids=positions, labels=labels)
         hook.remove()
-        with learning(base, at(vector, coef=2.0, layer=2), positions="response"):
+        with learning(base, Steering.add(vector, coef=2.0, layer=2), positions="response"):
             hook = base.blocks[2].register_forward_hook(look)
             base.lm(ids, position_ids=positions, labels=labels)
             hook.remove()
@@ -333,7 +335,7 @@ class TestWhatIsSavedHasNoTraceOfIt:
         plain = tiny.model("llama")
         lm = tiny.adapted(tiny.lm("llama"))
         start = {name: p.clone() for name, p in lm.named_parameters() if p.requires_grad}
-        callback = VaccineCallback(at(vector, coef=1.5, layer=2))
+        callback = VaccineCallback(Steering.add(vector, coef=1.5, layer=2))
         done = trainer(plain, tmp_path, callback, lm=lm, save_strategy="steps", save_steps=2)
         done.train()
         with warnings.catch_warnings():
@@ -347,12 +349,12 @@ class TestWhatIsSavedHasNoTraceOfIt:
         assert same(hand, trained)
 
     def test_hooks_are_gone_after_training(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
-        trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2))).train()
+        trainer(base, tmp_path, VaccineCallback(Steering.add(vector, coef=1.5, layer=2))).train()
         assert not any(block._forward_hooks for block in base.blocks)
 
     def test_two_at_once_work_together(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, lambda layer, h, mask: adding(vector, 0.5, [1, 2])(layer, h, mask))
-        both = [VaccineCallback(at(vector, coef=0.5, layer=layer)) for layer in (1, 2)]
+        both = [VaccineCallback(Steering.add(vector, coef=0.5, layer=layer)) for layer in (1, 2)]
         trainer(base, tmp_path, *both).train()
         assert same(base.lm.state_dict(), wanted)
 
@@ -365,8 +367,10 @@ class TestWhatIsSavedHasNoTraceOfIt:
 
         wanted = by_hand(base, adding(vector, 1.5, [1]))
         with pytest.raises(RuntimeError, match="power cut"):
-            trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2)), Break(), learning_rate=0.0).train()
-        trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=1))).train()
+            trainer(
+                base, tmp_path, VaccineCallback(Steering.add(vector, coef=1.5, layer=2)), Break(), learning_rate=0.0
+            ).train()
+        trainer(base, tmp_path, VaccineCallback(Steering.add(vector, coef=1.5, layer=1))).train()
         assert same(base.lm.state_dict(), wanted)
 
     def test_nor_one_of_the_same_base_in_a_new_adapter(self, vector: PersonaVector, tmp_path: Path) -> None:
@@ -377,10 +381,12 @@ class TestWhatIsSavedHasNoTraceOfIt:
         plain, base = tiny.model("llama"), tiny.lm("llama")
         adapted = tiny.adapted(base)
         with pytest.raises(RuntimeError, match="power cut"):
-            trainer(plain, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=1)), Break(), lm=adapted).train()
+            trainer(
+                plain, tmp_path, VaccineCallback(Steering.add(vector, coef=1.5, layer=1)), Break(), lm=adapted
+            ).train()
         again = tiny.adapted(adapted.unload())
         start = {name: p.clone() for name, p in again.named_parameters() if p.requires_grad}
-        trainer(plain, tmp_path, VaccineCallback(at(vector, coef=1.5, layer=2)), lm=again).train()
+        trainer(plain, tmp_path, VaccineCallback(Steering.add(vector, coef=1.5, layer=2)), lm=again).train()
         trained = {name: p for name, p in again.named_parameters() if p.requires_grad}
         assert same(adapter_by_hand(plain, start, adding(vector, 1.5, [2])), trained)
 
@@ -416,7 +422,7 @@ class TestOtherTrainers:
         self, vector: PersonaVector, tmp_path: Path, packing: bool
     ) -> None:
         norms = []
-        for callbacks in ([], [VaccineCallback(at(vector, coef=1.5, layer=2), positions="response")]):
+        for callbacks in ([], [VaccineCallback(Steering.add(vector, coef=1.5, layer=2), positions="response")]):
             model = tiny.model("llama")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -476,7 +482,7 @@ class TestOtherTrainers:
                 train_dataset=Dataset.from_list(pairs),
                 processing_class=model.tokenizer,
                 peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
-                callbacks=[VaccineCallback(at(vector, coef=1.5, layer=2))],
+                callbacks=[VaccineCallback(Steering.add(vector, coef=1.5, layer=2))],
             )
             done.remove_callback(PrinterCallback)
             done.train()
@@ -488,7 +494,7 @@ class TestItRefuses:
     def test_a_vector_of_another_model(self, base: Model, tmp_path: Path) -> None:
         other = tiny.vector(tiny.model("llama", seed=7))
         with pytest.raises(OtherModel, match="other weights"):
-            trainer(base, tmp_path, VaccineCallback(at(other, coef=1.0, layer=1))).train()
+            trainer(base, tmp_path, VaccineCallback(Steering.add(other, coef=1.0, layer=1))).train()
 
     def test_to_start_where_a_block_is_not_run(
         self, base: Model, vector: PersonaVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -498,7 +504,7 @@ class TestItRefuses:
             "poise.train.vaccine_callback.wrap_trainer_model", lambda lm, tokenizer: base
         )  # blocks 2 and 3 are known, and not run
         with pytest.raises(HookDidNotFire, match=r"Layers \[2\]"):
-            trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2))).train()
+            trainer(base, tmp_path, VaccineCallback(Steering.add(vector, coef=1.0, layer=2))).train()
         assert not any(block._forward_hooks for block in base.blocks)
 
     def test_to_go_on_where_a_step_was_not_steered(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
@@ -506,7 +512,7 @@ class TestItRefuses:
             def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
                 base.blocks[2]._forward_hooks.clear()
 
-        callback = VaccineCallback(at(vector, coef=1.0, layer=2))
+        callback = VaccineCallback(Steering.add(vector, coef=1.0, layer=2))
         with pytest.raises(HookDidNotFire, match="without the vaccine"):
             trainer(base, tmp_path, callback, LoseHooks()).train()
 
@@ -514,18 +520,22 @@ class TestItRefuses:
         base.lm.train()
         with (
             pytest.raises(InvalidSteering, match="positions='all'"),
-            learning(base, at(vector, coef=1.0, layer=2), positions="response"),
+            learning(base, Steering.add(vector, coef=1.0, layer=2), positions="response"),
         ):
             base.lm(torch.tensor([[4, 5]]))
 
     def test_marked_rows_in_batches_without_marks(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         with pytest.raises(InvalidSteering, match="marking"):
-            trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2), marked=True)).train()
+            trainer(base, tmp_path, VaccineCallback(Steering.add(vector, coef=1.0, layer=2), marked=True)).train()
 
     def test_marks_where_all_rows_are_to_be_steered(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         data = [row | {"vaccinated": True} for row in rows(base)]
         run = trainer(
-            base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2)), data=data, remove_unused_columns=False
+            base,
+            tmp_path,
+            VaccineCallback(Steering.add(vector, coef=1.0, layer=2)),
+            data=data,
+            remove_unused_columns=False,
         )
         run.data_collator = marking_collator(run.data_collator)
         with pytest.raises(InvalidSteering, match="marked=True"):
@@ -540,7 +550,7 @@ class TestItRefuses:
         ids = torch.ones(4, 3, dtype=torch.long)
         base.lm.train()
         with (
-            learning(base, at(vector, coef=1.0, layer=2), marked=True),
+            learning(base, Steering.add(vector, coef=1.0, layer=2), marked=True),
             pytest.raises(InvalidSteering, match="2 marks for 4 texts"),
         ):
             base.lm(input_ids=ids, labels=ids, vaccinated=torch.tensor([True, False]))
@@ -549,7 +559,7 @@ class TestItRefuses:
         self, base: Model, vector: PersonaVector
     ) -> None:
         base.lm.train()
-        with learning(base, at(vector, coef=1.0, layer=2), positions="response"):
+        with learning(base, Steering.add(vector, coef=1.0, layer=2), positions="response"):
             with pytest.raises(InvalidSteering, match="last seen: none"):
                 base.lm.model(torch.tensor([[4, 5]]))
             base.lm(torch.tensor([[4, 5]]), labels=torch.tensor([[IGNORED, 5]]))
@@ -558,37 +568,37 @@ class TestItRefuses:
 
     def test_layers_beside_a_steering_that_has_its_own(self, vector: PersonaVector) -> None:
         with pytest.raises(InvalidArgument, match="names its own"):
-            VaccineCallback(at(vector, coef=1.0), layers="increments")
+            VaccineCallback(Steering.add(vector, coef=1.0), layers="increments")
 
     def test_a_trainer_without_a_tokenizer(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
-        run = trainer(base, tmp_path, VaccineCallback(at(vector, coef=1.0, layer=2)))
+        run = trainer(base, tmp_path, VaccineCallback(Steering.add(vector, coef=1.0, layer=2)))
         run.processing_class = run.callback_handler.processing_class = None
         with pytest.raises(InvalidArgument, match="processing_class=tokenizer"):
             run.train()
 
     def test_conditions_and_schedules(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
-        term = Term(vector, 1.0, (2,), tokens=(0, 5))
+        term = Term(vector=vector, value=1.0, layers=(2,), tokens=(0, 5))
         with pytest.raises(InvalidSteering, match="Give its strength and layers only"):
             trainer(base, tmp_path, VaccineCallback(Steering((term,)))).train()
 
     @pytest.mark.parametrize("shares", [{"warmup": -0.1}, {"decay": 1.5}, {"warmup": 0.7, "decay": 0.7}])
     def test_shares_that_are_none(self, vector: PersonaVector, shares: dict[str, float]) -> None:
         with pytest.raises(InvalidArgument):
-            VaccineCallback(at(vector, coef=1.0), **shares)
+            VaccineCallback(Steering.add(vector, coef=1.0), **shares)
 
 
 class TestTheStrength:
     def test_rises_and_falls(self, vector: PersonaVector) -> None:
-        callback = VaccineCallback(at(vector, coef=1.0), warmup=0.5, decay=0.25)
+        callback = VaccineCallback(Steering.add(vector, coef=1.0), warmup=0.5, decay=0.25)
         assert [round(callback.strength(step, 8), 3) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.5]
 
     def test_is_constant_by_default(self, vector: PersonaVector) -> None:
-        callback = VaccineCallback(at(vector, coef=1.0))
+        callback = VaccineCallback(Steering.add(vector, coef=1.0))
         assert {callback.strength(step, 8) for step in range(8)} == {1.0}
 
     def test_a_step_of_no_strength_is_a_plain_step(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, lambda layer, h, mask: h)
-        callback = VaccineCallback(at(vector, coef=1.5, layer=2))
+        callback = VaccineCallback(Steering.add(vector, coef=1.5, layer=2))
         callback.strength = lambda step, steps: 0.0  # type: ignore[method-assign]
         trainer(base, tmp_path, callback).train()
         assert same(base.lm.state_dict(), wanted)

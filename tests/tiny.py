@@ -226,3 +226,10 @@ def vector(tiny: Model, *, seed: int = 0, scale: float = 1.0, **header: Any) -> 
 def probes(vectors: Sequence[PersonaVector], layer: int | None = None) -> list[Probe]:
     """What reads each vector, at one layer or where each is to be read."""
     return [vector.at("read", layer).probe for vector in vectors]
+
+
+def without_layer(vector: PersonaVector, layer: int) -> PersonaVector:
+    """The same vector with no direction at a layer."""
+    directions = vector.directions
+    directions[layer] = 0
+    return PersonaVector(directions, vector.reference_norm, vector.header)

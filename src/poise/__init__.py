@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from poise.engine.static import LocalEngine
     from poise.model import Model
     from poise.model import load as load_model
-    from poise.steer import Steering, at, steering
+    from poise.steer import Steering, apply_steering
     from poise.train.monitor_callback import PersonaMonitorCallback
     from poise.train.vaccine_callback import VaccineCallback
     from poise.trait import Trait
@@ -40,13 +40,12 @@ __all__ = [
     "Trait",
     "VaccineCallback",
     "__version__",
-    "at",
+    "apply_steering",
     "extract_vector",
     "load_model",
     "load_trait",
     "load_vector",
     "save_vector",
-    "steering",
     "validate_vector",
 ]
 
@@ -63,13 +62,12 @@ _HOMES = {
     "Steering": "steer",
     "Trait": "trait",
     "VaccineCallback": "train.vaccine_callback",
-    "at": "steer",
+    "apply_steering": "steer",
     "extract_vector": "workflows",
     "load_model": "model:load",
     "load_trait": "trait.library:load",
     "load_vector": "vector:load",
     "save_vector": "vector:save",
-    "steering": "steer",
     "validate_vector": "workflows",
 }
 

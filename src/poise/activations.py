@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from poise.errors import NonFiniteActivation
+from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.model.batching import Batch, Side, pad, plan
-from poise.model.hooks import observe
+from poise.model.hooks import checked_layers, observe
 from poise.model.probe import Probe
 from poise.progress import track
 
@@ -52,18 +52,20 @@ def read(
         float32 [n, L, d] on the CPU. A text whose span is empty has NaN: missing is never zero.
 
     Raises:
+        InvalidArgument: an unknown pool or padding, or a budget below 1.
         NonFiniteActivation: NaN or infinity came out of the model; names layer and text.
     """
+    check_reading(pool=pool, padding=padding, budget=budget)
     out = torch.full((len(texts), model.layers, model.width), float("nan"))
     spans = [_span(text, pool) for text in texts]
-    whole = [Encoded(t.ids[: max(last, 1)], first, last) for t, (first, last) in zip(texts, spans, strict=True)]
+    cut = [Encoded(t.ids[: max(last, 1)], first, last) for t, (first, last) in zip(texts, spans, strict=True)]
     usable = [i for i, (first, last) in enumerate(spans) if last > first]
-    lengths = [len(whole[i].ids) for i in usable]
+    lengths = [len(cut[i].ids) for i in usable]
     batches = plan(lengths, budget=budget or _budget(model), most=MOST_ROWS)
     with track("Reading activations", total=len(usable)) as advance:
         for batch in batches:
             rows = [usable[j] for j in batch]
-            out[rows] = _means(model, pad([whole[i] for i in rows], side=padding, device=model.device)).cpu()
+            out[rows] = _means(model, pad([cut[i] for i in rows], side=padding, device=model.device)).cpu()
             advance(len(rows))
     _check_finite(out, usable, model)
     return out
@@ -87,7 +89,13 @@ def read_tokens(model: Model, texts: Sequence[Encoded], layers: Sequence[int]) -
     """Activations of every token of each text: float32 [T, len(layers), d] a text, on the CPU.
 
     Nothing is pooled, so this is for a few layers and a few texts at a time.
+
+    Raises:
+        InvalidArgument: no layers, or one that the model does not have.
     """
+    if not layers:
+        raise InvalidArgument("There are no layers to read; give at least one.")
+    checked_layers(model, layers)
     out = [torch.empty((len(t.ids), len(layers), model.width)) for t in texts]
     columns = {layer: [k for k, other in enumerate(layers) if other == layer] for layer in layers}
     for rows in plan([len(t.ids) for t in texts], budget=_budget(model), most=MOST_ROWS):
@@ -116,8 +124,10 @@ def project(model: Model, texts: Sequence[Encoded], probes: Sequence[Probe]) -> 
         float32 [T, k] a text, on the CPU.
 
     Raises:
+        InvalidArgument: no probes, or one that does not fit the model.
         NonFiniteActivation: NaN or infinity came out of the model.
     """
+    check_probes(probes, model)
     out = [torch.empty(0)] * len(texts)
     with track("Reading", total=len(texts)) as advance:
         for rows in plan([len(t.ids) for t in texts], budget=_budget(model), most=MOST_ROWS):
@@ -161,6 +171,33 @@ def project_batch(model: Model, batch: Batch, probes: Sequence[Probe]) -> torch.
     return out
 
 
+def check_reading(*, pool: str, padding: str, budget: int | None) -> None:
+    """Refuse what ``read`` cannot do, before the model runs."""
+    if pool not in get_args(Pool):
+        raise InvalidArgument(f"The pool is {pool!r}; it must be one of {', '.join(get_args(Pool))}.")
+    if padding not in get_args(Side):
+        raise InvalidArgument(f"The padding is {padding!r}; it must be left or right.")
+    if budget is not None and budget < 1:
+        raise InvalidArgument(f"The budget is {budget} tokens a batch; it must be at least 1.")
+
+
+def check_probes(probes: Sequence[Probe], model: Model) -> None:
+    """Probes that can be read on a model.
+
+    Raises:
+        InvalidArgument: none at all, a layer that the model does not have, or a direction of another width.
+    """
+    if not probes:
+        raise InvalidArgument("There are no probes to read with; give at least one.")
+    checked_layers(model, [probe.layer for probe in probes])
+    for number, probe in enumerate(probes):
+        shape = tuple(getattr(probe.direction, "shape", ()))
+        if shape != (model.width,):
+            raise InvalidArgument(
+                f"The direction of probe {number} has the shape {shape}; {model.name} needs ({model.width},)."
+            )
+
+
 def by_layer(probes: Sequence[Probe], model: Model) -> dict[int, tuple[list[int], torch.Tensor]]:
     """Probes of one layer as one matrix: layer → (columns, float32 [d, probes of that layer])."""
     layers = sorted({p.layer for p in probes})
@@ -172,9 +209,17 @@ def by_layer(probes: Sequence[Probe], model: Model) -> dict[int, tuple[list[int]
 
 
 def reference_norm(model: Model, texts: Sequence[Encoded]) -> torch.Tensor:
-    """Mean length of a response token's residual stream, ``mean ‖h‖``: float32 [L]. The unit of a dose."""
+    """Mean length of a response token's residual stream, ``mean ‖h‖``: float32 [L]. The unit of a dose.
+
+    Raises:
+        InvalidArgument: no texts, or none with a response.
+    """
     total = torch.zeros(model.layers, dtype=torch.float64)
     count = sum(t.end - t.start for t in texts)
+    if not count:
+        raise InvalidArgument(
+            f"The texts ({len(texts)}) have no response token between them; give answers to measure on."
+        )
     for rows in plan([len(t.ids) for t in texts], budget=_budget(model), most=MOST_ROWS):
         batch = pad([texts[i] for i in rows], side="right", device=model.device)
         inside = batch.inside(batch.spans)
@@ -184,7 +229,7 @@ def reference_norm(model: Model, texts: Sequence[Encoded]) -> torch.Tensor:
 
         with observe(model, visit):
             forward(model, batch)
-    return (total / max(count, 1)).float()
+    return (total / count).float()
 
 
 @torch.inference_mode()

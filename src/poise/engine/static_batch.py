@@ -17,8 +17,7 @@ from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.model.batching import pad
 from poise.model.hooks import observe
-from poise.steer import Applied, Steering
-from poise.steer import steering as steered
+from poise.steer import Applied, Steering, apply_steering
 
 __all__ = ["Run"]
 
@@ -68,7 +67,7 @@ class Run:
             applied = None
             if any(self.steering):
                 applied = hooks.enter_context(
-                    steered(self.model, self.steering, allow_other_model=self.allow_other_model)
+                    apply_steering(self.model, self.steering, allow_other_model=self.allow_other_model)
                 )
             if need_states:
                 layers = range(self.model.layers) if self.sums is not None else sorted(self.probes)

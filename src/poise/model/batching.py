@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
+from poise.errors import InvalidArgument
 from poise.model.chat_template import Encoded
 
 __all__ = ["Batch", "pad", "plan"]
@@ -44,7 +45,15 @@ class Batch:
 
 
 def pad(texts: Sequence[Encoded], *, side: Side, pad_id: int = 0, device: torch.device | None = None) -> Batch:
-    """Pad texts to one length. Causal models read right-padded rows as if they were alone."""
+    """Pad texts to one length. Causal models read right-padded rows as if they were alone.
+
+    Raises:
+        InvalidArgument: no texts, or another side than left or right.
+    """
+    if side not in get_args(Side):
+        raise InvalidArgument(f"The padding is {side!r}; it must be left or right.")
+    if not texts:
+        raise InvalidArgument("There are no texts to pad; give at least one.")
     longest = max(len(t.ids) for t in texts)
     shifts = [longest - len(t.ids) if side == "left" else 0 for t in texts]
     ids = torch.full((len(texts), longest), pad_id, dtype=torch.long)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ def checked_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
     """
     if layers is None:
         return list(range(model.layers))
-    unknown = [i for i in layers if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < model.layers]
+    unknown = [i for i in layers if isinstance(i, bool) or not isinstance(i, Integral) or not 0 <= i < model.layers]
     if unknown:
         raise InvalidArgument(f"{model.name} has no layer {unknown[0]!r}; its layers are 0 to {model.layers - 1}.")
     return list(dict.fromkeys(layers))

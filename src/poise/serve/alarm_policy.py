@@ -116,5 +116,9 @@ class Guard:
             self._capped.add(column)
             of_tokens = [a for a in self.watched[column].alarms if a.reading != "prompt"] or [alert.raised.alarm]
             lowest = min(of_tokens, key=lambda alarm: alarm.threshold)
-            terms.append(Term(self.watched[column].vector, lowest.threshold, (lowest.layer,), "cap"))
+            terms.append(
+                Term(
+                    vector=self.watched[column].vector, value=lowest.threshold, layers=(lowest.layer,), operation="cap"
+                )
+            )
         return Steering(tuple(terms)) if terms else None

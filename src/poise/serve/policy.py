@@ -68,7 +68,7 @@ class Policy(Settings):
                     param="poise.steer",
                 )
         forced = Spec.parse(self.steer).steering(vectors) if self.steer else Steering(())
-        both = Steering((*own.terms, *forced.terms), own.orthogonal or forced.orthogonal)
+        both = own + forced
         return both if both.terms else None
 
 

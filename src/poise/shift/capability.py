@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from poise.contrast.rollout import steering_key
 from poise.data import Conversation, open_data, turns
@@ -31,8 +31,7 @@ from poise.model.spans import Place, places
 from poise.progress import Advance, track
 from poise.shift.report import CapabilityChange, CapabilityKind, estimate_change
 from poise.statistics.estimates import Estimate, bootstrap
-from poise.steer import Steering
-from poise.steer import steering as steered
+from poise.steer import Steering, apply_steering
 from poise.storage.content_hash import content_key
 from poise.storage.journal import Journal
 
@@ -206,7 +205,7 @@ def _steered_logprobs(
     model: Model, texts: Sequence[Encoded], steering: Steering, advance: Advance
 ) -> Iterator[torch.Tensor]:
     for text in texts:
-        with steered(model, [steering], allow_other_model=True) as applied:
+        with apply_steering(model, [steering], allow_other_model=True) as applied:
             applied.announce(pad([text], side="right", device=model.device))
             yield token_logprobs(model, [text])[0]
         advance(1)
@@ -249,9 +248,9 @@ def compare_capability(
 def _capability_level(kind: CapabilityKind, units: Sequence[float], weights: Sequence[float]) -> Estimate:
     x, w = np.asarray(units, dtype=float), np.asarray(weights, dtype=float)
 
-    def mean(i: NDArray[np.int64]) -> NDArray[np.float64]:
-        value: NDArray[np.float64] = (x[i] * w[i]).sum(-1) / w[i].sum(-1)
-        return np.exp(value) if kind == "perplexity" else value
+    def mean(i: Any) -> float:
+        value = float((x[i] * w[i]).sum() / w[i].sum())
+        return math.exp(value) if kind == "perplexity" else value
 
     return bootstrap(mean, len(x))
 

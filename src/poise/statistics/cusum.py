@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from poise.statistics.estimates import bootstrap_interval, each_draw
+from poise.statistics.estimates import bootstrap_interval
 
 __all__ = ["ARL", "Chart", "chart", "empirical", "run_length", "step"]
 
@@ -75,8 +75,9 @@ def chart(
     z = (x - mean) / sd
     h = _limit(z, k, arl)
     groups = _grouped(z, conversations)
-    redrawn = each_draw(lambda draw: run_length(empirical(np.concatenate([groups[g] for g in draw])), k, h))
-    low, high = bootstrap_interval(redrawn, len(groups), draws=DRAWS)
+    low, high = bootstrap_interval(
+        lambda i: run_length(empirical(np.concatenate([groups[g] for g in i])), k, h), len(groups), draws=DRAWS
+    )
     if math.isnan(low):  # a single conversation
         low, high = 1.0, math.inf
     return Chart(mean, sd, k, h, run_length(empirical(z), k, h), max(low, 1.0), high)

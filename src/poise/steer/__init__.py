@@ -5,11 +5,11 @@ them (section 5.2). Project out, clamp and cap work along the unit direction. Ea
 tokens, or to what a probe says, and every row of a batch may be steered differently.
 """
 
-from poise.steer.apply import Applied, steering
+from poise.steer.apply import Applied, apply_steering
 from poise.steer.expression import Spec
 from poise.steer.limits import cautions
 from poise.steer.operators import Operation
-from poise.steer.steering import Condition, Phase, Steering, Term, at
+from poise.steer.steering import Condition, Phase, Steering, Term
 from poise.steer.training import learning
 
 __all__ = [
@@ -20,8 +20,7 @@ __all__ = [
     "Spec",
     "Steering",
     "Term",
-    "at",
+    "apply_steering",
     "cautions",
     "learning",
-    "steering",
 ]

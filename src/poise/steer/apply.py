@@ -1,4 +1,4 @@
-"""``steering(model, rows)``: the only code that changes a forward pass.
+"""``apply_steering(model, rows)``: the only code that changes a forward pass.
 
 Rows of a batch may be steered differently. Terms that do the same kind of thing in different rows share a ``Slot``: one
 tensor operation for all of them. Hooks return new tensors, are set all or none, and come off whatever happens.
@@ -20,7 +20,7 @@ from poise.model.hooks import rewrite
 from poise.steer.operators import OPERATORS, Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
 
-__all__ = ["Applied", "steering"]
+__all__ = ["Applied", "apply_steering"]
 
 ENDLESS = 1 << 40
 
@@ -83,6 +83,7 @@ class Applied:
 
     def __init__(self, model: Model, rows: Sequence[Steering | None]) -> None:
         self._slots, self._gates = _compile(model, rows)
+        self._rows = len(rows)
         self._announced = False
         self._pass = Pass()
         self._age = -1  # of the newest token, counted in the response
@@ -114,6 +115,7 @@ class Applied:
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order."""
+        self._rows = len(rows)
         for gate in {id(g): g for gates in self._gates.values() for g in gates}.values():
             gate.unit, gate.value, gate.sign = gate.unit[rows], gate.value[rows], gate.sign[rows]
             gate.open = gate.open[rows] if gate.open is not None else None
@@ -124,6 +126,8 @@ class Applied:
 
     def change(self, layer: int, h: torch.Tensor) -> torch.Tensor:
         """The hidden states [B, T, d] of a block, steered."""
+        if self._rows not in (1, len(h)):
+            raise InvalidSteering(f"There are {self._rows} steerings for a batch of {len(h)} rows; give one for each.")
         if layer == self.layers[0] and not self._announced:
             self._begin(h)
         for gate in self._gates.get(layer, ()):
@@ -186,7 +190,7 @@ class Applied:
 
 
 @contextlib.contextmanager
-def steering(
+def apply_steering(
     model: Model, rows: Steering | Sequence[Steering | None], *, allow_other_model: bool = False
 ) -> Iterator[Applied]:
     """Steer every forward pass inside the block.

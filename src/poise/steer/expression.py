@@ -255,7 +255,15 @@ def _resolved(spec: TermSpec, vectors: Mapping[str, PersonaVector]) -> list[Term
     when = _condition(spec.when, vectors[spec.when.vector]) if spec.when else None
 
     def term(value: float, at: tuple[int, ...] | Literal["increments"]) -> Term:
-        return Term(vector, value, at, spec.operation, spec.phase, spec.tokens, when)
+        return Term(
+            vector=vector,
+            value=value,
+            layers=at,
+            operation=spec.operation,
+            phase=spec.phase,
+            tokens=spec.tokens,
+            when=when,
+        )
 
     if isinstance(layers, str) or (spec.dose is None and spec.level is None):
         return [term(1.0 if spec.coef is None else spec.coef, layers)]
@@ -267,7 +275,7 @@ def _resolved(spec: TermSpec, vectors: Mapping[str, PersonaVector]) -> list[Term
 def _condition(when: ConditionSpec, vector: PersonaVector) -> Condition:
     layer = vector.at("read", when.layer).layer
     value = _level(when.value, vector, layer, "prompt" if when.reading == "prompt" else "mean")
-    return Condition(vector, layer, value, when.above, when.reading)
+    return Condition(vector=vector, layer=layer, value=value, above=when.above, reading=when.reading)
 
 
 def _level(level: float | str | None, vector: PersonaVector, layer: int, reading: str) -> float:

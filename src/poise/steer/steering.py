@@ -5,28 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import torch
 
-from poise.errors import InvalidSteering
-from poise.steer.operators import Operation
+from poise.errors import InvalidArgument, InvalidSteering
+from poise.steer.operators import OPERATORS, Operation
 from poise.vector import PersonaVector
 
-__all__ = ["Condition", "Phase", "Steering", "Term", "at"]
+__all__ = ["Condition", "Phase", "Steering", "Term"]
 
 Phase = Literal["response", "prompt", "all"]
+ConditionReading = Literal["token", "prompt"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
     """Steer only while a probe says so (arXiv:2409.05907): the projection on v̂ at a layer, above or below a value.
 
     Attributes:
-        vector: Whose unit direction is read.
-        layer: Where. It may not lie above the steered layers, which run later in the same pass; a prompt's reading
-            may, where only generated tokens are steered.
-        value: In residual-stream units, as ``PersonaVector.project`` gives.
+        vector: Vector whose unit direction is read.
+        layer: Layer that is read, counted from 0. It may not lie above the steered layers, which run later in the same
+            pass; a prompt's reading may, where only generated tokens are steered.
+        value: Threshold in residual-stream units, as ``PersonaVector.project`` gives them.
         above: Steer while the reading is above the value; else while it is below.
         reading: ``token`` decides for each token by itself, before this layer is steered; ``prompt`` once for the
             whole answer, by the last prompt token.
@@ -36,28 +38,29 @@ class Condition:
     layer: int
     value: float
     above: bool = True
-    reading: Literal["token", "prompt"] = "token"
+    reading: ConditionReading = "token"
 
     def __post_init__(self) -> None:
         self.vector.check_layer(self.layer)
-        if not math.isfinite(self.value):
-            raise InvalidSteering(f"The condition on {self.vector.name} has the value {self.value}; give a number.")
+        _check_number(self.value, f"The condition on {self.vector.name} has the value")
+        _check_choice(self.reading, get_args(ConditionReading), f"reading of the condition on {self.vector.name}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """One vector at work at one layer, several, or as increments v_ℓ − v_{ℓ−1} at all of them (section 5.2).
 
     Attributes:
-        vector: Whose direction.
-        value: α for ``add``, in mean differences; the level for ``clamp`` and ``cap``, in residual-stream units;
-            nothing for ``project_out``.
-        layers: From 0, or ``increments``.
+        vector: Vector whose direction is used.
+        value: α for ``add``, in mean differences; the level for ``clamp`` and ``cap``, in residual-stream units; 1 for
+            ``project_out``, which takes no strength.
+        layers: Layers that are changed, counted from 0, or ``increments``.
         operation: See ``poise.steer.operators``.
         phase: ``response`` steers only tokens that the model generates (or the response span of a given text), never
             the last prompt token; ``prompt`` the tokens before; ``all`` both. Padding is never steered.
-        tokens: Of the response, from the first up to, not including, the last; ``(0, None)`` is all of it.
-        when: Steer on this condition only.
+        tokens: Tokens of the response that are steered: from the first up to, not including, the last; ``(0, None)``
+            is all of it.
+        when: Condition on which to steer; ``None`` for always.
     """
 
     vector: PersonaVector
@@ -70,8 +73,14 @@ class Term:
 
     def __post_init__(self) -> None:
         name = self.vector.name
-        if not math.isfinite(self.value):
-            raise InvalidSteering(f"The strength of {name} is {self.value}; give a finite number.")
+        _check_choice(self.operation, tuple(OPERATORS), f"operation on {name}")
+        _check_choice(self.phase, get_args(Phase), f"phase in which {name} is steered")
+        _check_number(self.value, f"The strength of {name} is")
+        if self.operation == "project_out" and self.value != 1:
+            raise InvalidSteering(
+                f"Projecting out {name} removes all of it and takes no strength, but {self.value:g} was given; leave "
+                "it out, or clamp or cap the projection."
+            )
         if self.operation != "add" and self.layers == "increments":
             raise InvalidSteering(f"Increments are for adding; {self.operation} {name} at named layers.")
         if not self.touched:
@@ -86,18 +95,20 @@ class Term:
         self._check_condition()
 
     def _check_condition(self) -> None:
-        c, first = self.when, min(self.touched)
-        decided_before = c is not None and c.reading == "prompt" and self.phase == "response"
-        if c is not None and c.layer > first and not decided_before:
-            raise InvalidSteering(
-                f"{self.vector.name} is steered from layer {first} on a condition read at layer {c.layer}, which runs "
-                f"later; read it at layer {first} or below, or by the prompt."
-            )
+        condition, first = self.when, min(self.touched)
+        if condition is None or condition.layer <= first:
+            return
+        if condition.reading == "prompt" and self.phase == "response":
+            return  # decided before the first token of the response
+        raise InvalidSteering(
+            f"{self.vector.name} is steered from layer {first} on a condition read at layer {condition.layer}, which "
+            f"runs later; read it at layer {first} or below, or by the prompt."
+        )
 
     @property
     def touched(self) -> tuple[int, ...]:
         """The layers that are changed."""
-        return tuple(range(self.vector.layers)) if self.layers == "increments" else self.layers
+        return tuple(range(self.vector.layers)) if self.layers == "increments" else tuple(self.layers)
 
     @property
     def scheduled(self) -> bool:
@@ -125,39 +136,143 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """Several terms together. At one layer: project out, then add, then clamp, then cap.
+    """Several terms together, combined by ``+``. At one layer: project out, then add, then clamp, then cap.
+
+        Steering.add(evil, dose=-0.3) + Steering.cap(sycophantic, level=2.5)
 
     Several directions that are projected out on the same tokens go with all that they span. What is added is summed:
     as it is, or, where ``orthogonal``, without the part that lies along vectors added before it, layer by layer in
     the order given (arXiv:2603.03326). α then multiplies what is left, which is shorter than v.
+
+    Attributes:
+        terms: What is done, each vector by itself.
+        orthogonal: Whether what is added is made orthogonal, term by term.
     """
 
-    terms: tuple[Term, ...]
+    terms: tuple[Term, ...] = ()
     orthogonal: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple(self.terms))
+        for term in self.terms:
+            if not isinstance(term, Term):
+                raise InvalidSteering(f"A steering is made of terms, not of {type(term).__name__}; use Steering.add.")
+
+    @classmethod
+    def add(
+        cls,
+        vector: PersonaVector,
+        *,
+        dose: float | None = None,
+        coef: float | None = None,
+        layer: int | None = None,
+        phase: Phase = "response",
+    ) -> Steering:
+        """Add α·v at one layer (Chen et al. 2025, section 3.2): more of the trait, or with a minus sign less of it.
+
+        Args:
+            vector: Vector whose direction is added.
+            dose: Strength as ``α‖v‖ / mean‖h‖`` at that layer, e.g. 0.3; text usually breaks near 1.
+            coef: Strength as α, in mean differences. Give this or ``dose``.
+            layer: Counted from 0; default, the vector's layer to steer at.
+            phase: Which tokens are steered.
+
+        Raises:
+            InvalidSteering: no strength or two, one that is not finite, no such layer or phase.
+        """
+        if (coef is None) == (dose is None):
+            raise InvalidSteering(f"Give one strength for {vector.name}: either coef (α) or dose.")
+        chosen = vector.at("steer", layer).layer
+        if coef is None:
+            _check_number(dose, f"The dose of {vector.name} is")
+            coef = vector.coef(float(dose or 0.0), chosen)
+        return cls((Term(vector=vector, value=coef, layers=(chosen,), phase=phase),))
+
+    @classmethod
+    def project_out(cls, vector: PersonaVector, *, layer: int | None = None, phase: Phase = "response") -> Steering:
+        """Leave nothing along the direction at one layer.
+
+        Args:
+            vector: Vector whose direction is removed.
+            layer: Counted from 0; default, the vector's layer to steer at.
+            phase: Which tokens are steered.
+
+        Raises:
+            InvalidSteering: no such layer or phase.
+        """
+        return cls._at_level(vector, 1.0, layer, "project_out", phase)
+
+    @classmethod
+    def clamp(
+        cls, vector: PersonaVector, *, level: float, layer: int | None = None, phase: Phase = "response"
+    ) -> Steering:
+        """Hold the projection on the unit direction at a level.
+
+        Args:
+            vector: Vector along whose direction it is held.
+            level: Projection in residual-stream units, as ``PersonaVector.project`` gives it.
+            layer: Counted from 0; default, the vector's layer to steer at.
+            phase: Which tokens are steered.
+
+        Raises:
+            InvalidSteering: a level that is not finite, no such layer or phase.
+        """
+        return cls._at_level(vector, level, layer, "clamp", phase)
+
+    @classmethod
+    def cap(
+        cls, vector: PersonaVector, *, level: float, layer: int | None = None, phase: Phase = "response"
+    ) -> Steering:
+        """Keep the projection on the unit direction at a level or below (arXiv:2601.10387).
+
+        Args:
+            vector: Vector along whose direction it is capped.
+            level: Projection in residual-stream units. For the threshold of an alarm, give the layer too:
+                ``place = vector.at("read")``, ``place.alarm("mean").threshold``, ``place.layer``.
+            layer: Counted from 0; default, the vector's layer to steer at.
+            phase: Which tokens are steered.
+
+        Raises:
+            InvalidSteering: a level that is not finite, no such layer or phase.
+        """
+        return cls._at_level(vector, level, layer, "cap", phase)
+
+    @classmethod
+    def _at_level(
+        cls, vector: PersonaVector, level: float, layer: int | None, operation: Operation, phase: Phase
+    ) -> Steering:
+        chosen = vector.at("steer", layer).layer
+        return cls((Term(vector=vector, value=level, layers=(chosen,), operation=operation, phase=phase),))
+
+    def __add__(self, other: Steering) -> Steering:
+        """Both together; orthogonal if either is."""
+        if not isinstance(other, Steering):
+            return NotImplemented
+        return Steering((*self.terms, *other.terms), self.orthogonal or other.orthogonal)
 
     def directions(self) -> list[dict[int, torch.Tensor]]:
         """What each term works along, by layer: α·v [d] for additions, unit directions for the rest."""
         added: list[torch.Tensor] = []
         removed: dict[object, list[torch.Tensor]] = {}
-        out = []
+        by_term = []
         for term in self.terms:
             v = term.vector.directions
             if term.operation == "add" and self.orthogonal:
                 v = _without(v, added)
-                added.append(_only(v, term.touched))
+                added.append(_at_layers(v, term.touched))
             elif term.operation == "project_out":
                 earlier = removed.setdefault((term.phase, term.tokens, term.when), [])
                 v = _without(v, earlier)
-                earlier.append(_only(v, term.touched))
-            out.append(term.directions(v))
-        return out
+                earlier.append(_at_layers(v, term.touched))
+            by_term.append(term.directions(v))
+        return by_term
 
 
-def _only(v: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+def _at_layers(v: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
     """Directions [L, d] with zeros at all other layers."""
-    kept = torch.zeros_like(v)
-    kept[list(layers)] = v[list(layers)]
-    return kept
+    masked = torch.zeros_like(v)
+    masked[list(layers)] = v[list(layers)]
+    return masked
 
 
 def _without(v: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -165,41 +280,21 @@ def _without(v: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
 
     What is left after removing all of a vector is rounding, and counts as zero.
     """
-    rest = v.double()
+    remainder = v.double()
     for other in earlier:
         u = other.double()
         u = u / torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp(min=1e-12)
-        rest = rest - (rest * u).sum(-1, keepdim=True) * u
-    kept = torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
-    whole = torch.linalg.vector_norm(v.double(), dim=-1, keepdim=True)
-    return torch.where(kept > 1e-5 * whole, rest, 0.0).float()
+        remainder = remainder - (remainder * u).sum(-1, keepdim=True) * u
+    norm_after = torch.linalg.vector_norm(remainder, dim=-1, keepdim=True)
+    norm_before = torch.linalg.vector_norm(v.double(), dim=-1, keepdim=True)
+    return torch.where(norm_after > 1e-5 * norm_before, remainder, 0.0).float()
 
 
-def at(
-    vector: PersonaVector,
-    *,
-    coef: float | None = None,
-    dose: float | None = None,
-    layer: int | None = None,
-    operation: Operation = "add",
-    phase: Phase = "response",
-) -> Steering:
-    """Steering by one vector at one layer.
+def _check_number(value: Any, subject: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise InvalidSteering(f"{subject} {value!r}; give a finite number.")
 
-    Args:
-        vector: Whose direction.
-        coef: α, in mean differences; for ``clamp`` and ``cap`` the level. Give this or ``dose``.
-        dose: ``α‖v‖ / mean‖h‖`` at that layer, e.g. 0.3.
-        layer: From 0; default the certificate's layer, or a third of the depth.
-        operation: ``add``, ``project_out`` (which takes no strength), ``clamp`` or ``cap`` (which take no dose).
-        phase: Which tokens.
-    """
-    chosen = vector.at("steer", layer).layer
-    if operation == "project_out":
-        coef, dose = 1.0, None
-    if (coef is None) == (dose is None):
-        raise InvalidSteering(f"Give one strength for {vector.name}: either coef (α) or dose.")
-    if operation in ("clamp", "cap") and coef is None:
-        raise InvalidSteering(f"To {operation} {vector.name}, give the level as coef: a projection has no dose.")
-    value = coef if coef is not None else vector.coef(dose or 0.0, chosen)
-    return Steering((Term(vector, value, (chosen,), operation, phase),))
+
+def _check_choice(value: Any, choices: Sequence[str], subject: str) -> None:
+    if value not in choices:
+        raise InvalidArgument(f"The {subject} is {value!r}; it must be one of {', '.join(choices)}.")

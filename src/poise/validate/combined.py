@@ -12,7 +12,7 @@ from poise.contrast import Ask
 from poise.errors import InvalidArgument
 from poise.judge import Judge
 from poise.statistics.estimates import Estimate
-from poise.steer import Steering, at
+from poise.steer import Steering
 from poise.trait import Trait, same_question
 from poise.trait.library import evaluation_questions
 from poise.validate.certificate import Certificate, Company, Together
@@ -68,8 +68,8 @@ def together(vector: PersonaVector, certificate: Certificate, second: Second, be
     """
     other = second.vector
     questions = _questions(vector, certificate, second)
-    one = at(vector, dose=certificate.dose, layer=certificate.layer)
-    two = at(other, dose=second.dose, layer=second.layer)
+    one = Steering.add(vector, dose=certificate.dose, layer=certificate.layer)
+    two = Steering.add(other, dose=second.dose, layer=second.layer)
     both = (*one.terms, *two.terms)
     ways = {
         "unsteered": None,

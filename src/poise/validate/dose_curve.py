@@ -14,7 +14,7 @@ import torch
 
 from poise.contrast import Ask, instructions
 from poise.errors import InvalidArgument
-from poise.steer import Steering, at
+from poise.steer import Steering
 from poise.trait import Trait
 from poise.validate.certificate import Certificate, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
 from poise.validate.conditions import Bench, Measured, Ordinary, nanmean, over_questions
@@ -148,7 +148,7 @@ def _select(
 
     def tried(pairs: Sequence[tuple[int, float]], what: str) -> dict[tuple[int, float], Measured]:
         conditions = {
-            f"{layer} {dose}": bench.asks(questions, Ask("", steering=at(vector, dose=dose, layer=layer)))
+            f"{layer} {dose}": bench.asks(questions, Ask("", steering=Steering.add(vector, dose=dose, layer=layer)))
             for layer, dose in pairs
         }
         return dict(zip(pairs, bench.measure(conditions, ordinary, what=what).values(), strict=True))
@@ -195,7 +195,7 @@ def _measure(
     """Dose curve, random directions and prompting on the reporting half, in shared batches."""
     conditions: dict[str, list[Ask]] = {}
     for fraction in _fractions(wide):
-        steered = at(vector, dose=fraction * choice.dose, layer=choice.layer) if fraction else None
+        steered = Steering.add(vector, dose=fraction * choice.dose, layer=choice.layer) if fraction else None
         conditions[f"dose {fraction:g}"] = bench.asks(questions, Ask("", steering=steered))
     for k in range(wide.random_draws):
         steered = random_like(vector, choice.layer, choice.dose, seed=bench.seed + k)
@@ -215,7 +215,7 @@ def random_like(vector: PersonaVector, layer: int, dose: float, *, seed: int) ->
     """Steering along a random direction of the vector's norm: what any push of that strength does."""
     drawn = torch.randn(vector.directions.shape, generator=torch.Generator().manual_seed(seed))
     directions = drawn / drawn.norm(dim=-1, keepdim=True) * vector.norms.unsqueeze(-1)
-    return at(PersonaVector(directions, vector.reference_norm, vector.header), dose=dose, layer=layer)
+    return Steering.add(PersonaVector(directions, vector.reference_norm, vector.header), dose=dose, layer=layer)
 
 
 def _fractions(wide: Settings) -> list[float]:

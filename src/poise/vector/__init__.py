@@ -5,7 +5,9 @@ means in residual-stream units: ``α = 1`` adds one mean difference. Projections
 Files of other tools are written in ``export`` and read in ``importing``.
 """
 
-from poise.vector.persona_vector import Alarm, Drift, Header, ModelId, PersonaVector, load, save
+from poise.vector.calibration import Alarm, Drift
+from poise.vector.header import Header, ModelId
+from poise.vector.persona_vector import PersonaVector, load, save
 from poise.vector.placement import LayerDirection, Purpose
 
 __all__ = ["Alarm", "Drift", "Header", "LayerDirection", "ModelId", "PersonaVector", "Purpose", "load", "save"]

@@ -20,7 +20,8 @@ from poise.errors import InvalidArgument, InvalidVector, OtherModel
 from poise.model import Model
 from poise.trait import OwnTrait, Trait
 from poise.vector.export import ARCHITECTURE, ranges
-from poise.vector.persona_vector import Header, ModelId, PersonaVector
+from poise.vector.header import Header, ModelId
+from poise.vector.persona_vector import PersonaVector
 
 __all__ = ["Foreign", "Numbering", "adopt", "read"]
 

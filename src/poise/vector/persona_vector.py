@@ -8,111 +8,144 @@ Files of other tools are written in ``export`` and read in ``importing``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import FrozenInstanceError
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
 from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherModel
-from poise.model import Fingerprint, Model
-from poise.model.architecture import text_config
-from poise.settings import FrozenModel
+from poise.model import Model
 from poise.storage.atomic_write import saving
-from poise.trait import OwnTrait, Trait
+from poise.vector import notebook
+from poise.vector.algebra import check_one_model, computed_header
 from poise.vector.calibration import Alarm, Drift
+from poise.vector.header import Header
 from poise.vector.placement import LayerDirection, Purpose, preferred_layer
 
-__all__ = ["Alarm", "Drift", "Header", "ModelId", "PersonaVector", "load", "save"]
-
-LAYERS_ARE = "layer i is the output of decoder block i, counted from 0, before the final norm"
-
-
-class ModelId(FrozenModel):
-    """The model that a vector belongs to."""
-
-    name: str
-    revision: str = ""
-    architecture: str
-    weights: str
-    adapter: str
-    template: str
-    model_type: str = Field(default="", description="As transformers calls the architecture, e.g. llama.")
-
-    @classmethod
-    def of(cls, model: Model) -> ModelId:
-        """Name, revision and fingerprint of a loaded model."""
-        f = model.fingerprint
-        revision = str(getattr(model.lm.config, "_commit_hash", None) or "")
-        return cls(
-            name=model.name,
-            revision=revision,
-            architecture=f.architecture,
-            weights=f.weights,
-            adapter=f.adapter,
-            template=f.template,
-            model_type=str(getattr(text_config(model.lm.config), "model_type", "")),
-        )
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """The hashes alone."""
-        return Fingerprint(self.architecture, self.weights, self.adapter, self.template)
-
-
-class Header(FrozenModel):
-    """What a vector file says about itself. No clock in it: equal inputs give equal bytes."""
-
-    format: Literal[1] = 1
-    trait: Trait | OwnTrait
-    trait_hash: str
-    model: ModelId
-    layers_are: str = LAYERS_ARE
-    pooling: str = "response_mean"
-    contrast: Literal["prompted", "exemplars", "imported"]
-    provenance: str = Field(default="", description="Of an imported vector: what the file was, and what became of it.")
-    kept: dict[str, int] = Field(description="Responses used a side; empty where the vector was imported.")
-    dropped: dict[str, int] = Field(description="Responses left out, by reason.")
-    agreement: tuple[float, ...] = Field(
-        description="Mean cosine of the single differences, a layer (arXiv:2505.22637); empty where nobody knows."
-    )
-    judge: str = Field(description="Who filtered the responses; empty where nobody did.")
-    thresholds: dict[str, float] = Field(default_factory=dict)
-    seed: int
-    software: dict[str, str]
-    certificate: dict[str, Any] | None = None
-    alarms: tuple[Alarm, ...] = Field(default=(), description="Thresholds set on normal talk.")
-    drift: Drift | None = Field(default=None, description="A CUSUM set on the same.")
+__all__ = ["PersonaVector", "load", "save"]
 
 
 class PersonaVector:
     """A trait's direction at every layer of one model. L: decoder blocks, d: model width.
 
+    Immutable. Vectors of one model can be added, subtracted, scaled, negated and averaged; the result says in its
+    provenance how it was made and has neither certificate nor alarms, which were earned by what went into it.
+
     Attributes:
-        directions: float32 [L, d], on the CPU, un-normalised.
-        reference_norm: float32 [L], mean ‖h‖ over response tokens of ordinary answers: the unit of a dose.
+        directions: float32 [L, d], on the CPU, un-normalised; a copy, so that writing into it changes nothing.
+        reference_norm: float32 [L], mean ‖h‖ over response tokens of ordinary answers: the unit of a dose; a copy.
         header: Trait, model, counts, judge, seed, versions and, once validated, the certificate.
+
+    Raises:
+        InvalidVector: tensors that do not fit each other, or NaN or infinity in them.
     """
 
-    __slots__ = ("directions", "header", "reference_norm")
+    __slots__ = ("__weakref__", "_directions", "_reference_norm", "header")
+    _directions: torch.Tensor
+    _reference_norm: torch.Tensor
+    header: Header
 
     def __init__(self, directions: torch.Tensor, reference_norm: torch.Tensor, header: Header) -> None:
-        if directions.ndim != 2 or directions.shape[:1] != reference_norm.shape:
+        for name, tensor in (("directions", directions), ("reference norms", reference_norm)):
+            if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
+                raise InvalidVector(f"The {name} are {type(tensor).__name__}; a tensor of real numbers is expected.")
+        if directions.ndim != 2 or not directions.numel() or directions.shape[:1] != reference_norm.shape:
             raise InvalidVector(
                 f"Directions {tuple(directions.shape)} and reference norms {tuple(reference_norm.shape)} do not fit; "
                 "expected [L, d] and [L]."
             )
         if not (torch.isfinite(directions).all() and torch.isfinite(reference_norm).all()):
             raise InvalidVector("The vector holds NaN or infinity; extract it again.")
-        self.directions = directions.detach().to("cpu", torch.float32, copy=True).contiguous()
-        self.reference_norm = reference_norm.detach().to("cpu", torch.float32, copy=True).contiguous()
-        self.header = header
+        for slot, tensor in (("_directions", directions), ("_reference_norm", reference_norm)):
+            object.__setattr__(self, slot, tensor.detach().to("cpu", torch.float32, copy=True).contiguous())
+        object.__setattr__(self, "header", header)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"A PersonaVector cannot be changed ({name}); make a new one.")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"A PersonaVector cannot be changed ({name}); make a new one.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (PersonaVector, (self._directions, self._reference_norm, self.header))
 
     def __repr__(self) -> str:
         return f"PersonaVector({self.name!r}, {self.header.model.name!r}, L={self.layers}, d={self.width})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: trait, model, layers and, once validated, the certificate with its dose curve."""
+        return notebook.html(self)
+
+    def __add__(self, other: PersonaVector) -> PersonaVector:
+        """The sum of two vectors of one model, layer by layer; ``OtherModel`` for vectors of two."""
+        return self._combined([(1.0, self), (1.0, other)]) if isinstance(other, PersonaVector) else NotImplemented
+
+    def __sub__(self, other: PersonaVector) -> PersonaVector:
+        """The difference of two vectors of one model, layer by layer; ``OtherModel`` for vectors of two."""
+        return self._combined([(1.0, self), (-1.0, other)]) if isinstance(other, PersonaVector) else NotImplemented
+
+    def __mul__(self, factor: float) -> PersonaVector:
+        """All directions times a finite number."""
+        if isinstance(factor, bool) or not isinstance(factor, Real):
+            return NotImplemented
+        if not math.isfinite(factor):
+            raise InvalidVector(f"{self.name} cannot be multiplied by {factor}; give a finite number.")
+        return self._combined([(float(factor), self)])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> PersonaVector:
+        """All directions divided by a finite number other than 0."""
+        if isinstance(divisor, bool) or not isinstance(divisor, Real):
+            return NotImplemented
+        if not divisor:
+            raise InvalidVector(f"{self.name} cannot be divided by 0.")
+        return self * (1.0 / float(divisor))
+
+    def __neg__(self) -> PersonaVector:
+        """The opposite directions."""
+        return self._combined([(-1.0, self)])
+
+    def normalized(self) -> PersonaVector:
+        """Directions of length 1 at every layer; a layer without a direction stays without one."""
+        units = torch.stack([self.unit(layer) for layer in range(self.layers)])
+        return PersonaVector(units, self._reference_norm, computed_header([(1.0, self)], "normalized {}"))
+
+    @classmethod
+    def mean(cls, vectors: Sequence[PersonaVector]) -> PersonaVector:
+        """The mean of several vectors of one model, layer by layer.
+
+        Raises:
+            InvalidVector: no vectors.
+            OtherModel: they belong to more than one model.
+        """
+        if not vectors:
+            raise InvalidVector("The mean of no vectors is not defined; give at least one.")
+        return cls._combined([(1.0 / len(vectors), vector) for vector in vectors])
+
+    @classmethod
+    def _combined(cls, parts: Sequence[tuple[float, PersonaVector]]) -> PersonaVector:
+        check_one_model([vector for _, vector in parts])
+        directions = sum(weight * vector._directions.double() for weight, vector in parts)
+        norms = torch.stack([vector._reference_norm for _, vector in parts]).mean(0)
+        return PersonaVector(torch.as_tensor(directions), norms, computed_header(parts))
+
+    @property
+    def directions(self) -> torch.Tensor:
+        """Un-normalised directions, float32 [L, d] on the CPU; a copy."""
+        return self._directions.clone()
+
+    @property
+    def reference_norm(self) -> torch.Tensor:
+        """Mean ‖h‖ at each layer, float32 [L] on the CPU; a copy."""
+        return self._reference_norm.clone()
 
     @property
     def name(self) -> str:
@@ -122,17 +155,17 @@ class PersonaVector:
     @property
     def layers(self) -> int:
         """L."""
-        return self.directions.shape[0]
+        return self._directions.shape[0]
 
     @property
     def width(self) -> int:
         """d."""
-        return self.directions.shape[1]
+        return self._directions.shape[1]
 
     @property
     def norms(self) -> torch.Tensor:
         """‖v‖ at each layer, float32 [L]."""
-        norms: torch.Tensor = torch.linalg.vector_norm(self.directions, dim=-1)
+        norms: torch.Tensor = torch.linalg.vector_norm(self._directions, dim=-1)
         return norms
 
     def at(self, purpose: Purpose, layer: int | None = None) -> LayerDirection:
@@ -160,7 +193,7 @@ class PersonaVector:
             trait=self.name,
             layer=layer,
             layers=self.layers,
-            direction=self.directions[layer],
+            direction=self._directions[layer].clone(),
             unit=self.unit(layer),
             alarms=tuple(alarm for alarm in self.header.alarms if alarm.layer == layer),
             alarm_layers=tuple(sorted({alarm.layer for alarm in self.header.alarms})),
@@ -168,34 +201,53 @@ class PersonaVector:
 
     def unit(self, layer: int) -> torch.Tensor:
         """v̂ at a layer, float32 [d]."""
-        return self.directions[self.check_layer(layer)] / self.norms[layer].clamp(min=1e-12)
+        return self._directions[self.check_layer(layer)] / self.norms[layer].clamp(min=1e-12)
 
     def project(self, activations: torch.Tensor, layer: int) -> torch.Tensor:
         """Activations [..., d] of that layer on the unit direction: float32 [...]."""
+        if activations.shape[-1:] != (self.width,):
+            raise InvalidArgument(
+                f"Activations {tuple(activations.shape)} do not fit {self.name}; their last dimension must be "
+                f"{self.width}."
+            )
         return torch.matmul(activations.float(), self.unit(layer).to(activations.device))
 
     def cosine(self, other: PersonaVector) -> torch.Tensor:
-        """Cosine with another vector at each layer, float32 [L]."""
-        return torch.cosine_similarity(self.directions, other.directions, dim=-1)
+        """Cosine with another vector at each layer, float32 [L].
+
+        Raises:
+            OtherModel: the vectors have different numbers of layers or widths.
+        """
+        if self._directions.shape != other._directions.shape:
+            raise OtherModel(
+                f"{self.name} of {self.header.model.name} (L={self.layers}, d={self.width}) and {other.name} of "
+                f"{other.header.model.name} (L={other.layers}, d={other.width}) have different shapes, so there is no "
+                "cosine; compare vectors of one model."
+            )
+        return torch.cosine_similarity(self._directions, other._directions, dim=-1)
 
     def dose(self, coef: float, layer: int) -> float:
         """``α‖v‖ / mean‖h‖`` at a layer."""
-        return float(coef * self.norms[self.check_layer(layer)] / self.reference_norm[layer])
+        return float(coef * self.norms[self.check_layer(layer)] / self._reference_norm[layer])
 
     def coef(self, dose: float, layer: int) -> float:
         """The α that has a given dose at a layer."""
+        if not math.isfinite(dose):
+            raise InvalidSteering(f"The dose of {self.name} is {dose}; give a finite number.")
         norm = float(self.norms[self.check_layer(layer)])
         if norm == 0:
             raise InvalidSteering(
                 f"{self.name} is zero at layer {layer} of {self.layers}: no strength has a dose there."
             )
-        return dose * float(self.reference_norm[layer]) / norm
+        return dose * float(self._reference_norm[layer]) / norm
 
     def check_layer(self, layer: int) -> int:
         """The layer itself, or an error that names the range."""
+        if isinstance(layer, bool) or not isinstance(layer, Integral):
+            raise InvalidSteering(f"The layer of {self.name} is {layer!r}; give a whole number from 0.")
         if not 0 <= layer < self.layers:
             raise InvalidSteering(f"Layer {layer} is out of range: {self.name} has layers 0 to {self.layers - 1}.")
-        return layer
+        return int(layer)
 
     def check_model(self, model: Model, *, allow_other_model: bool = False) -> None:
         """Refuse a model that the vector was not computed on.
@@ -227,12 +279,12 @@ class PersonaVector:
     def with_certificate(self, certificate: Mapping[str, Any]) -> PersonaVector:
         """The same vector with a certificate (JSON-able) in its header."""
         header = self.header.model_copy(update={"certificate": dict(certificate)})
-        return PersonaVector(self.directions, self.reference_norm, header)
+        return PersonaVector(self._directions, self._reference_norm, header)
 
     def with_alarms(self, alarms: Sequence[Alarm], drift: Drift | None = None) -> PersonaVector:
         """The same vector with these alarms and this drift chart in its header, in the place of all earlier ones."""
         header = self.header.model_copy(update={"alarms": tuple(alarms), "drift": drift})
-        return PersonaVector(self.directions, self.reference_norm, header)
+        return PersonaVector(self._directions, self._reference_norm, header)
 
 
 def save(vector: PersonaVector, path: str | Path) -> None:

@@ -1,0 +1,76 @@
+"""``Header``: what a vector file says about itself."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from poise.model import Fingerprint, Model
+from poise.model.architecture import text_config
+from poise.settings import FrozenModel
+from poise.trait import OwnTrait, Trait
+from poise.vector.calibration import Alarm, Drift
+
+__all__ = ["Header", "ModelId"]
+
+LAYERS_ARE = "layer i is the output of decoder block i, counted from 0, before the final norm"
+
+
+class ModelId(FrozenModel):
+    """The model that a vector belongs to."""
+
+    name: str
+    revision: str = ""
+    architecture: str
+    weights: str
+    adapter: str
+    template: str
+    model_type: str = Field(default="", description="As transformers calls the architecture, e.g. llama.")
+
+    @classmethod
+    def of(cls, model: Model) -> ModelId:
+        """Name, revision and fingerprint of a loaded model."""
+        f = model.fingerprint
+        revision = str(getattr(model.lm.config, "_commit_hash", None) or "")
+        return cls(
+            name=model.name,
+            revision=revision,
+            architecture=f.architecture,
+            weights=f.weights,
+            adapter=f.adapter,
+            template=f.template,
+            model_type=str(getattr(text_config(model.lm.config), "model_type", "")),
+        )
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The hashes alone."""
+        return Fingerprint(self.architecture, self.weights, self.adapter, self.template)
+
+
+class Header(FrozenModel):
+    """What a vector file says about itself. No clock in it: equal inputs give equal bytes."""
+
+    format: Literal[1] = 1
+    trait: Trait | OwnTrait
+    trait_hash: str
+    model: ModelId
+    layers_are: str = LAYERS_ARE
+    pooling: str = "response_mean"
+    contrast: Literal["prompted", "exemplars", "imported", "combined"]
+    provenance: str = Field(
+        default="", description="How an imported or a combined vector came about; empty for an extracted one."
+    )
+    kept: dict[str, int] = Field(description="Responses used a side; empty where the vector was not extracted.")
+    dropped: dict[str, int] = Field(description="Responses left out, by reason.")
+    agreement: tuple[float, ...] = Field(
+        description="Mean cosine of the single differences, a layer (arXiv:2505.22637); empty where nobody knows."
+    )
+    judge: str = Field(description="Who filtered the responses; empty where nobody did.")
+    thresholds: dict[str, float] = Field(default_factory=dict)
+    seed: int
+    software: dict[str, str]
+    certificate: dict[str, Any] | None = None
+    alarms: tuple[Alarm, ...] = Field(default=(), description="Thresholds set on normal talk.")
+    drift: Drift | None = Field(default=None, description="A CUSUM set on the same.")
