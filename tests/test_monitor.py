@@ -166,7 +166,7 @@ class TestDrift:
         assert many.high / many.low < few.high / few.low
 
     def test_has_no_chart_where_nothing_varies(self) -> None:
-        assert chart([2.0] * 200) is None
+        assert chart([2.0] * 200) is chart([0.1] * 7) is chart([2.0]) is chart([]) is None
 
 
 class TestReadings:

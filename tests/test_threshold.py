@@ -13,7 +13,6 @@ from scipy import stats as reference
 from poise.errors import InvalidArgument, TooFewResponses
 from poise.statistics.conformal import (
     bands,
-    beta_quantile,
     check_enough,
     exact_interval,
     needed,
@@ -71,14 +70,20 @@ class TestAThreshold:
             threshold(np.arange(1000.0), rate)
 
     def test_has_the_beta_quantiles_of_a_reference(self) -> None:
-        for a, b in [(1, 99), (5, 500), (300, 20), (50, 4951), (1, 1)]:
-            for q in (0.025, 0.5, 0.975):
-                assert beta_quantile(a, b, q) == pytest.approx(reference.beta.ppf(q, a, b), abs=1e-9)
+        for k, n in [(1, 99), (5, 504), (300, 319), (50, 5000), (1, 1)]:
+            expected = tuple(reference.beta.ppf([0.025, 0.975], k, n + 1 - k))
+            assert rate_interval(k, n) == pytest.approx(expected, abs=1e-12)
 
     @pytest.mark.parametrize("alarms", [0, 1, 7, 199, 200])
     def test_is_checked_by_clopper_and_pearson(self, alarms: int) -> None:
         theirs = reference.binomtest(alarms, 200).proportion_ci(method="exact")
         assert exact_interval(alarms, 200) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+    def test_of_no_answers_knows_nothing(self) -> None:
+        assert exact_interval(0, 0) == (0.0, 1.0)
+        for empty in (lambda: threshold([], 0.1), lambda: bands([], [], 0.1)):
+            with pytest.raises(TooFewResponses, match="there are 0"):
+                empty()
 
 
 class TestBands:

@@ -2,6 +2,7 @@
 
 The encoder is all-MiniLM-L6-v2, whose weights come with a package. Three of its blocks are read, because tone lives
 in the early ones and meaning in the last. The question is not read. ``docs/judges.md`` has what was measured.
+The folds are drawn here, over pairs: scikit-learn's repeated folds draw others, and every published figure would move.
 """
 
 from __future__ import annotations
@@ -188,27 +189,17 @@ def _rows(embedded: Array, centre: Array) -> Array:
 
 
 def _separate(positive: Array, negative: Array) -> _Boundary:
-    """L2-regularised logistic regression with a free intercept, by Newton's method on the weights of the examples."""
+    """L2-regularised logistic regression with a free intercept."""
+    from sklearn.linear_model import LogisticRegression
+
     embedded = np.concatenate([positive, negative])
     centre = embedded.mean(0)
-    rows = _rows(embedded, centre)
-    side = np.repeat([1.0, 0.0], [len(positive), len(negative)])
-    n, kernel = len(rows), rows @ rows.T
-    system, right = np.zeros((n + 1, n + 1)), np.zeros(n + 1)
-    system[:n, n] = system[n, :n] = 1.0
-    solution: Array = np.zeros(n + 1)
-    for _ in range(100):
-        log_odds = kernel @ solution[:n] + solution[n]
-        p = _logistic(log_odds)
-        curvature = np.maximum(p * (1 - p), 1e-6)
-        system[:n, :n] = kernel + np.diag(_PENALTY / curvature)
-        right[:n] = log_odds + (side - p) / curvature
-        before, solution = solution, np.asarray(np.linalg.solve(system, right))
-        if float(np.abs(solution - before).max()) < 1e-8:
-            break
-    weight = rows.T @ solution[:n]
+    with_trait = np.repeat([True, False], [len(positive), len(negative)])
+    model = LogisticRegression(C=1 / _PENALTY, solver="newton-cg", tol=1e-8, max_iter=1000)
+    model.fit(_rows(embedded, centre), with_trait)
+    weight = model.coef_[0]
     length = max(float(np.linalg.norm(weight)), 1e-12)
-    return _Boundary(centre, weight / length, -float(solution[n]) / length)
+    return _Boundary(centre, weight / length, -float(model.intercept_[0]) / length)
 
 
 def _cross_validate(positive: Array, negative: Array, seed: int) -> tuple[Array, Array]:
@@ -218,8 +209,8 @@ def _cross_validate(positive: Array, negative: Array, seed: int) -> tuple[Array,
     sides = np.zeros((2, n))
     for _ in range(_REPEATS):
         for out in np.array_split(rng.permutation(n), min(_FOLDS, n)):
-            kept = np.setdiff1d(np.arange(n), out)
-            boundary = _separate(positive[kept], negative[kept])
+            training = np.setdiff1d(np.arange(n), out)
+            boundary = _separate(positive[training], negative[training])
             sides[0, out] += boundary.distance(positive[out])
             sides[1, out] += boundary.distance(negative[out])
     return sides[0] / _REPEATS, sides[1] / _REPEATS
@@ -230,20 +221,16 @@ def _calibrate(positive: Array, negative: Array) -> tuple[float, float]:
 
     A slope below 0 means that pairs left out fall on the wrong side; then nothing is known and all is 50.
     """
+    from sklearn.linear_model import LogisticRegression
+
     n = len(positive)
     values = np.concatenate([positive, negative])
     scale = max(float(values.std()), 1e-12)
-    rows = np.stack([values / scale, np.ones(2 * n)], axis=1)
-    targets = np.repeat([(n + 1) / (n + 2), 1 / (n + 2)], n)
-    fitted: Array = np.zeros(2)
-    for _ in range(50):
-        p = _logistic(rows @ fitted)
-        hessian = rows.T @ (rows * np.maximum(p * (1 - p), 1e-9)[:, None])
-        step = np.linalg.solve(hessian + 1e-9 * np.eye(2), rows.T @ (targets - p))
-        fitted = np.asarray(fitted + step)
-        if float(np.abs(step).max()) < 1e-10:
-            break
-    slope, offset = float(fitted[0]) / scale, float(fitted[1])
+    share = np.repeat([(n + 1) / (n + 2), 1 / (n + 2)], n)  # each distance counts for both sides, by its target
+    rows, sides = np.tile(values / scale, 2)[:, None], np.repeat([True, False], 2 * n)
+    model = LogisticRegression(C=np.inf, solver="newton-cg", tol=1e-8, max_iter=1000)
+    model.fit(rows, sides, sample_weight=np.concatenate([share, 1 - share]))
+    slope, offset = float(model.coef_[0, 0]) / scale, float(model.intercept_[0])
     return (slope, offset) if slope > 0 else (0.0, 0.0)
 
 

@@ -22,7 +22,6 @@ __all__ = [
     "Band",
     "Threshold",
     "bands",
-    "beta_quantile",
     "check_enough",
     "check_rate",
     "exact_interval",
@@ -183,26 +182,16 @@ def _above(n: int, rate: float) -> int:
 
 def rate_interval(k: int, n: int) -> tuple[float, float]:
     """95 % interval of the true rate above the k-th highest of n exchangeable values: of Beta(k, n + 1 − k)."""
-    return beta_quantile(k, n + 1 - k, 0.025), beta_quantile(k, n + 1 - k, 0.975)
+    from scipy.special import betaincinv  # beta.ppf without the machinery of scipy.stats: this is called in loops
+
+    return float(betaincinv(k, n + 1 - k, 0.025)), float(betaincinv(k, n + 1 - k, 0.975))
 
 
 def exact_interval(alarms: int, n: int) -> tuple[float, float]:
-    """Clopper and Pearson's 95 % interval of a rate that showed in ``alarms`` of n answers."""
-    low = beta_quantile(alarms, n - alarms + 1, 0.025) if alarms else 0.0
-    high = beta_quantile(alarms + 1, n - alarms, 0.975) if alarms < n else 1.0
-    return low, high
+    """Clopper and Pearson's 95 % interval of a rate that showed in ``alarms`` of n answers; all of 0 to 1 for none."""
+    from scipy.stats import binomtest
 
-
-def beta_quantile(a: int, b: int, q: float) -> float:
-    """Quantile of Beta(a, b) for whole a, b ≥ 1: P(Beta(a, b) ≤ p) = P(Binomial(a + b − 1, p) ≥ a)."""
-    if a > b:  # the shorter sum
-        return 1 - beta_quantile(b, a, 1 - q)
-    n = a + b - 1
-    j = np.arange(a)
-    ways = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(a)])
-    low, high = 0.0, 1.0
-    while high - low > 1e-12:
-        p = (low + high) / 2
-        fewer = float(np.exp(ways + j * math.log(p) + (n - j) * math.log1p(-p)).sum())
-        low, high = (p, high) if 1 - fewer < q else (low, p)
-    return (low + high) / 2
+    if n == 0:
+        return 0.0, 1.0
+    ends = binomtest(alarms, n).proportion_ci(confidence_level=0.95, method="exact")
+    return float(ends.low), float(ends.high)

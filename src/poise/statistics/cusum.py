@@ -60,7 +60,7 @@ def step(s: float, reading: float, *, mean: float, sd: float, k: float, h: float
 def chart(
     readings: ArrayLike, *, arl: float = ARL, k: float = ALLOWANCE, conversations: Sequence[object] | None = None
 ) -> Chart | None:
-    """The CUSUM that gives a false alarm every ``arl`` normal answers; ``None`` where all readings are equal.
+    """The CUSUM that gives a false alarm every ``arl`` normal answers; ``None`` where readings do not vary.
 
     Args:
         readings: [n] of normal answers.
@@ -69,9 +69,9 @@ def chart(
         conversations: Which conversation each answer came from, for the interval; default, each from its own.
     """
     x = np.asarray(readings, dtype=float)
-    mean, sd = float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    if sd == 0:
+    if len(x) < 2 or np.ptp(x) == 0:
         return None
+    mean, sd = float(x.mean()), float(x.std(ddof=1))
     z = (x - mean) / sd
     h = _limit(z, k, arl)
     groups = _grouped(z, conversations)

@@ -1,14 +1,12 @@
 """What the schema cannot see in a trait: near-copies, uneven lengths, and sides that a shallow reader could tell apart.
 
 A direction or a judge learnt from pairs whose sides differ in length or in a few words may track those
-instead of the trait. Knows text only; two numpy classifiers stand for the shallow reader.
+instead of the trait. Knows text only; a count of characters and naive Bayes stand for the shallow reader.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -122,12 +120,17 @@ def word_scores(pairs: Sequence[ExemplarPair], texts: Sequence[str]) -> NDArray[
     Returns:
         Scores [n], above 0 for the side with the trait.
     """
-    with_trait = Counter(word for pair in pairs for word in _words(pair.positive))
-    without = Counter(word for pair in pairs for word in _words(pair.negative))
-    known = with_trait.keys() | without.keys()
-    base = math.log((without.total() + len(known)) / (with_trait.total() + len(known)))
-    odds = {word: math.log((with_trait[word] + 1) / (without[word] + 1)) + base for word in known}
-    return np.array([sum(odds.get(word, 0.0) for word in _words(text)) for text in texts])
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.naive_bayes import MultinomialNB
+
+    sides = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
+    if not any(map(_words, sides)) or not texts:
+        return np.zeros(len(texts))
+    counts = CountVectorizer(analyzer=_words)
+    classifier = MultinomialNB(alpha=1.0, fit_prior=False)
+    classifier.fit(counts.fit_transform(sides), np.repeat([True, False], len(pairs)))
+    without, with_trait = classifier.predict_joint_log_proba(counts.transform(texts)).T
+    return np.asarray(with_trait - without)
 
 
 def _words(text: str) -> list[str]:
