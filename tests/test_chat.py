@@ -39,7 +39,7 @@ from poise.cli.chat.dialogue import Dialogue, Said, Setup, Turn, Watched, named,
 from poise.cli.chat.loop import Screen, answer, converse, prepare, remarks
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
-from poise.errors import InvalidArgument, InvalidSteering, PoiseError
+from poise.errors import InvalidArgument, InvalidSteering, OutputExists, PoiseError
 from poise.model import Encoded, Model, load
 from poise.steer import Condition, Steering, Term
 from poise.trait import library
@@ -586,7 +586,7 @@ class TestTheTranscript:
     def test_never_takes_the_place_of_another_file(self, setup: Setup, tmp_path: Path) -> None:
         path = tmp_path / "vector.safetensors"
         path.write_text("precious")
-        with pytest.raises(InvalidArgument, match="is there already"):
+        with pytest.raises(OutputExists, match="is there already"):
             commands.run(f"/save {path}", Dialogue(), setup)
         assert path.read_text() == "precious"
 
@@ -605,7 +605,7 @@ class TestNormal:
         path = tmp_path / "grumpy.safetensors"
         vector = tiny.vector(model, seed=1)
         vectors.save(vector, path)
-        setup, _ = prepare(model, SamplingParams(), [path, path], None)
+        setup, _ = prepare(model, SamplingParams(), [vectors.load(path), vectors.load(path)], None)
         [w] = setup.watched
         texts = [model.encode([{"role": "user", "content": p.question}], p.negative) for p in vector.header.trait.pairs]
         hidden = [model.lm(torch.tensor([t.ids]), output_hidden_states=True).hidden_states for t in texts]

@@ -157,7 +157,7 @@ class TestExtract:
 
         def fake(trait: Any, model: Any, out: Path, **options: Any) -> Any:
             seen.update(options, trait=trait.name)
-            return tiny.vector(model)
+            return tiny.vector(model())
 
         monkeypatch.setattr(workflows, "extract_vector", fake)
         options = ["--contrast", "prompted", "--judge", "endpoint:m", "--questions", 2, "--rollouts", 4]
@@ -169,6 +169,8 @@ class TestExtract:
             "judge": "endpoint:m",
             "budget": workflows.Budget(questions=2, rollouts=4, max_new_tokens=5, temperature=1.0, seed=6),
             "batch": 7,
+            "inputs": [Path("impolite")],
+            "force": False,
         }
 
 
@@ -406,7 +408,7 @@ class TestJudgeCheck:
 def test_demo_shows_answers_side_by_side_the_verdict_and_what_is_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fake(out: Path) -> demo.Demo:
+    def fake(out: Path, *, force: bool) -> demo.Demo:
         found = certificate()
         return demo.Demo(out / "impolite.safetensors", out / "report.html", found, found.samples, 90.0)
 
@@ -525,7 +527,7 @@ def test_a_value_out_of_range_is_refused_before_anything_is_loaded(option: tuple
 
 
 def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(out: Path) -> None:
+    def interrupted(out: Path, *, force: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "run", interrupted)
@@ -536,7 +538,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("fault", [InternalError("a hook did not fire"), ValueError("a bug")])
 def test_a_bug_keeps_its_traceback(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(out: Path) -> None:
+    def broken(out: Path, *, force: bool) -> None:
         raise fault
 
     monkeypatch.setattr(demo, "run", broken)

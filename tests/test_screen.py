@@ -29,7 +29,15 @@ from poise import workflows
 from poise.cli import app
 from poise.data import Conversation, open_data
 from poise.data.readers import DataShape, read_row
-from poise.errors import InvalidArgument, InvalidData, InvalidSteering, MissingExtra, SaveFailed, TooFewResponses
+from poise.errors import (
+    FolderInUse,
+    InvalidArgument,
+    InvalidData,
+    InvalidSteering,
+    MissingExtra,
+    SaveFailed,
+    TooFewResponses,
+)
 from poise.judge import Judgement
 from poise.model import Model, ask, load
 from poise.screen import ColumnScorer, screen_rows
@@ -47,7 +55,7 @@ from poise.screen.scores import flags_by_length, mean_score, rank_scores, score_
 from poise.screen.scoring import ScreenSettings
 from poise.screen.summary import ScreeningSummary
 from poise.statistics.estimates import Estimate
-from poise.storage.lock import alone
+from poise.storage.lock import locked
 from poise.trait import library
 from poise.vector import PersonaVector
 
@@ -647,7 +655,7 @@ class TestAScreening:
             run(data, model, [two[0], two[0]], tmp_path / "out")
         with pytest.raises(InvalidArgument, match="no judge"):
             run(data, model, two, tmp_path / "out", judge="nobody")
-        with pytest.raises(SaveFailed, match="Cannot use the folder"):
+        with pytest.raises(SaveFailed, match="Cannot use the run folder"):
             run(data, model, two, written(tmp_path / "a file", []))
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
         with pytest.raises(MissingExtra, match=r"poise\[data\]"):
@@ -865,10 +873,10 @@ class TestAScreeningKilledAtTenRandomMoments:
 class TestTwoRunsAtOnce:
     def test_are_refused_in_one_folder(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
         data = mixed(tmp_path / "rows.jsonl")
-        with alone(tmp_path / "out"):
-            with pytest.raises(InvalidArgument, match=r"Another run is at work in .*out; wait until it ends"):
+        with locked(tmp_path / "out" / ".run", "screen"):
+            with pytest.raises(FolderInUse, match=r"Another run is at work in .*out; wait until it ends"):
                 run(data, model, two, tmp_path / "out")
-            with pytest.raises(InvalidArgument, match="Another run"):
+            with pytest.raises(FolderInUse, match="Another run"):
                 compare_methods(
                     open_data(data), model, two, tmp_path / "out", ScreenSettings(max_new_tokens=SHORT), sample=20
                 )
@@ -889,7 +897,7 @@ class TestTwoRunsAtOnce:
             assert said.readline() == b"held\n"
             (tmp_path / "out" / ".run" / ".half.written.part").touch()
             data = mixed(tmp_path / "rows.jsonl")
-            with pytest.raises(InvalidArgument, match="Another run"):
+            with pytest.raises(FolderInUse, match="Another run"):
                 run(data, model, two, tmp_path / "out")
             assert (tmp_path / "out" / ".run" / ".half.written.part").exists()
             other.kill()
@@ -901,7 +909,7 @@ class TestTwoRunsAtOnce:
             raise OSError(errno.ENOLCK, "No locks available")
 
         monkeypatch.setattr("fcntl.flock", refuse)
-        with alone(tmp_path), alone(tmp_path):
+        with locked(tmp_path, "screen"), locked(tmp_path, "screen"):
             pass
 
 

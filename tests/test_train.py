@@ -28,12 +28,20 @@ from poise import workflows
 from poise.activations import read
 from poise.cli import app
 from poise.data import Conversation, Rejections, open_data
-from poise.errors import InvalidArgument, InvalidData, InvalidSettings, OtherModel, SaveFailed, TrainingFailed
+from poise.errors import (
+    FolderInUse,
+    InvalidArgument,
+    InvalidData,
+    InvalidSettings,
+    OtherModel,
+    SaveFailed,
+    TrainingFailed,
+)
 from poise.model import Model, ask
 from poise.model.loading import HUB_IDS
 from poise.settings import read_settings
 from poise.steer import Steering
-from poise.storage.lock import alone
+from poise.storage.lock import locked
 from poise.train.checkpoints import COMPLETE_MARKER, last_complete_checkpoint, remove_incomplete_checkpoints
 from poise.train.config import TrainConfig
 from poise.train.examples import IGNORED, TrainingExample, TrainingExamples, build_examples, open_training_data
@@ -590,7 +598,7 @@ class TestWhatGoesWrong:
     def test_two_runs_in_one_folder_and_two_vectors_of_one_trait_are_refused_before_training(
         self, home: Path, tmp_path: Path
     ) -> None:
-        with alone(tmp_path / "run"), pytest.raises(InvalidArgument, match="Another run"):
+        with locked(tmp_path / "run" / ".run", "train"), pytest.raises(FolderInUse, match="Another run"):
             workflows.finetune(settings(home, tmp_path / "run"))
         shutil.copy(home / "v.safetensors", tmp_path / "w.safetensors")
         both = [str(home / "v.safetensors"), str(tmp_path / "w.safetensors")]

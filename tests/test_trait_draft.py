@@ -292,7 +292,7 @@ class TestWrite:
 
         monkeypatch.setattr(Path, "write_text", full)
         with pytest.raises(SaveFailed, match="No space left"):
-            write(load("humorous"), path)
+            write(load("humorous"), path, force=True)
         monkeypatch.undo()
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from poise.cli.options import Force
 from poise.cli.work import note, working
 
 __all__ = ["demo"]
@@ -16,6 +17,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="Where vector and report go.")
     ] = Path("poise-demo"),
+    force: Force = False,
 ) -> None:
     """The whole job on a small model: extract a trait, prove it, steer with it.
 
@@ -27,5 +29,5 @@ def demo(
     with working():
         from poise.workflows.demo import run
 
-        done = run(out)
+        done = run(out, force=force)
     render.show(render.demo(done))

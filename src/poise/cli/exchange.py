@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from poise.cli.options import Device, Dtype, Exemplars, Json, ModelName, VectorFile
+from poise.cli.options import Device, Dtype, Exemplars, Force, Json, ModelName, VectorFile, VectorOut
 from poise.cli.work import load_model, note, working
+from poise.errors import OutputExists
+from poise.storage.output import same_file
 
 __all__ = ["export", "import_"]
+
+
+LayersAre = Annotated[
+    Literal["blocks", "hidden-states"] | None,
+    typer.Option(
+        "--layers-are",
+        metavar="HOW",
+        help="How the file counts layers, where its tool's own way is not meant. blocks: 0 is the first decoder "
+        "block's output. hidden-states: 0 is the embeddings.",
+    ),
+]
 
 
 def export(
@@ -30,6 +44,7 @@ def export(
             "--only-chosen", help="Only the certificate's layer, or a third of the depth, instead of all layers."
         ),
     ] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write a vector as a control vector of llama.cpp or repeng, and say how to run it there."""
@@ -39,7 +54,9 @@ def export(
     from poise.vector.export import ranges
 
     vector = vectors.load(file)
-    done = write(vector, out, to=to, only_chosen=only_chosen)
+    if same_file(file, out) and not force:
+        raise OutputExists(f"{out} is the vector itself; choose another `out`.")
+    done = write(vector, out, to=to, only_chosen=only_chosen, force=force)
     if as_json:
         facts.print_json(
             {
@@ -92,24 +109,12 @@ def import_(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="FILE", dir_okay=False, help="The vector file to write.", show_default=False
-        ),
-    ],
+    out: VectorOut,
     exemplars: Exemplars = None,
-    layers_are: Annotated[
-        Literal["blocks", "hidden-states"] | None,
-        typer.Option(
-            "--layers-are",
-            metavar="HOW",
-            help="How the file counts layers, where its tool's own way is not meant. blocks: 0 is the first decoder "
-            "block's output. hidden-states: 0 is the embeddings.",
-        ),
-    ] = None,
+    layers_are: LayersAre = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Take over another tool's vector, which must have been computed on this model.
@@ -119,13 +124,20 @@ def import_(
     from poise.cli import facts, render
     from poise.trait import library
 
-    asked = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load(trait)
+    subject = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load(trait)
     with working():
         from poise.vector.importing import read
         from poise.workflows import import_vector
 
-        found = read(file)  # what is wrong with the file is said before a model is loaded
-        vector = import_vector(found, load_model(model, dtype, device), asked, out, layers_are=layers_are)
+        vector = import_vector(
+            read(file),
+            partial(load_model, model, dtype, device),
+            subject,
+            out,
+            layers_are=layers_are,
+            inputs=[exemplars] if exemplars else [Path(trait)],
+            force=force,
+        )
     if as_json:
         facts.print_json(facts.of_vector(vector, out) | {"provenance": vector.header.provenance})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from poise.cli.options import (
     Batch,
     Device,
     Dtype,
+    Force,
     Json,
     Layer,
     MaxNewTokens,
@@ -112,6 +114,7 @@ def gate_command(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: Batch = 32,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Hold what fine-tuning did, or its data would do, against limits: exit code 0 if all are kept, else 1.
@@ -125,6 +128,9 @@ def gate_command(
     from poise.shift.report import load_report
 
     checked = read_limits(limits)
+    if out:
+        summary, junit = summary or out / "gate.md", junit or out / "gate.xml"
+    _check_outputs(summary, junit, [limits, measured, *(vector or ()), *map(Path, data or ())], force=force)
     if measured is not None:
         if base or tuned or vector or data:
             raise InvalidArgument(
@@ -149,10 +155,9 @@ def gate_command(
             layer=layer,
             generation=generation,
             device=DeviceOptions(dtype=dtype, device=device, allow_other_model=allow_other_model),
+            force=force,
         )
         result = _measure_and_check(options, checked, data or [], method)
-    if out:
-        summary, junit = summary or out / "gate.md", junit or out / "gate.xml"
     _write_summaries(result, summary, junit)
     _finish(result, as_json=as_json)
 
@@ -167,6 +172,25 @@ def _finish(result: GateResult, *, as_json: bool) -> None:
         _show_gate(result)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def _check_outputs(summary: Path | None, junit: Path | None, inputs: list[Path | None], *, force: bool) -> None:
+    """Check before any measurement that the files for people and machines can be written."""
+    from poise.shift.limits import JUNIT_BEGINS, MARKDOWN_BEGINS
+    from poise.storage.output import check_output, same_file
+
+    if summary and junit and same_file(summary, junit):
+        raise InvalidArgument(f"{summary} is both `summary` and `junit`; name two files.")
+    for path, begins in ((summary, MARKDOWN_BEGINS), (junit, JUNIT_BEGINS)):
+        if path is not None:
+            read = [file for file in inputs if file]
+            check_output(path, inputs=read, loss=partial(_foreign_summary, begins), force=force)
+
+
+def _foreign_summary(begins: str, path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(len(begins.encode()))
+    return "" if start in (b"", begins.encode()) else "something that `poise gate` did not write"
 
 
 def _measure_and_check(
@@ -206,10 +230,10 @@ def _screen_data(options: MeasurementOptions, limits: ShiftLimits, data: list[st
             seed=options.generation.seed,
             broken=limits.missing,
         )
-        model = load_model(options.base, options.device.dtype, options.device.device)
+        model = partial(load_model, options.base, options.device.dtype, options.device.device)
         out, name = options.out / "screened", ", ".join(data)
-        allow_other = options.device.allow_other_model
-        screening = screen_files(dataset, options.vectors, model, out, plan, name=name, allow_other_model=allow_other)
+        allowed: dict[str, Any] = {"allow_other_model": options.device.allow_other_model, "force": options.force}
+        screening = screen_files(dataset, options.vectors, model, out, plan, name=name, **allowed)
     if screening.lost > limits.missing:
         raise InvalidData(
             f"{screening.lost:.0%} of {name} has no score, more than the {limits.missing:.0%} that `missing` allows; "

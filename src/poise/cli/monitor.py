@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise.cli.options import Batch, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed, Temperature
+from poise.cli.options import (
+    Batch,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    MaxNewTokens,
+    ModelName,
+    OnOtherModel,
+    Seed,
+    Temperature,
+)
 from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
@@ -82,6 +94,7 @@ def calibrate(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: Batch = 32,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Set alarms that normal answers raise at a known rate.
@@ -100,9 +113,15 @@ def calibrate(
 
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
         plan = Plan(tuple(rate or [0.01]), given, by, layer, sampling, limit, batch, seed)
-        loaded = load_model(model, dtype, device)
         done = recipes.calibrate_vectors(
-            files, loaded, normal, plan, shape=shape, out=out, allow_other_model=allow_other_model
+            files,
+            partial(load_model, model, dtype, device),
+            normal,
+            plan,
+            shape=shape,
+            out=out,
+            allow_other_model=allow_other_model,
+            force=force,
         )
     for topic, why in list(done.without.items())[:SHOWN]:
         note(f"{_plain(topic)} goes by the alarms of all topics: {why}")
@@ -143,6 +162,7 @@ def read(
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Score finished conversations: how much of each trait is in every answer.
@@ -156,9 +176,16 @@ def read(
     with working():
         from poise import workflows as recipes
 
-        loaded = load_model(model, dtype, device)
         done = recipes.read_data(
-            data, vector, loaded, out, shape=shape, layer=layer, by=by, allow_other_model=allow_other_model
+            data,
+            vector,
+            partial(load_model, model, dtype, device),
+            out,
+            shape=shape,
+            layer=layer,
+            by=by,
+            allow_other_model=allow_other_model,
+            force=force,
         )
     if as_json:
         facts.print_json(_read_facts(done))

@@ -14,6 +14,7 @@ __all__ = [
     "Dtype",
     "DtypeName",
     "Exemplars",
+    "Force",
     "Json",
     "Judge",
     "Layer",
@@ -27,6 +28,7 @@ __all__ = [
     "Temperature",
     "TraitName",
     "VectorFile",
+    "VectorOut",
     "Vectors",
 ]
 
@@ -50,6 +52,10 @@ Layer = Annotated[
     typer.Option(
         "--layer", metavar="I", min=0, help="Read there; otherwise where each vector's alarms or certificate say."
     ),
+]
+VectorOut = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="The vector file to write.", show_default=False),
 ]
 OutFolder = Annotated[
     Path,
@@ -122,4 +128,5 @@ Device = Annotated[
 Batch = Annotated[
     int, typer.Option("--batch", metavar="N", min=1, help="Most answers generated at once.", rich_help_panel=_MODEL)
 ]
+Force = Annotated[bool, typer.Option("--force", help="Write over existing files, whatever they hold, and over inputs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]

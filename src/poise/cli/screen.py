@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from poise.cli.options import (
     Batch,
     Device,
     Dtype,
+    Force,
     Json,
     Layer,
     MaxNewTokens,
@@ -151,6 +153,7 @@ def screen(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: Batch = 32,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Find the rows of training data that would push a model towards a trait.
@@ -174,17 +177,13 @@ def screen(
 
         rule = FlaggingRule(rate, top, threshold)
         plan = ScreenSettings(method, rule, layer, judge, fix, max_new_tokens, batch, seed, broken, engine)
-        loaded = load_model(model, dtype, device)
-        other = allow_other_model
+        load = partial(load_model, model, dtype, device)
+        allowed: dict[str, Any] = {"allow_other_model": allow_other_model, "force": force}
         if estimate:
-            tried = recipes.estimate_screening(
-                opened, vector, loaded, out, plan, sample=sample, allow_other_model=other
-            )
+            tried = recipes.estimate_screening(opened, vector, load, out, plan, sample=sample, **allowed)
         else:
-            called = ", ".join(data)
-            done = recipes.screen_files(
-                opened, vector, loaded, out, plan, normal=usual, name=called, allow_other_model=other
-            )
+            name = ", ".join(data)
+            done = recipes.screen_files(opened, vector, load, out, plan, normal=usual, name=name, **allowed)
     if as_json:
         facts.print_json(tried.model_dump(mode="json") if estimate else _facts(done, out))
     elif estimate:

@@ -125,7 +125,7 @@ def serve(
             allow_other_model=allow_other_model,
         )
         files = _named(vector or [])
-        checked = run.check(options, files)
+        checked = run.check(options, files, normal or [])
         loaded = load_model(model, dtype, device)
         vectors = run.vectors_of(files, loaded, normal=normal or [], rate=rate, allow_other_model=allow_other_model)
         server = run.make(loaded, vectors, options, checked)

@@ -13,6 +13,7 @@ from poise.cli.options import (
     Device,
     Dtype,
     DtypeName,
+    Force,
     Json,
     Layer,
     MaxNewTokens,
@@ -142,6 +143,7 @@ class MeasurementOptions:
     layer: int | None
     generation: GenerationOptions
     device: DeviceOptions
+    force: bool
 
 
 def shift_command(
@@ -163,6 +165,7 @@ def shift_command(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: Batch = 32,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Say what fine-tuning did to a model's character.
@@ -192,6 +195,7 @@ def shift_command(
             batch=batch,
         ),
         device=DeviceOptions(dtype=dtype, device=device, allow_other_model=allow_other_model),
+        force=force,
     )
     report = measure_now(options, screened)
     if as_json:
@@ -227,6 +231,8 @@ def measure_now(options: MeasurementOptions, screened: list[Path] | None = None)
             options.out,
             settings,
             load=lambda name: load_model(name, options.device.dtype, options.device.device),
+            inputs=screened or (),
+            force=options.force,
         )
 
 

@@ -45,8 +45,9 @@ def generate(
         from poise.steer import cautions
 
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
+        steering = recipes.read_steering(steer or [])
         loaded = load_model(model, dtype, device)
-        steering = recipes.steer_by(steer or [], loaded, allow_other_model=allow_other_model)
+        recipes.check_steering(steering, loaded, allow_other_model=allow_other_model)
         for caution in cautions(steering):
             note(f"warning: {caution}")
         answers = recipes.generate(prompts, loaded, steering=steering, sampling=sampling, seed=seed, batch=batch)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise.cli.options import Json
+from poise.cli.options import Force, Json
 from poise.cli.work import note, working
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def train_command(
             metavar="CONFIG.yaml", dir_okay=False, help="All settings; see docs/training.md.", show_default=False
         ),
     ],
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune with LoRA, under a vaccine and watched; then say what it did to the model's character.
@@ -39,7 +40,7 @@ def train_command(
 
         settings = read_settings(config, TrainConfig)
         check_extra()
-        result = train_and_measure(settings)
+        result = train_and_measure(settings, force=force)
     if as_json:
         facts.print_json(_fine_tune_json(result))
     else:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from poise.cli.options import Json, TraitName
+from poise.cli.options import Force, Json, TraitName
 from poise.cli.work import note, working
+from poise.errors import UserError
 
 __all__ = ["app"]
 
@@ -76,15 +77,23 @@ def draft(
     name: Annotated[
         str | None, typer.Option("--name", metavar="N", help="Of the trait; otherwise the model finds one.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Write a complete trait file from one sentence.
 
     Any OpenAI-compatible server does it: OPENAI_BASE_URL says where, OPENAI_API_KEY lets in.
     """
+    from poise.storage.output import check_output
     from poise.trait import draft as drafting
+    from poise.trait import library
 
+    check_output(out, loss=lambda existing: drafting.OTHER_FILE, force=force)  # before the endpoint is paid
     with working():
         drafted = drafting.draft(sentence, model=model, name=name)
-    drafting.write(drafted, out)
+    try:
+        drafting.write(drafted, out, force=force)
+    except UserError:
+        typer.echo(library.dump(drafted), nl=False)  # paid for
+        raise
     typer.echo(out)
     note(f"{drafted.name} is written. Read it, then: poise traits lint {out}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from poise.cli.options import (
     Device,
     Dtype,
     Exemplars,
+    Force,
     Json,
     Judge,
     MaxNewTokens,
@@ -24,6 +26,7 @@ from poise.cli.options import (
     Seed,
     Temperature,
     VectorFile,
+    VectorOut,
 )
 from poise.cli.work import load_model, note, working
 
@@ -59,12 +62,7 @@ def extract(
         ),
     ],
     model: ModelName,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="FILE", dir_okay=False, help="The vector file to write.", show_default=False
-        ),
-    ],
+    out: VectorOut,
     contrast: Annotated[
         Contrast,
         typer.Option(
@@ -84,6 +82,7 @@ def extract(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: Batch = 32,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Turn a trait into a vector of this model.
@@ -93,13 +92,21 @@ def extract(
     from poise.cli import facts, render
     from poise.trait import library
 
-    asked = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load(trait)
+    subject = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load(trait)
     with working():
         from poise.workflows import Budget, extract_vector
 
-        budget = Budget(questions, rollouts, max_new_tokens, temperature, seed)
-        loaded = load_model(model, dtype, device)
-        vector = extract_vector(asked, loaded, out, contrast=contrast, judge=judge, budget=budget, batch=batch)
+        vector = extract_vector(
+            subject,
+            partial(load_model, model, dtype, device),
+            out,
+            contrast=contrast,
+            judge=judge,
+            budget=Budget(questions, rollouts, max_new_tokens, temperature, seed),
+            batch=batch,
+            inputs=[exemplars] if exemplars else [Path(trait)],
+            force=force,
+        )
     if as_json:
         facts.print_json(facts.of_vector(vector, out))
         return
@@ -132,6 +139,7 @@ def validate(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: Batch = 32,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Prove that a vector is its trait, on questions that it was not computed from.
@@ -148,10 +156,9 @@ def validate(
         from poise.workflows import Budget, validate_vector
 
         budget = Budget(questions, rollouts, max_new_tokens, temperature, seed)
-        loaded = load_model(model, dtype, device)
         done = validate_vector(
             file,
-            loaded,
+            partial(load_model, model, dtype, device),
             folder,
             judge=judge,
             budget=budget,
@@ -159,6 +166,7 @@ def validate(
             allow_other_model=allow_other_model,
             monitor=monitor,
             beside=beside,
+            force=force,
         )
     if as_json:
         facts.print_json(facts.of_certificate(done.certificate, done.report))

@@ -12,10 +12,22 @@ from poise.contrast.contrast_set import (
     ContrastSet,
     Fit,
     Run,
+    check_prompted,
     exemplars,
     instructions,
     ordinary_scope,
     prompted,
 )
 
-__all__ = ["Answer", "Ask", "ContrastSet", "Fit", "Run", "exemplars", "instructions", "ordinary_scope", "prompted"]
+__all__ = [
+    "Answer",
+    "Ask",
+    "ContrastSet",
+    "Fit",
+    "Run",
+    "check_prompted",
+    "exemplars",
+    "instructions",
+    "ordinary_scope",
+    "prompted",
+]

@@ -21,7 +21,18 @@ from poise.model import Model, ask
 from poise.storage.content_hash import content_key
 from poise.trait import OwnTrait, Trait
 
-__all__ = ["Answer", "Ask", "ContrastSet", "Fit", "Run", "exemplars", "instructions", "ordinary_scope", "prompted"]
+__all__ = [
+    "Answer",
+    "Ask",
+    "ContrastSet",
+    "Fit",
+    "Run",
+    "check_prompted",
+    "exemplars",
+    "instructions",
+    "ordinary_scope",
+    "prompted",
+]
 
 TRAIT_THRESHOLD = 50.0  # positive responses score at least this, negative ones less (the paper's code)
 COHERENCE_FLOOR = 50.0
@@ -103,10 +114,7 @@ def prompted(
         InvalidTrait: a trait that is only exemplars has nothing to prompt with.
         TooFewResponses: no pair came through the filter; says what the filter saw.
     """
-    if isinstance(trait, OwnTrait):
-        raise InvalidTrait(
-            f"{trait.name} is given by exemplars alone, so it has no instructions; use --contrast exemplars."
-        )
+    trait = check_prompted(trait)
     asks = {side: _asks(trait, side, questions, rollouts, seed) for side in ("positive", "negative")}
     plain = [Ask(q, seed=seed) for q in trait.questions.extraction[:questions]]
     answered = run.answer(
@@ -127,11 +135,24 @@ def prompted(
     if not kept:
         raise TooFewResponses(
             f"No pair of answers came through the filter for {trait.name} ({_counts(dropped)}); this model may not act "
-            "on system prompts: try --contrast exemplars, more --rollouts or another --judge."
+            "on system prompts: try exemplars as `contrast`, more `rollouts` or another `judge`."
         )
     sides = tuple(zip(*kept, strict=True))
     thresholds = {"trait": TRAIT_THRESHOLD, "coherence": COHERENCE_FLOOR}
     return ContrastSet(trait, "prompted", sides[0], sides[1], dict(dropped), judge.name, thresholds, seed)
+
+
+def check_prompted(trait: Trait | OwnTrait) -> Trait:
+    """The trait, if it has instructions to prompt a model with.
+
+    Raises:
+        InvalidTrait: a trait that is given by exemplars alone has none.
+    """
+    if isinstance(trait, OwnTrait):
+        raise InvalidTrait(
+            f"{trait.name} is given by exemplars alone, so it has no instructions; use exemplars as `contrast`."
+        )
+    return trait
 
 
 def _filter(positives: Sequence[Row], negatives: Sequence[Row]) -> tuple[list[tuple[Answer, Answer]], Counter[str]]:

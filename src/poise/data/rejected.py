@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from poise.data.messages import Conversation, Rejected
-from poise.errors import InvalidData, SaveFailed
+from poise.errors import InvalidData
+from poise.storage.disk_errors import save_failed
 
 __all__ = ["Rejections"]
 
@@ -87,7 +88,7 @@ class Rejections:
                     self.kinds[row["reason"].partition(":")[0]] += 1
                 file.truncate(kept)
         except OSError as error:
-            raise SaveFailed(f"Cannot open {path}: {error.strerror or error}.") from error
+            raise save_failed(f"Cannot open {path}", error) from error
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidData(f"{path} is not a list of rejected rows; move it away and try again.") from error
 
@@ -97,6 +98,4 @@ class Rejections:
             with path.open("ab") as file:
                 file.write(json.dumps(asdict(row)).encode() + b"\n")
         except OSError as error:
-            raise SaveFailed(
-                f"Cannot write to {path}: {error.strerror or error}. Free some space and run the same command again."
-            ) from error
+            raise save_failed(f"Cannot write to {path}", error, "then run the same command again") from error

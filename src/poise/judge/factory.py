@@ -16,7 +16,7 @@ from poise.model import Model, load
 from poise.statistics.estimates import Estimate, auc_estimate
 from poise.trait import OwnTrait, Trait
 
-__all__ = ["Chosen", "choose", "trait_judge"]
+__all__ = ["Chosen", "check_judge", "choose", "trait_judge"]
 
 OFFLINE = (
     "likelihood under the unsteered model and repetition of word trigrams, the worse of the two, mapped to 0–100 "
@@ -60,16 +60,37 @@ def trait_judge(
     Raises:
         InvalidArgument: no such judge, or one that needs a rubric which the trait does not have.
     """
+    check_judge(spec, trait)
     kind, _, name = spec.partition(":")
     if spec == "exemplars":
         return ExemplarJudge.fit(trait.judge_pairs)
-    if kind not in ("model", "endpoint") or not name:
-        raise InvalidArgument(f"There is no judge {spec!r}; use exemplars, model:NAME or endpoint:NAME.")
     if isinstance(trait, OwnTrait):
-        raise InvalidArgument(f"{trait.name} is given by exemplars alone and has no rubric for {spec}; use exemplars.")
+        raise _no_rubric(spec, trait)
     if kind == "endpoint":
         return endpoint_judge(name, trait, cache=cache)
     return LocalJudge.of_trait(local(name), trait)
+
+
+def check_judge(spec: str, *traits: Trait | OwnTrait) -> None:
+    """Check that there is a judge of that name which can score the traits, before a model is loaded.
+
+    Raises:
+        InvalidArgument: no such judge, or one that needs a rubric which a trait does not have.
+    """
+    kind, _, name = spec.partition(":")
+    if spec == "exemplars":
+        return
+    if kind not in ("model", "endpoint") or not name:
+        raise InvalidArgument(f"There is no judge {spec!r}; use exemplars, model:NAME or endpoint:NAME.")
+    for trait in traits:
+        if isinstance(trait, OwnTrait):
+            raise _no_rubric(spec, trait)
+
+
+def _no_rubric(spec: str, trait: OwnTrait) -> InvalidArgument:
+    return InvalidArgument(
+        f"{trait.name} is given by exemplars alone and has no rubric for {spec}; use exemplars as `judge`."
+    )
 
 
 def choose(spec: str, trait: Trait | OwnTrait, model: Model, *, cache: Path | None = None) -> Chosen:

@@ -18,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from poise.data import DataSet, Rejections
-from poise.errors import InvalidArgument, MissingExtra, SaveFailed
+from poise.errors import InvalidArgument, MissingExtra, OutputExists
 from poise.model import Model
 from poise.monitor.scoring import score
 from poise.monitor.table_rows import Counts, Scribe
 from poise.progress import track
 from poise.storage.atomic_write import saving
 from poise.storage.content_hash import content_key
+from poise.storage.disk_errors import save_failed
+from poise.storage.lock import locked
+from poise.storage.output import check_output
 from poise.vector import PersonaVector
 
-__all__ = ["Done", "Table", "check_format", "read"]
+__all__ = ["Done", "Table", "check_format", "check_place", "read"]
 
+RUN_FILES = ("rows.jsonl", "state.json", "job", "lock")
 ROWS_AT_ONCE = 50_000  # of a Parquet row group
 
 
@@ -59,6 +63,7 @@ def read(
     *,
     layer: int | None = None,
     by: str | None = None,
+    force: bool = False,
 ) -> Done:
     """Read every answer of a data set and write a row for each answer and trait.
 
@@ -71,18 +76,23 @@ def read(
         out: A ``.jsonl`` or ``.parquet`` file. Rows that cannot be used are listed beside it, in ``.rejected.jsonl``.
         layer: For all vectors; default, the layer at which each is read.
         by: Field of the rows that tells topics apart, for alarms that were set by topic.
+        force: Write over existing files whatever they hold.
 
     Raises:
         InvalidArgument: the output's name ends in neither format.
+        OutputExists: the output is a file of the data, or a file that is no table of readings.
+        FolderInUse: another run is writing this table.
         InvalidData: too many rows are rejected.
         SaveFailed: the disk refused.
     """
     check_format(out)
+    check_place(out, data, force=force)
     probes = [vector.at("read", layer).probe for vector in vectors]
     layers = [p.layer for p in probes]
-    with contextlib.closing(Table(out, _job(data, model, vectors, layers, by))) as table:
+    job, run_folder = _job(data, model, vectors, layers, by), out.with_name(out.name + ".run")
+    with locked(run_folder, "read"), contextlib.closing(Table(out, job)) as table:
         began = table.start
-        rejections = Rejections(out.with_name(out.name + ".rejected.jsonl"), start=began)
+        rejections = Rejections(rejected_list(out), start=began)
         scribe = Scribe(vectors, layers, by, table.counts)
         with track("Reading conversations", total=data.count() if data.files else None) as advance:
             advance(began)
@@ -132,7 +142,7 @@ class Table:
             self._file = (self.folder / "rows.jsonl").open("ab")
             self._file.truncate(self.size)
         except OSError as error:
-            raise SaveFailed(f"Cannot open the run folder {self.folder}: {error.strerror or error}.") from error
+            raise save_failed(f"Cannot open the run folder {self.folder}", error) from error
 
     def _resume(self) -> None:
         try:
@@ -155,9 +165,10 @@ class Table:
             os.fsync(self._file.fileno())
             self.size = self._file.tell()
         except OSError as error:
-            raise SaveFailed(
-                f"Cannot write to {self.folder}: {error.strerror or error}. Free some space and run the same command "
-                "again; it continues after the last whole window."
+            raise save_failed(
+                f"Cannot write to {self.folder}",
+                error,
+                "then run the same command again: it continues after the last whole window",
             ) from error
         self.start = following
         state = {"job": self.job, "next": following, "bytes": self.size, "counts": vars(self.counts)}
@@ -177,7 +188,11 @@ class Table:
                 _to_parquet(rows, temporary)
             else:
                 shutil.copyfile(rows, temporary)
-        shutil.rmtree(self.folder)
+        for path in self.folder.iterdir():
+            if path.name in RUN_FILES:
+                path.unlink()
+        with contextlib.suppress(OSError):  # somebody else's files in it stay
+            self.folder.rmdir()
 
 
 def check_format(out: Path) -> None:
@@ -194,6 +209,65 @@ def check_format(out: Path) -> None:
             importlib.import_module("pyarrow.parquet")
         except ImportError as error:
             raise MissingExtra(f'Writing {out} needs pyarrow; install it with pip install "poise[data]".') from error
+
+
+def check_place(
+    out: Path, data: DataSet, sources: Sequence[str] = (), *, inputs: Sequence[Path] = (), force: bool = False
+) -> None:
+    """Check that a table can be written without destroying anything, before a model is loaded.
+
+    Args:
+        out: The table; rejected rows are listed beside it.
+        data: What is read.
+        sources: How the data were named; a table in one of their folders would be read as data the next time.
+        inputs: Other files that are read.
+        force: Write over existing files whatever they hold.
+
+    Raises:
+        OutputExists: says what would be lost.
+        SaveFailed: the file cannot be written.
+    """
+    read = [*data.files, *inputs]
+    check_output(out, inputs=read, loss=_table_loss, force=force)
+    check_output(rejected_list(out), inputs=read, loss=_rejected_loss, force=force)
+    place = Path(os.path.realpath(out))
+    for source in sources:
+        if not force and Path(source).is_dir() and place.is_relative_to(os.path.realpath(source)):
+            raise OutputExists(
+                f"{out} lies in the folder of data {source} and would be read as data the next time; choose another "
+                "output, or pass `force`."
+            )
+
+
+def rejected_list(out: Path) -> Path:
+    """Where the rows that could not be used are listed, beside the table."""
+    return out.with_name(out.name + ".rejected.jsonl")
+
+
+def _table_loss(path: Path) -> str:
+    """What an existing file would lose: nothing if it is a table of readings."""
+    other = "something else than a table of readings"
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return "" if tuple(pq.read_schema(path).names) == COLUMNS else other
+        with path.open("rb") as file:
+            line = file.readline(1 << 20)
+        return "" if not line or tuple(json.loads(line)) == COLUMNS else other
+    except (OSError, ValueError, TypeError):  # pyarrow's errors are ValueErrors too
+        return other
+
+
+def _rejected_loss(path: Path) -> str:
+    """What an existing list of rejected rows would lose: nothing if it is one."""
+    other = "something else than a list of rejected rows"
+    try:
+        with path.open("rb") as file:
+            line = file.readline(1 << 20)
+        return "" if not line or {"index", "reason"} <= set(json.loads(line)) else other
+    except (OSError, ValueError, TypeError):
+        return other
 
 
 def _to_parquet(rows: Path, out: Path) -> None:

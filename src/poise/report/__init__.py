@@ -72,6 +72,17 @@ def figure_png(vector: PersonaVector, certificate: Certificate, path: str | Path
         temporary.write_bytes(picture)
 
 
+def check_extra() -> None:
+    """Check before hours of work that its report can be drawn.
+
+    Raises:
+        MissingExtra: matplotlib or jinja2 is not installed.
+    """
+    with naming_the_extra():
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+
+
 @contextlib.contextmanager
 def naming_the_extra() -> Iterator[None]:
     try:

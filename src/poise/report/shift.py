@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poise.report import naming_the_extra
+from poise.report import check_extra, naming_the_extra
 from poise.report.tinted import plain
 from poise.report.wording import number
 from poise.storage.atomic_write import saving
@@ -50,17 +50,6 @@ class Section:
     matrix: tuple[tuple[str, tuple[ShiftCell, ...]], ...]
     picture: Markup | None
     samples: tuple[AnswerPair, ...]
-
-
-def check_extra() -> None:
-    """Before hours of work.
-
-    Raises:
-        MissingExtra: matplotlib or jinja2 is not installed.
-    """
-    with naming_the_extra():
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
 
 
 def html_shift(report: ShiftReport) -> str:

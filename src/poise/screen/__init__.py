@@ -13,7 +13,6 @@ write      the files of rows and scores
 shown      single answers, token by token
 sums       a trait summed up; predict says what its mean means
 summary    the values that the page is drawn from
-alone      one run at a time in a folder
 job        all of it
 estimate   what the cheap methods are worth on a sample
 rows       the same from Python, without files

@@ -22,6 +22,7 @@ from poise.errors import InvalidArgument, SaveFailed, UnsuitableModel
 from poise.model import Encoded, Model
 from poise.model.spans import Place, fit
 from poise.storage.content_hash import content_key
+from poise.storage.disk_errors import save_failed
 
 __all__ = ["BaseAnswers"]
 
@@ -123,10 +124,12 @@ class BaseAnswers:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT)) as db, db:
                 yield db
-        except (sqlite3.Error, OSError) as error:
+        except OSError as error:
+            raise save_failed(f"Cannot use the kept answers {self.path}", error) from error
+        except sqlite3.Error as error:
+            full = "free some space" if "full" in str(error) else "delete the file if it is damaged"
             raise SaveFailed(
-                f"Cannot use the kept answers {self.path}: {error}. Free some space, or delete the file if it is "
-                "damaged, and run the same command again."
+                f"Cannot use the kept answers {self.path}: {error}; {full}, then run the same command again."
             ) from error
 
 

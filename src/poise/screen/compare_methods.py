@@ -24,7 +24,7 @@ from poise.screen.scoring import ScreeningRun, ScreenSettings
 from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate, bootstrap_interval, spearman
 from poise.storage.atomic_write import saving
-from poise.storage.lock import alone
+from poise.storage.lock import locked
 from poise.vector import PersonaVector
 
 __all__ = ["MethodAgreement", "MethodComparison", "compare_methods"]
@@ -74,12 +74,13 @@ def compare_methods(
         sample: Answers to draw.
 
     Raises:
-        InvalidArgument: too small a sample, or another run is at work in the folder.
+        InvalidArgument: too small a sample.
+        FolderInUse: another run is at work in the folder.
         InvalidData: too many rows are broken.
     """
     if sample < 20:
         raise InvalidArgument(f"The sample is {sample}; ranks need at least 20 answers to be compared.")
-    with alone(out):
+    with locked(out / ".run", "screen", results=out):
         return _compare(data, ScreeningRun(model, vectors, out, plan), out, sample)
 
 

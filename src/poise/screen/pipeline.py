@@ -11,6 +11,7 @@ import numpy as np
 from poise.data import Conversation, DataSet, Rejections
 from poise.errors import InvalidArgument
 from poise.judge import Judge
+from poise.judge.factory import check_judge
 from poise.model import Model
 from poise.screen.examples import ExampleReader, locate_answers
 from poise.screen.judge_review import JudgeReview, draw_for_review, load_judges, review_answers
@@ -22,10 +23,16 @@ from poise.screen.summary import ScreeningSummary, TraitSummary
 from poise.screen.trait_summary import EXAMPLES_SHOWN, highest_answers, summarize_trait
 from poise.statistics.conformal import check_enough
 from poise.storage.atomic_write import saving
-from poise.storage.lock import alone
+from poise.storage.lock import locked
+from poise.storage.output import check_output_folder
 from poise.vector import PersonaVector
 
-__all__ = ["check_output_folder", "screen_data"]
+__all__ = ["check_data_outside", "check_screening", "screen_data"]
+
+RESULTS = (
+    "scores.parquet", "clean.jsonl", "flagged.jsonl", "fixed.jsonl", "rejected.jsonl", "summary.json", "estimate.json",
+    "report.html",
+)  # fmt: skip
 
 
 def screen_data(
@@ -37,6 +44,7 @@ def screen_data(
     *,
     normal: DataSet | None = None,
     name: str = "",
+    force: bool = False,
 ) -> ScreeningSummary:
     """Screen a data set into a folder: all its files but the page.
 
@@ -48,20 +56,20 @@ def screen_data(
         plan: How.
         normal: Data to compare with, and to set a rate by.
         name: How the summary calls the data.
+        force: Write over files in the folder that no screening wrote.
 
     Raises:
-        InvalidArgument: the folder holds the data, another run is at work in it, or a rate lacks normal data.
+        InvalidArgument: the folder holds the data, or a rate lacks normal data.
+        OutputExists: the folder holds files that no screening wrote.
+        FolderInUse: another run is at work in the folder.
         InvalidData: too many rows are broken, or all of them.
         TooFewResponses: the normal data cannot promise the rate.
         MissingExtra: pyarrow is not installed.
         SaveFailed: the disk refused; what is done so far is kept.
     """
     plan = plan or ScreenSettings()
-    check_parquet()
-    check_output_folder(out, data, normal)
-    if plan.rule.rate is not None and normal is None:
-        raise InvalidArgument(f"--rate {plan.rule.rate:g} needs normal data to set it by; give some with --normal.")
-    with alone(out):
+    check_screening(data, vectors, out, plan, normal=normal, force=force)
+    with locked(out / ".run", "screen", results=out):
         return _run_screening(data, ScreeningRun(model, vectors, out, plan), out, normal, name)
 
 
@@ -104,7 +112,34 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
     return summary
 
 
-def check_output_folder(out: Path, *data: DataSet | None) -> None:
+def check_screening(
+    data: DataSet,
+    vectors: Sequence[PersonaVector],
+    out: Path,
+    plan: ScreenSettings,
+    *,
+    normal: DataSet | None = None,
+    inputs: Sequence[Path] = (),
+    force: bool = False,
+) -> None:
+    """Check all that can be checked without a model; for the arguments and errors see ``screen_data``.
+
+    ``inputs`` are files that are read besides the data.
+    """
+    check_parquet()
+    check_data_outside(out, data, normal)
+    check_output_folder(
+        out, RESULTS, job="screen", run_folder=out / ".run", marks=(".run",), inputs=inputs, force=force
+    )
+    if plan.judge:
+        check_judge(plan.judge, *(vector.header.trait for vector in vectors))
+    if plan.rule.rate is not None and normal is None:
+        raise InvalidArgument(
+            f"`rate` is {plan.rule.rate:g} and needs normal data to be set by; give some as `normal`."
+        )
+
+
+def check_data_outside(out: Path, *data: DataSet | None) -> None:
     """Refuse a folder whose files would be written over the data, or be read as data the next time.
 
     Raises:
@@ -113,7 +148,7 @@ def check_output_folder(out: Path, *data: DataSet | None) -> None:
     where = out.resolve()
     for path in (path for one in data if one for path in one.files):
         if path.resolve().is_relative_to(where):
-            raise InvalidArgument(f"{path} lies in {out}, where the results would be written; choose another --out.")
+            raise InvalidArgument(f"{path} lies in {out}, where the results would be written; choose another `out`.")
 
 
 def _score_normal(work: ScreeningRun, normal: DataSet) -> AnswerScores:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from poise.errors import InvalidArgument, RequestError
+from poise.storage.output import check_output
 
-__all__ = ["Record", "Store"]
+__all__ = ["Record", "Store", "check_database"]
 
 log = logging.getLogger("poise.serve")
 
@@ -107,6 +108,27 @@ class Query:
                 parts.append(clause)
                 self.values.append(value)
         return " AND ".join(parts)
+
+
+def check_database(path: Path) -> None:
+    """Check that readings can be kept in a file: a new one, or a database that a server of Poise wrote.
+
+    Raises:
+        OutputExists: the file is something else.
+        SaveFailed: it cannot be written.
+    """
+    check_output(path, loss=_database_loss)
+
+
+def _database_loss(path: Path) -> str:
+    if path.stat().st_size == 0:
+        return ""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error:
+        return "something that is not a database"
+    return "" if {"readings", "texts"} <= tables else "a database that `poise serve` did not write"
 
 
 class Store:

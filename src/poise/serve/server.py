@@ -24,11 +24,12 @@ from poise.serve.app import build
 from poise.serve.auth import Gate, Keys, Limits, is_loopback
 from poise.serve.metrics import Counting
 from poise.serve.policy import Policies
-from poise.serve.readings_db import Store
+from poise.serve.readings_db import Store, check_database
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.service import Service
 from poise.serve.vector_registry import Shelf
 from poise.serve.webhook import Webhook
+from poise.storage.output import check_writable
 from poise.vector import PersonaVector
 
 __all__ = ["Options", "Running", "check", "make", "vectors_of"]
@@ -77,7 +78,9 @@ class Options:
     allow_other_model: bool = False
 
 
-def check(options: Options, vectors: Mapping[str, Path] | None = None) -> tuple[Keys, Policies]:
+def check(
+    options: Options, vectors: Mapping[str, Path] | None = None, normal: Sequence[str] = ()
+) -> tuple[Keys, Policies]:
     """Read the files and refuse what is not safe, before a model is loaded.
 
     Raises:
@@ -85,17 +88,23 @@ def check(options: Options, vectors: Mapping[str, Path] | None = None) -> tuple[
     """
     for path in (vectors or {}).values():
         vector_file.load(path)
+    if normal:
+        open_data(list(normal), need="user")
+    if options.log:
+        check_database(options.log)
+    if options.uploads:
+        check_writable(options.uploads / "x.safetensors")
     keys, policies = Keys.read(options.keys), policy.read(options.policy)
     if not is_loopback(options.host) and not keys:
         raise InvalidArgument(
             f"{options.host} can be reached from other machines, and there is no key; name a file of keys with "
-            "--api-key-file, or listen on 127.0.0.1."
+            "`keys`, or listen on 127.0.0.1."
         )
     if unknown := sorted(set(policies.keys) - set(keys.names)):
         raise InvalidArgument(f"The policy names the key {unknown[0]!r}, which the key file lacks; mend one of them.")
     if options.webhook and not options.webhook.startswith(("http://", "https://")):
         raise InvalidArgument(
-            f"--webhook is {options.webhook!r}; give an address that begins with http:// or https://."
+            f"`webhook` is {options.webhook!r}; give an address that begins with http:// or https://."
         )
     return keys, policies
 
@@ -119,7 +128,7 @@ def vectors_of(
     if not normal:
         return loaded
     if not loaded:
-        raise InvalidArgument("Alarms are a vector's; name the vectors that --normal is to set them for with --vector.")
+        raise InvalidArgument("Alarms are a vector's; name the vectors that `normal` is to set them for as `vector`.")
     data = open_data(list(normal), need="user")
     sampling = SamplingParams(max_new_tokens=min(256, model.window // 2))
     done = calibrate(data, model, list(loaded.values()), Plan(rates=(rate,), sampling=sampling))
@@ -147,7 +156,7 @@ def make(
     for name, vector in vectors.items():
         shelf.put(name, vector, fixed=True)
     if unknown := sorted(policies.named - set(shelf.all)):
-        raise InvalidArgument(f"The policy names the vector {unknown[0]!r}, which is not here; give it with --vector.")
+        raise InvalidArgument(f"The policy names the vector {unknown[0]!r}, which is not here; give it as `vector`.")
     for rules in (policies.default, *policies.keys.values()):
         rules.steering(None, {name: w.vector for name, w in shelf.all.items()})
     service = Service(
@@ -218,7 +227,7 @@ class Running:
             self.server.run()
         except SystemExit as error:  # uvicorn's, once it has logged why
             raise InvalidArgument(
-                f"Cannot listen on {self.options.host}:{self.options.port}; try another --port or --host."
+                f"Cannot listen on {self.options.host}:{self.options.port}; try another `port` or `host`."
             ) from error
         finally:
             self._close()
@@ -231,7 +240,7 @@ class Running:
         self._thread.start()
         while not self.server.started:
             if not self._thread.is_alive():
-                raise InvalidArgument(f"Cannot listen on {self.options.host}:{self.options.port}; try another --port.")
+                raise InvalidArgument(f"Cannot listen on {self.options.host}:{self.options.port}; try another `port`.")
             self._thread.join(0.02)
         return self.address
 

@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 LimitOutcome = Literal["kept", "broken", "unsure", "missing"]
+MARKDOWN_BEGINS = "### Poise gate: "
+XML_HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
+SUITE = "poise gate"
+JUNIT_BEGINS = f'{XML_HEAD}<testsuite name="{SUITE}"'
 BASE_IS_GUESSING = "the base is not shown to answer better than chance, so nothing could be lost"
 StrictNumber = Annotated[float, Field(strict=True)]
 
@@ -203,7 +207,7 @@ def markdown_summary(result: GateResult) -> str:
         for c in result.checks
     ]
     table = ["| What | Limit of | Measured | At most | Outcome | |", "|---|---|---|---|---|---|", *rows]
-    return "\n".join([f"### Poise gate: {head}", "", *table, ""])
+    return "\n".join([f"{MARKDOWN_BEGINS}{head}", "", *table, ""])
 
 
 def junit_xml(result: GateResult) -> str:
@@ -211,7 +215,7 @@ def junit_xml(result: GateResult) -> str:
     failures = [c for c in result.checks if not c.passed and c.outcome != "missing"]
     errors = [c for c in result.checks if c.outcome == "missing"]
     counts = {"tests": len(result.checks), "failures": len(failures), "errors": len(errors)}
-    suite = ElementTree.Element("testsuite", {"name": "poise gate", **{k: str(n) for k, n in counts.items()}})
+    suite = ElementTree.Element("testsuite", {"name": SUITE, **{k: str(n) for k, n in counts.items()}})
     for check in result.checks:
         case = ElementTree.SubElement(
             suite, "testcase", {"classname": _xml_text(check.tuned), "name": _xml_text(check.limit_of)}
@@ -222,7 +226,7 @@ def junit_xml(result: GateResult) -> str:
         else:
             ElementTree.SubElement(case, "system-out").text = _xml_text(check.explanation)
     ElementTree.indent(suite)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+    return XML_HEAD + ElementTree.tostring(suite, encoding="unicode") + "\n"
 
 
 def _check_model(tuned: ModelShift, limits: ShiftLimits) -> Iterator[LimitCheck]:

@@ -7,6 +7,7 @@ not always tell best (Fig. 20).
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from poise.shift.evaluation import (
 from poise.shift.report import ShiftReport, TraitDirection, TraitQuestions, estimate_mean
 from poise.statistics.estimates import Estimate
 from poise.steer import Steering
+from poise.storage.lock import locked
 from poise.trait.library import evaluation_questions
 from poise.vector import PersonaVector
 
@@ -163,6 +165,7 @@ def shift(
         ModelNotFound: there is no such base, or tuned model.
         InvalidArgument: no tuned model, no vector, or two of one trait; a capability that names nothing.
         InvalidData: data of a capability cannot be used.
+        FolderInUse: another run is at work in the folder.
         MissingExtra: the judge or a capability needs a part that is not installed.
     """
     settings = settings or ShiftSettings()
@@ -170,6 +173,18 @@ def shift(
     sources = [tuned] if isinstance(tuned, (str, Model, TunedModel)) else list(tuned)
     models = [source if isinstance(source, TunedModel) else TunedModel(source) for source in sources]
     _check_arguments(models, vectors)
+    with locked(folder, "shift") if folder else contextlib.nullcontext():
+        return _measure_shift(base, models, vectors, settings, folder, load)
+
+
+def _measure_shift(
+    base: str | Model,
+    models: Sequence[TunedModel],
+    vectors: Sequence[PersonaVector],
+    settings: ShiftSettings,
+    folder: Path | None,
+    load: ModelLoader,
+) -> ShiftReport:
     loaded: dict[str, Model] = {}
     judges = _trait_judges(settings.judge, vectors, folder, lambda name: loaded.setdefault(name, load(name)))
     measured = _evaluation_settings(settings, vectors, judges, folder)

@@ -4,4 +4,6 @@ journal        finished pieces of work, appended and synced
 atomic_write   files that are replaced whole or not at all
 content_hash   equal content, equal key
 lock           one run at a time in a folder
+output         where results may be written, so that nothing is lost
+disk_errors    the remedy that fits what the disk refused
 """

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from poise.errors import SaveFailed
+from poise.storage.disk_errors import remedy
 
 __all__ = ["saving"]
 
@@ -18,10 +19,12 @@ def saving(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place only when the block ends without an error.
 
     Raises:
-        SaveFailed: the disk refused; an earlier file at ``path`` is untouched.
+        SaveFailed: the disk refused, or a folder or device is in the way; an earlier file at ``path`` is untouched.
     """
     temporary: Path | None = None
     try:
+        if path.exists() and not path.is_file():
+            raise SaveFailed(f"Cannot save {path}: it is not a regular file; choose another path.")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
@@ -33,8 +36,8 @@ def saving(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise SaveFailed(
-            f"Cannot save {path}: {error.strerror or error}. Nothing was changed there; free some space or choose "
-            "another place, then run the same command again."
+            f"Cannot save {path}: {error.strerror or error}. Nothing was changed there; {remedy(error)}, then run the "
+            "same command again."
         ) from error
     finally:
         if temporary is not None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from poise.errors import SaveFailed
+from poise.storage.disk_errors import save_failed
 
 __all__ = ["Journal"]
 
@@ -33,16 +33,16 @@ class Journal:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole = self._read(path) if path.exists() else 0
-            if path.exists() and whole < path.stat().st_size:
+            size = self._read(path) if path.exists() else 0
+            if path.exists() and size < path.stat().st_size:
                 with path.open("r+b") as file:
-                    file.truncate(whole)
+                    file.truncate(size)
         except OSError as error:
-            raise SaveFailed(f"Cannot open the run folder {path.parent}: {error.strerror or error}.") from error
+            raise save_failed(f"Cannot open the run folder {path.parent}", error) from error
 
     def _read(self, path: Path) -> int:
         """Load the whole lines; return the number of bytes they take."""
-        whole = 0
+        size = 0
         with path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
@@ -50,8 +50,8 @@ class Journal:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     row = json.loads(line)
                     self._rows[row["key"]] = row["value"]
-                whole += len(line)
-        return whole
+                size += len(line)
+        return size
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows
@@ -81,7 +81,8 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise SaveFailed(
-                f"Cannot write to {path}: {error.strerror or error}. Free some space and run the same command "
-                "again; it continues from the last finished batch."
+            raise save_failed(
+                f"Cannot write to {path}",
+                error,
+                "then run the same command again: it continues from the last finished batch",
             ) from error

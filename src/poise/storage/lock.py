@@ -1,55 +1,82 @@
-"""One run at a time in a folder."""
+"""One run at a time in a run folder."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import errno
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-from poise.errors import InvalidArgument, SaveFailed
+from filelock import FileLock, Timeout
 
-if sys.platform != "win32":
-    import fcntl
+from poise.errors import FolderInUse, OutputExists
+from poise.storage.atomic_write import saving
+from poise.storage.disk_errors import save_failed
 
-__all__ = ["alone"]
+__all__ = ["job_of", "locked"]
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}  # some network disks
+_JOB = "job"
 
 
 @contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Make the folder, keep other runs out of it, and take away what killed ones left half written.
+def locked(run_folder: Path, job: str, *, results: Path | None = None) -> Iterator[None]:
+    """Make a run folder, keep other runs out of it, and remove what killed ones left half written.
 
-    The lock goes with the process, however that ends. Where the system or the disk knows no locks, nothing is kept out.
+    The lock goes with the process, however that ends. On a disk without locks nothing is kept out.
+
+    Args:
+        run_folder: Where the run keeps its finished work.
+        job: What the run does, e.g. ``screen``; the folder belongs to this kind of job from now on.
+        results: The folder that the run writes its results into; killed runs' temporary files are removed there too.
 
     Raises:
-        InvalidArgument: another run is at work in the folder.
+        FolderInUse: another run is at work in the folder.
+        OutputExists: the folder belongs to another kind of job.
         SaveFailed: the disk refused.
     """
     with contextlib.ExitStack() as held:
         try:
-            (out / ".run").mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context((out / ".run" / "lock").open("ab"))
-            _take(lock)
-            for left in (*out.glob(".*.part"), *out.glob(".run/**/.*.part")):
-                left.unlink(missing_ok=True)
-        except BlockingIOError as error:
-            raise InvalidArgument(
-                f"Another run is at work in {out}; wait until it ends, or choose another --out."
+            run_folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(run_folder / "lock", timeout=0)
+            _take(lock, held)
+            for part in (*run_folder.rglob(".*.part"), *(results.glob(".*.part") if results else ())):
+                part.unlink(missing_ok=True)
+            if other := other_job(run_folder, job):
+                raise OutputExists(other)
+            if not job_of(run_folder):
+                with saving(run_folder / _JOB) as temporary:
+                    temporary.write_text(job, encoding="utf-8")
+        except Timeout as error:
+            raise FolderInUse(
+                f"Another run is at work in {results or run_folder}; wait until it ends, or choose another output."
             ) from error
         except OSError as error:
-            raise SaveFailed(
-                f"Cannot use the folder {out}: {error.strerror or error}; choose another --out."
-            ) from error
+            raise save_failed(f"Cannot use the run folder {run_folder}", error) from error
         yield
 
 
-def _take(lock: IO[bytes]) -> None:
-    if sys.platform == "win32":
-        return
+def job_of(run_folder: Path) -> str:
+    """What kind of job a run folder belongs to; empty where it does not say, as in folders of version 0.1.0."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return (run_folder / _JOB).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def other_job(run_folder: Path, job: str) -> str:
+    """The sentence for a run folder of another kind of job; empty where it is this one's or says nothing."""
+    owner = job_of(run_folder)
+    if owner in ("", job):
+        return ""
+    return f"{run_folder} belongs to `poise {owner}`; choose another output, or remove that folder."
+
+
+def _take(lock: FileLock, held: contextlib.ExitStack) -> None:
+    try:
+        held.enter_context(lock)
+    except Timeout:
         raise
-    except OSError:
-        return  # some network disks
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise

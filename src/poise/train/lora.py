@@ -22,7 +22,7 @@ from poise.progress import track
 from poise.settings import check_settings
 from poise.statistics.estimates import Estimate, bootstrap
 from poise.storage.atomic_write import saving
-from poise.storage.lock import alone
+from poise.storage.lock import locked
 from poise.train.checkpoints import (
     CheckpointMarker,
     FiniteGradients,
@@ -95,7 +95,7 @@ def train(config: TrainConfig | None = None, **settings: Any) -> TrainResult:
         config = check_settings(settings, TrainConfig)
     elif settings:
         raise InvalidArgument(f"train got a config and {', '.join(settings)} beside it; put them into the config.")
-    with alone(Path(config.out)):
+    with locked(Path(config.out) / ".run", "train", results=Path(config.out)):
         return train_in_folder(config)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "ADAPTER_FOLDER",
     "CHECKPOINTS_FOLDER",
     "FACTS_FILE",
+    "RUN_FILES",
     "begin_run",
     "check_inputs",
     "explain_disk_errors",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 FACTS_FILE, ADAPTER_FOLDER, CHECKPOINTS_FOLDER = "train.json", "adapter", "checkpoints"
+RUN_FILES = ("config.json", "inputs.json", FACTS_FILE, "log.jsonl", ADAPTER_FOLDER, CHECKPOINTS_FOLDER)
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), None)  # torch and safetensors give no number
 
 

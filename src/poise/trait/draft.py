@@ -22,6 +22,7 @@ from poise.errors import DraftFailed
 from poise.progress import Advance, track
 from poise.settings import FrozenModel
 from poise.storage.atomic_write import saving
+from poise.storage.output import check_output
 from poise.trait.library import complaints, dump, trait_name
 from poise.trait.lint import ALIKE, MOST_UNEVEN, alike, unevenness
 from poise.trait.schema import ExemplarPair, InstructionPair, Name, Text, Trait, field_path, same_question
@@ -29,8 +30,9 @@ from poise.trait.schema import ExemplarPair, InstructionPair, Name, Text, Trait,
 if TYPE_CHECKING:
     from openai import OpenAI, OpenAIError
 
-__all__ = ["ATTEMPTS", "draft", "write"]
+__all__ = ["ATTEMPTS", "OTHER_FILE", "draft", "write"]
 
+OTHER_FILE = "another trait file, or one that was edited"
 ATTEMPTS = 4
 """Most replies asked for one piece before the draft is given up."""
 
@@ -150,14 +152,17 @@ def draft(sentence: str, *, model: str, name: str | None = None, client: OpenAI 
     return Trait.model_validate({"schema": 1, **fields, "name": name or definition.name})
 
 
-def write(trait: Trait, path: Path) -> None:
+def write(trait: Trait, path: Path, *, force: bool = False) -> None:
     """Save a trait as YAML: the whole file, or what was there before.
 
     Raises:
+        OutputExists: there is a file of another content, such as an edited draft, and no ``force``.
         SaveFailed: the disk refused.
     """
+    text = dump(trait)
+    check_output(path, loss=lambda existing: "" if existing.read_bytes() == text.encode() else OTHER_FILE, force=force)
     with saving(path) as temporary:
-        temporary.write_text(dump(trait), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 class _Writer:

@@ -7,7 +7,8 @@ Files of other tools are written in ``export`` and read in ``importing``.
 
 from poise.vector.calibration import Alarm, Drift
 from poise.vector.header import Header, ModelId
-from poise.vector.persona_vector import PersonaVector, load, save
+from poise.vector.persona_vector import PersonaVector
 from poise.vector.placement import LayerDirection, Purpose
+from poise.vector.vector_file import load, save
 
 __all__ = ["Alarm", "Drift", "Header", "LayerDirection", "ModelId", "PersonaVector", "Purpose", "load", "save"]

@@ -15,6 +15,7 @@ from typing import Literal
 
 from poise.errors import InvalidArgument, InvalidSteering
 from poise.storage.atomic_write import saving
+from poise.storage.output import check_output
 from poise.vector.persona_vector import PersonaVector
 
 __all__ = ["ARCHITECTURE", "Exported", "Format", "Use", "export", "ranges", "suggested"]
@@ -22,6 +23,7 @@ __all__ = ["ARCHITECTURE", "Exported", "Format", "Use", "export", "ranges", "sug
 Format = Literal["gguf", "repeng"]
 
 ARCHITECTURE = "controlvector"
+DESCRIBED = "Added to the residual stream"
 FIRST_DOSE = 0.2  # without a certificate; most of the library's traits were certified near it
 
 
@@ -86,7 +88,9 @@ def suggested(vector: PersonaVector) -> Use:
     return Use(layer, float(certificate["coefficient"]), float(certificate["dose"]), str(certificate["verdict"]))
 
 
-def export(vector: PersonaVector, path: Path, *, to: Format = "gguf", only_chosen: bool = False) -> Exported:
+def export(
+    vector: PersonaVector, path: Path, *, to: Format = "gguf", only_chosen: bool = False, force: bool = False
+) -> Exported:
     """Write a control vector, whole or not at all.
 
     Args:
@@ -94,12 +98,15 @@ def export(vector: PersonaVector, path: Path, *, to: Format = "gguf", only_chose
         path: The file to write.
         to: ``gguf`` for llama.cpp, without layer 0, which it cannot steer; ``repeng`` with every layer.
         only_chosen: Only the layer of ``suggested``, so that no range has to be named when it is used.
+        force: Write over an existing file whatever it holds.
 
     Raises:
+        OutputExists: there is a file that is no control vector of Poise.
         InvalidSteering: the chosen layer is one that llama.cpp cannot steer.
         InvalidArgument: a name that llama.cpp's flags cannot carry.
         SaveFailed: the disk refused; an earlier file is untouched.
     """
+    check_output(path, loss=_export_loss, force=force)
     use = suggested(vector)
     if to == "gguf":
         _check_llama_cpp(vector, use, path)
@@ -108,6 +115,14 @@ def export(vector: PersonaVector, path: Path, *, to: Format = "gguf", only_chose
     with saving(path) as temporary:
         _write(vector, layers, use, temporary)
     return Exported(path, to, layers, use)
+
+
+def _export_loss(path: Path) -> str:
+    """What an existing file would lose: nothing if an earlier export wrote it."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    ours = start.startswith(b"GGUF") and ARCHITECTURE.encode() in start and DESCRIBED.encode() in start
+    return "" if ours else "something else than a control vector that `poise export` wrote"
 
 
 def _check_llama_cpp(vector: PersonaVector, use: Use, path: Path) -> None:
@@ -126,7 +141,7 @@ def _write(vector: PersonaVector, layers: tuple[int, ...], use: Use, path: Path)
     writer = GGUFWriter(path, ARCHITECTURE)
     writer.add_name(f"{vector.name} on {model.name}")
     writer.add_description(
-        f"Added to the residual stream, + for more of {vector.name} and − for less. direction.i belongs to the output "
+        f"{DESCRIBED}, + for more of {vector.name} and − for less. direction.i belongs to the output "
         f"of decoder block i of {vector.layers}, counted from 0; 1 is one mean difference. Use: {use}."
     )
     writer.add_string(f"{ARCHITECTURE}.model_hint", model.model_type or model.name)

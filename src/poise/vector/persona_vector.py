@@ -7,29 +7,23 @@ Files of other tools are written in ``export`` and read in ``importing``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 
 from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherModel
 from poise.model import Model
-from poise.storage.atomic_write import saving
 from poise.vector import notebook
 from poise.vector.algebra import check_one_model, computed_header
 from poise.vector.calibration import Alarm, Drift
 from poise.vector.header import Header
 from poise.vector.placement import LayerDirection, Purpose, preferred_layer
 
-__all__ = ["PersonaVector", "load", "save"]
+__all__ = ["PersonaVector"]
 
 
 class PersonaVector:
@@ -285,55 +279,3 @@ class PersonaVector:
         """The same vector with these alarms and this drift chart in its header, in the place of all earlier ones."""
         header = self.header.model_copy(update={"alarms": tuple(alarms), "drift": drift})
         return PersonaVector(self._directions, self._reference_norm, header)
-
-
-def save(vector: PersonaVector, path: str | Path) -> None:
-    """Write the vector as one ``.safetensors`` file, whole or not at all.
-
-    Raises:
-        SaveFailed: the disk refused; an earlier file is untouched.
-    """
-    document = json.dumps(vector.header.model_dump(mode="json", by_alias=True), ensure_ascii=False, sort_keys=True)
-    tensors = {"directions": vector.directions, "reference_norm": vector.reference_norm}
-    with saving(Path(path)) as temporary:
-        temporary.write_bytes(serialise(tensors, metadata={"poise": document}))
-
-
-def load(path: str | Path) -> PersonaVector:
-    """Read a vector file and validate all of it.
-
-    Raises:
-        InvalidVector: not there, cut short, not finite, or not of this schema; names the file and the fault.
-    """
-    if not Path(path).is_file():
-        raise InvalidVector(
-            f"There is no vector file at {path}; make one with `poise extract TRAIT --model M --out {path}`."
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            document = (file.metadata() or {}).get("poise")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InvalidVector(
-            f"{path} is cut short or is no safetensors file ({error}); copy or extract it again."
-        ) from error
-    if document is None or set(tensors) != {"directions", "reference_norm"}:
-        raise InvalidVector(
-            f"{path} is a safetensors file, but not a Poise vector (it holds "
-            f"{', '.join(sorted(tensors)) or 'nothing'})."
-        )
-    try:
-        header = Header.model_validate(json.loads(document))
-    except (ValidationError, ValueError) as error:
-        raise InvalidVector(f"{path} has a header that this version cannot read: {_first(error)}.") from error
-    try:
-        return PersonaVector(tensors["directions"], tensors["reference_norm"], header)
-    except InvalidVector as error:
-        raise InvalidVector(f"{path}: {error}") from error
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        fault = error.errors()[0]
-        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-    return str(error)

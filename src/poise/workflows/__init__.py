@@ -4,32 +4,27 @@ Each recipe strings rooms together and holds no logic of its own.
 """
 
 from poise.workflows.fine_tuning import FineTuneResult, train_and_measure
+from poise.workflows.generation import check_steering, generate, read_steering, steer_by
+from poise.workflows.monitoring import calibrate_vectors, read_data
+from poise.workflows.screening import estimate_screening, screen_files
 from poise.workflows.shift_measurement import measure_shift_files
-from poise.workflows.vectors import (
-    Budget,
-    Validated,
-    calibrate_vectors,
-    estimate_screening,
-    extract_vector,
-    generate,
-    import_vector,
-    read_data,
-    screen_files,
-    steer_by,
-    validate_vector,
-)
+from poise.workflows.sources import ModelSource
+from poise.workflows.vectors import Budget, Validated, extract_vector, import_vector, validate_vector
 
 __all__ = [
     "Budget",
     "FineTuneResult",
+    "ModelSource",
     "Validated",
     "calibrate_vectors",
+    "check_steering",
     "estimate_screening",
     "extract_vector",
     "generate",
     "import_vector",
     "measure_shift_files",
     "read_data",
+    "read_steering",
     "screen_files",
     "steer_by",
     "train_and_measure",

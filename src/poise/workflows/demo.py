@@ -6,10 +6,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from poise.model import load
+from poise.errors import InvalidVector
+from poise.model import Model, load
+from poise.storage.output import check_output, check_output_folder
 from poise.trait import library
 from poise.validate.certificate import Certificate, Sample
-from poise.workflows.vectors import Budget, extract_vector, validate_vector
+from poise.vector import load as load_vector
+from poise.vector.vector_file import vector_loss
+from poise.workflows.vectors import REPORT_FILES, Budget, extract_vector, validate_vector
 
 __all__ = ["Demo", "run"]
 
@@ -30,14 +34,31 @@ class Demo:
     seconds: float
 
 
-def run(out: Path) -> Demo:
+def run(out: Path, *, force: bool = False) -> Demo:
     """Extract ``impolite`` on the bundled model, validate it, and write vector and report into ``out``.
 
-    Interrupted and run again, it continues where it stopped.
+    Interrupted and run again, it continues where it stopped; a vector that it has made before is not made again.
+    ``force`` writes over files that no demo wrote.
     """
     began = time.monotonic()
+    trait, path = library.load(TRAIT), out / f"{TRAIT}.safetensors"
+    check_output(path, loss=lambda existing: vector_loss(existing, TRAIT, certificate=True, alarms=True), force=force)
+    check_output_folder(
+        out, REPORT_FILES, job="validate", run_folder=out / "run", marks=("run",), inputs=(), force=force
+    )
     model = load(MODEL)
-    path = out / f"{TRAIT}.safetensors"
-    extract_vector(library.load(TRAIT), model, path)
-    done = validate_vector(path, model, out, budget=BUDGET)
+    if not _is_made(path, model, trait.hash):
+        extract_vector(trait, model, path, force=force)
+    done = validate_vector(path, model, out, budget=BUDGET, force=force)
     return Demo(path, done.report, done.certificate, done.certificate.samples[:SHOWN], time.monotonic() - began)
+
+
+def _is_made(path: Path, model: Model, trait_hash: str) -> bool:
+    """Whether an earlier demo left the vector, of this very trait and model."""
+    if not path.exists():
+        return False
+    try:
+        header = load_vector(path).header
+    except InvalidVector:
+        return False
+    return header.trait_hash == trait_hash and header.model.fingerprint.relation(model.fingerprint) == "same"

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from poise import vector as vectors
 from poise.errors import InvalidArgument
+from poise.judge.factory import check_judge
 from poise.report.shift import write_shift
 from poise.shift import CapabilityTask, ShiftReport, ShiftSettings, TunedModel, parse_capability, save_report, shift
 from poise.shift.model_card import ModelCardFacts, write_card
 from poise.steer import Spec
-from poise.storage.lock import alone
+from poise.storage.lock import locked
+from poise.storage.output import check_output_folder
 from poise.train import TrainConfig, TrainResult
 from poise.train.lora import load_base_model, train_in_folder
-from poise.train.run_folder import vector_files
+from poise.train.run_folder import CHECKPOINTS_FOLDER, RUN_FILES, vector_files
 from poise.vector import PersonaVector
 
 __all__ = ["FineTuneResult", "train_and_measure"]
@@ -36,10 +38,15 @@ class FineTuneResult:
     card: Path
 
 
-def train_and_measure(config: TrainConfig) -> FineTuneResult:
+def train_and_measure(config: TrainConfig, *, force: bool = False) -> FineTuneResult:
     """Fine-tune, measure what it did, and write ``shift.json``, ``report.html`` and the adapter's model card.
 
-    Run again after a kill, it continues; finished work is not done again.
+    Run again after a kill, it continues; finished work is not done again. ``force`` writes over files in the folder
+    that no training wrote.
+
+    Raises:
+        OutputExists: the folder holds such files, or what is read; before the model is loaded.
+        FolderInUse: another run is at work in the folder.
     """
     paths = list(config.measure.vectors if config.measure.vectors is not None else vector_files(config))
     loaded = [vectors.load(path) for path in paths]
@@ -50,7 +57,19 @@ def train_and_measure(config: TrainConfig) -> FineTuneResult:
         )
     limit = config.measure.capability_limit
     tasks = tuple(parse_capability(text, limit=limit, seed=config.seed) for text in config.measure.capability)
-    with alone(Path(config.out)):
+    if loaded and config.measure.judge:
+        check_judge(config.measure.judge, *(v.header.trait for v in loaded))
+    out = Path(config.out)
+    check_output_folder(
+        out,
+        (*RUN_FILES, "shift.json", "report.html"),
+        job="train",
+        run_folder=out / ".run",
+        marks=(".run", CHECKPOINTS_FOLDER),
+        inputs=[Path(name) for name in (config.model, *config.data, *vector_files(config))],
+        force=force,
+    )
+    with locked(out / ".run", "train", results=out):
         trained = train_in_folder(config)
         report = _measure(config, trained, loaded, tasks) if loaded else None
         card = write_card(trained.adapter, _card_facts(config, trained, report))

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poise import vector as vectors
+from poise.judge.factory import check_judge
 from poise.model import load as load_model
 from poise.report.shift import check_extra, write_shift
 from poise.shift import ShiftReport, ShiftSettings, TunedModel, save_report, shift
 from poise.shift.evaluation import ModelLoader
+from poise.storage.output import check_output_folder
 
 __all__ = ["measure_shift_files"]
 
@@ -22,13 +24,32 @@ def measure_shift_files(
     settings: ShiftSettings,
     *,
     load: ModelLoader = load_model,
+    inputs: Sequence[Path] = (),
+    force: bool = False,
 ) -> ShiftReport:
     """Measure tuned models by the vectors at ``paths``, and write ``shift.json`` and ``report.html`` into ``out``.
 
-    Run again after a kill, it continues in ``out/.run``.
+    Run again after a kill, it continues in ``out/.run``. ``inputs`` are other files and folders that are read;
+    ``force`` writes over files in ``out`` that this command did not write.
+
+    Raises:
+        OutputExists: files in ``out`` would be lost; before a model is loaded.
+        FolderInUse: another run is at work in ``out``.
     """
     check_extra()
     loaded = [vectors.load(path) for path in paths]
+    models = [Path(source) for source in (base, *(model.source for model in tuned)) if isinstance(source, str)]
+    check_output_folder(
+        out,
+        ("shift.json", "report.html"),
+        job="shift",
+        run_folder=out / ".run",
+        marks=(".run",),
+        inputs=[*paths, *models, *inputs],
+        force=force,
+    )
+    if settings.judge:
+        check_judge(settings.judge, *(vector.header.trait for vector in loaded))
     report = shift(base, tuned, loaded, settings, folder=out / ".run", load=load)
     save_report(report, out / "shift.json")
     write_shift(report, out / "report.html")

@@ -17,45 +17,32 @@ from poise import report
 from poise import vector as vectors
 from poise.activations import reference_norm
 from poise.contrast import ContrastSet, Run
-from poise.data import DataSet, open_data
-from poise.engine import Generation, SamplingParams
+from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument
 from poise.extract import NORM_TEXTS, extract, versions
 from poise.judge.exemplars import ExemplarJudge
-from poise.judge.factory import Chosen, choose, trait_judge
+from poise.judge.factory import Chosen, check_judge, choose, trait_judge
 from poise.judge.local_model import LocalJudge
-from poise.model import Model, ask, load
-from poise.monitor import table
-from poise.monitor.calibrate import Calibrated, Plan, calibrate
-from poise.screen import pipeline as screening
-from poise.screen.compare_methods import MethodComparison, compare_methods
-from poise.screen.scoring import ScreenSettings as ScreenPlan
-from poise.screen.summary import ScreeningSummary
-from poise.steer import Spec, Steering
+from poise.model import Model, load
 from poise.storage.atomic_write import saving
+from poise.storage.lock import locked
+from poise.storage.output import check_output, check_output_folder, check_writable
 from poise.trait import OwnTrait, Trait
 from poise.trait.library import evaluation_questions
 from poise.validate import Bench, Certificate, Settings, validate
 from poise.validate.certificate import JudgeFacts
 from poise.validate.combined import Second, together
 from poise.validate.ladder import climb
-from poise.vector import PersonaVector
+from poise.vector import ModelId, PersonaVector
 from poise.vector.importing import Foreign, Numbering, adopt
+from poise.vector.vector_file import vector_loss
+from poise.workflows.sources import ModelSource, current_vector, load_checked, load_now
 
-__all__ = [
-    "Budget",
-    "Validated",
-    "calibrate_vectors",
-    "estimate_screening",
-    "extract_vector",
-    "generate",
-    "import_vector",
-    "read_data",
-    "screen_files",
-    "steer_by",
-    "validate_vector",
-]
+__all__ = ["Budget", "Validated", "extract_vector", "import_vector", "validate_vector"]
+
+
+REPORT_FILES = ("certificate.json", "report.html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,35 +77,73 @@ class Validated:
 
 def extract_vector(
     trait: Trait | OwnTrait,
-    model: Model,
+    model: ModelSource,
     out: Path,
     *,
     contrast: Literal["prompted", "exemplars"] = "exemplars",
     judge: str = "exemplars",
     budget: Budget | None = None,
     batch: int = 32,
+    inputs: Sequence[Path] = (),
+    force: bool = False,
 ) -> PersonaVector:
-    """Trait and model → a vector file at ``out``. Run again after a kill, it continues in ``out`` + ``.run``."""
+    """Trait and model → a vector file at ``out``. Run again after a kill, it continues in ``out`` + ``.run``.
+
+    Args:
+        trait: What to extract.
+        model: On which model.
+        out: The file; an earlier vector of this trait and model is replaced if it has no certificate and no alarms.
+        contrast: Where the two sides come from.
+        judge: Who filters prompted answers.
+        budget: How much is generated for prompted contrast.
+        batch: Most answers generated at once.
+        inputs: Files that trait and pairs were read from, which ``out`` must not be.
+        force: Write over an existing file whatever it holds.
+
+    Raises:
+        OutputExists: the file holds something that would be lost; before the model is loaded where that is known then.
+        FolderInUse: another run is at work on this file.
+    """
+    check_output(out, inputs=inputs, loss=lambda existing: vector_loss(existing, trait.name), force=force)
+    if contrast == "prompted":
+        contrasts.check_prompted(trait)
+        check_judge(judge, trait)
+    loaded = load_now(model)
+    identity = ModelId.of(loaded)
+    check_output(out, loss=lambda existing: vector_loss(existing, trait.name, model=identity), force=force)
     if contrast == "exemplars":
-        pairs = contrasts.exemplars(trait, model)
+        pairs = contrasts.exemplars(trait, loaded)
     else:
-        pairs = _prompted(trait, model, out.with_name(out.name + ".run"), judge, budget or Budget(), batch)
-    vector = extract(pairs, model)
-    vectors.save(vector, out)
+        folder = out.with_name(out.name + ".run")
+        with locked(folder, "extract"):
+            pairs = _prompted(trait, loaded, folder, judge, budget or Budget(), batch)
+    vector = extract(pairs, loaded)
+    vectors.save(vector, out, force=force)
     return vector
 
 
 def import_vector(
-    found: Foreign, model: Model, trait: Trait | OwnTrait, out: Path, *, layers_are: Numbering | None = None
+    foreign: Foreign,
+    model: ModelSource,
+    trait: Trait | OwnTrait,
+    out: Path,
+    *,
+    layers_are: Numbering | None = None,
+    inputs: Sequence[Path] = (),
+    force: bool = False,
 ) -> PersonaVector:
     """Another tool's vector, as ``poise.vector.importing.read`` gave it → a vector file at ``out``.
 
-    The unit of a dose is measured on the trait's answers without it, as in extraction.
+    The unit of a dose is measured on the trait's answers without it, as in extraction. ``inputs`` and ``force`` as in
+    ``extract_vector``.
     """
-    ordinary = contrasts.exemplars(trait, model, most=NORM_TEXTS).negative
-    norm = reference_norm(model, [answer.encoded for answer in ordinary])
-    vector = adopt(found, model, trait, norm, numbering=layers_are, software=versions())
-    vectors.save(vector, out)
+    inputs = (foreign.path, *inputs)
+    check_output(out, inputs=inputs, loss=lambda existing: vector_loss(existing, trait.name), force=force)
+    loaded = load_now(model)
+    ordinary = contrasts.exemplars(trait, loaded, most=NORM_TEXTS).negative
+    norm = reference_norm(loaded, [answer.encoded for answer in ordinary])
+    vector = adopt(foreign, loaded, trait, norm, numbering=layers_are, software=versions())
+    vectors.save(vector, out, force=force)
     return vector
 
 
@@ -142,7 +167,7 @@ def _prompted(
 
 def validate_vector(
     path: Path,
-    model: Model,
+    model: ModelSource,
     out: Path,
     *,
     judge: str = "exemplars",
@@ -152,15 +177,62 @@ def validate_vector(
     allow_other_model: bool = False,
     monitor: bool = False,
     beside: Path | None = None,
+    force: bool = False,
 ) -> Validated:
     """Validate the vector at ``path``, write the certificate into it and ``report.html`` and the run into ``out``.
 
     With ``monitor`` also test its readings; with ``beside``, another vector's file, what is lost when both steer.
+    ``force`` writes over a report that this command did not write.
+
+    Raises:
+        OutputExists: files in ``out`` would be lost; before the model is loaded, as all that can be checked then.
+        FolderInUse: another run is at work in ``out``.
     """
     vector = vectors.load(path)
-    vector.check_model(model, allow_other_model=allow_other_model)
-    other = _other(beside, vector, model, allow_other_model=allow_other_model)
-    wanted = budget or Budget()
+    other = _other(beside, vector)
+    check_output_folder(
+        out,
+        REPORT_FILES,
+        job="validate",
+        run_folder=out / "run",
+        marks=("run",),
+        inputs=[path, *([beside] if beside else [])],
+        force=force,
+    )
+    check_writable(path)
+    check_judge(judge, *(v.header.trait for v in (vector, other) if v))
+    report.check_extra()
+    loaded = load_checked([vector, *([other] if other else [])], model, allow_other_model=allow_other_model)
+    with locked(out / "run", "validate", results=out):
+        return _validate(
+            path,
+            vector,
+            other,
+            loaded,
+            out,
+            judge=judge,
+            budget=budget or Budget(),
+            settings=settings,
+            batch=batch,
+            allow_other_model=allow_other_model,
+            monitor=monitor,
+        )
+
+
+def _validate(
+    path: Path,
+    vector: PersonaVector,
+    other: PersonaVector | None,
+    model: Model,
+    out: Path,
+    *,
+    judge: str,
+    budget: Budget,
+    settings: Settings | None,
+    batch: int,
+    allow_other_model: bool,
+    monitor: bool,
+) -> Validated:
     chosen = choose(judge, vector.header.trait, model, cache=out / "run")
     second = _second(other, judge, chosen, cache=out / "run") if other else None
     bench = Bench(
@@ -169,18 +241,18 @@ def validate_vector(
         judge=chosen.trait,
         scope=vector.header.trait_hash,
         coherence=chosen.coherence,
-        sampling=wanted.sampling,
-        rollouts=wanted.rollouts,
-        seed=wanted.seed,
+        sampling=budget.sampling,
+        rollouts=budget.rollouts,
+        seed=budget.seed,
         run=Run(out / "run"),
     )
-    questions = evaluation_questions(vector.header.trait)[: wanted.questions]
+    questions = evaluation_questions(vector.header.trait)[: budget.questions]
     certificate = validate(vector, bench, questions, _facts(chosen), settings=settings, notes=_notes(vector))
     if monitor:
         certificate = certificate.model_copy(update={"monitoring": climb(vector, bench, questions)})
     if second:
         certificate = certificate.model_copy(update={"together": together(vector, certificate, second, bench)})
-    certified = vector.with_certificate(certificate.model_dump(mode="json"))
+    certified = current_vector(path, vector).with_certificate(certificate.model_dump(mode="json"))
     vectors.save(certified, path)
     with saving(out / "certificate.json") as temporary:
         temporary.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -188,14 +260,13 @@ def validate_vector(
     return Validated(certified, certificate, out / "report.html")
 
 
-def _other(path: Path | None, vector: PersonaVector, model: Model, *, allow_other_model: bool) -> PersonaVector | None:
+def _other(path: Path | None, vector: PersonaVector) -> PersonaVector | None:
     """The second vector, checked before any work is done."""
     if path is None:
         return None
     other = vectors.load(path)
-    other.check_model(model, allow_other_model=allow_other_model)
     if torch.equal(other.directions, vector.directions):
-        raise InvalidArgument(f"{path} holds the same directions as the vector to validate; name another with --with.")
+        raise InvalidArgument(f"{path} holds the same directions as the vector to validate; name another as `beside`.")
     return other
 
 
@@ -227,121 +298,3 @@ def _notes(vector: PersonaVector) -> list[str]:
             "general bank.",
         ]
     return []
-
-
-def steer_by(specs: list[str], model: Model, *, allow_other_model: bool = False) -> Steering | None:
-    """Steering from expressions whose names are files, in that order; ``None`` for none."""
-    if not specs:
-        return None
-    parsed = [Spec.parse(text) for text in specs]
-    whole = Spec(terms=tuple(t for p in parsed for t in p.terms), orthogonal=any(p.orthogonal for p in parsed))
-    files = {name: vectors.load(name) for name in whole.names}
-    for vector in files.values():
-        vector.check_model(model, allow_other_model=allow_other_model)
-    return whole.steering(files)
-
-
-def generate(
-    prompts: list[str],
-    model: Model,
-    *,
-    steering: Steering | None = None,
-    sampling: SamplingParams,
-    seed: int = 0,
-    batch: int = 32,
-) -> list[Generation]:
-    """Answer prompts, steered or not."""
-    engine = LocalEngine(model, batch=batch, allow_other_model=True)
-    encoded = [model.encode(ask(p)) for p in prompts]
-    return engine.generate(encoded, sampling, seeds=[seed + i for i in range(len(prompts))], steering=steering)
-
-
-def calibrate_vectors(
-    paths: Sequence[Path],
-    model: Model,
-    source: Sequence[str],
-    plan: Plan,
-    *,
-    shape: str = "auto",
-    out: Path | None = None,
-    allow_other_model: bool = False,
-) -> Calibrated:
-    """Set alarms on normal talk and write them into the vector files at ``paths``, or one vector's into ``out``.
-
-    Run again after a kill, it continues in the first file + ``.calibration``.
-    """
-    if out and len(paths) > 1:
-        raise InvalidArgument(
-            f"{out} cannot take {len(paths)} vectors; leave --out away to write into their own files."
-        )
-    loaded = _on(paths, model, allow_other_model=allow_other_model)
-    targets = [out] if out else list(paths)
-    folder = targets[0].with_name(targets[0].name + ".calibration")
-    data = open_data(list(source), shape=shape, need="assistant" if plan.given else "user")
-    done = calibrate(data, model, loaded, plan, folder)
-    for vector, path in zip(done.vectors, targets, strict=True):
-        vectors.save(vector, path)
-    return done
-
-
-def read_data(
-    source: Sequence[str],
-    paths: Sequence[Path],
-    model: Model,
-    out: Path,
-    *,
-    shape: str = "auto",
-    layer: int | None = None,
-    by: str | None = None,
-    allow_other_model: bool = False,
-) -> table.Done:
-    """Score every answer of a data set by the vectors at ``paths`` and write the table to ``out``; resumes."""
-    loaded = _on(paths, model, allow_other_model=allow_other_model)
-    return table.read(open_data(list(source), shape=shape), model, loaded, out, layer=layer, by=by)
-
-
-def screen_files(
-    data: DataSet,
-    paths: Sequence[Path],
-    model: Model,
-    out: Path,
-    plan: ScreenPlan,
-    *,
-    normal: DataSet | None = None,
-    name: str = "",
-    allow_other_model: bool = False,
-) -> ScreeningSummary:
-    """Screen a data set by the vectors at ``paths`` into the folder ``out``, with ``report.html``; resumes."""
-    with report.naming_the_extra():  # before any work
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    from poise.report.screening import write_screening
-
-    loaded = _on(paths, model, allow_other_model=allow_other_model)
-    summary = screening.screen_data(data, model, loaded, out, plan, normal=normal, name=name)
-    write_screening(summary, out / "report.html")
-    return summary
-
-
-def estimate_screening(
-    data: DataSet,
-    paths: Sequence[Path],
-    model: Model,
-    out: Path,
-    plan: ScreenPlan,
-    *,
-    sample: int = 300,
-    allow_other_model: bool = False,
-) -> MethodComparison:
-    """Try all methods on a random sample of a data set and write ``estimate.json`` into the folder ``out``."""
-    return compare_methods(
-        data, model, _on(paths, model, allow_other_model=allow_other_model), out, plan, sample=sample
-    )
-
-
-def _on(paths: Sequence[Path], model: Model, *, allow_other_model: bool) -> list[PersonaVector]:
-    """Vectors that may be used on the model."""
-    loaded = [vectors.load(path) for path in paths]
-    for vector in loaded:
-        vector.check_model(model, allow_other_model=allow_other_model)
-    return loaded

@@ -52,13 +52,16 @@ def chat(
         from poise import workflows as recipes
         from poise.engine import SamplingParams
         from poise.steer import cautions
+        from poise.vector import load as load_vector
 
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
+        steering = recipes.read_steering(steer or [])
+        vectors = [load_vector(path) for path in watch or []]
         loaded = load_model(model, dtype, device)
-        steering = recipes.steer_by(steer or [], loaded, allow_other_model=allow_other_model)
+        recipes.check_steering(steering, loaded, allow_other_model=allow_other_model)
         for caution in cautions(steering):
             note(f"warning: {caution}")
-        setup, steering = loop.prepare(loaded, sampling, watch or [], steering, allow_other_model=allow_other_model)
+        setup, steering = loop.prepare(loaded, sampling, vectors, steering, allow_other_model=allow_other_model)
     screen = loop.Screen.of_terminal()
     first = setup.watched[:1]
     begun = Dialogue(system=system, steering=steering, tint=first[0].name if first else None, seed=seed)

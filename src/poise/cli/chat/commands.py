@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poise.errors import InvalidArgument, InvalidSteering
+from poise.errors import InvalidArgument, InvalidSteering, OutputExists
 from poise.storage.atomic_write import saving
+from poise.storage.output import same_file
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -161,8 +162,8 @@ def _save(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     path = Path(rest).expanduser() if rest else dialogue.saved
     if path is None:
         raise InvalidArgument("Say where to: /save FILE.")
-    if path.exists() and path != dialogue.saved:
-        raise InvalidArgument(f"{path} is there already; save under another name.")
+    if path.exists() and not (dialogue.saved and same_file(path, dialogue.saved)):
+        raise OutputExists(f"{path} is there already; save under another name.")
     with saving(path) as temporary:
         temporary.write_text(json.dumps(transcript(dialogue, setup)) + "\n", encoding="utf-8")
     turns = len(dialogue.turns)

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console, RenderableType
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from poise.engine import Piece, SamplingParams
     from poise.model import Encoded, Model
     from poise.steer import Steering
+    from poise.vector import PersonaVector
 
 __all__ = ["Screen", "answer", "converse", "prepare"]
 
@@ -32,24 +32,22 @@ PLAIN = {"−": "-", "─": "-", "━": "=", "│": "|", "●": "o", "▲": "^",
 def prepare(
     model: Model,
     sampling: SamplingParams,
-    watch: Sequence[Path],
+    watch: Sequence[PersonaVector],
     steering: Steering | None,
     *,
     allow_other_model: bool = False,
 ) -> tuple[Setup, Steering | None]:
-    """Load what is watched, name every vector, and read each watched trait's normal.
+    """Name every vector, and read each watched trait's normal.
 
     Returns:
         The setup, and the steering with each vector that is also watched as that same object.
     """
-    from poise import vector as vectors
     from poise.monitor.baseline import ordinary
 
-    loaded = [vectors.load(path) for path in watch]
-    for vector in loaded:
+    for vector in watch:
         vector.check_model(model, allow_other_model=allow_other_model)
-    names, steering = named(loaded, steering)
-    own = {name: vector for name, vector in names.items() if any(vector is one for one in loaded)}
+    names, steering = named(watch, steering)
+    own = {name: vector for name, vector in names.items() if any(vector is one for one in watch)}
     watched = tuple(
         Watched(name, vector, probe, (usual := ordinary(vector, probe, model)).mean, usual.spread)
         for (name, vector), probe in ((item, item[1].at("read").probe) for item in own.items())

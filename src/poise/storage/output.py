@@ -1,0 +1,129 @@
+"""Where results may be written: never over an input, nor over a file that this kind of job did not write.
+
+A job says what it would lose by writing over a file, by looking into it; nothing is known by name or by time. All of
+this is asked before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from poise.errors import OutputExists, SaveFailed
+from poise.storage.disk_errors import save_failed
+from poise.storage.lock import other_job
+
+__all__ = ["Loss", "anything", "check_output", "check_output_folder", "check_writable", "same_file"]
+
+Loss = Callable[[Path], str]
+"""What writing over an existing file would lose, as the end of "It holds …"; empty where nothing is lost."""
+
+
+def anything(path: Path) -> str:
+    """For jobs that never write over an existing file, whatever it holds."""
+    return "earlier work"
+
+
+def same_file(first: Path, second: Path) -> bool:
+    """Whether two paths are one file or folder: links, ``./``, and names that differ in case where disks ignore it."""
+    with contextlib.suppress(OSError):
+        return first.samefile(second)
+    return os.path.realpath(first) == os.path.realpath(second)  # at least one of them is not there yet
+
+
+def check_output(out: Path, *, inputs: Iterable[Path] = (), loss: Loss = anything, force: bool = False) -> None:
+    """Check that a file may be written, before any work is done.
+
+    Args:
+        out: The file to write.
+        inputs: What the same job reads.
+        loss: Looks into an existing file.
+        force: Write over it all the same.
+
+    Raises:
+        OutputExists: it is one of the inputs, or something would be lost; says what.
+        SaveFailed: it cannot be written; says why.
+    """
+    check_writable(out)
+    if force or not out.exists():
+        return
+    for path in inputs:
+        if same_file(path, out):
+            raise OutputExists(
+                f"{out} is an input of this job and would be written over; choose another output, or pass `force`."
+            )
+    if lost := loss(out):
+        raise OutputExists(f"{out} exists and holds {lost}; choose another output, or pass `force` to write over it.")
+
+
+def check_output_folder(
+    out: Path,
+    names: Sequence[str],
+    *,
+    job: str,
+    run_folder: Path,
+    marks: Sequence[str] = (),
+    inputs: Iterable[Path] = (),
+    force: bool = False,
+) -> None:
+    """Check that a job's results may be written into a folder, before any work is done.
+
+    Args:
+        out: The folder for the results.
+        names: What the job writes into it.
+        job: The kind of job.
+        run_folder: Where the job keeps its finished work; see ``poise.storage.lock``.
+        marks: Files in ``out`` that only this kind of job leaves, if the run folder does not tell.
+        inputs: What the same job reads.
+        force: Write over existing files all the same.
+
+    Raises:
+        OutputExists: an input would be written over, or files that this kind of job did not write; names them.
+        SaveFailed: the folder cannot be made or written in.
+    """
+    if out.exists() and not out.is_dir():
+        raise SaveFailed(f"Cannot write into {out}: it is not a folder; choose another path.")
+    check_writable(out / "x")
+    if other := other_job(run_folder, job):
+        raise OutputExists(other)
+    if force:
+        return
+    results = [out / name for name in names]
+    for path in inputs:
+        if same_file(path, out) or any(same_file(path, result) for result in results):
+            raise OutputExists(
+                f"{path} is an input of this job and would be written over by its results in {out}; choose another "
+                "output, or pass `force`."
+            )
+    foreign = [result.name for result in results if result.exists()]
+    if (
+        foreign
+        and not any((run_folder / name).exists() for name in ("job", "lock"))
+        and not any((out / mark).exists() for mark in marks)
+    ):
+        raise OutputExists(
+            f"{out} holds {', '.join(foreign)}, not written by `poise {job}`; choose another output, or pass `force` "
+            "to write over them."
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be written at a path, without leaving anything there.
+
+    Raises:
+        SaveFailed: something that is no file lies there, or the disk refuses; says why.
+    """
+    try:
+        if path.is_dir():
+            raise SaveFailed(f"Cannot save {path}: it is a folder; name a file.")
+        if path.exists() and not path.is_file():
+            raise SaveFailed(f"Cannot save {path}: it is not a regular file; choose another path.")
+        folder = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
+        os.close(handle)
+        Path(name).unlink()
+    except OSError as error:
+        raise save_failed(f"Cannot save {path}", error) from error

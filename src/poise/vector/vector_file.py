@@ -1,0 +1,131 @@
+"""The file of a vector: one ``.safetensors`` with the directions, and a header in JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+
+from poise.errors import InvalidVector
+from poise.storage.atomic_write import saving
+from poise.storage.output import check_output
+from poise.vector.header import Header, ModelId
+from poise.vector.persona_vector import PersonaVector
+
+__all__ = ["load", "save", "vector_loss"]
+
+TENSORS = ("directions", "reference_norm")
+
+
+def save(vector: PersonaVector, path: str | Path, *, force: bool = False) -> None:
+    """Write the vector as one ``.safetensors`` file, whole or not at all.
+
+    Args:
+        vector: What to write.
+        path: The file.
+        force: Write over an existing file whatever it holds.
+
+    Raises:
+        OutputExists: the file is no vector of this trait and model, or has a certificate or alarms that this vector
+            lacks.
+        SaveFailed: the disk refused; an earlier file is untouched.
+    """
+    header = vector.header
+    check_output(
+        Path(path),
+        loss=lambda existing: vector_loss(
+            existing,
+            vector.name,
+            model=header.model,
+            certificate=header.certificate is not None,
+            alarms=bool(header.alarms),
+        ),
+        force=force,
+    )
+    document = json.dumps(vector.header.model_dump(mode="json", by_alias=True), ensure_ascii=False, sort_keys=True)
+    tensors = {"directions": vector.directions, "reference_norm": vector.reference_norm}
+    with saving(Path(path)) as temporary:
+        temporary.write_bytes(serialise(tensors, metadata={"poise": document}))
+
+
+def load(path: str | Path) -> PersonaVector:
+    """Read a vector file and validate all of it.
+
+    Raises:
+        InvalidVector: not there, cut short, not finite, or not of this schema; names the file and the fault.
+    """
+    if not Path(path).is_file():
+        raise InvalidVector(
+            f"There is no vector file at {path}; make one with `poise extract TRAIT --model M --out {path}`."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _header(path, file)
+            tensors = {name: file.get_tensor(name) for name in TENSORS}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InvalidVector(
+            f"{path} is cut short or is no safetensors file ({error}); copy or extract it again."
+        ) from error
+    try:
+        return PersonaVector(tensors["directions"], tensors["reference_norm"], header)
+    except InvalidVector as error:
+        raise InvalidVector(f"{path}: {error}") from error
+
+
+def vector_loss(
+    path: Path, trait: str, *, model: ModelId | None = None, certificate: bool = False, alarms: bool = False
+) -> str:
+    """What a vector file would lose if another vector were written over it; see ``poise.storage.output``.
+
+    Args:
+        path: An existing file.
+        trait: Name of the new vector's trait.
+        model: The new vector's model; ``None`` where it is not known yet.
+        certificate: Whether the new vector brings a certificate.
+        alarms: Whether the new vector brings alarms.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _header(path, file)
+    except (SafetensorError, OSError, ValueError, InvalidVector):
+        return "something that is not a vector"
+    if header.trait.name != trait:
+        return f"a vector of another trait, {header.trait.name}"
+    if model is not None and header.model.fingerprint.relation(model.fingerprint) != "same":
+        return f"a vector of another model, {header.model.name}"
+    lost = []
+    if header.certificate is not None and not certificate:
+        lost.append("the certificate of `poise validate`")
+    if header.alarms and not alarms:
+        lost.append("the alarms of `poise calibrate`")
+    return " and ".join(lost) and f"a vector with {' and '.join(lost)}, which would be lost"
+
+
+def _header(path: str | Path, file: Any) -> Header:
+    """The header of an open safetensors file, whose tensors are not read for it.
+
+    Raises:
+        InvalidVector: not a vector of Poise, or of another version.
+    """
+    document, names = (file.metadata() or {}).get("poise"), sorted(file.keys())
+    if document is None or set(names) != set(TENSORS):
+        examples = (", ".join(names[:2]) or "nothing") + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+        raise InvalidVector(
+            f"{path} is a safetensors file, but not a Poise vector (it holds {examples}); make one with "
+            "`poise extract`."
+        )
+    try:
+        return Header.model_validate(json.loads(document))
+    except (ValidationError, ValueError) as error:
+        raise InvalidVector(f"{path} has a header that this version cannot read: {_first(error)}.") from error
+
+
+def _first(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    return str(error)

@@ -1,0 +1,64 @@
+"""Steering from what the user wrote, and answers under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from poise import vector as vectors
+from poise.engine import Generation, SamplingParams
+from poise.engine.static import LocalEngine
+from poise.model import Model, ask
+from poise.steer import Spec, Steering
+
+__all__ = ["check_steering", "generate", "read_steering", "steer_by"]
+
+
+def read_steering(specs: Sequence[str]) -> Steering | None:
+    """Steering from expressions whose names are files, in that order; ``None`` for none. No model is needed.
+
+    Raises:
+        InvalidSteering: an expression cannot be read, or names a layer or strength that its vector does not have.
+        InvalidVector: a file is missing or no vector.
+    """
+    if not specs:
+        return None
+    parsed = [Spec.parse(text) for text in specs]
+    joined = Spec(terms=tuple(t for p in parsed for t in p.terms), orthogonal=any(p.orthogonal for p in parsed))
+    return joined.steering({name: vectors.load(name) for name in joined.names})
+
+
+def steer_by(specs: Sequence[str], model: Model, *, allow_other_model: bool = False) -> Steering | None:
+    """``read_steering``, whose vectors are also checked to be the model's.
+
+    Raises:
+        OtherModel: a vector was computed on another model.
+    """
+    steering = read_steering(specs)
+    check_steering(steering, model, allow_other_model=allow_other_model)
+    return steering
+
+
+def check_steering(steering: Steering | None, model: Model, *, allow_other_model: bool = False) -> None:
+    """Refuse steering by vectors that were computed on another model.
+
+    Raises:
+        OtherModel: names the vector and both models.
+    """
+    for term in steering.terms if steering else ():
+        for vector in (term.vector, *([term.when.vector] if term.when else ())):
+            vector.check_model(model, allow_other_model=allow_other_model)
+
+
+def generate(
+    prompts: list[str],
+    model: Model,
+    *,
+    steering: Steering | None = None,
+    sampling: SamplingParams,
+    seed: int = 0,
+    batch: int = 32,
+) -> list[Generation]:
+    """Answer prompts, steered or not."""
+    engine = LocalEngine(model, batch=batch, allow_other_model=True)
+    encoded = [model.encode(ask(p)) for p in prompts]
+    return engine.generate(encoded, sampling, seeds=[seed + i for i in range(len(prompts))], steering=steering)

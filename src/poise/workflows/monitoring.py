@@ -1,0 +1,96 @@
+"""Alarms on normal talk, and readings of finished conversations, from files to files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from poise import vector as vectors
+from poise.data import open_data
+from poise.errors import InvalidArgument
+from poise.monitor import table
+from poise.monitor.calibrate import Calibrated, Plan, calibrate
+from poise.storage.lock import locked
+from poise.storage.output import check_output, check_writable
+from poise.vector.vector_file import vector_loss
+from poise.workflows.sources import ModelSource, current_vector, load_checked
+
+__all__ = ["calibrate_vectors", "read_data"]
+
+
+def calibrate_vectors(
+    paths: Sequence[Path],
+    model: ModelSource,
+    source: Sequence[str],
+    plan: Plan,
+    *,
+    shape: str = "auto",
+    out: Path | None = None,
+    allow_other_model: bool = False,
+    force: bool = False,
+) -> Calibrated:
+    """Set alarms on normal talk and write them into the vector files at ``paths``, or one vector's into ``out``.
+
+    Run again after a kill, it continues in the first file + ``.calibration``. ``force`` writes over an existing
+    ``out`` whatever it holds.
+
+    Raises:
+        OutputExists: ``out`` would be lost; before the model is loaded, as all that can be checked then.
+        FolderInUse: another run is calibrating this file.
+    """
+    if out and len(paths) > 1:
+        raise InvalidArgument(
+            f"{out} cannot take {len(paths)} vectors; leave `out` away to write into their own files."
+        )
+    opened = [vectors.load(path) for path in paths]
+    targets = [out] if out else list(paths)
+    folder = targets[0].with_name(targets[0].name + ".calibration")
+    data = open_data(list(source), shape=shape, need="assistant" if plan.given else "user")
+    if out:
+        header = opened[0].header
+        certified = header.certificate is not None
+        check_output(
+            out,
+            inputs=[*paths, *data.files],
+            loss=lambda p: vector_loss(p, header.trait.name, model=header.model, certificate=certified, alarms=True),
+            force=force,
+        )
+    for path in targets:
+        check_writable(path)
+    loaded = load_checked(opened, model, allow_other_model=allow_other_model)
+    with locked(folder, "calibrate"):
+        done = calibrate(data, loaded, opened, plan, folder)
+    for vector, path in zip(done.vectors, targets, strict=True):
+        current = vector if out else current_vector(path, vector)
+        vectors.save(current.with_alarms(vector.header.alarms, vector.header.drift), path, force=force)
+    return done
+
+
+def read_data(
+    source: Sequence[str],
+    paths: Sequence[Path],
+    model: ModelSource,
+    out: Path,
+    *,
+    shape: str = "auto",
+    layer: int | None = None,
+    by: str | None = None,
+    allow_other_model: bool = False,
+    force: bool = False,
+) -> table.Done:
+    """Score every answer of a data set by the vectors at ``paths`` and write the table to ``out``; resumes.
+
+    ``force`` writes over an existing file whatever it holds.
+
+    Raises:
+        OutputExists: ``out`` would be lost, or lies in a folder of data; before the model is loaded.
+        FolderInUse: another run is writing this table.
+    """
+    table.check_format(out)
+    opened = [vectors.load(path) for path in paths]
+    data = open_data(list(source), shape=shape)
+    table.check_place(out, data, source, inputs=paths, force=force)
+    for vector in opened:
+        vector.at("read", layer)  # a layer that it lacks
+    loaded = load_checked(opened, model, allow_other_model=allow_other_model)
+    return table.read(data, loaded, opened, out, layer=layer, by=by, force=force)

@@ -1,0 +1,63 @@
+"""Screening of training data by vectors in files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from poise import report
+from poise import vector as vectors
+from poise.data import DataSet
+from poise.screen import pipeline as screening
+from poise.screen.compare_methods import MethodComparison, compare_methods
+from poise.screen.scoring import ScreenSettings
+from poise.screen.summary import ScreeningSummary
+from poise.workflows.sources import ModelSource, load_checked
+
+__all__ = ["estimate_screening", "screen_files"]
+
+
+def screen_files(
+    data: DataSet,
+    paths: Sequence[Path],
+    model: ModelSource,
+    out: Path,
+    plan: ScreenSettings,
+    *,
+    normal: DataSet | None = None,
+    name: str = "",
+    allow_other_model: bool = False,
+    force: bool = False,
+) -> ScreeningSummary:
+    """Screen a data set by the vectors at ``paths`` into the folder ``out``, with ``report.html``; resumes.
+
+    ``force`` writes over files in ``out`` that no screening wrote. All that can be checked without the model is
+    checked before it is loaded.
+    """
+    report.check_extra()
+    from poise.report.screening import write_screening
+
+    opened = [vectors.load(path) for path in paths]
+    screening.check_screening(data, opened, out, plan, normal=normal, inputs=paths, force=force)
+    loaded = load_checked(opened, model, allow_other_model=allow_other_model)
+    summary = screening.screen_data(data, loaded, opened, out, plan, normal=normal, name=name, force=force)
+    write_screening(summary, out / "report.html")
+    return summary
+
+
+def estimate_screening(
+    data: DataSet,
+    paths: Sequence[Path],
+    model: ModelSource,
+    out: Path,
+    plan: ScreenSettings,
+    *,
+    sample: int = 300,
+    allow_other_model: bool = False,
+    force: bool = False,
+) -> MethodComparison:
+    """Try all methods on a random sample of a data set and write ``estimate.json`` into the folder ``out``."""
+    opened = [vectors.load(path) for path in paths]
+    screening.check_screening(data, opened, out, plan, inputs=paths, force=force)
+    loaded = load_checked(opened, model, allow_other_model=allow_other_model)
+    return compare_methods(data, loaded, opened, out, plan, sample=sample)

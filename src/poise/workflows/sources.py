@@ -1,0 +1,41 @@
+"""What whole jobs start from: a model that is loaded last, and vectors as their files have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from poise import vector as vectors
+from poise.errors import InvalidVector
+from poise.model import Model
+from poise.vector import PersonaVector
+
+__all__ = ["ModelSource", "current_vector", "load_checked", "load_now"]
+
+
+ModelSource = Model | Callable[[], Model]
+"""A loaded model, or what loads it: called only once everything else has been checked."""
+
+
+def load_now(model: ModelSource) -> Model:
+    """The model, loaded if it is not yet."""
+    return model() if callable(model) else model
+
+
+def load_checked(opened: Sequence[PersonaVector], model: ModelSource, *, allow_other_model: bool) -> Model:
+    """The model, loaded now, on which the vectors may be used."""
+    loaded = load_now(model)
+    for vector in opened:
+        vector.check_model(loaded, allow_other_model=allow_other_model)
+    return loaded
+
+
+def current_vector(path: Path, vector: PersonaVector) -> PersonaVector:
+    """The vector as its file has it now: while this job ran, another may have added a certificate or alarms."""
+    try:
+        current = vectors.load(path)
+    except InvalidVector:
+        return vector
+    return current if torch.equal(current.directions, vector.directions) else vector
