@@ -128,9 +128,8 @@ def gate_command(
     from poise.shift.report import load_report
 
     checked = read_limits(limits)
-    if out:
-        summary, junit = summary or out / "gate.md", junit or out / "gate.xml"
-    _check_outputs(summary, junit, [limits, measured, *(vector or ()), *map(Path, data or ())], force=force)
+    inputs = [limits, measured, *(vector or ()), *map(Path, data or ())]
+    summary, junit = _check_outputs(summary, junit, out, inputs, force=force)
     if measured is not None:
         if base or tuned or vector or data:
             raise InvalidArgument(
@@ -143,7 +142,6 @@ def gate_command(
         )
     else:
         amount = {"questions": questions, "rollouts": rollouts, "max_new_tokens": max_new_tokens, "batch": batch}
-        generation = GenerationOptions(temperature=temperature, seed=seed, **amount)
         options = MeasurementOptions(
             base=base,
             tuned=tuned or [],
@@ -153,7 +151,7 @@ def gate_command(
             capability=capability or [],
             capability_limit=capability_limit,
             layer=layer,
-            generation=generation,
+            generation=GenerationOptions(temperature=temperature, seed=seed, **amount),
             device=DeviceOptions(dtype=dtype, device=device, allow_other_model=allow_other_model),
             force=force,
         )
@@ -174,17 +172,22 @@ def _finish(result: GateResult, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _check_outputs(summary: Path | None, junit: Path | None, inputs: list[Path | None], *, force: bool) -> None:
-    """Check before any measurement that the files for people and machines can be written."""
+def _check_outputs(
+    summary: Path | None, junit: Path | None, out: Path | None, inputs: list[Path | None], *, force: bool
+) -> tuple[Path | None, Path | None]:
+    """The files for people and machines, checked before any measurement to be such as can be written."""
     from poise.shift.limits import JUNIT_BEGINS, MARKDOWN_BEGINS
     from poise.storage.output import check_output, same_file
 
+    if out:
+        summary, junit = summary or out / "gate.md", junit or out / "gate.xml"
     if summary and junit and same_file(summary, junit):
         raise InvalidArgument(f"{summary} is both `summary` and `junit`; name two files.")
     for path, begins in ((summary, MARKDOWN_BEGINS), (junit, JUNIT_BEGINS)):
         if path is not None:
             read = [file for file in inputs if file]
             check_output(path, inputs=read, loss=partial(_foreign_summary, begins), force=force)
+    return summary, junit
 
 
 def _foreign_summary(begins: str, path: Path) -> str:
