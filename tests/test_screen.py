@@ -618,7 +618,7 @@ class TestAScreening:
 
         monkeypatch.setattr(job, "load_judges", lambda spec, vectors, model, cache: [Fake()] * len(vectors))
         found = run(
-            mixed(tmp_path / "rows.jsonl"), model, two, tmp_path / "out", rule=FlaggingRule(top=5), judge="fake"
+            mixed(tmp_path / "rows.jsonl"), model, two, tmp_path / "out", rule=FlaggingRule(top=5), judge="exemplars"
         )
         assert asked == [10, 10]
         assert (found.judge, found.judged) == ("fake", 20)

@@ -132,9 +132,7 @@ def gate_command(
     summary, junit = _check_outputs(summary, junit, out, inputs, force=force)
     if measured is not None:
         if base or tuned or vector or data:
-            raise InvalidArgument(
-                "Give --measured, or --base, --vector and --tuned or --data to measure now; not both."
-            )
+            raise InvalidArgument("Give --measured, or --base, --vector and --tuned or --data to measure; not both.")
         result = gate(load_report(measured), checked)
     elif not (base and vector and out and (tuned or data)):
         raise InvalidArgument(
