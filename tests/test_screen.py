@@ -655,7 +655,7 @@ class TestAScreening:
             run(data, model, [two[0], two[0]], tmp_path / "out")
         with pytest.raises(InvalidArgument, match="no judge"):
             run(data, model, two, tmp_path / "out", judge="nobody")
-        with pytest.raises(SaveFailed, match="Cannot use the run folder"):
+        with pytest.raises(SaveFailed, match="it is not a folder"):
             run(data, model, two, written(tmp_path / "a file", []))
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
         with pytest.raises(MissingExtra, match=r"poise\[data\]"):
