@@ -25,18 +25,18 @@ from poise.engine.static import LocalEngine
 from poise.errors import TooFewResponses
 from poise.extract import extract
 from poise.model import Model, load
-from poise.monitor import alarmed
-from poise.monitor.calibrate import Facts, alarms
-from poise.monitor.readings import NAMES
-from poise.monitor.reference_readings import Normal, own
+from poise.monitor import raised_alarms
+from poise.monitor.calibrate import AlarmSource, set_alarms
+from poise.monitor.readings import READING_NAMES
+from poise.monitor.reference_readings import ReferenceReadings, read_generated_answers
 from poise.statistics.conformal import exact_interval
-from poise.statistics.cusum import chart, step
+from poise.statistics.cusum import cusum_step, fit_cusum
 from poise.storage.journal import Journal
 from poise.trait import library
 from poise.vector import Alarm, PersonaVector
 
 RATES = (0.01, 0.05)
-FACTS = Facts("own", 0, 1.0, "", "", 0)
+FACTS = AlarmSource("own", 0, 1.0, "", "", 0)
 Counted = dict[tuple[str, str, float], int]  # trait, reading, rate: alarms
 
 
@@ -66,7 +66,7 @@ def main(data: Path, name: str, tokens: int, each: int | None, keep: Path | None
         ways += [count(found, mine) for found in (alarms_of(only(fit, lambda t, topic=topic: t == topic), traits),
                                                   alarms_of(others, traits))]  # fmt: skip
         for rate in RATES:
-            for reading in NAMES:
+            for reading in READING_NAMES:
                 cells = [spread([way.get((t, reading, rate)) for t in traits], len(mine.readings)) for way in ways]
                 if any(ways[0].get((t, reading, rate)) is not None for t in traits):
                     print(f"| {topic} | {len(mine.readings)} | {rate:.0%} | {reading} | {' | '.join(cells)} |")
@@ -84,7 +84,7 @@ def main(data: Path, name: str, tokens: int, each: int | None, keep: Path | None
 
 def answered(
     model: Model, vectors: list[PersonaVector], data: Path, tokens: int, each: int | None, keep: Path | None
-) -> Normal:
+) -> ReferenceReadings:
     """Readings of the model's own answers to the prompts of each file, at most ``each`` a file, drawn at random."""
     talk: list[Conversation] = []
     for path in sorted(data.glob("*.jsonl")):
@@ -94,7 +94,7 @@ def answered(
         talk += rows
     talk = [replace(c, index=i) for i, c in enumerate(talk)]
     journal = Journal(keep / "readings.jsonl" if keep else None)
-    found = own(
+    found = read_generated_answers(
         talk,
         LocalEngine(model, batch=32),
         model,
@@ -105,44 +105,48 @@ def answered(
     return replace(found, topics=tuple(Path(talk[i].file).stem for i in found.conversations))
 
 
-def pick(normal: Normal, rows: Iterable[int]) -> Normal:
+def pick(normal: ReferenceReadings, rows: Iterable[int]) -> ReferenceReadings:
     rows = list(rows)
     readings, conversations = (tuple(x[i] for i in rows) for x in (normal.readings, normal.conversations))
-    return Normal(readings, conversations, tuple(normal.topics[i] for i in rows))
+    return ReferenceReadings(readings, conversations, tuple(normal.topics[i] for i in rows))
 
 
-def halves(normal: Normal, seed: int) -> tuple[Normal, Normal]:
+def halves(normal: ReferenceReadings, seed: int) -> tuple[ReferenceReadings, ReferenceReadings]:
     order = np.random.default_rng(seed).permutation(len(normal.readings)).tolist()
     return pick(normal, order[::2]), pick(normal, order[1::2])
 
 
-def only(normal: Normal, wanted: Callable[[str | None], bool]) -> Normal:
+def only(normal: ReferenceReadings, wanted: Callable[[str | None], bool]) -> ReferenceReadings:
     return pick(normal, [i for i, topic in enumerate(normal.topics) if wanted(topic)])
 
 
-def alarms_of(normal: Normal, traits: list[str]) -> dict[str, list[Alarm]]:
+def alarms_of(normal: ReferenceReadings, traits: list[str]) -> dict[str, list[Alarm]]:
     """Alarms at each rate that so many answers can bear."""
     found: dict[str, list[Alarm]] = {trait: [] for trait in traits}
     plain = replace(normal, topics=(None,) * len(normal.readings))
     for column, trait in enumerate(traits):
         for rate in RATES:
             try:
-                found[trait] += alarms(plain, column, 0, [rate], FACTS)[0]
+                found[trait] += set_alarms(plain, column, 0, [rate], FACTS)[0]
             except TooFewResponses:
                 continue
     return found
 
 
-def count(set_on: dict[str, list[Alarm]], test: Normal) -> Counted:
-    counted: Counted = {(trait, a.reading, a.rate): 0 for trait, own in set_on.items() for a in own}
+def count(set_on: dict[str, list[Alarm]], test: ReferenceReadings) -> Counted:
+    counted: Counted = {
+        (trait, a.reading, a.rate): 0
+        for trait, read_generated_answers in set_on.items()
+        for a in read_generated_answers
+    }
     names = list(set_on)
     for readings in test.readings:
-        for raised in alarmed(readings, list(set_on.values())):
+        for raised in raised_alarms(readings, list(set_on.values())):
             counted[names[raised.column], raised.alarm.reading, raised.alarm.rate] += 1
     return counted
 
 
-def overall(set_on: dict[str, list[Alarm]], fit: Normal, test: Normal, traits: list[str]) -> None:
+def overall(set_on: dict[str, list[Alarm]], fit: ReferenceReadings, test: ReferenceReadings, traits: list[str]) -> None:
     """One table a rate, and how often any alarm at all is raised."""
     counted, m = count(set_on, test), len(test.readings)
     for rate in RATES:
@@ -158,7 +162,7 @@ def overall(set_on: dict[str, list[Alarm]], fit: Normal, test: Normal, traits: l
         low, high = betabinom.ppf([0.025, 0.975], m, k, first.n_answers + 1 - k)
         for trait in traits:
             cells = []
-            for reading in NAMES:
+            for reading in READING_NAMES:
                 x = counted[trait, reading, rate]
                 interval = exact_interval(x, m)
                 inside += low <= x <= high
@@ -166,7 +170,7 @@ def overall(set_on: dict[str, list[Alarm]], fit: Normal, test: Normal, traits: l
             print(f"| {trait} | {' | '.join(cells)} |")
         print(f"\n{inside} of {3 * len(traits)} counts within {low:.0f} to {high:.0f}, where 95 % are expected.")
         own = [[a for a in set_on[t] if a.rate == rate] for t in traits]
-        any_ = sum(bool(alarmed(r, own)) for r in test.readings)
+        any_ = sum(bool(raised_alarms(r, own)) for r in test.readings)
         print(f"At least one of the {3 * len(traits)} alarms: {100 * any_ / m:.1f} % of the answers.")
 
 
@@ -177,14 +181,14 @@ def spread(counts: list[int | None], n: int) -> str:
     return f"{np.median(shares):.1f} [{min(shares):.1f}, {max(shares):.1f}]"
 
 
-def drift(fit: Normal, test: Normal, traits: list[str], passes: int = 50) -> None:
+def drift(fit: ReferenceReadings, test: ReferenceReadings, traits: list[str], passes: int = 50) -> None:
     """Average run length on the other half: many random orders one after another, and topic after topic."""
     print("\nDrift: CUSUM of the answers' means, set for a false alarm every 1,000 answers.\n")
     print("| trait | h | interval | answers to a false alarm, random order | alarms when topic follows topic |")
     print("|---|---|---|---|---|")
     rng = np.random.default_rng(0)
     for column, trait in enumerate(traits):
-        made = chart(fit.column("mean", column)[0])
+        made = fit_cusum(fit.column("mean", column)[0])
         assert made is not None
         values = test.column("mean", column)[0]
         orders = np.concatenate([rng.permutation(values) for _ in range(passes)])
@@ -193,7 +197,7 @@ def drift(fit: Normal, test: Normal, traits: list[str], passes: int = 50) -> Non
         for sequence in (orders, np.array([x for x in by_topic if np.isfinite(x)])):
             s, alarm_count = 0.0, 0
             for x in sequence.tolist():
-                s, alarm = step(s, x, mean=made.mean, sd=made.sd, k=made.k, h=made.h)
+                s, alarm = cusum_step(s, x, mean=made.mean, sd=made.sd, k=made.k, h=made.h)
                 s, alarm_count = (0.0, alarm_count + 1) if alarm else (s, alarm_count)
             raised.append(alarm_count)
         mean_run = f"{len(orders) / raised[0]:.0f}" if raised[0] else f"over {len(orders)}"

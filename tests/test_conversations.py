@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.data import Conversation, Rejected, Rejections, Turn, last_user, open_data, turns
+from poise.data import Conversation, RejectedRow, Rejections, Turn, last_user, open_data, turns
 from poise.data import formats as files
 from poise.errors import InvalidArgument, InvalidData, MissingExtra, SaveFailed
 
@@ -41,13 +41,13 @@ def lines(path: Path, *rows: Row | bytes) -> Path:
     return path
 
 
-def said(found: Conversation | Rejected) -> list[tuple[str, str]]:
+def said(found: Conversation | RejectedRow) -> list[tuple[str, str]]:
     assert isinstance(found, Conversation), found
     return [(message["role"], message["content"]) for message in found.messages]
 
 
 def reasons(path: Path, **options: Any) -> list[str]:
-    return [row.reason for row in open_data(path, **options) if isinstance(row, Rejected)]
+    return [row.reason for row in open_data(path, **options) if isinstance(row, RejectedRow)]
 
 
 CHATS = [
@@ -150,7 +150,7 @@ class TestAShape:
         rows = [{"messages": None, "text": "t"}, b"rubbish\n", {"messages": chat("Hi", "Ho"), "text": "t"}, b"{\n"]
         data = open_data(lines(tmp_path / "a.jsonl", *rows))
         assert data.shape == "messages"
-        assert [type(row) for row in data] == [Rejected, Rejected, Conversation, Rejected]
+        assert [type(row) for row in data] == [RejectedRow, RejectedRow, Conversation, RejectedRow]
 
     def test_takes_alpaca_when_only_some_rows_have_an_input(self, tmp_path: Path) -> None:
         rows = [{"instruction": "Sing.", "output": "La"}] * 3 + [{"instruction": "Add.", "input": "1", "output": "2"}]
@@ -416,9 +416,9 @@ class TestARowThatCannotBeUsed:
     def test_is_rejected_with_the_reason_and_the_rest_is_read(self, name: str, tmp_path: Path) -> None:
         row, reason = BROKEN[name]
         found = list(open_data(lines(tmp_path / "a.jsonl", GOOD, b"\n", row, GOOD)))
-        assert [type(row) for row in found] == [Conversation, Rejected, Conversation]
+        assert [type(row) for row in found] == [Conversation, RejectedRow, Conversation]
         rejected = found[1]
-        assert isinstance(rejected, Rejected)
+        assert isinstance(rejected, RejectedRow)
         assert rejected.reason.startswith(reason)
         assert (rejected.row, rejected.line, rejected.index) == (1, 3, 1)
 
@@ -435,11 +435,11 @@ class TestARowThatCannotBeUsed:
         monkeypatch.setattr(files, "ROW_LIMIT", 2**10)
         path = lines(tmp_path / "a.jsonl", GOOD, long, GOOD)
         assert [getattr(row, "kind", "") for row in open_data(path)] == ["", "too long", ""]
-        assert [row.line for row in open_data(path) if isinstance(row, Rejected)] == [2]
+        assert [row.line for row in open_data(path) if isinstance(row, RejectedRow)] == [2]
         table = write_csv(tmp_path / "a.csv", [PAIRS[0], {**PAIRS[0], "response": "x" * 10_000}, PAIRS[0]])
         found = list(open_data(table))
         assert isinstance(found[0], Conversation)
-        assert isinstance(found[1], Rejected)
+        assert isinstance(found[1], RejectedRow)
         assert isinstance(found[-1], Conversation)
 
     def test_repeats_little_of_its_text(self, tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ class TestARowThatCannotBeUsed:
             b'"over\ntwo lines",Ho\n"never closed,Ho\nHi,Ho\n'
         )
         found = list(open_data(path))
-        assert [(row.line, row.kind) for row in found if isinstance(row, Rejected)] == [
+        assert [(row.line, row.kind) for row in found if isinstance(row, RejectedRow)] == [
             (4, "broken CSV"),
             (5, "broken CSV"),
             (6, "empty turn"),
@@ -481,7 +481,9 @@ class TestARowThatCannotBeUsed:
         found = list(open_data(path))
         assert [type(row) for row in found[:2]] == [Conversation, Conversation]
         assert found[2:]
-        assert all(isinstance(row, Rejected) and row.reason.startswith(reason) and row.line == 3 for row in found[2:])
+        assert all(
+            isinstance(row, RejectedRow) and row.reason.startswith(reason) and row.line == 3 for row in found[2:]
+        )
 
     def test_in_a_list_may_be_one_that_is_not_utf8(self, tmp_path: Path) -> None:
         path = write_bytes(
@@ -524,7 +526,7 @@ class TestAFileThatBreaksOff:
         *good, last = data
         assert [said(row)[0][1] for row in good] == [row["messages"][0]["content"] for row in UNLIKE[:whole]]
         assert whole > 10
-        assert isinstance(last, Rejected)
+        assert isinstance(last, RejectedRow)
         assert (last.kind, last.row, last.index, last.line) == ("cut short", whole, whole, None)
         assert list(data.iterate(whole + 1)) == []
         assert data.count() == whole + 1
@@ -550,7 +552,7 @@ class TestAFileThatBreaksOff:
         write_bytes(tmp_path / name, packed[: len(packed) * 9 // 10])
         *before, last, after = open_data(tmp_path)
         assert {type(row) for row in before} == {Conversation}
-        assert isinstance(last, Rejected)
+        assert isinstance(last, RejectedRow)
         assert last.kind == "cut short"
         assert isinstance(after, Conversation), "the next file is read"
         assert after.index == last.index + 1
@@ -559,7 +561,7 @@ class TestAFileThatBreaksOff:
         packed = gzip.compress(jsonl(UNLIKE))
         *good, last = open_data(write_bytes(tmp_path / "a.jsonl.gz", packed[:-8] + b"checksum"))
         assert [type(row) for row in good] == [Conversation] * len(UNLIKE)
-        assert isinstance(last, Rejected)
+        assert isinstance(last, RejectedRow)
         assert last.kind == "damaged"
 
     def test_in_parquet_loses_a_row_group_and_not_the_next(self, tmp_path: Path) -> None:
@@ -572,7 +574,7 @@ class TestAFileThatBreaksOff:
         path.write_bytes(data)
         opened = open_data(path)
         found = list(opened)
-        bad = [row for row in found if isinstance(row, Rejected)]
+        bad = [row for row in found if isinstance(row, RejectedRow)]
         assert [(row.kind, row.row) for row in bad] == [("damaged", 20)]
         assert [row.row for row in found] == [*range(21), *range(40, 60)]
         assert list(opened.iterate(21)) == found[21:]

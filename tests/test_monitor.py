@@ -27,15 +27,15 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, InvalidData, InvalidSteering, MissingExtra, TooFewResponses
 from poise.model import Encoded, Model, ask, load
-from poise.monitor import Readings, Watcher, alarmed, in_force, sum_up
+from poise.monitor import AlarmWatcher, AnswerReadings, alarms_in_force, raised_alarms, summarize_projections
 from poise.monitor import reference_readings as normals
-from poise.monitor.calibrate import Facts, Plan, alarms, calibrate, drift
-from poise.monitor.table import Table, read
-from poise.statistics.cusum import chart, run_length, step
+from poise.monitor.calibrate import AlarmSource, CalibrationSettings, calibrate_alarms, set_alarms, set_drift_chart
+from poise.monitor.table import TableWriter, write_readings_table
+from poise.statistics.cusum import average_run_length, cusum_step, fit_cusum
 from poise.storage.journal import Journal
 from poise.vector import Alarm, Drift, PersonaVector
 
-FACTS = Facts("own", 8, 1.0, "normal.jsonl", "0" * 64, 0)
+FACTS = AlarmSource("own", 8, 1.0, "normal.jsonl", "0" * 64, 0)
 
 
 @pytest.fixture(scope="module")
@@ -130,17 +130,17 @@ class TestDrift:
     def test_has_the_published_average_run_lengths(
         self, k: float, h: float, shift: float, published: float, within: float
     ) -> None:
-        assert run_length(normal_law(shift), k, h) == pytest.approx(published, rel=within)
+        assert average_run_length(normal_law(shift), k, h) == pytest.approx(published, rel=within)
 
     def test_has_the_run_length_that_a_simulation_of_skewed_readings_has(self) -> None:
         rng = np.random.default_rng(0)
         x = rng.exponential(size=400)
-        made = chart(x, arl=200)
+        made = fit_cusum(x, arl=200)
         assert made is not None
         assert made.arl == pytest.approx(200, rel=0.02)
         runs, s, n = [], 0.0, 0
         for value in rng.choice(x, size=200_000):
-            s, raised = step(s, value, mean=made.mean, sd=made.sd, k=made.k, h=made.h)
+            s, raised = cusum_step(s, value, mean=made.mean, sd=made.sd, k=made.k, h=made.h)
             n += 1
             if raised:
                 runs.append(n)
@@ -149,45 +149,45 @@ class TestDrift:
 
     def test_finds_a_shift_of_one_spread_within_a_score_of_answers(self) -> None:
         rng = np.random.default_rng(1)
-        made = chart(rng.normal(3, 2, size=1000))
+        made = fit_cusum(rng.normal(3, 2, size=1000))
         assert made is not None
         s, raised, n = 0.0, False, 0
         while not raised:
-            s, raised = step(s, rng.normal(5, 2), mean=made.mean, sd=made.sd, k=made.k, h=made.h)
+            s, raised = cusum_step(s, rng.normal(5, 2), mean=made.mean, sd=made.sd, k=made.k, h=made.h)
             n += 1
         assert n < 30
 
     def test_states_an_interval_that_more_answers_narrow(self) -> None:
         rng = np.random.default_rng(2)
-        few, many = chart(rng.normal(size=150)), chart(rng.normal(size=3000))
+        few, many = fit_cusum(rng.normal(size=150)), fit_cusum(rng.normal(size=3000))
         assert few is not None
         assert many is not None
         assert few.low < 1000 < few.high
         assert many.high / many.low < few.high / few.low
 
     def test_has_no_chart_where_nothing_varies(self) -> None:
-        assert chart([2.0] * 200) is chart([0.1] * 7) is chart([2.0]) is chart([]) is None
+        assert fit_cusum([2.0] * 200) is fit_cusum([0.1] * 7) is fit_cusum([2.0]) is fit_cusum([]) is None
 
 
 class TestReadings:
     def test_are_prompt_mean_and_the_highest_window_of_eight(self) -> None:
         answer = [0.0] * 10 + [8.0] + [1.0] * 8 + [0.0] * 5  # one odd token and a stretch
-        found = sum_up(torch.tensor([[7.0, -1.0], *([a, -a] for a in answer)]))
+        found = summarize_projections(torch.tensor([[7.0, -1.0], *([a, -a] for a in answer)]))
         assert (found.prompt, found.tokens) == ((7.0, -1.0), 24)
         assert found.mean == pytest.approx((16 / 24, -16 / 24))
         best = max(sum(answer[i : i + 8]) / 8 for i in range(17))
         assert found.peak == pytest.approx((best, 0.0))
 
     def test_of_a_short_answer_have_its_mean_as_peak(self) -> None:
-        found = sum_up(torch.tensor([[0.0], [1.0], [3.0]]))
+        found = summarize_projections(torch.tensor([[0.0], [1.0], [3.0]]))
         assert found.mean == found.peak == (2.0,)
 
     def test_of_an_empty_answer_are_missing_and_raise_nothing(self) -> None:
-        found = sum_up(torch.tensor([[5.0]]))
+        found = summarize_projections(torch.tensor([[5.0]]))
         assert found.prompt == (5.0,)
         assert math.isnan(found.mean[0])
         assert math.isnan(found.peak[0])
-        raised = alarmed(found, [[alarm("prompt", 4.0), alarm("mean", -1e9), alarm("peak", -1e9)]])
+        raised = raised_alarms(found, [[alarm("prompt", 4.0), alarm("mean", -1e9), alarm("peak", -1e9)]])
         assert [r.alarm.reading for r in raised] == ["prompt"]
 
     def test_while_generating_are_those_of_the_finished_text(self, model: Model, two: list[PersonaVector]) -> None:
@@ -195,12 +195,12 @@ class TestReadings:
         generated = LocalEngine(model).generate(prompts, SamplingParams(12), probes=probes)
         for prompt, answer in zip(prompts, generated, strict=True):
             assert answer.readings is not None
-            live = sum_up(answer.readings)
+            live = summarize_projections(answer.readings)
             whole = Encoded((*prompt.ids, *answer.ids), len(prompt.ids), len(prompt.ids) + len(answer.ids))
             later = project(model, [whole], probes)[0][whole.start - 1 : whole.end]
             assert live.prompt == pytest.approx(later[0].tolist(), abs=1e-4)
             assert live.mean == pytest.approx(later[1:].mean(0).tolist(), abs=1e-4)
-            assert live.peak == pytest.approx(sum_up(later).peak, abs=1e-4)
+            assert live.peak == pytest.approx(summarize_projections(later).peak, abs=1e-4)
 
 
 class TestProbes:
@@ -232,44 +232,44 @@ class TestAlarms:
         everywhere, other_rate = alarm(), alarm(rate=0.05)
         sea, prompt = alarm(topic="sea", threshold=1.0), alarm("prompt", topic="land")
         set_on = [everywhere, sea, other_rate, prompt]
-        assert in_force(set_on) == [everywhere, other_rate]
-        assert in_force(set_on, "sea") == [sea, other_rate]
-        assert in_force(set_on, "land") == [everywhere, other_rate, prompt]
-        assert in_force(reversed(set_on), "sea") == [other_rate, sea]
+        assert alarms_in_force(set_on) == [everywhere, other_rate]
+        assert alarms_in_force(set_on, "sea") == [sea, other_rate]
+        assert alarms_in_force(set_on, "land") == [everywhere, other_rate, prompt]
+        assert alarms_in_force(reversed(set_on), "sea") == [other_rate, sea]
 
     def test_are_raised_by_what_passes_them_in_its_own_column(self) -> None:
-        readings = Readings((1.0, 5.0), (2.0, 5.0), (3.0, 5.0), 9)
+        readings = AnswerReadings((1.0, 5.0), (2.0, 5.0), (3.0, 5.0), 9)
         own = [[alarm("prompt", 1.5), alarm("mean", 1.5)], [alarm("peak", 4.9), alarm("peak", 5.1, rate=0.001)]]
-        raised = alarmed(readings, own)
+        raised = raised_alarms(readings, own)
         assert [(r.column, r.alarm.reading, r.value, r.token) for r in raised] == [
             (0, "mean", 2.0, 9),
             (1, "peak", 5.0, 9),
         ]
 
     def test_are_not_raised_by_what_equals_them(self) -> None:
-        assert alarmed(Readings((1.0,), (1.0,), (1.0,), 5), [[alarm(threshold=1.0)]]) == []
+        assert raised_alarms(AnswerReadings((1.0,), (1.0,), (1.0,), 5), [[alarm(threshold=1.0)]]) == []
 
     @pytest.mark.parametrize("seed", range(20))
     def test_of_an_answer_that_is_coming_are_those_of_the_finished_one(self, seed: int) -> None:
         rng = torch.Generator().manual_seed(seed)
         values = torch.randn((1 + seed * 2, 2), generator=rng)
         own = [[alarm(r, t) for r, t in (("prompt", 0.0), ("mean", 0.1), ("peak", 0.5))]] * 2
-        watcher = Watcher(own)
+        watcher = AlarmWatcher(own)
         raised = [r for row in values.split(3) for r in watcher.see(row)]
         early = {(r.column, r.alarm.reading) for r in raised}
         late = watcher.end()
         assert "mean" not in {reading for _, reading in early}
         assert len({(r.column, r.alarm) for r in [*raised, *late]}) == len([*raised, *late])
-        wanted = {(r.column, r.alarm.reading) for r in alarmed(sum_up(values), own)}
+        wanted = {(r.column, r.alarm.reading) for r in raised_alarms(summarize_projections(values), own)}
         assert early | {(r.column, r.alarm.reading) for r in late} == wanted
 
     def test_of_a_peak_are_raised_at_the_token_that_completes_the_window(self) -> None:
-        watcher = Watcher([[alarm("prompt", 0.5), alarm("peak", 0.9)]])
+        watcher = AlarmWatcher([[alarm("prompt", 0.5), alarm("peak", 0.9)]])
         assert [r.alarm.reading for r in watcher.see(torch.ones(1, 1))] == ["prompt"]
         assert watcher.see(torch.ones(7, 1)) == []
         assert [(r.alarm.reading, r.token) for r in watcher.see(torch.ones(3, 1))] == [("peak", 8)]
         assert watcher.end() == []
-        assert Watcher([[alarm()]]).end() == []
+        assert AlarmWatcher([[alarm()]]).end() == []
 
     def test_are_kept_in_the_vector_file_and_missing_from_old_ones(self, model: Model, tmp_path: Path) -> None:
         made = Drift(
@@ -295,9 +295,11 @@ class TestAlarms:
         assert vectors.Header.model_validate(old).drift is None
 
 
-def calibrated(model: Model, own: list[PersonaVector], path: Path, plan: Plan, folder: Path | None = None) -> Any:
-    data = open_data(path, need="assistant" if plan.given else "user")
-    return calibrate(data, model, own, plan, folder)
+def calibrated(
+    model: Model, own: list[PersonaVector], path: Path, plan: CalibrationSettings, folder: Path | None = None
+) -> Any:
+    data = open_data(path, need="assistant" if plan.read_given_answers else "user")
+    return calibrate_alarms(data, model, own, plan, folder)
 
 
 class TestCalibration:
@@ -305,12 +307,12 @@ class TestCalibration:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         path = write(tmp_path / "normal.jsonl", talk(60))
-        done = calibrated(model, two, path, Plan((0.1, 0.2), sampling=SamplingParams(10), seed=3))
-        assert len(done.normal.readings) == 60
+        done = calibrated(model, two, path, CalibrationSettings((0.1, 0.2), sampling=SamplingParams(10), seed=3))
+        assert len(done.reference.readings) == 60
         for column, vector in enumerate(done.vectors):
             assert len(vector.header.alarms) == 6
             for a in vector.header.alarms:
-                values = np.array([r.of(a.reading)[column] for r in done.normal.readings])
+                values = np.array([r.of(a.reading)[column] for r in done.reference.readings])
                 assert np.sum(values > a.threshold) == math.floor(61 * a.rate) - 1
                 assert (a.n_answers, a.n_conversations, a.answers, a.max_new_tokens) == (60, 60, "own", 10)
                 assert (a.temperature, a.data, a.seed, a.layer) == (1.0, "normal.jsonl", 3, vector.at("read").layer)
@@ -321,55 +323,59 @@ class TestCalibration:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         path = write(tmp_path / "normal.jsonl", talk(40, exchanges=3))
-        done = calibrated(model, two, path, Plan((0.1,), given=True))
+        done = calibrated(model, two, path, CalibrationSettings((0.1,), read_given_answers=True))
         a = done.vectors[0].header.alarms[0]
         assert (a.n_answers, a.n_conversations, a.answers, a.temperature) == (120, 40, "given", None)
-        assert a.max_new_tokens == max(r.tokens for r in done.normal.readings)
+        assert a.max_new_tokens == max(r.tokens for r in done.reference.readings)
         one = next(iter(open_data(path)))
         answer = turns(one)[1]  # type: ignore[arg-type]
         text = model.encode(answer.history, answer.answer)
         alone = project(model, [text], tiny.probes(two))[0][text.start - 1 : text.end]
-        assert done.normal.readings[1].mean == pytest.approx(alone[1:].mean(0).tolist(), abs=1e-4)
+        assert done.reference.readings[1].mean == pytest.approx(alone[1:].mean(0).tolist(), abs=1e-4)
 
     def test_by_topic_adds_a_topics_own_thresholds_where_it_can_bear_them(
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         rows = [row for row in talk(60) if row["source"] == "sea"] + [{**talk(1)[0], "source": "rare"}]
         path = write(tmp_path / "normal.jsonl", rows)
-        done = calibrated(model, two[:1], path, Plan((0.1,), given=True, by="source"))
+        done = calibrated(model, two[:1], path, CalibrationSettings((0.1,), read_given_answers=True, by="source"))
         topics = {a.topic for a in done.vectors[0].header.alarms}
         assert topics == {None, "sea"}
-        assert list(done.without) == ["rare"]
-        assert "there are 1" in done.without["rare"]
+        assert list(done.topics_without_alarms) == ["rare"]
+        assert "there are 1" in done.topics_without_alarms["rare"]
         with pytest.raises(InvalidArgument, match=r"No row has a field 'subject' .* fields: source"):
-            calibrated(model, two[:1], path, Plan((0.1,), given=True, by="subject"))
+            calibrated(model, two[:1], path, CalibrationSettings((0.1,), read_given_answers=True, by="subject"))
 
     def test_refuses_a_rate_before_anything_is_generated(
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         path = write(tmp_path / "normal.jsonl", talk(30))
         with pytest.raises(TooFewResponses, match=r"needs 122 normal answers .* there are 30"):
-            calibrated(model, two, path, Plan((0.1, 0.01)), tmp_path / "run")
+            calibrated(model, two, path, CalibrationSettings((0.1, 0.01)), tmp_path / "run")
         assert not (tmp_path / "run" / "readings.jsonl").exists()
         with pytest.raises(InvalidArgument, match="limit is 0"):
-            Plan(limit=0)
+            CalibrationSettings(limit=0)
 
     def test_asks_each_prompt_once_and_leaves_out_what_has_no_room(self, model: Model, tmp_path: Path) -> None:
         long = {"messages": [{"role": "user", "content": "why " * 300}]}
         path = write(tmp_path / "normal.jsonl", [*talk(5), *talk(5), long])
         data = open_data(path, need="user")
-        chosen = normals.sample(data, 100, rejections=Rejections())
+        chosen = normals.draw_conversations(data, 100, rejections=Rejections())
         probes = tiny.probes([tiny.vector(model)])
-        found = normals.own(chosen, LocalEngine(model), model, probes, SamplingParams(4), journal=Journal(None))
+        found = normals.read_generated_answers(
+            chosen, LocalEngine(model), model, probes, SamplingParams(4), journal=Journal(None)
+        )
         assert len(found.readings) == 5
         assert found.left_out == {"asked already": 5, "longer than the model's window": 1}
         with pytest.raises(InvalidArgument, match="leave no room for a prompt in the window"):
-            normals.own(chosen, LocalEngine(model), model, probes, SamplingParams(256), journal=Journal(None))
+            normals.read_generated_answers(
+                chosen, LocalEngine(model), model, probes, SamplingParams(256), journal=Journal(None)
+            )
 
     def test_draws_at_most_so_many_from_all_over_the_data(self, tmp_path: Path) -> None:
         data = open_data(write(tmp_path / "normal.jsonl", talk(200)))
         one, again, other = (
-            [c.index for c in normals.sample(data, 50, seed=s, rejections=Rejections())] for s in (0, 0, 1)
+            [c.index for c in normals.draw_conversations(data, 50, seed=s, rejections=Rejections())] for s in (0, 0, 1)
         )
         assert one == again == sorted(set(one))
         assert len(one) == 50
@@ -380,7 +386,10 @@ class TestCalibration:
     def test_resumed_computes_only_what_is_missing_and_ends_the_same(
         self, model: Model, two: list[PersonaVector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path, plan = write(tmp_path / "normal.jsonl", talk(40)), Plan((0.1,), sampling=SamplingParams(6), batch=8)
+        path, plan = (
+            write(tmp_path / "normal.jsonl", talk(40)),
+            CalibrationSettings((0.1,), sampling=SamplingParams(6), batch=8),
+        )
         unbroken = calibrated(model, two, path, plan, tmp_path / "a")
         calibrated(model, two, path, plan, tmp_path / "b")
         journal = tmp_path / "b" / "readings.jsonl"
@@ -401,7 +410,9 @@ class TestCalibration:
     def test_answers_the_same_whatever_watches(self, model: Model, two: list[PersonaVector]) -> None:
         prompts = [model.encode(ask(s)) for s in tiny.SENTENCES]
         alone, both = (
-            normals.answer(LocalEngine(model), model, prompts, SamplingParams(8), tiny.probes(v), journal=Journal(None))
+            normals.generate_and_read(
+                LocalEngine(model), model, prompts, SamplingParams(8), tiny.probes(v), journal=Journal(None)
+            )
             for v in (two[:1], two)
         )
         assert [r.mean[0] for r in alone] == pytest.approx([r.mean[0] for r in both], abs=1e-5)
@@ -409,19 +420,22 @@ class TestCalibration:
     def test_sets_a_drift_chart_on_a_hundred_conversations_and_none_on_fewer(self) -> None:
         rng = np.random.default_rng(0)
         values = rng.normal(2, 3, size=120)
-        readings = tuple(Readings((0.0,), (v,), (v,), 5) for v in values.tolist())
-        made = drift(normals.Normal(readings, tuple(range(120)), (None,) * 120), 0, 7)
+        readings = tuple(AnswerReadings((0.0,), (v,), (v,), 5) for v in values.tolist())
+        made = set_drift_chart(normals.ReferenceReadings(readings, tuple(range(120)), (None,) * 120), 0, 7)
         assert made is not None
         assert (made.mean, made.sd) == pytest.approx((values.mean(), values.std(ddof=1)))
         assert (made.layer, made.reading, made.n_answers) == (7, "mean", 120)
         assert made.arl == pytest.approx(1000, rel=0.05)
-        assert drift(normals.Normal(readings, tuple(i // 2 for i in range(120)), (None,) * 120), 0, 7) is None
+        assert (
+            set_drift_chart(normals.ReferenceReadings(readings, tuple(i // 2 for i in range(120)), (None,) * 120), 0, 7)
+            is None
+        )
 
     def test_leaves_missing_readings_out_of_the_count(self) -> None:
-        nothing = Readings((0.0,), (math.nan,), (math.nan,), 0)
-        some = tuple(Readings((float(i),), (float(i),), (float(i),), 5) for i in range(30))
-        talked = normals.Normal((*some, nothing, nothing), tuple(range(32)), (None,) * 32)
-        found, _ = alarms(talked, 0, 1, [0.1], FACTS)
+        nothing = AnswerReadings((0.0,), (math.nan,), (math.nan,), 0)
+        some = tuple(AnswerReadings((float(i),), (float(i),), (float(i),), 5) for i in range(30))
+        talked = normals.ReferenceReadings((*some, nothing, nothing), tuple(range(32)), (None,) * 32)
+        found, _ = set_alarms(talked, 0, 1, [0.1], FACTS)
         assert {a.reading: a.n_answers for a in found} == {"prompt": 32, "mean": 30, "peak": 30}
 
 
@@ -438,7 +452,7 @@ MENDABLE = [
 
 
 def scored(model: Model, own: list[PersonaVector], data: Path, out: Path, **options: Any) -> Any:
-    return read(open_data(data), model, own, out, **options)
+    return write_readings_table(open_data(data), model, own, out, **options)
 
 
 class TestATable:
@@ -456,7 +470,7 @@ class TestATable:
         for number, one in enumerate(open_data(data)):
             for turn in turns(one):  # type: ignore[arg-type]
                 text = model.encode(turn.history, turn.answer)
-                wanted = sum_up(project(model, [text], probes)[0][text.start - 1 : text.end])
+                wanted = summarize_projections(project(model, [text], probes)[0][text.start - 1 : text.end])
                 for column in range(2):
                     row = rows[number * 4 + turn.number * 2 + column]
                     for reading in ("prompt", "mean", "peak"):
@@ -589,9 +603,9 @@ class TestATableThatWasCutOff:
         )
         own = [tiny.vector(model).with_alarms([alarm("mean", 0.5)], made)]
         whole = scored(model, own, data, tmp_path / "a.jsonl")
-        append, windows = Table.append, 0
+        append, windows = TableWriter.append, 0
 
-        def killed(self: Table, *args: Any) -> None:
+        def killed(self: TableWriter, *args: Any) -> None:
             nonlocal windows
             windows += 1
             if windows == 2:
@@ -601,12 +615,12 @@ class TestATableThatWasCutOff:
             append(self, *args)
 
         for _ in range(2):  # killed in the same window twice
-            monkeypatch.setattr(Table, "append", killed)
+            monkeypatch.setattr(TableWriter, "append", killed)
             windows = 0 if not (tmp_path / "b.jsonl.run").exists() else 1
             with pytest.raises(KeyboardInterrupt):
                 scored(model, own, data, tmp_path / "b.jsonl")
             assert not (tmp_path / "b.jsonl").exists()
-        monkeypatch.setattr(Table, "append", append)
+        monkeypatch.setattr(TableWriter, "append", append)
         resumed = scored(model, own, data, tmp_path / "b.jsonl")
         assert resumed.began_at > 0
         assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
@@ -618,10 +632,10 @@ class TestATableThatWasCutOff:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         out = tmp_path / "t.jsonl"
-        table = Table(out, "another job")
+        table = TableWriter(out, "another job")
         table.append([{"of": "another job"}], 7)
         table.close()
-        table = Table(out, "another job")
+        table = TableWriter(out, "another job")
         assert table.start == 7
         table.close()
         done = scored(model, two, write(tmp_path / "log.jsonl", talk(3)), out)
@@ -633,9 +647,9 @@ class TestATableThatWasCutOff:
         data = write(tmp_path / "log.jsonl", self.rows())
         program = (
             "import sys, tiny; from pathlib import Path\n"
-            "from poise.data import open_data; from poise.monitor.table import read\n"
+            "from poise.data import open_data; from poise.monitor.table import write_readings_table\n"
             "model = tiny.model('llama'); data, out = map(Path, sys.argv[1:])\n"
-            "read(open_data(data), model, [tiny.vector(model)], out)\n"
+            "write_readings_table(open_data(data), model, [tiny.vector(model)], out)\n"
         )
 
         out = tmp_path / "t.jsonl"

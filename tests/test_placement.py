@@ -22,8 +22,8 @@ from poise.engine import SamplingParams
 from poise.errors import InvalidArgument, InvalidSteering
 from poise.model import Model, ask
 from poise.monitor import table
-from poise.monitor.calibrate import Plan as CalibrationPlan
-from poise.monitor.calibrate import calibrate
+from poise.monitor.calibrate import CalibrationSettings as CalibrationPlan
+from poise.monitor.calibrate import calibrate_alarms
 from poise.screen.dataset_map import ColumnScorer
 from poise.screen.scoring import ScreeningRun
 from poise.screen.scoring import ScreenSettings as ScreenSettings
@@ -90,7 +90,7 @@ def by_shift(vector: PersonaVector, model: Model, **_: Any) -> list[int]:
 
 
 def by_table(vector: PersonaVector, model: Model, talk: DataSet, tmp_path: Path, **_: Any) -> list[int]:
-    table.read(talk, model, [vector], tmp_path / "readings.jsonl")
+    table.write_readings_table(talk, model, [vector], tmp_path / "readings.jsonl")
     return sorted({json.loads(line)["layer"] for line in (tmp_path / "readings.jsonl").read_text().splitlines()})
 
 
@@ -102,7 +102,7 @@ def by_training(file: Path, **_: Any) -> list[int]:
 
 
 def by_calibration(vector: PersonaVector, model: Model, talk: DataSet, **_: Any) -> list[int]:
-    [again] = calibrate(talk, model, [vector], CalibrationPlan(rates=(0.1,), given=True)).vectors
+    [again] = calibrate_alarms(talk, model, [vector], CalibrationPlan(rates=(0.1,), read_given_answers=True)).vectors
     return sorted({a.layer for a in again.header.alarms})
 
 

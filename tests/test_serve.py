@@ -17,7 +17,7 @@ import tiny
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.model import Model
-from poise.monitor import sum_up
+from poise.monitor import summarize_projections
 from poise.serve.server import Running
 from poise.steer import Spec
 
@@ -212,8 +212,12 @@ class TestSteeringAndWatching:
             assert told["readings"][name] == pytest.approx(readings[1:, column].tolist(), abs=1e-4)
             pushed = (told["push"][name] or {"response": 0.0})["response"]  # the summary is of what is said
             assert (pushed != 0) == (steer in ("up=0.3", "up=-0.4", "down=0.3"))
-            assert told["summary"][name]["mean"] == pytest.approx(sum_up(readings).mean[column] - pushed, abs=1e-4)
-            assert told["summary"][name]["peak"] == pytest.approx(sum_up(readings).peak[column] - pushed, abs=1e-4)
+            assert told["summary"][name]["mean"] == pytest.approx(
+                summarize_projections(readings).mean[column] - pushed, abs=1e-4
+            )
+            assert told["summary"][name]["peak"] == pytest.approx(
+                summarize_projections(readings).peak[column] - pushed, abs=1e-4
+            )
 
     def test_stream_the_prompts_reading_before_the_first_token(self, client: openai.OpenAI) -> None:
         body = {"poise": {"steer": "up=0.3", "watch": ["down"]}}

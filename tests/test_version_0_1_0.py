@@ -105,7 +105,7 @@ def test_a_validation_goes_on_from_its_answers(old: Path) -> None:
 
 @pytest.mark.usefixtures("no_generation")
 def test_a_screening_that_was_cut_off_ends_with_the_same_files(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "WINDOW", 8)
+    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 8)
     first = sorted((old / "half" / ".run").glob("*/part-*.npz"))
     assert len(first) == 2
     for shard in first:

@@ -24,14 +24,14 @@ from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
     from poise.data import Rejections
-    from poise.monitor.calibrate import Calibrated
-    from poise.monitor.table import Done
+    from poise.monitor.calibrate import Calibration
+    from poise.monitor.table import FinishedTable
 
-__all__ = ["calibrate", "read"]
+__all__ = ["calibrate_command", "read_command"]
 
-SHOWN = 5  # topics that a note names
+TOPICS_SHOWN = 5  # topics that a note names
 
-Shape = Annotated[
+DataShapeOption = Annotated[
     str,
     typer.Option(
         "--shape",
@@ -39,17 +39,17 @@ Shape = Annotated[
         help="What the columns are, e.g. messages, sharegpt, pairs:question,answer; otherwise found in the first rows.",
     ),
 ]
-Layer = Annotated[
+ReadingLayer = Annotated[
     int | None,
     typer.Option("--layer", metavar="I", min=0, help="Read there; otherwise where each vector is watched."),
 ]
 
 
-By = Annotated[
+TopicField = Annotated[
     str | None,
     typer.Option("--by", metavar="FIELD", help="Tell topics apart by this field of the rows: each has its own alarms."),
 ]
-Normal = Annotated[
+NormalConversations = Annotated[
     list[str],
     typer.Option(
         "--normal",
@@ -58,35 +58,35 @@ Normal = Annotated[
         show_default=False,
     ),
 ]
-Rates = Annotated[
+AlarmRates = Annotated[
     list[float] | None,
     typer.Option("--rate", metavar="R", help="False alarms a normal answer, 0.01 unless said. Several: an alarm each."),
 ]
-Given = Annotated[
+GivenAnswers = Annotated[
     bool, typer.Option("--given", help="Read the answers in the data instead of having the model answer itself.")
 ]
-Out = Annotated[
+VectorOut = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="Write there, not into the vector's own file."),
 ]
-Limit = Annotated[
+ConversationLimit = Annotated[
     int, typer.Option("--limit", metavar="N", min=1, help="Most conversations, drawn at random from the data.")
 ]
 
 
-def calibrate(
+def calibrate_command(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE", dir_okay=False, help="Vector files.", show_default=False)
     ],
     model: ModelName,
-    normal: Normal,
-    rate: Rates = None,
-    given: Given = False,
-    by: By = None,
-    layer: Layer = None,
-    out: Out = None,
-    shape: Shape = "auto",
-    limit: Limit = 2000,
+    normal: NormalConversations,
+    rate: AlarmRates = None,
+    given: GivenAnswers = False,
+    by: TopicField = None,
+    layer: ReadingLayer = None,
+    out: VectorOut = None,
+    shape: DataShapeOption = "auto",
+    limit: ConversationLimit = 2000,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 1.0,
     seed: Seed = 0,
@@ -109,10 +109,10 @@ def calibrate(
     with working():
         from poise import workflows as recipes
         from poise.engine import SamplingParams
-        from poise.monitor.calibrate import Plan
+        from poise.monitor.calibrate import CalibrationSettings
 
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
-        plan = Plan(tuple(rate or [0.01]), given, by, layer, sampling, limit, batch, seed)
+        plan = CalibrationSettings(tuple(rate or [0.01]), given, by, layer, sampling, limit, batch, seed)
         done = recipes.calibrate_vectors(
             files,
             partial(load_model, model, dtype, device),
@@ -123,17 +123,18 @@ def calibrate(
             allow_other_model=allow_other_model,
             force=force,
         )
-    for topic, why in list(done.without.items())[:SHOWN]:
-        note(f"{_plain(topic)} goes by the alarms of all topics: {why}")
-    if len(done.without) > SHOWN:
-        note(f"{len(done.without) - SHOWN:,} more topics have none; those of all topics are used there.")
+    for topic, why in list(done.topics_without_alarms.items())[:TOPICS_SHOWN]:
+        note(f"{_printable(topic)} goes by the alarms of all topics: {why}")
+    if len(done.topics_without_alarms) > TOPICS_SHOWN:
+        more = len(done.topics_without_alarms) - TOPICS_SHOWN
+        note(f"{more:,} more topics have none; those of all topics are used there.")
     if as_json:
-        facts.print_json(_calibrated_facts(done))
+        facts.print_json(_calibration_json(done))
     else:
-        _show_calibrated(done)
+        _show_calibration(done)
 
 
-def read(
+def read_command(
     data: Annotated[
         list[str],
         typer.Argument(
@@ -156,9 +157,9 @@ def read(
             show_default=False,
         ),
     ],
-    shape: Shape = "auto",
-    layer: Layer = None,
-    by: By = None,
+    shape: DataShapeOption = "auto",
+    layer: ReadingLayer = None,
+    by: TopicField = None,
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -188,27 +189,27 @@ def read(
             force=force,
         )
     if as_json:
-        facts.print_json(_read_facts(done))
+        facts.print_json(_table_json(done))
     else:
-        _show_read(done)
+        _show_table(done)
 
 
-def _calibrated_facts(done: Calibrated) -> dict[str, Any]:
+def _calibration_json(done: Calibration) -> dict[str, Any]:
     return {
         "read": done.how,
-        "answers": len(done.normal.readings),
-        "left_out": dict(done.normal.left_out),
+        "answers": len(done.reference.readings),
+        "left_out": dict(done.reference.left_out),
         "rows": done.rejections.rows,
         "rejected": dict(done.rejections.kinds),
         "rejected_list": str(done.rejections.path) if len(done.rejections) else None,
-        "without": done.without,
+        "without": done.topics_without_alarms,
         "vectors": [
             {"trait": v.name, **v.header.model_dump(mode="json", include={"alarms", "drift"})} for v in done.vectors
         ],
     }
 
 
-def _show_calibrated(done: Calibrated) -> None:
+def _show_calibration(done: Calibration) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -220,7 +221,7 @@ def _show_calibrated(done: Calibrated) -> None:
         table = Table("Reading", "Rate", "95 % interval", "Alarm above", "Answers", "Topic", box=box.SIMPLE_HEAD)
         for a in vector.header.alarms:
             cells = (a.reading, f"{a.rate:.3g}", f"{a.low:.4f} to {a.high:.4f}", f"{a.threshold:.4g}", str(a.n_answers))
-            table.add_row(*cells, "all" if a.topic is None else Text(_plain(a.topic)))
+            table.add_row(*cells, "all" if a.topic is None else Text(_printable(a.topic)))
         drift = vector.header.drift
         found = (
             f"Drift: CUSUM of the answers' means, alarm above {drift.h:.3g} standard deviations; a false one every "
@@ -229,16 +230,16 @@ def _show_calibrated(done: Calibrated) -> None:
             else "Drift: no chart, for want of 100 conversations"
         )
         render.show([f"{vector.name}, layer {vector.header.alarms[0].layer} of {vector.layers}", table, found, ""])
-    left = _plain(", ".join(f"{n} {why}" for why, n in done.normal.left_out.items()))
+    left = _printable(", ".join(f"{n} {why}" for why, n in done.reference.left_out.items()))
     render.show(
         [
             "Each rate is of one reading alone; several together raise more alarms.",
-            f"Data: {_sifted(done.rejections)}" + (f"; not read: {left}" if left else ""),
+            f"Data: {_rejection_summary(done.rejections)}" + (f"; not read: {left}" if left else ""),
         ]
     )
 
 
-def _read_facts(done: Done) -> dict[str, Any]:
+def _table_json(done: FinishedTable) -> dict[str, Any]:
     counts = done.counts
     return {
         "out": str(done.out),
@@ -255,12 +256,12 @@ def _read_facts(done: Done) -> dict[str, Any]:
     }
 
 
-def _show_read(done: Done) -> None:
+def _show_table(done: FinishedTable) -> None:
     typer.echo(done.out)
     counts = done.counts
     note(done.how)
     unread = "".join(f"; {n:,} not read ({why})" for why, n in counts.unread.items())
-    note(f"{counts.turns:,} answers{unread}; {_sifted(done.rejections)}")
+    note(f"{counts.turns:,} answers{unread}; {_rejection_summary(done.rejections)}")
     if counts.cut:
         note(f"{counts.cut:,} answers were read without their earliest turns, which the model's window cannot hold.")
     for trait, alarms in counts.alarms.items():
@@ -270,10 +271,10 @@ def _show_read(done: Done) -> None:
         note(f"{counts.longer:,} answers are longer than those the alarms were set on; their peaks promise nothing.")
 
 
-def _sifted(rejections: Rejections) -> str:
+def _rejection_summary(rejections: Rejections) -> str:
     return f"{rejections}, listed in {rejections.path}" if len(rejections) else str(rejections)
 
 
-def _plain(text: str) -> str:
+def _printable(text: str) -> str:
     """What data says, without signs that move the cursor."""
     return "".join(c for c in text if c.isprintable())

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from poise.screen.summary import ScreeningSummary, TraitSummary
     from poise.statistics.estimates import Estimate
 
-__all__ = ["screen"]
+__all__ = ["screen_command"]
 
 _FLAGS = "What is flagged"
 _DATA = "How the data are read"
 
 
-Data = Annotated[
+ScreenedData = Annotated[
     list[str],
     typer.Argument(
         metavar="DATA",
@@ -43,7 +43,7 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-How = Annotated[
+MethodName = Annotated[
     Literal["difference", "prompt", "raw"],
     typer.Option(
         "--method",
@@ -51,7 +51,7 @@ How = Annotated[
         "token, without writing. raw: the answer alone.",
     ),
 ]
-Rate = Annotated[
+FlaggingRate = Annotated[
     float | None,
     typer.Option(
         "--rate",
@@ -60,7 +60,7 @@ Rate = Annotated[
         rich_help_panel=_FLAGS,
     ),
 ]
-Normal = Annotated[
+NormalData = Annotated[
     list[str] | None,
     typer.Option(
         "--normal",
@@ -69,7 +69,7 @@ Normal = Annotated[
         rich_help_panel=_FLAGS,
     ),
 ]
-Top = Annotated[
+FlaggedCount = Annotated[
     int | None,
     typer.Option(
         "--top",
@@ -79,7 +79,7 @@ Top = Annotated[
         rich_help_panel=_FLAGS,
     ),
 ]
-Threshold = Annotated[
+ScoreThreshold = Annotated[
     float | None,
     typer.Option("--threshold", metavar="X", help="Flag what scores above X.", rich_help_panel=_FLAGS),
 ]
@@ -100,8 +100,8 @@ EstimateOnly = Annotated[
         "--estimate", help="Only try the methods on a sample: how far they agree, and how long each would take."
     ),
 ]
-Sample = Annotated[int, typer.Option("--sample", metavar="N", min=20, help="Answers for --estimate.")]
-Shape = Annotated[
+EstimateSample = Annotated[int, typer.Option("--sample", metavar="N", min=20, help="Answers for --estimate.")]
+TrainingShape = Annotated[
     str,
     typer.Option(
         "--shape",
@@ -113,7 +113,7 @@ Shape = Annotated[
 NormalShape = Annotated[
     str, typer.Option("--normal-shape", metavar="SHAPE", help="The same for --normal.", rich_help_panel=_DATA)
 ]
-Broken = Annotated[
+BrokenShare = Annotated[
     float,
     typer.Option(
         "--broken",
@@ -128,24 +128,24 @@ EngineName = Annotated[
 ]
 
 
-def screen(
-    data: Data,
+def screen_command(
+    data: ScreenedData,
     vector: Vectors,
     model: ModelName,
     out: OutFolder,
-    method: How = "difference",
-    rate: Rate = None,
-    normal: Normal = None,
-    top: Top = None,
-    threshold: Threshold = None,
+    method: MethodName = "difference",
+    rate: FlaggingRate = None,
+    normal: NormalData = None,
+    top: FlaggedCount = None,
+    threshold: ScoreThreshold = None,
     judge: SecondJudge = None,
     fix: Fix = False,
     estimate: EstimateOnly = False,
-    sample: Sample = 300,
+    sample: EstimateSample = 300,
     layer: Layer = None,
-    shape: Shape = "auto",
+    shape: TrainingShape = "auto",
     normal_shape: NormalShape = "auto",
-    broken: Broken = 0.2,
+    broken: BrokenShare = 0.2,
     max_new_tokens: MaxNewTokens = 256,
     seed: Seed = 0,
     engine: EngineName = "local",
@@ -185,17 +185,17 @@ def screen(
             name = ", ".join(data)
             done = recipes.screen_files(opened, vector, load, out, plan, normal=usual, name=name, **allowed)
     if as_json:
-        facts.print_json(tried.model_dump(mode="json") if estimate else _facts(done, out))
+        facts.print_json(tried.model_dump(mode="json") if estimate else _summary_json(done, out))
     elif estimate:
-        _show_estimate(tried)
+        _show_comparison(tried)
     else:
-        _show(done, out)
+        _show_summary(done, out)
 
 
-def _facts(done: ScreeningSummary, out: Path) -> dict[str, Any]:
+def _summary_json(done: ScreeningSummary, out: Path) -> dict[str, Any]:
     return {
         "out": str(out),
-        "files": {path.stem: str(path) for path in _files(done, out)},
+        "files": {path.stem: str(path) for path in _output_files(done, out)},
         "method": done.method,
         "rows": done.rows,
         "answers": done.units,
@@ -226,12 +226,12 @@ def _facts(done: ScreeningSummary, out: Path) -> dict[str, Any]:
     }
 
 
-def _files(done: ScreeningSummary, out: Path) -> list[Path]:
+def _output_files(done: ScreeningSummary, out: Path) -> list[Path]:
     names = ("scores.parquet", "clean.jsonl", "flagged.jsonl", "fixed.jsonl", "rejected.jsonl", "summary.json")
     return [path for path in (out / name for name in (*names, "report.html")) if path.exists()]
 
 
-def _show(done: ScreeningSummary, out: Path) -> None:
+def _show_summary(done: ScreeningSummary, out: Path) -> None:
     from rich import box
     from rich.table import Table
 
@@ -243,9 +243,9 @@ def _show(done: ScreeningSummary, out: Path) -> None:
     for t in done.traits:
         table.add_row(
             t.trait,
-            _figure(t.mean),
-            _figure(t.normal),
-            _above(t),
+            _estimate_cell(t.mean),
+            _estimate_cell(t.normal),
+            _threshold_cell(t),
             f"{t.flagged:,}",
         )
     rules: dict[str, str] = {}
@@ -268,12 +268,12 @@ def _show(done: ScreeningSummary, out: Path) -> None:
             *([f"{done.cut:,} answers were read without their earliest turns."] if done.cut else []),
             *done.notes,
             "",
-            *(str(path) for path in _files(done, out)),
+            *(str(path) for path in _output_files(done, out)),
         ]
     )
 
 
-def _show_estimate(tried: MethodComparison) -> None:
+def _show_comparison(tried: MethodComparison) -> None:
     from rich import box
     from rich.table import Table
 
@@ -282,11 +282,11 @@ def _show_estimate(tried: MethodComparison) -> None:
     table = Table("Trait", "Method", "Rank correlation", "Same top 10 %", "Same top 1 %", box=box.SIMPLE_HEAD)
     means: dict[str, list[str]] = {}
     for one in tried.agreement:
-        means.setdefault(one.trait, []).append(f"{one.method} {_figure(one.mean)}")
+        means.setdefault(one.trait, []).append(f"{one.method} {_estimate_cell(one.mean)}")
         if one.method != "difference":
             figures = (one.spearman, one.top_tenth, one.top_hundredth)
-            table.add_row(one.trait, one.method, *(_figure(figure) for figure in figures))
-    took = (f"{method} {'not timed' if s is None else _clock(s)}" for method, s in tried.seconds.items())
+            table.add_row(one.trait, one.method, *(_estimate_cell(figure) for figure in figures))
+    took = (f"{method} {'not timed' if s is None else _duration(s)}" for method, s in tried.seconds.items())
     render.show(
         [
             f"{tried.sampled:,} of {tried.answers:,} answers by each method. How the cheap ones agree with difference:",
@@ -297,13 +297,13 @@ def _show_estimate(tried: MethodComparison) -> None:
     )
 
 
-def _above(t: TraitSummary) -> str:
+def _threshold_cell(t: TraitSummary) -> str:
     """The threshold, or the range of those by length."""
     values = [band.threshold for band in t.bands] or [x for x in (t.threshold,) if x is not None]
     return " to ".join(dict.fromkeys(f"{x:.3g}" for x in (min(values), max(values)))) if values else "–"
 
 
-def _figure(of: Estimate | None) -> str:
+def _estimate_cell(of: Estimate | None) -> str:
     if of is None or of.value is None:
         return "–"
     if of.low is None or of.high is None:
@@ -311,7 +311,7 @@ def _figure(of: Estimate | None) -> str:
     return f"{of.value:.3g} [{of.low:.2g}, {of.high:.2g}]"
 
 
-def _clock(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,6 +1,6 @@
 """Data files as conversations: chat logs, question and answer tables, instruction sets, plain text.
 
-Rows stream in the data's order, one :class:`Conversation` each; a row that cannot be used is a :class:`Rejected`
+Rows stream in the data's order, one :class:`Conversation` each; a row that cannot be used is a :class:`RejectedRow`
 with its place and the reason, never an exception. Knows nothing of models.
 
     messages       the values, and a conversation's turns
@@ -17,7 +17,7 @@ with its place and the reason, never an exception. Knows nothing of models.
 from __future__ import annotations
 
 from poise.data.dataset import DataSet, open_data
-from poise.data.messages import Conversation, Message, Need, Rejected, Turn, last_user, turns
+from poise.data.messages import Conversation, Message, Need, RejectedRow, Turn, last_user, turns
 from poise.data.rejected import Rejections
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "DataSet",
     "Message",
     "Need",
-    "Rejected",
+    "RejectedRow",
     "Rejections",
     "Turn",
     "last_user",

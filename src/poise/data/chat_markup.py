@@ -13,16 +13,16 @@ from poise.data.turn_parsing import ROLES, split_thought
 
 __all__ = ["has_markup", "parse_markup"]
 
-_NAMED = r"(?:human|user|assistant|system|prompter|bot|gpt)"
+_ROLE_NAMES = r"(?:human|user|assistant|system|prompter|bot|gpt)"
 _PATTERNS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = (
     # (where a turn begins, what ends it)
     (re.compile(r"<\|im_start\|>\s*(\w+)[ \t]*\n?"), re.compile(r"\s*<\|im_end\|>\s*\Z")),
     (re.compile(r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>\s*"), re.compile(r"\s*<\|eot_id\|>\s*\Z")),
     (re.compile(r"<start_of_turn>\s*(\w+)[ \t]*\n?"), re.compile(r"\s*<end_of_turn>\s*\Z")),
     (re.compile(r"<\|(user|assistant|system)\|>\s*"), re.compile(r"\s*(?:<\|end\|>|</s>|<\|endoftext\|>)\s*\Z")),
-    (re.compile(rf"#{{2,3}}\s*({_NAMED})\s*:\s*", re.I), re.compile(r"\s*(?:</s>|<\|endoftext\|>)?\s*\Z")),
+    (re.compile(rf"#{{2,3}}\s*({_ROLE_NAMES})\s*:\s*", re.I), re.compile(r"\s*(?:</s>|<\|endoftext\|>)?\s*\Z")),
     (re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|System)\s*:[ \t]*"), re.compile(r"\s*\Z")),
-    (re.compile(rf"(?:\A|\n)\s*({_NAMED.upper()})\s*:[ \t]*"), re.compile(r"\s*(?:</s>)?\s*\Z")),
+    (re.compile(rf"(?:\A|\n)\s*({_ROLE_NAMES.upper()})\s*:[ \t]*"), re.compile(r"\s*(?:</s>)?\s*\Z")),
 )
 _INSTRUCT = re.compile(
     r"\[INST\](?:\s*<<SYS>>(.*?)<</SYS>>)?(.*?)\[/INST\](.*?)(?=(?:</s>\s*)?(?:<s>\s*)?\[INST\]|(?:</s>)?\s*\Z)", re.S
@@ -34,7 +34,7 @@ _ALPACA = re.compile(
 )
 _ANY = re.compile(
     rf"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(?:user|assistant)\|>|\[/INST\]"
-    rf"|^#{{2,3}}\s*(?:{_NAMED}|Instruction|Response)\s*:|(?:\A|\n\n)\s*(?:Human|Assistant):",
+    rf"|^#{{2,3}}\s*(?:{_ROLE_NAMES}|Instruction|Response)\s*:|(?:\A|\n\n)\s*(?:Human|Assistant):",
     re.M | re.I,
 )
 

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from poise.data import hub
-from poise.data.formats import KNOWN, Reader, Value, is_known, parse, reader
-from poise.data.messages import Conversation, Need, Rejected
+from poise.data.formats import KNOWN, RowReader, RowValue, is_known, parse_json_line, row_reader
+from poise.data.messages import Conversation, Need, RejectedRow
 from poise.data.readers import DataShape, ShapeRequest, detect_shape, parse_shape_request, read_row
 from poise.data.turn_parsing import excerpt
 from poise.errors import InvalidData, InvalidRow
 
-__all__ = ["DataSet", "Part", "open_data"]
+__all__ = ["DataPart", "DataSet", "open_data"]
 
-SAMPLE = 100  # rows that say what shape a file has
+DETECTION_ROWS = 100  # rows that say what shape a file has
 _NAMED = 3  # files that a summary names
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DataPart:
     """One file of a data set, or one set of the Hugging Face library.
 
     Attributes:
@@ -40,7 +40,7 @@ class Part:
 
     name: str
     paths: tuple[Path, ...]
-    read: Reader
+    read: RowReader
     shape: DataShape
 
 
@@ -54,7 +54,7 @@ class DataSet:
         stated: Whether the user said the shape.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[DataPart, ...]
     need: Need
     stated: bool
 
@@ -75,13 +75,13 @@ class DataSet:
         ways: dict[str, list[str]] = {}
         for part in self.parts:
             ways.setdefault(str(part.shape), []).append(part.name)
-        source = "as stated" if self.stated else f"found in the first {SAMPLE} rows"
+        source = "as stated" if self.stated else f"found in the first {DETECTION_ROWS} rows"
         return "\n".join(f"{_listed(names)}: {way} ({source})" for way, names in ways.items())
 
-    def __iter__(self) -> Iterator[Conversation | Rejected]:
+    def __iter__(self) -> Iterator[Conversation | RejectedRow]:
         return self.iterate()
 
-    def iterate(self, start: int = 0) -> Iterator[Conversation | Rejected]:
+    def iterate(self, start: int = 0) -> Iterator[Conversation | RejectedRow]:
         """Every row from index ``start`` on, in order, as a conversation or as the reason why it is none.
 
         Rows before ``start`` are passed over without being decoded, in Parquet without being read.
@@ -111,7 +111,7 @@ class DataSet:
                     found.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
         return found.hexdigest()
 
-    def _rows(self, part: Part, first: int, skip: int) -> Generator[Conversation | Rejected, None, int]:
+    def _rows(self, part: DataPart, first: int, skip: int) -> Generator[Conversation | RejectedRow, None, int]:
         """One part's rows after ``skip``; ``first`` is the index of its row 0."""
         items, used = part.read(skip), part.shape.used
         while True:
@@ -120,9 +120,9 @@ class DataSet:
             except StopIteration as end:
                 return int(end.value)
             try:
-                content = read_row(part.shape, _columns(value), self.need)
+                content = read_row(part.shape, _to_columns(value), self.need)
             except InvalidRow as bad:
-                yield Rejected(part.name, row, first + row, line, str(bad))
+                yield RejectedRow(part.name, row, first + row, line, str(bad))
             else:
                 raw: Any = value  # a row that cannot be read was raised
                 yield Conversation(
@@ -147,56 +147,58 @@ def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto",
     """
     request = parse_shape_request(shape, need)
     sources = [source] if isinstance(source, str | Path) else source
-    found = {place[0]: place for one in sources for place in _places(str(one))}  # each file once
-    parts: list[Part] = []
+    found = {place[0]: place for one in sources for place in _locate_source(str(one))}  # each file once
+    parts: list[DataPart] = []
     unfit: dict[str, list[str]] = {}
     for name, paths, rows in found.values():
         try:
-            parts.append(Part(name, paths, rows, _shape(name, rows, request, need)))
+            parts.append(DataPart(name, paths, rows, _detect_shape(name, rows, request, need)))
         except InvalidData as error:
             unfit.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
     if unfit:
         lines = [f"{_listed(names)}: {complaint}" for complaint, names in unfit.items()]
         raise InvalidData(lines[0] if len(lines) == 1 else "\n  ".join(["Several files cannot be read:", *lines]))
     if not any(part.shape.columns for part in parts):
-        columns = _sample(parts[0].name, parts[0].read)[0]
+        columns = _first_rows(parts[0].name, parts[0].read)[0]
         raise InvalidData(f"No file has the shape {request}: {parts[0].name} has the columns {_names(columns)}.")
     return DataSet(tuple(parts), need, request.kind is not None)
 
 
-Place = tuple[str, tuple[Path, ...], Reader]
+SourceFiles = tuple[str, tuple[Path, ...], RowReader]
 
 
-def _places(source: str) -> list[Place]:
+def _locate_source(source: str) -> list[SourceFiles]:
     """What a name stands for: itself on disk first, then a glob, then a split, then the hub."""
     path, (name, _, split) = Path(source), source.rpartition(":")
     if path.is_dir() and hub.is_saved(path):
-        return [(source, *hub.saved(path, None))]
+        return [(source, *hub.open_saved(path, None))]
     if path.is_dir():
-        return _files(sorted(path.rglob("*")), f"{source} and the folders in it hold no file", path)
+        return _readable_files(sorted(path.rglob("*")), f"{source} and the folders in it hold no file", path)
     if path.exists():
-        return [(source, (path,), reader(path))]
+        return [(source, (path,), row_reader(path))]
     if glob.has_magic(source):
         found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  # a pattern may be absolute
-        return _files([Path(name) for name in found], f"{source} matches no file")
+        return _readable_files([Path(name) for name in found], f"{source} matches no file")
     if name and hub.is_saved(Path(name)):
-        return [(source, *hub.saved(Path(name), split))]
+        return [(source, *hub.open_saved(Path(name), split))]
     if not is_known(path) and _HUB_NAME.fullmatch(name or source):
-        return [(source, (), hub.streamed(name or source, split if name else None))]
+        return [(source, (), hub.open_streamed(name or source, split if name else None))]
     raise InvalidData(f"There is no file or folder {source}; give a file that ends in {KNOWN}.")
 
 
-def _files(paths: Sequence[Path], nothing: str, root: Path | None = None) -> list[Place]:
+def _readable_files(paths: Sequence[Path], nothing: str, root: Path | None = None) -> list[SourceFiles]:
     """Those of ``paths`` that can be read; in folders nothing that is hidden."""
     shown = [path for path in paths if not root or not any(p[0] in "._" for p in path.relative_to(root).parts)]
-    places: list[Place] = [(str(path), (path,), reader(path)) for path in shown if is_known(path) and path.is_file()]
+    places: list[SourceFiles] = [
+        (str(path), (path,), row_reader(path)) for path in shown if is_known(path) and path.is_file()
+    ]
     if not places:
         raise InvalidData(f"{nothing} that ends in {KNOWN}.")
     return places
 
 
-def _shape(name: str, rows: Reader, request: ShapeRequest, need: Need) -> DataShape:
-    sample = _sample(name, rows)
+def _detect_shape(name: str, rows: RowReader, request: ShapeRequest, need: Need) -> DataShape:
+    sample = _first_rows(name, rows)
     try:
         shape = detect_shape(sample, request, need)
     except InvalidData as error:
@@ -204,15 +206,15 @@ def _shape(name: str, rows: Reader, request: ShapeRequest, need: Need) -> DataSh
     return shape or DataShape(str(request.kind), ())
 
 
-def _sample(name: str, rows: Reader) -> list[dict[str, Any]]:
+def _first_rows(name: str, rows: RowReader) -> list[dict[str, Any]]:
     """The first rows that can be read."""
     good: list[dict[str, Any]] = []
     first_bad = ""
     total = 0
-    for _, line, value in islice(rows(0), SAMPLE):
+    for _, line, value in islice(rows(0), DETECTION_ROWS):
         total += 1
         try:
-            good.append(_columns(value))
+            good.append(_to_columns(value))
         except InvalidRow as bad:
             first_bad = first_bad or (f"line {line}: {bad}" if line else str(bad))
     if not total:
@@ -222,10 +224,10 @@ def _sample(name: str, rows: Reader) -> list[dict[str, Any]]:
     return good
 
 
-def _columns(value: Value) -> dict[str, Any]:
+def _to_columns(value: RowValue) -> dict[str, Any]:
     if isinstance(value, InvalidRow):
         raise value
-    return parse(value) if isinstance(value, bytes) else value
+    return parse_json_line(value) if isinstance(value, bytes) else value
 
 
 def _drain(rows: Generator[Any, None, int]) -> int:

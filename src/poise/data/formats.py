@@ -29,21 +29,21 @@ from poise.errors import InvalidData, InvalidRow, MissingExtra
 __all__ = [
     "KNOWN",
     "ROW_LIMIT",
-    "Item",
-    "Reader",
-    "Value",
+    "RowItem",
+    "RowReader",
+    "RowValue",
     "batch_rows",
-    "extra",
+    "import_extra",
     "is_known",
-    "parse",
-    "reader",
+    "parse_json_line",
+    "row_reader",
     "table_rows",
 ]
 
-Value = bytes | dict[str, Any] | InvalidRow
-Item = tuple[int, int | None, Value]  # row from 0, line from 1 where there are lines, what it holds
-Reader = Callable[[int], Generator[Item, None, int]]
-Lines = Iterator[tuple[int | None, Value]]
+RowValue = bytes | dict[str, Any] | InvalidRow
+RowItem = tuple[int, int | None, RowValue]  # row from 0, line from 1 where there are lines, what it holds
+RowReader = Callable[[int], Generator[RowItem, None, int]]
+Lines = Iterator[tuple[int | None, RowValue]]
 
 ROW_LIMIT = 64 * 2**20
 """Longest row, in bytes: a row is held in memory, and no conversation is this long."""
@@ -52,7 +52,7 @@ KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv or .parquet; all but the last also w
 WRAPPERS = ("data", "rows", "train", "examples", "instances", "items", "records", "samples")
 BATCH_BYTES = 16 * 2**20
 BOM = b"\xef\xbb\xbf"
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def is_known(path: Path) -> bool:
@@ -61,7 +61,7 @@ def is_known(path: Path) -> bool:
     return kind in _TEXTS or (kind == ".parquet" and not packing)
 
 
-def reader(path: Path) -> Reader:
+def row_reader(path: Path) -> RowReader:
     """The reader for a file, by its name.
 
     Raises:
@@ -73,7 +73,7 @@ def reader(path: Path) -> Reader:
     return partial(_parquet, path) if kind == ".parquet" else partial(_text_rows, _TEXTS[kind], path)
 
 
-def parse(raw: bytes) -> dict[str, Any]:
+def parse_json_line(raw: bytes) -> dict[str, Any]:
     """The columns in a line of JSON Lines.
 
     Raises:
@@ -85,13 +85,13 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise InvalidRow(f"not UTF-8 text: byte {error.start} of the line") from error
     except (ValueError, RecursionError) as error:
         place = f", character {error.pos} of the line" if isinstance(error, json.JSONDecodeError) else ""
-        raise InvalidRow(f"broken JSON: {_complaint(error)}{place}") from error
+        raise InvalidRow(f"broken JSON: {_json_problem(error)}{place}") from error
     if not isinstance(row, dict):
         raise InvalidRow(_NOT_A_ROW)
     return row
 
 
-def table_rows(tables: Iterable[Any], row: int, skip: int) -> Iterator[Item]:
+def table_rows(tables: Iterable[Any], row: int, skip: int) -> Iterator[RowItem]:
     """Rows of Arrow tables, the first being ``row``, without those before ``skip``.
 
     Only what is yielded becomes Python values. Where the tables break off there is one last row that says so.
@@ -100,7 +100,7 @@ def table_rows(tables: Iterable[Any], row: int, skip: int) -> Iterator[Item]:
         for table in tables:
             if row + table.num_rows > skip:
                 first = max(0, skip - row)
-                for number, value in enumerate(_plain(table.slice(first)), start=row + first):
+                for number, value in enumerate(_table_to_rows(table.slice(first)), start=row + first):
                     yield number, None, value
             row += table.num_rows
     except (OSError, ValueError) as error:
@@ -108,13 +108,13 @@ def table_rows(tables: Iterable[Any], row: int, skip: int) -> Iterator[Item]:
             yield row, None, InvalidRow(f"damaged: {_first_line(error)}; the rest of this row group is lost")
 
 
-def _plain(table: Any) -> list[dict[str, Any] | InvalidRow]:
+def _table_to_rows(table: Any) -> list[dict[str, Any] | InvalidRow]:
     try:
         return cast(list[dict[str, Any] | InvalidRow], table.to_pylist())
     except UnicodeDecodeError:
         if table.num_rows == 1:
             return [InvalidRow("not UTF-8 text")]
-        return [row for number in range(table.num_rows) for row in _plain(table.slice(number, 1))]
+        return [row for number in range(table.num_rows) for row in _table_to_rows(table.slice(number, 1))]
 
 
 def _first_line(error: Exception) -> str:
@@ -126,7 +126,7 @@ def batch_rows(size: int, rows: int) -> int:
     return max(1, min(1000, BATCH_BYTES * rows // max(size, 1)))
 
 
-def extra(module: str, what: str) -> Any:
+def import_extra(module: str, what: str) -> Any:
     """A module of the ``data`` extra.
 
     Raises:
@@ -146,7 +146,7 @@ def _endings(path: Path) -> tuple[str, str]:
 
 
 def _zstandard(path: Path) -> BinaryIO:
-    arrow = extra("pyarrow", f"Reading {path}")
+    arrow = import_extra("pyarrow", f"Reading {path}")
     return cast(BinaryIO, io.BufferedReader(arrow.input_stream(str(path), compression="zstd")))
 
 
@@ -165,7 +165,7 @@ def _open(path: Path) -> BinaryIO:
         raise InvalidData(f"{path}: cannot be read, {error.strerror or error}.") from error
 
 
-def _text_rows(lines: Callable[[Path], Lines], path: Path, skip: int) -> Generator[Item, None, int]:
+def _text_rows(lines: Callable[[Path], Lines], path: Path, skip: int) -> Generator[RowItem, None, int]:
     """A text format's rows; where the file breaks off there is one last row that says so."""
     row = 0
     try:
@@ -173,7 +173,7 @@ def _text_rows(lines: Callable[[Path], Lines], path: Path, skip: int) -> Generat
             if row >= skip:
                 yield row, line, value
             row += 1
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         if row >= skip:
             yield row, None, InvalidRow(_broken_off(error))
         row += 1
@@ -223,7 +223,7 @@ def _objects(raw: bytes) -> list[bytes]:
 _JOINED = re.compile(rb"\}\s*\{")  # never inside one object but in its texts
 
 
-def _json(path: Path) -> Lines:
+def _json_rows(path: Path) -> Lines:
     """A list of rows, or one object written over several lines, or, as many name them, JSON Lines."""
     with _open(path) as file:
         first = b""
@@ -242,7 +242,7 @@ def _unwrapped(rows: Lines) -> Lines:
         return
     line, value = ahead[0]
     try:
-        document = parse(value) if isinstance(value, bytes) else value
+        document = parse_json_line(value) if isinstance(value, bytes) else value
     except InvalidRow:
         document = {}
     inner = wrapped_rows(document) if isinstance(document, dict) else None
@@ -296,11 +296,11 @@ def _json_values(path: Path) -> Lines:
                 more = file.read(max(chunk, len(text) - start)) if len(text) - start <= ROW_LIMIT else ""
                 if not more:
                     if inside or start < len(text):
-                        yield line, InvalidRow(f"broken JSON: {_complaint(error)}; all after this place is lost")
+                        yield line, InvalidRow(f"broken JSON: {_json_problem(error)}; all after this place is lost")
                     return
                 text, at = text[start:] + more, 0
                 continue
-            yield line, _row(value, text[start:at])
+            yield line, _object_row(value, text[start:at])
             line += text.count("\n", start, at)
 
 
@@ -308,17 +308,17 @@ _BETWEEN = re.compile(r"[\s,]*")
 _NOT_A_ROW = "not a row: it is JSON, and not an object with columns"
 
 
-def _row(value: Any, text: str) -> Value:
+def _object_row(value: Any, text: str) -> RowValue:
     if not isinstance(value, dict):
         return InvalidRow(_NOT_A_ROW)
     return value if is_utf8(text) else InvalidRow("not UTF-8 text")
 
 
-def _complaint(error: Exception) -> str:
+def _json_problem(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(getattr(error, "msg", error))
 
 
-def _table(path: Path) -> Lines:
+def _csv_rows(path: Path) -> Lines:
     """Comma or tab separated values under a header; in a ``.csv`` semicolons or tabs too, if its header has more."""
     csv.field_size_limit(ROW_LIMIT)
     with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -352,15 +352,15 @@ def _table(path: Path) -> Lines:
 _TEXTS: dict[str, Callable[[Path], Lines]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
-    ".json": _json,
-    ".csv": _table,
-    ".tsv": _table,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
 }
 
 
-def _parquet(path: Path, skip: int) -> Generator[Item, None, int]:
+def _parquet(path: Path, skip: int) -> Generator[RowItem, None, int]:
     """Row groups that are skipped are not read; of a damaged one the rest is lost, and the next one is read."""
-    parquet = extra("pyarrow.parquet", f"Reading {path}")
+    parquet = import_extra("pyarrow.parquet", f"Reading {path}")
     try:
         file = parquet.ParquetFile(path)
     except (OSError, ValueError) as error:

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from poise.data.formats import Item, Reader, batch_rows, extra, table_rows
+from poise.data.formats import RowItem, RowReader, batch_rows, import_extra, table_rows
 from poise.errors import InvalidData
 
-__all__ = ["is_saved", "saved", "streamed"]
+__all__ = ["is_saved", "open_saved", "open_streamed"]
 
 
 def is_saved(folder: Path) -> bool:
@@ -21,36 +21,36 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def saved(folder: Path, split: str | None) -> tuple[tuple[Path, ...], Reader]:
+def open_saved(folder: Path, split: str | None) -> tuple[tuple[Path, ...], RowReader]:
     """The files and the reader of a folder that ``save_to_disk`` wrote.
 
     Raises:
         InvalidData: it cannot be loaded, or which of its splits is not said.
         MissingExtra: the library is not installed.
     """
-    library = extra("datasets", f"Reading {folder}")
+    library = import_extra("datasets", f"Reading {folder}")
     try:
         loaded = library.load_from_disk(str(folder))
     except Exception as error:
-        raise InvalidData(f"{folder} cannot be read as a saved data set: {_said(error)}") from error
+        raise InvalidData(f"{folder} cannot be read as a saved data set: {_error_summary(error)}") from error
     data = _split(loaded, str(folder), split)
     return tuple(Path(file["filename"]) for file in data.cache_files), partial(_saved_rows, data)
 
 
-def streamed(name: str, split: str | None) -> Reader:
+def open_streamed(name: str, split: str | None) -> RowReader:
     """The reader of a data set on the hub, ``org/name`` or ``org/name/configuration``; nothing is kept on disk.
 
     Raises:
         InvalidData: the hub cannot be reached or has no such set, or which of its splits is not said.
         MissingExtra: the library is not installed.
     """
-    library = extra("datasets", f"There is no file or folder {name}, and reading it from the hub")
+    library = import_extra("datasets", f"There is no file or folder {name}, and reading it from the hub")
     organisation, title, *configuration = name.split("/")
     try:
         loaded = library.load_dataset(f"{organisation}/{title}", *configuration, streaming=True)
     except Exception as error:
         raise InvalidData(
-            f"There is no file or folder {name}, and the hub gives no data set of that name: {_said(error)}"
+            f"There is no file or folder {name}, and the hub gives no data set of that name: {_error_summary(error)}"
         ) from error
     return partial(_streamed_rows, _split(loaded, name, split), name)
 
@@ -70,13 +70,13 @@ def _split(loaded: Any, name: str, split: str | None) -> Any:
     return loaded[split]
 
 
-def _saved_rows(data: Any, skip: int) -> Generator[Item, None, int]:
+def _saved_rows(data: Any, skip: int) -> Generator[RowItem, None, int]:
     size = batch_rows(data.data.nbytes, len(data))
     yield from table_rows(data.with_format("arrow").iter(batch_size=size), 0, skip)
     return len(data)
 
 
-def _streamed_rows(data: Any, name: str, skip: int) -> Generator[Item, None, int]:
+def _streamed_rows(data: Any, name: str, skip: int) -> Generator[RowItem, None, int]:
     """Rows as they arrive; a connection that fails is not a broken row, it ends the run."""
     count, rows = 0, iter(data)
     while True:
@@ -84,7 +84,7 @@ def _streamed_rows(data: Any, name: str, skip: int) -> Generator[Item, None, int
             value = next(rows, None)
         except Exception as error:
             raise InvalidData(
-                f"{name} broke off after row {count - 1}: {_said(error)} Run the same command again."
+                f"{name} broke off after row {count - 1}: {_error_summary(error)} Run the same command again."
             ) from error
         if value is None:
             return count
@@ -93,7 +93,7 @@ def _streamed_rows(data: Any, name: str, skip: int) -> Generator[Item, None, int
         count += 1
 
 
-def _said(error: Exception) -> str:
+def _error_summary(error: Exception) -> str:
     """The first line of what the library says."""
     line = (str(error) or type(error).__name__).strip().partition("\n")[0]
     return line if line.endswith(".") else f"{line}."

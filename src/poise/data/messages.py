@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
-__all__ = ["Conversation", "Message", "Need", "Rejected", "Turn", "is_answer", "last_user", "turns"]
+__all__ = ["Conversation", "Message", "Need", "RejectedRow", "Turn", "is_answer", "last_user", "turns"]
 
 Need = Literal["assistant", "user"]
 """Which turn a row must have to be of use: an answer to score, or a question to answer."""
@@ -62,7 +62,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedRow:
     """One row that cannot be used.
 
     Attributes:

@@ -19,6 +19,7 @@ from poise.data.recognition import (
     EXCHANGE_KEYS,
     SYSTEMS,
     Recognition,
+    RowColumns,
     as_list,
     chat_kind,
     find_column,
@@ -40,8 +41,6 @@ __all__ = [
     "parse_shape_request",
     "read_row",
 ]
-
-Row = Mapping[str, Any]
 
 SHAPES = ("messages", "sharegpt", "exchanges", "alternating", "alpaca", "pairs", "markup", "text")
 CHAT_SHAPES = ("messages", "sharegpt", "exchanges", "alternating")
@@ -130,7 +129,7 @@ def parse_shape_request(text: str, need: Need) -> ShapeRequest:
     return ShapeRequest(kind, columns)
 
 
-def detect_shape(rows: Sequence[Row], request: ShapeRequest, need: Need) -> DataShape | None:
+def detect_shape(rows: Sequence[RowColumns], request: ShapeRequest, need: Need) -> DataShape | None:
     """The shape that most rows have; ``None`` when a stated one fits no row.
 
     Raises:
@@ -141,7 +140,7 @@ def detect_shape(rows: Sequence[Row], request: ShapeRequest, need: Need) -> Data
     refused = [(row, seen) for row, seen in zip(rows, recognitions, strict=True) if seen.refusal]
     if request.kind is None and len(refused) > sum(shapes.values()):
         row, seen = refused[0]
-        raise InvalidData(f"{seen.refusal}; {seen.remedy}. A row of it: {excerpt(_shown(row), 300)}.")
+        raise InvalidData(f"{seen.refusal}; {seen.remedy}. A row of it: {excerpt(_row_excerpt(row), 300)}.")
     if not shapes:
         return None
     totals = Counter(kind for kind, _ in shapes.elements())
@@ -157,7 +156,7 @@ def detect_shape(rows: Sequence[Row], request: ShapeRequest, need: Need) -> Data
     return DataShape(kind, columns, next(filter(None, systems), None))
 
 
-def read_row(shape: DataShape, row: Row, need: Need) -> RowContent:
+def read_row(shape: DataShape, row: RowColumns, need: Need) -> RowContent:
     """The messages of a row.
 
     Raises:
@@ -198,11 +197,11 @@ def _check_turn(turn: Message, number: int) -> None:
         raise InvalidRow(f"not UTF-8 text: half a character in turn {number}")
 
 
-def _fit(request: ShapeRequest, row: Row, need: Need) -> Recognition:
+def _fit(request: ShapeRequest, row: RowColumns, need: Need) -> Recognition:
     """The columns that would be read, if the row has the stated shape; judged by types, not by what the texts say."""
     kind, stated = str(request.kind), request.columns
     if kind in CHAT_SHAPES:
-        column = find_column(row, stated or CHATS, lambda value: _is_chat(kind, value))
+        column = find_column(row, stated or CHATS, lambda value: _is_chat_cell(kind, value))
         return Recognition(kind, (column,) if column else ())
     if kind in ("text", "markup"):
         names = stated or ("text", "content", "body", "document")
@@ -226,7 +225,7 @@ def _fit(request: ShapeRequest, row: Row, need: Need) -> Recognition:
     return Recognition(kind, (prompt,) if prompt and need == "user" else ())
 
 
-def _fit_pair(row: Row, kind: str, need: Need) -> Recognition:
+def _fit_pair(row: RowColumns, kind: str, need: Need) -> Recognition:
     """A pair out of a row that is also something else, such as an instruction with its input."""
     if kind != "pairs":
         return Recognition(kind)
@@ -237,7 +236,7 @@ def _fit_pair(row: Row, kind: str, need: Need) -> Recognition:
     return seen if seen and seen.kind == kind else Recognition(kind)
 
 
-def _is_chat(kind: str, value: Any) -> bool:
+def _is_chat_cell(kind: str, value: Any) -> bool:
     seen = chat_kind(value)
     return seen == kind or {seen, kind} == {"messages", "sharegpt"}
 
@@ -252,7 +251,7 @@ def _is_system(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and bool(value) and not chat_kind(value))
 
 
-def _apply_loss_mask(messages: list[Message], row: Row) -> None:
+def _apply_loss_mask(messages: list[Message], row: RowColumns) -> None:
     """A mask beside the turns: one mark for each turn or for each of the assistant's."""
     column = find_column(row, (*LEARN_KEYS, "loss_masks", "turn_mask"), lambda value: isinstance(value, list))
     if column is None:
@@ -266,17 +265,17 @@ def _apply_loss_mask(messages: list[Message], row: Row) -> None:
             turn["learn"] = False
 
 
-def _tools_of(row: Row) -> tuple[dict[str, Any], ...]:
+def _tools_of(row: RowColumns) -> tuple[dict[str, Any], ...]:
     column = find_column(row, ("tools", "functions"), lambda value: isinstance(value, str | list))
     listed = as_list(row[column]) if column else None
     return tuple(dict(tool) for tool in listed or () if isinstance(tool, Mapping))
 
 
-def _messages(shape: DataShape, row: Row, need: Need) -> _Turns:
-    return _chat(_cell(row, shape.columns[0]), shape.columns[0])
+def _listed_messages(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
+    return _chat_messages(_cell(row, shape.columns[0]), shape.columns[0])
 
 
-def _exchanges(shape: DataShape, row: Row, need: Need) -> _Turns:
+def _exchanges(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     """A list of question and answer pairs."""
     turns = _Turns()
     for number, pair in enumerate(_list(_cell(row, shape.columns[0]), shape.columns[0]), start=1):
@@ -288,28 +287,28 @@ def _exchanges(shape: DataShape, row: Row, need: Need) -> _Turns:
     return turns
 
 
-def _alternating(shape: DataShape, row: Row, need: Need) -> _Turns:
+def _alternating(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     """A list of texts, the user's first."""
     texts = _list(_cell(row, shape.columns[0]), shape.columns[0])
     roles = ("user", "assistant")
     return _Turns([_plain_message(roles[n % 2], text_of(text, f"turn {n + 1}")) for n, text in enumerate(texts)])
 
 
-def _pairs(shape: DataShape, row: Row, need: Need) -> _Turns:
+def _pair_messages(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     prompt, *answers = shape.columns
-    turns = _side(_cell(row, prompt), prompt, "user")
+    turns = _side_messages(_cell(row, prompt), prompt, "user")
     context = find_column(row, CONTEXTS, is_text) if prompt.strip().lower() == "instruction" else None
     if context and turns.messages and context not in shape.columns and row[context].strip():
         turns.messages[-1]["content"] += f"\n\n{row[context]}"  # a column that begins late in the file
     for column in answers:
         if need == "assistant" or row.get(column):  # the model will write its own
-            side = _side(_cell(row, column), column, "assistant")
+            side = _side_messages(_cell(row, column), column, "assistant")
             turns.messages += side.messages
             turns.left_out += side.left_out
     return turns
 
 
-def _alpaca(shape: DataShape, row: Row, need: Need) -> _Turns:
+def _alpaca(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     instruction, context, output = shape.columns
     question = text_of(_cell(row, instruction), instruction)
     context = context or find_column(row, CONTEXTS, is_text) or ""
@@ -320,7 +319,7 @@ def _alpaca(shape: DataShape, row: Row, need: Need) -> _Turns:
     return _Turns(turns)
 
 
-def _marked_up(shape: DataShape, row: Row, need: Need) -> _Turns:
+def _marked_up(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     text = text_of(_cell(row, shape.columns[0]), shape.columns[0])
     messages = parse_markup(text)
     if messages is None:
@@ -328,37 +327,37 @@ def _marked_up(shape: DataShape, row: Row, need: Need) -> _Turns:
     return _Turns(messages)
 
 
-def _text(shape: DataShape, row: Row, need: Need) -> _Turns:
+def _cell_text(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     text = text_of(_cell(row, shape.columns[0]), shape.columns[0])
     if has_markup(text):
         raise InvalidRow(f"chat marks inside text: {excerpt(text)}")
     return _Turns([_plain_message("assistant", text)])
 
 
-_READERS: dict[str, Callable[[DataShape, Row, Need], _Turns]] = {
-    "messages": _messages,
-    "sharegpt": _messages,
+_READERS: dict[str, Callable[[DataShape, RowColumns, Need], _Turns]] = {
+    "messages": _listed_messages,
+    "sharegpt": _listed_messages,
     "exchanges": _exchanges,
     "alternating": _alternating,
-    "pairs": _pairs,
+    "pairs": _pair_messages,
     "alpaca": _alpaca,
     "markup": _marked_up,
-    "text": _text,
+    "text": _cell_text,
 }
 
 
-def _cell(row: Row, column: str) -> Any:
+def _cell(row: RowColumns, column: str) -> Any:
     if column not in row:
         raise InvalidRow(f"missing column: {excerpt(column)} is not among {excerpt(', '.join(row))}")
     return row[column]
 
 
-def _side(value: Any, column: str, role: str) -> _Turns:
+def _side_messages(value: Any, column: str, role: str) -> _Turns:
     """A prompt or an answer: its text, or the turns of a conversational data set (TRL's form)."""
     value = unwrap(value)
     if isinstance(value, str) or value is None:
         return _Turns([_plain_message(role, value or "")])
-    return _chat(value, column)
+    return _chat_messages(value, column)
 
 
 def _plain_message(role: str, text: str) -> Message:
@@ -370,7 +369,7 @@ def _plain_message(role: str, text: str) -> Message:
     return message
 
 
-def _chat(value: Any, column: str) -> _Turns:
+def _chat_messages(value: Any, column: str) -> _Turns:
     turns = _Turns()
     for number, turn in enumerate(_list(value, column), start=1):
         parsed = parse_turn(turn, f"turn {number}")
@@ -388,5 +387,5 @@ def _list(value: Any, column: str) -> list[Any]:
     return turns
 
 
-def _shown(row: Row) -> str:
+def _row_excerpt(row: RowColumns) -> str:
     return ", ".join(f"{name}: {value!r}" for name, value in row.items())

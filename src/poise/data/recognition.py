@@ -23,6 +23,7 @@ __all__ = [
     "EXCHANGE_KEYS",
     "SYSTEMS",
     "Recognition",
+    "RowColumns",
     "as_list",
     "chat_kind",
     "find_column",
@@ -32,7 +33,8 @@ __all__ = [
     "unwrap",
 ]
 
-Row = Mapping[str, Any]
+RowColumns = Mapping[str, Any]
+
 
 CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "contents", "data", "turns")
 PROMPTS = ("prompt", "question", "instruction", "input", "query", "problem", "user", "human", "inputs")
@@ -70,9 +72,9 @@ class Recognition:
     remedy: str = ""
 
 
-def recognise(row: Row, need: Need) -> Recognition:
+def recognise(row: RowColumns, need: Need) -> Recognition:
     """The first shape that fits, or a refusal. Judged by columns and types; texts only for the marks of a chat."""
-    for recogniser in (_spread, _preference, _chat, recognise_pair, _text):
+    for recogniser in (_recognise_spread, _recognise_preference, _recognise_chat, recognise_pair, _recognise_text):
         if recognition := recogniser(row, need):
             return recognition
     shown = ", ".join(f"{name} ({_sketch(value)})" for name, value in row.items())
@@ -82,7 +84,7 @@ def recognise(row: Row, need: Need) -> Recognition:
     )
 
 
-def find_column(row: Row, names: Sequence[str], suits: Callable[[Any], bool]) -> str | None:
+def find_column(row: RowColumns, names: Sequence[str], suits: Callable[[Any], bool]) -> str | None:
     """The row's own name for the first of ``names`` that it has; upper case and spaces around it do not matter."""
     own = {name.strip().lower(): name for name in row if isinstance(name, str)}
     present = (own[name.lower()] for name in names if name.lower() in own)
@@ -129,7 +131,7 @@ def chat_kind(value: Any) -> str:
     return "exchanges" if any(set(keys) <= set(first) for keys in EXCHANGE_KEYS) else ""
 
 
-def _spread(row: Row, need: Need) -> Recognition | None:
+def _recognise_spread(row: RowColumns, need: Need) -> Recognition | None:
     """Conversations that are spread over lines, or wrapped in something else."""
     names = {str(name).strip().lower() for name in row}
     if "parent_id" in names and ("message_id" in names or "role" in names):
@@ -166,7 +168,7 @@ def chat_kind_is(value: Any) -> bool:
     return bool(chat_kind(value))
 
 
-def _preference(row: Row, need: Need) -> Recognition | None:
+def _recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
     def side(value: Any) -> bool:
         return is_text(value) or isinstance(value, Mapping) or chat_kind_is(value)
 
@@ -199,14 +201,14 @@ def _preference(row: Row, need: Need) -> Recognition | None:
     return None
 
 
-def _chat(row: Row, need: Need) -> Recognition | None:
+def _recognise_chat(row: RowColumns, need: Need) -> Recognition | None:
     column = find_column(row, CHATS, chat_kind_is)
     if column is None:
         return None
     return Recognition(chat_kind(row[column]), (column,))
 
 
-def recognise_pair(row: Row, need: Need) -> Recognition | None:
+def recognise_pair(row: RowColumns, need: Need) -> Recognition | None:
     """A prompt and its answer in columns of their own, with or without an input; or why that is ambiguous."""
 
     def side(value: Any) -> bool:
@@ -237,7 +239,7 @@ def recognise_pair(row: Row, need: Need) -> Recognition | None:
     return Recognition("pairs", (prompts[0],)) if prompts and need == "user" else None
 
 
-def _text(row: Row, need: Need) -> Recognition | None:
+def _recognise_text(row: RowColumns, need: Need) -> Recognition | None:
     column = find_column(row, TEXTS, is_text)
     if column is None:
         return None

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from poise.data.messages import Conversation, Rejected
+from poise.data.messages import Conversation, RejectedRow
 from poise.errors import InvalidData
 from poise.storage.disk_errors import save_failed
 
@@ -36,7 +36,7 @@ class Rejections:
         self.path, self.share, self.least = path, share, least
         self.kinds: Counter[str] = Counter()
         self.rows = start if path else 0
-        self._last: Rejected | None = None
+        self._last: RejectedRow | None = None
         if path is not None and path.exists():
             self._resume(path, start)
 
@@ -47,7 +47,7 @@ class Rejections:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.most_common())
         return f"{len(self):,} of {self.rows:,} rows rejected ({kinds})" if kinds else f"all {self.rows:,} rows read"
 
-    def sift(self, rows: Iterable[Conversation | Rejected]) -> Iterator[Conversation]:
+    def sift(self, rows: Iterable[Conversation | RejectedRow]) -> Iterator[Conversation]:
         """The conversations among ``rows``; everything else is counted and listed.
 
         Raises:
@@ -70,7 +70,7 @@ class Rejections:
         if self._last is not None and len(self) == self.rows:
             raise InvalidData(f"{self._summary(self._last)}; nothing is left to work on; mend them or say their shape.")
 
-    def _summary(self, last: Rejected) -> str:
+    def _summary(self, last: RejectedRow) -> str:
         place = f"line {last.line}" if last.line else f"row {last.row}"
         kept = f"; {self.path} lists them" if self.path else ""
         return f"{self}, the last in {last.file}, {place}, for {last.reason}{kept}"
@@ -92,7 +92,7 @@ class Rejections:
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidData(f"{path} is not a list of rejected rows; move it away and try again.") from error
 
-    def _append(self, row: Rejected, path: Path) -> None:
+    def _append(self, row: RejectedRow, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:

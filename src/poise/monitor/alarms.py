@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from poise.monitor.readings import WINDOW, Readings, sum_up
+from poise.monitor.readings import PEAK_WINDOW, AnswerReadings, summarize_projections
 from poise.vector import Alarm
 
-__all__ = ["Raised", "Watcher", "alarmed", "in_force"]
+__all__ = ["AlarmWatcher", "RaisedAlarm", "alarms_in_force", "raised_alarms"]
 
 
 @dataclass(frozen=True, slots=True)
-class Raised:
+class RaisedAlarm:
     """A reading that passed its alarm.
 
     Attributes:
@@ -30,7 +30,7 @@ class Raised:
     token: int
 
 
-def in_force(alarms: Iterable[Alarm], topic: str | None = None) -> list[Alarm]:
+def alarms_in_force(alarms: Iterable[Alarm], topic: str | None = None) -> list[Alarm]:
     """One alarm for each reading and rate: the topic's own where there is one, else the one for all topics."""
     chosen: dict[tuple[str, float], Alarm] = {}
     for alarm in alarms:
@@ -41,7 +41,7 @@ def in_force(alarms: Iterable[Alarm], topic: str | None = None) -> list[Alarm]:
     return list(chosen.values())
 
 
-def alarmed(readings: Readings, alarms: Sequence[Sequence[Alarm]]) -> list[Raised]:
+def raised_alarms(readings: AnswerReadings, alarms: Sequence[Sequence[Alarm]]) -> list[RaisedAlarm]:
     """What a finished answer raises.
 
     Args:
@@ -49,14 +49,14 @@ def alarmed(readings: Readings, alarms: Sequence[Sequence[Alarm]]) -> list[Raise
         alarms: In force, k lists. A missing reading (NaN) raises nothing.
     """
     return [
-        Raised(column, alarm, value, readings.tokens if alarm.reading != "prompt" else 0)
+        RaisedAlarm(column, alarm, value, readings.tokens if alarm.reading != "prompt" else 0)
         for column, own in enumerate(alarms)
         for alarm in own
         if (value := readings.of(alarm.reading)[column]) > alarm.threshold
     ]
 
 
-class Watcher:
+class AlarmWatcher:
     """Says while an answer is generated which alarms it raises, each once and as early as its promise allows.
 
     ``prompt`` before the first token, ``peak`` at the token that completes the window, and ``mean`` at the end, since
@@ -71,31 +71,31 @@ class Watcher:
         self._seen: list[torch.Tensor] = []
         self._raised: set[tuple[int, Alarm]] = set()
 
-    def see(self, values: torch.Tensor) -> list[Raised]:
+    def see(self, values: torch.Tensor) -> list[RaisedAlarm]:
         """The alarms newly raised by projections float32 [rows, k], as they come: the prompt's first, then tokens'."""
-        out: list[Raised] = []
+        out: list[RaisedAlarm] = []
         for row in values.cpu():
             self._seen.append(row)
             tokens = len(self._seen) - 1
             if tokens == 0:
                 out += self._new("prompt", row, 0)
-            elif tokens >= WINDOW:
-                out += self._new("peak", torch.stack(self._seen[-WINDOW:]).mean(0), tokens)
+            elif tokens >= PEAK_WINDOW:
+                out += self._new("peak", torch.stack(self._seen[-PEAK_WINDOW:]).mean(0), tokens)
         return out
 
-    def end(self) -> list[Raised]:
+    def end(self) -> list[RaisedAlarm]:
         """The alarms that only the whole answer raises."""
         if not self._seen:
             return []
-        return [r for r in alarmed(self.readings(), self.alarms) if (r.column, r.alarm) not in self._raised]
+        return [r for r in raised_alarms(self.readings(), self.alarms) if (r.column, r.alarm) not in self._raised]
 
-    def readings(self) -> Readings:
+    def readings(self) -> AnswerReadings:
         """Of the answer so far."""
-        return sum_up(torch.stack(self._seen))
+        return summarize_projections(torch.stack(self._seen))
 
-    def _new(self, reading: str, values: torch.Tensor, token: int) -> list[Raised]:
+    def _new(self, reading: str, values: torch.Tensor, token: int) -> list[RaisedAlarm]:
         found = [
-            Raised(column, alarm, value, token)
+            RaisedAlarm(column, alarm, value, token)
             for column, value in enumerate(values.tolist())
             for alarm in self.alarms[column]
             if alarm.reading == reading and value > alarm.threshold and (column, alarm) not in self._raised

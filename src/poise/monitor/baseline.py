@@ -12,13 +12,13 @@ from poise.errors import InvalidVector
 from poise.model import Model
 from poise.vector import PersonaVector
 
-__all__ = ["Ordinary", "ordinary"]
+__all__ = ["ReadingBaseline", "measure_baseline"]
 
-PAIRS = 12  # about 800 tokens, a second on a small model
+BASELINE_PAIRS = 12  # about 800 tokens, a second on a small model
 
 
 @dataclass(frozen=True, slots=True)
-class Ordinary:
+class ReadingBaseline:
     """Readings of n tokens in answers without the trait: their mean and standard deviation (residual-stream units)."""
 
     mean: float
@@ -26,13 +26,13 @@ class Ordinary:
     n: int
 
 
-def ordinary(vector: PersonaVector, probe: Probe, model: Model) -> Ordinary:
+def measure_baseline(vector: PersonaVector, probe: Probe, model: Model) -> ReadingBaseline:
     """Read the answers without the trait that the vector's trait carries.
 
     Raises:
         InvalidVector: none of them fits the model's window.
     """
-    texts = [answer.encoded for answer in contrast.exemplars(vector.header.trait, model, most=PAIRS).negative]
+    texts = [answer.encoded for answer in contrast.exemplars(vector.header.trait, model, most=BASELINE_PAIRS).negative]
     if not texts:
         raise InvalidVector(
             f"None of the answers that {vector.name} carries fits the window of {model.name} ({model.window} tokens), "
@@ -40,4 +40,4 @@ def ordinary(vector: PersonaVector, probe: Probe, model: Model) -> Ordinary:
         )
     read = project(model, texts, [probe])
     tokens = torch.cat([values[t.start : t.end, 0] for values, t in zip(read, texts, strict=True)])
-    return Ordinary(float(tokens.mean()), max(float(tokens.std(correction=0)), 1e-6), len(tokens))
+    return ReadingBaseline(float(tokens.mean()), max(float(tokens.std(correction=0)), 1e-6), len(tokens))

@@ -13,20 +13,33 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, TooFewResponses
 from poise.model import Model
-from poise.monitor.readings import NAMES
-from poise.monitor.reference_readings import Normal, given, own, sample
+from poise.monitor.readings import READING_NAMES
+from poise.monitor.reference_readings import (
+    ReferenceReadings,
+    draw_conversations,
+    read_data_answers,
+    read_generated_answers,
+)
 from poise.statistics.conformal import check_enough, check_rate, threshold
-from poise.statistics.cusum import chart
+from poise.statistics.cusum import fit_cusum
 from poise.storage.journal import Journal
 from poise.vector import Alarm, Drift, PersonaVector
 
-__all__ = ["DRIFT_LEAST", "Calibrated", "Facts", "Plan", "alarms", "calibrate", "drift"]
+__all__ = [
+    "FEWEST_DRIFT_CONVERSATIONS",
+    "AlarmSource",
+    "Calibration",
+    "CalibrationSettings",
+    "calibrate_alarms",
+    "set_alarms",
+    "set_drift_chart",
+]
 
-DRIFT_LEAST = 100  # conversations; a mean and a spread from fewer make a chart that promises nothing
+FEWEST_DRIFT_CONVERSATIONS = 100  # conversations; a mean and a spread from fewer make a chart that promises nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class AlarmSource:
     """Where normal answers came from, as alarms record it."""
 
     answers: Literal["own", "given"]
@@ -38,7 +51,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CalibrationSettings:
     """How alarms are set.
 
     Attributes:
@@ -53,7 +66,7 @@ class Plan:
     """
 
     rates: tuple[float, ...] = (0.01,)
-    given: bool = False
+    read_given_answers: bool = False
     by: str | None = None
     layer: int | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -69,7 +82,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrated:
+class Calibration:
     """Vectors with alarms, and what they were set on.
 
     Attributes:
@@ -81,15 +94,15 @@ class Calibrated:
     """
 
     vectors: tuple[PersonaVector, ...]
-    normal: Normal
+    reference: ReferenceReadings
     rejections: Rejections
-    without: dict[str, str]
+    topics_without_alarms: dict[str, str]
     how: str
 
 
-def calibrate(
-    data: DataSet, model: Model, vectors: Sequence[PersonaVector], plan: Plan, folder: Path | None = None
-) -> Calibrated:
+def calibrate_alarms(
+    data: DataSet, model: Model, vectors: Sequence[PersonaVector], plan: CalibrationSettings, folder: Path | None = None
+) -> Calibration:
     """Read normal talk and set every vector's alarms and drift chart on it.
 
     Args:
@@ -105,20 +118,22 @@ def calibrate(
     """
     probes = [vector.at("read", plan.layer).probe for vector in vectors]
     rejections = Rejections(folder / "rejected.jsonl" if folder else None)
-    talk = sample(data, plan.limit, seed=plan.seed, rejections=rejections)
+    talk = draw_conversations(data, plan.limit, seed=plan.seed, rejections=rejections)
     for rate in plan.rates:
         check_enough(len(talk), rate)
-    if plan.given:
-        normal = given(talk, model, probes, by=plan.by)
+    if plan.read_given_answers:
+        normal = read_data_answers(talk, model, probes, by=plan.by)
     else:
         engine, journal = LocalEngine(model, batch=plan.batch), Journal(folder / "readings.jsonl" if folder else None)
-        normal = own(talk, engine, model, probes, plan.sampling, by=plan.by, seed=plan.seed, journal=journal)
-    facts = Facts(
-        answers="given" if plan.given else "own",
+        normal = read_generated_answers(
+            talk, engine, model, probes, plan.sampling, by=plan.by, seed=plan.seed, journal=journal
+        )
+    facts = AlarmSource(
+        answers="given" if plan.read_given_answers else "own",
         max_new_tokens=max((r.tokens for r in normal.readings), default=0)
-        if plan.given
+        if plan.read_given_answers
         else plan.sampling.max_new_tokens,
-        temperature=None if plan.given else plan.sampling.temperature,
+        temperature=None if plan.read_given_answers else plan.sampling.temperature,
         data=", ".join(Path(part.name).name if part.paths else part.name for part in data.parts),
         data_sha256=data.digest(),
         seed=plan.seed,
@@ -126,14 +141,14 @@ def calibrate(
     done: list[PersonaVector] = []
     without: dict[str, str] = {}
     for column, (vector, probe) in enumerate(zip(vectors, probes, strict=True)):
-        set_on, lacking = alarms(normal, column, probe.layer, plan.rates, facts)
+        set_on, lacking = set_alarms(normal, column, probe.layer, plan.rates, facts)
         without |= lacking
-        done.append(vector.with_alarms(set_on, drift(normal, column, probe.layer)))
-    return Calibrated(tuple(done), normal, rejections, without, data.how)
+        done.append(vector.with_alarms(set_on, set_drift_chart(normal, column, probe.layer)))
+    return Calibration(tuple(done), normal, rejections, without, data.how)
 
 
-def alarms(
-    normal: Normal, column: int, layer: int, rates: Sequence[float], facts: Facts
+def set_alarms(
+    normal: ReferenceReadings, column: int, layer: int, rates: Sequence[float], facts: AlarmSource
 ) -> tuple[list[Alarm], dict[str, str]]:
     """Thresholds of one probe for every reading and rate, over all answers and for each topic that can bear them.
 
@@ -149,7 +164,7 @@ def alarms(
     found: list[Alarm] = []
     without: dict[str, str] = {}
     for topic in [None, *sorted({t for t in normal.topics if t is not None})]:
-        for reading in NAMES:
+        for reading in READING_NAMES:
             values, conversations = normal.column(reading, column, topic)
             for rate in rates:
                 try:
@@ -176,10 +191,13 @@ def alarms(
     return found, without
 
 
-def drift(normal: Normal, column: int, layer: int) -> Drift | None:
+def set_drift_chart(normal: ReferenceReadings, column: int, layer: int) -> Drift | None:
     """A CUSUM of one probe's answer means; ``None`` for fewer than 100 conversations."""
     values, conversations = normal.column("mean", column)
-    if len(set(conversations)) < DRIFT_LEAST or (made := chart(values, conversations=conversations)) is None:
+    if (
+        len(set(conversations)) < FEWEST_DRIFT_CONVERSATIONS
+        or (made := fit_cusum(values, conversations=conversations)) is None
+    ):
         return None
     return Drift(
         reading="mean",

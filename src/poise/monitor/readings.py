@@ -10,15 +10,22 @@ import torch
 
 from poise.model import Encoded
 
-__all__ = ["NAMES", "WINDOW", "Reading", "Readings", "of_text", "sum_up"]
+__all__ = [
+    "PEAK_WINDOW",
+    "READING_NAMES",
+    "AnswerReadings",
+    "ReadingName",
+    "summarize_projections",
+    "summarize_response",
+]
 
-Reading = Literal["prompt", "mean", "peak"]
-NAMES: tuple[Reading, ...] = ("prompt", "mean", "peak")
-WINDOW = 8  # tokens; one odd token is no peak
+ReadingName = Literal["prompt", "mean", "peak"]
+READING_NAMES: tuple[ReadingName, ...] = ("prompt", "mean", "peak")
+PEAK_WINDOW = 8  # tokens; one odd token is no peak
 
 
 @dataclass(frozen=True, slots=True)
-class Readings:
+class AnswerReadings:
     """One answer read by k probes: projections on unit directions, in residual-stream units.
 
     Attributes:
@@ -33,20 +40,20 @@ class Readings:
     peak: tuple[float, ...]
     tokens: int
 
-    def of(self, reading: Reading) -> tuple[float, ...]:
+    def of(self, reading: ReadingName) -> tuple[float, ...]:
         """The reading of that name, [k]."""
         values: tuple[float, ...] = getattr(self, reading)
         return values
 
 
-def sum_up(values: torch.Tensor) -> Readings:
+def summarize_projections(values: torch.Tensor) -> AnswerReadings:
     """Projections float32 [1 + T, k], last prompt token first as an engine gives them, as one answer's readings."""
     prompt, answer = values[0], values[1:]
     if not len(answer):
         missing = (math.nan,) * values.shape[1]
-        return Readings(tuple(prompt.tolist()), missing, missing, 0)
-    windows = answer.unfold(0, min(WINDOW, len(answer)), 1)
-    return Readings(
+        return AnswerReadings(tuple(prompt.tolist()), missing, missing, 0)
+    windows = answer.unfold(0, min(PEAK_WINDOW, len(answer)), 1)
+    return AnswerReadings(
         prompt=tuple(prompt.tolist()),
         mean=tuple(answer.mean(0).tolist()),
         peak=tuple(windows.mean(-1).amax(0).tolist()),
@@ -54,6 +61,6 @@ def sum_up(values: torch.Tensor) -> Readings:
     )
 
 
-def of_text(values: torch.Tensor, text: Encoded) -> Readings:
+def summarize_response(values: torch.Tensor, text: Encoded) -> AnswerReadings:
     """Projections float32 [T, k] of a whole text, as the readings of its response."""
-    return sum_up(values[text.start - 1 : text.end])
+    return summarize_projections(values[text.start - 1 : text.end])

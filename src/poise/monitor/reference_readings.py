@@ -19,17 +19,23 @@ from poise.engine import Engine, SamplingParams
 from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model import Encoded, Model
 from poise.model.spans import fit
-from poise.monitor.readings import NAMES, Reading, Readings, sum_up
-from poise.monitor.scoring import score, topic_of
+from poise.monitor.readings import READING_NAMES, AnswerReadings, ReadingName, summarize_projections
+from poise.monitor.scoring import score_turns, topic_of
 from poise.progress import track
 from poise.storage.content_hash import content_key
 from poise.storage.journal import Journal
 
-__all__ = ["Normal", "answer", "given", "own", "sample"]
+__all__ = [
+    "ReferenceReadings",
+    "draw_conversations",
+    "generate_and_read",
+    "read_data_answers",
+    "read_generated_answers",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Normal:
+class ReferenceReadings:
     """Readings of n normal answers by k probes.
 
     Attributes:
@@ -39,12 +45,14 @@ class Normal:
         left_out: What was not read, by reason.
     """
 
-    readings: tuple[Readings, ...]
+    readings: tuple[AnswerReadings, ...]
     conversations: tuple[int, ...]
     topics: tuple[str | None, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
 
-    def column(self, reading: Reading, column: int, topic: str | None = None) -> tuple[NDArray[np.float64], list[int]]:
+    def column(
+        self, reading: ReadingName, column: int, topic: str | None = None
+    ) -> tuple[NDArray[np.float64], list[int]]:
         """One probe's readings [n] that are not missing, and their conversations; of one topic or of all."""
         values = np.array([r.of(reading)[column] for r in self.readings], dtype=float)
         wanted = [topic is None or t == topic for t in self.topics]
@@ -52,7 +60,7 @@ class Normal:
         return values[kept], [self.conversations[i] for i in kept]
 
 
-def sample(data: DataSet, limit: int, *, seed: int = 0, rejections: Rejections) -> list[Conversation]:
+def draw_conversations(data: DataSet, limit: int, *, seed: int = 0, rejections: Rejections) -> list[Conversation]:
     """At most ``limit`` conversations, drawn at random from the whole data set, in its order."""
     draw = random.Random(seed)
     kept: list[Conversation] = []
@@ -66,7 +74,7 @@ def sample(data: DataSet, limit: int, *, seed: int = 0, rejections: Rejections) 
     return sorted(kept, key=lambda c: c.index)
 
 
-def own(
+def read_generated_answers(
     conversations: Sequence[Conversation],
     engine: Engine,
     model: Model,
@@ -76,7 +84,7 @@ def own(
     by: str | None = None,
     seed: int = 0,
     journal: Journal,
-) -> Normal:
+) -> ReferenceReadings:
     """Let the model answer the conversations' prompts, each different one once, and read it while it does.
 
     Args:
@@ -114,17 +122,19 @@ def own(
             prompts[found[0].ids] = (found[0], conversation)
     asked = [conversation for _, conversation in prompts.values()]
     topics = _topics(asked, by)
-    read = answer(engine, model, [p for p, _ in prompts.values()], sampling, probes, seed=seed, journal=journal)
-    return Normal(tuple(read), tuple(c.index for c in asked), topics, left_out)
+    read = generate_and_read(
+        engine, model, [p for p, _ in prompts.values()], sampling, probes, seed=seed, journal=journal
+    )
+    return ReferenceReadings(tuple(read), tuple(c.index for c in asked), topics, left_out)
 
 
-def given(
+def read_data_answers(
     conversations: Sequence[Conversation],
     model: Model,
     probes: Sequence[Probe],
     *,
     by: str | None = None,
-) -> Normal:
+) -> ReferenceReadings:
     """Read the answers that conversations hold; those of one conversation count as one for intervals.
 
     Raises:
@@ -133,16 +143,18 @@ def given(
     topics = _topics(conversations, by)
     unreadable = Rejections()
     left_out, done = Counter[str](), 0
-    kept: list[tuple[Readings, int]] = []
+    kept: list[tuple[AnswerReadings, int]] = []
     numbered = [replace(c, index=i) for i, c in enumerate(conversations)]  # drawn from far apart, read side by side
     with track("Reading answers", total=len(conversations)) as advance:
-        for following, scored in score(numbered, model, probes, unreadable):
+        for following, scored in score_turns(numbered, model, probes, unreadable):
             kept += [(one.readings, one.conversation.index) for one in scored if one.readings]
             left_out.update(one.unread.partition(":")[0] for one in scored if not one.readings)
             advance(following - done)
             done = following
     which = tuple(i for _, i in kept)
-    return Normal(tuple(r for r, _ in kept), which, tuple(topics[i] for i in which), left_out + unreadable.kinds)
+    return ReferenceReadings(
+        tuple(r for r, _ in kept), which, tuple(topics[i] for i in which), left_out + unreadable.kinds
+    )
 
 
 def _topics(conversations: Sequence[Conversation], by: str | None) -> tuple[str | None, ...]:
@@ -153,7 +165,7 @@ def _topics(conversations: Sequence[Conversation], by: str | None) -> tuple[str 
     return found
 
 
-def answer(
+def generate_and_read(
     engine: Engine,
     model: Model,
     prompts: Sequence[Encoded],
@@ -162,31 +174,33 @@ def answer(
     *,
     seed: int = 0,
     journal: Journal,
-) -> list[Readings]:
+) -> list[AnswerReadings]:
     """Let the model answer each prompt and read the answers as they are generated, in order.
 
     Batches are planned from the whole list and kept as they finish: a killed run loses one of them, and what it did
     again it does in the same batches.
     """
-    keys = [_key(model, prompt, sampling, probes, seed) for prompt in prompts]
+    keys = [_answer_key(model, prompt, sampling, probes, seed) for prompt in prompts]
     with track("Answering as usual", total=len(prompts)) as advance:
         for batch in engine.plan(prompts, sampling):
             if not all(keys[i] in journal for i in batch):
                 generations = engine.generate(
                     [prompts[i] for i in batch],
                     sampling,
-                    seeds=[_stream(prompts[i], seed) for i in batch],
+                    seeds=[_prompt_seed(prompts[i], seed) for i in batch],
                     probes=probes,
                 )
-                summed = [sum_up(g.readings) for g in generations if g.readings is not None]
+                summed = [summarize_projections(g.readings) for g in generations if g.readings is not None]
                 journal.append(
-                    (keys[i], _row(found)) for i, found in zip(batch, summed, strict=True) if keys[i] not in journal
+                    (keys[i], _journal_row(found))
+                    for i, found in zip(batch, summed, strict=True)
+                    if keys[i] not in journal
                 )
             advance(len(batch))
-    return [_readings(journal[key]) for key in keys]
+    return [_from_journal_row(journal[key]) for key in keys]
 
 
-def _key(model: Model, prompt: Encoded, sampling: SamplingParams, probes: Sequence[Probe], seed: int) -> str:
+def _answer_key(model: Model, prompt: Encoded, sampling: SamplingParams, probes: Sequence[Probe], seed: int) -> str:
     return content_key(
         model=asdict(model.fingerprint),
         prompt=list(prompt.ids),
@@ -196,17 +210,17 @@ def _key(model: Model, prompt: Encoded, sampling: SamplingParams, probes: Sequen
     )
 
 
-def _stream(prompt: Encoded, seed: int) -> int:
+def _prompt_seed(prompt: Encoded, seed: int) -> int:
     """The random stream of a prompt's answer: the same whatever watches it."""
     return int(content_key(prompt=list(prompt.ids), seed=seed)[:16], 16)
 
 
-def _row(of: Readings) -> dict[str, Any]:
+def _journal_row(of: AnswerReadings) -> dict[str, Any]:
     """JSON-able: a missing reading is null."""
-    return {name: None if math.isnan(of.of(name)[0]) else of.of(name) for name in NAMES} | {"tokens": of.tokens}
+    return {name: None if math.isnan(of.of(name)[0]) else of.of(name) for name in READING_NAMES} | {"tokens": of.tokens}
 
 
-def _readings(row: dict[str, Any]) -> Readings:
+def _from_journal_row(row: dict[str, Any]) -> AnswerReadings:
     missing = (math.nan,) * len(row["prompt"])
-    prompt, mean, peak = (tuple(row[name]) if row[name] else missing for name in NAMES)
-    return Readings(prompt, mean, peak, row["tokens"])
+    prompt, mean, peak = (tuple(row[name]) if row[name] else missing for name in READING_NAMES)
+    return AnswerReadings(prompt, mean, peak, row["tokens"])

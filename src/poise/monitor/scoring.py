@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from poise.activations import Probe, project_each
-from poise.data import Conversation, Rejected, Rejections, turns
+from poise.data import Conversation, RejectedRow, Rejections, turns
 from poise.model import Encoded, Model
 from poise.model.spans import Place, Unread, places
-from poise.monitor.readings import Readings, of_text
+from poise.monitor.readings import AnswerReadings, summarize_response
 
-__all__ = ["WINDOW_ROWS", "Scored", "score", "topic_of"]
+__all__ = ["WINDOW_ROWS", "ScoredTurn", "score_turns", "topic_of"]
 
 WINDOW_ROWS = 256  # rows read together: enough to batch answers of like length
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredTurn:
     """One answer of a conversation.
 
     Attributes:
@@ -31,14 +31,14 @@ class Scored:
 
     conversation: Conversation
     turn: int
-    readings: Readings | None
+    readings: AnswerReadings | None
     cut: bool = False
     unread: str = ""
 
 
-def score(
-    rows: Iterable[Conversation | Rejected], model: Model, probes: Sequence[Probe], rejections: Rejections
-) -> Iterator[tuple[int, list[Scored]]]:
+def score_turns(
+    rows: Iterable[Conversation | RejectedRow], model: Model, probes: Sequence[Probe], rejections: Rejections
+) -> Iterator[tuple[int, list[ScoredTurn]]]:
     """Read every answer of every conversation.
 
     Args:
@@ -56,19 +56,19 @@ def score(
     """
     placed: dict[int, list[Place | Unread]] = {}
 
-    def readable() -> Iterator[Conversation | Rejected]:
+    def readable() -> Iterator[Conversation | RejectedRow]:
         for row in rows:
             if isinstance(row, Conversation):
                 found = places(model, turns(row))
                 if unread := _why_unread(found):
-                    yield Rejected(row.file, row.row, row.index, None, unread)
+                    yield RejectedRow(row.file, row.row, row.index, None, unread)
                     continue
                 placed[row.index] = found
             yield row
 
     for _, conversations in groupby(rejections.sift(readable()), key=lambda c: c.index // WINDOW_ROWS):
         members = list(conversations)
-        yield members[-1].index + 1, _read(model, members, [placed.pop(c.index) for c in members], probes)
+        yield members[-1].index + 1, _read_window(model, members, [placed.pop(c.index) for c in members], probes)
 
 
 def _why_unread(found: Sequence[Place | Unread]) -> str:
@@ -77,23 +77,23 @@ def _why_unread(found: Sequence[Place | Unread]) -> str:
     return first.reason if isinstance(first, Unread) and all(isinstance(f, Unread) for f in found) else ""
 
 
-def _read(
+def _read_window(
     model: Model,
     conversations: Sequence[Conversation],
     found: Sequence[Sequence[Place | Unread]],
     probes: Sequence[Probe],
-) -> list[Scored]:
+) -> list[ScoredTurn]:
     ids = list({id(p.text.ids): p.text.ids for own in found for p in own if isinstance(p, Place)}.values())
     read = dict(zip(map(id, ids), project_each(model, [Encoded(i, 0, len(i)) for i in ids], probes), strict=True))
     out = []
     for conversation, own in zip(conversations, found, strict=True):
         for place in own:
             if isinstance(place, Unread):
-                out.append(Scored(conversation, place.turn, None, unread=place.reason))
+                out.append(ScoredTurn(conversation, place.turn, None, unread=place.reason))
             elif (values := read[id(place.text.ids)]) is None:
-                out.append(Scored(conversation, place.turn, None, place.cut, "the model gave NaN or infinity"))
+                out.append(ScoredTurn(conversation, place.turn, None, place.cut, "the model gave NaN or infinity"))
             else:
-                out.append(Scored(conversation, place.turn, of_text(values, place.text), place.cut))
+                out.append(ScoredTurn(conversation, place.turn, summarize_response(values, place.text), place.cut))
     return out
 
 

@@ -7,10 +7,10 @@ from typing import Literal
 from poise.activations import Probe
 from poise.steer import Steering
 
-__all__ = ["push"]
+__all__ = ["steering_offset"]
 
 
-def push(steering: Steering | None, probe: Probe, phase: Literal["prompt", "response"]) -> float | None:
+def steering_offset(steering: Steering | None, probe: Probe, phase: Literal["prompt", "response"]) -> float | None:
     """What a steering by itself adds to a probe's reading: α·v along it, carried up by the residual stream.
 
     Where a vector is added at the layer that it is watched at, a reading less its push is exactly that of the same

@@ -20,8 +20,8 @@ from typing import Any
 from poise.data import DataSet, Rejections
 from poise.errors import InvalidArgument, MissingExtra, OutputExists
 from poise.model import Model
-from poise.monitor.scoring import score
-from poise.monitor.table_rows import Counts, Scribe
+from poise.monitor.scoring import score_turns
+from poise.monitor.table_rows import TableCounts, TableRowBuilder
 from poise.progress import track
 from poise.storage.atomic_write import saving
 from poise.storage.content_hash import content_key
@@ -30,14 +30,14 @@ from poise.storage.lock import locked
 from poise.storage.output import check_output
 from poise.vector import PersonaVector
 
-__all__ = ["Done", "Table", "check_format", "check_place", "read"]
+__all__ = ["FinishedTable", "TableWriter", "check_table_format", "check_table_output", "write_readings_table"]
 
 RUN_FILES = ("rows.jsonl", "state.json", "job", "lock")
-ROWS_AT_ONCE = 50_000  # of a Parquet row group
+ROWS_PER_GROUP = 50_000  # of a Parquet row group
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class FinishedTable:
     """A finished table.
 
     Attributes:
@@ -49,13 +49,13 @@ class Done:
     """
 
     out: Path
-    counts: Counts
+    counts: TableCounts
     rejections: Rejections
     began_at: int
     how: str
 
 
-def read(
+def write_readings_table(
     data: DataSet,
     model: Model,
     vectors: Sequence[PersonaVector],
@@ -64,7 +64,7 @@ def read(
     layer: int | None = None,
     by: str | None = None,
     force: bool = False,
-) -> Done:
+) -> FinishedTable:
     """Read every answer of a data set and write a row for each answer and trait.
 
     Killed and started again, it goes on after the last whole window and ends with the same bytes.
@@ -85,26 +85,28 @@ def read(
         InvalidData: too many rows are rejected.
         SaveFailed: the disk refused.
     """
-    check_format(out)
-    check_place(out, data, force=force)
+    check_table_format(out)
+    check_table_output(out, data, force=force)
     probes = [vector.at("read", layer).probe for vector in vectors]
     layers = [p.layer for p in probes]
-    job, run_folder = _job(data, model, vectors, layers, by), out.with_name(out.name + ".run")
-    with locked(run_folder, "read"), contextlib.closing(Table(out, job)) as table:
+    job, run_folder = _table_key(data, model, vectors, layers, by), out.with_name(out.name + ".run")
+    with locked(run_folder, "read"), contextlib.closing(TableWriter(out, job)) as table:
         began = table.start
         rejections = Rejections(rejected_list(out), start=began)
-        scribe = Scribe(vectors, layers, by, table.counts)
+        scribe = TableRowBuilder(vectors, layers, by, table.counts)
         with track("Reading conversations", total=data.count() if data.files else None) as advance:
             advance(began)
-            for following, scored in score(data.iterate(began), model, probes, rejections):
+            for following, scored in score_turns(data.iterate(began), model, probes, rejections):
                 done = table.start
                 table.append([row for one in scored for row in scribe.rows(one)], following)
                 advance(following - done)
         table.finish()
-    return Done(out, table.counts, rejections, began, data.how)
+    return FinishedTable(out, table.counts, rejections, began, data.how)
 
 
-def _job(data: DataSet, model: Model, vectors: Sequence[PersonaVector], layers: Sequence[int], by: str | None) -> str:
+def _table_key(
+    data: DataSet, model: Model, vectors: Sequence[PersonaVector], layers: Sequence[int], by: str | None
+) -> str:
     return content_key(
         data=data.digest(),
         shapes=[[part.name, str(part.shape)] for part in data.parts],
@@ -119,7 +121,7 @@ def _job(data: DataSet, model: Model, vectors: Sequence[PersonaVector], layers: 
     )
 
 
-class Table:
+class TableWriter:
     """Rows on their way to ``out``.
 
     Args:
@@ -132,10 +134,10 @@ class Table:
     """
 
     def __init__(self, out: Path, job: str) -> None:
-        check_format(out)
+        check_table_format(out)
         self.out, self.job = out, job
         self.folder = out.with_name(out.name + ".run")
-        self.start, self.size, self.counts = 0, 0, Counts()
+        self.start, self.size, self.counts = 0, 0, TableCounts()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._resume()
@@ -148,7 +150,7 @@ class Table:
         try:
             state = json.loads((self.folder / "state.json").read_bytes())
             if state["job"] == self.job and (self.folder / "rows.jsonl").stat().st_size >= state["bytes"]:
-                self.start, self.size, self.counts = state["next"], state["bytes"], Counts(**state["counts"])
+                self.start, self.size, self.counts = state["next"], state["bytes"], TableCounts(**state["counts"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass  # nothing to go on from
 
@@ -195,7 +197,7 @@ class Table:
             self.folder.rmdir()
 
 
-def check_format(out: Path) -> None:
+def check_table_format(out: Path) -> None:
     """Refuse a name whose format cannot be written, before any work is done.
 
     Raises:
@@ -211,7 +213,7 @@ def check_format(out: Path) -> None:
             raise MissingExtra(f'Writing {out} needs pyarrow; install it with pip install "poise[data]".') from error
 
 
-def check_place(
+def check_table_output(
     out: Path, data: DataSet, sources: Sequence[str] = (), *, inputs: Sequence[Path] = (), force: bool = False
 ) -> None:
     """Check that a table can be written without destroying anything, before a model is loaded.
@@ -251,10 +253,10 @@ def _table_loss(path: Path) -> str:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            return "" if tuple(pq.read_schema(path).names) == COLUMNS else other
+            return "" if tuple(pq.read_schema(path).names) == TABLE_COLUMNS else other
         with path.open("rb") as file:
             line = file.readline(1 << 20)
-        return "" if not line or tuple(json.loads(line)) == COLUMNS else other
+        return "" if not line or tuple(json.loads(line)) == TABLE_COLUMNS else other
     except (OSError, ValueError, TypeError):  # pyarrow's errors are ValueErrors too
         return other
 
@@ -279,18 +281,18 @@ def _to_parquet(rows: Path, out: Path) -> None:
     numbers = {name: pa.float64() for name in ("prompt", "mean", "peak", "drift")}
     flags = {name: pa.bool_() for name in ("cut", "drift_alarm")}
     types = texts | whole | numbers | flags | {"alarms": pa.list_(pa.string())}
-    schema = pa.schema([(name, types[name]) for name in COLUMNS])
+    schema = pa.schema([(name, types[name]) for name in TABLE_COLUMNS])
     with pq.ParquetWriter(out, schema) as writer, rows.open("rb") as lines:
         batch: list[dict[str, Any]] = []
         for line in lines:
             batch.append(json.loads(line))
-            if len(batch) == ROWS_AT_ONCE:
+            if len(batch) == ROWS_PER_GROUP:
                 writer.write_table(pa.Table.from_pylist(batch, schema))
                 batch = []
         writer.write_table(pa.Table.from_pylist(batch, schema))
 
 
-COLUMNS = (
+TABLE_COLUMNS = (
     "file", "row", "index", "turn", "topic", "trait", "layer", "prompt", "mean", "peak", "tokens", "cut", "alarms",
     "drift", "drift_alarm", "unread",
 )  # fmt: skip

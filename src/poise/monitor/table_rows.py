@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from poise.monitor.alarms import alarmed, in_force
-from poise.monitor.scoring import Scored, topic_of
-from poise.statistics.cusum import step
+from poise.monitor.alarms import alarms_in_force, raised_alarms
+from poise.monitor.scoring import ScoredTurn, topic_of
+from poise.statistics.cusum import cusum_step
 from poise.vector import PersonaVector
 
-__all__ = ["Counts", "Scribe"]
+__all__ = ["TableCounts", "TableRowBuilder"]
 
 
 @dataclass
-class Counts:
+class TableCounts:
     """What a table holds. JSON-able, so that a resumed run goes on counting.
 
     Attributes:
@@ -36,7 +36,7 @@ class Counts:
     drift: list[float] = field(default_factory=list)
 
 
-class Scribe:
+class TableRowBuilder:
     """Turns scored answers into table rows and counts what they raise.
 
     Args:
@@ -46,7 +46,9 @@ class Scribe:
         counts: Where an earlier run stopped.
     """
 
-    def __init__(self, vectors: Sequence[PersonaVector], layers: Sequence[int], by: str | None, counts: Counts) -> None:
+    def __init__(
+        self, vectors: Sequence[PersonaVector], layers: Sequence[int], by: str | None, counts: TableCounts
+    ) -> None:
         self.vectors, self.layers, self.by, self.counts = vectors, layers, by, counts
         self.alarms = [[a for a in v.header.alarms if a.layer == at] for v, at in zip(vectors, layers, strict=True)]
         self.charts = [
@@ -57,12 +59,12 @@ class Scribe:
             names = {f"{a.reading}@{a.rate:g}" for a in alarms} | ({"drift"} if chart else set())
             counts.alarms.setdefault(vector.name, dict.fromkeys(sorted(names), 0))
 
-    def rows(self, scored: Scored) -> Iterator[dict[str, Any]]:
+    def rows(self, scored: ScoredTurn) -> Iterator[dict[str, Any]]:
         """The rows of one answer, a trait each; missing readings are null."""
         topic = topic_of(scored.conversation, self.by)
-        forced = [in_force(alarms, topic) for alarms in self.alarms]
+        forced = [alarms_in_force(alarms, topic) for alarms in self.alarms]
         readings = scored.readings
-        raised = alarmed(readings, forced) if readings else []
+        raised = raised_alarms(readings, forced) if readings else []
         self._count(scored, max((a.max_new_tokens for own in forced for a in own), default=None))
         for column, vector in enumerate(self.vectors):
             names = [f"{r.alarm.reading}@{r.alarm.rate:g}" for r in raised if r.column == column]
@@ -78,9 +80,9 @@ class Scribe:
                 "topic": topic,
                 "trait": vector.name,
                 "layer": self.layers[column],
-                "prompt": _number(readings.prompt[column]) if readings else None,
-                "mean": _number(readings.mean[column]) if readings else None,
-                "peak": _number(readings.peak[column]) if readings else None,
+                "prompt": _round_reading(readings.prompt[column]) if readings else None,
+                "mean": _round_reading(readings.mean[column]) if readings else None,
+                "peak": _round_reading(readings.peak[column]) if readings else None,
                 "tokens": readings.tokens if readings else None,
                 "cut": scored.cut,
                 "alarms": names,
@@ -94,11 +96,11 @@ class Scribe:
         chart = self.charts[column]
         if chart is None or math.isnan(mean):
             return None, False
-        s, alarm = step(self.counts.drift[column], mean, mean=chart.mean, sd=chart.sd, k=chart.k, h=chart.h)
+        s, alarm = cusum_step(self.counts.drift[column], mean, mean=chart.mean, sd=chart.sd, k=chart.k, h=chart.h)
         self.counts.drift[column] = 0.0 if alarm else s
-        return _number(s), alarm
+        return _round_reading(s), alarm
 
-    def _count(self, scored: Scored, longest: int | None) -> None:
+    def _count(self, scored: ScoredTurn, longest: int | None) -> None:
         self.counts.turns += 1
         self.counts.cut += scored.cut
         if scored.unread:
@@ -108,6 +110,6 @@ class Scribe:
             self.counts.longer += 1
 
 
-def _number(value: float) -> float | None:
+def _round_reading(value: float) -> float | None:
     """Six digits, which is more than the model's own arithmetic has."""
     return float(f"{value:.6g}") if math.isfinite(value) else None

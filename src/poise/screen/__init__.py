@@ -1,21 +1,23 @@
 """Find the training rows that would push a model towards a trait, before they do.
 
-score      answers to projections: the core loop
-answers    the base model's own answers y′, kept on disk
-parts      windows of the data, kept as they are finished
-ray        the same windows on a cluster
-work       what the stages share, and the scoring of a whole data set
-found      all scores together, and their figures
-rules      which scores are flagged
-second     a judge's opinion
-fix, mend  flagged answers replaced, in the row's own shape
-write      the files of rows and scores
-shown      single answers, token by token
-sums       a trait summed up; predict says what its mean means
-summary    the values that the page is drawn from
-job        all of it
-estimate   what the cheap methods are worth on a sample
-rows       the same from Python, without files
+projection       answers to projections: the core loop
+base_answers     the base model's own answers y′, kept on disk
+shards           windows of the data, kept as they are finished
+ray_backend      the same windows on a cluster
+scoring          what the stages share, and the scoring of a whole data set
+scores           all scores together, and their statistics
+flagging         which scores are flagged
+judge_review     a judge's opinion of flagged answers
+replacement      flagged answers replaced by the model's own
+row_editor       an answer put into a row, in the row's own shape
+output           the files of rows and scores
+examples         single answers, token by token
+trait_summary    one trait summed up
+prediction       what a trait's mean says of fine-tuning
+summary          the values that the report is drawn from
+pipeline         all of it
+compare_methods  what the cheap methods are worth on a sample
+dataset_map      the same from Python, without files
 """
 
 from poise.screen.dataset_map import ColumnScorer, ScoredRow, screen_rows

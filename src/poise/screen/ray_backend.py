@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from poise.activations import Probe
-from poise.data import Conversation, DataSet, Rejected
+from poise.data import Conversation, DataSet, RejectedRow
 from poise.errors import InvalidArgument, MissingExtra, PoiseError
 from poise.model import Fingerprint, Model, load
 from poise.screen import shards as windows
@@ -93,7 +93,7 @@ class ShardScorer:
     def __init__(self, spec: WorkerSpec, parts: Path) -> None:
         self.spec, self.folder = spec, parts
         self.model: Model | None = None
-        self.rows: Iterator[Conversation | Rejected] = iter(())
+        self.rows: Iterator[Conversation | RejectedRow] = iter(())
         self.next = 0  # the window that ``rows`` stands before; 0 also where nothing was read
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class ShardScorer:
         with mark.open("ab") as file:
             file.write(b".")
 
-    def _read(self, window: int) -> list[Conversation | Rejected]:
+    def _read(self, window: int) -> list[Conversation | RejectedRow]:
         size = self.spec.window
         if not self.next or window < self.next:
             self.rows, self.next = self.spec.data.iterate(window * size), window

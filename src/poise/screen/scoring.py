@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from poise.activations import Probe
-from poise.data import Conversation, DataSet, Rejected, Rejections
+from poise.data import Conversation, DataSet, RejectedRow, Rejections
 from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.progress import track
@@ -126,7 +126,7 @@ def _check_broken_share(parts: Iterable[Shard], rejections: Rejections) -> Itera
     """The parts, while no more rows are broken than may be."""
     waiting: deque[Shard] = deque()
 
-    def rows() -> Iterator[Conversation | Rejected]:
+    def rows() -> Iterator[Conversation | RejectedRow]:
         first = 0
         for part in parts:
             waiting.append(part)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.activations import Probe
-from poise.data import Conversation, DataSet, Rejected
+from poise.data import Conversation, DataSet, RejectedRow
 from poise.model import Model
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.projection import ScoredAnswer, ScoringMethod, score_answers
@@ -48,7 +48,7 @@ class Shard:
     last: NDArray[np.float32]
     own: NDArray[np.float32]
     unread: dict[int, str]
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[RejectedRow, ...]
     rows: int
 
     def score(self, method: ScoringMethod) -> NDArray[np.float32]:
@@ -104,7 +104,7 @@ class ShardStore:
             return Shard(
                 **{name: kept[name] for name in SHARD_ARRAYS},
                 unread={int(at): reason for at, reason in words["unread"].items()},
-                rejected=tuple(Rejected(*fields) for fields in words["rejected"]),
+                rejected=tuple(RejectedRow(*fields) for fields in words["rejected"]),
                 rows=words["rows"],
             )
 
@@ -138,24 +138,27 @@ def score_shards(
 
 
 def score_shard(
-    rows: Sequence[Conversation | Rejected], model: Model, probes: Sequence[Probe], answers: BaseAnswers | None = None
+    rows: Sequence[Conversation | RejectedRow],
+    model: Model,
+    probes: Sequence[Probe],
+    answers: BaseAnswers | None = None,
 ) -> Shard:
     """Score the rows of one window."""
     good = [row for row in rows if isinstance(row, Conversation)]
-    bad = [row for row in rows if isinstance(row, Rejected)]
+    bad = [row for row in rows if isinstance(row, RejectedRow)]
     units: list[ScoredAnswer] = []
     scored = groupby(score_answers(model, good, probes, answers), key=lambda unit: unit.index)
     for row, (_, found) in zip(good, scored, strict=True):
         own = list(found)
         if all(unit.unread for unit in own):
-            bad.append(Rejected(row.file, row.row, row.index, None, own[0].unread))
+            bad.append(RejectedRow(row.file, row.row, row.index, None, own[0].unread))
         else:
             units += own
     bad.sort(key=lambda row: row.index)
     return _to_shard(units, tuple(bad), len(rows), len(probes))
 
 
-def _to_shard(units: Sequence[ScoredAnswer], bad: tuple[Rejected, ...], rows: int, k: int) -> Shard:
+def _to_shard(units: Sequence[ScoredAnswer], bad: tuple[RejectedRow, ...], rows: int, k: int) -> Shard:
     def table(values: list[tuple[float, ...]]) -> NDArray[np.float32]:
         return np.array(values, dtype=np.float32).reshape(len(units), k)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from poise.engine import Said
-from poise.monitor import Raised, Readings, Watcher
+from poise.monitor import AlarmWatcher, AnswerReadings, RaisedAlarm
 from poise.serve.policy import Action, Policy
 from poise.serve.vector_registry import Watched
 from poise.steer import Steering, Term
@@ -22,7 +22,7 @@ class Alert:
     """An alarm that was raised, and what was done."""
 
     trait: str
-    raised: Raised
+    raised: RaisedAlarm
     action: Action
 
     @property
@@ -57,7 +57,7 @@ class Heard:
     alerts: tuple[Alert, ...] = ()
     stopped: bool = False
     cap: Steering | None = None
-    readings: Readings | None = None
+    readings: AnswerReadings | None = None
 
 
 class Guard:
@@ -73,7 +73,7 @@ class Guard:
         self, watched: Sequence[Watched], policy: Policy, pushes: Sequence[tuple[float, float] | None]
     ) -> None:
         self.watched, self.policy = tuple(watched), policy
-        self._watcher = Watcher([w.alarms for w in self.watched])
+        self._watcher = AlarmWatcher([w.alarms for w in self.watched])
         self._push = [torch.tensor([push[phase] if push else 0.0 for push in pushes]) for phase in (0, 1)]
         self._tokens = 0
         self._begun = False
@@ -98,11 +98,11 @@ class Guard:
         late = [self._alert(raised, "note") for raised in self._watcher.end()]  # nothing is left to cap or to stop
         return Heard(said, (*alerts, *late), readings=self._watcher.readings())
 
-    def readings(self) -> Readings | None:
+    def readings(self) -> AnswerReadings | None:
         """Of what there is so far."""
         return self._watcher.readings() if self._begun else None
 
-    def _alert(self, raised: Raised, action: Action | None = None) -> Alert:
+    def _alert(self, raised: RaisedAlarm, action: Action | None = None) -> Alert:
         name = self.watched[raised.column].name
         return Alert(name, raised, action or self.policy.action(name))
 

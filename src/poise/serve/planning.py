@@ -10,7 +10,7 @@ from poise.engine import Job, SamplingParams
 from poise.errors import InvalidArgument, InvalidSteering, RequestError, UserError
 from poise.model import Encoded, Model
 from poise.model import Message as Turn
-from poise.monitor.steering_offset import push
+from poise.monitor.steering_offset import steering_offset
 from poise.serve.policy import Policy
 from poise.serve.requests import Asked, ChatRequest, CompletionRequest
 from poise.serve.vector_registry import Shelf, Watched
@@ -86,7 +86,7 @@ def plan(asked: Asked, model: Model, name: str, shelf: Shelf, policy: Policy) ->
 
 
 def _push(steering: Steering | None, watched: Watched) -> tuple[float, float] | None:
-    prompt, response = (push(steering, watched.probe, phase) for phase in ("prompt", "response"))
+    prompt, response = (steering_offset(steering, watched.probe, phase) for phase in ("prompt", "response"))
     return None if prompt is None or response is None else (prompt, response)
 
 

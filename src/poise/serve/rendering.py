@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from poise.engine import Token
-from poise.monitor import Readings
+from poise.monitor import AnswerReadings
 from poise.serve.alarm_policy import Alert, Heard
 from poise.serve.planning import Plan
 
@@ -39,7 +39,7 @@ class Choice:
     tokens: list[Token] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
     finish: str | None = None
-    readings: Readings | None = None
+    readings: AnswerReadings | None = None
 
     def hear(self, heard: Heard) -> None:
         """Take in a step."""
@@ -139,7 +139,7 @@ class Choice:
         return _chat_logprobs(tokens) if self.kind == "chat" else _text_logprobs(tokens)
 
 
-def summary(readings: Readings | None, column: int) -> dict[str, Any]:
+def summary(readings: AnswerReadings | None, column: int) -> dict[str, Any]:
     """One vector's readings of an answer; ``None`` where there are none."""
     if readings is None:
         return {"prompt": None, "mean": None, "peak": None, "tokens": 0}

@@ -18,7 +18,7 @@ from poise.engine import SamplingParams
 from poise.engine.continuous import ContinuousEngine
 from poise.errors import InvalidArgument
 from poise.model import Model
-from poise.monitor.calibrate import Plan, calibrate
+from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.serve import policy
 from poise.serve.app import build
 from poise.serve.auth import Gate, Keys, Limits, is_loopback
@@ -131,7 +131,7 @@ def vectors_of(
         raise InvalidArgument("Alarms are a vector's; name the vectors that `normal` is to set them for as `vector`.")
     data = open_data(list(normal), need="user")
     sampling = SamplingParams(max_new_tokens=min(256, model.window // 2))
-    done = calibrate(data, model, list(loaded.values()), Plan(rates=(rate,), sampling=sampling))
+    done = calibrate_alarms(data, model, list(loaded.values()), CalibrationSettings(rates=(rate,), sampling=sampling))
     return dict(zip(loaded, done.vectors, strict=True))
 
 

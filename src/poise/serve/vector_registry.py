@@ -14,8 +14,8 @@ from poise import vector as vectors
 from poise.activations import Probe
 from poise.errors import InvalidVector, RequestError, UserError
 from poise.model import Model
-from poise.monitor import in_force
-from poise.monitor.baseline import Ordinary, ordinary
+from poise.monitor import alarms_in_force
+from poise.monitor.baseline import ReadingBaseline, measure_baseline
 from poise.vector import Alarm, PersonaVector
 
 __all__ = ["NAME", "Shelf", "Watched"]
@@ -39,12 +39,12 @@ class Watched:
     vector: PersonaVector
     probe: Probe
     fixed: bool
-    normal: Ordinary | None = None
+    normal: ReadingBaseline | None = None
 
     @property
     def alarms(self) -> list[Alarm]:
         """Set on all talk at the layer where it is read."""
-        return in_force(self.vector.at("read", self.probe.layer).alarms)
+        return alarms_in_force(self.vector.at("read", self.probe.layer).alarms)
 
 
 class Shelf:
@@ -155,9 +155,9 @@ class Shelf:
             self._all = {k: v for k, v in self._all.items() if k != name}
 
 
-def _normal(vector: PersonaVector, probe: Probe, model: Model) -> Ordinary | None:
+def _normal(vector: PersonaVector, probe: Probe, model: Model) -> ReadingBaseline | None:
     try:
-        return ordinary(vector, probe, model)
+        return measure_baseline(vector, probe, model)
     except UserError:
         return None
 

@@ -17,19 +17,26 @@ from numpy.typing import ArrayLike, NDArray
 
 from poise.statistics.estimates import bootstrap_interval
 
-__all__ = ["ARL", "Chart", "chart", "empirical", "run_length", "step"]
+__all__ = [
+    "DEFAULT_RUN_LENGTH",
+    "CusumChart",
+    "average_run_length",
+    "cusum_step",
+    "empirical_distribution",
+    "fit_cusum",
+]
 
-ARL = 1000.0  # normal answers to a false alarm, on average
+DEFAULT_RUN_LENGTH = 1000.0  # normal answers to a false alarm, on average
 ALLOWANCE = 0.5  # k: tuned to a shift of one standard deviation
 STATES = 150
-DRAWS = 200
+ARL_DRAWS = 200
 
-Array = NDArray[np.floating[Any]]
-Distribution = Callable[[Array], Array]  # values to P(z ≤ value)
+ReadingsArray = NDArray[np.floating[Any]]
+Distribution = Callable[[ReadingsArray], ReadingsArray]  # values to P(z ≤ value)
 
 
 @dataclass(frozen=True, slots=True)
-class Chart:
+class CusumChart:
     """A CUSUM set on normal answers.
 
     Attributes:
@@ -51,15 +58,19 @@ class Chart:
     high: float
 
 
-def step(s: float, reading: float, *, mean: float, sd: float, k: float, h: float) -> tuple[float, bool]:
+def cusum_step(s: float, reading: float, *, mean: float, sd: float, k: float, h: float) -> tuple[float, bool]:
     """The sum after one more reading, and whether it raises the alarm; begin again from 0 after one."""
     s = max(0.0, s + (reading - mean) / sd - k)
     return s, s > h
 
 
-def chart(
-    readings: ArrayLike, *, arl: float = ARL, k: float = ALLOWANCE, conversations: Sequence[object] | None = None
-) -> Chart | None:
+def fit_cusum(
+    readings: ArrayLike,
+    *,
+    arl: float = DEFAULT_RUN_LENGTH,
+    k: float = ALLOWANCE,
+    conversations: Sequence[object] | None = None,
+) -> CusumChart | None:
     """The CUSUM that gives a false alarm every ``arl`` normal answers; ``None`` where readings do not vary.
 
     Args:
@@ -76,26 +87,28 @@ def chart(
     h = _limit(z, k, arl)
     groups = _grouped(z, conversations)
     low, high = bootstrap_interval(
-        lambda i: run_length(empirical(np.concatenate([groups[g] for g in i])), k, h), len(groups), draws=DRAWS
+        lambda i: average_run_length(empirical_distribution(np.concatenate([groups[g] for g in i])), k, h),
+        len(groups),
+        draws=ARL_DRAWS,
     )
     if math.isnan(low):  # a single conversation
         low, high = 1.0, math.inf
-    return Chart(mean, sd, k, h, run_length(empirical(z), k, h), max(low, 1.0), high)
+    return CusumChart(mean, sd, k, h, average_run_length(empirical_distribution(z), k, h), max(low, 1.0), high)
 
 
-def _limit(z: Array, k: float, arl: float) -> float:
+def _limit(z: ReadingsArray, k: float, arl: float) -> float:
     """The lowest h whose average run length is at least ``arl``."""
-    distribution = empirical(z)
+    distribution = empirical_distribution(z)
     low, high = 0.0, 1.0
-    while run_length(distribution, k, high) < arl:
+    while average_run_length(distribution, k, high) < arl:
         low, high = high, 2 * high
     while high - low > 1e-4 * high:
         h = (low + high) / 2
-        low, high = (h, high) if run_length(distribution, k, h) < arl else (low, h)
+        low, high = (h, high) if average_run_length(distribution, k, h) < arl else (low, h)
     return high
 
 
-def run_length(distribution: Distribution, k: float, h: float, *, states: int = STATES) -> float:
+def average_run_length(distribution: Distribution, k: float, h: float, *, states: int = STATES) -> float:
     """Average run length from S = 0, by a Markov chain over ``states`` equal steps of [0, h].
 
     Args:
@@ -118,13 +131,13 @@ def run_length(distribution: Distribution, k: float, h: float, *, states: int = 
     return float(runs[0]) if 1 <= runs[0] < 1e15 else math.inf
 
 
-def empirical(values: ArrayLike) -> Distribution:
+def empirical_distribution(values: ArrayLike) -> Distribution:
     """P(z ≤ value) as observed."""
     x = np.sort(np.asarray(values, dtype=float))
     return lambda at: np.asarray(np.searchsorted(x, at, side="right") / len(x), dtype=float)
 
 
-def _grouped(z: Array, conversations: Sequence[object] | None) -> list[Array]:
+def _grouped(z: ReadingsArray, conversations: Sequence[object] | None) -> list[ReadingsArray]:
     if conversations is None:
         return [z[i : i + 1] for i in range(len(z))]
     places: dict[object, list[int]] = {}

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poise.data import Conversation, DataSet, Message, Rejected, Rejections, open_data, turns
+from poise.data import Conversation, DataSet, Message, RejectedRow, Rejections, open_data, turns
 from poise.errors import InvalidArgument, InvalidData
 from poise.model import Model
 from poise.model.spans import Place, places
@@ -138,7 +138,7 @@ def _is_empty(name: str) -> bool:
 
 def build_examples(
     model: Model,
-    rows: Iterable[Conversation | Rejected],
+    rows: Iterable[Conversation | RejectedRow],
     *,
     longest: int,
     rejections: Rejections,

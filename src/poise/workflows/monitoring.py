@@ -9,7 +9,7 @@ from poise import vector as vectors
 from poise.data import open_data
 from poise.errors import InvalidArgument
 from poise.monitor import table
-from poise.monitor.calibrate import Calibrated, Plan, calibrate
+from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms
 from poise.storage.lock import locked
 from poise.storage.output import check_output, check_writable
 from poise.vector.vector_file import vector_loss
@@ -22,13 +22,13 @@ def calibrate_vectors(
     paths: Sequence[Path],
     model: ModelSource,
     source: Sequence[str],
-    plan: Plan,
+    plan: CalibrationSettings,
     *,
     shape: str = "auto",
     out: Path | None = None,
     allow_other_model: bool = False,
     force: bool = False,
-) -> Calibrated:
+) -> Calibration:
     """Set alarms on normal talk and write them into the vector files at ``paths``, or one vector's into ``out``.
 
     Run again after a kill, it continues in the first file + ``.calibration``. ``force`` writes over an existing
@@ -45,7 +45,7 @@ def calibrate_vectors(
     opened = [vectors.load(path) for path in paths]
     targets = [out] if out else list(paths)
     folder = targets[0].with_name(targets[0].name + ".calibration")
-    data = open_data(list(source), shape=shape, need="assistant" if plan.given else "user")
+    data = open_data(list(source), shape=shape, need="assistant" if plan.read_given_answers else "user")
     if out:
         header = opened[0].header
         certified = header.certificate is not None
@@ -59,7 +59,7 @@ def calibrate_vectors(
         check_writable(path)
     loaded = load_checked(opened, model, allow_other_model=allow_other_model)
     with locked(folder, "calibrate"):
-        done = calibrate(data, loaded, opened, plan, folder)
+        done = calibrate_alarms(data, loaded, opened, plan, folder)
     for vector, path in zip(done.vectors, targets, strict=True):
         current = vector if out else current_vector(path, vector)
         vectors.save(current.with_alarms(vector.header.alarms, vector.header.drift), path, force=force)
@@ -77,7 +77,7 @@ def read_data(
     by: str | None = None,
     allow_other_model: bool = False,
     force: bool = False,
-) -> table.Done:
+) -> table.FinishedTable:
     """Score every answer of a data set by the vectors at ``paths`` and write the table to ``out``; resumes.
 
     ``force`` writes over an existing file whatever it holds.
@@ -86,11 +86,11 @@ def read_data(
         OutputExists: ``out`` would be lost, or lies in a folder of data; before the model is loaded.
         FolderInUse: another run is writing this table.
     """
-    table.check_format(out)
+    table.check_table_format(out)
     opened = [vectors.load(path) for path in paths]
     data = open_data(list(source), shape=shape)
-    table.check_place(out, data, source, inputs=paths, force=force)
+    table.check_table_output(out, data, source, inputs=paths, force=force)
     for vector in opened:
         vector.at("read", layer)  # a layer that it lacks
     loaded = load_checked(opened, model, allow_other_model=allow_other_model)
-    return table.read(data, loaded, opened, out, layer=layer, by=by, force=force)
+    return table.write_readings_table(data, loaded, opened, out, layer=layer, by=by, force=force)

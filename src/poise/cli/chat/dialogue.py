@@ -12,7 +12,7 @@ from poise.cli import facts
 if TYPE_CHECKING:
     from poise.engine import Piece, Probe, SamplingParams
     from poise.model import Message, Model
-    from poise.monitor import Readings
+    from poise.monitor import AnswerReadings
     from poise.steer import Steering
     from poise.vector import Alarm, PersonaVector
 
@@ -40,9 +40,9 @@ class Watched:
     @property
     def alarms(self) -> list[Alarm]:
         """Those that were set at this layer on all talk."""
-        from poise.monitor import in_force
+        from poise.monitor import alarms_in_force
 
-        return in_force(a for a in self.vector.header.alarms if a.layer == self.probe.layer)
+        return alarms_in_force(a for a in self.vector.header.alarms if a.layer == self.probe.layer)
 
     @property
     def with_trait(self) -> float:
@@ -111,17 +111,17 @@ class Turn:
         said = (Said(piece.text, rows),) if piece.text or rows else ()
         return replace(self, said=self.said + said, finish=finish)
 
-    def readings(self, watched: Sequence[Watched]) -> Readings:
+    def readings(self, watched: Sequence[Watched]) -> AnswerReadings:
         """Of the answer, less what its steering adds to them by itself; see ``push``."""
         import torch
 
-        from poise.monitor.readings import sum_up
+        from poise.monitor.readings import summarize_projections
 
         tokens = [row for stretch in self.said for row in stretch.readings]
         values = torch.tensor([self.prompt, *tokens])
         values[0] -= torch.tensor([push(self.steering, w, "prompt") or 0.0 for w in watched])
         values[1:] -= torch.tensor([push(self.steering, w, "response") or 0.0 for w in watched])
-        return sum_up(values)
+        return summarize_projections(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def named(
 
 def push(steering: Steering | None, watched: Watched, phase: Literal["prompt", "response"]) -> float | None:
     """What a steering by itself adds to a watched trait's reading; see ``poise.monitor.steering_offset``."""
-    from poise.monitor.steering_offset import push as along
+    from poise.monitor.steering_offset import steering_offset as along
 
     return along(steering, watched.probe, phase)
 

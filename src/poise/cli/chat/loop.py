@@ -42,14 +42,14 @@ def prepare(
     Returns:
         The setup, and the steering with each vector that is also watched as that same object.
     """
-    from poise.monitor.baseline import ordinary
+    from poise.monitor.baseline import measure_baseline
 
     for vector in watch:
         vector.check_model(model, allow_other_model=allow_other_model)
     names, steering = named(watch, steering)
     own = {name: vector for name, vector in names.items() if any(vector is one for one in watch)}
     watched = tuple(
-        Watched(name, vector, probe, (usual := ordinary(vector, probe, model)).mean, usual.spread)
+        Watched(name, vector, probe, (usual := measure_baseline(vector, probe, model)).mean, usual.spread)
         for (name, vector), probe in ((item, item[1].at("read").probe) for item in own.items())
     )
     return Setup(model, sampling, names, watched), steering
@@ -108,13 +108,13 @@ def answer(user: str, dialogue: Dialogue, setup: Setup, screen: Screen) -> Turn 
 
 def remarks(turn: Turn, setup: Setup, width: int) -> list[RenderableType]:
     """What stands under an answer: how it ended, if not by itself, and a gauge for each trait."""
-    from poise.monitor import alarmed
+    from poise.monitor import raised_alarms
 
     nothing = "" if turn.answer else "(no answer)"
     ended = {"stop": nothing, "length": "(cut short)", "interrupted": "(stopped)"}[turn.finish]
     said: list[RenderableType] = [ended] if ended else []
     if setup.watched:
-        raised = alarmed(turn.readings(setup.watched), [w.alarms for w in setup.watched])
+        raised = raised_alarms(turn.readings(setup.watched), [w.alarms for w in setup.watched])
         said += tint.gauges(turn, setup.watched, raised, width)
     return said
 

@@ -22,8 +22,8 @@ from poise.report import wording as words
 if TYPE_CHECKING:
     from poise.cli.chat.dialogue import Turn, Watched
     from poise.engine import Piece
-    from poise.monitor import Raised
-    from poise.monitor.readings import Reading
+    from poise.monitor import RaisedAlarm
+    from poise.monitor.readings import ReadingName
     from poise.steer import Steering, Term
     from poise.vector import PersonaVector
 
@@ -66,7 +66,7 @@ LINES = {False: "#4393c3", True: "#d6604d"}  # by whether it is above normal
 SPAN = 4  # spreads on either side of normal that a bar shows
 SHORTEST, LONGEST = 10, 40  # bars, in columns
 DIGITS, TAIL = 5, 9  # least widths, so that gauges of one answer and the next stand below each other
-READINGS: tuple[Reading, ...] = ("prompt", "mean", "peak")
+READINGS: tuple[ReadingName, ...] = ("prompt", "mean", "peak")
 BAR_MEANS = f"│ normal, {SPAN} spreads to either end; ● mean of the answer, ▲ peak: its highest 8 tokens in a row"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 PARTS = re.compile(r"\n|[^\S\n]+|[⺀-鿿가-힣豈-﫿]|[^\s⺀-鿿가-힣豈-﫿]+")
@@ -167,7 +167,7 @@ def _placed(gap: Text, word: Text, column: int, width: int) -> tuple[Text, int]:
     return out, cell_len(lines[-1]) if lines else column
 
 
-def gauges(turn: Turn, watched: Sequence[Watched], raised: Sequence[Raised], width: int) -> list[Text]:
+def gauges(turn: Turn, watched: Sequence[Watched], raised: Sequence[RaisedAlarm], width: int) -> list[Text]:
     """A line for each trait: readings, bar, what steers it; three short lines where the terminal is narrow.
 
     A reading that raised its alarm has a ``!`` after it.
