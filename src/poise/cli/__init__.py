@@ -14,7 +14,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from poise.cli import chat, demo, exchange, gate, judge, monitor, screen, serve, shift, talk, train, traits, vectors
+from poise.cli import (
+    chat,
+    demo,
+    doctor,
+    exchange,
+    gate,
+    judge,
+    monitor,
+    screen,
+    serve,
+    shift,
+    talk,
+    train,
+    traits,
+    vectors,
+)
 from poise.errors import UserError
 
 __all__ = ["app", "main"]
@@ -40,6 +55,7 @@ class _Commands(TyperGroup):
             "shift",
             "gate",
             "judge",
+            "doctor",
             "show",
             "export",
             "import",
@@ -98,6 +114,7 @@ app.command("train")(train.train_command)
 app.command("shift")(shift.shift_command)
 app.command("gate")(gate.gate_command)
 app.add_typer(judge.app, name="judge")
+app.command("doctor")(doctor.doctor)
 app.command("show")(vectors.show)
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
