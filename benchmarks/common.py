@@ -26,7 +26,7 @@ def seconds(work: Callable[[], object]) -> float:
 def median_ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """Median of b/a over pairs, bootstrapped by pair: above 1 where b took longer."""
     ratios = np.array(b) / np.array(a)
-    return bootstrap(lambda i: float(np.median(ratios[i])), len(ratios))
+    return bootstrap(lambda i: np.median(ratios[i], axis=-1), len(ratios))
 
 
 def shown(ratio: Estimate) -> str:

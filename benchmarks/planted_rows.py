@@ -43,7 +43,7 @@ from poise.screen import SCORING_METHODS
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.shards import ShardStore, score_shards
 from poise.statistics.conformal import bands, exact_interval
-from poise.statistics.estimates import Estimate, auc, auc_estimate, bootstrap
+from poise.statistics.estimates import Estimate, auc, auc_estimate, bootstrap, each_draw
 from poise.storage.atomic_write import saving
 from poise.storage.content_hash import content_key
 from poise.trait import Trait, library
@@ -256,7 +256,7 @@ class Scored:
                 return math.nan
             return statistic(both[normal], both[drawn[drawn >= n]], self.fit[normal])
 
-        return bootstrap(of, len(both), draws=DRAWS)
+        return bootstrap(each_draw(of), len(both), draws=DRAWS)
 
     def auc(self) -> Estimate:
         return self.over(lambda a, b, _: auc(np.concatenate([a, b]), np.repeat([False, True], [len(a), len(b)])))
@@ -274,7 +274,7 @@ class Scored:
 
 
 def shown(found: Estimate) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if math.isfinite(found.value) else "none flagged"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if found.value is not None else "none flagged"
 
 
 def percent_finely(found: Estimate) -> str:
@@ -370,7 +370,7 @@ class Ordinary:
             both = 0.01 * true + 0.99 * false
             return (true, false, 0.01 * true / both if both else math.nan)[which]
 
-        return [bootstrap(partial(of, which=i), n + len(values), draws=FEWER_DRAWS) for i in range(3)]
+        return [bootstrap(each_draw(partial(of, which=i)), n + len(values), draws=FEWER_DRAWS) for i in range(3)]
 
 
 def lengths(ways: dict[str, tuple[Array, Array]], names: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from poise import contrast
 from poise.activations import Probe, project
 from poise.extract import extract
 from poise.model import Model, ask, load
-from poise.statistics.estimates import Estimate, auc, bootstrap
+from poise.statistics.estimates import Estimate, auc, bootstrap, of_groups
 from poise.trait import library
 from poise.validate.reading_quality import Reader, Sides, every_layer, random_probes
 from poise.vector import PersonaVector
@@ -139,16 +139,9 @@ def sample(rows: Sequence[Row], most: int) -> list[Row]:
 def grouped_auc(scores: Array, rows: Sequence[Row]) -> Estimate:
     """AUC over all rows, resampled by group."""
     labels = np.array([row.label for row in rows])
-    places: dict[str, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        places[row.group].append(i)
-    groups = [np.array(found) for found in places.values()]
-
-    def statistic(drawn: Array) -> float:
-        at = np.concatenate([groups[g] for g in drawn])
-        return auc(scores[at], labels[at])
-
-    return bootstrap(statistic, len(groups), draws=1000)
+    places = {group: place for place, group in enumerate(dict.fromkeys(row.group for row in rows))}
+    by_group, n = of_groups(lambda i: auc(scores[i], labels[i]), [places[row.group] for row in rows])
+    return bootstrap(by_group, n, draws=1000)
 
 
 def vectors(model: Model) -> list[tuple[PersonaVector, int]]:

@@ -44,7 +44,7 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
         seeds = {r["seed"] for r in own}
         beside = [r for r in plain if r["seed"] in seeds]
         rises, base = questions(own), questions(beside)
-        kept_out = bootstrap(lambda i, rises=rises, base=base: 1 - rises[i].mean() / base[i].mean(), len(rises))
+        kept_out = bootstrap(lambda i, rises=rises, base=base: 1 - rises[i].mean(-1) / base[i].mean(-1), len(rises))
         shown: Row = {"arm": arm, "seeds": len(own), "rise": mean_estimate(rises), "kept out": kept_out}
         shown["beside plain"] = mean_estimate(rises - base)
         moved, moved_plainly = (np.mean([r["shifts"] for r in some], axis=0) for some in (own, beside))

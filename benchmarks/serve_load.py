@@ -100,7 +100,7 @@ def vectors(model: Model) -> dict[str, PersonaVector]:
 
 def quantile(values: list[float], q: float) -> str:
     """In milliseconds, with its interval over requests."""
-    found = bootstrap(lambda i: float(np.quantile(np.array(values)[i], q)), len(values), draws=500)
+    found = bootstrap(lambda i: np.quantile(np.array(values)[i], q, axis=-1), len(values), draws=500)
     return f"{found.value * 1e3:.0f} [{found.low * 1e3:.0f}, {found.high * 1e3:.0f}]"
 
 

@@ -18,7 +18,7 @@ from poise.engine import Generation, SamplingParams
 from poise.judge import Judgement
 from poise.model import Encoded, Model
 from poise.model.batching import plan
-from poise.statistics.estimates import bootstrap
+from poise.statistics.estimates import bootstrap, each_draw
 from poise.trait import Trait, library
 from poise.validate import Bench
 from poise.validate.certificate import Certificate, Monitoring
@@ -246,10 +246,13 @@ class TestTheCorrelation:
         assert np.isnan(correlation(self.x, np.zeros((4, 9)), within=False))
         assert np.isnan(correlation(self.x, np.full((4, 9), np.nan), within=False))
 
-    def test_has_an_interval_over_questions(self) -> None:
+    @pytest.mark.parametrize("within", [False, True])
+    def test_has_an_interval_over_questions(self, within: bool) -> None:
         both = np.stack([self.x, self.y], axis=-1)
-        for k, found in enumerate(correlation_estimates(both, self.x + 0.5 * self.y, within=False)):
-            alone = bootstrap(lambda i, k=k: correlation(both[:, i, k], (self.x + 0.5 * self.y)[:, i], within=False), 9)  # type: ignore[misc]
+        scores = self.x + 0.5 * self.y
+        for k, found in enumerate(correlation_estimates(both, scores, within=within)):
+            one = each_draw(lambda i, k=k: correlation(both[:, i, k], scores[:, i], within=within))  # type: ignore[misc]
+            alone = bootstrap(one, 9)
             assert found == alone
             assert found.low < found.value < found.high
 

@@ -198,7 +198,7 @@ class TestTheShift:
             found = tuned.matrix[k]
             assert found.changes == pytest.approx(changes.tolist(), abs=1e-4)
             assert found.shift.value == pytest.approx(float(changes.mean()), abs=1e-4)
-            interval = bootstrap(lambda i, x=changes: float(x[i].mean()), len(changes))  # type: ignore[misc]
+            interval = bootstrap(lambda i, x=changes: x[i].mean(-1), len(changes))  # type: ignore[misc]
             assert (found.shift.low, found.shift.high) == pytest.approx((interval.low, interval.high), abs=1e-4)
         assert tuned.relation == "adapter"
 

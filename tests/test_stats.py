@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +19,12 @@ from poise.statistics.estimates import (
     auc,
     auc_estimate,
     bootstrap,
+    bootstrap_all,
+    bootstrap_interval,
+    each_draw,
     kappa,
     mean_estimate,
+    of_groups,
     pearson,
     ranks,
     spearman,
@@ -73,7 +79,7 @@ class TestAnInterval:
 
     def test_covers_the_truth_as_often_as_it_says(self) -> None:
         rng = np.random.default_rng(1)
-        found = [bootstrap(lambda i, x=x: float(x[i].mean()), 40, draws=300) for x in rng.normal(0, 1, (200, 40))]
+        found = [bootstrap(lambda i, x=x: x[i].mean(-1), 40, draws=300) for x in rng.normal(0, 1, (200, 40))]
         assert 0.88 <= sum(e.low <= 0 <= e.high for e in found) / 200 <= 0.99
 
     def test_of_an_auc_resamples_pairs_together(self) -> None:
@@ -98,14 +104,14 @@ class TestAnInterval:
         assert mean_estimate([]).value is None
 
     def test_leaves_out_draws_that_have_no_value(self) -> None:
-        found = bootstrap(lambda i: float("nan") if 0 in i else 1.0, 5)
+        found = bootstrap(each_draw(lambda i: float("nan") if 0 in i else 1.0), 5)
         assert (found.low, found.high) == (1.0, 1.0)
-        nothing = bootstrap(lambda i: float("nan"), 5)
+        nothing = bootstrap(each_draw(lambda i: float("nan")), 5)
         assert (nothing.value, nothing.low, nothing.high) == (None, None, None)
 
     @given(x=numbers)
     def test_holds_the_middle_of_what_was_drawn(self, x: list[float]) -> None:
-        found = bootstrap(lambda i: float(np.asarray(x)[i].mean()), len(x), draws=200)
+        found = bootstrap(lambda i: np.asarray(x)[i].mean(-1), len(x), draws=200)
         assert min(x) - 1e-9 <= found.low <= found.high <= max(x) + 1e-9
 
     def test_reads_as_a_sentence(self) -> None:
@@ -123,6 +129,49 @@ class TestAnInterval:
         third = mean_estimate([1 / 3])
         assert third.model_dump_json() == '{"value":0.333333,"low":null,"high":null,"n":1}'
         assert Estimate(value=math.nan, low=-math.inf, high=math.inf, n=0) == mean_estimate([])
+
+    @given(x=numbers, y=numbers)
+    def test_is_that_of_a_plain_loop_over_the_same_draws(self, x: list[float], y: list[float]) -> None:
+        n = min(len(x), len(y))
+        a, b, labels = np.array(x[:n]), np.array(y[:n]), np.arange(n) % 2 == 0
+        by_row: dict[str, Callable[..., Any]] = {
+            "mean": lambda i: a[i].mean(-1),
+            "auc": lambda i: auc(a[i], labels[i]),
+            "kappa": lambda i: kappa(a[i] > 0, b[i] > 0),
+            "pearson": lambda i: pearson(a[i], b[i]),
+            "spearman": lambda i: spearman(a[i], b[i]),
+        }
+        for statistic in by_row.values():
+            rng = np.random.default_rng(7)
+            drawn = np.array([statistic(rng.integers(0, n, n)) for _ in range(50)])
+            known = drawn[np.isfinite(drawn)]
+            expected = np.quantile(known, [0.025, 0.975]) if len(known) else [math.nan, math.nan]
+            found = bootstrap_interval(statistic, n, seed=7, draws=50, width=2**17)  # in slices of a few draws
+            assert found == pytest.approx(tuple(expected), nan_ok=True, abs=1e-9)
+
+    def test_of_several_statistics_is_that_of_each(self) -> None:
+        x = np.random.default_rng(0).normal(size=(12, 3))
+        together = bootstrap_all(lambda draws: x[draws].mean(1), 12)
+        assert together == [mean_estimate(x[:, k]) for k in range(3)]
+
+    @pytest.mark.parametrize("groups", [[0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 2]])
+    def test_of_groups_draws_their_rows_together(self, groups: list[int]) -> None:
+        x = np.random.default_rng(0).normal(size=6)
+        statistic, n = of_groups(lambda rows: x[rows].mean(-1), groups)
+        assert n == 3
+        draws = np.array([[0, 0, 2], [1, 2, 1]])
+        members = [np.flatnonzero(np.array(groups) == g) for g in range(3)]
+        expected = [np.concatenate([x[members[g]] for g in draw]).mean() for draw in draws]
+        assert statistic(draws).tolist() == pytest.approx(expected)
+
+    @pytest.mark.filterwarnings("error")
+    def test_of_nothing_is_missing_and_no_crash(self) -> None:
+        nothing = Estimate(value=None, low=None, high=None, n=0)
+        assert mean_estimate([]) == auc_estimate([], []) == nothing
+        assert bootstrap(*of_groups(lambda rows: rows.mean(-1), [])) == nothing
+        assert bootstrap_all(lambda draws: draws[..., None], 0) == []
+        assert ranks([]).tolist() == []
+        assert all(math.isnan(f([], [])) for f in (auc, kappa, pearson, spearman))
 
     def test_is_above_a_bound_only_with_its_whole_interval(self) -> None:
         assert Estimate(value=2.0, low=1.0, high=3.0, n=9).above(0.5)

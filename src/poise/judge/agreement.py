@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from poise.errors import InvalidArgument, InvalidExemplars
 from poise.judge.judgement import Judge
-from poise.statistics.estimates import Estimate, auc, bootstrap, kappa, pearson
+from poise.statistics.estimates import Estimate, Statistic, auc, bootstrap, kappa, of_groups, pearson
 from poise.trait import Trait, same_question
 
 __all__ = ["THRESHOLD", "Agreement", "Row", "check", "held_out", "read_labels"]
@@ -76,18 +76,15 @@ def check(
     truth = truth[kept]
     yes, judged_yes = truth >= THRESHOLD, scores >= THRESHOLD
     _, question = np.unique([same_question(questions[i]) for i in kept], return_inverse=True)
-    rows = [np.flatnonzero(question == q) for q in range(int(question.max()) + 1 if kept else 0)]
 
-    def estimate(statistic: Callable[[NDArray[np.int64]], float]) -> Estimate:
-        def of(units: NDArray[np.int64]) -> float:
-            return statistic(np.concatenate([rows[u] for u in units])) if len(units) else float("nan")
-
-        return bootstrap(of, len(rows), seed=seed)
+    def estimate(statistic: Statistic) -> Estimate:
+        by_question, count = of_groups(statistic, question)
+        return bootstrap(by_question, count, seed=seed)
 
     return Agreement(
         judge=judge.name,
         auc=estimate(lambda i: auc(scores[i], yes[i])),
-        kappa=estimate(lambda i: kappa(judged_yes[i].tolist(), yes[i].tolist())),
+        kappa=estimate(lambda i: kappa(judged_yes[i], yes[i])),
         r=estimate(lambda i: pearson(scores[i], truth[i])),
         scored=len(kept),
         missing=dict(Counter(judgement.kind for judgement in judged if judgement.score is None)),

@@ -22,7 +22,7 @@ from poise.screen.projection import SCORING_METHODS, ScoredAnswer, ScoringMethod
 from poise.screen.scores import mean_score, rounded_estimate
 from poise.screen.scoring import ScreeningRun, ScreenSettings
 from poise.settings import FrozenModel
-from poise.statistics.estimates import Estimate, bootstrap_interval, spearman
+from poise.statistics.estimates import Estimate, bootstrap_interval, of_groups, spearman
 from poise.storage.atomic_write import saving
 from poise.storage.lock import locked
 from poise.vector import PersonaVector
@@ -169,20 +169,18 @@ def _method_agreements(units: Sequence[ScoredAnswer], traits: Sequence[str]) -> 
 
 
 def _with_interval(
-    index: NDArray[np.int64], a: ScoreColumn, b: ScoreColumn, statistic: Callable[[ScoreColumn, ScoreColumn], float]
+    index: NDArray[np.int64],
+    a: ScoreColumn,
+    b: ScoreColumn,
+    statistic: Callable[[ScoreColumn, ScoreColumn], ScoreColumn],
 ) -> Estimate:
     """A statistic of two scores with its interval, conversations resampled."""
-    first = np.flatnonzero(np.r_[True, np.diff(index) != 0][: len(index)])
-    members = np.split(np.arange(len(index)), first[1:])
-
-    def of(drawn: NDArray[np.int64]) -> float:
-        at = np.concatenate([members[i] for i in drawn])
-        return statistic(a[at], b[at])
-
     if not len(index):
         return Estimate(value=None, low=None, high=None, n=0)
-    value = of(np.arange(len(members)))
-    return rounded_estimate(value, *bootstrap_interval(of, len(members), draws=500), n=len(members))
+    conversation = np.cumsum(np.diff(index, prepend=index[0]) != 0)
+    by_conversation, n = of_groups(lambda rows: statistic(a[rows], b[rows]), conversation)
+    value = float(statistic(a, b))
+    return rounded_estimate(value, *bootstrap_interval(by_conversation, n, draws=500), n=n)
 
 
 def _top_overlap(index: NDArray[np.int64], a: ScoreColumn, b: ScoreColumn, share: float) -> Estimate | None:
@@ -192,8 +190,12 @@ def _top_overlap(index: NDArray[np.int64], a: ScoreColumn, b: ScoreColumn, share
     return _with_interval(index, a, b, lambda a, b: _overlap_share(a, b, share))
 
 
-def _overlap_share(a: ScoreColumn, b: ScoreColumn, share: float) -> float:
-    """Share of the highest by ``b`` that are among the highest by ``a``."""
-    top = round(share * len(a))
-    highest = [set(np.argsort(-x, kind="stable")[:top].tolist()) for x in (a, b)]
-    return len(highest[0] & highest[1]) / top
+def _overlap_share(a: ScoreColumn, b: ScoreColumn, share: float) -> ScoreColumn:
+    """Share of the highest by ``b`` that are among the highest by ``a``, along the last axis."""
+    top = max(1, round(share * a.shape[-1]))
+    highest = [np.argsort(-x, axis=-1, kind="stable")[..., :top] for x in (a, b)]
+    chosen = [np.zeros(a.shape, bool), np.zeros(a.shape, bool)]
+    for mask, rows in zip(chosen, highest, strict=True):
+        np.put_along_axis(mask, rows, True, axis=-1)
+    shared: ScoreColumn = (chosen[0] & chosen[1]).sum(-1) / top
+    return shared

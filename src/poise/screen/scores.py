@@ -99,7 +99,7 @@ def mean_score(scores: ScoreArray, index: NDArray[np.int64], *, seed: int = 0) -
     group = which % RESAMPLED_GROUPS
     total = np.bincount(group, weights=scores[known].astype(float))
     count = np.bincount(group).astype(float)
-    ends = bootstrap_interval(lambda i: float(total[i].sum() / count[i].sum()), len(total), seed=seed)
+    ends = bootstrap_interval(lambda i: total[i].sum(-1) / count[i].sum(-1), len(total), seed=seed)
     return rounded_estimate(float(total.sum() / count.sum()), *ends, n=n)
 
 

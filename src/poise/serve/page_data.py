@@ -11,6 +11,7 @@ import numpy as np
 from poise.serve.rendering import finite
 from poise.serve.responses import iso
 from poise.serve.vector_registry import Watched
+from poise.statistics.estimates import bootstrap_interval
 
 __all__ = ["entry_of", "history"]
 
@@ -72,6 +73,4 @@ def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float | No
     if n > FEW:
         half = 1.96 * float(values.std(ddof=1)) / math.sqrt(n)
         return float(values.mean()) - half, float(values.mean()) + half
-    drawn = values[np.random.default_rng(0).integers(0, n, (DRAWS, n))].mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
+    return bootstrap_interval(lambda draws: values[draws].mean(axis=-1), n, draws=DRAWS)

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from poise.contrast.rollout import steering_key
 from poise.data import Conversation, open_data, turns
@@ -248,9 +248,9 @@ def compare_capability(
 def _capability_level(kind: CapabilityKind, units: Sequence[float], weights: Sequence[float]) -> Estimate:
     x, w = np.asarray(units, dtype=float), np.asarray(weights, dtype=float)
 
-    def mean(i: Any) -> float:
-        value = float((x[i] * w[i]).sum() / w[i].sum())
-        return math.exp(value) if kind == "perplexity" else value
+    def mean(i: NDArray[np.int64]) -> NDArray[np.float64]:
+        value: NDArray[np.float64] = (x[i] * w[i]).sum(-1) / w[i].sum(-1)
+        return np.exp(value) if kind == "perplexity" else value
 
     return bootstrap(mean, len(x))
 

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from poise.errors import InvalidData
 from poise.settings import FrozenModel
-from poise.statistics.estimates import Estimate, bootstrap
+from poise.statistics.estimates import Estimate, bootstrap, mean_estimate
 from poise.storage.atomic_write import saving
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 OptionalFloats = tuple[float | None, ...]
 CapabilityKind = Literal["perplexity", "accuracy"]
-RESAMPLES = 2000
 
 
 class TraitDirection(FrozenModel):
@@ -161,15 +160,7 @@ class ShiftReport(FrozenModel):
 
 def estimate_mean(values: Sequence[float | None] | FloatArray, *, level: float = 0.95) -> Estimate:
     """Mean of the values that are there, with its percentile bootstrap."""
-    known = np.array([v for v in values if v is not None and math.isfinite(v)], dtype=float)
-    n = len(known)
-    if n == 0:
-        return Estimate(value=None, low=None, high=None, n=0)
-    if n == 1:
-        return Estimate.of(float(known[0]), math.nan, math.nan, 1)
-    means = known[np.random.default_rng(0).integers(0, n, (RESAMPLES, n))].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate.of(float(known.mean()), float(low), float(high), n)
+    return mean_estimate([v for v in values if v is not None and math.isfinite(v)], level=level)
 
 
 def estimate_change(
@@ -188,10 +179,10 @@ def estimate_change(
     x, y, w = (np.asarray(values, dtype=float) for values in (before, after, weights))
     if kind == "perplexity":
         rise = (y - x) * w
-        return bootstrap(lambda i: float(np.exp(rise[i].sum() / w[i].sum())), len(x), level=level)
+        return bootstrap(lambda i: np.exp(rise[i].sum(-1) / w[i].sum(-1)), len(x), level=level)
     if set(np.unique(np.concatenate([x, y]))) <= {0.0, 1.0}:
         return _paired_loss(int(((x == 1) & (y == 0)).sum()), int(((x == 0) & (y == 1)).sum()), len(x), level)
-    return bootstrap(lambda i: float((x - y)[i].mean()), len(x), level=level)
+    return mean_estimate(x - y, level=level)
 
 
 def _paired_loss(lost: int, gained: int, n: int, level: float) -> Estimate:

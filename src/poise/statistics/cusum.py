@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from poise.statistics.estimates import bootstrap_interval
+from poise.statistics.estimates import bootstrap_interval, each_draw
 
 __all__ = [
     "DEFAULT_RUN_LENGTH",
@@ -86,11 +86,10 @@ def fit_cusum(
     z = (x - mean) / sd
     h = _limit(z, k, arl)
     groups = _grouped(z, conversations)
-    low, high = bootstrap_interval(
-        lambda i: average_run_length(empirical_distribution(np.concatenate([groups[g] for g in i])), k, h),
-        len(groups),
-        draws=ARL_DRAWS,
+    redrawn = each_draw(
+        lambda draw: average_run_length(empirical_distribution(np.concatenate([groups[g] for g in draw])), k, h)
     )
+    low, high = bootstrap_interval(redrawn, len(groups), draws=ARL_DRAWS)
     if math.isnan(low):  # a single conversation
         low, high = 1.0, math.inf
     return CusumChart(mean, sd, k, h, average_run_length(empirical_distribution(z), k, h), max(low, 1.0), high)

@@ -166,7 +166,7 @@ def held_out_loss(model: Model, held_out: Sequence[TrainingExample], *, lm: Any 
     labelled = [torch.tensor(e.labels[1:]) != IGNORED for e in held_out]
     sums = np.array([-float(values[mask].sum()) for values, mask in zip(logprobs, labelled, strict=True)])
     counts = np.array([int(mask.sum()) for mask in labelled])
-    return bootstrap(lambda i: float(sums[i].sum() / counts[i].sum()), len(sums))
+    return bootstrap(lambda i: sums[i].sum(-1) / counts[i].sum(-1), len(sums))
 
 
 def _save_adapter(trainer: Any, folder: Path, base: str) -> None:

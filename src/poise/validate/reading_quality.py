@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from poise.activations import Probe, project
 from poise.model import Encoded, Model, ask
 from poise.progress import track
-from poise.statistics.estimates import Estimate, auc, auc_estimate, bootstrap
+from poise.statistics.estimates import Estimate, auc, auc_estimate, bootstrap, bootstrap_all
 from poise.storage.content_hash import content_key
 from poise.storage.journal import Journal
 from poise.trait import ExemplarPair
@@ -94,40 +94,42 @@ def correlations(readings: Array, scores: Array, *, within: bool) -> Array:
     nothing. This pools the rungs' correlations, each by its spread; a rung in which nothing varies has no say. NaN
     where nothing varies at all.
     """
-    there = ~np.isnan(scores)
-    if not there.any():
-        return np.full(readings.shape[2], np.nan)
-    values = np.concatenate([readings, np.where(there, scores, 0.0)[:, :, None]], axis=2)
-    weight = there[:, :, None].astype(float)
-    over: tuple[int, ...] = (1,) if within else (0, 1)
-    centred = values - (values * weight).sum(over, keepdims=True) / np.maximum(weight.sum(over, keepdims=True), 1)
-    cells = centred[there]
-    size = np.linalg.norm(cells, axis=0)
-    size[size <= 1e-9 * np.linalg.norm(values[there], axis=0)] = np.nan  # what centring leaves of a constant
-    found: Array = cells[:, -1] @ cells[:, :-1] / (size[:-1] * size[-1])
-    return found
+    r: Array = _correlations_of(readings, scores, np.arange(scores.shape[1])[None], within=within)[0]
+    return r
+
+
+def _correlations_of(readings: Array, scores: Array, questions: NDArray[np.int64], *, within: bool) -> Array:
+    """``correlations`` over the questions of each draw, [draws, q]: [draws, k]."""
+    usable = ~np.isnan(scores)
+    weight = usable[:, questions, None].astype(float)  # [R, draws, q, 1]
+    values = np.concatenate([readings, np.where(usable, scores, 0.0)[:, :, None]], axis=2)[:, questions] * weight
+    over: tuple[int, ...] = (2,) if within else (0, 2)
+    means = values.sum(over, keepdims=True) / np.maximum(weight.sum(over, keepdims=True), 1)
+    centred = (values - means) * weight
+    size = np.sqrt(np.einsum("rdqk,rdqk->dk", centred, centred))
+    raw = np.sqrt(np.einsum("rdqk,rdqk->dk", values, values))
+    size[size <= 1e-9 * raw] = np.nan  # what centring leaves of a constant
+    products = np.einsum("rdqk,rdq->dk", centred[..., :-1], centred[..., -1])
+    r: Array = products / (size[:, :-1] * size[:, -1:])
+    return r
 
 
 def correlation_estimates(readings: Array, scores: Array, *, within: bool) -> list[Estimate]:
     """``correlations``, each with its interval, bootstrapped by question; one resampling serves all probes."""
-    known: dict[bytes, Array] = {}
-
-    def every(questions: NDArray[np.int64]) -> Array:
-        key = questions.tobytes()
-        if key not in known:
-            known[key] = correlations(readings[:, questions], scores[:, questions], within=within)
-        return known[key]
-
-    return [bootstrap(lambda i, k=k: float(every(i)[k]), scores.shape[1]) for k in range(readings.shape[2])]  # type: ignore[misc]
+    rungs, n, probes = readings.shape
+    return bootstrap_all(
+        lambda questions: _correlations_of(readings, scores, questions, within=within), n, width=rungs * (probes + 1)
+    )
 
 
 def chance(readings: Array, scores: Array, *, within: bool) -> Estimate:
     """Mean |r| over probes that mean nothing, readings [R, q, k], bootstrapped by question."""
-
-    def statistic(i: NDArray[np.int64]) -> float:
-        return float(np.abs(correlations(readings[:, i], scores[:, i], within=within)).mean())
-
-    return bootstrap(statistic, scores.shape[1])
+    rungs, n, probes = readings.shape
+    return bootstrap(
+        lambda questions: np.abs(_correlations_of(readings, scores, questions, within=within)).mean(-1),
+        n,
+        width=rungs * (probes + 1),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ class Sides:
         positive, negative = self.mean
         labels = np.repeat([True, False], len(positive))
         gap = (positive - negative).mean(axis=0) / np.maximum((positive - negative).std(axis=0), 1e-12)
-        aucs = [auc(np.concatenate([positive[:, k], negative[:, k]]), labels) for k in range(positive.shape[1])]
+        aucs = auc(np.concatenate([positive, negative]).T, labels)
         return max(range(len(aucs)), key=lambda k: (aucs[k], gap[k]))
 
     def auc(self, which: Array, probe: int) -> Estimate:

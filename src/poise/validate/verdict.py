@@ -75,7 +75,7 @@ def monotone(curve: Mapping[float, Array]) -> Estimate:
     scores = scores[:, ~np.isnan(scores).any(axis=0)]
     if scores.shape[1] == 0:
         return Estimate(value=None, low=None, high=None, n=0)
-    return bootstrap(lambda i: spearman(doses, scores[:, i].mean(axis=1)), scores.shape[1])
+    return bootstrap(lambda i: spearman(doses, scores[:, i].mean(axis=-1).T), scores.shape[1], width=len(doses))
 
 
 def usable_doses(curve: Sequence[Point], floor: float) -> tuple[float, float]:
