@@ -153,8 +153,9 @@ class TestATemplate:
 
     def test_that_prints_a_date_prints_the_same_one_every_day(self) -> None:
         tokenizer = copy.deepcopy(tiny.chatml())
-        tokenizer.chat_template = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
-        assert render(tokenizer, ask("Why?")) == "26 Jul 2024"
+        date = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
+        tokenizer.chat_template = date + " {{ messages[0]['content'] }}"
+        assert render(tokenizer, ask("Why?")) == "26 Jul 2024 Why?"
 
     def test_is_not_needed(self) -> None:
         assert render(tiny.plain(), ask("Why?", "Be brief.")) == "System: Be brief.\n\nUser: Why?\n\nAssistant:"

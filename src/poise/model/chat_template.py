@@ -11,16 +11,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from poise.data.messages import Message
-from poise.errors import InvalidArgument, UnsuitableModel
+from poise.data.turn_parsing import split_thought
+from poise.errors import InvalidArgument
+from poise.model.rendering import open_prompt, render
 
-__all__ = ["Encoded", "Message", "ask", "encode", "render", "stop_ids", "template_text"]
+__all__ = ["Encoded", "Message", "Part", "ask", "encode", "render", "stop_ids", "template_text"]
+
+Part = Literal["reply", "thought", "both"]
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "</s>")
-# Templates may print today's date or open a thinking block; both would make one text differ from run to run.
-TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,14 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise InvalidArgument(f"Message {place} of the conversation is not a mapping with a role and a content.")
 
 
-def encode(tokenizer: Any, messages: Sequence[Message], answer: str | None = None) -> Encoded:
+def encode(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    answer: str | None = None,
+    *,
+    part: Part = "reply",
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> Encoded:
     """Tokenise a conversation and, after it, the assistant's answer, as one text.
 
     A token belongs to the response when it covers at least one of the answer's characters. The answer ends the text, so
@@ -65,71 +74,26 @@ def encode(tokenizer: Any, messages: Sequence[Message], answer: str | None = Non
         tokenizer: A fast tokenizer (it must give character offsets).
         messages: Turns up to and including the last user turn.
         answer: The response to append; ``None`` for a prompt to be answered.
+        part: Which part of an answer with a thought in it the response is: the reply, the thought, or both.
+        tools: Definitions of the tools that may be called, where the template can show them.
 
     Raises:
         InvalidArgument: no messages, or one without role or content.
-        UnsuitableModel: the template fails on the conversation.
+        UnsuitableModel: the template fails on the conversation, or leaves words of it out.
     """
     check_messages(messages)
-    prompt = render(tokenizer, messages)
+    prompt = render(tokenizer, messages, tools=tools)
     if answer is None:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return Encoded(tuple(ids), len(ids), len(ids))
+    thought, reply = split_thought(answer)
+    prompt = open_prompt(prompt) if thought else prompt
     out = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = out["input_ids"], out["offset_mapping"]
-    start = bisect_right(offsets, len(prompt), key=lambda span: span[1])
-    return Encoded(tuple(ids), start, len(ids))
-
-
-def render(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """The text a model sees before it answers: the template with its generation header.
-
-    Raises:
-        UnsuitableModel: the template fails on an ordinary conversation; names the template's own complaint.
-    """
-    if not tokenizer.chat_template:
-        return _plain(tokenizer, messages)
-    has_system = messages[0]["role"] == "system"
-    try:
-        text = _apply(tokenizer, messages)
-        if not has_system or messages[0]["content"].strip() in text:
-            return text
-    except Exception as error:  # templates raise whatever their author chose
-        if not has_system:
-            raise UnsuitableModel(f"The model's chat template cannot render this conversation: {error}.") from error
-    return render(tokenizer, fold_system(messages))
-
-
-def fold_system(messages: Sequence[Message]) -> list[Message]:
-    """The same conversation with its system text at the head of the first user turn."""
-    system, *rest = messages
-    first = rest.pop(0)["content"] if rest and rest[0]["role"] == "user" else ""
-    return [{"role": "user", "content": f"{system['content']}\n\n{first}".strip()}, *rest]
-
-
-def _apply(tokenizer: Any, messages: Sequence[Message]) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            [_as_template_message(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=True,
-            **TEMPLATE_OPTIONS,
-        )
-    )
-
-
-def _as_template_message(message: Message) -> dict[str, Any]:
-    """A message under the names that chat templates know; a thought is left to the template."""
-    known = {"thought": "reasoning_content"}
-    return {known.get(key, key): value for key, value in message.items() if key != "learn"}
-
-
-def _plain(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """For models without a template: named turns, as base models have seen them in their training text."""
-    bos = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer("")["input_ids"] else ""
-    names = {"system": "System", "user": "User", "assistant": "Assistant"}
-    turns = "".join(f"{names.get(m['role'], m['role'])}: {m['content']}\n\n" for m in messages)
-    return f"{bos}{turns}Assistant:"
+    reply_at = len(prompt) + (answer.rindex(reply) if reply else len(answer)) if thought else len(prompt)
+    start = bisect_right(offsets, reply_at if part == "reply" else len(prompt), key=lambda span: span[1])
+    end = bisect_right(offsets, reply_at, key=lambda span: span[1]) if part == "thought" else len(ids)
+    return Encoded(tuple(ids), min(start, end), end)
 
 
 def template_text(tokenizer: Any) -> str:

@@ -5,7 +5,7 @@ The only room that knows architectures. It does not know what a trait is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from poise.errors import UnsuitableModel
 from poise.model.architecture import WIDTHS, decoder_blocks, text_config
-from poise.model.chat_template import Encoded, Message, ask, encode, render, stop_ids, template_text
+from poise.model.chat_template import Encoded, Message, Part, ask, encode, render, stop_ids, template_text
 from poise.model.fingerprint import Fingerprint, fingerprint
 from poise.model.loading import BUNDLED, cache_dir, check_decoder_only, locate, read_weights
 
@@ -59,9 +59,16 @@ class Model:
         """Most tokens the model takes at once."""
         return int(getattr(text_config(self.lm.config), "max_position_embeddings", 1 << 30))
 
-    def encode(self, messages: Sequence[Message], answer: str | None = None) -> Encoded:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        answer: str | None = None,
+        *,
+        part: Part = "reply",
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Encoded:
         """Token ids of a conversation and the span of its answer; see ``poise.model.chat_template.encode``."""
-        return encode(self.tokenizer, messages, answer)
+        return encode(self.tokenizer, messages, answer, part=part, tools=tools)
 
 
 def load(name: str, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Model:

@@ -8,11 +8,14 @@ model's window cannot hold, an answer gets a pass of its own, its history cut at
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from poise.data import Message, Turn
+from poise.data.turn_parsing import THOUGHT_TAGS
 from poise.errors import UnsuitableModel
+from poise.model.chat_template import Part, template_text
 from poise.model.language_model import Encoded, Model, ask, render
 
 __all__ = ["Place", "Unread", "fit", "places"]
@@ -41,25 +44,35 @@ class Unread:
     reason: str
 
 
-def places(model: Model, turns: Sequence[Turn]) -> list[Place | Unread]:
+def places(model: Model, turns: Sequence[Turn], *, part: Part = "reply") -> list[Place | Unread]:
     """Every answer's place, in order.
 
     Args:
         model: Its template, tokenizer and window.
         turns: All answers of one conversation. One without anything before it answers an empty user turn.
+        part: Which part of an answer its span is: the reply, the thought before it, or both; an answer without a
+            thought has none to give.
     """
     try:
-        shared = _shared(model, turns)
+        shared = _shared(model, turns) if part == "reply" else []
         within = [place for place in shared if place.text.end <= model.window]
         if within:  # causal: what comes after the last of them is not needed
             ids = within[-1].text.ids[: within[-1].text.end]
             within = [Place(p.turn, Encoded(ids, p.text.start, p.text.end)) for p in within]
-        return [*within, *(_alone(model, turn) for turn in turns[len(within) :])]
+        return [*within, *(_alone(model, turn, part) for turn in turns[len(within) :])]
     except UnsuitableModel as error:
         return [Unread(turn.number, f"refused by the chat template: {error.__cause__ or error}") for turn in turns]
 
 
-def fit(model: Model, history: Sequence[Message], answer: str | None, room: int) -> tuple[Encoded, bool] | None:
+def fit(
+    model: Model,
+    history: Sequence[Message],
+    answer: str | None,
+    room: int,
+    *,
+    part: Part = "reply",
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[Encoded, bool] | None:
     """A prompt with its answer, or to be answered, in at most ``room`` tokens, and whether earlier turns were cut.
 
     The system turn stays; what is left begins with a user's turn, as early as fits.
@@ -77,26 +90,36 @@ def fit(model: Model, history: Sequence[Message], answer: str | None, room: int)
     tried: dict[int, Encoded] = {}
 
     def fits(begin: int) -> bool:
-        tried[begin] = model.encode([*system, *messages[begin:]], answer)
+        tried[begin] = model.encode([*system, *messages[begin:]], answer, part=part, tools=tools)
         return len(tried[begin].ids) <= room
 
     first = bisect_left(begins, True, key=fits)
     return (tried[begins[first]], first > 0) if first < len(begins) else None
 
 
-def _alone(model: Model, turn: Turn) -> Place | Unread:
-    found = fit(model, turn.history, turn.answer, model.window)
+def _alone(model: Model, turn: Turn, part: Part) -> Place | Unread:
+    if part == "thought" and not turn.thought:
+        return Unread(turn.number, "no thought")
+    answer = turn.answer if part == "reply" or not turn.thought else with_thought(model, turn)
+    found = fit(model, turn.history, answer, model.window, part=part, tools=turn.tools)
     if found is None:
         return Unread(turn.number, f"longer than the model's window: {model.window} tokens")
     text, cut = found
     return Place(turn.number, text, cut) if text.end > text.start else Unread(turn.number, "empty turn: no tokens")
 
 
+def with_thought(model: Model, turn: Turn) -> str:
+    """A turn's thought and reply as one text, in the marks that the model's template knows."""
+    template = template_text(model.tokenizer)
+    opening, closing = next((tags for tags in THOUGHT_TAGS if tags[0] in template), THOUGHT_TAGS[0])
+    return f"{opening}\n{turn.thought}\n{closing}\n\n{turn.answer}"
+
+
 def _shared(model: Model, turns: Sequence[Turn]) -> list[Place]:
     """The answers in one pass over the last of them; nothing where the template or a token runs across a boundary."""
     if len(turns) < 2 or not turns[0].history:
         return []
-    prompts = [render(model.tokenizer, turn.history) for turn in turns]
+    prompts = [render(model.tokenizer, turn.history, tools=turn.tools) for turn in turns]
     whole = prompts[-1] + turns[-1].answer
     ends = [len(prompt) + len(turn.answer) for prompt, turn in zip(prompts, turns, strict=True)]
     if not all(whole.startswith(prompt + turn.answer) for prompt, turn in zip(prompts, turns, strict=True)):

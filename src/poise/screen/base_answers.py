@@ -68,7 +68,7 @@ class BaseAnswers:
         if text.start <= room:
             return Encoded(text.ids[: text.start], text.start, text.start)
         try:
-            found = fit(model, turn.history, None, room)
+            found = fit(model, turn.history, None, room, tools=turn.tools)
         except UnsuitableModel:
             return None
         return found[0] if found else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from poise.data import Conversation, DataSet, Message, RejectedRow, Rejections, open_data, turns
 from poise.errors import InvalidArgument, InvalidData
 from poise.model import Model
+from poise.model.rendering import render
 from poise.model.spans import Place, places
 from poise.progress import track
 from poise.steer.training import IGNORED, MARK
@@ -216,8 +217,8 @@ def _end_of_answer_ids(model: Model) -> tuple[int, ...]:
     """Token ids that this model's template puts after an answer, up to the one that ends it."""
     tokenizer = model.tokenizer
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        messages: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        text = render(tokenizer, messages, header=False)
         ids = tokenizer(text[text.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
         stops = [position for position, token in enumerate(ids) if token in model.stop_ids]
         if stops:

@@ -1,0 +1,170 @@
+"""A conversation as the text that a model sees, by its own chat template, and checked: every turn's words are in it.
+
+A template may refuse a system role, take content as parts only, or know no tools. What it cannot take is tried in the
+next form; a text that lacks a turn's words is never used, since it would make different conversations equal. Thinking
+is switched off: known switches are set, a thought block that the template opens is closed, and of templates with
+channels the final one is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from poise.data.messages import Message
+from poise.data.turn_parsing import THOUGHT_TAGS
+from poise.errors import UnsuitableModel
+
+__all__ = ["fold_system", "open_prompt", "render"]
+
+# Templates may print today's date or open a thinking block; both would make one text differ from run to run.
+TEMPLATE_OPTIONS: dict[str, Any] = {
+    "date_string": "26 Jul 2024",
+    "enable_thinking": False,
+    "thinking": False,
+    "reasoning_effort": "low",
+}
+OPEN_THOUGHT = re.compile("(" + "|".join(re.escape(opening) for opening, _ in THOUGHT_TAGS) + r")[ \t]*(\n*)\Z")
+CLOSED_THOUGHT = re.compile(
+    "(?:" + "|".join(rf"{re.escape(opening)}\s*{re.escape(closing)}" for opening, closing in THOUGHT_TAGS) + r")\s*\Z"
+)
+HARMONY_HEADER, FINAL_CHANNEL = "<|start|>assistant", "<|channel|>final<|message|>"
+
+Content = Callable[[str], Any]
+
+
+def render(
+    tokenizer: Any, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), header: bool = True
+) -> str:
+    """The text of a conversation, and after it the header under which the model answers.
+
+    Args:
+        tokenizer: Its chat template; without one, turns are named in plain words.
+        messages: At least one.
+        tools: Definitions of the tools that may be called, where the template can show them.
+        header: Whether the text ends with the header of an answer.
+
+    Raises:
+        UnsuitableModel: the template fails on the conversation, or leaves words of it out; names its complaint.
+    """
+    if not tokenizer.chat_template:
+        return _plain(tokenizer, messages, header=header)
+    complaints: list[str] = []
+    cause: Exception | None = None
+    for form in _forms(messages):
+        for content in (_as_text, _as_parts):
+            try:
+                text = _apply(tokenizer, form, content, tools, header=header)
+            except Exception as error:  # templates raise whatever their author chose
+                cause = cause or error
+                complaints.append(str(error))
+                continue
+            if missing := _missing(form, text):
+                complaints.append(missing)
+                continue
+            return _without_thinking(text) if header else text
+    raise UnsuitableModel(f"The model's chat template cannot render this conversation: {complaints[0]}.") from cause
+
+
+def open_prompt(prompt: str) -> str:
+    """A prompt without the empty thought block at its end, for an answer that brings its own thought."""
+    return CLOSED_THOUGHT.sub("", prompt)
+
+
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation with its system text at the head of the first user turn."""
+    system, *rest = messages
+    first = rest.pop(0)["content"] if rest and rest[0]["role"] == "user" else ""
+    return [{"role": "user", "content": f"{system['content']}\n\n{first}".strip()}, *rest]
+
+
+def _forms(messages: Sequence[Message]) -> list[Sequence[Message]]:
+    """The conversation as it is, and for templates that cannot take that: without tool turns, without a system turn."""
+    forms: list[Sequence[Message]] = [messages]
+    if any(m["role"] == "tool" or m.get("tool_calls") for m in messages):
+        forms.append(_fold_tools(messages))
+    if messages[0]["role"] == "system":
+        forms += [fold_system(form) for form in tuple(forms)]
+    return forms
+
+
+def _fold_tools(messages: Sequence[Message]) -> list[Message]:
+    """Calls as JSON in the assistant's turn, and results as the user's, for templates that know no tools."""
+    folded: list[Message] = []
+    for message in messages:
+        role, text = message["role"], message["content"]
+        if role == "tool":
+            role, text = "user", f"<tool_response>\n{text}\n</tool_response>"
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+        text = "\n".join([*([text] if text.strip() else []), *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)])
+        if folded and folded[-1]["role"] == role == "user":
+            folded[-1] = {"role": role, "content": f"{folded[-1]['content']}\n{text}"}
+        else:
+            folded.append({"role": role, "content": text})
+    return folded
+
+
+def _apply(
+    tokenizer: Any, messages: Sequence[Message], content: Content, tools: Sequence[Mapping[str, Any]], *, header: bool
+) -> str:
+    options = TEMPLATE_OPTIONS | ({"tools": [dict(tool) for tool in tools]} if tools else {})
+    return str(
+        tokenizer.apply_chat_template(
+            [_as_template_message(message, content) for message in messages],
+            tokenize=False,
+            add_generation_prompt=header,
+            **options,
+        )
+    )
+
+
+def _as_template_message(message: Message, content: Content) -> dict[str, Any]:
+    """A message under the names that chat templates know; an earlier turn's thought is left to the template."""
+    known = {"thought": "reasoning_content"}
+    renamed: dict[str, Any] = {known.get(key, key): value for key, value in message.items() if key != "learn"}
+    return renamed | {"content": content(message["content"])}
+
+
+def _as_text(text: str) -> Any:
+    return text
+
+
+def _as_parts(text: str) -> Any:
+    return [{"type": "text", "text": text}]
+
+
+def _missing(messages: Sequence[Message], text: str) -> str:
+    """What of the conversation is not in the rendered text; empty where all of it is."""
+    squeezed: str | None = None
+    for number, message in enumerate(messages, start=1):
+        content = message["content"].strip()
+        if content and content not in text:
+            squeezed = " ".join(text.split()) if squeezed is None else squeezed
+            escaped = json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1]
+            in_json = message["role"] == "tool" and any(form in text for form in escaped)
+            if not in_json and " ".join(content.split()) not in squeezed:
+                return f"it leaves out the words of turn {number} ({message['role']})"
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in text:
+                return f"it leaves out the tool call of turn {number}"
+    return ""
+
+
+def _without_thinking(text: str) -> str:
+    """The text with an opened thought block closed, or with the channel of the final answer."""
+    if opened := OPEN_THOUGHT.search(text):
+        closing = next(closing for opening, closing in THOUGHT_TAGS if opening == opened[1])
+        return f"{text[: opened.start()]}{opened[1]}\n\n{closing}\n\n"
+    if text.endswith(HARMONY_HEADER):
+        return text + FINAL_CHANNEL
+    return text
+
+
+def _plain(tokenizer: Any, messages: Sequence[Message], *, header: bool) -> str:
+    """For models without a template: named turns, as base models have seen them in their training text."""
+    bos = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer("")["input_ids"] else ""
+    names = {"system": "System", "user": "User", "assistant": "Assistant"}
+    turns = "".join(f"{names.get(m['role'], m['role'])}: {m['content']}\n\n" for m in _fold_tools(messages))
+    return f"{bos}{turns}{'Assistant:' if header else ''}"

@@ -1,0 +1,141 @@
+"""Templates and thinking: every turn's words are in the text, and what is read is the reply unless asked otherwise."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+import tiny
+from poise.data import Turn
+from poise.errors import UnsuitableModel
+from poise.model import Model, ask, render, wrap
+from poise.model.chat_template import encode
+from poise.model.spans import Place, Unread, places
+
+PARTS_ONLY = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+FIRST_TURN_ONLY = "<|im_start|>{{ messages[0]['content'] }}<|im_end|>\n<|im_start|>assistant\n"
+OPEN_THOUGHT = tiny.CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+SWITCHED = tiny.CHATML.replace(
+    "<|im_start|>assistant\n{% endif %}",
+    "<|im_start|>assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}",
+)
+HARMONY = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}<|message|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+)
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are Tiny.<|im_end|>\n{% endif %}" + tiny.CHATML
+)
+STRIPPED = tiny.CHATML.replace("m['content'] }}", "m['content'] | trim }}")
+QUESTIONS = ("How are you?", "What is new?", "Who goes there?")
+
+
+def tokenizer(template: str) -> Any:
+    made = copy.deepcopy(tiny.chatml())
+    made.chat_template = template
+    return made
+
+
+def model(template: str) -> Model:
+    return wrap(tiny.lm(), tokenizer(template), name="tiny")
+
+
+@pytest.mark.parametrize(
+    "template", [PARTS_ONLY, tiny.CHATML, STRIPPED, DEFAULT_SYSTEM], ids=["parts", "text", "trim", "system"]
+)
+def test_every_turn_s_words_are_in_the_text(template: str) -> None:
+    texts = [render(tokenizer(template), ask(question, "Be brief.")) for question in QUESTIONS]
+    assert all(question in text and "Be brief." in text for question, text in zip(QUESTIONS, texts, strict=True))
+    assert len(set(texts)) == 3
+
+
+def test_a_template_that_leaves_turns_out_is_refused() -> None:
+    turns = [*ask("First?"), {"role": "assistant", "content": "One."}, {"role": "user", "content": "Second?"}]
+    with pytest.raises(UnsuitableModel, match=r"it leaves out the words of turn 2 \(assistant\)"):
+        render(tokenizer(FIRST_TURN_ONLY), turns)
+
+
+def test_a_template_that_wants_alternating_roles_gets_the_system_text_in_the_first_turn() -> None:
+    text = render(tokenizer(ALTERNATING), ask("Q", "S"))
+    assert text == "[user]S\n\nQ[assistant]"
+
+
+def test_a_final_line_feed_that_a_template_strips_is_no_fault() -> None:
+    assert "hello" in render(tokenizer(STRIPPED), ask("hello\n"))
+
+
+class TestThinking:
+    def test_that_the_template_opens_is_closed_before_the_answer(self) -> None:
+        assert render(tokenizer(OPEN_THOUGHT), ask("Q")).endswith("assistant\n<think>\n\n</think>\n\n")
+
+    def test_is_switched_off_where_there_is_a_switch(self) -> None:
+        assert render(tokenizer(SWITCHED), ask("Q")).endswith("<|im_start|>assistant\n")
+
+    def test_of_harmony_gives_way_to_the_final_channel(self) -> None:
+        assert render(tokenizer(HARMONY), ask("Q")).endswith("<|start|>assistant<|channel|>final<|message|>")
+
+    @pytest.mark.parametrize("template", [tiny.CHATML, OPEN_THOUGHT], ids=["no block", "open block"])
+    @pytest.mark.parametrize(
+        ("part", "expected"), [("reply", "Four."), ("thought", "<think>hm</think>"), ("both", None)]
+    )
+    def test_in_an_answer_is_read_only_when_asked_for(self, template: str, part: Any, expected: str | None) -> None:
+        answer = "<think>hm</think>\n\nFour."
+        made = tokenizer(template)
+        text = encode(made, ask("2+2?"), answer, part=part)
+        whole = made.decode(text.ids)
+        assert whole.count("<think>") == 1
+        assert made.decode(text.ids[text.start : text.end]).strip() == (expected or answer)
+
+    def test_of_a_data_set_is_read_as_part_of_its_turn(self) -> None:
+        turn = Turn((*ask("2+2?"),), "Four.", 0, thought="two and two")
+        plain = Turn((*ask("2+2?"),), "Four.", 0)
+        tiny_model = model(OPEN_THOUGHT)
+        texts = {}
+        for part in ("reply", "thought", "both"):
+            (place,) = places(tiny_model, [turn], part=part)
+            assert isinstance(place, Place)
+            texts[part] = tiny_model.tokenizer.decode(place.text.ids[place.text.start : place.text.end])
+        assert texts["reply"] == "Four."
+        assert "two and two" in texts["thought"]
+        assert "Four." not in texts["thought"]
+        assert "two and two" in texts["both"]
+        assert texts["both"].endswith("Four.")
+        assert places(tiny_model, [plain], part="thought") == [Unread(0, "no thought")]
+
+
+class TestTools:
+    history = (
+        {"role": "user", "content": "Weather in Rome?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rome"}}}],
+        },
+        {"role": "tool", "content": "21C"},
+    )
+
+    def test_are_words_where_the_template_knows_none(self) -> None:
+        text = render(tokenizer(tiny.CHATML), self.history)  # type: ignore[arg-type]
+        assert "get_weather" in text
+        assert "Rome" in text.partition("get_weather")[2]
+        assert "21C" in text
+
+    def test_are_the_template_s_own_where_it_knows_them(self) -> None:
+        own = (
+            "{% for t in tools or [] %}[tool {{ t['function']['name'] }}]{% endfor %}{% for m in messages %}"
+            "{% for c in m.tool_calls or [] %}[call {{ c['function']['name'] }}]{% endfor %}"
+            "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+        )
+        tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]
+        text = render(tokenizer(own), self.history, tools=tools)  # type: ignore[arg-type]
+        assert text == "[tool get_weather][user]Weather in Rome?[call get_weather][assistant][tool]21C[assistant]"
