@@ -21,14 +21,14 @@ from poise.judge.exemplars import ExemplarJudge
 from poise.model import load
 from poise.statistics.estimates import auc_estimate
 from poise.trait import library
-from poise.validate import Settings
+from poise.validate import ValidationSettings
 from poise.workflows import Budget, extract_vector, validate_vector
 
 pytestmark = pytest.mark.real
 
 # Six questions answered once leave the rank correlation's interval open; eight answered twice close it.
 SMALL = Budget(questions=16, rollouts=2, max_new_tokens=32)
-NARROW = Settings(layers=2, depth=(0.55, 0.65), sweep_doses=(0.25,), doses=(0.2,))
+NARROW = ValidationSettings(layers=2, depth=(0.55, 0.65), sweep_doses=(0.25,), doses=(0.2,))
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from poise.model import Encoded, Model
 from poise.model.batching import plan
 from poise.steer import Steering
 from poise.trait import library
-from poise.validate import Bench, Settings, validate
+from poise.validate import Bench, ValidationSettings
 from poise.validate.certificate import Certificate, JudgeFacts, Together
 from poise.validate.combined import DEFAULT_DOSE, Second, together
+from poise.validate.dose_curve import certify
 from poise.vector import PersonaVector
 
 LAYER, COSINE = 1, 0.6
@@ -99,7 +100,7 @@ def a_bench(model: Model, run: Run | None = None) -> Bench:
 def certificate(model: Model, first: PersonaVector) -> Certificate:
     usable = JudgeFacts(name="fake", auc=None, held_out_auc=None, usable=True, coherence="fake")
     questions = library.load("impolite").questions.evaluation[:12]
-    found = validate(first, a_bench(model), questions, usable, settings=Settings(layers=1))
+    found = certify(first, a_bench(model), questions, usable, settings=ValidationSettings(layers=1))
     return found.model_copy(update={"layer": LAYER, "dose": 0.4})
 
 

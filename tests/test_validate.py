@@ -22,7 +22,7 @@ from poise.model import Encoded, Model
 from poise.model.batching import plan
 from poise.statistics.estimates import Estimate
 from poise.steer import Steering
-from poise.validate import Bench, Certificate, Settings, validate
+from poise.validate import Bench, Certificate, ValidationSettings, dose_curve
 from poise.validate.certificate import JudgeFacts
 from poise.validate.conditions import nanmean
 from poise.validate.verdict import usable_doses
@@ -116,7 +116,9 @@ def certify(
         seed=0,
         run=changes.pop("run", Run(None)),
     )
-    return validate(vector, bench, changes.pop("questions", QUESTIONS), judge, settings=Settings(layers=2, **changes))
+    return dose_curve.certify(
+        vector, bench, changes.pop("questions", QUESTIONS), judge, settings=ValidationSettings(layers=2, **changes)
+    )
 
 
 def test_a_vector_that_moves_the_trait_alone_is_induced(model: Model, vector: PersonaVector) -> None:
@@ -169,7 +171,7 @@ def test_a_judge_that_learnt_from_too_few_pairs_is_said_to_have_just_that(
 ) -> None:
     vectors.save(vector, tmp_path / "v.safetensors")  # its trait has eight pairs
     budget = Budget(questions=4, rollouts=1, max_new_tokens=4)
-    narrow = Settings(layers=1, sweep_doses=(0.2,), doses=(), curve=(-1.0, 1.0), random_draws=1)
+    narrow = ValidationSettings(layers=1, sweep_doses=(0.2,), doses=(), curve=(-1.0, 1.0), random_draws=1)
     done = validate_vector(tmp_path / "v.safetensors", model, tmp_path / "out", budget=budget, settings=narrow)
     why = "the exemplar judge learnt from 8 pairs, and fewer than 12 prove nothing"
     assert done.certificate.judge.why_unusable == why

@@ -21,14 +21,25 @@ from poise.validate.conditions import Bench, Measured, Ordinary, nanmean, over_q
 from poise.validate.verdict import Evidence, decide, monotone, usable_doses
 from poise.vector import PersonaVector
 
-__all__ = ["Bench", "Certificate", "Settings", "validate"]
+__all__ = ["Bench", "Certificate", "ValidationSettings", "certify"]
 
 SAMPLES = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How wide validation looks. Doses are ``α‖v‖ / mean‖h‖``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationSettings:
+    """How many layers and doses validation tries. Doses are ``α‖v‖ / mean‖h‖``.
+
+    Attributes:
+        layers: Number of layers that are tried.
+        depth: First and last of them, as shares of the model's depth.
+        sweep_doses: Doses at which the layers are compared.
+        doses: Further doses that are tried at the best layer.
+        curve: Points of the dose curve, as shares of the chosen dose.
+        random_draws: Number of random directions that the vector is compared with.
+        coherence_floor: Lowest coherence, from 0 to 100, at which a dose counts as usable.
+        selection_margin: How far above the floor coherence must be for a dose to be chosen.
+    """
 
     layers: int = 7
     depth: tuple[float, float] = (0.15, 0.75)
@@ -54,13 +65,13 @@ class Choice:
     sweep: tuple[Point, ...]
 
 
-def validate(
+def certify(
     vector: PersonaVector,
     bench: Bench,
     questions: Sequence[str],
     judge: JudgeFacts,
     *,
-    settings: Settings | None = None,
+    settings: ValidationSettings | None = None,
     notes: Sequence[str] = (),
 ) -> Certificate:
     """Steer with the vector on questions that its extraction never saw, beside every control, and decide.
@@ -81,7 +92,7 @@ def validate(
         raise InvalidArgument(
             f"{len(questions)} evaluation questions are too few to select and report on; ask for at least 4."
         )
-    wide = settings or Settings()
+    wide = settings or ValidationSettings()
     selection, reporting = tuple(questions[0::2]), tuple(questions[1::2])
     ordinary = bench.ordinary(questions)
     # Choosing needs less care than reporting, and sees many more conditions.
@@ -96,7 +107,7 @@ def _certificate(
     judge: JudgeFacts,
     choice: Choice,
     measured: dict[str, Measured],
-    wide: Settings,
+    wide: ValidationSettings,
     questions: tuple[tuple[str, ...], tuple[str, ...]],
     notes: tuple[str, ...],
 ) -> Certificate:
@@ -142,7 +153,7 @@ def _certificate(
 
 
 def _select(
-    vector: PersonaVector, bench: Bench, questions: Sequence[str], ordinary: Ordinary, wide: Settings
+    vector: PersonaVector, bench: Bench, questions: Sequence[str], ordinary: Ordinary, wide: ValidationSettings
 ) -> Choice:
     """Layer first, at the sweep's doses, then the dose at that layer."""
 
@@ -163,7 +174,7 @@ def _select(
     return Choice(layer, dose, points)
 
 
-def _best(seen: dict[tuple[int, float], Measured], plain: float, wide: Settings) -> tuple[int, float]:
+def _best(seen: dict[tuple[int, float], Measured], plain: float, wide: ValidationSettings) -> tuple[int, float]:
     """The best balance among what stays coherent with a margin; if nothing does, the most coherent.
 
     Balance is the harmonic mean of coherence and the trait's rise, as a share of the room above the unsteered score
@@ -190,7 +201,7 @@ def _measure(
     questions: Sequence[str],
     ordinary: Ordinary,
     choice: Choice,
-    wide: Settings,
+    wide: ValidationSettings,
 ) -> dict[str, Measured]:
     """Dose curve, random directions and prompting on the reporting half, in shared batches."""
     conditions: dict[str, list[Ask]] = {}
@@ -218,7 +229,7 @@ def random_like(vector: PersonaVector, layer: int, dose: float, *, seed: int) ->
     return Steering.add(PersonaVector(directions, vector.reference_norm, vector.header), dose=dose, layer=layer)
 
 
-def _fractions(wide: Settings) -> list[float]:
+def _fractions(wide: ValidationSettings) -> list[float]:
     """Strengths of the curve as fractions of the chosen dose, zero included, ascending."""
     return sorted({0.0, 1.0, *wide.curve})
 

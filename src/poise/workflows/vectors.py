@@ -16,24 +16,17 @@ from poise import contrast as contrasts
 from poise import report
 from poise import vector as vectors
 from poise.activations import reference_norm
-from poise.contrast import ContrastSet, Run
+from poise.contrast import Run
+from poise.contrast.collection import collect_contrast
 from poise.engine import SamplingParams
-from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument
 from poise.extract import NORM_TEXTS, extract, versions
-from poise.judge.exemplars import ExemplarJudge
-from poise.judge.factory import Chosen, check_judge, choose, trait_judge
-from poise.judge.local_model import LocalJudge
-from poise.model import Model, load
+from poise.judge.factory import check_judge
 from poise.storage.atomic_write import saving
 from poise.storage.lock import locked
 from poise.storage.output import check_output, check_output_folder, check_writable
 from poise.trait import OwnTrait, Trait
-from poise.trait.library import evaluation_questions
-from poise.validate import Bench, Certificate, Settings, validate
-from poise.validate.certificate import JudgeFacts
-from poise.validate.combined import Second, together
-from poise.validate.ladder import climb
+from poise.validate import Certificate, ValidationSettings, validate
 from poise.vector import ModelId, PersonaVector
 from poise.vector.importing import Foreign, Numbering, adopt
 from poise.vector.vector_file import vector_loss
@@ -114,9 +107,20 @@ def extract_vector(
     if contrast == "exemplars":
         pairs = contrasts.exemplars(trait, loaded)
     else:
-        folder = out.with_name(out.name + ".run")
+        amount, folder = budget or Budget(), out.with_name(out.name + ".run")
         with locked(folder, "extract"):
-            pairs = _prompted(trait, loaded, folder, judge, budget or Budget(), batch)
+            pairs = collect_contrast(
+                trait,
+                loaded,
+                contrast,
+                judge=judge,
+                questions=amount.questions,
+                rollouts=amount.rollouts,
+                sampling=amount.sampling,
+                seed=amount.seed,
+                batch=batch,
+                run=Run(folder),
+            )
     vector = extract(pairs, loaded)
     vectors.save(vector, out, force=force)
     return vector
@@ -147,24 +151,6 @@ def import_vector(
     return vector
 
 
-def _prompted(
-    trait: Trait | OwnTrait, model: Model, folder: Path, judge: str, budget: Budget, batch: int
-) -> ContrastSet:
-    chosen = choose(judge, trait, model, cache=folder)
-    return contrasts.prompted(
-        trait,
-        LocalEngine(model, batch=batch),
-        model,
-        chosen.trait,
-        chosen.coherence,
-        sampling=budget.sampling,
-        questions=budget.questions,
-        rollouts=budget.rollouts,
-        seed=budget.seed,
-        run=Run(folder),
-    )
-
-
 def validate_vector(
     path: Path,
     model: ModelSource,
@@ -172,7 +158,7 @@ def validate_vector(
     *,
     judge: str = "exemplars",
     budget: Budget | None = None,
-    settings: Settings | None = None,
+    settings: ValidationSettings | None = None,
     batch: int = 32,
     allow_other_model: bool = False,
     monitor: bool = False,
@@ -203,61 +189,29 @@ def validate_vector(
     check_judge(judge, *(v.header.trait for v in (vector, other) if v))
     report.check_extra()
     loaded = load_checked([vector, *([other] if other else [])], model, allow_other_model=allow_other_model)
+    amount = budget or Budget()
     with locked(out / "run", "validate", results=out):
-        return _validate(
-            path,
+        certificate = validate(
             vector,
-            other,
             loaded,
-            out,
             judge=judge,
-            budget=budget or Budget(),
+            questions=amount.questions,
+            rollouts=amount.rollouts,
+            sampling=amount.sampling,
+            seed=amount.seed,
             settings=settings,
+            monitoring=monitor,
+            beside=other,
             batch=batch,
             allow_other_model=allow_other_model,
-            monitor=monitor,
+            run=Run(out / "run"),
         )
-
-
-def _validate(
-    path: Path,
-    vector: PersonaVector,
-    other: PersonaVector | None,
-    model: Model,
-    out: Path,
-    *,
-    judge: str,
-    budget: Budget,
-    settings: Settings | None,
-    batch: int,
-    allow_other_model: bool,
-    monitor: bool,
-) -> Validated:
-    chosen = choose(judge, vector.header.trait, model, cache=out / "run")
-    second = _second(other, judge, chosen, cache=out / "run") if other else None
-    bench = Bench(
-        engine=LocalEngine(model, batch=batch, allow_other_model=allow_other_model),
-        model=model,
-        judge=chosen.trait,
-        scope=vector.header.trait_hash,
-        coherence=chosen.coherence,
-        sampling=budget.sampling,
-        rollouts=budget.rollouts,
-        seed=budget.seed,
-        run=Run(out / "run"),
-    )
-    questions = evaluation_questions(vector.header.trait)[: budget.questions]
-    certificate = validate(vector, bench, questions, _facts(chosen), settings=settings, notes=_notes(vector))
-    if monitor:
-        certificate = certificate.model_copy(update={"monitoring": climb(vector, bench, questions)})
-    if second:
-        certificate = certificate.model_copy(update={"together": together(vector, certificate, second, bench)})
-    certified = current_vector(path, vector).with_certificate(certificate.model_dump(mode="json"))
-    vectors.save(certified, path)
-    with saving(out / "certificate.json") as temporary:
-        temporary.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    report.write(certified, certificate, out / "report.html")
-    return Validated(certified, certificate, out / "report.html")
+        certified = current_vector(path, vector).with_certificate(certificate.model_dump(mode="json"))
+        vectors.save(certified, path)
+        with saving(out / "certificate.json") as temporary:
+            temporary.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        report.write(certified, certificate, out / "report.html")
+        return Validated(certified, certificate, out / "report.html")
 
 
 def _other(path: Path | None, vector: PersonaVector) -> PersonaVector | None:
@@ -268,33 +222,3 @@ def _other(path: Path | None, vector: PersonaVector) -> PersonaVector | None:
     if torch.equal(other.directions, vector.directions):
         raise InvalidArgument(f"{path} holds the same directions as the vector to validate; name another as `beside`.")
     return other
-
-
-def _second(other: PersonaVector, spec: str, chosen: Chosen, *, cache: Path) -> Second:
-    """With a judge of the same kind for the other trait; a local one judges with the model that is loaded already."""
-    loaded = chosen.trait.model if isinstance(chosen.trait, LocalJudge) else None
-    judge = trait_judge(spec, other.header.trait, cache=cache, local=lambda name: loaded or load(name))
-    return Second(other, judge, judge.why_unusable if isinstance(judge, ExemplarJudge) else "")
-
-
-def _facts(chosen: Chosen) -> JudgeFacts:
-    return JudgeFacts(
-        name=chosen.trait.name,
-        auc=chosen.auc if chosen.auc else None,
-        held_out_auc=chosen.held_out_auc if chosen.held_out_auc else None,
-        usable=not chosen.why_unusable,
-        why_unusable=chosen.why_unusable,
-        coherence=chosen.coherence_is,
-    )
-
-
-def _notes(vector: PersonaVector) -> list[str]:
-    if isinstance(vector.header.trait, OwnTrait):
-        return [
-            "The trait is given by exemplars alone: the same pairs made the vector and the judge, so the judge's "
-            "figures are "
-            "cross-validated on them and there is no held-out set.",
-            "There is no prompting baseline, because the trait has no instructions; questions come from the "
-            "general bank.",
-        ]
-    return []

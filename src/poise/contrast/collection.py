@@ -1,0 +1,75 @@
+"""Trait and model to a ``ContrastSet`` in one call: the trait's exemplars, or the model's own judged answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from poise.contrast.contrast_set import ContrastSet, exemplars, prompted
+from poise.contrast.rollout import Run
+from poise.engine import SamplingParams
+from poise.engine.static import LocalEngine
+from poise.errors import InvalidArgument
+from poise.judge.factory import choose
+from poise.model import Model
+from poise.trait import OwnTrait, Trait
+
+__all__ = ["collect_contrast"]
+
+
+def collect_contrast(
+    trait: Trait | OwnTrait,
+    model: Model,
+    source: Literal["exemplars", "prompted"] = "exemplars",
+    *,
+    judge: str = "exemplars",
+    questions: int = 20,
+    rollouts: int = 3,
+    sampling: SamplingParams | None = None,
+    seed: int = 0,
+    batch: int = 32,
+    run: Run | None = None,
+) -> ContrastSet:
+    """Pairs of answers with the trait and without it, from which ``extract`` makes a vector.
+
+    Chen et al. 2025 (arXiv:2507.21509), section 2.2, for ``prompted``.
+
+    Args:
+        trait: What the vector is to be of.
+        model: The model whose activations are compared.
+        source: ``exemplars`` reads the answers that the trait carries: seconds, no sampling. ``prompted`` lets the
+            model answer under contrasting system prompts and keeps the pairs that the judge tells apart; all further
+            arguments are for this one.
+        judge: ``exemplars``, ``model:NAME`` or ``endpoint:NAME``.
+        questions: How many of the trait's extraction questions are asked.
+        rollouts: Answers for each question and instruction; the paper has 10.
+        sampling: How answers are sampled; by default at most 96 tokens at temperature 1.
+        seed: Seed of the answers.
+        batch: Most answers at once.
+        run: Where finished batches are kept; by default in memory.
+
+    Returns:
+        The pairs, and how many were dropped for which reason.
+
+    Raises:
+        InvalidTrait: ``prompted``, of a trait that is given by exemplars alone.
+        InvalidArgument: there is no such source or judge.
+        TooFewResponses: no pair came through the filter.
+    """
+    if source == "exemplars":
+        return exemplars(trait, model)
+    if source != "prompted":
+        raise InvalidArgument(f"There is no contrast source {source!r}; use exemplars or prompted.")
+    run = run or Run(None)
+    judges = choose(judge, trait, model, cache=run.folder)
+    return prompted(
+        trait,
+        LocalEngine(model, batch=batch),
+        model,
+        judges.trait,
+        judges.coherence,
+        sampling=sampling or SamplingParams(max_new_tokens=96, temperature=1.0),
+        questions=questions,
+        rollouts=rollouts,
+        seed=seed,
+        run=run,
+    )
