@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -60,13 +59,12 @@ def test_the_readmes_python_runs_as_it_stands(
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     code = readme.partition("```python\n")[2].partition("```")[0]
     monkeypatch.chdir(tmp_path)
-    small = functools.partial(
-        validate_vector, budget=dataclasses.replace(SMALL, questions=4, rollouts=1), settings=NARROW
-    )
+    small = functools.partial(poise.validate_vector, questions=4, rollouts=1, sampling=SMALL.sampling, settings=NARROW)
     monkeypatch.setattr(poise, "validate_vector", small, raising=False)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith(("induced", "not-induced"))
-    assert (tmp_path / "impolite-report" / "report.html").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["impolite.safetensors"]
+    assert vectors.load(tmp_path / "impolite.safetensors").header.certificate is not None
 
 
 def test_shuffled_sides_are_not_induced(model: poise.Model, tmp_path: Path) -> None:

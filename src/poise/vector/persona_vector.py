@@ -270,9 +270,10 @@ class PersonaVector:
             "allow_other_model=True (--allow-other-model) if you know that the direction carries over."
         )
 
-    def with_certificate(self, certificate: Mapping[str, Any]) -> PersonaVector:
-        """The same vector with a certificate (JSON-able) in its header."""
-        header = self.header.model_copy(update={"certificate": dict(certificate)})
+    def with_certificate(self, certificate: Mapping[str, Any] | FrozenModel) -> PersonaVector:
+        """The same vector with a certificate, as ``validate`` gave it or as JSON, in its header."""
+        facts = certificate.model_dump(mode="json") if isinstance(certificate, FrozenModel) else dict(certificate)
+        header = self.header.model_copy(update={"certificate": facts})
         return PersonaVector(self._directions, self._reference_norm, header)
 
     def with_alarms(self, alarms: Sequence[Alarm], drift: Drift | None = None) -> PersonaVector:
