@@ -17,6 +17,7 @@ import torch
 
 from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherModel
 from poise.model import Model
+from poise.settings import FrozenModel
 from poise.vector import notebook
 from poise.vector.algebra import check_one_model, computed_header
 from poise.vector.calibration import Alarm, Drift
