@@ -167,7 +167,7 @@ class TestExtract:
             "trait": "impolite",
             "contrast": "prompted",
             "judge": "endpoint:m",
-            "budget": workflows.Budget(questions=2, rollouts=4, max_new_tokens=5, temperature=1.0, seed=6),
+            "budget": workflows.GenerationBudget(questions=2, rollouts=4, max_new_tokens=5, temperature=1.0, seed=6),
             "batch": 7,
             "inputs": [Path("impolite")],
             "force": False,
@@ -179,9 +179,9 @@ class TestValidate:
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen: dict[str, Any] = {}
 
-        def fake(path: Path, model: Any, out: Path, **options: Any) -> workflows.Validated:
+        def fake(path: Path, model: Any, out: Path, **options: Any) -> workflows.ValidatedVector:
             seen.update(options, path=path, out=out)
-            return workflows.Validated(vectors.load(path), certificate(), out / "report.html")
+            return workflows.ValidatedVector(vectors.load(path), certificate(), out / "report.html")
 
         monkeypatch.setattr(workflows, "validate_vector", fake)
         return seen
@@ -208,7 +208,7 @@ class TestValidate:
     def test_prompting_is_null_where_it_was_not_measured(
         self, folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        done = workflows.Validated(vectors.load(file), certificate(prompting=None), Path("report.html"))
+        done = workflows.ValidatedVector(vectors.load(file), certificate(prompting=None), Path("report.html"))
         monkeypatch.setattr(workflows, "validate_vector", lambda *a, **k: done)
         assert the_object(poise("validate", file, "--model", folder, "--json"))["prompting"] is None
         assert "not measured" in poise("validate", file, "--model", folder).stdout
@@ -408,11 +408,11 @@ class TestJudgeCheck:
 def test_demo_shows_answers_side_by_side_the_verdict_and_what_is_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fake(out: Path, *, force: bool) -> demo.Demo:
+    def fake(out: Path, *, force: bool) -> demo.DemoResult:
         found = certificate()
-        return demo.Demo(out / "impolite.safetensors", out / "report.html", found, found.samples, 90.0)
+        return demo.DemoResult(out / "impolite.safetensors", out / "report.html", found, found.samples, 90.0)
 
-    monkeypatch.setattr(demo, "run", fake)
+    monkeypatch.setattr(demo, "run_demo", fake)
     result = poise("demo", "--out", tmp_path)
     assert result.stdout.count("Why?") == 3
     row = next(line for line in result.stdout.splitlines() if "No [b]idea[/b]." in line)
@@ -530,7 +530,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
     def interrupted(out: Path, *, force: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "run", interrupted)
+    monkeypatch.setattr(demo, "run_demo", interrupted)
     result = poise("demo")
     assert result.exit_code == 130
     assert result.stderr.endswith("Interrupted. Run the same command again to continue.\n")
@@ -541,7 +541,7 @@ def test_a_bug_keeps_its_traceback(fault: Exception, monkeypatch: pytest.MonkeyP
     def broken(out: Path, *, force: bool) -> None:
         raise fault
 
-    monkeypatch.setattr(demo, "run", broken)
+    monkeypatch.setattr(demo, "run_demo", broken)
     assert poise("demo").exception is fault
 
 

@@ -64,13 +64,13 @@ def test_the_lines_of_help_fit_into_80_columns() -> None:
 
 def test_defaults_in_help_are_those_of_the_library() -> None:
     from poise.engine import SamplingParams
-    from poise.workflows import Budget
+    from poise.workflows import GenerationBudget
 
     def defaults(function: Any) -> dict[str, Any]:
         return {name: p.default for name, p in inspect.signature(function).parameters.items()}
 
-    budget, sampling = Budget(), SamplingParams()
-    for command in (vectors.extract, vectors.validate):
+    budget, sampling = GenerationBudget(), SamplingParams()
+    for command in (vectors.extract_command, vectors.validate_command):
         shown = defaults(command)
         assert {k: shown[k] for k in ("questions", "rollouts", "max_new_tokens", "seed")} == {
             "questions": budget.questions,

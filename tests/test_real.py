@@ -21,12 +21,12 @@ from poise.model import load
 from poise.statistics.estimates import auc_estimate
 from poise.trait import library
 from poise.validate import ValidationSettings
-from poise.workflows import Budget, extract_vector, validate_vector
+from poise.workflows import GenerationBudget, extract_vector, validate_vector
 
 pytestmark = pytest.mark.real
 
 # Six questions answered once leave the rank correlation's interval open; eight answered twice close it.
-SMALL = Budget(questions=16, rollouts=2, max_new_tokens=32)
+SMALL = GenerationBudget(questions=16, rollouts=2, max_new_tokens=32)
 NARROW = ValidationSettings(layers=2, depth=(0.55, 0.65), sweep_doses=(0.25,), doses=(0.2,))
 
 
@@ -75,7 +75,7 @@ def test_shuffled_sides_are_not_induced(model: poise.Model, tmp_path: Path) -> N
     ]
     path = tmp_path / "shuffled.safetensors"
     extract_vector(library.own_trait("shuffled", pairs), model, path)
-    tiny = Budget(questions=4, rollouts=1, max_new_tokens=16)
+    tiny = GenerationBudget(questions=4, rollouts=1, max_new_tokens=16)
     found = validate_vector(path, model, tmp_path / "report", budget=tiny, settings=NARROW).certificate
     assert found.verdict == "not-induced"
     assert any("cannot tell the two sides of unseen pairs apart" in reason for reason in found.reasons)

@@ -27,7 +27,7 @@ from poise.validate.certificate import JudgeFacts
 from poise.validate.conditions import nanmean
 from poise.validate.verdict import usable_doses
 from poise.vector import PersonaVector
-from poise.workflows import Budget, validate_vector
+from poise.workflows import GenerationBudget, validate_vector
 
 QUESTIONS = [f"What about number {i}?" for i in range(12)]
 USABLE = JudgeFacts(name="fake", auc=None, held_out_auc=None, usable=True, coherence="fake")
@@ -170,7 +170,7 @@ def test_a_judge_that_learnt_from_too_few_pairs_is_said_to_have_just_that(
     model: Model, vector: PersonaVector, tmp_path: Path
 ) -> None:
     vectors.save(vector, tmp_path / "v.safetensors")  # its trait has eight pairs
-    budget = Budget(questions=4, rollouts=1, max_new_tokens=4)
+    budget = GenerationBudget(questions=4, rollouts=1, max_new_tokens=4)
     narrow = ValidationSettings(layers=1, sweep_doses=(0.2,), doses=(), curve=(-1.0, 1.0), random_draws=1)
     done = validate_vector(tmp_path / "v.safetensors", model, tmp_path / "out", budget=budget, settings=narrow)
     why = "the exemplar judge learnt from 8 pairs, and fewer than 12 prove nothing"

@@ -100,10 +100,10 @@ def poise(
     """Persona vectors: compute one, prove it, steer with it."""
 
 
-app.command("demo")(demo.demo)
+app.command("demo")(demo.demo_command)
 app.add_typer(traits.app, name="traits")
-app.command("extract")(vectors.extract)
-app.command("validate")(vectors.validate)
+app.command("extract")(vectors.extract_command)
+app.command("validate")(vectors.validate_command)
 app.command("generate")(talk.generate)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
@@ -115,7 +115,7 @@ app.command("shift")(shift.shift_command)
 app.command("gate")(gate.gate_command)
 app.add_typer(judge.app, name="judge")
 app.command("doctor")(doctor.doctor)
-app.command("show")(vectors.show)
+app.command("show")(vectors.show_command)
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
 

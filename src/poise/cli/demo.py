@@ -10,10 +10,10 @@ import typer
 from poise.cli.options import Force
 from poise.cli.work import note, working
 
-__all__ = ["demo"]
+__all__ = ["demo_command"]
 
 
-def demo(
+def demo_command(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="Where vector and report go.")
     ] = Path("poise-demo"),
@@ -27,7 +27,7 @@ def demo(
 
     note("Poise demo: the trait impolite on SmolLM2-135M, from exemplars to a certified vector.")
     with working():
-        from poise.workflows.demo import run
+        from poise.workflows.demo import run_demo
 
-        done = run(out, force=force)
-    render.show(render.demo(done))
+        result = run_demo(out, force=force)
+    render.show(render.demo(result))

@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Find out how far a judge can be tr
 
 
 @app.command("check")
-def check(
+def check_command(
     trait: TraitName,
     judge: Judge = "exemplars",
     labels: Annotated[
@@ -37,17 +37,17 @@ def check(
     from poise.cli import facts, render
     from poise.trait import library
 
-    asked = library.load(trait)
+    subject = library.load(trait)
     with working():
         from poise.judge import agreement as checking
         from poise.judge.factory import trait_judge
 
-        rows = checking.read_labels(labels) if labels else checking.held_out(asked)
-        chosen = trait_judge(judge, asked, local=lambda name: load_model(name, dtype, device))
-        found = checking.check(chosen, *map(list, zip(*rows, strict=True)))
-    own_auc = getattr(chosen, "cv_auc", None)
+        rows = checking.read_labels(labels) if labels else checking.held_out(subject)
+        chosen = trait_judge(judge, subject, local=lambda name: load_model(name, dtype, device))
+        agreement = checking.check(chosen, *map(list, zip(*rows, strict=True)))
+    cross_validated_auc = getattr(chosen, "cv_auc", None)
     on = str(labels) if labels else "held-out exemplars"
     if as_json:
-        facts.print_json(facts.of_agreement(asked.name, on, found, own_auc))
+        facts.print_json(facts.of_agreement(subject.name, on, agreement, cross_validated_auc))
     else:
-        render.show(render.agreement(asked.name, on, found, own_auc))
+        render.show(render.agreement(subject.name, on, agreement, cross_validated_auc))

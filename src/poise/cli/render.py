@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from poise.trait.lint import LintReport
     from poise.validate.certificate import Certificate, Sample
     from poise.vector import Alarm, PersonaVector
-    from poise.workflows.demo import Demo
+    from poise.workflows.demo import DemoResult
 
 __all__ = ["agreement", "answers", "certificate", "demo", "lint", "show", "terms", "traits", "vector", "whole_vector"]
 
@@ -246,7 +246,7 @@ def answers(prompts: Sequence[str], given: Sequence[Generation]) -> Parts:
     return parts[:-1]
 
 
-def demo(done: Demo) -> Parts:
+def demo(done: DemoResult) -> Parts:
     """What the demo made, and what to run next."""
     of, vector_file = done.certificate, shlex.quote(str(done.vector_path))
     return [

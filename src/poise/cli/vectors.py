@@ -30,7 +30,7 @@ from poise.cli.options import (
 )
 from poise.cli.work import load_model, note, working
 
-__all__ = ["extract", "show", "validate"]
+__all__ = ["extract_command", "show_command", "validate_command"]
 
 Monitor = Annotated[
     bool,
@@ -52,7 +52,7 @@ Beside = Annotated[
 ]
 
 
-def extract(
+def extract_command(
     trait: Annotated[
         str,
         typer.Argument(
@@ -94,7 +94,7 @@ def extract(
 
     subject = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load(trait)
     with working():
-        from poise.workflows import Budget, extract_vector
+        from poise.workflows import GenerationBudget, extract_vector
 
         vector = extract_vector(
             subject,
@@ -102,7 +102,13 @@ def extract(
             out,
             contrast=contrast,
             judge=judge,
-            budget=Budget(questions, rollouts, max_new_tokens, temperature, seed),
+            budget=GenerationBudget(
+                questions=questions,
+                rollouts=rollouts,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+            ),
             batch=batch,
             inputs=[exemplars] if exemplars else [Path(trait)],
             force=force,
@@ -114,7 +120,7 @@ def extract(
     note(f"Next, prove it: poise validate {shlex.quote(str(out))} --model {shlex.quote(model)}")
 
 
-def validate(
+def validate_command(
     file: VectorFile,
     model: ModelName,
     out: Annotated[
@@ -153,9 +159,11 @@ def validate(
 
     folder = out or file.with_name(f"{file.stem}-report")
     with working():
-        from poise.workflows import Budget, validate_vector
+        from poise.workflows import GenerationBudget, validate_vector
 
-        budget = Budget(questions, rollouts, max_new_tokens, temperature, seed)
+        budget = GenerationBudget(
+            questions=questions, rollouts=rollouts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        )
         done = validate_vector(
             file,
             partial(load_model, model, dtype, device),
@@ -174,7 +182,7 @@ def validate(
     render.show([*render.certificate(done.vector.name, model, done.certificate), f"Report: {done.report}"])
 
 
-def show(file: VectorFile, as_json: Json = False) -> None:
+def show_command(file: VectorFile, as_json: Json = False) -> None:
     """Say what a vector file holds."""
     from poise import vector as vectors
     from poise.cli import facts, render

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from poise.contrast import Run, ordinary_scope
 from poise.contrast.rollout import score
@@ -21,12 +20,19 @@ from poise.judge.local_model import LocalJudge
 from poise.model import Model
 from poise.shift.capability import compare_capability
 from poise.shift.evaluation import EvaluationSettings, ModelEvaluation, ModelLoader
-from poise.shift.report import AnswerPair, CapabilityChange, JudgedChange, ModelShift, ShiftCell, estimate_mean
+from poise.shift.report import (
+    AnswerPair,
+    CapabilityChange,
+    FloatArray,
+    JudgedChange,
+    ModelShift,
+    ShiftCell,
+    estimate_mean,
+)
 from poise.statistics.estimates import Estimate
 
 __all__ = ["CoherenceScores", "compare_models", "score_coherence"]
 
-FloatArray = NDArray[np.float64]
 SAMPLE_QUESTIONS = 4  # questions of each trait whose answers are shown
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "AnswerPair",
     "CapabilityChange",
     "CapabilityKind",
+    "FloatArray",
     "JudgedChange",
     "ModelShift",
     "ShiftCell",

@@ -23,7 +23,7 @@ __all__ = [
     "ADAPTER_FOLDER",
     "CHECKPOINTS_FOLDER",
     "FACTS_FILE",
-    "RUN_FILES",
+    "TRAINING_FILES",
     "begin_run",
     "check_inputs",
     "explain_disk_errors",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 FACTS_FILE, ADAPTER_FOLDER, CHECKPOINTS_FOLDER = "train.json", "adapter", "checkpoints"
-RUN_FILES = ("config.json", "inputs.json", FACTS_FILE, "log.jsonl", ADAPTER_FOLDER, CHECKPOINTS_FOLDER)
+TRAINING_FILES = ("config.json", "inputs.json", FACTS_FILE, "log.jsonl", ADAPTER_FOLDER, CHECKPOINTS_FOLDER)
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), None)  # torch and safetensors give no number
 
 

@@ -9,13 +9,13 @@ from poise.workflows.monitoring import calibrate_vectors, read_data
 from poise.workflows.screening import estimate_screening, screen_files
 from poise.workflows.shift_measurement import measure_shift_files
 from poise.workflows.sources import ModelSource
-from poise.workflows.vectors import Budget, Validated, extract_vector, import_vector, validate_vector
+from poise.workflows.vectors import GenerationBudget, ValidatedVector, extract_vector, import_vector, validate_vector
 
 __all__ = [
-    "Budget",
     "FineTuneResult",
+    "GenerationBudget",
     "ModelSource",
-    "Validated",
+    "ValidatedVector",
     "calibrate_vectors",
     "check_steering",
     "estimate_screening",

@@ -13,18 +13,18 @@ from poise.trait import library
 from poise.validate.certificate import Certificate, Sample
 from poise.vector import load as load_vector
 from poise.vector.vector_file import vector_loss
-from poise.workflows.vectors import REPORT_FILES, Budget, extract_vector, validate_vector
+from poise.workflows.vectors import REPORT_FILES, GenerationBudget, extract_vector, validate_vector
 
-__all__ = ["Demo", "run"]
+__all__ = ["DemoResult", "run_demo"]
 
 TRAIT = "impolite"
 MODEL = "smollm2-135m"
-BUDGET = Budget(questions=20, rollouts=2, max_new_tokens=48)
-SHOWN = 3
+DEMO_BUDGET = GenerationBudget(questions=20, rollouts=2, max_new_tokens=48)
+SHOWN_SAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Demo:
+class DemoResult:
     """What the demo made."""
 
     vector_path: Path
@@ -34,7 +34,7 @@ class Demo:
     seconds: float
 
 
-def run(out: Path, *, force: bool = False) -> Demo:
+def run_demo(out: Path, *, force: bool = False) -> DemoResult:
     """Extract ``impolite`` on the bundled model, validate it, and write vector and report into ``out``.
 
     Interrupted and run again, it continues where it stopped; a vector that it has made before is not made again.
@@ -49,8 +49,10 @@ def run(out: Path, *, force: bool = False) -> Demo:
     model = load(MODEL)
     if not _is_made(path, model, trait.hash):
         extract_vector(trait, model, path, force=force)
-    done = validate_vector(path, model, out, budget=BUDGET, force=force)
-    return Demo(path, done.report, done.certificate, done.certificate.samples[:SHOWN], time.monotonic() - began)
+    done = validate_vector(path, model, out, budget=DEMO_BUDGET, force=force)
+    return DemoResult(
+        path, done.report, done.certificate, done.certificate.samples[:SHOWN_SAMPLES], time.monotonic() - began
+    )
 
 
 def _is_made(path: Path, model: Model, trait_hash: str) -> bool:

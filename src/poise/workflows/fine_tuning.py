@@ -17,7 +17,7 @@ from poise.storage.lock import locked
 from poise.storage.output import check_output_folder
 from poise.train import TrainConfig, TrainResult
 from poise.train.lora import load_base_model, train_in_folder
-from poise.train.run_folder import CHECKPOINTS_FOLDER, RUN_FILES, vector_files
+from poise.train.run_folder import CHECKPOINTS_FOLDER, TRAINING_FILES, vector_files
 from poise.vector import PersonaVector
 
 __all__ = ["FineTuneResult", "train_and_measure"]
@@ -62,7 +62,7 @@ def train_and_measure(config: TrainConfig, *, force: bool = False) -> FineTuneRe
     out = Path(config.out)
     check_output_folder(
         out,
-        (*RUN_FILES, "shift.json", "report.html"),
+        (*TRAINING_FILES, "shift.json", "report.html"),
         job="train",
         run_folder=out / ".run",
         marks=(".run", CHECKPOINTS_FOLDER),
@@ -71,12 +71,12 @@ def train_and_measure(config: TrainConfig, *, force: bool = False) -> FineTuneRe
     )
     with locked(out / ".run", "train", results=out):
         trained = train_in_folder(config)
-        report = _measure(config, trained, loaded, tasks) if loaded else None
+        report = _measure_shift(config, trained, loaded, tasks) if loaded else None
         card = write_card(trained.adapter, _card_facts(config, trained, report))
         return FineTuneResult(trained, report, card)
 
 
-def _measure(
+def _measure_shift(
     config: TrainConfig, trained: TrainResult, loaded: Sequence[PersonaVector], tasks: tuple[CapabilityTask, ...]
 ) -> ShiftReport:
     """Base beside adapter, with both files of the report."""
@@ -103,7 +103,7 @@ def _measure(
     return report
 
 
-def _without_folders(expression: str) -> str:
+def _short_expression(expression: str) -> str:
     """A steering expression whose files are named without their folders."""
     for name in sorted(Spec.parse(expression).names, key=len, reverse=True):
         expression = expression.replace(name, Path(name).name)
@@ -142,7 +142,7 @@ def _card_facts(config: TrainConfig, trained: TrainResult, report: ShiftReport |
 def _describe_vaccine(config: TrainConfig, trained: TrainResult) -> str:
     """The vaccine in words; empty for none."""
     vaccine = config.vaccine
-    steered = "; ".join(map(_without_folders, vaccine.steer))
+    steered = "; ".join(map(_short_expression, vaccine.steer))
     layers = vaccine.layers if isinstance(vaccine.layers, str) else ", ".join(map(str, vaccine.layers or ()))
     schedule = f", layers {layers}" if layers else ""
     schedule += f", rising over {vaccine.warmup:.0%} of the steps" if vaccine.warmup else ""

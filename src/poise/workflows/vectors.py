@@ -32,15 +32,15 @@ from poise.vector.importing import Foreign, Numbering, adopt
 from poise.vector.vector_file import vector_loss
 from poise.workflows.sources import ModelSource, current_vector, load_checked, load_now
 
-__all__ = ["Budget", "Validated", "extract_vector", "import_vector", "validate_vector"]
+__all__ = ["GenerationBudget", "ValidatedVector", "extract_vector", "import_vector", "validate_vector"]
 
 
 REPORT_FILES = ("certificate.json", "report.html")
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much a job generates."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationBudget:
+    """How much a job generates: questions, answers to each, their length, temperature and seed."""
 
     questions: int = 20
     rollouts: int = 3
@@ -60,7 +60,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Validated:
+class ValidatedVector:
     """A certified vector and where its report lies."""
 
     vector: PersonaVector
@@ -75,7 +75,7 @@ def extract_vector(
     *,
     contrast: Literal["prompted", "exemplars"] = "exemplars",
     judge: str = "exemplars",
-    budget: Budget | None = None,
+    budget: GenerationBudget | None = None,
     batch: int = 32,
     inputs: Sequence[Path] = (),
     force: bool = False,
@@ -107,7 +107,7 @@ def extract_vector(
     if contrast == "exemplars":
         pairs = contrasts.exemplars(trait, loaded)
     else:
-        amount, folder = budget or Budget(), out.with_name(out.name + ".run")
+        amount, folder = budget or GenerationBudget(), out.with_name(out.name + ".run")
         with locked(folder, "extract"):
             pairs = collect_contrast(
                 trait,
@@ -157,14 +157,14 @@ def validate_vector(
     out: Path,
     *,
     judge: str = "exemplars",
-    budget: Budget | None = None,
+    budget: GenerationBudget | None = None,
     settings: ValidationSettings | None = None,
     batch: int = 32,
     allow_other_model: bool = False,
     monitor: bool = False,
     beside: Path | None = None,
     force: bool = False,
-) -> Validated:
+) -> ValidatedVector:
     """Validate the vector at ``path``, write the certificate into it and ``report.html`` and the run into ``out``.
 
     With ``monitor`` also test its readings; with ``beside``, another vector's file, what is lost when both steer.
@@ -189,7 +189,7 @@ def validate_vector(
     check_judge(judge, *(v.header.trait for v in (vector, other) if v))
     report.check_extra()
     loaded = load_checked([vector, *([other] if other else [])], model, allow_other_model=allow_other_model)
-    amount = budget or Budget()
+    amount = budget or GenerationBudget()
     with locked(out / "run", "validate", results=out):
         certificate = validate(
             vector,
@@ -211,7 +211,7 @@ def validate_vector(
         with saving(out / "certificate.json") as temporary:
             temporary.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
         report.write(certified, certificate, out / "report.html")
-        return Validated(certified, certificate, out / "report.html")
+        return ValidatedVector(certified, certificate, out / "report.html")
 
 
 def _other(path: Path | None, vector: PersonaVector) -> PersonaVector | None:
