@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from typing import Annotated, Any
 
@@ -65,11 +66,28 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {_with_options(str(error), ctx)}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             typer.echo("Interrupted. Run the same command again to continue.", err=True)
             raise typer.Exit(130) from error
+
+
+ALIASES = {"keys": "api_key_file", "vectors": "vector", "above": "threshold", "abilities": "capability"}
+"""What the library calls an argument, and the parameter of a command that it comes from."""
+
+
+def _with_options(text: str, ctx: Any) -> str:
+    """A message of the library, whose `argument` names are the running command's --options."""
+    options: dict[str, str] = {}
+    commands = [ctx.command.commands.get(ctx.invoked_subcommand)]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        for parameter in getattr(command, "params", ()):
+            options |= dict.fromkeys([parameter.name], next((o for o in parameter.opts if o.startswith("--")), ""))
+    options |= {alias: options[name] for alias, name in ALIASES.items() if name in options}
+    return re.sub(r"`(\w+)`", lambda match: options.get(match[1]) or match[0], text)
 
 
 app = typer.Typer(

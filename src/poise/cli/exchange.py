@@ -11,8 +11,7 @@ import typer
 
 from poise.cli.options import Device, Dtype, Exemplars, Force, Json, ModelName, VectorFile, VectorOut
 from poise.cli.work import load_model, note, working
-from poise.errors import OutputExists
-from poise.storage.output import same_file
+from poise.storage.output import check_output
 
 __all__ = ["export", "import_"]
 
@@ -54,8 +53,7 @@ def export(
     from poise.vector.export import ranges
 
     vector = vectors.load(file)
-    if same_file(file, out) and not force:
-        raise OutputExists(f"{out} is the vector itself; choose another `out`.")
+    check_output(out, inputs=[file], loss=lambda existing: "", force=force)  # its content is checked by the writer
     done = write(vector, out, to=to, only_chosen=only_chosen, force=force)
     if as_json:
         facts.print_json(
