@@ -19,7 +19,7 @@ from poise.cli import app
 from poise.engine.static import LocalEngine
 from poise.screen import shards
 from poise.serve.readings_db import Query, Store
-from poise.shift import report as shift_report
+from poise.shift import load_report
 from poise.validate.certificate import Certificate
 
 OLD = Path(__file__).parent / "fixtures" / "v0_1_0"
@@ -70,7 +70,7 @@ def test_a_certificate_is_read() -> None:
 
 
 def test_a_shift_report_is_read() -> None:
-    report = shift_report.load(OLD / "shift.json")
+    report = load_report(OLD / "shift.json")
     assert json.loads(report.model_dump_json(by_alias=True)) == json.loads((OLD / "shift.json").read_text())
 
 

@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     from poise.activations import read as read_activations
     from poise.contrast import ContrastSet
     from poise.contrast.collection import collect_contrast
+    from poise.data import Conversation, DataSet, open_data
     from poise.engine import Generation, SamplingParams
     from poise.engine.static import LocalEngine
     from poise.extract import extract as extract_vector
     from poise.model import Encoded, Model
     from poise.model import load as load_model
+    from poise.monitor import AnswerReadings
+    from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms
+    from poise.monitor.scoring import ScoredTurn, read_rows
+    from poise.monitor.token_readings import TokenReadings, read_tokens
+    from poise.screen import ScoredAnswer, ScoredRow, screen_rows
     from poise.shift import (
         CapabilityTask,
         GateResult,
@@ -66,9 +72,14 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AnswerReadings",
+    "Calibration",
+    "CalibrationSettings",
     "CapabilityTask",
     "Certificate",
     "ContrastSet",
+    "Conversation",
+    "DataSet",
     "Encoded",
     "GateResult",
     "Generation",
@@ -82,10 +93,14 @@ __all__ = [
     "PersonaMonitorCallback",
     "PersonaVector",
     "SamplingParams",
+    "ScoredAnswer",
+    "ScoredRow",
+    "ScoredTurn",
     "ShiftLimits",
     "ShiftReport",
     "ShiftSettings",
     "Steering",
+    "TokenReadings",
     "TrainConfig",
     "TrainResult",
     "Trait",
@@ -96,6 +111,7 @@ __all__ = [
     "ValidationSettings",
     "__version__",
     "apply_steering",
+    "calibrate_alarms",
     "check_limits",
     "collect_contrast",
     "extract_vector",
@@ -106,19 +122,28 @@ __all__ = [
     "load_tuned_model",
     "load_vector",
     "measure_shift",
+    "open_data",
     "parse_capability",
     "read_activations",
     "read_limits",
+    "read_rows",
+    "read_tokens",
     "save_shift_report",
     "save_vector",
+    "screen_rows",
     "validate_vector",
 ]
 
 # A name must not be that of a room: importing the room would replace it.
 _HOMES = {
+    "AnswerReadings": "monitor",
+    "Calibration": "monitor.calibrate",
+    "CalibrationSettings": "monitor.calibrate",
     "CapabilityTask": "shift",
     "Certificate": "validate",
     "ContrastSet": "contrast",
+    "Conversation": "data",
+    "DataSet": "data",
     "Encoded": "model",
     "GateResult": "shift",
     "Generation": "engine",
@@ -132,10 +157,14 @@ _HOMES = {
     "PersonaMonitorCallback": "train",
     "PersonaVector": "vector",
     "SamplingParams": "engine",
+    "ScoredAnswer": "screen",
+    "ScoredRow": "screen",
+    "ScoredTurn": "monitor.scoring",
     "ShiftLimits": "shift",
     "ShiftReport": "shift",
     "ShiftSettings": "shift",
     "Steering": "steer",
+    "TokenReadings": "monitor.token_readings",
     "TrainConfig": "train",
     "TrainResult": "train",
     "Trait": "trait",
@@ -145,6 +174,7 @@ _HOMES = {
     "VaccineSettings": "train",
     "ValidationSettings": "validate",
     "apply_steering": "steer",
+    "calibrate_alarms": "monitor.calibrate",
     "check_limits": "shift:gate",
     "collect_contrast": "contrast.collection",
     "extract_vector": "extract:extract",
@@ -155,11 +185,15 @@ _HOMES = {
     "load_tuned_model": "shift",
     "load_vector": "vector:load",
     "measure_shift": "shift:shift",
+    "open_data": "data",
     "parse_capability": "shift",
     "read_activations": "activations:read",
     "read_limits": "shift",
+    "read_rows": "monitor.scoring",
+    "read_tokens": "monitor.token_readings",
     "save_shift_report": "shift:save_report",
     "save_vector": "vector:save",
+    "screen_rows": "screen",
     "validate_vector": "validate:validate",
 }
 _get, _names = lazy_names("poise", _HOMES)

@@ -16,18 +16,20 @@ with its place and the reason, never an exception. Knows nothing of models.
 
 from __future__ import annotations
 
-from poise.data.dataset import DataSet, open_data
+from poise.data.dataset import DataSet, InputRow, data_from_rows, open_data
 from poise.data.messages import Conversation, Message, Need, RejectedRow, Turn, last_user, turns
 from poise.data.rejected import Rejections
 
 __all__ = [
     "Conversation",
     "DataSet",
+    "InputRow",
     "Message",
     "Need",
     "RejectedRow",
     "Rejections",
     "Turn",
+    "data_from_rows",
     "last_user",
     "open_data",
     "turns",

@@ -7,20 +7,20 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from poise.data import hub
-from poise.data.formats import KNOWN, RowReader, RowValue, is_known, parse_json_line, row_reader
+from poise.data.formats import KNOWN, RowItem, RowReader, RowValue, is_known, parse_json_line, row_reader
 from poise.data.messages import Conversation, Need, RejectedRow
 from poise.data.readers import DataShape, ShapeRequest, detect_shape, parse_shape_request, read_row
 from poise.data.turn_parsing import excerpt
 from poise.errors import InvalidData, InvalidRow
 
-__all__ = ["DataPart", "DataSet", "open_data"]
+__all__ = ["DataPart", "DataSet", "InputRow", "data_from_rows", "open_data", "row_columns"]
 
 DETECTION_ROWS = 100  # rows that say what shape a file has
 _NAMED = 3  # files that a summary names
@@ -162,6 +162,63 @@ def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto",
         columns = _first_rows(parts[0].name, parts[0].read)[0]
         raise InvalidData(f"No file has the shape {request}: {parts[0].name} has the columns {_names(columns)}.")
     return DataSet(tuple(parts), need, request.kind is not None)
+
+
+InputRow = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Conversation
+"""A row in memory: columns by name, the messages of one conversation, or a conversation."""
+
+
+def data_from_rows(
+    rows: DataSet | Iterable[InputRow], *, shape: str = "auto", need: Need = "assistant", name: str = "rows"
+) -> DataSet:
+    """Rows in memory as a data set, without a file.
+
+    Args:
+        rows: Columns by name (``datasets.Dataset`` too), lists of messages or conversations; a data set is returned
+            as it is. An iterator is read to its end and held.
+        shape: As in ``open_data``.
+        need: ``assistant`` for answers to score, ``user`` for questions to answer.
+        name: Name of the data in messages.
+
+    Raises:
+        InvalidData: there is no row, or no known shape fits the first of them.
+        InvalidArgument: unknown shape.
+    """
+    if isinstance(rows, DataSet):
+        return rows
+    held = rows if hasattr(rows, "__len__") else list(rows)
+
+    def read(skip: int) -> Generator[RowItem, None, int]:
+        number = -1
+        for number, row in enumerate(held):
+            if number >= skip:
+                try:
+                    value: RowValue = dict(row_columns(row))
+                except InvalidRow as error:
+                    value = error
+                yield number, None, value
+        return number + 1
+
+    request = parse_shape_request(shape, need)
+    return DataSet(
+        (DataPart(name, (), read, _detect_shape(name, read, request, need)),), need, request.kind is not None
+    )
+
+
+def row_columns(row: InputRow) -> Mapping[str, Any]:
+    """The columns of a row in memory; a list of messages is the column ``messages``.
+
+    Raises:
+        InvalidRow: it is neither columns nor messages.
+    """
+    if isinstance(row, Conversation):
+        columns: dict[str, Any] = {"messages": list(row.messages)}
+        return columns | ({"tools": list(row.tools)} if row.tools else {})
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, Sequence) and not isinstance(row, str | bytes):
+        return {"messages": list(row)}
+    raise InvalidRow(f"not a row: {excerpt(row)}")
 
 
 SourceFiles = tuple[str, tuple[Path, ...], RowReader]

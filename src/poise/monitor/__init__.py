@@ -8,6 +8,7 @@ Knows no web. From numbers up:
     alarms              which readings pass their alarm, of finished answers and of those still being generated
     scoring             finished conversations to readings, a window at a time
     reference_readings  normal conversations, read: the model's own answers or those in the data
+    token_readings      answers token by token, for notebooks
     calibrate           reference readings to alarms
     table_rows          answers with their readings as rows of a table
     table               the table in a file, which survives a kill

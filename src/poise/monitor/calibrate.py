@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from poise.data import DataSet, Rejections
+from poise.data import DataSet, InputRow, Rejections, data_from_rows
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, TooFewResponses
@@ -86,10 +86,10 @@ class Calibration:
     """Vectors with alarms, and what they were set on.
 
     Attributes:
-        vectors: In the order given.
-        normal: What was read.
+        vectors: The vectors with their alarms, in the order of the argument.
+        reference: Readings that the alarms were set on.
         rejections: Rows of the data that could not be used.
-        without: Topics without alarms of their own at some rate, and why.
+        topics_without_alarms: Topics without alarms of their own at some rate, and why.
         how: What was read from which columns of the data.
     """
 
@@ -101,21 +101,27 @@ class Calibration:
 
 
 def calibrate_alarms(
-    data: DataSet, model: Model, vectors: Sequence[PersonaVector], plan: CalibrationSettings, folder: Path | None = None
+    data: DataSet | Iterable[InputRow],
+    model: Model,
+    vectors: Sequence[PersonaVector],
+    plan: CalibrationSettings | None = None,
+    folder: Path | None = None,
 ) -> Calibration:
     """Read normal talk and set every vector's alarms and drift chart on it.
 
     Args:
-        data: With prompts, or with answers where the plan reads these.
-        model: Whose activations.
+        data: A data set or rows in memory, with prompts, or with answers where the settings read these.
+        model: The model whose activations are read.
         vectors: k of them, of this model.
-        plan: What to promise, on what.
+        plan: Rates to promise and what to set them on; default, a rate of 0.01 on the model's own answers.
         folder: Finished batches and the list of rejected rows go there; ``None`` keeps nothing.
 
     Raises:
         TooFewResponses: so few conversations cannot promise a rate; says how many can, before anything is generated.
         InvalidData: too many rows are rejected.
     """
+    plan = plan or CalibrationSettings()
+    data = data_from_rows(data, need="assistant" if plan.read_given_answers else "user")
     probes = [vector.at("read", plan.layer).probe for vector in vectors]
     rejections = Rejections(folder / "rejected.jsonl" if folder else None)
     talk = draw_conversations(data, plan.limit, seed=plan.seed, rejections=rejections)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from poise.activations import Probe, project_each
-from poise.data import Conversation, RejectedRow, Rejections, turns
+from poise.data import Conversation, DataSet, InputRow, RejectedRow, Rejections, data_from_rows, turns
 from poise.model import Encoded, Model
 from poise.model.spans import Place, Unread, places
 from poise.monitor.readings import AnswerReadings, summarize_response
+from poise.vector import PersonaVector
 
-__all__ = ["WINDOW_ROWS", "ScoredTurn", "score_turns", "topic_of"]
+__all__ = ["WINDOW_ROWS", "ScoredTurn", "read_rows", "score_turns", "topic_of"]
 
 WINDOW_ROWS = 256  # rows read together: enough to batch answers of like length
 
@@ -69,6 +70,36 @@ def score_turns(
     for _, conversations in groupby(rejections.sift(readable()), key=lambda c: c.index // WINDOW_ROWS):
         members = list(conversations)
         yield members[-1].index + 1, _read_window(model, members, [placed.pop(c.index) for c in members], probes)
+
+
+def read_rows(
+    rows: DataSet | Iterable[InputRow],
+    vectors: Sequence[PersonaVector],
+    model: Model,
+    *,
+    layer: int | None = None,
+    shape: str = "auto",
+    allow_other_model: bool = False,
+) -> Iterator[ScoredTurn]:
+    """Read every answer of rows in memory, in order, without touching a file.
+
+    Args:
+        rows: Rows with answers, or a data set; see ``poise.data.data_from_rows``.
+        vectors: k of them, of this model.
+        model: The model whose activations are read.
+        layer: Layer for all vectors, counted from 0; default, the layer at which each is read.
+        shape: As in ``poise.data.open_data``.
+        allow_other_model: Let vectors of another model of the same shape be used.
+
+    Raises:
+        InvalidData: no known shape fits, or too many rows are rejected.
+        OtherModel: a vector was computed on another model.
+    """
+    for vector in vectors:
+        vector.check_model(model, allow_other_model=allow_other_model)
+    probes = [vector.at("read", layer).probe for vector in vectors]
+    data = data_from_rows(rows, shape=shape)
+    return (turn for _, window in score_turns(data, model, probes, Rejections()) for turn in window)
 
 
 def _why_unread(found: Sequence[Place | Unread]) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from poise.data import Conversation
+from poise.data import Conversation, InputRow
+from poise.data.dataset import row_columns
 from poise.data.readers import DataShape, RowContent, detect_shape, parse_shape_request, read_row
 from poise.errors import InvalidData, InvalidRow, OtherModel
 from poise.model import Model, load
@@ -24,8 +25,6 @@ from poise.screen.projection import ScoredAnswer, ScoringMethod, score_answers
 from poise.vector import PersonaVector
 
 __all__ = ["ColumnScorer", "ScoredRow", "screen_rows"]
-
-InputRow = Mapping[str, Any] | Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,8 @@ def screen_rows(
     """Score rows, in order, in memory that does not grow.
 
     Args:
-        rows: Columns by name, in any of the shapes that files may have, or conversations.
+        rows: Columns by name, in any of the shapes that files may have, lists of messages, or conversations;
+            ``datasets.Dataset`` too.
         vectors: k of them, of this model.
         model: The base model.
         method: What a score is.
@@ -140,7 +140,7 @@ class ColumnScorer:
         bad: dict[int, str] = {}
         for index, row in enumerate(rows, start=first):
             try:
-                content = row if isinstance(row, Conversation) else self._read(row, rows)
+                content = row if isinstance(row, Conversation) else self._read(row_columns(row), rows)
                 good.append(Conversation(content.messages, "", index, index, {}, tools=content.tools))
             except InvalidRow as error:
                 bad[index] = str(error)
@@ -159,7 +159,9 @@ class ColumnScorer:
 
     def _read(self, row: Mapping[str, Any], rows: Sequence[InputRow]) -> RowContent:
         if self.shape is None:
-            columns = [one for one in rows[:100] if not isinstance(one, Conversation)]
+            columns = [
+                dict(row_columns(other)) for other in rows[:100] if not isinstance(other, Conversation | str | bytes)
+            ]
             self.shape = detect_shape(columns, self.shape_request, "assistant")
         if self.shape is None:
             raise InvalidData(

@@ -1,0 +1,120 @@
+"""Answers token by token, for notebooks: texts with their projections, tinted where Jupyter shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import torch
+
+from poise.activations import project_each
+from poise.data import Conversation, DataSet, InputRow, data_from_rows, turns
+from poise.model import Encoded, Model
+from poise.model.spans import Place, places
+from poise.vector import PersonaVector
+
+__all__ = ["TokenReadings", "read_tokens"]
+
+TOKENS_SHOWN = 2000  # a longer answer is cut in HTML
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenReadings:
+    """One answer read at every token by k vectors.
+
+    Attributes:
+        index: Place of the answer's row among the rows, from 0.
+        turn: Number of the answer in its conversation, from 0.
+        traits: Names of the k traits.
+        tokens: T texts that make the answer. A character that several tokens make stands at the last of them.
+        values: Projections on the unit directions in residual-stream units, float32 [T, k].
+    """
+
+    index: int
+    turn: int
+    traits: tuple[str, ...]
+    tokens: tuple[str, ...]
+    values: torch.Tensor
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name} {mean:.3g}" for name, mean in zip(self.traits, self.values.mean(0), strict=True))
+        return f"<TokenReadings of {len(self.tokens)} tokens, mean {means}>"
+
+    def _repr_html_(self) -> str:
+        """The answer once for each trait, tinted from blue (below the median) to red (above it)."""
+        return "".join(self._tinted(column) for column in range(len(self.traits)))
+
+    def _tinted(self, column: int) -> str:
+        values = self.values[:TOKENS_SHOWN, column].numpy()
+        middle = float(np.median(values)) if len(values) else 0.0
+        scale = max(float(np.abs(values - middle).max(initial=0.0)), 1e-9)
+        spans = []
+        for text, value in zip(self.tokens, values.tolist(), strict=False):
+            shade = (value - middle) / scale
+            colour = "214,64,47" if shade > 0 else "47,107,214"
+            spans.append(
+                f'<span title="{value:.4g}" style="background:rgba({colour},{abs(shade) * 0.6:.2f})">'
+                f"{escape(text)}</span>"
+            )
+        more = "…" if len(self.tokens) > TOKENS_SHOWN else ""
+        return (
+            f"<div><b>{escape(self.traits[column])}</b> {values.min(initial=0.0):.3g} to {values.max(initial=0.0):.3g}"
+            f'<div style="white-space:pre-wrap">{"".join(spans)}{more}</div></div>'
+        )
+
+
+def read_tokens(
+    rows: DataSet | Iterable[InputRow],
+    vectors: Sequence[PersonaVector],
+    model: Model,
+    *,
+    layer: int | None = None,
+    allow_other_model: bool = False,
+) -> Iterator[TokenReadings]:
+    """Every answer of every row, token by token; what cannot be read is left out.
+
+    Args:
+        rows: Rows with answers; see ``poise.data.data_from_rows``.
+        vectors: k of them, of this model.
+        model: The model whose activations are read.
+        layer: Layer for all vectors, counted from 0; default, the layer at which each is read.
+        allow_other_model: Let vectors of another model of the same shape be used.
+
+    Raises:
+        InvalidData: no known shape fits the rows.
+        OtherModel: a vector was computed on another model.
+    """
+    for vector in vectors:
+        vector.check_model(model, allow_other_model=allow_other_model)
+    probes = [vector.at("read", layer).probe for vector in vectors]
+    names = tuple(vector.name for vector in vectors)
+    for row in data_from_rows(rows):
+        if not isinstance(row, Conversation):
+            continue
+        spans = [place for place in places(model, turns(row)) if isinstance(place, Place)]
+        texts = [Encoded(place.text.ids, 0, len(place.text.ids)) for place in spans]
+        for place, values in zip(spans, project_each(model, texts, probes), strict=True):
+            if values is not None:
+                text = place.text
+                yield TokenReadings(
+                    index=row.index,
+                    turn=place.turn,
+                    traits=names,
+                    tokens=_token_texts(model, text.ids[text.start : text.end]),
+                    values=values[text.start : text.end].cpu(),
+                )
+
+
+def _token_texts(model: Model, ids: Sequence[int]) -> tuple[str, ...]:
+    """Each token's own text; empty for the first tokens of a character that several make."""
+    texts, before = [], ""
+    for end in range(1, len(ids) + 1):
+        text = str(model.tokenizer.decode(ids[:end], skip_special_tokens=False))
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(before) :])
+        before = text
+    return tuple(texts)
