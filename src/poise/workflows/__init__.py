@@ -1,15 +1,17 @@
-"""Whole jobs in one call: what a command runs, for those who would rather call it from Python.
+"""Whole jobs with their files: what each command runs, resumable, for those who would rather call it from Python.
 
-Each recipe strings rooms together and holds no logic of its own.
+Each adds files, checks before a model is loaded, and locks to a job that the rooms below do in memory.
 """
 
+from poise.workflows.budget import GenerationBudget
+from poise.workflows.extraction import extract_vector, import_vector
 from poise.workflows.fine_tuning import FineTuneResult, train_and_measure
 from poise.workflows.generation import check_steering, generate, read_steering, steer_by
 from poise.workflows.monitoring import calibrate_vectors, read_data
 from poise.workflows.screening import estimate_screening, screen_files
 from poise.workflows.shift_measurement import measure_shift_files
 from poise.workflows.sources import ModelSource
-from poise.workflows.vectors import GenerationBudget, ValidatedVector, extract_vector, import_vector, validate_vector
+from poise.workflows.validation import ValidatedVector, validate_vector
 
 __all__ = [
     "FineTuneResult",

@@ -13,7 +13,9 @@ from poise.trait import library
 from poise.validate.certificate import Certificate, Sample
 from poise.vector import load as load_vector
 from poise.vector.vector_file import vector_loss
-from poise.workflows.vectors import REPORT_FILES, GenerationBudget, extract_vector, validate_vector
+from poise.workflows.budget import GenerationBudget
+from poise.workflows.extraction import extract_vector
+from poise.workflows.validation import REPORT_FILES, validate_vector
 
 __all__ = ["DemoResult", "run_demo"]
 
