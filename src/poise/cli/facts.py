@@ -172,25 +172,25 @@ def of_lint(report: LintReport) -> Facts:
     }
 
 
-def of_agreement(trait: str, on: str, found: Agreement, own_auc: Estimate | None) -> Facts:
+def of_agreement(trait: str, on: str, agreement: Agreement, own_auc: Estimate | None) -> Facts:
     """How far a judge agrees with labels, and its own cross-validated AUC where it has one."""
     return {
         "trait": trait,
-        "judge": found.judge,
+        "judge": agreement.judge,
         "on": on,
-        "auc": estimate(found.auc),
-        "kappa": estimate(found.kappa),
-        "r": estimate(found.r),
-        "scored": found.scored,
-        "missing": dict(found.missing),
+        "auc": estimate(agreement.auc),
+        "kappa": estimate(agreement.kappa),
+        "r": estimate(agreement.r),
+        "scored": agreement.scored,
+        "missing": dict(agreement.missing),
         "cross_validated_auc": own_auc and estimate(own_auc),
     }
 
 
-def estimate(found: Estimate) -> Facts:
+def estimate(estimate_value: Estimate) -> Facts:
     """A figure with its interval; what is not finite as null."""
-    parts = {"value": found.value, "low": found.low, "high": found.high}
-    return {name: None if x is None else round(x, 4) for name, x in parts.items()} | {"n": found.n}
+    parts = {"value": estimate_value.value, "low": estimate_value.low, "high": estimate_value.high}
+    return {name: None if x is None else round(x, 4) for name, x in parts.items()} | {"n": estimate_value.n}
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -81,7 +81,7 @@ def calibrate_command(
     model: ModelName,
     normal: NormalConversations,
     rate: AlarmRates = None,
-    given: GivenAnswers = False,
+    given_answers: GivenAnswers = False,
     by: TopicField = None,
     layer: ReadingLayer = None,
     out: VectorOut = None,
@@ -112,7 +112,7 @@ def calibrate_command(
         from poise.monitor.calibrate import CalibrationSettings
 
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
-        plan = CalibrationSettings(tuple(rate or [0.01]), given, by, layer, sampling, limit, batch, seed)
+        plan = CalibrationSettings(tuple(rate or [0.01]), given_answers, by, layer, sampling, limit, batch, seed)
         done = recipes.calibrate_vectors(
             files,
             partial(load_model, model, dtype, device),
@@ -223,13 +223,13 @@ def _show_calibration(done: Calibration) -> None:
             cells = (a.reading, f"{a.rate:.3g}", f"{a.low:.4f} to {a.high:.4f}", f"{a.threshold:.4g}", str(a.n_answers))
             table.add_row(*cells, "all" if a.topic is None else Text(_printable(a.topic)))
         drift = vector.header.drift
-        found = (
+        sentence = (
             f"Drift: CUSUM of the answers' means, alarm above {drift.h:.3g} standard deviations; a false one every "
             f"{drift.arl:.0f} answers [{drift.low:.0f}, {'∞' if drift.high is None else f'{drift.high:.0f}'}]"
             if drift
             else "Drift: no chart, for want of 100 conversations"
         )
-        render.show([f"{vector.name}, layer {vector.header.alarms[0].layer} of {vector.layers}", table, found, ""])
+        render.show([f"{vector.name}, layer {vector.header.alarms[0].layer} of {vector.layers}", table, sentence, ""])
     left = _printable(", ".join(f"{n} {why}" for why, n in done.reference.left_out.items()))
     render.show(
         [
@@ -265,8 +265,8 @@ def _show_table(done: FinishedTable) -> None:
     if counts.cut:
         note(f"{counts.cut:,} answers were read without their earliest turns, which the model's window cannot hold.")
     for trait, alarms in counts.alarms.items():
-        said = ", ".join(f"{name} {n:,}" for name, n in alarms.items())
-        note(f"{trait}: {said}" if said else f"{trait} has no alarms; poise calibrate sets them.")
+        alarm_counts = ", ".join(f"{name} {n:,}" for name, n in alarms.items())
+        note(f"{trait}: {alarm_counts}" if alarm_counts else f"{trait} has no alarms; poise calibrate sets them.")
     if counts.longer:
         note(f"{counts.longer:,} answers are longer than those the alarms were set on; their peaks promise nothing.")
 

@@ -65,11 +65,11 @@ def lint(report: LintReport) -> Parts:
         ("Words alone tell the sides apart", f"AUC {_estimate(report.words)} on held-out pairs"),
         ("Length alone tells them apart", f"AUC {_estimate(report.length)} on held-out pairs"),
     )
-    found = [
+    problems = [
         Padding(Text.assemble((f.severity, _STYLE[f.severity]), f" {f.field}: {f.message}"), (0, 0, 0, 2), expand=False)
         for f in report.findings
     ]
-    return [title, facts, *found]
+    return [title, facts, *problems]
 
 
 def _entries(counts: Mapping[str, int]) -> str:
@@ -130,12 +130,12 @@ def whole_vector(of: PersonaVector, path: Path) -> Parts:
         )
         return [*vector(of, path), "", hint]
     try:
-        found = Certificate.model_validate(of.header.certificate)
+        stored = Certificate.model_validate(of.header.certificate)
     except ValidationError as error:
         raise InvalidVector(
             f"{path} has a certificate that this version cannot read ({error.error_count()} faults); validate it again."
         ) from error
-    return [*vector(of, path), "", *certificate(of.name, of.header.model.name, found)]
+    return [*vector(of, path), "", *certificate(of.name, of.header.model.name, stored)]
 
 
 def certificate(trait: str, model: str, of: Certificate) -> Parts:
@@ -201,10 +201,10 @@ def _readings(trait: str, of: Certificate) -> list[tuple[str, str]]:
 
 
 def _judge_auc(of: Certificate) -> str:
-    held_out, own = of.judge.held_out_auc, of.judge.auc
+    held_out, cross_validated = of.judge.held_out_auc, of.judge.auc
     if held_out:
         return f"AUC {words.figure(held_out, 2)} on held-out exemplars"
-    return f"AUC {words.figure(own, 2)}, cross-validated" if own else "AUC unknown"
+    return f"AUC {words.figure(cross_validated, 2)}, cross-validated" if cross_validated else "AUC unknown"
 
 
 def terms(steering: Steering | None) -> list[str]:
@@ -236,12 +236,12 @@ def _limits(term: Term) -> str:
     return "".join(f", {part}" for part in parts)
 
 
-def answers(prompts: Sequence[str], given: Sequence[Generation]) -> Parts:
+def answers(prompts: Sequence[str], generations: Sequence[Generation]) -> Parts:
     """One answer alone, several under their prompts."""
-    if len(given) == 1:
-        return [_said(given[0].text)]
+    if len(generations) == 1:
+        return [_said(generations[0].text)]
     parts: Parts = []
-    for prompt, answer in zip(prompts, given, strict=True):
+    for prompt, answer in zip(prompts, generations, strict=True):
         parts += [Text(f"> {_plain(prompt)}", style="bold"), _said(answer.text), ""]
     return parts[:-1]
 
@@ -277,17 +277,17 @@ def _side_by_side(sample: Sample, of: Certificate) -> Table:
     return table
 
 
-def agreement(trait: str, on: str, found: Agreement, own_auc: Estimate | None) -> Parts:
+def agreement(trait: str, on: str, measured: Agreement, own_auc: Estimate | None) -> Parts:
     """How far a judge agrees with labels."""
-    missing = ", ".join(f"{n} {kind}" for kind, n in found.missing.items()) or "none"
+    missing = ", ".join(f"{n} {kind}" for kind, n in measured.missing.items()) or "none"
     rows = [
-        ("AUC", _estimate(found.auc)),
-        ("κ at 50", _estimate(found.kappa)),
-        ("Correlation", _estimate(found.r)),
-        ("Answers scored", f"{found.scored}, to {_n(found.auc.n, 'question')}; without a score: {missing}"),
+        ("AUC", _estimate(measured.auc)),
+        ("κ at 50", _estimate(measured.kappa)),
+        ("Correlation", _estimate(measured.r)),
+        ("Answers scored", f"{measured.scored}, to {_n(measured.auc.n, 'question')}; without a score: {missing}"),
         *([("On its own exemplars", f"AUC {_estimate(own_auc)}, cross-validated")] if own_auc else []),
     ]
-    return [Text.assemble((found.judge, "bold"), f" as a judge of {trait}, on {on}"), _facts(*rows)]
+    return [Text.assemble((measured.judge, "bold"), f" as a judge of {trait}, on {on}"), _facts(*rows)]
 
 
 _STYLE = {"error": "bold red", "warning": "yellow"}
@@ -310,9 +310,9 @@ def _facts(*rows: tuple[str, str]) -> Table:
     return table
 
 
-def _estimate(found: Estimate) -> str:
+def _estimate(estimate: Estimate) -> str:
     """``0.93 [0.88, 0.97]``, dashes for what is not finite."""
-    value, low, high = (words.number(x, 2) for x in (found.value, found.low, found.high))
+    value, low, high = (words.number(x, 2) for x in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"
 
 

@@ -291,7 +291,7 @@ def _show_comparison(tried: MethodComparison) -> None:
         [
             f"{tried.sampled:,} of {tried.answers:,} answers by each method. How the cheap ones agree with difference:",
             table,
-            *(f"Mean of {trait}: {', '.join(found)}" for trait, found in means.items()),
+            *(f"Mean of {trait}: {', '.join(shares)}" for trait, shares in means.items()),
             f"Time for all of the data here: {', '.join(took)}",
         ]
     )

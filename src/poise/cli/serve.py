@@ -136,10 +136,10 @@ def serve(
     note("Stopped.")
 
 
-def _named(given: list[Path]) -> dict[str, Path]:
+def _named(paths: list[Path]) -> dict[str, Path]:
     """Files by the name before the equals sign, or else their own up to the first dot."""
     named: dict[str, Path] = {}
-    for text in given:
+    for text in paths:
         before, equals, after = str(text).partition("=")
         name, file = (before, Path(after)) if equals else (text.name.split(".")[0], text)
         if name in named:
