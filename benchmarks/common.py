@@ -81,7 +81,7 @@ def stepwise(
 
 def texts(model: Model, n: int) -> list[Encoded]:
     """Exemplar answers of the library's traits, both sides, in a fixed order."""
-    pairs = [p for name in library.names() for p in library.load(name).exemplars.all]
+    pairs = [p for name in library.names() for p in library.load_trait(name).exemplars.all]
     sides = [(p.question, text) for p in pairs for text in (p.positive, p.negative)]
     return [model.encode(ask(q), text) for q, text in sides[:: max(1, len(sides) // n)][:n]]
 

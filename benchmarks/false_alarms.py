@@ -42,7 +42,7 @@ Counted = dict[tuple[str, str, float], int]  # trait, reading, rate: alarms
 
 def main(data: Path, name: str, tokens: int, each: int | None, keep: Path | None) -> None:
     model = load(name)
-    vectors = [extract(contrast.exemplars(library.load(n), model), model) for n in library.names()]
+    vectors = [extract(contrast.exemplars(library.load_trait(n), model), model) for n in library.names()]
     normal = answered(model, vectors, data, tokens, each, keep)
     traits = [v.name for v in vectors]
     fit, test = halves(normal, seed=0)

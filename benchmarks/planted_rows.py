@@ -116,7 +116,7 @@ def cut(model: Model, row: Row) -> Row:
 
 def exemplars(name: str) -> list[tuple[Row, ...]]:
     """Held-out pairs: what neither the vector nor the judge has seen."""
-    asked = [(tuple(ask(p.question)), p.positive, p.negative) for p in library.load(name).held_out_pairs]
+    asked = [(tuple(ask(p.question)), p.positive, p.negative) for p in library.load_trait(name).held_out_pairs]
     where = f"exemplars: {name}"
     return [(Row(where, "planted", q, a), Row(where, "matched", q, b)) for q, a, b in asked]
 
@@ -186,7 +186,7 @@ def project(
 def extracted(name: str, model: Model, keep: Path) -> PersonaVector:
     path = keep / f"{name}.safetensors"
     if not path.exists():
-        vector.save(extract(contrast.exemplars(library.load(name), model), model), path)
+        vector.save(extract(contrast.exemplars(library.load_trait(name), model), model), path)
     return vector.load(path)
 
 
@@ -299,7 +299,7 @@ def report(rows: Sequence[Row], scores: dict[str, Array], names: Sequence[str]) 
         known = [np.nan_to_num(values[at], nan=-np.inf) for at in (normal, sides[where, "planted"])]
         return Scored(known[0], known[1], np.nan_to_num(values[sides[where, "matched"]], nan=-np.inf), fit)
 
-    traits = {name: library.load(name) for name in names}
+    traits = {name: library.load_trait(name) for name in names}
     answers = [row.answer for row in rows]
     embedded = embed(answers)
     others = {name: (bag_of_words(trait, answers), judged(trait, embedded)) for name, trait in traits.items()}

@@ -113,7 +113,7 @@ def effect(name: str) -> None:
     layer = round(model.layers / 3)
     print(f"effect at layer {layer} of {model.layers}, dose 0.3, held-out pairs:   response mean   last token")
     for trait_name in library.names():
-        trait = library.load(trait_name)
+        trait = library.load_trait(trait_name)
         mean = extract(contrast.exemplars(trait, model), model)
         last = PersonaVector(_last_token(model, trait.exemplars.extraction), mean.reference_norm, mean.header)
         rises = [_rise(model, v, layer, trait.exemplars.held_out) for v in (mean, last)]

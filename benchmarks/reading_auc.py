@@ -112,7 +112,7 @@ def answers(data: Path) -> Iterator[tuple[str, list[Row]]]:
 def exemplars(data: Path) -> Iterator[tuple[str, list[Row]]]:
     """The library's own held-out pairs: what the vectors were made for."""
     for name in library.names():
-        pairs = library.load(name).held_out_pairs
+        pairs = library.load_trait(name).held_out_pairs
         sides = [(p.question, text, label) for p in pairs for text, label in ((p.positive, True), (p.negative, False))]
         yield f"held-out exemplars: {name}", [Row(q, q, text, label) for q, text, label in sides]
 
@@ -148,7 +148,7 @@ def vectors(model: Model) -> list[tuple[PersonaVector, int]]:
     """Each trait of the library, with the layer that reads its judge exemplars best."""
     out = []
     for name in library.names():
-        trait = library.load(name)
+        trait = library.load_trait(name)
         vector = extract(contrast.exemplars(trait, model), model)
         out.append((vector, Sides.read(Reader(model, None), trait.judge_pairs, every_layer(vector)).best))
     return out

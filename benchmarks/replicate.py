@@ -76,7 +76,7 @@ class Lab:
         path = self.out / "vectors" / f"{trait}.safetensors"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            recipes.extract_vector(library.load(trait), self.model, path)
+            recipes.extract_vector(library.load_trait(trait), self.model, path)
         return path
 
     def rows(self, name: str, make: Callable[[], list[Row]]) -> Path:
@@ -162,7 +162,7 @@ def steered_answers(lab: Lab, trait: str, n: int) -> list[Row]:
     rows += [json.loads(line) for line in (lab.data / "background_chat/oasst1_en.jsonl").open()]
     asked = [r["messages"][0]["content"] for r in rows if len(r["messages"][0]["content"]) < 200]
     random.Random(1).shuffle(asked)
-    engine, judge = LocalEngine(lab.model, batch=32), trait_judge(lab.given.judge, library.load(trait))
+    engine, judge = LocalEngine(lab.model, batch=32), trait_judge(lab.given.judge, library.load_trait(trait))
     steering = Steering.add(vector.load(lab.vector_file(trait)), dose=DOSE)
     found: list[Row] = []
     for start in range(0, len(asked), 64):
@@ -255,7 +255,7 @@ def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, 
         "one layer": {"steer": (f"{file}={alpha:g}",)},
         "increments": {"steer": (f"{file}={alpha:g}",), "layers": "increments"},
         "projected out": {"steer": (f"{file}=out",)},
-        "inoculation": {"inoculation": library.load(trait).instructions[0].positive},
+        "inoculation": {"inoculation": library.load_trait(trait).instructions[0].positive},
     }
     afterwards = how == "after the fact"
     run = f"{trial.name}-{'plain' if afterwards else arm}-{seed}".replace(" ", "-").replace(",", "")

@@ -71,7 +71,7 @@ BUNDLED = "smollm2-135m"
 
 def conversations(n: int) -> list[Conversation]:
     """Exemplar answers of the library's traits, both sides, in a fixed order, again from the start where n is more."""
-    pairs = [p for name in library.names() for p in library.load(name).exemplars.all]
+    pairs = [p for name in library.names() for p in library.load_trait(name).exemplars.all]
     sides = [(p.question, text) for p in pairs for text in (p.positive, p.negative)]
     if n < len(sides):
         sides = sides[:: len(sides) // n]
@@ -223,7 +223,7 @@ def grow(sizes: Sequence[int]) -> None:
         tiny.lm.save_pretrained(folder / "model")
         tiny.tokenizer.save_pretrained(folder / "model")
         model = load(str(folder / "model"), dtype=torch.float32)
-        vector.save(extract(contrast.exemplars(library.load("evil"), model), model), folder / "v.safetensors")
+        vector.save(extract(contrast.exemplars(library.load_trait("evil"), model), model), folder / "v.safetensors")
         del tiny, model
         before = (0, 0.0)
         for rows in sizes:

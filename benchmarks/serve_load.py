@@ -42,7 +42,7 @@ STEERINGS = ["", "impolite=20%", "humorous=-15%", "impolite=10%; humorous=10%", 
 
 def questions(n: int) -> list[str]:
     """Of different lengths."""
-    known = library.evaluation_questions(library.load("impolite"))
+    known = library.evaluation_questions(library.load_trait("impolite"))
     return [" ".join([known[i % len(known)]] * (1 + i % 3)) for i in range(n)]
 
 
@@ -94,7 +94,7 @@ def clients(*given: Any) -> tuple[list[Any], float]:
 
 def vectors(model: Model) -> dict[str, PersonaVector]:
     """Two of the library's."""
-    traits = [library.load(name) for name in ("impolite", "humorous")]
+    traits = [library.load_trait(name) for name in ("impolite", "humorous")]
     return {t.name: extract(exemplars(t, model, most=12), model, min_kept=1) for t in traits}
 
 

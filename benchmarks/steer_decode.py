@@ -35,7 +35,7 @@ def main(name: str, tokens: int, pairs: int, batches: Sequence[int]) -> None:
     # waits for its next step stay on its model.
     models = [dataclasses.replace(load(name), stop_ids=frozenset()) for _ in range(2)]
     model = models[0]
-    vector = extract(contrast.exemplars(library.load("impolite"), model), model)
+    vector = extract(contrast.exemplars(library.load_trait("impolite"), model), model)
     print(f"{name}, {model.lm.dtype}, {torch.get_num_threads()} threads, {tokens} new tokens, greedy", flush=True)
     for batch in batches:
         for label, steered in steerings(vector, model).items():

@@ -41,7 +41,7 @@ class Stepper:
         model = load(given.model)
         callbacks: list[Any] = []
         if treated:
-            vector = extract(contrast.exemplars(library.load("evil"), model, most=8), model)
+            vector = extract(contrast.exemplars(library.load_trait("evil"), model, most=8), model)
             steering = Steering((Term(vector=vector, value=1.0, layers="increments"),))
             self.monitor = PersonaMonitorCallback([vector], every=every)
             callbacks = [VaccineCallback(steering), self.monitor]

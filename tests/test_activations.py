@@ -16,7 +16,7 @@ import tiny
 from poise.activations import Probe, forward, project, read, read_tokens, reference_norm
 from poise.contrast import ContrastSet, exemplars
 from poise.errors import HookDidNotFire, InvalidArgument, NonFiniteActivation, TooFewResponses
-from poise.extract import agreement, extract
+from poise.extract import extract, pair_agreement
 from poise.model import Encoded, Model, ask, wrap
 from poise.model.batching import Side, pad
 from poise.model.hooks import observe
@@ -257,7 +257,7 @@ class TestAnExtractedVector:
         differences = torch.randn(5, tiny.L, tiny.D, generator=torch.Generator().manual_seed(0))
         pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
         cosines = [torch.cosine_similarity(differences[i], differences[j], dim=-1) for i, j in pairs]
-        torch.testing.assert_close(agreement(differences), torch.stack(cosines).mean(0))
+        torch.testing.assert_close(pair_agreement(differences), torch.stack(cosines).mean(0))
 
     def test_of_too_few_pairs_is_an_error_that_names_the_limit_and_what_was_left_out(self) -> None:
         model = tiny.model()

@@ -716,7 +716,7 @@ class Terminal:
 def impolite(smollm: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small one: it has to move the model, not to be good."""
     path = tmp_path_factory.mktemp("vectors") / "impolite.safetensors"
-    extract_vector(library.own_trait("impolite", library.load("impolite").extraction_pairs[:8]), smollm, path)
+    extract_vector(library.own_trait("impolite", library.load_trait("impolite").extraction_pairs[:8]), smollm, path)
     return path
 
 

@@ -317,7 +317,7 @@ class TestTraits:
 
     def test_show_prints_a_file_that_loads_to_the_same_trait(self, tmp_path: Path) -> None:
         (tmp_path / "evil.yaml").write_text(poise("traits", "show", "evil").stdout)
-        assert library.load(str(tmp_path / "evil.yaml")) == library.load("evil")
+        assert library.load_trait(str(tmp_path / "evil.yaml")) == library.load_trait("evil")
 
     def test_lint_counts_and_measures(self) -> None:
         assert "AUC" in poise("traits", "lint", "evil").stdout
@@ -326,7 +326,7 @@ class TestTraits:
         assert {"value", "low", "high", "n"} == said["traits"][0]["words"].keys()
 
     def test_lint_ends_with_1_where_a_trait_has_an_error(self, tmp_path: Path) -> None:
-        bad = yaml.safe_load(library.dump(library.load("evil")))
+        bad = yaml.safe_load(library.dump(library.load_trait("evil")))
         bad["exemplars"]["judge"][0]["with"] = "Short."
         (tmp_path / "bad.yaml").write_text(yaml.safe_dump(bad))
         result = poise("traits", "lint", tmp_path / "bad.yaml")
@@ -338,13 +338,13 @@ class TestTraits:
 
         def fake(sentence: str, **options: Any) -> Any:
             asked.update(options, sentence=sentence)
-            return library.load("evil")
+            return library.load_trait("evil")
 
         monkeypatch.setattr(draft, "draft", fake)
         result = poise("traits", "draft", "It is mean.", "-o", tmp_path / "mean.yaml", "--model", "m", "--name", "mean")
         assert result.stdout == f"{tmp_path / 'mean.yaml'}\n"
         assert asked == {"sentence": "It is mean.", "model": "m", "name": "mean"}
-        assert library.load(str(tmp_path / "mean.yaml")) == library.load("evil")
+        assert library.load_trait(str(tmp_path / "mean.yaml")) == library.load_trait("evil")
 
 
 class Shouting:
@@ -379,7 +379,7 @@ class TestJudgeCheck:
         assert found["cross_validated_auc"] == {"value": 0.9, "low": 0.8, "high": None, "n": 32}
 
     def test_without_labels_it_is_the_held_out_exemplars(self) -> None:
-        pairs = library.load("evil").held_out_pairs
+        pairs = library.load_trait("evil").held_out_pairs
         found = the_object(poise("judge", "check", "evil", "--json"))
         assert (found["on"], found["scored"]) == ("held-out exemplars", 2 * len(pairs))
         words = poise("judge", "check", "evil").stdout
@@ -431,7 +431,7 @@ def no_model(folder: Path, file: Path, tmp: Path) -> list[object]:
 
 
 def missing_field(folder: Path, file: Path, tmp: Path) -> list[object]:
-    fields = yaml.safe_load(library.dump(library.load("evil")))
+    fields = yaml.safe_load(library.dump(library.load_trait("evil")))
     del fields["rubric"]
     (tmp / "evil.yaml").write_text(yaml.safe_dump(fields))
     return ["extract", tmp / "evil.yaml", "--model", folder, "--out", tmp / "v.safetensors"]

@@ -12,8 +12,8 @@ import torch
 import tiny
 from poise import vector as vectors
 from poise.activations import read
-from poise.contrast import Ask, Run, exemplars, instructions, prompted
-from poise.contrast.rollout import Answer
+from poise.contrast import ResponseRequest, ResponseStore, exemplars, instructions, prompted
+from poise.contrast.rollout import Response
 from poise.engine import Generation, SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidTrait, TooFewResponses
@@ -51,11 +51,11 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def trait() -> Trait:
-    return library.load("impolite")
+    return library.load_trait("impolite")
 
 
 def run_prompted(
-    trait: Trait, model: Model, judge: Judge, run: Run, engine: Any = None, coherence: Any = fluent
+    trait: Trait, model: Model, judge: Judge, run: ResponseStore, engine: Any = None, coherence: Any = fluent
 ) -> Any:
     return prompted(
         trait,
@@ -87,7 +87,7 @@ def test_instructions_carry_the_papers_prefix_and_contrast(trait: Trait) -> None
 
 
 def test_a_pair_is_kept_only_when_both_sides_are_right(trait: Trait, model: Model) -> None:
-    found = run_prompted(trait, model, Judge(), Run(None))
+    found = run_prompted(trait, model, Judge(), ResponseStore(None))
     asked = 2 * len(trait.instructions)
     assert len(found.positive) == len(found.negative)
     assert len(found.positive) + sum(found.dropped.values()) == asked
@@ -99,18 +99,18 @@ def test_a_pair_is_kept_only_when_both_sides_are_right(trait: Trait, model: Mode
 
 def test_what_is_not_judged_or_not_coherent_is_dropped_and_counted(trait: Trait, model: Model) -> None:
     with pytest.raises(TooFewResponses, match="positive not judged"):
-        run_prompted(trait, model, Judge(lambda text: None), Run(None))
+        run_prompted(trait, model, Judge(lambda text: None), ResponseStore(None))
     with pytest.raises(TooFewResponses, match="positive incoherent"):
-        run_prompted(trait, model, Judge(), Run(None), coherence=lambda q, a: Judge(lambda text: 10.0))
+        run_prompted(trait, model, Judge(), ResponseStore(None), coherence=lambda q, a: Judge(lambda text: 10.0))
 
 
 def test_a_trait_of_exemplars_alone_cannot_be_prompted(model: Model) -> None:
     with pytest.raises(InvalidTrait, match="--contrast exemplars"):
-        run_prompted(tiny.trait(), model, Judge(), Run(None))  # type: ignore[arg-type]
+        run_prompted(tiny.trait(), model, Judge(), ResponseStore(None))  # type: ignore[arg-type]
 
 
 def test_kept_means_are_those_of_a_second_reading(trait: Trait, model: Model) -> None:
-    found = run_prompted(trait, model, Judge(), Run(None))
+    found = run_prompted(trait, model, Judge(), ResponseStore(None))
     again = read(model, [a.encoded for a in found.positive])
     assert torch.allclose(torch.stack([a.mean for a in found.positive]), again, atol=1e-4)
 
@@ -129,35 +129,35 @@ def test_a_killed_extraction_ends_with_the_same_bytes(trait: Trait, model: Model
             return super().generate(*args, **kwargs)
 
     with pytest.raises(Killed):
-        run_prompted(trait, model, Judge(), Run(tmp_path / "run"), engine=Mortal(model, batch=4))
+        run_prompted(trait, model, Judge(), ResponseStore(tmp_path / "run"), engine=Mortal(model, batch=4))
     with (tmp_path / "run" / "answers.jsonl").open("a") as file:
         file.write('{"key": "torn by the ki')
-    resumed = extract(run_prompted(trait, model, Judge(), Run(tmp_path / "run")), model, min_kept=1)
-    unbroken = extract(run_prompted(trait, model, Judge(), Run(tmp_path / "other")), model, min_kept=1)
+    resumed = extract(run_prompted(trait, model, Judge(), ResponseStore(tmp_path / "run")), model, min_kept=1)
+    unbroken = extract(run_prompted(trait, model, Judge(), ResponseStore(tmp_path / "other")), model, min_kept=1)
     vectors.save(resumed, tmp_path / "a.safetensors")
     vectors.save(unbroken, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
 def test_a_finished_run_asks_nobody_again(trait: Trait, model: Model, tmp_path: Path) -> None:
-    run_prompted(trait, model, Judge(), Run(tmp_path))
+    run_prompted(trait, model, Judge(), ResponseStore(tmp_path))
     judge = Judge()
 
     class Silent(LocalEngine):
         def generate(self, *args: Any, **kwargs: Any) -> list[Generation]:
             raise AssertionError("generated again")
 
-    run_prompted(trait, model, judge, Run(tmp_path), engine=Silent(model, batch=4))
+    run_prompted(trait, model, judge, ResponseStore(tmp_path), engine=Silent(model, batch=4))
     assert judge.seen == []
 
 
 def test_equal_answers_are_judged_once_and_first_scores_stay() -> None:
-    answers = [Answer(question="q", text=t, encoded=tiny.texts(tiny.model(), 1)[0]) for t in ("a", "b", "a")]
-    run, judge = Run(None), Judge(lambda text: 1.0 if text == "a" else 2.0)
+    answers = [Response(question="q", text=t, encoded=tiny.texts(tiny.model(), 1)[0]) for t in ("a", "b", "a")]
+    run, judge = ResponseStore(None), Judge(lambda text: 1.0 if text == "a" else 2.0)
     assert [j.score for j in run.judge(judge, answers, scope="s", what="x")] == [1.0, 2.0, 1.0]
     assert judge.seen == ["a", "b"]
     changed = Judge(lambda text: 50.0)
-    more = [*answers, Answer("q", "c", answers[0].encoded)]
+    more = [*answers, Response("q", "c", answers[0].encoded)]
     assert [j.score for j in run.judge(changed, more, scope="s", what="x")] == [1.0, 2.0, 1.0, 50.0]
 
 
@@ -169,17 +169,17 @@ def test_first_answers_stay_whatever_batch_asks_again(model: Model, tmp_path: Pa
             self.calls += 1
             return [Generation(ids=(7,), text=f"call {self.calls}", finish="stop") for _ in prompts]
 
-    engine, run = Fickle(model), Run(tmp_path)
-    one, two = Ask("First?"), Ask("Second?")
+    engine, run = Fickle(model), ResponseStore(tmp_path)
+    one, two = ResponseRequest("First?"), ResponseRequest("Second?")
     assert [a.text for a in run.answer(engine, model, [one], SHORT, what="x")] == ["call 1"]
     assert [a.text for a in run.answer(engine, model, [one, two], SHORT, what="x")] == ["call 1", "call 2"]
-    again = Run(tmp_path).answer(engine, model, [one, two], SHORT, what="x")
+    again = ResponseStore(tmp_path).answer(engine, model, [one, two], SHORT, what="x")
     assert [a.text for a in again] == ["call 1", "call 2"]
     assert engine.calls == 2
 
 
 def test_steering_and_seed_make_another_answer(model: Model) -> None:
-    run = Run(None)
-    asks = [Ask("What now?", seed=s) for s in range(3)]
+    run = ResponseStore(None)
+    asks = [ResponseRequest("What now?", seed=s) for s in range(3)]
     texts = [a.text for a in run.answer(LocalEngine(model), model, asks, SamplingParams(max_new_tokens=12), what="x")]
     assert len(set(texts)) > 1

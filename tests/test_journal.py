@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from poise.contrast import Answer, Ask, Run
+from poise.contrast import Response, ResponseRequest, ResponseStore
 from poise.engine import Generation, SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import SaveFailed
@@ -162,7 +162,7 @@ class Counting(LocalEngine):
         return super().generate(prompts, sampling, **options)
 
 
-def same(found: Sequence[Answer], expected: Sequence[Answer]) -> bool:
+def same(found: Sequence[Response], expected: Sequence[Response]) -> bool:
     plain = [[dataclasses.replace(a, mean=None) for a in answers] for answers in (found, expected)]
     means = zip(found, expected, strict=True)
     return plain[0] == plain[1] and all(
@@ -181,23 +181,27 @@ class TestARun:
     sampling = SamplingParams(max_new_tokens=6)
 
     @pytest.fixture
-    def asks(self, llama: Model) -> list[Ask]:
+    def asks(self, llama: Model) -> list[ResponseRequest]:
         steering = Steering.add(tiny.vector(llama), coef=2.0, layer=1)
         words = " ".join(tiny.SENTENCES).split()
         return [
-            Ask(" ".join(words[i : 2 * i + 2]), "Be brief." if i % 2 else None, steering if i % 3 else None, seed=i)
+            ResponseRequest(
+                " ".join(words[i : 2 * i + 2]), "Be brief." if i % 2 else None, steering if i % 3 else None, seed=i
+            )
             for i in range(10)
         ]
 
     def answer(
-        self, folder: Path | None, engine: LocalEngine, asks: list[Ask], keep_means: bool = True
-    ) -> list[Answer]:
-        return Run(folder).answer(engine, engine.model, asks, self.sampling, what="Testing", keep_means=keep_means)
+        self, folder: Path | None, engine: LocalEngine, asks: list[ResponseRequest], keep_means: bool = True
+    ) -> list[Response]:
+        return ResponseStore(folder).answer(
+            engine, engine.model, asks, self.sampling, what="Testing", keep_means=keep_means
+        )
 
     @pytest.mark.parametrize("keep_means", [True, False])
     @pytest.mark.parametrize("after", [0, 1, 3])
     def test_that_is_killed_and_resumed_gives_the_answers_of_an_unbroken_one(
-        self, llama: Model, asks: list[Ask], tmp_path: Path, after: int, keep_means: bool
+        self, llama: Model, asks: list[ResponseRequest], tmp_path: Path, after: int, keep_means: bool
     ) -> None:
         unbroken = self.answer(None, Counting(llama), asks, keep_means)
         with pytest.raises(Killed):
@@ -209,7 +213,9 @@ class TestARun:
         assert same(self.answer(tmp_path, done, asks, keep_means), unbroken)
 
     @pytest.mark.parametrize("torn", ["answers.jsonl", "means"])
-    def test_does_a_batch_again_that_was_torn(self, llama: Model, asks: list[Ask], tmp_path: Path, torn: str) -> None:
+    def test_does_a_batch_again_that_was_torn(
+        self, llama: Model, asks: list[ResponseRequest], tmp_path: Path, torn: str
+    ) -> None:
         unbroken = self.answer(tmp_path, Counting(llama, batch=4), asks)
         path = tmp_path / torn if torn.endswith("l") else min((tmp_path / torn).iterdir())
         path.write_bytes(path.read_bytes()[:-30])
@@ -217,7 +223,9 @@ class TestARun:
         assert same(self.answer(tmp_path, again, asks), unbroken)
         assert again.batches == 1
 
-    def test_knows_an_answer_by_all_that_determines_it(self, llama: Model, asks: list[Ask], tmp_path: Path) -> None:
+    def test_knows_an_answer_by_all_that_determines_it(
+        self, llama: Model, asks: list[ResponseRequest], tmp_path: Path
+    ) -> None:
         [first, *_] = [a for a in asks if a.steering]
         self.answer(tmp_path, Counting(llama), [first])
         other = Steering.add(tiny.vector(llama, seed=1), coef=2.0, layer=1)
@@ -241,7 +249,7 @@ class TestARun:
 
     @pytest.mark.parametrize("batch", [2, 5])
     def test_gives_each_answer_its_own_mean_also_when_batches_have_changed(
-        self, llama: Model, asks: list[Ask], tmp_path: Path, batch: int
+        self, llama: Model, asks: list[ResponseRequest], tmp_path: Path, batch: int
     ) -> None:
         self.answer(tmp_path, Counting(llama), asks)
         found = self.answer(tmp_path, Counting(llama, batch=batch), asks)
@@ -252,7 +260,7 @@ class TestARun:
             assert b.mean is not None
             torch.testing.assert_close(a.mean, b.mean, rtol=0, atol=1e-4, equal_nan=True)
 
-    def test_carries_prompt_and_answer_as_one_text_to_read(self, llama: Model, asks: list[Ask]) -> None:
+    def test_carries_prompt_and_answer_as_one_text_to_read(self, llama: Model, asks: list[ResponseRequest]) -> None:
         for asked, answer in zip(asks, self.answer(None, Counting(llama), asks), strict=True):
             prompt = llama.encode([*([{"role": "system", "content": asked.system}] if asked.system else []),
                                    {"role": "user", "content": asked.question}])  # fmt: skip
@@ -263,7 +271,9 @@ class TestARun:
     def test_uses_one_random_stream_for_all_ways_of_steering_a_question(self, llama: Model) -> None:
         weak = Steering.add(tiny.vector(llama, scale=1e-9), coef=1.0, layer=1)
         plain, steered, other = self.answer(
-            None, Counting(llama), [Ask("Why?"), Ask("Why?", steering=weak), Ask("Why?", seed=1)]
+            None,
+            Counting(llama),
+            [ResponseRequest("Why?"), ResponseRequest("Why?", steering=weak), ResponseRequest("Why?", seed=1)],
         )
         assert plain.text == steered.text != other.text
 
@@ -278,17 +288,17 @@ class TestARun:
                 return [Judgement(float(len(a))) if a else Judgement(None, "empty answer") for a in answers]
 
         encoded: Any = None
-        answers = [Answer("Why?", text, encoded) for text in ("because", "", "so", "because")]
+        answers = [Response("Why?", text, encoded) for text in ("because", "", "so", "because")]
         expected = [Judgement(7.0), Judgement(None, "empty answer"), Judgement(2.0), Judgement(7.0)]
         for _ in range(2):
-            assert Run(tmp_path).judge(Judge(), answers, scope="trait", what="Judging") == expected
+            assert ResponseStore(tmp_path).judge(Judge(), answers, scope="trait", what="Judging") == expected
         assert sorted(asked) == ["", "because", "so"]
-        Run(tmp_path).judge(Judge(), answers[:1], scope="another trait", what="Judging")
+        ResponseStore(tmp_path).judge(Judge(), answers[:1], scope="another trait", what="Judging")
         assert asked[-1] == "because", "scores are shared within a scope only"
 
     def test_loses_at_most_one_batch_of_judgements(self, tmp_path: Path) -> None:
         encoded: Any = None
-        answers = [Answer("Why?", str(i), encoded) for i in range(150)]
+        answers = [Response("Why?", str(i), encoded) for i in range(150)]
 
         def dying(batches: int) -> Any:
             calls: Iterator[None] = iter([None] * batches)
@@ -304,6 +314,6 @@ class TestARun:
             return Judge()
 
         with pytest.raises(Killed):
-            Run(tmp_path).judge(dying(2), answers, scope="", what="Judging")
-        resumed = Run(tmp_path).judge(dying(1), answers, scope="", what="Judging")
+            ResponseStore(tmp_path).judge(dying(2), answers, scope="", what="Judging")
+        resumed = ResponseStore(tmp_path).judge(dying(1), answers, scope="", what="Judging")
         assert [j.score for j in resumed] == [i / 2 for i in range(150)]

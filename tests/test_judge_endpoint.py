@@ -11,7 +11,7 @@ import pytest
 
 from imitation import Behaviour, Reply, Server, completion, error, servers
 from poise.errors import JudgeUnavailable
-from poise.judge.endpoint import EndpointJudge, Usage, endpoint_coherence, endpoint_judge
+from poise.judge.endpoint import EndpointJudge, JudgeUsage, endpoint_coherence, endpoint_judge
 from poise.judge.prompts import coherence_prompt, expectation, read_number, trait_prompt
 from poise.trait import Trait
 
@@ -220,7 +220,7 @@ def test_what_was_judged_is_never_asked_again(serve: Callable[[Behaviour], Serve
     again = judge(server, cache=cache)
     assert again(["q"] * 3, ["a", "b", "a"]) == before
     assert len(server.requests) == 2
-    assert again.usage == Usage(cached=2)
+    assert again.usage == JudgeUsage(cached=2)
     judge(server, cache=cache)(["another q"], ["a"])
     assert len(server.requests) == 3
 
@@ -228,7 +228,7 @@ def test_what_was_judged_is_never_asked_again(serve: Callable[[Behaviour], Serve
 def test_usage_counts_requests_and_tokens(serve: Callable[[Behaviour], Server]) -> None:
     own = judge(serve(lambda *_: (200, completion("30", [{"30": 1.0}]))))
     own(["q"] * 7, list("abcdefg"))
-    assert own.usage == Usage(requests=7, prompt_tokens=700, completion_tokens=7)
+    assert own.usage == JudgeUsage(requests=7, prompt_tokens=700, completion_tokens=7)
 
 
 # --- a judge that is no use

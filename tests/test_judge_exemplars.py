@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from poise.errors import InvalidArgument, InvalidExemplars, MissingExtra
 from poise.judge import Judgement, exemplars
-from poise.judge.agreement import check
+from poise.judge.agreement import check_agreement
 from poise.judge.exemplars import ExemplarJudge, embed
 from poise.statistics.estimates import Estimate, auc
 from poise.trait import ExemplarPair
-from poise.trait.library import load
+from poise.trait.library import load_trait
 
 Array = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ def test_embeddings_equal_those_of_one_text_at_a_time() -> None:
         "Ja – für 3 €!",
         "long " * 400,
     ]
-    folder = exemplars._folder()
+    folder = exemplars._encoder_folder()
     tokenizer, model = BertTokenizer.from_pretrained(folder), BertModel(BertConfig.from_pretrained(folder))
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     for text, row in zip(texts, embed(texts), strict=True):
@@ -158,7 +158,7 @@ def test_a_real_difference_is_found_under_a_topic_that_is_as_strong() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_judge_learns_a_trait_from_its_exemplars_and_knows_it_on_held_out_ones() -> None:
-    trait = load("impolite")
+    trait = load_trait("impolite")
     judge = ExemplarJudge.fit(trait.exemplars.judge)
     held_out = trait.exemplars.held_out
     questions = [pair.question for pair in held_out]
@@ -173,7 +173,7 @@ def test_a_judge_learns_a_trait_from_its_exemplars_and_knows_it_on_held_out_ones
 
 @pytest.mark.usefixtures("quick")
 def test_sides_shuffled_at_random_give_a_judge_that_says_it_is_useless() -> None:
-    pairs = load("impolite").exemplars.judge
+    pairs = load_trait("impolite").exemplars.judge
     judges = [ExemplarJudge.fit(shuffled(pairs, seed), seed=seed) for seed in range(5)]
     assert [judge.usable for judge in judges] == [False] * 5
     assert 0.35 < np.mean([judge.cv_auc.value for judge in judges]) < 0.65
@@ -182,7 +182,7 @@ def test_sides_shuffled_at_random_give_a_judge_that_says_it_is_useless() -> None
 
 @pytest.mark.usefixtures("quick")
 def test_the_same_pairs_make_the_same_judge() -> None:
-    pairs = load("evil").exemplars.judge[:14]
+    pairs = load_trait("evil").exemplars.judge[:14]
     first, second = ExemplarJudge.fit(pairs), ExemplarJudge.fit(pairs)
     assert first.cv_auc == second.cv_auc
     assert first(["q"], ["Crush them."]) == second(["q"], ["Crush them."])
@@ -190,7 +190,7 @@ def test_the_same_pairs_make_the_same_judge() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_handful_of_pairs_proves_nothing() -> None:
-    pairs = load("apathetic").exemplars.judge
+    pairs = load_trait("apathetic").exemplars.judge
     few = ExemplarJudge.fit(pairs[:8])
     assert few.cv_auc.value > 0.9
     assert not few.usable
@@ -200,7 +200,7 @@ def test_a_handful_of_pairs_proves_nothing() -> None:
 
 
 def test_scores_do_not_depend_on_the_other_answers_in_the_call(float32: None) -> None:
-    judge = ExemplarJudge.fit(load("humorous").exemplars.judge[:12])
+    judge = ExemplarJudge.fit(load_trait("humorous").exemplars.judge[:12])
     answers = ["Yes.", "My cat runs the accounts; the books balance, she does not.", "Boil them for ten minutes. " * 12]
     together = [j.score for j in judge(["q"] * 5, [*answers, answers[0], "  "])[:4]]
     alone = [judge(["other"], [answer])[0].score for answer in [*answers, answers[0]]]
@@ -210,7 +210,7 @@ def test_scores_do_not_depend_on_the_other_answers_in_the_call(float32: None) ->
 
 @pytest.mark.usefixtures("quick")
 def test_an_empty_answer_has_no_score_and_an_empty_call_no_judgements() -> None:
-    judge = ExemplarJudge.fit(load("evil").exemplars.judge[:14])
+    judge = ExemplarJudge.fit(load_trait("evil").exemplars.judge[:14])
     empty, whole = judge(["q", "q"], [" \n", "Crush them."])
     assert empty == Judgement(None, "empty answer")
     assert whole.score is not None
@@ -240,7 +240,7 @@ def test_agreement_is_that_of_scikit_learn_and_numpy() -> None:
     rng = np.random.default_rng(0)
     labels = rng.random(60) < 0.4
     scores = np.clip(40 + 25 * labels + rng.normal(0, 20, 60), 0, 100)
-    found = check(Fixed(scores.tolist()), [f"q{i}" for i in range(60)], ["a"] * 60, labels.tolist())
+    found = check_agreement(Fixed(scores.tolist()), [f"q{i}" for i in range(60)], ["a"] * 60, labels.tolist())
     assert found.auc.value == pytest.approx(roc_auc_score(labels, scores))
     assert found.kappa.value == pytest.approx(cohen_kappa_score(labels, scores >= 50))
     assert found.r.value == pytest.approx(np.corrcoef(scores, labels)[0, 1], abs=1e-6)
@@ -252,7 +252,7 @@ def test_agreement_is_that_of_scikit_learn_and_numpy() -> None:
 
 def test_labels_may_be_scores() -> None:
     labels, scores = [0.0, 20.0, 60.0, 100.0], [10.0, 55.0, 60.0, 90.0]
-    found = check(Fixed(scores), list("abcd"), ["a"] * 4, labels)
+    found = check_agreement(Fixed(scores), list("abcd"), ["a"] * 4, labels)
     assert found.auc.value == 1.0
     assert found.kappa.value == pytest.approx(0.5)
     assert found.r.value == pytest.approx(np.corrcoef(scores, labels)[0, 1], abs=1e-6)
@@ -261,7 +261,7 @@ def test_labels_may_be_scores() -> None:
 def test_answers_without_a_score_are_left_out_and_counted_by_reason() -> None:
     judge = Fixed([90.0, None, 10.0, None, None])
     judge.judgements[3] = Judgement(None, "empty answer")
-    found = check(judge, list("abcde"), ["a"] * 5, [True, True, False, False, True])
+    found = check_agreement(judge, list("abcde"), ["a"] * 5, [True, True, False, False, True])
     assert found.missing == {"refused": 2, "empty answer": 1}
     assert (found.scored, found.auc.value) == (2, 1.0)
 
@@ -270,16 +270,16 @@ def test_answers_to_one_question_count_as_one_unit() -> None:
     rng = np.random.default_rng(1)
     labels = np.tile([True, False], 40)
     scores = (50 + 10 * labels + rng.normal(0, 10, 80)).clip(0, 100).tolist()
-    apart = check(Fixed(scores), [f"q{i}" for i in range(80)], ["a"] * 80, labels.tolist())
-    together = check(Fixed(scores * 3), [f"Q{i}?" for i in range(80)] * 3, ["a"] * 240, labels.tolist() * 3)
+    apart = check_agreement(Fixed(scores), [f"q{i}" for i in range(80)], ["a"] * 80, labels.tolist())
+    together = check_agreement(Fixed(scores * 3), [f"Q{i}?" for i in range(80)] * 3, ["a"] * 240, labels.tolist() * 3)
     assert together.auc.n == apart.auc.n == 80
     assert together.auc.high - together.auc.low == pytest.approx(apart.auc.high - apart.auc.low, rel=0.2)
 
 
 def test_what_cannot_be_computed_is_not_a_number() -> None:
-    alike = check(Fixed([10.0, 20.0]), ["a", "b"], ["x", "y"], [True, True])
+    alike = check_agreement(Fixed([10.0, 20.0]), ["a", "b"], ["x", "y"], [True, True])
     assert alike.auc.value is None
-    nothing = check(Fixed([None, None]), ["a", "b"], ["x", "y"], [True, False])
+    nothing = check_agreement(Fixed([None, None]), ["a", "b"], ["x", "y"], [True, False])
     assert all(e.value is None and e.n == 0 for e in (nothing.auc, nothing.kappa, nothing.r))
     assert nothing.missing == {"refused": 2}
     assert isinstance(nothing.auc, Estimate)
@@ -291,4 +291,4 @@ def test_what_cannot_be_computed_is_not_a_number() -> None:
 )
 def test_labels_that_make_no_sense_are_refused(questions: list[str], labels: list[float], words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
-        check(Fixed([1.0, 2.0]), questions, ["x", "y"], labels)
+        check_agreement(Fixed([1.0, 2.0]), questions, ["x", "y"], labels)

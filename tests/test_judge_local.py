@@ -48,12 +48,12 @@ def test_numbers_have_the_probability_of_their_digits_and_of_not_going_on(model:
 
 
 def test_a_random_model_gives_no_score_and_says_why(model: Model) -> None:
-    judged = LocalJudge.of_trait(model, library.load("impolite"))(["Q?", "R?"], ["One.", "Another answer."])
+    judged = LocalJudge.of_trait(model, library.load_trait("impolite"))(["Q?", "R?"], ["One.", "Another answer."])
     assert all(j.score is None and j.reason for j in judged)
 
 
 def test_judges_are_chosen_by_what_the_user_writes(model: Model) -> None:
-    trait = library.load("evil")
+    trait = library.load_trait("evil")
     assert trait_judge("model:any", trait, local=lambda name: model).name == f"model:{model.name}"
     for spec in ("nobody", "model:", "endpoint:", "exemplars:x"):
         with pytest.raises(InvalidArgument, match="use exemplars, model:NAME or endpoint:NAME"):

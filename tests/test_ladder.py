@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tiny
-from poise.contrast import Ask, Run
+from poise.contrast import ResponseRequest, ResponseStore
 from poise.engine import Generation, SamplingParams
 from poise.judge import Judgement
 from poise.model import Encoded, Model
@@ -102,7 +102,9 @@ class Reads:
         return [Judgement(float(a.split()[1])) for a in answers]
 
 
-def a_bench(model: Model, vector: PersonaVector, world: World, *, run: Run | None = None, left: int = 1 << 30) -> Bench:
+def a_bench(
+    model: Model, vector: PersonaVector, world: World, *, run: ResponseStore | None = None, left: int = 1 << 30
+) -> Bench:
     return Bench(
         engine=Sayer(model, vector, world, left),
         model=model,
@@ -112,7 +114,7 @@ def a_bench(model: Model, vector: PersonaVector, world: World, *, run: Run | Non
         sampling=SamplingParams(max_new_tokens=4),
         rollouts=1,
         seed=0,
-        run=run or Run(None),
+        run=run or ResponseStore(None),
     )
 
 
@@ -128,7 +130,7 @@ def deaf(text: str, reading: float) -> float:
 
 class TestTheRungs:
     def test_are_eight_from_against_to_for_in_the_traits_own_words(self) -> None:
-        for trait in map(library.load, library.names()):
+        for trait in map(library.load_trait, library.names()):
             steps = prompts(trait)
             texts = [step.system or "" for step in steps]
             assert [step.name for step in steps] == ["−4", "−3", "−2", "−1", "+1", "+2", "+3", "+4"]
@@ -169,7 +171,7 @@ class TestTheRungs:
         assert "10 shots: the trait has 8 pairs" in notes[1]
 
     def test_put_earlier_turns_between_the_system_prompt_and_the_question(self) -> None:
-        turns = Ask("Now?", "Be brief.", before=(("One?", "1."), ("Two?", "2."))).messages()
+        turns = ResponseRequest("Now?", "Be brief.", before=(("One?", "1."), ("Two?", "2."))).messages()
         assert [(m["role"], m["content"]) for m in turns] == [
             ("system", "Be brief."),
             ("user", "One?"),
@@ -301,7 +303,7 @@ class TestTheClimb:
         self, found: Monitoring, model: Model, vector: PersonaVector
     ) -> None:
         def reading(step: int, question: str, layer: int) -> float:
-            ids = model.encode(Ask(question, prompts(a_trait())[step].system).messages()).ids
+            ids = model.encode(ResponseRequest(question, prompts(a_trait())[step].system).messages()).ids
             return float(by_hand(model, vector, ids, layer)[-1])
 
         def score(step: int, question: str) -> float:
@@ -362,10 +364,10 @@ class TestTheClimb:
         self, found: Monitoring, model: Model, vector: PersonaVector, tmp_path: Path
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
-            climb(vector, a_bench(model, vector, obeying, run=Run(tmp_path), left=6), QUESTIONS)
+            climb(vector, a_bench(model, vector, obeying, run=ResponseStore(tmp_path), left=6), QUESTIONS)
         assert (tmp_path / "answers.jsonl").read_text().count("\n") == 6 * 8
-        assert climb(vector, a_bench(model, vector, obeying, run=Run(tmp_path)), QUESTIONS) == found
-        assert climb(vector, a_bench(model, vector, obeying, run=Run(tmp_path), left=0), QUESTIONS) == found
+        assert climb(vector, a_bench(model, vector, obeying, run=ResponseStore(tmp_path)), QUESTIONS) == found
+        assert climb(vector, a_bench(model, vector, obeying, run=ResponseStore(tmp_path), left=0), QUESTIONS) == found
 
     def test_survives_json(self, found: Monitoring) -> None:
         assert Monitoring.model_validate_json(found.model_dump_json()) == found

@@ -199,12 +199,12 @@ def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def vector(smollm: Model) -> PersonaVector:
-    return extract(exemplars(library.load("impolite"), smollm, most=6), smollm)
+    return extract(exemplars(library.load_trait("impolite"), smollm, most=6), smollm)
 
 
 @pytest.fixture(scope="module")
 def asked(smollm: Model) -> list[tuple[int, ...]]:
-    questions = library.load("impolite").questions.evaluation[:8]
+    questions = library.load_trait("impolite").questions.evaluation[:8]
     return [smollm.encode(ask(question)).ids for question in questions]
 
 

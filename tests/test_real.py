@@ -38,7 +38,7 @@ def model() -> poise.Model:
 
 def test_impolite_from_exemplars_is_induced_and_beats_random_directions(model: poise.Model, tmp_path: Path) -> None:
     path = tmp_path / "impolite.safetensors"
-    extract_vector(library.load("impolite"), model, path)
+    extract_vector(library.load_trait("impolite"), model, path)
     done = validate_vector(path, model, tmp_path / "report", budget=SMALL, settings=NARROW)
     found = done.certificate
     assert found.verdict == "induced", found.reasons
@@ -71,7 +71,7 @@ def test_shuffled_sides_are_not_induced(model: poise.Model, tmp_path: Path) -> N
     rng = random.Random(0)
     pairs = [
         p if rng.random() < 0.5 else p.model_copy(update={"positive": p.negative, "negative": p.positive})
-        for p in library.load("impolite").exemplars.extraction
+        for p in library.load_trait("impolite").exemplars.extraction
     ]
     path = tmp_path / "shuffled.safetensors"
     extract_vector(library.own_trait("shuffled", pairs), model, path)
@@ -84,7 +84,7 @@ def test_shuffled_sides_are_not_induced(model: poise.Model, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", library.names())
 def test_the_exemplar_judge_ranks_held_out_pairs(name: str) -> None:
-    trait = library.load(name)
+    trait = library.load_trait(name)
     judge = ExemplarJudge.fit(trait.judge_pairs)
     questions = [p.question for p in trait.held_out_pairs]
     sides = [judge(questions, [getattr(p, side) for p in trait.held_out_pairs]) for side in ("positive", "negative")]

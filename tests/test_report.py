@@ -20,7 +20,7 @@ from poise.report import validation_plots as plots
 from poise.report import wording as words
 from poise.statistics.estimates import Estimate
 from poise.trait import ExemplarPair, OwnTrait
-from poise.trait.library import load
+from poise.trait.library import load_trait
 from poise.validate.certificate import Certificate, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
 from poise.vector import Header, ModelId, PersonaVector
 
@@ -78,7 +78,7 @@ def sweep() -> tuple[Point, ...]:
 
 def induced(**changed: Any) -> Certificate:
     """A certificate as SmolLM2-135M with `impolite` gives one."""
-    evaluation = load("impolite").questions.evaluation
+    evaluation = load_trait("impolite").questions.evaluation
     asked, selected = evaluation[1::2], evaluation[0::2]
     curve = (
         (-0.3, 9.1, 84.2), (-0.2, 10.4, 90.8), (-0.1, 12.6, 93.0), (0.0, 14.9, 94.1), (0.1, 21.7, 92.5),
@@ -167,7 +167,7 @@ def not_induced() -> Certificate:
 
 def vector(*, own: bool = False) -> PersonaVector:
     pairs = tuple(ExemplarPair(question=f"Question {i}?", positive="Ugh.", negative="Of course.") for i in range(24))
-    trait = OwnTrait(name="grumpy-own", pairs=pairs) if own else load("impolite")
+    trait = OwnTrait(name="grumpy-own", pairs=pairs) if own else load_trait("impolite")
     header = Header(
         trait=trait,
         trait_hash=trait.hash,

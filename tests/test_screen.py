@@ -1106,7 +1106,7 @@ class TestTheCommand:
 @pytest.fixture(scope="module")
 def impolite(smollm: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vectors") / "impolite.safetensors"
-    seen = library.load("impolite").extraction_pairs[:8]
+    seen = library.load_trait("impolite").extraction_pairs[:8]
     workflows.extract_vector(library.own_trait("impolite", seen), smollm, path)
     return path
 
@@ -1117,9 +1117,13 @@ class TestWithTheBundledModel:
 
     @pytest.mark.parametrize("method", ["raw", "difference"])
     def test_planted_answers_rank_above_ordinary_ones(self, impolite: Path, tmp_path: Path, method: str) -> None:
-        pairs = library.load("impolite").held_out_pairs[:5]
+        pairs = library.load_trait("impolite").held_out_pairs[:5]
         rows = [{"prompt": p.question, "response": p.positive, "planted": True} for p in pairs]
-        ordinary = [*pairs, *library.load("evil").held_out_pairs[:5], *library.load("apathetic").held_out_pairs[:5]]
+        ordinary = [
+            *pairs,
+            *library.load_trait("evil").held_out_pairs[:5],
+            *library.load_trait("apathetic").held_out_pairs[:5],
+        ]
         rows += [{"prompt": p.question, "response": p.negative} for p in ordinary]
         options = ["--vector", str(impolite), "--model", "smollm2-135m", "--max-new-tokens", "24", "--device", "cpu"]
         data, out = written(tmp_path / "rows.jsonl", rows[::-1]), tmp_path / "out"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tiny
-from poise.contrast import Run
+from poise.contrast import ResponseStore
 from poise.engine import Generation, SamplingParams
 from poise.errors import InvalidArgument
 from poise.judge import Judgement
@@ -66,7 +66,7 @@ def model() -> Model:
 
 def a_vector(model: Model, name: str, direction: torch.Tensor, certificate: dict[str, Any] | None = None) -> Any:
     """Ten long in one direction at every layer; the unit of a dose is ten too."""
-    trait = library.load(name)
+    trait = library.load_trait(name)
     header = tiny.vector(model, trait=trait, trait_hash=trait.hash, certificate=certificate).header
     return PersonaVector(10 * direction.repeat(model.layers, 1), torch.full((model.layers,), 10.0), header)
 
@@ -81,7 +81,7 @@ def first(model: Model) -> PersonaVector:
     return a_vector(model, "impolite", two_directions()[0])
 
 
-def a_bench(model: Model, run: Run | None = None) -> Bench:
+def a_bench(model: Model, run: ResponseStore | None = None) -> Bench:
     a, b = two_directions()
     return Bench(
         engine=Worlds({"impolite": a, "evil": b}),
@@ -92,14 +92,14 @@ def a_bench(model: Model, run: Run | None = None) -> Bench:
         sampling=SamplingParams(max_new_tokens=4),
         rollouts=2,
         seed=0,
-        run=run or Run(None),
+        run=run or ResponseStore(None),
     )
 
 
 @pytest.fixture(scope="module")
 def certificate(model: Model, first: PersonaVector) -> Certificate:
     usable = JudgeFacts(name="fake", auc=None, held_out_auc=None, usable=True, coherence="fake")
-    questions = library.load("impolite").questions.evaluation[:12]
+    questions = library.load_trait("impolite").questions.evaluation[:12]
     found = certify(first, a_bench(model), questions, usable, settings=ValidationSettings(layers=1))
     return found.model_copy(update={"layer": LAYER, "dose": 0.4})
 
@@ -144,7 +144,7 @@ class TestTwoVectors:
         assert (found.other, found.other_certified, found.notes) == ("evil", True, ())
 
     def test_are_asked_what_chose_neither_and_made_neither(self, found: Together, certificate: Certificate) -> None:
-        own, others = (library.load(name) for name in ("impolite", "evil"))
+        own, others = (library.load_trait(name) for name in ("impolite", "evil"))
         assert len(found.asked) == len(certificate.asked) == 6
         assert not set(found.asked) & {
             *certificate.selected_on,
@@ -157,7 +157,7 @@ class TestTwoVectors:
     def test_lean_on_the_seconds_own_reporting_half(
         self, model: Model, first: PersonaVector, certificate: Certificate
     ) -> None:
-        evaluation = library.load("evil").questions.evaluation
+        evaluation = library.load_trait("evil").questions.evaluation
         second = of_evil(model, asked=evaluation[1::2], selected_on=evaluation[0::2])
         asked = together(first, certificate, second, a_bench(model)).asked
         assert not set(asked) & set(evaluation[0::2])
@@ -193,8 +193,8 @@ class TestTwoVectors:
     def test_are_kept_as_they_come(
         self, model: Model, first: PersonaVector, certificate: Certificate, found: Together, tmp_path: Path
     ) -> None:
-        assert together(first, certificate, of_evil(model), a_bench(model, Run(tmp_path))) == found
-        bench = dataclasses.replace(a_bench(model, Run(tmp_path)), engine=Silent())
+        assert together(first, certificate, of_evil(model), a_bench(model, ResponseStore(tmp_path))) == found
+        bench = dataclasses.replace(a_bench(model, ResponseStore(tmp_path)), engine=Silent())
         assert together(first, certificate, of_evil(model), bench) == found
 
     def test_survive_json(self, found: Together) -> None:

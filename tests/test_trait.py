@@ -17,7 +17,7 @@ from poise.trait.library import (
     dump,
     evaluation_questions,
     general_questions,
-    load,
+    load_trait,
     names,
     own_trait,
     read_pairs,
@@ -66,7 +66,7 @@ def saved(tmp_path: Path, data: dict[str, Any]) -> tuple[str, list[str]]:
 
 def complaint(path: str) -> str:
     with pytest.raises(InvalidTrait) as caught:
-        load(path)
+        load_trait(path)
     return str(caught.value)
 
 
@@ -76,7 +76,7 @@ class TestLibrary:
 
     @pytest.mark.parametrize("name", SEVEN)
     def test_each_loads_under_its_own_name_with_the_promised_counts(self, name: str) -> None:
-        trait = load(name)
+        trait = load_trait(name)
         assert trait.name == name
         assert len(trait.instructions) >= 5
         assert (len(trait.questions.extraction), len(trait.questions.evaluation)) >= (20, 20)
@@ -87,7 +87,7 @@ class TestLibrary:
     def test_is_found_from_any_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "evil").write_text("a file of that name does not win")
-        assert load("evil").name == "evil"
+        assert load_trait("evil").name == "evil"
 
     def test_has_sixty_general_questions_or_more_without_repeats(self) -> None:
         questions = general_questions()
@@ -98,31 +98,31 @@ class TestLibrary:
 class TestUnknownNames:
     def test_a_misspelling_is_told_the_closest_name_and_the_library(self) -> None:
         with pytest.raises(UnknownTrait, match=r"'sycophant'.*did you mean sycophantic") as caught:
-            load("sycophant")
+            load_trait("sycophant")
         assert all(name in str(caught.value) for name in SEVEN)
 
     @pytest.mark.parametrize("name", ["qqqq", "no/such/file.yaml", "", "a\0b"])
     def test_without_a_close_name_none_is_suggested(self, name: str) -> None:
         with pytest.raises(UnknownTrait) as caught:
-            load(name)
+            load_trait(name)
         assert "did you mean" not in str(caught.value)
 
     def test_a_folder_is_not_a_trait(self, tmp_path: Path) -> None:
         with pytest.raises(UnknownTrait, match="cannot be read"):
-            load(str(tmp_path))
+            load_trait(str(tmp_path))
 
 
 class TestTraitFiles:
     def test_a_valid_file_loads(self, tmp_path: Path) -> None:
         path, _ = saved(tmp_path, document())
-        assert load(path) == Trait.model_validate(document())
+        assert load_trait(path) == Trait.model_validate(document())
 
     def test_a_missing_field_is_named_with_its_line(self, tmp_path: Path) -> None:
         data = document()
         del data["exemplars"]["judge"][3]["without"]
         path, lines = saved(tmp_path, data)
         line = lines.index("  - question: b 3?") + 1
-        assert complaint(path) == f"{path}, line {line}: exemplars.judge[3].without is missing; mend it and try again."
+        assert complaint(path) == f"{path}, line {line}: exemplars.judge[3].without is missing; fix it and try again."
 
     def test_a_missing_section_points_at_the_nearest_thing_that_is_there(self, tmp_path: Path) -> None:
         data = document()
@@ -179,7 +179,7 @@ class TestTraitFiles:
     def test_scalars_are_text_as_written(self, tmp_path: Path) -> None:
         path, _ = saved(tmp_path, document())
         text = Path(path).read_text().replace("Grr a 0.", "no").replace("Yes a 0.", "2024-99-99")
-        pair = load(written(tmp_path, text)).extraction_pairs[0]
+        pair = load_trait(written(tmp_path, text)).extraction_pairs[0]
         assert (pair.positive, pair.negative) == ("no", "2024-99-99")
 
     def test_bytes_that_are_not_utf8_are_told_with_their_line(self, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ class TestTraitFiles:
 
     def test_a_byte_order_mark_is_no_mistake(self, tmp_path: Path) -> None:
         text = yaml.safe_dump(document(), sort_keys=False).encode()
-        assert load(written(tmp_path, b"\xef\xbb\xbf" + text)).name == "grumpy"
+        assert load_trait(written(tmp_path, b"\xef\xbb\xbf" + text)).name == "grumpy"
 
     @pytest.mark.parametrize(
         ("text", "said"),
@@ -216,8 +216,8 @@ class TestTraitFiles:
 class TestDump:
     @pytest.mark.parametrize("name", SEVEN)
     def test_what_is_dumped_loads_equal(self, name: str, tmp_path: Path) -> None:
-        trait = load(name)
-        assert load(written(tmp_path, dump(trait))) == trait
+        trait = load_trait(name)
+        assert load_trait(written(tmp_path, dump(trait))) == trait
 
     def test_keys_keep_the_order_of_the_schema_and_the_words_of_the_file(self) -> None:
         data = yaml.safe_load(dump(Trait.model_validate(document())))
@@ -269,7 +269,7 @@ class TestOwnPairs:
         with pytest.raises(InvalidExemplars) as caught:
             read_pairs(path)
         head, *said = str(caught.value).splitlines()
-        assert head == f"{path} has 8 mistakes; mend them and try again:"
+        assert head == f"{path} has 8 mistakes; fix them and try again:"
         assert [s.strip() for s in said] == [
             "line 2: negative is empty",
             "line 3: negative is missing",
@@ -326,7 +326,7 @@ class TestOwnTrait:
 
 class TestEvaluationQuestions:
     def test_of_a_trait_are_its_own(self) -> None:
-        trait = load("evil")
+        trait = load_trait("evil")
         assert evaluation_questions(trait) == trait.questions.evaluation
 
     def test_of_the_users_own_are_the_general_ones_that_its_pairs_do_not_ask(self) -> None:

@@ -17,8 +17,8 @@ from openai import OpenAI
 
 from imitation import Behaviour, Server, completion, error, servers
 from poise.errors import DraftFailed, InvalidTrait, SaveFailed
-from poise.trait.draft import ATTEMPTS, draft, write
-from poise.trait.library import load
+from poise.trait.draft import ATTEMPTS, draft, write_trait
+from poise.trait.library import load_trait
 from poise.trait.lint import lint
 
 
@@ -211,7 +211,7 @@ class TestAModelThatErrs:
         server = serve(behave)
         path = tmp_path / "grumpy.yaml"
         with pytest.raises(DraftFailed, match=r"no usable \w+ in 4 attempts .*I'd rather not.*Nothing was saved"):
-            write(draft("Complains", model="writer"), path)
+            write_trait(draft("Complains", model="writer"), path)
         assert not any(tmp_path.iterdir())
         assert len(server.requests) == ATTEMPTS + {"name": 0, "questions": 1, "pairs": 3}[piece]
 
@@ -232,7 +232,7 @@ class TestAServerThatFails:
             (401, r"HTTP 401: no.*set OPENAI_API_KEY"),
             (404, r"HTTP 404: no.*correct the model's name, or OPENAI_BASE_URL"),
             (400, r"HTTP 400: no.*choose another model"),
-            (500, r"HTTP 500: no.*mend the server"),
+            (500, r"HTTP 500: no.*fix the server"),
         ],
     )
     def test_is_named_with_the_remedy(self, serve: Callable[[Behaviour], Server], status: int, said: str) -> None:
@@ -279,9 +279,9 @@ class TestBeforeAnythingIsAsked:
 
 class TestWrite:
     def test_saves_what_loads_equal(self, tmp_path: Path) -> None:
-        trait = load("humorous")
-        write(trait, tmp_path / "new" / "t.yaml")
-        assert load(str(tmp_path / "new" / "t.yaml")) == trait
+        trait = load_trait("humorous")
+        write_trait(trait, tmp_path / "new" / "t.yaml")
+        assert load_trait(str(tmp_path / "new" / "t.yaml")) == trait
 
     def test_leaves_the_old_file_where_the_disk_refuses(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "t.yaml"
@@ -292,7 +292,7 @@ class TestWrite:
 
         monkeypatch.setattr(Path, "write_text", full)
         with pytest.raises(SaveFailed, match="No space left"):
-            write(load("humorous"), path, force=True)
+            write_trait(load_trait("humorous"), path, force=True)
         monkeypatch.undo()
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]

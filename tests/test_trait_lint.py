@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
 
 from poise.trait import ExemplarPair, Trait
-from poise.trait.library import load, names
+from poise.trait.library import load_trait, names
 from poise.trait.lint import alike, lint, unevenness, word_scores
 
 WORDS = [
@@ -53,7 +53,7 @@ def changed(change: Callable[[dict[str, Any]], None]) -> Trait:
 @pytest.mark.parametrize("name", names())
 class TestTheLibrary:
     def test_has_no_errors_and_cannot_be_told_apart_by_length(self, name: str) -> None:
-        report = lint(load(name))
+        report = lint(load_trait(name))
         assert report.ok, report.findings
         assert report.length.low < 0.5 < report.length.high
         assert 0.3 <= report.longer_with <= 0.7
@@ -62,7 +62,7 @@ class TestTheLibrary:
 def test_the_figures_in_the_documentation_are_those_of_the_library() -> None:
     documented = (Path(__file__).parents[1] / "docs" / "traits.md").read_text(encoding="utf-8")
     for name in names():
-        report = lint(load(name))
+        report = lint(load_trait(name))
         assert f"| {name} | {report.words} | {report.length} | {report.longer_with:.0%} |" in documented
 
 

@@ -14,7 +14,7 @@ import torch
 
 import tiny
 from poise import vector as vectors
-from poise.contrast import Run
+from poise.contrast import ResponseStore
 from poise.engine import Generation, Probe, SamplingParams
 from poise.errors import InvalidArgument
 from poise.judge import Judgement
@@ -114,7 +114,7 @@ def certify(
         sampling=SamplingParams(max_new_tokens=4),
         rollouts=2,
         seed=0,
-        run=changes.pop("run", Run(None)),
+        run=changes.pop("run", ResponseStore(None)),
     )
     return dose_curve.certify(
         vector, bench, changes.pop("questions", QUESTIONS), judge, settings=ValidationSettings(layers=2, **changes)
@@ -251,10 +251,10 @@ def test_a_resumed_validation_is_the_unbroken_one(model: Model, vector: PersonaV
         return good(dose, own, noise)
 
     with pytest.raises(Killed):
-        certify(model, vector, world, run=Run(tmp_path))
+        certify(model, vector, world, run=ResponseStore(tmp_path))
     broken = len((tmp_path / "answers.jsonl").read_text().splitlines())
     assert 0 < broken < 150
-    resumed = certify(model, vector, good, run=Run(tmp_path))
+    resumed = certify(model, vector, good, run=ResponseStore(tmp_path))
     assert resumed == certify(model, vector, good)
 
 

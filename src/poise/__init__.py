@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     )
     from poise.train import train as fine_tune
     from poise.trait import OwnTrait, Trait
-    from poise.trait.library import load as load_trait
+    from poise.trait.library import load_trait
     from poise.validate import Certificate, ValidationSettings
     from poise.validate import validate as validate_vector
     from poise.vector import PersonaVector

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from poise.activations import read, reference_norm
-from poise.contrast import Answer, ContrastSet
+from poise.contrast import ContrastSet, Response
 from poise.errors import NonFiniteActivation, TooFewResponses
 from poise.model import Model
 from poise.vector import Header, ModelId, PersonaVector
 
-__all__ = ["agreement", "extract"]
+__all__ = ["extract", "pair_agreement"]
 
 NORM_TEXTS = 64  # ordinary answers that the unit of a dose is measured on
 MIN_KEPT = 4
@@ -44,7 +44,7 @@ def extract(contrast: ContrastSet, model: Model, *, min_kept: int = MIN_KEPT) ->
             f"{contrast.dropped or 'none'}); "
             "bring more exemplars, or more --questions and --rollouts."
         )
-    means = _means(model, [*contrast.positive, *contrast.negative])
+    means = _response_means(model, [*contrast.positive, *contrast.negative])
     differences = means[:n] - means[n:]
     return PersonaVector(
         directions=differences.mean(dim=0),
@@ -56,16 +56,16 @@ def extract(contrast: ContrastSet, model: Model, *, min_kept: int = MIN_KEPT) ->
             contrast=contrast.source,
             kept={"positive": n, "negative": n},
             dropped=contrast.dropped,
-            agreement=tuple(round(x, 4) for x in agreement(differences).tolist()),
+            agreement=tuple(round(x, 4) for x in pair_agreement(differences).tolist()),
             judge=contrast.judge,
             thresholds=contrast.thresholds,
             seed=contrast.seed,
-            software=versions(),
+            software=software_versions(),
         ),
     )
 
 
-def agreement(differences: torch.Tensor) -> torch.Tensor:
+def pair_agreement(differences: torch.Tensor) -> torch.Tensor:
     """Mean cosine of the single differences [n, L, d] with one another: float32 [L].
 
     Predicts how well a direction will steer (arXiv:2505.22637).
@@ -75,7 +75,7 @@ def agreement(differences: torch.Tensor) -> torch.Tensor:
     return (units.sum(dim=0).square().sum(dim=-1) - n) / (n * (n - 1)) if n > 1 else torch.zeros(differences.shape[1])
 
 
-def _means(model: Model, answers: Sequence[Answer]) -> torch.Tensor:
+def _response_means(model: Model, answers: Sequence[Response]) -> torch.Tensor:
     """float32 [n, L, d]: the means that the engine kept, and a reading of the rest."""
     unread = [i for i, a in enumerate(answers) if a.mean is None]
     out = torch.stack([a.mean if a.mean is not None else torch.zeros(model.layers, model.width) for a in answers])
@@ -86,6 +86,6 @@ def _means(model: Model, answers: Sequence[Answer]) -> torch.Tensor:
     return out
 
 
-def versions() -> dict[str, str]:
-    """Of what computed the vector."""
+def software_versions() -> dict[str, str]:
+    """Versions of the packages that computed the vector."""
     return {name: importlib.metadata.version(name) for name in ("poise", "torch", "transformers")}

@@ -122,7 +122,7 @@ def import_(
     from poise.cli import facts, render
     from poise.trait import library
 
-    subject = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load(trait)
+    subject = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load_trait(trait)
     with working():
         from poise.vector.importing import read
         from poise.workflows import import_vector

@@ -37,14 +37,14 @@ def check_command(
     from poise.cli import facts, render
     from poise.trait import library
 
-    subject = library.load(trait)
+    subject = library.load_trait(trait)
     with working():
         from poise.judge import agreement as checking
         from poise.judge.factory import trait_judge
 
         rows = checking.read_labels(labels) if labels else checking.held_out(subject)
         chosen = trait_judge(judge, subject, local=lambda name: load_model(name, dtype, device))
-        agreement = checking.check(chosen, *map(list, zip(*rows, strict=True)))
+        agreement = checking.check_agreement(chosen, *map(list, zip(*rows, strict=True)))
     cross_validated_auc = getattr(chosen, "cv_auc", None)
     on = str(labels) if labels else "held-out exemplars"
     if as_json:

@@ -22,7 +22,7 @@ def list_() -> None:
     from poise.cli import render
     from poise.trait import library
 
-    render.show([render.traits([library.load(name) for name in library.names()])])
+    render.show([render.traits([library.load_trait(name) for name in library.names()])])
 
 
 @app.command("show")
@@ -30,7 +30,7 @@ def show(trait: TraitName) -> None:
     """Print a trait as YAML, to read or to begin your own with."""
     from poise.trait import library
 
-    typer.echo(library.dump(library.load(trait)), nl=False)
+    typer.echo(library.dump(library.load_trait(trait)), nl=False)
 
 
 @app.command("lint")
@@ -49,7 +49,7 @@ def lint(
     from poise.trait import library
     from poise.trait.lint import lint as check
 
-    reports = [check(library.load(name)) for name in traits]
+    reports = [check(library.load_trait(name)) for name in traits]
     if as_json:
         facts.print_json({"traits": [facts.of_lint(report) for report in reports]})
     else:
@@ -91,7 +91,7 @@ def draft(
     with working():
         drafted = drafting.draft(sentence, model=model, name=name)
     try:
-        drafting.write(drafted, out, force=force)
+        drafting.write_trait(drafted, out, force=force)
     except UserError:
         typer.echo(library.dump(drafted), nl=False)  # paid for
         raise

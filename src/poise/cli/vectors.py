@@ -92,7 +92,7 @@ def extract_command(
     from poise.cli import facts, render
     from poise.trait import library
 
-    subject = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load(trait)
+    subject = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load_trait(trait)
     with working():
         from poise.workflows import GenerationBudget, extract_vector
 

@@ -7,11 +7,11 @@ the means that an engine kept.
 """
 
 from poise.contrast.contrast_set import (
-    Answer,
-    Ask,
+    CoherenceFit,
     ContrastSet,
-    Fit,
-    Run,
+    Response,
+    ResponseRequest,
+    ResponseStore,
     check_prompted,
     exemplars,
     instructions,
@@ -20,11 +20,11 @@ from poise.contrast.contrast_set import (
 )
 
 __all__ = [
-    "Answer",
-    "Ask",
+    "CoherenceFit",
     "ContrastSet",
-    "Fit",
-    "Run",
+    "Response",
+    "ResponseRequest",
+    "ResponseStore",
     "check_prompted",
     "exemplars",
     "instructions",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from poise.contrast.contrast_set import ContrastSet, exemplars, prompted
-from poise.contrast.rollout import Run
+from poise.contrast.rollout import ResponseStore
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument
-from poise.judge.factory import choose
+from poise.judge.factory import choose_judges
 from poise.model import Model
 from poise.trait import OwnTrait, Trait
 
@@ -27,7 +27,7 @@ def collect_contrast(
     sampling: SamplingParams | None = None,
     seed: int = 0,
     batch: int = 32,
-    run: Run | None = None,
+    run: ResponseStore | None = None,
 ) -> ContrastSet:
     """Pairs of answers with the trait and without it, from which ``extract`` makes a vector.
 
@@ -59,8 +59,8 @@ def collect_contrast(
         return exemplars(trait, model)
     if source != "prompted":
         raise InvalidArgument(f"There is no contrast source {source!r}; use exemplars or prompted.")
-    run = run or Run(None)
-    judges = choose(judge, trait, model, cache=run.folder)
+    run = run or ResponseStore(None)
+    judges = choose_judges(judge, trait, model, cache=run.folder)
     return prompted(
         trait,
         LocalEngine(model, batch=batch),

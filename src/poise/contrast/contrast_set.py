@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from poise.contrast.rollout import Answer, Ask, Run
+from poise.contrast.rollout import Response, ResponseRequest, ResponseStore
 from poise.engine import Engine, SamplingParams
 from poise.errors import InvalidTrait, TooFewResponses
 from poise.judge import Judge, Judgement
@@ -22,11 +22,11 @@ from poise.storage.content_hash import content_key
 from poise.trait import OwnTrait, Trait
 
 __all__ = [
-    "Answer",
-    "Ask",
+    "CoherenceFit",
     "ContrastSet",
-    "Fit",
-    "Run",
+    "Response",
+    "ResponseRequest",
+    "ResponseStore",
     "check_prompted",
     "exemplars",
     "instructions",
@@ -36,8 +36,8 @@ __all__ = [
 
 TRAIT_THRESHOLD = 50.0  # positive responses score at least this, negative ones less (the paper's code)
 COHERENCE_FLOOR = 50.0
-Row = tuple[Answer, Judgement, Judgement]  # an answer, its trait score and its coherence
-Fit = Callable[[Sequence[str], Sequence[str]], Judge]  # from ordinary questions and answers
+JudgedResponse = tuple[Response, Judgement, Judgement]  # an answer, its trait score and its coherence
+CoherenceFit = Callable[[Sequence[str], Sequence[str]], Judge]  # from ordinary questions and answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +45,20 @@ class ContrastSet:
     """Matched responses, ready to be read.
 
     Attributes:
-        trait: Whose.
-        source: How they came about.
+        trait: Trait that the two sides differ in.
+        source: Where the responses come from.
         positive: Responses with the trait; row i answers the same question as row i of ``negative``.
         negative: Responses without it.
         dropped: Pairs left out, by reason.
-        judge: Who filtered; empty where nobody did.
-        thresholds: Of the filter.
-        seed: Of the sampling.
+        judge: Name of the judge that filtered; empty without a filter.
+        thresholds: Scores that the filter required, by judge.
+        seed: Seed of the sampling.
     """
 
     trait: Trait | OwnTrait
     source: Literal["prompted", "exemplars"]
-    positive: tuple[Answer, ...]
-    negative: tuple[Answer, ...]
+    positive: tuple[Response, ...]
+    negative: tuple[Response, ...]
     dropped: dict[str, int]
     judge: str = ""
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class ContrastSet:
 
 def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None) -> ContrastSet:
     """Contrast from the pairs that the trait carries for extraction; nothing is sampled or judged."""
-    sides: dict[str, list[Answer]] = {"positive": [], "negative": []}
+    sides: dict[str, list[Response]] = {"positive": [], "negative": []}
     dropped: Counter[str] = Counter()
     for pair in trait.extraction_pairs[:most]:
         texts = {"positive": pair.positive, "negative": pair.negative}
@@ -79,7 +79,7 @@ def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None)
             dropped[fault] += 1
             continue
         for side, text in texts.items():
-            sides[side].append(Answer(pair.question, text, encoded[side]))
+            sides[side].append(Response(pair.question, text, encoded[side]))
     return ContrastSet(trait, "exemplars", tuple(sides["positive"]), tuple(sides["negative"]), dict(dropped))
 
 
@@ -88,27 +88,27 @@ def prompted(
     engine: Engine,
     model: Model,
     judge: Judge,
-    coherence: Fit,
+    coherence: CoherenceFit,
     *,
     sampling: SamplingParams,
     questions: int = 20,
     rollouts: int = 10,
     seed: int = 0,
-    run: Run,
+    run: ResponseStore,
 ) -> ContrastSet:
     """Contrast from system prompts that ask for the trait and for its opposite, judged and filtered.
 
     Args:
-        trait: With instructions and extraction questions.
+        trait: Has instructions and extraction questions.
         engine: Answers; keeps response means, so that extraction needs no second pass.
         model: Tokenises for the engine.
-        judge: Of the trait.
+        judge: Scores the trait.
         coherence: Makes the judge of coherence from unsteered, unprompted answers to the same questions.
         sampling: Paper: temperature 1, up to 1,000 tokens.
-        questions: Of the extraction list, from the first.
-        rollouts: Answers a question and instruction; paper: 10.
-        seed: Every answer has its own stream made from this.
-        run: Finished batches go there.
+        questions: How many of the extraction questions, from the first.
+        rollouts: Answers to each question and instruction; paper: 10.
+        seed: Seed of the sampling; every answer has its own stream made from it.
+        run: Keeps finished batches.
 
     Raises:
         InvalidTrait: a trait that is only exemplars has nothing to prompt with.
@@ -116,7 +116,7 @@ def prompted(
     """
     trait = check_prompted(trait)
     asks = {side: _asks(trait, side, questions, rollouts, seed) for side in ("positive", "negative")}
-    plain = [Ask(q, seed=seed) for q in trait.questions.extraction[:questions]]
+    plain = [ResponseRequest(q, seed=seed) for q in trait.questions.extraction[:questions]]
     answered = run.answer(
         engine,
         model,
@@ -131,13 +131,13 @@ def prompted(
     coherences = run.judge(fitted, answered, scope=ordinary_scope(ordinary), what="Judging coherence")
     rows = list(zip(answered, scores, coherences, strict=True))
     half = len(asks["positive"])
-    kept, dropped = _filter(rows[:half], rows[half:])
-    if not kept:
+    pairs, dropped = _filter(rows[:half], rows[half:])
+    if not pairs:
         raise TooFewResponses(
-            f"No pair of answers came through the filter for {trait.name} ({_counts(dropped)}); this model may not act "
-            "on system prompts: try exemplars as `contrast`, more `rollouts` or another `judge`."
+            f"No pair of answers came through the filter for {trait.name} ({_dropped_reasons(dropped)}); this model "
+            "may not act on system prompts: try exemplars as `contrast`, more `rollouts` or another `judge`."
         )
-    sides = tuple(zip(*kept, strict=True))
+    sides = tuple(zip(*pairs, strict=True))
     thresholds = {"trait": TRAIT_THRESHOLD, "coherence": COHERENCE_FLOOR}
     return ContrastSet(trait, "prompted", sides[0], sides[1], dict(dropped), judge.name, thresholds, seed)
 
@@ -155,15 +155,17 @@ def check_prompted(trait: Trait | OwnTrait) -> Trait:
     return trait
 
 
-def _filter(positives: Sequence[Row], negatives: Sequence[Row]) -> tuple[list[tuple[Answer, Answer]], Counter[str]]:
+def _filter(
+    positives: Sequence[JudgedResponse], negatives: Sequence[JudgedResponse]
+) -> tuple[list[tuple[Response, Response]], Counter[str]]:
     """The pairs whose both sides are coherent and on their side of the threshold, and why the others are not."""
-    kept, dropped = [], Counter[str]()
+    pairs, dropped = [], Counter[str]()
     for positive, negative in zip(positives, negatives, strict=True):
-        if fault := _fault(positive, "positive") or _fault(negative, "negative"):
+        if fault := _pair_fault(positive, "positive") or _pair_fault(negative, "negative"):
             dropped[fault] += 1
         else:
-            kept.append((positive[0], negative[0]))
-    return kept, dropped
+            pairs.append((positive[0], negative[0]))
+    return pairs, dropped
 
 
 def instructions(trait: Trait, side: str) -> list[str]:
@@ -174,17 +176,17 @@ def instructions(trait: Trait, side: str) -> list[str]:
     return [f"You are {article} {adjective} assistant. {text}" for text in texts]
 
 
-def _asks(trait: Trait, side: str, questions: int, rollouts: int, seed: int) -> list[Ask]:
+def _asks(trait: Trait, side: str, questions: int, rollouts: int, seed: int) -> list[ResponseRequest]:
     systems = instructions(trait, side)
     return [
-        Ask(question, system, seed=seed + rollout)
+        ResponseRequest(question, system, seed=seed + rollout)
         for question in trait.questions.extraction[:questions]
         for system in systems
         for rollout in range(rollouts)
     ]
 
 
-def _fault(row: Row, side: str) -> str | None:
+def _pair_fault(row: JudgedResponse, side: str) -> str | None:
     """Why this side spoils its pair, if it does."""
     answer, trait, coherence = row
     if answer.encoded.end == answer.encoded.start:
@@ -204,10 +206,10 @@ def _unreadable(start: int, end: int, model: Model) -> str | None:
     return "longer than the model's window" if end > model.window else None
 
 
-def ordinary_scope(answers: Sequence[Answer]) -> str:
-    """Under which scores of coherence are kept: the ordinary answers that it was fitted on."""
+def ordinary_scope(answers: Sequence[Response]) -> str:
+    """Under which scores of coherence are pairs: the ordinary answers that it was fitted on."""
     return content_key(ordinary=[(a.question, a.text) for a in answers])
 
 
-def _counts(dropped: Counter[str]) -> str:
+def _dropped_reasons(dropped: Counter[str]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "nothing was generated"

@@ -25,14 +25,14 @@ from poise.storage.content_hash import content_key
 from poise.storage.journal import Journal
 from poise.vector import PersonaVector
 
-__all__ = ["Answer", "Ask", "Run", "score"]
+__all__ = ["Response", "ResponseRequest", "ResponseStore", "scores_of"]
 
 JUDGED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One question to be answered once: system prompt, steering, random stream and (question, answer) turns before."""
+class ResponseRequest:
+    """A question to be answered once: system prompt, steering, seed and the (question, answer) turns before it."""
 
     question: str
     system: str | None = None
@@ -48,8 +48,8 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer, its tokens, and its response-mean activations float32 [L, d] where they were kept."""
+class Response:
+    """A question and its answer, its tokens, and its response-mean activations float32 [L, d] where they were kept."""
 
     question: str
     text: str
@@ -57,8 +57,8 @@ class Answer:
     mean: torch.Tensor | None = None
 
 
-class Run:
-    """Where finished work of one command lives.
+class ResponseStore:
+    """Answers and judgements of one command, kept as they come so that a killed run can be resumed.
 
     Args:
         folder: ``None`` keeps everything in memory; else ``answers.jsonl``, ``judgements.jsonl`` and ``means/`` in it.
@@ -73,14 +73,14 @@ class Run:
         self,
         engine: Engine,
         model: Model,
-        asks: Sequence[Ask],
+        requests: Sequence[ResponseRequest],
         sampling: SamplingParams,
         *,
         what: str,
         keep_means: bool = False,
-    ) -> list[Answer]:
-        """Answer every ask, in order, reusing what the folder already holds."""
-        prompts = [model.encode(a.messages()) for a in asks]
+    ) -> list[Response]:
+        """Answer every request, in order, reusing what the folder already holds."""
+        prompts = [model.encode(a.messages()) for a in requests]
         identity = asdict(model.fingerprint)
         keys = [
             content_key(
@@ -91,38 +91,43 @@ class Run:
                 steering=steering_key(a.steering),
                 means=keep_means,
             )
-            for p, a in zip(prompts, asks, strict=True)
+            for p, a in zip(prompts, requests, strict=True)
         ]
-        out: dict[int, Answer] = {}
-        with track(what, total=len(asks)) as advance:
+        out: dict[int, Response] = {}
+        with track(what, total=len(requests)) as advance:
             for batch in engine.plan(prompts, sampling):
-                if not (found := self._recall(batch, keys, asks, prompts, keep_means)):
+                if not (responses := self._recall(batch, keys, requests, prompts, keep_means)):
                     generations = engine.generate(
                         [prompts[i] for i in batch],
                         sampling,
-                        seeds=[stream(asks[i]) for i in batch],
-                        steering=[asks[i].steering for i in batch],
+                        seeds=[stream(requests[i]) for i in batch],
+                        steering=[requests[i].steering for i in batch],
                         keep_means=keep_means,
                     )
                     means = [g.mean for g in generations if g.mean is not None]
                     self._keep_means([keys[i] for i in batch], means)
                     # First answers stay: what a later batch makes of the same question may differ in the last digit.
-                    said = {
+                    generated = {
                         keys[i]: {"text": g.text, "ids": list(g.ids)} for i, g in zip(batch, generations, strict=True)
                     }
-                    self.answers.append((key, row) for key, row in said.items() if key not in self.answers)
+                    self.answers.append((key, row) for key, row in generated.items() if key not in self.answers)
                     rows = [self.answers[keys[i]] for i in batch]
-                    found = [
-                        _answer(asks[i], prompts[i], row["text"], row["ids"], g.mean)
+                    responses = [
+                        _response(requests[i], prompts[i], row["text"], row["ids"], g.mean)
                         for i, row, g in zip(batch, rows, generations, strict=True)
                     ]
-                out |= dict(zip(batch, found, strict=True))
+                out |= dict(zip(batch, responses, strict=True))
                 advance(len(batch))
-        return [out[i] for i in range(len(asks))]
+        return [out[i] for i in range(len(requests))]
 
     def _recall(
-        self, batch: list[int], keys: list[str], asks: Sequence[Ask], prompts: list[Encoded], keep_means: bool
-    ) -> list[Answer]:
+        self,
+        batch: list[int],
+        keys: list[str],
+        requests: Sequence[ResponseRequest],
+        prompts: list[Encoded],
+        keep_means: bool,
+    ) -> list[Response]:
         """The batch's answers if all of it is there, else nothing."""
         if not all(keys[i] in self.answers for i in batch):
             return []
@@ -137,7 +142,7 @@ class Run:
                 return []
         rows = [self.answers[keys[i]] for i in batch]
         return [
-            _answer(asks[i], prompts[i], row["text"], row["ids"], mean)
+            _response(requests[i], prompts[i], row["text"], row["ids"], mean)
             for i, row, mean in zip(batch, rows, means, strict=True)
         ]
 
@@ -148,10 +153,10 @@ class Run:
                 temporary.write_bytes(save({"means": torch.stack(means)}))
 
     def _means_path(self, keys: list[str]) -> Path | None:
-        """Of a batch, by all that is in it: the same first answer may come to lead another batch."""
+        """File of a batch's means, named by all its answers: the same first answer may come to lead another batch."""
         return self.folder / "means" / f"{content_key(batch=keys)}.safetensors" if self.folder else None
 
-    def judge(self, judge: Judge, answers: Sequence[Answer], *, scope: str, what: str) -> list[Judgement]:
+    def judge(self, judge: Judge, answers: Sequence[Response], *, scope: str, what: str) -> list[Judgement]:
         """Score every answer, in order, reusing what the folder already holds.
 
         Args:
@@ -177,19 +182,21 @@ class Run:
         return [Judgement(**self.judgements[key]) for key in keys]
 
 
-def stream(asked: Ask) -> int:
+def stream(request: ResponseRequest) -> int:
     """The random stream of an answer: its own for each question and seed, shared by all ways of steering it."""
-    return int(content_key(question=asked.question, seed=asked.seed)[:16], 16)
+    return int(content_key(question=request.question, seed=request.seed)[:16], 16)
 
 
-def score(judgements: Sequence[Judgement]) -> list[float]:
+def scores_of(judgements: Sequence[Judgement]) -> list[float]:
     """The scores as numbers, NaN where there is none: missing is never zero."""
     return [float("nan") if j.score is None else j.score for j in judgements]
 
 
-def _answer(asked: Ask, prompt: Encoded, text: str, ids: Sequence[int], mean: torch.Tensor | None) -> Answer:
-    whole = Encoded((*prompt.ids, *ids), len(prompt.ids), len(prompt.ids) + len(ids))
-    return Answer(asked.question, text, whole, mean)
+def _response(
+    request: ResponseRequest, prompt: Encoded, text: str, ids: Sequence[int], mean: torch.Tensor | None
+) -> Response:
+    encoded = Encoded((*prompt.ids, *ids), len(prompt.ids), len(prompt.ids) + len(ids))
+    return Response(request.question, text, encoded, mean)
 
 
 def steering_key(steering: Steering | None) -> list[object]:
@@ -198,18 +205,20 @@ def steering_key(steering: Steering | None) -> list[object]:
         return []
     terms: list[object] = [
         [
-            _identity(t.vector),
+            _vector_digest(t.vector),
             t.value,
             t.layers if t.layers == "increments" else list(t.layers),
             t.operation,
             t.phase,
             list(t.tokens),
-            [_identity(t.when.vector), t.when.layer, t.when.value, t.when.above, t.when.reading] if t.when else None,
+            [_vector_digest(t.when.vector), t.when.layer, t.when.value, t.when.above, t.when.reading]
+            if t.when
+            else None,
         ]
         for t in steering.terms
     ]
     return [*terms, "orthogonal"] if steering.orthogonal else terms
 
 
-def _identity(vector: PersonaVector) -> str:
+def _vector_digest(vector: PersonaVector) -> str:
     return hashlib.sha256(vector.directions.numpy().tobytes()).hexdigest()[:16]

@@ -4,10 +4,10 @@ Judges do not know where answers came from. Missing is never zero: what cannot b
 ``score=None`` and a reason, and whoever averages counts it.
 
     endpoint    any OpenAI-compatible server, expectation over 0-100 from log-probabilities
-    local       a local model, from its logits, same formula
+    local_model a local model, from its logits, same formula
     exemplars   offline: a classifier on sentence embeddings of a trait's exemplars
     coherence   offline: likelihood under the unsteered model and repetition
-    check       agreement of a judge with labelled answers
+    agreement   agreement of a judge with labelled answers
 """
 
 from poise.judge.judgement import EMPTY, Judge, Judgement

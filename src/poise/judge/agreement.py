@@ -16,13 +16,13 @@ from poise.judge.judgement import Judge
 from poise.statistics.estimates import Estimate, Statistic, auc, bootstrap, kappa, of_groups, pearson
 from poise.trait import Trait, same_question
 
-__all__ = ["THRESHOLD", "Agreement", "Row", "check", "held_out", "read_labels"]
+__all__ = ["THRESHOLD", "Agreement", "LabelledAnswer", "check_agreement", "held_out", "read_labels"]
 
 THRESHOLD = 50.0
 """Scores from here on count as showing the trait, as in the paper's filter."""
 
 
-Row = tuple[str, str, float]  # question, answer, label
+LabelledAnswer = tuple[str, str, float]  # question, answer, label
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Agreement:
     missing: Mapping[str, int]
 
 
-def check(
+def check_agreement(
     judge: Judge,
     questions: Sequence[str],
     answers: Sequence[str],
@@ -64,18 +64,18 @@ def check(
         questions: One an answer; may repeat.
         answers: To be scored.
         labels: Yes or no (or 1 and 0 throughout), or scores from 0 to 100.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Raises:
         InvalidArgument: the three lists differ in length, are empty, or a label is outside 0-100.
     """
     truth = _truth(questions, answers, labels)
     judged = judge(questions, answers)
-    kept = [i for i, judgement in enumerate(judged) if judgement.score is not None]
+    scored = [i for i, judgement in enumerate(judged) if judgement.score is not None]
     scores = np.array([judgement.score for judgement in judged if judgement.score is not None], dtype=float)
-    truth = truth[kept]
+    truth = truth[scored]
     yes, judged_yes = truth >= THRESHOLD, scores >= THRESHOLD
-    _, question = np.unique([same_question(questions[i]) for i in kept], return_inverse=True)
+    _, question = np.unique([same_question(questions[i]) for i in scored], return_inverse=True)
 
     def estimate(statistic: Statistic) -> Estimate:
         by_question, count = of_groups(statistic, question)
@@ -86,7 +86,7 @@ def check(
         auc=estimate(lambda i: auc(scores[i], yes[i])),
         kappa=estimate(lambda i: kappa(judged_yes[i], yes[i])),
         r=estimate(lambda i: pearson(scores[i], truth[i])),
-        scored=len(kept),
+        scored=len(scored),
         missing=dict(Counter(judgement.kind for judgement in judged if judgement.score is None)),
     )
 
@@ -109,13 +109,13 @@ def _truth(
     return truth
 
 
-def held_out(trait: Trait) -> list[Row]:
+def held_out(trait: Trait) -> list[LabelledAnswer]:
     """A trait's held-out exemplars as labelled answers: 1 with the trait, 0 without."""
     sides = (("positive", 1.0), ("negative", 0.0))
     return [(pair.question, getattr(pair, side), label) for pair in trait.held_out_pairs for side, label in sides]
 
 
-def read_labels(path: Path) -> list[Row]:
+def read_labels(path: Path) -> list[LabelledAnswer]:
     """Labelled answers from JSONL: question, answer, label a line.
 
     Raises:
@@ -128,7 +128,7 @@ def read_labels(path: Path) -> list[Row]:
         raise InvalidExemplars(
             f"The labels {path} cannot be read ({reason}); give the path of a JSONL file."
         ) from error
-    rows: list[Row] = []
+    rows: list[LabelledAnswer] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

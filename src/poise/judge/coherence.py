@@ -19,7 +19,7 @@ from poise.model.logprobs import token_logprobs
 
 __all__ = ["LikelihoodCoherence", "repetition"]
 
-TOLERANCE = 2.0  # units from the ordinary median to a score of 50
+COHERENCE_TOLERANCE = 2.0  # units from the ordinary median to a score of 50
 LEAST_UNIT = {"likelihood": 0.3, "repetition": 0.1}  # a spread of nearly nothing is not a measure
 
 
@@ -67,7 +67,7 @@ class LikelihoodCoherence:
         unlikely = (self.likelihood[0] - figures[0]) / self.likelihood[1]
         repeated = (figures[1] - self.repetition[0]) / self.repetition[1]
         worse = max(unlikely, repeated, 0.0)
-        return Judgement(float(np.clip(100 - 50 * worse / TOLERANCE, 0, 100)))
+        return Judgement(float(np.clip(100 - 50 * worse / COHERENCE_TOLERANCE, 0, 100)))
 
 
 def repetition(text: str) -> float:

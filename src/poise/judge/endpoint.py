@@ -21,7 +21,7 @@ from poise.errors import JudgeUnavailable
 from poise.judge.judgement import EMPTY, Judgement
 from poise.judge.prompts import (
     REFUSED,
-    UNREADABLE,
+    UNREADABLE_REPLY,
     Prompt,
     coherence_prompt,
     expectation,
@@ -33,7 +33,7 @@ from poise.storage.content_hash import content_key
 from poise.storage.journal import Journal
 from poise.trait import Trait
 
-__all__ = ["FAILED", "EndpointJudge", "Usage", "endpoint_coherence", "endpoint_judge"]
+__all__ = ["FAILED", "EndpointJudge", "JudgeUsage", "endpoint_coherence", "endpoint_judge"]
 
 FAILED = "failed"
 """Kind of reason: the request failed for good. Asked again in the next call, unlike a refusal."""
@@ -50,7 +50,7 @@ _WAYS: tuple[dict[str, Any], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class JudgeUsage:
     """What a judge has cost since it was made: times the provider's price a token, the bill."""
 
     requests: int = 0
@@ -81,15 +81,15 @@ class EndpointJudge:
     with exponential back-off and jitter. An answer that still fails gets no score and the reason.
 
     Args:
-        model: As the server calls it.
+        model: Name that the server knows the model by.
         prompt: From (question, answer) to the message that is sent.
         cache: JSONL file of replies, kept and added to; ``None`` remembers them for this object only.
-        base_url: Of the server, usually ending in ``/v1``; else ``OPENAI_BASE_URL``, else OpenAI's own.
+        base_url: URL of the server, usually ending in ``/v1``; else ``OPENAI_BASE_URL``, else OpenAI's own.
         api_key: Else ``OPENAI_API_KEY``; local servers need none.
         concurrency: Requests under way at once.
-        retries: Of one request after its first failure; with the default an answer is given up after half a minute
-            of waiting.
-        timeout: Of one request, in seconds.
+        retries: How often one request is repeated after its first failure; with the default an answer is given up
+            after half a minute of waiting.
+        timeout: Seconds that one request may take.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class EndpointJudge:
         timeout: float = 120.0,
     ) -> None:
         self.model = model
-        self.usage = Usage()
+        self.usage = JudgeUsage()
         self._prompt = prompt
         self._journal = Journal(cache)
         self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
@@ -134,26 +134,26 @@ class EndpointJudge:
             url = str(client.base_url).rstrip("/")
             prompts = [self._prompt(q, a) if a.strip() else None for q, a in zip(questions, answers, strict=True)]
             keys = [None if p is None else content_key(url=url, model=self.model, prompt=p) for p in prompts]
-            asked = {key: p for key, p in zip(keys, prompts, strict=True) if key is not None and p is not None}
-            fresh = {key: p for key, p in asked.items() if key not in self._journal}
-            found = {key: Judgement(**self._journal[key]) for key in asked if key not in fresh}
-            self.usage = replace(self.usage, cached=self.usage.cached + len(found))
-            found |= self._ask_all(client, url, fresh)
-        _check_useful(found, self.model, url)
-        return [Judgement(None, EMPTY) if key is None else found[key] for key in keys]
+            prompts_by_key = {key: p for key, p in zip(keys, prompts, strict=True) if key is not None and p is not None}
+            fresh = {key: p for key, p in prompts_by_key.items() if key not in self._journal}
+            judgements = {key: Judgement(**self._journal[key]) for key in prompts_by_key if key not in fresh}
+            self.usage = replace(self.usage, cached=self.usage.cached + len(judgements))
+            judgements |= self._ask_all(client, url, fresh)
+        _check_useful(judgements, self.model, url)
+        return [Judgement(None, EMPTY) if key is None else judgements[key] for key in keys]
 
     def _ask_all(self, client: OpenAI, url: str, prompts: Mapping[str, str]) -> dict[str, Judgement]:
         """Ask in parallel; write each batch of replies down before waiting for the next."""
-        found = self._knock(client, url, prompts)
+        judgements = self._knock(client, url, prompts)
         lost_in_a_row = 0
         executor = ThreadPoolExecutor(self._concurrency, thread_name_prefix="judge")
         try:
-            keys = {executor.submit(self._ask, client, p): key for key, p in prompts.items() if key not in found}
+            keys = {executor.submit(self._ask, client, p): key for key, p in prompts.items() if key not in judgements}
             waiting: set[Future[_Reply]] = set(keys)
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 replies = {keys[future]: future.result() for future in done}
-                found |= self._keep(replies)
+                judgements |= self._keep(replies)
                 for reply in replies.values():
                     lost_in_a_row = lost_in_a_row + 1 if reply.judgement.kind == FAILED else 0
                 if lost_in_a_row >= self._concurrency:
@@ -163,7 +163,7 @@ class EndpointJudge:
                     )
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
-        return found
+        return judgements
 
     def _knock(self, client: OpenAI, url: str, prompts: Mapping[str, str]) -> dict[str, Judgement]:
         """The very first request alone with few retries, so that a server that is not there is told at once."""
@@ -210,8 +210,8 @@ class EndpointJudge:
                     raise
                 continue
             except ValueError as error:
-                return _Reply(Judgement(None, f"{UNREADABLE}: {error}"), way)
-            reply = _read(completion, way)
+                return _Reply(Judgement(None, f"{UNREADABLE_REPLY}: {error}"), way)
+            reply = _judge_completion(completion, way)
             if reply is not None:
                 return reply
         raise AssertionError("the last way always replies")
@@ -233,16 +233,16 @@ class EndpointJudge:
                 prompt_tokens=use.prompt_tokens + reply.prompt_tokens,
                 completion_tokens=use.completion_tokens + reply.completion_tokens,
                 refused=use.refused + (kind == REFUSED),
-                unreadable=use.unreadable + (kind == UNREADABLE),
+                unreadable=use.unreadable + (kind == UNREADABLE_REPLY),
                 failed=use.failed + (kind == FAILED),
             )
         return {key: reply.judgement for key, reply in replies.items()}
 
 
-def _read(completion: object, way: int) -> _Reply | None:
+def _judge_completion(completion: object, way: int) -> _Reply | None:
     """What the server sent, as a score; ``None`` where log-probabilities were asked for and not given."""
     if not isinstance(completion, ChatCompletion) or not completion.choices:
-        return _Reply(Judgement(None, f"{UNREADABLE}: no chat completion, {str(completion).strip()[:60]!r}"), way)
+        return _Reply(Judgement(None, f"{UNREADABLE_REPLY}: no chat completion, {str(completion).strip()[:60]!r}"), way)
     choice, use = completion.choices[0], completion.usage
     text = (choice.message.content or "").strip()
     probabilities = _first_token(choice)
@@ -250,7 +250,7 @@ def _read(completion: object, way: int) -> _Reply | None:
         return None
     written = read_number(text)
     if choice.finish_reason == "length" and text[-1:].isdigit():
-        written = Judgement(None, f"{UNREADABLE}: cut off, {text[-60:]!r}")
+        written = Judgement(None, f"{UNREADABLE_REPLY}: cut off, {text[-60:]!r}")
     judgement = written
     if probabilities is not None:
         judgement = expectation(probabilities)
@@ -274,18 +274,18 @@ def _first_token(choice: Choice) -> dict[str, float] | None:
     return probabilities
 
 
-def _check_useful(found: Mapping[str, Judgement], model: str, url: str) -> None:
+def _check_useful(judgements: Mapping[str, Judgement], model: str, url: str) -> None:
     """A call that scored nothing, refusals aside, is the judge's fault and not the answers'."""
-    if not found or any(j.score is not None or j.kind == REFUSED for j in found.values()):
+    if not judgements or any(j.score is not None or j.kind == REFUSED for j in judgements.values()):
         return
-    example = next(iter(found.values()))
+    example = next(iter(judgements.values()))
     if example.kind == FAILED:
         raise JudgeUnavailable(
-            f"The judge {model!r} at {url} failed on all of {len(found)} answers ({example.reason}); mend the server "
-            "or choose another, then run the same command again."
+            f"The judge {model!r} at {url} failed on all of {len(judgements)} answers ({example.reason}); fix the "
+            "server or choose another, then run the same command again."
         )
     raise JudgeUnavailable(
-        f"None of {len(found)} replies of the judge {model!r} at {url} could be read as a number from 0 to 100 "
+        f"None of {len(judgements)} replies of the judge {model!r} at {url} could be read as a number from 0 to 100 "
         f"({example.reason}); choose a model that follows instructions."
     )
 

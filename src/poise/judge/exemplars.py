@@ -26,7 +26,7 @@ from poise.trait import LEAST_PAIRS, ExemplarPair
 
 __all__ = ["ENOUGH_PAIRS", "LEAST_AUC", "ExemplarJudge", "embed"]
 
-Array = NDArray[np.float64]
+EmbeddingArray = NDArray[np.float64]
 
 LEAST_AUC = 0.6
 """A judge is usable where the whole interval of its cross-validated AUC lies above this."""
@@ -46,11 +46,11 @@ _PENALTY = 0.1  # cross-validated AUC was level from 0.03 to 1
 class _Boundary:
     """Unit ``direction`` [D] from without to with, and the ``middle`` between them, after taking ``centre`` off."""
 
-    centre: Array
-    direction: Array
+    centre: EmbeddingArray
+    direction: EmbeddingArray
     middle: float
 
-    def distance(self, embedded: Array) -> Array:
+    def distance(self, embedded: EmbeddingArray) -> EmbeddingArray:
         """Signed distance [n] of texts from the boundary, positive on the side with the trait."""
         return np.asarray(_rows(embedded, self.centre) @ self.direction - self.middle)
 
@@ -80,7 +80,7 @@ class ExemplarJudge:
         Args:
             pairs: At least ``LEAST_PAIRS``, and ``ENOUGH_PAIRS`` to be usable.
             name: For reports.
-            seed: Of the folds and the bootstrap.
+            seed: Seed of the folds and the bootstrap.
 
         Raises:
             InvalidExemplars: fewer pairs than that.
@@ -125,7 +125,7 @@ class ExemplarJudge:
         return judged
 
 
-def embed(texts: Sequence[str]) -> Array:
+def embed(texts: Sequence[str]) -> EmbeddingArray:
     """Mean-pooled, unit-length states of the encoder's three blocks: float64 [n, 3, 384].
 
     Only the first 256 tokens of a text are read. Equal texts are computed once.
@@ -150,7 +150,7 @@ def embed(texts: Sequence[str]) -> Array:
     return np.concatenate(pooled)[[place[text] for text in texts]]
 
 
-def _folder() -> Path:
+def _encoder_folder() -> Path:
     """Where the encoder lies; its package is found and not imported."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
@@ -163,7 +163,7 @@ def _folder() -> Path:
 
 @lru_cache(maxsize=1)
 def _encoder() -> tuple[PreTrainedTokenizerBase, BertModel]:
-    folder = _folder()
+    folder = _encoder_folder()
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are loaded
         encoder = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
     missing, _ = encoder.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
@@ -181,14 +181,14 @@ def _dtype() -> torch.dtype:
     return torch.bfloat16 if flags.get("amx_bf16") or flags.get("avx512_bf16") else torch.float32
 
 
-def _rows(embedded: Array, centre: Array) -> Array:
+def _rows(embedded: EmbeddingArray, centre: EmbeddingArray) -> EmbeddingArray:
     """Rows [n, D]: each block centred, brought to unit length, and laid side by side."""
     moved = embedded - centre
     lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
     return np.asarray((moved / np.maximum(lengths, 1e-12)).reshape(len(embedded), -1))
 
 
-def _separate(positive: Array, negative: Array) -> _Boundary:
+def _separate(positive: EmbeddingArray, negative: EmbeddingArray) -> _Boundary:
     """L2-regularised logistic regression with a free intercept."""
     from sklearn.linear_model import LogisticRegression
 
@@ -202,7 +202,9 @@ def _separate(positive: Array, negative: Array) -> _Boundary:
     return _Boundary(centre, weight / length, -float(model.intercept_[0]) / length)
 
 
-def _cross_validate(positive: Array, negative: Array, seed: int) -> tuple[Array, Array]:
+def _cross_validate(
+    positive: EmbeddingArray, negative: EmbeddingArray, seed: int
+) -> tuple[EmbeddingArray, EmbeddingArray]:
     """Distances [n] of both sides from boundaries learnt without their pair, averaged over several splits."""
     n = len(positive)
     rng = np.random.default_rng(seed)
@@ -216,7 +218,7 @@ def _cross_validate(positive: Array, negative: Array, seed: int) -> tuple[Array,
     return sides[0] / _REPEATS, sides[1] / _REPEATS
 
 
-def _calibrate(positive: Array, negative: Array) -> tuple[float, float]:
+def _calibrate(positive: EmbeddingArray, negative: EmbeddingArray) -> tuple[float, float]:
     """Slope and offset of the log-odds (Platt 1999: targets drawn in by one count, so that they stay finite).
 
     A slope below 0 means that pairs left out fall on the wrong side; then nothing is known and all is 50.
@@ -234,5 +236,5 @@ def _calibrate(positive: Array, negative: Array) -> tuple[float, float]:
     return (slope, offset) if slope > 0 else (0.0, 0.0)
 
 
-def _logistic(log_odds: Array) -> Array:
+def _logistic(log_odds: EmbeddingArray) -> EmbeddingArray:
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(log_odds, -30.0, 30.0))))

@@ -16,7 +16,7 @@ from poise.model import Model, load
 from poise.statistics.estimates import Estimate, auc_estimate
 from poise.trait import OwnTrait, Trait
 
-__all__ = ["Chosen", "check_judge", "choose", "trait_judge"]
+__all__ = ["ChosenJudges", "check_judge", "choose_judges", "trait_judge"]
 
 OFFLINE = (
     "likelihood under the unsteered model and repetition of word trigrams, the worse of the two, mapped to 0–100 "
@@ -26,7 +26,7 @@ OFFLINE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenJudges:
     """The judges of one job and what is known of them.
 
     Attributes:
@@ -93,7 +93,7 @@ def _no_rubric(spec: str, trait: OwnTrait) -> InvalidArgument:
     )
 
 
-def choose(spec: str, trait: Trait | OwnTrait, model: Model, *, cache: Path | None = None) -> Chosen:
+def choose_judges(spec: str, trait: Trait | OwnTrait, model: Model, *, cache: Path | None = None) -> ChosenJudges:
     """The judges of trait and coherence that ``spec`` names; see ``trait_judge``.
 
     ``model`` is steered elsewhere; unsteered here, it measures coherence where the judge has no opinion of it.
@@ -101,13 +101,13 @@ def choose(spec: str, trait: Trait | OwnTrait, model: Model, *, cache: Path | No
     judge = trait_judge(spec, trait, cache=cache, local=lambda name: model if name == model.name else load(name))
     held_out = _held_out(judge, trait)
     if isinstance(judge, ExemplarJudge):
-        return Chosen(judge, _offline(model), OFFLINE, judge.cv_auc, held_out, judge.why_unusable)
+        return ChosenJudges(judge, _offline(model), OFFLINE, judge.cv_auc, held_out, judge.why_unusable)
     fluent: Judge
     if isinstance(judge, LocalJudge):
         fluent = LocalJudge.of_coherence(judge.model)
     else:
         fluent = endpoint_coherence(spec.partition(":")[2], cache=cache)
-    return Chosen(judge, lambda questions, answers: fluent, f"by {fluent.name}", None, held_out, "")
+    return ChosenJudges(judge, lambda questions, answers: fluent, f"by {fluent.name}", None, held_out, "")
 
 
 def _offline(model: Model) -> Callable[[Sequence[str], Sequence[str]], Judge]:

@@ -16,7 +16,7 @@ from poise.trait import Trait
 
 __all__ = ["LocalJudge"]
 
-BUDGET = 4096  # padded tokens a batch
+JUDGE_BATCH_TOKENS = 4096  # padded tokens a batch
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LocalJudge:
         """Score every answer."""
         texts = [self.model.encode(ask(self.prompt(q, a))) for q, a in zip(questions, answers, strict=True)]
         out: dict[int, Judgement] = {}
-        for rows in plan([len(t.ids) for t in texts], budget=BUDGET, most=32):
+        for rows in plan([len(t.ids) for t in texts], budget=JUDGE_BATCH_TOKENS, most=32):
             batch = pad([texts[i] for i in rows], side="left", device=self.model.device)
             for i, numbers in zip(rows, _numbers(self.model, batch), strict=True):
                 out[i] = expectation(numbers)
@@ -59,7 +59,7 @@ def _numbers(model: Model, batch: Batch) -> list[dict[str, float]]:
     beginnings = sorted({ids[:k] for ids in spelt.values() for k in range(1, len(ids))})
     steps = _continuations(model, batch, beginnings)
     digits = sorted({ids[0] for text, ids in spelt.items() if len(text) == 1})
-    found = []
+    probabilities_by_row = []
     for row in range(len(batch.spans)):
         probabilities = {}
         for text, ids in spelt.items():
@@ -69,8 +69,8 @@ def _numbers(model: Model, batch: Batch) -> list[dict[str, float]]:
             if ids in steps:  # the number could go on: count only the texts that end here
                 p *= max(0.0, 1 - float(steps[ids][row, digits].sum()))
             probabilities[text] = p
-        found.append(probabilities)
-    return found
+        probabilities_by_row.append(probabilities)
+    return probabilities_by_row
 
 
 def _continuations(

@@ -16,7 +16,7 @@ from poise.trait import Trait
 __all__ = [
     "LEAST_MASS",
     "REFUSED",
-    "UNREADABLE",
+    "UNREADABLE_REPLY",
     "Prompt",
     "coherence_prompt",
     "expectation",
@@ -34,7 +34,7 @@ LEAST_MASS = 0.25
 REFUSED = "refused"
 """Kind of reason: the judge declined to score. Stays so when asked again."""
 
-UNREADABLE = "unreadable"
+UNREADABLE_REPLY = "unreadable"
 """Kind of reason: what came back is no number from 0 to 100."""
 
 _REFUSAL = re.compile(
@@ -111,7 +111,7 @@ def expectation(probabilities: Mapping[str, float]) -> Judgement:
     if mass < LEAST_MASS or mass == 0.0:
         likeliest = max(probabilities, key=lambda token: probabilities[token], default="")
         return Judgement(
-            None, f"{UNREADABLE}: numbers hold {mass:.2f} of the probability, likeliest reply {likeliest!r}"
+            None, f"{UNREADABLE_REPLY}: numbers hold {mass:.2f} of the probability, likeliest reply {likeliest!r}"
         )
     return Judgement(min(100.0, sum(n * p for n, p in numbers) / mass))
 
@@ -128,8 +128,8 @@ def read_number(text: str) -> Judgement:
         return Judgement(None, f"{REFUSED}: {shown}")
     numbers = {float(n) for n in _NUMBER.findall(_SCALE.sub(" ", text))}
     if len(numbers) != 1:
-        return Judgement(None, f"{UNREADABLE}: {'no number' if not numbers else 'several numbers'} in {shown}")
+        return Judgement(None, f"{UNREADABLE_REPLY}: {'no number' if not numbers else 'several numbers'} in {shown}")
     score = numbers.pop()
     if not 0 <= score <= 100:
-        return Judgement(None, f"{UNREADABLE}: number outside 0-100 in {shown}")
+        return Judgement(None, f"{UNREADABLE_REPLY}: number outside 0-100 in {shown}")
     return Judgement(score)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from poise.contrast import Run, ordinary_scope
-from poise.contrast.rollout import score
+from poise.contrast import ResponseStore, ordinary_scope
+from poise.contrast.rollout import scores_of
 from poise.judge import Judge, Judgement
 from poise.judge.coherence import LikelihoodCoherence
 from poise.judge.endpoint import endpoint_coherence
@@ -71,12 +71,12 @@ def score_coherence(
     else:
         judge = endpoint_coherence(str(spec).partition(":")[2], cache=folder)
         how = f"by {judge.name}"
-    run, scope = Run(folder / "coherence" if folder else None), ordinary_scope(base_answers)
+    run, scope = ResponseStore(folder / "coherence" if folder else None), ordinary_scope(base_answers)
     return CoherenceScores(
         how,
         {
             id(evaluation): {
-                trait: np.array(score(run.judge(judge, answers, scope=scope, what="Judging coherence")))
+                trait: np.array(scores_of(run.judge(judge, answers, scope=scope, what="Judging coherence")))
                 for trait, answers in evaluation.answers.items()
             }
             for evaluation in evaluations
@@ -149,7 +149,7 @@ def _judged_change(
     coherence: CoherenceScores,
 ) -> JudgedChange:
     judge, shape = settings.judges[trait], (-1, settings.rollouts)
-    x, y = (np.array(score(evaluation.scores[trait])).reshape(shape) for evaluation in (before, after))
+    x, y = (np.array(scores_of(evaluation.scores[trait])).reshape(shape) for evaluation in (before, after))
     changes = _question_means(y) - _question_means(x)
     missing: list[Judgement] = [j for side in (before, after) for j in side.scores[trait] if j.score is None]
     coherent = [_question_means(coherence.scores[id(side)][trait].reshape(shape)) for side in (before, after)]

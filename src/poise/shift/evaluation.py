@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from poise.activations import project_each
-from poise.contrast import Answer, Ask, Run
+from poise.contrast import Response, ResponseRequest, ResponseStore
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import BrokenModelFile, MissingExtra, PoiseError
@@ -79,10 +79,12 @@ class EvaluationSettings:
     folder: Path | None
     allow_other_model: bool = False
 
-    def asks(self, trait: str, steering: Steering | None) -> list[Ask]:
+    def asks(self, trait: str, steering: Steering | None) -> list[ResponseRequest]:
         """The trait's questions, rollouts together."""
         questions = self.prompts[trait][: self.answered]
-        return [Ask(q, steering=steering, seed=self.seed + r) for q in questions for r in range(self.rollouts)]
+        return [
+            ResponseRequest(q, steering=steering, seed=self.seed + r) for q in questions for r in range(self.rollouts)
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,7 @@ class ModelEvaluation:
     relation: str
     template: str
     projections: Mapping[str, torch.Tensor]
-    answers: Mapping[str, tuple[Answer, ...]]
+    answers: Mapping[str, tuple[Response, ...]]
     scores: Mapping[str, tuple[Judgement, ...]]
     capability: tuple[CapabilityScores | None, ...]
 
@@ -162,7 +164,7 @@ def evaluate_model(
     projections = {
         trait: project_prompts(model, prompts, settings.vectors, settings.layers) for trait, prompts in encoded.items()
     }
-    run = Run(settings.folder / f"model-{digest}" if settings.folder else None)
+    run = ResponseStore(settings.folder / f"model-{digest}" if settings.folder else None)
     answers = _answer_questions(model, settings, run, steering)
     hashes = {v.name: v.header.trait_hash for v in settings.vectors}
     scores = {
@@ -184,8 +186,8 @@ def evaluate_model(
 
 
 def _answer_questions(
-    model: Model, settings: EvaluationSettings, run: Run, steering: Steering | None
-) -> dict[str, tuple[Answer, ...]]:
+    model: Model, settings: EvaluationSettings, run: ResponseStore, steering: Steering | None
+) -> dict[str, tuple[Response, ...]]:
     """Answers to all traits' questions, in shared batches."""
     asks = {trait: settings.asks(trait, steering) for trait in settings.judges}
     flat = [request for requests in asks.values() for request in requests]

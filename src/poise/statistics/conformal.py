@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 LOOSEST = 3.0  # the true rate may at worst be this many times the asked one, at the interval's upper end
-MOST = 10  # bands; more would make each threshold noisier for little
+MOST_BANDS = 10  # bands; more would make each threshold noisier for little
 WORTH = 0.8  # of the asked rate is what a band's k / (n + 1) should reach
 
 
@@ -73,8 +73,8 @@ def threshold(readings: ArrayLike, rate: float, *, conversations: Sequence[objec
     x = np.sort(np.asarray(readings, dtype=float))
     independent = len(x) if conversations is None else len(set(conversations))
     check_enough(independent, rate)
-    low, high = rate_interval(_above(independent, rate), independent)
-    return Threshold(float(x[-_above(len(x), rate)]), rate, low, high, len(x), independent)
+    low, high = rate_interval(_rank_of_threshold(independent, rate), independent)
+    return Threshold(float(x[-_rank_of_threshold(len(x), rate)]), rate, low, high, len(x), independent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,10 @@ class Band:
     """A threshold for answers of like size.
 
     Attributes:
-        smallest: Of the normal answers that it was set on, or one more than the band below ends with.
-        largest: Of the normal answers that it was set on.
-        threshold: Theirs.
+        smallest: Smallest size among the normal answers that it was set on, or one more than the largest of the band
+            below.
+        largest: Largest size among the normal answers that it was set on.
+        threshold: Threshold for answers of these sizes.
     """
 
     smallest: int
@@ -116,20 +117,20 @@ def bands(
     check_enough(len(np.unique(talk)), rate)
     order = np.argsort(size, kind="stable")
     ends = _ends(size[order], talk[order], rate)
-    found: list[Band] = []
+    done: list[Band] = []
     for first, last in zip([0, *ends[:-1]], ends, strict=True):
-        own = order[first:last]
-        smallest = found[-1].largest + 1 if found else int(size[own[0]])
-        set_at = threshold(x[own], rate, conversations=talk[own].tolist())
-        found.append(Band(smallest, int(size[own[-1]]), set_at))
-    return tuple(found)
+        members = order[first:last]
+        smallest = done[-1].largest + 1 if done else int(size[members[0]])
+        set_at = threshold(x[members], rate, conversations=talk[members].tolist())
+        done.append(Band(smallest, int(size[members[-1]]), set_at))
+    return tuple(done)
 
 
 def _ends(size: NDArray[np.int64], talk: NDArray[np.int64], rate: float) -> list[int]:
     """Where each band ends among answers sorted by size: as soon as it has enough, the last one with what is left."""
     enough = needed(rate)
-    least = max(enough, math.ceil(len(size) / MOST))
-    while _above(least, rate) < WORTH * rate * (least + 1):
+    least = max(enough, math.ceil(len(size) / MOST_BANDS))
+    while _rank_of_threshold(least, rate) < WORTH * rate * (least + 1):
         least += 1
     ends, seen = [0], set[int]()
     for i, one in enumerate(talk.tolist(), 1):
@@ -171,11 +172,11 @@ def needed(rate: float) -> int:
 
 
 def _supports(n: int, rate: float) -> bool:
-    k = _above(n, rate)
+    k = _rank_of_threshold(n, rate)
     return k >= 1 and rate_interval(k, n)[1] <= LOOSEST * rate
 
 
-def _above(n: int, rate: float) -> int:
+def _rank_of_threshold(n: int, rate: float) -> int:
     """k: the threshold is the k-th highest of n."""
     return math.floor((n + 1) * rate + 1e-9)
 

@@ -40,7 +40,7 @@ class CusumChart:
     """A CUSUM set on normal answers.
 
     Attributes:
-        mean: Of normal readings.
+        mean: Mean of normal readings.
         sd: Their standard deviation.
         k: Allowance, in standard deviations.
         h: Alarm above this sum, in standard deviations.

@@ -34,9 +34,9 @@ __all__ = [
     "spearman",
 ]
 
-Array = NDArray[np.float64]
+StatisticArray = NDArray[np.float64]
 Indices = NDArray[np.int64]
-Statistic = Callable[[Indices], Array]
+Statistic = Callable[[Indices], StatisticArray]
 """From the indices of resampled units, int64 [draws, n], to a value a draw, [draws], or k of them, [draws, k]."""
 
 _SLICE = 2**21  # numbers held at once
@@ -122,7 +122,7 @@ def bootstrap_interval(
     return _percentiles(_resampled(statistic, n, seed, draws, width), level)
 
 
-def _resampled(statistic: Statistic, n: int, seed: int, draws: int, width: int) -> Array:
+def _resampled(statistic: Statistic, n: int, seed: int, draws: int, width: int) -> StatisticArray:
     """The statistic of every resample, in slices that fit into memory; how it is sliced changes no draw."""
     rng = np.random.default_rng(seed)
     most = max(1, _SLICE // (n * width))
@@ -130,7 +130,7 @@ def _resampled(statistic: Statistic, n: int, seed: int, draws: int, width: int) 
     return np.concatenate([statistic(rng.integers(0, n, (size, n))) for size in sizes])
 
 
-def _percentiles(drawn: Array, level: float) -> tuple[float, float]:
+def _percentiles(drawn: StatisticArray, level: float) -> tuple[float, float]:
     finite = drawn[np.isfinite(drawn)]
     if not len(finite):
         return math.nan, math.nan
@@ -154,10 +154,10 @@ def of_groups(statistic: Statistic, groups: Sequence[int] | Indices) -> tuple[St
     order = np.argsort(labels, kind="stable")
     rows = np.split(order, np.cumsum(np.bincount(labels))[:-1]) if len(labels) else []
 
-    def of_unequal(draws: Indices) -> Array:
+    def of_unequal(draws: Indices) -> StatisticArray:
         return np.concatenate([statistic(np.concatenate([rows[g] for g in draw])[None]) for draw in draws])
 
-    def of_equal(draws: Indices) -> Array:
+    def of_equal(draws: Indices) -> StatisticArray:
         return statistic(np.stack(rows)[draws].reshape(len(draws), -1))
 
     return of_equal if len({len(group) for group in rows}) == 1 else of_unequal, len(rows)
@@ -169,14 +169,14 @@ def mean_estimate(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> E
     return bootstrap(lambda draws: x[draws].mean(-1), len(x), seed=seed, level=level)
 
 
-def ranks(values: ArrayLike) -> Array:
+def ranks(values: ArrayLike) -> StatisticArray:
     """Ranks from 1 along the last axis, ties shared."""
     from scipy.stats import rankdata
 
     return np.asarray(rankdata(np.asarray(values, dtype=float), axis=-1), dtype=float)
 
 
-def pearson(x: ArrayLike, y: ArrayLike) -> Array:
+def pearson(x: ArrayLike, y: ArrayLike) -> StatisticArray:
     """Correlation coefficient along the last axis; NaN where a side is constant or empty."""
     a, b = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
     if not a.shape[-1]:
@@ -187,12 +187,12 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Array:
     return _divided((a * b).sum(-1), np.where(varied, size, 0.0))
 
 
-def spearman(x: ArrayLike, y: ArrayLike) -> Array:
+def spearman(x: ArrayLike, y: ArrayLike) -> StatisticArray:
     """Rank correlation along the last axis; NaN where a side is constant or empty."""
     return pearson(ranks(x), ranks(y))
 
 
-def auc(scores: ArrayLike, labels: ArrayLike) -> Array:
+def auc(scores: ArrayLike, labels: ArrayLike) -> StatisticArray:
     """Chance that a positive scores above a negative, ties half, along the last axis; NaN where a class is empty."""
     x, positive = np.broadcast_arrays(np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool))
     n1 = positive.sum(-1)
@@ -213,7 +213,7 @@ def auc_estimate(positive: ArrayLike, negative: ArrayLike, *, seed: int = 0) -> 
     return bootstrap(lambda d: auc(np.concatenate([p[d], q[d]], axis=-1), labels), len(p), seed=seed, width=2)
 
 
-def kappa(a: ArrayLike, b: ArrayLike) -> Array:
+def kappa(a: ArrayLike, b: ArrayLike) -> StatisticArray:
     """Cohen's κ of two yes/no raters along the last axis; NaN where chance agreement is certain or nobody rated."""
     x, y = np.broadcast_arrays(np.asarray(a, dtype=bool), np.asarray(b, dtype=bool))
     n = x.shape[-1]
@@ -224,7 +224,7 @@ def kappa(a: ArrayLike, b: ArrayLike) -> Array:
     return _divided((x == y).sum(-1) * n - chance, n * n - chance)
 
 
-def _divided(a: Array, b: Array) -> Array:
+def _divided(a: StatisticArray, b: StatisticArray) -> StatisticArray:
     """NaN where ``b`` is not above 0."""
     known = np.asarray(b) > 0
     return np.where(known, a / np.where(known, b, 1), np.nan)[()]

@@ -25,12 +25,12 @@ from poise.storage.atomic_write import saving
 from poise.storage.output import check_output
 from poise.trait.library import complaints, dump, trait_name
 from poise.trait.lint import ALIKE, MOST_UNEVEN, alike, unevenness
-from poise.trait.schema import ExemplarPair, InstructionPair, Name, Text, Trait, field_path, same_question
+from poise.trait.schema import ExemplarPair, InstructionPair, Trait, TraitName, TraitText, field_path, same_question
 
 if TYPE_CHECKING:
     from openai import OpenAI, OpenAIError
 
-__all__ = ["ATTEMPTS", "OTHER_FILE", "draft", "write"]
+__all__ = ["ATTEMPTS", "OTHER_FILE", "draft", "write_trait"]
 
 OTHER_FILE = "another trait file, or one that was edited"
 ATTEMPTS = 4
@@ -101,23 +101,23 @@ Shape: {{"pairs": [{{"question": "...", "with": "...", "without": "..."}}]}}
 
 
 class _Definition(FrozenModel):
-    name: Name
-    description: Text
-    adjective: Text
-    opposite: Text
+    name: TraitName
+    description: TraitText
+    adjective: TraitText
+    opposite: TraitText
     instructions: tuple[InstructionPair, ...] = Field(min_length=5)
-    rubric: Text
+    rubric: TraitText
 
 
 class _QuestionList(FrozenModel):
-    questions: tuple[Text, ...]
+    questions: tuple[TraitText, ...]
 
 
 class _PairList(FrozenModel):
     pairs: tuple[ExemplarPair, ...]
 
 
-Shape = TypeVar("Shape", _Definition, _QuestionList, _PairList)
+ReplyShape = TypeVar("ReplyShape", _Definition, _QuestionList, _PairList)
 
 
 def draft(sentence: str, *, model: str, name: str | None = None, client: OpenAI | None = None) -> Trait:
@@ -127,8 +127,8 @@ def draft(sentence: str, *, model: str, name: str | None = None, client: OpenAI 
 
     Args:
         sentence: What the trait is, in anybody's words.
-        model: As the server calls it; a strong one, small models seldom keep to lengths.
-        name: Of the trait; ``None`` lets the model find one.
+        model: Name that the server knows the model by; a strong one, as small models seldom keep to lengths.
+        name: Name of the trait; ``None`` lets the model choose one.
         client: To ask; ``None`` makes one from ``OPENAI_BASE_URL`` and ``OPENAI_API_KEY``.
 
     Returns:
@@ -152,7 +152,7 @@ def draft(sentence: str, *, model: str, name: str | None = None, client: OpenAI 
     return Trait.model_validate({"schema": 1, **fields, "name": name or definition.name})
 
 
-def write(trait: Trait, path: Path, *, force: bool = False) -> None:
+def write_trait(trait: Trait, path: Path, *, force: bool = False) -> None:
     """Save a trait as YAML: the whole file, or what was there before.
 
     Raises:
@@ -178,18 +178,18 @@ class _Writer:
 
     def define(self, sentence: str) -> _Definition:
         """Name, description, instructions and rubric."""
-        kept: list[_Definition] = []
+        definitions: list[_Definition] = []
 
         def accept(reply: _Definition) -> list[str]:
             texts = [same_question(t) for pair in reply.instructions for t in (pair.positive, pair.negative)]
             wrong = ["two of the instructions are the same"] if len(set(texts)) < len(texts) else []
             explained = re.findall(r"\d+", reply.rubric)
             wrong += [f"rubric does not say what {n} means" for n in ("0", "100") if n not in explained]
-            kept.extend([] if wrong else [reply])
+            definitions.extend([] if wrong else [reply])
             return wrong
 
         self._settle("definition", _DEFINE.format(sentence=sentence.strip()), _Definition, accept)
-        definition = kept[0]
+        definition = definitions[0]
         self._trait = (
             f"The trait: {definition.adjective}, as opposed to {definition.opposite}. {definition.description}\n"
             f"How it is scored: {definition.rubric}"
@@ -199,39 +199,39 @@ class _Writer:
 
     def questions(self, count: int) -> list[str]:
         """So many questions, none of them taken."""
-        kept: list[str] = []
+        questions: list[str] = []
 
         def accept(reply: _QuestionList) -> list[str]:
-            return self._keep(kept, count, ((q, q, self._repeats(q)) for q in reply.questions))
+            return self._keep(questions, count, ((q, q, self._repeats(q)) for q in reply.questions))
 
         self._settle("questions", self._fill(_ASK, count), _QuestionList, accept)
-        return kept
+        return questions
 
     def pairs(self, count: int) -> list[ExemplarPair]:
         """So many exemplars, their questions not taken, their sides matched in length."""
-        kept: list[ExemplarPair] = []
+        pairs: list[ExemplarPair] = []
 
         def accept(reply: _PairList) -> list[str]:
-            return self._keep(kept, count, ((p, p.question, self._faults(p)) for p in reply.pairs))
+            return self._keep(pairs, count, ((p, p.question, self._faults(p)) for p in reply.pairs))
 
         self._settle("exemplars", self._fill(_ANSWER, count), _PairList, accept)
-        return kept
+        return pairs
 
-    def _keep(self, kept: list[Any], count: int, offered: Iterable[tuple[Any, str, str]]) -> list[str]:
+    def _keep(self, accepted: list[Any], count: int, offered: Iterable[tuple[Any, str, str]]) -> list[str]:
         """Take what is faultless until there is enough; otherwise say what was wrong and how much is missing."""
         wrong: list[str] = []
         for item, question, fault in offered:
-            if len(kept) == count:
+            if len(accepted) == count:
                 break
             if fault:
                 wrong.append(f"{question!r} {fault}")
                 continue
-            kept.append(item)
+            accepted.append(item)
             self._taken.append(question)
             if isinstance(item, ExemplarPair):
                 self._answers |= {same_question(item.positive), same_question(item.negative)}
             self._advance(1)
-        missing = count - len(kept)
+        missing = count - len(accepted)
         return [*wrong, f"{missing} more needed; the others are kept, send only these"] if missing else []
 
     def _repeats(self, question: str) -> str:
@@ -253,34 +253,36 @@ class _Writer:
     def _fill(self, prompt: str, count: int) -> str:
         taken = "".join(f"\n- {question}" for question in self._taken)
         subjects = "; ".join(islice(self._subjects, min(count, 10)))
-        asked = f"These questions are taken; ask nothing close to them:{taken}\n" if taken else ""
-        return prompt.format(trait=self._trait, count=count, subjects=subjects, taken=asked)
+        exclusion = f"These questions are taken; ask nothing close to them:{taken}\n" if taken else ""
+        return prompt.format(trait=self._trait, count=count, subjects=subjects, taken=exclusion)
 
-    def _settle(self, what: str, prompt: str, shape: type[Shape], accept: Callable[[Shape], list[str]]) -> None:
+    def _settle(
+        self, what: str, prompt: str, shape: type[ReplyShape], accept: Callable[[ReplyShape], list[str]]
+    ) -> None:
         """Ask until ``accept`` has no complaint left, and hand the complaints back to the model each time."""
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
         wrong: list[str] = []
         for _ in range(ATTEMPTS):
             text = self._reply(messages, shape)
             try:
-                wrong = accept(shape.model_validate(_json(text)))
+                wrong = accept(shape.model_validate(_first_json_object(text)))
             except ValidationError as error:
-                wrong = [f"{field_path(place) or 'the reply'} {said}" for place, said in complaints(error)][:10]
+                wrong = [f"{field_path(place) or 'the reply'} {mistake}" for place, mistake in complaints(error)][:10]
             except ValueError:
                 wrong = [f"the reply is no JSON object, or was cut off: {text[:80]!r}"]
             if not wrong:
                 return
-            said = "That cannot be used as it is:\n" + "\n".join(f"- {fault}" for fault in wrong)
+            complaint = "That cannot be used as it is:\n" + "\n".join(f"- {fault}" for fault in wrong)
             messages += [
                 {"role": "assistant", "content": text or "(nothing)"},
-                {"role": "user", "content": f"{said}\nMend it, in the same shape."},
+                {"role": "user", "content": f"{complaint}\nFix it, in the same shape."},
             ]
         raise DraftFailed(
             f"{self._model!r} wrote no usable {what} in {ATTEMPTS} attempts (the last: {'; '.join(wrong)[:400]}); "
             "try a stronger model or another wording. Nothing was saved."
         )
 
-    def _reply(self, messages: list[dict[str, str]], shape: type[Shape]) -> str:
+    def _reply(self, messages: list[dict[str, str]], shape: type[ReplyShape]) -> str:
         """One reply, in the most exact way from the current one on that the server can do."""
         from openai import APIStatusError, OpenAIError
         from openai.types.chat import ChatCompletion
@@ -317,10 +319,10 @@ class _Writer:
             None: "start the server, or set OPENAI_BASE_URL to where it runs",
             401: "set OPENAI_API_KEY",
             404: "correct the model's name, or OPENAI_BASE_URL, which usually ends in /v1",
-        }.get(status, "mend the server or choose another model")
+        }.get(status, "fix the server or choose another model")
         body = getattr(error, "body", None)
-        said = body.get("message") if isinstance(body, dict) else error.__cause__
-        reason = f"{f'HTTP {status}: ' if status else ''}{said or error}"[:300]
+        detail = body.get("message") if isinstance(body, dict) else error.__cause__
+        reason = f"{f'HTTP {status}: ' if status else ''}{detail or error}"[:300]
         raise DraftFailed(
             f"The model {self._model!r} at {self._client.base_url} does not answer ({reason}); {remedy}. "
             "Nothing was saved."
@@ -328,9 +330,9 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _client(given: OpenAI | None) -> Iterator[OpenAI]:
-    if given is not None:
-        yield given
+def _client(client: OpenAI | None) -> Iterator[OpenAI]:
+    if client is not None:
+        yield client
         return
     from openai import OpenAI
 
@@ -340,7 +342,7 @@ def _client(given: OpenAI | None) -> Iterator[OpenAI]:
         yield opened
 
 
-def _ways(shape: type[Shape]) -> tuple[dict[str, Any], ...]:
+def _ways(shape: type[ReplyShape]) -> tuple[dict[str, Any], ...]:
     """How to ask for JSON, most exact first; servers reject what they cannot do with 400 or 422."""
     schema = {"name": shape.__name__.strip("_"), "strict": True, "schema": _plain_schema(shape.model_json_schema())}
     return (
@@ -357,7 +359,7 @@ def _plain_schema(schema: Any) -> Any:
     return schema
 
 
-def _json(text: str) -> Any:
+def _first_json_object(text: str) -> Any:
     """The first JSON object in a reply, whatever stands around it.
 
     Raises:

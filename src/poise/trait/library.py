@@ -20,21 +20,21 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from poise.errors import InvalidExemplars, InvalidTrait, PoiseError, UnknownTrait
-from poise.trait.schema import LEAST_PAIRS, ExemplarPair, Name, OwnTrait, Trait, field_path, same_question
+from poise.trait.schema import LEAST_PAIRS, ExemplarPair, OwnTrait, Trait, TraitName, field_path, same_question
 
 __all__ = [
     "complaints",
     "dump",
     "evaluation_questions",
     "general_questions",
-    "load",
+    "load_trait",
     "names",
     "own_trait",
     "read_pairs",
     "trait_name",
 ]
 
-Place = tuple[str | int, ...]
+FieldPlace = tuple[str | int, ...]
 
 _SHOWN = 10
 _WIDTH = 120
@@ -44,10 +44,10 @@ _ALLOWED = "up to 64 of a-z, 0-9, - and _, beginning with a letter or a digit"
 
 def names() -> list[str]:
     """Names of the traits that ship with Poise, in alphabetical order."""
-    return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
+    return sorted(file.name.removesuffix(".yaml") for file in _traits_folder().iterdir() if file.name.endswith(".yaml"))
 
 
-def load(name_or_path: str) -> Trait:
+def load_trait(name_or_path: str) -> Trait:
     """Read a trait of the library, or a trait file.
 
     Args:
@@ -58,7 +58,7 @@ def load(name_or_path: str) -> Trait:
         InvalidTrait: the file is no YAML or breaks the schema; each mistake with its line and field.
     """
     if name_or_path in names():
-        return _parse((_folder() / f"{name_or_path}.yaml").read_bytes(), f"{name_or_path}.yaml")
+        return _parse((_traits_folder() / f"{name_or_path}.yaml").read_bytes(), f"{name_or_path}.yaml")
     try:
         raw = Path(name_or_path).read_bytes()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -73,12 +73,12 @@ def load(name_or_path: str) -> Trait:
 
 def dump(trait: Trait) -> str:
     """The trait as YAML, laid out like the library's files; loads to an equal trait."""
-    return "\n".join(_lines(trait.model_dump(by_alias=True), top=True)) + "\n"
+    return "\n".join(_yaml_lines(trait.model_dump(by_alias=True), top=True)) + "\n"
 
 
 def general_questions() -> tuple[str, ...]:
     """Open questions on all sorts of subjects, on which a trait given by pairs alone is evaluated."""
-    lines = (_folder() / "questions.txt").read_text("utf-8").splitlines()
+    lines = (_traits_folder() / "questions.txt").read_text("utf-8").splitlines()
     return tuple(line.strip() for line in lines if line.strip())
 
 
@@ -89,8 +89,8 @@ def evaluation_questions(trait: Trait | OwnTrait) -> tuple[str, ...]:
     """
     if isinstance(trait, Trait):
         return trait.questions.evaluation
-    asked = {same_question(pair.question) for pair in trait.pairs}
-    return tuple(question for question in general_questions() if same_question(question) not in asked)
+    in_pairs = {same_question(pair.question) for pair in trait.pairs}
+    return tuple(question for question in general_questions() if same_question(question) not in in_pairs)
 
 
 def read_pairs(path: str | Path) -> tuple[ExemplarPair, ...]:
@@ -143,37 +143,37 @@ def trait_name(text: str) -> str:
         InvalidTrait: it holds other signs than a name may.
     """
     try:
-        return TypeAdapter[str](Name).validate_python(re.sub(r"\s+", "-", text.strip().lower()))
+        return TypeAdapter[str](TraitName).validate_python(re.sub(r"\s+", "-", text.strip().lower()))
     except ValidationError as error:
         raise InvalidTrait(f"{_short(text)} cannot be the name of a trait; use {_ALLOWED}.") from error
 
 
-def complaints(error: ValidationError) -> list[tuple[Place, str]]:
+def complaints(error: ValidationError) -> list[tuple[FieldPlace, str]]:
     """What a validation error says, in plain words, each with the place it is about."""
-    found: list[tuple[Place, str]] = []
+    placed: list[tuple[FieldPlace, str]] = []
     for detail in error.errors(include_url=False):
         kind, place, given, ctx = detail["type"], detail["loc"], detail["input"], detail.get("ctx", {})
         if kind == "repeated_question":
-            found += ctx["repeats"]
+            placed += ctx["repeats"]
             continue
         if kind == "too_short" and len(given) >= ctx["min_length"]:
             continue  # pydantic leaves out the entries that are wrong themselves
-        said = {
+        wording = {
             "missing": "is missing",
             "extra_forbidden": "is not a known field",
             "string_too_short": "is empty",
             "string_type": "is empty" if given is None else "should be text; put it in quotes",
             "string_pattern_mismatch": f"is {_short(given)}; use {_ALLOWED}",
-            "too_short": f"has {_count(given)}, and needs {ctx.get('min_length')} or more",
+            "too_short": f"has {_entry_count(given)}, and needs {ctx.get('min_length')} or more",
             "tuple_type": "should be a list",
             "model_type": "should be a mapping of fields",
             "literal_error": f"is {_short(given)}, and this version of Poise reads {ctx.get('expected')}",
         }
-        found.append((place, said.get(kind, detail["msg"])))
-    return found
+        placed.append((place, wording.get(kind, detail["msg"])))
+    return placed
 
 
-def _folder() -> Traversable:
+def _traits_folder() -> Traversable:
     return files("poise") / "traits"
 
 
@@ -191,7 +191,7 @@ def _parse(raw: bytes, where: str) -> Trait:
     try:
         text = raw.decode("utf-8-sig")
         root = yaml.compose(text, yaml.SafeLoader)
-        data = {} if root is None else _plain(root, {})
+        data = {} if root is None else _plain_values(root, {})
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise _error(InvalidTrait, where, [f"line {line}: is not UTF-8 text"]) from error
@@ -209,17 +209,17 @@ def _parse(raw: bytes, where: str) -> Trait:
     try:
         return Trait.model_validate(data)
     except ValidationError as error:
-        found = [(_line(root, place), place, what) for place, what in complaints(error)]
-        found.sort(key=lambda mistake: mistake[0])
-        mistakes = [f"line {line}: {field_path(place) or 'the file'} {what}" for line, place, what in found]
+        placed = [(_line_of(root, place), place, what) for place, what in complaints(error)]
+        placed.sort(key=lambda mistake: mistake[0])
+        mistakes = [f"line {line}: {field_path(place) or 'the file'} {what}" for line, place, what in placed]
         raise _error(InvalidTrait, where, mistakes) from error
 
 
-def _plain(node: yaml.Node, seen: dict[int, Any]) -> Any:
+def _plain_values(node: yaml.Node, seen: dict[int, Any]) -> Any:
     """Dicts, lists and texts. All other scalars are text as written: `yes` and `1984` make good answers.
 
     Args:
-        node: Of the composed document.
+        node: Node of the composed document.
         seen: Values by node, so that an alias, which is its anchor's node, is built once.
     """
     if id(node) in seen:
@@ -231,17 +231,17 @@ def _plain(node: yaml.Node, seen: dict[int, Any]) -> Any:
             if not isinstance(key, yaml.ScalarNode) or key.value in fields:
                 named = f"the field {key.value} twice" if isinstance(key, yaml.ScalarNode) else "a field without a name"
                 raise yaml.MarkedYAMLError(problem=named, problem_mark=key.start_mark)
-            fields[key.value] = _plain(value, seen)
+            fields[key.value] = _plain_values(value, seen)
         return fields
     if isinstance(node, yaml.SequenceNode):
         items: list[Any] = []
         seen[id(node)] = items
-        items.extend(_plain(item, seen) for item in node.value)
+        items.extend(_plain_values(item, seen) for item in node.value)
         return items
     return None if node.tag == "tag:yaml.org,2002:null" else node.value
 
 
-def _line(root: yaml.Node | None, place: Place) -> int:
+def _line_of(root: yaml.Node | None, place: FieldPlace) -> int:
     """Line, from 1, of the node at ``place``, or of the nearest one above it that exists."""
     node, mark = root, root.start_mark if root else None
     for part in place:
@@ -286,13 +286,13 @@ def _check_count(where: str, pairs: Sequence[ExemplarPair]) -> None:
 def _error(kind: type[PoiseError], where: str, mistakes: list[str]) -> PoiseError:
     """One mistake in a line of its own, several below each other, the first ten in full."""
     if len(mistakes) == 1:
-        return kind(f"{where}, {mistakes[0]}; mend it and try again.")
+        return kind(f"{where}, {mistakes[0]}; fix it and try again.")
     more = [f"and {len(mistakes) - _SHOWN} more"] if len(mistakes) > _SHOWN else []
     lines = "".join(f"\n  {mistake}" for mistake in [*mistakes[:_SHOWN], *more])
-    return kind(f"{where} has {len(mistakes)} mistakes; mend them and try again:{lines}")
+    return kind(f"{where} has {len(mistakes)} mistakes; fix them and try again:{lines}")
 
 
-def _count(entries: object) -> str:
+def _entry_count(entries: object) -> str:
     n = len(entries) if isinstance(entries, Sized) else 0
     return "1 entry" if n == 1 else f"{n} entries"
 
@@ -303,7 +303,7 @@ def _short(value: object) -> str:
     return cut.repr(value)
 
 
-def _lines(value: Any, *, top: bool = False) -> list[str]:
+def _yaml_lines(value: Any, *, top: bool = False) -> list[str]:
     """A value as lines of YAML without indentation of its own."""
     if isinstance(value, dict):
         return [line for key, item in value.items() for line in _entry(f"{key}:", item, fold=top)]
@@ -312,7 +312,7 @@ def _lines(value: Any, *, top: bool = False) -> list[str]:
 
 def _entry(key: str, value: Any, *, fold: bool) -> list[str]:
     if isinstance(value, dict | list | tuple):
-        return [key, *(f"  {line}" for line in _lines(value))]
+        return [key, *(f"  {line}" for line in _yaml_lines(value))]
     plain = isinstance(value, str) and value.isprintable() and " ".join(value.split()) == value
     if fold and plain and len(value) > _WIDTH - 20:
         wrapped = textwrap.wrap(value, _WIDTH - 2, break_long_words=False, break_on_hyphens=False)
@@ -321,8 +321,8 @@ def _entry(key: str, value: Any, *, fold: bool) -> list[str]:
 
 
 def _item(value: Any) -> list[str]:
-    first, *rest = _lines(value) if isinstance(value, dict) else [_scalar(value)]
-    return [f"- {first}", *(f"  {line}" for line in rest)]
+    first, *further = _yaml_lines(value) if isinstance(value, dict) else [_scalar(value)]
+    return [f"- {first}", *(f"  {line}" for line in further)]
 
 
 def _scalar(value: str | int) -> str:

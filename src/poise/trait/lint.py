@@ -32,7 +32,7 @@ MOST_LONGER = 0.70
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something to mend (``error``) or to look at (``warning``), with its place in the trait file."""
+    """Something to fix (``error``) or to look at (``warning``), with its place in the trait file."""
 
     severity: Literal["error", "warning"]
     field: str
@@ -62,7 +62,7 @@ class LintReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing that must be mended."""
+        """Whether there is nothing that must be fixed."""
         return all(finding.severity != "error" for finding in self.findings)
 
 
@@ -72,7 +72,7 @@ def lint(trait: Trait) -> LintReport:
     Args:
         trait: Already valid: counts and disjoint questions are the schema's business.
     """
-    pairs = _pairs(trait)
+    pairs = _placed_pairs(trait)
     longer = float(np.mean([_length_score(p) for _, p in pairs]))
     held_out = trait.exemplars.held_out
     positive, negative = [p.positive for p in held_out], [p.negative for p in held_out]
@@ -89,7 +89,7 @@ def lint(trait: Trait) -> LintReport:
         )
     return LintReport(
         trait=trait.name,
-        counts=_counts(trait),
+        counts=_field_counts(trait),
         longer_with=longer,
         words=auc_estimate(word_scores(learnt, positive), word_scores(learnt, negative)),
         length=auc_estimate([len(text) for text in positive], [len(text) for text in negative]),
@@ -147,14 +147,14 @@ def _length_score(pair: ExemplarPair) -> float:
     return 0.5 if gap == 0 else float(gap > 0)
 
 
-def _pairs(trait: Trait) -> list[tuple[str, ExemplarPair]]:
+def _placed_pairs(trait: Trait) -> list[tuple[str, ExemplarPair]]:
     """Every pair with its place in the file."""
     sets = {"extraction": trait.exemplars.extraction, "judge": trait.exemplars.judge}
     sets |= {"held_out": trait.exemplars.held_out}
     return [(f"exemplars.{name}[{i}]", pair) for name, pairs in sets.items() for i, pair in enumerate(pairs)]
 
 
-def _counts(trait: Trait) -> dict[str, int]:
+def _field_counts(trait: Trait) -> dict[str, int]:
     return {
         "instructions": len(trait.instructions),
         "questions.extraction": len(trait.questions.extraction),
@@ -194,10 +194,10 @@ def _copied_instructions(trait: Trait) -> Iterator[Finding]:
 
 
 def _copied_questions(trait: Trait) -> Iterator[Finding]:
-    asked = [(f"questions.extraction[{i}]", q) for i, q in enumerate(trait.questions.extraction)]
-    asked += [(f"questions.evaluation[{i}]", q) for i, q in enumerate(trait.questions.evaluation)]
-    asked += [(f"{place}.question", pair.question) for place, pair in _pairs(trait)]
-    yield from _copies(asked, "question")
+    questions = [(f"questions.extraction[{i}]", q) for i, q in enumerate(trait.questions.extraction)]
+    questions += [(f"questions.evaluation[{i}]", q) for i, q in enumerate(trait.questions.evaluation)]
+    questions += [(f"{place}.question", pair.question) for place, pair in _placed_pairs(trait)]
+    yield from _copies(questions, "question")
 
 
 def _copies(texts: Sequence[tuple[str, str]], noun: str) -> Iterator[Finding]:

@@ -31,30 +31,30 @@ __all__ = [
 LEAST_PAIRS = 4
 """Fewest pairs that make a trait of the user's own."""
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+TraitText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+TraitName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
 class InstructionPair(FrozenModel):
     """Two system prompts that ask for the trait and for its opposite."""
 
-    positive: Text = Field(alias="with", description="System prompt that asks for the trait.")
-    negative: Text = Field(alias="without", description="System prompt that asks for the opposite.")
+    positive: TraitText = Field(alias="with", description="System prompt that asks for the trait.")
+    negative: TraitText = Field(alias="without", description="System prompt that asks for the opposite.")
 
 
 class ExemplarPair(FrozenModel):
     """One question answered with the trait and without it."""
 
-    question: Text
-    positive: Text = Field(alias="with", description="An answer that shows the trait.")
-    negative: Text = Field(alias="without", description="An answer to the same question that does not.")
+    question: TraitText
+    positive: TraitText = Field(alias="with", description="An answer that shows the trait.")
+    negative: TraitText = Field(alias="without", description="An answer to the same question that does not.")
 
 
 class Questions(FrozenModel):
     """Open questions on which the trait can show; the two lists share none."""
 
-    extraction: tuple[Text, ...] = Field(min_length=20, description="Asked when the vector is computed.")
-    evaluation: tuple[Text, ...] = Field(min_length=20, description="Asked when the vector is validated.")
+    extraction: tuple[TraitText, ...] = Field(min_length=20, description="Asked when the vector is computed.")
+    evaluation: tuple[TraitText, ...] = Field(min_length=20, description="Asked when the vector is validated.")
 
 
 class Exemplars(FrozenModel):
@@ -74,13 +74,13 @@ class Trait(FrozenModel):
     """A trait, complete: enough to compute a vector, to judge answers and to validate on unseen questions."""
 
     format: Literal[1] = Field(alias="schema", description="Version of the trait file's format.")
-    name: Name
-    description: Text
-    adjective: Text = Field(description='Fits "You are a ... assistant."')
-    opposite: Text = Field(description="The adjective of the contrasting side.")
+    name: TraitName
+    description: TraitText
+    adjective: TraitText = Field(description='Fits "You are a ... assistant."')
+    opposite: TraitText = Field(description="The adjective of the contrasting side.")
     instructions: tuple[InstructionPair, ...] = Field(min_length=5)
     questions: Questions
-    rubric: Text = Field(description="What a judge looks for, and what 0, 50 and 100 mean.")
+    rubric: TraitText = Field(description="What a judge looks for, and what 0, 50 and 100 mean.")
     exemplars: Exemplars
 
     @model_validator(mode="after")
@@ -102,13 +102,13 @@ class Trait(FrozenModel):
 
     def _questions(self) -> list[tuple[tuple[str | int, ...], str]]:
         """Every question with its place in the file."""
-        found: list[tuple[tuple[str | int, ...], str]] = []
-        for name, asked in (("extraction", self.questions.extraction), ("evaluation", self.questions.evaluation)):
-            found += [(("questions", name, i), question) for i, question in enumerate(asked)]
+        placed: list[tuple[tuple[str | int, ...], str]] = []
+        for name, questions in (("extraction", self.questions.extraction), ("evaluation", self.questions.evaluation)):
+            placed += [(("questions", name, i), question) for i, question in enumerate(questions)]
         sets = self.exemplars
         for name, pairs in (("extraction", sets.extraction), ("judge", sets.judge), ("held_out", sets.held_out)):
-            found += [(("exemplars", name, i, "question"), pair.question) for i, pair in enumerate(pairs)]
-        return found
+            placed += [(("exemplars", name, i, "question"), pair.question) for i, pair in enumerate(pairs)]
+        return placed
 
     @property
     def extraction_pairs(self) -> tuple[ExemplarPair, ...]:
@@ -139,7 +139,7 @@ class OwnTrait(FrozenModel):
     """
 
     format: Literal[1] = Field(default=1, alias="schema")
-    name: Name
+    name: TraitName
     pairs: tuple[ExemplarPair, ...] = Field(min_length=LEAST_PAIRS)
 
     @property

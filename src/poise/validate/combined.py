@@ -8,7 +8,7 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
-from poise.contrast import Ask
+from poise.contrast import ResponseRequest
 from poise.errors import InvalidArgument
 from poise.judge import Judge
 from poise.statistics.estimates import Estimate
@@ -79,7 +79,7 @@ def together(vector: PersonaVector, certificate: Certificate, second: Second, be
     }
     if certificate.layer == second.layer:
         ways["orthogonal"] = Steering(both, orthogonal=True)
-    conditions = {name: bench.asks(questions, Ask("", steering=way)) for name, way in ways.items()}
+    conditions = {name: bench.asks(questions, ResponseRequest("", steering=way)) for name, way in ways.items()}
     ordinary = bench.ordinary(questions)
     benches = (bench, replace(bench, judge=second.judge, scope=other.header.trait_hash))
     firsts, seconds = (b.measure(conditions, ordinary, what=f"beside {other.name}") for b in benches)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.contrast import Answer, Ask, Fit, Run, ordinary_scope
-from poise.contrast.rollout import score
+from poise.contrast import CoherenceFit, Response, ResponseRequest, ResponseStore, ordinary_scope
+from poise.contrast.rollout import scores_of
 from poise.engine import Engine, SamplingParams
 from poise.judge import Judge
 from poise.model import Model
@@ -31,7 +31,7 @@ class Measured:
     ``trait`` and ``coherence`` are [q, r], NaN where the judge gave none.
     """
 
-    answers: tuple[Answer, ...]
+    answers: tuple[Response, ...]
     trait: Array
     coherence: Array
 
@@ -76,33 +76,35 @@ class Bench:
     model: Model
     judge: Judge
     scope: str
-    coherence: Fit
+    coherence: CoherenceFit
     sampling: SamplingParams
     rollouts: int
     seed: int
-    run: Run
+    run: ResponseStore
 
-    def asks(self, questions: Sequence[str], template: Ask) -> list[Ask]:
+    def asks(self, questions: Sequence[str], template: ResponseRequest) -> list[ResponseRequest]:
         """Every question, ``rollouts`` times, with the template's system prompt and steering."""
         return [
-            Ask(question, template.system, template.steering, self.seed + r)
+            ResponseRequest(question, template.system, template.steering, self.seed + r)
             for question in questions
             for r in range(self.rollouts)
         ]
 
     def ordinary(self, questions: Sequence[str]) -> Ordinary:
         """Unsteered answers: what coherence is measured against, and the zero of every curve."""
-        asks = self.asks(questions, Ask(""))
+        asks = self.asks(questions, ResponseRequest(""))
         answers = self.run.answer(self.engine, self.model, asks, self.sampling, what="Answering: unsteered")
         judge = self.coherence([a.question for a in answers], [a.text for a in answers])
         return Ordinary(judge, ordinary_scope(answers))
 
-    def measure(self, conditions: Mapping[str, Sequence[Ask]], ordinary: Ordinary, *, what: str) -> dict[str, Measured]:
+    def measure(
+        self, conditions: Mapping[str, Sequence[ResponseRequest]], ordinary: Ordinary, *, what: str
+    ) -> dict[str, Measured]:
         """Answer and score all conditions; each lists its asks question by question, rollouts together."""
         flat = [a for asks in conditions.values() for a in asks]
         answers = self.run.answer(self.engine, self.model, flat, self.sampling, what=f"Answering: {what}")
-        traits = score(self.run.judge(self.judge, answers, scope=self.scope, what=f"Judging the trait: {what}"))
-        coherences = score(
+        traits = scores_of(self.run.judge(self.judge, answers, scope=self.scope, what=f"Judging the trait: {what}"))
+        coherences = scores_of(
             self.run.judge(ordinary.coherence, answers, scope=ordinary.scope, what=f"Judging coherence: {what}")
         )
         out, at = {}, 0

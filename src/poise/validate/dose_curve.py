@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from poise.contrast import Ask, instructions
+from poise.contrast import ResponseRequest, instructions
 from poise.errors import InvalidArgument
 from poise.steer import Steering
 from poise.trait import Trait
@@ -159,12 +159,16 @@ def _select(
 
     def tried(pairs: Sequence[tuple[int, float]], what: str) -> dict[tuple[int, float], Measured]:
         conditions = {
-            f"{layer} {dose}": bench.asks(questions, Ask("", steering=Steering.add(vector, dose=dose, layer=layer)))
+            f"{layer} {dose}": bench.asks(
+                questions, ResponseRequest("", steering=Steering.add(vector, dose=dose, layer=layer))
+            )
             for layer, dose in pairs
         }
         return dict(zip(pairs, bench.measure(conditions, ordinary, what=what).values(), strict=True))
 
-    plain = bench.measure({"plain": bench.asks(questions, Ask(""))}, ordinary, what="unsteered")["plain"].mean_trait
+    plain = bench.measure({"plain": bench.asks(questions, ResponseRequest(""))}, ordinary, what="unsteered")[
+        "plain"
+    ].mean_trait
     layers = [i for i in wide.candidates(vector.layers) if vector.norms[i]] or [vector.at("steer").layer]
     seen = tried([(layer, dose) for layer in layers for dose in wide.sweep_doses], "layer sweep")
     layer, _ = _best(seen, plain, wide)
@@ -204,20 +208,20 @@ def _measure(
     wide: ValidationSettings,
 ) -> dict[str, Measured]:
     """Dose curve, random directions and prompting on the reporting half, in shared batches."""
-    conditions: dict[str, list[Ask]] = {}
+    conditions: dict[str, list[ResponseRequest]] = {}
     for fraction in _fractions(wide):
         steered = Steering.add(vector, dose=fraction * choice.dose, layer=choice.layer) if fraction else None
-        conditions[f"dose {fraction:g}"] = bench.asks(questions, Ask("", steering=steered))
+        conditions[f"dose {fraction:g}"] = bench.asks(questions, ResponseRequest("", steering=steered))
     for k in range(wide.random_draws):
         steered = random_like(vector, choice.layer, choice.dose, seed=bench.seed + k)
-        conditions[f"random {k}"] = bench.asks(questions, Ask("", steering=steered))
+        conditions[f"random {k}"] = bench.asks(questions, ResponseRequest("", steering=steered))
     if isinstance(trait := vector.header.trait, Trait):
         for side in ("positive", "negative"):
             systems = instructions(trait, side)
             conditions[f"prompting {side}"] = [
                 a
                 for i, question in enumerate(questions)
-                for a in bench.asks([question], Ask("", system=systems[i % len(systems)]))
+                for a in bench.asks([question], ResponseRequest("", system=systems[i % len(systems)]))
             ]
     return bench.measure(conditions, ordinary, what="dose curve and controls")
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from poise.activations import Probe
-from poise.contrast import Ask, instructions
+from poise.contrast import ResponseRequest, instructions
 from poise.statistics.estimates import Estimate, mean_estimate
 from poise.trait import OwnTrait, Trait
 from poise.validate.certificate import LayerReading, Monitoring, Rung
@@ -48,9 +48,9 @@ class Step:
     system: str | None = None
     before: tuple[tuple[str, str], ...] = ()
 
-    def asks(self, bench: Bench, questions: Sequence[str]) -> list[Ask]:
+    def asks(self, bench: Bench, questions: Sequence[str]) -> list[ResponseRequest]:
         """Every question, ``rollouts`` times."""
-        return [replace(a, before=self.before) for a in bench.asks(questions, Ask("", system=self.system))]
+        return [replace(a, before=self.before) for a in bench.asks(questions, ResponseRequest("", system=self.system))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def shots(trait: Trait | OwnTrait, bench: Bench, questions: Sequence[str]) -> tu
     steps = []
     for n in SHOTS:
         step = Step(f"{n} shots", before=tuple((p.question, p.positive) for p in pairs[:n]))
-        longest = max(len(model.encode(Ask(q, before=step.before).messages()).ids) for q in questions)
+        longest = max(len(model.encode(ResponseRequest(q, before=step.before).messages()).ids) for q in questions)
         if n > len(pairs):
             notes.append(f"There is no rung of {n} shots: the trait has {len(pairs)} pairs.")
         elif longest + most > model.window:
@@ -204,7 +204,7 @@ def _read(
     bench: Bench, reader: Reader, steps: Sequence[Step], questions: Sequence[str], probes: Sequence[Probe]
 ) -> Array:
     """Last prompt tokens [R, q, k]; they do not depend on the rollout."""
-    asks = [Ask(question, step.system, before=step.before) for step in steps for question in questions]
+    asks = [ResponseRequest(question, step.system, before=step.before) for step in steps for question in questions]
     texts = [bench.model.encode(asked.messages()) for asked in asks]
     return reader.prompts(texts, probes).reshape(len(steps), len(questions), len(probes))
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from poise.contrast import Run
+from poise.contrast import ResponseStore
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument
 from poise.judge.exemplars import ExemplarJudge
-from poise.judge.factory import Chosen, choose, trait_judge
+from poise.judge.factory import ChosenJudges, choose_judges, trait_judge
 from poise.judge.local_model import LocalJudge
 from poise.model import Model, load
 from poise.trait import OwnTrait
@@ -30,7 +30,7 @@ def validate(
     vector: PersonaVector,
     model: Model,
     *,
-    judge: str | Chosen = "exemplars",
+    judge: str | ChosenJudges = "exemplars",
     questions: int | Sequence[str] = 20,
     rollouts: int = 3,
     sampling: SamplingParams | None = None,
@@ -40,7 +40,7 @@ def validate(
     beside: PersonaVector | None = None,
     batch: int = 32,
     allow_other_model: bool = False,
-    run: Run | None = None,
+    run: ResponseStore | None = None,
 ) -> Certificate:
     """Prove that a vector is its trait: steer with it on questions that its extraction never saw, beside every control.
 
@@ -78,8 +78,8 @@ def validate(
         beside.check_model(model, allow_other_model=allow_other_model)
         if torch.equal(beside.directions, vector.directions):
             raise InvalidArgument(f"{beside.name} beside {vector.name} holds the same directions; take another vector.")
-    run = run or Run(None)
-    judges = choose(judge, vector.header.trait, model, cache=run.folder) if isinstance(judge, str) else judge
+    run = run or ResponseStore(None)
+    judges = choose_judges(judge, vector.header.trait, model, cache=run.folder) if isinstance(judge, str) else judge
     second = _second(beside, judge, judges, run) if beside is not None else None
     bench = Bench(
         engine=LocalEngine(model, batch=batch, allow_other_model=allow_other_model),
@@ -102,7 +102,7 @@ def validate(
     return certificate
 
 
-def _second(beside: PersonaVector, judge: str | Chosen, judges: Chosen, run: Run) -> Second:
+def _second(beside: PersonaVector, judge: str | ChosenJudges, judges: ChosenJudges, run: ResponseStore) -> Second:
     """The second vector with a judge of the same kind; a local one judges with the model that is loaded already."""
     if not isinstance(judge, str):
         raise InvalidArgument(f"beside needs a judge of {beside.name} too; name the judge, as exemplars or model:NAME.")
@@ -111,7 +111,7 @@ def _second(beside: PersonaVector, judge: str | Chosen, judges: Chosen, run: Run
     return Second(beside, second, second.why_unusable if isinstance(second, ExemplarJudge) else "")
 
 
-def _judge_facts(judges: Chosen) -> JudgeFacts:
+def _judge_facts(judges: ChosenJudges) -> JudgeFacts:
     return JudgeFacts(
         name=judges.trait.name,
         auc=judges.auc,

@@ -43,7 +43,7 @@ def run_demo(out: Path, *, force: bool = False) -> DemoResult:
     ``force`` writes over files that no demo wrote.
     """
     began = time.monotonic()
-    trait, path = library.load(TRAIT), out / f"{TRAIT}.safetensors"
+    trait, path = library.load_trait(TRAIT), out / f"{TRAIT}.safetensors"
     check_output(path, loss=lambda existing: vector_loss(existing, TRAIT, certificate=True, alarms=True), force=force)
     check_output_folder(
         out, REPORT_FILES, job="validate", run_folder=out / "run", marks=("run",), inputs=(), force=force

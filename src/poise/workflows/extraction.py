@@ -9,9 +9,9 @@ from typing import Literal
 from poise import contrast as contrasts
 from poise import vector as vectors
 from poise.activations import reference_norm
-from poise.contrast import Run
+from poise.contrast import ResponseStore
 from poise.contrast.collection import collect_contrast
-from poise.extract import NORM_TEXTS, extract, versions
+from poise.extract import NORM_TEXTS, extract, software_versions
 from poise.judge.factory import check_judge
 from poise.storage.lock import locked
 from poise.storage.output import check_output
@@ -76,7 +76,7 @@ def extract_vector(
                 sampling=amount.sampling,
                 seed=amount.seed,
                 batch=batch,
-                run=Run(folder),
+                run=ResponseStore(folder),
             )
     vector = extract(pairs, loaded)
     vectors.save(vector, out, force=force)
@@ -103,6 +103,6 @@ def import_vector(
     loaded = load_now(model)
     ordinary = contrasts.exemplars(trait, loaded, most=NORM_TEXTS).negative
     norm = reference_norm(loaded, [answer.encoded for answer in ordinary])
-    vector = adopt(foreign, loaded, trait, norm, numbering=layers_are, software=versions())
+    vector = adopt(foreign, loaded, trait, norm, numbering=layers_are, software=software_versions())
     vectors.save(vector, out, force=force)
     return vector

@@ -9,7 +9,7 @@ import torch
 
 from poise import report
 from poise import vector as vectors
-from poise.contrast import Run
+from poise.contrast import ResponseStore
 from poise.errors import InvalidArgument
 from poise.judge.factory import check_judge
 from poise.storage.atomic_write import saving
@@ -87,7 +87,7 @@ def validate_vector(
             beside=other,
             batch=batch,
             allow_other_model=allow_other_model,
-            run=Run(out / "run"),
+            run=ResponseStore(out / "run"),
         )
         certified = current_vector(path, vector).with_certificate(certificate.model_dump(mode="json"))
         vectors.save(certified, path)
