@@ -105,7 +105,7 @@ def test_what_is_not_judged_or_not_coherent_is_dropped_and_counted(trait: Trait,
 
 
 def test_a_trait_of_exemplars_alone_cannot_be_prompted(model: Model) -> None:
-    with pytest.raises(InvalidTrait, match="--contrast exemplars"):
+    with pytest.raises(InvalidTrait, match="exemplars as `contrast`"):
         run_prompted(tiny.trait(), model, Judge(), ResponseStore(None))  # type: ignore[arg-type]
 
 
