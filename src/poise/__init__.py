@@ -181,7 +181,7 @@ _HOMES = {
     "fine_tune": "train:train",
     "load_model": "model:load",
     "load_shift_report": "shift:load_report",
-    "load_trait": "trait.library:load",
+    "load_trait": "trait.library",
     "load_tuned_model": "shift",
     "load_vector": "vector:load",
     "measure_shift": "shift:shift",
