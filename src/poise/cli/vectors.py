@@ -96,19 +96,14 @@ def extract_command(
     with working():
         from poise.workflows import GenerationBudget, extract_vector
 
+        amount = {"questions": questions, "rollouts": rollouts, "max_new_tokens": max_new_tokens, "seed": seed}
         vector = extract_vector(
             subject,
             partial(load_model, model, dtype, device),
             out,
             contrast=contrast,
             judge=judge,
-            budget=GenerationBudget(
-                questions=questions,
-                rollouts=rollouts,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed,
-            ),
+            budget=GenerationBudget(temperature=temperature, **amount),
             batch=batch,
             inputs=[exemplars] if exemplars else [Path(trait)],
             force=force,
@@ -161,9 +156,8 @@ def validate_command(
     with working():
         from poise.workflows import GenerationBudget, validate_vector
 
-        budget = GenerationBudget(
-            questions=questions, rollouts=rollouts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-        )
+        amount = {"questions": questions, "rollouts": rollouts, "max_new_tokens": max_new_tokens, "seed": seed}
+        budget = GenerationBudget(temperature=temperature, **amount)
         done = validate_vector(
             file,
             partial(load_model, model, dtype, device),

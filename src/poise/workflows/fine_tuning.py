@@ -71,12 +71,12 @@ def train_and_measure(config: TrainConfig, *, force: bool = False) -> FineTuneRe
     )
     with locked(out / ".run", "train", results=out):
         trained = train_in_folder(config)
-        report = _measure_shift(config, trained, loaded, tasks) if loaded else None
+        report = _measure_adapter(config, trained, loaded, tasks) if loaded else None
         card = write_card(trained.adapter, _card_facts(config, trained, report))
         return FineTuneResult(trained, report, card)
 
 
-def _measure_shift(
+def _measure_adapter(
     config: TrainConfig, trained: TrainResult, loaded: Sequence[PersonaVector], tasks: tuple[CapabilityTask, ...]
 ) -> ShiftReport:
     """Base beside adapter, with both files of the report."""
