@@ -124,9 +124,7 @@ class TestAnExportToLlamaCpp:
 
     def test_of_a_vector_for_layer_0_is_refused(self, llama: Model, tmp_path: Path) -> None:
         vector = tiny.vector(llama).with_certificate(CERTIFICATE | {"layer": 0})
-        with pytest.raises(
-            InvalidSteering, match=r"layer 0, and llama\.cpp steers from layer 1 on; use --format repeng"
-        ):
+        with pytest.raises(InvalidSteering, match=r"layer 0, and llama\.cpp steers from layer 1 on; use `to` repeng"):
             export(vector, tmp_path / "v.gguf")
         assert not (tmp_path / "v.gguf").exists()
         assert export(vector, tmp_path / "v.gguf", to="repeng").layers == (0, 1, 2, 3)
@@ -177,7 +175,7 @@ class TestAnImport:
 
     def test_of_a_tensor_that_could_be_numbered_either_way_asks(self, llama: Model, tmp_path: Path) -> None:
         torch.save(torch.stack([row(i) for i in range(4)]), tmp_path / "v.pt")
-        with pytest.raises(InvalidArgument, match=r"4 rows, as many as tiny-llama has layers.*--layers-are"):
+        with pytest.raises(InvalidArgument, match=r"4 rows, as many as tiny-llama has layers.*`layers_are`"):
             adopted(tmp_path / "v.pt", llama)
         torch.testing.assert_close(adopted(tmp_path / "v.pt", llama, numbering="blocks").directions[2], row(2))
         torch.testing.assert_close(adopted(tmp_path / "v.pt", llama, numbering="hidden-states").directions[2], row(3))

@@ -220,9 +220,9 @@ class TestAPrediction:
         done = gate_predictions("rows.jsonl", {"evil": self.SAID}, wanted)
         assert [c.outcome for c in done.checks] == ["missing", "kept", "missing"]
         assert not done.passed
-        with pytest.raises(InvalidArgument, match=r"not measured: --tuned;"):
+        with pytest.raises(InvalidArgument, match=r"not measured: `tuned`;"):
             check_limits_are_measured(wanted, ["evil"], ["mmlu"], judged=True, tuned=False, screened=True)
-        with pytest.raises(InvalidArgument, match=r"not measured: --data;"):
+        with pytest.raises(InvalidArgument, match=r"not measured: `data`;"):
             check_limits_are_measured(wanted, ["evil"], ["mmlu"], judged=True)
 
 
@@ -251,7 +251,7 @@ class TestWhatIsMissing:
 
     def test_is_refused_before_it_costs_anything(self, tmp_path: Path) -> None:
         wanted = limits(tmp_path, "traits: {evil: {judged: 1}, kind: {shift: 1}}\ncapability: {mmlu: 0.1}")
-        with pytest.raises(InvalidArgument, match="--vector of kind, --capability mmlu, --judge"):
+        with pytest.raises(InvalidArgument, match="`vector` of kind, `capability` mmlu, `judge`"):
             check_limits_are_measured(wanted, ["evil"], ["perplexity"], judged=False)
         check_limits_are_measured(wanted, ["evil", "kind"], ["mmlu"], judged=True)
 

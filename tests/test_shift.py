@@ -602,7 +602,7 @@ class TestWhatScreeningSaid:
 
     def test_of_raw_projections_predicts_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "summary.json").write_text('{"method": "raw", "traits": []}')
-        with pytest.raises(InvalidData, match="--method difference"):
+        with pytest.raises(InvalidData, match="`method` difference"):
             read_predictions(tmp_path)
 
     @pytest.mark.parametrize("text", [None, "{", "{}", '{"traits": [{"trait": "evil"}]}', '{"traits": 3}', "[]"])

@@ -42,7 +42,7 @@ def extract(contrast: ContrastSet, model: Model, *, min_kept: int = MIN_KEPT) ->
         raise TooFewResponses(
             f"{contrast.trait.name} has {n} usable pairs and needs {min_kept} (left out: "
             f"{contrast.dropped or 'none'}); "
-            "bring more exemplars, or more --questions and --rollouts."
+            "bring more exemplars, or more `questions` and `rollouts`."
         )
     means = _response_means(model, [*contrast.positive, *contrast.negative])
     differences = means[:n] - means[n:]

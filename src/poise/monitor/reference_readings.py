@@ -104,7 +104,7 @@ def read_generated_answers(
     if room < 1:
         raise InvalidArgument(
             f"Answers of {sampling.max_new_tokens} tokens leave no room for a prompt in the window of {model.name} "
-            f"({model.window}); ask for fewer with --max-new-tokens."
+            f"({model.window}); ask for fewer with `max_new_tokens`."
         )
     prompts: dict[tuple[int, ...], tuple[Encoded, Conversation]] = {}
     left_out = Counter[str]()

@@ -47,7 +47,7 @@ class BaseAnswers:
         if max_new_tokens >= model.window:
             raise InvalidArgument(
                 f"{max_new_tokens} new tokens leave no room for a prompt in the window of {model.name} "
-                f"({model.window}); ask for fewer with --max-new-tokens."
+                f"({model.window}); ask for fewer with `max_new_tokens`."
             )
         self.engine = LocalEngine(model, batch=batch)
         self.sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0)

@@ -81,9 +81,9 @@ class FlaggingRule:
         if self.rate is not None:
             check_rate(self.rate)
         if self.top is not None and self.top < 1:
-            raise InvalidArgument(f"--top is {self.top}; it must be at least 1.")
+            raise InvalidArgument(f"`top` is {self.top}; it must be at least 1.")
         if self.above is not None and not math.isfinite(self.above):
-            raise InvalidArgument(f"--threshold is {self.above}; it must be a number.")
+            raise InvalidArgument(f"`threshold` is {self.above}; it must be a number.")
 
     def threshold_for(
         self,
@@ -104,7 +104,8 @@ class FlaggingRule:
             TooFewResponses: so few normal conversations cannot promise the rate.
         """
         if self.rate is not None:
-            assert normal is not None, "a rate needs normal data"
+            if normal is None:
+                raise InvalidArgument(f"`rate` is {self.rate:g} and needs normal data to be set by; give `normal`.")
             return _banded_threshold(bands(normal, tokens, self.rate, conversations=conversations), self.rate)
         if self.above is not None:
             return FlaggingThreshold(self.above, f"above {self.above:g}, as asked", f"above {self.above:g}")

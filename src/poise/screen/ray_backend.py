@@ -125,8 +125,8 @@ class ShardScorer:
         model = load(spec.model, dtype=spec.dtype, device=spec.device)
         if model.fingerprint != spec.fingerprint:
             raise InvalidArgument(
-                f"A worker found another model under the name {spec.model} than this process did; give --model a "
-                "folder that all machines share, or use --engine local."
+                f"A worker found another model under the name {spec.model} than this process did; give `model` a "
+                "folder that all machines share, or use `engine` local."
             )
         self.answers = (
             BaseAnswers(model, spec.own[0], max_new_tokens=spec.own[1], batch=spec.own[2]) if spec.own else None
@@ -139,7 +139,7 @@ class ShardScorer:
         if mark.exists() and mark.stat().st_size >= MOST_WORKER_DEATHS:
             raise InvalidArgument(
                 f"{MOST_WORKER_DEATHS} workers died over rows {first} to {first + self.spec.window - 1}, most likely "
-                "out of memory; use fewer workers to a machine, a smaller --batch, or --engine local to see more."
+                "out of memory; use fewer workers to a machine, a smaller `batch`, or `engine` local to see more."
             )
         with mark.open("ab") as file:
             file.write(b".")

@@ -182,7 +182,7 @@ class Gate:
             )
         origin = headers.get("origin")
         if origin is not None and origin not in self.origins and urlsplit(origin).netloc != headers.get("host"):
-            raise RequestError(403, "Pages of another origin may not ask; name it with --cors.", code="origin")
+            raise RequestError(403, "Pages of another origin may not ask; name it with `cors`.", code="origin")
         key = self.keys.find(headers.get("authorization"))
         scope["state"] = {**scope.get("state", {}), "key": key}
         if self.keys and key is None and not OPEN.fullmatch(scope["path"]):

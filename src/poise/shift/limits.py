@@ -153,14 +153,14 @@ def check_limits_are_measured(
         InvalidArgument: names all limits that nothing would measure.
     """
     trait_limits = limits.traits.values()
-    lacking = [f"--vector of {name}" for name in limits.traits if name not in traits]
-    lacking += [f"--capability {name}" for name in limits.capability if name not in abilities]
+    lacking = [f"`vector` of {name}" for name in limits.traits if name not in traits]
+    lacking += [f"`capability` {name}" for name in limits.capability if name not in abilities]
     if not tuned and (limits.capability or any((limit.shift, limit.judged) != (None, None) for limit in trait_limits)):
-        lacking.append("--tuned")
+        lacking.append("`tuned`")
     elif not judged and any(limit.judged is not None for limit in trait_limits):
-        lacking.append("--judge")
+        lacking.append("`judge`")
     if not screened and any(limit.predicted is not None for limit in trait_limits):
-        lacking.append("--data")
+        lacking.append("`data`")
     if lacking:
         raise InvalidArgument(
             f"The limits need what is not measured: {', '.join(lacking)}; give it, or drop the limit."

@@ -266,7 +266,7 @@ def read_predictions(folder: Path) -> dict[str, Estimate]:
     if method == "raw":
         raise InvalidData(
             f"{path} is of raw projections, whose mean has no zero and predicts nothing; screen the data by "
-            "--method difference or prompt."
+            "`method` difference or prompt."
         )
     return means
 

@@ -159,7 +159,7 @@ def check_enough(conversations: int, rate: float) -> None:
     if not _supports(conversations, rate):
         raise TooFewResponses(
             f"A false-alarm rate of {rate:.4g} needs {needed(rate)} normal answers from as many conversations, and "
-            f"there are {conversations}; bring more rows or ask for a higher --rate."
+            f"there are {conversations}; bring more rows or ask for a higher `rate`."
         )
 
 

@@ -131,7 +131,7 @@ def _questions(vector: PersonaVector, certificate: Certificate, second: Second) 
     if not fresh:
         raise InvalidArgument(
             f"{vector.name} and {second.vector.name} leave no question that neither has seen; validate with more "
-            "--questions."
+            "`questions`."
         )
     return tuple(fresh.values())[: len(certificate.asked)]
 

@@ -128,7 +128,7 @@ def _export_loss(path: Path) -> str:
 def _check_llama_cpp(vector: PersonaVector, use: Use, path: Path) -> None:
     if use.layer == 0:
         raise InvalidSteering(
-            f"{vector.name} is to steer at layer 0, and llama.cpp steers from layer 1 on; use --format repeng."
+            f"{vector.name} is to steer at layer 0, and llama.cpp steers from layer 1 on; use `to` repeng."
         )
     if set(":,") & set(path.name):
         raise InvalidArgument(f"llama.cpp's flags cannot name the file {path.name}; leave out : and , in its name.")

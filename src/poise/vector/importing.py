@@ -182,7 +182,7 @@ def adopt(
     if outside:
         raise OtherModel(
             f"{foreign.path} has a layer {outside[-1]}, and {model.name} numbers its {model.layers} layers 0 to {last} "
-            f"(--layers-are {chosen}); name the model that it was computed on."
+            f"(`layers_are` {chosen}); name the model that it was computed on."
         )
     directions = torch.zeros((model.layers, model.width))
     for i, direction in foreign.directions.items():
@@ -216,11 +216,11 @@ def _by_rows(foreign: Foreign, model: Model) -> Numbering:
     if rows == model.layers:
         raise InvalidArgument(
             f"{foreign.path} has {rows} rows, as many as {model.name} has layers, and does not say whether the first "
-            "is the embeddings; add --layers-are blocks or --layers-are hidden-states."
+            "is the embeddings; add `layers_are` blocks or `layers_are` hidden-states."
         )
     raise OtherModel(
         f"{foreign.path} has {rows} rows and {model.name} has {model.layers} layers, which makes {model.layers + 1} "
-        "hidden states; name the model that it was computed on, or say what its rows are by --layers-are."
+        "hidden states; name the model that it was computed on, or say what its rows are by `layers_are`."
     )
 
 

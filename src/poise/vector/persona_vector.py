@@ -268,7 +268,7 @@ class PersonaVector:
         raise OtherModel(
             f"{self.name} was computed on {self.header.model.name}, and {model.name} {how}; extract it on that "
             "model, or pass "
-            "allow_other_model=True (--allow-other-model) if you know that the direction carries over."
+            "`allow_other_model` if you know that the direction carries over."
         )
 
     def with_certificate(self, certificate: Mapping[str, Any] | FrozenModel) -> PersonaVector:
