@@ -1,8 +1,9 @@
-"""The house rules that a machine can check: who imports whom, who prints, how long things are."""
+"""The rules of docs/architecture.md that a machine can check. Each test lists every offender at once."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -11,33 +12,31 @@ from pathlib import Path
 
 import pytest
 
-import poise
 from poise import errors
 
-ROOT = Path(poise.__file__).parent
-MODULES = sorted(ROOT.rglob("*.py"))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import structure  # noqa: E402 (a script beside the package)
+
+MAP = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+TREES = structure.trees(ROOT)
+
+
+def block(heading: str) -> list[str]:
+    """Lines of the first indented block under a heading of the map."""
+    section = MAP.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = section.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("    "))
+    last = next((i for i in range(first, len(lines)) if lines[i] and not lines[i].startswith("    ")), len(lines))
+    return [line.strip() for line in lines[first:last] if line.strip()]
+
 
 # From the ground up; a room imports from lower floors only, never from its own.
-FLOORS = [
-    {"_lazy", "errors", "progress"},
-    {"storage", "settings"},
-    {"data", "statistics"},
-    {"trait", "model"},
-    {"vector"},
-    {"steer", "activations"},
-    {"judge", "engine"},
-    {"contrast"},
-    {"extract", "validate", "monitor", "train", "shift", "screen"},
-    {"report"},
-    {"workflows"},
-    {"serve"},
-    {"cli"},
-    {"__init__", "__main__"},
-]
+FLOORS = [set(line.split()) for line in reversed(block("Floors"))]
 RANK = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+PUBLIC = block("Public modules")
 HEAVY = {"torch", "transformers", "sklearn", "scipy", "pyarrow", "datasets"}
 LIGHT_ROOMS = {
-    "_lazy",
     "errors",
     "progress",
     "storage",
@@ -46,108 +45,176 @@ LIGHT_ROOMS = {
     "trait",
     "data",
     "cli",
-    "__init__",
+    "_lazy",
     "__main__",
+    "",
 }
+FRONT = {"poise", "poise.__main__"}
+SHARED_NAMES = {"log", "app"}
+"""What every module may call its logger and its command group."""
+HOOKS = {"register_forward_hook", "register_forward_pre_hook", "register_module_forward_hook"}
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+
+# Numbers that only shrink: lower them when you remove some; they go when they are zero.
+REPEATED_NAMES, VAGUE_NAMES, FRAGMENTS, FLAGS, ASSERTS = 999, 999, 999, 999, 999
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+DRAWN = re.findall(r"^([│├└─ ]*)(\w+)(?:  +.*)?$", str(errors.__doc__).partition("\n\n")[2], flags=re.MULTILINE)
+ERRORS = {name: c for name, c in vars(errors).items() if isinstance(c, type) and c.__module__ == errors.__name__}
 
 
-def module_of(path: Path) -> str:
-    parts = ("poise", *path.relative_to(ROOT).with_suffix("").parts)
-    return ".".join(parts).removesuffix(".__init__")
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
-NAMES = {module_of(path) for path in MODULES}
+def docstrings(tree: ast.Module) -> set[int]:
+    """Ids of the nodes that are docstrings, of attributes too."""
+    return {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Every module that is imported anywhere in a file: lazily and for type-checking too."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if inner in NAMES else str(node.module)
+class TestImports:
+    def test_every_room_has_a_floor(self) -> None:
+        assert {room_of(module) for module in TREES.keys() - FRONT} == RANK.keys() - {"__main__"}
+
+    def test_point_down_only(self) -> None:
+        upward = [
+            f"{module} imports {name}"
+            for module, tree in TREES.items()
+            for name in structure.imports(tree, TREES)
+            if module not in FRONT and name.startswith("poise.") and room_of(name) != room_of(module)
+            if RANK[room_of(name)] >= RANK[room_of(module)]
+        ]
+        assert upward == []
+
+    def test_do_not_go_in_circles(self) -> None:
+        assert structure.circles(TREES) == []
+
+    def test_are_absolute_and_name_the_room_not_the_front(self) -> None:
+        relative = [m for m, t in TREES.items() for n in ast.walk(t) if isinstance(n, ast.ImportFrom) and n.level]
+        front = [m for m, t in TREES.items() if "poise" in set(structure.imports(t, TREES)) and room_of(m) != "cli"]
+        assert (relative, front) == ([], [])
+
+    def test_of_light_rooms_are_light(self) -> None:
+        heavy = [
+            f"{module} imports {name} at its top"
+            for module, tree in TREES.items()
+            if room_of(module) in LIGHT_ROOMS
+            for name in structure.imports_at_top(tree, TREES)
+            if name.partition(".")[0] in HEAVY
+        ]
+        assert heavy == []
 
 
-def imports_at_top(tree: ast.Module) -> Iterator[str]:
-    """What runs when the file is imported: not inside functions, and not for type-checking only."""
-    waiting: list[ast.AST] = list(tree.body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting += node.orelse
-            continue
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from imports(node)
-        waiting += ast.iter_child_nodes(node)
+class TestNames:
+    def test_have_one_home(self) -> None:
+        repeated = {n: m for n, m in structure.repeated_names(TREES).items() if n not in SHARED_NAMES}
+        assert len(repeated) <= REPEATED_NAMES, repeated
+
+    def test_say_what_they_hold(self) -> None:
+        vague = structure.vague_names(TREES)
+        assert sum(map(len, vague.values())) <= VAGUE_NAMES, vague
+
+    def test_of_attributes_are_explained_by_sentences(self) -> None:
+        fragments = structure.fragments(TREES)
+        assert len(fragments) <= FRAGMENTS, fragments
 
 
-def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its docstring, which may be as long as it has to be."""
-    first = function.body[0] if ast.get_docstring(function) is not None else None
-    words = first.end_lineno - first.lineno + 1 if first else 0  # type: ignore[operator]
-    return int(function.end_lineno) - function.lineno + 1 - words  # type: ignore[arg-type]
+class TestCode:
+    def test_is_short(self) -> None:
+        assert structure.long_files(ROOT) + structure.long_functions(TREES) == []
+
+    def test_prints_in_cli_only(self) -> None:
+        prints = [f"{m}:{n.lineno}" for m, n in calls() if m.split(".")[1:2] != ["cli"] and called(n) == "print"]
+        assert prints == []
+
+    def test_registers_hooks_in_one_module(self) -> None:
+        hooks = [f"{m}:{n.lineno}" for m, n in calls() if m != "poise.model.hooks" and called(n) in HOOKS]
+        assert hooks == []
+
+    def test_of_the_library_names_no_options_of_the_command_line(self) -> None:
+        flags = [
+            f"{module}:{node.lineno}: {node.value}"
+            for module, tree in TREES.items()
+            if room_of(module) != "cli"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings(tree)
+            if FLAG.search(node.value) and not FLAG.fullmatch(node.value)  # alone, it is for another program
+        ]
+        assert len(flags) <= FLAGS, "\n".join(flags)
+
+    def test_asserts_nothing_of_its_arguments(self) -> None:
+        asserts = []
+        for module, tree in TREES.items():
+            for function in ast.walk(tree):
+                if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                    a = function.args
+                    names = {arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs)} - {"self", "cls"}
+                    for node in ast.walk(function):
+                        if isinstance(node, ast.Assert):
+                            used = {n.id for n in ast.walk(node.test) if isinstance(n, ast.Name)}
+                            asserts += [f"{module}:{node.lineno}"] if used & names else []
+        assert len(asserts) <= ASSERTS, asserts
+
+    def test_does_not_reach_into_its_callers_or_pretend(self) -> None:
+        tricks = [m for m, n in calls() if called(n) == "_getframe"]
+        tricks += [m for m, t in TREES.items() if "unittest.mock" in set(structure.imports(t, TREES))]
+        assert tricks == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_of)
-class TestAModule:
-    def test_has_a_room_with_a_floor(self, path: Path) -> None:
-        assert room_of(path) in RANK, f"say in FLOORS where {room_of(path)} stands"
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    for module, tree in TREES.items():
+        yield from ((module, node) for node in ast.walk(tree) if isinstance(node, ast.Call))
 
-    def test_imports_from_lower_floors_only(self, path: Path) -> None:
-        here = room_of(path)
-        for name in imports(TREES[path]):
-            if name.partition(".")[0] == "poise" and name != "poise":
-                there = name.split(".")[1]
-                assert there == here or RANK[there] < RANK[here], f"{module_of(path)} must not import {name}"
-        assert "poise" not in set(imports(TREES[path])) or here == "cli", "import the room, not the front"
 
-    def test_prints_in_cli_only(self, path: Path) -> None:
-        calls = [n for n in ast.walk(TREES[path]) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-        printing = [call.lineno for call in calls if call.func.id == "print"]  # type: ignore[attr-defined]
-        assert not printing or room_of(path) == "cli"
+def called(call: ast.Call) -> str:
+    function = call.func
+    return function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
 
-    def test_of_a_light_room_imports_nothing_heavy_at_its_top(self, path: Path) -> None:
-        if room_of(path) in LIGHT_ROOMS:
-            assert not HEAVY & {name.partition(".")[0] for name in imports_at_top(TREES[path])}
 
-    def test_is_short_and_so_are_its_functions(self, path: Path) -> None:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
-        functions = [n for n in ast.walk(TREES[path]) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-        assert [f"{f.name}: {length(f)} lines" for f in functions if length(f) > 60] == []
+class TestPublicModules:
+    """``docs/architecture.md`` lists what users may import; the rest may change without notice."""
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_say_what_they_offer_and_explain_it(self) -> None:
+        silent = []
+        for name in PUBLIC:
+            module = importlib.import_module(name)
+            assert hasattr(module, "__all__") or name == "poise.errors", name  # the errors are all public
+            for public in getattr(module, "__all__", sorted(ERRORS)):
+                value = getattr(module, public)
+                if (callable(value) or isinstance(value, type)) and not value.__doc__:
+                    silent.append(f"{name}.{public}")
+        assert silent == []
+
+    def test_are_all_that_the_docs_import(self) -> None:
+        pages = {page.name: page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+        imported = {
+            f"{page} imports {name}"
+            for page, text in pages.items()
+            for name, attribute in re.findall(r"^ *from (poise[\w.]*) import (\w+)", text, flags=re.MULTILINE)
+            if name not in PUBLIC and f"{name}.{attribute}" not in PUBLIC
+        }
+        assert imported == set()
 
 
 class TestTheCommandLine:
     def test_reaches_nothing_heavy_at_its_top_through_any_room(self) -> None:
-        tops = {module_of(path): set(imports_at_top(tree)) for path, tree in TREES.items()}
+        tops = {module: set(structure.imports_at_top(tree, TREES)) for module, tree in TREES.items()}
         waiting, reached = ["poise.cli"], {"poise.cli"}
         while waiting:
             name = waiting.pop()
             packages = {name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)}  # importing a.b runs a too
-            for found in tops.get(name, set()) | packages:
-                assert found.partition(".")[0] not in {"torch", "transformers"}, f"{name} imports {found} at its top"
-                if found in tops and found not in reached:
-                    reached.add(found)
-                    waiting.append(found)
+            for module in tops.get(name, set()) | packages:
+                assert module.partition(".")[0] not in {"torch", "transformers"}, f"{name} imports {module} at its top"
+                if module in tops and module not in reached:
+                    reached.add(module)
+                    waiting.append(module)
         assert "poise.errors" in reached
 
     def test_is_there_without_torch(self) -> None:
         program = f"import sys, poise.cli; print(sorted({HEAVY} & set(sys.modules)))"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert done.stdout == "[]\n"
-
-
-DRAWN = re.findall(r"^([│├└─ ]*)(\w+)(?:  +.*)?$", str(errors.__doc__).partition("\n\n")[2], flags=re.MULTILINE)
-ERRORS = {name: c for name, c in vars(errors).items() if isinstance(c, type) and c.__module__ == errors.__name__}
 
 
 class TestTheErrorTree:
