@@ -36,19 +36,9 @@ FLOORS = [set(line.split()) for line in reversed(block("Floors"))]
 RANK = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = block("Public modules")
 HEAVY = {"torch", "transformers", "sklearn", "scipy", "pyarrow", "datasets"}
-LIGHT_ROOMS = {
-    "errors",
-    "progress",
-    "storage",
-    "settings",
-    "statistics",
-    "trait",
-    "data",
-    "cli",
-    "_lazy",
-    "__main__",
-    "",
-}
+LIGHT_ROOMS = set(
+    ["errors", "progress", "_lazy", "storage", "settings", "statistics", "trait", "data", "cli", "__main__"]
+) | {""}
 FRONT = {"poise", "poise.__main__"}
 SHARED_NAMES = {"log", "app"}
 """What every module may call its logger and its command group."""

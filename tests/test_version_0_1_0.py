@@ -116,7 +116,7 @@ class TestAReport:
     def test_a_shift_passes_a_gate(self, folder: Path) -> None:
         result = CliRunner().invoke(app, ["gate", "limits.yaml", "--measured", "shift/shift.json", "--json"])
         assert result.exit_code in (0, 1), result.output
-        assert json.loads(result.stdout)["limits"]
+        assert json.loads(result.stdout)["checks"]
 
     def test_settings_of_a_training_are_read(self) -> None:
         config = read_settings(OLD / "train.yaml", TrainConfig)
