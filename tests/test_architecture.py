@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -36,17 +37,16 @@ FLOORS = [set(line.split()) for line in reversed(block("Floors"))]
 RANK = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = block("Public modules")
 HEAVY = {"torch", "transformers", "sklearn", "scipy", "pyarrow", "datasets"}
-LIGHT_ROOMS = set(
-    ["errors", "progress", "_lazy", "storage", "settings", "statistics", "trait", "data", "cli", "__main__"]
-) | {""}
+LIGHT_ROOMS = {"", "_lazy", "errors", "progress", "storage", "settings", "statistics", "trait", "data", "cli"}
 FRONT = {"poise", "poise.__main__"}
 SHARED_NAMES = {"log", "app"}
 """What every module may call its logger and its command group."""
 HOOKS = {"register_forward_hook", "register_forward_pre_hook", "register_module_forward_hook"}
+PIP = {"--quiet", "--no-deps", "--only-binary=:all:", "--dest"}
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
-# Numbers that only shrink: lower them when you remove some; they go when they are zero.
-REPEATED_NAMES, VAGUE_NAMES, FRAGMENTS, FLAGS, ASSERTS = 999, 999, 999, 999, 999
+# Numbers that only shrink: lower them when you remove some; a number goes when it is zero.
+REPEATED_NAMES, VAGUE_NAMES, FRAGMENTS, FLAGS, ASSERTS = 143, 298, 135, 29, 4
 
 
 DRAWN = re.findall(r"^([│├└─ ]*)(\w+)(?:  +.*)?$", str(errors.__doc__).partition("\n\n")[2], flags=re.MULTILINE)
@@ -88,7 +88,7 @@ class TestImports:
         heavy = [
             f"{module} imports {name} at its top"
             for module, tree in TREES.items()
-            if room_of(module) in LIGHT_ROOMS
+            if room_of(module) in LIGHT_ROOMS or module in FRONT
             for name in structure.imports_at_top(tree, TREES)
             if name.partition(".")[0] in HEAVY
         ]
@@ -126,9 +126,10 @@ class TestCode:
             f"{module}:{node.lineno}: {node.value}"
             for module, tree in TREES.items()
             if room_of(module) != "cli"
+            for words in [docstrings(tree)]
             for node in ast.walk(tree)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings(tree)
-            if FLAG.search(node.value) and not FLAG.fullmatch(node.value)  # alone, it is for another program
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in words
+            if FLAG.search(node.value) and "pip install" not in node.value and node.value not in PIP
         ]
         assert len(flags) <= FLAGS, "\n".join(flags)
 
@@ -172,7 +173,7 @@ class TestPublicModules:
             assert hasattr(module, "__all__") or name == "poise.errors", name  # the errors are all public
             for public in getattr(module, "__all__", sorted(ERRORS)):
                 value = getattr(module, public)
-                if (callable(value) or isinstance(value, type)) and not value.__doc__:
+                if (inspect.isclass(value) or inspect.isfunction(value)) and not value.__doc__:
                     silent.append(f"{name}.{public}")
         assert silent == []
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A mark for every forward pass."""
+    """A mark for every forward pass but those that try the model out before work begins, which 0.1.0 did not."""
     passes: list[int] = []
     plain = LlamaModel.forward
 
     def forward(lm: Any, *args: Any, **kwargs: Any) -> Any:
-        passes.append(1)
+        if not any(frame.filename.endswith("self_check.py") for frame in traceback.extract_stack()):
+            passes.append(1)
         return plain(lm, *args, **kwargs)
 
     monkeypatch.setattr(LlamaModel, "forward", forward)
