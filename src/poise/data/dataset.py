@@ -102,14 +102,14 @@ class DataSet:
 
         A data set on the hub counts with its rows as JSON, which takes reading it through.
         """
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for part in self.parts:
             for path in part.paths:
-                _add(found, path)
+                _add(digest, path)
             if not part.paths:
                 for _, _, value in part.read(0):
-                    found.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
-        return found.hexdigest()
+                    digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
+        return digest.hexdigest()
 
     def _rows(self, part: DataPart, first: int, skip: int) -> Generator[Conversation | RejectedRow, None, int]:
         """One part's rows after ``skip``; ``first`` is the index of its row 0."""
@@ -147,10 +147,10 @@ def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto",
     """
     request = parse_shape_request(shape, need)
     sources = [source] if isinstance(source, str | Path) else source
-    found = {place[0]: place for one in sources for place in _locate_source(str(one))}  # each file once
+    located = {place[0]: place for one in sources for place in _locate_source(str(one))}  # each file once
     parts: list[DataPart] = []
     unfit: dict[str, list[str]] = {}
-    for name, paths, rows in found.values():
+    for name, paths, rows in located.values():
         try:
             parts.append(DataPart(name, paths, rows, _detect_shape(name, rows, request, need)))
         except InvalidData as error:
@@ -234,8 +234,8 @@ def _locate_source(source: str) -> list[SourceFiles]:
     if path.exists():
         return [(source, (path,), row_reader(path))]
     if glob.has_magic(source):
-        found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  # a pattern may be absolute
-        return _readable_files([Path(name) for name in found], f"{source} matches no file")
+        names = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  # a pattern may be absolute
+        return _readable_files([Path(name) for name in names], f"{source} matches no file")
     if name and hub.is_saved(Path(name)):
         return [(source, *hub.open_saved(Path(name), split))]
     if not is_known(path) and _HUB_NAME.fullmatch(name or source):

@@ -193,7 +193,7 @@ def _json_lines(path: Path) -> Lines:
             if not raw:
                 return
             if len(raw) == ROW_LIMIT and not raw.endswith(b"\n"):
-                while (rest := file.readline(ROW_LIMIT)) and not rest.endswith(b"\n"):
+                while (overflow := file.readline(ROW_LIMIT)) and not overflow.endswith(b"\n"):
                     pass
                 yield line, InvalidRow(f"too long: over {ROW_LIMIT // 2**20} MiB")
                 continue

@@ -86,8 +86,8 @@ def recognise(row: RowColumns, need: Need) -> Recognition:
 
 def find_column(row: RowColumns, names: Sequence[str], suits: Callable[[Any], bool]) -> str | None:
     """The row's own name for the first of ``names`` that it has; upper case and spaces around it do not matter."""
-    own = {name.strip().lower(): name for name in row if isinstance(name, str)}
-    present = (own[name.lower()] for name in names if name.lower() in own)
+    names_in_row = {name.strip().lower(): name for name in row if isinstance(name, str)}
+    present = (names_in_row[name.lower()] for name in names if name.lower() in names_in_row)
     return next((name for name in present if suits(row[name])), None)
 
 

@@ -72,21 +72,21 @@ class Rejections:
 
     def _summary(self, last: RejectedRow) -> str:
         place = f"line {last.line}" if last.line else f"row {last.row}"
-        kept = f"; {self.path} lists them" if self.path else ""
-        return f"{self}, the last in {last.file}, {place}, for {last.reason}{kept}"
+        list_note = f"; {self.path} lists them" if self.path else ""
+        return f"{self}, the last in {last.file}, {place}, for {last.reason}{list_note}"
 
     def _resume(self, path: Path, start: int) -> None:
         """Keep the lines on rows before ``start``; a run that was killed may have written more."""
-        kept = 0
+        bytes_kept = 0
         try:
             with path.open("rb+") as file:
                 for line in file:
                     row: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {"index": start}
                     if row["index"] >= start:
                         break
-                    kept += len(line)
+                    bytes_kept += len(line)
                     self.kinds[row["reason"].partition(":")[0]] += 1
-                file.truncate(kept)
+                file.truncate(bytes_kept)
         except OSError as error:
             raise save_failed(f"Cannot open {path}", error) from error
         except (ValueError, KeyError, TypeError) as error:

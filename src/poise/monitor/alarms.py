@@ -94,11 +94,11 @@ class AlarmWatcher:
         return summarize_projections(torch.stack(self._seen))
 
     def _new(self, reading: str, values: torch.Tensor, token: int) -> list[RaisedAlarm]:
-        found = [
+        raised = [
             RaisedAlarm(column, alarm, value, token)
             for column, value in enumerate(values.tolist())
             for alarm in self.alarms[column]
             if alarm.reading == reading and value > alarm.threshold and (column, alarm) not in self._raised
         ]
-        self._raised |= {(r.column, r.alarm) for r in found}
-        return found
+        self._raised |= {(r.column, r.alarm) for r in raised}
+        return raised

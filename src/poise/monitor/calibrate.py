@@ -167,7 +167,7 @@ def set_alarms(
         TooFewResponses: the answers together cannot bear a rate; says how many can.
         InvalidArgument: a rate out of range.
     """
-    found: list[Alarm] = []
+    alarms: list[Alarm] = []
     without: dict[str, str] = {}
     for topic in [None, *sorted({t for t in normal.topics if t is not None})]:
         for reading in READING_NAMES:
@@ -180,7 +180,7 @@ def set_alarms(
                         raise
                     without.setdefault(topic, str(error))
                     continue
-                found.append(
+                alarms.append(
                     Alarm(
                         reading=reading,
                         layer=layer,
@@ -194,7 +194,7 @@ def set_alarms(
                         **asdict(facts),
                     )
                 )
-    return found, without
+    return alarms, without
 
 
 def set_drift_chart(normal: ReferenceReadings, column: int, layer: int) -> Drift | None:
@@ -202,19 +202,19 @@ def set_drift_chart(normal: ReferenceReadings, column: int, layer: int) -> Drift
     values, conversations = normal.column("mean", column)
     if (
         len(set(conversations)) < FEWEST_DRIFT_CONVERSATIONS
-        or (made := fit_cusum(values, conversations=conversations)) is None
+        or (chart := fit_cusum(values, conversations=conversations)) is None
     ):
         return None
     return Drift(
         reading="mean",
         layer=layer,
-        mean=made.mean,
-        sd=made.sd,
-        k=made.k,
-        h=made.h,
-        arl=round(made.arl, 1),
-        low=round(made.low, 1),
-        high=round(made.high, 1) if math.isfinite(made.high) else None,
+        mean=chart.mean,
+        sd=chart.sd,
+        k=chart.k,
+        h=chart.h,
+        arl=round(chart.arl, 1),
+        low=round(chart.low, 1),
+        high=round(chart.high, 1) if math.isfinite(chart.high) else None,
         n_answers=len(values),
         n_conversations=len(set(conversations)),
     )

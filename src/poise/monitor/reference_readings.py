@@ -56,22 +56,22 @@ class ReferenceReadings:
         """One probe's readings [n] that are not missing, and their conversations; of one topic or of all."""
         values = np.array([r.of(reading)[column] for r in self.readings], dtype=float)
         wanted = [topic is None or t == topic for t in self.topics]
-        kept = np.flatnonzero(np.isfinite(values) & np.array(wanted, dtype=bool))
-        return values[kept], [self.conversations[i] for i in kept]
+        present = np.flatnonzero(np.isfinite(values) & np.array(wanted, dtype=bool))
+        return values[present], [self.conversations[i] for i in present]
 
 
 def draw_conversations(data: DataSet, limit: int, *, seed: int = 0, rejections: Rejections) -> list[Conversation]:
     """At most ``limit`` conversations, drawn at random from the whole data set, in its order."""
     draw = random.Random(seed)
-    kept: list[Conversation] = []
+    drawn: list[Conversation] = []
     with track("Choosing conversations") as advance:
         for n, conversation in enumerate(rejections.sift(data)):
             advance(1)
             if n < limit:
-                kept.append(conversation)
+                drawn.append(conversation)
             elif (place := draw.randrange(n + 1)) < limit:
-                kept[place] = conversation
-    return sorted(kept, key=lambda c: c.index)
+                drawn[place] = conversation
+    return sorted(drawn, key=lambda c: c.index)
 
 
 def read_generated_answers(
@@ -110,22 +110,22 @@ def read_generated_answers(
     left_out = Counter[str]()
     for conversation in conversations:
         try:
-            found = fit(model, last_user(conversation), None, room)
+            fitted = fit(model, last_user(conversation), None, room)
         except UnsuitableModel:
             left_out["refused by the chat template"] += 1
             continue
-        if found is None:
+        if fitted is None:
             left_out["longer than the model's window"] += 1
-        elif found[0].ids in prompts:
+        elif fitted[0].ids in prompts:
             left_out["asked already"] += 1
         else:
-            prompts[found[0].ids] = (found[0], conversation)
-    asked = [conversation for _, conversation in prompts.values()]
-    topics = _topics(asked, by)
+            prompts[fitted[0].ids] = (fitted[0], conversation)
+    answered = [conversation for _, conversation in prompts.values()]
+    topics = _topics(answered, by)
     read = generate_and_read(
         engine, model, [p for p, _ in prompts.values()], sampling, probes, seed=seed, journal=journal
     )
-    return ReferenceReadings(tuple(read), tuple(c.index for c in asked), topics, left_out)
+    return ReferenceReadings(tuple(read), tuple(c.index for c in answered), topics, left_out)
 
 
 def read_data_answers(
@@ -143,26 +143,26 @@ def read_data_answers(
     topics = _topics(conversations, by)
     unreadable = Rejections()
     left_out, done = Counter[str](), 0
-    kept: list[tuple[AnswerReadings, int]] = []
+    readings: list[tuple[AnswerReadings, int]] = []
     numbered = [replace(c, index=i) for i, c in enumerate(conversations)]  # drawn from far apart, read side by side
     with track("Reading answers", total=len(conversations)) as advance:
         for following, scored in score_turns(numbered, model, probes, unreadable):
-            kept += [(one.readings, one.conversation.index) for one in scored if one.readings]
+            readings += [(one.readings, one.conversation.index) for one in scored if one.readings]
             left_out.update(one.unread.partition(":")[0] for one in scored if not one.readings)
             advance(following - done)
             done = following
-    which = tuple(i for _, i in kept)
+    which = tuple(i for _, i in readings)
     return ReferenceReadings(
-        tuple(r for r, _ in kept), which, tuple(topics[i] for i in which), left_out + unreadable.kinds
+        tuple(r for r, _ in readings), which, tuple(topics[i] for i in which), left_out + unreadable.kinds
     )
 
 
 def _topics(conversations: Sequence[Conversation], by: str | None) -> tuple[str | None, ...]:
-    found = tuple(topic_of(c, by) for c in conversations)
-    if by and conversations and not any(found):
+    topics = tuple(topic_of(c, by) for c in conversations)
+    if by and conversations and not any(topics):
         has = ", ".join(conversations[0].fields) or "none"
         raise InvalidArgument(f"No row has a field {by!r} to tell topics apart; the first one's fields: {has}.")
-    return found
+    return topics
 
 
 def generate_and_read(
@@ -192,8 +192,8 @@ def generate_and_read(
                 )
                 summed = [summarize_projections(g.readings) for g in generations if g.readings is not None]
                 journal.append(
-                    (keys[i], _journal_row(found))
-                    for i, found in zip(batch, summed, strict=True)
+                    (keys[i], _journal_row(readings))
+                    for i, readings in zip(batch, summed, strict=True)
                     if keys[i] not in journal
                 )
             advance(len(batch))

@@ -102,22 +102,26 @@ def read_rows(
     return (turn for _, window in score_turns(data, model, probes, Rejections()) for turn in window)
 
 
-def _why_unread(found: Sequence[Place | Unread]) -> str:
+def _why_unread(row_places: Sequence[Place | Unread]) -> str:
     """The first answer's reason where no answer can be read, else nothing."""
-    first = found[0]
-    return first.reason if isinstance(first, Unread) and all(isinstance(f, Unread) for f in found) else ""
+    first = row_places[0]
+    return first.reason if isinstance(first, Unread) and all(isinstance(f, Unread) for f in row_places) else ""
 
 
 def _read_window(
     model: Model,
     conversations: Sequence[Conversation],
-    found: Sequence[Sequence[Place | Unread]],
+    window_places: Sequence[Sequence[Place | Unread]],
     probes: Sequence[Probe],
 ) -> list[ScoredTurn]:
-    ids = list({id(p.text.ids): p.text.ids for own in found for p in own if isinstance(p, Place)}.values())
+    ids = list(
+        {
+            id(p.text.ids): p.text.ids for row_places in window_places for p in row_places if isinstance(p, Place)
+        }.values()
+    )
     read = dict(zip(map(id, ids), project_each(model, [Encoded(i, 0, len(i)) for i in ids], probes), strict=True))
     out = []
-    for conversation, own in zip(conversations, found, strict=True):
+    for conversation, own in zip(conversations, window_places, strict=True):
         for place in own:
             if isinstance(place, Unread):
                 out.append(ScoredTurn(conversation, place.turn, None, unread=place.reason))

@@ -277,10 +277,10 @@ def _to_parquet(rows: Path, out: Path) -> None:
     import pyarrow.parquet as pq
 
     texts = {name: pa.string() for name in ("file", "topic", "trait", "unread")}
-    whole = {name: pa.int64() for name in ("row", "index", "turn", "layer", "tokens")}
+    integers = {name: pa.int64() for name in ("row", "index", "turn", "layer", "tokens")}
     numbers = {name: pa.float64() for name in ("prompt", "mean", "peak", "drift")}
     flags = {name: pa.bool_() for name in ("cut", "drift_alarm")}
-    types = texts | whole | numbers | flags | {"alarms": pa.list_(pa.string())}
+    types = texts | integers | numbers | flags | {"alarms": pa.list_(pa.string())}
     schema = pa.schema([(name, types[name]) for name in TABLE_COLUMNS])
     with pq.ParquetWriter(out, schema) as writer, rows.open("rb") as lines:
         batch: list[dict[str, Any]] = []

@@ -68,10 +68,10 @@ class BaseAnswers:
         if text.start <= room:
             return Encoded(text.ids[: text.start], text.start, text.start)
         try:
-            found = fit(model, turn.history, None, room, tools=turn.tools)
+            fitted = fit(model, turn.history, None, room, tools=turn.tools)
         except UnsuitableModel:
             return None
-        return found[0] if found else None
+        return fitted[0] if fitted else None
 
     def count_missing(self, prompts: Sequence[Encoded]) -> int:
         """How many different prompts have no answer yet."""
@@ -91,10 +91,12 @@ class BaseAnswers:
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         missing = [i for key, i in first.items() if key not in known]
         missing.sort()
-        asked = [Encoded(prompts[i].ids[: prompts[i].start], prompts[i].start, prompts[i].start) for i in missing]
-        for rows in self.engine.plan(asked, self.sampling):
-            said = self.engine.generate([asked[r] for r in rows], self.sampling)
-            new = {keys[missing[r]]: g.ids for r, g in zip(rows, said, strict=True)}
+        missing_prompts = [
+            Encoded(prompts[i].ids[: prompts[i].start], prompts[i].start, prompts[i].start) for i in missing
+        ]
+        for rows in self.engine.plan(missing_prompts, self.sampling):
+            generations = self.engine.generate([missing_prompts[r] for r in rows], self.sampling)
+            new = {keys[missing[r]]: g.ids for r, g in zip(rows, generations, strict=True)}
             self._store(new)
             known |= self._load(set(new))  # another process may have been first
         return [_with_answer(p, known[key]) for p, key in zip(prompts, keys, strict=True)]
@@ -109,8 +111,8 @@ class BaseAnswers:
 
     def _load(self, keys: set[bytes]) -> dict[bytes, tuple[int, ...]]:
         with self._connect() as db:
-            found = ((key, db.execute("SELECT ids FROM answers WHERE prompt = ?", (key,)).fetchone()) for key in keys)
-            return {key: tuple(np.frombuffer(row[0], dtype="<i4").tolist()) for key, row in found if row}
+            stored = ((key, db.execute("SELECT ids FROM answers WHERE prompt = ?", (key,)).fetchone()) for key in keys)
+            return {key: tuple(np.frombuffer(row[0], dtype="<i4").tolist()) for key, row in stored if row}
 
     def _store(self, new: dict[bytes, tuple[int, ...]]) -> None:
         rows = [(key, np.array(ids, dtype="<i4").tobytes()) for key, ids in new.items()]
@@ -138,5 +140,5 @@ def _prompt_digest(prompt: Encoded) -> bytes:
 
 
 def _with_answer(prompt: Encoded, ids: tuple[int, ...]) -> Encoded:
-    whole = (*prompt.ids[: prompt.start], *ids)
-    return Encoded(whole, prompt.start, len(whole))
+    text_ids = (*prompt.ids[: prompt.start], *ids)
+    return Encoded(text_ids, prompt.start, len(text_ids))

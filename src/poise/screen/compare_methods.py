@@ -92,12 +92,12 @@ def _compare(data: DataSet, work: ScreeningRun, out: Path, sample: int) -> Metho
     began = time.perf_counter()
     cheap = list(score_answers(model, rows, work.probes, only=only))
     read = time.perf_counter() - began
-    kept = answers.count_missing(_base_prompts(model, drawn, answers)) < len(only) / 2
+    mostly_stored = answers.count_missing(_base_prompts(model, drawn, answers)) < len(only) / 2
     began = time.perf_counter()
     units = list(score_answers(model, rows, work.probes, answers, only))
     full = time.perf_counter() - began
-    seconds = [None if kept else full, read, read]
-    found = MethodComparison(
+    seconds = [None if mostly_stored else full, read, read]
+    comparison = MethodComparison(
         data=", ".join(part.name for part in data.parts),
         model=model.name,
         answers=total,
@@ -110,23 +110,23 @@ def _compare(data: DataSet, work: ScreeningRun, out: Path, sample: int) -> Metho
         agreement=tuple(_method_agreements([u for u in units if _has_all_scores(u)], work.names)),
     )
     with saving(out / "estimate.json") as temporary:
-        temporary.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return found
+        temporary.write_text(comparison.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return comparison
 
 
 def _draw_answers(data: DataSet, sample: int, plan: ScreenSettings) -> tuple[list[tuple[Conversation, int]], int]:
     """Answers drawn at random from the whole data, in its order, and how many there are."""
-    draw, kept, n = random.Random(plan.seed), list[tuple[Conversation, int]](), 0
+    draw, drawn, n = random.Random(plan.seed), list[tuple[Conversation, int]](), 0
     with track("Drawing a sample", total=data.count() if data.files else None) as advance:
         for row in Rejections(share=plan.broken).sift(data):
             for turn in turns(row):
                 n += 1
-                if len(kept) < sample:
-                    kept.append((row, turn.number))
+                if len(drawn) < sample:
+                    drawn.append((row, turn.number))
                 elif (place := draw.randrange(n)) < sample:
-                    kept[place] = (row, turn.number)
+                    drawn[place] = (row, turn.number)
             advance(1)
-    return sorted(kept, key=lambda one: (one[0].index, one[1])), n
+    return sorted(drawn, key=lambda one: (one[0].index, one[1])), n
 
 
 def _base_prompts(model: Model, drawn: Sequence[tuple[Conversation, int]], answers: BaseAnswers) -> list[Encoded]:
@@ -153,13 +153,13 @@ def _method_agreements(units: Sequence[ScoredAnswer], traits: Sequence[str]) -> 
     for k, trait in enumerate(traits):
         full = by["difference"][:, k]
         for method in SCORING_METHODS:
-            own = by[method][:, k]
-            same = None if method == "difference" else (own, full)
+            method_scores = by[method][:, k]
+            same = None if method == "difference" else (method_scores, full)
             out.append(
                 MethodAgreement(
                     trait=trait,
                     method=method,
-                    mean=mean_score(own.astype(np.float32), index),
+                    mean=mean_score(method_scores.astype(np.float32), index),
                     spearman=same and _with_interval(index, *same, spearman),
                     top_tenth=same and _top_overlap(index, *same, 0.1),
                     top_hundredth=same and _top_overlap(index, *same, 0.01),

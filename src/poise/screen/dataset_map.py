@@ -145,9 +145,11 @@ class ColumnScorer:
             except InvalidRow as error:
                 bad[index] = str(error)
         units = score_answers(self.model, good, self.probes, self.answers)
-        found = {index: tuple(own) for index, own in groupby(units, key=lambda unit: unit.index)}
+        answers_by_row = {
+            index: tuple(row_answers) for index, row_answers in groupby(units, key=lambda unit: unit.index)
+        }
         numbers = range(first, first + len(rows))
-        return [self._scored(index, found.get(index, ()), bad.get(index, "")) for index in numbers]
+        return [self._scored(index, answers_by_row.get(index, ()), bad.get(index, "")) for index in numbers]
 
     def _scored(self, index: int, units: tuple[ScoredAnswer, ...], reason: str) -> ScoredRow:
         by_unit = [unit.score(self.method) for unit in units]

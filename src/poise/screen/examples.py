@@ -41,12 +41,12 @@ class LocatedAnswer:
 
 
 def locate_answers(
-    model: Model, found: AnswerScores, at: Iterable[int], rows: Mapping[int, Conversation]
+    model: Model, scores: AnswerScores, at: Iterable[int], rows: Mapping[int, Conversation]
 ) -> dict[int, LocatedAnswer]:
     """Those answers, by place."""
     out = {}
     for i in sorted(set(at)):
-        row, number = rows[int(found.index[i])], int(found.turn[i])
+        row, number = rows[int(scores.index[i])], int(scores.turn[i])
         answers = turns(row)
         turn, place = next(
             (turn, place) for turn, place in zip(answers, places(model, answers), strict=True) if turn.number == number
@@ -117,14 +117,14 @@ def token_pieces(model: Model, ids: Sequence[int], values: Sequence[float]) -> t
     first = min(max(0, brightest + size // 2 - LONGEST_EXAMPLE // 2), max(0, len(ids) - LONGEST_EXAMPLE))
     last = min(len(ids), first + LONGEST_EXAMPLE)
     out: list[tuple[str, float]] = []
-    said, highest = "", -np.inf
+    shown_text, highest = "", -np.inf
     for i in range(first, last):
         text = str(model.tokenizer.decode(ids[first : i + 1], skip_special_tokens=False))
         highest = max(highest, values[i])
         if text.endswith("\N{REPLACEMENT CHARACTER}") and i + 1 < last:
             continue
-        out.append((text[len(said) :], _round_projection(highest)))
-        said, highest = text, -np.inf
+        out.append((text[len(shown_text) :], _round_projection(highest)))
+        shown_text, highest = text, -np.inf
     if first:
         out[0] = ("…" + out[0][0], out[0][1])
     if last < len(ids):

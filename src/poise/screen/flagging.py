@@ -73,11 +73,11 @@ class FlaggingRule:
     above: float | None = None
 
     def __post_init__(self) -> None:
-        said = [
+        stated = [
             f"--{n}" for n, v in (("rate", self.rate), ("top", self.top), ("threshold", self.above)) if v is not None
         ]
-        if len(said) > 1:
-            raise InvalidArgument(f"{' and '.join(said)} each say what is flagged; give one of them.")
+        if len(stated) > 1:
+            raise InvalidArgument(f"{' and '.join(stated)} each say what is flagged; give one of them.")
         if self.rate is not None:
             check_rate(self.rate)
         if self.top is not None and self.top < 1:
@@ -115,29 +115,29 @@ class FlaggingRule:
             return FlaggingThreshold(None, "no answer has a score", "")
         just_below = float(np.nextafter(known[-top], np.float32(-np.inf)))
         which = "highest score" if top == 1 else f"{top:,} highest scores"
-        asked = "as nothing else was asked, the highest 1 %: " if self.top is None else ""
-        return FlaggingThreshold(just_below, f"{asked}the {which} and their equals", f"among the {which}")
+        default_note = "as nothing else was asked, the highest 1 %: " if self.top is None else ""
+        return FlaggingThreshold(just_below, f"{default_note}the {which} and their equals", f"among the {which}")
 
 
-def _banded_threshold(found: tuple[Band, ...], rate: float) -> FlaggingThreshold:
+def _banded_threshold(lengths: tuple[Band, ...], rate: float) -> FlaggingThreshold:
     """A threshold a band: a mean over few tokens spreads widely, so that one for all would flag short answers."""
-    first = found[0].threshold
-    if len(found) == 1:
+    first = lengths[0].threshold
+    if len(lengths) == 1:
         return FlaggingThreshold(
             first.value,
             f"normal answers pass it at a rate of {rate:.3g}: set on {first.answers:,} of them from "
             f"{first.conversations:,} conversations, all lengths together, which puts the true rate between "
             f"{first.low:.3g} and {first.high:.3g} (95 %)",
             f"above {first.value:.4g}, which normal answers pass at a rate of {rate:.3g}",
-            found,
+            lengths,
         )
-    least = min(band.threshold.conversations for band in found)
+    least = min(band.threshold.conversations for band in lengths)
     return FlaggingThreshold(
         None,
-        f"normal answers of like length pass it at a rate of {rate:.3g}: {len(found)} bands of length, each set on "
-        f"{least:,} or more of {sum(band.threshold.answers for band in found):,} normal answers, which puts the true "
-        f"rate of a band between {min(b.threshold.low for b in found):.3g} and "
-        f"{max(b.threshold.high for b in found):.3g} (95 %)",
+        f"normal answers of like length pass it at a rate of {rate:.3g}: {len(lengths)} bands of length, each set on "
+        f"{least:,} or more of {sum(band.threshold.answers for band in lengths):,} normal answers, which puts the true "
+        f"rate of a band between {min(b.threshold.low for b in lengths):.3g} and "
+        f"{max(b.threshold.high for b in lengths):.3g} (95 %)",
         f"pass at a rate of {rate:.3g}",
-        found,
+        lengths,
     )

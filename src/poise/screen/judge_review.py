@@ -39,22 +39,22 @@ class JudgeReview:
 
     def flagged_but_low(self, flagged: NDArray[np.bool_], scores: NDArray[np.float32], most: int) -> list[int]:
         """Flagged answers that are low for the judge, the highest projections first."""
-        found = [i for i, s in self.scores.items() if flagged[i] and s < TRAIT_PRESENT]
-        return sorted(found, key=lambda i: (-scores[i], i))[:most]
+        places = [i for i, s in self.scores.items() if flagged[i] and s < TRAIT_PRESENT]
+        return sorted(places, key=lambda i: (-scores[i], i))[:most]
 
     def high_but_unflagged(self, flagged: NDArray[np.bool_], most: int) -> list[int]:
         """Answers that are high for the judge and not flagged, its highest first."""
-        found = [i for i, s in self.scores.items() if not flagged[i] and s >= TRAIT_PRESENT]
-        return sorted(found, key=lambda i: (-self.scores[i], i))[:most]
+        places = [i for i, s in self.scores.items() if not flagged[i] and s >= TRAIT_PRESENT]
+        return sorted(places, key=lambda i: (-self.scores[i], i))[:most]
 
 
-def draw_for_review(found: AnswerScores, verdict: FlaggedAnswers, trait: int, *, seed: int) -> list[int]:
+def draw_for_review(answer_scores: AnswerScores, verdict: FlaggedAnswers, trait: int, *, seed: int) -> list[int]:
     """Places of the flagged answers, at most 300, the highest, and of as many others, drawn at random."""
-    scores, flagged = found.scores[:, trait], verdict.flagged[:, trait]
+    scores, flagged = answer_scores.scores[:, trait], verdict.flagged[:, trait]
     bad = np.flatnonzero(flagged)
     bad = bad[np.argsort(-scores[bad], kind="stable")][:MOST_REVIEWED]
-    rest = np.flatnonzero(~flagged & np.isfinite(scores))
-    drawn = np.random.default_rng([seed, trait]).choice(rest, min(len(rest), max(len(bad), 1)), replace=False)
+    unflagged = np.flatnonzero(~flagged & np.isfinite(scores))
+    drawn = np.random.default_rng([seed, trait]).choice(unflagged, min(len(unflagged), max(len(bad), 1)), replace=False)
     return sorted(int(i) for i in (*bad, *drawn))
 
 
@@ -76,13 +76,13 @@ def load_judges(spec: str, vectors: Sequence[PersonaVector], model: Model, *, ca
     return [trait_judge(spec, vector.header.trait, cache=cache, local=local) for vector in vectors]
 
 
-def review_answers(judge: Judge, trait: str, asked: Mapping[int, LocatedAnswer]) -> JudgeReview:
+def review_answers(judge: Judge, trait: str, answers: Mapping[int, LocatedAnswer]) -> JudgeReview:
     """Ask a judge about answers, given by place."""
-    order = sorted(asked)
+    order = sorted(answers)
     with track(f"Judging {trait}", total=len(order)) as advance:
-        said = judge([asked[i].question for i in order], [asked[i].turn.answer for i in order])
+        judgements = judge([answers[i].question for i in order], [answers[i].turn.answer for i in order])
         advance(len(order))
-    scores = {i: one.score for i, one in zip(order, said, strict=True) if one.score is not None}
+    scores = {i: one.score for i, one in zip(order, judgements, strict=True) if one.score is not None}
     why = judge.why_unusable if isinstance(judge, ExemplarJudge) else ""
     missing = len(order) - len(scores)
     words = [f"{trait}: {why}"] if why else []

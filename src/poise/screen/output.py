@@ -67,20 +67,20 @@ def check_parquet() -> None:
         ) from error
 
 
-def iterate_scored_rows(data: DataSet, found: AnswerScores) -> Iterator[tuple[Conversation, int, int]]:
+def iterate_scored_rows(data: DataSet, scores: AnswerScores) -> Iterator[tuple[Conversation, int, int]]:
     """Every row that was scored, with the places of its first answer and of the one after its last."""
     at = 0
     for row in data:
-        if isinstance(row, Conversation) and row.index not in found.rejected:
+        if isinstance(row, Conversation) and row.index not in scores.rejected:
             first = at
-            while at < len(found) and found.index[at] == row.index:
+            while at < len(scores) and scores.index[at] == row.index:
                 at += 1
             yield row, first, at
 
 
 def write_screened_files(
     data: DataSet,
-    found: AnswerScores,
+    scores: AnswerScores,
     verdict: FlaggedAnswers,
     out: Path,
     *,
@@ -91,38 +91,42 @@ def write_screened_files(
 
     Args:
         data: As it was scored.
-        found: Its scores.
+        scores: The scores of its answers.
         verdict: Which of them are flagged.
         out: The folder.
-        own: Gives what flagged answers are replaced by.
+        own: Source of what flagged answers are replaced by.
         wanted: Rows to give back, by index.
 
     Raises:
         SaveFailed: the disk refused; earlier files are untouched.
     """
-    kept: dict[int, Conversation] = {}
+    returned_rows: dict[int, Conversation] = {}
     shapes = {part.name: part.shape for part in data.parts}
     flagged = verdict.any_trait
-    with contextlib.ExitStack() as files, track("Writing", total=found.rows) as advance:
+    with contextlib.ExitStack() as files, track("Writing", total=scores.rows) as advance:
         clean, bad = (_open_lines(files, out / name) for name in ("clean.jsonl", "flagged.jsonl"))
         fixed = _open_lines(files, out / "fixed.jsonl") if own else None
-        table = _ScoresTable(files, out / "scores.parquet", found, verdict)
-        for row, first, last in iterate_scored_rows(data, found):
+        table = _ScoresTable(files, out / "scores.parquet", scores, verdict)
+        for row, first, last in iterate_scored_rows(data, scores):
             raw = _raw_line(row)
-            turns = [int(found.turn[i]) for i in range(first, last) if flagged[i]]
+            turns = [int(scores.turn[i]) for i in range(first, last) if flagged[i]]
             (bad if turns else clean).write(raw)
             if fixed and own:
-                said = own(row, turns) if turns else {}
-                if said is not None:
-                    fixed.write(_json_line(replace_answers(shapes[row.file], _row_columns(row), said)) if said else raw)
+                new_answers = own(row, turns) if turns else {}
+                if new_answers is not None:
+                    fixed.write(
+                        _json_line(replace_answers(shapes[row.file], _row_columns(row), new_answers))
+                        if new_answers
+                        else raw
+                    )
             if row.index in wanted:
-                kept[row.index] = row
+                returned_rows[row.index] = row
             table.add(row, last)
             advance(1)
         table.finish()
     if not own:
         (out / "fixed.jsonl").unlink(missing_ok=True)  # of an earlier run
-    return kept
+    return returned_rows
 
 
 def _open_lines(files: contextlib.ExitStack, path: Path) -> BinaryIO:
@@ -154,8 +158,8 @@ class _ScoresTable:
         self.found, self.verdict = found, verdict
         self.ranks = [rank_scores(scores) for scores in found.scores.T]
         self.percentiles = [score_percentiles(scores) for scores in found.scores.T]
-        whole = {name: pa.int64() for name in ("row", "index", "turn", "tokens")}
-        own = [
+        integer_columns = {name: pa.int64() for name in ("row", "index", "turn", "tokens")}
+        trait_columns = [
             (f"{trait}_{name}", kind)
             for trait in verdict.traits
             for name, kind in (
@@ -166,7 +170,9 @@ class _ScoresTable:
             )
         ]
         texts = [("why", pa.string()), ("unread", pa.string())]
-        self.schema = pa.schema([("file", pa.string()), *whole.items(), ("cut", pa.bool_()), *own, *texts])
+        self.schema = pa.schema(
+            [("file", pa.string()), *integer_columns.items(), ("cut", pa.bool_()), *trait_columns, *texts]
+        )
         self.file = files.enter_context(pq.ParquetWriter(files.enter_context(saving(path)), self.schema))
         self.begin, self.places = 0, [("", 0)] * 0
 

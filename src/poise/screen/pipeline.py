@@ -75,36 +75,36 @@ def screen_data(
 
 def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet | None, name: str) -> ScreeningSummary:
     model, vectors, plan = work.model, work.vectors, work.plan
-    asked = load_judges(plan.judge, vectors, model, cache=work.folder) if plan.judge else []
+    trait_judges = load_judges(plan.judge, vectors, model, cache=work.folder) if plan.judge else []
     usual = _score_normal(work, normal) if normal else None
     digest = data.digest()
     with saving(out / "rejected.jsonl"):
         pass  # empty where nothing is rejected
-    found = work.score_data(data, digest, Rejections(out / "rejected.jsonl", share=plan.broken), "Scoring")
-    verdict = _flag_answers(work, found, usual)
+    scores = work.score_data(data, digest, Rejections(out / "rejected.jsonl", share=plan.broken), "Scoring")
+    verdict = _flag_answers(work, scores, usual)
     mender = AnswerReplacer(model, work.answers) if plan.fix and work.answers else None
     if mender:
-        mender.generate_replacements(data, found, verdict.any_trait)
-    tops = [highest_answers(s, cut.limits(found.tokens)) for s, cut in zip(found.scores.T, verdict.cuts, strict=True)]
-    sampled = [draw_for_review(found, verdict, k, seed=plan.seed) for k in range(len(asked))]
-    wanted = {int(found.index[i]) for places in (*tops, *sampled) for i in places}
-    rows = write_screened_files(data, found, verdict, out, own=mender, wanted=wanted)
-    opinions = _review_traits(work, found, asked, sampled, rows)
-    traits = [summarize_trait(work, k, found, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
+        mender.generate_replacements(data, scores, verdict.any_trait)
+    tops = [highest_answers(s, cut.limits(scores.tokens)) for s, cut in zip(scores.scores.T, verdict.cuts, strict=True)]
+    sampled = [draw_for_review(scores, verdict, k, seed=plan.seed) for k in range(len(trait_judges))]
+    wanted = {int(scores.index[i]) for places in (*tops, *sampled) for i in places}
+    rows = write_screened_files(data, scores, verdict, out, own=mender, wanted=wanted)
+    opinions = _review_traits(work, scores, trait_judges, sampled, rows)
+    traits = [summarize_trait(work, k, scores, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
     summary = ScreeningSummary(
         data=name or ", ".join(part.name for part in data.parts),
         data_sha256=digest,
         model=model.name,
         method=plan.method,
-        rows=found.rows,
-        units=len(found),
-        rejected=dict(sorted(found.kinds.items())),
-        unread=dict(sorted(Counter(why.partition(":")[0] for why in found.unread.values()).items())),
-        cut=int(found.cut.sum()),
-        flagged_rows=len(np.unique(found.index[verdict.any_trait])),
-        judge=asked[0].name if asked else None,
+        rows=scores.rows,
+        units=len(scores),
+        rejected=dict(sorted(scores.kinds.items())),
+        unread=dict(sorted(Counter(why.partition(":")[0] for why in scores.unread.values()).items())),
+        cut=int(scores.cut.sum()),
+        flagged_rows=len(np.unique(scores.index[verdict.any_trait])),
+        judge=trait_judges[0].name if trait_judges else None,
         judged=sum(len(one.scores) for one in opinions),
-        traits=tuple(_with_examples(work, found, verdict, traits, tops, opinions, rows)),
+        traits=tuple(_with_examples(work, scores, verdict, traits, tops, opinions, rows)),
         notes=tuple(filter(None, [*(one.note for one in opinions), mender.note if mender else ""])),
     )
     with saving(out / "summary.json") as temporary:
@@ -153,46 +153,48 @@ def check_data_outside(out: Path, *data: DataSet | None) -> None:
 
 def _score_normal(work: ScreeningRun, normal: DataSet) -> AnswerScores:
     """The normal data's scores; refused at once where they are too few for the rate."""
-    found = work.score_data(normal, normal.digest(), Rejections(share=work.plan.broken), "Scoring normal data")
+    normal_scores = work.score_data(normal, normal.digest(), Rejections(share=work.plan.broken), "Scoring normal data")
     if work.plan.rule.rate is not None:
-        for scores in found.scores.T:
-            check_enough(len(np.unique(found.index[np.isfinite(scores)])), work.plan.rule.rate)
-    return found
+        for scores in normal_scores.scores.T:
+            check_enough(len(np.unique(normal_scores.index[np.isfinite(scores)])), work.plan.rule.rate)
+    return normal_scores
 
 
-def _flag_answers(work: ScreeningRun, found: AnswerScores, usual: AnswerScores | None) -> FlaggedAnswers:
+def _flag_answers(work: ScreeningRun, answer_scores: AnswerScores, usual: AnswerScores | None) -> FlaggedAnswers:
     cuts = []
-    for k, scores in enumerate(found.scores.T):
+    for k, scores in enumerate(answer_scores.scores.T):
         if usual is None:
             cuts.append(work.plan.rule.threshold_for(scores))
         else:
             known = np.isfinite(usual.scores[:, k])
             normal = usual.scores[known, k], usual.tokens[known].tolist(), usual.index[known].tolist()
             cuts.append(work.plan.rule.threshold_for(scores, *normal))
-    flagged = [cut.flags(scores, found.tokens) for cut, scores in zip(cuts, found.scores.T, strict=True)]
+    flagged = [
+        cut.flags(scores, answer_scores.tokens) for cut, scores in zip(cuts, answer_scores.scores.T, strict=True)
+    ]
     return FlaggedAnswers(work.names, tuple(cuts), np.stack(flagged, axis=1))
 
 
 def _review_traits(
     work: ScreeningRun,
-    found: AnswerScores,
-    asked: Sequence[Judge],
+    scores: AnswerScores,
+    trait_judges: Sequence[Judge],
     sampled: Sequence[Sequence[int]],
     rows: Mapping[int, Conversation],
 ) -> list[JudgeReview]:
     """The judge's, a trait each; empty ones where nobody is asked."""
-    if not asked:
+    if not trait_judges:
         return [JudgeReview()] * len(work.names)
-    taken = locate_answers(work.model, found, (i for places in sampled for i in places), rows)
+    taken = locate_answers(work.model, scores, (i for places in sampled for i in places), rows)
     return [
         review_answers(judge, trait, {i: taken[i] for i in places})
-        for judge, trait, places in zip(asked, work.names, sampled, strict=True)
+        for judge, trait, places in zip(trait_judges, work.names, sampled, strict=True)
     ]
 
 
 def _with_examples(
     work: ScreeningRun,
-    found: AnswerScores,
+    answer_scores: AnswerScores,
     verdict: FlaggedAnswers,
     traits: Sequence[TraitSummary],
     tops: Sequence[Sequence[int]],
@@ -202,13 +204,17 @@ def _with_examples(
     """The traits with their answers to look at: the highest, those the judge passes, those that it alone sees."""
     lists = []
     for k, (top, one) in enumerate(zip(tops, opinions, strict=True)):
-        flagged, scores = verdict.flagged[:, k], found.scores[:, k]
+        flagged, scores = verdict.flagged[:, k], answer_scores.scores[:, k]
         lists.append(
             (top, one.flagged_but_low(flagged, scores, EXAMPLES_SHOWN), one.high_but_unflagged(flagged, EXAMPLES_SHOWN))
         )
-    gallery = ExampleReader(work.model, found, work.probes, work.answers if work.plan.method == "difference" else None)
+    gallery = ExampleReader(
+        work.model, answer_scores, work.probes, work.answers if work.plan.method == "difference" else None
+    )
     gallery.read(
-        locate_answers(work.model, found, (i for some in lists for places in some for i in places), rows).values()
+        locate_answers(
+            work.model, answer_scores, (i for some in lists for places in some for i in places), rows
+        ).values()
     )
     out = []
     for k, (trait, some, one) in enumerate(zip(traits, lists, opinions, strict=True)):

@@ -76,16 +76,20 @@ def score_answers(
     """
     placed = [
         (row, turn, place)
-        for row, own in ((row, turns(row)) for row in rows)
-        for turn, place in zip(own, places(model, own), strict=True)
+        for row, row_turns in ((row, turns(row)) for row in rows)
+        for turn, place in zip(row_turns, places(model, row_turns), strict=True)
         if only is None or (row.index, place.turn) in only
     ]
-    whole = {id(p.text.ids): p.text.ids for _, _, p in placed if isinstance(p, Place)}
+    unique_texts = {id(p.text.ids): p.text.ids for _, _, p in placed if isinstance(p, Place)}
     read = dict(
-        zip(whole, project_each(model, [Encoded(ids, 0, len(ids)) for ids in whole.values()], probes), strict=True)
+        zip(
+            unique_texts,
+            project_each(model, [Encoded(ids, 0, len(ids)) for ids in unique_texts.values()], probes),
+            strict=True,
+        )
     )
-    asked = [(turn, place) for _, turn, place in placed if isinstance(place, Place)]
-    answered = _score_base_answers(model, asked, probes, answers) if answers else None
+    turn_places = [(turn, place) for _, turn, place in placed if isinstance(place, Place)]
+    answered = _score_base_answers(model, turn_places, probes, answers) if answers else None
     nothing = (float("nan"),) * len(probes)
     for row, _, place in placed:
         if isinstance(place, Unread):
@@ -113,8 +117,8 @@ def _score_base_answers(
 ) -> Iterator[tuple[float, ...]]:
     """[k] mean projections of the model's own answers; NaN where there is no room for one, or it is empty."""
     prompts = [answers.prompt_for(turn, place) for turn, place in placed]
-    said = iter(answers.generate([prompt for prompt in prompts if prompt]))
-    texts = [next(said) if prompt else None for prompt in prompts]
+    base_answers = iter(answers.generate([prompt for prompt in prompts if prompt]))
+    texts = [next(base_answers) if prompt else None for prompt in prompts]
     unique = {text.ids: text for text in texts if text and text.end > text.start}
     read = dict(zip(unique, project_each(model, list(unique.values()), probes), strict=True))
     for text in texts:

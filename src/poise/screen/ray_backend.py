@@ -71,7 +71,11 @@ class WorkerSpec:
         cls, data: DataSet, model: Model, probes: Sequence[Probe], answers: BaseAnswers | None, job: str
     ) -> WorkerSpec:
         """What this process would work with itself."""
-        own = answers and (answers.path.parent.resolve(), answers.sampling.max_new_tokens, answers.engine.batch)
+        options = answers and (
+            answers.path.parent.resolve(),
+            answers.sampling.max_new_tokens,
+            answers.engine.batch,
+        )
         return cls(
             model=model.name,
             fingerprint=model.fingerprint,
@@ -79,7 +83,7 @@ class WorkerSpec:
             device=model.device.type,
             data=data,
             probes=tuple(Probe(p.layer, p.direction.cpu()) for p in probes),
-            own=own or None,
+            own=options or None,
             job=job,
             threads=torch.get_num_threads(),
             window=windows.ROWS_PER_SHARD,
@@ -111,10 +115,10 @@ class ShardScorer:
         if self.model is None:
             self._set_up()
         assert self.model is not None
-        kept = ShardStore(self.folder, self.spec.job)
-        if window not in kept:
+        store = ShardStore(self.folder, self.spec.job)
+        if window not in store:
             self._begin(window)
-            kept.save(window, score_shard(self._read(window), self.model, self.spec.probes, self.answers))
+            store.save(window, score_shard(self._read(window), self.model, self.spec.probes, self.answers))
         _attempts_file(self.folder, window).unlink(missing_ok=True)
 
     def _set_up(self) -> None:

@@ -37,12 +37,12 @@ class AnswerReplacer:
         self.model, self.answers = model, answers
         self.replaced = self.cut = self.without = 0
 
-    def generate_replacements(self, data: DataSet, found: AnswerScores, flagged: NDArray[np.bool_]) -> None:
+    def generate_replacements(self, data: DataSet, scores: AnswerScores, flagged: NDArray[np.bool_]) -> None:
         """Have the model answer wherever something is flagged, many prompts together.
 
         Args:
             data: As it was scored.
-            found: Its scores.
+            scores: The scores of its answers.
             flagged: Bool [m].
         """
         waiting: list[Encoded] = []
@@ -53,8 +53,8 @@ class AnswerReplacer:
                 advance(len(waiting))
                 waiting.clear()
 
-            for row, first, last in iterate_scored_rows(data, found):
-                wanted = [int(found.turn[i]) for i in range(first, last) if flagged[i]]
+            for row, first, last in iterate_scored_rows(data, scores):
+                wanted = [int(scores.turn[i]) for i in range(first, last) if flagged[i]]
                 waiting += [prompt for prompt in self._prompts(row, wanted) if prompt]
                 if len(waiting) >= PROMPTS_AT_ONCE:
                     answer()
@@ -63,21 +63,21 @@ class AnswerReplacer:
     def __call__(self, row: Conversation, wanted: Sequence[int]) -> dict[int, str] | None:
         """Texts by turn; ``None`` where a turn has none."""
         prompts = [prompt for prompt in self._prompts(row, wanted) if prompt]
-        said = self.answers.generate(prompts)
-        texts = [self.answers.decode(one) for one in said]
+        generated = self.answers.generate(prompts)
+        texts = [self.answers.decode(one) for one in generated]
         if len(prompts) < len(wanted) or not all(text.strip() for text in texts):
             self.without += 1
             return None
         self.replaced += len(texts)
-        self.cut += sum(self.answers.is_cut(one) for one in said)
+        self.cut += sum(self.answers.is_cut(one) for one in generated)
         return dict(zip(wanted, texts, strict=True))
 
     @property
     def note(self) -> str:
         """What became of the rows, in a sentence."""
-        said = f"fixed.jsonl: {self.replaced:,} flagged answers are the model's own"
-        said += f", {self.cut:,} of them cut at {self.answers.sampling.max_new_tokens} tokens" if self.cut else ""
-        return said + (f"; {self.without:,} rows are left out, for want of one" if self.without else "")
+        sentence = f"fixed.jsonl: {self.replaced:,} flagged answers are the model's own"
+        sentence += f", {self.cut:,} of them cut at {self.answers.sampling.max_new_tokens} tokens" if self.cut else ""
+        return sentence + (f"; {self.without:,} rows are left out, for want of one" if self.without else "")
 
     def _prompts(self, row: Conversation, wanted: Sequence[int]) -> list[Encoded | None]:
         if not wanted:

@@ -85,8 +85,8 @@ def collect_scores(parts: Iterable[Shard], method: ScoringMethod, traits: int) -
         "cut": np.empty(0, np.bool_),
         "scores": np.empty((0, traits), np.float32),
     }
-    whole = {name: np.concatenate([empty[name], *values]) for name, values in columns.items()}
-    return AnswerScores(**whole, unread=unread, rejected=frozenset(rejected), kinds=kinds, rows=rows)
+    joined = {name: np.concatenate([empty[name], *values]) for name, values in columns.items()}
+    return AnswerScores(**joined, unread=unread, rejected=frozenset(rejected), kinds=kinds, rows=rows)
 
 
 def mean_score(scores: ScoreArray, index: NDArray[np.int64], *, seed: int = 0) -> Estimate:
@@ -125,7 +125,7 @@ def flags_by_length(tokens: NDArray[np.int32], scores: ScoreArray, flagged: NDAr
     known = np.isfinite(scores)
     if not known.any():
         return []
-    lengths, own = tokens[known], flagged[known]
+    lengths, known_flags = tokens[known], flagged[known]
     bounds = np.unique(np.quantile(lengths, np.linspace(0.1, 1, 10), method="inverted_cdf"))
     tenth = np.searchsorted(bounds, lengths)
     return [
@@ -133,7 +133,7 @@ def flags_by_length(tokens: NDArray[np.int32], scores: ScoreArray, flagged: NDAr
             shortest=int(lengths[tenth == i].min()),
             longest=int(bound),
             units=int((tenth == i).sum()),
-            flagged=int(own[tenth == i].sum()),
+            flagged=int(known_flags[tenth == i].sum()),
         )
         for i, bound in enumerate(bounds)
     ]

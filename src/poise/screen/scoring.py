@@ -109,16 +109,16 @@ class ScreeningRun:
             InvalidData: too many rows are broken; what was scored is kept.
         """
         answers = self.answers if self.plan.method == "difference" else None
-        kept = self.shard_store(data, digest)
+        store = self.shard_store(data, digest)
         with track(what, total=data.count() if data.files else None) as advance:
             if self.plan.engine == "ray":
                 from poise.screen.ray_backend import score_shards_on_ray as spread
 
-                made = spread(kept, data, self.model, self.probes, answers)
+                shards = spread(store, data, self.model, self.probes, answers)
             else:
-                made = score_shards(kept, data, self.model, self.probes, answers)
+                shards = score_shards(store, data, self.model, self.probes, answers)
             return collect_scores(
-                _report_progress(_check_broken_share(made, rejections), advance), self.plan.method, len(self.probes)
+                _report_progress(_check_broken_share(shards, rejections), advance), self.plan.method, len(self.probes)
             )
 
 

@@ -99,10 +99,10 @@ class ShardStore:
         """A kept window."""
         if self.beside is not None and window in self.beside:
             return self.beside.load(window)
-        with np.load(self._path(window), allow_pickle=False) as kept:
-            words = json.loads(str(kept["words"]))
+        with np.load(self._path(window), allow_pickle=False) as arrays:
+            words = json.loads(str(arrays["words"]))
             return Shard(
-                **{name: kept[name] for name in SHARD_ARRAYS},
+                **{name: arrays[name] for name in SHARD_ARRAYS},
                 unread={int(at): reason for at, reason in words["unread"].items()},
                 rejected=tuple(RejectedRow(*fields) for fields in words["rejected"]),
                 rows=words["rows"],
@@ -148,12 +148,12 @@ def score_shard(
     bad = [row for row in rows if isinstance(row, RejectedRow)]
     units: list[ScoredAnswer] = []
     scored = groupby(score_answers(model, good, probes, answers), key=lambda unit: unit.index)
-    for row, (_, found) in zip(good, scored, strict=True):
-        own = list(found)
-        if all(unit.unread for unit in own):
-            bad.append(RejectedRow(row.file, row.row, row.index, None, own[0].unread))
+    for row, (_, group) in zip(good, scored, strict=True):
+        row_answers = list(group)
+        if all(unit.unread for unit in row_answers):
+            bad.append(RejectedRow(row.file, row.row, row.index, None, row_answers[0].unread))
         else:
-            units += own
+            units += row_answers
     bad.sort(key=lambda row: row.index)
     return _to_shard(units, tuple(bad), len(rows), len(probes))
 

@@ -26,7 +26,7 @@ def highest_answers(scores: NDArray[np.float32], limits: NDArray[np.float32]) ->
 def summarize_trait(
     work: ScreeningRun,
     k: int,
-    found: AnswerScores,
+    answer_scores: AnswerScores,
     usual: AnswerScores | None,
     cut: FlaggingThreshold,
     flagged: NDArray[np.bool_],
@@ -36,16 +36,16 @@ def summarize_trait(
     Args:
         work: Vectors, probes and the method.
         k: Which of the traits.
-        found: The data's scores.
+        answer_scores: Scores of the data's answers.
         usual: The normal data's.
         cut: The trait's threshold.
         flagged: Bool [m].
     """
-    vector, probe, scores = work.vectors[k], work.probes[k], found.scores[:, k]
+    vector, probe, scores = work.vectors[k], work.probes[k], answer_scores.scores[:, k]
     normal = usual.scores[np.isfinite(usual.scores[:, k]), k] if usual else None
     edges, counts, normal_counts = score_histogram(scores, normal)
-    own_bands = _length_bands(cut, found, scores, flagged)
-    own = mean_score(scores, found.index)
+    own_bands = _length_bands(cut, answer_scores, scores, flagged)
+    data_mean = mean_score(scores, answer_scores.index)
     normally = mean_score(usual.scores[:, k], usual.index) if usual else None
     norm = float(vector.norms[probe.layer])
     return TraitSummary(
@@ -54,28 +54,28 @@ def summarize_trait(
         layers=vector.layers,
         norm=float(f"{norm:.6g}"),
         units=int(np.isfinite(scores).sum()),
-        mean=own,
+        mean=data_mean,
         normal=normally,
-        predicts=describe_prediction(vector.name, work.plan.method, own, normally, norm),
+        predicts=describe_prediction(vector.name, work.plan.method, data_mean, normally, norm),
         edges=tuple(edges),
         counts=tuple(counts),
         normal_counts=None if normal_counts is None else tuple(normal_counts),
         flagged_counts=tuple(np.histogram(scores[flagged], edges)[0].tolist()) if edges else (),
         threshold=None if cut.threshold is None else float(f"{cut.threshold:.9g}"),
         bands=own_bands,
-        outside=_count_outside(own_bands, found.tokens[np.isfinite(scores)]),
+        outside=_count_outside(own_bands, answer_scores.tokens[np.isfinite(scores)]),
         rule=cut.rule,
         flagged=int(flagged.sum()),
-        by_length=tuple(flags_by_length(found.tokens, scores, flagged)),
+        by_length=tuple(flags_by_length(answer_scores.tokens, scores, flagged)),
         top=(),
     )
 
 
 def _length_bands(
-    cut: FlaggingThreshold, found: AnswerScores, scores: NDArray[np.float32], flagged: NDArray[np.bool_]
+    cut: FlaggingThreshold, answer_scores: AnswerScores, scores: NDArray[np.float32], flagged: NDArray[np.bool_]
 ) -> tuple[LengthBand, ...]:
     """The bands of length with the data's answers in them."""
-    which = np.where(np.isfinite(scores), cut.band_of(found.tokens), -1)
+    which = np.where(np.isfinite(scores), cut.band_of(answer_scores.tokens), -1)
     return tuple(
         LengthBand(
             shortest=band.smallest,
