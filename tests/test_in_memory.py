@@ -17,7 +17,7 @@ from poise.errors import InvalidData
 from poise.model import Model
 from poise.monitor.calibrate import CalibrationSettings
 from poise.monitor.table import write_readings_table
-from poise.monitor.token_readings import TokenReadings, read_tokens
+from poise.monitor.token_readings import TokenReadings, read_answer_tokens
 from poise.vector import PersonaVector
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_row_is_said() -> None:
 
 
 def test_tokens_are_tinted_and_escaped(model: Model, vector: PersonaVector) -> None:
-    [read] = read_tokens(talk(1), [vector], model)
+    [read] = read_answer_tokens(talk(1), [vector], model)
     [conversation] = data_from_rows(talk(1))
     assert isinstance(conversation, Conversation)
     assert "".join(read.tokens) == turns(conversation)[0].answer

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from poise.monitor import AnswerReadings
     from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms
     from poise.monitor.scoring import ScoredTurn, read_rows
-    from poise.monitor.token_readings import TokenReadings, read_tokens
+    from poise.monitor.token_readings import TokenReadings, read_answer_tokens
     from poise.screen import ScoredAnswer, ScoredRow, screen_rows
     from poise.shift import (
         CapabilityTask,
@@ -125,9 +125,9 @@ __all__ = [
     "open_data",
     "parse_capability",
     "read_activations",
+    "read_answer_tokens",
     "read_limits",
     "read_rows",
-    "read_tokens",
     "save_shift_report",
     "save_vector",
     "screen_rows",
@@ -190,7 +190,7 @@ _HOMES = {
     "read_activations": "activations:read",
     "read_limits": "shift",
     "read_rows": "monitor.scoring",
-    "read_tokens": "monitor.token_readings",
+    "read_answer_tokens": "monitor.token_readings",
     "save_shift_report": "shift:save_report",
     "save_vector": "vector:save",
     "screen_rows": "screen",

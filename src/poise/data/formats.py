@@ -105,7 +105,7 @@ def table_rows(tables: Iterable[Any], row: int, skip: int) -> Iterator[RowItem]:
             row += table.num_rows
     except (OSError, ValueError) as error:
         if row >= skip:
-            yield row, None, InvalidRow(f"damaged: {_first_line(error)}; the rest of this row group is lost")
+            yield row, None, InvalidRow(f"damaged: {_first_error_line(error)}; the rest of this row group is lost")
 
 
 def _table_to_rows(table: Any) -> list[dict[str, Any] | InvalidRow]:
@@ -117,7 +117,7 @@ def _table_to_rows(table: Any) -> list[dict[str, Any] | InvalidRow]:
         return [row for number in range(table.num_rows) for row in _table_to_rows(table.slice(number, 1))]
 
 
-def _first_line(error: Exception) -> str:
+def _first_error_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
@@ -364,7 +364,7 @@ def _parquet(path: Path, skip: int) -> Generator[RowItem, None, int]:
     try:
         file = parquet.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise InvalidData(f"{path}: cannot be read as Parquet, {_first_line(error)}") from error
+        raise InvalidData(f"{path}: cannot be read as Parquet, {_first_error_line(error)}") from error
     with file:
         begin = 0
         for number in range(file.num_row_groups):

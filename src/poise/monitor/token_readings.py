@@ -15,7 +15,7 @@ from poise.model import Encoded, Model
 from poise.model.spans import Place, places
 from poise.vector import PersonaVector
 
-__all__ = ["TokenReadings", "read_tokens"]
+__all__ = ["TokenReadings", "read_answer_tokens"]
 
 TOKENS_SHOWN = 2000  # a longer answer is cut in HTML
 
@@ -65,7 +65,7 @@ class TokenReadings:
         )
 
 
-def read_tokens(
+def read_answer_tokens(
     rows: DataSet | Iterable[InputRow],
     vectors: Sequence[PersonaVector],
     model: Model,
