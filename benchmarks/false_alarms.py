@@ -24,7 +24,7 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import TooFewResponses
 from poise.extract import extract
-from poise.model import Model, load
+from poise.model import Model, load_model
 from poise.monitor import raised_alarms
 from poise.monitor.calibrate import AlarmSource, set_alarms
 from poise.monitor.readings import READING_NAMES
@@ -41,7 +41,7 @@ Counted = dict[tuple[str, str, float], int]  # trait, reading, rate: alarms
 
 
 def main(data: Path, name: str, tokens: int, each: int | None, keep: Path | None) -> None:
-    model = load(name)
+    model = load_model(name)
     vectors = [extract(contrast.exemplars(library.load_trait(n), model), model) for n in library.names()]
     normal = answered(model, vectors, data, tokens, each, keep)
     traits = [v.name for v in vectors]

@@ -38,7 +38,7 @@ from poise.data import open_data
 from poise.extract import extract
 from poise.judge.exemplars import ExemplarJudge, embed
 from poise.judge.factory import trait_judge
-from poise.model import Message, Model, ask, load
+from poise.model import Message, Model, ask, load_model
 from poise.screen import SCORING_METHODS
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.shards import ShardStore, score_shards
@@ -186,8 +186,8 @@ def project(
 def extracted(name: str, model: Model, keep: Path) -> PersonaVector:
     path = keep / f"{name}.safetensors"
     if not path.exists():
-        vector.save(extract(contrast.exemplars(library.load_trait(name), model), model), path)
-    return vector.load(path)
+        vector.save_vector(extract(contrast.exemplars(library.load_trait(name), model), model), path)
+    return vector.load_vector(path)
 
 
 def bag_of_words(trait: Trait, texts: Sequence[str]) -> Array:
@@ -437,7 +437,7 @@ def by_length(data: Path, model: Model, vectors: Sequence[PersonaVector], rows: 
 
 
 def main(data: Path, name: str, keep: Path, only_length: bool = False) -> None:
-    model = load(name)
+    model = load_model(name)
     names = library.names()
     vectors = [extracted(n, model, keep) for n in names]
     rows = gather(data, model)

@@ -22,8 +22,8 @@ import torch
 from common import interleave, median, seconds, shown, texts
 from poise import activations, contrast
 from poise.extract import extract
-from poise.model import Encoded, Model, ask, load
-from poise.model.batching import pad, plan
+from poise.model import Encoded, Model, ask, load_model
+from poise.model.batching import pad, plan_batches
 from poise.model.logprobs import token_logprobs
 from poise.steer import Steering, Term, apply_steering
 from poise.trait import ExemplarPair, library
@@ -36,7 +36,9 @@ def ours(model: Model, corpus: list[Encoded]) -> torch.Tensor:
 
 @torch.inference_mode()
 def bare(model: Model, corpus: list[Encoded]) -> None:
-    for rows in plan([len(t.ids) for t in corpus], budget=activations.BUDGET, most=activations.MOST_ROWS):
+    for rows in plan_batches(
+        [len(t.ids) for t in corpus], budget=activations.READ_BUDGET, most=activations.READ_MOST_ROWS
+    ):
         batch = pad([corpus[i] for i in rows], side="right", device=model.device)
         model.backbone(input_ids=batch.ids, use_cache=False)
 
@@ -51,7 +53,7 @@ def naive(model: Model, corpus: list[Encoded]) -> torch.Tensor:
 
 
 def speed(name: str, n: int, pairs: int) -> None:
-    model = load(name)
+    model = load_model(name)
     corpus = texts(model, n)
     tokens = sum(len(t.ids) for t in corpus)
     print(f"{name}, {len(corpus)} texts, {tokens} tokens, {model.lm.dtype}, {torch.get_num_threads()} threads")
@@ -61,7 +63,7 @@ def speed(name: str, n: int, pairs: int) -> None:
         f"(a) bare      {len(corpus) / median(plain):8.2f} texts/s; ours takes {shown(ratio)} of its time; speed "
         f"{1 / ratio.value:.3f}"
     )
-    full = load(name, dtype=torch.float32)
+    full = load_model(name, dtype=torch.float32)
     part = corpus[:: max(1, n // 50)]
     share = sum(len(t.ids) for t in part) / tokens
     loops, again = [], []
@@ -85,7 +87,7 @@ def memory(name: str, n: int) -> None:
 
 
 def alone(name: str, n: int, which: str) -> None:
-    model = load(name, dtype=torch.float32 if which == "naive" else None)
+    model = load_model(name, dtype=torch.float32 if which == "naive" else None)
     corpus = texts(model, n)
     work = {"none": lambda *_: None, "bare": bare, "ours": ours, "naive": naive}[which]
     print(peak_above(lambda: work(model, corpus)))
@@ -109,7 +111,7 @@ def _status_mib(field: str) -> float:
 
 def effect(name: str) -> None:
     """Rise of log p(with) − log p(without) per token, held-out pairs, dose 0.3 at a third of the depth."""
-    model = load(name)
+    model = load_model(name)
     layer = round(model.layers / 3)
     print(f"effect at layer {layer} of {model.layers}, dose 0.3, held-out pairs:   response mean   last token")
     for trait_name in library.names():

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from poise import contrast
 from poise.activations import Probe, project
 from poise.extract import extract
-from poise.model import Model, ask, load
+from poise.model import Model, ask, load_model
 from poise.statistics.estimates import Estimate, auc, bootstrap, of_groups
 from poise.trait import library
 from poise.validate.reading_quality import Reader, Sides, every_layer, random_probes
@@ -169,7 +169,7 @@ def cell(found: Estimate) -> str:
 
 
 def main(name: str, data: Path, most: int) -> None:
-    model = load(name)
+    model = load_model(name)
     found = vectors(model)
     probes = [Probe(layer, vector.unit(layer)) for vector, layer in found]
     middle = int(np.median([layer for _, layer in found]))

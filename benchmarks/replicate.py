@@ -36,13 +36,13 @@ from poise.data import open_data
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.judge.factory import trait_judge
-from poise.model import Model, ask, load
+from poise.model import Model, ask, load_model
 from poise.screen import ColumnScorer
 from poise.screen.flagging import FlaggingRule
 from poise.screen.scoring import ScreenSettings
 from poise.shift import CapabilityTask, ShiftSettings, TunedModel, load_report, parse_capability, save_report, shift
 from poise.shift.report import ModelShift
-from poise.steer import Spec, Steering
+from poise.steer import Steering, SteeringExpression
 from poise.train import TrainConfig, train
 from poise.trait import Questions, Trait, library
 from poise.vector import PersonaVector
@@ -68,7 +68,9 @@ class Lab:
     @property
     def model(self) -> Model:
         if self._model is None:
-            self._model = load(self.given.model, dtype=getattr(torch, self.given.dtype) if self.given.dtype else None)
+            self._model = load_model(
+                self.given.model, dtype=getattr(torch, self.given.dtype) if self.given.dtype else None
+            )
         return self._model
 
     def vector_file(self, trait: str) -> Path:
@@ -142,7 +144,7 @@ class Lab:
 
     def vector(self, trait: str, *, swapped: bool = False) -> PersonaVector:
         """The trait's vector; swapped, it is measured on the extraction questions, which exemplars do not use."""
-        made = vector.load(self.vector_file(trait))
+        made = vector.load_vector(self.vector_file(trait))
         if not swapped:
             return made
         own = made.header.trait
@@ -163,7 +165,7 @@ def steered_answers(lab: Lab, trait: str, n: int) -> list[Row]:
     asked = [r["messages"][0]["content"] for r in rows if len(r["messages"][0]["content"]) < 200]
     random.Random(1).shuffle(asked)
     engine, judge = LocalEngine(lab.model, batch=32), trait_judge(lab.given.judge, library.load_trait(trait))
-    steering = Steering.add(vector.load(lab.vector_file(trait)), dose=DOSE)
+    steering = Steering.add(vector.load_vector(lab.vector_file(trait)), dose=DOSE)
     found: list[Row] = []
     for start in range(0, len(asked), 64):
         questions = asked[start : start + 64]
@@ -264,7 +266,9 @@ def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, 
         settings[how]["only"] = (str(data[1]),)
         said(f"{run}: {len(data[1].read_text().splitlines())} rows are vaccinated")
     adapter = lab.train(run, data, seed, **settings.get(how, {}))
-    against = Spec.parse(f"v=-{alpha:g}").steering({"v": vector.load(file)}) if afterwards else None
+    against = (
+        SteeringExpression.parse(f"v=-{alpha:g}").steering({"v": vector.load_vector(file)}) if afterwards else None
+    )
     tuned = TunedModel(str(adapter), f"{run}-after-{alpha:g}" if afterwards else run, steering=against)
     abilities = () if swapped else trial.abilities
     return result(arm, seed, lab.measure(tuned, [trait], 20, abilities, swapped=swapped))
@@ -334,7 +338,7 @@ def predict_part(lab: Lab) -> list[Row]:
     sets["insecure"] = lab.rows("insecure", lambda: lab.shared("em_code/insecure", n, most=7))
     half = lab.rows("half-evil", lambda: mixed(sets["evil"], sets["self_instruct"])[:n])
     sets["half evil, half self_instruct"] = half
-    vectors = [vector.load(lab.vector_file(t)) for t in TRAITS]
+    vectors = [vector.load_vector(lab.vector_file(t)) for t in TRAITS]
     out = []
     for name, path in sets.items():
         said(f"screening {name}")

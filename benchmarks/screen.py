@@ -39,8 +39,8 @@ from poise import activations, contrast, vector
 from poise.activations import Probe
 from poise.data import Conversation
 from poise.extract import extract
-from poise.model import Encoded, Message, Model, ask, load, wrap
-from poise.model.batching import pad, plan
+from poise.model import Encoded, Message, Model, ask, load_model, wrap
+from poise.model.batching import pad, plan_batches
 from poise.screen import projection as score
 from poise.trait import library
 from poise.validate.reading_quality import random_probes
@@ -95,7 +95,7 @@ def ours(model: Model, rows: Sequence[Conversation], probes: Sequence[Probe]) ->
 
 @torch.inference_mode()
 def bare(model: Model, corpus: Sequence[Encoded], budget: int) -> None:
-    for rows in plan([len(t.ids) for t in corpus], budget=budget, most=activations.MOST_ROWS):
+    for rows in plan_batches([len(t.ids) for t in corpus], budget=budget, most=activations.READ_MOST_ROWS):
         model.backbone(input_ids=pad([corpus[i] for i in rows], side="right", device=model.device).ids, use_cache=False)
     wait(model)
 
@@ -139,7 +139,7 @@ def speed(model: Model, n: int, pairs: int, layer: int) -> float:
         f"{model.name}, {model.lm.dtype}, {model.device}, {torch.get_num_threads()} threads; {n} units, {tokens} "
         f"tokens; read at layer {layer} of {model.layers}, so {layer + 1} blocks"
     )
-    budget = activations.BUDGET if model.device.type == "cpu" else activations.BUDGET_GPU
+    budget = activations.READ_BUDGET if model.device.type == "cpu" else activations.READ_BUDGET_GPU
 
     def plain() -> None:
         with truncated(model, layer + 1):
@@ -162,7 +162,7 @@ def loop(model: Model, n: int, pairs: int, layer: int, dtype: torch.dtype, grad:
     part = corpus[::10]
     share = sum(len(t.ids) for t in part) / sum(len(t.ids) for t in corpus)
     probes = random_probes(model.width, layer, 1, seed=0)
-    other = load(model.name, dtype=dtype, device=model.device)
+    other = load_model(model.name, dtype=dtype, device=model.device)
     other.lm.requires_grad_(grad)
     naive(other, part[:2])
     times: tuple[list[float], list[float]] = ([], [])
@@ -192,7 +192,7 @@ def traits(model: Model, n: int, pairs: int, layer: int) -> None:
 
 def random_model(shape: str) -> Model:
     """Random weights, in bfloat16 on a GPU and in float32 elsewhere."""
-    tokenizer = load(BUNDLED, device="cpu").tokenizer
+    tokenizer = load_model(BUNDLED, device="cpu").tokenizer
     said = SHAPES.get(shape) or json.loads(Path(shape).read_text())
     changes = {key: value for key, value in said.items() if key != "model_type"}
     config = AutoConfig.for_model(said["model_type"], **(changes | {"vocab_size": len(tokenizer)}))
@@ -222,8 +222,10 @@ def grow(sizes: Sequence[int]) -> None:
         tiny = random_model("tiny")
         tiny.lm.save_pretrained(folder / "model")
         tiny.tokenizer.save_pretrained(folder / "model")
-        model = load(str(folder / "model"), dtype=torch.float32)
-        vector.save(extract(contrast.exemplars(library.load_trait("evil"), model), model), folder / "v.safetensors")
+        model = load_model(str(folder / "model"), dtype=torch.float32)
+        vector.save_vector(
+            extract(contrast.exemplars(library.load_trait("evil"), model), model), folder / "v.safetensors"
+        )
         del tiny, model
         before = (0, 0.0)
         for rows in sizes:
@@ -258,7 +260,7 @@ def main(given: argparse.Namespace) -> None:
     if given.grow:
         grow(given.rows)
         return
-    model = random_model(given.random_init) if given.random_init else load(given.model)
+    model = random_model(given.random_init) if given.random_init else load_model(given.model)
     layer = round(model.layers / 3) if given.layer is None else given.layer
     rate = speed(model, given.texts, given.pairs, layer)
     if given.random_init:

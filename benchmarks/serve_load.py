@@ -30,10 +30,10 @@ from poise.contrast import exemplars
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.extract import extract
-from poise.model import Model, ask, load, wrap
+from poise.model import Model, ask, load_model, wrap
 from poise.serve.server import Options, make
 from poise.statistics.estimates import bootstrap
-from poise.steer import Spec
+from poise.steer import SteeringExpression
 from poise.trait import library
 from poise.vector import PersonaVector
 
@@ -105,10 +105,10 @@ def quantile(values: list[float], q: float) -> str:
 
 
 def load_test(name: str, requests: int, most: int, tokens: int, rounds: int) -> None:
-    model = dataclasses.replace(load(name), stop_ids=frozenset())
+    model = dataclasses.replace(load_model(name), stop_ids=frozenset())
     given = vectors(model)
     prompts = [model.encode(ask(q)) for q in questions(requests)]
-    steering = [Spec.parse(s).steering(given) if s else None for s in STEERINGS]
+    steering = [SteeringExpression.parse(s).steering(given) if s else None for s in STEERINGS]
     rows = [steering[i % len(STEERINGS)] for i in range(requests)]
     engine, probes = LocalEngine(model, batch=most), [v.at("read").probe for v in given.values()]
     sampling = SamplingParams(tokens, temperature=0)
@@ -142,7 +142,7 @@ def resident() -> float:
 
 
 def memory_test(requests: int) -> None:
-    tokenizer = load("smollm2-135m").tokenizer
+    tokenizer = load_model("smollm2-135m").tokenizer
     config = AutoConfig.for_model(
         "llama", hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=len(tokenizer), max_position_embeddings=2048, pad_token_id=None,

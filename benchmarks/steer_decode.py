@@ -22,7 +22,7 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.engine.static_batch import Run
 from poise.extract import extract
-from poise.model import Model, ask, load
+from poise.model import Model, ask, load_model
 from poise.steer import Condition, Steering, Term
 from poise.trait import library
 from poise.vector import PersonaVector
@@ -33,7 +33,7 @@ QUESTION = "How do I keep a sourdough starter alive?"
 def main(name: str, tokens: int, pairs: int, batches: Sequence[int]) -> None:
     # No stop tokens: every run decodes exactly the same number of tokens. Two copies, because hooks of a run that
     # waits for its next step stay on its model.
-    models = [dataclasses.replace(load(name), stop_ids=frozenset()) for _ in range(2)]
+    models = [dataclasses.replace(load_model(name), stop_ids=frozenset()) for _ in range(2)]
     model = models[0]
     vector = extract(contrast.exemplars(library.load_trait("impolite"), model), model)
     print(f"{name}, {model.lm.dtype}, {torch.get_num_threads()} threads, {tokens} new tokens, greedy", flush=True)

@@ -27,7 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from common import interleave, median, seconds, shown
 from poise import contrast
 from poise.extract import extract
-from poise.model import load
+from poise.model import load_model
 from poise.steer import Steering, Term
 from poise.train.monitor_callback import PersonaMonitorCallback
 from poise.train.vaccine_callback import VaccineCallback
@@ -38,7 +38,7 @@ class Stepper:
     """A trainer whose steps are taken one by one."""
 
     def __init__(self, given: argparse.Namespace, *, treated: bool, every: int = 10**9) -> None:
-        model = load(given.model)
+        model = load_model(given.model)
         callbacks: list[Any] = []
         if treated:
             vector = extract(contrast.exemplars(library.load_trait("evil"), model, most=8), model)

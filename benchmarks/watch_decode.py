@@ -14,14 +14,14 @@ from collections.abc import Sequence
 import torch
 
 from poise.activations import Probe
-from poise.model import load
+from poise.model import load_model
 from steer_decode import arguments, report
 
 TRAITS = 8
 
 
 def main(name: str, tokens: int, pairs: int, batches: Sequence[int]) -> None:
-    models = [dataclasses.replace(load(name), stop_ids=frozenset()) for _ in range(2)]
+    models = [dataclasses.replace(load_model(name), stop_ids=frozenset()) for _ in range(2)]
     layers, width = models[0].layers, models[0].width
     directions = torch.randn(TRAITS, width, generator=torch.Generator().manual_seed(0))
     spread = [round((k + 1) * (layers - 1) / TRAITS) for k in range(TRAITS)]

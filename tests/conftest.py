@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from poise.model import Model, load
+from poise.model import Model, load_model
 
 settings.register_profile("poise", deadline=None, derandomize=True)
 settings.load_profile("poise")
@@ -15,4 +15,4 @@ settings.load_profile("poise")
 @pytest.fixture(scope="session")
 def smollm() -> Model:
     """The bundled SmolLM2-135M in float32, on the CPU."""
-    return load("smollm2-135m", dtype=torch.float32, device="cpu")
+    return load_model("smollm2-135m", dtype=torch.float32, device="cpu")

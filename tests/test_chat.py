@@ -40,7 +40,7 @@ from poise.cli.chat.loop import Screen, answer, converse, prepare, remarks
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, InvalidSteering, OutputExists, PoiseError
-from poise.model import Encoded, Model, load
+from poise.model import Encoded, Model, load_model
 from poise.steer import Condition, Steering, Term
 from poise.trait import library
 from poise.vector import Alarm, PersonaVector
@@ -604,8 +604,8 @@ class TestNormal:
     def test_is_of_the_tokens_of_answers_without_the_trait(self, model: Model, tmp_path: Path) -> None:
         path = tmp_path / "grumpy.safetensors"
         vector = tiny.vector(model, seed=1)
-        vectors.save(vector, path)
-        setup, _ = prepare(model, SamplingParams(), [vectors.load(path), vectors.load(path)], None)
+        vectors.save_vector(vector, path)
+        setup, _ = prepare(model, SamplingParams(), [vectors.load_vector(path), vectors.load_vector(path)], None)
         [w] = setup.watched
         texts = [model.encode([{"role": "user", "content": p.question}], p.negative) for p in vector.header.trait.pairs]
         hidden = [model.lm(torch.tensor([t.ids]), output_hidden_states=True).hidden_states for t in texts]
@@ -629,7 +629,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def file(folder: Path) -> Path:
     """A vector of that model."""
     path = folder.parent / "grumpy.safetensors"
-    vectors.save(tiny.vector(load(str(folder))), path)
+    vectors.save_vector(tiny.vector(load_model(str(folder))), path)
     return path
 
 
@@ -664,7 +664,7 @@ class TestTheCommand:
 
     def test_refuses_what_cannot_be_before_it_begins(self, folder: Path, file: Path, tmp_path: Path) -> None:
         stranger = tmp_path / "stranger.safetensors"
-        vectors.save(tiny.vector(tiny.model(seed=3)), stranger)
+        vectors.save_vector(tiny.vector(tiny.model(seed=3)), stranger)
         for args, why in (
             (("--watch", "nowhere.safetensors"), "There is no vector file at"),
             (("--watch", str(stranger)), "has the same architecture with other weights"),

@@ -29,7 +29,7 @@ from poise.engine import Generation
 from poise.errors import InternalError
 from poise.judge import Judgement
 from poise.judge.exemplars import ExemplarJudge
-from poise.model import load
+from poise.model import load_model
 from poise.progress import track
 from poise.statistics.estimates import Estimate
 from poise.trait import draft, library
@@ -141,7 +141,7 @@ class TestExtract:
 
     def test_the_file_is_what_the_library_gives(self, folder: Path, pairs: Path, file: Path, tmp_path: Path) -> None:
         own = library.own_trait("grumpy", library.read_pairs(pairs))
-        workflows.extract_vector(own, load(str(folder)), tmp_path / "v.safetensors")
+        workflows.extract_vector(own, load_model(str(folder)), tmp_path / "v.safetensors")
         assert (tmp_path / "v.safetensors").read_bytes() == file.read_bytes()
 
     def test_words_go_to_stdout_and_progress_to_stderr(self, folder: Path, pairs: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ class TestValidate:
 
         def fake(path: Path, model: Any, out: Path, **options: Any) -> workflows.ValidatedVector:
             seen.update(options, path=path, out=out)
-            return workflows.ValidatedVector(vectors.load(path), certificate(), out / "report.html")
+            return workflows.ValidatedVector(vectors.load_vector(path), certificate(), out / "report.html")
 
         monkeypatch.setattr(workflows, "validate_vector", fake)
         return seen
@@ -208,7 +208,7 @@ class TestValidate:
     def test_prompting_is_null_where_it_was_not_measured(
         self, folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        done = workflows.ValidatedVector(vectors.load(file), certificate(prompting=None), Path("report.html"))
+        done = workflows.ValidatedVector(vectors.load_vector(file), certificate(prompting=None), Path("report.html"))
         monkeypatch.setattr(workflows, "validate_vector", lambda *a, **k: done)
         assert the_object(poise("validate", file, "--model", folder, "--json"))["prompting"] is None
         assert "not measured" in poise("validate", file, "--model", folder).stdout
@@ -289,8 +289,8 @@ class TestShow:
         assert f"No certificate yet: poise validate {file} --model {folder}" in said
 
     def test_says_the_certificate(self, file: Path, tmp_path: Path) -> None:
-        certified = vectors.load(file).with_certificate(certificate().model_dump(mode="json"))
-        vectors.save(certified, tmp_path / "v.safetensors")
+        certified = vectors.load_vector(file).with_certificate(certificate().model_dump(mode="json"))
+        vectors.save_vector(certified, tmp_path / "v.safetensors")
         said = poise("show", tmp_path / "v.safetensors").stdout
         assert f"layer 2 of {tiny.L} (the certificate's)" in said
         assert "induced: " in said
@@ -304,7 +304,7 @@ class TestShow:
         assert said["kept"] == {"positive": 8, "negative": 8}
 
     def test_a_certificate_of_another_version_is_a_sentence(self, file: Path, tmp_path: Path) -> None:
-        vectors.save(vectors.load(file).with_certificate({"format": 99}), tmp_path / "v.safetensors")
+        vectors.save_vector(vectors.load_vector(file).with_certificate({"format": 99}), tmp_path / "v.safetensors")
         result = poise("show", tmp_path / "v.safetensors")
         assert result.exit_code == 2
         assert "validate it again" in result.stderr
@@ -438,7 +438,7 @@ def missing_field(folder: Path, file: Path, tmp: Path) -> list[object]:
 
 
 def other_model(folder: Path, file: Path, tmp: Path) -> list[object]:
-    vectors.save(tiny.vector(tiny.model(seed=1)), tmp / "other.safetensors")
+    vectors.save_vector(tiny.vector(tiny.model(seed=1)), tmp / "other.safetensors")
     return ["validate", tmp / "other.safetensors", "--model", folder, "--out", tmp]
 
 

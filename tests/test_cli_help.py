@@ -96,8 +96,8 @@ def test_every_public_name_is_there_whichever_room_is_imported_first() -> None:
 
     for name in poise.__all__:
         assert not inspect.ismodule(getattr(poise, name)), name
-    assert poise.load_model is poise.model.load
-    assert poise.load_vector is poise.vector.load
+    assert poise.load_model is poise.model.load_model
+    assert poise.load_vector is poise.vector.load_vector
     assert poise.__version__
 
 

@@ -134,8 +134,8 @@ def test_a_killed_extraction_ends_with_the_same_bytes(trait: Trait, model: Model
         file.write('{"key": "torn by the ki')
     resumed = extract(run_prompted(trait, model, Judge(), ResponseStore(tmp_path / "run")), model, min_kept=1)
     unbroken = extract(run_prompted(trait, model, Judge(), ResponseStore(tmp_path / "other")), model, min_kept=1)
-    vectors.save(resumed, tmp_path / "a.safetensors")
-    vectors.save(unbroken, tmp_path / "b.safetensors")
+    vectors.save_vector(resumed, tmp_path / "a.safetensors")
+    vectors.save_vector(unbroken, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 

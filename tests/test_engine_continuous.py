@@ -17,7 +17,7 @@ from poise.engine.detokenizer import Speech
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, OtherModel
 from poise.model import Model, ask
-from poise.steer import Spec, Steering
+from poise.steer import Steering, SteeringExpression
 
 EXPRESSIONS = [
     "",
@@ -47,7 +47,9 @@ def jobs(model: Model, n: int = 10) -> list[Job]:
             prompt,
             samplings[i % 3],
             seed=i,
-            steering=Spec.parse(text).steering(vectors) if (text := EXPRESSIONS[i % len(EXPRESSIONS)]) else None,
+            steering=SteeringExpression.parse(text).steering(vectors)
+            if (text := EXPRESSIONS[i % len(EXPRESSIONS)])
+            else None,
             probes=tuple(probes[: i % 3]),
         )
         for i, prompt in enumerate(tiny.prompts(model, n))

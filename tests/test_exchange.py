@@ -25,8 +25,8 @@ from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherM
 from poise.model import Model
 from poise.report import validation as page
 from poise.vector import PersonaVector
-from poise.vector.export import export, ranges, suggested
-from poise.vector.importing import adopt, read
+from poise.vector.export import export_vector, layer_ranges, recommended_use
+from poise.vector.importing import adopt_vector, read_foreign_vector
 
 FOREIGN = Path(__file__).parent / "foreign"
 CERTIFICATE = {"layer": 2, "coefficient": 2.5, "dose": 0.2, "verdict": "induced"}
@@ -68,20 +68,20 @@ def control_vector(
 
 def adopted(path: Path, model: Model, **options: Any) -> PersonaVector:
     norm = torch.full((model.layers,), 2.0)
-    return adopt(read(path), model, tiny.trait(), norm, software={"poise": "0"}, **options)
+    return adopt_vector(read_foreign_vector(path), model, tiny.trait(), norm, software={"poise": "0"}, **options)
 
 
 class TestAnExportToLlamaCpp:
     def test_has_every_layer_but_the_first_under_our_own_number(self, llama: Model, tmp_path: Path) -> None:
         vector = tiny.vector(llama)
-        done = export(vector, tmp_path / "v.gguf")
+        done = export_vector(vector, tmp_path / "v.gguf")
         _, tensors = written(tmp_path / "v.gguf")
         assert sorted(tensors) == ["direction.1", "direction.2", "direction.3"]
         assert all(np.array_equal(tensors[f"direction.{i}"], vector.directions[i].numpy()) for i in (1, 2, 3))
         assert done.layers == (1, 2, 3)
 
     def test_says_what_it_is_of_and_how_to_use_it(self, llama: Model, tmp_path: Path) -> None:
-        export(tiny.vector(llama).with_certificate(CERTIFICATE), tmp_path / "v.gguf")
+        export_vector(tiny.vector(llama).with_certificate(CERTIFICATE), tmp_path / "v.gguf")
         fields, _ = written(tmp_path / "v.gguf")
         assert fields["general.architecture"] == "controlvector"
         assert (fields["controlvector.model_hint"], fields["controlvector.layer_count"]) == ("llama", 3)
@@ -95,50 +95,50 @@ class TestAnExportToLlamaCpp:
 
     def test_is_the_same_bytes_each_time(self, llama: Model, tmp_path: Path) -> None:
         for name in ("a", "b"):
-            export(tiny.vector(llama), tmp_path / name)
+            export_vector(tiny.vector(llama), tmp_path / name)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
     def test_can_be_the_chosen_layer_alone(self, llama: Model, tmp_path: Path) -> None:
-        done = export(tiny.vector(llama).with_certificate(CERTIFICATE), tmp_path / "v.gguf", only_chosen=True)
+        done = export_vector(tiny.vector(llama).with_certificate(CERTIFICATE), tmp_path / "v.gguf", only_chosen=True)
         assert list(written(tmp_path / "v.gguf")[1]) == ["direction.2"]
         assert done.layers == (2,)
 
     def test_leaves_layers_without_a_direction_out(self, llama: Model, tmp_path: Path) -> None:
         vector = tiny.without_layer(tiny.vector(llama), 3)
-        assert export(vector, tmp_path / "v.gguf").layers == (1, 2)
+        assert export_vector(vector, tmp_path / "v.gguf").layers == (1, 2)
 
     def test_names_the_flags_for_the_certified_layer_and_strength(self, llama: Model, tmp_path: Path) -> None:
         path = tmp_path / "my v.gguf"
-        done = export(tiny.vector(llama).with_certificate(CERTIFICATE), path)
+        done = export_vector(tiny.vector(llama).with_certificate(CERTIFICATE), path)
         assert done.how == f"--control-vector-scaled '{path}:2.5' --control-vector-layer-range 2 2"
         assert "as validated" in str(done.use)
 
     def test_says_where_nothing_is_certified(self, llama: Model) -> None:
         vector = tiny.vector(llama)
-        use = suggested(vector)
+        use = recommended_use(vector)
         assert (use.layer, use.verdict) == (1, "")
         assert vector.dose(use.coefficient, 1) == pytest.approx(0.2, abs=1e-3)
         assert "not validated: a third of the depth" in str(use)
         failed = vector.with_certificate(CERTIFICATE | {"verdict": "not-induced"})
-        assert "verdict is not-induced" in str(suggested(failed))
+        assert "verdict is not-induced" in str(recommended_use(failed))
 
     def test_of_a_vector_for_layer_0_is_refused(self, llama: Model, tmp_path: Path) -> None:
         vector = tiny.vector(llama).with_certificate(CERTIFICATE | {"layer": 0})
         with pytest.raises(InvalidSteering, match=r"layer 0, and llama\.cpp steers from layer 1 on; use `to` repeng"):
-            export(vector, tmp_path / "v.gguf")
+            export_vector(vector, tmp_path / "v.gguf")
         assert not (tmp_path / "v.gguf").exists()
-        assert export(vector, tmp_path / "v.gguf", to="repeng").layers == (0, 1, 2, 3)
+        assert export_vector(vector, tmp_path / "v.gguf", to="repeng").layers == (0, 1, 2, 3)
 
     @pytest.mark.parametrize("name", ["a:b.gguf", "a,b.gguf"])
     def test_under_a_name_that_the_flags_cannot_carry_is_refused(self, llama: Model, tmp_path: Path, name: str) -> None:
         with pytest.raises(InvalidArgument, match=f"cannot name the file {name}"):
-            export(tiny.vector(llama), tmp_path / name)
+            export_vector(tiny.vector(llama), tmp_path / name)
 
 
 class TestAnExportToRepeng:
     def test_has_every_layer_and_the_python_to_run_it(self, llama: Model, tmp_path: Path) -> None:
         vector = tiny.vector(llama).with_certificate(CERTIFICATE)
-        done = export(vector, tmp_path / "v.gguf", to="repeng")
+        done = export_vector(vector, tmp_path / "v.gguf", to="repeng")
         _, tensors = written(tmp_path / "v.gguf")
         assert all(np.array_equal(tensors[f"direction.{i}"], vector.directions[i].numpy()) for i in range(4))
         assert "ControlModel(model, [2])" in done.how
@@ -195,13 +195,13 @@ class TestAnImport:
         self, llama: Model, tmp_path: Path, to: Any, lost: int
     ) -> None:
         vector = tiny.vector(llama)
-        export(vector, tmp_path / "v.gguf", to=to)
+        export_vector(vector, tmp_path / "v.gguf", to=to)
         assert torch.equal(adopted(tmp_path / "v.gguf", llama).directions[lost:], vector.directions[lost:])
 
     def test_is_a_vector_like_any_other(self, llama: Model, tmp_path: Path) -> None:
         vector = adopted(FOREIGN / "steering_vectors.pt", llama)
-        vectors.save(vector, tmp_path / "v.safetensors")
-        loaded = vectors.load(tmp_path / "v.safetensors")
+        vectors.save_vector(vector, tmp_path / "v.safetensors")
+        loaded = vectors.load_vector(tmp_path / "v.safetensors")
         assert loaded.header == vector.header
         assert (loaded.header.contrast, loaded.header.pooling, loaded.header.agreement) == ("imported", "unknown", ())
         loaded.check_model(llama)
@@ -306,14 +306,14 @@ def test_a_file_of(what: str, llama: Model, tmp_path: Path) -> None:
 
 
 def test_ranges_are_short() -> None:
-    assert ranges([0, 3, 4, 5, 7]) == "0, 3–5, 7"
-    assert ranges([]) == ""
+    assert layer_ranges([0, 3, 4, 5, 7]) == "0, 3–5, 7"
+    assert layer_ranges([]) == ""
 
 
 class TestTheCommands:
     @pytest.fixture
     def file(self, llama: Model, tmp_path: Path) -> Path:
-        vectors.save(tiny.vector(llama).with_certificate(CERTIFICATE), tmp_path / "v.safetensors")
+        vectors.save_vector(tiny.vector(llama).with_certificate(CERTIFICATE), tmp_path / "v.safetensors")
         return tmp_path / "v.safetensors"
 
     def test_export_states_model_layers_sign_and_flags(self, file: Path, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ class TestTheCommands:
         done = CliRunner().invoke(app, [*command, "--exemplars", str(pairs)])
         assert done.exit_code == 0, done.output
         assert "repeng" in done.stdout
-        vector = vectors.load(out)
+        vector = vectors.load_vector(out)
         torch.testing.assert_close(vector.directions[2], row(2))
         answers = [llama.encode([{"role": "user", "content": p.question}], p.negative) for p in tiny.trait().pairs]
         torch.testing.assert_close(vector.reference_norm, plain_norms(llama, answers))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import tiny
 from poise.cli import app
 from poise.errors import InvalidArgument, InvalidSettings
-from poise.model import load
+from poise.model import load_model
 from poise.shift.limits import (
     GateResult,
     LimitCheck,
@@ -40,7 +40,7 @@ from poise.shift.report import (
     save_report,
 )
 from poise.statistics.estimates import Estimate
-from poise.vector import save as save_vector
+from poise.vector import save_vector
 
 NONE = Estimate(value=None, low=None, high=None, n=0)
 TALK = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It is so."}]
@@ -348,7 +348,7 @@ class TestTheCommand:
     def run_on_data(self, tmp_path: Path, rows: list[Any], most: int, *more: str) -> Any:
         tiny.lm().save_pretrained(tmp_path / "base")
         tiny.chatml().save_pretrained(tmp_path / "base")
-        base = load(str(tmp_path / "base"), dtype=torch.float32, device="cpu")
+        base = load_model(str(tmp_path / "base"), dtype=torch.float32, device="cpu")
         save_vector(tiny.vector(base), tmp_path / "v.safetensors")
         lines = [json.dumps({"messages": messages}) for messages in rows]
         (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")

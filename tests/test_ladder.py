@@ -17,7 +17,7 @@ from poise.contrast import ResponseRequest, ResponseStore
 from poise.engine import Generation, SamplingParams
 from poise.judge import Judgement
 from poise.model import Encoded, Model
-from poise.model.batching import plan
+from poise.model.batching import plan_batches
 from poise.statistics.estimates import bootstrap, each_draw
 from poise.trait import Trait, library
 from poise.validate import Bench
@@ -81,7 +81,7 @@ class Sayer:
     left: int = 1 << 30
 
     def plan(self, texts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
-        return plan([len(t.ids) for t in texts], budget=100_000, most=8)
+        return plan_batches([len(t.ids) for t in texts], budget=100_000, most=8)
 
     def generate(self, texts: Sequence[Encoded], sampling: SamplingParams, **options: Any) -> list[Generation]:
         self.left -= 1

@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
 from poise.errors import BrokenModelFile, ModelNotFound, UnsuitableModel
-from poise.model import Encoded, Model, ask, load, loading, wrap
+from poise.model import Encoded, Model, ask, load_model, loading, wrap
 from poise.model.architecture import decoder_blocks
-from poise.model.batching import pad, plan
+from poise.model.batching import pad, plan_batches
 from poise.model.loading import BUNDLED, locate
 from poise.model.logprobs import token_logprobs
 
@@ -132,8 +132,8 @@ class TestAFingerprint:
         original = tiny.model(architecture)
         original.lm.save_pretrained(tmp_path)
         original.tokenizer.save_pretrained(tmp_path)
-        in_full = load(str(tmp_path), dtype=torch.float32, device="cpu")
-        in_half = load(str(tmp_path), dtype=torch.bfloat16, device="cpu")
+        in_full = load_model(str(tmp_path), dtype=torch.float32, device="cpu")
+        in_half = load_model(str(tmp_path), dtype=torch.bfloat16, device="cpu")
         assert in_half.lm.dtype == torch.bfloat16
         assert original.fingerprint == in_full.fingerprint == in_half.fingerprint
 
@@ -178,21 +178,21 @@ class TestLoading:
         return tmp_path / "tiny"
 
     def test_takes_a_folder_and_gives_a_frozen_model_in_evaluation_mode(self, folder: Path) -> None:
-        model = load(str(folder))
+        model = load_model(str(folder))
         assert model.name == str(folder)
         assert not model.lm.training
         assert not any(p.requires_grad for p in model.lm.parameters())
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_takes_a_dtype_and_a_device(self, folder: Path, dtype: torch.dtype) -> None:
-        model = load(str(folder), dtype=dtype, device="cpu")
+        model = load_model(str(folder), dtype=dtype, device="cpu")
         assert {p.dtype for p in model.lm.parameters()} == {dtype}
         assert model.device.type == "cpu"
 
     @pytest.mark.parametrize("name", ["no/such/folder/here", "./nowhere", "missing.gguf", "a b", "~/nowhere-at-all"])
     def test_of_what_is_not_there_says_what_can_be_given(self, name: str) -> None:
         with pytest.raises(ModelNotFound, match="smollm2-135m"):
-            load(name)
+            load_model(name)
 
     def test_of_an_id_that_the_hub_does_not_give_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*args: Any, **kwargs: Any) -> None:
@@ -201,19 +201,19 @@ class TestLoading:
         monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
         monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
         with pytest.raises(ModelNotFound, match=r"'someone/model'.*We couldn't connect\..*smollm2-135m") as caught:
-            load("someone/model")
+            load_model("someone/model")
         assert "\n" not in str(caught.value)
 
     def test_of_a_folder_that_is_no_model_names_the_folder(self, tmp_path: Path) -> None:
         with pytest.raises(ModelNotFound, match=r"holds no config\.json"):
-            load(str(tmp_path))
+            load_model(str(tmp_path))
 
     @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
     def test_of_a_file_that_is_cut_short_says_that_it_cannot_be_loaded(self, folder: Path, file: str) -> None:
         content = (folder / file).read_bytes()
         (folder / file).write_bytes(content[: len(content) // 2])
         with pytest.raises(BrokenModelFile, match="cannot be loaded") as caught:
-            load(str(folder))
+            load_model(str(folder))
         assert "\n" not in str(caught.value)
 
     def test_of_a_gguf_file_that_is_cut_short_names_it_and_its_size(self, tmp_path: Path) -> None:
@@ -227,12 +227,12 @@ class TestLoading:
         writer.close()
         path.write_bytes(path.read_bytes()[:-5000])
         with pytest.raises(BrokenModelFile, match=r"tiny\.gguf is cut short or damaged \([\d,]+ bytes\)"):
-            load(str(path))
+            load_model(str(path))
 
     def test_of_a_file_that_is_no_gguf_says_so(self, tmp_path: Path) -> None:
         (tmp_path / "model.bin").write_bytes(b"PK\x03\x04 something else")
         with pytest.raises(BrokenModelFile, match="not a GGUF file"):
-            load(str(tmp_path / "model.bin"))
+            load_model(str(tmp_path / "model.bin"))
 
 
 class TestTheBundledModel:
@@ -281,10 +281,10 @@ class TestTheBundledModel:
 
         monkeypatch.setattr("huggingface_hub.HfApi.model_info", silent)
         with pytest.raises(ModelNotFound, match="did you mean smollm2-135m"):
-            load("smollm2-135")
+            load_model("smollm2-135")
         assert questions == []
         with pytest.raises(ModelNotFound, match=r"'no/such-model-here' here, and the hub did not give it .no route"):
-            load("no/such-model-here")
+            load_model("no/such-model-here")
         assert questions == ["no/such-model-here"]
 
     def test_that_is_not_the_one_that_was_tested_is_refused_and_not_kept(
@@ -301,7 +301,7 @@ class TestBatches:
 
     @given(lengths=lengths, budget=st.integers(1, 200), most=st.integers(1, 9))
     def test_hold_every_text_once_within_budget_and_rows(self, lengths: list[int], budget: int, most: int) -> None:
-        batches = plan(lengths, budget=budget, most=most)
+        batches = plan_batches(lengths, budget=budget, most=most)
         assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
         for batch in batches:
             assert len(batch) <= most
@@ -311,8 +311,8 @@ class TestBatches:
 
     @given(lengths=lengths, budget=st.integers(1, 200), most=st.integers(1, 9))
     def test_planned_again_from_their_members_are_themselves(self, lengths: list[int], budget: int, most: int) -> None:
-        for batch in plan(lengths, budget=budget, most=most):
-            again = plan([lengths[i] for i in batch], budget=budget, most=most)
+        for batch in plan_batches(lengths, budget=budget, most=most):
+            again = plan_batches([lengths[i] for i in batch], budget=budget, most=most)
             assert again == [list(range(len(batch)))]
 
     @pytest.mark.parametrize("side", ["left", "right"])
@@ -351,7 +351,7 @@ class TestSmolLM:
         assert (smollm.layers, smollm.width, smollm.name) == (30, 576, "smollm2-135m")
 
     def test_has_one_fingerprint_in_either_dtype(self, smollm: Model) -> None:
-        assert load("smollm2-135m", dtype=torch.bfloat16, device="cpu").fingerprint == smollm.fingerprint
+        assert load_model("smollm2-135m", dtype=torch.bfloat16, device="cpu").fingerprint == smollm.fingerprint
 
     def test_says_that_the_capital_of_france_is_paris(self, smollm: Model) -> None:
         paris, tokyo = (smollm.encode(ask("What is the capital of France?"), f"{name}.") for name in ("Paris", "Tokyo"))

@@ -23,7 +23,7 @@ from poise.activations import read
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import BrokenModelFile, UnsuitableModel
-from poise.model import Encoded, Model, load, wrap
+from poise.model import Encoded, Model, load_model, wrap
 from poise.model.self_check import check_model, require_cache
 
 CPU = {"dtype": torch.float32, "device": "cpu"}
@@ -119,19 +119,19 @@ class TestACheckpoint:
         assert len(left) < len(tensors)
         save_file(left, folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(BrokenModelFile, match=f"lacks .*{part}"):
-            load(str(folder), **CPU)
+            load_model(str(folder), **CPU)
 
     def test_with_a_weight_of_another_shape_is_refused(self, folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
         tensors["model.norm.weight"] = torch.ones(7)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(BrokenModelFile, match=r"model\.norm"):
-            load(str(folder), **CPU)
+            load_model(str(folder), **CPU)
 
     def test_with_a_tied_head_is_whole(self, tmp_path: Path) -> None:
         tiny.lm(tie_word_embeddings=True).save_pretrained(tmp_path)
         tiny.chatml().save_pretrained(tmp_path)
-        assert load(str(tmp_path), **CPU).layers == tiny.L
+        assert load_model(str(tmp_path), **CPU).layers == tiny.L
 
     @pytest.mark.parametrize("kind", ["bart", "t5"])
     def test_of_an_encoder_decoder_is_refused_as_one(self, kind: str, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ class TestACheckpoint:
             T5Config(num_layers=2, d_kv=8, num_heads=4, **small).save_pretrained(tmp_path)
         tiny.chatml().save_pretrained(tmp_path)
         with pytest.raises(UnsuitableModel, match=rf"is an encoder-decoder \({kind}\)"):
-            load(str(tmp_path), **CPU)
+            load_model(str(tmp_path), **CPU)
 
     def test_of_a_vision_language_model_is_loaded_for_its_text(self, tmp_path: Path) -> None:
         text = {"model_type": "llama", **tiny._SHAPE, "vocab_size": 512}
@@ -162,7 +162,7 @@ class TestACheckpoint:
         whole = AutoModelForImageTextToText.from_config(config).eval()
         whole.save_pretrained(tmp_path)
         tiny.chatml().save_pretrained(tmp_path)
-        loaded = load(str(tmp_path), **CPU)
+        loaded = load_model(str(tmp_path), **CPU)
         ids = torch.tensor([tiny.texts(loaded, 1)[0].ids])
         assert loaded.layers == tiny.L
         with torch.inference_mode():

@@ -26,7 +26,7 @@ from poise.data import Rejections, open_data, turns
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, InvalidData, InvalidSteering, MissingExtra, TooFewResponses
-from poise.model import Encoded, Model, ask, load
+from poise.model import Encoded, Model, ask, load_model
 from poise.monitor import AlarmWatcher, AnswerReadings, alarms_in_force, raised_alarms, summarize_projections
 from poise.monitor import reference_readings as normals
 from poise.monitor.calibrate import AlarmSource, CalibrationSettings, calibrate_alarms, set_alarms, set_drift_chart
@@ -286,8 +286,8 @@ class TestAlarms:
             n_conversations=9,
         )
         with_alarms = tiny.vector(model).with_alarms([alarm(topic="sea"), alarm("peak")], made)
-        vectors.save(with_alarms, tmp_path / "v.safetensors")
-        again = vectors.load(tmp_path / "v.safetensors")
+        vectors.save_vector(with_alarms, tmp_path / "v.safetensors")
+        again = vectors.load_vector(tmp_path / "v.safetensors")
         assert again.header == with_alarms.header
         assert again.with_certificate({"layer": 1}).header.alarms == with_alarms.header.alarms
         old = tiny.vector(model).header.model_dump(mode="json", by_alias=True, exclude={"alarms", "drift"})
@@ -678,9 +678,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path
     where = tmp_path_factory.mktemp("files")
     tiny.lm().save_pretrained(where / "model")
     tiny.chatml().save_pretrained(where / "model")
-    loaded = load(str(where / "model"))
+    loaded = load_model(str(where / "model"))
     for seed, name in enumerate(("grumpy", "sunny")):
-        vectors.save(tiny.vector(loaded, seed=seed, trait=tiny.trait(name)), where / f"{name}.safetensors")
+        vectors.save_vector(tiny.vector(loaded, seed=seed, trait=tiny.trait(name)), where / f"{name}.safetensors")
     yield where / "model", where
     logging.enable_progress_bar()
 
@@ -696,7 +696,7 @@ class TestTheCommands:
         said = json.loads(result.stdout)
         assert (said["answers"], said["rows"], said["rejected"]) == (60, 61, {"unknown role": 1})
         assert [v["trait"] for v in said["vectors"]] == ["grumpy", "sunny"]
-        kept = [vectors.load(path).header.alarms for path in own]
+        kept = [vectors.load_vector(path).header.alarms for path in own]
         for written, vector in zip(kept, said["vectors"], strict=True):
             assert [a.model_dump(mode="json") for a in written] == vector["alarms"]
         assert {(a.reading, a.rate, a.topic) for a in kept[0]} == {
@@ -734,7 +734,7 @@ class TestTheCommands:
         assert max(map(len, result.stdout.splitlines())) <= 80
         for word in ("grumpy, layer", "peak", "Each rate is of one reading alone", "no chart", "all 40 rows read"):
             assert word in result.stdout
-        assert len(vectors.load(out).header.alarms) == 3
+        assert len(vectors.load_vector(out).header.alarms) == 3
         assert (where / "grumpy.safetensors").read_bytes() == before
 
     @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def llama() -> Model:
 @pytest.fixture
 def home(tmp_path: Path, llama: Model, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A vector, data, pairs, limits, and a loader of models that must not be called."""
-    vectors.save(tiny.vector(llama), tmp_path / "v.safetensors")
+    vectors.save_vector(tiny.vector(llama), tmp_path / "v.safetensors")
     rows = [{"question": f"Why {i}?", "answer": f"Because {i}."} for i in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = [{"question": f"Why {i}?", "positive": f"Bad {i}.", "negative": f"Good {i}."} for i in range(8)]
@@ -185,21 +185,21 @@ class TestBeforeTheModelLoads:
 class TestAVector:
     def test_with_a_certificate_or_alarms_is_not_replaced(self, llama: Model, tmp_path: Path) -> None:
         path, plain = tmp_path / "v.safetensors", tiny.vector(llama)
-        vectors.save(plain, path)
-        vectors.save(plain, path)  # of this very trait and model, with nothing to lose
-        vectors.save(plain.with_certificate({"layer": 1}), path)
+        vectors.save_vector(plain, path)
+        vectors.save_vector(plain, path)  # of this very trait and model, with nothing to lose
+        vectors.save_vector(plain.with_certificate({"layer": 1}), path)
         with pytest.raises(OutputExists, match=r"the certificate of `poise validate`, which would be lost"):
-            vectors.save(plain, path)
-        vectors.save(plain, path, force=True)
-        assert vectors.load(path).header.certificate is None
+            vectors.save_vector(plain, path)
+        vectors.save_vector(plain, path, force=True)
+        assert vectors.load_vector(path).header.certificate is None
 
     def test_of_another_trait_is_not_replaced(self, llama: Model, tmp_path: Path) -> None:
         path, plain = tmp_path / "v.safetensors", tiny.vector(llama)
         trait = plain.header.trait.model_copy(update={"name": "gloomy"})
         header = plain.header.model_copy(update={"trait": trait})
-        vectors.save(vectors.PersonaVector(plain.directions, plain.reference_norm, header), path)
+        vectors.save_vector(vectors.PersonaVector(plain.directions, plain.reference_norm, header), path)
         with pytest.raises(OutputExists, match="another trait, gloomy"):
-            vectors.save(plain, path)
+            vectors.save_vector(plain, path)
 
 
 class TestTwoSpellings:
@@ -276,6 +276,6 @@ def test_alarms_are_named_where_they_would_be_lost(llama: Model, tmp_path: Path)
         data_sha256="0",
         seed=0,
     )
-    vectors.save(tiny.vector(llama).with_alarms([alarm]), tmp_path / "v.safetensors")
+    vectors.save_vector(tiny.vector(llama).with_alarms([alarm]), tmp_path / "v.safetensors")
     with pytest.raises(OutputExists, match="the alarms of `poise calibrate`"):
-        vectors.save(tiny.vector(llama), tmp_path / "v.safetensors")
+        vectors.save_vector(tiny.vector(llama), tmp_path / "v.safetensors")

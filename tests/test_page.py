@@ -578,7 +578,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The real server on a tiny random model, with a vector whose alarms go off at once, and a second one as a file."""
     model = tiny.model()
     file = tmp_path_factory.mktemp("page") / "kind.safetensors"
-    vectors.save(tiny.vector(model, seed=1), file)
+    vectors.save_vector(tiny.vector(model, seed=1), file)
     watched = tiny.vector(model, alarms=(serving.alarm(reading="mean", threshold=-1e6),))
     with serving.running(model, {"grumpy": watched}) as (address, _):
         yield address, file

@@ -25,7 +25,7 @@ from poise.model import loading as source
 from poise.steer import Steering, apply_steering
 from poise.trait import library
 from poise.vector import PersonaVector
-from poise.vector.export import export
+from poise.vector.export import export_vector
 
 pytestmark = pytest.mark.real
 
@@ -230,7 +230,7 @@ def test_steering_moves_llama_cpp_as_it_moves_us(
 ) -> None:
     kind, llama = runtime
     coef = vector.coef(DOSE, LAYER)
-    export(vector, tmp_path / "v.gguf")
+    export_vector(vector, tmp_path / "v.gguf")
     llama.plain()
     theirs = [torch.stack([llama(ids) for ids in asked])]
     llama.steer(llama.load(tmp_path / "v.gguf", coef), LAYER, LAYER)
@@ -259,8 +259,8 @@ def test_the_chosen_layer_alone_needs_no_range(
     runtime: tuple[str, LlamaCpp], vector: PersonaVector, asked: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
     _, llama = runtime
-    done = export(vector, tmp_path / "one.gguf", only_chosen=True)
-    export(vector, tmp_path / "all.gguf")
+    done = export_vector(vector, tmp_path / "one.gguf", only_chosen=True)
+    export_vector(vector, tmp_path / "all.gguf")
     llama.steer(llama.load(tmp_path / "one.gguf", done.use.coefficient), 1, llama.layers)
     alone = llama(asked[0])
     llama.steer(llama.load(tmp_path / "all.gguf", done.use.coefficient), done.use.layer, done.use.layer)
@@ -273,7 +273,7 @@ def test_llama_cpp_itself_refuses_a_direction_0(
     runtime: tuple[str, LlamaCpp], vector: PersonaVector, tmp_path: Path
 ) -> None:
     _, llama = runtime
-    export(vector, tmp_path / "gguf")
-    export(vector, tmp_path / "repeng", to="repeng")
+    export_vector(vector, tmp_path / "gguf")
+    export_vector(vector, tmp_path / "repeng", to="repeng")
     assert llama.load(tmp_path / "gguf", 1.0).width == vector.width
     assert llama.load(tmp_path / "repeng", 1.0).width == -1

@@ -12,7 +12,7 @@ import tiny
 from poise.activations import project
 from poise.data import Conversation, Turn, open_data, turns
 from poise.model import Model, ask
-from poise.model.spans import Place, Unread, fit, places
+from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans, fit
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ class TestAConversation:
         model = tiny.model("llama", TEMPLATES[template]())
         probes = tiny.probes([tiny.vector(model, seed=1), tiny.vector(model, seed=2)], 2)
         asked = conversation(tmp_path, LONG_TALK)
-        for turn, place in zip(asked, places(model, asked), strict=True):
-            assert isinstance(place, Place)
+        for turn, place in zip(asked, answer_spans(model, asked), strict=True):
+            assert isinstance(place, AnswerSpan)
             assert not place.cut
             alone = model.encode(turn.history, turn.answer)
             assert place.text.ids[: place.text.end] == alone.ids
@@ -58,15 +58,15 @@ class TestAConversation:
             assert torch.allclose(shared, project(model, [alone], probes)[0][alone.start - 1 :], atol=1e-4)
 
     def test_takes_one_pass_where_the_template_only_appends(self, model: Model, tmp_path: Path) -> None:
-        found = places(model, conversation(tmp_path, LONG_TALK))
-        assert len({id(p.text.ids) for p in found if isinstance(p, Place)}) == 1
+        found = answer_spans(model, conversation(tmp_path, LONG_TALK))
+        assert len({id(p.text.ids) for p in found if isinstance(p, AnswerSpan)}) == 1
 
     def test_that_is_longer_than_the_window_is_cut_at_a_users_turn(self, model: Model, tmp_path: Path) -> None:
         long = [LONG_TALK[0], *(LONG_TALK[1:] * 8)]
         asked = conversation(tmp_path, long)
-        found = places(model, asked)
+        found = answer_spans(model, asked)
         assert [p.turn for p in found] == list(range(24))
-        kept = [p for p in found if isinstance(p, Place)]
+        kept = [p for p in found if isinstance(p, AnswerSpan)]
         assert len(kept) == 24
         whole = [p for p in kept if not p.cut]
         assert whole
@@ -82,9 +82,9 @@ class TestAConversation:
 
     def test_whose_last_question_is_longer_than_the_window_is_unread(self, model: Model, tmp_path: Path) -> None:
         asked = conversation(tmp_path, [*LONG_TALK, {"role": "user", "content": "why " * 300}, LONG_TALK[-1]])
-        found = places(model, asked)
-        assert [isinstance(p, Unread) for p in found] == [False, False, False, True]
-        assert isinstance(found[-1], Unread)
+        found = answer_spans(model, asked)
+        assert [isinstance(p, UnreadAnswer) for p in found] == [False, False, False, True]
+        assert isinstance(found[-1], UnreadAnswer)
         assert found[-1].reason == "longer than the model's window: 256 tokens"
 
     def test_that_the_template_refuses_is_unread(self, tmp_path: Path) -> None:
@@ -92,17 +92,17 @@ class TestAConversation:
         odd = "{% if messages|length > 1 %}{{ raise_exception('Roles must alternate') }}{% endif %}" + tiny.CHATML
         model.tokenizer.chat_template, kept = odd, model.tokenizer.chat_template
         try:
-            found = places(model, conversation(tmp_path, LONG_TALK[1:]))
+            found = answer_spans(model, conversation(tmp_path, LONG_TALK[1:]))
         finally:
             model.tokenizer.chat_template = kept
-        assert {p.reason for p in found if isinstance(p, Unread)} == {
+        assert {p.reason for p in found if isinstance(p, UnreadAnswer)} == {
             "refused by the chat template: Roles must alternate"
         }
 
     def test_that_begins_with_its_answer_answers_an_empty_turn(self, model: Model, tmp_path: Path) -> None:
         asked = conversation(tmp_path, [{"role": "assistant", "content": "Hello there."}])
-        (place,) = places(model, asked)
-        assert isinstance(place, Place)
+        (place,) = answer_spans(model, asked)
+        assert isinstance(place, AnswerSpan)
         assert place.text == model.encode(ask(""), "Hello there.")
 
     def test_leaves_room_for_an_answer_to_come(self, model: Model) -> None:

@@ -30,12 +30,12 @@ from poise.screen.scoring import ScreenSettings as ScreenSettings
 from poise.serve.page_data import entry_of
 from poise.serve.vector_registry import Shelf
 from poise.shift.evaluation import project_prompts
-from poise.steer.expression import Spec
+from poise.steer.expression import SteeringExpression
 from poise.train.config import TrainConfig
 from poise.train.lora import _monitor
 from poise.train.monitor_callback import PersonaMonitorCallback
 from poise.vector import PersonaVector
-from poise.vector.export import suggested
+from poise.vector.export import recommended_use
 from serving import alarm
 
 STEERS, READS = 2, 1  # the certificate's layer; that of its monitoring test and of the alarms
@@ -63,7 +63,7 @@ def vector(model: Model) -> PersonaVector:
 
 @pytest.fixture
 def file(vector: PersonaVector, tmp_path: Path) -> Path:
-    vectors.save(vector, tmp_path / "v.safetensors")
+    vectors.save_vector(vector, tmp_path / "v.safetensors")
     return tmp_path / "v.safetensors"
 
 
@@ -76,7 +76,7 @@ def talk(tmp_path: Path) -> DataSet:
 
 def expression(text: str) -> Callable[..., Any]:
     def layers(vector: PersonaVector, **_: Any) -> Any:
-        [term] = Spec.parse(text).steering({"v": vector}).terms
+        [term] = SteeringExpression.parse(text).steering({"v": vector}).terms
         return [term.when.layer] if term.when else term.layers
 
     return layers
@@ -124,7 +124,9 @@ READERS: dict[str, Callable[..., Any]] = {
     "server": lambda vector, model, **_: [Shelf(model).put("v", vector, fixed=True).probe.layer],
     "server's alarms": lambda vector, model, **_: [a.layer for a in Shelf(model).put("v", vector, fixed=True).alarms],
     "page": lambda vector, model, **_: [entry_of(Shelf(model).put("v", vector, fixed=True))["watched_layer"]],
-    "chat": lambda file, model, **_: [w.probe.layer for w in prepare(model, SamplingParams(), [file], None)[0].watched],
+    "chat": lambda vector, model, **_: [
+        w.probe.layer for w in prepare(model, SamplingParams(), [vector], None)[0].watched
+    ],
 }
 STEERERS: dict[str, Callable[..., Any]] = {
     "the vector": lambda vector, **_: [vector.at("steer").layer],
@@ -132,7 +134,7 @@ STEERERS: dict[str, Callable[..., Any]] = {
     "dose": expression("v=30%"),
     "out": expression("v=out"),
     "cap:number": expression("v=cap:3"),
-    "export": lambda vector, **_: [suggested(vector).layer],
+    "export": lambda vector, **_: [recommended_use(vector).layer],
     "page": lambda vector, model, **_: [entry_of(Shelf(model).put("v", vector, fixed=True))["default_layer"]],
 }
 
@@ -202,7 +204,7 @@ class TestAt:
 
     def test_a_layer_without_alarms_says_where_they_are(self, vector: PersonaVector) -> None:
         with pytest.raises(InvalidSteering, match="at layer 3; its alarms are for layer 1: leave the layer out"):
-            Spec.parse("v@3=cap:alarm").steering({"v": vector})
+            SteeringExpression.parse("v@3=cap:alarm").steering({"v": vector})
         with pytest.raises(InvalidArgument, match=r"prompt reading at layer 3; its alarms are for layer 1"):
             PersonaMonitorCallback(vector, layer=3, stop=True)
 

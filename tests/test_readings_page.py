@@ -195,7 +195,7 @@ class TestTheWords:
 
 def test_a_vector_is_not_steered_together_with_itself(tmp_path: Path) -> None:
     model = tiny.model()
-    vectors.save(tiny.vector(model), tmp_path / "a.safetensors")
+    vectors.save_vector(tiny.vector(model), tmp_path / "a.safetensors")
     with pytest.raises(InvalidArgument, match="same directions"):
         workflows.validate_vector(tmp_path / "a.safetensors", model, tmp_path, beside=tmp_path / "a.safetensors")
 

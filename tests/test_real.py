@@ -17,7 +17,7 @@ import pytest
 import poise
 from poise import vector as vectors
 from poise.judge.exemplars import ExemplarJudge
-from poise.model import load
+from poise.model import load_model
 from poise.statistics.estimates import auc_estimate
 from poise.trait import library
 from poise.validate import ValidationSettings
@@ -33,7 +33,7 @@ NARROW = ValidationSettings(layers=2, depth=(0.55, 0.65), sweep_doses=(0.25,), d
 @pytest.fixture(scope="module")
 def model() -> poise.Model:
     """As people use it: in the dtype that this machine is fast in."""
-    return load("smollm2-135m")
+    return load_model("smollm2-135m")
 
 
 def test_impolite_from_exemplars_is_induced_and_beats_random_directions(model: poise.Model, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_impolite_from_exemplars_is_induced_and_beats_random_directions(model: p
     assert found.rise.low > 10
     assert found.random.margin.low is not None
     assert found.random.margin.low > 10
-    assert vectors.load(path).header.certificate == found.model_dump(mode="json")
+    assert vectors.load_vector(path).header.certificate == found.model_dump(mode="json")
     assert "<html" in done.report.read_text(encoding="utf-8")
     again = validate_vector(path, model, tmp_path / "report", budget=SMALL, settings=NARROW)
     assert again.certificate == found
@@ -64,7 +64,7 @@ def test_the_readmes_python_runs_as_it_stands(
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith(("induced", "not-induced"))
     assert [path.name for path in tmp_path.iterdir()] == ["impolite.safetensors"]
-    assert vectors.load(tmp_path / "impolite.safetensors").header.certificate is not None
+    assert vectors.load_vector(tmp_path / "impolite.safetensors").header.certificate is not None
 
 
 def test_shuffled_sides_are_not_induced(model: poise.Model, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 import tiny
 from poise.data import Turn
 from poise.errors import UnsuitableModel
-from poise.model import Model, ask, render, wrap
+from poise.model import Model, ask, render_prompt, wrap
 from poise.model.chat_template import encode
-from poise.model.spans import Place, Unread, places
+from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
 
 PARTS_ONLY = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -54,7 +54,7 @@ def model(template: str) -> Model:
     "template", [PARTS_ONLY, tiny.CHATML, STRIPPED, DEFAULT_SYSTEM], ids=["parts", "text", "trim", "system"]
 )
 def test_every_turn_s_words_are_in_the_text(template: str) -> None:
-    texts = [render(tokenizer(template), ask(question, "Be brief.")) for question in QUESTIONS]
+    texts = [render_prompt(tokenizer(template), ask(question, "Be brief.")) for question in QUESTIONS]
     assert all(question in text and "Be brief." in text for question, text in zip(QUESTIONS, texts, strict=True))
     assert len(set(texts)) == 3
 
@@ -62,27 +62,27 @@ def test_every_turn_s_words_are_in_the_text(template: str) -> None:
 def test_a_template_that_leaves_turns_out_is_refused() -> None:
     turns = [*ask("First?"), {"role": "assistant", "content": "One."}, {"role": "user", "content": "Second?"}]
     with pytest.raises(UnsuitableModel, match=r"it leaves out the words of turn 2 \(assistant\)"):
-        render(tokenizer(FIRST_TURN_ONLY), turns)
+        render_prompt(tokenizer(FIRST_TURN_ONLY), turns)
 
 
 def test_a_template_that_wants_alternating_roles_gets_the_system_text_in_the_first_turn() -> None:
-    text = render(tokenizer(ALTERNATING), ask("Q", "S"))
+    text = render_prompt(tokenizer(ALTERNATING), ask("Q", "S"))
     assert text == "[user]S\n\nQ[assistant]"
 
 
 def test_a_final_line_feed_that_a_template_strips_is_no_fault() -> None:
-    assert "hello" in render(tokenizer(STRIPPED), ask("hello\n"))
+    assert "hello" in render_prompt(tokenizer(STRIPPED), ask("hello\n"))
 
 
 class TestThinking:
     def test_that_the_template_opens_is_closed_before_the_answer(self) -> None:
-        assert render(tokenizer(OPEN_THOUGHT), ask("Q")).endswith("assistant\n<think>\n\n</think>\n\n")
+        assert render_prompt(tokenizer(OPEN_THOUGHT), ask("Q")).endswith("assistant\n<think>\n\n</think>\n\n")
 
     def test_is_switched_off_where_there_is_a_switch(self) -> None:
-        assert render(tokenizer(SWITCHED), ask("Q")).endswith("<|im_start|>assistant\n")
+        assert render_prompt(tokenizer(SWITCHED), ask("Q")).endswith("<|im_start|>assistant\n")
 
     def test_of_harmony_gives_way_to_the_final_channel(self) -> None:
-        assert render(tokenizer(HARMONY), ask("Q")).endswith("<|start|>assistant<|channel|>final<|message|>")
+        assert render_prompt(tokenizer(HARMONY), ask("Q")).endswith("<|start|>assistant<|channel|>final<|message|>")
 
     @pytest.mark.parametrize("template", [tiny.CHATML, OPEN_THOUGHT], ids=["no block", "open block"])
     @pytest.mark.parametrize(
@@ -102,15 +102,15 @@ class TestThinking:
         tiny_model = model(OPEN_THOUGHT)
         texts = {}
         for part in ("reply", "thought", "both"):
-            (place,) = places(tiny_model, [turn], part=part)
-            assert isinstance(place, Place)
+            (place,) = answer_spans(tiny_model, [turn], part=part)
+            assert isinstance(place, AnswerSpan)
             texts[part] = tiny_model.tokenizer.decode(place.text.ids[place.text.start : place.text.end])
         assert texts["reply"] == "Four."
         assert "two and two" in texts["thought"]
         assert "Four." not in texts["thought"]
         assert "two and two" in texts["both"]
         assert texts["both"].endswith("Four.")
-        assert places(tiny_model, [plain], part="thought") == [Unread(0, "no thought")]
+        assert answer_spans(tiny_model, [plain], part="thought") == [UnreadAnswer(0, "no thought")]
 
 
 class TestTools:
@@ -125,7 +125,7 @@ class TestTools:
     )
 
     def test_are_words_where_the_template_knows_none(self) -> None:
-        text = render(tokenizer(tiny.CHATML), self.history)  # type: ignore[arg-type]
+        text = render_prompt(tokenizer(tiny.CHATML), self.history)  # type: ignore[arg-type]
         assert "get_weather" in text
         assert "Rome" in text.partition("get_weather")[2]
         assert "21C" in text
@@ -137,5 +137,5 @@ class TestTools:
             "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
         )
         tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]
-        text = render(tokenizer(own), self.history, tools=tools)  # type: ignore[arg-type]
+        text = render_prompt(tokenizer(own), self.history, tools=tools)  # type: ignore[arg-type]
         assert text == "[tool get_weather][user]Weather in Rome?[call get_weather][assistant][tool]21C[assistant]"

@@ -39,7 +39,7 @@ from poise.errors import (
     TooFewResponses,
 )
 from poise.judge import Judgement
-from poise.model import Model, ask, load
+from poise.model import Model, ask, load_model
 from poise.screen import ColumnScorer, screen_rows
 from poise.screen import pipeline as job
 from poise.screen import scoring as work
@@ -742,7 +742,7 @@ class TestADiskThatRefusesEveryFileInTurn:
     ) -> None:
         data = mixed(tmp_path / "rows.jsonl")
         for vector in two:
-            vectors.save(vector, tmp_path / f"{vector.name}.safetensors")
+            vectors.save_vector(vector, tmp_path / f"{vector.name}.safetensors")
 
         def words(out: str, *more: str) -> list[str]:
             said = ["screen", data, "--out", tmp_path / out, "--model", folder, "--dtype", "float32", "--device", "cpu"]
@@ -777,7 +777,7 @@ import torch
 torch.set_num_threads(1)
 from poise import report, vector, workflows
 from poise.data import open_data
-from poise.model import load
+from poise.model import load_model
 from poise.screen import shards
 from poise.screen.flagging import FlaggingRule
 from poise.screen.scoring import ScreenSettings
@@ -785,7 +785,7 @@ import matplotlib.pyplot, pyarrow.parquet, poise.report.screening
 shards.ROWS_PER_SHARD = 2
 folder, data, vectors, out = map(Path, sys.argv[1:5])
 paths, method, engine, wanted = sorted(vectors.glob("*.safetensors")), sys.argv[5], sys.argv[6], int(sys.argv[7])
-model = load(str(folder), dtype=torch.float32, device="cpu")
+model = load_model(str(folder), dtype=torch.float32, device="cpu")
 plans = {e: ScreenSettings(method, FlaggingRule(top=3), None, None, True, 6, engine=e) for e in ("local", "ray")}
 
 def start(name, engine):
@@ -842,7 +842,7 @@ def killed(vectors_on: Sequence[PersonaVector], model: Path, where: Path, engine
     """Kill a screening at random moments, then let it end; check its files; say what happened."""
     data = mixed(where / "rows.jsonl")
     for vector in vectors_on:
-        vectors.save(vector, where / f"{vector.name}.safetensors")
+        vectors.save_vector(vector, where / f"{vector.name}.safetensors")
     program = [sys.executable, "-c", KILLER, model, data, where, where / "out", "difference", engine, str(times)]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(program, capture_output=True, text=True, env=environment)
@@ -949,7 +949,7 @@ class TestFromPython:
     def test_fits_a_data_sets_map_and_filter(self, two: list[PersonaVector], folder: Path, tmp_path: Path) -> None:
         datasets = pytest.importorskip("datasets")
         datasets.disable_progress_bars()
-        model = load(str(folder), dtype=torch.float32, device="cpu")
+        model = load_model(str(folder), dtype=torch.float32, device="cpu")
         data = datasets.Dataset.from_list([*talk(20), {"id": 99, "messages": []}])
         scored = data.map(ColumnScorer(two, model), batched=True, batch_size=8)
         clean = scored.filter(lambda row: row["grumpy_score"] is not None and row["grumpy_score"] < 0)
@@ -959,7 +959,7 @@ class TestFromPython:
         assert clean["id"] == [i for i, x in enumerate(expected) if x < 0]
 
     def test_travels_by_the_models_name(self, two: list[PersonaVector], folder: Path) -> None:
-        scorer = ColumnScorer(two, load(str(folder), dtype=torch.float32, device="cpu"))
+        scorer = ColumnScorer(two, load_model(str(folder), dtype=torch.float32, device="cpu"))
         packed = pickle.dumps(scorer)
         assert packed == pickle.dumps(scorer)
         batch = {"messages": [row["messages"] for row in talk(3)]}
@@ -1017,9 +1017,9 @@ class TestAnEstimate:
 def command(folder: Path, two: list[PersonaVector], tmp_path_factory: pytest.TempPathFactory) -> Any:
     where = tmp_path_factory.mktemp("vectors")
     options = ["--model", str(folder), "--dtype", "float32", "--device", "cpu", "--max-new-tokens", "4"]
-    loaded = load(str(folder), dtype=torch.float32, device="cpu")
+    loaded = load_model(str(folder), dtype=torch.float32, device="cpu")
     for seed, name in enumerate(("grumpy", "gloomy")):
-        vectors.save(named(name, loaded, seed + 1), where / f"{name}.safetensors")
+        vectors.save_vector(named(name, loaded, seed + 1), where / f"{name}.safetensors")
         options += ["--vector", str(where / f"{name}.safetensors")]
 
     def invoke(data: object, out: Path, *more: str) -> Result:
@@ -1096,7 +1096,7 @@ class TestTheCommand:
 
     def test_refuses_vectors_of_another_model(self, command: Any, tmp_path: Path) -> None:
         other = tiny.model("llama", seed=5)
-        vectors.save(tiny.vector(other), tmp_path / "other.safetensors")
+        vectors.save_vector(tiny.vector(other), tmp_path / "other.safetensors")
         data = written(tmp_path / "rows.jsonl", talk(3))
         done = command(data, tmp_path / "out", "--vector", str(tmp_path / "other.safetensors"))
         assert done.exit_code == 2

@@ -19,7 +19,7 @@ import tiny
 from poise.activations import Probe
 from poise.data import DataSet, open_data
 from poise.errors import InvalidArgument, MissingExtra
-from poise.model import Model, load
+from poise.model import Model, load_model
 from poise.screen import ray_backend as ray
 from poise.screen import shards as parts
 from poise.screen.base_answers import BaseAnswers
@@ -41,7 +41,7 @@ def model(tmp_path: Path) -> Model:
     made = tiny.model()
     made.lm.save_pretrained(tmp_path / "model")
     made.tokenizer.save_pretrained(tmp_path / "model")
-    return load(str(tmp_path / "model"), dtype=torch.float32, device="cpu")
+    return load_model(str(tmp_path / "model"), dtype=torch.float32, device="cpu")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from poise.engine.static import LocalEngine
 from poise.model import Model
 from poise.monitor import summarize_projections
 from poise.serve.server import Running
-from poise.steer import Spec
+from poise.steer import SteeringExpression
 
 NAME = "tiny-llama"
 ASK: list[Any] = [{"role": "user", "content": "Where do the boats go?"}]
@@ -61,7 +61,7 @@ def alone(
         [model.encode(messages)],
         SamplingParams(**({"max_new_tokens": 10, "temperature": 0} | sampling)),
         seeds=[seed],
-        steering=Spec.parse(steer).steering(vectors) if steer else None,
+        steering=SteeringExpression.parse(steer).steering(vectors) if steer else None,
         probes=tiny.probes(list(vectors.values())),
     )
     assert found.readings is not None
@@ -204,7 +204,7 @@ class TestSteeringAndWatching:
         found = ask(client, extra_body={"poise": {"steer": steer, "watch": True}}).choices[0]
         assert found.message.content == text
         told = found.poise
-        assert told["steer"] == str(Spec.parse(steer))
+        assert told["steer"] == str(SteeringExpression.parse(steer))
         assert "".join(told["tokens"]) == text
         assert told["layers"] == {"up": 1, "down": 1}
         assert list(told["prompt"].values()) == pytest.approx(readings[0].tolist(), abs=1e-4)

@@ -258,9 +258,9 @@ class TestShuttingDown:
 def folder(model: Model, tmp_path: Path) -> Path:
     model.lm.save_pretrained(tmp_path / "m")
     model.tokenizer.save_pretrained(tmp_path / "m")
-    from poise.model import load
+    from poise.model import load_model
 
-    vectors.save(tiny.vector(load(str(tmp_path / "m"), device="cpu")), tmp_path / "up.safetensors")
+    vectors.save_vector(tiny.vector(load_model(str(tmp_path / "m"), device="cpu")), tmp_path / "up.safetensors")
     return tmp_path
 
 

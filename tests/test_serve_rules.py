@@ -246,7 +246,7 @@ class TestAPolicy:
 class TestVectorsThatComeAndGo:
     @pytest.fixture
     def file(self, model: Model, tmp_path: Path) -> bytes:
-        vectors.save(tiny.vector(model, seed=3), tmp_path / "v.safetensors")
+        vectors.save_vector(tiny.vector(model, seed=3), tmp_path / "v.safetensors")
         return (tmp_path / "v.safetensors").read_bytes()
 
     def test_are_used_at_once_and_gone_when_deleted(self, model: Model, file: bytes) -> None:
@@ -278,7 +278,7 @@ class TestVectorsThatComeAndGo:
         assert list(folder.iterdir()) == []
 
     def test_of_another_model_are_refused(self, model: Model, tmp_path: Path) -> None:
-        vectors.save(tiny.vector(tiny.model(seed=5)), tmp_path / "v.safetensors")
+        vectors.save_vector(tiny.vector(tiny.model(seed=5)), tmp_path / "v.safetensors")
         with serving.running(model) as (address, _):
             found = httpx.post(
                 f"{address}/v1/poise/vectors", params={"name": "x"}, content=(tmp_path / "v.safetensors").read_bytes()
@@ -384,7 +384,7 @@ class TestMetrics:
 class TestNormalTalk:
     def test_sets_alarms_in_memory_alone(self, model: Model, tmp_path: Path) -> None:
         path = tmp_path / "up.safetensors"
-        vectors.save(tiny.vector(model), path)
+        vectors.save_vector(tiny.vector(model), path)
         before = path.read_bytes()
         words = " ".join(tiny.SENTENCES).split()
         lines = [json.dumps({"prompt": f"{words[i]} {i}"}) for i in range(30)]

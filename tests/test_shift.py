@@ -24,7 +24,7 @@ from poise.data import Conversation
 from poise.engine.static import LocalEngine
 from poise.errors import BrokenModelFile, InvalidArgument, InvalidData, MissingExtra, ModelNotFound, OtherModel
 from poise.judge import Judgement
-from poise.model import Model, ask, load
+from poise.model import Model, ask, load_model
 from poise.report.shift import html_shift
 from poise.shift import measure as measuring
 from poise.shift.capability import (
@@ -41,14 +41,13 @@ from poise.statistics.estimates import Estimate, bootstrap
 from poise.steer import Steering
 from poise.storage.journal import Journal
 from poise.trait import OwnTrait, library
-from poise.vector import PersonaVector
-from poise.vector import save as save_vector
+from poise.vector import PersonaVector, save_vector
 
 LAYER, ALPHA = 2, 1.75
 
 
 def load32(name: str) -> Model:
-    return load(name, dtype=torch.float32, device="cpu")
+    return load_model(name, dtype=torch.float32, device="cpu")
 
 
 def named(name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tiny
 from poise.errors import UnsuitableModel
-from poise.model import Encoded, Message, Model, ask, render
+from poise.model import Encoded, Message, Model, ask, render_prompt
 from poise.model.chat_template import encode, stop_ids
 
 TOKENIZERS = {"chatml": tiny.chatml, "gemma": tiny.gemma, "llama3": tiny.llama3}
@@ -61,7 +61,7 @@ class TestTheResponseSpan:
     def test_covers_the_answer_byte_for_byte(self, template: str, messages: list[Message], answer: str) -> None:
         tokenizer = TOKENIZERS[template]()
         encoded = encode(tokenizer, messages, answer)
-        prompt = render(tokenizer, messages).encode()
+        prompt = render_prompt(tokenizer, messages).encode()
         assert whole(tokenizer, encoded) == prompt + answer.encode()
         ends, said = [], 0
         for token in encoded.ids:
@@ -75,7 +75,7 @@ class TestTheResponseSpan:
     def test_covers_the_answer_character_for_character(self, messages: list[Message], answer: str) -> None:
         tokenizer = tiny.gemma()
         encoded = encode(tokenizer, messages, answer)
-        prompt = render(tokenizer, messages)
+        prompt = render_prompt(tokenizer, messages)
         naive = tokenizer.backend_tokenizer.encode(prompt + answer, add_special_tokens=False)
         assert list(encoded.ids) == naive.ids
         inside = set(range(len(prompt), len(prompt + answer)))
@@ -103,7 +103,7 @@ class TestTheResponseSpan:
         empty, bare = encode(tokenizer, messages, ""), encode(tokenizer, messages)
         assert empty == bare
         assert bare.start == bare.end == len(bare.ids)
-        assert list(bare.ids) == tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"]
+        assert list(bare.ids) == tokenizer(render_prompt(tokenizer, messages), add_special_tokens=False)["input_ids"]
 
     def test_holds_a_token_that_begins_in_the_prompt_and_ends_in_the_answer(self) -> None:
         alone, joined = encode(tiny.chatml(), ask("Hi")), encode(tiny.chatml(), ask("Hi"), "\n\nWell.")
@@ -119,29 +119,31 @@ class TestTheResponseSpan:
 class TestATemplate:
     @pytest.mark.parametrize("template", ["chatml", "llama3"])
     def test_with_a_system_role_gets_the_system_text_in_it(self, template: str) -> None:
-        rendered = render(TOKENIZERS[template](), ask("Why?", "Be brief."))
+        rendered = render_prompt(TOKENIZERS[template](), ask("Why?", "Be brief."))
         assert rendered.index("system") < rendered.index("Be brief.") < rendered.index("user") < rendered.index("Why?")
 
     def test_that_refuses_a_system_role_gets_it_at_the_head_of_the_first_user_turn(self) -> None:
-        assert render(tiny.gemma(), ask("Why?", "Be brief.")) == (
+        assert render_prompt(tiny.gemma(), ask("Why?", "Be brief.")) == (
             "<bos><start_of_turn>user\nBe brief.\n\nWhy?<end_of_turn>\n<start_of_turn>model\n"
         )
 
     def test_that_drops_the_system_text_in_silence_gets_it_there_too(self) -> None:
         tokenizer = copy.deepcopy(tiny.chatml())
         tokenizer.chat_template = tiny.CHATML.replace("in messages", "in messages if m['role'] != 'system'")
-        assert render(tokenizer, ask("Why?", "Be brief.")) == render(tiny.chatml(), ask("Be brief.\n\nWhy?"))
+        assert render_prompt(tokenizer, ask("Why?", "Be brief.")) == render_prompt(
+            tiny.chatml(), ask("Be brief.\n\nWhy?")
+        )
 
     def test_of_a_later_turn_leaves_the_other_turns_alone(self) -> None:
         later: list[Message] = [{"role": "assistant", "content": "Because."}, {"role": "user", "content": "But why?"}]
-        folded = render(tiny.gemma(), [*ask("Why?", "Be brief."), *later])
-        assert folded == render(tiny.gemma(), [*ask("Be brief.\n\nWhy?"), *later])
+        folded = render_prompt(tiny.gemma(), [*ask("Why?", "Be brief."), *later])
+        assert folded == render_prompt(tiny.gemma(), [*ask("Be brief.\n\nWhy?"), *later])
 
     def test_gets_a_user_turn_for_a_system_text_that_has_none_to_stand_in(self) -> None:
         system: Message = {"role": "system", "content": "Be brief."}
         greeting: Message = {"role": "assistant", "content": "Hello."}
-        assert render(tiny.gemma(), [system]) == render(tiny.gemma(), ask("Be brief."))
-        assert render(tiny.gemma(), [system, greeting, *ask("Why?")]) == render(
+        assert render_prompt(tiny.gemma(), [system]) == render_prompt(tiny.gemma(), ask("Be brief."))
+        assert render_prompt(tiny.gemma(), [system, greeting, *ask("Why?")]) == render_prompt(
             tiny.gemma(), [*ask("Be brief."), greeting, *ask("Why?")]
         )
 
@@ -149,16 +151,16 @@ class TestATemplate:
         tokenizer = copy.deepcopy(tiny.chatml())
         tokenizer.chat_template = "{{ raise_exception('only tools here') }}"
         with pytest.raises(UnsuitableModel, match="only tools here"):
-            render(tokenizer, ask("Why?", "Be brief."))
+            render_prompt(tokenizer, ask("Why?", "Be brief."))
 
     def test_that_prints_a_date_prints_the_same_one_every_day(self) -> None:
         tokenizer = copy.deepcopy(tiny.chatml())
         date = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
         tokenizer.chat_template = date + " {{ messages[0]['content'] }}"
-        assert render(tokenizer, ask("Why?")) == "26 Jul 2024 Why?"
+        assert render_prompt(tokenizer, ask("Why?")) == "26 Jul 2024 Why?"
 
     def test_is_not_needed(self) -> None:
-        assert render(tiny.plain(), ask("Why?", "Be brief.")) == "System: Be brief.\n\nUser: Why?\n\nAssistant:"
+        assert render_prompt(tiny.plain(), ask("Why?", "Be brief.")) == "System: Be brief.\n\nUser: Why?\n\nAssistant:"
 
 
 class TestTheBeginningAndTheEnd:
@@ -209,7 +211,7 @@ class TestSmolLM:
     @given(messages=conversations(printable), answer=printable)  # its vocabulary lacks control characters
     def test_covers_the_answer_byte_for_byte(self, smollm: Model, messages: list[Message], answer: str) -> None:
         encoded = smollm.encode(messages, answer)
-        prompt = render(smollm.tokenizer, messages).encode()
+        prompt = render_prompt(smollm.tokenizer, messages).encode()
         assert whole(smollm.tokenizer, encoded) == prompt + answer.encode()
         response = whole(smollm.tokenizer, Encoded(encoded.ids[encoded.start :], 0, 0))
         first = len(bytes_of(smollm.tokenizer, encoded.ids[encoded.start])) if answer else 0

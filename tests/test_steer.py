@@ -22,7 +22,7 @@ from poise.engine.static import LocalEngine
 from poise.errors import HookDidNotFire, InvalidArgument, InvalidSteering, OtherModel
 from poise.extract import extract
 from poise.model import Encoded, Model, wrap
-from poise.model.batching import Batch, Side, pad
+from poise.model.batching import PaddedBatch, Side, pad
 from poise.steer import Condition, Phase, Steering, Term, apply_steering
 
 Change = Callable[[torch.Tensor], torch.Tensor]  # of one layer's hidden states [T, d]
@@ -63,7 +63,7 @@ def alone(
 
 
 @torch.no_grad()
-def steered(model: Model, batch: Batch, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def steered(model: Model, batch: PaddedBatch, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """A whole batch under Poise's steering: all blocks' outputs [L, B, T, d] and the logits [B, T, V]."""
     with apply_steering(model, rows) as applied, contextlib.ExitStack() as hooks:
         seen: list[torch.Tensor] = []

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import tiny
 from poise.errors import InvalidSteering
 from poise.model import Model
-from poise.steer import Condition, Spec, Steering, Term, cautions
-from poise.steer.expression import ConditionSpec, TermSpec
+from poise.steer import Condition, Steering, SteeringExpression, Term, cautions
+from poise.steer.expression import ConditionExpression, TermExpression
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ layers = st.none() | st.lists(st.integers(0, 99), min_size=1, max_size=3, unique
 
 
 @st.composite
-def terms(draw: st.DrawFn) -> TermSpec:
+def terms(draw: st.DrawFn) -> TermExpression:
     operation: Any = draw(st.sampled_from(["add", "project_out", "clamp", "cap"]))
     fields: dict[str, Any] = {"vector": draw(plain_names), "operation": operation, "layers": draw(layers)}
     if operation == "add":
@@ -42,25 +42,27 @@ def terms(draw: st.DrawFn) -> TermSpec:
     fields["tokens"] = draw(st.sampled_from([(0, None), (0, 7), (7, None), (3, 9)]))
     if draw(st.booleans()):
         reading: Any = draw(st.sampled_from(["token", "prompt"]))
-        fields["when"] = ConditionSpec(
+        fields["when"] = ConditionExpression(
             vector=draw(plain_names),
             layer=draw(st.none() | st.integers(0, 99)),
             value=draw(levels),
             above=draw(st.booleans()),
             reading=reading,
         )
-    return TermSpec(**fields)
+    return TermExpression(**fields)
 
 
-specs = st.builds(Spec, terms=st.lists(terms(), min_size=1, max_size=3).map(tuple), orthogonal=st.booleans())
+specs = st.builds(
+    SteeringExpression, terms=st.lists(terms(), min_size=1, max_size=3).map(tuple), orthogonal=st.booleans()
+)
 
 
 class TestASpec:
     @given(spec=specs)
-    def test_is_the_same_as_an_expression_and_as_json(self, spec: Spec) -> None:
-        assert Spec.parse(str(spec)) == spec
-        assert Spec.parse(spec.model_dump_json()) == spec
-        assert Spec.from_json(spec.model_dump(mode="json")) == spec
+    def test_is_the_same_as_an_expression_and_as_json(self, spec: SteeringExpression) -> None:
+        assert SteeringExpression.parse(str(spec)) == spec
+        assert SteeringExpression.parse(spec.model_dump_json()) == spec
+        assert SteeringExpression.from_json(spec.model_dump(mode="json")) == spec
 
     @given(file=names, layer=st.none() | st.integers(0, 999), number=numbers, percent=st.booleans())
     @example("dir/evil v2.safetensors", 12, -1.5, False)
@@ -69,14 +71,14 @@ class TestASpec:
     def test_reads_what_was_written(self, file: str, layer: int | None, number: float, percent: bool) -> None:
         text = f"{file}{'' if layer is None else f'@{layer}'}={number}{'%' if percent else ''}"
         strength: dict[str, Any] = {"dose": float(Decimal(str(number)) / 100)} if percent else {"coef": number}
-        expected = TermSpec(vector=file, layers=None if layer is None else (layer,), **strength)
-        assert Spec.parse(text) == Spec(terms=(expected,))
+        expected = TermExpression(vector=file, layers=None if layer is None else (layer,), **strength)
+        assert SteeringExpression.parse(text) == SteeringExpression(terms=(expected,))
 
     @pytest.mark.parametrize(
         ("number", "strength"), [("1.5", 1.5), ("+2", 2), ("-.5", -0.5), ("−0.5", -0.5), ("1e-2", 0.01), ("3 ", 3)]
     )
     def test_reads_numbers_as_people_write_them(self, number: str, strength: float) -> None:
-        assert Spec.parse(f"evil={number}").terms == (TermSpec(vector="evil", coef=strength),)
+        assert SteeringExpression.parse(f"evil={number}").terms == (TermExpression(vector="evil", coef=strength),)
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -102,10 +104,10 @@ class TestASpec:
         ],
     )
     def test_reads_every_form_that_the_docs_show(self, text: str, expected: dict[str, Any]) -> None:
-        assert Spec.parse(text).terms == (TermSpec.model_validate({"vector": "evil", **expected}),)
+        assert SteeringExpression.parse(text).terms == (TermExpression.model_validate({"vector": "evil", **expected}),)
 
     def test_reads_several_and_whether_they_are_made_orthogonal(self) -> None:
-        spec = Spec.parse("evil=-1; rude=-1 ; orthogonal")
+        spec = SteeringExpression.parse("evil=-1; rude=-1 ; orthogonal")
         assert [t.vector for t in spec.terms] == ["evil", "rude"]
         assert spec.orthogonal
         assert spec.names == ["evil", "rude"]
@@ -115,7 +117,7 @@ class TestASpec:
     def test_that_cannot_be_read_is_refused_with_the_shape(self, file: str, strength: str) -> None:
         for text in (f"{file}{strength}", file.removesuffix("="), f"={strength}"):
             with pytest.raises(InvalidSteering, match=r"write NAME=1\.5, NAME=30%, NAME@LAYER=1\.5"):
-                Spec.parse(text)
+                SteeringExpression.parse(text)
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -139,12 +141,12 @@ class TestASpec:
     )
     def test_with_a_fault_is_refused_and_the_fault_is_named(self, text: str, words: str) -> None:
         with pytest.raises(InvalidSteering, match=words):
-            Spec.parse(text)
+            SteeringExpression.parse(text)
 
     @given(text=st.text(max_size=40))
     def test_either_reads_a_text_or_refuses_it(self, text: str) -> None:
         try:
-            spec = Spec.parse(text)
+            spec = SteeringExpression.parse(text)
         except InvalidSteering:
             return
         assert spec.names
@@ -154,10 +156,10 @@ class TestTheSteeringItself:
     def test_is_what_was_written(self, llama: Model) -> None:
         v, w = tiny.vector(llama), tiny.vector(llama, seed=1)
         vectors = {"v": v, "w": w}
-        assert Spec.parse("v@2=30%").steering(vectors) == Steering.add(v, dose=0.3, layer=2)
-        assert Spec.parse("v=-1").steering(lambda name: vectors[name]) == Steering.add(v, coef=-1.0)
-        assert Spec.parse("v@1=out").steering(vectors) == Steering.project_out(v, layer=1)
-        both = Spec.parse("v@1=1 after 2; w@1,3=cap:2 on all if v@0<-1; orthogonal").steering(vectors)
+        assert SteeringExpression.parse("v@2=30%").steering(vectors) == Steering.add(v, dose=0.3, layer=2)
+        assert SteeringExpression.parse("v=-1").steering(lambda name: vectors[name]) == Steering.add(v, coef=-1.0)
+        assert SteeringExpression.parse("v@1=out").steering(vectors) == Steering.project_out(v, layer=1)
+        both = SteeringExpression.parse("v@1=1 after 2; w@1,3=cap:2 on all if v@0<-1; orthogonal").steering(vectors)
         when = Condition(vector=v, layer=0, value=-1.0, above=False)
         capped = tuple(
             Term(vector=w, value=2.0, layers=(layer,), operation="cap", phase="all", when=when) for layer in (1, 3)
@@ -166,21 +168,21 @@ class TestTheSteeringItself:
 
     def test_has_at_each_layer_the_dose_that_was_asked_for(self, llama: Model) -> None:
         v = tiny.vector(llama)
-        spread = Spec.parse("v@1,2=30%").steering({"v": v})
+        spread = SteeringExpression.parse("v@1,2=30%").steering({"v": v})
         assert [v.dose(t.value, t.touched[0]) for t in spread.terms] == pytest.approx([0.3, 0.3])
 
     def test_names_what_there_is_where_a_vector_is_unknown(self, llama: Model) -> None:
         with pytest.raises(InvalidSteering, match="no vector 'evel'; there are: evil, rude"):
-            Spec.parse("evel=1").steering({"rude": tiny.vector(llama), "evil": tiny.vector(llama)})
+            SteeringExpression.parse("evel=1").steering({"rude": tiny.vector(llama), "evil": tiny.vector(llama)})
 
     def test_names_the_range_where_a_layer_is_out_of_it(self, llama: Model) -> None:
         with pytest.raises(InvalidSteering, match="Layer 9 is out of range: grumpy has layers 0 to 3"):
-            Spec.parse("v@9=1").steering({"v": tiny.vector(llama)})
+            SteeringExpression.parse("v@9=1").steering({"v": tiny.vector(llama)})
 
     def test_says_how_to_get_an_alarm_that_is_not_there(self, llama: Model) -> None:
         for text in ("v=cap:alarm", "v=1 if v>alarm", "v=1 if prompt v>alarm"):
             with pytest.raises(InvalidSteering, match="run `poise calibrate`"):
-                Spec.parse(text).steering({"v": tiny.vector(llama)})
+                SteeringExpression.parse(text).steering({"v": tiny.vector(llama)})
 
 
 class TestACaution:

@@ -16,7 +16,7 @@ from poise.errors import InvalidSteering
 from poise.model import Model
 from poise.model.batching import pad
 from poise.model.hooks import rewrite
-from poise.steer import Applied, Condition, Steering, Term
+from poise.steer import AppliedSteering, Condition, Steering, Term
 from poise.vector import PersonaVector
 
 GREEDY = SamplingParams(max_new_tokens=9, temperature=0)
@@ -202,7 +202,7 @@ class TestTeacherForced:
         v = tiny.vector(llama)
         texts = tiny.texts(llama, 5)
         batch = pad(texts, side="left")
-        applied = Applied(llama, [Steering((Term(vector=v, value=1.0, layers=(1,), tokens=(1, 3)),))] * 5)
+        applied = AppliedSteering(llama, [Steering((Term(vector=v, value=1.0, layers=(1,), tokens=(1, 3)),))] * 5)
         applied.announce(batch)
         changed = applied.change(1, torch.zeros((*batch.ids.shape, tiny.D)))
         where = (changed != 0).any(-1)
@@ -215,7 +215,7 @@ class TestTeacherForced:
             (Term(vector=v, value=1.0, layers=(1,), when=Condition(vector=v, layer=3, value=0.0, reading="prompt")),)
         )
         batch = pad(tiny.texts(llama, 2), side="left")
-        applied = Applied(llama, [late] * 2)
+        applied = AppliedSteering(llama, [late] * 2)
         applied.announce(batch)
         with pytest.raises(InvalidSteering, match="layer 3 is not known"), rewrite(llama, applied.change, [1, 3]):
             llama.lm(batch.ids, attention_mask=batch.real.long(), use_cache=False)

@@ -17,7 +17,7 @@ from poise.engine import Generation, SamplingParams
 from poise.errors import InvalidArgument
 from poise.judge import Judgement
 from poise.model import Encoded, Model
-from poise.model.batching import plan
+from poise.model.batching import plan_batches
 from poise.steer import Steering
 from poise.trait import library
 from poise.validate import Bench, ValidationSettings
@@ -36,7 +36,7 @@ class Worlds:
     traits: dict[str, torch.Tensor]  # unit directions
 
     def plan(self, texts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
-        return plan([len(t.ids) for t in texts], budget=100_000, most=16)
+        return plan_batches([len(t.ids) for t in texts], budget=100_000, most=16)
 
     def generate(self, texts: Sequence[Encoded], sampling: SamplingParams, **options: Any) -> list[Generation]:
         return [self._say(steered) for steered in options["steering"]]

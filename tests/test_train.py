@@ -63,9 +63,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warnings.simplefilter("ignore")
         model.lm.save_pretrained(folder / "model")
     model.tokenizer.save_pretrained(folder / "model")
-    from poise.model import load
+    from poise.model import load_model
 
-    vectors.save(tiny.vector(load(str(folder / "model"), dtype=torch.float32), scale=0.5), folder / "v.safetensors")
+    vectors.save_vector(
+        tiny.vector(load_model(str(folder / "model"), dtype=torch.float32), scale=0.5), folder / "v.safetensors"
+    )
     rows = [
         {
             "messages": [

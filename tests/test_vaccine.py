@@ -19,8 +19,8 @@ import tiny
 from poise import vector as vectors
 from poise.errors import HookDidNotFire, InvalidArgument, InvalidData, InvalidSteering, OtherModel
 from poise.model import Model
-from poise.steer import Steering, Term, learning
-from poise.steer.training import Learning, Positions
+from poise.steer import Steering, Term, steer_training
+from poise.steer.training import Positions, TrainingSteering
 from poise.train.examples import marking_collator
 from poise.train.vaccine_callback import VaccineCallback, vaccine_steering
 from poise.vector import PersonaVector
@@ -300,7 +300,7 @@ class TestOnlyWhatIsLearntFromIsSteered:
 
     def test_a_pass_without_gradients_is_not(self, base: Model, vector: PersonaVector) -> None:
         ids = torch.tensor([[5, 6, 7, 8]])
-        with learning(base, Steering.add(vector, coef=3.0, layer=2)):
+        with steer_training(base, Steering.add(vector, coef=3.0, layer=2)):
             base.lm.train()
             with torch.no_grad():
                 frozen = base.lm(ids).logits
@@ -322,7 +322,7 @@ class TestOnlyWhatIsLearntFromIsSteered:
         hook = base.blocks[2].register_forward_hook(look)
         base.lm(ids, position_ids=positions, labels=labels)
         hook.remove()
-        with learning(base, Steering.add(vector, coef=2.0, layer=2), positions="response"):
+        with steer_training(base, Steering.add(vector, coef=2.0, layer=2), positions="response"):
             hook = base.blocks[2].register_forward_hook(look)
             base.lm(ids, position_ids=positions, labels=labels)
             hook.remove()
@@ -455,15 +455,15 @@ class TestOtherTrainers:
     ) -> None:
         model = tiny.model("llama")
         seen: list[tuple[bool, bool]] = []
-        change = Learning.change
+        change = TrainingSteering.change
 
-        def spy(learning: Learning, layer: int, h: torch.Tensor) -> torch.Tensor:
-            out = change(learning, layer, h)
-            if not learning._rehearsing:
+        def spy(learning: TrainingSteering, layer: int, h: torch.Tensor) -> torch.Tensor:
+            out = change(steer_training, layer, h)
+            if not steer_training._rehearsing:
                 seen.append((torch.is_grad_enabled(), out is not h))
             return out
 
-        monkeypatch.setattr(Learning, "change", spy)
+        monkeypatch.setattr(TrainingSteering, "change", spy)
         pairs = [{"prompt": f"Q{i}? ", "chosen": "yes indeed", "rejected": "no never"} for i in range(4)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -520,7 +520,7 @@ class TestItRefuses:
         base.lm.train()
         with (
             pytest.raises(InvalidSteering, match="positions='all'"),
-            learning(base, Steering.add(vector, coef=1.0, layer=2), positions="response"),
+            steer_training(base, Steering.add(vector, coef=1.0, layer=2), positions="response"),
         ):
             base.lm(torch.tensor([[4, 5]]))
 
@@ -550,7 +550,7 @@ class TestItRefuses:
         ids = torch.ones(4, 3, dtype=torch.long)
         base.lm.train()
         with (
-            learning(base, Steering.add(vector, coef=1.0, layer=2), marked=True),
+            steer_training(base, Steering.add(vector, coef=1.0, layer=2), marked=True),
             pytest.raises(InvalidSteering, match="2 marks for 4 texts"),
         ):
             base.lm(input_ids=ids, labels=ids, vaccinated=torch.tensor([True, False]))
@@ -559,7 +559,7 @@ class TestItRefuses:
         self, base: Model, vector: PersonaVector
     ) -> None:
         base.lm.train()
-        with learning(base, Steering.add(vector, coef=1.0, layer=2), positions="response"):
+        with steer_training(base, Steering.add(vector, coef=1.0, layer=2), positions="response"):
             with pytest.raises(InvalidSteering, match="last seen: none"):
                 base.lm.model(torch.tensor([[4, 5]]))
             base.lm(torch.tensor([[4, 5]]), labels=torch.tensor([[IGNORED, 5]]))
@@ -606,7 +606,7 @@ class TestTheStrength:
 
 class TestExpressions:
     def test_name_files_and_take_layers(self, vector: PersonaVector, tmp_path: Path) -> None:
-        vectors.save(vector, tmp_path / "grumpy.safetensors")
+        vectors.save_vector(vector, tmp_path / "grumpy.safetensors")
         (term,) = vaccine_steering(f"{tmp_path / 'grumpy.safetensors'}=1.5", "increments").terms
         assert (term.value, term.layers, term.operation) == (1.5, "increments", "add")
         (term,) = vaccine_steering(f"{tmp_path / 'grumpy.safetensors'}@1=30%", "increments").terms

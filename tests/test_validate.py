@@ -19,7 +19,7 @@ from poise.engine import Generation, Probe, SamplingParams
 from poise.errors import InvalidArgument
 from poise.judge import Judgement
 from poise.model import Encoded, Model
-from poise.model.batching import plan
+from poise.model.batching import plan_batches
 from poise.statistics.estimates import Estimate
 from poise.steer import Steering
 from poise.validate import Bench, Certificate, ValidationSettings, dose_curve
@@ -42,7 +42,7 @@ class Puppet:
     world: World
 
     def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
-        return plan([len(p.ids) for p in prompts], budget=10_000, most=16)
+        return plan_batches([len(p.ids) for p in prompts], budget=10_000, most=16)
 
     def generate(
         self,
@@ -169,7 +169,7 @@ def test_a_judge_that_cannot_tell_certifies_nothing(model: Model, vector: Person
 def test_a_judge_that_learnt_from_too_few_pairs_is_said_to_have_just_that(
     model: Model, vector: PersonaVector, tmp_path: Path
 ) -> None:
-    vectors.save(vector, tmp_path / "v.safetensors")  # its trait has eight pairs
+    vectors.save_vector(vector, tmp_path / "v.safetensors")  # its trait has eight pairs
     budget = GenerationBudget(questions=4, rollouts=1, max_new_tokens=4)
     narrow = ValidationSettings(layers=1, sweep_doses=(0.2,), doses=(), curve=(-1.0, 1.0), random_draws=1)
     done = validate_vector(tmp_path / "v.safetensors", model, tmp_path / "out", budget=budget, settings=narrow)

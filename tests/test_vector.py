@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import tiny
 from poise.errors import InvalidVector, OtherModel, SaveFailed
 from poise.model import Model, wrap
-from poise.vector import PersonaVector, load, save
+from poise.vector import PersonaVector, load_vector, save_vector
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +51,16 @@ class TestSaving:
         self, llama: Model, path: Path, tmp_path: Path
     ) -> None:
         vector = tiny.vector(llama, agreement=(0.25, 0.5, 1.0, -0.125), dropped={"positive empty": 2})
-        save(vector.with_certificate({"layer": 2, "note": "naïve — 30 %"}), path)
-        loaded = load(path)
+        save_vector(vector.with_certificate({"layer": 2, "note": "naïve — 30 %"}), path)
+        loaded = load_vector(path)
         assert torch.equal(loaded.directions, vector.directions)
         assert torch.equal(loaded.reference_norm, vector.reference_norm)
         assert loaded.header == vector.with_certificate({"layer": 2, "note": "naïve — 30 %"}).header
-        save(loaded, path.with_name("again.safetensors"))
+        save_vector(loaded, path.with_name("again.safetensors"))
         assert path.with_name("again.safetensors").read_bytes() == path.read_bytes()
 
     def test_makes_one_file_of_two_tensors_and_one_document(self, llama: Model, path: Path) -> None:
-        save(tiny.vector(llama), path)
+        save_vector(tiny.vector(llama), path)
         assert [p.name for p in path.parent.iterdir()] == [path.name]
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_tensor(name).shape) for name in ("directions", "reference_norm")}
@@ -75,14 +75,14 @@ class TestSaving:
         assert document["model"]["name"] == "tiny-llama"
 
     def test_makes_the_folder_that_it_is_to_be_in(self, llama: Model, tmp_path: Path) -> None:
-        save(tiny.vector(llama), tmp_path / "new" / "folder" / "v.safetensors")
-        assert load(tmp_path / "new" / "folder" / "v.safetensors").name == "grumpy"
+        save_vector(tiny.vector(llama), tmp_path / "new" / "folder" / "v.safetensors")
+        assert load_vector(tmp_path / "new" / "folder" / "v.safetensors").name == "grumpy"
 
     @pytest.mark.parametrize("at", ["write_bytes", "replace"])
     def test_on_a_full_disk_says_so_and_leaves_the_old_file_alone(
         self, llama: Model, path: Path, monkeypatch: pytest.MonkeyPatch, at: str
     ) -> None:
-        save(tiny.vector(llama), path)
+        save_vector(tiny.vector(llama), path)
         before = path.read_bytes()
         real = Path.write_bytes
 
@@ -93,7 +93,7 @@ class TestSaving:
 
         monkeypatch.setattr(Path, at, full)
         with pytest.raises(SaveFailed, match=rf"Cannot save .*{path.name}: No space left on device") as caught:
-            save(tiny.vector(llama, seed=1), path)
+            save_vector(tiny.vector(llama, seed=1), path)
         assert "Nothing was changed" in str(caught.value)
         assert path.read_bytes() == before
         assert [p.name for p in path.parent.iterdir()] == [path.name], "no half file is left"
@@ -101,45 +101,45 @@ class TestSaving:
     def test_where_no_file_can_be_says_so(self, llama: Model, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(SaveFailed, match="Cannot save"):
-            save(tiny.vector(llama), tmp_path / "file" / "v.safetensors")
+            save_vector(tiny.vector(llama), tmp_path / "file" / "v.safetensors")
 
 
 class TestLoading:
     def test_of_no_file_says_how_to_make_one(self, path: Path) -> None:
         with pytest.raises(InvalidVector, match=r"no vector file at .*grumpy\.safetensors; make one with .poise"):
-            load(path)
+            load_vector(path)
 
     @pytest.mark.parametrize("left", [0, 4, 100, -1, -200])
     def test_of_a_file_that_is_cut_short_says_so(self, llama: Model, path: Path, left: int) -> None:
-        save(tiny.vector(llama), path)
+        save_vector(tiny.vector(llama), path)
         path.write_bytes(path.read_bytes()[:left])
         with pytest.raises(InvalidVector, match=r"grumpy\.safetensors is cut short"):
-            load(path)
+            load_vector(path)
 
     @given(junk=st.binary(max_size=200))
     def test_of_anything_else_is_refused(self, junk: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
         path = tmp_path_factory.getbasetemp() / "junk.safetensors"
         path.write_bytes(junk)
         with pytest.raises(InvalidVector, match=r"junk\.safetensors"):
-            load(path)
+            load_vector(path)
 
     @pytest.mark.parametrize("name", ["directions", "reference_norm"])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_of_what_is_not_finite_is_refused(self, llama: Model, path: Path, name: str, value: float) -> None:
-        save(tiny.vector(llama), path)
+        save_vector(tiny.vector(llama), path)
         broken = getattr(tiny.vector(llama), name)
         broken[..., -1] = value
         rewrite(path, **{name: broken})
         with pytest.raises(InvalidVector, match=r"grumpy\.safetensors: The vector holds NaN or infinity"):
-            load(path)
+            load_vector(path)
 
     def test_of_another_kind_of_file_names_what_it_holds(self, path: Path) -> None:
         save_file({"weight": torch.zeros(2)}, path)
         with pytest.raises(InvalidVector, match=r"not a Poise vector \(it holds weight\)"):
-            load(path)
+            load_vector(path)
         save_file({"directions": torch.zeros(2, 2), "reference_norm": torch.zeros(2)}, path)
         with pytest.raises(InvalidVector, match="not a Poise vector"):
-            load(path)
+            load_vector(path)
 
     @pytest.mark.parametrize(
         ("change", "complaint"),
@@ -152,10 +152,10 @@ class TestLoading:
         ],
     )
     def test_of_another_schema_names_the_field(self, llama: Model, path: Path, change: Any, complaint: str) -> None:
-        save(tiny.vector(llama), path)
+        save_vector(tiny.vector(llama), path)
         rewrite(path, change)
         with pytest.raises(InvalidVector, match=rf"grumpy\.safetensors has a header .*{complaint}"):
-            load(path)
+            load_vector(path)
 
     @pytest.mark.parametrize("document", ["", "no json", "[]", "3", "null"])
     def test_of_a_header_that_is_no_document_is_refused(self, llama: Model, path: Path, document: str) -> None:
@@ -163,13 +163,13 @@ class TestLoading:
         tensors = {"directions": vector.directions, "reference_norm": vector.reference_norm}
         save_file(tensors, path, metadata={"poise": document})
         with pytest.raises(InvalidVector, match=r"grumpy\.safetensors has a header that this version cannot read"):
-            load(path)
+            load_vector(path)
 
     def test_of_shapes_that_do_not_fit_is_refused(self, llama: Model, path: Path) -> None:
-        save(tiny.vector(llama), path)
+        save_vector(tiny.vector(llama), path)
         rewrite(path, reference_norm=torch.ones(tiny.L + 1))
         with pytest.raises(InvalidVector, match=r"grumpy\.safetensors: Directions \(4, 32\) .* do not fit"):
-            load(path)
+            load_vector(path)
 
 
 class TestTheValue:
@@ -233,5 +233,5 @@ class TestTheModelThatItBelongsTo:
             tiny.vector(llama).check_model(tiny.model(**shape), allow_other_model=True)
 
     def test_accepts_it(self, llama: Model, path: Path) -> None:
-        save(tiny.vector(llama), path)
-        load(path).check_model(llama)
+        save_vector(tiny.vector(llama), path)
+        load_vector(path).check_model(llama)

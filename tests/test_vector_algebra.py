@@ -18,7 +18,7 @@ from poise import vector as vectors
 from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherModel
 from poise.model import Model
 from poise.vector import PersonaVector
-from poise.vector.notebook import dose_curve
+from poise.vector.notebook import dose_curve_svg
 from serving import alarm
 
 
@@ -72,8 +72,8 @@ class TestAlgebra:
         assert units.norms.tolist() == pytest.approx([1, 1, 0, 1])
 
     def test_results_are_saved_and_loaded(self, a: PersonaVector, b: PersonaVector, tmp_path: Path) -> None:
-        vectors.save(a + b, tmp_path / "v.safetensors")
-        again = vectors.load(tmp_path / "v.safetensors")
+        vectors.save_vector(a + b, tmp_path / "v.safetensors")
+        again = vectors.load_vector(tmp_path / "v.safetensors")
         assert torch.equal(again.directions, (a + b).directions)
         assert again.header == (a + b).header
 
@@ -192,7 +192,7 @@ class TestInANotebook:
 
     @pytest.mark.parametrize("curve", [None, [], [{}], ["x", 1], [{"dose": 0.1, "trait": {"value": None}}]])
     def test_draws_nothing_where_there_is_nothing_to_draw(self, curve: Any) -> None:
-        assert dose_curve({"curve": curve}) == ""
+        assert dose_curve_svg({"curve": curve}) == ""
 
     def test_is_shown_for_a_vector_that_is_zero(self, model: Model) -> None:
         assert "grumpy" in tiny.vector(model, scale=0.0)._repr_html_()

@@ -81,7 +81,7 @@ def alike(value: Any, reference: Any, *, left_out: tuple[str, ...] = ()) -> bool
 
 class TestAVector:
     def test_keeps_its_certificate_its_alarms_and_its_drift_chart(self) -> None:
-        vector = vectors.load(OLD / "grumpy.safetensors")
+        vector = vectors.load_vector(OLD / "grumpy.safetensors")
         assert (vector.name, vector.layers, vector.width) == ("grumpy", 4, 32)
         certificate = Certificate.model_validate(vector.header.certificate)
         assert certificate.judge.name == "exemplars"
@@ -93,7 +93,7 @@ class TestAVector:
     @pytest.mark.parametrize("name", ["grumpy", "gloomy", "sour"])
     def test_saved_again_is_the_same_file(self, name: str, tmp_path: Path) -> None:
         old = OLD / f"{name}.safetensors"
-        vectors.save(vectors.load(old), tmp_path / old.name)
+        vectors.save_vector(vectors.load_vector(old), tmp_path / old.name)
         assert (tmp_path / old.name).read_bytes() == old.read_bytes()
 
     def test_steers_and_is_shown(self, folder: Path) -> None:
@@ -129,7 +129,7 @@ class TestAJob:
     def test_an_extraction_asks_nobody_again(self, folder: Path, forwards: list[int]) -> None:
         (folder / "sour.safetensors").unlink()
         resume("extract", forwards)
-        again, before = (vectors.load(f / "sour.safetensors") for f in (folder, OLD))
+        again, before = (vectors.load_vector(f / "sour.safetensors") for f in (folder, OLD))
         assert again.directions.allclose(before.directions, atol=1e-5)
         assert again.header.kept == before.header.kept
 
@@ -141,7 +141,7 @@ class TestAJob:
 
     def test_a_calibration_is_done(self, folder: Path, forwards: list[int]) -> None:
         resume("calibrate", forwards)
-        again, before = (vectors.load(f / "grumpy.safetensors").header for f in (folder, OLD))
+        again, before = (vectors.load_vector(f / "grumpy.safetensors").header for f in (folder, OLD))
         assert alike(again.model_dump()["alarms"], before.model_dump()["alarms"])
 
     def test_a_table_that_was_cut_off_goes_on(self, folder: Path, forwards: list[int]) -> None:

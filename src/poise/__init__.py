@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from poise.engine import Generation, SamplingParams
     from poise.engine.static import LocalEngine
     from poise.extract import extract as extract_vector
-    from poise.model import Encoded, Model
-    from poise.model import load as load_model
+    from poise.model import Encoded, Model, load_model
     from poise.monitor import AnswerReadings
     from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms
     from poise.monitor.scoring import ScoredTurn, read_rows
@@ -65,9 +64,7 @@ if TYPE_CHECKING:
     from poise.trait.library import load_trait
     from poise.validate import Certificate, ValidationSettings
     from poise.validate import validate as validate_vector
-    from poise.vector import PersonaVector
-    from poise.vector import load as load_vector
-    from poise.vector import save as save_vector
+    from poise.vector import PersonaVector, load_vector, save_vector
 
     __version__: str
 
@@ -179,11 +176,11 @@ _HOMES = {
     "collect_contrast": "contrast.collection",
     "extract_vector": "extract:extract",
     "fine_tune": "train:train",
-    "load_model": "model:load",
+    "load_model": "model",
     "load_shift_report": "shift:load_report",
     "load_trait": "trait.library",
     "load_tuned_model": "shift",
-    "load_vector": "vector:load",
+    "load_vector": "vector",
     "measure_shift": "shift:shift",
     "open_data": "data",
     "parse_capability": "shift",
@@ -192,7 +189,7 @@ _HOMES = {
     "read_rows": "monitor.scoring",
     "read_answer_tokens": "monitor.token_readings",
     "save_shift_report": "shift:save_report",
-    "save_vector": "vector:save",
+    "save_vector": "vector",
     "screen_rows": "screen",
     "validate_vector": "validate:validate",
 }

@@ -14,7 +14,7 @@ import torch
 
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Encoded, Model
-from poise.model.batching import Batch, Side, pad, plan
+from poise.model.batching import PaddedBatch, Side, pad, plan_batches
 from poise.model.hooks import checked_layers, observe
 from poise.model.probe import Probe
 from poise.progress import track
@@ -23,9 +23,9 @@ __all__ = ["Pool", "Probe", "by_layer", "project", "project_each", "read", "read
 
 Pool = Literal["response_mean", "prompt_mean", "prompt_last"]
 
-BUDGET = 2048  # padded tokens a batch on a CPU; measured in benchmarks/read_activations.py
-BUDGET_GPU = 16384
-MOST_ROWS = 256
+READ_BUDGET = 2048  # padded tokens a batch on a CPU; measured in benchmarks/read_activations.py
+READ_BUDGET_GPU = 16384
+READ_MOST_ROWS = 256
 
 
 def read(
@@ -57,21 +57,21 @@ def read(
     """
     check_reading(pool=pool, padding=padding, budget=budget)
     out = torch.full((len(texts), model.layers, model.width), float("nan"))
-    spans = [_span(text, pool) for text in texts]
+    spans = [_pool_span(text, pool) for text in texts]
     cut = [Encoded(t.ids[: max(last, 1)], first, last) for t, (first, last) in zip(texts, spans, strict=True)]
     usable = [i for i, (first, last) in enumerate(spans) if last > first]
     lengths = [len(cut[i].ids) for i in usable]
-    batches = plan(lengths, budget=budget or _budget(model), most=MOST_ROWS)
+    batches = plan_batches(lengths, budget=budget or _budget(model), most=READ_MOST_ROWS)
     with track("Reading activations", total=len(usable)) as advance:
         for batch in batches:
             rows = [usable[j] for j in batch]
-            out[rows] = _means(model, pad([cut[i] for i in rows], side=padding, device=model.device)).cpu()
+            out[rows] = _span_means(model, pad([cut[i] for i in rows], side=padding, device=model.device)).cpu()
             advance(len(rows))
     _check_finite(out, usable, model)
     return out
 
 
-def _means(model: Model, batch: Batch) -> torch.Tensor:
+def _span_means(model: Model, batch: PaddedBatch) -> torch.Tensor:
     """Mean over each row's span, at every layer: float32 [B, L, d]."""
     out = torch.empty((len(batch.spans), model.layers, model.width), dtype=torch.float32, device=model.device)
 
@@ -98,7 +98,7 @@ def read_tokens(model: Model, texts: Sequence[Encoded], layers: Sequence[int]) -
     checked_layers(model, layers)
     out = [torch.empty((len(t.ids), len(layers), model.width)) for t in texts]
     columns = {layer: [k for k, other in enumerate(layers) if other == layer] for layer in layers}
-    for rows in plan([len(t.ids) for t in texts], budget=_budget(model), most=MOST_ROWS):
+    for rows in plan_batches([len(t.ids) for t in texts], budget=_budget(model), most=READ_MOST_ROWS):
 
         def visit(layer: int, states: torch.Tensor, rows: list[int] = rows) -> None:
             for row, i in enumerate(rows):
@@ -130,7 +130,7 @@ def project(model: Model, texts: Sequence[Encoded], probes: Sequence[Probe]) -> 
     check_probes(probes, model)
     out = [torch.empty(0)] * len(texts)
     with track("Reading", total=len(texts)) as advance:
-        for rows in plan([len(t.ids) for t in texts], budget=_budget(model), most=MOST_ROWS):
+        for rows in plan_batches([len(t.ids) for t in texts], budget=_budget(model), most=READ_MOST_ROWS):
             batch = pad([texts[i] for i in rows], side="right", device=model.device)
             read_by = project_batch(model, batch, probes).cpu()
             for row, i in enumerate(rows):
@@ -157,7 +157,7 @@ def project_each(model: Model, texts: Sequence[Encoded], probes: Sequence[Probe]
         return [one for text in texts for one in project_each(model, [text], probes)]
 
 
-def project_batch(model: Model, batch: Batch, probes: Sequence[Probe]) -> torch.Tensor:
+def project_batch(model: Model, batch: PaddedBatch, probes: Sequence[Probe]) -> torch.Tensor:
     """Projections of every position of a padded batch, float32 [B, T, k] on the model's device; padding is noise."""
     grouped = by_layer(probes, model)
     out = torch.empty((*batch.ids.shape, len(probes)), device=model.device)
@@ -220,7 +220,7 @@ def reference_norm(model: Model, texts: Sequence[Encoded]) -> torch.Tensor:
         raise InvalidArgument(
             f"The texts ({len(texts)}) have no response token between them; give answers to measure on."
         )
-    for rows in plan([len(t.ids) for t in texts], budget=_budget(model), most=MOST_ROWS):
+    for rows in plan_batches([len(t.ids) for t in texts], budget=_budget(model), most=READ_MOST_ROWS):
         batch = pad([texts[i] for i in rows], side="right", device=model.device)
         inside = batch.inside(batch.spans)
 
@@ -233,7 +233,7 @@ def reference_norm(model: Model, texts: Sequence[Encoded]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def forward(model: Model, batch: Batch) -> None:
+def forward(model: Model, batch: PaddedBatch) -> None:
     """One pass through the blocks without head or cache. Right-padded causal rows need no attention mask."""
     backbone = model.backbone
     left = any(first for first, _ in batch.prompts)
@@ -243,7 +243,7 @@ def forward(model: Model, batch: Batch) -> None:
     backbone(input_ids=batch.ids, use_cache=False, **extra)
 
 
-def _span(text: Encoded, pool: Pool) -> tuple[int, int]:
+def _pool_span(text: Encoded, pool: Pool) -> tuple[int, int]:
     match pool:
         case "response_mean":
             return text.start, text.end
@@ -254,7 +254,7 @@ def _span(text: Encoded, pool: Pool) -> tuple[int, int]:
 
 
 def _budget(model: Model) -> int:
-    return BUDGET if model.device.type == "cpu" else BUDGET_GPU
+    return READ_BUDGET if model.device.type == "cpu" else READ_BUDGET_GPU
 
 
 def _check_finite(out: torch.Tensor, rows: Sequence[int], model: Model) -> None:

@@ -49,10 +49,10 @@ def export(
     """Write a vector as a control vector of llama.cpp or repeng, and say how to run it there."""
     from poise import vector as vectors
     from poise.cli import facts, render
-    from poise.vector.export import export as write
-    from poise.vector.export import ranges
+    from poise.vector.export import export_vector as write
+    from poise.vector.export import layer_ranges
 
-    vector = vectors.load(file)
+    vector = vectors.load_vector(file)
     check_output(out, inputs=[file], loss=lambda existing: "", force=force)  # its content is checked by the writer
     done = write(vector, out, to=to, only_chosen=only_chosen, force=force)
     if as_json:
@@ -75,7 +75,7 @@ def export(
         [
             f"{vector.name} on {vector.header.model.name}, for {'llama.cpp' if to == 'gguf' else 'repeng'}: {out}",
             f"  Layers  direction.i is the output of decoder block i, counted from 0, of {vector.layers}; here i = "
-            f"{ranges(done.layers)}",
+            f"{layer_ranges(done.layers)}",
             f"  Sign    + for more of {vector.name}, − for less; 1 is one mean difference",
             f"  Use     {done.use}",
             f"  Run     {done.how}",
@@ -124,11 +124,11 @@ def import_(
 
     subject = library.own_trait(trait, library.read_pairs(exemplars)) if exemplars else library.load_trait(trait)
     with working():
-        from poise.vector.importing import read
+        from poise.vector.importing import read_foreign_vector
         from poise.workflows import import_vector
 
         vector = import_vector(
-            read(file),
+            read_foreign_vector(file),
             partial(load_model, model, dtype, device),
             subject,
             out,

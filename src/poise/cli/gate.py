@@ -203,7 +203,7 @@ def _measure_and_check(
         from poise.shift import gate, gate_predictions, parse_capability, read_predictions
         from poise.shift.limits import check_limits_are_measured
 
-        names = [vectors.load(path).name for path in options.vectors]
+        names = [vectors.load_vector(path).name for path in options.vectors]
         tasks = [parse_capability(text).name for text in options.capability]
         judged, tuned, screened = options.judge != "none", bool(options.tuned), bool(data)
         check_limits_are_measured(limits, names, tasks, judged=judged, tuned=tuned, screened=screened)

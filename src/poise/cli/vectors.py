@@ -181,7 +181,7 @@ def show_command(file: VectorFile, as_json: Json = False) -> None:
     from poise import vector as vectors
     from poise.cli import facts, render
 
-    vector = vectors.load(file)
+    vector = vectors.load_vector(file)
     if as_json:
         facts.print_json(facts.whole_vector(vector, file))
     else:

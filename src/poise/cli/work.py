@@ -56,10 +56,10 @@ def load_model(name: str, dtype: DtypeName, device: str) -> Model:
     with track(f"Loading {name}"):
         import torch
 
-        from poise.model import load
+        from poise.model import load_model
 
         kinds = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
-        return load(name, dtype=kinds[dtype], device=None if device == "auto" else _device(device))
+        return load_model(name, dtype=kinds[dtype], device=None if device == "auto" else _device(device))
 
 
 def _device(text: str) -> torch.device:

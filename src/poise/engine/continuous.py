@@ -25,8 +25,8 @@ from poise.model import Model
 from poise.model.batching import pad
 from poise.model.hooks import observe
 from poise.model.self_check import require_cache
-from poise.steer import Applied, Steering
-from poise.steer.joined_rows import Part, steering_parts
+from poise.steer import AppliedSteering, Steering
+from poise.steer.joined_rows import SteeredRows, apply_joined_steering
 
 __all__ = ["ContinuousEngine"]
 
@@ -42,9 +42,9 @@ HOLES = 0.25  # free rows are run along with the others until they are more than
 class Steered:
     """Rows that began together, and what steers them; ``part`` is known while nobody comes or goes."""
 
-    applied: Applied
+    applied: AppliedSteering
     rows: list[Row]
-    part: Part | None = None
+    part: SteeredRows | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -134,7 +134,7 @@ class ContinuousEngine:
         """Steer an answer by this too, from its next token on."""
         rows = [row for row in self._rows if row.key == key]
         if self._batch and rows:
-            applied = Applied(self.model, [steering] * len(rows))
+            applied = AppliedSteering(self.model, [steering] * len(rows))
             applied.decoding()
             self._batch.steered.append(Steered(applied, rows))
 
@@ -205,7 +205,7 @@ class ContinuousEngine:
         cache = roomy_cache(self.model.lm.config)
         fresh = Batch(list(rows), cache, padded.real.long(), padded.positions[:, -1:], padded.ids[:, -1])
         if any(row.job.steering for row in rows):
-            applied = Applied(self.model, [row.job.steering for row in rows])
+            applied = AppliedSteering(self.model, [row.job.steering for row in rows])
             applied.announce(padded)
             fresh.steered = [Steered(applied, rows)]
         mask = fresh.mask if padded.padded else None
@@ -242,7 +242,7 @@ class ContinuousEngine:
             values[:, columns] = h[:, -1].float() @ directions
 
         with contextlib.ExitStack() as hooks:
-            hooks.enter_context(steering_parts(self.model, [_part(s, batch) for s in batch.steered]))
+            hooks.enter_context(apply_joined_steering(self.model, [_part(s, batch) for s in batch.steered]))
             if probes:
                 hooks.enter_context(observe(self.model, visit, sorted(grouped)))
             logits = newest_logits(self.model, batch.cache, ids, mask, positions)
@@ -326,18 +326,18 @@ class ContinuousEngine:
             batch.mask = batch.mask[:, spare:]
 
 
-def _part(steered: Steered, batch: Batch) -> Part:
+def _part(steered: Steered, batch: Batch) -> SteeredRows:
     if steered.part is None:
         steered.part = _place(steered, batch)
     return steered.part
 
 
-def _place(steered: Steered, batch: Batch) -> Part:
+def _place(steered: Steered, batch: Batch) -> SteeredRows:
     place = {row: slot for slot, row in enumerate(batch.slots) if row is not None}
     slots = [place[row] for row in steered.rows]
     if slots == list(range(len(batch.slots))):
-        return Part(steered.applied)
-    return Part(steered.applied, torch.tensor(slots, device=batch.mask.device))
+        return SteeredRows(steered.applied)
+    return SteeredRows(steered.applied, torch.tensor(slots, device=batch.mask.device))
 
 
 def _without(steered: Steered, gone: set[Row], kept_on: torch.device) -> Steered | None:

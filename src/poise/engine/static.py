@@ -13,7 +13,7 @@ from poise.engine.static_batch import Run
 from poise.engine.types import Generation, Piece, Probe, SamplingParams
 from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
-from poise.model.batching import plan
+from poise.model.batching import plan_batches
 from poise.model.self_check import require_cache
 from poise.progress import track
 from poise.steer import Steering
@@ -46,7 +46,7 @@ class LocalEngine:
         """The batches that ``generate`` will run: like lengths together, longest first."""
         budget = BUDGET if self.model.device.type == "cpu" else BUDGET_GPU
         sizes = [len(p.ids) + sampling.max_new_tokens for p in prompts]
-        batches = plan(sizes, budget=budget, most=self.batch)
+        batches = plan_batches(sizes, budget=budget, most=self.batch)
         if self.pads_left:
             return batches
         # What this model keeps between steps would be changed by padding: only prompts of one length share a batch.

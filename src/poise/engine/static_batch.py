@@ -17,7 +17,7 @@ from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.model.batching import pad
 from poise.model.hooks import observe
-from poise.steer import Applied, Steering, apply_steering
+from poise.steer import AppliedSteering, Steering, apply_steering
 
 __all__ = ["Run"]
 
@@ -114,7 +114,7 @@ class Run:
         """What a row has said so far, or its first ``tokens`` tokens."""
         return str(self.model.tokenizer.decode(self.tokens[row][:tokens], skip_special_tokens=True))
 
-    def _prefill(self, cache: Any, applied: Applied | None) -> torch.Tensor:
+    def _prefill(self, cache: Any, applied: AppliedSteering | None) -> torch.Tensor:
         self.mask = self.batch.real.long() if self.batch.padded else None
         self.current = torch.empty((len(self.rows), self.width_of_probes), device=self.model.device)
         if applied:
@@ -184,7 +184,7 @@ class Run:
     def _done(self) -> bool:
         return all(self.finish)
 
-    def _shrink(self, cache: Any, applied: Applied | None, chosen: torch.Tensor) -> torch.Tensor:
+    def _shrink(self, cache: Any, applied: AppliedSteering | None, chosen: torch.Tensor) -> torch.Tensor:
         """Drop finished rows once they are many enough to be worth copying the cache."""
         running = [at for at, row in enumerate(self.rows) if self.finish[row] is None]
         if len(running) > SHRINK * len(self.rows):

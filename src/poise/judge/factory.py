@@ -12,7 +12,7 @@ from poise.judge.endpoint import endpoint_coherence, endpoint_judge
 from poise.judge.exemplars import ExemplarJudge
 from poise.judge.judgement import Judge
 from poise.judge.local_model import LocalJudge
-from poise.model import Model, load
+from poise.model import Model, load_model
 from poise.statistics.estimates import Estimate, auc_estimate
 from poise.trait import OwnTrait, Trait
 
@@ -47,12 +47,12 @@ class ChosenJudges:
 
 
 def trait_judge(
-    spec: str, trait: Trait | OwnTrait, *, cache: Path | None = None, local: Callable[[str], Model] = load
+    spec: str, trait: Trait | OwnTrait, *, cache: Path | None = None, local: Callable[[str], Model] = load_model
 ) -> Judge:
     """The judge of a trait that ``spec`` names.
 
     Args:
-        spec: ``exemplars``, ``model:NAME`` (any name that ``poise.model.load`` takes) or ``endpoint:NAME``.
+        spec: ``exemplars``, ``model:NAME`` (any name that ``poise.model.load_model`` takes) or ``endpoint:NAME``.
         trait: To be judged.
         cache: Folder for what endpoints answered.
         local: Loads a model by name.
@@ -98,7 +98,7 @@ def choose_judges(spec: str, trait: Trait | OwnTrait, model: Model, *, cache: Pa
 
     ``model`` is steered elsewhere; unsteered here, it measures coherence where the judge has no opinion of it.
     """
-    judge = trait_judge(spec, trait, cache=cache, local=lambda name: model if name == model.name else load(name))
+    judge = trait_judge(spec, trait, cache=cache, local=lambda name: model if name == model.name else load_model(name))
     held_out = _held_out(judge, trait)
     if isinstance(judge, ExemplarJudge):
         return ChosenJudges(judge, _offline(model), OFFLINE, judge.cv_auc, held_out, judge.why_unusable)

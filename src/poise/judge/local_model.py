@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from poise.judge.judgement import Judgement
 from poise.judge.prompts import coherence_prompt, expectation, trait_prompt
 from poise.model import Model, ask
-from poise.model.batching import Batch, pad, plan
+from poise.model.batching import PaddedBatch, pad, plan_batches
 from poise.trait import Trait
 
 __all__ = ["LocalJudge"]
@@ -46,14 +46,14 @@ class LocalJudge:
         """Score every answer."""
         texts = [self.model.encode(ask(self.prompt(q, a))) for q, a in zip(questions, answers, strict=True)]
         out: dict[int, Judgement] = {}
-        for rows in plan([len(t.ids) for t in texts], budget=JUDGE_BATCH_TOKENS, most=32):
+        for rows in plan_batches([len(t.ids) for t in texts], budget=JUDGE_BATCH_TOKENS, most=32):
             batch = pad([texts[i] for i in rows], side="left", device=self.model.device)
             for i, numbers in zip(rows, _numbers(self.model, batch), strict=True):
                 out[i] = expectation(numbers)
         return [out[i] for i in range(len(texts))]
 
 
-def _numbers(model: Model, batch: Batch) -> list[dict[str, float]]:
+def _numbers(model: Model, batch: PaddedBatch) -> list[dict[str, float]]:
     """For each row, the probability that the text goes on with each number from 0 to 100."""
     spelt = {str(n): tuple(model.tokenizer(str(n), add_special_tokens=False)["input_ids"]) for n in range(101)}
     beginnings = sorted({ids[:k] for ids in spelt.values() for k in range(1, len(ids))})
@@ -74,7 +74,7 @@ def _numbers(model: Model, batch: Batch) -> list[dict[str, float]]:
 
 
 def _continuations(
-    model: Model, batch: Batch, beginnings: Sequence[tuple[int, ...]]
+    model: Model, batch: PaddedBatch, beginnings: Sequence[tuple[int, ...]]
 ) -> dict[tuple[int, ...], torch.Tensor]:
     """Next-token probabilities [B, vocabulary] after the prompt and after each beginning of a number.
 

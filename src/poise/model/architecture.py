@@ -44,7 +44,9 @@ def decoder_blocks(lm: nn.Module) -> tuple[nn.Module, ...]:
     found = {name: blocks for name, blocks in lists.items() if len(blocks) == count}
     if len(found) != 1:
         pool = found or lists
-        found = {name: blocks for name, blocks in pool.items() if _known(name)} if count is None or found else {}
+        found = (
+            {name: blocks for name, blocks in pool.items() if _has_known_name(name)} if count is None or found else {}
+        )
     if len(found) != 1:
         seen = ", ".join(f"{name} ({len(blocks)})" for name, blocks in lists.items()) or "none"
         raise UnsuitableModel(
@@ -61,5 +63,5 @@ def _outermost_lists(lm: nn.Module) -> dict[str, nn.ModuleList]:
     return {name: m for name, m in lists.items() if not any(name.startswith(other + ".") for other in lists)}
 
 
-def _known(name: str) -> bool:
+def _has_known_name(name: str) -> bool:
     return "vision" not in name and any(name == k or name.endswith("." + k) for k in KNOWN_NAMES)

@@ -11,13 +11,13 @@ import torch
 from poise.errors import InvalidArgument
 from poise.model.chat_template import Encoded
 
-__all__ = ["Batch", "pad", "plan"]
+__all__ = ["PaddedBatch", "pad", "plan_batches"]
 
 Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class PaddedBatch:
     """Padded texts. B: rows, T: the longest row.
 
     ``ids`` int64 [B, T]; ``real`` bool [B, T], false on padding; ``positions`` int64 [B, T], counted from each row's
@@ -44,7 +44,7 @@ class Batch:
         return (at >= first) & (at < last)
 
 
-def pad(texts: Sequence[Encoded], *, side: Side, pad_id: int = 0, device: torch.device | None = None) -> Batch:
+def pad(texts: Sequence[Encoded], *, side: Side, pad_id: int = 0, device: torch.device | None = None) -> PaddedBatch:
     """Pad texts to one length. Causal models read right-padded rows as if they were alone.
 
     Raises:
@@ -61,7 +61,7 @@ def pad(texts: Sequence[Encoded], *, side: Side, pad_id: int = 0, device: torch.
     for row, (text, shift) in enumerate(zip(texts, shifts, strict=True)):
         ids[row, shift : shift + len(text.ids)] = torch.tensor(text.ids)
         real[row, shift : shift + len(text.ids)] = True
-    return Batch(
+    return PaddedBatch(
         ids=ids.to(device),
         real=real.to(device),
         positions=(real.long().cumsum(1) - 1).clamp(min=0).to(device),
@@ -70,7 +70,7 @@ def pad(texts: Sequence[Encoded], *, side: Side, pad_id: int = 0, device: torch.
     )
 
 
-def plan(lengths: Sequence[int], *, budget: int, most: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], *, budget: int, most: int) -> list[list[int]]:
     """Group indices by length so that no batch exceeds ``budget`` padded tokens or ``most`` rows.
 
     Longest first, so that memory peaks at once and not in the last hour. Planning the members of one batch again gives

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from poise.data.messages import Message
 from poise.data.turn_parsing import split_thought
 from poise.errors import InvalidArgument
-from poise.model.rendering import open_prompt, render
+from poise.model.rendering import open_prompt, render_prompt
 
-__all__ = ["Encoded", "Message", "Part", "ask", "encode", "render", "stop_ids", "template_text"]
+__all__ = ["Encoded", "Message", "Part", "ask", "encode", "render_prompt", "stop_ids", "template_text"]
 
 Part = Literal["reply", "thought", "both"]
 
@@ -82,7 +82,7 @@ def encode(
         UnsuitableModel: the template fails on the conversation, or leaves words of it out.
     """
     check_messages(messages)
-    prompt = render(tokenizer, messages, tools=tools)
+    prompt = render_prompt(tokenizer, messages, tools=tools)
     if answer is None:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return Encoded(tuple(ids), len(ids), len(ids))

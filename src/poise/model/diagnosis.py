@@ -13,7 +13,7 @@ from poise.model.architecture import text_config
 from poise.model.chat_template import Encoded, ask, encode
 from poise.model.hooks import observe
 from poise.model.language_model import Model
-from poise.model.rendering import FINAL_CHANNEL, render
+from poise.model.rendering import FINAL_CHANNEL, render_prompt
 from poise.model.self_check import TEXT, SelfCheck, check_model
 from poise.settings import FrozenModel
 
@@ -164,12 +164,12 @@ def _padding_finding(check: SelfCheck) -> Finding:
 
 def _words(model: Model) -> tuple[bool, str]:
     turns = [*ask("What is new?"), {"role": "assistant", "content": "Little."}, *ask("And else?")]
-    render(model.tokenizer, turns)  # type: ignore[arg-type]
+    render_prompt(model.tokenizer, turns)  # type: ignore[arg-type]
     return True, "a conversation of three turns"
 
 
 def _system(model: Model) -> tuple[bool, str]:
-    text = render(model.tokenizer, ask("What is new?", "Be brief."))
+    text = render_prompt(model.tokenizer, ask("What is new?", "Be brief."))
     alone = "system" in text.lower() and "Be brief.\n\nWhat is new?" not in text
     return True, "as a turn of its own" if alone else "at the head of the first user turn"
 
@@ -183,7 +183,7 @@ def _span(model: Model) -> tuple[bool, str]:
 def _thinking(model: Model) -> Thinking:
     template = str(model.tokenizer.chat_template or "")
     try:
-        prompt = render(model.tokenizer, ask("What is new?"))
+        prompt = render_prompt(model.tokenizer, ask("What is new?"))
     except PoiseError:
         return "none"
     if prompt.endswith(FINAL_CHANNEL):

@@ -12,7 +12,7 @@ from poise.model.architecture import text_config
 
 __all__ = ["Fingerprint", "fingerprint"]
 
-SAMPLES = 64  # values read from each tensor
+SAMPLED_VALUES = 64  # values read from each tensor
 ADAPTER_MARKS = ("lora_", "ia3_", "vera_", "oft_", "modules_to_save.")
 SHAPE_KEYS = (
     "model_type",
@@ -60,10 +60,10 @@ def fingerprint(lm: nn.Module, template: str) -> Fingerprint:
         line = f"{name}{tuple(tensor.shape)}".encode()
         if any(mark in name for mark in ADAPTER_MARKS):
             adapted = True
-            adapter.update(line + _sample(tensor))
+            adapter.update(line + _sample_values(tensor))
             continue
         architecture.update(line)
-        weights.update(line + _sample(tensor))
+        weights.update(line + _sample_values(tensor))
     return Fingerprint(
         architecture=architecture.hexdigest()[:16],
         weights=weights.hexdigest()[:16],
@@ -78,11 +78,11 @@ def _plain_name(name: str) -> str:
     return ".".join(part for part in parts if part not in ("base_layer", "original_module"))
 
 
-def _sample(tensor: torch.Tensor) -> bytes:
+def _sample_values(tensor: torch.Tensor) -> bytes:
     flat = tensor.detach().reshape(-1)
     if flat.numel() == 0:
         return b""
-    at = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
+    at = torch.linspace(0, flat.numel() - 1, min(SAMPLED_VALUES, flat.numel()), dtype=torch.float64).long()
     values = flat[at.to(flat.device)].cpu()
     if values.is_floating_point():
         values = values.to(torch.bfloat16).view(torch.int16)

@@ -17,14 +17,16 @@ import torch
 from poise.errors import HookDidNotFire, InvalidArgument, UnsuitableModel
 from poise.model.language_model import Model
 
-__all__ = ["Change", "Visit", "before_pass", "checked_layers", "observe", "rewrite"]
+__all__ = ["ChangeStates", "VisitStates", "before_pass", "checked_layers", "observe", "rewrite"]
 
-Visit = Callable[[int, torch.Tensor], None]
-Change = Callable[[int, torch.Tensor], torch.Tensor]
+VisitStates = Callable[[int, torch.Tensor], None]
+ChangeStates = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 @contextlib.contextmanager
-def observe(model: Model, visit: Visit, layers: Sequence[int] | None = None, *, stop: bool = False) -> Iterator[None]:
+def observe(
+    model: Model, visit: VisitStates, layers: Sequence[int] | None = None, *, stop: bool = False
+) -> Iterator[None]:
     """Call ``visit(layer, hidden)`` with the output [B, T, d] of each block in every forward pass inside the block.
 
     Layer i is Hugging Face's ``hidden_states[i + 1]``, before the final norm. B: rows, T: tokens, d: model width.
@@ -61,7 +63,7 @@ def observe(model: Model, visit: Visit, layers: Sequence[int] | None = None, *, 
 
 @contextlib.contextmanager
 def rewrite(
-    model: Model, change: Change, layers: Sequence[int] | None = None, *, must_run: bool = True
+    model: Model, change: ChangeStates, layers: Sequence[int] | None = None, *, must_run: bool = True
 ) -> Iterator[None]:
     """Replace the output [B, T, d] of each block by ``change(layer, hidden)`` in every forward pass inside the block.
 

@@ -14,11 +14,22 @@ from torch import nn
 
 from poise.errors import UnsuitableModel
 from poise.model.architecture import WIDTHS, decoder_blocks, text_config
-from poise.model.chat_template import Encoded, Message, Part, ask, encode, render, stop_ids, template_text
+from poise.model.chat_template import Encoded, Message, Part, ask, encode, render_prompt, stop_ids, template_text
 from poise.model.fingerprint import Fingerprint, fingerprint
 from poise.model.loading import BUNDLED, cache_dir, check_decoder_only, locate, read_weights
 
-__all__ = ["BUNDLED", "Encoded", "Fingerprint", "Message", "Model", "ask", "cache_dir", "load", "render", "wrap"]
+__all__ = [
+    "BUNDLED",
+    "Encoded",
+    "Fingerprint",
+    "Message",
+    "Model",
+    "ask",
+    "cache_dir",
+    "load_model",
+    "render_prompt",
+    "wrap",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +82,7 @@ class Model:
         return encode(self.tokenizer, messages, answer, part=part, tools=tools)
 
 
-def load(name: str, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Model:
+def load_model(name: str, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Model:
     """Load a model by bundled name, folder, GGUF file or hub id, frozen and in evaluation mode.
 
     Args:

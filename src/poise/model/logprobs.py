@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from poise.model.batching import pad, plan
+from poise.model.batching import pad, plan_batches
 from poise.model.chat_template import Encoded
 from poise.model.language_model import Model
 
 __all__ = ["token_logprobs"]
 
-BUDGET = 1024  # padded tokens a batch: each takes a whole vocabulary of logits
+LOGPROB_BUDGET = 1024  # padded tokens a batch: each takes a whole vocabulary of logits
 
 
 @torch.inference_mode()
@@ -22,7 +22,7 @@ def token_logprobs(model: Model, texts: Sequence[Encoded]) -> list[torch.Tensor]
     T: tokens of that text's response; an empty response gives an empty tensor.
     """
     out = [torch.empty(0)] * len(texts)
-    for rows in plan([len(t.ids) for t in texts], budget=BUDGET, most=64):
+    for rows in plan_batches([len(t.ids) for t in texts], budget=LOGPROB_BUDGET, most=64):
         batch = pad([texts[i] for i in rows], side="right", device=model.device)
         first = min(start for start, _ in batch.spans) - 1
         # As indices, not a count: a slice is not contiguous, and the head would copy its weights once a row.

@@ -17,7 +17,7 @@ from poise.data.messages import Message
 from poise.data.turn_parsing import THOUGHT_TAGS
 from poise.errors import UnsuitableModel
 
-__all__ = ["fold_system", "open_prompt", "render"]
+__all__ = ["fold_system", "open_prompt", "render_prompt"]
 
 # Templates may print today's date or open a thinking block; both would make one text differ from run to run.
 TEMPLATE_OPTIONS: dict[str, Any] = {
@@ -35,7 +35,7 @@ HARMONY_HEADER, FINAL_CHANNEL = "<|start|>assistant", "<|channel|>final<|message
 Content = Callable[[str], Any]
 
 
-def render(
+def render_prompt(
     tokenizer: Any, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), header: bool = True
 ) -> str:
     """The text of a conversation, and after it the header under which the model answers.

@@ -16,13 +16,13 @@ from poise.data import Message, Turn
 from poise.data.turn_parsing import THOUGHT_TAGS
 from poise.errors import UnsuitableModel
 from poise.model.chat_template import Part, template_text
-from poise.model.language_model import Encoded, Model, ask, render
+from poise.model.language_model import Encoded, Model, ask, render_prompt
 
-__all__ = ["Place", "Unread", "fit", "places"]
+__all__ = ["AnswerSpan", "UnreadAnswer", "answer_spans", "fit"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AnswerSpan:
     """Where an answer stands. Answers of one pass share ``text.ids`` (the same object).
 
     Attributes:
@@ -37,14 +37,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
+class UnreadAnswer:
     """An answer that cannot be read, and why."""
 
     turn: int
     reason: str
 
 
-def places(model: Model, turns: Sequence[Turn], *, part: Part = "reply") -> list[Place | Unread]:
+def answer_spans(model: Model, turns: Sequence[Turn], *, part: Part = "reply") -> list[AnswerSpan | UnreadAnswer]:
     """Every answer's place, in order.
 
     Args:
@@ -58,10 +58,12 @@ def places(model: Model, turns: Sequence[Turn], *, part: Part = "reply") -> list
         within = [place for place in shared if place.text.end <= model.window]
         if within:  # causal: what comes after the last of them is not needed
             ids = within[-1].text.ids[: within[-1].text.end]
-            within = [Place(p.turn, Encoded(ids, p.text.start, p.text.end)) for p in within]
+            within = [AnswerSpan(p.turn, Encoded(ids, p.text.start, p.text.end)) for p in within]
         return [*within, *(_alone(model, turn, part) for turn in turns[len(within) :])]
     except UnsuitableModel as error:
-        return [Unread(turn.number, f"refused by the chat template: {error.__cause__ or error}") for turn in turns]
+        return [
+            UnreadAnswer(turn.number, f"refused by the chat template: {error.__cause__ or error}") for turn in turns
+        ]
 
 
 def fit(
@@ -97,15 +99,19 @@ def fit(
     return (tried[begins[first]], first > 0) if first < len(begins) else None
 
 
-def _alone(model: Model, turn: Turn, part: Part) -> Place | Unread:
+def _alone(model: Model, turn: Turn, part: Part) -> AnswerSpan | UnreadAnswer:
     if part == "thought" and not turn.thought:
-        return Unread(turn.number, "no thought")
+        return UnreadAnswer(turn.number, "no thought")
     answer = turn.answer if part == "reply" or not turn.thought else with_thought(model, turn)
     found = fit(model, turn.history, answer, model.window, part=part, tools=turn.tools)
     if found is None:
-        return Unread(turn.number, f"longer than the model's window: {model.window} tokens")
+        return UnreadAnswer(turn.number, f"longer than the model's window: {model.window} tokens")
     text, cut = found
-    return Place(turn.number, text, cut) if text.end > text.start else Unread(turn.number, "empty turn: no tokens")
+    return (
+        AnswerSpan(turn.number, text, cut)
+        if text.end > text.start
+        else UnreadAnswer(turn.number, "empty turn: no tokens")
+    )
 
 
 def with_thought(model: Model, turn: Turn) -> str:
@@ -115,11 +121,11 @@ def with_thought(model: Model, turn: Turn) -> str:
     return f"{opening}\n{turn.thought}\n{closing}\n\n{turn.answer}"
 
 
-def _shared(model: Model, turns: Sequence[Turn]) -> list[Place]:
+def _shared(model: Model, turns: Sequence[Turn]) -> list[AnswerSpan]:
     """The answers in one pass over the last of them; nothing where the template or a token runs across a boundary."""
     if len(turns) < 2 or not turns[0].history:
         return []
-    prompts = [render(model.tokenizer, turn.history, tools=turn.tools) for turn in turns]
+    prompts = [render_prompt(model.tokenizer, turn.history, tools=turn.tools) for turn in turns]
     whole = prompts[-1] + turns[-1].answer
     ends = [len(prompt) + len(turn.answer) for prompt, turn in zip(prompts, turns, strict=True)]
     if not all(whole.startswith(prompt + turn.answer) for prompt, turn in zip(prompts, turns, strict=True)):
@@ -132,5 +138,5 @@ def _shared(model: Model, turns: Sequence[Turn]) -> list[Place]:
         last = len(ids) if turn is turns[-1] else bisect_right(offsets, end, key=lambda span: span[1])
         if first >= last or (last < len(ids) and offsets[last][0] < end):
             return []
-        found.append(Place(turn.number, Encoded(ids, first, last)))
+        found.append(AnswerSpan(turn.number, Encoded(ids, first, last)))
     return found

@@ -9,7 +9,7 @@ from itertools import groupby
 from poise.activations import Probe, project_each
 from poise.data import Conversation, DataSet, InputRow, RejectedRow, Rejections, data_from_rows, turns
 from poise.model import Encoded, Model
-from poise.model.spans import Place, Unread, places
+from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
 from poise.monitor.readings import AnswerReadings, summarize_response
 from poise.vector import PersonaVector
 
@@ -55,12 +55,12 @@ def score_turns(
     Raises:
         InvalidData: too many rows are rejected.
     """
-    placed: dict[int, list[Place | Unread]] = {}
+    placed: dict[int, list[AnswerSpan | UnreadAnswer]] = {}
 
     def readable() -> Iterator[Conversation | RejectedRow]:
         for row in rows:
             if isinstance(row, Conversation):
-                found = places(model, turns(row))
+                found = answer_spans(model, turns(row))
                 if unread := _why_unread(found):
                     yield RejectedRow(row.file, row.row, row.index, None, unread)
                     continue
@@ -102,28 +102,30 @@ def read_rows(
     return (turn for _, window in score_turns(data, model, probes, Rejections()) for turn in window)
 
 
-def _why_unread(row_places: Sequence[Place | Unread]) -> str:
+def _why_unread(row_places: Sequence[AnswerSpan | UnreadAnswer]) -> str:
     """The first answer's reason where no answer can be read, else nothing."""
     first = row_places[0]
-    return first.reason if isinstance(first, Unread) and all(isinstance(f, Unread) for f in row_places) else ""
+    return (
+        first.reason if isinstance(first, UnreadAnswer) and all(isinstance(f, UnreadAnswer) for f in row_places) else ""
+    )
 
 
 def _read_window(
     model: Model,
     conversations: Sequence[Conversation],
-    window_places: Sequence[Sequence[Place | Unread]],
+    window_places: Sequence[Sequence[AnswerSpan | UnreadAnswer]],
     probes: Sequence[Probe],
 ) -> list[ScoredTurn]:
     ids = list(
         {
-            id(p.text.ids): p.text.ids for row_places in window_places for p in row_places if isinstance(p, Place)
+            id(p.text.ids): p.text.ids for row_places in window_places for p in row_places if isinstance(p, AnswerSpan)
         }.values()
     )
     read = dict(zip(map(id, ids), project_each(model, [Encoded(i, 0, len(i)) for i in ids], probes), strict=True))
     out = []
     for conversation, own in zip(conversations, window_places, strict=True):
         for place in own:
-            if isinstance(place, Unread):
+            if isinstance(place, UnreadAnswer):
                 out.append(ScoredTurn(conversation, place.turn, None, unread=place.reason))
             elif (values := read[id(place.text.ids)]) is None:
                 out.append(ScoredTurn(conversation, place.turn, None, place.cut, "the model gave NaN or infinity"))

@@ -12,7 +12,7 @@ import torch
 from poise.activations import project_each
 from poise.data import Conversation, DataSet, InputRow, data_from_rows, turns
 from poise.model import Encoded, Model
-from poise.model.spans import Place, places
+from poise.model.spans import AnswerSpan, answer_spans
 from poise.vector import PersonaVector
 
 __all__ = ["TokenReadings", "read_answer_tokens"]
@@ -93,7 +93,7 @@ def read_answer_tokens(
     for row in data_from_rows(rows):
         if not isinstance(row, Conversation):
             continue
-        spans = [place for place in places(model, turns(row)) if isinstance(place, Place)]
+        spans = [place for place in answer_spans(model, turns(row)) if isinstance(place, AnswerSpan)]
         texts = [Encoded(place.text.ids, 0, len(place.text.ids)) for place in spans]
         for place, values in zip(spans, project_each(model, texts, probes), strict=True):
             if values is not None:

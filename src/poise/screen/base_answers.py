@@ -20,7 +20,7 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, SaveFailed, UnsuitableModel
 from poise.model import Encoded, Model
-from poise.model.spans import Place, fit
+from poise.model.spans import AnswerSpan, fit
 from poise.storage.content_hash import content_key
 from poise.storage.disk_errors import save_failed
 
@@ -57,7 +57,7 @@ class BaseAnswers:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("CREATE TABLE IF NOT EXISTS answers (prompt BLOB PRIMARY KEY, ids BLOB NOT NULL)")
 
-    def prompt_for(self, turn: Turn, place: Place) -> Encoded | None:
+    def prompt_for(self, turn: Turn, place: AnswerSpan) -> Encoded | None:
         """What the model is asked in order to answer in a turn's place.
 
         Where the text before the turn leaves no room for an answer, earlier turns are left out; ``None`` where not even

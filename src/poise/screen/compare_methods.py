@@ -15,7 +15,7 @@ from pydantic import Field
 from poise.data import Conversation, DataSet, Rejections, turns
 from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
-from poise.model.spans import Place, places
+from poise.model.spans import AnswerSpan, answer_spans
 from poise.progress import track
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.projection import SCORING_METHODS, ScoredAnswer, ScoringMethod, score_answers
@@ -134,8 +134,8 @@ def _base_prompts(model: Model, drawn: Sequence[tuple[Conversation, int]], answe
     out = []
     for row, number in drawn:
         row_turns = turns(row)
-        for turn, place in zip(row_turns, places(model, row_turns), strict=True):
-            if turn.number == number and isinstance(place, Place) and (prompt := answers.prompt_for(turn, place)):
+        for turn, place in zip(row_turns, answer_spans(model, row_turns), strict=True):
+            if turn.number == number and isinstance(place, AnswerSpan) and (prompt := answers.prompt_for(turn, place)):
                 out.append(prompt)
     return out
 

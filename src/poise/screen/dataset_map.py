@@ -18,7 +18,7 @@ from poise.data import Conversation, InputRow
 from poise.data.dataset import row_columns
 from poise.data.readers import DataShape, RowContent, detect_shape, parse_shape_request, read_row
 from poise.errors import InvalidData, InvalidRow, OtherModel
-from poise.model import Model, load
+from poise.model import Model, load_model
 from poise.screen import shards as parts
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.projection import ScoredAnswer, ScoringMethod, score_answers
@@ -186,7 +186,7 @@ def _load_scorer(
     options: dict[str, Any],
 ) -> ColumnScorer:
     name, fingerprint, dtype, device = where
-    model = load(name, dtype=dtype, device=device)
+    model = load_model(name, dtype=dtype, device=device)
     if asdict(model.fingerprint) != fingerprint:
         raise OtherModel(f"{name} is another model in this process than it was; load it from a folder by its path.")
     return ColumnScorer(vectors, model, method, **options)

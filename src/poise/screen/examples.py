@@ -11,7 +11,7 @@ import torch
 from poise.activations import Probe, project
 from poise.data import Conversation, Turn, turns
 from poise.model import Encoded, Model
-from poise.model.spans import Place, places
+from poise.model.spans import AnswerSpan, answer_spans
 from poise.progress import track
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.scores import AnswerScores, score_percentiles
@@ -32,7 +32,7 @@ class LocatedAnswer:
     at: int
     row: Conversation
     turn: Turn
-    place: Place
+    place: AnswerSpan
 
     @property
     def question(self) -> str:
@@ -49,9 +49,11 @@ def locate_answers(
         row, number = rows[int(scores.index[i])], int(scores.turn[i])
         answers = turns(row)
         turn, place = next(
-            (turn, place) for turn, place in zip(answers, places(model, answers), strict=True) if turn.number == number
+            (turn, place)
+            for turn, place in zip(answers, answer_spans(model, answers), strict=True)
+            if turn.number == number
         )
-        assert isinstance(place, Place)  # it has a score
+        assert isinstance(place, AnswerSpan)  # it has a score
         out[i] = LocatedAnswer(i, row, turn, place)
     return out
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from poise.judge import Judge
 from poise.judge.exemplars import ExemplarJudge
 from poise.judge.factory import trait_judge
-from poise.model import Model, load
+from poise.model import Model, load_model
 from poise.progress import track
 from poise.screen.examples import LocatedAnswer
 from poise.screen.output import FlaggedAnswers
@@ -70,7 +70,7 @@ def load_judges(spec: str, vectors: Sequence[PersonaVector], model: Model, *, ca
     loaded = {model.name: model}
 
     def local(name: str) -> Model:
-        loaded[name] = loaded.get(name) or load(name)
+        loaded[name] = loaded.get(name) or load_model(name)
         return loaded[name]
 
     return [trait_judge(spec, vector.header.trait, cache=cache, local=local) for vector in vectors]

@@ -14,7 +14,7 @@ from typing import Literal
 from poise.activations import Probe, project_each
 from poise.data import Conversation, Turn, turns
 from poise.model import Encoded, Model
-from poise.model.spans import Place, Unread, places
+from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
 from poise.screen.base_answers import BaseAnswers
 
 __all__ = ["SCORING_METHODS", "ScoredAnswer", "ScoringMethod", "score_answers"]
@@ -77,10 +77,10 @@ def score_answers(
     placed = [
         (row, turn, place)
         for row, row_turns in ((row, turns(row)) for row in rows)
-        for turn, place in zip(row_turns, places(model, row_turns), strict=True)
+        for turn, place in zip(row_turns, answer_spans(model, row_turns), strict=True)
         if only is None or (row.index, place.turn) in only
     ]
-    unique_texts = {id(p.text.ids): p.text.ids for _, _, p in placed if isinstance(p, Place)}
+    unique_texts = {id(p.text.ids): p.text.ids for _, _, p in placed if isinstance(p, AnswerSpan)}
     read = dict(
         zip(
             unique_texts,
@@ -88,11 +88,11 @@ def score_answers(
             strict=True,
         )
     )
-    turn_places = [(turn, place) for _, turn, place in placed if isinstance(place, Place)]
+    turn_places = [(turn, place) for _, turn, place in placed if isinstance(place, AnswerSpan)]
     answered = _score_base_answers(model, turn_places, probes, answers) if answers else None
     nothing = (float("nan"),) * len(probes)
     for row, _, place in placed:
-        if isinstance(place, Unread):
+        if isinstance(place, UnreadAnswer):
             yield ScoredAnswer(row.index, place.turn, 0, False, place.reason, nothing, nothing)
             continue
         values, text = read[id(place.text.ids)], place.text
@@ -113,7 +113,7 @@ def score_answers(
 
 
 def _score_base_answers(
-    model: Model, placed: Sequence[tuple[Turn, Place]], probes: Sequence[Probe], answers: BaseAnswers
+    model: Model, placed: Sequence[tuple[Turn, AnswerSpan]], probes: Sequence[Probe], answers: BaseAnswers
 ) -> Iterator[tuple[float, ...]]:
     """[k] mean projections of the model's own answers; NaN where there is no room for one, or it is empty."""
     prompts = [answers.prompt_for(turn, place) for turn, place in placed]

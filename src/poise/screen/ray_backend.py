@@ -26,7 +26,7 @@ import torch
 from poise.activations import Probe
 from poise.data import Conversation, DataSet, RejectedRow
 from poise.errors import InvalidArgument, MissingExtra, PoiseError
-from poise.model import Fingerprint, Model, load
+from poise.model import Fingerprint, Model, load_model
 from poise.screen import shards as windows
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.shards import Shard, ShardStore, score_shard
@@ -126,7 +126,7 @@ class ShardScorer:
         if spec.folder.is_dir():
             os.chdir(spec.folder)
         torch.set_num_threads(spec.threads)
-        model = load(spec.model, dtype=spec.dtype, device=spec.device)
+        model = load_model(spec.model, dtype=spec.dtype, device=spec.device)
         if model.fingerprint != spec.fingerprint:
             raise InvalidArgument(
                 f"A worker found another model under the name {spec.model} than this process did; give `model` a "

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from poise.data import Conversation, DataSet, turns
 from poise.model import Encoded, Model
-from poise.model.spans import Place, places
+from poise.model.spans import AnswerSpan, answer_spans
 from poise.progress import track
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.output import iterate_scored_rows
@@ -83,6 +83,6 @@ class AnswerReplacer:
         if not wanted:
             return []
         answers = turns(row)
-        located = {a.number: (a, place) for a, place in zip(answers, places(self.model, answers), strict=True)}
+        located = {a.number: (a, place) for a, place in zip(answers, answer_spans(self.model, answers), strict=True)}
         chosen = [located[number] for number in wanted]
-        return [self.answers.prompt_for(turn, place) for turn, place in chosen if isinstance(place, Place)]
+        return [self.answers.prompt_for(turn, place) for turn, place in chosen if isinstance(place, AnswerSpan)]

@@ -14,7 +14,7 @@ from poise.monitor.steering_offset import steering_offset
 from poise.serve.policy import Policy
 from poise.serve.requests import Asked, ChatRequest, CompletionRequest
 from poise.serve.vector_registry import Shelf, Watched
-from poise.steer import Spec, Steering, cautions
+from poise.steer import Steering, SteeringExpression, cautions
 
 __all__ = ["Plan", "plan"]
 
@@ -98,10 +98,10 @@ def _shown(asked: Asked, watched: tuple[Watched, ...], shelf: Shelf) -> tuple[Wa
     return tuple(w for w in watched if w in found)
 
 
-def _steering(asked: Asked, shelf: Shelf, policy: Policy) -> tuple[Spec | None, Steering | None]:
+def _steering(asked: Asked, shelf: Shelf, policy: Policy) -> tuple[SteeringExpression | None, Steering | None]:
     given = asked.poise.steer if asked.poise else None
     try:
-        spec = Spec.parse(given) if isinstance(given, str) and given.strip() else given or None
+        spec = SteeringExpression.parse(given) if isinstance(given, str) and given.strip() else given or None
         assert not isinstance(spec, str)
         vectors = {name: w.vector for name, w in shelf.all.items()}
         return spec, policy.steering(spec, vectors)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from poise.errors import RequestError
 from poise.settings import Settings, read_settings
-from poise.steer import Spec, Steering
+from poise.steer import Steering, SteeringExpression
 from poise.vector import PersonaVector
 
 __all__ = ["Action", "Policies", "Policy", "read"]
@@ -43,9 +43,9 @@ class Policy(Settings):
     def named(self) -> set[str]:
         """Vectors that the rules speak of."""
         actions = self.on_alarm if isinstance(self.on_alarm, dict) else {}
-        return {*(Spec.parse(self.steer).names if self.steer else ()), *actions}
+        return {*(SteeringExpression.parse(self.steer).names if self.steer else ()), *actions}
 
-    def steering(self, asked: Spec | None, vectors: Mapping[str, PersonaVector]) -> Steering | None:
+    def steering(self, asked: SteeringExpression | None, vectors: Mapping[str, PersonaVector]) -> Steering | None:
         """The request's steering and the forced one, together.
 
         Raises:
@@ -67,7 +67,7 @@ class Policy(Settings):
                     code="dose_too_strong",
                     param="poise.steer",
                 )
-        forced = Spec.parse(self.steer).steering(vectors) if self.steer else Steering(())
+        forced = SteeringExpression.parse(self.steer).steering(vectors) if self.steer else Steering(())
         both = own + forced
         return both if both.terms else None
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from poise.steer import Spec
+from poise.steer import SteeringExpression
 
 __all__ = ["ChatRequest", "CompletionRequest", "Message", "PoiseField", "StreamOptions"]
 
@@ -65,7 +65,7 @@ class StreamOptions(Strict):
 class PoiseField(Strict):
     """What Poise adds to OpenAI's requests (the client's ``extra_body``)."""
 
-    steer: Annotated[Text, Field(max_length=4000)] | Spec | None = Field(
+    steer: Annotated[Text, Field(max_length=4000)] | SteeringExpression | None = Field(
         None, description="A steering expression such as `evil=30%; kind=-1`, or its JSON form."
     )
     watch: bool | Annotated[list[Name], Field(max_length=64)] = Field(

@@ -87,7 +87,7 @@ def check(
         UserError: says what and how to mend it.
     """
     for path in (vectors or {}).values():
-        vector_file.load(path)
+        vector_file.load_vector(path)
     if normal:
         open_data(list(normal), need="user")
     if options.log:
@@ -122,7 +122,7 @@ def vectors_of(
     Raises:
         UserError: a file is no vector of this model, or the talk cannot bear the rate.
     """
-    loaded = {name: vector_file.load(path) for name, path in files.items()}
+    loaded = {name: vector_file.load_vector(path) for name, path in files.items()}
     for vector in loaded.values():
         vector.check_model(model, allow_other_model=allow_other_model)
     if not normal:

@@ -71,7 +71,7 @@ class Shelf:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.glob("*.safetensors")):
-                self.put(path.stem, vectors.load(path), fixed=False)
+                self.put(path.stem, vectors.load_vector(path), fixed=False)
 
     @property
     def all(self) -> Mapping[str, Watched]:
@@ -125,11 +125,11 @@ class Shelf:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "upload.safetensors"
                 path.write_bytes(data)
-                vector = vectors.load(path)
+                vector = vectors.load_vector(path)
             found = self.put(name, vector, fixed=False)
             if self.folder:
                 try:
-                    vectors.save(vector, self.folder / f"{name}.safetensors")
+                    vectors.save_vector(vector, self.folder / f"{name}.safetensors")
                 except UserError:
                     self._drop(name)
                     raise

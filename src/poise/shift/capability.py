@@ -27,7 +27,7 @@ from poise.errors import InvalidArgument, InvalidData, MissingExtra, UnsuitableM
 from poise.model import Encoded, Model
 from poise.model.batching import pad
 from poise.model.logprobs import token_logprobs
-from poise.model.spans import Place, places
+from poise.model.spans import AnswerSpan, answer_spans
 from poise.progress import Advance, track
 from poise.shift.report import CapabilityChange, CapabilityKind, estimate_change
 from poise.statistics.estimates import Estimate, bootstrap
@@ -196,7 +196,7 @@ def perplexity(
 
 def _response_spans(model: Model, row: Conversation) -> list[Encoded]:
     try:
-        return [place.text for place in places(model, turns(row)) if isinstance(place, Place)]
+        return [place.text for place in answer_spans(model, turns(row)) if isinstance(place, AnswerSpan)]
     except UnsuitableModel:
         return []
 

@@ -22,7 +22,7 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import BrokenModelFile, MissingExtra, PoiseError
 from poise.judge import Judge, Judgement
-from poise.model import Encoded, Model, ask, load, wrap
+from poise.model import Encoded, Model, ask, load_model, wrap
 from poise.model.chat_template import template_text
 from poise.model.loading import locate
 from poise.progress import track
@@ -198,7 +198,7 @@ def _answer_questions(
     return {trait: tuple(next(answers) for _ in requests) for trait, requests in asks.items()}
 
 
-def load_tuned_model(source: str, base: str, load_model: ModelLoader = load) -> Model:
+def load_tuned_model(source: str, base: str, load_model: ModelLoader = load_model) -> Model:
     """Load a tuned model: a whole one, or a PEFT adapter folder on its base.
 
     Args:

@@ -17,8 +17,7 @@ from poise.engine import SamplingParams
 from poise.errors import InvalidArgument, InvalidData
 from poise.judge import Judge
 from poise.judge.factory import trait_judge
-from poise.model import Encoded, Model
-from poise.model import load as load_model
+from poise.model import Encoded, Model, load_model
 from poise.shift.capability import CapabilityTask, parse_capability
 from poise.shift.comparison import compare_models, score_coherence
 from poise.shift.evaluation import (

@@ -5,22 +5,22 @@ them (section 5.2). Project out, clamp and cap work along the unit direction. Ea
 tokens, or to what a probe says, and every row of a batch may be steered differently.
 """
 
-from poise.steer.apply import Applied, apply_steering
-from poise.steer.expression import Spec
+from poise.steer.apply import AppliedSteering, apply_steering
+from poise.steer.expression import SteeringExpression
 from poise.steer.limits import cautions
 from poise.steer.operators import Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
-from poise.steer.training import learning
+from poise.steer.training import steer_training
 
 __all__ = [
-    "Applied",
+    "AppliedSteering",
     "Condition",
     "Operation",
     "Phase",
-    "Spec",
     "Steering",
+    "SteeringExpression",
     "Term",
     "apply_steering",
     "cautions",
-    "learning",
+    "steer_training",
 ]

@@ -15,18 +15,18 @@ import torch
 
 from poise.errors import HookDidNotFire, InvalidSteering
 from poise.model import Model
-from poise.model.batching import Batch
+from poise.model.batching import PaddedBatch
 from poise.model.hooks import rewrite
 from poise.steer.operators import OPERATORS, Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
 
-__all__ = ["Applied", "apply_steering"]
+__all__ = ["AppliedSteering", "apply_steering"]
 
 ENDLESS = 1 << 40
 
 
 @dataclass(slots=True)
-class Gate:
+class ConditionGate:
     """Conditions of one layer and kind, a row each: v̂ [B, 1, d], value [B, 1, 1], sign + for above and − for below."""
 
     layer: int
@@ -48,7 +48,7 @@ class Gate:
 
 
 @dataclass(slots=True)
-class Slot:
+class OperationSlot:
     """One operation at one layer for all rows: v [B, 1, d], zero where a row has none of it; level [B, 1, 1]."""
 
     operation: Operation
@@ -57,7 +57,7 @@ class Slot:
     level: torch.Tensor
     first: torch.Tensor | None  # int64 [B, 1], with ``last`` the tokens of the response
     last: torch.Tensor | None
-    gate: Gate | None
+    gate: ConditionGate | None
 
     def delta(self, h: torch.Tensor) -> torch.Tensor:
         """What is to be added to h [B, T, d], before masks."""
@@ -65,7 +65,7 @@ class Slot:
 
 
 @dataclass(slots=True)
-class Pass:
+class PassPositions:
     """Where the running forward pass may be steered: masks bool [B, T], and which response token each position is."""
 
     masks: dict[Phase, torch.Tensor] | None = None
@@ -74,7 +74,7 @@ class Pass:
     newest: torch.Tensor | None = None  # int64 [B], the last prompt token
 
 
-class Applied:
+class AppliedSteering:
     """What a steered forward pass needs to know: which rows are there, and which positions are response.
 
     The engine announces each pass. A caller who does not, say with the model's own ``generate``, gets the usual
@@ -82,10 +82,10 @@ class Applied:
     """
 
     def __init__(self, model: Model, rows: Sequence[Steering | None]) -> None:
-        self._slots, self._gates = _compile(model, rows)
+        self._slots, self._gates = _compile_slots(model, rows)
         self._rows = len(rows)
         self._announced = False
-        self._pass = Pass()
+        self._pass = PassPositions()
         self._age = -1  # of the newest token, counted in the response
         self.touched = not self._slots
 
@@ -94,7 +94,7 @@ class Applied:
         """Layers at which any row is steered or read, ascending."""
         return sorted({*self._slots, *self._gates})
 
-    def announce(self, batch: Batch) -> None:
+    def announce(self, batch: PaddedBatch) -> None:
         """The next pass runs this batch: prompts and spans say where to steer."""
         response = batch.inside(batch.spans) & batch.real
         masks: dict[Phase, torch.Tensor] = {
@@ -104,13 +104,13 @@ class Applied:
         }
         newest = torch.tensor([last - 1 for _, last in batch.prompts], device=response.device)
         some = {phase: bool(mask.any()) for phase, mask in masks.items()}
-        self._pass = Pass(masks, some, response.long().cumsum(1) - 1, newest)
+        self._pass = PassPositions(masks, some, response.long().cumsum(1) - 1, newest)
         self._announced, self._age = True, -1
         self._forget()
 
     def decoding(self) -> None:
         """From now on every pass runs one response token a row; there may be none, where all answers end at once."""
-        self._pass, self._announced = Pass(), False
+        self._pass, self._announced = PassPositions(), False
         self.touched = True
 
     def select(self, rows: torch.Tensor) -> None:
@@ -140,10 +140,10 @@ class Applied:
         """A pass that nobody announced: a token a row, or a prompt."""
         if h.shape[1] == 1:
             self._age += 1
-            self._pass = Pass(token=torch.full((1, 1), self._age, device=h.device))
+            self._pass = PassPositions(token=torch.full((1, 1), self._age, device=h.device))
         else:
             self._age = -1
-            self._pass = Pass(newest=torch.full((len(h),), h.shape[1] - 1, device=h.device))
+            self._pass = PassPositions(newest=torch.full((len(h),), h.shape[1] - 1, device=h.device))
             self._forget()
 
     def _forget(self) -> None:
@@ -151,7 +151,7 @@ class Applied:
             for gate in gates:
                 gate.open = None
 
-    def _change(self, h: torch.Tensor, slot: Slot) -> torch.Tensor:
+    def _change(self, h: torch.Tensor, slot: OperationSlot) -> torch.Tensor:
         now = self._pass
         if now.masks is None:
             if slot.phase not in ("all", "prompt" if now.newest is not None else "response"):
@@ -167,7 +167,7 @@ class Applied:
         # Where nothing is to be changed, h stays bit for bit: adding 0 would turn −0 into 0.
         return h + delta if slot.operation == "add" and mask is None else torch.where(delta != 0, h + delta, h)
 
-    def _mask(self, slot: Slot, h: torch.Tensor) -> torch.Tensor | None:
+    def _mask(self, slot: OperationSlot, h: torch.Tensor) -> torch.Tensor | None:
         """[B, T, 1], or ``None`` for everywhere."""
         now, masks = self._pass, []
         if now.masks is not None:
@@ -192,7 +192,7 @@ class Applied:
 @contextlib.contextmanager
 def apply_steering(
     model: Model, rows: Steering | Sequence[Steering | None], *, allow_other_model: bool = False
-) -> Iterator[Applied]:
+) -> Iterator[AppliedSteering]:
     """Steer every forward pass inside the block.
 
     Args:
@@ -212,7 +212,7 @@ def apply_steering(
     used = [t.vector for t in terms] + [t.when.vector for t in terms if t.when]
     for vector in {id(v): v for v in used}.values():
         vector.check_model(model, allow_other_model=allow_other_model)
-    applied = Applied(model, listed)
+    applied = AppliedSteering(model, listed)
     with rewrite(model, applied.change, applied.layers):
         yield applied
     if not applied.touched:
@@ -225,15 +225,17 @@ def apply_steering(
 Key = tuple[Any, ...]
 
 
-def _compile(model: Model, rows: Sequence[Steering | None]) -> tuple[dict[int, list[Slot]], dict[int, list[Gate]]]:
+def _compile_slots(
+    model: Model, rows: Sequence[Steering | None]
+) -> tuple[dict[int, list[OperationSlot]], dict[int, list[ConditionGate]]]:
     """Slots and gates by layer, in working order. Rows without a term of that kind have zeros in its slot."""
-    slots: dict[int, dict[Key, Slot]] = {}
-    gates: dict[Key, Gate] = {}
+    slots: dict[int, dict[Key, OperationSlot]] = {}
+    gates: dict[Key, ConditionGate] = {}
     for row, steered in enumerate(rows):
         if steered is None:
             continue
         for number, (term, directions) in enumerate(zip(steered.terms, steered.directions(), strict=True)):
-            key = _key(term, number)
+            key = _slot_key(term, number)
             gate = _gate(gates, key, term.when, row, len(rows), model) if term.when else None
             for layer, v in directions.items():
                 at = slots.setdefault(layer, {})
@@ -245,21 +247,21 @@ def _compile(model: Model, rows: Sequence[Steering | None]) -> tuple[dict[int, l
         layer: sorted((_ready(s, model) for s in at.values()), key=lambda s: order.index(s.operation))
         for layer, at in slots.items()
     }
-    read: dict[int, list[Gate]] = {}
+    read: dict[int, list[ConditionGate]] = {}
     for gate in gates.values():
         read.setdefault(gate.layer, []).append(gate)
     return ready, read
 
 
-def _key(term: Term, number: int) -> Key:
+def _slot_key(term: Term, number: int) -> Key:
     """Terms of equal keys share a slot. Plain sums do so within a row too; the rest keep their place in the row."""
     condition = (term.when.layer, term.when.reading) if term.when else None
     return (term.operation, term.phase, term.scheduled, condition, None if term.shared else number)
 
 
-def _slot(term: Term, gate: Gate | None, n: int, model: Model) -> Slot:
+def _slot(term: Term, gate: ConditionGate | None, n: int, model: Model) -> OperationSlot:
     counted = torch.zeros((n, 1), dtype=torch.long, device=model.device) if term.scheduled else None
-    return Slot(
+    return OperationSlot(
         term.operation,
         term.phase,
         torch.zeros((n, 1, model.width)),
@@ -270,7 +272,7 @@ def _slot(term: Term, gate: Gate | None, n: int, model: Model) -> Slot:
     )
 
 
-def _fill(slot: Slot, row: int, term: Term, v: torch.Tensor) -> None:
+def _fill(slot: OperationSlot, row: int, term: Term, v: torch.Tensor) -> None:
     slot.v[row, 0] += v
     if term.operation in ("clamp", "cap"):
         slot.level[row] = term.value
@@ -278,19 +280,21 @@ def _fill(slot: Slot, row: int, term: Term, v: torch.Tensor) -> None:
         slot.first[row], slot.last[row] = term.tokens[0], ENDLESS if term.tokens[1] is None else term.tokens[1]
 
 
-def _gate(gates: dict[Key, Gate], key: Key, when: Condition | None, row: int, n: int, model: Model) -> Gate:
+def _gate(
+    gates: dict[Key, ConditionGate], key: Key, when: Condition | None, row: int, n: int, model: Model
+) -> ConditionGate:
     assert when is not None
     if key not in gates:
         zeros = torch.zeros((n, 1, 1), device=model.device)
         unit = torch.zeros((n, 1, model.width), device=model.device)
-        gates[key] = Gate(when.layer, when.reading, unit, zeros, torch.zeros_like(zeros))
+        gates[key] = ConditionGate(when.layer, when.reading, unit, zeros, torch.zeros_like(zeros))
     gate = gates[key]
     gate.unit[row, 0] = when.vector.unit(when.layer).to(model.device)
     gate.value[row], gate.sign[row] = when.value, 1.0 if when.above else -1.0
     return gate
 
 
-def _ready(slot: Slot, model: Model) -> Slot:
+def _ready(slot: OperationSlot, model: Model) -> OperationSlot:
     dtype = model.lm.dtype if slot.operation == "add" else torch.float32
     slot.v, slot.level = slot.v.to(model.device, dtype), slot.level.to(model.device)
     return slot

@@ -29,31 +29,32 @@ from poise.steer.operators import Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
 from poise.vector import PersonaVector, Purpose
 
-__all__ = ["ConditionSpec", "Spec", "TermSpec"]
+__all__ = ["ConditionExpression", "SteeringExpression", "TermExpression"]
 
 Level = Annotated[float, Field(allow_inf_nan=False)] | Literal["alarm"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Layer = Annotated[int, Field(ge=0)]
+LayerNumber = Annotated[int, Field(ge=0)]
 
-NUMBER = r"[-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-TERM = re.compile(
+NUMBER_PATTERN = r"[-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+TERM_PATTERN = re.compile(
     rf"(?P<vector>.+?)(?:@(?P<layers>\d+(?:,\d+)*|increments))?="
-    rf"(?:(?P<number>{NUMBER})\s*(?P<percent>%)?|(?P<out>out)|(?P<operation>cap|clamp):(?P<level>{NUMBER}|alarm))"
+    rf"(?:(?P<number>{NUMBER_PATTERN})\s*(?P<percent>%)?|(?P<out>out)|(?P<operation>cap|clamp):(?P<level>{NUMBER_PATTERN}|alarm))"
     r"(?P<rest>(?:\s+(?:on|first|after|tokens|if)\b.*)?)"
 )
-PHASE = re.compile(r"on (?P<phase>response|prompt|all)(?!\S)")
-TOKENS = re.compile(r"(?:first (?P<first>\d+)|after (?P<after>\d+)|tokens (?P<from>\d+)-(?P<to>\d+))(?!\S)")
-WHEN = re.compile(
-    rf"if (?P<prompt>prompt )?(?P<vector>\S.*?)(?:@(?P<layer>\d+))?\s*(?P<sign>[<>])\s*(?P<value>{NUMBER}|alarm)(?!\S)"
+PHASE_PATTERN = re.compile(r"on (?P<phase>response|prompt|all)(?!\S)")
+TOKENS_PATTERN = re.compile(r"(?:first (?P<first>\d+)|after (?P<after>\d+)|tokens (?P<from>\d+)-(?P<to>\d+))(?!\S)")
+CONDITION_PATTERN = re.compile(
+    r"if (?P<prompt>prompt )?(?P<vector>\S.*?)(?:@(?P<layer>\d+))?\s*(?P<sign>[<>])\s*"
+    rf"(?P<value>{NUMBER_PATTERN}|alarm)(?!\S)"
 )
 SHAPE = "write NAME=1.5, NAME=30%, NAME@LAYER=1.5, NAME=out, NAME=cap:3 or NAME=clamp:0 (docs/steering.md has it all)"
 
 
-class ConditionSpec(FrozenModel):
+class ConditionExpression(FrozenModel):
     """When to steer: ``alarm`` is the threshold that calibration stored in the vector."""
 
     vector: str
-    layer: Layer | None = None
+    layer: LayerNumber | None = None
     value: Level
     above: bool = True
     reading: Literal["token", "prompt"] = "token"
@@ -61,10 +62,10 @@ class ConditionSpec(FrozenModel):
     def __str__(self) -> str:
         at = "" if self.layer is None else f"@{self.layer}"
         prompt = "prompt " if self.reading == "prompt" else ""
-        return f"if {prompt}{self.vector}{at}{'>' if self.above else '<'}{_written(self.value)}"
+        return f"if {prompt}{self.vector}{at}{'>' if self.above else '<'}{_shortest_decimal(self.value)}"
 
 
-class TermSpec(FrozenModel):
+class TermExpression(FrozenModel):
     """One vector's work: ``coef`` or ``dose`` to add, ``level`` to cap or clamp, none to project out."""
 
     vector: str = Field(min_length=1)
@@ -72,10 +73,10 @@ class TermSpec(FrozenModel):
     coef: Number | None = None
     dose: Number | None = None
     level: Level | None = None
-    layers: tuple[Layer, ...] | Literal["increments"] | None = None
+    layers: tuple[LayerNumber, ...] | Literal["increments"] | None = None
     phase: Phase = "response"
-    tokens: tuple[Layer, Layer | None] = (0, None)
-    when: ConditionSpec | None = None
+    tokens: tuple[LayerNumber, LayerNumber | None] = (0, None)
+    when: ConditionExpression | None = None
 
     @field_validator("layers")
     @classmethod
@@ -85,7 +86,7 @@ class TermSpec(FrozenModel):
         return layers
 
     @model_validator(mode="after")
-    def _one_strength(self) -> TermSpec:
+    def _one_strength(self) -> TermExpression:
         given = [name for name in ("coef", "dose", "level") if getattr(self, name) is not None]
         wanted = {"add": ["coef", "dose"], "project_out": [], "clamp": ["level"], "cap": ["level"]}[self.operation]
         if not (given == [] if not wanted else len(given) == 1 and given[0] in wanted):
@@ -100,11 +101,11 @@ class TermSpec(FrozenModel):
         else:
             at = "@" + (self.layers if isinstance(self.layers, str) else ",".join(map(str, self.layers)))
         if self.coef is not None:
-            strength = _written(self.coef)
+            strength = _shortest_decimal(self.coef)
         elif self.dose is not None:
-            strength = f"{_written(self.dose, percent=True)}%"
+            strength = f"{_shortest_decimal(self.dose, percent=True)}%"
         else:
-            strength = "out" if self.level is None else f"{self.operation}:{_written(self.level)}"
+            strength = "out" if self.level is None else f"{self.operation}:{_shortest_decimal(self.level)}"
         rest = [f"on {self.phase}"] if self.phase != "response" else []
         first, last = self.tokens
         if self.tokens != (0, None):
@@ -113,10 +114,10 @@ class TermSpec(FrozenModel):
         return " ".join([f"{self.vector}{at}={strength}", *rest])
 
 
-class Spec(FrozenModel):
+class SteeringExpression(FrozenModel):
     """A steering before its vectors are loaded."""
 
-    terms: tuple[TermSpec, ...] = Field(min_length=1)
+    terms: tuple[TermExpression, ...] = Field(min_length=1)
     orthogonal: bool = False
 
     def __str__(self) -> str:
@@ -124,7 +125,7 @@ class Spec(FrozenModel):
         return "; ".join([*map(str, self.terms), *(["orthogonal"] if self.orthogonal else [])])
 
     @classmethod
-    def parse(cls, text: str) -> Spec:
+    def parse(cls, text: str) -> SteeringExpression:
         """Read an expression, or JSON where the text starts with a brace.
 
         Raises:
@@ -133,13 +134,13 @@ class Spec(FrozenModel):
         if text.lstrip().startswith("{"):
             return cls.from_json(text)
         parts = [part.strip() for part in text.split(";") if part.strip()]
-        terms = tuple(_term(part) for part in parts if part != "orthogonal")
+        terms = tuple(_parse_term(part) for part in parts if part != "orthogonal")
         if not terms:
             raise InvalidSteering(f"The steering {text!r} names no vector; {SHAPE}.")
         return cls(terms=terms, orthogonal="orthogonal" in parts)
 
     @classmethod
-    def from_json(cls, document: str | Mapping[str, Any]) -> Spec:
+    def from_json(cls, document: str | Mapping[str, Any]) -> SteeringExpression:
         """Read ``{"terms": [{"vector": …, "coef": …}], "orthogonal": false}``.
 
         Raises:
@@ -148,7 +149,7 @@ class Spec(FrozenModel):
         try:
             return cls.model_validate_json(document) if isinstance(document, str) else cls.model_validate(document)
         except ValidationError as error:
-            raise InvalidSteering(f"Cannot read the steering: {_fault(error)}.") from error
+            raise InvalidSteering(f"Cannot read the steering: {_first_fault(error)}.") from error
 
     @property
     def names(self) -> list[str]:
@@ -165,16 +166,16 @@ class Spec(FrozenModel):
         Raises:
             InvalidSteering: a name, layer or strength that there is not; says what there is.
         """
-        found = {name: _find(name, vectors) for name in self.names}
-        return Steering(tuple(t for term in self.terms for t in _resolved(term, found)), self.orthogonal)
+        found = {name: _vector_named(name, vectors) for name in self.names}
+        return Steering(tuple(t for term in self.terms for t in _resolve_term(term, found)), self.orthogonal)
 
 
-def _term(text: str) -> TermSpec:
-    match = TERM.fullmatch(text)
+def _parse_term(text: str) -> TermExpression:
+    match = TERM_PATTERN.fullmatch(text)
     if match is None:
         raise InvalidSteering(f"Cannot read the steering {text!r}; {SHAPE}.")
     rest, fields = match["rest"].strip(), {}
-    for name, pattern in (("phase", PHASE), ("tokens", TOKENS), ("when", WHEN)):
+    for name, pattern in (("phase", PHASE_PATTERN), ("tokens", TOKENS_PATTERN), ("when", CONDITION_PATTERN)):
         if found := pattern.match(rest):
             fields[name], rest = found, rest[found.end() :].strip()
     if rest:
@@ -185,22 +186,22 @@ def _term(text: str) -> TermSpec:
     layers = match["layers"]
     number = match["number"]
     try:
-        return TermSpec(
+        return TermExpression(
             vector=match["vector"].strip(),
             operation="project_out" if match["out"] else match["operation"] or "add",
-            coef=_number(number) if number and not match["percent"] else None,
-            dose=_number(number, percent=True) if number and match["percent"] else None,
-            level=_number(match["level"]) if match["level"] else None,
+            coef=_parse_number(number) if number and not match["percent"] else None,
+            dose=_parse_number(number, percent=True) if number and match["percent"] else None,
+            level=_parse_number(match["level"]) if match["level"] else None,
             layers=tuple(map(int, layers.split(","))) if layers and layers != "increments" else layers,
             phase=fields["phase"]["phase"] if "phase" in fields else "response",
-            tokens=_tokens(fields.get("tokens")),
-            when=_when(fields["when"]) if "when" in fields else None,
+            tokens=_parse_tokens(fields.get("tokens")),
+            when=_parse_condition(fields["when"]) if "when" in fields else None,
         )
     except ValidationError as error:
-        raise InvalidSteering(f"Cannot read the steering {text!r}: {_fault(error)}.") from error
+        raise InvalidSteering(f"Cannot read the steering {text!r}: {_first_fault(error)}.") from error
 
 
-def _tokens(match: re.Match[str] | None) -> tuple[int, int | None]:
+def _parse_tokens(match: re.Match[str] | None) -> tuple[int, int | None]:
     if match is None:
         return (0, None)
     if match["first"]:
@@ -208,24 +209,24 @@ def _tokens(match: re.Match[str] | None) -> tuple[int, int | None]:
     return (int(match["after"]), None) if match["after"] else (int(match["from"]), int(match["to"]))
 
 
-def _when(match: re.Match[str]) -> ConditionSpec:
-    return ConditionSpec(
+def _parse_condition(match: re.Match[str]) -> ConditionExpression:
+    return ConditionExpression(
         vector=match["vector"],
         layer=int(match["layer"]) if match["layer"] else None,
-        value=_number(match["value"]),
+        value=_parse_number(match["value"]),
         above=match["sign"] == ">",
         reading="prompt" if match["prompt"] else "token",
     )
 
 
-def _number(text: str, *, percent: bool = False) -> Any:
+def _parse_number(text: str, *, percent: bool = False) -> Any:
     if text == "alarm":
         return text
     exact = Decimal(text.replace("−", "-"))  # as a decimal, so that 30% is 0.3 to the last bit
     return float(exact.scaleb(-2) if percent else exact)
 
 
-def _written(value: float | str, *, percent: bool = False) -> str:
+def _shortest_decimal(value: float | str, *, percent: bool = False) -> str:
     """The shortest decimal that reads back as the same number."""
     if isinstance(value, str):
         return value
@@ -234,12 +235,12 @@ def _written(value: float | str, *, percent: bool = False) -> str:
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
 
 
-def _fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg'].removeprefix('Value error, ')}"
 
 
-def _find(name: str, vectors: Mapping[str, PersonaVector] | Callable[[str], PersonaVector]) -> PersonaVector:
+def _vector_named(name: str, vectors: Mapping[str, PersonaVector] | Callable[[str], PersonaVector]) -> PersonaVector:
     if callable(vectors):
         return vectors(name)
     if name not in vectors:
@@ -247,12 +248,12 @@ def _find(name: str, vectors: Mapping[str, PersonaVector] | Callable[[str], Pers
     return vectors[name]
 
 
-def _resolved(spec: TermSpec, vectors: Mapping[str, PersonaVector]) -> list[Term]:
+def _resolve_term(spec: TermExpression, vectors: Mapping[str, PersonaVector]) -> list[Term]:
     """One term, or one a layer where the strength differs from layer to layer."""
     vector = vectors[spec.vector]
     purpose: Purpose = "read" if spec.level == "alarm" else "steer"  # a threshold holds where it was calibrated
     layers = (vector.at(purpose).layer,) if spec.layers is None else spec.layers
-    when = _condition(spec.when, vectors[spec.when.vector]) if spec.when else None
+    when = _resolve_condition(spec.when, vectors[spec.when.vector]) if spec.when else None
 
     def term(value: float, at: tuple[int, ...] | Literal["increments"]) -> Term:
         return Term(
@@ -272,7 +273,7 @@ def _resolved(spec: TermSpec, vectors: Mapping[str, PersonaVector]) -> list[Term
     return [term(_level(spec.level, vector, layer, "mean"), (layer,)) for layer in layers]
 
 
-def _condition(when: ConditionSpec, vector: PersonaVector) -> Condition:
+def _resolve_condition(when: ConditionExpression, vector: PersonaVector) -> Condition:
     layer = vector.at("read", when.layer).layer
     value = _level(when.value, vector, layer, "prompt" if when.reading == "prompt" else "mean")
     return Condition(vector=vector, layer=layer, value=value, above=when.above, reading=when.reading)

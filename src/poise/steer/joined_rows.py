@@ -10,13 +10,13 @@ import torch
 
 from poise.model import Model
 from poise.model.hooks import rewrite
-from poise.steer.apply import Applied
+from poise.steer.apply import AppliedSteering
 
-__all__ = ["Part", "steering_parts"]
+__all__ = ["SteeredRows", "apply_joined_steering"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class SteeredRows:
     """Some rows of a batch and what steers them, which counts their tokens and remembers their conditions.
 
     Attributes:
@@ -24,18 +24,18 @@ class Part:
         rows: int64, which rows of the batch; ``None`` for all of them.
     """
 
-    applied: Applied
+    applied: AppliedSteering
     rows: torch.Tensor | None = None
 
 
 @contextlib.contextmanager
-def steering_parts(model: Model, parts: Sequence[Part]) -> Iterator[None]:
+def apply_joined_steering(model: Model, parts: Sequence[SteeredRows]) -> Iterator[None]:
     """Steer the forward passes inside the block, each part's rows by its own; a row in several by one after the other.
 
     Raises:
         HookDidNotFire: the block ended normally and some layer was never run.
     """
-    parts_at: dict[int, list[Part]] = {}
+    parts_at: dict[int, list[SteeredRows]] = {}
     for part in parts:
         for layer in part.applied.layers:
             parts_at.setdefault(layer, []).append(part)
@@ -47,7 +47,7 @@ def steering_parts(model: Model, parts: Sequence[Part]) -> Iterator[None]:
         yield
 
 
-def _changed(h: torch.Tensor, layer: int, parts: Sequence[Part]) -> torch.Tensor:
+def _changed(h: torch.Tensor, layer: int, parts: Sequence[SteeredRows]) -> torch.Tensor:
     """A new tensor with all parts' rows steered; the rest bit for bit as it was."""
     own = False
     for part in parts:

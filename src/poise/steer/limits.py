@@ -6,16 +6,16 @@ from poise.steer.steering import Steering, Term
 
 __all__ = ["cautions"]
 
-SLACK = 1e-4  # a dose is rounded on its way through α
-RISKY = 0.6  # a dose beyond which text usually breaks; nothing better is known without a certificate
+DOSE_ROUNDING = 1e-4  # a dose is rounded on its way through α
+RISKY_DOSE = 0.6  # a dose beyond which text usually breaks; nothing better is known without a certificate
 
 
 def cautions(steering: Steering | None) -> list[str]:
     """A sentence for each term that its certificate does not cover, with the range that it does cover."""
-    return [text for term in (steering.terms if steering else ()) if (text := _caution(term))]
+    return [text for term in (steering.terms if steering else ()) if (text := _term_caution(term))]
 
 
-def _caution(term: Term) -> str | None:
+def _term_caution(term: Term) -> str | None:
     if term.operation != "add":
         return None
     vector, certificate = term.vector, term.vector.header.certificate
@@ -29,14 +29,14 @@ def _caution(term: Term) -> str | None:
     doses = {layer: vector.dose(term.value, layer) for layer in term.layers}
     if certificate is not None and certificate["layer"] in doses:
         (low, high), dose = certificate["usable_doses"], doses[certificate["layer"]]
-        if not low - SLACK <= dose <= high + SLACK:
+        if not low - DOSE_ROUNDING <= dose <= high + DOSE_ROUNDING:
             return (
                 f"A dose of {dose:.0%} of {vector.name} lies outside {low:.0%} to {high:.0%}, where its certificate "
                 "saw coherent text; expect broken text."
             )
         return None
     layer, dose = max(doses.items(), key=lambda item: abs(item[1]))
-    if abs(dose) > RISKY:
+    if abs(dose) > RISKY_DOSE:
         known = (
             "it has no certificate" if certificate is None else f"its certificate is for layer {certificate['layer']}"
         )

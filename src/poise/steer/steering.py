@@ -258,11 +258,11 @@ class Steering:
         for term in self.terms:
             v = term.vector.directions
             if term.operation == "add" and self.orthogonal:
-                v = _without(v, added)
+                v = _orthogonal_part(v, added)
                 added.append(_at_layers(v, term.touched))
             elif term.operation == "project_out":
                 earlier = removed.setdefault((term.phase, term.tokens, term.when), [])
-                v = _without(v, earlier)
+                v = _orthogonal_part(v, earlier)
                 earlier.append(_at_layers(v, term.touched))
             by_term.append(term.directions(v))
         return by_term
@@ -275,7 +275,7 @@ def _at_layers(v: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
     return masked
 
 
-def _without(v: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
+def _orthogonal_part(v: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
     """Directions [L, d] without their part along earlier ones (which are orthogonal to each other), layer by layer.
 
     What is left after removing all of a vector is rounding, and counts as zero.

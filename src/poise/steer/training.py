@@ -19,15 +19,15 @@ from poise.steer.operators import OPERATORS, Operation
 from poise.steer.steering import Steering
 from poise.vector import PersonaVector
 
-__all__ = ["IGNORED", "MARK", "Learning", "Positions", "check_base", "learning"]
+__all__ = ["IGNORED", "MARK", "Positions", "TrainingSteering", "check_base", "steer_training"]
 
 Positions = Literal["all", "response"]
 IGNORED = -100  # the label of a token that is not learnt from
 MARK = "vaccinated"  # what a batch calls the rows [B] that are to be steered, where that is not all of them
-Work = tuple[Operation, torch.Tensor, float]
+LayerOperation = tuple[Operation, torch.Tensor, float]
 
 
-class Learning:
+class TrainingSteering:
     """What the hooks share: what is done at which layer, how strongly at this step, and where.
 
     Attributes:
@@ -39,7 +39,7 @@ class Learning:
     def __init__(self, model: Model, steering: Steering, positions: Positions, *, marked: bool) -> None:
         self.model, self.positions, self.marked = model, positions, marked
         self.strength = torch.ones((), device=model.device)
-        self.works = _compile(model, steering)
+        self.works = _layer_operations(model, steering)
         self.fired: set[int] = set()
         self._rehearsing = False
         self._mask: torch.Tensor | None = None
@@ -156,14 +156,14 @@ class Learning:
 
 
 @contextlib.contextmanager
-def learning(
+def steer_training(
     model: Model,
     steering: Steering,
     *,
     positions: Positions = "all",
     marked: bool = False,
     allow_other_model: bool = False,
-) -> Iterator[Learning]:
+) -> Iterator[TrainingSteering]:
     """Steer every pass inside the block that a model learns from (Chen et al. 2025, section 5.2).
 
     Args:
@@ -183,7 +183,7 @@ def learning(
     """
     for vector in {id(t.vector): t.vector for t in steering.terms}.values():
         check_base(vector, model, allow_other_model=allow_other_model)
-    shared = Learning(model, steering, positions, marked=marked)
+    shared = TrainingSteering(model, steering, positions, marked=marked)
     with rewrite(model, shared.change, list(shared.works), must_run=False), before_pass(model, shared.mark):
         yield shared
 
@@ -198,9 +198,9 @@ def check_base(vector: PersonaVector, model: Model, *, allow_other_model: bool =
     vector.check_model(model, allow_other_model=allow_other_model or adapted)
 
 
-def _compile(model: Model, steering: Steering) -> dict[int, list[Work]]:
+def _layer_operations(model: Model, steering: Steering) -> dict[int, list[LayerOperation]]:
     """What is done at each layer, in working order, with directions [1, d] on the model's device."""
-    out: dict[int, list[Work]] = {}
+    out: dict[int, list[LayerOperation]] = {}
     for term, directions in zip(steering.terms, steering.directions(), strict=True):
         if term.when is not None or term.scheduled or term.phase == "prompt":
             raise InvalidSteering(

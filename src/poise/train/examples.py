@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from poise.data import Conversation, DataSet, Message, RejectedRow, Rejections, open_data, turns
 from poise.errors import InvalidArgument, InvalidData
 from poise.model import Model
-from poise.model.rendering import render
-from poise.model.spans import Place, places
+from poise.model.rendering import render_prompt
+from poise.model.spans import AnswerSpan, answer_spans
 from poise.progress import track
 from poise.steer.training import IGNORED, MARK
 from poise.train.config import TrainConfig
@@ -197,9 +197,9 @@ def _conversation_examples(
     model: Model, conversation: Conversation, end: tuple[int, ...]
 ) -> list[TrainingExample | str]:
     """A conversation's examples, one where a single pass holds all answers; the reason for each unreadable answer."""
-    answers = places(model, turns(conversation))
-    examples: list[TrainingExample | str] = [answer.reason for answer in answers if not isinstance(answer, Place)]
-    readable = [answer for answer in answers if isinstance(answer, Place)]
+    answers = answer_spans(model, turns(conversation))
+    examples: list[TrainingExample | str] = [answer.reason for answer in answers if not isinstance(answer, AnswerSpan)]
+    readable = [answer for answer in answers if isinstance(answer, AnswerSpan)]
     for _, group in groupby(readable, key=lambda place: id(place.text.ids)):
         same_pass = list(group)
         ids = (*same_pass[0].text.ids, *end)
@@ -218,7 +218,7 @@ def _end_of_answer_ids(model: Model) -> tuple[int, ...]:
     tokenizer = model.tokenizer
     if tokenizer.chat_template:
         messages: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        text = render(tokenizer, messages, header=False)
+        text = render_prompt(tokenizer, messages, header=False)
         ids = tokenizer(text[text.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
         stops = [position for position, token in enumerate(ids) if token in model.stop_ids]
         if stops:

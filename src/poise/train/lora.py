@@ -15,7 +15,7 @@ import torch
 
 from poise.data import DataSet, Rejections
 from poise.errors import InvalidArgument, InvalidData, MissingExtra
-from poise.model import Encoded, Model, load
+from poise.model import Encoded, Model, load_model
 from poise.model.loading import HUB_IDS
 from poise.model.logprobs import token_logprobs
 from poise.progress import track
@@ -148,7 +148,7 @@ def train_in_folder(config: TrainConfig) -> TrainResult:
 def load_base_model(config: TrainConfig) -> Model:
     """The model that is fine-tuned, with the dtype and device of the settings."""
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    return load(config.model, dtype=dtype, device=None if config.device == "auto" else config.device)
+    return load_model(config.model, dtype=dtype, device=None if config.device == "auto" else config.device)
 
 
 def held_out_loss(model: Model, held_out: Sequence[TrainingExample], *, lm: Any = None) -> Estimate | None:

@@ -73,7 +73,7 @@ class PersonaMonitorCallback(TrainerCallback):
             raise InvalidArgument(
                 f"{len(sources)} vectors are to be read every {every} steps; give at least one vector and one step."
             )
-        self.vectors = [v if isinstance(v, PersonaVector) else vectors.load(v) for v in sources]
+        self.vectors = [v if isinstance(v, PersonaVector) else vectors.load_vector(v) for v in sources]
         places = [vector.at("read", layer) for vector in self.vectors]
         self.every, self.batch, self.allow_other_model = every, batch, allow_other_model
         if prompts is None:

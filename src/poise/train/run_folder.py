@@ -14,7 +14,7 @@ from typing import Any
 from poise.data import DataSet
 from poise.errors import InvalidArgument, InvalidVector, SaveFailed
 from poise.model import Model
-from poise.steer import Spec
+from poise.steer import SteeringExpression
 from poise.storage.atomic_write import saving
 from poise.train.checkpoints import last_complete_checkpoint
 from poise.train.config import TrainConfig
@@ -106,7 +106,7 @@ def vector_files(config: TrainConfig) -> list[str]:
     Raises:
         InvalidVector: one of them is not there.
     """
-    steered = [name for text in config.vaccine.steer for name in Spec.parse(text).names]
+    steered = [name for text in config.vaccine.steer for name in SteeringExpression.parse(text).names]
     paths = list(dict.fromkeys([*steered, *config.watch.vectors, *(config.measure.vectors or ())]))
     if missing := [path for path in paths if not Path(path).is_file()]:
         raise InvalidVector(f"There is no vector file at {', '.join(missing)}; make one with `poise extract`.")

@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 from poise import vector as vectors
 from poise.errors import HookDidNotFire, InvalidArgument
 from poise.model import Model, wrap
-from poise.steer import Spec, Steering, learning
-from poise.steer.training import Learning, Positions
+from poise.steer import Steering, SteeringExpression, steer_training
+from poise.steer.training import Positions, TrainingSteering
 
 __all__ = ["VaccineCallback", "vaccine_steering", "wrap_trainer_model"]
 
@@ -74,7 +74,7 @@ class VaccineCallback(TrainerCallback):
         self.steering = steering if isinstance(steering, Steering) else vaccine_steering(steering, layers)
         self.positions, self.warmup, self.decay = positions, warmup, decay
         self.marked, self.allow_other_model = marked, allow_other_model
-        self._learning: Learning | None = None
+        self._learning: TrainingSteering | None = None
         self._run: Any = None  # the trainer's state, which tells one run from the next
         self._hooks = contextlib.ExitStack()
 
@@ -88,7 +88,9 @@ class VaccineCallback(TrainerCallback):
         # A full fine-tune that is resumed differs from its base already; its shape still has to fit.
         allow_other = self.allow_other_model or state.global_step > 0
         self._learning = self._hooks.enter_context(
-            learning(model, self.steering, positions=self.positions, marked=self.marked, allow_other_model=allow_other)
+            steer_training(
+                model, self.steering, positions=self.positions, marked=self.marked, allow_other_model=allow_other
+            )
         )
         self._run = state
         active.append(self)
@@ -121,7 +123,7 @@ class VaccineCallback(TrainerCallback):
         self._hooks.close()
         self._learning = self._run = None
 
-    def _in_force(self) -> Learning:
+    def _in_force(self) -> TrainingSteering:
         if self._learning is None:
             raise HookDidNotFire("The vaccine was removed while the model trains, so this step would go unsteered.")
         return self._learning
@@ -142,13 +144,15 @@ def vaccine_steering(
         InvalidSteering: an expression cannot be read; says what can.
         InvalidVector: a file is no vector.
     """
-    parsed = [Spec.parse(text) for text in ([expressions] if isinstance(expressions, str) else expressions)]
+    parsed = [
+        SteeringExpression.parse(text) for text in ([expressions] if isinstance(expressions, str) else expressions)
+    ]
     terms = [t for spec in parsed for t in spec.terms]
     if layers is not None:
         at = layers if isinstance(layers, str) else (layers,) if isinstance(layers, int) else tuple(layers)
         terms = [t if t.layers is not None else type(t).model_validate(t.model_dump() | {"layers": at}) for t in terms]
-    joined = Spec(terms=tuple(terms), orthogonal=any(spec.orthogonal for spec in parsed))
-    return joined.steering({name: vectors.load(Path(name)) for name in joined.names})
+    joined = SteeringExpression(terms=tuple(terms), orthogonal=any(spec.orthogonal for spec in parsed))
+    return joined.steering({name: vectors.load_vector(Path(name)) for name in joined.names})
 
 
 def _is_compiled(module: Any) -> bool:

@@ -13,7 +13,7 @@ from poise.errors import InvalidArgument
 from poise.judge.exemplars import ExemplarJudge
 from poise.judge.factory import ChosenJudges, choose_judges, trait_judge
 from poise.judge.local_model import LocalJudge
-from poise.model import Model, load
+from poise.model import Model, load_model
 from poise.trait import OwnTrait
 from poise.trait.library import evaluation_questions
 from poise.validate.certificate import Certificate, JudgeFacts
@@ -107,7 +107,7 @@ def _second(beside: PersonaVector, judge: str | ChosenJudges, judges: ChosenJudg
     if not isinstance(judge, str):
         raise InvalidArgument(f"beside needs a judge of {beside.name} too; name the judge, as exemplars or model:NAME.")
     loaded = judges.trait.model if isinstance(judges.trait, LocalJudge) else None
-    second = trait_judge(judge, beside.header.trait, cache=run.folder, local=lambda name: loaded or load(name))
+    second = trait_judge(judge, beside.header.trait, cache=run.folder, local=lambda name: loaded or load_model(name))
     return Second(beside, second, second.why_unusable if isinstance(second, ExemplarJudge) else "")
 
 

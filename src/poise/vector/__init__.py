@@ -9,6 +9,16 @@ from poise.vector.calibration import Alarm, Drift
 from poise.vector.header import Header, ModelId
 from poise.vector.persona_vector import PersonaVector
 from poise.vector.placement import LayerDirection, Purpose
-from poise.vector.vector_file import load, save
+from poise.vector.vector_file import load_vector, save_vector
 
-__all__ = ["Alarm", "Drift", "Header", "LayerDirection", "ModelId", "PersonaVector", "Purpose", "load", "save"]
+__all__ = [
+    "Alarm",
+    "Drift",
+    "Header",
+    "LayerDirection",
+    "ModelId",
+    "PersonaVector",
+    "Purpose",
+    "load_vector",
+    "save_vector",
+]

@@ -18,7 +18,15 @@ from poise.storage.atomic_write import saving
 from poise.storage.output import check_output
 from poise.vector.persona_vector import PersonaVector
 
-__all__ = ["ARCHITECTURE", "Exported", "Format", "Use", "export", "ranges", "suggested"]
+__all__ = [
+    "ARCHITECTURE",
+    "ExportedVector",
+    "Format",
+    "RecommendedUse",
+    "export_vector",
+    "layer_ranges",
+    "recommended_use",
+]
 
 Format = Literal["gguf", "repeng"]
 
@@ -28,7 +36,7 @@ FIRST_DOSE = 0.2  # without a certificate; most of the library's traits were cer
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class RecommendedUse:
     """Where and how strongly to steer.
 
     Attributes:
@@ -52,7 +60,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportedVector:
     """What was written, and how to run it.
 
     Attributes:
@@ -65,7 +73,7 @@ class Exported:
     path: Path
     format: Format
     layers: tuple[int, ...]
-    use: Use
+    use: RecommendedUse
 
     @property
     def how(self) -> str:
@@ -80,17 +88,19 @@ class Exported:
         )
 
 
-def suggested(vector: PersonaVector) -> Use:
+def recommended_use(vector: PersonaVector) -> RecommendedUse:
     """The certificate's layer and strength, or a third of the depth at a usual dose."""
     certificate, layer = vector.header.certificate, vector.at("steer").layer
     if certificate is None:
-        return Use(layer, round(vector.coef(FIRST_DOSE, layer), 4), FIRST_DOSE, "")
-    return Use(layer, float(certificate["coefficient"]), float(certificate["dose"]), str(certificate["verdict"]))
+        return RecommendedUse(layer, round(vector.coef(FIRST_DOSE, layer), 4), FIRST_DOSE, "")
+    return RecommendedUse(
+        layer, float(certificate["coefficient"]), float(certificate["dose"]), str(certificate["verdict"])
+    )
 
 
-def export(
+def export_vector(
     vector: PersonaVector, path: Path, *, to: Format = "gguf", only_chosen: bool = False, force: bool = False
-) -> Exported:
+) -> ExportedVector:
     """Write a control vector, whole or not at all.
 
     Args:
@@ -107,14 +117,14 @@ def export(
         SaveFailed: the disk refused; an earlier file is untouched.
     """
     check_output(path, loss=_export_loss, force=force)
-    use = suggested(vector)
+    use = recommended_use(vector)
     if to == "gguf":
         _check_llama_cpp(vector, use, path)
     known = [int(i) for i in vector.norms.nonzero()]
     layers = tuple(i for i in known if (i > 0 or to == "repeng") and (i == use.layer or not only_chosen))
     with saving(path) as temporary:
         _write(vector, layers, use, temporary)
-    return Exported(path, to, layers, use)
+    return ExportedVector(path, to, layers, use)
 
 
 def _export_loss(path: Path) -> str:
@@ -125,7 +135,7 @@ def _export_loss(path: Path) -> str:
     return "" if ours else "something else than a control vector that `poise export` wrote"
 
 
-def _check_llama_cpp(vector: PersonaVector, use: Use, path: Path) -> None:
+def _check_llama_cpp(vector: PersonaVector, use: RecommendedUse, path: Path) -> None:
     if use.layer == 0:
         raise InvalidSteering(
             f"{vector.name} is to steer at layer 0, and llama.cpp steers from layer 1 on; use `to` repeng."
@@ -134,7 +144,7 @@ def _check_llama_cpp(vector: PersonaVector, use: Use, path: Path) -> None:
         raise InvalidArgument(f"llama.cpp's flags cannot name the file {path.name}; leave out : and , in its name.")
 
 
-def _write(vector: PersonaVector, layers: tuple[int, ...], use: Use, path: Path) -> None:
+def _write(vector: PersonaVector, layers: tuple[int, ...], use: RecommendedUse, path: Path) -> None:
     from gguf import GGUFWriter
 
     model = vector.header.model
@@ -156,7 +166,7 @@ def _write(vector: PersonaVector, layers: tuple[int, ...], use: Use, path: Path)
         writer.close()
 
 
-def ranges(numbers: Sequence[int]) -> str:
+def layer_ranges(numbers: Sequence[int]) -> str:
     """``0, 3–5`` for 0, 3, 4, 5."""
     runs: list[list[int]] = []
     for n in numbers:

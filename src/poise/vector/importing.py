@@ -19,15 +19,15 @@ import torch
 from poise.errors import InvalidArgument, InvalidVector, OtherModel
 from poise.model import Model
 from poise.trait import OwnTrait, Trait
-from poise.vector.export import ARCHITECTURE, ranges
+from poise.vector.export import ARCHITECTURE, layer_ranges
 from poise.vector.header import Header, ModelId
 from poise.vector.persona_vector import PersonaVector
 
-__all__ = ["Foreign", "Numbering", "adopt", "read"]
+__all__ = ["ForeignVector", "Numbering", "adopt_vector", "read_foreign_vector"]
 
 Numbering = Literal["blocks", "hidden-states"]
 
-SAID: dict[Numbering, str] = {
+NUMBERING_MEANS: dict[Numbering, str] = {
     "blocks": "its layer i is the output of decoder block i, counted from 0, as ours is",
     "hidden-states": "its index i is Hugging Face's hidden_states[i]: 0 the embeddings, i our layer i − 1",
 }
@@ -36,7 +36,7 @@ GENERATED = "control vector of llama.cpp's cvector-generator (read one block bef
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Foreign:
+class ForeignVector:
     """Directions by the layer numbers of the tool that wrote them.
 
     Attributes:
@@ -52,7 +52,7 @@ class Foreign:
     numbering: Numbering | None
 
 
-def read(path: Path) -> Foreign:
+def read_foreign_vector(path: Path) -> ForeignVector:
     """Read another tool's vector file.
 
     Raises:
@@ -62,7 +62,7 @@ def read(path: Path) -> Foreign:
         raise InvalidVector(f"There is no file at {path}; give a GGUF control vector or a .pt file.")
     with path.open("rb") as file:
         start = file.read(4)
-    found = _read_gguf(path) if start == b"GGUF" else _read_torch(path)
+    found = _read_gguf_vector(path) if start == b"GGUF" else _read_torch_vector(path)
     if not found.directions:
         raise InvalidVector(f"{path} holds no directions; a control vector has one row of numbers a layer.")
     for i, v in found.directions.items():
@@ -73,7 +73,7 @@ def read(path: Path) -> Foreign:
     return found
 
 
-def _read_gguf(path: Path) -> Foreign:
+def _read_gguf_vector(path: Path) -> ForeignVector:
     from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 
     try:
@@ -104,14 +104,14 @@ def _read_gguf(path: Path) -> Foreign:
     generated = bool(count and count.types == [GGUFValueType.INT32])
     kind = GENERATED if generated else "control vector as repeng and llama.cpp have it"
     hint = reader.get_field(f"{ARCHITECTURE}.model_hint")
-    return Foreign(path, f"{kind}, for {hint.contents()}" if hint else kind, directions, "blocks")
+    return ForeignVector(path, f"{kind}, for {hint.contents()}" if hint else kind, directions, "blocks")
 
 
 class _Inert:
     """Stands for steering-vectors' own class, so that a file of it opens without that package and without its code."""
 
 
-def _read_torch(path: Path) -> Foreign:
+def _read_torch_vector(path: Path) -> ForeignVector:
     allowed: list[Any] = [(_Inert, "steering_vectors.steering_vector.SteeringVector")]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
@@ -128,7 +128,9 @@ def _read_torch(path: Path) -> Foreign:
             f"{path} is no vector that can be read; give a GGUF control vector, or tensors saved by torch.save."
         ) from error
     if isinstance(held, torch.Tensor) and held.ndim == 2:
-        return Foreign(path, "tensor of a row a layer, as the paper's code saves", dict(enumerate(held.float())), None)
+        return ForeignVector(
+            path, "tensor of a row a layer, as the paper's code saves", dict(enumerate(held.float())), None
+        )
     fields = vars(held) if isinstance(held, _Inert) else held if isinstance(held, dict) else {"": held}
     place = fields.get("layer_type", "decoder_block")
     if place != "decoder_block":
@@ -141,11 +143,13 @@ def _read_torch(path: Path) -> Foreign:
             f"{path} holds neither a tensor [layers, width] nor tensors by layer number, as steering-vectors does; a "
             "vector of Poise's own needs no import."
         )
-    return Foreign(path, "steering vector (steering-vectors)", {i: v.float() for i, v in by_layer.items()}, "blocks")
+    return ForeignVector(
+        path, "steering vector (steering-vectors)", {i: v.float() for i, v in by_layer.items()}, "blocks"
+    )
 
 
-def adopt(
-    foreign: Foreign,
+def adopt_vector(
+    foreign: ForeignVector,
     model: Model,
     trait: Trait | OwnTrait,
     reference_norm: torch.Tensor,
@@ -198,7 +202,7 @@ def adopt(
         model=ModelId.of(model),
         pooling="unknown",
         contrast="imported",
-        provenance=_provenance(foreign, chosen, directions),
+        provenance=_import_provenance(foreign, chosen, directions),
         kept={},
         dropped={},
         agreement=(),
@@ -209,7 +213,7 @@ def adopt(
     return PersonaVector(directions, reference_norm, header)
 
 
-def _by_rows(foreign: Foreign, model: Model) -> Numbering:
+def _by_rows(foreign: ForeignVector, model: Model) -> Numbering:
     rows = len(foreign.directions)
     if rows == model.layers + 1:
         return "hidden-states"
@@ -224,12 +228,12 @@ def _by_rows(foreign: Foreign, model: Model) -> Numbering:
     )
 
 
-def _provenance(foreign: Foreign, chosen: Numbering, directions: torch.Tensor) -> str:
+def _import_provenance(foreign: ForeignVector, chosen: Numbering, directions: torch.Tensor) -> str:
     """One sentence: what the file was, how its layers were numbered, where the vector is zero."""
     digest = hashlib.sha256(foreign.path.read_bytes()).hexdigest()[:16]
     unfit = {0: "0, the embeddings", len(directions): f"{len(directions)}, after the final norm"}
     left = [said for i, said in unfit.items() if chosen == "hidden-states" and i in foreign.directions]
     zero = [i for i, row in enumerate(directions) if not row.any()]
-    said = f"{foreign.kind}, file {foreign.path.name} (SHA-256 {digest}); {SAID[chosen]}"
+    said = f"{foreign.kind}, file {foreign.path.name} (SHA-256 {digest}); {NUMBERING_MEANS[chosen]}"
     said += f"; left out: {'; '.join(left)}" if left else ""
-    return f"{said}; zero at {'no layer' if not zero else 'layer ' + ranges(zero)}."
+    return f"{said}; zero at {'no layer' if not zero else 'layer ' + layer_ranges(zero)}."

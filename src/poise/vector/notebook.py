@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from poise.vector.persona_vector import PersonaVector
 
-__all__ = ["html"]
+__all__ = ["vector_html"]
 
 WIDTH, HEIGHT, MARGIN = 340, 150, 30  # pixels
 TRAIT, COHERENCE = "#b3261e", "#5f6368"
 
 
-def html(vector: PersonaVector) -> str:
+def vector_html(vector: PersonaVector) -> str:
     """A table of what the vector is, with every text escaped."""
     header = vector.header
     steer, layers = vector.at("steer").layer, vector.layers
@@ -32,17 +32,19 @@ def html(vector: PersonaVector) -> str:
         rows.append(("Read at", f"layer {place.layer} of {layers}"))
     if header.alarms:
         rows.append(("Alarms", f"{len(header.alarms)} at layer {header.alarms[0].layer}"))
-    rows.append(("Certificate", _verdict(header.certificate)))
+    rows.append(("Certificate", _certificate_text(header.certificate)))
     cells = "".join(
         f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'
         for name, text in rows
     )
-    return f"<div><strong>{escape(vector.name)}</strong><table>{cells}</table>{dose_curve(header.certificate)}</div>"
+    return (
+        f"<div><strong>{escape(vector.name)}</strong><table>{cells}</table>{dose_curve_svg(header.certificate)}</div>"
+    )
 
 
-def dose_curve(certificate: Mapping[str, Any] | None) -> str:
+def dose_curve_svg(certificate: Mapping[str, Any] | None) -> str:
     """Trait score and coherence over the dose, as an SVG; empty where there are fewer than two points to draw."""
-    points = _points(certificate)
+    points = _curve_points(certificate)
     if len(points) < 2:
         return ""
     doses = [dose for dose, _, _ in points]
@@ -80,7 +82,7 @@ def _height(score: float) -> float:
     return bottom - min(max(score, 0.0), 100.0) / 100 * (bottom - top)
 
 
-def _points(certificate: Mapping[str, Any] | None) -> Sequence[tuple[float, float, float]]:
+def _curve_points(certificate: Mapping[str, Any] | None) -> Sequence[tuple[float, float, float]]:
     """Dose, trait score and coherence in the order of the dose; points without a figure are left out."""
     points: list[tuple[float, float, float]] = []
     for point in (certificate or {}).get("curve") or ():
@@ -91,7 +93,7 @@ def _points(certificate: Mapping[str, Any] | None) -> Sequence[tuple[float, floa
     return sorted(point for point in points if all(abs(x) < float("inf") for x in point))
 
 
-def _verdict(certificate: Mapping[str, Any] | None) -> str:
+def _certificate_text(certificate: Mapping[str, Any] | None) -> str:
     if certificate is None:
         return "none; run poise.validate or `poise validate`"
     text = f"{certificate.get('verdict', 'unknown')} at layer {certificate.get('layer')}"

@@ -76,7 +76,7 @@ class PersonaVector:
 
     def _repr_html_(self) -> str:
         """For notebooks: trait, model, layers and, once validated, the certificate with its dose curve."""
-        return notebook.html(self)
+        return notebook.vector_html(self)
 
     def __add__(self, other: PersonaVector) -> PersonaVector:
         """The sum of two vectors of one model, layer by layer; ``OtherModel`` for vectors of two."""

@@ -16,12 +16,12 @@ from poise.storage.output import check_output
 from poise.vector.header import Header, ModelId
 from poise.vector.persona_vector import PersonaVector
 
-__all__ = ["load", "save", "vector_loss"]
+__all__ = ["load_vector", "save_vector", "vector_loss"]
 
 TENSORS = ("directions", "reference_norm")
 
 
-def save(vector: PersonaVector, path: str | Path, *, force: bool = False) -> None:
+def save_vector(vector: PersonaVector, path: str | Path, *, force: bool = False) -> None:
     """Write the vector as one ``.safetensors`` file, whole or not at all.
 
     Args:
@@ -52,7 +52,7 @@ def save(vector: PersonaVector, path: str | Path, *, force: bool = False) -> Non
         temporary.write_bytes(serialise(tensors, metadata={"poise": document}))
 
 
-def load(path: str | Path) -> PersonaVector:
+def load_vector(path: str | Path) -> PersonaVector:
     """Read a vector file and validate all of it.
 
     Raises:

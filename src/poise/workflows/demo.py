@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poise.errors import InvalidVector
-from poise.model import Model, load
+from poise.model import Model, load_model
 from poise.storage.output import check_output, check_output_folder
 from poise.trait import library
 from poise.validate.certificate import Certificate, Sample
-from poise.vector import load as load_vector
+from poise.vector import load_vector
 from poise.vector.vector_file import vector_loss
 from poise.workflows.budget import GenerationBudget
 from poise.workflows.extraction import extract_vector
@@ -48,7 +48,7 @@ def run_demo(out: Path, *, force: bool = False) -> DemoResult:
     check_output_folder(
         out, REPORT_FILES, job="validate", run_folder=out / "run", marks=("run",), inputs=(), force=force
     )
-    model = load(MODEL)
+    model = load_model(MODEL)
     if not _is_made(path, model, trait.hash):
         extract_vector(trait, model, path, force=force)
     done = validate_vector(path, model, out, budget=DEMO_BUDGET, force=force)

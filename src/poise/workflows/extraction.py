@@ -17,7 +17,7 @@ from poise.storage.lock import locked
 from poise.storage.output import check_output
 from poise.trait import OwnTrait, Trait
 from poise.vector import ModelId, PersonaVector
-from poise.vector.importing import Foreign, Numbering, adopt
+from poise.vector.importing import ForeignVector, Numbering, adopt_vector
 from poise.vector.vector_file import vector_loss
 from poise.workflows.budget import GenerationBudget
 from poise.workflows.sources import ModelSource, load_now
@@ -79,12 +79,12 @@ def extract_vector(
                 run=ResponseStore(folder),
             )
     vector = extract(pairs, loaded)
-    vectors.save(vector, out, force=force)
+    vectors.save_vector(vector, out, force=force)
     return vector
 
 
 def import_vector(
-    foreign: Foreign,
+    foreign: ForeignVector,
     model: ModelSource,
     trait: Trait | OwnTrait,
     out: Path,
@@ -93,7 +93,7 @@ def import_vector(
     inputs: Sequence[Path] = (),
     force: bool = False,
 ) -> PersonaVector:
-    """Another tool's vector, as ``poise.vector.importing.read`` gave it → a vector file at ``out``.
+    """Another tool's vector, as ``poise.vector.importing.read_foreign_vector`` gave it → a vector file at ``out``.
 
     The unit of a dose is measured on the trait's answers without it, as in extraction. ``inputs`` and ``force`` as in
     ``extract_vector``.
@@ -103,6 +103,6 @@ def import_vector(
     loaded = load_now(model)
     ordinary = contrasts.exemplars(trait, loaded, most=NORM_TEXTS).negative
     norm = reference_norm(loaded, [answer.encoded for answer in ordinary])
-    vector = adopt(foreign, loaded, trait, norm, numbering=layers_are, software=software_versions())
-    vectors.save(vector, out, force=force)
+    vector = adopt_vector(foreign, loaded, trait, norm, numbering=layers_are, software=software_versions())
+    vectors.save_vector(vector, out, force=force)
     return vector

@@ -12,7 +12,7 @@ from poise.judge.factory import check_judge
 from poise.report.shift import write_shift
 from poise.shift import CapabilityTask, ShiftReport, ShiftSettings, TunedModel, parse_capability, save_report, shift
 from poise.shift.model_card import ModelCardFacts, write_card
-from poise.steer import Spec
+from poise.steer import SteeringExpression
 from poise.storage.lock import locked
 from poise.storage.output import check_output_folder
 from poise.train import TrainConfig, TrainResult
@@ -49,7 +49,7 @@ def train_and_measure(config: TrainConfig, *, force: bool = False) -> FineTuneRe
         FolderInUse: another run is at work in the folder.
     """
     paths = list(config.measure.vectors if config.measure.vectors is not None else vector_files(config))
-    loaded = [vectors.load(path) for path in paths]
+    loaded = [vectors.load_vector(path) for path in paths]
     if len({v.name for v in loaded}) < len(loaded):  # before hours of training, not after
         raise InvalidArgument(
             f"{', '.join(paths)} hold two vectors of one trait, and a shift takes one; name those to measure in "
@@ -105,7 +105,7 @@ def _measure_adapter(
 
 def _short_expression(expression: str) -> str:
     """A steering expression whose files are named without their folders."""
-    for name in sorted(Spec.parse(expression).names, key=len, reverse=True):
+    for name in sorted(SteeringExpression.parse(expression).names, key=len, reverse=True):
         expression = expression.replace(name, Path(name).name)
     return expression
 

@@ -8,7 +8,7 @@ from poise import vector as vectors
 from poise.engine import Generation, SamplingParams
 from poise.engine.static import LocalEngine
 from poise.model import Model, ask
-from poise.steer import Spec, Steering
+from poise.steer import Steering, SteeringExpression
 
 __all__ = ["check_steering", "generate", "read_steering", "steer_by"]
 
@@ -22,9 +22,11 @@ def read_steering(specs: Sequence[str]) -> Steering | None:
     """
     if not specs:
         return None
-    parsed = [Spec.parse(text) for text in specs]
-    joined = Spec(terms=tuple(t for p in parsed for t in p.terms), orthogonal=any(p.orthogonal for p in parsed))
-    return joined.steering({name: vectors.load(name) for name in joined.names})
+    parsed = [SteeringExpression.parse(text) for text in specs]
+    joined = SteeringExpression(
+        terms=tuple(t for p in parsed for t in p.terms), orthogonal=any(p.orthogonal for p in parsed)
+    )
+    return joined.steering({name: vectors.load_vector(name) for name in joined.names})
 
 
 def steer_by(specs: Sequence[str], model: Model, *, allow_other_model: bool = False) -> Steering | None:

@@ -42,7 +42,7 @@ def calibrate_vectors(
         raise InvalidArgument(
             f"{out} cannot take {len(paths)} vectors; leave `out` away to write into their own files."
         )
-    opened = [vectors.load(path) for path in paths]
+    opened = [vectors.load_vector(path) for path in paths]
     targets = [out] if out else list(paths)
     folder = targets[0].with_name(targets[0].name + ".calibration")
     data = open_data(list(source), shape=shape, need="assistant" if plan.read_given_answers else "user")
@@ -62,7 +62,7 @@ def calibrate_vectors(
         done = calibrate_alarms(data, loaded, opened, plan, folder)
     for vector, path in zip(done.vectors, targets, strict=True):
         current = vector if out else current_vector(path, vector)
-        vectors.save(current.with_alarms(vector.header.alarms, vector.header.drift), path, force=force)
+        vectors.save_vector(current.with_alarms(vector.header.alarms, vector.header.drift), path, force=force)
     return done
 
 
@@ -87,7 +87,7 @@ def read_data(
         FolderInUse: another run is writing this table.
     """
     table.check_table_format(out)
-    opened = [vectors.load(path) for path in paths]
+    opened = [vectors.load_vector(path) for path in paths]
     data = open_data(list(source), shape=shape)
     table.check_table_output(out, data, source, inputs=paths, force=force)
     for vector in opened:

@@ -37,7 +37,7 @@ def screen_files(
     report.check_extra()
     from poise.report.screening import write_screening
 
-    opened = [vectors.load(path) for path in paths]
+    opened = [vectors.load_vector(path) for path in paths]
     screening.check_screening(data, opened, out, plan, normal=normal, inputs=paths, force=force)
     loaded = load_checked(opened, model, allow_other_model=allow_other_model)
     summary = screening.screen_data(data, loaded, opened, out, plan, normal=normal, name=name, force=force)
@@ -57,7 +57,7 @@ def estimate_screening(
     force: bool = False,
 ) -> MethodComparison:
     """Try all methods on a random sample of a data set and write ``estimate.json`` into the folder ``out``."""
-    opened = [vectors.load(path) for path in paths]
+    opened = [vectors.load_vector(path) for path in paths]
     screening.check_screening(data, opened, out, plan, inputs=paths, force=force)
     loaded = load_checked(opened, model, allow_other_model=allow_other_model)
     return compare_methods(data, loaded, opened, out, plan, sample=sample)

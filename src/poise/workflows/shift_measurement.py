@@ -7,7 +7,7 @@ from pathlib import Path
 
 from poise import vector as vectors
 from poise.judge.factory import check_judge
-from poise.model import load as load_model
+from poise.model import load_model
 from poise.report.shift import check_extra, write_shift
 from poise.shift import ShiftReport, ShiftSettings, TunedModel, save_report, shift
 from poise.shift.evaluation import ModelLoader
@@ -37,7 +37,7 @@ def measure_shift_files(
         FolderInUse: another run is at work in ``out``.
     """
     check_extra()
-    loaded = [vectors.load(path) for path in paths]
+    loaded = [vectors.load_vector(path) for path in paths]
     models = [Path(source) for source in (base, *(model.source for model in tuned)) if isinstance(source, str)]
     check_output_folder(
         out,

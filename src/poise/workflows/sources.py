@@ -35,7 +35,7 @@ def load_checked(opened: Sequence[PersonaVector], model: ModelSource, *, allow_o
 def current_vector(path: Path, vector: PersonaVector) -> PersonaVector:
     """The vector as its file has it now: while this job ran, another may have added a certificate or alarms."""
     try:
-        current = vectors.load(path)
+        current = vectors.load_vector(path)
     except InvalidVector:
         return vector
     return current if torch.equal(current.directions, vector.directions) else vector

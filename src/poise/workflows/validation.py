@@ -57,7 +57,7 @@ def validate_vector(
         OutputExists: files in ``out`` would be lost; before the model is loaded, as all that can be checked then.
         FolderInUse: another run is at work in ``out``.
     """
-    vector = vectors.load(path)
+    vector = vectors.load_vector(path)
     other = _other(beside, vector)
     check_output_folder(
         out,
@@ -90,7 +90,7 @@ def validate_vector(
             run=ResponseStore(out / "run"),
         )
         certified = current_vector(path, vector).with_certificate(certificate.model_dump(mode="json"))
-        vectors.save(certified, path)
+        vectors.save_vector(certified, path)
         with saving(out / "certificate.json") as temporary:
             temporary.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
         report.write(certified, certificate, out / "report.html")
@@ -101,7 +101,7 @@ def _other(path: Path | None, vector: PersonaVector) -> PersonaVector | None:
     """The second vector, checked before any work is done."""
     if path is None:
         return None
-    other = vectors.load(path)
+    other = vectors.load_vector(path)
     if torch.equal(other.directions, vector.directions):
         raise InvalidArgument(f"{path} holds the same directions as the vector to validate; name another as `beside`.")
     return other

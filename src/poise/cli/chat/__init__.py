@@ -52,7 +52,7 @@ def chat(
         from poise import workflows as recipes
         from poise.engine import SamplingParams
         from poise.steer import cautions
-        from poise.vector import load as load_vector
+        from poise.vector import load_vector
 
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
         steering = recipes.read_steering(steer or [])

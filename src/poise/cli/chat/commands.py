@@ -73,7 +73,7 @@ def at_work(dialogue: Dialogue, setup: Setup) -> list[str]:
 
 
 def _dial(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
-    from poise.steer import Spec, cautions
+    from poise.steer import SteeringExpression, cautions
 
     if not rest:
         return Outcome(dialogue, at_work(dialogue, setup) or ["Nothing is steered."])
@@ -89,7 +89,7 @@ def _dial(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
         after = dialogue.dialled([vector], None)
         return Outcome(after, [f"{bare} is off.", *at_work(after, setup)])
     where = layers or _layers(dialogue, vector)
-    new = Spec.parse(f"{bare}{'@' if where else ''}{where}={how.strip()}").steering(setup.vectors)
+    new = SteeringExpression.parse(f"{bare}{'@' if where else ''}{where}={how.strip()}").steering(setup.vectors)
     after = dialogue.dialled([term.vector for term in new.terms], new)
     return Outcome(after, [*at_work(after, setup), *(f"warning: {caution}" for caution in cautions(new))])
 
