@@ -37,7 +37,7 @@ def doctor(
     if as_json:
         facts.print_json(_versions() | diagnosis.model_dump(mode="json") | {"works": diagnosis.works})
     else:
-        render.show([*_lines(diagnosis)])
+        render.show([*_diagnosis_lines(diagnosis)])
     if not diagnosis.works:
         raise typer.Exit(1)
 
@@ -48,7 +48,7 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("poise", "torch", "transformers")}
 
 
-def _lines(diagnosis: ModelDiagnosis) -> list[str]:
+def _diagnosis_lines(diagnosis: ModelDiagnosis) -> list[str]:
     signs = {True: "works", False: "FAILS", None: "untried"}
     width = max(len(finding.name) for finding in diagnosis.findings)
     return [

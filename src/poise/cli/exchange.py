@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from poise.cli.options import Device, Dtype, Exemplars, Force, Json, ModelName, VectorFile, VectorOut
+from poise.cli.options import Device, Dtype, ExemplarsOption, Force, Json, ModelName, VectorFile, VectorOut
 from poise.cli.work import load_model, note, working
 from poise.storage.output import check_output
 
@@ -108,7 +108,7 @@ def import_(
         ),
     ],
     out: VectorOut,
-    exemplars: Exemplars = None,
+    exemplars: ExemplarsOption = None,
     layers_are: LayersAre = None,
     dtype: Dtype = "auto",
     device: Device = "auto",

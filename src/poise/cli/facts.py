@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from poise.validate.certificate import Certificate, Monitoring, Point
     from poise.vector import PersonaVector
 
-__all__ = ["of_agreement", "of_answers", "of_certificate", "of_lint", "of_vector", "print_json", "whole_vector"]
+__all__ = ["of_agreement", "of_answers", "of_certificate", "of_lint", "of_vector", "of_whole_vector", "print_json"]
 
 Facts = dict[str, Any]
 
@@ -43,7 +43,7 @@ def of_vector(vector: PersonaVector, path: Path) -> Facts:
     }
 
 
-def whole_vector(vector: PersonaVector, path: Path) -> Facts:
+def of_whole_vector(vector: PersonaVector, path: Path) -> Facts:
     """All that the file says about the vector but the trait's texts, and the norms at every layer."""
     header = vector.header.model_dump(mode="json", exclude={"trait", "model", "contrast", "kept", "dropped"})
     norms = {"norms": _rounded(vector.norms.tolist()), "reference_norms": _rounded(vector.reference_norm.tolist())}
@@ -63,7 +63,7 @@ def of_certificate(certificate: Certificate, report: Path) -> Facts:
         "usable_doses": list(certificate.usable_doses),
         "rise": certificate.rise.model_dump(),
         "monotone": certificate.monotone.model_dump(),
-        "curve": [_point(point) for point in certificate.curve],
+        "curve": [_point_facts(point) for point in certificate.curve],
         "random": {
             "draws": random.draws,
             "dose": random.dose,
@@ -96,7 +96,7 @@ def _monitoring(of: Monitoring) -> Facts:
     }
 
 
-def _point(point: Point) -> Facts:
+def _point_facts(point: Point) -> Facts:
     return {
         "coefficient": point.coefficient,
         "dose": point.dose,
@@ -112,7 +112,7 @@ def of_answers(
     model: str, prompts: Sequence[str], answers: Sequence[Generation], steering: Steering | None, seed: int
 ) -> Facts:
     """Answers in order. ``coefficient`` is α, 0 unsteered, null where several terms steer, or one that adds nothing."""
-    terms = [_term(term) for term in (steering.terms if steering else ())]
+    terms = [_term_facts(term) for term in (steering.terms if steering else ())]
     coefficient = None if len(terms) > 1 else terms[0]["coefficient"] if terms else 0.0
     return {
         "model": model,
@@ -131,7 +131,7 @@ def of_answers(
     }
 
 
-def _term(term: Term) -> Facts:
+def _term_facts(term: Term) -> Facts:
     """What a term does and where; ``coefficient`` and ``dose`` of additions, ``level`` of clamps and caps."""
     layer = term.layers[0]
     added, leveled = term.operation == "add", term.operation in ("clamp", "cap")
@@ -145,11 +145,11 @@ def _term(term: Term) -> Facts:
         "level": term.value if leveled else None,
         "phase": term.phase,
         "tokens": term.tokens,
-        "when": _condition(term.when) if term.when else None,
+        "when": _condition_facts(term.when) if term.when else None,
     }
 
 
-def _condition(when: Condition) -> Facts:
+def _condition_facts(when: Condition) -> Facts:
     return {
         "trait": when.vector.name,
         "layer": when.layer,

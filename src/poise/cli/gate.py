@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from poise.cli.options import (
-    Batch,
+    BatchOption,
     Device,
     Dtype,
     Force,
     Json,
-    Layer,
+    LayerOption,
     MaxNewTokens,
     OnOtherModel,
-    Questions,
+    QuestionsOption,
     Rollouts,
     Seed,
     Temperature,
@@ -104,8 +104,8 @@ def gate_command(
     capability: CapabilityTexts = None,
     capability_limit: CapabilityLimit = None,
     method: ScreeningMethod = "difference",
-    layer: Layer = None,
-    questions: Questions = 20,
+    layer: LayerOption = None,
+    questions: QuestionsOption = 20,
     rollouts: Rollouts = 3,
     max_new_tokens: MaxNewTokens = 96,
     temperature: Temperature = 0.7,
@@ -113,7 +113,7 @@ def gate_command(
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    batch: Batch = 32,
+    batch: BatchOption = 32,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from poise.cli.options import Device, Dtype, Json, Judge, TraitName
+from poise.cli.options import Device, Dtype, Json, JudgeOption, TraitArgument
 from poise.cli.work import load_model, working
 
 __all__ = ["app"]
@@ -17,8 +17,8 @@ app = typer.Typer(no_args_is_help=True, help="Find out how far a judge can be tr
 
 @app.command("check")
 def check_command(
-    trait: TraitName,
-    judge: Judge = "exemplars",
+    trait: TraitArgument,
+    judge: JudgeOption = "exemplars",
     labels: Annotated[
         Path | None,
         typer.Option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from poise.cli.options import (
-    Batch,
+    BatchOption,
     Device,
     Dtype,
     Force,
@@ -93,7 +93,7 @@ def calibrate_command(
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    batch: Batch = 32,
+    batch: BatchOption = 32,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -8,28 +8,28 @@ from typing import Annotated, Literal
 import typer
 
 __all__ = [
-    "Batch",
+    "BatchOption",
     "Contrast",
     "Device",
     "Dtype",
     "DtypeName",
-    "Exemplars",
+    "ExemplarsOption",
     "Force",
     "Json",
-    "Judge",
-    "Layer",
+    "JudgeOption",
+    "LayerOption",
     "MaxNewTokens",
     "ModelName",
     "OnOtherModel",
     "OutFolder",
-    "Questions",
+    "QuestionsOption",
     "Rollouts",
     "Seed",
     "Temperature",
-    "TraitName",
+    "TraitArgument",
     "VectorFile",
     "VectorOut",
-    "Vectors",
+    "VectorsOption",
 ]
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
@@ -38,16 +38,16 @@ Contrast = Literal["prompted", "exemplars"]
 _MODEL = "How the model runs"
 _AMOUNT = "How much is generated"
 
-TraitName = Annotated[
+TraitArgument = Annotated[
     str,
     typer.Argument(metavar="TRAIT", help="A trait of the library, or the path of a trait file.", show_default=False),
 ]
 VectorFile = Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="A vector file.", show_default=False)]
-Vectors = Annotated[
+VectorsOption = Annotated[
     list[Path],
     typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait.", show_default=False),
 ]
-Layer = Annotated[
+LayerOption = Annotated[
     int | None,
     typer.Option(
         "--layer", metavar="I", min=0, help="Read there; otherwise where each vector's alarms or certificate say."
@@ -70,7 +70,7 @@ ModelName = Annotated[
         show_default=False,
     ),
 ]
-Exemplars = Annotated[
+ExemplarsOption = Annotated[
     Path | None,
     typer.Option(
         "--exemplars",
@@ -79,11 +79,11 @@ Exemplars = Annotated[
         help="Your own pairs, one {question, positive, negative} a line. The trait is then these and its name alone.",
     ),
 ]
-Judge = Annotated[
+JudgeOption = Annotated[
     str,
     typer.Option("--judge", metavar="J", help="Who scores: exemplars, model:NAME or endpoint:NAME (OPENAI_BASE_URL)."),
 ]
-Questions = Annotated[
+QuestionsOption = Annotated[
     int, typer.Option("--questions", metavar="N", min=1, help="Questions asked.", rich_help_panel=_AMOUNT)
 ]
 Rollouts = Annotated[
@@ -125,7 +125,7 @@ Device = Annotated[
         "--device", metavar="D", help="auto (the best there is), cpu, cuda, cuda:1 or mps.", rich_help_panel=_MODEL
     ),
 ]
-Batch = Annotated[
+BatchOption = Annotated[
     int, typer.Option("--batch", metavar="N", min=1, help="Most answers generated at once.", rich_help_panel=_MODEL)
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write over existing files, whatever they hold, and over inputs.")]

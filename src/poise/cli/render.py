@@ -145,7 +145,7 @@ def certificate(trait: str, model: str, of: Certificate) -> Parts:
         f"{trait} on {model}, {where}",
         *_findings(of),
         _curve(of),
-        _facts(*_controls(of), *_readings(trait, of)),
+        _facts(*_controls_lines(of), *_readings_lines(trait, of)),
         *(_indented(f"Note: {note}") for note in of.notes),
     ]
 
@@ -171,7 +171,7 @@ def _curve(of: Certificate) -> Table:
     return table
 
 
-def _controls(of: Certificate) -> list[tuple[str, str]]:
+def _controls_lines(of: Certificate) -> list[tuple[str, str]]:
     random, prompting = of.random, of.prompting
     return [
         (
@@ -190,7 +190,7 @@ def _controls(of: Certificate) -> list[tuple[str, str]]:
     ]
 
 
-def _readings(trait: str, of: Certificate) -> list[tuple[str, str]]:
+def _readings_lines(trait: str, of: Certificate) -> list[tuple[str, str]]:
     """What was asked for on top."""
     rows = []
     if of.monitoring:
@@ -209,7 +209,7 @@ def _judge_auc(of: Certificate) -> str:
 
 def terms(steering: Steering | None) -> list[str]:
     """A line for each vector at work."""
-    return [f"{_work(t)}{_limits(t)}" for t in (steering.terms if steering else ())]
+    return [f"{_work(t)}{_limits_text(t)}" for t in (steering.terms if steering else ())]
 
 
 def _work(term: Term) -> str:
@@ -226,7 +226,7 @@ def _work(term: Term) -> str:
     return f"{vector.name}: layer {', '.join(map(str, term.layers))} of {vector.layers}, {what}"
 
 
-def _limits(term: Term) -> str:
+def _limits_text(term: Term) -> str:
     first, last = term.tokens
     parts = [f"on {term.phase}"] if term.phase != "response" else []
     parts += [f"tokens {first} to {'the end' if last is None else last - 1}"] if term.scheduled else []
@@ -242,7 +242,7 @@ def answers(prompts: Sequence[str], generations: Sequence[Generation]) -> Parts:
         return [_said(generations[0].text)]
     parts: Parts = []
     for prompt, answer in zip(prompts, generations, strict=True):
-        parts += [Text(f"> {_plain(prompt)}", style="bold"), _said(answer.text), ""]
+        parts += [Text(f"> {_plain_number(prompt)}", style="bold"), _said(answer.text), ""]
     return parts[:-1]
 
 
@@ -306,7 +306,7 @@ def _facts(*rows: tuple[str, str]) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(f"  {name}", Text(_plain(value)))
+        table.add_row(f"  {name}", Text(_plain_number(value)))
     return table
 
 
@@ -321,9 +321,9 @@ def _n(count: int, noun: str) -> str:
 
 
 def _said(text: str) -> Text:
-    return Text(_plain(text.strip()) or "(nothing)")
+    return Text(_plain_number(text.strip()) or "(nothing)")
 
 
-def _plain(text: str) -> str:
+def _plain_number(text: str) -> str:
     """Without control signs, with which a model could move the cursor or set a title."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from poise.cli.options import (
-    Batch,
+    BatchOption,
     Device,
     Dtype,
     Force,
     Json,
-    Layer,
+    LayerOption,
     MaxNewTokens,
     ModelName,
     OnOtherModel,
     OutFolder,
     Seed,
-    Vectors,
+    VectorsOption,
 )
 from poise.cli.work import load_model, note, working
 
@@ -130,7 +130,7 @@ EngineName = Annotated[
 
 def screen_command(
     data: ScreenedData,
-    vector: Vectors,
+    vector: VectorsOption,
     model: ModelName,
     out: OutFolder,
     method: MethodName = "difference",
@@ -142,7 +142,7 @@ def screen_command(
     fix: Fix = False,
     estimate: EstimateOnly = False,
     sample: EstimateSample = 300,
-    layer: Layer = None,
+    layer: LayerOption = None,
     shape: TrainingShape = "auto",
     normal_shape: NormalShape = "auto",
     broken: BrokenShare = 0.2,
@@ -152,7 +152,7 @@ def screen_command(
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    batch: Batch = 32,
+    batch: BatchOption = 32,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from poise.cli.options import (
-    Batch,
+    BatchOption,
     Device,
     Dtype,
     DtypeName,
     Force,
     Json,
-    Layer,
+    LayerOption,
     MaxNewTokens,
     OnOtherModel,
     OutFolder,
-    Questions,
+    QuestionsOption,
     Rollouts,
     Seed,
     Temperature,
-    Vectors,
+    VectorsOption,
 )
 from poise.cli.work import load_model, working
 from poise.errors import InvalidArgument
@@ -149,14 +149,14 @@ class MeasurementOptions:
 def shift_command(
     base: BaseModelName,
     tuned: TunedModelNames,
-    vector: Vectors,
+    vector: VectorsOption,
     out: OutFolder,
     judge: JudgeOrNone = "exemplars",
     capability: CapabilityTexts = None,
     capability_limit: CapabilityLimit = None,
     screened: ScreenedFolders = None,
-    layer: Layer = None,
-    questions: Questions = 20,
+    layer: LayerOption = None,
+    questions: QuestionsOption = 20,
     rollouts: Rollouts = 3,
     max_new_tokens: MaxNewTokens = 96,
     temperature: Temperature = 0.7,
@@ -164,7 +164,7 @@ def shift_command(
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    batch: Batch = 32,
+    batch: BatchOption = 32,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

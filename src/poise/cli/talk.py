@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from poise.cli.options import Batch, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed, Temperature
+from poise.cli.options import BatchOption, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed, Temperature
 from poise.cli.work import load_model, note, working
 
 __all__ = ["generate"]
@@ -33,7 +33,7 @@ def generate(
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    batch: Batch = 32,
+    batch: BatchOption = 32,
     as_json: Json = False,
 ) -> None:
     """Answer prompts, steered by as many vectors as you like."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from poise.cli.options import Force, Json, TraitName
+from poise.cli.options import Force, Json, TraitArgument
 from poise.cli.work import note, working
 from poise.errors import UserError
 
@@ -26,7 +26,7 @@ def list_() -> None:
 
 
 @app.command("show")
-def show(trait: TraitName) -> None:
+def show(trait: TraitArgument) -> None:
     """Print a trait as YAML, to read or to begin your own with."""
     from poise.trait import library
 

@@ -10,18 +10,18 @@ from typing import Annotated
 import typer
 
 from poise.cli.options import (
-    Batch,
+    BatchOption,
     Contrast,
     Device,
     Dtype,
-    Exemplars,
+    ExemplarsOption,
     Force,
     Json,
-    Judge,
+    JudgeOption,
     MaxNewTokens,
     ModelName,
     OnOtherModel,
-    Questions,
+    QuestionsOption,
     Rollouts,
     Seed,
     Temperature,
@@ -72,16 +72,16 @@ def extract_command(
             "instructions; --judge and the amounts below are for this one.",
         ),
     ] = "exemplars",
-    exemplars: Exemplars = None,
-    judge: Judge = "exemplars",
-    questions: Questions = 20,
+    exemplars: ExemplarsOption = None,
+    judge: JudgeOption = "exemplars",
+    questions: QuestionsOption = 20,
     rollouts: Rollouts = 3,
     max_new_tokens: MaxNewTokens = 96,
     temperature: Temperature = 1.0,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    batch: Batch = 32,
+    batch: BatchOption = 32,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -130,8 +130,8 @@ def validate_command(
     ] = None,
     monitor: Monitor = False,
     beside: Beside = None,
-    judge: Judge = "exemplars",
-    questions: Questions = 20,
+    judge: JudgeOption = "exemplars",
+    questions: QuestionsOption = 20,
     rollouts: Rollouts = 3,
     max_new_tokens: MaxNewTokens = 96,
     temperature: Temperature = 0.7,
@@ -139,7 +139,7 @@ def validate_command(
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    batch: Batch = 32,
+    batch: BatchOption = 32,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -183,6 +183,6 @@ def show_command(file: VectorFile, as_json: Json = False) -> None:
 
     vector = vectors.load_vector(file)
     if as_json:
-        facts.print_json(facts.whole_vector(vector, file))
+        facts.print_json(facts.of_whole_vector(vector, file))
     else:
         render.show(render.whole_vector(vector, file))

@@ -125,7 +125,7 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
     except Exception as error:  # transformers, safetensors and the hub client share no base class
         if Path(source).is_dir():
             raise BrokenModelFile(
-                f"The model in {source} cannot be loaded ({_first_line(error)}); fetch or save it again."
+                f"The model in {source} cannot be loaded ({_first_error_line(error)}); fetch or save it again."
             ) from error
         raise _not_on_hub(source, error) from error
     lm.to(device)
@@ -155,12 +155,12 @@ def _is_only_local(source: str) -> bool:
 
 def _not_on_hub(source: str, error: Exception) -> ModelNotFound:
     return ModelNotFound(
-        f"No model {source!r} here, and the hub did not give it ({_first_line(error)}); check the id and the "
+        f"No model {source!r} here, and the hub did not give it ({_first_error_line(error)}); check the id and the "
         f"connection, or give a folder, a .gguf file or one of: {', '.join(BUNDLED)}."
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_error_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

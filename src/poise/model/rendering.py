@@ -50,7 +50,7 @@ def render_prompt(
         UnsuitableModel: the template fails on the conversation, or leaves words of it out; names its complaint.
     """
     if not tokenizer.chat_template:
-        return _plain(tokenizer, messages, header=header)
+        return _render_plain(tokenizer, messages, header=header)
     complaints: list[str] = []
     cause: Exception | None = None
     for form in _forms(messages):
@@ -162,7 +162,7 @@ def _without_thinking(text: str) -> str:
     return text
 
 
-def _plain(tokenizer: Any, messages: Sequence[Message], *, header: bool) -> str:
+def _render_plain(tokenizer: Any, messages: Sequence[Message], *, header: bool) -> str:
     """For models without a template: named turns, as base models have seen them in their training text."""
     bos = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer("")["input_ids"] else ""
     names = {"system": "System", "user": "User", "assistant": "Assistant"}

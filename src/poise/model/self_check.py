@@ -21,8 +21,8 @@ __all__ = ["SelfCheck", "cache_argument", "check_model", "require_cache"]
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 TEXT = "The harbour master counts the boats twice before the tide turns."
-TOKENS = 9
-STEPS = 2  # cached one after another
+CHECK_TOKENS = 9
+CHECK_STEPS = 2  # cached one after another
 PADDING = 3
 TOLERANCE = {torch.float32: 5e-3, torch.float64: 5e-3}  # mean |difference| of logits in their standard deviation
 HALF_TOLERANCE = 0.1
@@ -89,7 +89,7 @@ def _check(model: Model) -> SelfCheck:
     if not argument:
         fault = f"it takes no cache under {' or '.join(CACHE_ARGUMENTS)}"
         return SelfCheck(argument, float("nan"), float("nan"), tolerance, fault, fault)
-    expected = logits[:, -STEPS - 1 :]
+    expected = logits[:, -CHECK_STEPS - 1 :]
     if not torch.isfinite(expected).all():  # whoever generates names the token where it went wrong
         return SelfCheck(argument, float("nan"), float("nan"), tolerance)
     cached, fault = _difference(lambda: _cached_logits(model, ids, argument), expected)
@@ -102,7 +102,7 @@ def _check(model: Model) -> SelfCheck:
 
 
 def _text_ids(model: Model) -> torch.Tensor:
-    ids = model.tokenizer(TEXT, add_special_tokens=False)["input_ids"][:TOKENS]
+    ids = model.tokenizer(TEXT, add_special_tokens=False)["input_ids"][:CHECK_TOKENS]
     return torch.tensor([ids], device=model.device)
 
 
@@ -116,7 +116,7 @@ def _cached_logits(model: Model, ids: torch.Tensor, argument: str, padding: int 
     mask[:, :padding] = 0
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     takes_positions = "position_ids" in inspect.signature(type(model.backbone).forward).parameters
-    first = row.shape[1] - STEPS
+    first = row.shape[1] - CHECK_STEPS
     logits = []
     for begin, end in [(0, first), *((at, at + 1) for at in range(first, row.shape[1]))]:
         extra: dict[str, Any] = {argument: cache}
