@@ -476,7 +476,7 @@ class TestARun:
             watch={"vectors": [file], "every": 1},
             measure={"judge": None, "capability": [f"perplexity={home / 'rows.jsonl'}"], "capability_limit": 4},
         )
-        done = workflows.finetune(config)
+        done = workflows.train_and_measure(config)
         assert done.shift is not None
         assert done.shift.tuned[0].capability[0].kind == "perplexity"
         card = done.card.read_text()
@@ -597,15 +597,38 @@ class TestWhatGoesWrong:
         with pytest.raises(InvalidData, match="less held_out"):
             train(settings(home, tmp_path / "run", held_out=0.99))
 
+    def test_settings_name_every_mistake_with_line_limit_and_what_was_meant(self, tmp_path: Path) -> None:
+        path = tmp_path / "train.yaml"
+        path.write_text(
+            "model: m\ndata: rows.jsonl\nout: 3\nlora:\n  alfa: 3\n  r: 0\nbatch: many\nepochs: .inf\n"
+            "learning_rates: 1\nschedule: fast\nwatch: {stop: perhaps}\nheld_out: 1\n"
+        )
+        with pytest.raises(InvalidSettings) as caught:
+            read_settings(path, TrainConfig)
+        first, *lines = str(caught.value).splitlines()
+        assert first.endswith("train.yaml has 10 mistakes; fix them and try again:")
+        assert [line.strip() for line in lines] == [
+            "line 2: data is 'rows.jsonl'; it must be a list",
+            "line 3: out is 3; it must be text; put it in quotes",
+            "line 5: lora.alfa is an unknown setting, did you mean alpha?",
+            "line 6: lora.r is 0; it must be at least 1",
+            "line 7: batch is 'many'; it must be a number (a whole one where things are counted)",
+            "line 8: epochs is inf; it must be a number (a whole one where things are counted)",
+            "line 9: learning_rates is an unknown setting, did you mean learning_rate?",
+            "line 10: schedule is 'fast'; it must be 'linear', 'constant' or 'cosine'",
+            "line 11: watch.stop is 'perhaps'; it must be true or false",
+            "line 12: held_out is 1; it must be less than 1.0",
+        ]
+
     def test_two_runs_in_one_folder_and_two_vectors_of_one_trait_are_refused_before_training(
         self, home: Path, tmp_path: Path
     ) -> None:
         with locked(tmp_path / "run" / ".run", "train"), pytest.raises(FolderInUse, match="Another run"):
-            workflows.finetune(settings(home, tmp_path / "run"))
+            workflows.train_and_measure(settings(home, tmp_path / "run"))
         shutil.copy(home / "v.safetensors", tmp_path / "w.safetensors")
         both = [str(home / "v.safetensors"), str(tmp_path / "w.safetensors")]
         with pytest.raises(InvalidArgument, match="two vectors of one trait"):
-            workflows.finetune(settings(home, tmp_path / "run", measure={"vectors": both}))
+            workflows.train_and_measure(settings(home, tmp_path / "run", measure={"vectors": both}))
         assert not (tmp_path / "run" / "config.json").exists()
 
     def test_killed_in_the_middle_it_goes_on_and_ends_like_an_unbroken_run(self, home: Path, tmp_path: Path) -> None:
@@ -626,7 +649,7 @@ class TestWhatGoesWrong:
     def test_settings_are_named_by_line_and_field(self, tmp_path: Path) -> None:
         path = tmp_path / "c.yaml"
         path.write_text("model: m\ndata: [d]\nout: o\nlora:\n  rank: 3\nbatch: 0\n")
-        with pytest.raises(InvalidSettings, match=r"(?s)line 5: lora.rank is no setting.*line 6: batch"):
+        with pytest.raises(InvalidSettings, match=r"(?s)line 5: lora.rank is an unknown setting.*line 6: batch"):
             read_settings(path, TrainConfig)
         path.write_text("model: [m\n")
         with pytest.raises(InvalidSettings, match="broken YAML"):
@@ -653,7 +676,7 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("changes", "complaint"),
         [
-            ({"lr": 1e-4}, "lr is no setting"),
+            ({"lr": 1e-4}, "lr is an unknown setting"),
             ({"data": ["nowhere.jsonl"]}, "nowhere.jsonl"),
             ({"model": "no/such-model-here"}, "no/such-model-here"),
             ({"vaccine": {"steer": ["nowhere.safetensors=1"]}}, "nowhere.safetensors"),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from poise.errors import InvalidSettings
 
-__all__ = ["FrozenModel", "Settings", "check_settings", "read_settings"]
+__all__ = ["FrozenModel", "Settings", "check_settings", "describe_fault", "line_at", "read_settings"]
 
 S = TypeVar("S", bound="Settings")
 
@@ -47,7 +49,7 @@ def read_settings(path: str | Path, kind: type[S]) -> S:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or "it cannot be read"
-        raise InvalidSettings(f"{where}{line}: broken YAML, {what}; mend it and try again.") from error
+        raise InvalidSettings(f"{where}{line}: broken YAML, {what}; fix it and try again.") from error
     if twice := [f"line {key.start_mark.line + 1}: {key.value}" for key in _repeated(root)]:
         # YAML would let the last one win.
         raise InvalidSettings(f"{where} says something twice ({', '.join(twice)}); keep one.")
@@ -56,9 +58,12 @@ def read_settings(path: str | Path, kind: type[S]) -> S:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        found = [_complaint(root, dict(fault)) for fault in error.errors()]
-        lines = found if len(found) == 1 else ["", *(f"  {one}" for one in found)]
-        raise InvalidSettings(f"{where}, " + "\n".join(lines) + "; mend and try again.") from error
+        in_order = sorted(error.errors(), key=lambda fault: line_at(root, fault["loc"]))
+        faults = [_complaint(root, dict(fault), kind) for fault in in_order]
+        if len(faults) == 1:
+            raise InvalidSettings(f"{where}, {faults[0]}; fix it and try again.") from error
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        raise InvalidSettings(f"{where} has {len(faults)} mistakes; fix them and try again:{lines}") from error
 
 
 def check_settings(values: Mapping[str, Any], kind: type[S]) -> S:
@@ -70,7 +75,7 @@ def check_settings(values: Mapping[str, Any], kind: type[S]) -> S:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        faults = "; ".join(_describe_fault(dict(fault), "all of it") for fault in error.errors())
+        faults = "; ".join(describe_fault(dict(fault), kind) for fault in error.errors())
         raise InvalidSettings(f"{kind.__name__}: {faults}; fix it and try again.") from error
 
 
@@ -88,17 +93,68 @@ def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
             yield from _repeated(value)
 
 
-def _complaint(root: yaml.Node | None, fault: dict[str, Any]) -> str:
-    return f"line {_line(root, fault['loc'])}: {_describe_fault(fault, 'the file')}"
+def _complaint(root: yaml.Node | None, fault: dict[str, Any], kind: type[BaseModel]) -> str:
+    return f"line {line_at(root, fault['loc'])}: {describe_fault(fault, kind)}"
 
 
-def _describe_fault(fault: dict[str, Any], root: str) -> str:
-    field = ".".join(map(str, fault["loc"])) or root
-    message = {"extra_forbidden": "is no setting", "missing": "is missing"}.get(fault["type"], fault["msg"])
-    return f"{field} {message.removeprefix('Value error, ')}"
+def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    """One fault that pydantic found, in plain words: the field, its value and the limit, or the name that was meant."""
+    place, kind_of_fault, context = fault["loc"], fault["type"], fault.get("ctx", {})
+    field = ".".join(map(str, place)) or "the settings"
+    if kind_of_fault == "extra_forbidden":
+        near = difflib.get_close_matches(str(place[-1]), _fields_at(kind, place[:-1]), n=1)
+        return f"{field} is an unknown setting" + (f", did you mean {near[0]}?" if near else "")
+    if kind_of_fault == "value_error":
+        return f"{field} {context.get('error', fault['msg'])!s}"
+    value = reprlib.repr(fault["input"])
+    for name, words in LIMITS.items():
+        if kind_of_fault in LIMIT_FAULTS[name]:
+            return f"{field} is {value}; it must be {words.format(**context)}"
+    return f"{field} {FAULTS.get(kind_of_fault, 'cannot be used').format(value=value)}"
 
 
-def _line(root: yaml.Node | None, place: tuple[int | str, ...]) -> int:
+FAULTS = {"missing": "is missing"}
+LIMIT_FAULTS = {
+    "number": ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type", "finite_number"),
+    "text": ("string_type",),
+    "flag": ("bool_parsing", "bool_type"),
+    "list": ("tuple_type", "list_type", "set_type"),
+    "mapping": ("model_type", "dict_type", "model_attributes_type"),
+    "choice": ("literal_error",),
+    "least": ("greater_than_equal",),
+    "more": ("greater_than",),
+    "most": ("less_than_equal",),
+    "less": ("less_than",),
+    "entries": ("too_short",),
+    "none": ("none_required",),
+}
+LIMITS = {
+    "number": "a number (a whole one where things are counted)",
+    "text": "text; put it in quotes",
+    "flag": "true or false",
+    "list": "a list",
+    "mapping": "a mapping of settings",
+    "choice": "{expected}",
+    "least": "at least {ge}",
+    "more": "more than {gt}",
+    "most": "at most {le}",
+    "less": "less than {lt}",
+    "entries": "a list of at least {min_length}",
+    "none": "null",
+}
+
+
+def _fields_at(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Names of the settings in the part of a schema that ``place`` leads to."""
+    current: Any = kind
+    for part in place:
+        annotation = current.model_fields[part].annotation if part in getattr(current, "model_fields", {}) else None
+        models = (annotation, *get_args(annotation))
+        current = next((m for m in models if isinstance(m, type) and issubclass(m, BaseModel)), current)
+    return list(getattr(current, "model_fields", {}))
+
+
+def line_at(root: yaml.Node | None, place: tuple[int | str, ...]) -> int:
     """Line, from 1, of the field at ``place``, or of the nearest one above it that is there."""
     node, mark = root, root.start_mark if root else None
     for part in place:
