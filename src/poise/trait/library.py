@@ -20,6 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from poise.errors import InvalidExemplars, InvalidTrait, PoiseError, UnknownTrait
+from poise.settings import line_at
 from poise.trait.schema import LEAST_PAIRS, ExemplarPair, OwnTrait, Trait, TraitName, field_path, same_question
 
 __all__ = [
@@ -209,7 +210,7 @@ def _parse(raw: bytes, where: str) -> Trait:
     try:
         return Trait.model_validate(data)
     except ValidationError as error:
-        placed = [(_line_of(root, place), place, what) for place, what in complaints(error)]
+        placed = [(line_at(root, place), place, what) for place, what in complaints(error)]
         placed.sort(key=lambda mistake: mistake[0])
         mistakes = [f"line {line}: {field_path(place) or 'the file'} {what}" for line, place, what in placed]
         raise _error(InvalidTrait, where, mistakes) from error
@@ -239,21 +240,6 @@ def _plain_values(node: yaml.Node, seen: dict[int, Any]) -> Any:
         items.extend(_plain_values(item, seen) for item in node.value)
         return items
     return None if node.tag == "tag:yaml.org,2002:null" else node.value
-
-
-def _line_of(root: yaml.Node | None, place: FieldPlace) -> int:
-    """Line, from 1, of the node at ``place``, or of the nearest one above it that exists."""
-    node, mark = root, root.start_mark if root else None
-    for part in place:
-        if isinstance(node, yaml.MappingNode):
-            key, node = next(((k, v) for k, v in node.value if k.value == part), (None, None))
-            mark = key.start_mark if key else mark
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            mark = node.start_mark
-        if node is None:
-            break
-    return mark.line + 1 if mark else 1
 
 
 def _read_pair(line: bytes) -> tuple[ExemplarPair | None, list[str]]:
