@@ -192,7 +192,8 @@ class Screen:
 
 def _in_plain_signs(error: UnicodeError) -> tuple[str | bytes, int]:
     """For terminals that know no Unicode: the signs of gauges by others, the rest by numbers."""
-    assert isinstance(error, UnicodeEncodeError)
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
     sign = error.object[error.start]
     return (PLAIN[sign], error.start + 1) if sign in PLAIN else codecs.backslashreplace_errors(error)
 
