@@ -20,10 +20,17 @@ from poise.model import Encoded, Model
 from poise.model.batching import plan_batches
 from poise.statistics.estimates import bootstrap, each_draw
 from poise.trait import Trait, library
-from poise.validate import Bench
+from poise.validate import ValidationRun
 from poise.validate.certificate import Certificate, Monitoring
-from poise.validate.ladder import SHOTS, climb, prompts, shots
-from poise.validate.reading_quality import Reader, Sides, chance, correlation_estimates, correlations, every_layer
+from poise.validate.ladder import SHOTS, measure_ladder, prompts, shots
+from poise.validate.reading_quality import (
+    ExemplarReadings,
+    Reader,
+    chance,
+    correlation_estimates,
+    correlations,
+    every_layer,
+)
 from poise.vector import PersonaVector
 
 QUESTIONS = [f"What about number {i}?" for i in range(8)]
@@ -102,10 +109,10 @@ class Reads:
         return [Judgement(float(a.split()[1])) for a in answers]
 
 
-def a_bench(
+def a_run(
     model: Model, vector: PersonaVector, world: World, *, run: ResponseStore | None = None, left: int = 1 << 30
-) -> Bench:
-    return Bench(
+) -> ValidationRun:
+    return ValidationRun(
         engine=Sayer(model, vector, world, left),
         model=model,
         judge=Reads(),
@@ -114,7 +121,7 @@ def a_bench(
         sampling=SamplingParams(max_new_tokens=4),
         rollouts=1,
         seed=0,
-        run=run or ResponseStore(None),
+        store=run or ResponseStore(None),
     )
 
 
@@ -145,7 +152,7 @@ class TestTheRungs:
     def test_of_earlier_turns_show_the_trait_in_pairs_that_the_vector_never_saw(
         self, model: Model, vector: PersonaVector
     ) -> None:
-        steps, notes = shots(a_trait(), a_bench(model, vector, deaf), QUESTIONS)
+        steps, notes = shots(a_trait(), a_run(model, vector, deaf), QUESTIONS)
         assert [len(step.before) for step in steps] == list(SHOTS)
         exemplars = a_trait().exemplars
         shown = [(p.question, p.positive) for p in (*exemplars.held_out, *exemplars.judge)][:20]
@@ -157,7 +164,7 @@ class TestTheRungs:
 
     def test_that_do_not_fit_the_window_are_left_out_and_named(self, vector: PersonaVector) -> None:
         small = tiny.model(max_position_embeddings=256)
-        steps, notes = shots(a_trait(), a_bench(small, vector, deaf), QUESTIONS)
+        steps, notes = shots(a_trait(), a_run(small, vector, deaf), QUESTIONS)
         assert 1 <= len(steps) < len(SHOTS)
         assert all("exceed the window of tiny-llama (256)" in note for note in notes[1:])
         assert len(steps) + len(notes) - 1 == len(SHOTS)
@@ -165,7 +172,7 @@ class TestTheRungs:
     def test_of_a_trait_of_pairs_alone_are_the_vectors_own_and_it_says_so(
         self, model: Model, vector: PersonaVector
     ) -> None:
-        steps, notes = shots(tiny.trait(), a_bench(model, vector, deaf), QUESTIONS)
+        steps, notes = shots(tiny.trait(), a_run(model, vector, deaf), QUESTIONS)
         assert [step.name for step in steps] == ["0 shots", "5 shots"]
         assert "computed from" in notes[0]
         assert "10 shots: the trait has 8 pairs" in notes[1]
@@ -267,13 +274,13 @@ class TestTheCorrelation:
 class TestExemplars:
     def test_choose_a_layer_by_auc_then_by_the_width_of_the_gap(self) -> None:
         mean = np.array([[[1, 5, 5], [2, 6, 6], [3, 9, 7.5]], [[0, 1, 2], [5, 2, 3], [1, 1, 4]]])
-        sides = Sides(mean, mean, np.ones((2, 3)))
+        sides = ExemplarReadings(mean, mean, np.ones((2, 3)))
         assert sides.best == 2
 
     def test_give_the_auc_that_counting_pairs_gives(self) -> None:
         rng = np.random.default_rng(1)
         mean, tokens = rng.normal(size=(2, 7, 2)), rng.integers(1, 5, size=(2, 7)).astype(float)
-        sides = Sides(mean, mean, tokens)
+        sides = ExemplarReadings(mean, mean, tokens)
 
         def counted(a: Any, b: Any) -> float:
             return float(np.mean([(x > y) + 0.5 * (x == y) for x, y in itertools.product(a, b)]))
@@ -285,7 +292,7 @@ class TestExemplars:
 
 @pytest.fixture(scope="module")
 def found(model: Model, vector: PersonaVector) -> Monitoring:
-    return climb(vector, a_bench(model, vector, obeying), QUESTIONS)
+    return measure_ladder(vector, a_run(model, vector, obeying), QUESTIONS)
 
 
 class TestTheClimb:
@@ -332,8 +339,8 @@ class TestTheClimb:
     def test_weighs_answers_on_exemplars_that_neither_vector_nor_choice_saw(
         self, found: Monitoring, model: Model, vector: PersonaVector
     ) -> None:
-        held_out = Sides.read(Reader(model, None), a_trait().held_out_pairs, every_layer(vector))
-        judged = Sides.read(Reader(model, None), a_trait().judge_pairs, every_layer(vector))
+        held_out = ExemplarReadings.read(Reader(model, None), a_trait().held_out_pairs, every_layer(vector))
+        judged = ExemplarReadings.read(Reader(model, None), a_trait().judge_pairs, every_layer(vector))
         assert found.of_answers is not None
         assert found.answer_layer == judged.best
         assert found.of_answers.auc_mean is not None
@@ -344,7 +351,7 @@ class TestTheClimb:
         assert found.auc_length.n == 12
 
     def test_takes_earlier_turns_where_system_prompts_are_ignored(self, model: Model, vector: PersonaVector) -> None:
-        found = climb(vector, a_bench(model, vector, deaf), QUESTIONS)
+        found = measure_ladder(vector, a_run(model, vector, deaf), QUESTIONS)
         assert found.ladder == "many-shot"
         assert found.obeys is not None
         assert not (found.obeys.low or 0) > 0
@@ -355,7 +362,7 @@ class TestTheClimb:
 
     def test_takes_them_for_a_trait_without_instructions_and_has_no_exemplars_left(self, model: Model) -> None:
         own = tiny.vector(model)
-        found = climb(own, a_bench(model, own, deaf), QUESTIONS)
+        found = measure_ladder(own, a_run(model, own, deaf), QUESTIONS)
         assert (found.ladder, found.obeys, found.answer_layer, found.auc_length) == ("many-shot", None, None, None)
         assert found.of_answers is None
         assert any("no exemplars fit here" in note for note in found.notes)
@@ -364,10 +371,13 @@ class TestTheClimb:
         self, found: Monitoring, model: Model, vector: PersonaVector, tmp_path: Path
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
-            climb(vector, a_bench(model, vector, obeying, run=ResponseStore(tmp_path), left=6), QUESTIONS)
+            measure_ladder(vector, a_run(model, vector, obeying, run=ResponseStore(tmp_path), left=6), QUESTIONS)
         assert (tmp_path / "answers.jsonl").read_text().count("\n") == 6 * 8
-        assert climb(vector, a_bench(model, vector, obeying, run=ResponseStore(tmp_path)), QUESTIONS) == found
-        assert climb(vector, a_bench(model, vector, obeying, run=ResponseStore(tmp_path), left=0), QUESTIONS) == found
+        assert measure_ladder(vector, a_run(model, vector, obeying, run=ResponseStore(tmp_path)), QUESTIONS) == found
+        assert (
+            measure_ladder(vector, a_run(model, vector, obeying, run=ResponseStore(tmp_path), left=0), QUESTIONS)
+            == found
+        )
 
     def test_survives_json(self, found: Monitoring) -> None:
         assert Monitoring.model_validate_json(found.model_dump_json()) == found

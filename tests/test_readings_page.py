@@ -15,7 +15,7 @@ from poise.cli import facts, render
 from poise.errors import InvalidArgument
 from poise.report import wording as words
 from poise.statistics.estimates import Estimate
-from poise.validate.certificate import Certificate, Company, LayerReading, Monitoring, Rung, Together
+from poise.validate.certificate import Certificate, CombinedSteering, CombinedTrait, LayerReading, Monitoring, Rung
 from test_report import NONE, Page, difference, figure, induced, vector
 
 LAYERS = 6
@@ -60,7 +60,7 @@ def monitoring(**changed: Any) -> Monitoring:
     return Monitoring(**(values | changed))
 
 
-def together(**changed: Any) -> Together:
+def together(**changed: Any) -> CombinedSteering:
     alone: dict[str, Any] = {"coherence": figure(80), "first_lost": None, "second_lost": None}
     both: dict[str, Any] = {"first": difference(20), "second": difference(9), "coherence": figure(60)}
     values: dict[str, Any] = {
@@ -73,15 +73,15 @@ def together(**changed: Any) -> Together:
         "other_dose": 0.25,
         "cosine": 0.62,
         "conditions": (
-            Company(name="first alone", first=difference(31.2), second=difference(12), **alone),
-            Company(name="second alone", first=difference(11), second=difference(25), **alone),
-            Company(name="plain sum", first_lost=difference(11.2), second_lost=difference(-16), **both),
-            Company(name="orthogonal", first_lost=difference(1.2), second_lost=difference(14), **both),
+            CombinedTrait(name="first alone", first=difference(31.2), second=difference(12), **alone),
+            CombinedTrait(name="second alone", first=difference(11), second=difference(25), **alone),
+            CombinedTrait(name="plain sum", first_lost=difference(11.2), second_lost=difference(-16), **both),
+            CombinedTrait(name="orthogonal", first_lost=difference(1.2), second_lost=difference(14), **both),
         ),
         "asked": ("What of it?",),
         "notes": ("evil has no certificate, so its rise may be small for reasons of its own.",),
     }
-    return Together(**(values | changed))
+    return CombinedSteering(**(values | changed))
 
 
 def whole(**changed: Any) -> Certificate:

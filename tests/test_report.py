@@ -374,7 +374,7 @@ def test_every_point_control_and_question_is_listed(good: str) -> None:
         "System prompt against",
     ):
         assert row in said
-    assert all(question in said for question in induced().asked + induced().selected_on)
+    assert all(question in said for question in induced().questions + induced().selected_on)
     assert all(text in said for text in (SAID, RUDE, KIND))
 
 

@@ -22,7 +22,7 @@ from poise.model import Encoded, Model
 from poise.model.batching import plan_batches
 from poise.statistics.estimates import Estimate
 from poise.steer import Steering
-from poise.validate import Bench, Certificate, ValidationSettings, dose_curve
+from poise.validate import Certificate, ValidationRun, ValidationSettings, dose_curve
 from poise.validate.certificate import JudgeFacts
 from poise.validate.conditions import nanmean
 from poise.validate.verdict import usable_doses
@@ -105,7 +105,7 @@ def vector(model: Model) -> PersonaVector:
 def certify(
     model: Model, vector: PersonaVector, world: World, judge: JudgeFacts = USABLE, **changes: Any
 ) -> Certificate:
-    bench = Bench(
+    bench = ValidationRun(
         engine=Puppet(vector, world),
         model=model,
         judge=reads("trait"),
@@ -114,7 +114,7 @@ def certify(
         sampling=SamplingParams(max_new_tokens=4),
         rollouts=2,
         seed=0,
-        run=changes.pop("run", ResponseStore(None)),
+        store=changes.pop("run", ResponseStore(None)),
     )
     return dose_curve.certify(
         vector, bench, changes.pop("questions", QUESTIONS), judge, settings=ValidationSettings(layers=2, **changes)
@@ -186,9 +186,9 @@ def test_facts_of_a_judge_from_before_reasons_were_kept_still_load() -> None:
 
 def test_layer_and_dose_are_chosen_on_questions_that_are_not_reported_on(model: Model, vector: PersonaVector) -> None:
     found = certify(model, vector, good)
-    assert set(found.selected_on).isdisjoint(found.asked)
-    assert set(found.selected_on) | set(found.asked) == set(QUESTIONS)
-    assert found.rise.n == len(found.asked) == 6
+    assert set(found.selected_on).isdisjoint(found.questions)
+    assert set(found.selected_on) | set(found.questions) == set(QUESTIONS)
+    assert found.rise.n == len(found.questions) == 6
 
 
 def test_the_chosen_dose_balances_the_trait_against_the_text(model: Model, vector: PersonaVector) -> None:

@@ -186,7 +186,7 @@ def _controls_lines(of: Certificate) -> list[tuple[str, str]]:
         ),
         ("Usable doses", " to ".join(words.dose(dose) for dose in of.usable_doses)),
         ("Judge", f"{of.judge.name}, {_judge_auc(of)}"),
-        ("Measured on", f"{_n(len(of.asked), 'question')} that neither extraction nor selection saw"),
+        ("Measured on", f"{_n(len(of.questions), 'question')} that neither extraction nor selection saw"),
     ]
 
 

@@ -151,7 +151,7 @@ def _changes(c: Certificate) -> list[Change]:
     low, high = min([0.0, *known]), max([LEAST_SCALE, *known])
     scale = 100 / (high - low)
     rows = []
-    for question, value in zip(c.asked, c.spread.changes, strict=True):
+    for question, value in zip(c.questions, c.spread.changes, strict=True):
         if value is None:
             rows.append(Change(question, None))
         else:
@@ -186,7 +186,7 @@ def _provenance(header: Header, c: Certificate) -> list[tuple[str, list[tuple[st
         ("Versions", _counts(header.software)),
     ]
     measured = [
-        ("Questions", f"{len(c.selected_on)} to choose layer and dose, {len(c.asked)} others for everything else"),
+        ("Questions", f"{len(c.selected_on)} to choose layer and dose, {len(c.questions)} others for everything else"),
         ("Answers a question", str(c.rollouts)),
         ("Longest answer", f"{c.max_new_tokens} tokens"),
         ("Temperature", f"{c.temperature:g}"),

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from poise.statistics.estimates import Estimate
-    from poise.validate.certificate import Certificate, JudgeFacts, Monitoring, Point, Together
+    from poise.validate.certificate import Certificate, CombinedSteering, JudgeFacts, Monitoring, Point
     from poise.vector import Header
 
 __all__ = [
@@ -116,7 +116,8 @@ def meaning(header: Header, certificate: Certificate) -> tuple[str, str]:
             f"Adding this direction to the activations of {model} while it writes makes its answers more {trait}, as "
             f"the judge “{judge}” scores them. The score rises with the dose and rises more than along random "
             "directions of the same length, and coherence stays above the floor. This was measured on "
-            f"{len(certificate.asked)} questions that neither extraction nor the choice of layer and dose had seen.",
+            f"{len(certificate.questions)} questions that neither extraction nor the choice of layer and dose had "
+            "seen.",
             f"It does not mean that the model is {trait} when left alone, that the direction holds this trait and "
             "nothing else, or that the effect carries over to other models, other languages or long conversations.",
         )
@@ -166,7 +167,7 @@ def told(of: Monitoring) -> str:
     )
 
 
-def beside(of: Together, trait: str) -> str:
+def beside(of: CombinedSteering, trait: str) -> str:
     """What each of two traits, and the text, loses in the other's company."""
     said = []
     alone = [figure(row.coherence) for row in of.conditions if row.first_lost is None]
@@ -195,8 +196,8 @@ def limits(header: Header, certificate: Certificate) -> list[str]:
     c = certificate
     return [
         f"The trait is what “{c.judge.name}” scores, which is not always what a person would say.",
-        f"Intervals are 95 % bootstraps over {len(c.asked)} questions. They cover which questions were asked, not the "
-        "judge's own errors, and are not corrected for how many are shown.",
+        f"Intervals are 95 % bootstraps over {len(c.questions)} questions. They cover which questions were asked, not "
+        "the judge's own errors, and are not corrected for how many are shown.",
         f"Every answer is a single turn of at most {c.max_new_tokens} tokens, sampled {_times(c.rollouts)} a question "
         f"at temperature {c.temperature:g}. Longer talk was not tried.",
         f"Steering acts at one layer, found on {len(c.selected_on)} other questions. Doses outside those shown were "

@@ -4,7 +4,7 @@ Layer and dose are chosen on one half of the evaluation questions; everything re
 the other half (PAPER's trap: thresholds and layers picked on the data they are reported on).
 """
 
-from poise.validate.dose_curve import Bench, Certificate, ValidationSettings
+from poise.validate.dose_curve import Certificate, ValidationRun, ValidationSettings
 from poise.validate.validation import validate
 
-__all__ = ["Bench", "Certificate", "ValidationSettings", "validate"]
+__all__ = ["Certificate", "ValidationRun", "ValidationSettings", "validate"]

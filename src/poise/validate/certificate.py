@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate
 
 __all__ = [
     "Certificate",
-    "Company",
+    "CombinedSteering",
+    "CombinedTrait",
     "JudgeFacts",
     "LayerReading",
     "Monitoring",
@@ -21,7 +22,6 @@ __all__ = [
     "Rung",
     "Sample",
     "Spread",
-    "Together",
 ]
 
 
@@ -59,7 +59,7 @@ class Prompting(FrozenModel):
 class Spread(FrozenModel):
     """Change of the trait score at the chosen dose, question by question (arXiv:2407.12404)."""
 
-    changes: tuple[float | None, ...] = Field(description="In the order of ``Certificate.asked``.")
+    changes: tuple[float | None, ...] = Field(description="In the order of ``Certificate.questions``.")
     wrong_way: float = Field(description="Share of questions whose score fell.")
 
 
@@ -93,7 +93,7 @@ class Rung(FrozenModel):
     trait: Estimate
     coherence: Estimate
     reading: Estimate
-    readings: tuple[float, ...] = Field(description="One a question, in the order of ``Certificate.asked``.")
+    readings: tuple[float, ...] = Field(description="One a question, in the order of ``Certificate.questions``.")
     scores: tuple[float | None, ...] = Field(description="Mean trait score of the answers to each question.")
     missing: int = Field(description="Answers without a trait score; they enter no mean.")
 
@@ -119,11 +119,13 @@ class Monitoring(FrozenModel):
         "trait has no instructions. The ladder is many-shot where its interval is not above 0."
     )
     rungs: tuple[Rung, ...]
-    layer: int = Field(description="Of the prompt readings: the highest overall r around it, on the selection half.")
+    layer: int = Field(description="Layer of the prompt readings, with the highest r around it on the selection half.")
     random_overall: Estimate = Field(description="Mean |r| of random directions at that layer.")
     random_within: Estimate
     random_draws: int
-    answer_layer: int | None = Field(description="Of the answer readings: the highest AUC on the judge's exemplars.")
+    answer_layer: int | None = Field(
+        description="Layer of the answer readings, with the highest AUC on judge exemplars."
+    )
     auc_length: Estimate | None = Field(description="AUC of the held-out answers' lengths alone: what form gives away.")
     by_layer: tuple[LayerReading, ...] = Field(description="Every layer, in order.")
     notes: tuple[str, ...] = ()
@@ -139,7 +141,7 @@ class Monitoring(FrozenModel):
         return None if self.answer_layer is None else self.by_layer[self.answer_layer]
 
 
-class Company(FrozenModel):
+class CombinedTrait(FrozenModel):
     """One way of steering by two vectors. Rises are over the unsteered answers, losses against steering alone."""
 
     name: Literal["first alone", "second alone", "plain sum", "orthogonal"]
@@ -150,8 +152,10 @@ class Company(FrozenModel):
     second_lost: Estimate | None
 
 
-class Together(FrozenModel):
+class CombinedSteering(FrozenModel):
     """What is lost when a second vector steers as well."""
+
+    model_config = ConfigDict(serialize_by_alias=True)  # files keep the names that version 0.1.0 gave them
 
     other: str
     other_hash: str
@@ -160,14 +164,16 @@ class Together(FrozenModel):
     dose: float
     other_layer: int
     other_dose: float
-    cosine: float = Field(description="Of the two directions, at the second's layer.")
-    conditions: tuple[Company, ...]
-    asked: tuple[str, ...]
+    cosine: float = Field(description="Cosine of the two directions, at the second's layer.")
+    conditions: tuple[CombinedTrait, ...]
+    questions: tuple[str, ...] = Field(alias="asked", description="Questions that were answered.")
     notes: tuple[str, ...] = ()
 
 
 class Certificate(FrozenModel):
     """What was measured on questions that the extraction never saw."""
+
+    model_config = ConfigDict(serialize_by_alias=True)  # files keep the names that version 0.1.0 gave them
 
     format: Literal[1] = 1
     verdict: Literal["induced", "not-induced"]
@@ -191,11 +197,11 @@ class Certificate(FrozenModel):
     judge: JudgeFacts
     samples: tuple[Sample, ...]
     selected_on: tuple[str, ...] = Field(description="Questions that layer and dose were chosen on.")
-    asked: tuple[str, ...] = Field(description="Questions that everything else was measured on.")
+    questions: tuple[str, ...] = Field(alias="asked", description="Questions that everything else was measured on.")
     rollouts: int
     max_new_tokens: int
     temperature: float
     seed: int
     notes: tuple[str, ...] = ()
     monitoring: Monitoring | None = Field(None, description="None unless it was asked for.")
-    together: Together | None = Field(None, description="None unless a second vector was named.")
+    together: CombinedSteering | None = Field(None, description="None unless a second vector was named.")

@@ -11,22 +11,22 @@ import numpy as np
 from poise.contrast import ResponseRequest
 from poise.errors import InvalidArgument
 from poise.judge import Judge
-from poise.statistics.estimates import Estimate
+from poise.statistics.estimates import Estimate, StatisticArray
 from poise.steer import Steering
 from poise.trait import Trait, same_question
 from poise.trait.library import evaluation_questions
-from poise.validate.certificate import Certificate, Company, Together
-from poise.validate.conditions import Array, Bench, Measured, nanmean, over_questions
+from poise.validate.certificate import Certificate, CombinedSteering, CombinedTrait
+from poise.validate.conditions import Measured, ValidationRun, nanmean, over_questions
 from poise.vector import PersonaVector
 
-__all__ = ["DEFAULT_DOSE", "Second", "together"]
+__all__ = ["DEFAULT_DOSE", "SecondVector", "combined_steering"]
 
 DEFAULT_DOSE = 0.2
-"""Of a second vector without a certificate: the lowest that validation tries at every layer."""
+"""Dose of a second vector without a certificate: the lowest that validation tries at every layer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Second:
+class SecondVector:
     """The vector that steers as well, its judge, and why no score of that judge counts (empty where it is usable)."""
 
     vector: PersonaVector
@@ -50,14 +50,16 @@ class Second:
         return float(dose) if isinstance(dose, int | float) else DEFAULT_DOSE
 
 
-def together(vector: PersonaVector, certificate: Certificate, second: Second, bench: Bench) -> Together:
+def combined_steering(
+    vector: PersonaVector, certificate: Certificate, second: SecondVector, run: ValidationRun
+) -> CombinedSteering:
     """Steer by each vector alone, by their plain sum and, where they share a layer, by both made orthogonal.
 
     Args:
         vector: The first, at its certificate's layer and dose.
-        certificate: Of the first.
+        certificate: The first vector's certificate.
         second: At its own certificate's layer and dose, or the default ones.
-        bench: As for ``validate``; its judge scores the first trait. Up to five conditions × questions × rollouts.
+        run: The run of ``certify``; its judge scores the first trait. Up to five conditions × questions × rollouts.
 
     Returns:
         Rises over the unsteered answers and what company costs. Questions come from both traits in turn, as many as
@@ -79,11 +81,11 @@ def together(vector: PersonaVector, certificate: Certificate, second: Second, be
     }
     if certificate.layer == second.layer:
         ways["orthogonal"] = Steering(both, orthogonal=True)
-    conditions = {name: bench.asks(questions, ResponseRequest("", steering=way)) for name, way in ways.items()}
-    ordinary = bench.ordinary(questions)
-    benches = (bench, replace(bench, judge=second.judge, scope=other.header.trait_hash))
-    firsts, seconds = (b.measure(conditions, ordinary, what=f"beside {other.name}") for b in benches)
-    return Together(
+    conditions = {name: run.asks(questions, ResponseRequest("", steering=way)) for name, way in ways.items()}
+    ordinary = run.ordinary(questions)
+    runs = (run, replace(run, judge=second.judge, scope=other.header.trait_hash))
+    firsts, seconds = (b.measure(conditions, ordinary, what=f"beside {other.name}") for b in runs)
+    return CombinedSteering(
         other=other.name,
         other_hash=other.header.trait_hash,
         other_certified=second.certificate.get("verdict") == "induced",
@@ -92,16 +94,16 @@ def together(vector: PersonaVector, certificate: Certificate, second: Second, be
         other_layer=second.layer,
         other_dose=second.dose,
         cosine=round(float(vector.cosine(other)[second.layer]), 4),
-        conditions=tuple(_company(name, firsts, seconds) for name in ways if name != "unsteered"),
-        asked=questions,
+        conditions=tuple(_combined_trait(name, firsts, seconds) for name in ways if name != "unsteered"),
+        questions=questions,
         notes=tuple(_notes(certificate, second)),
     )
 
 
-def _company(name: str, firsts: dict[str, Measured], seconds: dict[str, Measured]) -> Company:
+def _combined_trait(name: str, firsts: dict[str, Measured], seconds: dict[str, Measured]) -> CombinedTrait:
     first, second = (_rise(scores, name) for scores in (firsts, seconds))
     shared = name not in ("first alone", "second alone")
-    return Company.model_validate(
+    return CombinedTrait.model_validate(
         {
             "name": name,
             "first": _figure(first),
@@ -113,38 +115,38 @@ def _company(name: str, firsts: dict[str, Measured], seconds: dict[str, Measured
     )
 
 
-def _rise(scores: dict[str, Measured], name: str) -> Array:
+def _rise(scores: dict[str, Measured], name: str) -> StatisticArray:
     return scores[name].by_question - scores["unsteered"].by_question
 
 
-def _figure(values: Array) -> Estimate:
+def _figure(values: StatisticArray) -> Estimate:
     return over_questions(np.asarray(values, dtype=float))
 
 
-def _questions(vector: PersonaVector, certificate: Certificate, second: Second) -> tuple[str, ...]:
+def _questions(vector: PersonaVector, certificate: Certificate, second: SecondVector) -> tuple[str, ...]:
     """From both traits in turn, without what either vector, its judge or its choice of layer and dose has seen."""
     seen = _seen(vector, certificate.selected_on) | _seen(second.vector, second.certificate.get("selected_on"))
-    asked = second.certificate.get("asked")
-    others = asked if isinstance(asked, list | tuple) else evaluation_questions(second.vector.header.trait)
-    turns = chain.from_iterable(zip_longest(certificate.asked, map(str, others)))
+    questions = second.certificate.get("asked")
+    others = questions if isinstance(questions, list | tuple) else evaluation_questions(second.vector.header.trait)
+    turns = chain.from_iterable(zip_longest(certificate.questions, map(str, others)))
     fresh = {same_question(q): q for q in turns if q is not None and same_question(q) not in seen}
     if not fresh:
         raise InvalidArgument(
             f"{vector.name} and {second.vector.name} leave no question that neither has seen; validate with more "
             "`questions`."
         )
-    return tuple(fresh.values())[: len(certificate.asked)]
+    return tuple(fresh.values())[: len(certificate.questions)]
 
 
 def _seen(vector: PersonaVector, selected_on: object) -> set[str]:
     trait = vector.header.trait
     pairs = trait.extraction_pairs + trait.judge_pairs
-    asked = trait.questions.extraction if isinstance(trait, Trait) else ()
+    questions = trait.questions.extraction if isinstance(trait, Trait) else ()
     chosen = selected_on if isinstance(selected_on, Sequence) else ()
-    return {same_question(str(q)) for q in (*(p.question for p in pairs), *asked, *chosen)}
+    return {same_question(str(q)) for q in (*(p.question for p in pairs), *questions, *chosen)}
 
 
-def _notes(certificate: Certificate, second: Second) -> list[str]:
+def _notes(certificate: Certificate, second: SecondVector) -> list[str]:
     name = second.vector.name
     notes = []
     if second.certificate.get("verdict") != "induced":

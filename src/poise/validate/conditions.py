@@ -10,18 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from poise.contrast import CoherenceFit, Response, ResponseRequest, ResponseStore, ordinary_scope
 from poise.contrast.rollout import scores_of
 from poise.engine import Engine, SamplingParams
 from poise.judge import Judge
 from poise.model import Model
-from poise.statistics.estimates import Estimate, mean_estimate
+from poise.statistics.estimates import Estimate, StatisticArray, mean_estimate
 
-__all__ = ["Bench", "Measured", "Ordinary", "nanmean", "over_questions"]
-
-Array = NDArray[np.float64]
+__all__ = ["Measured", "Ordinary", "ValidationRun", "nanmean", "over_questions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +29,11 @@ class Measured:
     """
 
     answers: tuple[Response, ...]
-    trait: Array
-    coherence: Array
+    trait: StatisticArray
+    coherence: StatisticArray
 
     @property
-    def by_question(self) -> Array:
+    def by_question(self) -> StatisticArray:
         """Mean trait score of each question [q], NaN where none of its answers was scored."""
         return nanmean(self.trait)
 
@@ -69,7 +66,7 @@ class Ordinary:
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class ValidationRun:
     """Everything that a measurement needs and that stays the same from condition to condition."""
 
     engine: Engine
@@ -80,7 +77,7 @@ class Bench:
     sampling: SamplingParams
     rollouts: int
     seed: int
-    run: ResponseStore
+    store: ResponseStore
 
     def asks(self, questions: Sequence[str], template: ResponseRequest) -> list[ResponseRequest]:
         """Every question, ``rollouts`` times, with the template's system prompt and steering."""
@@ -93,7 +90,7 @@ class Bench:
     def ordinary(self, questions: Sequence[str]) -> Ordinary:
         """Unsteered answers: what coherence is measured against, and the zero of every curve."""
         asks = self.asks(questions, ResponseRequest(""))
-        answers = self.run.answer(self.engine, self.model, asks, self.sampling, what="Answering: unsteered")
+        answers = self.store.answer(self.engine, self.model, asks, self.sampling, what="Answering: unsteered")
         judge = self.coherence([a.question for a in answers], [a.text for a in answers])
         return Ordinary(judge, ordinary_scope(answers))
 
@@ -102,10 +99,10 @@ class Bench:
     ) -> dict[str, Measured]:
         """Answer and score all conditions; each lists its asks question by question, rollouts together."""
         flat = [a for asks in conditions.values() for a in asks]
-        answers = self.run.answer(self.engine, self.model, flat, self.sampling, what=f"Answering: {what}")
-        traits = scores_of(self.run.judge(self.judge, answers, scope=self.scope, what=f"Judging the trait: {what}"))
+        answers = self.store.answer(self.engine, self.model, flat, self.sampling, what=f"Answering: {what}")
+        traits = scores_of(self.store.judge(self.judge, answers, scope=self.scope, what=f"Judging the trait: {what}"))
         coherences = scores_of(
-            self.run.judge(ordinary.coherence, answers, scope=ordinary.scope, what=f"Judging coherence: {what}")
+            self.store.judge(ordinary.coherence, answers, scope=ordinary.scope, what=f"Judging coherence: {what}")
         )
         out, at = {}, 0
         for name, asks in conditions.items():
@@ -117,19 +114,19 @@ class Bench:
         return out
 
 
-def nanmean(values: Array) -> Array:
+def nanmean(values: StatisticArray) -> StatisticArray:
     """Mean over the last axis of what is there; NaN where nothing is."""
     there = ~np.isnan(values)
     sums = np.where(there, values, 0.0).sum(-1)
-    out: Array = np.divide(sums, there.sum(-1), out=np.full(sums.shape, np.nan), where=there.any(-1))
+    out: StatisticArray = np.divide(sums, there.sum(-1), out=np.full(sums.shape, np.nan), where=there.any(-1))
     return out
 
 
-def over_questions(values: Array) -> Estimate:
+def over_questions(values: StatisticArray) -> Estimate:
     """Mean over the questions that have a value, bootstrapped by question."""
     return mean_estimate(values[~np.isnan(values)])
 
 
-def _mean(values: Array) -> float:
+def _mean(values: StatisticArray) -> float:
     usable = values[~np.isnan(values)]
     return float(usable.mean()) if len(usable) else -1.0

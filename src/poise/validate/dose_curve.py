@@ -17,11 +17,11 @@ from poise.errors import InvalidArgument
 from poise.steer import Steering
 from poise.trait import Trait
 from poise.validate.certificate import Certificate, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
-from poise.validate.conditions import Bench, Measured, Ordinary, nanmean, over_questions
+from poise.validate.conditions import Measured, Ordinary, ValidationRun, nanmean, over_questions
 from poise.validate.verdict import Evidence, decide, monotone, usable_doses
 from poise.vector import PersonaVector
 
-__all__ = ["Bench", "Certificate", "ValidationSettings", "certify"]
+__all__ = ["Certificate", "ValidationRun", "ValidationSettings", "certify"]
 
 SAMPLES = 6
 
@@ -57,7 +57,7 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DoseChoice:
     """What the selection half settled on, and all that it saw."""
 
     layer: int
@@ -67,7 +67,7 @@ class Choice:
 
 def certify(
     vector: PersonaVector,
-    bench: Bench,
+    run: ValidationRun,
     questions: Sequence[str],
     judge: JudgeFacts,
     *,
@@ -77,8 +77,8 @@ def certify(
     """Steer with the vector on questions that its extraction never saw, beside every control, and decide.
 
     Args:
-        vector: Of the bench's model.
-        bench: Engine, judges, sampling and run folder.
+        vector: A vector of the run's model.
+        run: Engine, judges, sampling and run folder.
         questions: At least 4; the even ones select, the odd ones report.
         judge: What is known of the judge; an unusable one cannot certify anything.
         settings: How wide to look.
@@ -94,18 +94,18 @@ def certify(
         )
     wide = settings or ValidationSettings()
     selection, reporting = tuple(questions[0::2]), tuple(questions[1::2])
-    ordinary = bench.ordinary(questions)
+    ordinary = run.ordinary(questions)
     # Choosing needs less care than reporting, and sees many more conditions.
-    choice = _select(vector, replace(bench, rollouts=max(1, bench.rollouts // 2)), selection, ordinary, wide)
-    measured = _measure(vector, bench, reporting, ordinary, choice, wide)
-    return _certificate(vector, bench, judge, choice, measured, wide, (selection, reporting), tuple(notes))
+    choice = _select(vector, replace(run, rollouts=max(1, run.rollouts // 2)), selection, ordinary, wide)
+    measured = _measure(vector, run, reporting, ordinary, choice, wide)
+    return _certificate(vector, run, judge, choice, measured, wide, (selection, reporting), tuple(notes))
 
 
 def _certificate(
     vector: PersonaVector,
-    bench: Bench,
+    run: ValidationRun,
     judge: JudgeFacts,
-    choice: Choice,
+    choice: DoseChoice,
     measured: dict[str, Measured],
     wide: ValidationSettings,
     questions: tuple[tuple[str, ...], tuple[str, ...]],
@@ -141,32 +141,32 @@ def _certificate(
         spread=_spread(evidence.rise),
         agreement=vector.header.agreement[choice.layer] if vector.header.agreement else None,
         judge=judge,
-        samples=_samples(questions[1], measured, bench.rollouts),
+        samples=_samples(questions[1], measured, run.rollouts),
         selected_on=questions[0],
-        asked=questions[1],
-        rollouts=bench.rollouts,
-        max_new_tokens=bench.sampling.max_new_tokens,
-        temperature=bench.sampling.temperature,
-        seed=bench.seed,
+        questions=questions[1],
+        rollouts=run.rollouts,
+        max_new_tokens=run.sampling.max_new_tokens,
+        temperature=run.sampling.temperature,
+        seed=run.seed,
         notes=notes,
     )
 
 
 def _select(
-    vector: PersonaVector, bench: Bench, questions: Sequence[str], ordinary: Ordinary, wide: ValidationSettings
-) -> Choice:
+    vector: PersonaVector, run: ValidationRun, questions: Sequence[str], ordinary: Ordinary, wide: ValidationSettings
+) -> DoseChoice:
     """Layer first, at the sweep's doses, then the dose at that layer."""
 
     def tried(pairs: Sequence[tuple[int, float]], what: str) -> dict[tuple[int, float], Measured]:
         conditions = {
-            f"{layer} {dose}": bench.asks(
+            f"{layer} {dose}": run.asks(
                 questions, ResponseRequest("", steering=Steering.add(vector, dose=dose, layer=layer))
             )
             for layer, dose in pairs
         }
-        return dict(zip(pairs, bench.measure(conditions, ordinary, what=what).values(), strict=True))
+        return dict(zip(pairs, run.measure(conditions, ordinary, what=what).values(), strict=True))
 
-    plain = bench.measure({"plain": bench.asks(questions, ResponseRequest(""))}, ordinary, what="unsteered")[
+    plain = run.measure({"plain": run.asks(questions, ResponseRequest(""))}, ordinary, what="unsteered")[
         "plain"
     ].mean_trait
     layers = [i for i in wide.candidates(vector.layers) if vector.norms[i]] or [vector.at("steer").layer]
@@ -175,7 +175,7 @@ def _select(
     seen |= tried([(layer, dose) for dose in wide.doses], f"strengths at layer {layer}")
     _, dose = _best({key: m for key, m in seen.items() if key[0] == layer}, plain, wide)
     points = tuple(_point(vector, i, d, m) for (i, d), m in sorted(seen.items()))
-    return Choice(layer, dose, points)
+    return DoseChoice(layer, dose, points)
 
 
 def _best(seen: dict[tuple[int, float], Measured], plain: float, wide: ValidationSettings) -> tuple[int, float]:
@@ -201,29 +201,29 @@ def _balance(measured: Measured, plain: float) -> float:
 
 def _measure(
     vector: PersonaVector,
-    bench: Bench,
+    run: ValidationRun,
     questions: Sequence[str],
     ordinary: Ordinary,
-    choice: Choice,
+    choice: DoseChoice,
     wide: ValidationSettings,
 ) -> dict[str, Measured]:
     """Dose curve, random directions and prompting on the reporting half, in shared batches."""
     conditions: dict[str, list[ResponseRequest]] = {}
     for fraction in _fractions(wide):
         steered = Steering.add(vector, dose=fraction * choice.dose, layer=choice.layer) if fraction else None
-        conditions[f"dose {fraction:g}"] = bench.asks(questions, ResponseRequest("", steering=steered))
+        conditions[f"dose {fraction:g}"] = run.asks(questions, ResponseRequest("", steering=steered))
     for k in range(wide.random_draws):
-        steered = random_like(vector, choice.layer, choice.dose, seed=bench.seed + k)
-        conditions[f"random {k}"] = bench.asks(questions, ResponseRequest("", steering=steered))
+        steered = random_like(vector, choice.layer, choice.dose, seed=run.seed + k)
+        conditions[f"random {k}"] = run.asks(questions, ResponseRequest("", steering=steered))
     if isinstance(trait := vector.header.trait, Trait):
         for side in ("positive", "negative"):
             systems = instructions(trait, side)
             conditions[f"prompting {side}"] = [
                 a
                 for i, question in enumerate(questions)
-                for a in bench.asks([question], ResponseRequest("", system=systems[i % len(systems)]))
+                for a in run.asks([question], ResponseRequest("", system=systems[i % len(systems)]))
             ]
-    return bench.measure(conditions, ordinary, what="dose curve and controls")
+    return run.measure(conditions, ordinary, what="dose curve and controls")
 
 
 def random_like(vector: PersonaVector, layer: int, dose: float, *, seed: int) -> Steering:

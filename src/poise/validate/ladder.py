@@ -2,8 +2,8 @@
 
 Chen et al. 2025, section 3.3: eight system prompts from discouraging to encouraging the trait × evaluation questions ×
 rollouts; the last prompt token's projection against the mean trait score of the answers. Models that ignore system
-prompts climb a ladder of 0 to 20 earlier turns instead. The layer is chosen on one half of the questions and reported
-on the other; that of the answer readings on the judge's exemplars, reported on the held-out ones.
+prompts are given 0 to 20 earlier turns instead. The layer is chosen on one half of the questions and reported on the
+other; that of the answer readings on the judge's exemplars, reported on the held-out ones.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import numpy as np
 
 from poise.activations import Probe
 from poise.contrast import ResponseRequest, instructions
-from poise.statistics.estimates import Estimate, mean_estimate
+from poise.statistics.estimates import Estimate, StatisticArray, mean_estimate
 from poise.trait import OwnTrait, Trait
 from poise.validate.certificate import LayerReading, Monitoring, Rung
-from poise.validate.conditions import Bench, Measured, Ordinary, nanmean
+from poise.validate.conditions import Measured, Ordinary, ValidationRun, nanmean
 from poise.validate.reading_quality import (
-    Array,
+    ExemplarReadings,
     Reader,
-    Sides,
     chance,
     correlation_estimates,
     correlations,
@@ -33,7 +32,7 @@ from poise.validate.reading_quality import (
 from poise.validate.verdict import monotone
 from poise.vector import PersonaVector
 
-__all__ = ["SHOTS", "Step", "climb", "prompts", "shots"]
+__all__ = ["SHOTS", "Step", "measure_ladder", "prompts", "shots"]
 
 SHOTS = (0, 5, 10, 15, 20)
 RANDOM_DRAWS = 20
@@ -48,20 +47,20 @@ class Step:
     system: str | None = None
     before: tuple[tuple[str, str], ...] = ()
 
-    def asks(self, bench: Bench, questions: Sequence[str]) -> list[ResponseRequest]:
+    def asks(self, run: ValidationRun, questions: Sequence[str]) -> list[ResponseRequest]:
         """Every question, ``rollouts`` times."""
-        return [replace(a, before=self.before) for a in bench.asks(questions, ResponseRequest("", system=self.system))]
+        return [replace(a, before=self.before) for a in run.asks(questions, ResponseRequest("", system=self.system))]
 
 
 @dataclass(frozen=True, slots=True)
-class Climbed:
+class MeasuredLadder:
     """A ladder on some questions. R: rungs, q: questions, L: decoder blocks."""
 
-    readings: Array  # [R, q, L]
+    readings: StatisticArray  # [R, q, L]
     measured: tuple[Measured, ...]
 
     @property
-    def scores(self) -> Array:
+    def scores(self) -> StatisticArray:
         """Mean trait score of the answers [R, q], NaN where none was scored."""
         return np.stack([m.by_question for m in self.measured])
 
@@ -85,12 +84,12 @@ def prompts(trait: Trait) -> list[Step]:
     return against + [Step(f"+{i + 1}", text) for i, text in enumerate(sides["positive"])]
 
 
-def shots(trait: Trait | OwnTrait, bench: Bench, questions: Sequence[str]) -> tuple[list[Step], list[str]]:
+def shots(trait: Trait | OwnTrait, run: ValidationRun, questions: Sequence[str]) -> tuple[list[Step], list[str]]:
     """Rungs of 0 to 20 earlier turns that show the trait, as far as pairs and window reach, and notes on them.
 
     The turns are held-out exemplars first, then the judge's: the vector was computed from none of them.
     """
-    model, most = bench.model, bench.sampling.max_new_tokens
+    model, most = run.model, run.sampling.max_new_tokens
     pairs = trait.pairs if isinstance(trait, OwnTrait) else trait.held_out_pairs + trait.judge_pairs
     notes = [_whose(trait)]
     steps = []
@@ -117,22 +116,22 @@ def _whose(trait: Trait | OwnTrait) -> str:
     return f"The earlier turns are {whose}; the vector was computed from none of them."
 
 
-def climb(vector: PersonaVector, bench: Bench, questions: Sequence[str]) -> Monitoring:
+def measure_ladder(vector: PersonaVector, run: ValidationRun, questions: Sequence[str]) -> Monitoring:
     """Run the ladder and weigh the readings.
 
     Args:
         vector: Read at every layer, in one pass a prompt.
-        bench: As for ``validate``. Eight rungs × questions × rollouts are answered; where system prompts are ignored,
+        run: The run of ``certify``. Eight rungs × questions × rollouts are answered; where system prompts are ignored,
             eight on half of the questions, then up to five long ones on all.
         questions: The even ones choose the ladder and the layer, the odd ones report.
     """
-    reader = Reader(bench.model, bench.run.folder)
+    reader = Reader(run.model, run.store.folder)
     reporting = tuple(questions[1::2])
-    ordinary = bench.ordinary(questions)
-    ladder = _choose(vector, bench, reader, tuple(questions[0::2]), ordinary)
-    reported = _climb(vector, bench, reader, ladder.steps, reporting, ordinary)
-    random = random_probes(vector.width, ladder.layer, RANDOM_DRAWS, seed=bench.seed)
-    by_chance = _read(bench, reader, ladder.steps, reporting, random)
+    ordinary = run.ordinary(questions)
+    ladder = _choose(vector, run, reader, tuple(questions[0::2]), ordinary)
+    reported = _measure_rungs(vector, run, reader, ladder.steps, reporting, ordinary)
+    random = random_probes(vector.width, ladder.layer, RANDOM_DRAWS, seed=run.seed)
+    by_chance = _read(run, reader, ladder.steps, reporting, random)
     unseen = _exemplars(vector, reader)
     rungs = zip(ladder.steps, reported.measured, reported.readings, strict=True)
     return Monitoring(
@@ -162,22 +161,22 @@ class Ladder:
 
 
 def _choose(
-    vector: PersonaVector, bench: Bench, reader: Reader, questions: Sequence[str], ordinary: Ordinary
+    vector: PersonaVector, run: ValidationRun, reader: Reader, questions: Sequence[str], ordinary: Ordinary
 ) -> Ladder:
     """System prompts where the score rises with them, else earlier turns; then the layer that reads them best."""
     trait, obeys = vector.header.trait, None
     if isinstance(trait, Trait):
         steps = prompts(trait)
-        climbed = _climb(vector, bench, reader, steps, questions, ordinary)
+        climbed = _measure_rungs(vector, run, reader, steps, questions, ordinary)
         obeys = monotone(dict(enumerate(climbed.scores)))
         if obeys.above(0):
             return Ladder("system-prompts", steps, obeys, *_layer(vector, climbed, []))
-    steps, notes = shots(trait, bench, questions)
-    climbed = _climb(vector, bench, reader, steps, questions, ordinary)
+    steps, notes = shots(trait, run, questions)
+    climbed = _measure_rungs(vector, run, reader, steps, questions, ordinary)
     return Ladder("many-shot", steps, obeys, *_layer(vector, climbed, notes))
 
 
-def _layer(vector: PersonaVector, climbed: Climbed, notes: list[str]) -> tuple[int, tuple[str, ...]]:
+def _layer(vector: PersonaVector, climbed: MeasuredLadder, notes: list[str]) -> tuple[int, tuple[str, ...]]:
     """Where overall r is highest, as the mean of a layer and its neighbours: a layer that stands alone is luck."""
     r = correlations(climbed.readings, climbed.scores, within=False)
     if np.isnan(r).all():
@@ -187,40 +186,40 @@ def _layer(vector: PersonaVector, climbed: Climbed, notes: list[str]) -> tuple[i
     return int(np.nanargmax(nanmean(around))), tuple(notes)
 
 
-def _climb(
+def _measure_rungs(
     vector: PersonaVector,
-    bench: Bench,
+    run: ValidationRun,
     reader: Reader,
     steps: Sequence[Step],
     questions: Sequence[str],
     ordinary: Ordinary,
-) -> Climbed:
-    conditions = {step.name: step.asks(bench, questions) for step in steps}
-    measured = bench.measure(conditions, ordinary, what=f"ladder of {len(steps)} rungs")
-    return Climbed(_read(bench, reader, steps, questions, every_layer(vector)), tuple(measured.values()))
+) -> MeasuredLadder:
+    conditions = {step.name: step.asks(run, questions) for step in steps}
+    measured = run.measure(conditions, ordinary, what=f"ladder of {len(steps)} rungs")
+    return MeasuredLadder(_read(run, reader, steps, questions, every_layer(vector)), tuple(measured.values()))
 
 
 def _read(
-    bench: Bench, reader: Reader, steps: Sequence[Step], questions: Sequence[str], probes: Sequence[Probe]
-) -> Array:
+    run: ValidationRun, reader: Reader, steps: Sequence[Step], questions: Sequence[str], probes: Sequence[Probe]
+) -> StatisticArray:
     """Last prompt tokens [R, q, k]; they do not depend on the rollout."""
     asks = [ResponseRequest(question, step.system, before=step.before) for step in steps for question in questions]
-    texts = [bench.model.encode(asked.messages()) for asked in asks]
+    texts = [run.model.encode(request.messages()) for request in asks]
     return reader.prompts(texts, probes).reshape(len(steps), len(questions), len(probes))
 
 
-def _exemplars(vector: PersonaVector, reader: Reader) -> tuple[int, Sides] | None:
+def _exemplars(vector: PersonaVector, reader: Reader) -> tuple[int, ExemplarReadings] | None:
     """The layer that tells the judge's exemplars apart best, and the readings of the held-out ones."""
     trait = vector.header.trait
     if isinstance(trait, OwnTrait):
         return None
     judged, held_out = (
-        Sides.read(reader, pairs, every_layer(vector)) for pairs in (trait.judge_pairs, trait.held_out_pairs)
+        ExemplarReadings.read(reader, pairs, every_layer(vector)) for pairs in (trait.judge_pairs, trait.held_out_pairs)
     )
     return (judged.best, held_out) if judged.tokens.size and held_out.tokens.size else None
 
 
-def _rung(step: Step, measured: Measured, readings: Array, layer: int) -> Rung:
+def _rung(step: Step, measured: Measured, readings: StatisticArray, layer: int) -> Rung:
     trait, coherence = measured.figures()
     return Rung(
         name=step.name,
@@ -234,7 +233,7 @@ def _rung(step: Step, measured: Measured, readings: Array, layer: int) -> Rung:
     )
 
 
-def _by_layer(reported: Climbed, unseen: Sides | None) -> tuple[LayerReading, ...]:
+def _by_layer(reported: MeasuredLadder, unseen: ExemplarReadings | None) -> tuple[LayerReading, ...]:
     overall, within = (
         correlation_estimates(reported.readings, reported.scores, within=within) for within in (False, True)
     )

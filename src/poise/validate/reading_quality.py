@@ -17,15 +17,22 @@ from numpy.typing import NDArray
 from poise.activations import Probe, project
 from poise.model import Encoded, Model, ask
 from poise.progress import track
-from poise.statistics.estimates import Estimate, auc, auc_estimate, bootstrap, bootstrap_all
+from poise.statistics.estimates import Estimate, StatisticArray, auc, auc_estimate, bootstrap, bootstrap_all
 from poise.storage.content_hash import content_key
 from poise.storage.journal import Journal
 from poise.trait import ExemplarPair
 from poise.vector import PersonaVector
 
-__all__ = ["Reader", "Sides", "chance", "correlation_estimates", "correlations", "every_layer", "random_probes"]
+__all__ = [
+    "ExemplarReadings",
+    "Reader",
+    "chance",
+    "correlation_estimates",
+    "correlations",
+    "every_layer",
+    "random_probes",
+]
 
-Array = NDArray[np.float64]
 READ_AT_ONCE = 16
 
 
@@ -33,7 +40,7 @@ class Reader:
     """Reads texts once and keeps what it read.
 
     Args:
-        model: Whose activations.
+        model: The model whose activations are read.
         folder: ``None`` keeps readings in memory; else ``readings.jsonl`` in it.
     """
 
@@ -41,11 +48,11 @@ class Reader:
         self.model = model
         self._journal = Journal(folder / "readings.jsonl" if folder else None)
 
-    def prompts(self, texts: Sequence[Encoded], probes: Sequence[Probe]) -> Array:
+    def prompts(self, texts: Sequence[Encoded], probes: Sequence[Probe]) -> StatisticArray:
         """Each text's last prompt token on each probe: [n, k]."""
         return self._read("last prompt token", texts, probes, lambda text, read: read[text.start - 1].tolist())
 
-    def answers(self, texts: Sequence[Encoded], probes: Sequence[Probe]) -> tuple[Array, Array]:
+    def answers(self, texts: Sequence[Encoded], probes: Sequence[Probe]) -> tuple[StatisticArray, StatisticArray]:
         """Mean and peak of each text's response tokens on each probe: [n, k] each."""
 
         def pooled(text: Encoded, read: torch.Tensor) -> list[float]:
@@ -61,7 +68,7 @@ class Reader:
         texts: Sequence[Encoded],
         probes: Sequence[Probe],
         pooled: Callable[[Encoded, torch.Tensor], list[float]],
-    ) -> Array:
+    ) -> StatisticArray:
         """Always in the same batches, done or not: a model's last digit may depend on them."""
         watched = {"model": asdict(self.model.fingerprint), "probes": _identity(probes), "pooling": pooling}
         keys = [content_key(ids=list(t.ids), start=t.start, **watched) for t in texts]
@@ -87,18 +94,20 @@ def random_probes(width: int, layer: int, draws: int, *, seed: int) -> list[Prob
     return [Probe(layer, direction) for direction in torch.nn.functional.normalize(drawn, dim=-1)]
 
 
-def correlations(readings: Array, scores: Array, *, within: bool) -> Array:
+def correlations(readings: StatisticArray, scores: StatisticArray, *, within: bool) -> StatisticArray:
     """Pearson's r of each probe's readings [R, q, k] with scores [R, q], over cells that have a score: [k].
 
     Within: every rung's readings and scores less their own means first, so that what tells rungs apart counts for
     nothing. This pools the rungs' correlations, each by its spread; a rung in which nothing varies has no say. NaN
     where nothing varies at all.
     """
-    r: Array = _correlations_of(readings, scores, np.arange(scores.shape[1])[None], within=within)[0]
+    r: StatisticArray = _correlations_of(readings, scores, np.arange(scores.shape[1])[None], within=within)[0]
     return r
 
 
-def _correlations_of(readings: Array, scores: Array, questions: NDArray[np.int64], *, within: bool) -> Array:
+def _correlations_of(
+    readings: StatisticArray, scores: StatisticArray, questions: NDArray[np.int64], *, within: bool
+) -> StatisticArray:
     """``correlations`` over the questions of each draw, [draws, q]: [draws, k]."""
     usable = ~np.isnan(scores)
     weight = usable[:, questions, None].astype(float)  # [R, draws, q, 1]
@@ -110,11 +119,11 @@ def _correlations_of(readings: Array, scores: Array, questions: NDArray[np.int64
     raw = np.sqrt(np.einsum("rdqk,rdqk->dk", values, values))
     size[size <= 1e-9 * raw] = np.nan  # what centring leaves of a constant
     products = np.einsum("rdqk,rdq->dk", centred[..., :-1], centred[..., -1])
-    r: Array = products / (size[:, :-1] * size[:, -1:])
+    r: StatisticArray = products / (size[:, :-1] * size[:, -1:])
     return r
 
 
-def correlation_estimates(readings: Array, scores: Array, *, within: bool) -> list[Estimate]:
+def correlation_estimates(readings: StatisticArray, scores: StatisticArray, *, within: bool) -> list[Estimate]:
     """``correlations``, each with its interval, bootstrapped by question; one resampling serves all probes."""
     rungs, n, probes = readings.shape
     return bootstrap_all(
@@ -122,7 +131,7 @@ def correlation_estimates(readings: Array, scores: Array, *, within: bool) -> li
     )
 
 
-def chance(readings: Array, scores: Array, *, within: bool) -> Estimate:
+def chance(readings: StatisticArray, scores: StatisticArray, *, within: bool) -> Estimate:
     """Mean |r| over probes that mean nothing, readings [R, q, k], bootstrapped by question."""
     rungs, n, probes = readings.shape
     return bootstrap(
@@ -133,18 +142,18 @@ def chance(readings: Array, scores: Array, *, within: bool) -> Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class ExemplarReadings:
     """Readings of exemplar pairs, with the trait and without it. n: pairs, k: probes.
 
     ``mean`` and ``peak`` are [2, n, k], ``tokens`` [2, n].
     """
 
-    mean: Array
-    peak: Array
-    tokens: Array
+    mean: StatisticArray
+    peak: StatisticArray
+    tokens: StatisticArray
 
     @classmethod
-    def read(cls, reader: Reader, pairs: Sequence[ExemplarPair], probes: Sequence[Probe]) -> Sides:
+    def read(cls, reader: Reader, pairs: Sequence[ExemplarPair], probes: Sequence[Probe]) -> ExemplarReadings:
         """Both answers of each pair whose answers the model can take."""
         model = reader.model
         encoded = [[model.encode(ask(p.question), text) for text in (p.positive, p.negative)] for p in pairs]
@@ -164,7 +173,7 @@ class Sides:
         aucs = auc(np.concatenate([positive, negative]).T, labels)
         return max(range(len(aucs)), key=lambda k: (aucs[k], gap[k]))
 
-    def auc(self, which: Array, probe: int) -> Estimate:
+    def auc(self, which: StatisticArray, probe: int) -> Estimate:
         """AUC of one probe's readings, ``mean`` or ``peak``, bootstrapped by pair."""
         return auc_estimate(which[0, :, probe], which[1, :, probe])
 

@@ -17,10 +17,10 @@ from poise.model import Model, load_model
 from poise.trait import OwnTrait
 from poise.trait.library import evaluation_questions
 from poise.validate.certificate import Certificate, JudgeFacts
-from poise.validate.combined import Second, together
-from poise.validate.conditions import Bench
+from poise.validate.combined import SecondVector, combined_steering
+from poise.validate.conditions import ValidationRun
 from poise.validate.dose_curve import ValidationSettings, certify
-from poise.validate.ladder import climb
+from poise.validate.ladder import measure_ladder
 from poise.vector import PersonaVector
 
 __all__ = ["validate"]
@@ -81,7 +81,7 @@ def validate(
     run = run or ResponseStore(None)
     judges = choose_judges(judge, vector.header.trait, model, cache=run.folder) if isinstance(judge, str) else judge
     second = _second(beside, judge, judges, run) if beside is not None else None
-    bench = Bench(
+    work = ValidationRun(
         engine=LocalEngine(model, batch=batch, allow_other_model=allow_other_model),
         model=model,
         judge=judges.trait,
@@ -90,25 +90,25 @@ def validate(
         sampling=sampling or SamplingParams(max_new_tokens=96, temperature=0.7),
         rollouts=rollouts,
         seed=seed,
-        run=run,
+        store=run,
     )
     if isinstance(questions, int):
         questions = evaluation_questions(vector.header.trait)[:questions]
-    certificate = certify(vector, bench, questions, _judge_facts(judges), settings=settings, notes=_trait_notes(vector))
+    certificate = certify(vector, work, questions, _judge_facts(judges), settings=settings, notes=_trait_notes(vector))
     if monitoring:
-        certificate = certificate.model_copy(update={"monitoring": climb(vector, bench, questions)})
+        certificate = certificate.model_copy(update={"monitoring": measure_ladder(vector, work, questions)})
     if second is not None:
-        certificate = certificate.model_copy(update={"together": together(vector, certificate, second, bench)})
+        certificate = certificate.model_copy(update={"together": combined_steering(vector, certificate, second, work)})
     return certificate
 
 
-def _second(beside: PersonaVector, judge: str | ChosenJudges, judges: ChosenJudges, run: ResponseStore) -> Second:
+def _second(beside: PersonaVector, judge: str | ChosenJudges, judges: ChosenJudges, run: ResponseStore) -> SecondVector:
     """The second vector with a judge of the same kind; a local one judges with the model that is loaded already."""
     if not isinstance(judge, str):
         raise InvalidArgument(f"beside needs a judge of {beside.name} too; name the judge, as exemplars or model:NAME.")
     loaded = judges.trait.model if isinstance(judges.trait, LocalJudge) else None
     second = trait_judge(judge, beside.header.trait, cache=run.folder, local=lambda name: loaded or load_model(name))
-    return Second(beside, second, second.why_unusable if isinstance(second, ExemplarJudge) else "")
+    return SecondVector(beside, second, second.why_unusable if isinstance(second, ExemplarJudge) else "")
 
 
 def _judge_facts(judges: ChosenJudges) -> JudgeFacts:

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from poise.statistics.estimates import Estimate, bootstrap, spearman
+from poise.statistics.estimates import Estimate, StatisticArray, bootstrap, spearman
 from poise.validate.certificate import JudgeFacts, Point
 from poise.validate.conditions import over_questions
 
 __all__ = ["Evidence", "decide", "monotone", "usable_doses"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +28,9 @@ class Evidence:
         judge: An unusable judge cannot certify.
     """
 
-    rise: Array
-    random_rise: Array
-    curve: Mapping[float, Array]
+    rise: StatisticArray
+    random_rise: StatisticArray
+    curve: Mapping[float, StatisticArray]
     coherence: Estimate
     floor: float
     judge: JudgeFacts
@@ -68,7 +65,7 @@ def decide(evidence: Evidence) -> tuple[Literal["induced", "not-induced"], tuple
     )
 
 
-def monotone(curve: Mapping[float, Array]) -> Estimate:
+def monotone(curve: Mapping[float, StatisticArray]) -> Estimate:
     """Spearman of dose and mean trait score over the curve's points, bootstrapped by question."""
     doses = np.array(sorted(curve))
     scores = np.stack([curve[d] for d in doses.tolist()])  # [doses, q]
