@@ -31,7 +31,7 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.extract import extract
 from poise.model import Model, ask, load_model, wrap
-from poise.serve.server import Options, make
+from poise.serve.server import ServerOptions, make_server
 from poise.statistics.estimates import bootstrap
 from poise.steer import SteeringExpression
 from poise.trait import library
@@ -112,7 +112,7 @@ def load_test(name: str, requests: int, most: int, tokens: int, rounds: int) -> 
     rows = [steering[i % len(STEERINGS)] for i in range(requests)]
     engine, probes = LocalEngine(model, batch=most), [v.at("read").probe for v in given.values()]
     sampling = SamplingParams(tokens, temperature=0)
-    server = make(model, given, Options(port=0, batch=most, queue=requests))
+    server = make_server(model, given, ServerOptions(port=0, batch=most, queue=requests))
     address = server.start()
     alone, served, seen = [], [], []
     clients(address, model.name, most, most, 4, True)  # warm
@@ -148,7 +148,7 @@ def memory_test(requests: int) -> None:
         num_key_value_heads=2, vocab_size=len(tokenizer), max_position_embeddings=2048, pad_token_id=None,
     )  # fmt: skip
     model = wrap(AutoModelForCausalLM.from_config(config).eval(), tokenizer, name="tiny")
-    server = make(model, vectors(model), Options(port=0))
+    server = make_server(model, vectors(model), ServerOptions(port=0))
     address = server.start()
     found = []
     for _ in range(10):

@@ -20,7 +20,7 @@ from poise import contrast
 from poise.activations import Probe
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
-from poise.engine.static_batch import Run
+from poise.engine.static_batch import StaticBatch
 from poise.extract import extract
 from poise.model import Model, ask, load_model
 from poise.steer import Condition, Steering, Term
@@ -97,7 +97,7 @@ def steps(
     prompts = [model.encode(ask(QUESTION))] * batch
     sampling = SamplingParams(max_new_tokens=tokens, temperature=0)
     rows = [steering] * batch
-    yield from Run(model, prompts, sampling, seeds=[0] * batch, steering=rows, probes=probes).steps()
+    yield from StaticBatch(model, prompts, sampling, seeds=[0] * batch, steering=rows, probes=probes).steps()
 
 
 def run(model: Model, batch: int, tokens: int) -> Callable[[], object]:

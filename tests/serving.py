@@ -8,7 +8,7 @@ from typing import Any
 
 import tiny
 from poise.model import Model
-from poise.serve.server import Options, Running, make
+from poise.serve.server import RunningServer, ServerOptions, make_server
 from poise.vector import Alarm, PersonaVector
 
 
@@ -39,10 +39,12 @@ def vectors(model: Model) -> dict[str, PersonaVector]:
 @contextlib.contextmanager
 def running(
     model: Model | None = None, given: Mapping[str, PersonaVector] | None = None, **options: Any
-) -> Iterator[tuple[str, Running]]:
+) -> Iterator[tuple[str, RunningServer]]:
     """Its address, and the server itself."""
     loaded = model or tiny.model()
-    server = make(loaded, vectors(loaded) if given is None else given, Options(port=0, grace=1.0, **options))
+    server = make_server(
+        loaded, vectors(loaded) if given is None else given, ServerOptions(port=0, grace=1.0, **options)
+    )
     address = server.start()
     try:
         yield address, server

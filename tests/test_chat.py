@@ -35,7 +35,7 @@ from poise import vector as vectors
 from poise.activations import Probe, project
 from poise.cli import app
 from poise.cli.chat import commands, tint
-from poise.cli.chat.dialogue import Dialogue, Said, Setup, Turn, Watched, named, push, transcript
+from poise.cli.chat.dialogue import Dialogue, Setup, TokenReadings, Turn, WatchedTrait, named, push, transcript
 from poise.cli.chat.loop import Screen, answer, converse, prepare, remarks
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
@@ -65,8 +65,10 @@ def kind(model: Model) -> PersonaVector:
     return tiny.vector(model, seed=2, trait=trait, trait_hash=trait.hash)
 
 
-def watch(name: str, vector: PersonaVector, layer: int = LAYER, normal: float = 1.0, spread: float = 2.0) -> Watched:
-    return Watched(name, vector, Probe(layer, vector.unit(layer)), normal, spread)
+def watch(
+    name: str, vector: PersonaVector, layer: int = LAYER, normal: float = 1.0, spread: float = 2.0
+) -> WatchedTrait:
+    return WatchedTrait(name, vector, Probe(layer, vector.unit(layer)), normal, spread)
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def setup(model: Model, grumpy: PersonaVector, kind: PersonaVector) -> Setup:
 def turn(*texts: str, readings: Sequence[float] = (), k: int = 2, **changes: Any) -> Turn:
     """An answer of one token a text; every probe reads the same."""
     values = list(readings) or [1.0] * len(texts)
-    said = tuple(Said(text, ((value,) * k,)) for text, value in zip(texts, values, strict=True))
+    said = tuple(TokenReadings(text, ((value,) * k,)) for text, value in zip(texts, values, strict=True))
     return replace(Turn("Why?", "", None, 0, (0.5,) * k, said, "stop"), **changes)
 
 
@@ -220,7 +222,7 @@ class TestThePush:
     """The steered engine beside a plain reading pass over the same tokens, which knows of no steering."""
 
     def readings(
-        self, model: Model, watched: Watched, steering: Steering
+        self, model: Model, watched: WatchedTrait, steering: Steering
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         prompt = tiny.prompts(model, 1)[0]
         said = LocalEngine(model).generate([prompt], SamplingParams(12), steering=steering, probes=[watched.probe])[0]

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import tiny
 from poise.activations import read, read_tokens
 from poise.engine import Generation, Probe, SamplingParams
+from poise.engine.continuous import ContinuousEngine
 from poise.engine.static import LocalEngine
-from poise.engine.static_batch import Run
+from poise.engine.static_batch import StaticBatch
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Encoded, Model, ask, wrap
 from poise.steer import Steering
@@ -121,7 +122,7 @@ class TestABatch:
         prompts = tiny.prompts(llama, 6)
         said = LocalEngine(dataclasses.replace(llama, stop_ids=frozenset())).generate(prompts, GREEDY)
         model = dataclasses.replace(llama, stop_ids=frozenset({g.ids[2] for g in said[1:]} - set(said[0].ids)))
-        run = Run(model, prompts, GREEDY, seeds=range(6), steering=[None] * 6, keep_means=True)
+        run = StaticBatch(model, prompts, GREEDY, seeds=range(6), steering=[None] * 6, keep_means=True)
         with torch.inference_mode():
             finished = [row for step in run.steps() for row in step]
         assert sorted(finished) == list(range(6)), "each row is reported once"
@@ -209,7 +210,7 @@ class TestWhatIsKept:
             assert readings is not None
             assert whole_readings is not None
             assert torch.equal(readings, whole_readings[:, columns])
-        with pytest.raises(ValueError, match="2 lists of probes for 3 prompts"):
+        with pytest.raises(InvalidArgument, match="2 lists of probes for 3 prompts"):
             LocalEngine(llama).generate(prompts, GREEDY, probes=[[a], [b]])
 
     def test_nothing_is_unless_it_was_asked_for(self, llama: Model) -> None:
@@ -267,8 +268,48 @@ class TestSampling:
         with pytest.raises(InvalidArgument, match=f"{next(iter(bad))} is {next(iter(bad.values()))}"):
             SamplingParams(**bad)
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"seeds": [1, 2]}, "2 seeds for 3 prompts"),
+            ({"seeds": [1, 2, -3]}, "seed -3"),
+            ({"seeds": [1, 2, 0.5]}, "seed 0.5"),
+            ({"steering": ["up=1"] * 3}, "steering is a str"),
+            ({"probes": [[], [], ["up"]]}, "probe is a str"),
+            ({"probes": [1, 2, 3]}, "probe is a int"),
+        ],
+    )
+    def test_of_a_wrong_length_or_type_is_one_sentence(
+        self, llama: Model, arguments: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(InvalidArgument, match=message):
+            LocalEngine(llama).generate(tiny.prompts(llama, 3), GREEDY, **arguments)
+
+    @pytest.mark.parametrize("batch", [0, -1, 1.5, True, None])
+    @pytest.mark.parametrize("engine", [LocalEngine, ContinuousEngine])
+    def test_batch_is_a_whole_number_of_at_least_one(self, llama: Model, engine: Any, batch: Any) -> None:
+        with pytest.raises(InvalidArgument, match=f"batch is {batch}"):
+            engine(llama, batch=batch)
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            {"max_new_tokens": 1.5},
+            {"max_new_tokens": True},
+            {"max_new_tokens": "9"},
+            {"temperature": float("nan")},
+            {"temperature": True},
+            {"temperature": "hot"},
+            {"top_p": float("nan")},
+            {"top_p": None},
+        ],
+    )
+    def test_of_sampling_with_a_wrong_type_is_one_sentence(self, bad: dict[str, Any]) -> None:
+        with pytest.raises(InvalidArgument, match=f"{next(iter(bad))} is "):
+            SamplingParams(**bad)
+
     def test_needs_as_many_steerings_as_prompts(self, llama: Model) -> None:
-        with pytest.raises(ValueError, match="2 steerings for 3 prompts"):
+        with pytest.raises(InvalidArgument, match="2 steerings for 3 prompts"):
             LocalEngine(llama).generate(tiny.prompts(llama, 3), GREEDY, steering=[None, None])
 
     def test_from_a_model_that_gives_nan_is_an_error_that_names_the_token(self, llama: Model) -> None:

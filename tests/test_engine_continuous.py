@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import tiny
-from poise.engine import Job, Probe, Said, SamplingParams
+from poise.engine import EngineOutput, GenerationRequest, Probe, SamplingParams
 from poise.engine.continuous import ContinuousEngine
-from poise.engine.detokenizer import Speech
+from poise.engine.detokenizer import Detokenizer
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, OtherModel
 from poise.model import Model, ask
@@ -33,7 +33,7 @@ EXPRESSIONS = [
 ]
 
 
-def jobs(model: Model, n: int = 10) -> list[Job]:
+def jobs(model: Model, n: int = 10) -> list[GenerationRequest]:
     """All different: prompts, lengths, sampling, steering and probes."""
     vectors = {"up": tiny.vector(model, seed=1), "down": tiny.vector(model, seed=2)}
     probes = [Probe(i, vectors["up"].unit(i)) for i in range(3)]
@@ -43,9 +43,9 @@ def jobs(model: Model, n: int = 10) -> list[Job]:
         SamplingParams(12, temperature=1.2, top_p=0.9),
     ]
     return [
-        Job(
-            prompt,
-            samplings[i % 3],
+        GenerationRequest(
+            prompt=prompt,
+            sampling=samplings[i % 3],
             seed=i,
             steering=SteeringExpression.parse(text).steering(vectors)
             if (text := EXPRESSIONS[i % len(EXPRESSIONS)])
@@ -56,16 +56,18 @@ def jobs(model: Model, n: int = 10) -> list[Job]:
     ]
 
 
-def alone(model: Model, job: Job) -> Any:
+def alone(model: Model, job: GenerationRequest) -> Any:
     [found] = LocalEngine(model).generate(
         [job.prompt], job.sampling, seeds=[job.seed], steering=job.steering, probes=job.probes
     )
     return found
 
 
-def finish(engine: ContinuousEngine, steps: Sequence[Sequence[tuple[int, Job]]] = ()) -> dict[Any, list[Said]]:
+def finish(
+    engine: ContinuousEngine, steps: Sequence[Sequence[tuple[int, GenerationRequest]]] = ()
+) -> dict[Any, list[EngineOutput]]:
     """Add jobs before the steps that are named, and go on until nothing runs."""
-    out: dict[Any, list[Said]] = {}
+    out: dict[Any, list[EngineOutput]] = {}
     step = 0
     while step < len(steps) or engine.waiting or engine.running:
         for key, job in steps[step] if step < len(steps) else ():
@@ -77,8 +79,8 @@ def finish(engine: ContinuousEngine, steps: Sequence[Sequence[tuple[int, Job]]] 
     return out
 
 
-def text(said: Sequence[Said]) -> str:
-    return "".join(token.text for one in said for token in one.tokens)
+def text(outputs: Sequence[EngineOutput]) -> str:
+    return "".join(token.text for output in outputs for token in output.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ class TestAnswersThatComeAndGo:
         model = dataclasses.replace(model, stop_ids=frozenset(stops))
         said_alone = [alone(model, job) for job in asked]
         rng = random.Random(order)
-        come: list[list[tuple[int, Job]]] = [[] for _ in range(9)]
+        come: list[list[tuple[int, GenerationRequest]]] = [[] for _ in range(9)]
         for key in rng.sample(range(len(asked)), len(asked)):
             come[rng.randrange(9)].append((key, asked[key]))
         found = finish(ContinuousEngine(model, batch=4 + order), come)
@@ -110,10 +112,10 @@ class TestAnswersThatComeAndGo:
             assert pieces[-1].finish == expected.finish
             assert sum(len(one.tokens) for one in pieces) == len(expected.ids)
             if asked[key].probes:
-                read = [pieces[0].prompt, *(t.readings for one in pieces for t in one.tokens)]
+                read = [pieces[0].prompt_readings, *(t.readings for one in pieces for t in one.tokens)]
                 torch.testing.assert_close(torch.tensor(read), expected.readings, rtol=0, atol=1e-4)
             else:
-                assert pieces[0].prompt is None
+                assert pieces[0].prompt_readings is None
 
     def test_free_their_place_when_they_are_dropped(self, llama: Model) -> None:
         engine = ContinuousEngine(llama, batch=3)
@@ -152,7 +154,7 @@ class TestAnswersThatComeAndGo:
 class TestSmolLM:
     def test_says_to_those_who_come_late_what_it_says_to_each_alone(self, smollm: Model) -> None:
         asked = [
-            Job(smollm.encode(ask(question)), SamplingParams(10, temperature=0))
+            GenerationRequest(prompt=smollm.encode(ask(question)), sampling=SamplingParams(10, temperature=0))
             for question in ("What is a fox?", "Name three colours of boats that one sees at sea.", "Why?")
         ]
         found = finish(ContinuousEngine(smollm), [[(0, asked[0])], [], [(1, asked[1])], [(2, asked[2])]])
@@ -209,16 +211,18 @@ class TestAJob:
     def test_longer_than_the_window_is_refused(self, llama: Model) -> None:
         [prompt] = tiny.prompts(llama, 1)
         with pytest.raises(InvalidArgument, match="exceed the window"):
-            ContinuousEngine(llama).check(Job(prompt, SamplingParams(250)))
+            ContinuousEngine(llama).check(GenerationRequest(prompt=prompt, sampling=SamplingParams(250)))
 
     def test_steered_by_another_models_vector_is_refused(self, llama: Model) -> None:
         [prompt] = tiny.prompts(llama, 1)
         foreign = Steering.add(tiny.vector(tiny.model(seed=7)), coef=1)
         with pytest.raises(OtherModel):
-            ContinuousEngine(llama).check(Job(prompt, SamplingParams(5), steering=foreign))
+            ContinuousEngine(llama).check(
+                GenerationRequest(prompt=prompt, sampling=SamplingParams(5), steering=foreign)
+            )
 
     def test_reports_the_log_probability_of_what_it_says(self, llama: Model) -> None:
-        job = dataclasses.replace(jobs(llama, 1)[0], top=3)
+        job = dataclasses.replace(jobs(llama, 1)[0], top_logprobs=3)
         tokens = [t for said in finish(ContinuousEngine(llama), [[(0, job)]])[0] for t in said.tokens]
         ids = torch.tensor([[*job.prompt.ids, *alone(llama, job).ids]])
         with torch.inference_mode():
@@ -226,9 +230,9 @@ class TestAJob:
         best, _ = expected.max(-1)  # greedy
         torch.testing.assert_close(torch.tensor([t.logprob for t in tokens]), best, rtol=0, atol=1e-4)
         torch.testing.assert_close(
-            torch.tensor([[p for _, p in t.top] for t in tokens]), expected.topk(3).values, rtol=0, atol=1e-4
+            torch.tensor([[p for _, p in t.top_logprobs] for t in tokens]), expected.topk(3).values, rtol=0, atol=1e-4
         )
-        assert all(t.top[0][0] == t.alone for t in tokens)
+        assert all(t.top_logprobs[0][0] == t.decoded for t in tokens)
 
 
 class TestSteeringThatComesLater:
@@ -241,7 +245,7 @@ class TestSteeringThatComesLater:
         for key, job in enumerate(asked):
             engine.add(key, job)
         said = [s for _ in range(4) for s in engine.step() if s.key == 1]
-        begun = len(engine._rows[1].speech.tokens) - 1  # the newest is read by the next pass
+        begun = len(engine._running[1].detokenizer.tokens) - 1  # the newest is read by the next pass
         engine.steer(1, Steering.clamp(vector, level=-5.0, layer=2))
         rest = finish(engine)
         read = [t.readings[0] for s in (*said, *rest[1]) for t in s.tokens]
@@ -252,51 +256,51 @@ class TestSteeringThatComesLater:
 
 
 class TestWords:
-    def heard(self, words: str, stop: Sequence[str] = ()) -> tuple[Speech, list[int]]:
+    def heard(self, words: str, stop: Sequence[str] = ()) -> tuple[Detokenizer, list[int]]:
         tokenizer = tiny.chatml()
-        speech, safe = Speech(tokenizer, stop), []
+        detokenizer, safe = Detokenizer(tokenizer, stop), []
         for token in tokenizer(words)["input_ids"]:
-            ended = speech.hear(token)
-            safe.append(speech.safe)
+            ended = detokenizer.add(token)
+            safe.append(detokenizer.releasable)
             if ended:
                 break
-        speech.end()
-        return speech, safe
+        detokenizer.finish()
+        return detokenizer, safe
 
     @pytest.mark.parametrize("tokenizer", [tiny.chatml, tiny.gemma, tiny.llama3], ids=["bytes", "unigram", "llama3"])
     def test_are_what_the_tokenizer_makes_of_all_tokens(self, tokenizer: Any) -> None:
         for sentence in [*tiny.SENTENCES, "Zażółć gęślą jaźń 🦊🦊 – 漢字", "a  b   c"]:
             ids = tokenizer()(sentence, add_special_tokens=False)["input_ids"]
-            speech = Speech(tokenizer())
+            detokenizer = Detokenizer(tokenizer())
             for token in ids:
-                speech.hear(token)
-            speech.end()
-            assert speech.text == "".join(speech.pieces) == tokenizer().decode(ids, skip_special_tokens=True)
-            assert len(speech.pieces) == len(ids)
+                detokenizer.add(token)
+            detokenizer.finish()
+            assert detokenizer.text == "".join(detokenizer.pieces) == tokenizer().decode(ids, skip_special_tokens=True)
+            assert len(detokenizer.pieces) == len(ids)
 
     def test_never_show_a_part_of_a_character(self) -> None:
         tokenizer = tiny.chatml()
-        speech = Speech(tokenizer)
+        detokenizer = Detokenizer(tokenizer)
         for token in tokenizer("🦊")["input_ids"]:
-            assert speech.safe in (0, len(speech.tokens))
-            speech.hear(token)
-        assert speech.pieces == [""] * (len(speech.tokens) - 1) + ["🦊"]
+            assert detokenizer.releasable in (0, len(detokenizer.tokens))
+            detokenizer.add(token)
+        assert detokenizer.pieces == [""] * (len(detokenizer.tokens) - 1) + ["🦊"]
 
     def test_end_before_a_stop_string_wherever_tokens_end(self) -> None:
-        speech, _ = self.heard("The boats leave before the tide turns.", ["ore the"])
-        assert speech.text == "".join(speech.pieces) == "The boats leave bef"
+        detokenizer, _ = self.heard("The boats leave before the tide turns.", ["ore the"])
+        assert detokenizer.text == "".join(detokenizer.pieces) == "The boats leave bef"
 
     def test_end_at_the_earliest_of_several(self) -> None:
         assert self.heard("one two three four", ["four", "two", "three"])[0].text == "one "
 
     def test_hold_back_what_may_become_a_stop_string(self) -> None:
         tokenizer = tiny.chatml()
-        speech, shown = Speech(tokenizer, ["tide out"]), []
+        detokenizer, shown = Detokenizer(tokenizer, ["tide out"]), []
         for token in tokenizer("the tide turns, the tide out there")["input_ids"]:
-            ended = speech.hear(token)
-            shown.append("".join(speech.pieces[: speech.safe]))
+            ended = detokenizer.add(token)
+            shown.append("".join(detokenizer.pieces[: detokenizer.releasable]))
             if ended:
                 break
-        assert speech.text == shown[-1] == "the tide turns, the "
+        assert detokenizer.text == shown[-1] == "the tide turns, the "
         assert all("the tide turns, the ".startswith(text) for text in shown)
         assert "the tide" in shown

@@ -27,8 +27,8 @@ from poise.monitor.calibrate import calibrate_alarms
 from poise.screen.dataset_map import ColumnScorer
 from poise.screen.scoring import ScreeningRun
 from poise.screen.scoring import ScreenSettings as ScreenSettings
-from poise.serve.page_data import entry_of
-from poise.serve.vector_registry import Shelf
+from poise.serve.page_data import vector_entry
+from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.shift.evaluation import project_prompts
 from poise.steer.expression import SteeringExpression
 from poise.train.config import TrainConfig
@@ -106,6 +106,15 @@ def by_calibration(vector: PersonaVector, model: Model, talk: DataSet, **_: Any)
     return sorted({a.layer for a in again.header.alarms})
 
 
+def by_chat(vector: PersonaVector, model: Model, **_: Any) -> list[int]:
+    setup, _steering = prepare(model, SamplingParams(), [vector], None)
+    return [watched.probe.layer for watched in setup.watched]
+
+
+def registered(vector: PersonaVector, model: Model) -> WatchedVector:
+    return VectorRegistry(model).add("v", vector, fixed=True)
+
+
 READERS: dict[str, Callable[..., Any]] = {
     "the vector": lambda vector, **_: [vector.at("read").layer],
     "cap:alarm": expression("v=cap:alarm"),
@@ -121,9 +130,9 @@ READERS: dict[str, Callable[..., Any]] = {
     "shift": by_shift,
     "training": by_training,
     "stop in training": lambda vector, **_: [p.layer for p in PersonaMonitorCallback(vector, stop=True)._probes],
-    "server": lambda vector, model, **_: [Shelf(model).put("v", vector, fixed=True).probe.layer],
-    "server's alarms": lambda vector, model, **_: [a.layer for a in Shelf(model).put("v", vector, fixed=True).alarms],
-    "page": lambda vector, model, **_: [entry_of(Shelf(model).put("v", vector, fixed=True))["watched_layer"]],
+    "server": lambda vector, model, **_: [registered(vector, model).probe.layer],
+    "server's alarms": lambda vector, model, **_: [a.layer for a in registered(vector, model).alarms],
+    "page": lambda vector, model, **_: [vector_entry(registered(vector, model))["watched_layer"]],
     "chat": lambda vector, model, **_: [
         w.probe.layer for w in prepare(model, SamplingParams(), [vector], None)[0].watched
     ],
@@ -135,7 +144,7 @@ STEERERS: dict[str, Callable[..., Any]] = {
     "out": expression("v=out"),
     "cap:number": expression("v=cap:3"),
     "export": lambda vector, **_: [recommended_use(vector).layer],
-    "page": lambda vector, model, **_: [entry_of(Shelf(model).put("v", vector, fixed=True))["default_layer"]],
+    "page": lambda vector, model, **_: [vector_entry(registered(vector, model))["default_layer"]],
 }
 
 

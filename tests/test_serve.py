@@ -18,7 +18,7 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.model import Model
 from poise.monitor import summarize_projections
-from poise.serve.server import Running
+from poise.serve.server import RunningServer
 from poise.steer import SteeringExpression
 
 NAME = "tiny-llama"
@@ -41,13 +41,13 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-def server(model: Model) -> Iterator[tuple[str, Running]]:
+def server(model: Model) -> Iterator[tuple[str, RunningServer]]:
     with serving.running(model) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def client(server: tuple[str, Running]) -> Iterator[openai.OpenAI]:
+def client(server: tuple[str, RunningServer]) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0) as found:
         yield found
 
@@ -240,6 +240,30 @@ class TestSteeringAndWatching:
         assert "is strong" in caution
 
     @pytest.mark.parametrize(
+        "field",
+        [
+            {"steer": "   "},
+            {"steer": ";"},
+            {"steer": " ; ; "},
+            {"steer": 5},
+            {"steer": []},
+            {"watch": [""]},
+            {"watch": "up"},
+            {"watch": 1},
+            {"watch": [3]},
+        ],
+    )
+    def test_that_say_nothing_or_are_of_a_wrong_type_are_bad_requests(
+        self, client: openai.OpenAI, field: dict[str, Any]
+    ) -> None:
+        with pytest.raises(openai.BadRequestError) as error:
+            ask(client, extra_body={"poise": field})
+        assert str(dict(error.value.body or {})["message"]).endswith(".")  # type: ignore[call-overload]
+
+    def test_of_an_empty_expression_do_nothing(self, client: openai.OpenAI) -> None:
+        assert ask(client, extra_body={"poise": {"steer": "", "watch": True}}).choices[0].poise["steer"] is None
+
+    @pytest.mark.parametrize(
         ("steer", "says"),
         [
             ("evil=1", "no vector 'evil'"),
@@ -264,7 +288,7 @@ class TestSteeringAndWatching:
 
 
 class TestSixteenClientsAtOnce:
-    def test_each_get_what_they_get_alone(self, server: tuple[str, Running], model: Model) -> None:
+    def test_each_get_what_they_get_alone(self, server: tuple[str, RunningServer], model: Model) -> None:
         words = " ".join(tiny.SENTENCES).split()
         asked: list[tuple[list[Any], str, int]] = [
             ([{"role": "user", "content": " ".join(words[i : 2 * i + 2])}], STEERINGS[i % len(STEERINGS)], 6 + i)
@@ -343,13 +367,13 @@ class TestWhatIsNotSupported:
 
 
 class TestTheDescription:
-    def test_has_every_route_and_no_other_error_than_ours(self, server: tuple[str, Running]) -> None:
+    def test_has_every_route_and_no_other_error_than_ours(self, server: tuple[str, RunningServer]) -> None:
         found = httpx.get(f"{server[0]}/openapi.json").json()
         assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/poise/vectors"} <= set(found["paths"])
         assert not any("422" in o["responses"] for p in found["paths"].values() for o in p.values())
         assert "HTTPValidationError" not in json.dumps(found["paths"])
 
-    def test_fits_the_answers(self, server: tuple[str, Running]) -> None:
+    def test_fits_the_answers(self, server: tuple[str, RunningServer]) -> None:
         from poise.serve import responses as replies
 
         body = {"model": NAME, "messages": ASK, "max_tokens": 3, "poise": {"watch": True}}

@@ -24,8 +24,8 @@ import tiny
 from poise import vector as vectors
 from poise.engine import continuous
 from poise.model import Model
-from poise.serve.readings_db import Query, Record, Store
-from poise.serve.server import Running
+from poise.serve.readings_db import ReadingRecord, ReadingsQuery, ReadingsStore
+from poise.serve.server import RunningServer
 
 BODY: dict[str, Any] = {
     "model": "tiny-llama",
@@ -52,7 +52,7 @@ def chat(address: str, **more: Any) -> httpx.Response:
     return httpx.post(f"{address}/v1/chat/completions", json={**BODY, **more}, timeout=30)
 
 
-def idle(server: Running) -> bool:
+def idle(server: RunningServer) -> bool:
     scheduler = server.service.scheduler
     return not (scheduler.running or scheduler.waiting or scheduler.engine.running or scheduler.engine.waiting)
 
@@ -60,7 +60,7 @@ def idle(server: Running) -> bool:
 class Held:
     """A server whose model waits at every step until it is let go on."""
 
-    def __init__(self, server: Running) -> None:
+    def __init__(self, server: RunningServer) -> None:
         self.go, engine = threading.Event(), server.service.scheduler.engine
         step = engine.step
 
@@ -96,7 +96,7 @@ class TestClientsThatHangUp:
             metrics = httpx.get(f"{address}/metrics").text
             assert "poise_answers_total{" not in metrics, "no answer went on to its end"
             assert chat(address).status_code == 200
-            rows = server.service.store.readings(Query(limit=1000))[0]
+            rows = server.service.store.readings(ReadingsQuery(limit=1000))[0]
             assert rows, "what was read of them is kept"
 
 
@@ -180,7 +180,7 @@ class TestADatabase:
             other.execute("ROLLBACK")
             other.close()
             eventually(lambda: server.service.store.counts.written == 6)
-            assert len(server.service.store.readings(Query())[0]) == 6
+            assert len(server.service.store.readings(ReadingsQuery())[0]) == 6
             assert server.service.store.counts.lost == 0
 
     def test_that_is_full_is_tried_again_and_gives_up_the_oldest(
@@ -188,16 +188,16 @@ class TestADatabase:
     ) -> None:
         monkeypatch.setattr("poise.serve.readings_db.BACKLOG", 10)
         monkeypatch.setattr("poise.serve.readings_db.PAUSE", 0.01)
-        store = Store(tmp_path / "r.sqlite")
-        real = Store._write
+        store = ReadingsStore(tmp_path / "r.sqlite")
+        real = ReadingsStore._write
 
         def full(*given: Any, **more: Any) -> None:
             raise sqlite3.OperationalError("database or disk is full")
 
-        monkeypatch.setattr(Store, "_write", full)
-        store.put([Record(1.0, f"r{i}", trait="up") for i in range(15)])
+        monkeypatch.setattr(ReadingsStore, "_write", full)
+        store.put([ReadingRecord(time=1.0, request=f"r{i}", trait="up") for i in range(15)])
         eventually(lambda: store.counts.failures > 2)
-        monkeypatch.setattr(Store, "_write", real)
+        monkeypatch.setattr(ReadingsStore, "_write", real)
         eventually(lambda: store.counts.written)
         store.close()
         assert store.counts.lost == 5
@@ -208,7 +208,7 @@ class TestADatabase:
 
         with serving.running(model) as (address, _):
             with monkeypatch.context() as patch:
-                patch.setattr(Store, "_connect", locked)
+                patch.setattr(ReadingsStore, "_connect", locked)
                 found = httpx.get(f"{address}/v1/poise/readings")
             assert (found.status_code, found.json()["error"]["code"]) == (503, "store_busy")
             assert httpx.get(f"{address}/v1/poise/readings").status_code == 200
@@ -302,4 +302,4 @@ class TestTheProcess:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         second.close()
-        assert len(Store(folder / "r.sqlite").readings(Query())[0]) == 6
+        assert len(ReadingsStore(folder / "r.sqlite").readings(ReadingsQuery())[0]) == 6

@@ -18,7 +18,7 @@ import tiny
 from poise import vector as vectors
 from poise.errors import InvalidArgument, InvalidSettings, TooFewResponses
 from poise.model import Model
-from poise.serve.server import Options, check, make, vectors_of
+from poise.serve.server import ServerOptions, check_options, load_vectors, make_server
 from poise.vector import PersonaVector
 
 ASK = {
@@ -233,14 +233,14 @@ class TestAPolicy:
         self, model: Model, keys: Path, tmp_path: Path, rules: Any, says: str
     ) -> None:
         with pytest.raises((InvalidArgument, InvalidSettings), match=says):
-            make(model, serving.vectors(model), Options(keys=keys, policy=policy(tmp_path, **rules)))
+            make_server(model, serving.vectors(model), ServerOptions(keys=keys, policy=policy(tmp_path, **rules)))
 
     def test_that_is_no_yaml_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "p").write_text("a: [")
         with pytest.raises(InvalidSettings, match="broken YAML"):
-            check(Options(policy=tmp_path / "p"))
+            check_options(ServerOptions(policy=tmp_path / "p"))
         with pytest.raises(InvalidSettings, match="Cannot read"):
-            check(Options(policy=tmp_path / "none"))
+            check_options(ServerOptions(policy=tmp_path / "none"))
 
 
 class TestVectorsThatComeAndGo:
@@ -328,20 +328,22 @@ class TestReadings:
         assert answer == said
 
     def test_are_deleted_when_they_are_too_old(self, tmp_path: Path) -> None:
-        from poise.serve.readings_db import Query, Record, Store
+        from poise.serve.readings_db import ReadingRecord, ReadingsQuery, ReadingsStore
 
         path = tmp_path / "r.sqlite"
-        first = Store(path)
-        first.put([Record(time.time() - 86400 * days, f"r{days}", trait="up") for days in (40, 20, 1)])
+        first = ReadingsStore(path)
+        first.put(
+            [ReadingRecord(time=time.time() - 86400 * days, request=f"r{days}", trait="up") for days in (40, 20, 1)]
+        )
         first.close()
-        second = Store(path, keep_days=30)
-        second.put([Record(time.time(), "now", trait="up")])
+        second = ReadingsStore(path, keep_days=30)
+        second.put([ReadingRecord(time=time.time(), request="now", trait="up")])
         second.close()
-        assert [r["request"] for r in Store(path).readings(Query())[0]] == ["now", "r1", "r20"]
+        assert [r["request"] for r in ReadingsStore(path).readings(ReadingsQuery())[0]] == ["now", "r1", "r20"]
 
     def test_in_a_folder_that_is_not_there_are_refused_at_the_start(self, model: Model, tmp_path: Path) -> None:
         with pytest.raises(InvalidArgument, match="Cannot keep readings"):
-            make(model, {}, Options(log=tmp_path / "none" / "r.sqlite"))
+            make_server(model, {}, ServerOptions(log=tmp_path / "none" / "r.sqlite"))
 
 
 @pytest.fixture(scope="module")
@@ -389,8 +391,8 @@ class TestNormalTalk:
         words = " ".join(tiny.SENTENCES).split()
         lines = [json.dumps({"prompt": f"{words[i]} {i}"}) for i in range(30)]
         (tmp_path / "talk.jsonl").write_text("\n".join(lines))
-        found = vectors_of({"up": path}, model, normal=[str(tmp_path / "talk.jsonl")], rate=0.2)
+        found = load_vectors({"up": path}, model, normal=[str(tmp_path / "talk.jsonl")], rate=0.2)
         assert {a.reading for a in found["up"].header.alarms} == {"prompt", "mean", "peak"}
         assert path.read_bytes() == before
         with pytest.raises(TooFewResponses):
-            vectors_of({"up": path}, model, normal=[str(tmp_path / "talk.jsonl")], rate=0.001)
+            load_vectors({"up": path}, model, normal=[str(tmp_path / "talk.jsonl")], rate=0.001)

@@ -21,8 +21,8 @@ import tiny
 from poise.cli import app as command_line
 from poise.errors import InvalidArgument
 from poise.model import Model
-from poise.serve.auth import Keys, check_depth, is_loopback
-from poise.serve.server import Options, Running, check
+from poise.serve.auth import ApiKeys, check_depth, is_loopback
+from poise.serve.server import RunningServer, ServerOptions, check_options
 
 KEY = "k" * 24
 CHAT = "/v1/chat/completions"
@@ -43,13 +43,13 @@ def locked(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 
 @pytest.fixture(scope="module")
-def server(model: Model) -> Iterator[tuple[str, Running]]:
+def server(model: Model) -> Iterator[tuple[str, RunningServer]]:
     with serving.running(model) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def client(server: tuple[str, Running]) -> Iterator[httpx.Client]:
+def client(server: tuple[str, RunningServer]) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server[0], timeout=30) as found:
         yield found
 
@@ -90,12 +90,12 @@ class TestKeys:
     def test_in_a_file_that_makes_no_sense_are_refused_without_being_told(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "keys").write_text(text)
         with pytest.raises(InvalidArgument) as caught:
-            Keys.read(tmp_path / "keys")
+            ApiKeys.read(tmp_path / "keys")
         assert KEY not in str(caught.value)
 
     def test_without_a_name_are_named_by_their_line(self, tmp_path: Path) -> None:
         (tmp_path / "keys").write_text(f"# mine\n{KEY}\n")
-        keys = Keys.read(tmp_path / "keys")
+        keys = ApiKeys.read(tmp_path / "keys")
         assert keys.find(f"bearer {KEY}") == "key-2"
         assert keys.find(None) is None
 
@@ -104,12 +104,12 @@ class TestListening:
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "127.0.0.1.example.org"])
     def test_beyond_this_machine_needs_a_key(self, host: str) -> None:
         with pytest.raises(InvalidArgument, match="no key"):
-            check(Options(host=host))
+            check_options(ServerOptions(host=host))
         assert not is_loopback(host)
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "::1"])
     def test_on_this_machine_does_not(self, host: str) -> None:
-        check(Options(host=host))
+        check_options(ServerOptions(host=host))
 
     def test_is_refused_before_a_model_is_loaded(self) -> None:
         found = CliRunner().invoke(command_line, ["serve", "--model", "no-such-model", "--host", "0.0.0.0"])
@@ -161,7 +161,7 @@ class TestPagesOfOthers:
         found = client.get("/v1/models", headers={"host": "rebound.example:8000"})
         assert (found.status_code, found.json()["error"]["code"]) == (421, "host")
 
-    def test_are_the_servers_own_where_the_origin_is_its_own(self, server: tuple[str, Running]) -> None:
+    def test_are_the_servers_own_where_the_origin_is_its_own(self, server: tuple[str, RunningServer]) -> None:
         assert httpx.post(server[0] + CHAT, json=ASK, headers={"origin": server[0]}).status_code == 200
 
 
@@ -249,7 +249,7 @@ class TestBadInput:
     def test_of_braces_in_a_string_is_no_depth(self) -> None:
         check_depth(json.dumps({"a": "[" * 1000 + '"\\' + "{" * 1000}).encode(), 3)
 
-    def test_of_garbage_instead_of_http_ends_the_connection_alone(self, server: tuple[str, Running]) -> None:
+    def test_of_garbage_instead_of_http_ends_the_connection_alone(self, server: tuple[str, RunningServer]) -> None:
         assert b"400" in raw(server[0], b"\x00\xff\x01 nothing\r\n\r\n")
         long = b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n"
         assert b" 200 " not in raw(server[0], long)
@@ -269,7 +269,7 @@ class TestPaths:
             "/app.py",
         ],
     )
-    def test_of_a_request_reach_no_file(self, server: tuple[str, Running], path: str) -> None:
+    def test_of_a_request_reach_no_file(self, server: tuple[str, RunningServer], path: str) -> None:
         out = raw(server[0], f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         assert out.startswith(b"HTTP/1.1 404")
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from poise import vector as vectors
 from poise.cli import app
-from poise.serve.readings_db import Query, Store
+from poise.serve.readings_db import ReadingsQuery, ReadingsStore
 from poise.settings import read_settings
 from poise.shift.report import load_report
 from poise.train.config import TrainConfig
@@ -183,10 +183,10 @@ class TestAJob:
 
 
 def test_a_servers_readings_are_shown(folder: Path) -> None:
-    store = Store(folder / "readings.sqlite", keep_days=100_000)
+    store = ReadingsStore(folder / "readings.sqlite", keep_days=100_000)
     try:
-        rows, _ = store.readings(Query())
-        alarmed, _ = store.readings(Query(alarmed=True))
+        rows, _ = store.readings(ReadingsQuery())
+        alarmed, _ = store.readings(ReadingsQuery(alarmed=True))
     finally:
         store.close()
     assert [row["request"] for row in rows] == ["r2", "r1", "r0"]

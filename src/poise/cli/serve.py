@@ -106,7 +106,7 @@ def serve(
             raise MissingExtra(
                 f"poise serve needs a part that is not installed ({error.name}); run pip install 'poise[serve]'."
             ) from error
-        options = run.Options(
+        options = run.ServerOptions(
             host=host,
             port=port,
             name=name,
@@ -124,22 +124,21 @@ def serve(
             grace=grace,
             allow_other_model=allow_other_model,
         )
-        files = _named(vector or [])
-        checked = run.check(options, files, normal or [])
+        files = _named_files(vector or [])
+        checked = run.check_options(options, files, normal or [])
         loaded = load_model(model, dtype, device)
-        vectors = run.vectors_of(files, loaded, normal=normal or [], rate=rate, allow_other_model=allow_other_model)
-        server = run.make(loaded, vectors, options, checked)
-    note(
-        f"{server.service.name} on {loaded.device}, watched by {', '.join(server.service.shelf.all) or 'nothing yet'}."
-    )
+        vectors = run.load_vectors(files, loaded, normal=normal or [], rate=rate, allow_other_model=allow_other_model)
+        server = run.make_server(loaded, vectors, options, checked)
+    watched = ", ".join(server.service.registry.entries) or "nothing yet"
+    note(f"{server.service.name} on {loaded.device}, watched by {watched}.")
     server.run(lambda address: note(f"Listening on {address}; Ctrl-C stops it."))
     note("Stopped.")
 
 
-def _named(paths: list[Path]) -> dict[str, Path]:
+def _named_files(arguments: list[Path]) -> dict[str, Path]:
     """Files by the name before the equals sign, or else their own up to the first dot."""
     named: dict[str, Path] = {}
-    for text in paths:
+    for text in arguments:
         before, equals, after = str(text).partition("=")
         name, file = (before, Path(after)) if equals else (text.name.split(".")[0], text)
         if name in named:

@@ -1,25 +1,30 @@
-"""Continuous batching: answers join the running batch between two tokens and leave it at once.
+"""Continuous batching: sequences join the running batch between two tokens and leave it as soon as they end.
 
-Every row has its own steering, probes, sampling and length, and says what it would say alone. Newcomers are read as a
-batch of their own; their cache is then written into free rows of the running one, aligned at its end, which is where
-the next token of every row goes.
+``step`` = schedule, prefill, and for what runs: forward, sample, postprocess. Every sequence has its own steering,
+probes, sampling and length, and gives what it would give alone. New sequences are read as a batch of their own; their
+cache is then written into free slots of the running one, aligned at its end, where the next token of every row goes.
+
+By hand, because no serving engine with this license steers and reads row by row in one batch. Static batches
+(``poise.engine.static_batch``) are a second loop, not a case of this one: they sum activations at every layer for
+response means, take the readings as one tensor at the end instead of a list at every token, and carry no text, stop
+strings or slots. With them here, each would pay for the other: benchmarks/serve_load.py has the ratio of the two.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from poise.activations import Probe, by_layer
-from poise.engine.kv_cache import join, joinable, roomy_cache, trim
-from poise.engine.sampler import choose, newest_logits
-from poise.engine.sequence import Row
-from poise.engine.types import Job, Said
+from poise.engine.kv_cache import cache_budget, join, joinable, roomy_cache, trim
+from poise.engine.sampler import newest_logits, sample_tokens
+from poise.engine.sequence import Sequence, SequenceStatus
+from poise.engine.types import EngineOutput, GenerationRequest, check_count
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Model
 from poise.model.batching import pad
@@ -30,85 +35,89 @@ from poise.steer.joined_rows import SteeredRows, apply_joined_steering
 
 __all__ = ["ContinuousEngine"]
 
-BUDGET = 16384  # cached tokens on a CPU
-BUDGET_GPU = 262144
-PREFILL = 2048  # padded prompt tokens read at once, while the others wait
+PREFILL_CPU = 2048  # padded prompt tokens read at once, while the others wait
 PREFILL_GPU = 16384
-ByLayer = dict[int, tuple[list[int], torch.Tensor]]
-HOLES = 0.25  # free rows are run along with the others until they are more than this share
+ProbesByLayer = dict[int, tuple[list[int], torch.Tensor]]
+FREE_SHARE = 0.25  # free slots are run along with the others until they are more than this share
 
 
 @dataclass(slots=True, eq=False)
-class Steered:
-    """Rows that began together, and what steers them; ``part`` is known while nobody comes or goes."""
+class SteeredGroup:
+    """Sequences that began together, and what steers them; ``part`` is known while none joins or leaves."""
 
     applied: AppliedSteering
-    rows: list[Row]
+    sequences: list[Sequence]
     part: SteeredRows | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Batch:
-    """What runs. S: slots, W: cached positions. Every row ends at the same position; a slot without a row is run idly.
+@dataclass(slots=True, eq=False, kw_only=True)
+class RunningBatch:
+    """The running sequences. S: slots, W: cached positions. Every row ends at the same position; a free slot runs idly.
 
     Attributes:
-        slots: Rows; ``None`` for a free one.
-        cache: Of S rows and W positions.
+        slots: Sequence in each slot; ``None`` for a free one.
+        cache: Key-value cache of S rows and W positions.
         mask: int64 [S, W], 0 on padding.
-        position: int64 [S, 1], of each slot's newest cached token.
-        chosen: int64 [S], tokens that the next pass takes in.
-        steered: Cohorts in the order of their work.
+        position: Position of each slot's newest cached token, int64 [S, 1].
+        next_tokens: Tokens that the next pass takes in, int64 [S].
+        groups: Steered groups in the order in which they are applied.
     """
 
-    slots: list[Row | None]
+    slots: list[Sequence | None]
     cache: Any
     mask: torch.Tensor
     position: torch.Tensor
-    chosen: torch.Tensor
-    steered: list[Steered] = field(default_factory=list)
+    next_tokens: torch.Tensor
+    groups: list[SteeredGroup] = field(default_factory=list)
 
     @property
-    def rows(self) -> list[Row]:
+    def sequences(self) -> list[Sequence]:
         """Those that run, in the order of their slots."""
-        return [row for row in self.slots if row is not None]
+        return [sequence for sequence in self.slots if sequence is not None]
 
 
 class ContinuousEngine:
-    """Answers that come and go, with a model in this process; see ``poise.engine.Stepwise``.
+    """Generates requests that arrive and leave, with a model in this process; see ``poise.engine.StepEngine``.
 
     Args:
-        model: Loaded, in evaluation mode.
-        batch: Most rows at once.
-        budget: Most cached tokens at once, by the longest that each row may become; default by device.
+        model: Model in evaluation mode.
+        batch: Most sequences at once.
+        budget: Most cached tokens at once, by the longest that each sequence may become; default by device.
         allow_other_model: Let vectors of another model steer.
+
+    Raises:
+        InvalidArgument: ``batch`` or ``budget`` is below 1.
+        UnsuitableModel: Cached steps of this model do not give what the whole text gives.
     """
 
     def __init__(
         self, model: Model, *, batch: int = 32, budget: int | None = None, allow_other_model: bool = False
     ) -> None:
-        cpu = model.device.type == "cpu"
+        check_count("batch", batch)
+        if budget is not None:
+            check_count("budget", budget)
         self.pads_left = not require_cache(model).padding_fault
-        self.model, self.most = model, batch
-        self.budget = budget or (BUDGET if cpu else BUDGET_GPU)
-        self.prefill = PREFILL if cpu else PREFILL_GPU
+        self.model, self.max_sequences = model, batch
+        self.budget = budget or cache_budget(model)
+        self.prefill_budget = PREFILL_CPU if model.device.type == "cpu" else PREFILL_GPU
         self.allow_other_model = allow_other_model
-        self._queue: deque[Row] = deque()
-        self._batch: Batch | None = None
-        self._read: tuple[list[Probe], ByLayer] = ([], {})
+        self._waiting: deque[Sequence] = deque()
+        self._batch: RunningBatch | None = None
+        self._last_probes: tuple[list[Probe], ProbesByLayer] = ([], {})
 
     @property
     def waiting(self) -> int:
-        """Jobs that have not begun."""
-        return len(self._queue)
+        """Number of requests that have not begun."""
+        return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Answers that are being generated."""
-        return len(self._batch.rows) if self._batch else 0
+        """Number of answers that are being generated."""
+        return len(self._running)
 
-    def check(self, job: Job) -> None:
-        """Refuse what cannot be run; see ``poise.engine.Stepwise``."""
-        prompt, new = len(job.prompt.ids), job.sampling.max_new_tokens
+    def check(self, request: GenerationRequest) -> None:
+        """Raise where a request cannot be run; see ``poise.engine.StepEngine``."""
+        prompt, new = len(request.prompt.ids), request.sampling.max_new_tokens
         if not prompt:
             raise InvalidArgument("The prompt is empty; give at least one token.")
         if prompt + new > self.model.window:
@@ -116,173 +125,192 @@ class ContinuousEngine:
                 f"The prompt ({prompt} tokens) and {new} new tokens exceed the window of {self.model.name} "
                 f"({self.model.window}); shorten the prompt or ask for fewer new tokens."
             )
-        terms = job.steering.terms if job.steering else ()
+        terms = request.steering.terms if request.steering else ()
         for vector in {id(v): v for t in terms for v in (t.vector, *([t.when.vector] if t.when else []))}.values():
             vector.check_model(self.model, allow_other_model=self.allow_other_model)
 
-    def add(self, key: Hashable, job: Job) -> None:
-        """Take a job that has been checked; it begins at one of the next steps."""
-        self._queue.append(Row(key, job, self.model))
+    def add(self, key: Hashable, request: GenerationRequest) -> None:
+        """Queue a request that has been checked; it begins at one of the next steps."""
+        self._waiting.append(Sequence(key, request, self.model))
 
     @torch.inference_mode()
     def abort(self, key: Hashable) -> None:
-        """Drop a job, waiting or running; nothing more is said of it."""
-        self._queue = deque(row for row in self._queue if row.key != key)
-        self._leave([row for row in self._rows if row.key == key])
+        """Drop a request, waiting or running; it gives no further output."""
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.key != key)
+        self._remove([sequence for sequence in self._running if sequence.key == key])
 
     def steer(self, key: Hashable, steering: Steering) -> None:
-        """Steer an answer by this too, from its next token on."""
-        rows = [row for row in self._rows if row.key == key]
-        if self._batch and rows:
-            applied = AppliedSteering(self.model, [steering] * len(rows))
+        """Add this steering to an answer's own, from its next token on."""
+        sequences = [sequence for sequence in self._running if sequence.key == key]
+        if self._batch and sequences:
+            applied = AppliedSteering(self.model, [steering] * len(sequences))
             applied.decoding()
-            self._batch.steered.append(Steered(applied, rows))
+            self._batch.groups.append(SteeredGroup(applied, sequences))
 
     @torch.inference_mode()
-    def step(self) -> list[Said]:
-        """Begin what there is room for, and generate one token of each.
+    def step(self) -> list[EngineOutput]:
+        """Start the requests that fit, and generate one token of each running answer.
 
-        What goes wrong in a pass ends the rows that were in it, and they say so; the engine goes on.
+        An error in a pass ends the sequences that were in it, and their outputs say so; the engine goes on.
         """
-        said: list[Said] = []
-        decoding = self._rows
-        if newcomers := self._admit():
-            said += self._begin(newcomers)
-        if decoding and self._batch:
+        outputs: list[EngineOutput] = []
+        any_running = bool(self._running)
+        if scheduled := self._schedule():
+            outputs += self._start(scheduled)
+        if any_running and self._batch:
             try:
-                said += self._decode(self._batch)
-            except Exception as error:  # whatever it was, these rows are lost and the next ones need not be
-                said += [Said(row.key, error=error) for row in self._rows]
+                outputs += self._decode(self._batch)
+            except Exception as error:  # whatever it was, these sequences are lost and the next ones need not be
+                outputs += [EngineOutput(key=sequence.key, error=error) for sequence in self._running]
                 self._batch = None
-        return said
+        return outputs
 
     @property
-    def _rows(self) -> list[Row]:
-        return self._batch.rows if self._batch else []
+    def _running(self) -> list[Sequence]:
+        return self._batch.sequences if self._batch else []
 
-    def _admit(self) -> list[Row]:
-        """The longest-waiting jobs that fit beside what runs."""
-        running = self._rows
+    def _schedule(self) -> list[Sequence]:
+        """The longest-waiting requests that fit beside what runs."""
+        running = self._running
         if running and self._batch and not (self.pads_left and joinable(self._batch.cache)):
             return []
-        longest, newcomers = max((row.longest for row in running), default=0), list[Row]()
-        while self._queue and len(running) + len(newcomers) < self.most:
-            row = self._queue[0]
-            rows, longest = len(running) + len(newcomers) + 1, max(longest, row.longest)
-            read = (len(newcomers) + 1) * max(len(r.job.prompt.ids) for r in (*newcomers, row))
-            if (rows > 1 and rows * longest > self.budget) or (newcomers and read > self.prefill):
+        longest, scheduled = max((sequence.max_tokens for sequence in running), default=0), list[Sequence]()
+        while self._waiting and len(running) + len(scheduled) < self.max_sequences:
+            sequence = self._waiting[0]
+            rows, longest = len(running) + len(scheduled) + 1, max(longest, sequence.max_tokens)
+            prefill = (len(scheduled) + 1) * max(len(s.request.prompt.ids) for s in (*scheduled, sequence))
+            if (rows > 1 and rows * longest > self.budget) or (scheduled and prefill > self.prefill_budget):
                 break
-            if newcomers and not self.pads_left and len(row.job.prompt.ids) != len(newcomers[0].job.prompt.ids):
+            if (
+                scheduled
+                and not self.pads_left
+                and len(sequence.request.prompt.ids) != len(scheduled[0].request.prompt.ids)
+            ):
                 break
-            newcomers.append(self._queue.popleft())
-        return newcomers
+            scheduled.append(self._waiting.popleft())
+        return scheduled
 
-    def _begin(self, newcomers: list[Row]) -> list[Said]:
-        """Read the newcomers' prompts; where that fails, one by one, so that only the culprit does."""
+    def _start(self, scheduled: list[Sequence]) -> list[EngineOutput]:
+        """Read the scheduled prompts; where that fails, one by one, so that only the culprit does."""
         try:
-            fresh, said = self._prefill(newcomers)
+            fresh, outputs = self._prefill(scheduled)
         except Exception as error:  # as in ``step``
-            if len(newcomers) == 1:
-                return [Said(newcomers[0].key, error=error)]
-            return [said for row in newcomers for said in self._retry(row.anew())]
+            if len(scheduled) == 1:
+                return [EngineOutput(key=scheduled[0].key, error=error)]
+            return [output for sequence in scheduled for output in self._retry(sequence.restarted())]
         try:
             self._join(fresh)
-            self._leave([row for row in newcomers if row.over])
-        except Exception as error:  # the running batch may be half changed, so that nobody can go on
-            lost = {row.key: row for row in (*self._rows, *newcomers)}
+            self._remove([sequence for sequence in scheduled if sequence.finished])
+        except Exception as error:  # the running batch may be half changed, so that none can go on
+            lost = {sequence.key: sequence for sequence in (*self._running, *scheduled)}
             self._batch = None
-            return [Said(key, error=error) for key in lost]
-        return said
+            return [EngineOutput(key=key, error=error) for key in lost]
+        return outputs
 
-    def _retry(self, row: Row) -> list[Said]:
+    def _retry(self, sequence: Sequence) -> list[EngineOutput]:
         if self._batch and not joinable(self._batch.cache):
-            self._queue.append(row)
+            self._waiting.append(sequence)
             return []
-        return self._begin([row])
+        return self._start([sequence])
 
-    def _prefill(self, rows: list[Row]) -> tuple[Batch, list[Said]]:
-        padded = pad([row.job.prompt for row in rows], side="left", device=self.model.device)
-        cache = roomy_cache(self.model.lm.config)
-        fresh = Batch(list(rows), cache, padded.real.long(), padded.positions[:, -1:], padded.ids[:, -1])
-        if any(row.job.steering for row in rows):
-            applied = AppliedSteering(self.model, [row.job.steering for row in rows])
+    def _prefill(self, sequences: list[Sequence]) -> tuple[RunningBatch, list[EngineOutput]]:
+        padded = pad([sequence.request.prompt for sequence in sequences], side="left", device=self.model.device)
+        fresh = RunningBatch(
+            slots=list(sequences),
+            cache=roomy_cache(self.model.lm.config),
+            mask=padded.real.long(),
+            position=padded.positions[:, -1:],
+            next_tokens=padded.ids[:, -1],
+        )
+        if any(sequence.request.steering for sequence in sequences):
+            applied = AppliedSteering(self.model, [sequence.request.steering for sequence in sequences])
             applied.announce(padded)
-            fresh.steered = [Steered(applied, rows)]
+            fresh.groups = [SteeredGroup(applied, sequences)]
         mask = fresh.mask if padded.padded else None
-        logits, readings = self._pass(fresh, padded.ids, mask, padded.positions)
-        plain = {row for row in rows if not row.job.steering}
-        fresh.steered = [kept for s in fresh.steered if (kept := _without(s, plain, self.model.device))]
-        for steered in fresh.steered:
-            steered.applied.decoding()
-        return fresh, self._hear(fresh, logits, readings)
+        logits, readings = self._forward(fresh, padded.ids, mask, padded.positions)
+        fresh.groups = _groups_without(fresh, {sequence for sequence in sequences if not sequence.request.steering})
+        for group in fresh.groups:
+            group.applied.decoding()
+        return fresh, self._postprocess(fresh, logits, self._sample(fresh, logits), readings)
 
-    def _decode(self, batch: Batch) -> list[Said]:
+    def _decode(self, batch: RunningBatch) -> list[EngineOutput]:
         batch.position = batch.position + 1
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones((len(batch.slots), 1))], dim=1)
-        logits, readings = self._pass(batch, batch.chosen.unsqueeze(1), batch.mask, batch.position)
-        said = self._hear(batch, logits, readings)
-        self._leave([row for row in batch.rows if row.over])
-        return said
+        logits, readings = self._forward(batch, batch.next_tokens.unsqueeze(1), batch.mask, batch.position)
+        outputs = self._postprocess(batch, logits, self._sample(batch, logits), readings)
+        self._remove([sequence for sequence in batch.sequences if sequence.finished])
+        return outputs
 
-    def _pass(
-        self, batch: Batch, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[Row, tuple[float, ...]]]:
-        """Logits float32 [S, vocabulary], and every row's projections on its own probes."""
+    def _forward(
+        self, batch: RunningBatch, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[Sequence, tuple[float, ...]]]:
+        """Logits float32 [S, vocabulary], and every sequence's projections on its own probes."""
         probes: dict[Probe, int] = {}
-        for row in batch.rows:
-            for probe in row.job.probes:
+        for sequence in batch.sequences:
+            for probe in sequence.request.probes:
                 probes.setdefault(probe, len(probes))
-        if list(probes) != self._read[0]:
-            self._read = (list(probes), by_layer(list(probes), self.model))
-        grouped = self._read[1]
+        if list(probes) != self._last_probes[0]:
+            self._last_probes = (list(probes), by_layer(list(probes), self.model))
+        probes_by_layer = self._last_probes[1]
         values = torch.empty((len(ids), len(probes)), device=self.model.device)
 
         def visit(layer: int, h: torch.Tensor) -> None:
-            columns, directions = grouped[layer]
+            columns, directions = probes_by_layer[layer]
             values[:, columns] = h[:, -1].float() @ directions
 
         with contextlib.ExitStack() as hooks:
-            hooks.enter_context(apply_joined_steering(self.model, [_part(s, batch) for s in batch.steered]))
+            hooks.enter_context(apply_joined_steering(self.model, [_part_of(group, batch) for group in batch.groups]))
             if probes:
-                hooks.enter_context(observe(self.model, visit, sorted(grouped)))
+                hooks.enter_context(observe(self.model, visit, sorted(probes_by_layer)))
             logits = newest_logits(self.model, batch.cache, ids, mask, positions)
-        listed = values.tolist()
+        rows = values.tolist()
         return logits, {
-            row: tuple(listed[slot][probes[p]] for p in row.job.probes)
-            for slot, row in enumerate(batch.slots)
-            if row is not None
+            sequence: tuple(rows[slot][probes[p]] for p in sequence.request.probes)
+            for slot, sequence in enumerate(batch.slots)
+            if sequence is not None
         }
 
-    def _hear(self, batch: Batch, logits: torch.Tensor, readings: dict[Row, tuple[float, ...]]) -> list[Said]:
-        """Choose every row's next token and let it say what it can."""
-        live = [(slot, row) for slot, row in enumerate(batch.slots) if row is not None]
-        at = torch.tensor([slot for slot, _ in live], device=logits.device)
-        own = logits if len(live) == len(batch.slots) else logits[at]
-        sound = torch.isfinite(own.amax(dim=-1)).tolist()
-        chosen = choose(own, [row.job.sampling for _, row in live], [row.draw() for _, row in live])
-        batch.chosen = batch.chosen.new_zeros(len(batch.slots)).index_copy(0, at, chosen)
-        said = []
-        for n, ((_, row), token) in enumerate(zip(live, chosen.tolist(), strict=True)):
-            if not sound[n]:
-                row.over = True
-                said.append(Said(row.key, error=self._broken(row)))
-            elif heard := row.hear(token, own[n], readings[row]):
-                said.append(heard)
-        return said
+    def _sample(self, batch: RunningBatch, logits: torch.Tensor) -> list[int]:
+        """The next token of every sequence, in the order of their slots; the batch takes them in at its next pass."""
+        slots = torch.tensor([n for n, s in enumerate(batch.slots) if s is not None], device=logits.device)
+        sequences = batch.sequences
+        live_logits = logits if len(sequences) == len(batch.slots) else logits[slots]
+        tokens = sample_tokens(live_logits, [s.request.sampling for s in sequences], [s.draw() for s in sequences])
+        batch.next_tokens = batch.next_tokens.new_zeros(len(batch.slots)).index_copy(0, slots, tokens)
+        return tokens.tolist()
 
-    def _broken(self, row: Row) -> NonFiniteActivation:
+    def _postprocess(
+        self,
+        batch: RunningBatch,
+        logits: torch.Tensor,
+        tokens: list[int],
+        readings: dict[Sequence, tuple[float, ...]],
+    ) -> list[EngineOutput]:
+        """Give every sequence its token and readings; what each can release."""
+        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+        outputs = []
+        live = [(slot, sequence) for slot, sequence in enumerate(batch.slots) if sequence is not None]
+        for (slot, sequence), token in zip(live, tokens, strict=True):
+            if not finite[slot]:
+                sequence.status = SequenceStatus.FINISHED
+                outputs.append(EngineOutput(key=sequence.key, error=self._non_finite(sequence)))
+            elif output := sequence.append(token, logits[slot], readings[sequence]):
+                outputs.append(output)
+        return outputs
+
+    def _non_finite(self, sequence: Sequence) -> NonFiniteActivation:
         return NonFiniteActivation(
-            f"{self.model.name} gave NaN or infinite logits at token {len(row.speech.tokens)}; steer with less "
-            "strength, or load the model with dtype=torch.float32."
+            f"{self.model.name} gave NaN or infinite logits at token {len(sequence.detokenizer.tokens)}; steer with "
+            "less strength, or load the model with dtype=torch.float32."
         )
 
-    def _join(self, fresh: Batch) -> None:
+    def _join(self, fresh: RunningBatch) -> None:
         """Put a batch that has just been read beside what runs."""
         batch = self._batch
         if batch is None:
             self._batch = fresh
             return
-        free = [slot for slot, row in enumerate(batch.slots) if row is None]
+        free = [slot for slot, sequence in enumerate(batch.slots) if sequence is None]
         slots = [*free, *range(len(batch.slots), len(batch.slots) + len(fresh.slots))][: len(fresh.slots)]
         total = max(len(batch.slots), max(slots) + 1)
         at = torch.tensor(slots, device=self.model.device)
@@ -293,63 +321,62 @@ class ContinuousEngine:
         mask[at] = 0
         mask[at, width - fresh.mask.shape[1] :] = fresh.mask
         batch.mask = mask
-        batch.position = _put(batch.position, fresh.position, at, total)
-        batch.chosen = _put(batch.chosen, fresh.chosen, at, total)
-        for steered in (*batch.steered, *fresh.steered):
-            steered.part = None
+        batch.position = _with_rows(batch.position, fresh.position, at, total)
+        batch.next_tokens = _with_rows(batch.next_tokens, fresh.next_tokens, at, total)
+        for group in (*batch.groups, *fresh.groups):
+            group.part = None
         batch.slots += [None] * (total - len(batch.slots))
-        for slot, row in zip(slots, fresh.slots, strict=True):
-            batch.slots[slot] = row
-        batch.steered += fresh.steered
+        for slot, sequence in zip(slots, fresh.slots, strict=True):
+            batch.slots[slot] = sequence
+        batch.groups += fresh.groups
 
-    def _leave(self, rows: Sequence[Row]) -> None:
-        """Free the slots of these rows, and what no other needs."""
-        batch, gone = self._batch, set(rows)
-        if batch is None or not gone:
+    def _remove(self, sequences: Iterable[Sequence]) -> None:
+        """Free the slots of these sequences, and what no other needs."""
+        batch, removed = self._batch, set(sequences)
+        if batch is None or not removed:
             return
-        batch.slots = [None if row in gone else row for row in batch.slots]
-        batch.steered = [kept for s in batch.steered if (kept := _without(s, gone, self.model.device))]
-        for steered in batch.steered:
-            steered.part = None
-        running = [slot for slot, row in enumerate(batch.slots) if row is not None]
+        batch.slots = [None if sequence in removed else sequence for sequence in batch.slots]
+        batch.groups = _groups_without(batch, removed)
+        for group in batch.groups:
+            group.part = None
+        running = [slot for slot, sequence in enumerate(batch.slots) if sequence is not None]
         if not running:
             self._batch = None
             return
-        if not self._queue and len(running) < (1 - HOLES) * len(batch.slots):
+        if not self._waiting and len(running) < (1 - FREE_SHARE) * len(batch.slots):
             at = torch.tensor(running, device=self.model.device)
             batch.cache.batch_select_indices(at)
-            batch.mask, batch.position, batch.chosen = batch.mask[at], batch.position[at], batch.chosen[at]
+            batch.mask, batch.position, batch.next_tokens = batch.mask[at], batch.position[at], batch.next_tokens[at]
             batch.slots = [batch.slots[slot] for slot in running]
-        spare = batch.mask.shape[1] - max(row.cached for row in batch.rows)
+        spare = batch.mask.shape[1] - max(sequence.cached_tokens for sequence in batch.sequences)
         if spare and joinable(batch.cache):
             trim(batch.cache, spare)
             batch.mask = batch.mask[:, spare:]
 
 
-def _part(steered: Steered, batch: Batch) -> SteeredRows:
-    if steered.part is None:
-        steered.part = _place(steered, batch)
-    return steered.part
+def _part_of(group: SteeredGroup, batch: RunningBatch) -> SteeredRows:
+    """What the group steers, by the slots that its sequences hold now."""
+    if group.part is None:
+        slot_of = {sequence: slot for slot, sequence in enumerate(batch.slots) if sequence is not None}
+        slots = [slot_of[sequence] for sequence in group.sequences]
+        every_slot = slots == list(range(len(batch.slots)))
+        rows = None if every_slot else torch.tensor(slots, device=batch.mask.device)
+        group.part = SteeredRows(group.applied, rows)
+    return group.part
 
 
-def _place(steered: Steered, batch: Batch) -> SteeredRows:
-    place = {row: slot for slot, row in enumerate(batch.slots) if row is not None}
-    slots = [place[row] for row in steered.rows]
-    if slots == list(range(len(batch.slots))):
-        return SteeredRows(steered.applied)
-    return SteeredRows(steered.applied, torch.tensor(slots, device=batch.mask.device))
+def _groups_without(batch: RunningBatch, removed: set[Sequence]) -> list[SteeredGroup]:
+    """The batch's groups that still have a sequence when these are gone."""
+    for group in batch.groups:
+        remaining = [n for n, sequence in enumerate(group.sequences) if sequence not in removed]
+        if len(remaining) < len(group.sequences):
+            group.part = None
+            group.sequences = [group.sequences[n] for n in remaining]
+            group.applied.select(torch.tensor(remaining, dtype=torch.long, device=batch.mask.device))
+    return [group for group in batch.groups if group.sequences]
 
 
-def _without(steered: Steered, gone: set[Row], kept_on: torch.device) -> Steered | None:
-    kept = [n for n, row in enumerate(steered.rows) if row not in gone]
-    if len(kept) < len(steered.rows):
-        steered.part = None
-        steered.rows = [steered.rows[n] for n in kept]
-        steered.applied.select(torch.tensor(kept, dtype=torch.long, device=kept_on))
-    return steered if kept else None
-
-
-def _put(ours: torch.Tensor, theirs: torch.Tensor, at: torch.Tensor, total: int) -> torch.Tensor:
+def _with_rows(ours: torch.Tensor, theirs: torch.Tensor, at: torch.Tensor, total: int) -> torch.Tensor:
     out = ours.new_zeros((total, *ours.shape[1:]))
     out[: len(ours)] = ours
     out[at] = theirs

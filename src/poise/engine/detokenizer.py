@@ -1,22 +1,27 @@
-"""Text out of tokens as they come: whole characters only, and nothing that may turn out to be a stop string."""
+"""Text out of tokens as they come: whole characters only, and nothing that may turn out to be a stop string.
+
+By hand, not by ``tokenizers.decoders.DecodeStream``: that gives the same text for every valid sequence, but raises
+("Invalid prefix encountered") where a byte-fallback tokenizer samples bytes that are no UTF-8, which strong steering
+does, and it has no end: an unfinished character would be lost. Stop strings need the piece of every token anyhow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Speech"]
+__all__ = ["Detokenizer"]
 
-BROKEN = "\N{REPLACEMENT CHARACTER}"
+BROKEN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
-class Speech:
+class Detokenizer:
     """The text of one answer, a piece for each token; the pieces joined are the answer.
 
     A token whose character is not complete yet has an empty piece, and the one that completes it has it all.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         stop: Strings that end the answer; they are no part of it.
     """
 
@@ -25,62 +30,64 @@ class Speech:
         self.tokens: list[int] = []
         self.pieces: list[str] = []
         self.text = ""
-        self.out = 0  # tokens that have been let out; a cut leaves them
-        self._whole = 0  # tokens whose text is complete
-        self._before = 0  # where the tokens begin that the next is decoded with: spaces depend on their neighbours
+        self.released = 0  # tokens that the caller has been given; a cut leaves them
+        self._decoded = 0  # tokens whose text is complete
+        self._context = 0  # first token that the next is decoded with: spaces depend on their neighbours
 
-    def hear(self, token: int) -> bool:
-        """Take a token in; true when a stop string is complete, and the answer cut before it."""
+    def add(self, token: int) -> bool:
+        """Add a token; true when a stop string is complete, and the answer cut before it."""
         self.tokens.append(token)
-        known = self._decode(self._before, self._whole)
-        both = self._decode(self._before, len(self.tokens))
-        if both.endswith(BROKEN):
+        before = self._decode(self._context, self._decoded)
+        after = self._decode(self._context, len(self.tokens))
+        if after.endswith(BROKEN_CHARACTER):
             self.pieces.append("")
             return False
-        self._before, self._whole = self._whole, len(self.tokens)
-        return self._say(both[len(known) :])
+        self._context, self._decoded = self._decoded, len(self.tokens)
+        return self._append_piece(after[len(before) :])
 
-    def end(self) -> None:
-        """No more tokens: what is left of an incomplete character goes with the last one."""
-        if self._whole < len(self.tokens):
-            rest = self._decode(self._before, len(self.tokens))[len(self._decode(self._before, self._whole)) :]
-            self.pieces[-1] += rest
-            self.text += rest
-            self._whole = len(self.tokens)
+    def finish(self) -> None:
+        """No more tokens follow: what there is of an incomplete character goes with the last one."""
+        if self._decoded < len(self.tokens):
+            before = self._decode(self._context, self._decoded)
+            remainder = self._decode(self._context, len(self.tokens))[len(before) :]
+            self.pieces[-1] += remainder
+            self.text += remainder
+            self._decoded = len(self.tokens)
 
     @property
-    def safe(self) -> int:
-        """How many tokens can be let out, whatever comes."""
-        held = max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
-        tokens, left = self._whole, held
-        while left > 0:
+    def releasable(self) -> int:
+        """Number of tokens that can be released, whatever comes next."""
+        prefixes = (n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n]))
+        held_characters = max(prefixes, default=0)
+        tokens = self._decoded
+        while held_characters > 0:
             tokens -= 1
-            left -= len(self.pieces[tokens])
-        return max(tokens, self.out)
+            held_characters -= len(self.pieces[tokens])
+        return max(tokens, self.released)
 
-    def _say(self, piece: str) -> bool:
-        old = len(self.text)
+    def _append_piece(self, piece: str) -> bool:
+        start = len(self.text)
         self.pieces.append(piece)
         self.text += piece
         longest = max(map(len, self.stop), default=0)
-        found = [at for s in self.stop if (at := self.text.find(s, max(old - longest + 1, 0))) >= 0]
-        if not found:
+        stops = [at for s in self.stop if (at := self.text.find(s, max(start - longest + 1, 0))) >= 0]
+        if not stops:
             return False
-        self._cut(min(found))
+        self._cut(min(stops))
         return True
 
-    def _cut(self, at: int) -> None:
-        """Keep the text up to there, and the tokens that have any of it."""
-        self.text, left = self.text[:at], at
-        kept = 0
+    def _cut(self, length: int) -> None:
+        """Keep that many characters, and the tokens that have any of them."""
+        self.text, left = self.text[:length], length
+        tokens = 0
         for n, piece in enumerate(self.pieces):
             if left > 0 and piece:
-                kept = n + 1
+                tokens = n + 1
                 self.pieces[n] = piece[:left]
                 left -= len(self.pieces[n])
-        kept = max(kept, self.out)
-        del self.pieces[kept:], self.tokens[kept:]
-        self._whole = self._before = kept
+        tokens = max(tokens, self.released)
+        del self.pieces[tokens:], self.tokens[tokens:]
+        self._decoded = self._context = tokens
 
     def _decode(self, first: int, last: int) -> str:
         return str(self.tokenizer.decode(self.tokens[first:last], skip_special_tokens=True))

@@ -9,9 +9,13 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["RoomyLayer", "join", "joinable", "roomy_cache", "trim"]
+from poise.model import Model
+
+__all__ = ["RoomyLayer", "cache_budget", "join", "joinable", "roomy_cache", "trim"]
 
 ROOM = 128  # positions added at a time
+CACHE_BUDGET_CPU = 16384  # cached tokens at once, padding included
+CACHE_BUDGET_GPU = 262144
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -38,10 +42,10 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Write the states of other rows into these slots, ending where ours end; zeros where they are shorter.
 
         Args:
-            keys: [slots, heads, T, head width].
-            values: Likewise.
-            slots: int64, which rows of ours they become.
-            rows: Of all there are afterwards.
+            keys: Keys to write, [slots, heads, T, head width].
+            values: Values to write, of the same shape.
+            slots: Rows of this cache that they become, int64.
+            rows: Number of rows afterwards.
         """
         used, length, before = self.keys.shape[-2], keys.shape[-2], self.keys.shape[0]
         wider = max(length - used, 0)
@@ -79,6 +83,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._look(left, left + used)
 
 
+def cache_budget(model: Model) -> int:
+    """Cached tokens that an engine holds at once where it is told no limit."""
+    return CACHE_BUDGET_CPU if model.device.type == "cpu" else CACHE_BUDGET_GPU
+
+
 def roomy_cache(config: Any) -> DynamicCache:
     """Transformers' own choice of cache layers for this model, with the plain ones replaced by roomy ones."""
     cache = DynamicCache(config=config)
@@ -96,10 +105,10 @@ def join(cache: Any, other: Any, slots: torch.Tensor, rows: int) -> None:
     """Write the rows of another cache into these slots; both then end at the same position.
 
     Args:
-        cache: Of the running batch.
-        other: Of rows that have just been read, padded on the left.
-        slots: int64, which rows of ours they become.
-        rows: Of all there are afterwards.
+        cache: Cache of the running batch.
+        other: Cache of rows that have just been read, padded on the left.
+        slots: Rows of this cache that they become, int64.
+        rows: Number of rows afterwards.
     """
     width = max(cache.get_seq_length(), other.get_seq_length())
     for ours, theirs in zip(cache.layers, other.layers, strict=True):
@@ -108,13 +117,15 @@ def join(cache: Any, other: Any, slots: torch.Tensor, rows: int) -> None:
         if isinstance(ours, RoomyLayer):
             ours.join(theirs.keys, theirs.values, slots, rows)
             continue
-        kept = min(width, ours.sliding_window - 1)
-        ours.keys = _joined(ours.keys, theirs.keys, slots, rows, kept)
-        ours.values = _joined(ours.values, theirs.values, slots, rows, kept)
+        length = min(width, ours.sliding_window - 1)
+        ours.keys = _joined_states(ours.keys, theirs.keys, slots, rows, length)
+        ours.values = _joined_states(ours.values, theirs.values, slots, rows, length)
         ours.cumulative_length = width
 
 
-def _joined(ours: torch.Tensor, theirs: torch.Tensor, slots: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+def _joined_states(
+    ours: torch.Tensor, theirs: torch.Tensor, slots: torch.Tensor, rows: int, length: int
+) -> torch.Tensor:
     out = ours.new_zeros((rows, ours.shape[1], length, ours.shape[3]))
     out[: len(ours), :, length - ours.shape[-2] :] = ours
     out[slots] = 0
@@ -131,5 +142,5 @@ def trim(cache: Any, columns: int) -> None:
             layer.trim(columns)
             continue
         layer.cumulative_length -= columns
-        kept = min(layer.cumulative_length, layer.sliding_window - 1)
-        layer.keys, layer.values = (states[:, :, states.shape[-2] - kept :] for states in (layer.keys, layer.values))
+        length = min(layer.cumulative_length, layer.sliding_window - 1)
+        layer.keys, layer.values = (states[:, :, states.shape[-2] - length :] for states in (layer.keys, layer.values))

@@ -1,4 +1,4 @@
-"""One forward pass of a batch with its cache, and the choice of a token a row."""
+"""One forward pass of a batch with its cache, and the sampling of one token for each row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from poise.engine.types import SamplingParams
 from poise.model import Model
 from poise.model.self_check import cache_argument
 
-__all__ = ["choose", "newest_logits"]
+__all__ = ["newest_logits", "sample_tokens"]
 
 
 def newest_logits(
@@ -22,11 +22,11 @@ def newest_logits(
     """Run ids [B, T] after what is cached: logits of each row's last position, float32 [B, vocabulary].
 
     Args:
-        model: Whoever hooks it sees the pass.
-        cache: Grows by T.
+        model: Hooks on it see the pass.
+        cache: Key-value cache; grows by T positions.
         ids: Left-padded, so that the last position is every row's newest.
         mask: int64 [B, cached + T], 0 on padding; ``None`` where there is none.
-        positions: int64 [B, T].
+        positions: Position of each token, int64 [B, T].
     """
     extra: dict[str, Any] = {"position_ids": positions} if _takes_positions(model.backbone.__class__) else {}
     # An index, not a count: a slice is not contiguous, and the head would copy its weights once a row.
@@ -42,22 +42,23 @@ def _takes_positions(backbone: Any) -> bool:
     return "position_ids" in inspect.signature(backbone.forward).parameters
 
 
-def choose(logits: torch.Tensor, samplings: Sequence[SamplingParams], draws: Sequence[float]) -> torch.Tensor:
+def sample_tokens(logits: torch.Tensor, samplings: Sequence[SamplingParams], draws: Sequence[float]) -> torch.Tensor:
     """The next token of each row, int64 [B]: greedy, or where its own draw in [0, 1) falls.
 
     What a row gets does not depend on how the others are sampled.
     """
-    kinds = [_kind(s) for s in samplings]
+    kinds = [_sampling_kind(s) for s in samplings]
     out = logits.argmax(dim=-1)
     for kind in sorted(set(kinds) - {"greedy"}):
         rows = [row for row, other in enumerate(kinds) if other == kind]
-        whole = len(rows) == len(kinds)
-        own = logits if whole else logits[rows]
-        out[rows] = _sampled(own, [samplings[row] for row in rows], [draws[row] for row in rows], top=kind == "top_p")
+        chosen_logits = logits if len(rows) == len(kinds) else logits[rows]
+        out[rows] = _sampled(
+            chosen_logits, [samplings[row] for row in rows], [draws[row] for row in rows], top=kind == "top_p"
+        )
     return out
 
 
-def _kind(sampling: SamplingParams) -> str:
+def _sampling_kind(sampling: SamplingParams) -> str:
     if sampling.temperature == 0:
         return "greedy"
     return "top_p" if sampling.top_p < 1 else "plain"

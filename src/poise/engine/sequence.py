@@ -1,106 +1,132 @@
-"""One answer of a running batch: its draws, its words, and what has been read of it and not yet let out."""
+"""One answer of a running batch: its random stream, its text, and its readings that have not been released yet."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from enum import Enum, auto
 from typing import Literal
 
 import numpy as np
 import torch
 
-from poise.engine.detokenizer import Speech
-from poise.engine.types import Job, Said, Token
+from poise.engine.detokenizer import Detokenizer
+from poise.engine.types import EngineOutput, GeneratedToken, GenerationRequest
 from poise.model import Model
 
-__all__ = ["Row"]
+__all__ = ["Sequence", "SequenceStatus"]
 
 
-class Row:
+class SequenceStatus(Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Sequence:
     """The state of one answer.
 
     Args:
         key: The caller's name for it.
-        job: What was asked.
-        model: Who answers.
+        request: What is generated, and how.
+        model: The model that generates it.
     """
 
-    def __init__(self, key: Hashable, job: Job, model: Model) -> None:
-        self.key, self.job, self.model = key, job, model
-        self.speech = Speech(model.tokenizer, job.stop)
-        self.over = False
-        self.cached = len(job.prompt.ids)  # positions that the model has taken in
-        self._random = np.random.Generator(np.random.Philox(key=job.seed))
-        self._chances: list[Token] = []
+    def __init__(self, key: Hashable, request: GenerationRequest, model: Model) -> None:
+        self.key, self.request, self.model = key, request, model
+        self.detokenizer = Detokenizer(model.tokenizer, request.stop)
+        self.status = SequenceStatus.WAITING
+        self.cached_tokens = len(request.prompt.ids)  # positions that the model has taken in
+        self._random = np.random.Generator(np.random.Philox(key=request.seed))
+        self._logprobs: list[GeneratedToken] = []
         self._readings: list[tuple[float, ...]] = []
-        self._began = False
         self._finish: Literal["stop", "length"] | None = None
 
-    def anew(self) -> Row:
-        """The same job from its beginning."""
-        return Row(self.key, self.job, self.model)
+    def restarted(self) -> Sequence:
+        """The same request from its beginning."""
+        return Sequence(self.key, self.request, self.model)
 
     @property
-    def longest(self) -> int:
-        """Positions that it may come to take."""
-        return len(self.job.prompt.ids) + self.job.sampling.max_new_tokens
+    def finished(self) -> bool:
+        """Whether nothing of it remains to be run or released."""
+        return self.status is SequenceStatus.FINISHED
+
+    @property
+    def max_tokens(self) -> int:
+        """Positions of the cache that it may come to take."""
+        return len(self.request.prompt.ids) + self.request.sampling.max_new_tokens
 
     def draw(self) -> float:
-        """The next number of its own stream, in [0, 1)."""
+        """The next number of its own random stream, in [0, 1)."""
         return float(self._random.random())
 
-    def hear(self, token: int, logits: torch.Tensor, readings: tuple[float, ...]) -> Said | None:
-        """Take in what a pass brought: the readings of what it ran, and the token chosen after it.
+    def append(self, token: int, logits: torch.Tensor, readings: tuple[float, ...]) -> EngineOutput | None:
+        """Add what a pass brought: the readings of what it ran, and the token sampled after it.
 
-        A watched answer that has found its end runs one pass more, for the reading of its last token.
+        A watched answer that has ended runs one pass more, for the reading of its last token.
         """
-        prompt = None
-        if not self._began:
-            prompt, self._began = (readings if self.job.probes else None), True
+        prompt_readings = None
+        if self.status is SequenceStatus.WAITING:
+            self.status = SequenceStatus.RUNNING
+            prompt_readings = readings if self.request.probes else None
         else:
-            self.cached += 1
-            if self.job.probes:
+            self.cached_tokens += 1
+            if self.request.probes:
                 self._readings.append(readings)
         if self._finish is None:
-            self._take(token, logits)
-        read = len(self._readings) if self.job.probes else len(self.speech.tokens)
-        self.over = self._finish is not None and read >= len(self.speech.tokens)
-        tokens = self._let_out(len(self.speech.tokens) if self.over else min(self.speech.safe, read))
-        if prompt is None and not tokens and not self.over:
+            self._append_token(token, logits)
+        generated = len(self.detokenizer.tokens)
+        read = len(self._readings) if self.request.probes else generated
+        if self._finish is not None and read >= generated:
+            self.status = SequenceStatus.FINISHED
+        tokens = self._release(generated if self.finished else min(self.detokenizer.releasable, read))
+        if prompt_readings is None and not tokens and not self.finished:
             return None
-        return Said(self.key, prompt, tokens, self._finish if self.over else None)
+        return EngineOutput(
+            key=self.key,
+            prompt_readings=prompt_readings,
+            tokens=tokens,
+            finish=self._finish if self.finished else None,
+        )
 
-    def _take(self, token: int, logits: torch.Tensor) -> None:
+    def _append_token(self, token: int, logits: torch.Tensor) -> None:
         if token in self.model.stop_ids:
             self._finish = "stop"
         else:
-            self._chances.append(self._chance(token, logits))
-            if self.speech.hear(token):
+            self._logprobs.append(self._with_logprobs(token, logits))
+            if self.detokenizer.add(token):
                 self._finish = "stop"
-            elif len(self.speech.tokens) >= self.job.sampling.max_new_tokens:
+            elif len(self.detokenizer.tokens) >= self.request.sampling.max_new_tokens:
                 self._finish = "length"
         if self._finish:
-            self.speech.end()
+            self.detokenizer.finish()
 
-    def _chance(self, token: int, logits: torch.Tensor) -> Token:
-        if self.job.top is None:
-            return Token("")
+    def _with_logprobs(self, token: int, logits: torch.Tensor) -> GeneratedToken:
+        if self.request.top_logprobs is None:
+            return GeneratedToken(text="")
         logprobs = torch.log_softmax(logits, dim=-1)
-        best = torch.topk(logprobs, self.job.top)
+        best = torch.topk(logprobs, self.request.top_logprobs)
         top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return Token("", (), self._alone(token), float(logprobs[token]), tuple((self._alone(i), p) for i, p in top))
+        return GeneratedToken(
+            text="",
+            decoded=self._decoded(token),
+            logprob=float(logprobs[token]),
+            top_logprobs=tuple((self._decoded(i), p) for i, p in top),
+        )
 
-    def _alone(self, token: int) -> str:
+    def _decoded(self, token: int) -> str:
         return str(self.model.tokenizer.decode([token]))
 
-    def _let_out(self, until: int) -> tuple[Token, ...]:
-        first, self.speech.out = self.speech.out, max(until, self.speech.out)
+    def _release(self, until: int) -> tuple[GeneratedToken, ...]:
+        first, self.detokenizer.released = self.detokenizer.released, max(until, self.detokenizer.released)
         return tuple(
-            Token(
-                self.speech.pieces[n],
-                self._readings[n] if self.job.probes else (),
-                self._chances[n].alone,
-                self._chances[n].logprob,
-                self._chances[n].top,
+            GeneratedToken(
+                text=self.detokenizer.pieces[n],
+                readings=self._readings[n] if self.request.probes else (),
+                decoded=self._logprobs[n].decoded,
+                logprob=self._logprobs[n].logprob,
+                top_logprobs=self._logprobs[n].top_logprobs,
             )
-            for n in range(first, self.speech.out)
+            for n in range(first, self.detokenizer.released)
         )

@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
+from numbers import Integral
 
 import torch
 
-from poise.engine.static_batch import Run
-from poise.engine.types import Generation, Piece, Probe, SamplingParams
+from poise.engine.kv_cache import cache_budget
+from poise.engine.static_batch import StaticBatch
+from poise.engine.types import Generation, Probe, SamplingParams, TextChunk, check_count
 from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
 from poise.model.batching import plan_batches
@@ -20,23 +22,22 @@ from poise.steer import Steering
 
 __all__ = ["LocalEngine"]
 
-BUDGET = 16384  # cached tokens a batch on a CPU
-BUDGET_GPU = 262144
-
 
 class LocalEngine:
     """Generates with a model in this process.
 
     Args:
-        model: Loaded, in evaluation mode.
+        model: Model in evaluation mode.
         batch: Most rows at once.
         allow_other_model: Let vectors of another model steer.
 
     Raises:
-        UnsuitableModel: cached steps of this model do not give what the whole text gives.
+        InvalidArgument: ``batch`` is below 1.
+        UnsuitableModel: Cached steps of this model do not give what the whole text gives.
     """
 
     def __init__(self, model: Model, *, batch: int = 32, allow_other_model: bool = False) -> None:
+        check_count("batch", batch)
         self.model = model
         self.pads_left = not require_cache(model).padding_fault
         self.batch = batch
@@ -44,13 +45,12 @@ class LocalEngine:
 
     def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         """The batches that ``generate`` will run: like lengths together, longest first."""
-        budget = BUDGET if self.model.device.type == "cpu" else BUDGET_GPU
-        sizes = [len(p.ids) + sampling.max_new_tokens for p in prompts]
-        batches = plan_batches(sizes, budget=budget, most=self.batch)
+        lengths = [len(p.ids) + sampling.max_new_tokens for p in prompts]
+        batches = plan_batches(lengths, budget=cache_budget(self.model), most=self.batch)
         if self.pads_left:
             return batches
         # What this model keeps between steps would be changed by padding: only prompts of one length share a batch.
-        return [list(group) for rows in batches for _, group in groupby(rows, key=lambda row: sizes[row])]
+        return [list(group) for rows in batches for _, group in groupby(rows, key=lambda row: lengths[row])]
 
     @torch.inference_mode()
     def generate(
@@ -64,31 +64,33 @@ class LocalEngine:
         keep_means: bool = False,
     ) -> list[Generation]:
         """Answer each prompt, in order; see ``poise.engine.Engine``."""
-        self._check_window(prompts, sampling)
-        rows = _per_row(steering, len(prompts))
-        watched = _probes_per_row(probes, len(prompts))
-        drawn = list(range(len(prompts))) if seeds is None else list(seeds)
+        self._check_prompts(prompts, sampling)
+        steering_rows = _steering_per_row(steering, len(prompts))
+        probe_rows = _probes_per_row(probes, len(prompts))
+        seed_rows = _seeds_per_row(seeds, len(prompts))
         out: dict[int, Generation] = {}
         with track("Generating", total=len(prompts)) as advance:
             for batch in self.plan(prompts, sampling):
-                every = list({id(p): p for i in batch for p in watched[i]}.values())
-                run = Run(
+                batch_probes = list({id(p): p for i in batch for p in probe_rows[i]}.values())
+                static_batch = StaticBatch(
                     self.model,
                     [prompts[i] for i in batch],
                     sampling,
-                    seeds=[drawn[i] for i in batch],
-                    steering=[rows[i] for i in batch],
-                    probes=every,
+                    seeds=[seed_rows[i] for i in batch],
+                    steering=[steering_rows[i] for i in batch],
+                    probes=batch_probes,
                     keep_means=keep_means,
                     allow_other_model=self.allow_other_model,
                 )
-                for finished in run.steps():
+                for finished in static_batch.steps():
                     advance(len(finished))
-                for i, generation in zip(batch, run.generations(), strict=True):
-                    out[i] = _only(generation, every, watched[i])
+                for i, generation in zip(batch, static_batch.generations(), strict=True):
+                    out[i] = _with_own_readings(generation, batch_probes, probe_rows[i])
         return [out[i] for i in range(len(prompts))]
 
-    def _check_window(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> None:
+    def _check_prompts(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> None:
+        if empty := [i for i, prompt in enumerate(prompts) if not prompt.ids]:
+            raise InvalidArgument(f"Prompt {empty[0]} (counted from 0) has no tokens; give at least one.")
         longest = max((len(p.ids) for p in prompts), default=0)
         if longest + sampling.max_new_tokens > self.model.window:
             raise InvalidArgument(
@@ -105,14 +107,14 @@ class LocalEngine:
         seed: int = 0,
         steering: Steering | None = None,
         probes: Sequence[Probe] = (),
-    ) -> Iterator[Piece]:
+    ) -> Iterator[TextChunk]:
         """The answer to one prompt, piece by piece as it is generated; the texts joined are the whole answer.
 
         With probes the first piece is the prompt's reading, and each token comes with its own: a token is read by the
         pass that takes it in, so that watched text is one token behind what has been chosen.
         """
-        self._check_window([prompt], sampling)
-        run = Run(
+        self._check_prompts([prompt], sampling)
+        static_batch = StaticBatch(
             self.model,
             [prompt],
             sampling,
@@ -121,31 +123,46 @@ class LocalEngine:
             probes=probes,
             allow_other_model=self.allow_other_model,
         )
-        with contextlib.closing(run.steps()) as steps:
-            yield from _pieces(run, steps, watched=bool(probes))
+        with contextlib.closing(static_batch.steps()) as steps:
+            yield from _text_chunks(static_batch, steps, watched=bool(probes))
 
 
-def _pieces(run: Run, steps: Iterator[list[int]], *, watched: bool) -> Iterator[Piece]:
-    said, taken = "", 0
+def _text_chunks(static_batch: StaticBatch, steps: Iterator[list[int]], *, watched: bool) -> Iterator[TextChunk]:
+    """The only row of the batch, step by step."""
+    released, passes = "", 0
     for _ in steps:
-        if watched and not taken:
-            yield Piece("", run.seen[0][1].cpu())
-            taken = 1
-        ready = len(run.seen) - 1 if watched else len(run.tokens[0])
-        text, ended = run.text(0, ready), run.finish[0]
-        if ended is None and (text == said or text.endswith("\N{REPLACEMENT CHARACTER}")):
-            continue  # nothing to show yet, or the rest of a character is still to come
-        new = [values for _, values in run.seen[taken : ready + 1]] if watched else []
-        yield Piece(text[len(said) :], torch.cat(new).cpu() if new else torch.empty(0), ended)
-        said, taken = text, taken + len(new)
+        if watched and not passes:
+            yield TextChunk("", static_batch.passes[0][1].cpu())
+            passes = 1
+        ready = len(static_batch.passes) - 1 if watched else len(static_batch.tokens[0])
+        text, finish = static_batch.text(0, ready), static_batch.finish[0]
+        if finish is None and (text == released or text.endswith("\N{REPLACEMENT CHARACTER}")):
+            continue  # nothing to show yet, or part of a character is still to come
+        new = [values for _, values in static_batch.passes[passes : ready + 1]] if watched else []
+        yield TextChunk(text[len(released) :], torch.cat(new).cpu() if new else torch.empty(0), finish)
+        released, passes = text, passes + len(new)
 
 
-def _per_row(steering: Steering | Sequence[Steering | None] | None, n: int) -> list[Steering | None]:
+def _seeds_per_row(seeds: Sequence[int] | None, n: int) -> list[int]:
+    if seeds is None:
+        return list(range(n))
+    if len(seeds) != n:
+        raise InvalidArgument(f"There are {len(seeds)} seeds for {n} prompts; give one for each, or none.")
+    for seed in seeds:
+        if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**128:
+            raise InvalidArgument(f"The seed {seed!r} is no whole number from 0 to 2**128 - 1; give one that is.")
+    return list(seeds)
+
+
+def _steering_per_row(steering: Steering | Sequence[Steering | None] | None, n: int) -> list[Steering | None]:
     if steering is None or isinstance(steering, Steering):
         return [steering] * n
     rows = list(steering)
     if len(rows) != n:
-        raise ValueError(f"{len(rows)} steerings for {n} prompts; give one, or one for each")
+        raise InvalidArgument(f"There are {len(rows)} steerings for {n} prompts; give one, or one for each.")
+    for row in rows:
+        if row is not None and not isinstance(row, Steering):
+            raise InvalidArgument(f"A steering is a {type(row).__name__}; give a Steering or None for each prompt.")
     return rows
 
 
@@ -154,13 +171,18 @@ def _probes_per_row(probes: Sequence[Probe] | Sequence[Sequence[Probe]], n: int)
     if len(shared) == len(probes):
         return [shared] * n
     if shared or len(probes) != n:
-        raise ValueError(f"{len(probes)} lists of probes for {n} prompts; give probes for all rows, or a list for each")
-    return [[p for p in row if isinstance(p, Probe)] for row in probes if not isinstance(row, Probe)]
+        raise InvalidArgument(
+            f"There are {len(probes)} lists of probes for {n} prompts; give probes for all rows, or a list for each."
+        )
+    rows = [list(row) if isinstance(row, Sequence) else [row] for row in probes]
+    if wrong := [p for row in rows for p in row if not isinstance(p, Probe)]:
+        raise InvalidArgument(f"A probe is a {type(wrong[0]).__name__}; give poise.Probe objects.")
+    return [[p for p in row if isinstance(p, Probe)] for row in rows]
 
 
-def _only(generation: Generation, every: list[Probe], own: list[Probe]) -> Generation:
+def _with_own_readings(generation: Generation, batch_probes: list[Probe], row_probes: list[Probe]) -> Generation:
     """The generation with the readings of its own probes, of all that its batch was read by."""
-    if generation.readings is None or not own:
+    if generation.readings is None or not row_probes:
         return replace(generation, readings=None)
-    place = {id(p): k for k, p in enumerate(every)}
-    return replace(generation, readings=generation.readings[:, [place[id(p)] for p in own]])
+    column = {id(p): k for k, p in enumerate(batch_probes)}
+    return replace(generation, readings=generation.readings[:, [column[id(p)] for p in row_probes]])

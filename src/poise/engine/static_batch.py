@@ -1,4 +1,7 @@
-"""One batch being generated: ``step`` = run the blocks, choose tokens, keep the books."""
+"""One batch being generated to its end: forward, sample, postprocess, shrink.
+
+A loop beside the continuous engine's, whose first lines say why.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 
 from poise.activations import Probe, by_layer
 from poise.engine.kv_cache import roomy_cache
-from poise.engine.sampler import choose, newest_logits
+from poise.engine.sampler import newest_logits, sample_tokens
 from poise.engine.types import Generation, SamplingParams
 from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
@@ -19,12 +22,12 @@ from poise.model.batching import pad
 from poise.model.hooks import observe
 from poise.steer import AppliedSteering, Steering, apply_steering
 
-__all__ = ["Run"]
+__all__ = ["StaticBatch"]
 
-SHRINK = 0.75  # drop finished rows from the batch once no more than this share is still running
+RUNNING_SHARE = 0.75  # drop finished rows from the batch once no more than this share is still running
 
 
-class Run:
+class StaticBatch:
     """The state of one batch. B: rows, L: decoder blocks, d: model width, k: probes.
 
     Rows are left-padded, so that the last position of every row is its newest token. Finished rows are dropped from
@@ -51,9 +54,9 @@ class Run:
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self.finish: list[Literal["stop", "length"] | None] = [None] * len(prompts)
         self.means: dict[int, torch.Tensor] = {}
-        self.seen: list[tuple[list[int], torch.Tensor]] = []  # a forward pass: which rows, their projections [B, k]
-        self.probes = by_layer(probes, model)
-        self.width_of_probes = len(probes)
+        self.passes: list[tuple[list[int], torch.Tensor]] = []  # a forward pass: which rows, their projections [B, k]
+        self.probes_by_layer = by_layer(probes, model)
+        self.probe_count = len(probes)
         self.draws = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_new_tokens) for seed in seeds]
         self.sums = torch.zeros((len(prompts), model.layers, model.width), device=model.device) if keep_means else None
         self.decoding = False
@@ -62,7 +65,7 @@ class Run:
     def steps(self) -> Generator[list[int]]:
         """Generate to the end; yields after every token with the rows that have just finished."""
         cache = roomy_cache(self.model.lm.config)
-        need_states = self.sums is not None or bool(self.probes)
+        need_states = self.sums is not None or bool(self.probes_by_layer)
         with contextlib.ExitStack() as hooks:
             applied = None
             if any(self.steering):
@@ -70,22 +73,22 @@ class Run:
                     apply_steering(self.model, self.steering, allow_other_model=self.allow_other_model)
                 )
             if need_states:
-                layers = range(self.model.layers) if self.sums is not None else sorted(self.probes)
+                layers = range(self.model.layers) if self.sums is not None else sorted(self.probes_by_layer)
                 hooks.enter_context(observe(self.model, self._visit, list(layers)))
             logits = self._prefill(cache, applied)
             for step in range(self.sampling.max_new_tokens):
-                chosen = self._choose(logits, step)
-                finished = self._keep_books(chosen)
+                tokens = self._sample(logits, step)
+                finished = self._postprocess(tokens)
                 last = step + 1 == self.sampling.max_new_tokens
-                if last and need_states and not self._done():
-                    self._forward(cache, chosen)
+                if last and need_states and not self._all_finished():
+                    self._forward(cache, tokens)
                 if last:
-                    finished += self._close("length")
+                    finished += self._finish_all("length")
                 yield finished
-                if last or self._done():
+                if last or self._all_finished():
                     return
-                chosen = self._shrink(cache, applied, chosen)
-                logits = self._forward(cache, chosen)
+                tokens = self._drop_finished(cache, applied, tokens)
+                logits = self._forward(cache, tokens)
 
     def generations(self) -> list[Generation]:
         """The finished answers, in the caller's order."""
@@ -97,7 +100,7 @@ class Run:
                 text=self.text(row),
                 finish=self.finish[row] or "length",
                 mean=self.means.get(row, blank) if self.sums is not None else None,
-                readings=readings[row][: len(self.tokens[row]) + 1] if self.probes else None,
+                readings=readings[row][: len(self.tokens[row]) + 1] if self.probes_by_layer else None,
             )
             for row in range(len(self.tokens))
         ]
@@ -105,18 +108,18 @@ class Run:
     def _readings(self) -> list[torch.Tensor]:
         """The passes sorted by row: float32 [1 + T, k] each."""
         by_row: list[list[torch.Tensor]] = [[] for _ in self.tokens]
-        for rows, values in self.seen:
+        for rows, values in self.passes:
             for row, value in zip(rows, values.cpu(), strict=True):
                 by_row[row].append(value)
         return [torch.stack(values) if values else torch.empty(0) for values in by_row]
 
     def text(self, row: int, tokens: int | None = None) -> str:
-        """What a row has said so far, or its first ``tokens`` tokens."""
+        """The text of a row so far, or of its first ``tokens`` tokens."""
         return str(self.model.tokenizer.decode(self.tokens[row][:tokens], skip_special_tokens=True))
 
     def _prefill(self, cache: Any, applied: AppliedSteering | None) -> torch.Tensor:
         self.mask = self.batch.real.long() if self.batch.padded else None
-        self.current = torch.empty((len(self.rows), self.width_of_probes), device=self.model.device)
+        self.current = torch.empty((len(self.rows), self.probe_count), device=self.model.device)
         if applied:
             applied.announce(self.batch)
         logits = self._run(cache, self.batch.ids, self.batch.positions)
@@ -126,17 +129,17 @@ class Run:
             applied.decoding()
         return logits
 
-    def _forward(self, cache: Any, chosen: torch.Tensor) -> torch.Tensor:
+    def _forward(self, cache: Any, tokens: torch.Tensor) -> torch.Tensor:
         self.position = self.position + 1
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.rows), 1))], dim=1)
-        return self._run(cache, chosen.unsqueeze(1), self.position)
+        return self._run(cache, tokens.unsqueeze(1), self.position)
 
     def _run(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One pass: logits of each row's last position, float32 [B, vocabulary]."""
         logits = newest_logits(self.model, cache, ids, self.mask, positions)
-        if self.probes:
-            self.seen.append((self.rows, self.current))
+        if self.probes_by_layer:
+            self.passes.append((self.rows, self.current))
             self.current = torch.empty_like(self.current)
         return logits
 
@@ -144,52 +147,51 @@ class Run:
         newest = h[:, -1]
         if self.sums is not None and self.decoding:
             self.sums[:, layer] += newest
-        if layer in self.probes:
-            columns, directions = self.probes[layer]
+        if layer in self.probes_by_layer:
+            columns, directions = self.probes_by_layer[layer]
             self.current[:, columns] = newest.float() @ directions
 
-    def _choose(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+    def _sample(self, logits: torch.Tensor, step: int) -> torch.Tensor:
         """The next token of each row, int64 [B]: greedy, or by the row's own random stream."""
         if not torch.isfinite(logits.amax(dim=-1)).all():
             raise NonFiniteActivation(
                 f"{self.model.name} gave NaN or infinite logits at token {step}; steer with less strength, or "
-                "load the model "
-                "with dtype=torch.float32."
+                "load the model with dtype=torch.float32."
             )
-        return choose(logits, [self.sampling] * len(self.rows), [self.draws[row][step] for row in self.rows])
+        return sample_tokens(logits, [self.sampling] * len(self.rows), [self.draws[row][step] for row in self.rows])
 
-    def _keep_books(self, chosen: torch.Tensor) -> list[int]:
+    def _postprocess(self, tokens: torch.Tensor) -> list[int]:
         finished = []
-        for at, (row, token) in enumerate(zip(self.rows, chosen.tolist(), strict=True)):
+        for at, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
             if self.finish[row] is not None:
                 continue
             if token in self.model.stop_ids:
-                self._end(at, row, "stop")
+                self._finish_row(at, row, "stop")
                 finished.append(row)
             else:
                 self.tokens[row].append(token)
         return finished
 
-    def _end(self, at: int, row: int, how: Literal["stop", "length"]) -> None:
-        self.finish[row] = how
+    def _finish_row(self, at: int, row: int, reason: Literal["stop", "length"]) -> None:
+        self.finish[row] = reason
         if self.sums is not None and self.tokens[row]:
             self.means[row] = (self.sums[at] / len(self.tokens[row])).cpu()
 
-    def _close(self, how: Literal["stop", "length"]) -> list[int]:
+    def _finish_all(self, reason: Literal["stop", "length"]) -> list[int]:
         ended = [(at, row) for at, row in enumerate(self.rows) if self.finish[row] is None]
         for at, row in ended:
-            self._end(at, row, how)
+            self._finish_row(at, row, reason)
         return [row for _, row in ended]
 
-    def _done(self) -> bool:
+    def _all_finished(self) -> bool:
         return all(self.finish)
 
-    def _shrink(self, cache: Any, applied: AppliedSteering | None, chosen: torch.Tensor) -> torch.Tensor:
+    def _drop_finished(self, cache: Any, applied: AppliedSteering | None, tokens: torch.Tensor) -> torch.Tensor:
         """Drop finished rows once they are many enough to be worth copying the cache."""
         running = [at for at, row in enumerate(self.rows) if self.finish[row] is None]
-        if len(running) > SHRINK * len(self.rows):
-            return chosen
-        at = torch.tensor(running, device=chosen.device)
+        if len(running) > RUNNING_SHARE * len(self.rows):
+            return tokens
+        at = torch.tensor(running, device=tokens.device)
         cache.batch_select_indices(at)
         if applied:
             applied.select(at)
@@ -197,4 +199,4 @@ class Run:
         self.position, self.current = self.position[at], self.current[at]
         self.sums = self.sums[at] if self.sums is not None else None
         self.mask = self.mask[at] if self.mask is not None else None
-        return chosen[at]
+        return tokens[at]

@@ -1,14 +1,16 @@
 """Engines turn prompts into answers, steered and watched row by row.
 
-``Engine`` is the protocol for whole answers and ``Stepwise`` the one for answers that come and go while others are
-generated, as a server needs; ``static`` and ``continuous`` are the references on transformers.
+``Engine`` is the protocol for whole answers and ``StepEngine`` the one for requests that arrive and leave while others
+are generated, as a server needs; ``static`` and ``continuous`` are the references on transformers.
 An engine knows nothing of traits or judges.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, Protocol
 
 import torch
@@ -18,24 +20,47 @@ from poise.errors import InvalidArgument
 from poise.model import Encoded
 from poise.steer import Steering
 
-__all__ = ["Engine", "Generation", "Job", "Piece", "Probe", "Said", "SamplingParams", "Stepwise", "Token"]
+__all__ = [
+    "Engine",
+    "EngineOutput",
+    "GeneratedToken",
+    "Generation",
+    "GenerationRequest",
+    "Probe",
+    "SamplingParams",
+    "StepEngine",
+    "TextChunk",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn. ``temperature=0`` is greedy."""
+    """How tokens are drawn. ``temperature=0`` is greedy.
+
+    Raises:
+        InvalidArgument: A value has the wrong type or is out of range; names the argument, the value and the limit.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 1.0
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InvalidArgument(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
-        if not 0 <= self.temperature < float("inf"):
-            raise InvalidArgument(f"temperature is {self.temperature}; it must be 0 (greedy) or more.")
-        if not 0 < self.top_p <= 1:
-            raise InvalidArgument(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
+        check_count("max_new_tokens", self.max_new_tokens)
+        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
+            raise InvalidArgument(f"temperature is {self.temperature!r}; it must be a number, 0 (greedy) or more.")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise InvalidArgument(f"top_p is {self.top_p!r}; it must be a number above 0 and at most 1.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ``InvalidArgument`` unless ``value`` is an integer of at least 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise InvalidArgument(f"{name} is {value!r}; it must be a whole number, at least 1.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +83,13 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What a stream gives at a time: some text, and the readings of the tokens that it is made of.
+class TextChunk:
+    """One piece of a streamed answer: some text, and the readings of the tokens that it is made of.
 
     Attributes:
-        text: What was added; empty in the first piece and in one that only ends the answer.
-        readings: float32 [tokens, k]; in the first piece the last prompt token's, before anything is said.
-        finish: Set in the last piece.
+        text: Text added by this piece; empty in the first piece and in one that only ends the answer.
+        readings: Projections float32 [tokens, k]; the first piece holds those of the last prompt token.
+        finish: Reason why the answer ended; set in the last piece.
     """
 
     text: str
@@ -92,22 +117,27 @@ class Engine(Protocol):
         """Answer each prompt, in order. Row i is drawn with ``seeds[i]`` (default i) whatever shares its batch.
 
         Steering and probes are one for all rows, or one (a list of probes) for each.
+
+        Raises:
+            InvalidArgument: Seeds, steerings or lists of probes are not as many as the prompts, or a prompt with its
+                new tokens exceeds the model's window.
+            NonFiniteActivation: The model gave NaN or infinite logits.
         """
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class GenerationRequest:
     """One answer to be generated among others. k: its probes.
 
     Attributes:
-        prompt: What is answered.
-        sampling: How its tokens are drawn.
-        seed: Of its draws.
-        steering: Of this row alone.
-        probes: That read this row.
-        stop: Strings that end the answer, and are no part of it.
-        top: Likeliest tokens to report beside each chosen one; ``None`` for no log-probabilities at all.
+        prompt: Tokens that the answer follows.
+        sampling: How the answer's tokens are drawn.
+        seed: Seed of the answer's own random stream.
+        steering: Steering of this answer alone.
+        probes: Probes that read this answer.
+        stop: Strings that end the answer; they are no part of it.
+        top_logprobs: Likeliest tokens to report beside each chosen one; ``None`` for no log-probabilities at all.
     """
 
     prompt: Encoded
@@ -116,80 +146,80 @@ class Job:
     steering: Steering | None = None
     probes: tuple[Probe, ...] = ()
     stop: tuple[str, ...] = ()
-    top: int | None = None
+    top_logprobs: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedToken:
     """A token of an answer.
 
     Attributes:
-        text: What it adds to the answer; the texts joined are the answer.
+        text: Text that the token adds to the answer; the texts joined are the answer.
         readings: Projections [k].
-        alone: The token decoded by itself, where log-probabilities are asked for.
-        logprob: Its log-probability under the steered model, before temperature and top-p.
-        top: The likeliest tokens there, decoded alone, with theirs.
+        decoded: The token decoded by itself, where log-probabilities are asked for.
+        logprob: Log-probability of the token under the steered model, before temperature and top-p.
+        top_logprobs: The likeliest tokens at this position, each decoded by itself, with its log-probability.
     """
 
     text: str
     readings: tuple[float, ...] = ()
-    alone: str = ""
+    decoded: str = ""
     logprob: float | None = None
-    top: tuple[tuple[str, float], ...] = ()
+    top_logprobs: tuple[tuple[str, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOutput:
     """What one step brought of one answer.
 
     Attributes:
-        key: Whose.
-        prompt: Projections [k] at the last prompt token, once, before any token.
-        tokens: New ones, each with its readings: a token is let out when it has been read.
-        finish: Set at the end.
-        error: Set at an end that is none: what went wrong with this row or its batch.
+        key: The caller's name for the request.
+        prompt_readings: Projections [k] at the last prompt token; set once, before any token.
+        tokens: New tokens, each with its readings: a token is released when it has been read.
+        finish: Reason why the answer ended; set at its end.
+        error: What went wrong with this answer or its batch; set where the answer ended without a finish.
     """
 
     key: Hashable
-    prompt: tuple[float, ...] | None = None
-    tokens: tuple[Token, ...] = ()
+    prompt_readings: tuple[float, ...] | None = None
+    tokens: tuple[GeneratedToken, ...] = ()
     finish: Literal["stop", "length"] | None = None
     error: Exception | None = None
 
 
-class Stepwise(Protocol):
-    """Answers jobs that come at any time, a token of each at a step. One thread calls it."""
+class StepEngine(Protocol):
+    """Generates requests that arrive at any time, one token of each at a step. Only one thread may call it."""
 
     @property
     def waiting(self) -> int:
-        """Jobs that have not begun."""
+        """Number of requests that have not begun."""
         ...
 
     @property
     def running(self) -> int:
-        """Answers that are being generated."""
+        """Number of answers that are being generated."""
         ...
 
-    def check(self, job: Job) -> None:
-        """Refuse what cannot be run: too long, or of another model. Any thread may ask.
+    def check(self, request: GenerationRequest) -> None:
+        """Raise where a request cannot be run: too long, or steered by another model's vector. Any thread may call it.
 
         Raises:
-            UserError: says why.
+            UserError: The request cannot be run; says why.
         """
         ...
 
-    def add(self, key: Hashable, job: Job) -> None:
-        """Take a job that has been checked; it begins at one of the next steps."""
+    def add(self, key: Hashable, request: GenerationRequest) -> None:
+        """Queue a request that has been checked; it begins at one of the next steps."""
         ...
 
     def steer(self, key: Hashable, steering: Steering) -> None:
-        """Steer an answer by this too, from its next token on."""
+        """Add this steering to an answer's own, from its next token on."""
         ...
 
     def abort(self, key: Hashable) -> None:
-        """Drop a job, waiting or running; nothing more is said of it."""
+        """Drop a request, waiting or running; it gives no further output."""
         ...
 
-    def step(self) -> list[Said]:
-        """Begin what there is room for, and generate one token of each."""
+    def step(self) -> list[EngineOutput]:
+        """Start the requests that fit, and generate one token of each running answer."""
         ...

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from poise.engine import Said
+from poise.engine import EngineOutput
 from poise.monitor import AlarmWatcher, AnswerReadings, RaisedAlarm
 from poise.serve.policy import Action, Policy
-from poise.serve.vector_registry import Watched
+from poise.serve.vector_registry import WatchedVector
 from poise.steer import Steering, Term
 
-__all__ = ["Alert", "Guard", "Heard"]
+__all__ = ["AlarmGuard", "Alert", "GuardedOutput"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Alert:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As the API gives it."""
+        """The alarm as the API gives it."""
         alarm = self.raised.alarm
         return {
             "trait": self.trait,
@@ -41,36 +41,36 @@ class Alert:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What a step brought of an answer, and what its guard made of it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardedOutput:
+    """What a step brought of an answer, once its guard has looked at it.
 
     Attributes:
-        said: Without the tokens that came with an alarm that stops.
-        alerts: New ones.
-        stopped: The answer ends here, by an alarm.
-        cap: To be steered by from the next token on.
-        readings: Of the whole answer, at its end, where anything was watched.
+        output: The engine's output, without the tokens that came with an alarm that stops the answer.
+        alerts: Alarms raised in this step.
+        stopped: Whether an alarm ends the answer here.
+        cap: Steering to apply from the next token on.
+        readings: AnswerReadings of the complete answer; set at its end where anything was watched.
     """
 
-    said: Said
+    output: EngineOutput
     alerts: tuple[Alert, ...] = ()
     stopped: bool = False
     cap: Steering | None = None
     readings: AnswerReadings | None = None
 
 
-class Guard:
-    """Watches one answer, by what it says: what its steering by itself adds to a reading raises no alarm.
+class AlarmGuard:
+    """Watches one answer by its readings: what its steering by itself adds to a reading raises no alarm.
 
     Args:
-        watched: k vectors, in the order of the job's probes.
-        policy: What is done on an alarm.
+        watched: k vectors, in the order of the request's probes.
+        policy: Rules that say what is done on an alarm.
         pushes: What steering adds to each one's reading, on the prompt and on tokens; ``None`` where nobody knows.
     """
 
     def __init__(
-        self, watched: Sequence[Watched], policy: Policy, pushes: Sequence[tuple[float, float] | None]
+        self, watched: Sequence[WatchedVector], policy: Policy, pushes: Sequence[tuple[float, float] | None]
     ) -> None:
         self.watched, self.policy = tuple(watched), policy
         self._watcher = AlarmWatcher([w.alarms for w in self.watched])
@@ -79,27 +79,28 @@ class Guard:
         self._begun = False
         self._capped: set[int] = set()
 
-    def hear(self, said: Said) -> Heard:
-        """What to make of a step."""
+    def inspect(self, output: EngineOutput) -> GuardedOutput:
+        """Read a step's output, and decide whether the answer goes on."""
         if not self.watched:
-            return Heard(said)
-        rows = [] if said.prompt is None else [torch.tensor(said.prompt) - self._push[0]]
-        rows += [torch.tensor(token.readings) - self._push[1] for token in said.tokens]
+            return GuardedOutput(output=output)
+        prompt = output.prompt_readings
+        rows = [] if prompt is None else [torch.tensor(prompt) - self._push[0]]
+        rows += [torch.tensor(token.readings) - self._push[1] for token in output.tokens]
         self._begun = self._begun or bool(rows)
         alerts = [self._alert(raised) for raised in (self._watcher.see(torch.stack(rows)) if rows else ())]
         stops = [a.raised.token for a in alerts if a.action == "stop"]
         if stops:
-            kept = max(min(stops) - 1 - self._tokens, 0)
-            cut = replace(said, tokens=said.tokens[:kept], finish=None)
-            return Heard(cut, tuple(alerts), stopped=True, readings=self._watcher.readings())
-        self._tokens += len(said.tokens)
-        if said.finish is None:
-            return Heard(said, tuple(alerts), cap=self._cap(alerts))
+            before_alarm = max(min(stops) - 1 - self._tokens, 0)
+            cut = replace(output, tokens=output.tokens[:before_alarm], finish=None)
+            return GuardedOutput(output=cut, alerts=tuple(alerts), stopped=True, readings=self._watcher.readings())
+        self._tokens += len(output.tokens)
+        if output.finish is None:
+            return GuardedOutput(output=output, alerts=tuple(alerts), cap=self._cap(alerts))
         late = [self._alert(raised, "note") for raised in self._watcher.end()]  # nothing is left to cap or to stop
-        return Heard(said, (*alerts, *late), readings=self._watcher.readings())
+        return GuardedOutput(output=output, alerts=(*alerts, *late), readings=self._watcher.readings())
 
     def readings(self) -> AnswerReadings | None:
-        """Of what there is so far."""
+        """AnswerReadings of what there is so far."""
         return self._watcher.readings() if self._begun else None
 
     def _alert(self, raised: RaisedAlarm, action: Action | None = None) -> Alert:

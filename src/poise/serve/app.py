@@ -20,11 +20,11 @@ from starlette.exceptions import HTTPException
 from poise.errors import RequestError
 from poise.serve import responses as replies
 from poise.serve.metrics import CONTENT_TYPE
-from poise.serve.page_data import entry_of, history
-from poise.serve.readings_db import Query as Wanted
-from poise.serve.rendering import chunk, usage, whole
-from poise.serve.requests import Asked, ChatRequest, CompletionRequest
-from poise.serve.service import Exchange, Service
+from poise.serve.page_data import history, vector_entry
+from poise.serve.readings_db import ReadingsQuery
+from poise.serve.rendering import chunk_body, completion_body, usage_body
+from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
+from poise.serve.service import CompletionExchange, Service
 from poise.serve.vector_registry import NAME
 
 __all__ = ["build"]
@@ -38,7 +38,7 @@ PAGE = {
     ".svg": "image/svg+xml",
 }
 QUIET = 15.0  # seconds without a chunk after which a stream says that it is alive
-Name = Annotated[str, Path(pattern=NAME, description="A vector's name.")]
+VectorName = Annotated[str, Path(pattern=NAME, description="A vector's name.")]
 Instant = Annotated[str | None, Query(max_length=40, description="A time, ISO 8601 in UTC.")]
 
 
@@ -56,7 +56,7 @@ def build(service: Service) -> FastAPI:
     _errors(app)
     _openai(app, service)
     _vectors(app, service)
-    _readings(app, service)
+    _readings_routes(app, service)
     _state(app, service)
     _page(app)
     return app
@@ -74,25 +74,24 @@ def _openai(app: FastAPI, service: Service) -> None:
         return _model(service)
 
     @app.post("/v1/chat/completions", responses=replies.answered(replies.ChatCompletion))
-    async def chat(asked: ChatRequest, request: Request) -> Response:
-        return await _answer(service, asked, request)
+    async def chat(body: ChatCompletionRequest, request: Request) -> Response:
+        return await _complete(service, body, request)
 
     @app.post("/v1/completions", responses=replies.answered(replies.Completion))
-    async def complete(asked: CompletionRequest, request: Request) -> Response:
-        return await _answer(service, asked, request)
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        return await _complete(service, body, request)
 
 
 def _model(service: Service) -> dict[str, Any]:
     return {"id": service.name, "object": "model", "created": service.began, "owned_by": "poise"}
 
 
-async def _answer(service: Service, asked: Asked, request: Request) -> Response:
-    exchange = service.open(asked, getattr(request.state, "key", None))
-    if asked.stream:
-        told = asked.stream_options.include_usage
-        return _Stream(exchange, _stream(exchange, usage_told=told))
+async def _complete(service: Service, body: OpenAIRequest, request: Request) -> Response:
+    exchange = service.open(body, getattr(request.state, "key", None))
+    if body.stream:
+        return _Stream(exchange, _event_stream(exchange, include_usage=body.stream_options.include_usage))
     gone = asyncio.ensure_future(_hung_up(request))
-    done = asyncio.ensure_future(_whole(exchange))
+    done = asyncio.ensure_future(_complete_body(exchange))
     try:
         await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
         return JSONResponse(done.result()) if done.done() else Response(status_code=499)  # which nobody reads
@@ -110,7 +109,7 @@ async def _hung_up(request: Request) -> None:
 class _Stream(StreamingResponse):
     """Gives the slots back however it ends, also where the client is gone before the first chunk."""
 
-    def __init__(self, exchange: Exchange, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, exchange: CompletionExchange, chunks: AsyncIterator[bytes]) -> None:
         super().__init__(chunks, media_type="text/event-stream")
         self.exchange = exchange
 
@@ -121,16 +120,16 @@ class _Stream(StreamingResponse):
             self.exchange.close()
 
 
-async def _whole(exchange: Exchange) -> dict[str, Any]:
+async def _complete_body(exchange: CompletionExchange) -> dict[str, Any]:
     async with contextlib.aclosing(exchange.steps()) as steps:
         async for _ in steps:
             pass
-    return whole(exchange.head, exchange.kind, exchange.plan, exchange.choices)
+    return completion_body(exchange.head, exchange.kind, exchange.plan, exchange.choices)
 
 
-async def _stream(exchange: Exchange, *, usage_told: bool) -> AsyncIterator[bytes]:
+async def _event_stream(exchange: CompletionExchange, *, include_usage: bool) -> AsyncIterator[bytes]:
     head, kind = exchange.head, exchange.kind
-    more: dict[str, Any] = {"usage": None} if usage_told else {}
+    more: dict[str, Any] = {"usage": None} if include_usage else {}
     opened: set[int] = set()
     try:
         async with contextlib.aclosing(exchange.steps()) as steps:
@@ -138,17 +137,17 @@ async def _stream(exchange: Exchange, *, usage_told: bool) -> AsyncIterator[byte
                 if step is None:
                     yield b": waiting\n\n"
                     continue
-                choice, heard = step
+                choice, guarded = step
                 if choice.index not in opened:
                     opened.add(choice.index)
-                    yield _event(chunk(head, kind, [choice.opening()], **more))
-                for piece in choice.saying(heard):
-                    yield _event(chunk(head, kind, [piece], **more))
-    except RequestError as refused:
-        yield _event(refused.body)
+                    yield _event(chunk_body(head, kind, [choice.opening_chunk()], **more))
+                for piece in choice.chunks(guarded):
+                    yield _event(chunk_body(head, kind, [piece], **more))
+    except RequestError as error:
+        yield _event(error.body)
     else:
-        if usage_told:
-            yield _event(chunk(head, kind, [], usage=usage(exchange.plan, exchange.choices)))
+        if include_usage:
+            yield _event(chunk_body(head, kind, [], usage=usage_body(exchange.plan, exchange.choices)))
     yield b"data: [DONE]\n\n"
 
 
@@ -177,33 +176,33 @@ def _event(body: dict[str, Any]) -> bytes:
 
 
 def _vectors(app: FastAPI, service: Service) -> None:
-    shelf = service.shelf
+    registry = service.registry
 
     def check_allowed(request: Request) -> None:
         if not service.policies.of(getattr(request.state, "key", None)).may_change_vectors:
             raise RequestError(403, "This key may not change vectors.", code="vectors_forbidden")
 
-    @app.get("/v1/poise/vectors", response_model=replies.Vectors)
+    @app.get("/v1/poise/vectors", response_model=replies.VectorList)
     async def vectors() -> Any:
-        return {"object": "list", "data": [entry_of(w) for w in shelf.all.values()]}
+        return {"object": "list", "data": [vector_entry(w) for w in registry.entries.values()]}
 
     @app.post("/v1/poise/vectors", status_code=201, response_model=replies.Vector, openapi_extra=replies.UPLOAD)
     async def upload(request: Request, name: Annotated[str, Query(pattern=NAME)]) -> Any:
         check_allowed(request)
-        return entry_of(await run_in_threadpool(shelf.upload, name, await request.body()))
+        return vector_entry(await run_in_threadpool(registry.upload, name, await request.body()))
 
     @app.delete("/v1/poise/vectors/{name}", response_model=replies.Deleted)
-    async def delete(request: Request, name: Name) -> Any:
+    async def delete(request: Request, name: VectorName) -> Any:
         check_allowed(request)
         if name in service.policies.named:
             raise RequestError(409, f"{name} is part of the server's policy; change that first.", code="in_policy")
-        await run_in_threadpool(shelf.delete, name)
+        await run_in_threadpool(registry.delete, name)
         service.metrics.projections.forget(name)
         return {"deleted": True, "id": name}
 
 
-def _readings(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/poise/readings", response_model=replies.Readings)
+def _readings_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/poise/readings", response_model=replies.ReadingsPage)
     async def readings(
         trait: Annotated[str | None, Query(max_length=64)] = None,
         since: Instant = None,
@@ -212,12 +211,19 @@ def _readings(app: FastAPI, service: Service) -> None:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last answer's `next`.")] = None,
     ) -> Any:
-        wanted = Wanted(trait, _instant("since", since), _instant("until", until), alarmed, limit, after)
-        rows, following = await run_in_threadpool(service.store.readings, wanted)
+        query = ReadingsQuery(
+            trait=trait,
+            since=_instant("since", since),
+            until=_instant("until", until),
+            alarmed=alarmed,
+            limit=limit,
+            after=after,
+        )
+        rows, following = await run_in_threadpool(service.store.readings, query)
         shown = [{**row, "time": replies.iso(row["time"])} for row in rows]
         return {"object": "list", "data": shown, "next": following}
 
-    @app.get("/v1/poise/readings/summary", response_model=replies.Summary)
+    @app.get("/v1/poise/readings/summary", response_model=replies.ReadingsHistory)
     async def summarised(
         hours: Annotated[float, Query(gt=0, le=24 * 366)] = 24,
         bucket_minutes: Annotated[float, Query(ge=1, le=24 * 60)] = 30,
@@ -275,19 +281,19 @@ def _page(app: FastAPI) -> None:
 
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> Response:
+    async def request_error(request: Request, error: RequestError) -> Response:
         return JSONResponse(error.body, error.status, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        found = replies.fault(error.errors())
-        return JSONResponse(found.body, found.status)
+        fault = replies.fault(error.errors())
+        return JSONResponse(fault.body, fault.status)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         words = {404: "There is nothing at this address.", 405: "This address does not take that method."}
-        found = RequestError(error.status_code, words.get(error.status_code, str(error.detail)), code="http_error")
-        return JSONResponse(found.body, found.status, headers=dict(error.headers or {}))
+        fault = RequestError(error.status_code, words.get(error.status_code, str(error.detail)), code="http_error")
+        return JSONResponse(fault.body, fault.status, headers=dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from poise.errors import InvalidArgument, RequestError
 
-__all__ = ["Gate", "Keys", "Limits", "check_depth", "is_loopback"]
+__all__ = ["ApiKeys", "BodyLimits", "RequestGate", "check_depth", "is_loopback"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -38,13 +38,13 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cache-control": "no-store",
 }
-TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
-LEAST_KEY = 16  # characters
+JSON_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
+MIN_KEY_LENGTH = 16  # characters
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Of a request's body.
+class BodyLimits:
+    """Limits of a request's body.
 
     Attributes:
         body: Most bytes of JSON.
@@ -57,7 +57,7 @@ class Limits:
     depth: int = 32
 
 
-class Keys:
+class ApiKeys:
     """Who may ask. Only digests are kept, and comparing takes equally long whoever asks.
 
     Args:
@@ -72,18 +72,18 @@ class Keys:
 
     @property
     def names(self) -> list[str]:
-        """Of all keys."""
+        """Names of all keys."""
         return list(self._digests)
 
     def find(self, authorization: str | None) -> str | None:
         """The name of the key in an ``Authorization`` header, or ``None``."""
-        scheme, _, given = (authorization or "").partition(" ")
-        digest = _digest(given.strip() if scheme.lower() == "bearer" else "")
-        found = [name for name, own in self._digests.items() if hmac.compare_digest(digest, own)]
-        return found[0] if found else None
+        scheme, _, key = (authorization or "").partition(" ")
+        digest = _digest(key.strip() if scheme.lower() == "bearer" else "")
+        names = [name for name, known in self._digests.items() if hmac.compare_digest(digest, known)]
+        return names[0] if names else None
 
     @classmethod
-    def read(cls, path: Path | None) -> Keys:
+    def read(cls, path: Path | None) -> ApiKeys:
         """From a file with a ``name key`` or a bare key a line; ``#`` begins a comment.
 
         Raises:
@@ -101,10 +101,10 @@ class Keys:
             if not words:
                 continue
             name, key = words if len(words) == 2 else (f"key-{number}", words[0])
-            if len(words) > 2 or len(key) < LEAST_KEY or name in named:
+            if len(words) > 2 or len(key) < MIN_KEY_LENGTH or name in named:
                 raise InvalidArgument(
                     f"Line {number} of the key file {path} is no `NAME KEY` with a name of its own and a key of at "
-                    f"least {LEAST_KEY} characters; mend it."
+                    f"least {MIN_KEY_LENGTH} characters; fix it."
                 )
             named[name] = key
         if not named:
@@ -124,28 +124,28 @@ def is_loopback(host: str) -> bool:
 def check_depth(body: bytes, most: int) -> None:
     """Refuse JSON that is nested deeper than that, before a parser meets it."""
     depth = 0
-    for token in TOKENS.finditer(body):
+    for token in JSON_TOKENS.finditer(body):
         depth += 1 if token[0] in (b"[", b"{") else -1 if token[0] in (b"]", b"}") else 0
         if depth > most:
             raise RequestError(400, f"The JSON is nested more than {most} deep.", code="too_deep")
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class RequestGate:
     """The first to see a request and the last to see its answer.
 
     Attributes:
         app: What is behind.
         keys: None at all lets everybody in who comes from this machine.
-        limits: Of bodies.
-        origins: Whose pages may ask, besides this server's own.
+        limits: Limits of request bodies.
+        origins: Origins whose pages may send requests, besides this server's own.
         hosts: Names that the server may be called by; empty for any. Without a key this keeps out pages whose
             name was pointed at this machine.
     """
 
     app: App
-    keys: Keys
-    limits: Limits = field(default_factory=Limits)
+    keys: ApiKeys
+    limits: BodyLimits = field(default_factory=BodyLimits)
     origins: Sequence[str] = ()
     hosts: Sequence[str] = ()
 
@@ -158,13 +158,13 @@ class Gate:
         guarded = self._with_headers(send, headers.get("origin"))
         try:
             if self._is_preflight(scope, headers):
-                await _answer(guarded, 204, b"", {})
+                await _send_response(guarded, 204, b"", {})
                 return
             self._admit(scope, headers)
             body = await self._body(scope, headers, receive)
         except RequestError as refused:
             extra = {"www-authenticate": "Bearer"} if refused.status == 401 else {}
-            await _answer(guarded, refused.status, json.dumps(refused.body).encode(), refused.headers | extra)
+            await _send_response(guarded, refused.status, json.dumps(refused.body).encode(), refused.headers | extra)
             return
         except ConnectionError:
             return
@@ -219,9 +219,9 @@ class Gate:
         return body
 
     def _with_headers(self, send: Send, origin: str | None) -> Send:
-        own = dict(HEADERS)
+        added = dict(HEADERS)
         if origin is not None and origin in self.origins:
-            own |= {
+            added |= {
                 "access-control-allow-origin": origin,
                 "access-control-allow-headers": "authorization, content-type",
                 "access-control-allow-methods": "GET, POST, DELETE",
@@ -231,7 +231,7 @@ class Gate:
         async def guarded(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 there = {k.lower() for k, _ in message.get("headers", [])}
-                more = [(k.encode(), v.encode()) for k, v in own.items() if k.encode() not in there]
+                more = [(k.encode(), v.encode()) for k, v in added.items() if k.encode() not in there]
                 message = {**message, "headers": [*message.get("headers", []), *more]}
             await send(message)
 
@@ -244,19 +244,19 @@ def _is_host(text: str) -> bool:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """The body that has been read, and after it what the server itself says, such as that the client is gone."""
-    given = False
+    sent = False
 
     async def replayed() -> MutableMapping[str, Any]:
-        nonlocal given
-        if given:
+        nonlocal sent
+        if sent:
             return await receive()
-        given = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replayed
 
 
-async def _answer(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+async def _send_response(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
     listed = {"content-type": "application/json", "content-length": str(len(body)), **headers}
     raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in listed.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})

@@ -30,7 +30,7 @@ class Metrics:
             "poise_requests", "Answered requests by route and status.", ["route", "status"], registry=self.registry
         )
         self.tokens = Counter(
-            "poise_tokens", "Tokens read (prompt) and said (completion).", ["kind"], registry=self.registry
+            "poise_tokens", "Tokens read (prompt) and generated (completion).", ["kind"], registry=self.registry
         )
         self.seconds = Histogram(
             "poise_request_seconds",
@@ -52,12 +52,12 @@ class Metrics:
         self.projections = Projections()
         self.registry.register(self.projections)
 
-    def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A gauge that is asked when somebody looks."""
+    def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a gauge whose value is computed at each scrape."""
         Gauge(name, text, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:
-        """As Prometheus reads it."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
@@ -70,7 +70,7 @@ class Projections:
         self._counts: dict[tuple[str, str], tuple[int, float]] = {}
 
     def observe(self, trait: str, reading: str, value: float | None) -> None:
-        """Take in one answer's reading; a missing one is none."""
+        """Add one answer's reading; ``None`` is left out."""
         if value is None:
             return
         with self._lock:
@@ -79,7 +79,7 @@ class Projections:
             self._counts[(trait, reading)] = (n + 1, total + value)
 
     def forget(self, trait: str) -> None:
-        """Of a vector that is no longer there."""
+        """Drop the readings of a vector that is no longer there."""
         with self._lock:
             for key in [key for key in self._values if key[0] == trait]:
                 del self._values[key], self._counts[key]
@@ -94,8 +94,8 @@ class Projections:
         with self._lock:
             for key, values in self._values.items():
                 labels = {"trait": key[0], "reading": key[1]}
-                found = np.quantile(np.array(values), QUANTILES)
-                for q, value in zip(QUANTILES, found, strict=True):
+                quantiles = np.quantile(np.array(values), QUANTILES)
+                for q, value in zip(QUANTILES, quantiles, strict=True):
                     metric.add_sample("poise_projection", {**labels, "quantile": f"{q:g}"}, float(value))
                 n, total = self._counts[key]
                 metric.add_sample("poise_projection_count", labels, n)

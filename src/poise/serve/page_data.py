@@ -10,16 +10,16 @@ import numpy as np
 
 from poise.serve.rendering import finite
 from poise.serve.responses import iso
-from poise.serve.vector_registry import Watched
+from poise.serve.vector_registry import WatchedVector
 from poise.statistics.estimates import bootstrap_interval
 
-__all__ = ["entry_of", "history"]
+__all__ = ["history", "vector_entry"]
 
-FEW = 200  # readings up to which a mean's interval is a bootstrap; beyond, the normal one is the same
-DRAWS = 500
+BOOTSTRAP_MAX = 200  # readings up to which a mean's interval is a bootstrap; beyond, the normal one is the same
+RESAMPLES = 500
 
 
-def entry_of(watched: Watched) -> dict[str, Any]:
+def vector_entry(watched: WatchedVector) -> dict[str, Any]:
     """A vector as the API gives it."""
     vector, header, normal = watched.vector, watched.vector.header, watched.normal
     default = vector.at("steer").layer
@@ -54,7 +54,7 @@ def history(rows: Sequence[tuple[str, float, float | None, float | None, int]], 
 def _bucket(start: float, rows: Sequence[tuple[float | None, float | None, int]]) -> dict[str, Any]:
     means = np.array([mean for mean, _, _ in rows if mean is not None])
     peaks = np.array([peak for _, peak, _ in rows if peak is not None])
-    low, high = _interval(means)
+    low, high = _mean_interval(means)
     return {
         "start": iso(start),
         "n": len(means),
@@ -66,11 +66,11 @@ def _bucket(start: float, rows: Sequence[tuple[float | None, float | None, int]]
     }
 
 
-def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float | None, float | None]:
+def _mean_interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float | None, float | None]:
     n = len(values)
     if n < 2:
         return None, None
-    if n > FEW:
+    if n > BOOTSTRAP_MAX:
         half = 1.96 * float(values.std(ddof=1)) / math.sqrt(n)
         return float(values.mean()) - half, float(values.mean()) + half
-    return bootstrap_interval(lambda draws: values[draws].mean(axis=-1), n, draws=DRAWS)
+    return bootstrap_interval(lambda draws: values[draws].mean(axis=-1), n, draws=RESAMPLES)

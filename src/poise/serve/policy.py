@@ -13,16 +13,18 @@ from poise.settings import Settings, read_settings
 from poise.steer import Steering, SteeringExpression
 from poise.vector import PersonaVector
 
-__all__ = ["Action", "Policies", "Policy", "read"]
+__all__ = ["Action", "Policies", "Policy", "read_policies"]
 
 Action = Literal["note", "cap", "stop"]
 STOPPED = "\n\n[This answer was stopped: its readings passed an alarm.]"
 
 
 class Policy(Settings):
-    """The rules for one key, or for all that have none of their own."""
+    """The rules for one key, or for all that have none of their requested_steering."""
 
-    steer: str | None = Field(None, description="Steering that every answer gets, after the request's own.")
+    steer: str | None = Field(
+        None, description="Steering that every answer gets, after the request's requested_steering."
+    )
     may_steer: bool = Field(True, description="Whether requests may steer.")
     most_dose: float = Field(3.0, gt=0, description="Strongest dose that a request may steer with, one way or other.")
     most_tokens: int = Field(4096, ge=1, description="Longest answer that a request may ask for.")
@@ -45,17 +47,17 @@ class Policy(Settings):
         actions = self.on_alarm if isinstance(self.on_alarm, dict) else {}
         return {*(SteeringExpression.parse(self.steer).names if self.steer else ()), *actions}
 
-    def steering(self, asked: SteeringExpression | None, vectors: Mapping[str, PersonaVector]) -> Steering | None:
+    def steering(self, requested: SteeringExpression | None, vectors: Mapping[str, PersonaVector]) -> Steering | None:
         """The request's steering and the forced one, together.
 
         Raises:
             RequestError: 403 where requests may not steer so.
             InvalidSteering: it cannot be done.
         """
-        own = asked.steering(vectors) if asked else Steering(())
-        if own.terms and not self.may_steer:
+        requested_steering = requested.steering(vectors) if requested else Steering(())
+        if requested_steering.terms and not self.may_steer:
             raise RequestError(403, "This key may not steer.", code="steering_forbidden", param="poise.steer")
-        for term in own.terms:
+        for term in requested_steering.terms:
             if term.operation != "add":
                 continue
             dose = max(abs(term.vector.dose(term.value, layer)) for layer in term.touched)
@@ -68,7 +70,7 @@ class Policy(Settings):
                     param="poise.steer",
                 )
         forced = SteeringExpression.parse(self.steer).steering(vectors) if self.steer else Steering(())
-        both = own + forced
+        both = requested_steering + forced
         return both if both.terms else None
 
 
@@ -88,7 +90,7 @@ class Policies(Settings):
         return {name for policy in (self.default, *self.keys.values()) for name in policy.named}
 
 
-def read(path: Path | None) -> Policies:
+def read_policies(path: Path | None) -> Policies:
     """The rules in a YAML or JSON file; the defaults without one.
 
     Raises:
@@ -97,6 +99,6 @@ def read(path: Path | None) -> Policies:
     """
     if path is None:
         return Policies()
-    found = read_settings(path, Policies)
-    _ = found.named  # expressions are parsed now, not at the first request
-    return found
+    policies = read_settings(path, Policies)
+    _ = policies.named  # expressions are parsed now, not at the first request
+    return policies

@@ -18,7 +18,7 @@ from typing import Any
 from poise.errors import InvalidArgument, RequestError
 from poise.storage.output import check_output
 
-__all__ = ["Record", "Store", "check_database"]
+__all__ = ["ReadingRecord", "ReadingsQuery", "ReadingsStore", "check_database"]
 
 log = logging.getLogger("poise.serve")
 
@@ -37,26 +37,26 @@ CREATE TABLE IF NOT EXISTS texts (
 );
 CREATE INDEX IF NOT EXISTS texts_by_time ON texts (time);
 """
-COLUMNS = "time, request, key, trait, layer, steer, prompt, mean, peak, tokens, alarms, alarmed"
+READING_COLUMNS = "time, request, key, trait, layer, steer, prompt, mean, peak, tokens, alarms, alarmed"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingRecord:
     """One answer read by one vector, or the words of one answer.
 
     Attributes:
         time: Seconds since 1970.
         request: Id of the answer.
-        key: Name of the key that asked.
-        trait: The vector's name.
-        layer: Where it was read.
-        steer: What steered, as an expression.
+        key: Name of the API key that the request came with.
+        trait: Name of the vector.
+        layer: Layer at which the vector was read, counted from 0.
+        steer: Steering of the request as an expression.
         prompt: Reading of the last prompt token.
-        mean: Of the answer's tokens; ``None`` for an empty answer.
-        peak: Likewise.
-        tokens: The answer's length.
-        alarms: Raised by this vector.
-        texts: Prompt and answer, where words are kept; the rest is then empty.
+        mean: Mean reading of the answer's tokens; ``None`` for an empty answer.
+        peak: Peak reading of the answer's tokens; ``None`` for an empty answer.
+        tokens: Length of the answer in tokens.
+        alarms: Alarms that this vector raised.
+        texts: Prompt and answer, where texts are stored; the other fields are then empty.
     """
 
     time: float
@@ -74,7 +74,7 @@ class Record:
 
 
 @dataclass(slots=True)
-class Counts:
+class WriteCounts:
     """What became of records. ``failures`` are commits that the disk or a lock refused, and that were tried again."""
 
     written: int = 0
@@ -82,8 +82,8 @@ class Counts:
     failures: int = 0
 
 
-@dataclass(slots=True)
-class Query:
+@dataclass(slots=True, kw_only=True)
+class ReadingsQuery:
     """Which readings: of a trait, from and until a time, with alarms or without, newest first, before an id."""
 
     trait: str | None = None
@@ -131,7 +131,7 @@ def _database_loss(path: Path) -> str:
     return "" if {"readings", "texts"} <= tables else "a database that `poise serve` did not write"
 
 
-class Store:
+class ReadingsStore:
     """Takes records from any thread at once, and writes them as soon as it can.
 
     Args:
@@ -143,8 +143,8 @@ class Store:
         self._temporary = tempfile.TemporaryDirectory(prefix="poise-") if path is None else None
         self.path = path or Path(self._temporary.name if self._temporary else "") / "readings.sqlite"
         self.keep = keep_days * 86400
-        self.counts = Counts()
-        self._waiting: deque[Record] = deque()
+        self.counts = WriteCounts()
+        self._waiting: deque[ReadingRecord] = deque()
         self._changed = threading.Condition()
         self._closing = False
         try:
@@ -156,7 +156,7 @@ class Store:
         self._thread = threading.Thread(target=self._run, name="poise-store", daemon=True)
         self._thread.start()
 
-    def put(self, records: Sequence[Record]) -> None:
+    def put(self, records: Sequence[ReadingRecord]) -> None:
         """Take records; they are on disk a moment later."""
         with self._changed:
             self._waiting.extend(records)
@@ -174,10 +174,10 @@ class Store:
         if self._temporary:
             self._temporary.cleanup()
 
-    def readings(self, query: Query) -> tuple[list[dict[str, Any]], int | None]:
+    def readings(self, query: ReadingsQuery) -> tuple[list[dict[str, Any]], int | None]:
         """Readings, newest first, and the id to ask for more after."""
         where = query.where()
-        sql = f"SELECT id, {COLUMNS} FROM readings WHERE {where} ORDER BY id DESC LIMIT ?"
+        sql = f"SELECT id, {READING_COLUMNS} FROM readings WHERE {where} ORDER BY id DESC LIMIT ?"
         rows = self._read(sql, [*query.values, query.limit + 1])
         shown = [
             {k: row[k] for k in row.keys() if k not in ("alarmed", "key")} | {"alarms": json.loads(row["alarms"])}  # noqa: SIM118 (no mapping)
@@ -241,12 +241,12 @@ class Store:
             if not closing:
                 time.sleep(PAUSE)
 
-    def _write(self, batch: Sequence[Record], *, sweep: bool) -> None:
+    def _write(self, batch: Sequence[ReadingRecord], *, sweep: bool) -> None:
         with self._connect(timeout=1.0) as db:
             db.execute("BEGIN IMMEDIATE")
             db.executemany(
-                f"INSERT INTO readings ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-                [_values(r) for r in batch if r.texts is None],
+                f"INSERT INTO readings ({READING_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                [_row_values(r) for r in batch if r.texts is None],
             )
             db.executemany(
                 "INSERT INTO texts (time, request, prompt, answer) VALUES (?,?,?,?)",
@@ -259,7 +259,7 @@ class Store:
             db.execute("COMMIT")
 
 
-def _values(r: Record) -> tuple[Any, ...]:
+def _row_values(r: ReadingRecord) -> tuple[Any, ...]:
     alarms = json.dumps(list(r.alarms))
     return (
         *(r.time, r.request, r.key, r.trait, r.layer, r.steer),

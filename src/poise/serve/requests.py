@@ -1,4 +1,4 @@
-"""The requests that the server takes, in OpenAI's schema. What is not here is refused by name."""
+"""The requests that the server takes, in OpenAI's schema. Any other field is an error that names it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from poise.steer import SteeringExpression
 
-__all__ = ["ChatRequest", "CompletionRequest", "Message", "PoiseField", "StreamOptions"]
+__all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "PoiseField", "StreamOptions"]
 
 
-def _whole(text: str) -> str:
+def _complete_characters(text: str) -> str:
     """JSON can write halves of characters, which no tokenizer takes."""
     try:
         text.encode()
@@ -20,35 +20,35 @@ def _whole(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_whole)]
-Name = Annotated[Text, Field(min_length=1, max_length=200)]
-Stop = Annotated[Text, Field(min_length=1, max_length=200)]
-Nought = Annotated[float, Field(ge=0, le=0, description="Not supported; may only be 0.")]
+RequestText = Annotated[str, AfterValidator(_complete_characters)]
+RequestName = Annotated[RequestText, Field(min_length=1, max_length=200)]
+StopString = Annotated[RequestText, Field(min_length=1, max_length=200)]
+OnlyZero = Annotated[float, Field(ge=0, le=0, description="Not supported; may only be 0.")]
 
 
-class Strict(BaseModel):
+class StrictRequest(BaseModel):
     """Base of what a request says. A field that is null counts as not given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _given(cls, data: Any) -> Any:
+    def _without_nulls(cls, data: Any) -> Any:
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
-class TextPart(Strict):
+class TextPart(StrictRequest):
     """A part of a message."""
 
     type: Literal["text"]
-    text: Text
+    text: RequestText
 
 
-class Message(Strict):
+class ChatMessage(StrictRequest):
     """A turn. ``developer`` is OpenAI's newer name for ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: RequestText | list[TextPart]
 
     @property
     def text(self) -> str:
@@ -56,71 +56,71 @@ class Message(Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(Strict):
+class StreamOptions(StrictRequest):
     """Of a streamed answer."""
 
     include_usage: bool = Field(False, description="One more chunk at the end, with the usage and without choices.")
 
 
-class PoiseField(Strict):
+class PoiseField(StrictRequest):
     """What Poise adds to OpenAI's requests (the client's ``extra_body``)."""
 
-    steer: Annotated[Text, Field(max_length=4000)] | SteeringExpression | None = Field(
+    steer: Annotated[RequestText, Field(max_length=4000)] | SteeringExpression | None = Field(
         None, description="A steering expression such as `evil=30%; kind=-1`, or its JSON form."
     )
-    watch: bool | Annotated[list[Name], Field(max_length=64)] = Field(
+    watch: bool | Annotated[list[RequestName], Field(max_length=64)] = Field(
         False, description="Give the readings of these vectors, or of all (true)."
     )
 
 
-class Asked(Strict):
+class OpenAIRequest(StrictRequest):
     """What chat and plain completions have in common."""
 
-    model: Name
+    model: RequestName
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=16)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] = Field(default_factory=list)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Choice i is drawn with seed + i.")
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] = Field(default_factory=list)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="AnswerChoice i is drawn with seed + i.")
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    frequency_penalty: Nought = 0
-    presence_penalty: Nought = 0
+    frequency_penalty: OnlyZero = 0
+    presence_penalty: OnlyZero = 0
     poise: PoiseField | None = None
 
     @property
-    def most(self) -> int | None:
-        """Longest answer asked for."""
+    def max_new_tokens(self) -> int | None:
+        """Most tokens of the answer, where the request says."""
         raise NotImplementedError
 
     @property
-    def top(self) -> int | None:
+    def logprobs_count(self) -> int | None:
         """Likeliest tokens to report, as a job has it."""
         raise NotImplementedError
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Stop strings."""
+        """StopString strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @model_validator(mode="after")
-    def _options_of_a_stream(self) -> Asked:
+    def _options_of_a_stream(self) -> OpenAIRequest:
         if "stream_options" in self.model_fields_set and not self.stream:
             raise ValueError("stream_options may only be given with stream=true")
         return self
 
 
-class ChatRequest(Asked):
+class ChatCompletionRequest(OpenAIRequest):
     """``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     max_tokens: int | None = Field(None, ge=1, le=10_000_000)
     max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000, description="The newer name of max_tokens.")
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
 
     @model_validator(mode="after")
-    def _consistent(self) -> ChatRequest:
+    def _consistent(self) -> ChatCompletionRequest:
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ; give one")
         if self.top_logprobs and not self.logprobs:
@@ -128,26 +128,26 @@ class ChatRequest(Asked):
         return self
 
     @property
-    def most(self) -> int | None:
-        """Longest answer asked for."""
+    def max_new_tokens(self) -> int | None:
+        """Most tokens of the answer, where the request says."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def top(self) -> int | None:
-        """As a job has it."""
+    def logprobs_count(self) -> int | None:
+        """Likeliest tokens to report; ``None`` for no log-probabilities."""
         return self.top_logprobs if self.logprobs else None
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(OpenAIRequest):
     """``POST /v1/completions``: the prompt as it is, without a chat template."""
 
     prompt: (
-        Text
+        RequestText
         | TokenIds
-        | Annotated[list[Text], Field(min_length=1, max_length=64)]
+        | Annotated[list[RequestText], Field(min_length=1, max_length=64)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=64)]
     )
     max_tokens: int = Field(16, ge=1, le=10_000_000)
@@ -162,11 +162,11 @@ class CompletionRequest(Asked):
         return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt
 
     @property
-    def most(self) -> int | None:
-        """Longest answer asked for."""
+    def max_new_tokens(self) -> int | None:
+        """Most tokens of the answer, where the request says."""
         return self.max_tokens
 
     @property
-    def top(self) -> int | None:
-        """As a job has it."""
+    def logprobs_count(self) -> int | None:
+        """Likeliest tokens to report; ``None`` for no log-probabilities."""
         return self.logprobs

@@ -24,11 +24,11 @@ __all__ = [
     "Deleted",
     "ModelEntry",
     "Models",
-    "Readings",
+    "ReadingsHistory",
+    "ReadingsPage",
     "State",
-    "Summary",
     "Vector",
-    "Vectors",
+    "VectorList",
     "answered",
     "describe",
     "fault",
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 VERSION = version("poise")
-Row = dict[str, float | None]
+ValuesByVector = dict[str, float | None]
 
 
 class ModelEntry(BaseModel):
@@ -56,7 +56,7 @@ class Models(BaseModel):
     data: list[ModelEntry]
 
 
-class Usage(BaseModel):
+class TokenUsage(BaseModel):
     """Tokens of a request."""
 
     prompt_tokens: int
@@ -101,14 +101,14 @@ class Told(BaseModel):
     cautions: list[str]
     layers: dict[str, int]
     push: dict[str, Push | None]
-    prompt: Row
+    prompt: ValuesByVector
     tokens: list[str]
     readings: dict[str, list[float | None]]
     summary: dict[str, OneSummary]
     alarms: list[AlarmRaised]
 
 
-class Answer(BaseModel):
+class AssistantMessage(BaseModel):
     """The assistant's turn."""
 
     role: Literal["assistant"]
@@ -124,7 +124,7 @@ class ChatChoice(BaseModel):
 
     index: int
     finish_reason: Finish
-    message: Answer
+    message: AssistantMessage
     logprobs: dict[str, Any] | None
     poise: Told | None = None
 
@@ -147,7 +147,7 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: Usage
+    usage: TokenUsage
 
 
 class Completion(BaseModel):
@@ -158,10 +158,10 @@ class Completion(BaseModel):
     created: int
     model: str
     choices: list[TextChoice]
-    usage: Usage
+    usage: TokenUsage
 
 
-class Normal(BaseModel):
+class NormalReading(BaseModel):
     """What n tokens of answers without the trait read."""
 
     mean: float
@@ -170,7 +170,7 @@ class Normal(BaseModel):
 
 
 class Vector(BaseModel):
-    """A vector on the shelf; numbers by layer have the layer as their name."""
+    """A vector in the registry; numbers by layer have the layer as their name."""
 
     name: str
     description: str
@@ -178,15 +178,15 @@ class Vector(BaseModel):
     width: int
     default_layer: int
     watched_layer: int
-    norm: Row
+    norm: ValuesByVector
     dose_of_one: float | None
     fixed: bool
     certificate: dict[str, Any] | None
-    normal: Normal | None
+    normal: NormalReading | None
     alarms: list[dict[str, Any]]
 
 
-class Vectors(BaseModel):
+class VectorList(BaseModel):
     """All vectors."""
 
     object: Literal["list"]
@@ -200,7 +200,7 @@ class Deleted(BaseModel):
     id: str
 
 
-class Reading(BaseModel):
+class StoredReading(BaseModel):
     """One answer as one vector read it."""
 
     id: int
@@ -216,11 +216,11 @@ class Reading(BaseModel):
     alarms: list[AlarmRaised]
 
 
-class Readings(BaseModel):
+class ReadingsPage(BaseModel):
     """Readings, newest first; ``next`` is what ``after`` takes for those before them."""
 
     object: Literal["list"]
-    data: list[Reading]
+    data: list[StoredReading]
     next: int | None
 
 
@@ -243,7 +243,7 @@ class TraitHistory(BaseModel):
     buckets: list[Bucket]
 
 
-class Summary(BaseModel):
+class ReadingsHistory(BaseModel):
     """All vectors' histories."""
 
     data: list[TraitHistory]
@@ -322,13 +322,19 @@ def fault(errors: Sequence[Any]) -> RequestError:
     param = ".".join(str(part) for part in first["loc"] if _is_field(part)) or None
     if first["type"] == "extra_forbidden":
         return RequestError(
-            400, f"{_plain(param)} is not supported here; leave it out.", code="unsupported", param=_plain(param)
+            400,
+            f"{_encodable(param)} is not supported here; leave it out.",
+            code="unsupported",
+            param=_encodable(param),
         )
     if first["type"].startswith("json"):
         return RequestError(400, "The body is no JSON.", code="invalid_json")
-    said = str(first["msg"]).removeprefix("Value error, ")
+    reason = str(first["msg"]).removeprefix("Value error, ")
     return RequestError(
-        400, f"{_plain(param) or 'The request'}: {_plain(said)}.", code="invalid_value", param=_plain(param)
+        400,
+        f"{_encodable(param) or 'The request'}: {_encodable(reason)}.",
+        code="invalid_value",
+        param=_encodable(param),
     )
 
 
@@ -338,7 +344,7 @@ def _is_field(part: str | int) -> bool:
     return isinstance(part, int) or (part not in shapes and re.fullmatch(r"[a-z0-9_]+", part) is not None)
 
 
-def _plain(text: str | None) -> str | None:
+def _encodable(text: str | None) -> str | None:
     """What can be written in any answer: a request may hold halves of characters."""
     return None if text is None else text[:300].encode("utf-8", "replace").decode()
 
@@ -354,8 +360,8 @@ def seconds(text: str) -> float:
     Raises:
         ValueError: it is none.
     """
-    found = datetime.fromisoformat(text)
-    value = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    instant = datetime.fromisoformat(text)
+    value = (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(value):
         raise ValueError(text)
     return value

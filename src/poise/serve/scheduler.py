@@ -1,4 +1,4 @@
-"""The one thread that owns the model: jobs come in from any thread, what was said goes out to their sinks."""
+"""The one thread that owns the model: requests come in from any thread, outputs go out to their sinks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from poise.engine import Job, Said, Stepwise
+from poise.engine import EngineOutput, GenerationRequest, StepEngine
 from poise.errors import RequestError
-from poise.serve.alarm_policy import Guard, Heard
+from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 
-__all__ = ["Scheduler", "Ticket"]
+__all__ = ["NEVER", "ScheduledRequest", "Scheduler"]
 
 log = logging.getLogger("poise.serve")
 
@@ -24,42 +24,44 @@ NEVER = float("inf")
 T = TypeVar("T")
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A job on its way.
+@dataclass(slots=True, eq=False, kw_only=True)
+class ScheduledRequest:
+    """A request to the engine on its way.
 
     Attributes:
-        job: What is generated.
-        guard: Hears every step first.
-        sink: Called in the model's thread with every step; it must not wait. Nothing follows a finish, a stop or an
+        request: Answer to be generated.
+        guard: Guard that inspects every output before the sink has it.
+        sink: Called in the model's thread with every output; it must not wait. Nothing follows a finish, a stop or an
             error.
-        deadline: On the monotonic clock; the answer ends with an error then.
+        deadline: Time on the monotonic clock at which the answer ends with an error.
+        begun: Whether the engine has given any output of it.
+        over: Whether the last output has been handed out.
     """
 
-    job: Job
-    guard: Guard
-    sink: Callable[[Heard], None]
+    request: GenerationRequest
+    guard: AlarmGuard
+    sink: Callable[[GuardedOutput], None]
     deadline: float = NEVER
     begun: bool = field(default=False, init=False)
     over: bool = field(default=False, init=False)
 
 
 class Scheduler:
-    """Runs a stepwise engine in a thread of its own.
+    """Runs a ``StepEngine`` in a thread of its own.
 
     Args:
-        engine: Only this thread calls it, but for ``check``.
-        queue: Most jobs that wait to begin; more are refused.
+        engine: Engine that only this thread calls, but for ``check``.
+        queue: Most requests that wait to begin; more are refused.
     """
 
-    def __init__(self, engine: Stepwise, *, queue: int = 256) -> None:
+    def __init__(self, engine: StepEngine, *, queue: int = 256) -> None:
         self.engine, self.limit = engine, queue
         self._changed = threading.Condition()
-        self._new: deque[Ticket] = deque()
-        self._dropped: list[Ticket] = []
+        self._new: deque[ScheduledRequest] = deque()
+        self._dropped: list[ScheduledRequest] = []
         self._calls: deque[Callable[[], None]] = deque()
-        self._live: set[Ticket] = set()  # in the engine; the thread's own
-        self._waiting = 0  # tickets that have not begun
+        self._live: set[ScheduledRequest] = set()  # in the engine; only this thread changes it
+        self._waiting = 0  # requests that have not begun
         self._pace = 1.0  # seconds an answer, lately, over all rows
         self._ended_at = time.monotonic()
         self._draining = self._stopping = False
@@ -71,41 +73,41 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are taken and worked on."""
+        """Whether requests are accepted and worked on."""
         return self._thread.is_alive() and not self._draining
 
     @property
     def waiting(self) -> int:
-        """Jobs that have not begun."""
+        """Number of requests that have not begun."""
         return self._waiting
 
     @property
     def running(self) -> int:
-        """Answers that are being generated."""
-        return len(self._live) - sum(not ticket.begun for ticket in tuple(self._live))
+        """Number of answers that are being generated."""
+        return len(self._live) - sum(not scheduled.begun for scheduled in tuple(self._live))
 
-    def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Take all of these jobs or none.
+    def submit(self, requests: Sequence[ScheduledRequest]) -> None:
+        """Accept all of these requests or none.
 
         Raises:
-            UserError: a job cannot be run.
+            UserError: a request cannot be run.
             RequestError: 429 where too many wait, with when to try again; 503 when shutting down.
         """
-        if len(tickets) > self.limit:
+        if len(requests) > self.limit:
             raise RequestError(
                 400,
-                f"The request asks for {len(tickets)} answers, and {self.limit} may wait here; ask for fewer.",
+                f"The request asks for {len(requests)} answers, and {self.limit} may wait here; ask for fewer.",
                 code="too_many_answers",
                 param="n",
             )
-        for ticket in tickets:
-            self.engine.check(ticket.job)
+        for scheduled in requests:
+            self.engine.check(scheduled.request)
         with self._changed:
             if not self.alive:
                 raise RequestError(
                     503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "5"}
                 )
-            if self._waiting + len(tickets) > self.limit:
+            if self._waiting + len(requests) > self.limit:
                 wait = str(min(max(round(self._waiting * self._pace), 1), 60))
                 raise RequestError(
                     429,
@@ -113,14 +115,14 @@ class Scheduler:
                     code="queue_full",
                     headers={"Retry-After": wait},
                 )
-            self._new.extend(tickets)
-            self._waiting += len(tickets)
+            self._new.extend(requests)
+            self._waiting += len(requests)
             self._changed.notify()
 
-    def drop(self, tickets: Sequence[Ticket]) -> None:
-        """End jobs that nobody waits for any more; their slots are free at the next step."""
+    def drop(self, requests: Sequence[ScheduledRequest]) -> None:
+        """End requests that nobody waits for any more; their slots are free at the next step."""
         with self._changed:
-            self._dropped.extend(ticket for ticket in tickets if not ticket.over)
+            self._dropped.extend(scheduled for scheduled in requests if not scheduled.over)
             self._changed.notify()
 
     def call(self, work: Callable[[], T]) -> T:
@@ -149,7 +151,7 @@ class Scheduler:
         return done.result()
 
     def drain(self) -> None:
-        """Take no more jobs; those that have been taken go on."""
+        """Accept no more requests; those that have been accepted go on."""
         with self._changed:
             self._draining = True
 
@@ -174,77 +176,81 @@ class Scheduler:
             for call in calls:
                 call()
             if stopping:
-                for ticket in [*new, *self._live]:
-                    self._fail(ticket, RequestError(503, "The server shut down before the end.", code="shutting_down"))
+                for scheduled in [*new, *self._live]:
+                    self._fail(
+                        scheduled, RequestError(503, "The server shut down before the end.", code="shutting_down")
+                    )
                 return
             self._take(new)
-            for ticket in dropped:
-                self._end(ticket)
+            for scheduled in dropped:
+                self._end(scheduled)
             self._expire()
             if self._live:
                 self._step()
 
-    def _take(self, new: Sequence[Ticket]) -> None:
-        for ticket in new:
-            self._live.add(ticket)
+    def _take(self, new: Sequence[ScheduledRequest]) -> None:
+        for scheduled in new:
+            self._live.add(scheduled)
             try:
-                self.engine.add(ticket, ticket.job)
-            except Exception as error:  # this thread must outlive any job
-                self._fail(ticket, error)
+                self.engine.add(scheduled, scheduled.request)
+            except Exception as error:  # this thread must outlive any request
+                self._fail(scheduled, error)
 
     def _expire(self) -> None:
         now = time.monotonic()
-        for ticket in [t for t in self._live if t.deadline <= now]:
-            self._fail(ticket, RequestError(504, "The answer took longer than allowed here.", code="deadline_exceeded"))
+        for scheduled in [r for r in self._live if r.deadline <= now]:
+            self._fail(
+                scheduled, RequestError(504, "The answer took longer than allowed here.", code="deadline_exceeded")
+            )
 
     def _step(self) -> None:
         try:
-            said = self.engine.step()
+            outputs = self.engine.step()
         except Exception as error:  # the engine answers for its passes; this would be a fault of its own
             log.exception("A step failed")
-            for ticket in list(self._live):
-                self._fail(ticket, error)
+            for scheduled in list(self._live):
+                self._fail(scheduled, error)
             return
-        for one in said:
-            assert isinstance(one.key, Ticket)
+        for output in outputs:
+            scheduled = cast("ScheduledRequest", output.key)  # ``_take`` gave the engine no other
             try:
-                self._hear(one.key, one)
+                self._hand_out(scheduled, output)
             except Exception as error:  # one answer's guard or sink must not end the others
                 log.exception("An answer could not be handed out")
-                self._fail(one.key, error)
+                self._fail(scheduled, error)
 
-    def _hear(self, ticket: Ticket, said: Said) -> None:
-        if ticket.over:
+    def _hand_out(self, scheduled: ScheduledRequest, output: EngineOutput) -> None:
+        if scheduled.over:
             return
-        self._begin(ticket)
-        if said.error is not None:
-            self._fail(ticket, said.error)
+        self._begin(scheduled)
+        if output.error is not None:
+            self._fail(scheduled, output.error)
             return
-        heard = ticket.guard.hear(said)
-        if heard.cap:
-            self.engine.steer(ticket, heard.cap)
-        if heard.stopped or said.finish:
+        guarded = scheduled.guard.inspect(output)
+        if guarded.cap:
+            self.engine.steer(scheduled, guarded.cap)
+        if guarded.stopped or output.finish:
             now = time.monotonic()
             self._pace += 0.1 * (min(now - self._ended_at, 60.0) - self._pace)
             self._ended_at = now
-            self._end(ticket)
-        ticket.sink(heard)
+            self._end(scheduled)
+        scheduled.sink(guarded)
 
-    def _begin(self, ticket: Ticket) -> None:
-        if not ticket.begun:
-            ticket.begun = True
+    def _begin(self, scheduled: ScheduledRequest) -> None:
+        if not scheduled.begun:
+            scheduled.begun = True
             with self._changed:
                 self._waiting -= 1
 
-    def _end(self, ticket: Ticket) -> None:
-        if not ticket.over:
-            self._begin(ticket)
-            ticket.over = True
-            self._live.discard(ticket)
-            self.engine.abort(ticket)
+    def _end(self, scheduled: ScheduledRequest) -> None:
+        if not scheduled.over:
+            self._begin(scheduled)
+            scheduled.over = True
+            self._live.discard(scheduled)
+            self.engine.abort(scheduled)
 
-    def _fail(self, ticket: Ticket, error: Exception) -> None:
-        if not ticket.over:
-            self._end(ticket)
+    def _fail(self, scheduled: ScheduledRequest, error: Exception) -> None:
+        if not scheduled.over:
+            self._end(scheduled)
             with contextlib.suppress(RuntimeError):  # its event loop may be gone
-                ticket.sink(Heard(Said(ticket, error=error)))
+                scheduled.sink(GuardedOutput(output=EngineOutput(key=scheduled, error=error)))

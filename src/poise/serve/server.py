@@ -19,45 +19,44 @@ from poise.engine.continuous import ContinuousEngine
 from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
-from poise.serve import policy
 from poise.serve.app import build
-from poise.serve.auth import Gate, Keys, Limits, is_loopback
+from poise.serve.auth import ApiKeys, BodyLimits, RequestGate, is_loopback
 from poise.serve.metrics import Counting
-from poise.serve.policy import Policies
-from poise.serve.readings_db import Store, check_database
+from poise.serve.policy import Policies, read_policies
+from poise.serve.readings_db import ReadingsStore, check_database
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.service import Service
-from poise.serve.vector_registry import Shelf
+from poise.serve.vector_registry import VectorRegistry
 from poise.serve.webhook import Webhook
 from poise.storage.output import check_writable
 from poise.vector import PersonaVector
 
-__all__ = ["Options", "Running", "check", "make", "vectors_of"]
+__all__ = ["RunningServer", "ServerOptions", "check_options", "load_vectors", "make_server"]
 
 log = logging.getLogger("poise.serve")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
     """How a server runs.
 
     Attributes:
-        host: Where it listens; beyond this machine only with keys.
-        port: 0 for a free one.
-        name: What requests call the model; default, its own name without folders.
-        keys: File of keys.
+        host: Address to listen on; beyond this machine only with keys.
+        port: Port to listen on; 0 for a free one.
+        name: Name by which requests call the model; by default its own name without folders.
+        keys: File of API keys.
         policy: File of rules.
         log: Database of readings; ``None`` keeps them until the server stops.
-        keep_days: Older readings are deleted.
-        log_text: Keep prompts and answers too.
+        keep_days: Days after which readings are deleted.
+        log_text: Whether prompts and answers are stored too.
         uploads: Folder of uploaded vectors; ``None`` keeps them until the server stops.
         webhook: Address that alarms are posted to.
-        cors: Origins whose pages may ask.
+        cors: Origins whose pages may send requests.
         batch: Most answers at once.
-        queue: Most that wait.
+        queue: Most requests that wait.
         deadline: Seconds that an answer may take, waiting included; 0 for any.
         grace: Seconds that running answers are given when the server is told to stop.
-        allow_other_model: Take vectors of another model of the same shape.
+        allow_other_model: Whether vectors of another model of the same shape are accepted.
     """
 
     host: str = "127.0.0.1"
@@ -78,13 +77,13 @@ class Options:
     allow_other_model: bool = False
 
 
-def check(
-    options: Options, vectors: Mapping[str, Path] | None = None, normal: Sequence[str] = ()
-) -> tuple[Keys, Policies]:
+def check_options(
+    options: ServerOptions, vectors: Mapping[str, Path] | None = None, normal: Sequence[str] = ()
+) -> tuple[ApiKeys, Policies]:
     """Read the files and refuse what is not safe, before a model is loaded.
 
     Raises:
-        UserError: says what and how to mend it.
+        UserError: a file or an option is wrong; says which, and how to fix it.
     """
     for path in (vectors or {}).values():
         vector_file.load_vector(path)
@@ -94,14 +93,14 @@ def check(
         check_database(options.log)
     if options.uploads:
         check_writable(options.uploads / "x.safetensors")
-    keys, policies = Keys.read(options.keys), policy.read(options.policy)
+    keys, policies = ApiKeys.read(options.keys), read_policies(options.policy)
     if not is_loopback(options.host) and not keys:
         raise InvalidArgument(
             f"{options.host} can be reached from other machines, and there is no key; name a file of keys with "
             "`keys`, or listen on 127.0.0.1."
         )
     if unknown := sorted(set(policies.keys) - set(keys.names)):
-        raise InvalidArgument(f"The policy names the key {unknown[0]!r}, which the key file lacks; mend one of them.")
+        raise InvalidArgument(f"The policy names the key {unknown[0]!r}, which the key file lacks; fix one of them.")
     if options.webhook and not options.webhook.startswith(("http://", "https://")):
         raise InvalidArgument(
             f"`webhook` is {options.webhook!r}; give an address that begins with http:// or https://."
@@ -109,7 +108,7 @@ def check(
     return keys, policies
 
 
-def vectors_of(
+def load_vectors(
     files: Mapping[str, Path],
     model: Model,
     *,
@@ -135,9 +134,12 @@ def vectors_of(
     return dict(zip(loaded, done.vectors, strict=True))
 
 
-def make(
-    model: Model, vectors: Mapping[str, PersonaVector], options: Options, checked: tuple[Keys, Policies] | None = None
-) -> Running:
+def make_server(
+    model: Model,
+    vectors: Mapping[str, PersonaVector],
+    options: ServerOptions,
+    checked: tuple[ApiKeys, Policies] | None = None,
+) -> RunningServer:
     """A server that is ready to be run.
 
     Args:
@@ -149,49 +151,51 @@ def make(
     Raises:
         InvalidArgument: the policy names a vector that is not there.
     """
-    keys, policies = checked or check(options)
+    keys, policies = checked or check_options(options)
     engine = ContinuousEngine(model, batch=options.batch, allow_other_model=options.allow_other_model)
     scheduler = Scheduler(engine, queue=options.queue)
-    shelf = Shelf(model, folder=options.uploads, allow_other_model=options.allow_other_model, between=scheduler.call)
+    registry = VectorRegistry(
+        model, folder=options.uploads, allow_other_model=options.allow_other_model, between=scheduler.call
+    )
     for name, vector in vectors.items():
-        shelf.put(name, vector, fixed=True)
-    if unknown := sorted(policies.named - set(shelf.all)):
+        registry.add(name, vector, fixed=True)
+    if unknown := sorted(policies.named - set(registry.entries)):
         raise InvalidArgument(f"The policy names the vector {unknown[0]!r}, which is not here; give it as `vector`.")
     for rules in (policies.default, *policies.keys.values()):
-        rules.steering(None, {name: w.vector for name, w in shelf.all.items()})
+        rules.steering(None, {name: w.vector for name, w in registry.entries.items()})
     service = Service(
         model=model,
         name=options.name or (Path(model.name).name if Path(model.name).exists() else model.name),
         scheduler=scheduler,
-        shelf=shelf,
+        registry=registry,
         policies=policies,
-        store=Store(options.log, keep_days=options.keep_days),
+        store=ReadingsStore(options.log, keep_days=options.keep_days),
         webhook=Webhook(options.webhook) if options.webhook else None,
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
     )
     _gauges(service)
     hosts = ("localhost", "127.0.0.1", "::1", options.host) if is_loopback(options.host) and not keys else ()
-    gate = Gate(Counting(build(service), service.metrics), keys, Limits(), options.cors, hosts)
-    return Running(service, gate, options)
+    gate = RequestGate(Counting(build(service), service.metrics), keys, BodyLimits(), options.cors, hosts)
+    return RunningServer(service, gate, options)
 
 
 def _gauges(service: Service) -> None:
-    watch, store = service.metrics.watch, service.store
-    watch("poise_queue", "Answers that wait to begin.", lambda: service.scheduler.waiting)
-    watch("poise_running", "Answers that are being generated.", lambda: service.scheduler.running)
-    watch("poise_readings_written", "Readings on disk since the start.", lambda: store.counts.written)
-    watch("poise_readings_lost", "Readings given up because the disk refused too long.", lambda: store.counts.lost)
-    watch("poise_store_failures", "Writes that were refused and tried again.", lambda: store.counts.failures)
+    add_gauge, store = service.metrics.add_gauge, service.store
+    add_gauge("poise_queue", "Answers that wait to begin.", lambda: service.scheduler.waiting)
+    add_gauge("poise_running", "Answers that are being generated.", lambda: service.scheduler.running)
+    add_gauge("poise_readings_written", "Readings on disk since the start.", lambda: store.counts.written)
+    add_gauge("poise_readings_lost", "Readings given up because the disk refused too long.", lambda: store.counts.lost)
+    add_gauge("poise_store_failures", "Writes that were refused and tried again.", lambda: store.counts.failures)
     if hook := service.webhook:
-        watch("poise_webhook_sent", "Alarms that the webhook took.", lambda: hook.sent)
-        watch("poise_webhook_lost", "Alarms that the webhook never took.", lambda: hook.lost)
+        add_gauge("poise_webhook_sent", "Alarms that the webhook took.", lambda: hook.sent)
+        add_gauge("poise_webhook_lost", "Alarms that the webhook never took.", lambda: hook.lost)
 
 
-class Running:
+class RunningServer:
     """A server with its parts. ``run`` in the main thread, or ``start`` and ``stop`` from another."""
 
-    def __init__(self, service: Service, app: Any, options: Options) -> None:
+    def __init__(self, service: Service, app: Any, options: ServerOptions) -> None:
         self.service, self.options = service, options
         config = uvicorn.Config(
             app,

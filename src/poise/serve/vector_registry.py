@@ -18,21 +18,21 @@ from poise.monitor import alarms_in_force
 from poise.monitor.baseline import ReadingBaseline, measure_baseline
 from poise.vector import Alarm, PersonaVector
 
-__all__ = ["NAME", "Shelf", "Watched"]
+__all__ = ["NAME", "VectorRegistry", "WatchedVector"]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Watched:
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class WatchedVector:
     """A vector under the name that requests call it by.
 
     Attributes:
-        name: Unique on the shelf.
-        vector: Its directions and what is known of them.
-        probe: Where it is read.
-        fixed: Named when the server was started; it cannot be deleted.
-        normal: What tokens of answers without the trait read; ``None`` where the vector carries no such answers.
+        name: Name that is unique in the registry.
+        vector: The persona vector.
+        probe: Probe that reads it, at the layer where it is watched.
+        fixed: Whether it was named when the server was started; such a vector cannot be deleted.
+        normal: Readings of tokens in answers without the trait; ``None`` where the vector carries no such answers.
     """
 
     name: str
@@ -47,14 +47,14 @@ class Watched:
         return alarms_in_force(self.vector.at("read", self.probe.layer).alarms)
 
 
-class Shelf:
+class VectorRegistry:
     """All vectors of a server; uploaded ones also on disk where there is a folder for them.
 
     Args:
-        model: Whose they must be.
-        folder: Where uploads are kept, one file each; ``None`` keeps them until the server stops.
+        model: Model that they must belong to.
+        folder: Folder in which uploads are stored, one file each; ``None`` keeps them until the server stops.
         allow_other_model: Take vectors of another model of the same shape.
-        between: Runs what uses the model while nothing else does.
+        between: Function that runs work on the model while nothing else uses it.
     """
 
     def __init__(
@@ -67,32 +67,32 @@ class Shelf:
     ) -> None:
         self.model, self.folder, self.allow_other_model, self._between = model, folder, allow_other_model, between
         self._lock = threading.Lock()
-        self._all: dict[str, Watched] = {}
+        self._entries: dict[str, WatchedVector] = {}
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.glob("*.safetensors")):
-                self.put(path.stem, vectors.load_vector(path), fixed=False)
+                self.add(path.stem, vectors.load_vector(path), fixed=False)
 
     @property
-    def all(self) -> Mapping[str, Watched]:
-        """By name, as they are now."""
-        return self._all
+    def entries(self) -> Mapping[str, WatchedVector]:
+        """All vectors by name, as they are now."""
+        return self._entries
 
-    def find(self, names: Iterable[str]) -> list[Watched]:
+    def find(self, names: Iterable[str]) -> list[WatchedVector]:
         """Those of these names, each once.
 
         Raises:
             RequestError: 404 for one that is not there; says what is.
         """
-        now, wanted = self._all, list(dict.fromkeys(names))
-        for name in wanted:
-            if name not in now:
-                known = ", ".join(now) or "none"
+        entries, unique_names = self._entries, list(dict.fromkeys(names))
+        for name in unique_names:
+            if name not in entries:
+                known = ", ".join(entries) or "none"
                 raise RequestError(404, f"There is no vector {name!r}; there are: {known}.", code="vector_not_found")
-        return [now[name] for name in wanted]
+        return [entries[name] for name in unique_names]
 
-    def put(self, name: str, vector: PersonaVector, *, fixed: bool) -> Watched:
-        """Put a vector on the shelf.
+    def add(self, name: str, vector: PersonaVector, *, fixed: bool) -> WatchedVector:
+        """Add a vector.
 
         Raises:
             InvalidVector: the name cannot be written in a steering expression.
@@ -105,18 +105,21 @@ class Shelf:
         vector.check_model(self.model, allow_other_model=self.allow_other_model)
         probe = vector.at("read").probe
         self._check_free(name)
-        normal = self._between(lambda: _normal(vector, probe, self.model))
+        normal = self._between(lambda: _normal_readings(vector, probe, self.model))
         with self._lock:
             self._check_free(name)
-            self._all = {**self._all, name: Watched(name, vector, probe, fixed, normal)}
-            return self._all[name]
+            self._entries = {
+                **self._entries,
+                name: WatchedVector(name=name, vector=vector, probe=probe, fixed=fixed, normal=normal),
+            }
+            return self._entries[name]
 
     def _check_free(self, name: str) -> None:
-        if name in self._all:
+        if name in self._entries:
             raise RequestError(409, f"There is a vector {name!r} already; delete it first.", code="vector_exists")
 
-    def upload(self, name: str, data: bytes) -> Watched:
-        """Put the bytes of a vector file on the shelf, once they have been read and found whole.
+    def upload(self, name: str, data: bytes) -> WatchedVector:
+        """Add the vector in the bytes of a file, once they have been read and checked.
 
         Raises:
             RequestError: 400 for anything else than a vector of this model; 409 for a name that is taken.
@@ -126,36 +129,36 @@ class Shelf:
                 path = Path(folder) / "upload.safetensors"
                 path.write_bytes(data)
                 vector = vectors.load_vector(path)
-            found = self.put(name, vector, fixed=False)
+            entry = self.add(name, vector, fixed=False)
             if self.folder:
                 try:
                     vectors.save_vector(vector, self.folder / f"{name}.safetensors")
                 except UserError:
-                    self._drop(name)
+                    self._remove(name)
                     raise
         except UserError as error:
             raise RequestError(400, _without_paths(str(error)), code="invalid_vector", param="name") from error
-        return found
+        return entry
 
     def delete(self, name: str) -> None:
-        """Take a vector off the shelf and off the disk.
+        """Remove a vector, from disk too.
 
         Raises:
             RequestError: 404 where there is none; 409 for one that the server was started with.
         """
-        [found] = self.find([name])
-        if found.fixed:
+        [entry] = self.find([name])
+        if entry.fixed:
             raise RequestError(409, f"{name} was named when the server was started; restart without it.", code="fixed")
-        self._drop(name)
+        self._remove(name)
         if self.folder:
             (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
 
-    def _drop(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         with self._lock:
-            self._all = {k: v for k, v in self._all.items() if k != name}
+            self._entries = {k: v for k, v in self._entries.items() if k != name}
 
 
-def _normal(vector: PersonaVector, probe: Probe, model: Model) -> ReadingBaseline | None:
+def _normal_readings(vector: PersonaVector, probe: Probe, model: Model) -> ReadingBaseline | None:
     try:
         return measure_baseline(vector, probe, model)
     except UserError:

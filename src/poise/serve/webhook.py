@@ -15,9 +15,9 @@ __all__ = ["Webhook"]
 
 log = logging.getLogger("poise.serve")
 
-TRIES = 6
+MAX_TRIES = 6
 FIRST_PAUSE = 1.0  # seconds; each next one is twice as long
-MOST = 1000  # alarms that wait at most
+MAX_WAITING = 1000  # alarms that wait at most
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Webhook:
     """Posts each alarm as JSON to an address.
 
     Attributes:
-        url: Whose answer has to be 2xx.
+        url: Address to post to; an answer of 2xx counts as sent.
         pause: Seconds before the second try; twice as long before each next one.
         sent: Alarms that were taken.
         lost: Alarms that were given up.
@@ -35,7 +35,7 @@ class Webhook:
     pause: float = FIRST_PAUSE
     sent: int = 0
     lost: int = 0
-    _queue: queue.Queue[dict[str, Any] | None] = field(default_factory=lambda: queue.Queue(MOST))
+    _queue: queue.Queue[dict[str, Any] | None] = field(default_factory=lambda: queue.Queue(MAX_WAITING))
     _closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Webhook:
 
     def _send(self, client: httpx.Client, alarm: dict[str, Any]) -> bool:
         pause = self.pause
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             try:
                 if client.post(self.url, json=alarm).is_success:
                     return True
@@ -75,5 +75,5 @@ class Webhook:
             if self._closing.wait(pause):
                 return False
             pause *= 2
-        log.warning("An alarm could not be told to the webhook in %d tries.", TRIES)
+        log.warning("An alarm could not be told to the webhook in %d tries.", MAX_TRIES)
         return False

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from poise.cli import facts
 
 if TYPE_CHECKING:
-    from poise.engine import Piece, Probe, SamplingParams
+    from poise.engine import Probe, SamplingParams, TextChunk
     from poise.model import Message, Model
     from poise.monitor import AnswerReadings
     from poise.steer import Steering
     from poise.vector import Alarm, PersonaVector
 
-__all__ = ["Dialogue", "Said", "Setup", "Turn", "Watched", "push", "transcript"]
+__all__ = ["Dialogue", "Setup", "TokenReadings", "Turn", "WatchedTrait", "push", "transcript"]
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class WatchedTrait:
     """A trait that is watched.
 
     Attributes:
@@ -64,11 +64,11 @@ class Setup:
     model: Model
     sampling: SamplingParams
     vectors: Mapping[str, PersonaVector]
-    watched: tuple[Watched, ...]
+    watched: tuple[WatchedTrait, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TokenReadings:
     """A stretch of an answer: one token, or the few that share a character. ``readings`` [tokens][k]."""
 
     text: str
@@ -84,7 +84,7 @@ class Turn:
         system: The system prompt, or nothing.
         steering: That the answer was given under.
         seed: Of its draws.
-        prompt: Readings [k] of the last prompt token; empty where nothing is watched.
+        prompt: AnswerReadings [k] of the last prompt token; empty where nothing is watched.
         said: The answer.
         finish: ``interrupted`` by Ctrl-C, or as the engine says.
     """
@@ -94,7 +94,7 @@ class Turn:
     steering: Steering | None
     seed: int
     prompt: tuple[float, ...] = ()
-    said: tuple[Said, ...] = ()
+    said: tuple[TokenReadings, ...] = ()
     finish: Literal["stop", "length", "interrupted"] = "interrupted"
 
     @property
@@ -102,16 +102,16 @@ class Turn:
         """All of its text."""
         return "".join(stretch.text for stretch in self.said)
 
-    def heard(self, piece: Piece) -> Turn:
+    def heard(self, piece: TextChunk) -> Turn:
         """With what came next; where traits are watched, the prompt's reading comes first."""
         rows = tuple(tuple(row) for row in piece.readings.tolist())
         finish = piece.finish or self.finish
         if rows and not self.prompt:
             return replace(self, prompt=rows[0], finish=finish)
-        said = (Said(piece.text, rows),) if piece.text or rows else ()
+        said = (TokenReadings(piece.text, rows),) if piece.text or rows else ()
         return replace(self, said=self.said + said, finish=finish)
 
-    def readings(self, watched: Sequence[Watched]) -> AnswerReadings:
+    def readings(self, watched: Sequence[WatchedTrait]) -> AnswerReadings:
         """Of the answer, less what its steering adds to them by itself; see ``push``."""
         import torch
 
@@ -199,7 +199,7 @@ def named(
     return names, replace(steering, terms=terms)
 
 
-def push(steering: Steering | None, watched: Watched, phase: Literal["prompt", "response"]) -> float | None:
+def push(steering: Steering | None, watched: WatchedTrait, phase: Literal["prompt", "response"]) -> float | None:
     """What a steering by itself adds to a watched trait's reading; see ``poise.monitor.steering_offset``."""
     from poise.monitor.steering_offset import steering_offset as along
 
@@ -224,7 +224,7 @@ def transcript(dialogue: Dialogue, setup: Setup) -> dict[str, Any]:
     }
 
 
-def _watched(of: Watched) -> dict[str, Any]:
+def _watched(of: WatchedTrait) -> dict[str, Any]:
     header, layer = of.vector.header, of.probe.layer
     return {
         "name": of.name,

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console, RenderableType
 
 from poise.cli.chat import commands, tint
-from poise.cli.chat.dialogue import Dialogue, Setup, Turn, Watched, named
+from poise.cli.chat.dialogue import Dialogue, Setup, Turn, WatchedTrait, named
 from poise.errors import InvalidArgument, PoiseError
 
 if TYPE_CHECKING:
-    from poise.engine import Piece, SamplingParams
+    from poise.engine import SamplingParams, TextChunk
     from poise.model import Encoded, Model
     from poise.steer import Steering
     from poise.vector import PersonaVector
@@ -49,7 +49,7 @@ def prepare(
     names, steering = named(watch, steering)
     own = {name: vector for name, vector in names.items() if any(vector is one for one in watch)}
     watched = tuple(
-        Watched(name, vector, probe, (usual := measure_baseline(vector, probe, model)).mean, usual.spread)
+        WatchedTrait(name, vector, probe, (usual := measure_baseline(vector, probe, model)).mean, usual.spread)
         for (name, vector), probe in ((item, item[1].at("read").probe) for item in own.items())
     )
     return Setup(model, sampling, names, watched), steering
@@ -88,9 +88,9 @@ def answer(user: str, dialogue: Dialogue, setup: Setup, screen: Screen) -> Turn 
     engine = LocalEngine(setup.model, allow_other_model=True)  # the vectors were checked at the start
     probes = [w.probe for w in setup.watched]
     pieces = engine.stream(prompt, fitting(setup, prompt), seed=turn.seed, steering=turn.steering, probes=probes)
-    stream = cast("Generator[Piece]", pieces)
+    stream = cast("Generator[TextChunk]", pieces)
 
-    def heard(stopped: Callable[[], bool]) -> Iterator[Piece]:
+    def heard(stopped: Callable[[], bool]) -> Iterator[TextChunk]:
         nonlocal turn
         for piece in stream:
             turn = turn.heard(piece)

@@ -20,8 +20,8 @@ from poise.cli.chat.dialogue import push
 from poise.report import wording as words
 
 if TYPE_CHECKING:
-    from poise.cli.chat.dialogue import Turn, Watched
-    from poise.engine import Piece
+    from poise.cli.chat.dialogue import Turn, WatchedTrait
+    from poise.engine import TextChunk
     from poise.monitor import RaisedAlarm
     from poise.monitor.readings import ReadingName
     from poise.steer import Steering, Term
@@ -74,7 +74,7 @@ CJK = re.compile(r"[⺀-鿿가-힣豈-﫿]")
 
 
 def tinted(
-    pieces: Iterable[Piece], turn: Turn, by: str | None, watched: Sequence[Watched]
+    pieces: Iterable[TextChunk], turn: Turn, by: str | None, watched: Sequence[WatchedTrait]
 ) -> Iterator[tuple[str, int]]:
     """The texts of an answer to ``turn`` with their levels by a watched trait; 0 where there is none."""
     column = next((k for k, w in enumerate(watched) if w.name == by), None)
@@ -92,7 +92,7 @@ def cleaned(text: str) -> str:
     return CONTROL.sub("", text)
 
 
-def level(value: float, of: Watched) -> int:
+def level(value: float, of: WatchedTrait) -> int:
     """How many whole spreads a reading is above normal, −3 to 3; 0 for none."""
     spreads = (value - of.normal) / of.spread
     return max(-3, min(3, int(spreads))) if math.isfinite(spreads) else 0
@@ -167,7 +167,7 @@ def _placed(gap: Text, word: Text, column: int, width: int) -> tuple[Text, int]:
     return out, cell_len(lines[-1]) if lines else column
 
 
-def gauges(turn: Turn, watched: Sequence[Watched], raised: Sequence[RaisedAlarm], width: int) -> list[Text]:
+def gauges(turn: Turn, watched: Sequence[WatchedTrait], raised: Sequence[RaisedAlarm], width: int) -> list[Text]:
     """A line for each trait: readings, bar, what steers it; three short lines where the terminal is narrow.
 
     A reading that raised its alarm has a ``!`` after it.
@@ -196,7 +196,7 @@ def gauges(turn: Turn, watched: Sequence[Watched], raised: Sequence[RaisedAlarm]
     return lines
 
 
-def _bar(of: Watched, mean: float, peak: float, width: int) -> Text:
+def _bar(of: WatchedTrait, mean: float, peak: float, width: int) -> Text:
     """Normal in the middle, a heavy line from there to the answer's mean, and its peak; empty for an empty answer."""
     middle = width // 2
 
@@ -235,7 +235,7 @@ def _in_a_word(term: Term) -> str:
 class Legend:
     """What a tint means, in numbers; how it shows depends on the terminal that it is printed on."""
 
-    of: Watched
+    of: WatchedTrait
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         of, normal = self.of, figure(self.of.normal, self.of)
@@ -255,7 +255,7 @@ def palette(console: Console) -> Palette:
     return TINTS if console.color_system in ("256", "truecolor") else FEW
 
 
-def figure(value: float, of: Watched) -> str:
+def figure(value: float, of: WatchedTrait) -> str:
     """A reading of a trait, signed, with as many decimals as its spread deserves."""
     decimals = max(0, 1 - math.floor(math.log10(of.spread)))
     return words.number(value if math.isfinite(value) else None, decimals, signed=True)
