@@ -458,8 +458,8 @@ class TestOtherTrainers:
         change = TrainingSteering.change
 
         def spy(learning: TrainingSteering, layer: int, h: torch.Tensor) -> torch.Tensor:
-            out = change(steer_training, layer, h)
-            if not steer_training._rehearsing:
+            out = change(learning, layer, h)
+            if not learning._rehearsing:
                 seen.append((torch.is_grad_enabled(), out is not h))
             return out
 
