@@ -4,10 +4,10 @@
 probes, sampling and length, and gives what it would give alone. New sequences are read as a batch of their own; their
 cache is then written into free slots of the running one, aligned at its end, where the next token of every row goes.
 
-By hand, because no serving engine with this license steers and reads row by row in one batch. Static batches
+By hand, because steering, probes and sampling belong to each row of one batch. Static batches
 (``poise.engine.static_batch``) are a second loop, not a case of this one: they sum activations at every layer for
 response means, take the readings as one tensor at the end instead of a list at every token, and carry no text, stop
-strings or slots. With them here, each would pay for the other: benchmarks/serve_load.py has the ratio of the two.
+strings or slots.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Text out of tokens as they come: whole characters only, and nothing that may turn out to be a stop string.
 
-By hand, not by ``tokenizers.decoders.DecodeStream``: that gives the same text for every valid sequence, but raises
-("Invalid prefix encountered") where a byte-fallback tokenizer samples bytes that are no UTF-8, which strong steering
-does, and it has no end: an unfinished character would be lost. Stop strings need the piece of every token anyhow.
+By hand, not by ``tokenizers.decoders.DecodeStream`` (0.23): on random tokens of a byte-level tokenizer that gives the
+same pieces, but with byte fallback it raises ("Invalid prefix encountered") once sampled bytes are no UTF-8, and it has
+no end: an unfinished character would be lost.
 """
 
 from __future__ import annotations
