@@ -213,6 +213,13 @@ def write_csv(path: Path, rows: list[Row], separator: str = ",") -> Path:
     return path
 
 
+def write_arrow(path: Path, rows: list[Row], *, stream: bool = True) -> Path:
+    table = pa.Table.from_pylist(rows)
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    return path
+
+
 def write_parquet(path: Path, rows: list[Row]) -> Path:
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
     return path
@@ -248,6 +255,8 @@ FORMATS: dict[str, Callable[[Path, list[Row]], Path]] = {
         d / "a.json", "\n".join(json.dumps(row, indent=2) for row in rows).encode()
     ),
     "parquet": lambda d, rows: write_parquet(d / "a.parquet", rows),
+    "arrow": lambda d, rows: write_arrow(d / "a.arrow", rows),
+    "feather": lambda d, rows: write_arrow(d / "a.feather", rows, stream=False),
     "a saved data set": lambda d, rows: write_saved(d / "saved", rows),
     "gzip": lambda d, rows: write_bytes(d / "a.jsonl.gz", gzip.compress(jsonl(rows))),
     "two gzips in one": lambda d, rows: write_bytes(
@@ -632,6 +641,7 @@ class TestASource:
             ("noise.jsonl.gz", r"noise.jsonl.gz: none of its first 1 rows can be read \(damaged: Not a gzipped file"),
             ("noise.json.zst", r"noise.json.zst: none of its first 1 rows can be read \(damaged: ZSTD"),
             ("noise.parquet", "noise.parquet: cannot be read as Parquet, "),
+            ("noise.arrow", "noise.arrow: cannot be read as Arrow, "),
             (
                 "other.jsonl",
                 "other.jsonl: no known shape; its columns are question .text., choices .a list., answer .a number.",
@@ -658,6 +668,7 @@ class TestASource:
             "noise.jsonl.gz": b"\xff" * 99,
             "noise.json.zst": b"\xff" * 99,
             "noise.parquet": b"\xff" * 99,
+            "noise.arrow": b"\x7f" * 99,
             "other.jsonl": b'{"question": "x", "choices": ["x"], "answer": 0}\n',
         }
         for name in made.keys() & {source}:

@@ -217,6 +217,21 @@ class TestTeacherForced:
         rest = states[2][0, span] - plain[2][span]
         torch.testing.assert_close(rest, (rest @ u)[:, None] * u, rtol=0, atol=1e-5)
 
+    def test_a_floor_lifts_what_is_under_it_and_leaves_what_is_not_bit_for_bit(self, llama: Model) -> None:
+        vector, texts = tiny.vector(llama), tiny.texts(llama, 4)
+        batch = pad(texts, side="left")
+        plain, _ = steered(llama, batch, [None] * 4)
+        along = vector.project(plain[2], 2)
+        response = batch.inside(batch.spans)
+        middle = along[response].sort().values[int(response.sum()) // 2 :][:2]
+        level = float(middle.mean())  # between two, so that rounding decides nothing
+        states, _ = steered(llama, batch, Steering.floor(vector, level=level, layer=2))
+        under = response & (along < level)
+        assert under.any()
+        assert torch.equal(states[2][~under], plain[2][~under])
+        lifted = vector.project(states[2], 2)[under]
+        assert torch.allclose(lifted, torch.full_like(lifted, level), atol=1e-4)
+
     def test_a_cap_lowers_what_is_over_it_and_leaves_what_is_not_bit_for_bit(self, llama: Model) -> None:
         vector, texts = tiny.vector(llama), tiny.texts(llama, 4)
         batch = pad(texts, side="left")

@@ -14,6 +14,7 @@ from poise.errors import InvalidSteering
 from poise.model import Model
 from poise.steer import Condition, Steering, SteeringExpression, Term, cautions
 from poise.steer.expression import ConditionExpression, TermExpression
+from poise.steer.operators import OPERATORS
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ layers = st.none() | st.lists(st.integers(0, 99), min_size=1, max_size=3, unique
 
 @st.composite
 def terms(draw: st.DrawFn) -> TermExpression:
-    operation: Any = draw(st.sampled_from(["add", "project_out", "clamp", "cap"]))
+    operation: Any = draw(st.sampled_from(list(OPERATORS)))
     fields: dict[str, Any] = {"vector": draw(plain_names), "operation": operation, "layers": draw(layers)}
     if operation == "add":
         fields[draw(st.sampled_from(["coef", "dose"]))] = draw(st.floats(-10, 10))
@@ -87,6 +88,7 @@ class TestASpec:
             ("evil@increments=1", {"coef": 1, "layers": "increments"}),
             ("evil=out", {"operation": "project_out"}),
             ("evil=cap:3.2", {"operation": "cap", "level": 3.2}),
+            ("evil=floor:-1", {"operation": "floor", "level": -1.0}),
             ("evil=cap:alarm", {"operation": "cap", "level": "alarm"}),
             ("evil=clamp:-1 on all", {"operation": "clamp", "level": -1, "phase": "all"}),
             ("evil=30% first 20", {"dose": 0.3, "tokens": (0, 20)}),

@@ -17,6 +17,7 @@ from poise.model import Model
 from poise.model.batching import pad
 from poise.model.hooks import rewrite
 from poise.steer import AppliedSteering, Condition, Steering, Term
+from poise.steer.operators import OPERATORS
 from poise.vector import PersonaVector
 
 GREEDY = SamplingParams(max_new_tokens=9, temperature=0)
@@ -171,7 +172,7 @@ def _steerings(draw: st.DrawFn, model: Model) -> Steering | None:
         return None
     terms = []
     for _ in range(draw(st.integers(1, 3))):
-        operation = draw(st.sampled_from(["add", "project_out", "clamp", "cap"]))
+        operation = draw(st.sampled_from(list(OPERATORS)))
         layer = draw(st.integers(0, tiny.L - 1))
         phase = draw(st.sampled_from(["response", "response", "prompt", "all"]))
         tokens = draw(st.sampled_from([(0, None), (0, 2), (3, None)])) if phase == "response" else (0, None)

@@ -132,9 +132,9 @@ def of_answers(
 
 
 def _term_facts(term: Term) -> Facts:
-    """What a term does and where; ``coefficient`` and ``dose`` of additions, ``level`` of clamps and caps."""
+    """What a term does and where; ``coefficient`` and ``dose`` of additions, ``level`` of the others."""
     layer = term.layers[0]
-    added, leveled = term.operation == "add", term.operation in ("clamp", "cap")
+    added, leveled = term.operation == "add", term.operation not in ("add", "project_out")
     return {
         "trait": term.vector.name,
         "operation": term.operation,

@@ -48,7 +48,7 @@ Lines = Iterator[tuple[int | None, RowValue]]
 ROW_LIMIT = 64 * 2**20
 """Longest row, in bytes: a row is held in memory, and no conversation is this long."""
 
-KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv or .parquet; all but the last also with .gz, .bz2, .xz or .zst"
+KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (also with .gz, .bz2, .xz or .zst), .parquet, .feather or .arrow"
 WRAPPERS = ("data", "rows", "train", "examples", "instances", "items", "records", "samples")
 BATCH_BYTES = 16 * 2**20
 BOM = b"\xef\xbb\xbf"
@@ -58,7 +58,7 @@ READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 def is_known(path: Path) -> bool:
     """Whether the file's name ends like a format that can be read."""
     packing, kind = _endings(path)
-    return kind in _TEXTS or (kind == ".parquet" and not packing)
+    return kind in _TEXTS or (kind in _TABLES and not packing)
 
 
 def row_reader(path: Path) -> RowReader:
@@ -70,7 +70,7 @@ def row_reader(path: Path) -> RowReader:
     if not is_known(path):
         raise InvalidData(f"{path}: its name does not say what is in it; it should end in {KNOWN}.")
     kind = _endings(path)[1]
-    return partial(_parquet, path) if kind == ".parquet" else partial(_text_rows, _TEXTS[kind], path)
+    return partial(_TABLES[kind], path) if kind in _TABLES else partial(_text_rows, _TEXTS[kind], path)
 
 
 def parse_json_line(raw: bytes) -> dict[str, Any]:
@@ -374,3 +374,23 @@ def _parquet(path: Path, skip: int) -> Generator[RowItem, None, int]:
                 yield from table_rows(file.iter_batches(rows, row_groups=[number]), begin, skip)
             begin += group.num_rows
     return begin
+
+
+def _arrow(path: Path, skip: int) -> Generator[RowItem, None, int]:
+    """Arrow files, which Feather is, and streams, which ``datasets`` writes, a batch at a time."""
+    arrow = import_extra("pyarrow", f"Reading {path}")
+    with arrow.memory_map(str(path)) as source:
+        try:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            batches = arrow.ipc.open_file(source) if is_file else arrow.ipc.open_stream(source)
+        except (OSError, ValueError) as error:
+            raise InvalidData(f"{path}: cannot be read as Arrow, {_first_error_line(error)}") from error
+        begin = 0
+        for batch in map(batches.get_batch, range(batches.num_record_batches)) if is_file else batches:
+            yield from table_rows([batch], begin, skip)
+            begin += batch.num_rows
+    return begin
+
+
+_TABLES = {".parquet": _parquet, ".feather": _arrow, ".arrow": _arrow}

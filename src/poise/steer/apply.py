@@ -17,7 +17,7 @@ from poise.errors import HookDidNotFire, InvalidSteering
 from poise.model import Model
 from poise.model.batching import PaddedBatch
 from poise.model.hooks import rewrite
-from poise.steer.operators import OPERATORS, Operation
+from poise.steer.operators import LEVELED, OPERATORS, Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
 
 __all__ = ["AppliedSteering", "apply_steering"]
@@ -274,7 +274,7 @@ def _slot(term: Term, gate: ConditionGate | None, n: int, model: Model) -> Opera
 
 def _fill(slot: OperationSlot, row: int, term: Term, v: torch.Tensor) -> None:
     slot.v[row, 0] += v
-    if term.operation in ("clamp", "cap"):
+    if term.operation in LEVELED:
         slot.level[row] = term.value
     if slot.first is not None and slot.last is not None:
         slot.first[row], slot.last[row] = term.tokens[0], ENDLESS if term.tokens[1] is None else term.tokens[1]

@@ -6,6 +6,7 @@ evil@8,12=1                  at two layers;  evil@increments=1  at all, as incre
 evil=out                     project out
 evil=cap:3.2                 keep the projection at 3.2 or below;  cap:alarm  at the calibrated threshold and its layer
 evil=clamp:0                 hold the projection at 0
+kind=floor:1.5               keep the projection at 1.5 or above
 kind=30% on prompt           on prompt or all tokens instead of the response
 kind=30% first 20            on the first 20 tokens of the response;  after 20;  tokens 5-20
 kind=30% if rude@10>2.5      while a token's projection on rude at layer 10 is above 2.5 (or < 2.5); without @10, at
@@ -25,7 +26,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from poise.errors import InvalidSteering
 from poise.settings import FrozenModel
-from poise.steer.operators import Operation
+from poise.steer.operators import LEVELED, Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
 from poise.vector import PersonaVector, Purpose
 
@@ -38,7 +39,7 @@ LayerNumber = Annotated[int, Field(ge=0)]
 NUMBER_PATTERN = r"[-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 TERM_PATTERN = re.compile(
     rf"(?P<vector>.+?)(?:@(?P<layers>\d+(?:,\d+)*|increments))?="
-    rf"(?:(?P<number>{NUMBER_PATTERN})\s*(?P<percent>%)?|(?P<out>out)|(?P<operation>cap|clamp):(?P<level>{NUMBER_PATTERN}|alarm))"
+    rf"(?:(?P<number>{NUMBER_PATTERN})\s*(?P<percent>%)?|(?P<out>out)|(?P<operation>{'|'.join(LEVELED)}):(?P<level>{NUMBER_PATTERN}|alarm))"
     r"(?P<rest>(?:\s+(?:on|first|after|tokens|if)\b.*)?)"
 )
 PHASE_PATTERN = re.compile(r"on (?P<phase>response|prompt|all)(?!\S)")
@@ -66,7 +67,7 @@ class ConditionExpression(FrozenModel):
 
 
 class TermExpression(FrozenModel):
-    """One vector's work: ``coef`` or ``dose`` to add, ``level`` to cap or clamp, none to project out."""
+    """One vector's work: ``coef`` or ``dose`` to add, ``level`` to cap, floor or clamp, none to project out."""
 
     vector: str = Field(min_length=1)
     operation: Operation = "add"
@@ -88,7 +89,7 @@ class TermExpression(FrozenModel):
     @model_validator(mode="after")
     def _one_strength(self) -> TermExpression:
         given = [name for name in ("coef", "dose", "level") if getattr(self, name) is not None]
-        wanted = {"add": ["coef", "dose"], "project_out": [], "clamp": ["level"], "cap": ["level"]}[self.operation]
+        wanted = ["coef", "dose"] if self.operation == "add" else ["level"] if self.operation in LEVELED else []
         if not (given == [] if not wanted else len(given) == 1 and given[0] in wanted):
             raise ValueError(f"{self.operation} takes {' or '.join(wanted) or 'no strength'}, not {given or 'none'}")
         if self.dose is not None and self.layers == "increments":

@@ -1,4 +1,4 @@
-"""What a term does to a hidden state: four small functions over one signature.
+"""What a term does to a hidden state: small functions over one signature.
 
 ``operator(h, v, level) -> delta``: h float32 [B, T, d] are the hidden states, v [B, 1, d] a direction a row and level
 [B, 1, 1] a number a row; what comes back is added to h. ``add`` takes α·v, the others the unit direction v̂. A row
@@ -12,9 +12,9 @@ from typing import Literal
 
 import torch
 
-__all__ = ["OPERATORS", "Operation", "Operator"]
+__all__ = ["LEVELED", "OPERATORS", "Operation", "Operator"]
 
-Operation = Literal["add", "project_out", "clamp", "cap"]
+Operation = Literal["add", "project_out", "clamp", "floor", "cap"]
 Operator = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -38,10 +38,23 @@ def cap(h: torch.Tensor, v: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
     return -(_along(h, v) - level).clamp(min=0) * v
 
 
+def floor(h: torch.Tensor, v: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """h + max(level − ⟨h, v̂⟩, 0)·v̂, the mirror of a cap: changes nothing while the projection stays above."""
+    return (level - _along(h, v)).clamp(min=0) * v
+
+
 def _along(h: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.matmul(h, v.mT)
 
 
 # At one layer they work in this order: what is added cannot come back under what was projected out, and a cap is last,
 # so that it holds whatever else is done there.
-OPERATORS: Mapping[Operation, Operator] = {"project_out": project_out, "add": add, "clamp": clamp, "cap": cap}
+OPERATORS: Mapping[Operation, Operator] = {
+    "project_out": project_out,
+    "add": add,
+    "clamp": clamp,
+    "floor": floor,
+    "cap": cap,
+}
+LEVELED: tuple[Operation, ...] = ("clamp", "floor", "cap")
+"""Those that take a level: a projection on the unit direction, in residual-stream units."""

@@ -52,8 +52,8 @@ class Term:
 
     Attributes:
         vector: Vector whose direction is used.
-        value: α for ``add``, in mean differences; the level for ``clamp`` and ``cap``, in residual-stream units; 1 for
-            ``project_out``, which takes no strength.
+        value: α for ``add``, in mean differences; the level for ``clamp``, ``floor`` and ``cap``, in residual-stream
+            units; 1 for ``project_out``, which takes no strength.
         layers: Layers that are changed, counted from 0, or ``increments``.
         operation: See ``poise.steer.operators``.
         phase: ``response`` steers only tokens that the model generates (or the response span of a given text), never
@@ -136,7 +136,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """Several terms together, combined by ``+``. At one layer: project out, then add, then clamp, then cap.
+    """Several terms together, combined by ``+``. At one layer: project out, then add, clamp, floor and cap.
 
         Steering.add(evil, dose=-0.3) + Steering.cap(sycophantic, level=2.5)
 
@@ -236,6 +236,23 @@ class Steering:
             InvalidSteering: a level that is not finite, no such layer or phase.
         """
         return cls._at_level(vector, level, layer, "cap", phase)
+
+    @classmethod
+    def floor(
+        cls, vector: PersonaVector, *, level: float, layer: int | None = None, phase: Phase = "response"
+    ) -> Steering:
+        """Keep the projection on the unit direction at a level or above: the mirror of a cap.
+
+        Args:
+            vector: Vector along whose direction it is held up.
+            level: Projection in residual-stream units, as ``PersonaVector.project`` gives it.
+            layer: Counted from 0; default, the vector's layer to steer at.
+            phase: Which tokens are steered.
+
+        Raises:
+            InvalidSteering: a level that is not finite, no such layer or phase.
+        """
+        return cls._at_level(vector, level, layer, "floor", phase)
 
     @classmethod
     def _at_level(
