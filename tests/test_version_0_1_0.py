@@ -167,7 +167,7 @@ class TestAJob:
         assert shard.read_bytes() == bytes_before
         assert len(list(shard.parent.glob("part-*.npz"))) == 2
         summary = json.loads((folder / "half" / "summary.json").read_text())
-        assert alike(summary, ENDS["half/summary.json"], left_out=("low", "high"))
+        assert alike(summary, ENDS["half/summary.json"], left_out=("low", "high", "predicts"))  # its words may change
 
     @pytest.mark.filterwarnings("ignore")  # of transformers, PEFT and the trainer
     def test_a_training_is_done(self, folder: Path, forwards: list[int]) -> None:
