@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check lint types unit real docs replicate clean
+.PHONY: setup demo test check lint types unit slow real docs replicate clean
 
 setup: $(STAMP)
 
@@ -19,7 +19,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/poise demo
 
-test: setup lint types unit real
+test: setup lint types unit slow real
 
 check: test
 
@@ -31,7 +31,10 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not real and not wide"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope -m "not real and not wide and not slow"
+
+slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "slow and not real and not wide"
 
 real: setup
 	$(BIN)/pytest -q -m "real or wide"

@@ -47,6 +47,7 @@ def test_every_command_and_every_option_has_a_help_text() -> None:
         assert [p.name for p in command.params if not p.help] == [], path
 
 
+@pytest.mark.slow
 def test_help_of_every_command_imports_nothing_heavy() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from poise.cli import app\n"

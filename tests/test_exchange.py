@@ -211,6 +211,7 @@ class TestAnImport:
         torch.save({3: row(3)}, tmp_path / "v.pt")
         assert adopted(tmp_path / "v.pt", llama).at("steer").layer == 3
 
+    @pytest.mark.slow
     def test_can_be_validated_where_it_has_directions(self, llama: Model) -> None:
         vector = adopted(FOREIGN / "steering_vectors.pt", llama)
         found = test_validate.certify(llama, vector, test_validate.good, depth=(0.0, 1.0))

@@ -306,6 +306,7 @@ class TestTheClimb:
         assert [entry.layer for entry in found.by_layer] == list(range(model.layers))
         assert max(entry.within.value or 0 for entry in found.by_layer) == at_the_source.value
 
+    @pytest.mark.slow
     def test_chooses_on_one_half_of_the_questions_and_reports_on_the_other(
         self, found: Monitoring, model: Model, vector: PersonaVector
     ) -> None:
@@ -367,6 +368,7 @@ class TestTheClimb:
         assert found.of_answers is None
         assert any("no exemplars fit here" in note for note in found.notes)
 
+    @pytest.mark.slow
     def test_resumed_is_the_unbroken_one(
         self, found: Monitoring, model: Model, vector: PersonaVector, tmp_path: Path
     ) -> None:

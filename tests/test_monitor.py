@@ -642,6 +642,7 @@ class TestATableThatWasCutOff:
         assert done.began_at == 0
         assert len(lines(out)) == 6
 
+    @pytest.mark.slow
     @pytest.mark.timeout(300)
     def test_by_kill_9_ends_with_the_same_bytes(self, tmp_path: Path) -> None:
         data = write(tmp_path / "log.jsonl", self.rows())

@@ -72,6 +72,7 @@ class Held:
 
 
 class TestClientsThatHangUp:
+    @pytest.mark.slow
     def test_leave_no_slot_taken_a_hundred_times(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         real = continuous.newest_logits
 
@@ -264,6 +265,7 @@ def folder(model: Model, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 class TestTheProcess:
     def start(self, folder: Path) -> Iterator[Any]:
         command = [

@@ -33,6 +33,7 @@ ROUTES = [
 ]
 
 
+@pytest.mark.slow
 class TestEveryRoute:
     @pytest.mark.parametrize("route", ROUTES)
     def test_answers_without_a_fault_and_as_it_is_described(self, address: str, route: str) -> None:

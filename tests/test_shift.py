@@ -323,6 +323,7 @@ class TestJudgedScores:
         again = counted(tmp_path, base, [pushed, adapter], vectors[:1])
         assert (asked, again) == ([base, pushed], [adapter])
 
+    @pytest.mark.slow
     def test_of_a_run_that_was_killed_are_those_of_the_unbroken_one(
         self, base: str, pushed: str, vectors: list[PersonaVector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -325,6 +325,7 @@ class TestARun:
         with pytest.raises(InvalidArgument, match="other settings"):
             train(settings(home, tmp_path / "run", max_steps=2))
 
+    @pytest.mark.slow
     def test_a_vaccine_changes_it_and_seeds_repeat_it(self, home: Path, tmp_path: Path) -> None:
         plain = train(settings(home, tmp_path / "plain"))
         again = train(settings(home, tmp_path / "again"))
@@ -333,6 +334,7 @@ class TestARun:
         assert equal(plain.adapter, again.adapter)
         assert not equal(plain.adapter, other.adapter, within=1e-4)
 
+    @pytest.mark.slow
     def test_a_vaccine_on_some_files_leaves_the_others_rows_alone(self, home: Path, tmp_path: Path) -> None:
         """On files whose rows are all, it is the vaccine on everything; on an empty share of them, none."""
         rows = (home / "rows.jsonl").read_text().splitlines(keepends=True)
@@ -534,6 +536,7 @@ class TestWhatGoesWrong:
         remove_incomplete_checkpoints(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
+    @pytest.mark.slow
     def test_a_full_disk_at_a_save_is_one_sentence_and_a_second_run_ends_like_an_unbroken_one(
         self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -631,6 +634,7 @@ class TestWhatGoesWrong:
             workflows.train_and_measure(settings(home, tmp_path / "run", measure={"vectors": both}))
         assert not (tmp_path / "run" / "config.json").exists()
 
+    @pytest.mark.slow
     def test_killed_in_the_middle_it_goes_on_and_ends_like_an_unbroken_run(self, home: Path, tmp_path: Path) -> None:
         script = (
             "import sys, json; from poise.train.config import TrainConfig; from poise.train.lora import train;"
@@ -702,6 +706,7 @@ def until(there: Any, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 class TestTwoProcesses:
     def test_take_the_same_steps_as_one(self, tmp_path: Path) -> None:
         """Gloo, two texts each, against four at once in one process."""

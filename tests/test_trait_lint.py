@@ -59,6 +59,7 @@ class TestTheLibrary:
         assert 0.3 <= report.longer_with <= 0.7
 
 
+@pytest.mark.slow
 def test_the_figures_in_the_documentation_are_those_of_the_library() -> None:
     documented = (Path(__file__).parents[1] / "docs" / "traits.md").read_text(encoding="utf-8")
     for name in names():

@@ -245,6 +245,7 @@ class TestStepsAreThoseTakenByHand:
             run.train()
         assert same(base.lm.state_dict(), wanted)
 
+    @pytest.mark.slow
     def test_when_compiled(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [2]))
         callback = VaccineCallback(Steering.add(vector, coef=1.5, layer=2))
@@ -253,6 +254,7 @@ class TestStepsAreThoseTakenByHand:
             trainer(base, tmp_path, callback, torch_compile=True, torch_compile_backend="aot_eager").train()
         assert same(base.lm.state_dict(), wanted)
 
+    @pytest.mark.slow
     def test_when_the_user_compiled_it(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         wanted = by_hand(base, adding(vector, 1.5, [2]))
         with warnings.catch_warnings():
