@@ -35,7 +35,7 @@ from poise import vector as vectors
 from poise.activations import Probe, project
 from poise.cli import app
 from poise.cli.chat import commands, tint
-from poise.cli.chat.dialogue import Dialogue, Setup, TokenReadings, Turn, WatchedTrait, named, push, transcript
+from poise.cli.chat.dialogue import AnswerPiece, ChatTurn, Dialogue, Setup, WatchedTrait, named, push, transcript
 from poise.cli.chat.loop import Screen, answer, converse, prepare, remarks
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
@@ -68,20 +68,22 @@ def kind(model: Model) -> PersonaVector:
 def watch(
     name: str, vector: PersonaVector, layer: int = LAYER, normal: float = 1.0, spread: float = 2.0
 ) -> WatchedTrait:
-    return WatchedTrait(name, vector, Probe(layer, vector.unit(layer)), normal, spread)
+    return WatchedTrait(name=name, vector=vector, probe=Probe(layer, vector.unit(layer)), normal=normal, spread=spread)
 
 
 @pytest.fixture
 def setup(model: Model, grumpy: PersonaVector, kind: PersonaVector) -> Setup:
     both = {"grumpy": grumpy, "kind": kind}
-    return Setup(model, SamplingParams(max_new_tokens=6), both, (watch("grumpy", grumpy), watch("kind", kind)))
+    watched = (watch("grumpy", grumpy), watch("kind", kind))
+    return Setup(model=model, sampling=SamplingParams(max_new_tokens=6), vectors=both, watched=watched)
 
 
-def turn(*texts: str, readings: Sequence[float] = (), k: int = 2, **changes: Any) -> Turn:
+def turn(*texts: str, readings: Sequence[float] = (), k: int = 2, **changes: Any) -> ChatTurn:
     """An answer of one token a text; every probe reads the same."""
     values = list(readings) or [1.0] * len(texts)
-    said = tuple(TokenReadings(text, ((value,) * k,)) for text, value in zip(texts, values, strict=True))
-    return replace(Turn("Why?", "", None, 0, (0.5,) * k, said, "stop"), **changes)
+    said = tuple(AnswerPiece(text, ((value,) * k,)) for text, value in zip(texts, values, strict=True))
+    plain = ChatTurn(user="Why?", system="", steering=None, seed=0, prompt=(0.5,) * k, pieces=said, finish="stop")
+    return replace(plain, **changes)
 
 
 def printed(*parts: Any, width: int = 80, colour: bool = False) -> str:
@@ -109,7 +111,7 @@ class TestALine:
             commands.run("/dail evil 3", Dialogue(), setup)
 
     def test_help_names_every_command(self, setup: Setup) -> None:
-        said = words(commands.run("/help", Dialogue(), setup).said)
+        said = words(commands.run("/help", Dialogue(), setup).output)
         names = ("dial", "tint", "watch", "system", "retry", "undo", "reset", "save", "help", "quit")
         assert [name for name in names if f"/{name}" not in said] == []
 
@@ -143,8 +145,8 @@ class TestALine:
                 commands.run(line, Dialogue(), setup)
 
     def test_watch_says_normal_trait_and_alarms_in_numbers(self, setup: Setup, grumpy: PersonaVector) -> None:
-        said = words(commands.run("/watch", Dialogue(), setup).said)
-        about = tint.figure(1.0 + float(grumpy.directions[LAYER].norm()), setup.watched[0])
+        said = words(commands.run("/watch", Dialogue(), setup).output)
+        about = tint.reading_figure(1.0 + float(grumpy.directions[LAYER].norm()), setup.watched[0])
         assert f"grumpy at layer 2 of 4: normal +1.0, with the trait about {about}" in said
         assert "+5.0 or more, 2 spreads above normal" in said
         assert said.count("no alarm is set") == 2
@@ -194,10 +196,10 @@ class TestADial:
                 commands.run(line, Dialogue(), setup)
 
     def test_says_what_is_at_work_and_warns_of_broken_text(self, setup: Setup) -> None:
-        said = words(commands.run("/dial grumpy 95%", Dialogue(), setup).said)
+        said = words(commands.run("/dial grumpy 95%", Dialogue(), setup).output)
         assert "steered by grumpy: layer 1 of 4" in said
         assert "warning: A dose of 95% of grumpy" in said
-        assert words(commands.run("/dial", Dialogue(), setup).said) == "Nothing is steered.\n"
+        assert words(commands.run("/dial", Dialogue(), setup).output) == "Nothing is steered.\n"
 
 
 class TestNames:
@@ -397,7 +399,7 @@ class TestGauges:
         assert "!" not in words(remarks(turn("a", readings=[2.9]), watched, width))
         [said] = [
             line
-            for line in words(commands.run("/watch", Dialogue(), watched).said).splitlines()
+            for line in words(commands.run("/watch", Dialogue(), watched).output).splitlines()
             if "mean above" in line
         ]
         assert said == "  alarm (!): mean above +3.0, in 1% of normal answers"
@@ -494,7 +496,7 @@ class TestAChat:
                 [setup.model.encode(told)], setup.sampling, seeds=[n], probes=[setup.watched[0].probe]
             )
             assert same.text == t.answer
-            read = torch.tensor([t.prompt, *(row for s in t.said for row in s.readings)])
+            read = torch.tensor([t.prompt, *(row for s in t.pieces for row in s.readings)])
             assert same.readings is not None
             torch.testing.assert_close(read[:, 0], same.readings[:, 0], atol=1e-4, rtol=1e-4)
 
@@ -505,7 +507,7 @@ class TestAChat:
         assert session.out.getvalue().count("dose 40%") == 2  # the dial's own line, and a gauge
 
     def test_without_vectors_is_a_plain_chat(self, model: Model) -> None:
-        setup = Setup(model, SamplingParams(max_new_tokens=4), {}, ())
+        setup = Setup(model=model, sampling=SamplingParams(max_new_tokens=4), vectors={}, watched=())
         session = Session("Who are you?", "/watch", "/dial x 1")
         [said] = converse(Dialogue(), setup, session.screen).turns
         assert said.answer
@@ -538,7 +540,7 @@ class TestAChat:
         assert said is not None
         room = setup.model.window - len(setup.model.encode(Dialogue().messages("so " * words_)).ids)
         assert room < setup.sampling.max_new_tokens
-        assert sum(len(s.readings) for s in said.said) <= room
+        assert sum(len(s.readings) for s in said.pieces) <= room
 
     def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(self, model: Model, setup: Setup) -> None:
         before = signal.getsignal(signal.SIGINT)
@@ -547,7 +549,7 @@ class TestAChat:
         session = Session("Who are you?", during=lambda: next(once, False) and signal.raise_signal(signal.SIGINT))
         [said] = converse(Dialogue(), many, session.screen).turns
         assert said.finish == "interrupted"
-        assert 0 < sum(len(s.readings) for s in said.said) < 100
+        assert 0 < sum(len(s.readings) for s in said.pieces) < 100
         assert "(stopped)" in session.out.getvalue()
         assert signal.getsignal(signal.SIGINT) is before
         assert not any(block._forward_hooks for block in model.blocks)

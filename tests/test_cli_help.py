@@ -79,7 +79,7 @@ def test_defaults_in_help_are_those_of_the_library() -> None:
             "max_new_tokens": budget.max_new_tokens,
             "seed": budget.seed,
         }
-    shown = defaults(talk.generate)
+    shown = defaults(talk.generate_command)
     assert (shown["max_new_tokens"], shown["temperature"]) == (sampling.max_new_tokens, sampling.temperature)
 
 

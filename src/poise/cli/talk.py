@@ -9,10 +9,10 @@ import typer
 from poise.cli.options import BatchOption, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed, Temperature
 from poise.cli.work import load_model, note, working
 
-__all__ = ["generate"]
+__all__ = ["generate_command"]
 
 
-def generate(
+def generate_command(
     prompts: Annotated[
         list[str], typer.Argument(metavar="PROMPT", help="Each is answered on its own.", show_default=False)
     ],

@@ -116,14 +116,14 @@ def _steering(
 def _encode_prompts(body: OpenAIRequest, model: Model) -> list[Encoded]:
     try:
         if isinstance(body, ChatCompletionRequest):
-            return [model.encode(_messages(body))]
+            return [model.encode(_request_messages(body))]
         return [_encode_plain(prompt, model) for prompt in cast("CompletionRequest", body).prompts]
     except UserError as error:
         param = "messages" if isinstance(body, ChatCompletionRequest) else "prompt"
         raise RequestError(400, str(error), code="invalid_prompt", param=param) from error
 
 
-def _messages(body: ChatCompletionRequest) -> list[Message]:
+def _request_messages(body: ChatCompletionRequest) -> list[Message]:
     return [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in body.messages]
 
 

@@ -25,14 +25,14 @@ class Outcome:
     """What a line comes to.
 
     Attributes:
-        dialogue: From here on, once ``ask`` has been answered.
-        said: To the user.
-        ask: To the model.
-        leave: End the chat.
+        dialogue: The dialogue from here on, once ``ask`` has been answered.
+        output: What is shown to the user.
+        ask: What is asked of the model; ``None`` for nothing.
+        leave: Whether the chat ends.
     """
 
     dialogue: Dialogue
-    said: Sequence[RenderableType] = ()
+    output: Sequence[RenderableType] = ()
     ask: str | None = None
     leave: bool = False
 
@@ -50,20 +50,20 @@ def run(line: str, dialogue: Dialogue, setup: Setup) -> Outcome:
         return Outcome(dialogue, ask=line or None)
     if line.startswith("//"):
         return Outcome(dialogue, ask=line[1:])
-    name, _, rest = line.partition(" ")
+    name, _, argument = line.partition(" ")
     if name not in COMMANDS:
         raise InvalidArgument(f"There is no command {name}; /help lists them, and // sends a line that begins with /.")
-    return COMMANDS[name][2](rest.strip(), dialogue, setup)
+    return COMMANDS[name][2](argument.strip(), dialogue, setup)
 
 
 def at_work(dialogue: Dialogue, setup: Setup) -> list[str]:
     """What steers, and what it adds to the readings by itself."""
     from poise.cli import render
     from poise.cli.chat.dialogue import push
-    from poise.cli.chat.tint import figure
+    from poise.cli.chat.tint import reading_figure
 
     pushes = [(w, push(dialogue.steering, w, "response")) for w in setup.watched]
-    off = ", ".join(f"{figure(p, w)} of {w.name}" for w, p in pushes if p)
+    off = ", ".join(f"{reading_figure(p, w)} of {w.name}" for w, p in pushes if p)
     left = " and ".join(w.name for w, p in pushes if p is None)
     return [
         *(f"steered by {term}" for term in render.terms(dialogue.steering)),
@@ -72,12 +72,12 @@ def at_work(dialogue: Dialogue, setup: Setup) -> list[str]:
     ]
 
 
-def _dial(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+def _dial(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     from poise.steer import SteeringExpression, cautions
 
-    if not rest:
+    if not argument:
         return Outcome(dialogue, at_work(dialogue, setup) or ["Nothing is steered."])
-    name, _, how = rest.replace("=", " ", 1).partition(" ")
+    name, _, how = argument.replace("=", " ", 1).partition(" ")
     bare, _, layers = name.partition("@")
     if bare not in setup.vectors:
         known = ", ".join(setup.vectors) or "none, as the chat was begun without --watch and --steer"
@@ -96,53 +96,55 @@ def _dial(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
 
 def _layers(dialogue: Dialogue, vector: object) -> str:
     """Where a vector works already, as an expression has it, if it works at one place."""
-    found = {t.layers for t in (dialogue.steering.terms if dialogue.steering else ()) if t.vector is vector}
-    if len(found) != 1:
+    placements = {t.layers for t in (dialogue.steering.terms if dialogue.steering else ()) if t.vector is vector}
+    if len(placements) != 1:
         return ""
-    layers = found.pop()
+    layers = placements.pop()
     return layers if isinstance(layers, str) else ",".join(map(str, layers))
 
 
-def _tint(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+def _tint(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     from poise.cli.chat.tint import Legend
 
-    if rest == "off":
+    if argument == "off":
         return Outcome(replace(dialogue, tint=None), ["Tokens are not tinted."])
     for w in setup.watched:
-        if w.name == rest:
-            return Outcome(replace(dialogue, tint=rest), [Legend(w)])
+        if w.name == argument:
+            return Outcome(replace(dialogue, tint=argument), [Legend(w)])
     names = ", ".join(w.name for w in setup.watched) or "nothing"
-    raise InvalidArgument(f"/tint takes a watched trait or off, not {rest!r}; {names} is watched.")
+    raise InvalidArgument(f"/tint takes a watched trait or off, not {argument!r}; {names} is watched.")
 
 
-def _watch(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
-    from poise.cli.chat.tint import BAR_MEANS, Legend, figure
+def _watch(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    from poise.cli.chat.tint import BAR_MEANS, Legend, reading_figure
 
-    said: list[RenderableType] = []
+    lines: list[RenderableType] = []
     for w in setup.watched:
-        said.append(Legend(w))
-        said += [
-            f"  alarm (!): {a.reading} above {figure(a.threshold, w)}, in {100 * a.rate:g}% of normal answers"
+        lines.append(Legend(w))
+        lines += [
+            f"  alarm (!): {a.reading} above {reading_figure(a.threshold, w)}, in {100 * a.rate:g}% of normal answers"
             for a in w.alarms
         ] or ["  no alarm is set; poise calibrate sets one"]
-    bars = [f"bars: {BAR_MEANS}"] if said else ["Nothing is watched; start with --watch FILE."]
-    return Outcome(dialogue, [*said, *bars, *at_work(dialogue, setup)])
+    bars = [f"bars: {BAR_MEANS}"] if lines else ["Nothing is watched; start with --watch FILE."]
+    return Outcome(dialogue, [*lines, *bars, *at_work(dialogue, setup)])
 
 
-def _system(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
-    if not rest:
+def _set_system_prompt(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+    if not argument:
         return Outcome(dialogue, [f"The system prompt is: {dialogue.system}" if dialogue.system else "There is none."])
-    if rest == "off":
+    if argument == "off":
         return Outcome(replace(dialogue, system=""), ["No system prompt from here on."])
-    return Outcome(replace(dialogue, system=rest), ["From here on the whole conversation is under this system prompt."])
+    return Outcome(
+        replace(dialogue, system=argument), ["From here on the whole conversation is under this system prompt."]
+    )
 
 
-def _retry(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+def _retry(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     _check_begun(dialogue)
     return Outcome(dialogue.undone(), ask=dialogue.turns[-1].user)
 
 
-def _undo(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+def _undo(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     _check_begun(dialogue)
     return Outcome(dialogue.undone(), [f"Took back the last answer and what you asked: {dialogue.turns[-1].user}"])
 
@@ -152,14 +154,14 @@ def _check_begun(dialogue: Dialogue) -> None:
         raise InvalidArgument("Nothing has been said yet.")
 
 
-def _reset(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+def _reset(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     return Outcome(replace(dialogue, turns=()), ["The conversation begins anew; system prompt, dials and tint stay."])
 
 
-def _save(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+def _save(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     from poise.cli.chat.dialogue import transcript
 
-    path = Path(rest).expanduser() if rest else dialogue.saved
+    path = Path(argument).expanduser() if argument else dialogue.saved
     if path is None:
         raise InvalidArgument("Say where to: /save FILE.")
     if path.exists() and not (dialogue.saved and same_file(path, dialogue.saved)):
@@ -170,7 +172,7 @@ def _save(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     return Outcome(replace(dialogue, saved=path), [f"Saved {turns} turn{'s' * (turns != 1)} to {path}"])
 
 
-def _help(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+def _help(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     from rich.table import Table
     from rich.text import Text
 
@@ -180,7 +182,7 @@ def _help(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     return Outcome(dialogue, [table, "Ctrl-C stops an answer; Ctrl-D leaves."])
 
 
-def _quit(rest: str, dialogue: Dialogue, setup: Setup) -> Outcome:
+def _quit(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     return Outcome(dialogue, leave=True)
 
 
@@ -188,7 +190,7 @@ COMMANDS: dict[str, tuple[str, str, Act]] = {
     "/dial": ("/dial NAME 30%|1.5|off", "Steer by a dose, by α, or by what --steer takes after =.", _dial),
     "/tint": ("/tint NAME|off", "Tint tokens by another trait.", _tint),
     "/watch": ("/watch", "What is watched and steered, and how to read it.", _watch),
-    "/system": ("/system TEXT|off", "Set the system prompt.", _system),
+    "/system": ("/system TEXT|off", "Set the system prompt.", _set_system_prompt),
     "/retry": ("/retry", "Ask the last question again.", _retry),
     "/undo": ("/undo", "Take the last question and answer back.", _undo),
     "/reset": ("/reset", "Begin anew.", _reset),

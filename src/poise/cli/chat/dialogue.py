@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from poise.steer import Steering
     from poise.vector import Alarm, PersonaVector
 
-__all__ = ["Dialogue", "Setup", "TokenReadings", "Turn", "WatchedTrait", "push", "transcript"]
+__all__ = ["AnswerPiece", "ChatTurn", "Dialogue", "Setup", "WatchedTrait", "push", "transcript"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedTrait:
     """A trait that is watched.
 
     Attributes:
         name: What commands call it.
-        vector: Whose direction is read.
-        probe: Where.
+        vector: The vector whose direction is read.
+        probe: Where it is read.
         normal: Mean reading of a token in answers without the trait, in residual-stream units.
         spread: Standard deviation of those tokens.
     """
@@ -50,7 +50,7 @@ class WatchedTrait:
         return self.normal + float(self.vector.norms[self.probe.layer])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """What a chat is held with; nothing in it changes. k: watched traits.
 
@@ -68,24 +68,24 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenReadings:
-    """A stretch of an answer: one token, or the few that share a character. ``readings`` [tokens][k]."""
+class AnswerPiece:
+    """A piece of an answer: one token, or the few that share a character. ``readings`` [tokens][k]."""
 
     text: str
     readings: tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTurn:
     """A question, its answer, and what was in force.
 
     Attributes:
         user: The question.
         system: The system prompt, or nothing.
-        steering: That the answer was given under.
-        seed: Of its draws.
-        prompt: AnswerReadings [k] of the last prompt token; empty where nothing is watched.
-        said: The answer.
+        steering: Steering under which the answer was given.
+        seed: Seed of its draws.
+        prompt: Readings [k] of the last prompt token; empty where nothing is watched.
+        pieces: The answer, piece by piece.
         finish: ``interrupted`` by Ctrl-C, or as the engine says.
     """
 
@@ -94,51 +94,51 @@ class Turn:
     steering: Steering | None
     seed: int
     prompt: tuple[float, ...] = ()
-    said: tuple[TokenReadings, ...] = ()
+    pieces: tuple[AnswerPiece, ...] = ()
     finish: Literal["stop", "length", "interrupted"] = "interrupted"
 
     @property
     def answer(self) -> str:
         """All of its text."""
-        return "".join(stretch.text for stretch in self.said)
+        return "".join(piece.text for piece in self.pieces)
 
-    def heard(self, piece: TextChunk) -> Turn:
+    def heard(self, chunk: TextChunk) -> ChatTurn:
         """With what came next; where traits are watched, the prompt's reading comes first."""
-        rows = tuple(tuple(row) for row in piece.readings.tolist())
-        finish = piece.finish or self.finish
+        rows = tuple(tuple(row) for row in chunk.readings.tolist())
+        finish = chunk.finish or self.finish
         if rows and not self.prompt:
             return replace(self, prompt=rows[0], finish=finish)
-        said = (TokenReadings(piece.text, rows),) if piece.text or rows else ()
-        return replace(self, said=self.said + said, finish=finish)
+        added = (AnswerPiece(chunk.text, rows),) if chunk.text or rows else ()
+        return replace(self, pieces=self.pieces + added, finish=finish)
 
     def readings(self, watched: Sequence[WatchedTrait]) -> AnswerReadings:
-        """Of the answer, less what its steering adds to them by itself; see ``push``."""
+        """Readings of the answer, less what its steering adds to them by itself; see ``push``."""
         import torch
 
         from poise.monitor.readings import summarize_projections
 
-        tokens = [row for stretch in self.said for row in stretch.readings]
+        tokens = [row for piece in self.pieces for row in piece.readings]
         values = torch.tensor([self.prompt, *tokens])
         values[0] -= torch.tensor([push(self.steering, w, "prompt") or 0.0 for w in watched])
         values[1:] -= torch.tensor([push(self.steering, w, "response") or 0.0 for w in watched])
         return summarize_projections(values)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dialogue:
     """The state between turns.
 
     Attributes:
         system: The system prompt, or nothing.
-        turns: So far.
-        steering: In force from here on.
+        turns: Turns so far.
+        steering: Steering in force from here on.
         tint: The watched trait by which tokens are tinted.
-        seed: Of the next answer; each answer has its own.
+        seed: Seed of the next answer; each answer has its own.
         saved: The file that this chat was last saved in.
     """
 
     system: str = ""
-    turns: tuple[Turn, ...] = ()
+    turns: tuple[ChatTurn, ...] = ()
     steering: Steering | None = None
     tint: str | None = None
     seed: int = 0
@@ -152,7 +152,7 @@ class Dialogue:
             past += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.answer}]
         return [*system, *past, *([] if user is None else [{"role": "user", "content": user}])]  # type: ignore[list-item]
 
-    def told(self, turn: Turn) -> Dialogue:
+    def told(self, turn: ChatTurn) -> Dialogue:
         """With one more turn."""
         return replace(self, turns=(*self.turns, turn), seed=self.seed + 1)
 
@@ -165,8 +165,8 @@ class Dialogue:
         from poise.steer import Steering
 
         old = self.steering or Steering(())
-        kept = [term for term in old.terms if all(term.vector is not vector for vector in vectors)]
-        terms = (*kept, *(new.terms if new else ()))
+        others = [term for term in old.terms if all(term.vector is not vector for vector in vectors)]
+        terms = (*others, *(new.terms if new else ()))
         orthogonal = old.orthogonal or (new is not None and new.orthogonal)
         return replace(self, steering=Steering(terms, orthogonal) if terms else None)
 
@@ -239,7 +239,7 @@ def _watched(of: WatchedTrait) -> dict[str, Any]:
     }
 
 
-def _turn(turn: Turn, setup: Setup) -> dict[str, Any]:
+def _turn(turn: ChatTurn, setup: Setup) -> dict[str, Any]:
     return {
         "system": turn.system,
         "user": turn.user,
@@ -249,5 +249,5 @@ def _turn(turn: Turn, setup: Setup) -> dict[str, Any]:
         "steering": facts.of_answers(setup.model.name, [], [], turn.steering, turn.seed)["steering"],
         "push": {p: [push(turn.steering, w, p) for w in setup.watched] for p in ("prompt", "response")},
         "prompt": turn.prompt,
-        "tokens": [{"text": stretch.text, "readings": stretch.readings} for stretch in turn.said],
+        "tokens": [{"text": piece.text, "readings": piece.readings} for piece in turn.pieces],
     }

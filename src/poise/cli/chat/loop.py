@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console, RenderableType
 
 from poise.cli.chat import commands, tint
-from poise.cli.chat.dialogue import Dialogue, Setup, Turn, WatchedTrait, named
+from poise.cli.chat.dialogue import ChatTurn, Dialogue, Setup, WatchedTrait, named
 from poise.errors import InvalidArgument, PoiseError
 
 if TYPE_CHECKING:
@@ -47,12 +47,18 @@ def prepare(
     for vector in watch:
         vector.check_model(model, allow_other_model=allow_other_model)
     names, steering = named(watch, steering)
-    own = {name: vector for name, vector in names.items() if any(vector is one for one in watch)}
+    watched_vectors = {name: vector for name, vector in names.items() if any(vector is one for one in watch)}
     watched = tuple(
-        WatchedTrait(name, vector, probe, (usual := measure_baseline(vector, probe, model)).mean, usual.spread)
-        for (name, vector), probe in ((item, item[1].at("read").probe) for item in own.items())
+        WatchedTrait(
+            name=name,
+            vector=vector,
+            probe=probe,
+            normal=(baseline := measure_baseline(vector, probe, model)).mean,
+            spread=baseline.spread,
+        )
+        for (name, vector), probe in ((item, item[1].at("read").probe) for item in watched_vectors.items())
     )
-    return Setup(model, sampling, names, watched), steering
+    return Setup(model=model, sampling=sampling, vectors=names, watched=watched), steering
 
 
 def converse(dialogue: Dialogue, setup: Setup, screen: Screen) -> Dialogue:
@@ -60,7 +66,7 @@ def converse(dialogue: Dialogue, setup: Setup, screen: Screen) -> Dialogue:
     while (line := screen.ask()) is not None:
         try:
             outcome = commands.run(line.strip(), dialogue, setup)
-            screen.say(outcome.said)
+            screen.say(outcome.output)
             if outcome.leave:
                 break
             if outcome.ask is None:
@@ -75,7 +81,7 @@ def converse(dialogue: Dialogue, setup: Setup, screen: Screen) -> Dialogue:
     return dialogue
 
 
-def answer(user: str, dialogue: Dialogue, setup: Setup, screen: Screen) -> Turn | None:
+def answer(user: str, dialogue: Dialogue, setup: Setup, screen: Screen) -> ChatTurn | None:
     """Ask the model, show its answer as it comes, and stop at Ctrl-C; ``None`` where not a word was said by then.
 
     Raises:
@@ -84,7 +90,7 @@ def answer(user: str, dialogue: Dialogue, setup: Setup, screen: Screen) -> Turn 
     from poise.engine.static import LocalEngine
 
     prompt = setup.model.encode(dialogue.messages(user))
-    turn = Turn(user, dialogue.system, dialogue.steering, dialogue.seed)
+    turn = ChatTurn(user=user, system=dialogue.system, steering=dialogue.steering, seed=dialogue.seed)
     engine = LocalEngine(setup.model, allow_other_model=True)  # the vectors were checked at the start
     probes = [w.probe for w in setup.watched]
     pieces = engine.stream(prompt, fitting(setup, prompt), seed=turn.seed, steering=turn.steering, probes=probes)
@@ -99,24 +105,24 @@ def answer(user: str, dialogue: Dialogue, setup: Setup, screen: Screen) -> Turn 
                 return
 
     with stoppable() as stopped, contextlib.closing(stream):
-        screen.stream(tint.tinted(heard(stopped), turn, dialogue.tint, setup.watched))
-    if turn.finish == "interrupted" and not turn.said:
+        screen.stream(tint.tinted_texts(heard(stopped), turn, dialogue.tint, setup.watched))
+    if turn.finish == "interrupted" and not turn.pieces:
         screen.complain("Stopped before a word was said; what you asked is forgotten.")
         return None
     return turn
 
 
-def remarks(turn: Turn, setup: Setup, width: int) -> list[RenderableType]:
+def remarks(turn: ChatTurn, setup: Setup, width: int) -> list[RenderableType]:
     """What stands under an answer: how it ended, if not by itself, and a gauge for each trait."""
     from poise.monitor import raised_alarms
 
     nothing = "" if turn.answer else "(no answer)"
     ended = {"stop": nothing, "length": "(cut short)", "interrupted": "(stopped)"}[turn.finish]
-    said: list[RenderableType] = [ended] if ended else []
+    parts: list[RenderableType] = [ended] if ended else []
     if setup.watched:
         raised = raised_alarms(turn.readings(setup.watched), [w.alarms for w in setup.watched])
-        said += tint.gauges(turn, setup.watched, raised, width)
-    return said
+        parts += tint.gauges(turn, setup.watched, raised, width)
+    return parts
 
 
 def fitting(setup: Setup, prompt: Encoded) -> SamplingParams:
@@ -133,16 +139,16 @@ def fitting(setup: Setup, prompt: Encoded) -> SamplingParams:
 @contextlib.contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
     """Inside the block the first Ctrl-C only asks to stop, so that no forward pass is torn; the next interrupts."""
-    asked = False
+    stop_requested = False
 
     def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal stop_requested
+        stop_requested = True
         signal.signal(signal.SIGINT, before)
 
     before = signal.signal(signal.SIGINT, ask)
     try:
-        yield lambda: asked
+        yield lambda: stop_requested
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -152,8 +158,8 @@ class Screen:
     """Where the chat is read and written: the transcript goes out on stdout, complaints on stderr.
 
     Attributes:
-        out: Of the transcript.
-        err: Of complaints.
+        out: Console of the transcript.
+        err: Console of complaints.
         ask: The user's next line; ``None`` at the end.
     """
 
@@ -181,10 +187,10 @@ class Screen:
         """Print one sentence on stderr."""
         self.err.print(f"error: {text}\n", markup=False, style="red")
 
-    def stream(self, said: Iterable[tuple[str, int]]) -> None:
+    def stream(self, texts: Iterable[tuple[str, int]]) -> None:
         """Print texts with their levels as they come, then end the line."""
         try:
-            for piece in tint.wrapped(tint.marked(said, tint.palette(self.out)), max(self.out.width, 10)):
+            for piece in tint.wrapped(tint.marked(texts, tint.palette(self.out)), max(self.out.width, 10)):
                 self.out.print(piece, end="", soft_wrap=True)
         finally:
             self.out.print()

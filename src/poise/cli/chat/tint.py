@@ -20,7 +20,7 @@ from poise.cli.chat.dialogue import push
 from poise.report import wording as words
 
 if TYPE_CHECKING:
-    from poise.cli.chat.dialogue import Turn, WatchedTrait
+    from poise.cli.chat.dialogue import ChatTurn, WatchedTrait
     from poise.engine import TextChunk
     from poise.monitor import RaisedAlarm
     from poise.monitor.readings import ReadingName
@@ -31,12 +31,12 @@ __all__ = [
     "BAR_MEANS",
     "Legend",
     "cleaned",
-    "figure",
     "gauges",
     "level",
     "marked",
     "palette",
-    "tinted",
+    "reading_figure",
+    "tinted_texts",
     "wrapped",
 ]
 
@@ -62,7 +62,7 @@ FEW = {  # of a terminal with 16 colours
     2: "black underline on yellow",
     3: "white underline on red",
 }
-LINES = {False: "#4393c3", True: "#d6604d"}  # by whether it is above normal
+BAR_COLOURS = {False: "#4393c3", True: "#d6604d"}  # by whether it is above normal
 SPAN = 4  # spreads on either side of normal that a bar shows
 SHORTEST, LONGEST = 10, 40  # bars, in columns
 DIGITS, TAIL = 5, 9  # least widths, so that gauges of one answer and the next stand below each other
@@ -73,8 +73,8 @@ PARTS = re.compile(r"\n|[^\S\n]+|[⺀-鿿가-힣豈-﫿]|[^\s⺀-鿿가-힣豈-�
 CJK = re.compile(r"[⺀-鿿가-힣豈-﫿]")
 
 
-def tinted(
-    pieces: Iterable[TextChunk], turn: Turn, by: str | None, watched: Sequence[WatchedTrait]
+def tinted_texts(
+    pieces: Iterable[TextChunk], turn: ChatTurn, by: str | None, watched: Sequence[WatchedTrait]
 ) -> Iterator[tuple[str, int]]:
     """The texts of an answer to ``turn`` with their levels by a watched trait; 0 where there is none."""
     column = next((k for k, w in enumerate(watched) if w.name == by), None)
@@ -98,14 +98,14 @@ def level(value: float, of: WatchedTrait) -> int:
     return max(-3, min(3, int(spreads))) if math.isfinite(spreads) else 0
 
 
-def marked(said: Iterable[tuple[str, int]], tints: Palette) -> Iterator[Mark]:
+def marked(texts: Iterable[tuple[str, int]], tints: Palette) -> Iterator[Mark]:
     """Texts with their levels as styled text, or without tints with what is high in brackets: ``a [word or two]``."""
-    return _styled(said, tints) if tints else _bracketed(said)
+    return _styled(texts, tints) if tints else _bracketed(texts)
 
 
-def _styled(said: Iterable[tuple[str, int]], tints: Palette) -> Iterator[Mark]:
+def _styled(texts: Iterable[tuple[str, int]], tints: Palette) -> Iterator[Mark]:
     before = 0
-    for text, at in said:
+    for text, at in texts:
         word = text.lstrip()
         between = min(before, at, key=abs) if before * at > 0 else 0  # a blank is tinted inside of a passage only
         yield text[: len(text) - len(word)], tints[between]
@@ -113,9 +113,9 @@ def _styled(said: Iterable[tuple[str, int]], tints: Palette) -> Iterator[Mark]:
         before = at
 
 
-def _bracketed(said: Iterable[tuple[str, int]]) -> Iterator[Mark]:
+def _bracketed(texts: Iterable[tuple[str, int]]) -> Iterator[Mark]:
     inside, blank = False, ""  # a blank waits for what follows it: brackets hold words
-    for text, at in said:
+    for text, at in texts:
         lead, word = blank + text[: len(text) - len(text.lstrip())], text.strip()
         if not word:
             blank += text
@@ -167,13 +167,13 @@ def _placed(gap: Text, word: Text, column: int, width: int) -> tuple[Text, int]:
     return out, cell_len(lines[-1]) if lines else column
 
 
-def gauges(turn: Turn, watched: Sequence[WatchedTrait], raised: Sequence[RaisedAlarm], width: int) -> list[Text]:
+def gauges(turn: ChatTurn, watched: Sequence[WatchedTrait], raised: Sequence[RaisedAlarm], width: int) -> list[Text]:
     """A line for each trait: readings, bar, what steers it; three short lines where the terminal is narrow.
 
     A reading that raised its alarm has a ``!`` after it.
     """
-    found = turn.readings(watched)
-    values = [[figure(found.of(name)[k], w) for name in READINGS] for k, w in enumerate(watched)]
+    readings = turn.readings(watched)
+    values = [[reading_figure(readings.of(name)[k], w) for name in READINGS] for k, w in enumerate(watched)]
     digits = max(DIGITS, *(len(value) for row in values for value in row))
     alarms = {(r.column, r.alarm.reading) for r in raised}
     names = [w.name.ljust(max(len(w.name) for w in watched)) for w in watched]
@@ -186,10 +186,10 @@ def gauges(turn: Turn, watched: Sequence[WatchedTrait], raised: Sequence[RaisedA
             read += Text.assemble((f"{reading} ", "dim"), cell)
         room = width - name.cell_len - read.cell_len - 2 - max(TAIL, *map(len, tails))
         if room < SHORTEST:
-            bar = _bar(w, found.mean[k], found.peak[k], min(LONGEST, max(SHORTEST, width - 4)))
+            bar = _bar(w, readings.mean[k], readings.peak[k], min(LONGEST, max(SHORTEST, width - 4)))
             lines += [Text.assemble(name, tails[k]), Text.assemble("  ", read), Text.assemble("  ", bar)]
         else:
-            bar = _bar(w, found.mean[k], found.peak[k], min(LONGEST, room))
+            bar = _bar(w, readings.mean[k], readings.peak[k], min(LONGEST, room))
             lines.append(Text.assemble(name, read, bar, "  ", tails[k]))
     for line in lines:
         line.rstrip()
@@ -206,10 +206,10 @@ def _bar(of: WatchedTrait, mean: float, peak: float, width: int) -> Text:
     signs = [("─", "dim")] * width
     signs[middle] = ("│", "")
     if math.isfinite(mean):
-        at, style = place(mean), LINES[mean > of.normal]
+        at, style = place(mean), BAR_COLOURS[mean > of.normal]
         for i in range(min(at, middle + 1), max(at, middle - 1) + 1):
             signs[i] = ("━", style) if i != middle else signs[i]
-        signs[place(peak)] = ("▲", LINES[peak > of.normal])
+        signs[place(peak)] = ("▲", BAR_COLOURS[peak > of.normal])
         signs[at] = ("●", style)
     return Text.assemble(*signs)
 
@@ -238,13 +238,15 @@ class Legend:
     of: WatchedTrait
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        of, normal = self.of, figure(self.of.normal, self.of)
-        layer, trait = f"layer {of.probe.layer} of {of.vector.layers}", figure(of.with_trait, of)
+        of, normal = self.of, reading_figure(self.of.normal, self.of)
+        layer, trait = f"layer {of.probe.layer} of {of.vector.layers}", reading_figure(of.with_trait, of)
         yield Text(f"{of.name} at {layer}: normal {normal}, with the trait about {trait}", "dim")
         if tints := palette(console):
-            yield Text("").join(Text(f" {figure(of.normal + n * of.spread, of)} ", tint) for n, tint in tints.items())
+            yield Text("").join(
+                Text(f" {reading_figure(of.normal + n * of.spread, of)} ", tint) for n, tint in tints.items()
+            )
         else:
-            high = figure(of.normal + HIGH * of.spread, of)
+            high = reading_figure(of.normal + HIGH * of.spread, of)
             yield Text(f"[in brackets]: {high} or more, {HIGH} spreads above normal", "dim")
 
 
@@ -255,7 +257,7 @@ def palette(console: Console) -> Palette:
     return TINTS if console.color_system in ("256", "truecolor") else FEW
 
 
-def figure(value: float, of: WatchedTrait) -> str:
+def reading_figure(value: float, of: WatchedTrait) -> str:
     """A reading of a trait, signed, with as many decimals as its spread deserves."""
     decimals = max(0, 1 - math.floor(math.log10(of.spread)))
     return words.number(value if math.isfinite(value) else None, decimals, signed=True)
