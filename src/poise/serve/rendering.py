@@ -1,7 +1,8 @@
 """Outputs of the engine in OpenAI's shapes, complete or chunk by chunk, with the readings beside them.
 
 Built as plain dictionaries, not as ``openai.types`` models: those serialise every optional field that OpenAI has and
-this server does not, and a chunk a token is the hot path. Tests validate every body against these types.
+this server does not, and a chunk a token is the hot path. ``tests/test_serve_types.py`` validates bodies of every kind
+against these types.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class AnswerChoice:
         index: Place of the choice in the request, counted from 0.
         plan: Plan of the request that it belongs to.
         kind: Kind of completion that was requested.
-        prompt: AnswerReadings [k] of the last prompt token.
+        prompt: Readings [k] of the last prompt token.
         tokens: Tokens so far.
         alerts: Alarms so far.
         finish: Reason why the answer ended; set once it is over.
-        readings: AnswerReadings of the complete answer, once it is over and where anything was watched.
+        readings: Readings of the complete answer, once it is over and where anything was watched.
     """
 
     index: int
