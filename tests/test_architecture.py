@@ -37,7 +37,19 @@ FLOORS = [set(line.split()) for line in reversed(block("Floors"))]
 RANK = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = block("Public modules")
 HEAVY = {"torch", "transformers", "sklearn", "scipy", "pyarrow", "datasets"}
-LIGHT_ROOMS = {"", "_lazy", "errors", "progress", "storage", "settings", "statistics", "trait", "data", "cli"}
+LIGHT_ROOMS = {
+    "",
+    "_lazy",
+    "errors",
+    "progress",
+    "notebook",
+    "storage",
+    "settings",
+    "statistics",
+    "trait",
+    "data",
+    "cli",
+}
 FRONT = {"poise", "poise.__main__"}
 SHARED_NAMES = {"log", "app"}
 """What every module may call its logger and its command group."""

@@ -263,7 +263,7 @@ class TestGenerate:
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fake(prompts: list[str], *args: object, **options: object) -> list[Generation]:
-            return [Generation((), f"[b]{p}\x1b[2J {'x' * 90}", "stop") for p in prompts]
+            return [Generation(ids=(), text=f"[b]{p}\x1b[2J {'x' * 90}", finish="stop") for p in prompts]
 
         monkeypatch.setattr(workflows, "generate", fake)
         assert poise("generate", "A", "--model", folder).stdout == f"[b]A[2J {'x' * 90}\n"
@@ -273,7 +273,7 @@ class TestGenerate:
     def test_what_a_library_prints_does_not_reach_stdout(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def chatty(*args: object, **options: object) -> list[Generation]:
             print("chatter")
-            return [Generation((), "Hm.", "stop")]
+            return [Generation(ids=(), text="Hm.", finish="stop")]
 
         monkeypatch.setattr(workflows, "generate", chatty)
         result = poise("generate", "A", "--model", folder, "--json")

@@ -218,6 +218,20 @@ class TestWhatIsKept:
         assert found.mean is None
         assert found.readings is None
 
+    def test_a_notebook_shows_each_token_tinted_by_the_first_probe(self, llama: Model) -> None:
+        probe = Probe(1, torch.ones(tiny.D))
+        [watched] = LocalEngine(llama).generate(tiny.prompts(llama, 1), GREEDY, probes=[probe])
+        assert "".join(watched.pieces) == watched.text
+        assert watched._repr_html_().count("<span") == len(watched.pieces) == len(watched.ids)
+        readings = torch.tensor([[9.0], [-1.0], [1.0]])
+        marked_up = dataclasses.replace(watched, text="<b>&", pieces=("<b>", "&"), readings=readings)
+        assert marked_up._repr_html_() == (
+            '<div>-1 to 1<div style="white-space:pre-wrap"><span title="-1" style="background:rgba(47,107,214,0.60)">'
+            '&lt;b&gt;</span><span title="1" style="background:rgba(214,64,47,0.60)">&amp;</span></div></div>'
+        )
+        unwatched = dataclasses.replace(marked_up, pieces=(), readings=None)
+        assert unwatched._repr_html_() == '<div style="white-space:pre-wrap">&lt;b&gt;&amp;</div>'
+
     def test_no_hook_is_left_behind(self, llama: Model) -> None:
         prompts = tiny.prompts(llama, 2)
         steering = Steering.add(tiny.vector(llama), coef=1.0)

@@ -183,6 +183,6 @@ def _probes_per_row(probes: Sequence[Probe] | Sequence[Sequence[Probe]], n: int)
 def _with_own_readings(generation: Generation, batch_probes: list[Probe], row_probes: list[Probe]) -> Generation:
     """The generation with the readings of its own probes, of all that its batch was read by."""
     if generation.readings is None or not row_probes:
-        return replace(generation, readings=None)
+        return replace(generation, readings=None, pieces=())
     column = {id(p): k for k, p in enumerate(batch_probes)}
     return replace(generation, readings=generation.readings[:, [column[id(p)] for p in row_probes]])

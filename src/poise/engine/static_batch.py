@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from poise.activations import Probe, by_layer
+from poise.engine.detokenizer import Detokenizer
 from poise.engine.kv_cache import roomy_cache
 from poise.engine.sampler import newest_logits, sample_tokens
 from poise.engine.types import Generation, SamplingParams
@@ -101,9 +102,18 @@ class StaticBatch:
                 finish=self.finish[row] or "length",
                 mean=self.means.get(row, blank) if self.sums is not None else None,
                 readings=readings[row][: len(self.tokens[row]) + 1] if self.probes_by_layer else None,
+                pieces=self._pieces(row) if self.probes_by_layer else (),
             )
             for row in range(len(self.tokens))
         ]
+
+    def _pieces(self, row: int) -> tuple[str, ...]:
+        """What each token of a finished answer adds to its text."""
+        detokenizer = Detokenizer(self.model.tokenizer)
+        for token in self.tokens[row]:
+            detokenizer.add(token)
+        detokenizer.finish()
+        return tuple(detokenizer.pieces)
 
     def _readings(self) -> list[torch.Tensor]:
         """The passes sorted by row: float32 [1 + T, k] each."""

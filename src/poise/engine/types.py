@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from html import escape
 from numbers import Integral, Real
 from typing import Literal, Protocol
 
@@ -18,6 +19,7 @@ import torch
 from poise.activations import Probe
 from poise.errors import InvalidArgument
 from poise.model import Encoded
+from poise.notebook import tinted_tokens_html
 from poise.steer import Steering
 
 __all__ = [
@@ -63,7 +65,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """One answer. T: its tokens, k: probes.
 
@@ -73,6 +75,8 @@ class Generation:
         finish: ``stop`` for an end-of-turn token, ``length`` for the limit.
         mean: Response-mean activations float32 [L, d] where asked for; NaN for an empty answer.
         readings: Projections float32 [1 + T, k] where probes were given: the last prompt token, then each token.
+        pieces: T texts where probes were given, what each token adds; empty for all but the last of the tokens that
+            make one character.
     """
 
     ids: tuple[int, ...]
@@ -80,6 +84,13 @@ class Generation:
     finish: Literal["stop", "length"]
     mean: torch.Tensor | None = None
     readings: torch.Tensor | None = None
+    pieces: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """The answer, its tokens tinted by the readings of the first probe where there is one."""
+        if self.readings is None or len(self.pieces) != len(self.readings) - 1:
+            return f'<div style="white-space:pre-wrap">{escape(self.text)}</div>'
+        return tinted_tokens_html(self.pieces, self.readings[1:, 0].tolist())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
-import numpy as np
 import torch
 
 from poise.activations import project_each
 from poise.data import Conversation, DataSet, InputRow, data_from_rows, turns
 from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, answer_spans
+from poise.notebook import tinted_tokens_html
 from poise.vector import PersonaVector
 
 __all__ = ["TokenReadings", "read_answer_tokens"]
-
-TOKENS_SHOWN = 2000  # a longer answer is cut in HTML
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,25 +41,8 @@ class TokenReadings:
 
     def _repr_html_(self) -> str:
         """The answer once for each trait, tinted from blue (below the median) to red (above it)."""
-        return "".join(self._tinted(column) for column in range(len(self.traits)))
-
-    def _tinted(self, column: int) -> str:
-        values = self.values[:TOKENS_SHOWN, column].numpy()
-        middle = float(np.median(values)) if len(values) else 0.0
-        scale = max(float(np.abs(values - middle).max(initial=0.0)), 1e-9)
-        spans = []
-        for text, value in zip(self.tokens, values.tolist(), strict=False):
-            shade = (value - middle) / scale
-            colour = "214,64,47" if shade > 0 else "47,107,214"
-            spans.append(
-                f'<span title="{value:.4g}" style="background:rgba({colour},{abs(shade) * 0.6:.2f})">'
-                f"{escape(text)}</span>"
-            )
-        more = "…" if len(self.tokens) > TOKENS_SHOWN else ""
-        return (
-            f"<div><b>{escape(self.traits[column])}</b> {values.min(initial=0.0):.3g} to {values.max(initial=0.0):.3g}"
-            f'<div style="white-space:pre-wrap">{"".join(spans)}{more}</div></div>'
-        )
+        columns = self.values.T.tolist()
+        return "".join(tinted_tokens_html(self.tokens, *column) for column in zip(columns, self.traits, strict=True))
 
 
 def read_answer_tokens(
