@@ -65,7 +65,8 @@ def alarm(reading: str, threshold: float) -> dict[str, Any]:
 
 def vector(name: str, description: str, **fields: Any) -> dict[str, Any]:
     entry = {"name": name, "description": description, "layers": 4, "width": 32, "default_layer": 2, "watched_layer": 2}
-    rest = {"norm": {"2": 8.0}, "dose_of_one": 0.1, "certificate": None, "alarms": []}
+    dial = {"most": 1.5, "range": [-0.4, 0.4], "risky": 0.6, "rounding": 1e-4}
+    rest = {"norm": {"2": 8.0}, "dose_of_one": 0.1, "dial": dial, "certificate": None, "alarms": []}
     return {**entry, **rest, "normal": {"mean": 1.0, "sd": 2.0, "n": 800}, **fields}
 
 

@@ -255,6 +255,7 @@ class TestVectorsThatComeAndGo:
             assert made.status_code == 201
             entry = made.json()
             assert (entry["name"], entry["layers"], entry["width"], entry["fixed"]) == ("side", tiny.L, tiny.D, False)
+            assert entry["dial"] == {"most": 1.5, "range": [-0.4, 0.4], "risky": 0.6, "rounding": 1e-4}
             listed = httpx.get(f"{address}/v1/poise/vectors").json()["data"]
             assert [e["name"] for e in listed] == ["up", "down", "side"]
             assert listed[-1] == entry

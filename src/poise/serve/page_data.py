@@ -12,6 +12,7 @@ from poise.serve.rendering import finite
 from poise.serve.responses import iso
 from poise.serve.vector_registry import WatchedVector
 from poise.statistics.estimates import bootstrap_interval
+from poise.steer import limits
 
 __all__ = ["history", "vector_entry"]
 
@@ -33,6 +34,12 @@ def vector_entry(watched: WatchedVector) -> dict[str, Any]:
         "watched_layer": watched.probe.layer,
         "norm": norms,
         "dose_of_one": finite(vector.dose(1.0, default)),
+        "dial": {
+            "most": limits.LARGEST_DIAL_DOSE,
+            "range": list(limits.UNCERTIFIED_DIAL_RANGE),
+            "risky": limits.RISKY_DOSE,
+            "rounding": limits.DOSE_ROUNDING,
+        },
         "fixed": watched.fixed,
         "certificate": header.certificate,
         "normal": normal and {"mean": normal.mean, "sd": normal.spread, "n": normal.n},

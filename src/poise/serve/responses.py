@@ -169,6 +169,18 @@ class NormalReading(BaseModel):
     n: int
 
 
+class DialLimits(BaseModel):
+    """How far a dial for a vector goes, in doses: ``most`` to either side, and ``range`` where nothing is certified.
+
+    Beyond ``risky`` text usually breaks; ``rounding`` is what a dose may lie outside of a certified range.
+    """
+
+    most: float
+    range: tuple[float, float]
+    risky: float
+    rounding: float
+
+
 class Vector(BaseModel):
     """A vector in the registry; numbers by layer have the layer as their name."""
 
@@ -180,6 +192,7 @@ class Vector(BaseModel):
     watched_layer: int
     norm: ValuesByVector
     dose_of_one: float | None
+    dial: DialLimits
     fixed: bool
     certificate: dict[str, Any] | None
     normal: NormalReading | None

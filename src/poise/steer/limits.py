@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from poise.steer.steering import Steering, Term
 
-__all__ = ["cautions"]
+__all__ = ["LARGEST_DIAL_DOSE", "RISKY_DOSE", "UNCERTIFIED_DIAL_RANGE", "cautions"]
 
 DOSE_ROUNDING = 1e-4  # a dose is rounded on its way through α
 RISKY_DOSE = 0.6  # a dose beyond which text usually breaks; nothing better is known without a certificate
+UNCERTIFIED_DIAL_RANGE = (-0.4, 0.4)  # doses that a dial is scaled to where no certificate says which are usable
+LARGEST_DIAL_DOSE = 1.5  # no dial goes further to either side; text usually breaks near 1
 
 
 def cautions(steering: Steering | None) -> list[str]:

@@ -4,9 +4,6 @@ import { draw, el, put } from "./dom.js";
 import { change, state } from "./state.js";
 import { known, number, percent } from "./words.js";
 
-const RISKY = 0.6; // a dose beyond which text usually breaks; nothing better is known without a certificate
-const SLACK = 1e-4;
-
 /** Doses that the certificate covers at the layer that the dial works at; null where it says nothing. */
 function usable({ certificate, default_layer: layer }) {
   const covers = certificate && certificate.verdict === "induced" && certificate.layer === layer;
@@ -19,8 +16,8 @@ const asDose = (vector, value) =>
 
 /** How far the dial goes to either side, in its own unit. */
 function reach(vector) {
-  const [low, high] = usable(vector) ?? [-0.4, 0.4];
-  const dose = Math.min(1.5, Math.ceil(16 * Math.max(-low, high, 0.1)) / 10);
+  const [low, high] = usable(vector) ?? vector.dial.range;
+  const dose = Math.min(vector.dial.most, Math.ceil(16 * Math.max(-low, high, 0.1)) / 10);
   if (inDoses(vector)) return dose;
   return known(vector.dose_of_one) && vector.dose_of_one > 0 ? Math.ceil(dose / vector.dose_of_one) : 3;
 }
@@ -55,11 +52,11 @@ function warning(vector, value = state.dials[vector.name] ?? 0) {
   const range = usable(vector);
   if (range && known(dose)) {
     const [low, high] = range;
-    if (dose >= low - SLACK && dose <= high + SLACK) return "";
+    if (dose >= low - vector.dial.rounding && dose <= high + vector.dial.rounding) return "";
     const covered = `${percent(low)} to ${percent(high)}`;
     return `Beyond ${covered}, the doses at which the certificate saw coherent text: expect broken text.`;
   }
-  const strong = known(dose) && Math.abs(dose) > RISKY ? " This is strong: text usually breaks near 100 %." : "";
+  const strong = known(dose) && Math.abs(dose) > vector.dial.risky ? " This is strong: text usually breaks near 100 %." : "";
   const where = `layer ${vector.default_layer}`;
   return `Nobody has measured what this vector does here: it has no certificate for ${where}.${strong}`;
 }
