@@ -43,7 +43,7 @@ def read(
 
     Args:
         model: Runs without its language-model head.
-        texts: As ``Model.encode`` gives them, already within the model's window.
+        texts: Encoded texts, as ``Model.encode`` gives them, already within the model's window.
         pool: ``response_mean`` (Chen et al. 2025, App. A.3), ``prompt_mean`` or ``prompt_last``.
         padding: ``right`` needs no attention mask and is faster; ``left`` gives the same numbers.
         budget: Padded tokens a batch; default by device.

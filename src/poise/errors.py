@@ -172,3 +172,8 @@ class HookDidNotFire(InternalError):
 
 class NonFiniteActivation(InternalError):
     """NaN or infinity came out of the model."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the error's type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -65,7 +65,7 @@ AlarmRates = Annotated[
 GivenAnswers = Annotated[
     bool, typer.Option("--given", help="Read the answers in the data instead of having the model answer itself.")
 ]
-VectorOut = Annotated[
+AlarmedVectorOut = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="Write there, not into the vector's own file."),
 ]
@@ -84,7 +84,7 @@ def calibrate_command(
     given_answers: GivenAnswers = False,
     by: TopicField = None,
     layer: ReadingLayer = None,
-    out: VectorOut = None,
+    out: AlarmedVectorOut = None,
     shape: DataShapeOption = "auto",
     limit: ConversationLimit = 2000,
     max_new_tokens: MaxNewTokens = 256,

@@ -20,7 +20,7 @@ SPEED_OVER = 600.0  # seconds; batches that finish minutes apart still give a ti
 @contextlib.contextmanager
 def showing(console: Console) -> Iterator[None]:
     """Show on ``console`` whatever work inside the block says about itself."""
-    with _bars(console) if console.is_interactive else _lines(console):
+    with _bars(console) if console.is_interactive else _line_progress(console):
         yield
 
 
@@ -59,7 +59,7 @@ def _bars(console: Console) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lines(console: Console) -> Iterator[None]:
+def _line_progress(console: Console) -> Iterator[None]:
     """The name of each stage as it begins; work inside a stage says nothing."""
     depth = 0
 

@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from poise.vector import Alarm, PersonaVector
     from poise.workflows.demo import DemoResult
 
-__all__ = ["agreement", "answers", "certificate", "demo", "lint", "show", "terms", "traits", "vector", "whole_vector"]
+__all__ = [
+    "agreement",
+    "answers",
+    "certificate",
+    "demo",
+    "lint_results",
+    "show",
+    "terms",
+    "traits",
+    "vector",
+    "whole_vector",
+]
 
 
 Parts = list[RenderableType]
@@ -54,7 +65,7 @@ def _first_sentence(text: str) -> str:
     return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 
-def lint(report: LintReport) -> Parts:
+def lint_results(report: LintReport) -> Parts:
     """What was counted, measured and found in one trait."""
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = len(report.findings) - errors

@@ -26,7 +26,7 @@ def list_() -> None:
 
 
 @app.command("show")
-def show(trait: TraitArgument) -> None:
+def show_trait(trait: TraitArgument) -> None:
     """Print a trait as YAML, to read or to begin your own with."""
     from poise.trait import library
 
@@ -34,7 +34,7 @@ def show(trait: TraitArgument) -> None:
 
 
 @app.command("lint")
-def lint(
+def lint_traits(
     traits: Annotated[
         list[str],
         typer.Argument(metavar="TRAIT", help="Traits of the library, or paths of trait files.", show_default=False),
@@ -54,13 +54,13 @@ def lint(
         facts.print_json({"traits": [facts.of_lint(report) for report in reports]})
     else:
         for report in reports:
-            render.show(render.lint(report))
+            render.show(render.lint_results(report))
     if not all(report.ok for report in reports):
         raise typer.Exit(1)
 
 
 @app.command("draft")
-def draft(
+def draft_trait(
     sentence: Annotated[str, typer.Argument(metavar="SENTENCE", help="The trait in your words.", show_default=False)],
     out: Annotated[
         Path,

@@ -45,7 +45,7 @@ def collect_contrast(
         sampling: How answers are sampled; by default at most 96 tokens at temperature 1.
         seed: Seed of the answers.
         batch: Most answers at once.
-        run: Where finished batches are kept; by default in memory.
+        run: Store of the finished batches; by default in memory.
 
     Returns:
         The pairs, and how many were dropped for which reason.

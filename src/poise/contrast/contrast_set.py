@@ -46,7 +46,7 @@ class ContrastSet:
 
     Attributes:
         trait: Trait that the two sides differ in.
-        source: Where the responses come from.
+        source: Origin of the responses.
         positive: Responses with the trait; row i answers the same question as row i of ``negative``.
         negative: Responses without it.
         dropped: Pairs left out, by reason.

@@ -176,7 +176,7 @@ def data_from_rows(
     Args:
         rows: Columns by name (``datasets.Dataset`` too), lists of messages or conversations; a data set is returned
             as it is. An iterator is read to its end and held.
-        shape: As in ``open_data``.
+        shape: Shape of the rows, as in ``open_data``.
         need: ``assistant`` for answers to score, ``user`` for questions to answer.
         name: Name of the data in messages.
 

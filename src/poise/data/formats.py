@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 from poise.data.readers import is_utf8
 from poise.data.recognition import chat_kind
 from poise.data.turn_parsing import ROLE_KEYS
-from poise.errors import InvalidData, InvalidRow, MissingExtra
+from poise.errors import InvalidData, InvalidRow, MissingExtra, first_line
 
 __all__ = [
     "KNOWN",
@@ -105,7 +105,7 @@ def table_rows(tables: Iterable[Any], row: int, skip: int) -> Iterator[RowItem]:
             row += table.num_rows
     except (OSError, ValueError) as error:
         if row >= skip:
-            yield row, None, InvalidRow(f"damaged: {_first_error_line(error)}; the rest of this row group is lost")
+            yield row, None, InvalidRow(f"damaged: {first_line(error)}; the rest of this row group is lost")
 
 
 def _table_to_rows(table: Any) -> list[dict[str, Any] | InvalidRow]:
@@ -115,10 +115,6 @@ def _table_to_rows(table: Any) -> list[dict[str, Any] | InvalidRow]:
         if table.num_rows == 1:
             return [InvalidRow("not UTF-8 text")]
         return [row for number in range(table.num_rows) for row in _table_to_rows(table.slice(number, 1))]
-
-
-def _first_error_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def batch_rows(size: int, rows: int) -> int:
@@ -364,7 +360,7 @@ def _parquet(path: Path, skip: int) -> Generator[RowItem, None, int]:
     try:
         file = parquet.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise InvalidData(f"{path}: cannot be read as Parquet, {_first_error_line(error)}") from error
+        raise InvalidData(f"{path}: cannot be read as Parquet, {first_line(error)}") from error
     with file:
         begin = 0
         for number in range(file.num_row_groups):
@@ -385,7 +381,7 @@ def _arrow(path: Path, skip: int) -> Generator[RowItem, None, int]:
             source.seek(0)
             batches = arrow.ipc.open_file(source) if is_file else arrow.ipc.open_stream(source)
         except (OSError, ValueError) as error:
-            raise InvalidData(f"{path}: cannot be read as Arrow, {_first_error_line(error)}") from error
+            raise InvalidData(f"{path}: cannot be read as Arrow, {first_line(error)}") from error
         begin = 0
         for batch in map(batches.get_batch, range(batches.num_record_batches)) if is_file else batches:
             yield from table_rows([batch], begin, skip)

@@ -22,7 +22,7 @@ class Rejections:
     Args:
         path: A JSONL file with a line for each rejected row: its index, file, row, line and reason, never its text.
             ``None`` only counts.
-        start: Where a resumed run begins, as in ``DataSet.iterate``. What the file says of rows before it is kept and
+        start: First row of a resumed run, as in ``DataSet.iterate``. What the file says of earlier rows is kept and
             counted; the rest is written again, so that the file ends as that of an unbroken run.
         share: More than this share of the rows, after at least ``least`` of them, is an error.
         least: See ``share``.

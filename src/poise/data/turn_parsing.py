@@ -92,7 +92,7 @@ def parse_turn(turn: Any, place: str) -> ParsedTurn:
     """One turn as messages.
 
     Args:
-        turn: As it stands in the file: OpenAI's, Anthropic's, Bedrock's, Gemini's or ShareGPT's form.
+        turn: A turn as it stands in the file: OpenAI's, Anthropic's, Bedrock's, Gemini's or ShareGPT's form.
         place: How a message about it names it, e.g. ``turn 3``.
 
     Raises:
@@ -116,7 +116,7 @@ def parse_turn(turn: Any, place: str) -> ParsedTurn:
     if role == "call":
         content.calls, content.texts = [*content.calls, _call_from_text("".join(content.texts))], []
         role = "assistant"
-    return ParsedTurn(_messages(turn, role, content), content.left_out)
+    return ParsedTurn(_turn_messages(turn, role, content), content.left_out)
 
 
 def split_thought(text: str) -> tuple[str, str]:
@@ -129,19 +129,19 @@ def split_thought(text: str) -> tuple[str, str]:
     if channels:
         thoughts = [body.strip() for channel, body in channels if channel != "final"]
         return "\n\n".join(thoughts), "\n\n".join(body.strip() for channel, body in channels if channel == "final")
-    thoughts, rest = [], text
+    thoughts, remaining = [], text
     for opening, closing in THOUGHT_TAGS:
-        while (head := rest.lstrip()).startswith(opening):
+        while (head := remaining.lstrip()).startswith(opening):
             thought, closed, after = head[len(opening) :].partition(closing)
             thoughts.append(thought.strip())
-            rest = after.lstrip() if closed else ""
-        if not thoughts and closing in rest and opening not in rest.partition(closing)[0]:
-            thought, _, after = rest.partition(closing)
+            remaining = after.lstrip() if closed else ""
+        if not thoughts and closing in remaining and opening not in remaining.partition(closing)[0]:
+            thought, _, after = remaining.partition(closing)
             thoughts.append(thought.strip())
-            rest = after.lstrip()
-    if thoughts and (solution := SOLUTION.match(rest)):
-        rest = solution[1].strip()
-    return "\n\n".join(filter(None, thoughts)), rest if thoughts else text
+            remaining = after.lstrip()
+    if thoughts and (solution := SOLUTION.match(remaining)):
+        remaining = solution[1].strip()
+    return "\n\n".join(filter(None, thoughts)), remaining if thoughts else text
 
 
 def text_of(value: Any, place: str) -> str:
@@ -183,7 +183,7 @@ def describe_type(value: Any) -> str:
     return names.get(type(value).__name__, "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-def _messages(turn: Mapping[str, Any], role: str, content: _Content) -> list[Message]:
+def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content) -> list[Message]:
     text = join_parts(content.texts)
     messages: list[Message] = list(content.results)
     if content.results and role != "assistant" and not text.strip():

@@ -104,7 +104,7 @@ def expectation(probabilities: Mapping[str, float]) -> Judgement:
     0 to 100 are left out; no score where the numbers hold less than 0.25 of the probability.
 
     Args:
-        probabilities: Of the first token, or of the whole written number; in [0, 1], need not sum to 1.
+        probabilities: Probabilities of the first token, or of the whole written number; in [0, 1], need not sum to 1.
     """
     numbers = [(int(token), p) for token, p in probabilities.items() if is_number(token)]
     mass = sum(p for _, p in numbers)

@@ -41,13 +41,15 @@ def decoder_blocks(lm: nn.Module) -> tuple[nn.Module, ...]:
     config = text_config(getattr(lm, "config", None))
     count = next((n for k in LAYER_COUNTS if isinstance(n := getattr(config, k, None), int)), None)
     lists = _outermost_lists(lm)
-    found = {name: blocks for name, blocks in lists.items() if len(blocks) == count}
-    if len(found) != 1:
-        pool = found or lists
-        found = (
-            {name: blocks for name, blocks in pool.items() if _has_known_name(name)} if count is None or found else {}
+    candidates = {name: blocks for name, blocks in lists.items() if len(blocks) == count}
+    if len(candidates) != 1:
+        pool = candidates or lists
+        candidates = (
+            {name: blocks for name, blocks in pool.items() if _has_known_name(name)}
+            if count is None or candidates
+            else {}
         )
-    if len(found) != 1:
+    if len(candidates) != 1:
         seen = ", ".join(f"{name} ({len(blocks)})" for name, blocks in lists.items()) or "none"
         raise UnsuitableModel(
             f"Cannot find the decoder blocks of {type(lm).__name__}: looked for one list of {count} modules, "
@@ -55,7 +57,7 @@ def decoder_blocks(lm: nn.Module) -> tuple[nn.Module, ...]:
             f"other list, or one named like {', '.join(KNOWN_NAMES)}; module lists seen: {seen}. Pass a decoder-only "
             "transformer, or report the architecture."
         )
-    return tuple(next(iter(found.values())))
+    return tuple(next(iter(candidates.values())))
 
 
 def _outermost_lists(lm: nn.Module) -> dict[str, nn.ModuleList]:

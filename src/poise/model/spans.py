@@ -103,10 +103,10 @@ def _alone(model: Model, turn: Turn, part: Part) -> AnswerSpan | UnreadAnswer:
     if part == "thought" and not turn.thought:
         return UnreadAnswer(turn.number, "no thought")
     answer = turn.answer if part == "reply" or not turn.thought else with_thought(model, turn)
-    found = fit(model, turn.history, answer, model.window, part=part, tools=turn.tools)
-    if found is None:
+    fitted = fit(model, turn.history, answer, model.window, part=part, tools=turn.tools)
+    if fitted is None:
         return UnreadAnswer(turn.number, f"longer than the model's window: {model.window} tokens")
-    text, cut = found
+    text, cut = fitted
     return (
         AnswerSpan(turn.number, text, cut)
         if text.end > text.start
@@ -126,17 +126,17 @@ def _shared(model: Model, turns: Sequence[Turn]) -> list[AnswerSpan]:
     if len(turns) < 2 or not turns[0].history:
         return []
     prompts = [render_prompt(model.tokenizer, turn.history, tools=turn.tools) for turn in turns]
-    whole = prompts[-1] + turns[-1].answer
+    conversation_text = prompts[-1] + turns[-1].answer
     ends = [len(prompt) + len(turn.answer) for prompt, turn in zip(prompts, turns, strict=True)]
-    if not all(whole.startswith(prompt + turn.answer) for prompt, turn in zip(prompts, turns, strict=True)):
+    if not all(conversation_text.startswith(prompt + turn.answer) for prompt, turn in zip(prompts, turns, strict=True)):
         return []
-    out = model.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    out = model.tokenizer(conversation_text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = tuple(out["input_ids"]), out["offset_mapping"]
-    found = []
+    spans = []
     for turn, prompt, end in zip(turns, prompts, ends, strict=True):
         first = bisect_right(offsets, len(prompt), key=lambda span: span[1])
         last = len(ids) if turn is turns[-1] else bisect_right(offsets, end, key=lambda span: span[1])
         if first >= last or (last < len(ids) and offsets[last][0] < end):
             return []
-        found.append(AnswerSpan(turn.number, Encoded(ids, first, last)))
-    return found
+        spans.append(AnswerSpan(turn.number, Encoded(ids, first, last)))
+    return spans

@@ -45,13 +45,13 @@ def raised_alarms(readings: AnswerReadings, alarms: Sequence[Sequence[Alarm]]) -
     """What a finished answer raises.
 
     Args:
-        readings: By k probes.
+        readings: Readings of the answer by k probes.
         alarms: In force, k lists. A missing reading (NaN) raises nothing.
     """
     return [
         RaisedAlarm(column, alarm, value, readings.tokens if alarm.reading != "prompt" else 0)
-        for column, own in enumerate(alarms)
-        for alarm in own
+        for column, probe_alarms in enumerate(alarms)
+        for alarm in probe_alarms
         if (value := readings.of(alarm.reading)[column]) > alarm.threshold
     ]
 

@@ -59,10 +59,10 @@ class CalibrationSettings:
         given: Read the data's answers; default, the model answers the data's prompts itself.
         by: Field of the rows that tells topics apart, for alarms of each topic besides those of all.
         layer: For all vectors; default, the layer at which each is read.
-        sampling: Of the model's own answers: as it will be used.
+        sampling: Sampling of the model's own answers, as it will be used.
         limit: Most conversations, drawn at random.
         batch: Most answers generated at once.
-        seed: Of the drawing and the sampling.
+        seed: Seed of the drawing and the sampling.
     """
 
     rates: tuple[float, ...] = (0.01,)

@@ -92,7 +92,7 @@ def read_generated_answers(
         engine: Answers.
         model: Tokenises for the engine.
         probes: k of them.
-        sampling: As the model will be used: readings depend on it.
+        sampling: Sampling as the model will be used: readings depend on it.
         by: Field that tells topics apart.
         seed: Every prompt has its own stream made from this.
         journal: Finished batches go there.

@@ -23,7 +23,7 @@ class ScoredTurn:
     """One answer of a conversation.
 
     Attributes:
-        conversation: Whose.
+        conversation: Conversation that the turn stands in.
         turn: Which of its answers, from 0.
         readings: ``None`` where it could not be read.
         cut: Whether earlier turns were left out to fit the model's window.
@@ -43,8 +43,8 @@ def score_turns(
     """Read every answer of every conversation.
 
     Args:
-        rows: As a ``DataSet`` gives them, in order.
-        model: Whose activations.
+        rows: Rows as a ``DataSet`` gives them, in order.
+        model: Model whose activations are read.
         probes: k of them.
         rejections: Counts and lists the rows that cannot be used, and those of which no answer can be read.
 
@@ -60,11 +60,11 @@ def score_turns(
     def readable() -> Iterator[Conversation | RejectedRow]:
         for row in rows:
             if isinstance(row, Conversation):
-                found = answer_spans(model, turns(row))
-                if unread := _why_unread(found):
+                spans = answer_spans(model, turns(row))
+                if unread := _why_unread(spans):
                     yield RejectedRow(row.file, row.row, row.index, None, unread)
                     continue
-                placed[row.index] = found
+                placed[row.index] = spans
             yield row
 
     for _, conversations in groupby(rejections.sift(readable()), key=lambda c: c.index // WINDOW_ROWS):
@@ -88,7 +88,7 @@ def read_rows(
         vectors: k of them, of this model.
         model: The model whose activations are read.
         layer: Layer for all vectors, counted from 0; default, the layer at which each is read.
-        shape: As in ``poise.data.open_data``.
+        shape: Shape of the rows, as in ``poise.data.open_data``.
         allow_other_model: Let vectors of another model of the same shape be used.
 
     Raises:
@@ -123,8 +123,8 @@ def _read_window(
     )
     read = dict(zip(map(id, ids), project_each(model, [Encoded(i, 0, len(i)) for i in ids], probes), strict=True))
     out = []
-    for conversation, own in zip(conversations, window_places, strict=True):
-        for place in own:
+    for conversation, places in zip(conversations, window_places, strict=True):
+        for place in places:
             if isinstance(place, UnreadAnswer):
                 out.append(ScoredTurn(conversation, place.turn, None, unread=place.reason))
             elif (values := read[id(place.text.ids)]) is None:

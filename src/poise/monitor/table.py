@@ -41,7 +41,7 @@ class FinishedTable:
     """A finished table.
 
     Attributes:
-        out: Where it lies.
+        out: Path of the table.
         counts: What it holds.
         rejections: What was left out of it, and where that is listed.
         began_at: The index of the data at which this run went on; 0 where it did it all.
@@ -70,8 +70,8 @@ def write_readings_table(
     Killed and started again, it goes on after the last whole window and ends with the same bytes.
 
     Args:
-        data: With answers.
-        model: Whose activations.
+        data: Conversations with answers.
+        model: Model whose activations are read.
         vectors: k of them, of this model; their alarms and drift charts, if they have any, are applied.
         out: A ``.jsonl`` or ``.parquet`` file. Rows that cannot be used are listed beside it, in ``.rejected.jsonl``.
         layer: For all vectors; default, the layer at which each is read.

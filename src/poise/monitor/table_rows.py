@@ -24,7 +24,7 @@ class TableCounts:
         unread: Answers that could not be read, by reason.
         cut: Answers whose history was cut to fit the model's window.
         longer: Answers longer than those that some alarm in force was set on.
-        alarms: By trait and then by ``reading@rate``, and ``drift``.
+        alarms: Counts by trait and then by ``reading@rate``, and ``drift``.
         drift: Sum of each vector's chart after the last answer.
     """
 
@@ -41,9 +41,9 @@ class TableRowBuilder:
 
     Args:
         vectors: k of them.
-        layers: Where each is read; only alarms and charts of that layer count.
+        layers: Layer that each vector is read at; only alarms and charts of that layer count.
         by: Field that tells the topics apart.
-        counts: Where an earlier run stopped.
+        counts: Counts at which an earlier run stopped.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TableRowBuilder:
         forced = [alarms_in_force(alarms, topic) for alarms in self.alarms]
         readings = scored.readings
         raised = raised_alarms(readings, forced) if readings else []
-        self._count(scored, max((a.max_new_tokens for own in forced for a in own), default=None))
+        self._count(scored, max((a.max_new_tokens for probe_alarms in forced for a in probe_alarms), default=None))
         for column, vector in enumerate(self.vectors):
             names = [f"{r.alarm.reading}@{r.alarm.rate:g}" for r in raised if r.column == column]
             drift, drifted = self._drift(column, readings.mean[column] if readings else math.nan)

@@ -34,7 +34,7 @@ class BaseAnswers:
 
     Args:
         model: The base model.
-        folder: Where the file lies.
+        folder: Folder that holds the file.
         max_new_tokens: Longest answer.
         batch: Most rows generated at once.
 

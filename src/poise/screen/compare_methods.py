@@ -51,7 +51,7 @@ class MethodComparison(FrozenModel):
     format: int = 1
     data: str
     model: str
-    answers: int = Field(description="Of the whole data.")
+    answers: int = Field(description="Answers in the whole data.")
     sampled: int = Field(description="Answers with a score by every method.")
     seed: int
     seconds: dict[ScoringMethod, float | None] = Field(
@@ -66,10 +66,10 @@ def compare_methods(
     """Score a random sample of answers by all three methods.
 
     Args:
-        data: With answers.
+        data: Conversations with answers.
         model: The base model.
         vectors: k of them, of this model.
-        out: Where ``estimate.json`` is written; y′ is kept for the screening itself.
+        out: Folder that ``estimate.json`` is written to; y′ is kept for the screening itself.
         plan: How long y′ may be, the seed, and the layer.
         sample: Answers to draw.
 

@@ -33,7 +33,7 @@ class ScoredRow:
 
     Attributes:
         index: Its place among the rows, from 0.
-        scores: By trait, the highest of its answers; NaN where none has a score.
+        scores: Highest score of the row's answers by trait; NaN where none has a score.
         units: Its answers.
         unread: Why there is none; empty where there is.
     """
@@ -59,7 +59,7 @@ def screen_rows(
         vectors: k of them, of this model.
         model: The base model.
         method: What a score is.
-        options: As ``ColumnScorer`` takes them.
+        options: Options as ``ColumnScorer`` takes them.
 
     Raises:
         InvalidData: no known shape finds an answer in the rows.
@@ -83,7 +83,7 @@ class ColumnScorer:
         vectors: k of them, of this model.
         model: The base model. Where the scorer is sent to another process, it is loaded there again by its name.
         method: What a score is.
-        shape: As in ``open_data``; found in the first rows unless it is said.
+        shape: Shape of the rows, as in ``open_data``; found in the first rows unless it is said.
         layer: For all vectors; default, each one's own.
         answers: Folder for the model's own answers, which ``difference`` needs; default, kept while the scorer lives.
         max_new_tokens: Longest answer of the model's own.

@@ -62,15 +62,17 @@ class ExampleReader:
     """Answers read once more, token by token.
 
     Args:
-        model: Whose tokens.
-        found: The scores.
+        model: The model whose tokens the answers are read in.
+        scores: The scores of the answers.
         probes: k of them.
         answers: Gives y′, where the method had them made.
     """
 
-    def __init__(self, model: Model, found: AnswerScores, probes: Sequence[Probe], answers: BaseAnswers | None) -> None:
-        self.model, self.found, self.probes, self.answers = model, found, probes, answers
-        self.percentiles = [score_percentiles(scores) for scores in found.scores.T]
+    def __init__(
+        self, model: Model, scores: AnswerScores, probes: Sequence[Probe], answers: BaseAnswers | None
+    ) -> None:
+        self.model, self.scores, self.probes, self.answers = model, scores, probes, answers
+        self.percentiles = [score_percentiles(column) for column in scores.scores.T]
         self._cases: dict[int, LocatedAnswer] = {}
         self._read: dict[int, torch.Tensor] = {}
 
@@ -95,7 +97,7 @@ class ExampleReader:
             row=case.row.row,
             index=case.row.index,
             turn=case.turn.number,
-            score=_round_projection(float(self.found.scores[at, trait])),
+            score=_round_projection(float(self.scores.scores[at, trait])),
             percentile=_round_projection(float(self.percentiles[trait][at])),
             flagged=flagged,
             prompt=case.question if len(case.question) <= LONGEST_PROMPT else "…" + case.question[1 - LONGEST_PROMPT :],

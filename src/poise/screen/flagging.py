@@ -25,7 +25,7 @@ class FlaggingThreshold:
         threshold: Scores above it are flagged; ``None`` where there is no score to set it by, or one for each band.
         rule: How it was set, in words.
         why: The same in short, as a flagged row gives it.
-        bands: Of lengths, where normal data set the threshold; the first and the last go on beyond their ends.
+        bands: Bands of length, where normal data set the threshold; the first and the last go on beyond their ends.
     """
 
     threshold: float | None

@@ -62,7 +62,7 @@ def load_judges(spec: str, vectors: Sequence[PersonaVector], model: Model, *, ca
     """A judge for each vector's trait.
 
     Args:
-        spec: As ``poise.judge.factory.trait_judge`` takes it.
+        spec: Judge, as ``poise.judge.factory.trait_judge`` takes it.
         vectors: k of them.
         model: Judges itself where ``spec`` names it.
         cache: Folder for what endpoints answered.

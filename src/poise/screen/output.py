@@ -84,17 +84,17 @@ def write_screened_files(
     verdict: FlaggedAnswers,
     out: Path,
     *,
-    own: ReplacementSource | None = None,
+    replacements: ReplacementSource | None = None,
     wanted: Collection[int] = (),
 ) -> dict[int, Conversation]:
-    """Write ``scores.parquet``, ``clean.jsonl``, ``flagged.jsonl`` and, with ``own``, ``fixed.jsonl``.
+    """Write ``scores.parquet``, ``clean.jsonl``, ``flagged.jsonl`` and, with ``replacements``, ``fixed.jsonl``.
 
     Args:
-        data: As it was scored.
+        data: The data set that was scored.
         scores: The scores of its answers.
         verdict: Which of them are flagged.
         out: The folder.
-        own: Source of what flagged answers are replaced by.
+        replacements: Source of what flagged answers are replaced by.
         wanted: Rows to give back, by index.
 
     Raises:
@@ -105,14 +105,14 @@ def write_screened_files(
     flagged = verdict.any_trait
     with contextlib.ExitStack() as files, track("Writing", total=scores.rows) as advance:
         clean, bad = (_open_lines(files, out / name) for name in ("clean.jsonl", "flagged.jsonl"))
-        fixed = _open_lines(files, out / "fixed.jsonl") if own else None
+        fixed = _open_lines(files, out / "fixed.jsonl") if replacements else None
         table = _ScoresTable(files, out / "scores.parquet", scores, verdict)
         for row, first, last in iterate_scored_rows(data, scores):
             raw = _raw_line(row)
             turns = [int(scores.turn[i]) for i in range(first, last) if flagged[i]]
             (bad if turns else clean).write(raw)
-            if fixed and own:
-                new_answers = own(row, turns) if turns else {}
+            if fixed and replacements:
+                new_answers = replacements(row, turns) if turns else {}
                 if new_answers is not None:
                     fixed.write(
                         _json_line(replace_answers(shapes[row.file], _row_columns(row), new_answers))
@@ -124,7 +124,7 @@ def write_screened_files(
             table.add(row, last)
             advance(1)
         table.finish()
-    if not own:
+    if not replacements:
         (out / "fixed.jsonl").unlink(missing_ok=True)  # of an earlier run
     return returned_rows
 
@@ -151,13 +151,13 @@ def _json_line(columns: Mapping[str, Any]) -> bytes:
 class _ScoresTable:
     """A row for each answer, written a group at a time."""
 
-    def __init__(self, files: contextlib.ExitStack, path: Path, found: AnswerScores, verdict: FlaggedAnswers) -> None:
+    def __init__(self, files: contextlib.ExitStack, path: Path, scores: AnswerScores, verdict: FlaggedAnswers) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.found, self.verdict = found, verdict
-        self.ranks = [rank_scores(scores) for scores in found.scores.T]
-        self.percentiles = [score_percentiles(scores) for scores in found.scores.T]
+        self.scores, self.verdict = scores, verdict
+        self.ranks = [rank_scores(column) for column in scores.scores.T]
+        self.percentiles = [score_percentiles(column) for column in scores.scores.T]
         integer_columns = {name: pa.int64() for name in ("row", "index", "turn", "tokens")}
         trait_columns = [
             (f"{trait}_{name}", kind)
@@ -190,20 +190,20 @@ class _ScoresTable:
         import pyarrow as pa
 
         first, last = self.begin, self.begin + len(self.places)
-        found, part = self.found, slice(first, last)
+        scores, part = self.scores, slice(first, last)
         columns: dict[str, Any] = {
             "file": [file for file, _ in self.places],
             "row": [row for _, row in self.places],
-            "index": found.index[part],
-            "turn": found.turn[part],
-            "tokens": found.tokens[part],
-            "cut": found.cut[part],
+            "index": scores.index[part],
+            "turn": scores.turn[part],
+            "tokens": scores.tokens[part],
+            "cut": scores.cut[part],
             "why": [self._why(i) for i in range(first, last)],
-            "unread": [found.unread.get(i) for i in range(first, last)],
+            "unread": [scores.unread.get(i) for i in range(first, last)],
         }
         for k, trait in enumerate(self.verdict.traits):
-            unknown = ~np.isfinite(found.scores[part, k])
-            columns[f"{trait}_score"] = pa.array(found.scores[part, k], mask=unknown)
+            unknown = ~np.isfinite(scores.scores[part, k])
+            columns[f"{trait}_score"] = pa.array(scores.scores[part, k], mask=unknown)
             columns[f"{trait}_rank"] = pa.array(self.ranks[k][part], mask=unknown)
             columns[f"{trait}_percentile"] = pa.array(self.percentiles[k][part], mask=unknown)
             columns[f"{trait}_flagged"] = self.verdict.flagged[part, k]
@@ -212,7 +212,7 @@ class _ScoresTable:
 
     def _why(self, at: int) -> str | None:
         reasons = [
-            f"{trait} {self.found.scores[at, k]:.4g}: {self.verdict.cuts[k].reason(int(self.found.tokens[at]))}"
+            f"{trait} {self.scores.scores[at, k]:.4g}: {self.verdict.cuts[k].reason(int(self.scores.tokens[at]))}"
             for k, trait in enumerate(self.verdict.traits)
             if self.verdict.flagged[at, k]
         ]

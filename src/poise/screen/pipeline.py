@@ -49,7 +49,7 @@ def screen_data(
     """Screen a data set into a folder: all its files but the page.
 
     Args:
-        data: With answers.
+        data: Conversations with answers.
         model: The base model, which is to be finetuned.
         vectors: k of them, of this model, each of another trait.
         out: The folder; see ``docs/screening.md`` for its files.
@@ -88,7 +88,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
     tops = [highest_answers(s, cut.limits(scores.tokens)) for s, cut in zip(scores.scores.T, verdict.cuts, strict=True)]
     sampled = [draw_for_review(scores, verdict, k, seed=plan.seed) for k in range(len(trait_judges))]
     wanted = {int(scores.index[i]) for places in (*tops, *sampled) for i in places}
-    rows = write_screened_files(data, scores, verdict, out, own=mender, wanted=wanted)
+    rows = write_screened_files(data, scores, verdict, out, replacements=mender, wanted=wanted)
     opinions = _review_traits(work, scores, trait_judges, sampled, rows)
     traits = [summarize_trait(work, k, scores, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
     summary = ScreeningSummary(

@@ -23,9 +23,9 @@ def describe_prediction(trait: str, method: ScoringMethod, mean: Estimate, norma
 
     Args:
         trait: Its name.
-        method: Of the scores.
-        mean: Of the data.
-        normal: Of normal data, which are then what nothing is measured from; raw projections need them.
+        method: Method of the scores.
+        mean: Mean score of the data.
+        normal: Mean score of normal data, which are then the zero of the measure; raw projections need them.
         norm: ‖v‖.
     """
     if mean.value is None or mean.low is None or mean.high is None:

@@ -35,7 +35,7 @@ class ScoredAnswer:
         unread: Why there is no score; empty where there is one.
         mean: [k] mean projection of the answer.
         last: [k] projection of the last prompt token.
-        own: [k] mean projection of the model's own answer, NaN where it has none; ``None`` unless it was asked for.
+        base_mean: [k] mean projection of the model's own answer, NaN where it has none; ``None`` unless requested.
     """
 
     index: int
@@ -45,13 +45,13 @@ class ScoredAnswer:
     unread: str
     mean: tuple[float, ...]
     last: tuple[float, ...]
-    own: tuple[float, ...] | None = None
+    base_mean: tuple[float, ...] | None = None
 
     def score(self, method: ScoringMethod) -> tuple[float, ...]:
         """[k] by that method; NaN where it could not be had."""
         if method == "raw":
             return self.mean
-        less = self.last if method == "prompt" else self.own or (float("nan"),) * len(self.mean)
+        less = self.last if method == "prompt" else self.base_mean or (float("nan"),) * len(self.mean)
         return tuple(a - b for a, b in zip(self.mean, less, strict=True))
 
 
@@ -69,9 +69,9 @@ def score_answers(
 
     Args:
         model: The base model.
-        rows: Of one window.
+        rows: Conversations of one window.
         probes: k of them.
-        answers: Gives y′; its projections become ``ScoredAnswer.own``.
+        answers: Gives y′; its projections become ``ScoredAnswer.base_mean``.
         only: These answers alone, each a row's index and a turn.
     """
     placed = [

@@ -43,15 +43,15 @@ class WorkerSpec:
     Attributes:
         model: The name that it is loaded by, on every machine.
         fingerprint: What must have been loaded.
-        dtype: Of its weights.
+        dtype: Data type of its weights.
         device: A kind, e.g. ``cuda``: a worker uses the one that Ray gives it.
         data: Its files lie in the same place on every machine.
         probes: k of them, on the CPU.
-        own: Folder, longest answer and batch of the model's own answers; ``None`` where they are not asked for.
-        job: Of the parts; see ``ShardStore``.
-        threads: Of torch, in each worker.
+        base_answers: Folder, longest answer and batch of the model's own answers; ``None`` where none are needed.
+        job: Key of the job whose shards are written; see ``ShardStore``.
+        threads: Threads that torch uses in each worker.
         window: Rows a window.
-        folder: Where the driver runs; relative names are meant from there.
+        folder: Working folder of the driver; relative paths start there.
     """
 
     model: str
@@ -60,7 +60,7 @@ class WorkerSpec:
     device: str
     data: DataSet
     probes: tuple[Probe, ...]
-    own: tuple[Path, int, int] | None
+    base_answers: tuple[Path, int, int] | None
     job: str
     threads: int
     window: int
@@ -83,7 +83,7 @@ class WorkerSpec:
             device=model.device.type,
             data=data,
             probes=tuple(Probe(p.layer, p.direction.cpu()) for p in probes),
-            own=options or None,
+            base_answers=options or None,
             job=job,
             threads=torch.get_num_threads(),
             window=windows.ROWS_PER_SHARD,
@@ -133,7 +133,9 @@ class ShardScorer:
                 "folder that all machines share, or use `engine` local."
             )
         self.answers = (
-            BaseAnswers(model, spec.own[0], max_new_tokens=spec.own[1], batch=spec.own[2]) if spec.own else None
+            BaseAnswers(model, spec.base_answers[0], max_new_tokens=spec.base_answers[1], batch=spec.base_answers[2])
+            if spec.base_answers
+            else None
         )
         self.model = model
 
@@ -169,7 +171,7 @@ def score_shards_on_ray(
 
     Args:
         parts: In a folder that all machines share.
-        data: Likewise.
+        data: The data set, whose files lie in the same place on every machine.
         model: Loaded again by its name in every worker.
         probes: k of them.
         answers: Gives y′; all workers use the same file.

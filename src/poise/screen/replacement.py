@@ -25,11 +25,11 @@ class AnswerReplacer:
 
     Args:
         model: The base model.
-        answers: Where its answers are kept.
+        answers: Store of the model's answers.
 
     Attributes:
         replaced: Answers given so far.
-        cut: Of these, as long as answers may be, and probably unfinished.
+        cut: How many of these are as long as answers may be, and probably unfinished.
         without: Rows for which there is no answer: no room for one, or the model says nothing.
     """
 
@@ -41,7 +41,7 @@ class AnswerReplacer:
         """Have the model answer wherever something is flagged, many prompts together.
 
         Args:
-            data: As it was scored.
+            data: The data set that was scored.
             scores: The scores of its answers.
             flagged: Bool [m].
         """

@@ -44,7 +44,7 @@ class AnswerScores:
         unread: Why, by position.
         rejected: Rows left out.
         kinds: Their reasons, counted.
-        rows: Of the data, good and bad.
+        rows: Rows of the data, good and bad.
     """
 
     index: NDArray[np.int64]

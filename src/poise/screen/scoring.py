@@ -45,9 +45,9 @@ class ScreenSettings:
         fix: Whether flagged answers are replaced.
         max_new_tokens: Longest answer of the model's own.
         batch: Most answers generated at once.
-        seed: Of resampling and of what the judge sees.
+        seed: Seed of resampling and of the choice that the judge sees.
         broken: Largest share of rows that may be unusable.
-        engine: Where the scoring runs.
+        engine: Engine that the scoring runs on.
     """
 
     method: ScoringMethod = "difference"
@@ -99,7 +99,7 @@ class ScreeningRun:
         job = _scores_key(data, digest, self.model, self.probes)
         if self.plan.method == "difference":
             return ShardStore(self.folder / f"{job[:16]}-own{self.plan.max_new_tokens}", job)
-        full = sorted(self.folder.glob(f"{job[:16]}-own*"), key=lambda own: len(list(own.glob("part-*.npz"))))
+        full = sorted(self.folder.glob(f"{job[:16]}-own*"), key=lambda path: len(list(path.glob("part-*.npz"))))
         return ShardStore(self.folder / job[:16], job, beside=ShardStore(full[-1], job) if full else None)
 
     def score_data(self, data: DataSet, digest: str, rejections: Rejections, what: str) -> AnswerScores:

@@ -34,7 +34,7 @@ class Shard:
 
     Attributes:
         index: int64 [m], each unit's conversation; ``turn`` int32 [m]; ``tokens`` int32 [m]; ``cut`` bool [m].
-        mean: float32 [m, k]; ``last`` and ``own`` likewise, ``own`` all NaN unless y′ was asked for.
+        mean: float32 [m, k]; ``last`` and ``base_mean`` likewise, ``base_mean`` all NaN unless y′ was asked for.
         unread: Reasons by position, of units without a score.
         rejected: Rows that are no conversation, and those of which no answer can be read.
         rows: Rows of the data in the window, good and bad.
@@ -46,7 +46,7 @@ class Shard:
     cut: NDArray[np.bool_]
     mean: NDArray[np.float32]
     last: NDArray[np.float32]
-    own: NDArray[np.float32]
+    base_mean: NDArray[np.float32]
     unread: dict[int, str]
     rejected: tuple[RejectedRow, ...]
     rows: int
@@ -55,7 +55,7 @@ class Shard:
         """float32 [m, k] by that method."""
         if method == "raw":
             return self.mean
-        out: NDArray[np.float32] = self.mean - (self.last if method == "prompt" else self.own)
+        out: NDArray[np.float32] = self.mean - (self.last if method == "prompt" else self.base_mean)
         return out
 
 
@@ -91,7 +91,7 @@ class ShardStore:
             "rejected": [[r.file, r.row, r.index, r.line, r.reason] for r in part.rejected],
             "rows": part.rows,
         }
-        arrays: dict[str, Any] = {name: getattr(part, name) for name in SHARD_ARRAYS}
+        arrays: dict[str, Any] = {key: getattr(part, name) for name, key in SHARD_ARRAYS.items()}
         with saving(self._path(window)) as temporary, temporary.open("wb") as file:
             np.savez(file, words=np.array(json.dumps(words)), **arrays)
 
@@ -102,7 +102,7 @@ class ShardStore:
         with np.load(self._path(window), allow_pickle=False) as arrays:
             words = json.loads(str(arrays["words"]))
             return Shard(
-                **{name: arrays[name] for name in SHARD_ARRAYS},
+                **{name: arrays[key] for name, key in SHARD_ARRAYS.items()},
                 unread={int(at): reason for at, reason in words["unread"].items()},
                 rejected=tuple(RejectedRow(*fields) for fields in words["rejected"]),
                 rows=words["rows"],
@@ -118,7 +118,8 @@ class ShardStore:
         return self.folder / f"part-{window:08d}.npz"
 
 
-SHARD_ARRAYS = ("index", "turn", "tokens", "cut", "mean", "last", "own")
+SHARD_ARRAYS = {name: name for name in ("index", "turn", "tokens", "cut", "mean", "last")} | {"base_mean": "own"}
+"""Field of ``Shard`` → its key in a file of the run folder."""
 
 
 def score_shards(
@@ -170,7 +171,7 @@ def _to_shard(units: Sequence[ScoredAnswer], bad: tuple[RejectedRow, ...], rows:
         cut=np.array([u.cut for u in units], dtype=np.bool_),
         mean=table([u.mean for u in units]),
         last=table([u.last for u in units]),
-        own=table([u.own or nothing for u in units]),
+        base_mean=table([u.base_mean or nothing for u in units]),
         unread={i: u.unread for i, u in enumerate(units) if u.unread},
         rejected=bad,
         rows=rows,

@@ -49,7 +49,7 @@ class LengthBand(FrozenModel):
     low: float = Field(description="95 % interval of the rate at which normal answers of the band pass it.")
     high: float
     answers: int = Field(description="Normal ones that it was set on.")
-    conversations: int = Field(description="That these came from.")
+    conversations: int = Field(description="Conversations that these answers came from.")
     units: int = Field(description="The data's answers in the band.")
     flagged: int
 
@@ -62,17 +62,17 @@ class TraitSummary(FrozenModel):
     layers: int
     norm: float = Field(description="‖v‖ at the layer: a score of this size is one mean difference.")
     units: int = Field(description="Answers with a score.")
-    mean: Estimate = Field(description="Of the data; for ΔP, what predicts the finetuning shift (section 6).")
+    mean: Estimate = Field(description="Mean of the data; for ΔP, what predicts the finetuning shift (section 6).")
     normal: Estimate | None = Field(description="The same of the normal data, where it was given.")
     predicts: str = Field("", description="What the mean says of finetuning on the data, in words.")
-    edges: tuple[float, ...] = Field(description="Of the histograms.")
+    edges: tuple[float, ...] = Field(description="Edges of the histograms.")
     counts: tuple[int, ...]
     normal_counts: tuple[int, ...] | None
     flagged_counts: tuple[int, ...] = Field(description="Those of the counts that are flagged.")
     threshold: float | None = Field(
         description="Scores above it are flagged; None where nothing is, or where the bands have one each."
     )
-    bands: tuple[LengthBand, ...] = Field((), description="With a rate: thresholds by length.")
+    bands: tuple[LengthBand, ...] = Field((), description="Thresholds by length, where a rate was asked for.")
     outside: int = Field(0, description="Answers shorter or longer than any normal one; no rate is promised for them.")
     rule: str = Field(description="How it was set, in words.")
     flagged: int
@@ -90,7 +90,7 @@ class ScreeningSummary(FrozenModel):
     data_sha256: str
     model: str
     method: Literal["difference", "prompt", "raw"]
-    rows: int = Field(description="Of the data, good and bad.")
+    rows: int = Field(description="Rows of the data, good and bad.")
     units: int
     rejected: dict[str, int] = Field(description="Rows left out, by reason.")
     unread: dict[str, int] = Field(description="Answers without a score, by reason.")

@@ -88,10 +88,12 @@ class TermExpression(FrozenModel):
 
     @model_validator(mode="after")
     def _one_strength(self) -> TermExpression:
-        given = [name for name in ("coef", "dose", "level") if getattr(self, name) is not None]
+        strengths = [name for name in ("coef", "dose", "level") if getattr(self, name) is not None]
         wanted = ["coef", "dose"] if self.operation == "add" else ["level"] if self.operation in LEVELED else []
-        if not (given == [] if not wanted else len(given) == 1 and given[0] in wanted):
-            raise ValueError(f"{self.operation} takes {' or '.join(wanted) or 'no strength'}, not {given or 'none'}")
+        if not (strengths == [] if not wanted else len(strengths) == 1 and strengths[0] in wanted):
+            raise ValueError(
+                f"{self.operation} takes {' or '.join(wanted) or 'no strength'}, not {strengths or 'none'}"
+            )
         if self.dose is not None and self.layers == "increments":
             raise ValueError("increments have no dose; give coef")
         return self
@@ -107,12 +109,14 @@ class TermExpression(FrozenModel):
             strength = f"{_shortest_decimal(self.dose, percent=True)}%"
         else:
             strength = "out" if self.level is None else f"{self.operation}:{_shortest_decimal(self.level)}"
-        rest = [f"on {self.phase}"] if self.phase != "response" else []
+        conditions = [f"on {self.phase}"] if self.phase != "response" else []
         first, last = self.tokens
         if self.tokens != (0, None):
-            rest.append(f"after {first}" if last is None else f"tokens {first}-{last}" if first else f"first {last}")
-        rest += [str(self.when)] if self.when else []
-        return " ".join([f"{self.vector}{at}={strength}", *rest])
+            conditions.append(
+                f"after {first}" if last is None else f"tokens {first}-{last}" if first else f"first {last}"
+            )
+        conditions += [str(self.when)] if self.when else []
+        return " ".join([f"{self.vector}{at}={strength}", *conditions])
 
 
 class SteeringExpression(FrozenModel):
@@ -162,26 +166,26 @@ class SteeringExpression(FrozenModel):
         """The steering itself.
 
         Args:
-            vectors: By name, or what loads one by its name.
+            vectors: Vectors by name, or a function that loads one by its name.
 
         Raises:
             InvalidSteering: a name, layer or strength that there is not; says what there is.
         """
-        found = {name: _vector_named(name, vectors) for name in self.names}
-        return Steering(tuple(t for term in self.terms for t in _resolve_term(term, found)), self.orthogonal)
+        loaded = {name: _vector_named(name, vectors) for name in self.names}
+        return Steering(tuple(t for term in self.terms for t in _resolve_term(term, loaded)), self.orthogonal)
 
 
 def _parse_term(text: str) -> TermExpression:
     match = TERM_PATTERN.fullmatch(text)
     if match is None:
         raise InvalidSteering(f"Cannot read the steering {text!r}; {SHAPE}.")
-    rest, fields = match["rest"].strip(), {}
+    remaining, fields = match["rest"].strip(), {}
     for name, pattern in (("phase", PHASE_PATTERN), ("tokens", TOKENS_PATTERN), ("when", CONDITION_PATTERN)):
-        if found := pattern.match(rest):
-            fields[name], rest = found, rest[found.end() :].strip()
-    if rest:
+        if matched := pattern.match(remaining):
+            fields[name], remaining = matched, remaining[matched.end() :].strip()
+    if remaining:
         raise InvalidSteering(
-            f"Cannot read {rest!r} in the steering {text!r}; after the strength come, in this order, "
+            f"Cannot read {remaining!r} in the steering {text!r}; after the strength come, in this order, "
             "`on prompt|all`, `first N`, `after N` or `tokens A-B`, and `if [prompt] NAME>VALUE`."
         )
     layers = match["layers"]

@@ -49,12 +49,12 @@ def apply_joined_steering(model: Model, parts: Sequence[SteeredRows]) -> Iterato
 
 def _changed(h: torch.Tensor, layer: int, parts: Sequence[SteeredRows]) -> torch.Tensor:
     """A new tensor with all parts' rows steered; the rest bit for bit as it was."""
-    own = False
+    copied = False
     for part in parts:
         if part.rows is None:
-            h, own = part.applied.change(layer, h), False
+            h, copied = part.applied.change(layer, h), False
             continue
-        if not own:
-            h, own = h.clone(), True
+        if not copied:
+            h, copied = h.clone(), True
         h[part.rows] = part.applied.change(layer, h[part.rows])
     return h

@@ -26,7 +26,7 @@ def locked(run_folder: Path, job: str, *, results: Path | None = None) -> Iterat
     The lock goes with the process, however that ends. On a disk without locks nothing is kept out.
 
     Args:
-        run_folder: Where the run keeps its finished work.
+        run_folder: Folder that the run keeps its finished work in.
         job: What the run does, e.g. ``screen``; the folder belongs to this kind of job from now on.
         results: The folder that the run writes its results into; killed runs' temporary files are removed there too.
 

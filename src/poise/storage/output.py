@@ -75,7 +75,7 @@ def check_output_folder(
         out: The folder for the results.
         names: What the job writes into it.
         job: The kind of job.
-        run_folder: Where the job keeps its finished work; see ``poise.storage.lock``.
+        run_folder: Folder that the job keeps its finished work in; see ``poise.storage.lock``.
         marks: Files in ``out`` that only this kind of job leaves, if the run folder does not tell.
         inputs: What the same job reads.
         force: Write over existing files all the same.

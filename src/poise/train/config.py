@@ -76,7 +76,9 @@ class MeasurementSettings(Settings):
     questions: int = Field(default=20, ge=1, description="How many of each trait's evaluation questions are answered.")
     rollouts: int = Field(default=1, ge=1, description="Answers a question.")
     max_new_tokens: int = Field(default=96, ge=1, description="Longest answer.")
-    capability: tuple[str, ...] = Field(default=(), description="As `poise shift --capability` takes them.")
+    capability: tuple[str, ...] = Field(
+        default=(), description="Capability sets, as `poise shift --capability` takes them."
+    )
     capability_limit: int | None = Field(default=None, ge=1, description="Most rows of each.")
 
 

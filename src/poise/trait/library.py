@@ -153,22 +153,22 @@ def complaints(error: ValidationError) -> list[tuple[FieldPlace, str]]:
     """What a validation error says, in plain words, each with the place it is about."""
     placed: list[tuple[FieldPlace, str]] = []
     for detail in error.errors(include_url=False):
-        kind, place, given, ctx = detail["type"], detail["loc"], detail["input"], detail.get("ctx", {})
+        kind, place, value, ctx = detail["type"], detail["loc"], detail["input"], detail.get("ctx", {})
         if kind == "repeated_question":
             placed += ctx["repeats"]
             continue
-        if kind == "too_short" and len(given) >= ctx["min_length"]:
+        if kind == "too_short" and len(value) >= ctx["min_length"]:
             continue  # pydantic leaves out the entries that are wrong themselves
         wording = {
             "missing": "is missing",
             "extra_forbidden": "is not a known field",
             "string_too_short": "is empty",
-            "string_type": "is empty" if given is None else "should be text; put it in quotes",
-            "string_pattern_mismatch": f"is {_short(given)}; use {_ALLOWED}",
-            "too_short": f"has {_entry_count(given)}, and needs {ctx.get('min_length')} or more",
+            "string_type": "is empty" if value is None else "should be text; put it in quotes",
+            "string_pattern_mismatch": f"is {_short(value)}; use {_ALLOWED}",
+            "too_short": f"has {_entry_count(value)}, and needs {ctx.get('min_length')} or more",
             "tuple_type": "should be a list",
             "model_type": "should be a mapping of fields",
-            "literal_error": f"is {_short(given)}, and this version of Poise reads {ctx.get('expected')}",
+            "literal_error": f"is {_short(value)}, and this version of Poise reads {ctx.get('expected')}",
         }
         placed.append((place, wording.get(kind, detail["msg"])))
     return placed
@@ -249,9 +249,9 @@ def _read_pair(line: bytes) -> tuple[ExemplarPair | None, list[str]]:
         pair = ExemplarPair.model_validate(row)
     except ValidationError as error:
         called = {"with": "positive", "without": "negative"}
-        given = row if isinstance(row, dict) else {}
+        fields = row if isinstance(row, dict) else {}
         places = [(str(place[0]) if place else "the line", what) for place, what in complaints(error)]
-        return None, [f"{p if p in given else called.get(p, p)} {what}" for p, what in places]
+        return None, [f"{p if p in fields else called.get(p, p)} {what}" for p, what in places]
     except UnicodeDecodeError:
         return None, ["is not UTF-8 text"]
     except (ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from poise.statistics.estimates import Estimate, auc_estimate
 from poise.trait.schema import ExemplarPair, Trait, same_question
 
-__all__ = ["ALIKE", "MOST_UNEVEN", "Finding", "LintReport", "alike", "lint", "unevenness", "word_scores"]
+__all__ = ["ALIKE", "MOST_UNEVEN", "LintFinding", "LintReport", "alike", "lint", "unevenness", "word_scores"]
 
 MOST_UNEVEN = 0.30
 """Most that the shorter side of a pair may lack of the longer one's characters."""
@@ -31,7 +31,7 @@ MOST_LONGER = 0.70
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class LintFinding:
     """Something to fix (``error``) or to look at (``warning``), with its place in the trait file."""
 
     severity: Literal["error", "warning"]
@@ -58,7 +58,7 @@ class LintReport:
     longer_with: float
     words: Estimate
     length: Estimate
-    findings: tuple[Finding, ...]
+    findings: tuple[LintFinding, ...]
 
     @property
     def ok(self) -> bool:
@@ -80,7 +80,7 @@ def lint(trait: Trait) -> LintReport:
     findings = [*_uneven(pairs), *_copied_answers(pairs), *_copied_questions(trait), *_copied_instructions(trait)]
     if not 1 - MOST_LONGER <= longer <= MOST_LONGER:
         findings.append(
-            Finding(
+            LintFinding(
                 "warning",
                 "exemplars",
                 f"the side with the trait is the longer one in {longer:.0%} of the pairs; "
@@ -165,12 +165,12 @@ def _field_counts(trait: Trait) -> dict[str, int]:
     }
 
 
-def _uneven(pairs: Sequence[tuple[str, ExemplarPair]]) -> Iterator[Finding]:
+def _uneven(pairs: Sequence[tuple[str, ExemplarPair]]) -> Iterator[LintFinding]:
     for place, pair in pairs:
         gap = unevenness(pair)
         if gap > MOST_UNEVEN:
             a, b = len(pair.positive), len(pair.negative)
-            yield Finding(
+            yield LintFinding(
                 "error",
                 place,
                 f"{a} characters with the trait and {b} without differ by {gap:.0%}; "
@@ -178,12 +178,12 @@ def _uneven(pairs: Sequence[tuple[str, ExemplarPair]]) -> Iterator[Finding]:
             )
 
 
-def _copied_answers(pairs: Sequence[tuple[str, ExemplarPair]]) -> Iterator[Finding]:
+def _copied_answers(pairs: Sequence[tuple[str, ExemplarPair]]) -> Iterator[LintFinding]:
     sides = [(f"{place}.{side}", text) for place, p in pairs for side, text in _sides(p)]
     yield from _copies(sides, "answer")
 
 
-def _copied_instructions(trait: Trait) -> Iterator[Finding]:
+def _copied_instructions(trait: Trait) -> Iterator[LintFinding]:
     pairs = [(f"instructions[{i}]", pair) for i, pair in enumerate(trait.instructions)]
     sides = [(f"{place}.with", pair.positive) for place, pair in pairs]
     sides += [(f"{place}.without", pair.negative) for place, pair in pairs]
@@ -193,22 +193,22 @@ def _copied_instructions(trait: Trait) -> Iterator[Finding]:
             yield finding
 
 
-def _copied_questions(trait: Trait) -> Iterator[Finding]:
+def _copied_questions(trait: Trait) -> Iterator[LintFinding]:
     questions = [(f"questions.extraction[{i}]", q) for i, q in enumerate(trait.questions.extraction)]
     questions += [(f"questions.evaluation[{i}]", q) for i, q in enumerate(trait.questions.evaluation)]
     questions += [(f"{place}.question", pair.question) for place, pair in _placed_pairs(trait)]
     yield from _copies(questions, "question")
 
 
-def _copies(texts: Sequence[tuple[str, str]], noun: str) -> Iterator[Finding]:
+def _copies(texts: Sequence[tuple[str, str]], noun: str) -> Iterator[LintFinding]:
     """An error for each repeated text, a warning for each near-copy."""
     read = [(place, same_question(text), set(_words(text))) for place, text in texts]
     for (first, key_a, words_a), (second, key_b, words_b) in combinations(read, 2):
         common = _jaccard(words_a, words_b)
         if key_a == key_b:
-            yield Finding("error", second, f"the same {noun} as {first}; write another")
+            yield LintFinding("error", second, f"the same {noun} as {first}; write another")
         elif common >= ALIKE:
-            yield Finding("warning", second, f"shares {common:.0%} of its words with the {noun} at {first}")
+            yield LintFinding("warning", second, f"shares {common:.0%} of its words with the {noun} at {first}")
 
 
 def _sides(pair: ExemplarPair) -> tuple[tuple[str, str], tuple[str, str]]:

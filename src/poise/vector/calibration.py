@@ -29,7 +29,7 @@ class Alarm(FrozenModel):
         description="The model's own answers to the data's prompts, or the data's."
     )
     max_new_tokens: int = Field(description="The longest answer it was set on may have had.")
-    temperature: float | None = Field(description="Of the own answers; None for given ones.")
+    temperature: float | None = Field(description="Temperature of the own answers; None for given ones.")
     data: str = Field(description="Name of the data.")
     data_sha256: str
     topic: str | None = Field(None, description="Set on one topic's rows alone; None for all.")

@@ -65,7 +65,7 @@ class ExportedVector:
 
     Attributes:
         path: The file.
-        format: Whose it is.
+        format: Name of the file format, after the program that reads it.
         layers: Our layers with a direction in the file.
         use: What ``how`` is about.
     """

@@ -26,7 +26,7 @@ class ModelId(FrozenModel):
     weights: str
     adapter: str
     template: str
-    model_type: str = Field(default="", description="As transformers calls the architecture, e.g. llama.")
+    model_type: str = Field(default="", description="Architecture by its name in transformers, e.g. llama.")
 
     @classmethod
     def of(cls, model: Model) -> ModelId:

@@ -62,15 +62,15 @@ def read_foreign_vector(path: Path) -> ForeignVector:
         raise InvalidVector(f"There is no file at {path}; give a GGUF control vector or a .pt file.")
     with path.open("rb") as file:
         start = file.read(4)
-    found = _read_gguf_vector(path) if start == b"GGUF" else _read_torch_vector(path)
-    if not found.directions:
+    foreign = _read_gguf_vector(path) if start == b"GGUF" else _read_torch_vector(path)
+    if not foreign.directions:
         raise InvalidVector(f"{path} holds no directions; a control vector has one row of numbers a layer.")
-    for i, v in found.directions.items():
+    for i, v in foreign.directions.items():
         if v.ndim != 1:
             raise InvalidVector(f"{path} has the shape {tuple(v.shape)} at layer {i}; one row of numbers is wanted.")
         if not torch.isfinite(v).all():
             raise InvalidVector(f"{path} holds NaN or infinity at layer {i}; compute it again.")
-    return found
+    return foreign
 
 
 def _read_gguf_vector(path: Path) -> ForeignVector:
@@ -162,9 +162,9 @@ def adopt_vector(
     Layers that the file lacks are zero. L: decoder blocks, d: model width.
 
     Args:
-        foreign: As ``read`` gave it.
-        model: That the directions were computed on; they carry no fingerprint that could tell.
-        trait: That they stand for.
+        foreign: Vector as ``read_foreign_vector`` gave it.
+        model: Model that the directions were computed on; they carry no fingerprint that could tell.
+        trait: Trait that the directions stand for.
         reference_norm: float32 [L], mean ‖h‖ over response tokens of ordinary answers.
         numbering: What the file's layer numbers mean, where the tool's own convention is not to be taken.
         software: Versions, for the header.
@@ -232,8 +232,8 @@ def _import_provenance(foreign: ForeignVector, chosen: Numbering, directions: to
     """One sentence: what the file was, how its layers were numbered, where the vector is zero."""
     digest = hashlib.sha256(foreign.path.read_bytes()).hexdigest()[:16]
     unfit = {0: "0, the embeddings", len(directions): f"{len(directions)}, after the final norm"}
-    left = [said for i, said in unfit.items() if chosen == "hidden-states" and i in foreign.directions]
+    left = [row for i, row in unfit.items() if chosen == "hidden-states" and i in foreign.directions]
     zero = [i for i, row in enumerate(directions) if not row.any()]
-    said = f"{foreign.kind}, file {foreign.path.name} (SHA-256 {digest}); {NUMBERING_MEANS[chosen]}"
-    said += f"; left out: {'; '.join(left)}" if left else ""
-    return f"{said}; zero at {'no layer' if not zero else 'layer ' + layer_ranges(zero)}."
+    sentence = f"{foreign.kind}, file {foreign.path.name} (SHA-256 {digest}); {NUMBERING_MEANS[chosen]}"
+    sentence += f"; left out: {'; '.join(left)}" if left else ""
+    return f"{sentence}; zero at {'no layer' if not zero else 'layer ' + layer_ranges(zero)}."

@@ -73,8 +73,8 @@ def preferred_layer(
 
     Args:
         purpose: What the vector is to be used for.
-        certificate: As in the vector's header.
-        alarms: As in the vector's header.
+        certificate: Certificate of the vector, as in its header.
+        alarms: Alarms of the vector, as in its header.
         norms: ‖v‖ at each layer, float32 [L].
     """
     facts = certificate or {}

@@ -43,7 +43,7 @@ def extract_vector(
         trait: What to extract.
         model: On which model.
         out: The file; an earlier vector of this trait and model is replaced if it has no certificate and no alarms.
-        contrast: Where the two sides come from.
+        contrast: Origin of the two sides.
         judge: Who filters prompted answers.
         budget: How much is generated for prompted contrast.
         batch: Most answers generated at once.
