@@ -24,7 +24,7 @@ from poise.screen import ray_backend as ray
 from poise.screen import shards as parts
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.shards import Shard, ShardStore
-from test_screen import killed
+from screening import killed
 
 ROWS, WINDOW = 30, 8
 TWO = [(1, "grumpy"), (2, "gloomy")]
