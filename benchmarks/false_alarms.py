@@ -36,7 +36,7 @@ from poise.trait import library
 from poise.vector import Alarm, PersonaVector
 
 RATES = (0.01, 0.05)
-FACTS = AlarmSource("own", 0, 1.0, "", "", 0)
+FACTS = AlarmSource(answers="own", max_new_tokens=0, temperature=1.0, data="", data_sha256="", seed=0)
 Counted = dict[tuple[str, str, float], int]  # trait, reading, rate: alarms
 
 

@@ -241,7 +241,7 @@ def flagged(lab: Lab, trial: Trial) -> tuple[Path, Path]:
     out = lab.out / "flagged" / trial.data.stem
     if not (out / "summary.json").exists():
         usual = lab.rows("normal", lambda: lab.shared("background_chat/self_instruct", 250, most=9))
-        plan = ScreenSettings("raw", FlaggingRule(rate=RATE))
+        plan = ScreenSettings(method="raw", rule=FlaggingRule(rate=RATE))
         file = lab.vector_file(lab.given.trait)
         recipes.screen_files(open_data(trial.data), [file], lab.model, out, plan, normal=open_data(usual))
     return out / "clean.jsonl", out / "flagged.jsonl"

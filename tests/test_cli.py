@@ -410,7 +410,13 @@ def test_demo_shows_answers_side_by_side_the_verdict_and_what_is_next(
 ) -> None:
     def fake(out: Path, *, force: bool) -> demo.DemoResult:
         found = certificate()
-        return demo.DemoResult(out / "impolite.safetensors", out / "report.html", found, found.samples, 90.0)
+        return demo.DemoResult(
+            vector_path=out / "impolite.safetensors",
+            report=out / "report.html",
+            certificate=found,
+            samples=found.samples,
+            seconds=90.0,
+        )
 
     monkeypatch.setattr(demo, "run_demo", fake)
     result = poise("demo", "--out", tmp_path)

@@ -65,7 +65,7 @@ def test_rows_in_every_form_read_as_their_file(model: Model, vector: PersonaVect
 
 
 def test_alarms_are_set_as_on_the_file(model: Model, vector: PersonaVector, tmp_path: Path) -> None:
-    rows, settings = talk(60), CalibrationSettings((0.1,), read_given_answers=True)
+    rows, settings = talk(60), CalibrationSettings(rates=(0.1,), read_given_answers=True)
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     from_file = poise.calibrate_alarms(open_data(tmp_path / "talk.jsonl"), model, [vector], settings).vectors[0]
     in_memory = poise.calibrate_alarms(rows, model, [vector], settings).vectors[0]

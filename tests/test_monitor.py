@@ -35,7 +35,7 @@ from poise.statistics.cusum import average_run_length, cusum_step, fit_cusum
 from poise.storage.journal import Journal
 from poise.vector import Alarm, Drift, PersonaVector
 
-FACTS = AlarmSource("own", 8, 1.0, "normal.jsonl", "0" * 64, 0)
+FACTS = AlarmSource(answers="own", max_new_tokens=8, temperature=1.0, data="normal.jsonl", data_sha256="0" * 64, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ class TestCalibration:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         path = write(tmp_path / "normal.jsonl", talk(60))
-        done = calibrated(model, two, path, CalibrationSettings((0.1, 0.2), sampling=SamplingParams(10), seed=3))
+        done = calibrated(model, two, path, CalibrationSettings(rates=(0.1, 0.2), sampling=SamplingParams(10), seed=3))
         assert len(done.reference.readings) == 60
         for column, vector in enumerate(done.vectors):
             assert len(vector.header.alarms) == 6
@@ -323,7 +323,7 @@ class TestCalibration:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         path = write(tmp_path / "normal.jsonl", talk(40, exchanges=3))
-        done = calibrated(model, two, path, CalibrationSettings((0.1,), read_given_answers=True))
+        done = calibrated(model, two, path, CalibrationSettings(rates=(0.1,), read_given_answers=True))
         a = done.vectors[0].header.alarms[0]
         assert (a.n_answers, a.n_conversations, a.answers, a.temperature) == (120, 40, "given", None)
         assert a.max_new_tokens == max(r.tokens for r in done.reference.readings)
@@ -338,20 +338,20 @@ class TestCalibration:
     ) -> None:
         rows = [row for row in talk(60) if row["source"] == "sea"] + [{**talk(1)[0], "source": "rare"}]
         path = write(tmp_path / "normal.jsonl", rows)
-        done = calibrated(model, two[:1], path, CalibrationSettings((0.1,), read_given_answers=True, by="source"))
+        done = calibrated(model, two[:1], path, CalibrationSettings(rates=(0.1,), read_given_answers=True, by="source"))
         topics = {a.topic for a in done.vectors[0].header.alarms}
         assert topics == {None, "sea"}
         assert list(done.topics_without_alarms) == ["rare"]
         assert "there are 1" in done.topics_without_alarms["rare"]
         with pytest.raises(InvalidArgument, match=r"No row has a field 'subject' .* fields: source"):
-            calibrated(model, two[:1], path, CalibrationSettings((0.1,), read_given_answers=True, by="subject"))
+            calibrated(model, two[:1], path, CalibrationSettings(rates=(0.1,), read_given_answers=True, by="subject"))
 
     def test_refuses_a_rate_before_anything_is_generated(
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         path = write(tmp_path / "normal.jsonl", talk(30))
         with pytest.raises(TooFewResponses, match=r"needs 122 normal answers .* there are 30"):
-            calibrated(model, two, path, CalibrationSettings((0.1, 0.01)), tmp_path / "run")
+            calibrated(model, two, path, CalibrationSettings(rates=(0.1, 0.01)), tmp_path / "run")
         assert not (tmp_path / "run" / "readings.jsonl").exists()
         with pytest.raises(InvalidArgument, match="limit is 0"):
             CalibrationSettings(limit=0)
@@ -388,7 +388,7 @@ class TestCalibration:
     ) -> None:
         path, plan = (
             write(tmp_path / "normal.jsonl", talk(40)),
-            CalibrationSettings((0.1,), sampling=SamplingParams(6), batch=8),
+            CalibrationSettings(rates=(0.1,), sampling=SamplingParams(6), batch=8),
         )
         unbroken = calibrated(model, two, path, plan, tmp_path / "a")
         calibrated(model, two, path, plan, tmp_path / "b")

@@ -501,7 +501,7 @@ class TestARun:
         assert (again.facts["steps"], again.facts["loss"]) == (4, done.facts["loss"])
 
     def test_what_is_held_out_shares_no_conversation_with_what_is_learnt(self) -> None:
-        rows = tuple(TrainingExample((i,), (i,), conversation=i // 3) for i in range(30))
+        rows = tuple(TrainingExample(ids=(i,), labels=(i,), conversation=i // 3) for i in range(30))
         learnt, kept_back = _split_held_out(TrainingExamples(rows, 0, {}), 0.2, 0)
         assert len({row.conversation for row in kept_back}) == 2
         assert not {row.conversation for row in kept_back} & {row.conversation for row in learnt}

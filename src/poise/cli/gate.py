@@ -224,7 +224,7 @@ def _screen_data(options: MeasurementOptions, limits: ShiftLimits, data: list[st
         from poise.workflows import screen_files
 
         plan = ScreenSettings(
-            method,
+            method=method,
             layer=options.layer,
             max_new_tokens=options.generation.max_new_tokens,
             batch=options.generation.batch,

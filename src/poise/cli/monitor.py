@@ -112,7 +112,16 @@ def calibrate_command(
         from poise.monitor.calibrate import CalibrationSettings
 
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
-        plan = CalibrationSettings(tuple(rate or [0.01]), given_answers, by, layer, sampling, limit, batch, seed)
+        plan = CalibrationSettings(
+            rates=tuple(rate or [0.01]),
+            read_given_answers=given_answers,
+            by=by,
+            layer=layer,
+            sampling=sampling,
+            limit=limit,
+            batch=batch,
+            seed=seed,
+        )
         done = recipes.calibrate_vectors(
             files,
             partial(load_model, model, dtype, device),

@@ -176,7 +176,18 @@ def screen_command(
         from poise.screen.scoring import ScreenSettings
 
         rule = FlaggingRule(rate, top, threshold)
-        plan = ScreenSettings(method, rule, layer, judge, fix, max_new_tokens, batch, seed, broken, engine)
+        plan = ScreenSettings(
+            method=method,
+            rule=rule,
+            layer=layer,
+            judge=judge,
+            fix=fix,
+            max_new_tokens=max_new_tokens,
+            batch=batch,
+            seed=seed,
+            broken=broken,
+            engine=engine,
+        )
         load = partial(load_model, model, dtype, device)
         allowed: dict[str, Any] = {"allow_other_model": allow_other_model, "force": force}
         if estimate:

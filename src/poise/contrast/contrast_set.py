@@ -40,7 +40,7 @@ JudgedResponse = tuple[Response, Judgement, Judgement]  # an answer, its trait s
 CoherenceFit = Callable[[Sequence[str], Sequence[str]], Judge]  # from ordinary questions and answers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContrastSet:
     """Matched responses, ready to be read.
 
@@ -80,7 +80,13 @@ def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None)
             continue
         for side, text in texts.items():
             sides[side].append(Response(pair.question, text, encoded[side]))
-    return ContrastSet(trait, "exemplars", tuple(sides["positive"]), tuple(sides["negative"]), dict(dropped))
+    return ContrastSet(
+        trait=trait,
+        source="exemplars",
+        positive=tuple(sides["positive"]),
+        negative=tuple(sides["negative"]),
+        dropped=dict(dropped),
+    )
 
 
 def prompted(
@@ -139,7 +145,16 @@ def prompted(
         )
     sides = tuple(zip(*pairs, strict=True))
     thresholds = {"trait": TRAIT_THRESHOLD, "coherence": COHERENCE_FLOOR}
-    return ContrastSet(trait, "prompted", sides[0], sides[1], dict(dropped), judge.name, thresholds, seed)
+    return ContrastSet(
+        trait=trait,
+        source="prompted",
+        positive=sides[0],
+        negative=sides[1],
+        dropped=dict(dropped),
+        judge=judge.name,
+        thresholds=thresholds,
+        seed=seed,
+    )
 
 
 def check_prompted(trait: Trait | OwnTrait) -> Trait:

@@ -27,7 +27,7 @@ _NAMED = 3  # files that a summary names
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataPart:
     """One file of a data set, or one set of the Hugging Face library.
 
@@ -152,7 +152,7 @@ def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto",
     unfit: dict[str, list[str]] = {}
     for name, paths, rows in located.values():
         try:
-            parts.append(DataPart(name, paths, rows, _detect_shape(name, rows, request, need)))
+            parts.append(DataPart(name=name, paths=paths, read=rows, shape=_detect_shape(name, rows, request, need)))
         except InvalidData as error:
             unfit.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
     if unfit:
@@ -201,7 +201,9 @@ def data_from_rows(
 
     request = parse_shape_request(shape, need)
     return DataSet(
-        (DataPart(name, (), read, _detect_shape(name, read, request, need)),), need, request.kind is not None
+        (DataPart(name=name, paths=(), read=read, shape=_detect_shape(name, read, request, need)),),
+        need,
+        request.kind is not None,
     )
 
 

@@ -77,7 +77,7 @@ class ParsedTurn:
     left_out: list[str] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Content:
     """The parts of one turn, sorted by what they are."""
 

@@ -25,7 +25,7 @@ THRESHOLD = 50.0
 LabelledAnswer = tuple[str, str, float]  # question, answer, label
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
     """Agreement of a judge with labels, over the answers that it could score.
 

@@ -49,7 +49,7 @@ _WAYS: tuple[dict[str, Any], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeUsage:
     """What a judge has cost since it was made: times the provider's price a token, the bill."""
 
@@ -62,7 +62,7 @@ class JudgeUsage:
     failed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Reply:
     """One finished request."""
 
@@ -195,7 +195,7 @@ class EndpointJudge:
         try:
             return self._send(client, prompt)
         except OpenAIError as error:
-            return _Reply(Judgement(None, f"{FAILED}: {_cause(error)}"))
+            return _Reply(judgement=Judgement(None, f"{FAILED}: {_cause(error)}"))
 
     def _send(self, client: OpenAI, prompt: str) -> _Reply:
         """One answered request, in the first way from the current one on that the server can do."""
@@ -210,7 +210,7 @@ class EndpointJudge:
                     raise
                 continue
             except ValueError as error:
-                return _Reply(Judgement(None, f"{UNREADABLE_REPLY}: {error}"), way)
+                return _Reply(judgement=Judgement(None, f"{UNREADABLE_REPLY}: {error}"), way=way)
             reply = _judge_completion(completion, way)
             if reply is not None:
                 return reply
@@ -242,7 +242,10 @@ class EndpointJudge:
 def _judge_completion(completion: object, way: int) -> _Reply | None:
     """What the server sent, as a score; ``None`` where log-probabilities were asked for and not given."""
     if not isinstance(completion, ChatCompletion) or not completion.choices:
-        return _Reply(Judgement(None, f"{UNREADABLE_REPLY}: no chat completion, {str(completion).strip()[:60]!r}"), way)
+        return _Reply(
+            judgement=Judgement(None, f"{UNREADABLE_REPLY}: no chat completion, {str(completion).strip()[:60]!r}"),
+            way=way,
+        )
     choice, use = completion.choices[0], completion.usage
     text = (choice.message.content or "").strip()
     probabilities = _first_token(choice)
@@ -258,7 +261,12 @@ def _judge_completion(completion: object, way: int) -> _Reply | None:
             judgement = written
         elif judgement.score is not None and not any(is_number(t) and len(t.strip()) > 1 for t in probabilities):
             judgement = written  # the tokenizer writes digit by digit: the first token of "85" is an 8
-    return _Reply(judgement, way, use.prompt_tokens if use else 0, use.completion_tokens if use else 0)
+    return _Reply(
+        judgement=judgement,
+        way=way,
+        prompt_tokens=use.prompt_tokens if use else 0,
+        completion_tokens=use.completion_tokens if use else 0,
+    )
 
 
 def _first_token(choice: Choice) -> dict[str, float] | None:

@@ -25,7 +25,7 @@ OFFLINE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenJudges:
     """The judges of one job and what is known of them.
 
@@ -101,13 +101,27 @@ def choose_judges(spec: str, trait: Trait | OwnTrait, model: Model, *, cache: Pa
     judge = trait_judge(spec, trait, cache=cache, local=lambda name: model if name == model.name else load_model(name))
     held_out = _held_out(judge, trait)
     if isinstance(judge, ExemplarJudge):
-        return ChosenJudges(judge, _offline(model), OFFLINE, judge.cv_auc, held_out, judge.why_unusable)
+        return ChosenJudges(
+            trait=judge,
+            coherence=_offline(model),
+            coherence_is=OFFLINE,
+            auc=judge.cv_auc,
+            held_out_auc=held_out,
+            why_unusable=judge.why_unusable,
+        )
     fluent: Judge
     if isinstance(judge, LocalJudge):
         fluent = LocalJudge.of_coherence(judge.model)
     else:
         fluent = endpoint_coherence(spec.partition(":")[2], cache=cache)
-    return ChosenJudges(judge, lambda questions, answers: fluent, f"by {fluent.name}", None, held_out, "")
+    return ChosenJudges(
+        trait=judge,
+        coherence=lambda questions, answers: fluent,
+        coherence_is=f"by {fluent.name}",
+        auc=None,
+        held_out_auc=held_out,
+        why_unusable="",
+    )
 
 
 def _offline(model: Model) -> Callable[[Sequence[str], Sequence[str]], Judge]:

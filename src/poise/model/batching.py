@@ -16,7 +16,7 @@ __all__ = ["PaddedBatch", "pad", "plan_batches"]
 Side = Literal["left", "right"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class PaddedBatch:
     """Padded texts. B: rows, T: the longest row.
 

@@ -24,7 +24,7 @@ SHAPE_KEYS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
     """Hashes (16 hex digits) of a model's parts.
 

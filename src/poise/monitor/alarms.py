@@ -13,7 +13,7 @@ from poise.vector import Alarm
 __all__ = ["AlarmWatcher", "RaisedAlarm", "alarms_in_force", "raised_alarms"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RaisedAlarm:
     """A reading that passed its alarm.
 
@@ -49,7 +49,7 @@ def raised_alarms(readings: AnswerReadings, alarms: Sequence[Sequence[Alarm]]) -
         alarms: In force, k lists. A missing reading (NaN) raises nothing.
     """
     return [
-        RaisedAlarm(column, alarm, value, readings.tokens if alarm.reading != "prompt" else 0)
+        RaisedAlarm(column=column, alarm=alarm, value=value, token=readings.tokens if alarm.reading != "prompt" else 0)
         for column, probe_alarms in enumerate(alarms)
         for alarm in probe_alarms
         if (value := readings.of(alarm.reading)[column]) > alarm.threshold
@@ -95,7 +95,7 @@ class AlarmWatcher:
 
     def _new(self, reading: str, values: torch.Tensor, token: int) -> list[RaisedAlarm]:
         raised = [
-            RaisedAlarm(column, alarm, value, token)
+            RaisedAlarm(column=column, alarm=alarm, value=value, token=token)
             for column, value in enumerate(values.tolist())
             for alarm in self.alarms[column]
             if alarm.reading == reading and value > alarm.threshold and (column, alarm) not in self._raised

@@ -38,7 +38,7 @@ __all__ = [
 FEWEST_DRIFT_CONVERSATIONS = 100  # conversations; a mean and a spread from fewer make a chart that promises nothing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmSource:
     """Where normal answers came from, as alarms record it."""
 
@@ -50,7 +50,7 @@ class AlarmSource:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationSettings:
     """How alarms are set.
 
@@ -81,7 +81,7 @@ class CalibrationSettings:
             raise InvalidArgument(f"limit is {self.limit}; it must be at least 1.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """Vectors with alarms, and what they were set on.
 
@@ -150,7 +150,9 @@ def calibrate_alarms(
         set_on, lacking = set_alarms(normal, column, probe.layer, plan.rates, facts)
         without |= lacking
         done.append(vector.with_alarms(set_on, set_drift_chart(normal, column, probe.layer)))
-    return Calibration(tuple(done), normal, rejections, without, data.how)
+    return Calibration(
+        vectors=tuple(done), reference=normal, rejections=rejections, topics_without_alarms=without, how=data.how
+    )
 
 
 def set_alarms(

@@ -18,7 +18,7 @@ __all__ = ["WINDOW_ROWS", "ScoredTurn", "read_rows", "score_turns", "topic_of"]
 WINDOW_ROWS = 256  # rows read together: enough to batch answers of like length
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredTurn:
     """One answer of a conversation.
 
@@ -126,11 +126,26 @@ def _read_window(
     for conversation, places in zip(conversations, window_places, strict=True):
         for place in places:
             if isinstance(place, UnreadAnswer):
-                out.append(ScoredTurn(conversation, place.turn, None, unread=place.reason))
+                out.append(ScoredTurn(conversation=conversation, turn=place.turn, readings=None, unread=place.reason))
             elif (values := read[id(place.text.ids)]) is None:
-                out.append(ScoredTurn(conversation, place.turn, None, place.cut, "the model gave NaN or infinity"))
+                out.append(
+                    ScoredTurn(
+                        conversation=conversation,
+                        turn=place.turn,
+                        readings=None,
+                        cut=place.cut,
+                        unread="the model gave NaN or infinity",
+                    )
+                )
             else:
-                out.append(ScoredTurn(conversation, place.turn, summarize_response(values, place.text), place.cut))
+                out.append(
+                    ScoredTurn(
+                        conversation=conversation,
+                        turn=place.turn,
+                        readings=summarize_response(values, place.text),
+                        cut=place.cut,
+                    )
+                )
     return out
 
 

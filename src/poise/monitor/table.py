@@ -36,7 +36,7 @@ RUN_FILES = ("rows.jsonl", "state.json", "job", "lock")
 ROWS_PER_GROUP = 50_000  # of a Parquet row group
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedTable:
     """A finished table.
 
@@ -101,7 +101,7 @@ def write_readings_table(
                 table.append([row for one in scored for row in scribe.rows(one)], following)
                 advance(following - done)
         table.finish()
-    return FinishedTable(out, table.counts, rejections, began, data.how)
+    return FinishedTable(out=out, counts=table.counts, rejections=rejections, began_at=began, how=data.how)
 
 
 def _table_key(

@@ -15,7 +15,7 @@ from poise.vector import PersonaVector
 __all__ = ["TableCounts", "TableRowBuilder"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TableCounts:
     """What a table holds. JSON-able, so that a resumed run goes on counting.
 

@@ -27,7 +27,7 @@ from poise.vector import PersonaVector
 __all__ = ["ColumnScorer", "ScoredRow", "screen_rows"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRow:
     """One row.
 
@@ -157,7 +157,7 @@ class ColumnScorer:
         columns = zip(*known, strict=True) if known else [(math.nan,)] * len(self.vectors)
         scores = {vector.name: max(values) for vector, values in zip(self.vectors, columns, strict=True)}
         why = reason or next((unit.unread for unit in units if unit.unread), "no answer of the model's own")
-        return ScoredRow(index, scores, units, "" if known else why)
+        return ScoredRow(index=index, scores=scores, units=units, unread="" if known else why)
 
     def _read(self, row: Mapping[str, Any], rows: Sequence[InputRow]) -> RowContent:
         if self.shape is None:

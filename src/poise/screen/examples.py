@@ -25,7 +25,7 @@ LONGEST_PROMPT = 500  # characters
 EXAMPLES_AT_ONCE = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LocatedAnswer:
     """One answer taken out of the data: its place in it, its row, its turn and its forward pass."""
 
@@ -54,7 +54,7 @@ def locate_answers(
             if turn.number == number
         )
         assert isinstance(place, AnswerSpan)  # it has a score
-        out[i] = LocatedAnswer(i, row, turn, place)
+        out[i] = LocatedAnswer(at=i, row=row, turn=turn, place=place)
     return out
 
 

@@ -17,7 +17,7 @@ __all__ = ["FlaggingRule", "FlaggingThreshold"]
 DEFAULT_SHARE = 0.01  # flagged where nothing is said
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FlaggingThreshold:
     """A trait's threshold.
 
@@ -108,15 +108,19 @@ class FlaggingRule:
                 raise InvalidArgument(f"`rate` is {self.rate:g} and needs normal data to be set by; give `normal`.")
             return _banded_threshold(bands(normal, tokens, self.rate, conversations=conversations), self.rate)
         if self.above is not None:
-            return FlaggingThreshold(self.above, f"above {self.above:g}, as asked", f"above {self.above:g}")
+            return FlaggingThreshold(
+                threshold=self.above, rule=f"above {self.above:g}, as asked", why=f"above {self.above:g}"
+            )
         known = np.sort(scores[np.isfinite(scores)])
         top = math.ceil(DEFAULT_SHARE * len(known)) if self.top is None else min(self.top, len(known))
         if not top:
-            return FlaggingThreshold(None, "no answer has a score", "")
+            return FlaggingThreshold(threshold=None, rule="no answer has a score", why="")
         just_below = float(np.nextafter(known[-top], np.float32(-np.inf)))
         which = "highest score" if top == 1 else f"{top:,} highest scores"
         default_note = "as nothing else was asked, the highest 1 %: " if self.top is None else ""
-        return FlaggingThreshold(just_below, f"{default_note}the {which} and their equals", f"among the {which}")
+        return FlaggingThreshold(
+            threshold=just_below, rule=f"{default_note}the {which} and their equals", why=f"among the {which}"
+        )
 
 
 def _banded_threshold(lengths: tuple[Band, ...], rate: float) -> FlaggingThreshold:
@@ -124,20 +128,20 @@ def _banded_threshold(lengths: tuple[Band, ...], rate: float) -> FlaggingThresho
     first = lengths[0].threshold
     if len(lengths) == 1:
         return FlaggingThreshold(
-            first.value,
-            f"normal answers pass it at a rate of {rate:.3g}: set on {first.answers:,} of them from "
+            threshold=first.value,
+            rule=f"normal answers pass it at a rate of {rate:.3g}: set on {first.answers:,} of them from "
             f"{first.conversations:,} conversations, all lengths together, which puts the true rate between "
             f"{first.low:.3g} and {first.high:.3g} (95 %)",
-            f"above {first.value:.4g}, which normal answers pass at a rate of {rate:.3g}",
-            lengths,
+            why=f"above {first.value:.4g}, which normal answers pass at a rate of {rate:.3g}",
+            bands=lengths,
         )
     least = min(band.threshold.conversations for band in lengths)
     return FlaggingThreshold(
-        None,
-        f"normal answers of like length pass it at a rate of {rate:.3g}: {len(lengths)} bands of length, each set on "
-        f"{least:,} or more of {sum(band.threshold.answers for band in lengths):,} normal answers, which puts the true "
+        threshold=None,
+        rule=f"normal answers of like length pass it at a rate of {rate:.3g}: {len(lengths)} bands of length, each set "
+        f"on {least:,} or more of {sum(band.threshold.answers for band in lengths):,} normal answers, which puts the true "
         f"rate of a band between {min(b.threshold.low for b in lengths):.3g} and "
         f"{max(b.threshold.high for b in lengths):.3g} (95 %)",
-        f"pass at a rate of {rate:.3g}",
-        lengths,
+        why=f"pass at a rate of {rate:.3g}",
+        bands=lengths,
     )

@@ -23,7 +23,7 @@ ScoringMethod = Literal["difference", "prompt", "raw"]
 SCORING_METHODS: tuple[ScoringMethod, ...] = ("difference", "prompt", "raw")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredAnswer:
     """One assistant turn, scored. k: traits.
 
@@ -93,22 +93,32 @@ def score_answers(
     nothing = (float("nan"),) * len(probes)
     for row, _, place in placed:
         if isinstance(place, UnreadAnswer):
-            yield ScoredAnswer(row.index, place.turn, 0, False, place.reason, nothing, nothing)
+            yield ScoredAnswer(
+                index=row.index, turn=place.turn, tokens=0, cut=False, unread=place.reason, mean=nothing, last=nothing
+            )
             continue
         values, text = read[id(place.text.ids)], place.text
         mine = next(answered) if answered else None
         if values is None:
-            yield ScoredAnswer(row.index, place.turn, 0, place.cut, "the model gave NaN or infinity", nothing, nothing)
+            yield ScoredAnswer(
+                index=row.index,
+                turn=place.turn,
+                tokens=0,
+                cut=place.cut,
+                unread="the model gave NaN or infinity",
+                mean=nothing,
+                last=nothing,
+            )
             continue
         yield ScoredAnswer(
-            row.index,
-            place.turn,
-            text.end - text.start,
-            place.cut,
-            "",
-            tuple(values[text.start : text.end].mean(0).tolist()),
-            tuple(values[text.start - 1].tolist()),
-            mine,
+            index=row.index,
+            turn=place.turn,
+            tokens=text.end - text.start,
+            cut=place.cut,
+            unread="",
+            mean=tuple(values[text.start : text.end].mean(0).tolist()),
+            last=tuple(values[text.start - 1].tolist()),
+            base_mean=mine,
         )
 
 

@@ -36,7 +36,7 @@ __all__ = ["WorkerSpec", "run_workers", "score_shards_on_ray"]
 MOST_WORKER_DEATHS = 3  # workers that may die over one window
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
     """All that a worker needs to score a window, in a form that travels.
 

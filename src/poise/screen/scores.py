@@ -34,7 +34,7 @@ RESAMPLED_GROUPS = 2000  # of conversations, resampled together: more would cost
 ScoreArray = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerScores:
     """m answers, k traits, in the data's order.
 

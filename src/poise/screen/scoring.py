@@ -33,7 +33,7 @@ ScreeningEngine = Literal["local", "ray"]
 USABLE_ROW = Conversation((), "", -1, -1, b"")  # stands for a row that can be used, where only their number counts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScreenSettings:
     """How to screen.
 

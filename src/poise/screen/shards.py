@@ -28,7 +28,7 @@ __all__ = ["ROWS_PER_SHARD", "Shard", "ShardStore", "score_shard", "score_shards
 ROWS_PER_SHARD = 1024  # rows scored together: enough to batch answers of like length, few enough to hold
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """One window's result. m: units, k: traits. Rows of the arrays are units in the data's order.
 

@@ -35,7 +35,7 @@ MOST_BANDS = 10  # bands; more would make each threshold noisier for little
 WORTH = 0.8  # of the asked rate is what a band's k / (n + 1) should reach
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
     """A value that normal readings exceed at a given rate.
 
@@ -74,7 +74,14 @@ def threshold(readings: ArrayLike, rate: float, *, conversations: Sequence[objec
     independent = len(x) if conversations is None else len(set(conversations))
     check_enough(independent, rate)
     low, high = rate_interval(_rank_of_threshold(independent, rate), independent)
-    return Threshold(float(x[-_rank_of_threshold(len(x), rate)]), rate, low, high, len(x), independent)
+    return Threshold(
+        value=float(x[-_rank_of_threshold(len(x), rate)]),
+        rate=rate,
+        low=low,
+        high=high,
+        answers=len(x),
+        conversations=independent,
+    )
 
 
 @dataclass(frozen=True, slots=True)

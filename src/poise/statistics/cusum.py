@@ -35,7 +35,7 @@ ReadingsArray = NDArray[np.floating[Any]]
 Distribution = Callable[[ReadingsArray], ReadingsArray]  # values to P(z ≤ value)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CusumChart:
     """A CUSUM set on normal answers.
 
@@ -92,7 +92,15 @@ def fit_cusum(
     low, high = bootstrap_interval(redrawn, len(groups), draws=ARL_DRAWS)
     if math.isnan(low):  # a single conversation
         low, high = 1.0, math.inf
-    return CusumChart(mean, sd, k, h, average_run_length(empirical_distribution(z), k, h), max(low, 1.0), high)
+    return CusumChart(
+        mean=mean,
+        sd=sd,
+        k=k,
+        h=h,
+        arl=average_run_length(empirical_distribution(z), k, h),
+        low=max(low, 1.0),
+        high=high,
+    )
 
 
 def _limit(z: ReadingsArray, k: float, arl: float) -> float:

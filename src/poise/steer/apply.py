@@ -25,7 +25,7 @@ __all__ = ["AppliedSteering", "apply_steering"]
 ENDLESS = 1 << 40
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ConditionGate:
     """Conditions of one layer and kind, a row each: v̂ [B, 1, d], value [B, 1, 1], sign + for above and − for below."""
 
@@ -47,7 +47,7 @@ class ConditionGate:
         self.open = (along - self.value) * self.sign > 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class OperationSlot:
     """One operation at one layer for all rows: v [B, 1, d], zero where a row has none of it; level [B, 1, 1]."""
 
@@ -64,7 +64,7 @@ class OperationSlot:
         return self.v if self.operation == "add" else OPERATORS[self.operation](h.float(), self.v, self.level)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class PassPositions:
     """Where the running forward pass may be steered: masks bool [B, T], and which response token each position is."""
 
@@ -104,7 +104,7 @@ class AppliedSteering:
         }
         newest = torch.tensor([last - 1 for _, last in batch.prompts], device=response.device)
         some = {phase: bool(mask.any()) for phase, mask in masks.items()}
-        self._pass = PassPositions(masks, some, response.long().cumsum(1) - 1, newest)
+        self._pass = PassPositions(masks=masks, some=some, token=response.long().cumsum(1) - 1, newest=newest)
         self._announced, self._age = True, -1
         self._forget()
 
@@ -262,13 +262,13 @@ def _slot_key(term: Term, number: int) -> Key:
 def _slot(term: Term, gate: ConditionGate | None, n: int, model: Model) -> OperationSlot:
     counted = torch.zeros((n, 1), dtype=torch.long, device=model.device) if term.scheduled else None
     return OperationSlot(
-        term.operation,
-        term.phase,
-        torch.zeros((n, 1, model.width)),
-        torch.zeros((n, 1, 1)),
-        counted,
-        counted.clone() if counted is not None else None,
-        gate,
+        operation=term.operation,
+        phase=term.phase,
+        v=torch.zeros((n, 1, model.width)),
+        level=torch.zeros((n, 1, 1)),
+        first=counted,
+        last=counted.clone() if counted is not None else None,
+        gate=gate,
     )
 
 
@@ -287,7 +287,9 @@ def _gate(
     if key not in gates:
         zeros = torch.zeros((n, 1, 1), device=model.device)
         unit = torch.zeros((n, 1, model.width), device=model.device)
-        gates[key] = ConditionGate(when.layer, when.reading, unit, zeros, torch.zeros_like(zeros))
+        gates[key] = ConditionGate(
+            layer=when.layer, reading=when.reading, unit=unit, value=zeros, sign=torch.zeros_like(zeros)
+        )
     gate = gates[key]
     gate.unit[row, 0] = when.vector.unit(when.layer).to(model.device)
     gate.value[row], gate.sign[row] = when.value, 1.0 if when.above else -1.0

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingExample:
     """The text of one training forward pass. T: tokens.
 
@@ -174,7 +174,12 @@ def build_examples(
                     reason = example.partition(":")[0]
                     unread[reason] = unread.get(reason, 0) + 1
                     continue
-                short = TrainingExample(example.ids[:longest], example.labels[:longest], number, vaccinated)
+                short = TrainingExample(
+                    ids=example.ids[:longest],
+                    labels=example.labels[:longest],
+                    conversation=number,
+                    vaccinated=vaccinated,
+                )
                 cut += len(example.ids) > longest
                 if any(label != IGNORED for label in short.labels):
                     examples.append(short)
@@ -209,7 +214,7 @@ def _conversation_examples(
             while last < len(ids) and last < place.text.end + len(end) and ids[last] == end[last - place.text.end]:
                 last += 1
             labels[place.text.start : last] = ids[place.text.start : last]
-        examples.append(TrainingExample(ids, tuple(labels)))
+        examples.append(TrainingExample(ids=ids, labels=tuple(labels)))
     return examples
 
 

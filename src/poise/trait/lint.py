@@ -39,7 +39,7 @@ class LintFinding:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LintReport:
     """What was counted, measured and found.
 

@@ -35,7 +35,7 @@ DESCRIBED = "Added to the residual stream"
 FIRST_DOSE = 0.2  # without a certificate; most of the library's traits were certified near it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecommendedUse:
     """Where and how strongly to steer.
 
@@ -59,7 +59,7 @@ class RecommendedUse:
         return f"layer {self.layer}, strength {self.coefficient:.4g} (dose {self.dose:.0%}), {where}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedVector:
     """What was written, and how to run it.
 
@@ -92,9 +92,14 @@ def recommended_use(vector: PersonaVector) -> RecommendedUse:
     """The certificate's layer and strength, or a third of the depth at a usual dose."""
     certificate, layer = vector.header.certificate, vector.at("steer").layer
     if certificate is None:
-        return RecommendedUse(layer, round(vector.coef(FIRST_DOSE, layer), 4), FIRST_DOSE, "")
+        return RecommendedUse(
+            layer=layer, coefficient=round(vector.coef(FIRST_DOSE, layer), 4), dose=FIRST_DOSE, verdict=""
+        )
     return RecommendedUse(
-        layer, float(certificate["coefficient"]), float(certificate["dose"]), str(certificate["verdict"])
+        layer=layer,
+        coefficient=float(certificate["coefficient"]),
+        dose=float(certificate["dose"]),
+        verdict=str(certificate["verdict"]),
     )
 
 
@@ -124,7 +129,7 @@ def export_vector(
     layers = tuple(i for i in known if (i > 0 or to == "repeng") and (i == use.layer or not only_chosen))
     with saving(path) as temporary:
         _write(vector, layers, use, temporary)
-    return ExportedVector(path, to, layers, use)
+    return ExportedVector(path=path, format=to, layers=layers, use=use)
 
 
 def _export_loss(path: Path) -> str:

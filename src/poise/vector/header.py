@@ -46,7 +46,9 @@ class ModelId(FrozenModel):
     @property
     def fingerprint(self) -> Fingerprint:
         """The hashes alone."""
-        return Fingerprint(self.architecture, self.weights, self.adapter, self.template)
+        return Fingerprint(
+            architecture=self.architecture, weights=self.weights, adapter=self.adapter, template=self.template
+        )
 
 
 class Header(FrozenModel):

@@ -35,7 +35,7 @@ NUMBERING_MEANS: dict[Numbering, str] = {
 GENERATED = "control vector of llama.cpp's cvector-generator (read one block before the one it is added to)"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ForeignVector:
     """Directions by the layer numbers of the tool that wrote them.
 
@@ -104,7 +104,9 @@ def _read_gguf_vector(path: Path) -> ForeignVector:
     generated = bool(count and count.types == [GGUFValueType.INT32])
     kind = GENERATED if generated else "control vector as repeng and llama.cpp have it"
     hint = reader.get_field(f"{ARCHITECTURE}.model_hint")
-    return ForeignVector(path, f"{kind}, for {hint.contents()}" if hint else kind, directions, "blocks")
+    return ForeignVector(
+        path=path, kind=f"{kind}, for {hint.contents()}" if hint else kind, directions=directions, numbering="blocks"
+    )
 
 
 class _Inert:
@@ -129,7 +131,10 @@ def _read_torch_vector(path: Path) -> ForeignVector:
         ) from error
     if isinstance(held, torch.Tensor) and held.ndim == 2:
         return ForeignVector(
-            path, "tensor of a row a layer, as the paper's code saves", dict(enumerate(held.float())), None
+            path=path,
+            kind="tensor of a row a layer, as the paper's code saves",
+            directions=dict(enumerate(held.float())),
+            numbering=None,
         )
     fields = vars(held) if isinstance(held, _Inert) else held if isinstance(held, dict) else {"": held}
     place = fields.get("layer_type", "decoder_block")
@@ -144,7 +149,10 @@ def _read_torch_vector(path: Path) -> ForeignVector:
             "vector of Poise's own needs no import."
         )
     return ForeignVector(
-        path, "steering vector (steering-vectors)", {i: v.float() for i, v in by_layer.items()}, "blocks"
+        path=path,
+        kind="steering vector (steering-vectors)",
+        directions={i: v.float() for i, v in by_layer.items()},
+        numbering="blocks",
     )
 
 

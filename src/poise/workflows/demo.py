@@ -25,7 +25,7 @@ DEMO_BUDGET = GenerationBudget(questions=20, rollouts=2, max_new_tokens=48)
 SHOWN_SAMPLES = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
     """What the demo made."""
 
@@ -53,7 +53,11 @@ def run_demo(out: Path, *, force: bool = False) -> DemoResult:
         extract_vector(trait, model, path, force=force)
     done = validate_vector(path, model, out, budget=DEMO_BUDGET, force=force)
     return DemoResult(
-        path, done.report, done.certificate, done.certificate.samples[:SHOWN_SAMPLES], time.monotonic() - began
+        vector_path=path,
+        report=done.report,
+        certificate=done.certificate,
+        samples=done.certificate.samples[:SHOWN_SAMPLES],
+        seconds=time.monotonic() - began,
     )
 
 
