@@ -136,7 +136,8 @@ shards.ROWS_PER_SHARD = 2
 folder, data, vectors, out = map(Path, sys.argv[1:5])
 paths, method, engine, wanted = sorted(vectors.glob("*.safetensors")), sys.argv[5], sys.argv[6], int(sys.argv[7])
 model = load_model(str(folder), dtype=torch.float32, device="cpu")
-plans = {e: ScreenSettings(method=method, rule=FlaggingRule(top=3), fix=True, max_new_tokens=6, engine=e) for e in ("local", "ray")}
+settings = {"method": method, "rule": FlaggingRule(top=3), "fix": True, "max_new_tokens": 6}
+plans = {engine_name: ScreenSettings(**settings, engine=engine_name) for engine_name in ("local", "ray")}
 
 def start(name, engine):
     child = os.fork()

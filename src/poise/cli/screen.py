@@ -164,7 +164,6 @@ def screen_command(
     Interrupt it when you like; the same command goes on where it stopped and ends with the same files. Another rule
     for what is flagged needs no new scoring.
     """
-    from poise.cli import facts
     from poise.data import open_data
 
     opened = open_data(data, shape=shape)
@@ -175,10 +174,9 @@ def screen_command(
         from poise.screen.flagging import FlaggingRule
         from poise.screen.scoring import ScreenSettings
 
-        rule = FlaggingRule(rate, top, threshold)
         plan = ScreenSettings(
             method=method,
-            rule=rule,
+            rule=FlaggingRule(rate, top, threshold),
             layer=layer,
             judge=judge,
             fix=fix,
@@ -190,17 +188,28 @@ def screen_command(
         )
         load = partial(load_model, model, dtype, device)
         allowed: dict[str, Any] = {"allow_other_model": allow_other_model, "force": force}
+        result: MethodComparison | ScreeningSummary
         if estimate:
-            tried = recipes.estimate_screening(opened, vector, load, out, plan, sample=sample, **allowed)
+            result = recipes.estimate_screening(opened, vector, load, out, plan, sample=sample, **allowed)
         else:
             name = ", ".join(data)
-            done = recipes.screen_files(opened, vector, load, out, plan, normal=usual, name=name, **allowed)
-    if as_json:
-        facts.print_json(tried.model_dump(mode="json") if estimate else _summary_json(done, out))
-    elif estimate:
-        _show_comparison(tried)
+            result = recipes.screen_files(opened, vector, load, out, plan, normal=usual, name=name, **allowed)
+    _show_result(result, out, as_json=as_json)
+
+
+def _show_result(result: MethodComparison | ScreeningSummary, out: Path, *, as_json: bool) -> None:
+    from poise.cli import facts
+    from poise.screen.summary import ScreeningSummary
+
+    if not isinstance(result, ScreeningSummary):
+        if as_json:
+            facts.print_json(result.model_dump(mode="json"))
+        else:
+            _show_comparison(result)
+    elif as_json:
+        facts.print_json(_summary_json(result, out))
     else:
-        _show_summary(done, out)
+        _show_summary(result, out)
 
 
 def _summary_json(done: ScreeningSummary, out: Path) -> dict[str, Any]:

@@ -139,8 +139,8 @@ def _banded_threshold(lengths: tuple[Band, ...], rate: float) -> FlaggingThresho
     return FlaggingThreshold(
         threshold=None,
         rule=f"normal answers of like length pass it at a rate of {rate:.3g}: {len(lengths)} bands of length, each set "
-        f"on {least:,} or more of {sum(band.threshold.answers for band in lengths):,} normal answers, which puts the true "
-        f"rate of a band between {min(b.threshold.low for b in lengths):.3g} and "
+        f"on {least:,} or more of {sum(band.threshold.answers for band in lengths):,} normal answers, which puts the "
+        f"true rate of a band between {min(b.threshold.low for b in lengths):.3g} and "
         f"{max(b.threshold.high for b in lengths):.3g} (95 %)",
         why=f"pass at a rate of {rate:.3g}",
         bands=lengths,
