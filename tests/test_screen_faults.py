@@ -106,6 +106,7 @@ for limit, words in json.load(sys.stdin):
 """
 
 
+@pytest.mark.slow
 class TestADiskThatRefusesEveryFileInTurn:
     """The system lets no file grow beyond a size: for each file that a run leaves, its own less one byte."""
 
@@ -142,6 +143,7 @@ class TestADiskThatRefusesEveryFileInTurn:
             assert files(tmp_path / f"{kind} again") == files(tmp_path / kind)
 
 
+@pytest.mark.slow
 class TestAScreeningKilledAtTenRandomMoments:
     @pytest.mark.timeout(300)
     def test_ends_with_the_same_bytes(self, two: list[PersonaVector], folder: Path, tmp_path: Path) -> None:
