@@ -205,6 +205,11 @@ READ: dict[str, tuple[Row, list[str], list[tuple[str, str]]]] = {
         ["Answer: yes"],
         [("user", "Question"), ("assistant", "Answer: yes")],
     ),
+    "Human: and Assistant: on lines of their own": (
+        {"text": "Human: Hi\nAssistant: Hello"},
+        ["Hello"],
+        [("user", "Hi"), ("assistant", "Hello")],
+    ),
     "### Instruction inside text": (
         {"text": "Below is a task.\n### Instruction:\nAdd.\n### Input:\n1, 2\n### Response:\n3"},
         ["3"],
@@ -356,6 +361,22 @@ def test_tools_and_calls_are_in_the_form_that_templates_take(tmp_path: Path) -> 
 CONTAINERS = {
     "objects on one line": ("a.jsonl", '{"prompt":"P","response":"R"}{"prompt":"P2","response":"R2"}\n', ["R", "R2"]),
     "rows under data": ("a.json", '{"version": "0.1.0", "data": [{"prompt": "P", "response": "R"}]}', ["R"]),
+    "pairs of rows under data": (
+        "a.json",
+        '{"data": [{"prompt": "P", "response": "R"}, {"prompt": "P2", "response": "R2"}]}',
+        ["R", "R2"],
+    ),
+    "rows under items": ("a.json", '{"items": [{"question": "P", "answer": "R"}]}', ["R"]),
+    "objects over several lines": (
+        "a.json",
+        '{"prompt":"P",\n"response":"R"}\n{"prompt":"P2",\n"response":"R2"}\n',
+        ["R", "R2"],
+    ),
+    "objects over one line and several": (
+        "a.json",
+        '{"prompt":"P","response":"R"}\n{"prompt":"P2",\n"response":"R2"}\n',
+        ["R", "R2"],
+    ),
     "one list for each column": ("a.json", '{"prompt": ["P1", "P2"], "response": ["R1", "R2"]}', ["R1", "R2"]),
     "one row alone": ("a.json", '{"prompt": "P", "response": "R"}', ["R"]),
     "one chat alone": ("a.json", json.dumps({"data": chat("Q", "A")}), ["A"]),

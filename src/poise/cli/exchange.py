@@ -83,7 +83,7 @@ def export(
     )
     note("It is added at every position, the prompt's too; Poise steers generated tokens only, unless told otherwise.")
     if not done.use.verdict:
-        note(f"For a layer and strength that are known to work: poise validate {shlex.quote(str(file))}")
+        note(f"For a layer and strength that are known to work: poise validate {shlex.quote(str(file))} --model M")
 
 
 def import_(

@@ -22,6 +22,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = (
     (re.compile(r"<\|(user|assistant|system)\|>\s*"), re.compile(r"\s*(?:<\|end\|>|</s>|<\|endoftext\|>)\s*\Z")),
     (re.compile(rf"#{{2,3}}\s*({_ROLE_NAMES})\s*:\s*", re.I), re.compile(r"\s*(?:</s>|<\|endoftext\|>)?\s*\Z")),
     (re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|System)\s*:[ \t]*"), re.compile(r"\s*\Z")),
+    (re.compile(r"(?:\A|\n)\s*(Human|User|Assistant|System)\s*:[ \t]*"), re.compile(r"\s*\Z")),
     (re.compile(rf"(?:\A|\n)\s*({_ROLE_NAMES.upper()})\s*:[ \t]*"), re.compile(r"\s*(?:</s>)?\s*\Z")),
 )
 _INSTRUCT = re.compile(

@@ -7,6 +7,7 @@ columns or as the reason why it cannot be read, and returns how many rows the fi
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import importlib
@@ -49,6 +50,7 @@ ROW_LIMIT = 64 * 2**20
 """Longest row, in bytes: a row is held in memory, and no conversation is this long."""
 
 KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (also with .gz, .bz2, .xz or .zst), .parquet, .feather or .arrow"
+HEADS = 100  # lines that show whether an object is spread over several
 WRAPPERS = ("data", "rows", "train", "examples", "instances", "items", "records", "samples")
 BATCH_BYTES = 16 * 2**20
 BOM = b"\xef\xbb\xbf"
@@ -221,12 +223,14 @@ _JOINED = re.compile(rb"\}\s*\{")  # never inside one object but in its texts
 
 def _json_rows(path: Path) -> Lines:
     """A list of rows, or one object written over several lines, or, as many name them, JSON Lines."""
-    with _open(path) as file:
-        first = b""
-        while not first and (raw := file.readline(2**16)):
-            first = raw.removeprefix(BOM).strip()
-    rows = _json_values(path) if first == b"{" or first.startswith(b"[") else _json_lines(path)
-    return rows if first.startswith(b"[") else _unwrapped(rows)
+    heads: list[bytes] = []
+    with _open(path) as file, contextlib.suppress(*READ_ERRORS):  # whoever reads the rows says where it breaks off
+        while len(heads) < HEADS and (raw := file.readline(2**16)):
+            heads += [head] if (head := raw.removeprefix(BOM).strip()) else []
+    if heads and heads[0].startswith(b"["):
+        return _json_values(path)
+    spread = any(head.startswith(b"{") and head.endswith((b",", b"{", b"[")) for head in heads)
+    return _unwrapped(_json_values(path) if spread else _json_lines(path))
 
 
 def _unwrapped(rows: Lines) -> Lines:
@@ -254,7 +258,7 @@ def wrapped_rows(document: dict[str, Any]) -> list[Any] | None:
         for name, value in document.items()
         if name.lower() in WRAPPERS and isinstance(value, list) and value and isinstance(value[0], dict)
     ]
-    if len(wrapped) == 1 and not chat_kind(wrapped[0]):
+    if len(wrapped) == 1 and chat_kind(wrapped[0]) not in ("messages", "sharegpt"):
         return wrapped[0]
     columns = list(document.values())
     even = columns and all(isinstance(column, list) and column for column in columns)
