@@ -17,6 +17,7 @@ import tiny
 from poise import vector as vectors
 from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherModel
 from poise.model import Model
+from poise.steer import Steering
 from poise.vector import PersonaVector
 from poise.vector.notebook import dose_curve_svg
 from serving import alarm
@@ -196,3 +197,34 @@ class TestInANotebook:
 
     def test_is_shown_for_a_vector_that_is_zero(self, model: Model) -> None:
         assert "grumpy" in tiny.vector(model, scale=0.0)._repr_html_()
+
+
+def test_what_float32_cannot_hold_is_refused(model: Model) -> None:
+    vector = tiny.vector(model)
+    for compute in (lambda: vector * 1e39, lambda: vector * 10**400, lambda: vector / 10**400, lambda: vector / 1e-39):
+        with pytest.raises(InvalidVector):
+            compute()
+    with pytest.raises(InvalidVector, match="in float32"):
+        PersonaVector(torch.full((4, 32), 1e39, dtype=torch.float64), torch.ones(4), vector.header)
+
+
+@pytest.mark.parametrize("vectors", [[1], ["a", "b"], (), [None]], ids=str)
+def test_a_mean_of_what_is_no_vector_is_refused(vectors: Any) -> None:
+    with pytest.raises(InvalidVector, match="persona vectors"):
+        PersonaVector.mean(vectors)
+
+
+@pytest.mark.parametrize("value", ["v.safetensors", None, 3])
+def test_a_steering_takes_vectors_only(value: Any) -> None:
+    for make in (Steering.add, Steering.cap, Steering.clamp, Steering.project_out):
+        strength = {"coef": 1} if make == Steering.add else {} if make == Steering.project_out else {"level": 1}
+        with pytest.raises(InvalidSteering, match="takes a PersonaVector"):
+            make(value, **strength)
+    with pytest.raises(InvalidSteering):
+        Steering(value)
+
+
+def test_a_strength_too_large_for_a_number_is_refused(model: Model) -> None:
+    for strength in ({"coef": 10**400}, {"dose": 10**400}, {"coef": float("inf")}):
+        with pytest.raises(InvalidSteering, match="finite number"):
+            Steering.add(tiny.vector(model), **strength)

@@ -45,12 +45,15 @@ def read_settings(path: str | Path, kind: type[S]) -> S:
         raise InvalidSettings(f"Cannot read the settings {where}: {reason}; give the path of a YAML file.") from error
     try:
         root, data = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        repeated = list(_repeated(root))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or "it cannot be read"
         raise InvalidSettings(f"{where}{line}: broken YAML, {what}; fix it and try again.") from error
-    if twice := [f"line {key.start_mark.line + 1}: {key.value}" for key in _repeated(root)]:
+    except RecursionError as error:
+        raise InvalidSettings(f"{where} is nested too deeply or refers to itself; leave anchors out.") from error
+    if twice := [f"line {key.start_mark.line + 1}: {key.value}" for key in repeated]:
         # YAML would let the last one win.
         raise InvalidSettings(f"{where} says something twice ({', '.join(twice)}); keep one.")
     if not isinstance(data, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -13,6 +13,7 @@ import torch
 from poise.errors import InvalidArgument, InvalidSteering
 from poise.steer.operators import OPERATORS, Operation
 from poise.vector import PersonaVector
+from poise.vector.persona_vector import LARGEST
 
 __all__ = ["Condition", "Phase", "Steering", "Term"]
 
@@ -153,6 +154,8 @@ class Steering:
     orthogonal: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.terms, Iterable):
+            raise InvalidSteering("A steering is made of a tuple of terms; use Steering.add.")
         object.__setattr__(self, "terms", tuple(self.terms))
         for term in self.terms:
             if not isinstance(term, Term):
@@ -180,6 +183,7 @@ class Steering:
         Raises:
             InvalidSteering: no strength or two, one that is not finite, no such layer or phase.
         """
+        _check_vector(vector)
         if (coef is None) == (dose is None):
             raise InvalidSteering(f"Give one strength for {vector.name}: either coef (α) or dose.")
         chosen = vector.at("steer", layer).layer
@@ -258,6 +262,7 @@ class Steering:
     def _at_level(
         cls, vector: PersonaVector, level: float, layer: int | None, operation: Operation, phase: Phase
     ) -> Steering:
+        _check_vector(vector)
         chosen = vector.at("steer", layer).layer
         return cls((Term(vector=vector, value=level, layers=(chosen,), operation=operation, phase=phase),))
 
@@ -308,8 +313,19 @@ def _orthogonal_part(v: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.
 
 
 def _check_number(value: Any, subject: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise InvalidSteering(f"{subject} {value!r}; give a finite number.")
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if isinstance(value, Real) and not isinstance(value, int):
+        number = float(value)
+    if not abs(number) <= LARGEST:
+        shown = "too large" if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+        raise InvalidSteering(f"{subject} {shown}; give a finite number.")
+
+
+def _check_vector(vector: Any) -> None:
+    if not isinstance(vector, PersonaVector):
+        raise InvalidSteering(
+            f"A steering takes a PersonaVector, not {type(vector).__name__}; load one with load_vector(path)."
+        )
 
 
 def _check_choice(value: Any, choices: Sequence[str], subject: str) -> None:

@@ -27,6 +27,9 @@ from poise.vector.placement import LayerDirection, Purpose, preferred_layer
 __all__ = ["PersonaVector"]
 
 
+LARGEST = float(torch.finfo(torch.float32).max)
+
+
 class PersonaVector:
     """A trait's direction at every layer of one model. L: decoder blocks, d: model width.
 
@@ -56,10 +59,11 @@ class PersonaVector:
                 f"Directions {tuple(directions.shape)} and reference norms {tuple(reference_norm.shape)} do not fit; "
                 "expected [L, d] and [L]."
             )
-        if not (torch.isfinite(directions).all() and torch.isfinite(reference_norm).all()):
-            raise InvalidVector("The vector holds NaN or infinity; extract it again.")
         for slot, tensor in (("_directions", directions), ("_reference_norm", reference_norm)):
-            object.__setattr__(self, slot, tensor.detach().to("cpu", torch.float32, copy=True).contiguous())
+            single = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+            if not torch.isfinite(single).all():  # after the cast: what float32 cannot hold is infinity
+                raise InvalidVector("The vector holds NaN or infinity in float32; extract it again.")
+            object.__setattr__(self, slot, single)
         object.__setattr__(self, "header", header)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -90,8 +94,8 @@ class PersonaVector:
         """All directions times a finite number."""
         if isinstance(factor, bool) or not isinstance(factor, Real):
             return NotImplemented
-        if not math.isfinite(factor):
-            raise InvalidVector(f"{self.name} cannot be multiplied by {factor}; give a finite number.")
+        if not abs(factor) <= LARGEST:
+            raise InvalidVector(f"{self.name} cannot be multiplied by this number; give one between ±{LARGEST:.3g}.")
         return self._combined([(float(factor), self)])
 
     __rmul__ = __mul__
@@ -100,8 +104,8 @@ class PersonaVector:
         """All directions divided by a finite number other than 0."""
         if isinstance(divisor, bool) or not isinstance(divisor, Real):
             return NotImplemented
-        if not divisor:
-            raise InvalidVector(f"{self.name} cannot be divided by 0.")
+        if not 1 / LARGEST <= abs(divisor) <= LARGEST:
+            raise InvalidVector(f"{self.name} cannot be divided by 0, nor by what float32 cannot hold.")
         return self * (1.0 / float(divisor))
 
     def __neg__(self) -> PersonaVector:
@@ -121,8 +125,9 @@ class PersonaVector:
             InvalidVector: no vectors.
             OtherModel: they belong to more than one model.
         """
-        if not vectors:
-            raise InvalidVector("The mean of no vectors is not defined; give at least one.")
+        vectors = [] if isinstance(vectors, PersonaVector) else list(vectors)
+        if not vectors or not all(isinstance(vector, PersonaVector) for vector in vectors):
+            raise InvalidVector("A mean is taken of a list of persona vectors; give at least one.")
         return cls._combined([(1.0 / len(vectors), vector) for vector in vectors])
 
     @classmethod
