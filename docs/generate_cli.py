@@ -18,7 +18,7 @@ HEAD = """\
 Written by `python docs/generate_cli.py` from the commands' own help; change the help, not this page.
 
 Results go to stdout; progress and words to stderr. With `--json` stdout is one JSON object. Exit code 0: done;
-1: a lint found an error; 2: something to mend, said in one sentence; 130: interrupted.
+1: a lint found an error; 2: something to fix, said in one sentence; 130: interrupted.
 """
 
 

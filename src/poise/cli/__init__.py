@@ -37,7 +37,7 @@ __all__ = ["app", "main"]
 
 
 class _Commands(TyperGroup):
-    """Turns what the user can mend into one sentence; bugs keep their traceback."""
+    """Turns what the user can fix into one sentence; bugs keep their traceback."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order of use."""

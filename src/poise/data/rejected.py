@@ -65,10 +65,10 @@ class Rejections:
                 self._append(row, self.path)
             if self.rows >= self.least and len(self) > self.share * self.rows:
                 raise InvalidData(
-                    f"{self._summary(row)}, more than the {self.share:.0%} that is allowed; mend them or allow more."
+                    f"{self._summary(row)}, more than the {self.share:.0%} that is allowed; fix them or allow more."
                 )
         if self._last is not None and len(self) == self.rows:
-            raise InvalidData(f"{self._summary(self._last)}; nothing is left to work on; mend them or say their shape.")
+            raise InvalidData(f"{self._summary(self._last)}; nothing is left to work on; fix them or say their shape.")
 
     def _summary(self, last: RejectedRow) -> str:
         place = f"line {last.line}" if last.line else f"row {last.row}"
