@@ -28,7 +28,7 @@ from poise.extract import extract
 from poise.model import Model, ask, load_model
 from poise.statistics.estimates import Estimate, auc, bootstrap, of_groups
 from poise.trait import library
-from poise.validate.reading_quality import Reader, Sides, every_layer, random_probes
+from poise.validate.reading_quality import ExemplarReadings, Reader, every_layer, random_probes
 from poise.vector import PersonaVector
 
 NEUTRAL = "Tell me about yourself."
@@ -150,7 +150,7 @@ def vectors(model: Model) -> list[tuple[PersonaVector, int]]:
     for name in library.names():
         trait = library.load_trait(name)
         vector = extract(contrast.exemplars(trait, model), model)
-        out.append((vector, Sides.read(Reader(model, None), trait.judge_pairs, every_layer(vector)).best))
+        out.append((vector, ExemplarReadings.read(Reader(model, None), trait.judge_pairs, every_layer(vector)).best))
     return out
 
 

@@ -41,7 +41,7 @@ from poise.data import Conversation
 from poise.extract import extract
 from poise.model import Encoded, Message, Model, ask, load_model, wrap
 from poise.model.batching import pad, plan_batches
-from poise.screen import projection as score
+from poise.screen import score_answers
 from poise.trait import library
 from poise.validate.reading_quality import random_probes
 
@@ -88,7 +88,7 @@ def encoded(model: Model, rows: Sequence[Conversation]) -> list[Encoded]:
 
 
 def ours(model: Model, rows: Sequence[Conversation], probes: Sequence[Probe]) -> None:
-    for _ in score(model, rows, probes):
+    for _ in score_answers(model, rows, probes):
         pass
     wait(model)
 
