@@ -6,6 +6,7 @@ says nothing. These checks need no list of architectures, which is what makes an
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,8 +54,12 @@ class SelfCheck:
 
 def cache_argument(lm: Any) -> str:
     """The argument under which a model takes what it keeps between steps; empty where it has none."""
-    inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-    parameters = inspect.signature(inner.forward).parameters
+    return _cache_argument(type(lm.get_base_model() if hasattr(lm, "get_base_model") else lm))
+
+
+@functools.cache
+def _cache_argument(kind: type) -> str:
+    parameters = inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
     return next((name for name in CACHE_ARGUMENTS if name in parameters), "")
 
 
