@@ -650,10 +650,19 @@ class TestWhatGoesWrong:
         whole = train(settings(home, tmp_path / "whole", epochs=40))
         assert equal(done.adapter, whole.adapter, within=1e-5)
 
+    def test_no_judge_is_none_in_yaml_as_on_the_command_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "c.yaml"
+        for word in ("none", "null", "~"):
+            path.write_text(f"model: m\ndata: [d]\nout: o\nmeasure:\n  judge: {word}\n")
+            assert read_settings(path, TrainConfig).measure.judge is None
+
     def test_settings_are_named_by_line_and_field(self, tmp_path: Path) -> None:
         path = tmp_path / "c.yaml"
         path.write_text("model: m\ndata: [d]\nout: o\nlora:\n  rank: 3\nbatch: 0\n")
         with pytest.raises(InvalidSettings, match=r"(?s)line 5: lora.rank is an unknown setting.*line 6: batch"):
+            read_settings(path, TrainConfig)
+        path.write_text("model: m\nmodel: n\ndata: [d]\nout: o\nbatch: 0\n")
+        with pytest.raises(InvalidSettings, match=r"(?s)2 mistakes.*line 2: model is there twice.*line 5: batch"):
             read_settings(path, TrainConfig)
         path.write_text("model: [m\n")
         with pytest.raises(InvalidSettings, match="broken YAML"):

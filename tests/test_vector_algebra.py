@@ -228,3 +228,34 @@ def test_a_strength_too_large_for_a_number_is_refused(model: Model) -> None:
     for strength in ({"coef": 10**400}, {"dose": 10**400}, {"coef": float("inf")}):
         with pytest.raises(InvalidSteering, match="finite number"):
             Steering.add(tiny.vector(model), **strength)
+
+
+class TestWrongTypes:
+    """Each is one sentence of the tree, whatever is put in."""
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            lambda v: v.cosine(3),
+            lambda v: v.coef(True, 1),
+            lambda v: v.coef("a", 1),
+            lambda v: v.coef(math.inf, 1),
+            lambda v: v.dose("a", 1),
+            lambda v: v.dose(math.nan, 1),
+            lambda v: v.dose(1.0, True),
+            lambda v: v.project([1.0], 1),
+            lambda v: v.project(None, 1),
+            lambda v: v.with_certificate(None),
+            lambda v: v.with_certificate(3),
+            lambda v: v.with_alarms([3]),
+            lambda v: v.with_alarms("evil"),
+            lambda v: v.with_alarms([], drift=3),
+            lambda v: PersonaVector(v.directions, -v.reference_norm, v.header),
+        ],
+    )
+    def test_are_refused(self, a: PersonaVector, wrong: Any) -> None:
+        with pytest.raises((InvalidArgument, InvalidSteering, InvalidVector), match=r"^[A-Z].*[.]$"):
+            wrong(a)
+
+    def test_a_sum_is_a_sum(self, a: PersonaVector, b: PersonaVector) -> None:
+        torch.testing.assert_close(sum([a, b]).directions, a.directions + b.directions)  # type: ignore[union-attr]

@@ -5,15 +5,26 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from poise.errors import InvalidSettings
 
-__all__ = ["FrozenModel", "Settings", "check_settings", "describe_fault", "line_at", "read_settings"]
+__all__ = [
+    "BrokenYAML",
+    "FrozenModel",
+    "Settings",
+    "YAMLDocument",
+    "check_settings",
+    "describe_fault",
+    "line_at",
+    "parse_yaml",
+    "read_settings",
+]
 
 S = TypeVar("S", bound="Settings")
 
@@ -30,6 +41,59 @@ class Settings(FrozenModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
+class BrokenYAML(Exception):
+    """A text that is no YAML document, in plain words; whoever reads the file makes it an error of the tree.
+
+    Attributes:
+        line: Line of the mistake, from 1; ``None`` where there is no one line.
+    """
+
+    def __init__(self, message: str, line: int | None) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class YAMLDocument:
+    """A YAML document, with the places of its parts.
+
+    Attributes:
+        values: Dicts, lists and scalars.
+        root: The composed document, for ``line_at``; ``None`` where the text is empty.
+        repeated: Keys that their mapping has already.
+    """
+
+    values: Any
+    root: yaml.Node | None
+    repeated: tuple[yaml.ScalarNode, ...]
+
+
+def parse_yaml(text: str, *, scalars: Literal["typed", "text"] = "typed") -> YAMLDocument:
+    """The one reader of YAML in Poise.
+
+    Args:
+        text: One document.
+        scalars: ``typed`` as YAML's core types; ``text`` as written, but for null.
+
+    Raises:
+        BrokenYAML: it does not parse, holds a control character, has a key that is no scalar, or refers to itself.
+    """
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        repeated = tuple(_repeated(root))
+        values = yaml.safe_load(text) if scalars == "typed" else _text_values(root, {})
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise BrokenYAML(f"holds the control character {error.character:#04x}", line) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        what = getattr(error, "problem", None) or getattr(error, "context", None) or "it cannot be read"
+        raise BrokenYAML(f"broken YAML, {what}", mark.line + 1 if mark else None) from error
+    except RecursionError as error:
+        raise BrokenYAML("nested too deeply or refers to itself; leave anchors out", None) from error
+    return YAMLDocument(values, root, repeated)
+
+
 def read_settings(path: str | Path, kind: type[S]) -> S:
     """The settings in a YAML file.
 
@@ -44,29 +108,27 @@ def read_settings(path: str | Path, kind: type[S]) -> S:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InvalidSettings(f"Cannot read the settings {where}: {reason}; give the path of a YAML file.") from error
     try:
-        root, data = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
-        repeated = list(_repeated(root))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or "it cannot be read"
-        raise InvalidSettings(f"{where}{line}: broken YAML, {what}; fix it and try again.") from error
-    except RecursionError as error:
-        raise InvalidSettings(f"{where} is nested too deeply or refers to itself; leave anchors out.") from error
-    if twice := [f"line {key.start_mark.line + 1}: {key.value}" for key in repeated]:
-        # YAML would let the last one win.
-        raise InvalidSettings(f"{where} says something twice ({', '.join(twice)}); keep one.")
+        document = parse_yaml(text)
+    except BrokenYAML as error:
+        line = f", line {error.line}" if error.line else ""
+        raise InvalidSettings(f"{where}{line}: {error}; fix it and try again.") from error
+    data, root = document.values, document.root
     if not isinstance(data, dict):
         raise InvalidSettings(f"{where} holds no settings; it should have lines like `model: NAME`.")
+    # YAML itself would let the last of two win.
+    faults = [(key.start_mark.line + 1, f"{key.value} is there twice; keep one") for key in document.repeated]
+    settings = None
     try:
-        return kind.model_validate(data)
+        settings = kind.model_validate(data)
     except ValidationError as error:
-        in_order = sorted(error.errors(), key=lambda fault: line_at(root, fault["loc"]))
-        faults = [_complaint(root, dict(fault), kind) for fault in in_order]
-        if len(faults) == 1:
-            raise InvalidSettings(f"{where}, {faults[0]}; fix it and try again.") from error
-        lines = "".join(f"\n  {fault}" for fault in faults)
-        raise InvalidSettings(f"{where} has {len(faults)} mistakes; fix them and try again:{lines}") from error
+        faults += [(line_at(root, fault["loc"]), describe_fault(dict(fault), kind)) for fault in error.errors()]
+    if settings is not None and not faults:
+        return settings
+    lines = [f"line {line}: {fault}" for line, fault in sorted(faults, key=lambda fault: fault[0])]
+    if len(lines) == 1:
+        raise InvalidSettings(f"{where}, {lines[0]}; fix it and try again.")
+    listed = "".join(f"\n  {line}" for line in lines)
+    raise InvalidSettings(f"{where} has {len(lines)} mistakes; fix them and try again:{listed}")
 
 
 def check_settings(values: Mapping[str, Any], kind: type[S]) -> S:
@@ -82,22 +144,48 @@ def check_settings(values: Mapping[str, Any], kind: type[S]) -> S:
         raise InvalidSettings(f"{kind.__name__}: {faults}; fix it and try again.") from error
 
 
-def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Keys that their mapping has already."""
+def _repeated(node: yaml.Node | None, seen: set[int] | None = None) -> Iterator[yaml.ScalarNode]:
+    """Keys that their mapping has already; an alias, which is its anchor's node, is looked at once."""
+    visited = set() if seen is None else seen
+    if node is None or id(node) in visited:
+        return
+    visited.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _repeated(item)
+            yield from _repeated(item, visited)
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, value in node.value:
-            if str(key.value) in seen:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a field without a name", problem_mark=key.start_mark)
+            if key.value in keys:
                 yield key
-            seen.add(str(key.value))
-            yield from _repeated(value)
+            keys.add(key.value)
+            yield from _repeated(value, visited)
 
 
-def _complaint(root: yaml.Node | None, fault: dict[str, Any], kind: type[BaseModel]) -> str:
-    return f"line {line_at(root, fault['loc'])}: {describe_fault(fault, kind)}"
+def _text_values(node: yaml.Node | None, built: dict[int, Any]) -> Any:
+    """Dicts, lists and texts: `yes` and `1984` make good answers.
+
+    Args:
+        node: Node of the composed document.
+        built: Values by node, so that an alias is built once.
+    """
+    if node is None or node.tag == "tag:yaml.org,2002:null":
+        return None
+    if id(node) in built:
+        return built[id(node)]
+    if isinstance(node, yaml.MappingNode):
+        fields: dict[str, Any] = {}
+        built[id(node)] = fields
+        fields.update((key.value, _text_values(value, built)) for key, value in node.value)
+        return fields
+    if isinstance(node, yaml.SequenceNode):
+        items: list[Any] = []
+        built[id(node)] = items
+        items.extend(_text_values(item, built) for item in node.value)
+        return items
+    return node.value
 
 
 def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:

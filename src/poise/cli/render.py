@@ -336,5 +336,5 @@ def _said(text: str) -> Text:
 
 
 def _plain_number(text: str) -> str:
-    """Without control signs, with which a model could move the cursor or set a title."""
+    """Without control characters, with which a model could move the cursor or set a title."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)

@@ -54,12 +54,13 @@ class SelfCheck:
 
 def cache_argument(lm: Any) -> str:
     """The argument under which a model takes what it keeps between steps; empty where it has none."""
-    return _cache_argument(type(lm.get_base_model() if hasattr(lm, "get_base_model") else lm))
+    inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+    return _cache_argument(inner.__class__)
 
 
 @functools.cache
-def _cache_argument(kind: type) -> str:
-    parameters = inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+def _cache_argument(kind: Any) -> str:
+    parameters = inspect.signature(kind.forward).parameters
     return next((name for name in CACHE_ARGUMENTS if name in parameters), "")
 
 

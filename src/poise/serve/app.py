@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -106,11 +107,11 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-class _Stream(StreamingResponse):
+class _Stream(EventSourceResponse):
     """Gives the slots back however it ends, also where the client is gone before the first chunk."""
 
     def __init__(self, exchange: CompletionExchange, chunks: AsyncIterator[bytes]) -> None:
-        super().__init__(chunks, media_type="text/event-stream")
+        super().__init__(chunks)
         self.exchange = exchange
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -135,7 +136,7 @@ async def _event_stream(exchange: CompletionExchange, *, include_usage: bool) ->
         async with contextlib.aclosing(exchange.steps()) as steps:
             async for step in _with_signs_of_life(steps):
                 if step is None:
-                    yield b": waiting\n\n"
+                    yield format_sse_event(comment="waiting")
                     continue
                 choice, guarded = step
                 if choice.index not in opened:
@@ -148,7 +149,7 @@ async def _event_stream(exchange: CompletionExchange, *, include_usage: bool) ->
     else:
         if include_usage:
             yield _event(chunk_body(head, kind, [], usage=usage_body(exchange.plan, exchange.choices)))
-    yield b"data: [DONE]\n\n"
+    yield format_sse_event(data_str="[DONE]")
 
 
 async def _with_signs_of_life(steps: Any) -> AsyncIterator[Any]:
@@ -172,7 +173,7 @@ async def _with_signs_of_life(steps: Any) -> AsyncIterator[Any]:
 
 
 def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
+    return format_sse_event(data_str=json.dumps(body, ensure_ascii=False, allow_nan=False))
 
 
 def _vectors(app: FastAPI, service: Service) -> None:

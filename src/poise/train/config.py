@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from poise.settings import Settings
 
@@ -72,7 +72,7 @@ class MeasurementSettings(Settings):
     vectors: tuple[str, ...] | None = Field(
         default=None, description="Vector files; by default those of the vaccine and the watch."
     )
-    judge: str | None = Field(default="exemplars", description="exemplars, model:NAME, endpoint:NAME, or null.")
+    judge: str | None = Field(default="exemplars", description="exemplars, model:NAME, endpoint:NAME, or none.")
     questions: int = Field(default=20, ge=1, description="How many of each trait's evaluation questions are answered.")
     rollouts: int = Field(default=1, ge=1, description="Answers a question.")
     max_new_tokens: int = Field(default=96, ge=1, description="Longest answer.")
@@ -80,6 +80,12 @@ class MeasurementSettings(Settings):
         default=(), description="Capability sets, as `poise shift --capability` takes them."
     )
     capability_limit: int | None = Field(default=None, ge=1, description="Most rows of each.")
+
+    @field_validator("judge")
+    @classmethod
+    def _none_is_no_judge(cls, judge: str | None) -> str | None:
+        """`judge: none` in YAML is the text `none`, which the commands take for no judge."""
+        return None if judge == "none" else judge
 
 
 class TrainConfig(Settings):

@@ -20,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from poise.errors import InvalidExemplars, InvalidTrait, PoiseError, UnknownTrait
-from poise.settings import line_at
+from poise.settings import BrokenYAML, line_at, parse_yaml
 from poise.trait.schema import LEAST_PAIRS, ExemplarPair, OwnTrait, Trait, TraitName, field_path, same_question
 
 __all__ = [
@@ -190,56 +190,28 @@ def _unknown(name: str) -> str:
 def _parse(raw: bytes, where: str) -> Trait:
     """The trait in a YAML document, or all that is wrong with it."""
     try:
-        text = raw.decode("utf-8-sig")
-        root = yaml.compose(text, yaml.SafeLoader)
-        data = {} if root is None else _plain_values(root, {})
+        document = parse_yaml(raw.decode("utf-8-sig"), scalars="text")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise _error(InvalidTrait, where, [f"line {line}: is not UTF-8 text"]) from error
-    except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        raise _error(InvalidTrait, where, [f"line {line}: holds the control sign {error.character:#04x}"]) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise _error(InvalidTrait, where, [f"line {line}: broken YAML, {error.problem or error.context}"]) from error
-    except RecursionError as error:
-        raise InvalidTrait(f"{where} is nested too deeply to be a trait file.") from error
+    except BrokenYAML as error:
+        raise _error(InvalidTrait, where, [f"line {error.line or 1}: {error}"]) from error
+    data = {} if document.root is None else document.values
     if isinstance(data, dict) and data.get("schema") == "1":
         data["schema"] = 1
+    placed = [(key.start_mark.line + 1, f"{key.value} is there twice; keep one") for key in document.repeated]
+    trait = None
     try:
-        return Trait.model_validate(data)
+        trait = Trait.model_validate(data)
     except ValidationError as error:
-        placed = [(line_at(root, place), place, what) for place, what in complaints(error)]
-        placed.sort(key=lambda mistake: mistake[0])
-        mistakes = [f"line {line}: {field_path(place) or 'the file'} {what}" for line, place, what in placed]
-        raise _error(InvalidTrait, where, mistakes) from error
-
-
-def _plain_values(node: yaml.Node, seen: dict[int, Any]) -> Any:
-    """Dicts, lists and texts. All other scalars are text as written: `yes` and `1984` make good answers.
-
-    Args:
-        node: Node of the composed document.
-        seen: Values by node, so that an alias, which is its anchor's node, is built once.
-    """
-    if id(node) in seen:
-        return seen[id(node)]
-    if isinstance(node, yaml.MappingNode):
-        fields: dict[str, Any] = {}
-        seen[id(node)] = fields
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.value in fields:
-                named = f"the field {key.value} twice" if isinstance(key, yaml.ScalarNode) else "a field without a name"
-                raise yaml.MarkedYAMLError(problem=named, problem_mark=key.start_mark)
-            fields[key.value] = _plain_values(value, seen)
-        return fields
-    if isinstance(node, yaml.SequenceNode):
-        items: list[Any] = []
-        seen[id(node)] = items
-        items.extend(_plain_values(item, seen) for item in node.value)
-        return items
-    return None if node.tag == "tag:yaml.org,2002:null" else node.value
+        placed += [
+            (line_at(document.root, place), f"{field_path(place) or 'the file'} {what}")
+            for place, what in complaints(error)
+        ]
+    if trait is not None and not placed:
+        return trait
+    placed.sort(key=lambda mistake: mistake[0])
+    raise _error(InvalidTrait, where, [f"line {line}: {what}" for line, what in placed])
 
 
 def _read_pair(line: bytes) -> tuple[ExemplarPair | None, list[str]]:

@@ -7,7 +7,7 @@ Files of other tools are written in ``export`` and read in ``importing``.
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError
 from numbers import Integral, Real
@@ -63,6 +63,8 @@ class PersonaVector:
             single = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
             if not torch.isfinite(single).all():  # after the cast: what float32 cannot hold is infinity
                 raise InvalidVector("The vector holds NaN or infinity in float32; extract it again.")
+            if slot == "_reference_norm" and (single < 0).any():
+                raise InvalidVector("The reference norms are mean lengths and cannot be negative; extract it again.")
             object.__setattr__(self, slot, single)
         object.__setattr__(self, "header", header)
 
@@ -85,6 +87,10 @@ class PersonaVector:
     def __add__(self, other: PersonaVector) -> PersonaVector:
         """The sum of two vectors of one model, layer by layer; ``OtherModel`` for vectors of two."""
         return self._combined([(1.0, self), (1.0, other)]) if isinstance(other, PersonaVector) else NotImplemented
+
+    def __radd__(self, other: object) -> PersonaVector:
+        """``sum`` of vectors, which begins with 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __sub__(self, other: PersonaVector) -> PersonaVector:
         """The difference of two vectors of one model, layer by layer; ``OtherModel`` for vectors of two."""
@@ -205,10 +211,11 @@ class PersonaVector:
 
     def project(self, activations: torch.Tensor, layer: int) -> torch.Tensor:
         """Activations [..., d] of that layer on the unit direction: float32 [...]."""
-        if activations.shape[-1:] != (self.width,):
+        shape = tuple(getattr(activations, "shape", ()))
+        if not isinstance(activations, torch.Tensor) or shape[-1:] != (self.width,):
             raise InvalidArgument(
-                f"Activations {tuple(activations.shape)} do not fit {self.name}; their last dimension must be "
-                f"{self.width}."
+                f"Activations {shape or type(activations).__name__} do not fit {self.name}; their last dimension must "
+                f"be {self.width}."
             )
         return torch.matmul(activations.float(), self.unit(layer).to(activations.device))
 
@@ -217,7 +224,10 @@ class PersonaVector:
 
         Raises:
             OtherModel: the vectors have different numbers of layers or widths.
+            InvalidVector: the other is no vector.
         """
+        if not isinstance(other, PersonaVector):
+            raise InvalidVector(f"A cosine is taken with another persona vector, not with {type(other).__name__}.")
         if self._directions.shape != other._directions.shape:
             raise OtherModel(
                 f"{self.name} of {self.header.model.name} (L={self.layers}, d={self.width}) and {other.name} of "
@@ -228,18 +238,23 @@ class PersonaVector:
 
     def dose(self, coef: float, layer: int) -> float:
         """``α‖v‖ / mean‖h‖`` at a layer."""
-        return float(coef * self.norms[self.check_layer(layer)] / self._reference_norm[layer])
+        return float(self._finite(coef, "strength") * self.norms[self.check_layer(layer)] / self._reference_norm[layer])
 
     def coef(self, dose: float, layer: int) -> float:
         """The α that has a given dose at a layer."""
-        if not math.isfinite(dose):
-            raise InvalidSteering(f"The dose of {self.name} is {dose}; give a finite number.")
+        dose = self._finite(dose, "dose")
         norm = float(self.norms[self.check_layer(layer)])
         if norm == 0:
             raise InvalidSteering(
                 f"{self.name} is zero at layer {layer} of {self.layers}: no strength has a dose there."
             )
         return dose * float(self._reference_norm[layer]) / norm
+
+    def _finite(self, number: float, subject: str) -> float:
+        real = isinstance(number, Real) and not isinstance(number, bool)
+        if not real or not abs(number) <= LARGEST:
+            raise InvalidSteering(f"The {subject} of {self.name} is {reprlib.repr(number)}; give a finite number.")
+        return float(number)
 
     def check_layer(self, layer: int) -> int:
         """The layer itself, or an error that names the range."""
@@ -278,11 +293,20 @@ class PersonaVector:
 
     def with_certificate(self, certificate: Mapping[str, Any] | FrozenModel) -> PersonaVector:
         """The same vector with a certificate, as ``validate`` gave it or as JSON, in its header."""
+        if not isinstance(certificate, FrozenModel | Mapping):
+            raise InvalidVector(
+                f"A certificate is what `validate` gives, or its JSON as a mapping, not {type(certificate).__name__}."
+            )
         facts = certificate.model_dump(mode="json") if isinstance(certificate, FrozenModel) else dict(certificate)
         header = self.header.model_copy(update={"certificate": facts})
         return PersonaVector(self._directions, self._reference_norm, header)
 
     def with_alarms(self, alarms: Sequence[Alarm], drift: Drift | None = None) -> PersonaVector:
         """The same vector with these alarms and this drift chart in its header, in the place of all earlier ones."""
-        header = self.header.model_copy(update={"alarms": tuple(alarms), "drift": drift})
+        alarms = tuple(alarms) if isinstance(alarms, Sequence) else (alarms,)
+        if not all(isinstance(alarm, Alarm) for alarm in alarms) or not isinstance(drift, Drift | None):
+            raise InvalidVector(
+                "Alarms and drift charts come from `calibrate_alarms`; give a list of Alarm and a Drift."
+            )
+        header = self.header.model_copy(update={"alarms": alarms, "drift": drift})
         return PersonaVector(self._directions, self._reference_norm, header)

@@ -88,7 +88,7 @@ def tinted_texts(
 
 
 def cleaned(text: str) -> str:
-    """Without control signs, with which a model could move the cursor, set a title or turn text round."""
+    """Without control characters, with which a model could move the cursor, set a title or turn text round."""
     return CONTROL.sub("", text)
 
 
