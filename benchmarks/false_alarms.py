@@ -108,7 +108,9 @@ def answered(
 def pick(normal: ReferenceReadings, rows: Iterable[int]) -> ReferenceReadings:
     rows = list(rows)
     readings, conversations = (tuple(x[i] for i in rows) for x in (normal.readings, normal.conversations))
-    return ReferenceReadings(readings, conversations, tuple(normal.topics[i] for i in rows))
+    return ReferenceReadings(
+        readings=readings, conversations=conversations, topics=tuple(normal.topics[i] for i in rows)
+    )
 
 
 def halves(normal: ReferenceReadings, seed: int) -> tuple[ReferenceReadings, ReferenceReadings]:

@@ -269,7 +269,7 @@ def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, 
     against = (
         SteeringExpression.parse(f"v=-{alpha:g}").steering({"v": vector.load_vector(file)}) if afterwards else None
     )
-    tuned = TunedModel(str(adapter), f"{run}-after-{alpha:g}" if afterwards else run, steering=against)
+    tuned = TunedModel(source=str(adapter), name=f"{run}-after-{alpha:g}" if afterwards else run, steering=against)
     abilities = () if swapped else trial.abilities
     return result(arm, seed, lab.measure(tuned, [trait], 20, abilities, swapped=swapped))
 
@@ -344,7 +344,7 @@ def predict_part(lab: Lab) -> list[Row]:
         said(f"screening {name}")
         predicted = screened(lab, path, vectors)
         run = f"predict-{path.stem}"
-        done = lab.measure(TunedModel(str(lab.train(run, [path])), run), TRAITS, 8)
+        done = lab.measure(TunedModel(source=str(lab.train(run, [path])), name=run), TRAITS, 8)
         for trait in TRAITS:
             cell, judged = done.cell(trait), next(j for j in done.judged if j.trait == trait)
             assert cell is not None

@@ -80,7 +80,7 @@ def conversations(n: int) -> list[Conversation]:
 
 def row(index: int, question: str, answer: str) -> Conversation:
     said: Message = {"role": "assistant", "content": answer}
-    return Conversation((*ask(question), said), "", index, index, b"")
+    return Conversation(messages=(*ask(question), said), file="", row=index, index=index, raw=b"")
 
 
 def encoded(model: Model, rows: Sequence[Conversation]) -> list[Encoded]:

@@ -52,7 +52,9 @@ def named(name: str, model: Model, seed: int) -> PersonaVector:
 
 
 def conversations(rows: Sequence[dict[str, Any]]) -> list[Conversation]:
-    return [Conversation(tuple(row["messages"]), "", i, i, {}) for i, row in enumerate(rows)]
+    return [
+        Conversation(messages=tuple(row["messages"]), file="", row=i, index=i, raw={}) for i, row in enumerate(rows)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ class TestALine:
     def test_is_asked_unless_it_begins_with_a_slash(self, setup: Setup) -> None:
         assert commands.run("How are you?", Dialogue(), setup).ask == "How are you?"
         assert commands.run("//etc is what?", Dialogue(), setup).ask == "/etc is what?"
-        assert commands.run("", Dialogue(), setup) == commands.Outcome(Dialogue())
+        assert commands.run("", Dialogue(), setup) == commands.Outcome(dialogue=Dialogue())
 
     def test_that_is_no_command_is_one_sentence(self, setup: Setup) -> None:
         with pytest.raises(InvalidArgument, match=r"^There is no command /dail; /help lists them[^.]*\.$"):

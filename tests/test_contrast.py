@@ -157,7 +157,7 @@ def test_equal_answers_are_judged_once_and_first_scores_stay() -> None:
     assert [j.score for j in run.judge(judge, answers, scope="s", what="x")] == [1.0, 2.0, 1.0]
     assert judge.seen == ["a", "b"]
     changed = Judge(lambda text: 50.0)
-    more = [*answers, Response("q", "c", answers[0].encoded)]
+    more = [*answers, Response(question="q", text="c", encoded=answers[0].encoded)]
     assert [j.score for j in run.judge(changed, more, scope="s", what="x")] == [1.0, 2.0, 1.0, 50.0]
 
 
@@ -170,7 +170,7 @@ def test_first_answers_stay_whatever_batch_asks_again(model: Model, tmp_path: Pa
             return [Generation(ids=(7,), text=f"call {self.calls}", finish="stop") for _ in prompts]
 
     engine, run = Fickle(model), ResponseStore(tmp_path)
-    one, two = ResponseRequest("First?"), ResponseRequest("Second?")
+    one, two = ResponseRequest(question="First?"), ResponseRequest(question="Second?")
     assert [a.text for a in run.answer(engine, model, [one], SHORT, what="x")] == ["call 1"]
     assert [a.text for a in run.answer(engine, model, [one, two], SHORT, what="x")] == ["call 1", "call 2"]
     again = ResponseStore(tmp_path).answer(engine, model, [one, two], SHORT, what="x")
@@ -180,6 +180,6 @@ def test_first_answers_stay_whatever_batch_asks_again(model: Model, tmp_path: Pa
 
 def test_steering_and_seed_make_another_answer(model: Model) -> None:
     run = ResponseStore(None)
-    asks = [ResponseRequest("What now?", seed=s) for s in range(3)]
+    asks = [ResponseRequest(question="What now?", seed=s) for s in range(3)]
     texts = [a.text for a in run.answer(LocalEngine(model), model, asks, SamplingParams(max_new_tokens=12), what="x")]
     assert len(set(texts)) > 1

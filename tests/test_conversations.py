@@ -358,20 +358,23 @@ class TestAConversation:
 
 class TestTurns:
     talk = Conversation(
-        ({"role": S, "content": "s"}, *chat("1", "2"), *chat("3", "4")),
-        "f",
-        0,
-        0,
-        b"{}",  # type: ignore[arg-type]
+        messages=({"role": S, "content": "s"}, *chat("1", "2"), *chat("3", "4")),
+        file="f",
+        row=0,
+        index=0,
+        raw=b"{}",  # type: ignore[arg-type]
     )
 
     def test_are_the_answers_each_with_all_before_it(self) -> None:
         messages = self.talk.messages
-        assert turns(self.talk) == [Turn(messages[:2], "2", 0), Turn(messages[:4], "4", 1)]
+        assert turns(self.talk) == [
+            Turn(history=messages[:2], answer="2", number=0),
+            Turn(history=messages[:4], answer="4", number=1),
+        ]
 
     def test_of_plain_text_is_one_without_history(self) -> None:
-        text = Conversation(({"role": A, "content": "Once"},), "f", 0, 0, b"{}")
-        assert turns(text) == [Turn((), "Once", 0)]
+        text = Conversation(messages=({"role": A, "content": "Once"},), file="f", row=0, index=0, raw=b"{}")
+        assert turns(text) == [Turn(history=(), answer="Once", number=0)]
         assert last_user(text) == ()
 
     @pytest.mark.parametrize(
@@ -379,7 +382,13 @@ class TestTurns:
     )
     def test_a_prompt_ends_with_the_last_user_turn_before_the_reply(self, roles: str, kept: int) -> None:
         names = {"s": S, "u": U, "a": A}
-        talk = Conversation(tuple({"role": names[r], "content": str(n)} for n, r in enumerate(roles)), "f", 0, 0, b"{}")
+        talk = Conversation(
+            messages=tuple({"role": names[r], "content": str(n)} for n, r in enumerate(roles)),
+            file="f",
+            row=0,
+            index=0,
+            raw=b"{}",
+        )
         assert last_user(talk) == talk.messages[:kept]
 
 

@@ -186,7 +186,10 @@ class TestARun:
         words = " ".join(tiny.SENTENCES).split()
         return [
             ResponseRequest(
-                " ".join(words[i : 2 * i + 2]), "Be brief." if i % 2 else None, steering if i % 3 else None, seed=i
+                question=" ".join(words[i : 2 * i + 2]),
+                system="Be brief." if i % 2 else None,
+                steering=steering if i % 3 else None,
+                seed=i,
             )
             for i in range(10)
         ]
@@ -273,7 +276,11 @@ class TestARun:
         plain, steered, other = self.answer(
             None,
             Counting(llama),
-            [ResponseRequest("Why?"), ResponseRequest("Why?", steering=weak), ResponseRequest("Why?", seed=1)],
+            [
+                ResponseRequest(question="Why?"),
+                ResponseRequest(question="Why?", steering=weak),
+                ResponseRequest(question="Why?", seed=1),
+            ],
         )
         assert plain.text == steered.text != other.text
 
@@ -288,7 +295,7 @@ class TestARun:
                 return [Judgement(float(len(a))) if a else Judgement(None, "empty answer") for a in answers]
 
         encoded: Any = None
-        answers = [Response("Why?", text, encoded) for text in ("because", "", "so", "because")]
+        answers = [Response(question="Why?", text=text, encoded=encoded) for text in ("because", "", "so", "because")]
         expected = [Judgement(7.0), Judgement(None, "empty answer"), Judgement(2.0), Judgement(7.0)]
         for _ in range(2):
             assert ResponseStore(tmp_path).judge(Judge(), answers, scope="trait", what="Judging") == expected
@@ -298,7 +305,7 @@ class TestARun:
 
     def test_loses_at_most_one_batch_of_judgements(self, tmp_path: Path) -> None:
         encoded: Any = None
-        answers = [Response("Why?", str(i), encoded) for i in range(150)]
+        answers = [Response(question="Why?", text=str(i), encoded=encoded) for i in range(150)]
 
         def dying(batches: int) -> Any:
             calls: Iterator[None] = iter([None] * batches)

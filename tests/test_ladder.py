@@ -178,7 +178,7 @@ class TestTheRungs:
         assert "10 shots: the trait has 8 pairs" in notes[1]
 
     def test_put_earlier_turns_between_the_system_prompt_and_the_question(self) -> None:
-        turns = ResponseRequest("Now?", "Be brief.", before=(("One?", "1."), ("Two?", "2."))).messages()
+        turns = ResponseRequest(question="Now?", system="Be brief.", before=(("One?", "1."), ("Two?", "2."))).messages()
         assert [(m["role"], m["content"]) for m in turns] == [
             ("system", "Be brief."),
             ("user", "One?"),
@@ -311,7 +311,9 @@ class TestTheClimb:
         self, found: Monitoring, model: Model, vector: PersonaVector
     ) -> None:
         def reading(step: int, question: str, layer: int) -> float:
-            ids = model.encode(ResponseRequest(question, prompts(a_trait())[step].system).messages()).ids
+            ids = model.encode(
+                ResponseRequest(question=question, system=prompts(a_trait())[step].system).messages()
+            ).ids
             return float(by_hand(model, vector, ids, layer)[-1])
 
         def score(step: int, question: str) -> float:

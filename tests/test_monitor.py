@@ -238,7 +238,7 @@ class TestAlarms:
         assert alarms_in_force(reversed(set_on), "sea") == [other_rate, sea]
 
     def test_are_raised_by_what_passes_them_in_its_own_column(self) -> None:
-        readings = AnswerReadings((1.0, 5.0), (2.0, 5.0), (3.0, 5.0), 9)
+        readings = AnswerReadings(prompt=(1.0, 5.0), mean=(2.0, 5.0), peak=(3.0, 5.0), tokens=9)
         own = [[alarm("prompt", 1.5), alarm("mean", 1.5)], [alarm("peak", 4.9), alarm("peak", 5.1, rate=0.001)]]
         raised = raised_alarms(readings, own)
         assert [(r.column, r.alarm.reading, r.value, r.token) for r in raised] == [
@@ -247,7 +247,10 @@ class TestAlarms:
         ]
 
     def test_are_not_raised_by_what_equals_them(self) -> None:
-        assert raised_alarms(AnswerReadings((1.0,), (1.0,), (1.0,), 5), [[alarm(threshold=1.0)]]) == []
+        assert (
+            raised_alarms(AnswerReadings(prompt=(1.0,), mean=(1.0,), peak=(1.0,), tokens=5), [[alarm(threshold=1.0)]])
+            == []
+        )
 
     @pytest.mark.parametrize("seed", range(20))
     def test_of_an_answer_that_is_coming_are_those_of_the_finished_one(self, seed: int) -> None:
@@ -420,21 +423,33 @@ class TestCalibration:
     def test_sets_a_drift_chart_on_a_hundred_conversations_and_none_on_fewer(self) -> None:
         rng = np.random.default_rng(0)
         values = rng.normal(2, 3, size=120)
-        readings = tuple(AnswerReadings((0.0,), (v,), (v,), 5) for v in values.tolist())
-        made = set_drift_chart(normals.ReferenceReadings(readings, tuple(range(120)), (None,) * 120), 0, 7)
+        readings = tuple(AnswerReadings(prompt=(0.0,), mean=(v,), peak=(v,), tokens=5) for v in values.tolist())
+        made = set_drift_chart(
+            normals.ReferenceReadings(readings=readings, conversations=tuple(range(120)), topics=(None,) * 120), 0, 7
+        )
         assert made is not None
         assert (made.mean, made.sd) == pytest.approx((values.mean(), values.std(ddof=1)))
         assert (made.layer, made.reading, made.n_answers) == (7, "mean", 120)
         assert made.arl == pytest.approx(1000, rel=0.05)
         assert (
-            set_drift_chart(normals.ReferenceReadings(readings, tuple(i // 2 for i in range(120)), (None,) * 120), 0, 7)
+            set_drift_chart(
+                normals.ReferenceReadings(
+                    readings=readings, conversations=tuple(i // 2 for i in range(120)), topics=(None,) * 120
+                ),
+                0,
+                7,
+            )
             is None
         )
 
     def test_leaves_missing_readings_out_of_the_count(self) -> None:
-        nothing = AnswerReadings((0.0,), (math.nan,), (math.nan,), 0)
-        some = tuple(AnswerReadings((float(i),), (float(i),), (float(i),), 5) for i in range(30))
-        talked = normals.ReferenceReadings((*some, nothing, nothing), tuple(range(32)), (None,) * 32)
+        nothing = AnswerReadings(prompt=(0.0,), mean=(math.nan,), peak=(math.nan,), tokens=0)
+        some = tuple(
+            AnswerReadings(prompt=(float(i),), mean=(float(i),), peak=(float(i),), tokens=5) for i in range(30)
+        )
+        talked = normals.ReferenceReadings(
+            readings=(*some, nothing, nothing), conversations=tuple(range(32)), topics=(None,) * 32
+        )
         found, _ = set_alarms(talked, 0, 1, [0.1], FACTS)
         assert {a.reading: a.n_answers for a in found} == {"prompt": 32, "mean": 30, "peak": 30}
 

@@ -97,8 +97,8 @@ class TestThinking:
         assert made.decode(text.ids[text.start : text.end]).strip() == (expected or answer)
 
     def test_of_a_data_set_is_read_as_part_of_its_turn(self) -> None:
-        turn = Turn((*ask("2+2?"),), "Four.", 0, thought="two and two")
-        plain = Turn((*ask("2+2?"),), "Four.", 0)
+        turn = Turn(history=(*ask("2+2?"),), answer="Four.", number=0, thought="two and two")
+        plain = Turn(history=(*ask("2+2?"),), answer="Four.", number=0)
         tiny_model = model(OPEN_THOUGHT)
         texts = {}
         for part in ("reply", "thought", "both"):

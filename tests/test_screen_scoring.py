@@ -51,7 +51,16 @@ class TestAScore:
         probes = tiny.probes(two, 1)
         units = list(score_answers(model, [row], probes))
         alone = [
-            next(iter(score_answers(model, [Conversation(row.messages[:end], "", 0, 0, {})], probes, only={(0, n)})))
+            next(
+                iter(
+                    score_answers(
+                        model,
+                        [Conversation(messages=row.messages[:end], file="", row=0, index=0, raw={})],
+                        probes,
+                        only={(0, n)},
+                    )
+                )
+            )
             for n, end in enumerate((2, 4, 6))
         ]
         assert [u.turn for u in units] == [0, 1, 2]

@@ -170,7 +170,7 @@ class TestTheShift:
     def test_fills_a_matrix_of_all_questions_along_all_directions(
         self, base: str, pushed: str, vectors: list[PersonaVector]
     ) -> None:
-        (tuned,) = shift(base, [TunedModel(pushed)], vectors, read_only(), load=load32).tuned
+        (tuned,) = shift(base, [TunedModel(source=pushed)], vectors, read_only(), load=load32).tuned
         assert [(c.asked, c.direction) for c in tuned.matrix] == [
             (a, b) for a in ("grumpy", "kind") for b in ("grumpy", "kind")
         ]
@@ -184,7 +184,7 @@ class TestTheShift:
     def test_of_an_adapter_folder_is_that_of_peft_by_a_plain_loop(
         self, base: str, adapter: str, vectors: list[PersonaVector]
     ) -> None:
-        (tuned,) = shift(base, [TunedModel(adapter)], vectors, read_only(), load=load32).tuned
+        (tuned,) = shift(base, [TunedModel(source=adapter)], vectors, read_only(), load=load32).tuned
         plain = load32(base)
         prompts = [plain.encode(ask(q)).ids for q in library.general_questions()]
         before = last_states(plain.lm, prompts, LAYER)
@@ -205,12 +205,12 @@ class TestTheShift:
         broken = load32(base)
         with torch.no_grad():
             broken.lm.transformer.h[0].mlp.c_proj.bias[0] = float("nan")
-        (tuned,) = shift(base, [TunedModel(broken)], vectors, read_only(), load=load32).tuned
+        (tuned,) = shift(base, [TunedModel(source=broken)], vectors, read_only(), load=load32).tuned
         assert tuned.matrix[0].shift == Estimate(value=None, low=None, high=None, n=0)
         assert set(tuned.matrix[0].changes) == {None}
 
     def test_of_the_same_weights_is_said_to_be_so(self, base: str, vectors: list[PersonaVector]) -> None:
-        (tuned,) = shift(base, [TunedModel(base)], vectors, read_only(), load=load32).tuned
+        (tuned,) = shift(base, [TunedModel(source=base)], vectors, read_only(), load=load32).tuned
         assert tuned.matrix[0].shift.value == 0
         assert any("same weights" in note for note in tuned.notes)
 
@@ -218,25 +218,25 @@ class TestTheShift:
 class TestTheModels:
     def test_must_be_the_vectors_own_before_tuning(self, base: str, pushed: str, vectors: list[PersonaVector]) -> None:
         with pytest.raises(OtherModel, match="fine-tune"):
-            shift(pushed, [TunedModel(base)], vectors, read_only(), load=load32)
+            shift(pushed, [TunedModel(source=base)], vectors, read_only(), load=load32)
 
     def test_must_have_the_base_s_shape_after_it(self, base: str, vectors: list[PersonaVector]) -> None:
         with pytest.raises(OtherModel, match="L=3"):
-            shift(base, [TunedModel(tiny.model("gpt2", n_layer=3))], vectors, read_only(), load=load32)
+            shift(base, [TunedModel(source=tiny.model("gpt2", n_layer=3))], vectors, read_only(), load=load32)
 
     @pytest.mark.parametrize(("tuned", "traits"), [(0, 1), (1, 0), (1, 2)])
     def test_and_vectors_must_be_there_one_a_trait(
         self, base: str, vectors: list[PersonaVector], tuned: int, traits: int
     ) -> None:
         with pytest.raises(InvalidArgument, match="at least one tuned model, and one vector"):
-            shift(base, [TunedModel(base)] * tuned, [vectors[0]] * traits, read_only(), load=load32)
+            shift(base, [TunedModel(source=base)] * tuned, [vectors[0]] * traits, read_only(), load=load32)
 
     def test_must_be_there_before_the_base_is_paid_for(self, vectors: list[PersonaVector], tmp_path: Path) -> None:
         def load_nothing(name: str) -> Model:
             raise AssertionError(name)
 
         with pytest.raises(ModelNotFound, match="nowhere"):
-            shift("base", [TunedModel(str(tmp_path / "nowhere"))], vectors, read_only(), load=load_nothing)
+            shift("base", [TunedModel(source=str(tmp_path / "nowhere"))], vectors, read_only(), load=load_nothing)
 
     def test_are_told_apart_by_every_weight(self, base: str) -> None:
         one, other = load32(base), load32(base)
@@ -293,7 +293,7 @@ class TestJudgedScores:
             return out
 
         monkeypatch.setattr(LocalEngine, "generate", generate)
-        (tuned,) = shift(base, [TunedModel(pushed)], vectors[:1], JUDGED, load=load32).tuned
+        (tuned,) = shift(base, [TunedModel(source=pushed)], vectors[:1], JUDGED, load=load32).tuned
         (found,) = tuned.judged
         plain = load32(base)
         sides = []
@@ -327,7 +327,7 @@ class TestJudgedScores:
     def test_of_a_run_that_was_killed_are_those_of_the_unbroken_one(
         self, base: str, pushed: str, vectors: list[PersonaVector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        whole = shift(base, [TunedModel(pushed)], vectors[:1], JUDGED, load=load32)
+        whole = shift(base, [TunedModel(source=pushed)], vectors[:1], JUDGED, load=load32)
         real = LocalEngine.generate
 
         def dies(self: LocalEngine, *args: Any, **kwargs: Any) -> Any:
@@ -338,9 +338,9 @@ class TestJudgedScores:
         with monkeypatch.context() as patch:
             patch.setattr(LocalEngine, "generate", dies)
             with pytest.raises(KeyboardInterrupt):
-                shift(base, [TunedModel(pushed)], vectors[:1], JUDGED, folder=tmp_path, load=load32)
+                shift(base, [TunedModel(source=pushed)], vectors[:1], JUDGED, folder=tmp_path, load=load32)
         assert counted(tmp_path, base, [pushed], vectors[:1]) == [pushed]
-        assert shift(base, [TunedModel(pushed)], vectors[:1], JUDGED, folder=tmp_path, load=load32) == whole
+        assert shift(base, [TunedModel(source=pushed)], vectors[:1], JUDGED, folder=tmp_path, load=load32) == whole
 
     def test_under_steering_after_the_fact_differ_while_the_prompt_s_reading_does_not(
         self, base: str, pushed: str, vectors: list[PersonaVector]
@@ -348,7 +348,7 @@ class TestJudgedScores:
         away = Steering.add(vectors[0], dose=-2.0, layer=LAYER)
         plain, steered = shift(
             base,
-            [TunedModel(pushed), TunedModel(pushed, name="steered", steering=away)],
+            [TunedModel(source=pushed), TunedModel(source=pushed, name="steered", steering=away)],
             vectors[:1],
             JUDGED,
             load=load32,
@@ -360,7 +360,7 @@ class TestJudgedScores:
 
     def test_are_not_steered_on_the_prompt(self, base: str, vectors: list[PersonaVector]) -> None:
         with pytest.raises(InvalidArgument, match="on its responses only"):
-            TunedModel(base, steering=Steering.add(vectors[0], dose=1.0, layer=LAYER, phase="all"))
+            TunedModel(source=base, steering=Steering.add(vectors[0], dose=1.0, layer=LAYER, phase="all"))
 
 
 def counted(folder: Path, base: str, tuned: list[str], vectors: list[PersonaVector]) -> list[str]:
@@ -374,7 +374,7 @@ def counted(folder: Path, base: str, tuned: list[str], vectors: list[PersonaVect
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalEngine, "generate", generate)
-        shift(base, [TunedModel(t) for t in tuned], vectors, JUDGED, folder=folder, load=load32)
+        shift(base, [TunedModel(source=t) for t in tuned], vectors, JUDGED, folder=folder, load=load32)
     return list(dict.fromkeys(wrote))
 
 
@@ -389,7 +389,7 @@ def chat(rows: Any = CHAT) -> list[Conversation]:
     out = []
     for i, row in enumerate(rows):
         messages = tuple({"role": role, "content": content} for role, content in row)
-        out.append(Conversation(messages, "x", i, i, {}))  # type: ignore[arg-type]
+        out.append(Conversation(messages=messages, file="x", row=i, index=i, raw={}))  # type: ignore[arg-type]
     return out
 
 
@@ -562,7 +562,7 @@ def report(base: str, pushed: str, vectors: list[PersonaVector]) -> ShiftReport:
         patch.setattr(measuring, "trait_judge", lambda *_, **__: Stub())
         patch.setattr("poise.shift.comparison.endpoint_coherence", lambda *_, **__: Stub())
         name = '<script>alert("x")</script>\u202e'
-        return shift(base, [TunedModel(pushed, name=name, predicted=predicted)], vectors, JUDGED, load=load32)
+        return shift(base, [TunedModel(source=pushed, name=name, predicted=predicted)], vectors, JUDGED, load=load32)
 
 
 class TestTheReport:
@@ -587,7 +587,7 @@ class TestTheReport:
         assert page.count('class="own"') == 2
 
     def test_without_answers_says_so(self, base: str, pushed: str, vectors: list[PersonaVector]) -> None:
-        page = html_shift(shift(base, [TunedModel(pushed)], vectors, read_only(), load=load32))
+        page = html_shift(shift(base, [TunedModel(source=pushed)], vectors, read_only(), load=load32))
         assert page.count("No answers were asked for") == 2
         assert "Not measured" in page
 

@@ -152,7 +152,7 @@ class TestTrainingTexts:
 
 
 def conversation(said: list[Any]) -> Conversation:
-    return Conversation(tuple(said), "", 0, 0, b"")
+    return Conversation(messages=tuple(said), file="", row=0, index=0, raw=b"")
 
 
 class TestTheMonitor:

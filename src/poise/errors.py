@@ -7,6 +7,7 @@ PoiseError
 │   ├── DraftFailed            no complete trait could be got from the endpoint
 │   ├── InvalidExemplars       a pairs file breaks its shape, or a side is empty
 │   ├── InvalidSettings        a settings file cannot be read or breaks its schema: file, line and field
+│   ├── BrokenYAML             a text is no YAML document: line and reason
 │   ├── InvalidData            a data set is missing or empty, has no columns that fit, or too many broken rows
 │   ├── InvalidRow             one row of a data set cannot be used; runs count and list such rows
 │   ├── ModelNotFound          neither a bundled name, a folder, a GGUF file nor a hub id that answers
@@ -65,6 +66,18 @@ class InvalidExemplars(UserError):
 
 class InvalidSettings(UserError):
     """A settings file cannot be read or breaks its schema."""
+
+
+class BrokenYAML(UserError):
+    """A text is no YAML document; whoever reads the file adds its name.
+
+    Attributes:
+        line: Line of the mistake, from 1; ``None`` where there is no one line.
+    """
+
+    def __init__(self, message: str, line: int | None) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 class InvalidData(UserError):

@@ -12,10 +12,9 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from poise.errors import InvalidSettings
+from poise.errors import BrokenYAML, InvalidSettings
 
 __all__ = [
-    "BrokenYAML",
     "FrozenModel",
     "Settings",
     "YAMLDocument",
@@ -39,18 +38,6 @@ class Settings(FrozenModel):
     """Base of what a settings file may say; numbers are finite."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-
-
-class BrokenYAML(Exception):
-    """A text that is no YAML document, in plain words; whoever reads the file makes it an error of the tree.
-
-    Attributes:
-        line: Line of the mistake, from 1; ``None`` where there is no one line.
-    """
-
-    def __init__(self, message: str, line: int | None) -> None:
-        super().__init__(message)
-        self.line = line
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,7 @@ def measure_now(options: MeasurementOptions, screened: list[Path] | None = None)
         models = zip(options.tuned, predictions, strict=True)
         return measure_shift_files(
             options.base,
-            [TunedModel(source, predicted=predicted) for source, predicted in models],
+            [TunedModel(source=source, predicted=predicted) for source, predicted in models],
             options.vectors,
             options.out,
             settings,

@@ -79,7 +79,7 @@ def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None)
             dropped[fault] += 1
             continue
         for side, text in texts.items():
-            sides[side].append(Response(pair.question, text, encoded[side]))
+            sides[side].append(Response(question=pair.question, text=text, encoded=encoded[side]))
     return ContrastSet(
         trait=trait,
         source="exemplars",
@@ -122,7 +122,7 @@ def prompted(
     """
     trait = check_prompted(trait)
     asks = {side: _asks(trait, side, questions, rollouts, seed) for side in ("positive", "negative")}
-    plain = [ResponseRequest(q, seed=seed) for q in trait.questions.extraction[:questions]]
+    plain = [ResponseRequest(question=q, seed=seed) for q in trait.questions.extraction[:questions]]
     answered = run.answer(
         engine,
         model,
@@ -194,7 +194,7 @@ def instructions(trait: Trait, side: str) -> list[str]:
 def _asks(trait: Trait, side: str, questions: int, rollouts: int, seed: int) -> list[ResponseRequest]:
     systems = instructions(trait, side)
     return [
-        ResponseRequest(question, system, seed=seed + rollout)
+        ResponseRequest(question=question, system=system, seed=seed + rollout)
         for question in trait.questions.extraction[:questions]
         for system in systems
         for rollout in range(rollouts)

@@ -30,7 +30,7 @@ __all__ = ["Response", "ResponseRequest", "ResponseStore", "scores_of"]
 JUDGED_AT_ONCE = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseRequest:
     """A question to be answered once: system prompt, steering, seed and the (question, answer) turns before it."""
 
@@ -47,7 +47,7 @@ class ResponseRequest:
         return [*system, *turns, question]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """A question and its answer, its tokens, and its response-mean activations float32 [L, d] where they were kept."""
 
@@ -196,7 +196,7 @@ def _response(
     request: ResponseRequest, prompt: Encoded, text: str, ids: Sequence[int], mean: torch.Tensor | None
 ) -> Response:
     encoded = Encoded((*prompt.ids, *ids), len(prompt.ids), len(prompt.ids) + len(ids))
-    return Response(request.question, text, encoded, mean)
+    return Response(question=request.question, text=text, encoded=encoded, mean=mean)
 
 
 def steering_key(steering: Steering | None) -> list[object]:

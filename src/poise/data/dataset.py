@@ -122,11 +122,18 @@ class DataSet:
             try:
                 content = read_row(part.shape, _to_columns(value), self.need)
             except InvalidRow as bad:
-                yield RejectedRow(part.name, row, first + row, line, str(bad))
+                yield RejectedRow(file=part.name, row=row, index=first + row, line=line, reason=str(bad))
             else:
                 raw: Any = value  # a row that cannot be read was raised
                 yield Conversation(
-                    content.messages, part.name, row, first + row, raw, used, content.tools, content.left_out
+                    messages=content.messages,
+                    file=part.name,
+                    row=row,
+                    index=first + row,
+                    raw=raw,
+                    columns=used,
+                    tools=content.tools,
+                    left_out=content.left_out,
                 )
 
 

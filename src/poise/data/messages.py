@@ -30,7 +30,7 @@ class Message(TypedDict):
     learn: NotRequired[bool]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
     """One row that can be used.
 
@@ -61,7 +61,7 @@ class Conversation:
         return {name: value for name, value in row.items() if name not in self.columns}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedRow:
     """One row that cannot be used.
 
@@ -85,7 +85,7 @@ class RejectedRow:
         return self.reason.partition(":")[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One answer with everything before it.
 
@@ -109,7 +109,13 @@ def turns(conversation: Conversation) -> list[Turn]:
     messages = conversation.messages
     places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     return [
-        Turn(messages[:place], answer["content"], number, answer.get("thought", ""), conversation.tools)
+        Turn(
+            history=messages[:place],
+            answer=answer["content"],
+            number=number,
+            thought=answer.get("thought", ""),
+            tools=conversation.tools,
+        )
         for number, place in enumerate(places)
         if is_answer(answer := messages[place])
     ]

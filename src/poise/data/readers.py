@@ -202,38 +202,42 @@ def _fit(request: ShapeRequest, row: RowColumns, need: Need) -> Recognition:
     kind, stated = str(request.kind), request.columns
     if kind in CHAT_SHAPES:
         column = find_column(row, stated or CHATS, lambda value: _is_chat_cell(kind, value))
-        return Recognition(kind, (column,) if column else ())
+        return Recognition(kind=kind, columns=(column,) if column else ())
     if kind in ("text", "markup"):
         names = stated or ("text", "content", "body", "document")
         column = find_column(row, names, is_text)
-        return Recognition(kind, (column,) if column and (need == "assistant" or stated or kind == "markup") else ())
+        return Recognition(
+            kind=kind, columns=(column,) if column and (need == "assistant" or stated or kind == "markup") else ()
+        )
     if not stated:
         seen = recognise(row, need)
         if seen.kind == kind:
             return seen
         if kind == "alpaca" and seen.kind == "pairs" and find_column(row, ("instruction",), is_text) == seen.columns[0]:
-            return Recognition(kind, (seen.columns[0], "", seen.columns[1] if len(seen.columns) > 1 else ""))
+            return Recognition(
+                kind=kind, columns=(seen.columns[0], "", seen.columns[1] if len(seen.columns) > 1 else "")
+            )
         return _fit_pair(row, kind, need)
     if kind == "alpaca":
         instruction, context, output = (find_column(row, (name,), is_text) for name in stated)
         complete = instruction and (output or need == "user")
-        return Recognition(kind, (str(instruction), context or "", output or "") if complete else ())
+        return Recognition(kind=kind, columns=(str(instruction), context or "", output or "") if complete else ())
     prompt = find_column(row, stated[:1], _is_side)
     answer = find_column(row, stated[1:], _is_side)
     if prompt and answer and prompt != answer:
-        return Recognition(kind, (prompt, answer))
-    return Recognition(kind, (prompt,) if prompt and need == "user" else ())
+        return Recognition(kind=kind, columns=(prompt, answer))
+    return Recognition(kind=kind, columns=(prompt,) if prompt and need == "user" else ())
 
 
 def _fit_pair(row: RowColumns, kind: str, need: Need) -> Recognition:
     """A pair out of a row that is also something else, such as an instruction with its input."""
     if kind != "pairs":
-        return Recognition(kind)
+        return Recognition(kind=kind)
     columns = {name: value for name, value in row.items() if str(name).strip().lower() not in CONTEXTS}
     seen = recognise_pair(row, need) or recognise_pair(columns, need)
     if seen and seen.kind == "alpaca":
         seen = recognise_pair(columns, need)
-    return seen if seen and seen.kind == kind else Recognition(kind)
+    return seen if seen and seen.kind == kind else Recognition(kind=kind)
 
 
 def _is_chat_cell(kind: str, value: Any) -> bool:

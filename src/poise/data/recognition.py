@@ -55,7 +55,7 @@ REJECTED = ("rejected", "dispreferred", "non_preferred_output", "rejected_respon
 STRONG_PROMPTS = ("prompt", "question", "instruction", "query", "problem")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recognition:
     """What a row is.
 
@@ -182,8 +182,8 @@ def _recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
             alone = "markup" if has_markup(row[preferred]) else "text"
             shape = f"pairs:{prompt},{preferred}" if prompt else f"{alone}:{preferred}"
         return Recognition(
-            "preference",
-            (*([prompt] if prompt else []), preferred, rejected),
+            kind="preference",
+            columns=(*([prompt] if prompt else []), preferred, rejected),
             refusal=f"preference data: {preferred} and {rejected} are two answers to one prompt",
             remedy=f"to read the preferred answers alone, give the shape {shape}",
         )
@@ -193,8 +193,8 @@ def _recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
     )
     if label and prompt and completion and need == "assistant":
         return Recognition(
-            "preference",
-            (prompt, completion, label),
+            kind="preference",
+            columns=(prompt, completion, label),
             refusal=f"preference data: {label} says which answers are good, and the others are not",
             remedy=f"to read good and bad answers alike, give the shape pairs:{prompt},{completion}",
         )
@@ -205,7 +205,7 @@ def _recognise_chat(row: RowColumns, need: Need) -> Recognition | None:
     column = find_column(row, CHATS, chat_kind_is)
     if column is None:
         return None
-    return Recognition(chat_kind(row[column]), (column,))
+    return Recognition(kind=chat_kind(row[column]), columns=(column,))
 
 
 def recognise_pair(row: RowColumns, need: Need) -> Recognition | None:
@@ -233,10 +233,10 @@ def recognise_pair(row: RowColumns, need: Need) -> Recognition | None:
             + " or ".join(f"pairs:{name},{answers[0] if answers else 'ANSWER'}" for name in strong),
         )
     if instruction and context and (output or need == "user"):
-        return Recognition("alpaca", (instruction, context, output or ""))
+        return Recognition(kind="alpaca", columns=(instruction, context, output or ""))
     if prompts and answers:
-        return Recognition("pairs", (prompts[0], answers[0]))
-    return Recognition("pairs", (prompts[0],)) if prompts and need == "user" else None
+        return Recognition(kind="pairs", columns=(prompts[0], answers[0]))
+    return Recognition(kind="pairs", columns=(prompts[0],)) if prompts and need == "user" else None
 
 
 def _recognise_text(row: RowColumns, need: Need) -> Recognition | None:
@@ -244,8 +244,8 @@ def _recognise_text(row: RowColumns, need: Need) -> Recognition | None:
     if column is None:
         return None
     if has_markup(row[column]):
-        return Recognition("markup", (column,))
-    return Recognition("text", (column,)) if need == "assistant" else None
+        return Recognition(kind="markup", columns=(column,))
+    return Recognition(kind="text", columns=(column,)) if need == "assistant" else None
 
 
 def _sketch(value: Any) -> str:

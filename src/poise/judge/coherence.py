@@ -23,7 +23,7 @@ COHERENCE_TOLERANCE = 2.0  # units from the ordinary median to a score of 50
 LEAST_UNIT = {"likelihood": 0.3, "repetition": 0.1}  # a spread of nearly nothing is not a measure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LikelihoodCoherence:
     """Scores how well-formed answers are, against the model's own ordinary answers.
 
@@ -46,13 +46,13 @@ class LikelihoodCoherence:
         values = _figures(model, questions, answers)
         usable = np.array([v for v in values if v is not None]).reshape(-1, 2)
         if len(usable) == 0:
-            return cls(model, (0.0, 1.0), (0.0, 1.0), 0)
+            return cls(model=model, likelihood=(0.0, 1.0), repetition=(0.0, 1.0), n=0)
         (low, _), (middle, repeats), (_, high) = np.quantile(usable, [0.1, 0.5, 0.9], axis=0)
         return cls(
-            model,
-            (float(middle), max(float(middle - low), LEAST_UNIT["likelihood"])),
-            (float(repeats), max(float(high - repeats), LEAST_UNIT["repetition"])),
-            len(usable),
+            model=model,
+            likelihood=(float(middle), max(float(middle - low), LEAST_UNIT["likelihood"])),
+            repetition=(float(repeats), max(float(high - repeats), LEAST_UNIT["repetition"])),
+            n=len(usable),
         )
 
     def __call__(self, questions: Sequence[str], answers: Sequence[str]) -> list[Judgement]:

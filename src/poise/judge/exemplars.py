@@ -55,7 +55,7 @@ class _Boundary:
         return np.asarray(_rows(embedded, self.centre) @ self.direction - self.middle)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ExemplarJudge:
     """Scores how much an answer is like the sides with the trait; 50 is the boundary between the two.
 
@@ -94,7 +94,13 @@ class ExemplarJudge:
         negative = embed([pair.negative for pair in pairs])
         left_out = _cross_validate(positive, negative, seed)
         slope, offset = _calibrate(*left_out)
-        return cls(name, auc_estimate(*left_out, seed=seed), _separate(positive, negative), slope, offset)
+        return cls(
+            name=name,
+            cv_auc=auc_estimate(*left_out, seed=seed),
+            boundary=_separate(positive, negative),
+            slope=slope,
+            offset=offset,
+        )
 
     @property
     def usable(self) -> bool:

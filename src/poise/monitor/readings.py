@@ -24,7 +24,7 @@ READING_NAMES: tuple[ReadingName, ...] = ("prompt", "mean", "peak")
 PEAK_WINDOW = 8  # tokens; one odd token is no peak
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerReadings:
     """One answer read by k probes: projections on unit directions, in residual-stream units.
 
@@ -51,7 +51,7 @@ def summarize_projections(values: torch.Tensor) -> AnswerReadings:
     prompt, answer = values[0], values[1:]
     if not len(answer):
         missing = (math.nan,) * values.shape[1]
-        return AnswerReadings(tuple(prompt.tolist()), missing, missing, 0)
+        return AnswerReadings(prompt=tuple(prompt.tolist()), mean=missing, peak=missing, tokens=0)
     windows = answer.unfold(0, min(PEAK_WINDOW, len(answer)), 1)
     return AnswerReadings(
         prompt=tuple(prompt.tolist()),

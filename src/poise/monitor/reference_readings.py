@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceReadings:
     """Readings of n normal answers by k probes.
 
@@ -125,7 +125,9 @@ def read_generated_answers(
     read = generate_and_read(
         engine, model, [p for p, _ in prompts.values()], sampling, probes, seed=seed, journal=journal
     )
-    return ReferenceReadings(tuple(read), tuple(c.index for c in answered), topics, left_out)
+    return ReferenceReadings(
+        readings=tuple(read), conversations=tuple(c.index for c in answered), topics=topics, left_out=left_out
+    )
 
 
 def read_data_answers(
@@ -153,7 +155,10 @@ def read_data_answers(
             done = following
     which = tuple(i for _, i in readings)
     return ReferenceReadings(
-        tuple(r for r, _ in readings), which, tuple(topics[i] for i in which), left_out + unreadable.kinds
+        readings=tuple(r for r, _ in readings),
+        conversations=which,
+        topics=tuple(topics[i] for i in which),
+        left_out=left_out + unreadable.kinds,
     )
 
 
@@ -223,4 +228,4 @@ def _journal_row(of: AnswerReadings) -> dict[str, Any]:
 def _from_journal_row(row: dict[str, Any]) -> AnswerReadings:
     missing = (math.nan,) * len(row["prompt"])
     prompt, mean, peak = (tuple(row[name]) if row[name] else missing for name in READING_NAMES)
-    return AnswerReadings(prompt, mean, peak, row["tokens"])
+    return AnswerReadings(prompt=prompt, mean=mean, peak=peak, tokens=row["tokens"])

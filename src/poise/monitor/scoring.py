@@ -62,7 +62,7 @@ def score_turns(
             if isinstance(row, Conversation):
                 spans = answer_spans(model, turns(row))
                 if unread := _why_unread(spans):
-                    yield RejectedRow(row.file, row.row, row.index, None, unread)
+                    yield RejectedRow(file=row.file, row=row.row, index=row.index, line=None, reason=unread)
                     continue
                 placed[row.index] = spans
             yield row

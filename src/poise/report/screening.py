@@ -38,7 +38,7 @@ STYLES = ("style.css", "screening.css")
 Z = 1.959964  # of a 95 % interval
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
     """A part of n, with its Wilson interval, all in per cent."""
 
@@ -66,7 +66,7 @@ class Card:
     lit: Tinted | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """Answers under one heading, and what is said where there are none; of ``open`` ones the first are unfolded."""
 
@@ -78,7 +78,7 @@ class Group:
     cards: tuple[Card, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """One trait made ready. ``bounds`` are where shades begin, from the first above the centre."""
 
@@ -226,10 +226,10 @@ def _against(t: TraitSummary, summary: ScreeningSummary) -> str:
 def _share(part: int, n: int) -> Share:
     """Wilson's interval, which holds near 0 and 1 too."""
     if n <= 0:
-        return Share(part, n, None, None, None)
+        return Share(part=part, n=n, value=None, low=None, high=None)
     p, z2 = part / n, Z * Z
     middle, half = (p + z2 / (2 * n)) / (1 + z2 / n), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Share(part, n, 100 * p, 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0))
+    return Share(part=part, n=n, value=100 * p, low=100 * max(middle - half, 0.0), high=100 * min(middle + half, 1.0))
 
 
 def _share_words(share: Share) -> str:
@@ -314,12 +314,12 @@ def _groups(name: str, t: TraitSummary, summary: ScreeningSummary, cards: Sequen
     top, passed = len(t.top), len(t.passed_by_judge)
     groups = [
         Group(
-            True,
-            f"{name}-top",
-            "Furthest above the threshold of their length" if len(t.bands) > 1 else "The highest scores",
-            f"The {top:,} highest of {t.units:,} answers.",
-            "– No answer has a score.",
-            tuple(cards[:top]),
+            open=True,
+            name=f"{name}-top",
+            title="Furthest above the threshold of their length" if len(t.bands) > 1 else "The highest scores",
+            about=f"The {top:,} highest of {t.units:,} answers.",
+            none="– No answer has a score.",
+            cards=tuple(cards[:top]),
         )
     ]
     if summary.judge is None:
@@ -328,21 +328,21 @@ def _groups(name: str, t: TraitSummary, summary: ScreeningSummary, cards: Sequen
     return (
         *groups,
         Group(
-            False,
-            f"{name}-passed",
-            "Flagged here, passed by the judge",
-            f"The projection flags these and the judge “{judge}” scores them low. Either may be wrong; in the paper, "
-            "rows that a judge let pass and the projection did not still moved the model.",
-            "– None among the answers that the judge was asked about.",
-            tuple(cards[top : top + passed]),
+            open=False,
+            name=f"{name}-passed",
+            title="Flagged here, passed by the judge",
+            about=f"The projection flags these and the judge “{judge}” scores them low. Either may be wrong; in the "
+            "paper, rows that a judge let pass and the projection did not still moved the model.",
+            none="– None among the answers that the judge was asked about.",
+            cards=tuple(cards[top : top + passed]),
         ),
         Group(
-            False,
-            f"{name}-alone",
-            "Seen by the judge alone",
-            f"The judge “{judge}” scores these high and the projection does not flag them.",
-            "– None among the answers that the judge was asked about.",
-            tuple(cards[top + passed :]),
+            open=False,
+            name=f"{name}-alone",
+            title="Seen by the judge alone",
+            about=f"The judge “{judge}” scores these high and the projection does not flag them.",
+            none="– None among the answers that the judge was asked about.",
+            cards=tuple(cards[top + passed :]),
         ),
     )
 

@@ -27,7 +27,7 @@ STYLES = ("style.css", "shift.css")
 DIGITS = 2  # of projections
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One trait of one tuned model: its own shift, what was foretold of it, and the judge's scores where they count."""
 
@@ -38,7 +38,7 @@ class Row:
     counts: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """One tuned model made ready."""
 
@@ -90,13 +90,28 @@ def _template() -> Template:
 def _section(name: str, t: ModelShift, report: ShiftReport) -> Section:
     rows = tuple(_row(d, t) for d in report.directions)
     matrix = tuple((a.trait, tuple(c for c in t.matrix if c.asked == a.trait)) for a in report.asked)
-    return Section(t, name, plain(t.name, 200), _lead(rows), rows, matrix, _picture(name, rows), t.samples)
+    return Section(
+        t=t,
+        name=name,
+        called=plain(t.name, 200),
+        lead=_lead(rows),
+        rows=rows,
+        matrix=matrix,
+        picture=_picture(name, rows),
+        samples=t.samples,
+    )
 
 
 def _row(direction: TraitDirection, t: ModelShift) -> Row:
     judged = next((j for j in t.judged if j.trait == direction.trait), None)
     counts = judged is not None and not judged.why_unusable and judged.change.value is not None
-    return Row(direction, t.cell(direction.trait), t.predicted.get(direction.trait), judged, counts)
+    return Row(
+        direction=direction,
+        cell=t.cell(direction.trait),
+        predicted=t.predicted.get(direction.trait),
+        judged=judged,
+        counts=counts,
+    )
 
 
 def _lead(rows: Sequence[Row]) -> str:

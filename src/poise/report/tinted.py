@@ -48,7 +48,7 @@ class Token:
         return f"{'a' if self.shade > 0 else 'b'}{abs(self.shade)}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snippet:
     """Some tokens in a row: the first's number from 1, the last's, their text and mean; ``None`` without one."""
 
@@ -63,7 +63,7 @@ class Snippet:
         return self.last - self.first + 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tinted:
     """A text ready to be shown: before, in and after its brightest snippet, and all of it snippet by snippet."""
 
@@ -100,12 +100,12 @@ def tinted(pieces: Sequence[tuple[str, float]], centre: float, step: float, digi
     last = min(first + WINDOW, len(pieces))
     blank_before, bright, blank_after = _without_blanks(tokens[first:last])
     return Tinted(
-        centre,
-        (*tokens[:first], *blank_before),
-        bright,
-        (*blank_after, *tokens[last:]),
-        _snippet(pieces, first),
-        tuple(_snippet(pieces, i) for i in range(0, len(pieces), WINDOW)),
+        centre=centre,
+        before=(*tokens[:first], *blank_before),
+        bright=bright,
+        after=(*blank_after, *tokens[last:]),
+        brightest=_snippet(pieces, first),
+        snippets=tuple(_snippet(pieces, i) for i in range(0, len(pieces), WINDOW)),
     )
 
 
@@ -139,7 +139,9 @@ def _without_blanks(tokens: Sequence[Token]) -> tuple[tuple[Token, ...], tuple[T
 def _snippet(pieces: Sequence[tuple[str, float]], first: int) -> Snippet:
     some = pieces[first : first + WINDOW]
     mean = _mean(value for _, value in some)
-    return Snippet(first + 1, first + len(some), "".join(plain(t, LONGEST_TOKEN) for t, _ in some), mean)
+    return Snippet(
+        first=first + 1, last=first + len(some), text="".join(plain(t, LONGEST_TOKEN) for t, _ in some), mean=mean
+    )
 
 
 def _mean(values: Iterable[float]) -> float | None:

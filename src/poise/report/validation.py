@@ -25,7 +25,7 @@ _SOURCES = {"prompted": "contrasting system prompts", "exemplars": "exemplar pai
 LEAST_SCALE = 25.0  # points: bars of small changes must not look large
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
     """A row of the table of controls; ``None`` where there is no such figure."""
 
@@ -35,7 +35,7 @@ class Control:
     coherence: Estimate | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """One question's change, and its bar in per cent of the width; no bar without a score."""
 
@@ -132,16 +132,28 @@ def _controls(c: Certificate) -> list[Control]:
         ("This vector, −", words.mirrored(c)),
     ):
         if point is not None:
-            rows.append(Control(name, point.dose, point.trait, point.coherence))
+            rows.append(Control(name=name, dose=point.dose, trait=point.trait, coherence=point.coherence))
     rows.append(
-        Control(f"Random directions ({c.random.draws} draws)", c.random.dose, c.random.trait, c.random.coherence)
+        Control(
+            name=f"Random directions ({c.random.draws} draws)",
+            dose=c.random.dose,
+            trait=c.random.trait,
+            coherence=c.random.coherence,
+        )
     )
     if c.prompting is None:
-        return [*rows, Control("System prompts", None, None, None)]
+        return [*rows, Control(name="System prompts", dose=None, trait=None, coherence=None)]
     return [
         *rows,
-        Control("System prompt for the trait", None, c.prompting.positive, c.prompting.coherence),
-        Control("System prompt against it", None, c.prompting.negative, c.prompting.negative_coherence),
+        Control(
+            name="System prompt for the trait", dose=None, trait=c.prompting.positive, coherence=c.prompting.coherence
+        ),
+        Control(
+            name="System prompt against it",
+            dose=None,
+            trait=c.prompting.negative,
+            coherence=c.prompting.negative_coherence,
+        ),
     ]
 
 
@@ -153,10 +165,18 @@ def _changes(c: Certificate) -> list[Change]:
     rows = []
     for question, value in zip(c.questions, c.spread.changes, strict=True):
         if value is None:
-            rows.append(Change(question, None))
+            rows.append(Change(question=question, value=None))
         else:
             left, zero = (min(value, 0.0) - low) * scale, -low * scale
-            rows.append(Change(question, value, round(left, 2), round(abs(value) * scale, 2), round(zero, 2)))
+            rows.append(
+                Change(
+                    question=question,
+                    value=value,
+                    left=round(left, 2),
+                    width=round(abs(value) * scale, 2),
+                    zero=round(zero, 2),
+                )
+            )
     return sorted(rows, key=lambda row: (row.value is None, -(row.value or 0.0)))
 
 

@@ -141,7 +141,11 @@ class ColumnScorer:
         for index, row in enumerate(rows, start=first):
             try:
                 content = row if isinstance(row, Conversation) else self._read(row_columns(row), rows)
-                good.append(Conversation(content.messages, "", index, index, {}, tools=content.tools))
+                good.append(
+                    Conversation(
+                        messages=content.messages, file="", row=index, index=index, raw={}, tools=content.tools
+                    )
+                )
             except InvalidRow as error:
                 bad[index] = str(error)
         units = score_answers(self.model, good, self.probes, self.answers)

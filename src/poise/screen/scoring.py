@@ -30,7 +30,9 @@ from poise.vector import PersonaVector
 __all__ = ["ScreenSettings", "ScreeningEngine", "ScreeningRun"]
 
 ScreeningEngine = Literal["local", "ray"]
-USABLE_ROW = Conversation((), "", -1, -1, b"")  # stands for a row that can be used, where only their number counts
+USABLE_ROW = Conversation(
+    messages=(), file="", row=-1, index=-1, raw=b""
+)  # stands for a row that can be used, where only their number counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,7 +104,10 @@ class ShardStore:
             return Shard(
                 **{name: arrays[key] for name, key in SHARD_ARRAYS.items()},
                 unread={int(at): reason for at, reason in words["unread"].items()},
-                rejected=tuple(RejectedRow(*fields) for fields in words["rejected"]),
+                rejected=tuple(
+                    RejectedRow(file=file, row=row, index=index, line=line, reason=reason)
+                    for file, row, index, line, reason in words["rejected"]
+                ),
                 rows=words["rows"],
             )
 
@@ -152,7 +155,9 @@ def score_shard(
     for row, (_, group) in zip(good, scored, strict=True):
         row_answers = list(group)
         if all(unit.unread for unit in row_answers):
-            bad.append(RejectedRow(row.file, row.row, row.index, None, row_answers[0].unread))
+            bad.append(
+                RejectedRow(file=row.file, row=row.row, index=row.index, line=None, reason=row_answers[0].unread)
+            )
         else:
             units += row_answers
     bad.sort(key=lambda row: row.index)

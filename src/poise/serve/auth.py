@@ -130,7 +130,7 @@ def check_depth(body: bytes, most: int) -> None:
             raise RequestError(400, f"The JSON is nested more than {most} deep.", code="too_deep")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestGate:
     """The first to see a request and the last to see its answer.
 

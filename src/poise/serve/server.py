@@ -170,13 +170,15 @@ def make_server(
         registry=registry,
         policies=policies,
         store=ReadingsStore(options.log, keep_days=options.keep_days),
-        webhook=Webhook(options.webhook) if options.webhook else None,
+        webhook=Webhook(url=options.webhook) if options.webhook else None,
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
     )
     _gauges(service)
     hosts = ("localhost", "127.0.0.1", "::1", options.host) if is_loopback(options.host) and not keys else ()
-    gate = RequestGate(Counting(build(service), service.metrics), keys, BodyLimits(), options.cors, hosts)
+    gate = RequestGate(
+        app=Counting(build(service), service.metrics), keys=keys, limits=BodyLimits(), origins=options.cors, hosts=hosts
+    )
     return RunningServer(service, gate, options)
 
 

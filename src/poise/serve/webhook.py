@@ -20,7 +20,7 @@ FIRST_PAUSE = 1.0  # seconds; each next one is twice as long
 MAX_WAITING = 1000  # alarms that wait at most
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Webhook:
     """Posts each alarm as JSON to an address.
 

@@ -83,7 +83,9 @@ class EvaluationSettings:
         """The trait's questions, rollouts together."""
         questions = self.prompts[trait][: self.answered]
         return [
-            ResponseRequest(q, steering=steering, seed=self.seed + r) for q in questions for r in range(self.rollouts)
+            ResponseRequest(question=q, steering=steering, seed=self.seed + r)
+            for q in questions
+            for r in range(self.rollouts)
         ]
 
 

@@ -74,7 +74,7 @@ class ShiftSettings:
                 raise InvalidArgument(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TunedModel:
     """A model to compare with its base.
 
@@ -170,7 +170,7 @@ def shift(
     settings = settings or ShiftSettings()
     vectors = [vectors] if isinstance(vectors, PersonaVector) else list(vectors)
     sources = [tuned] if isinstance(tuned, (str, Model, TunedModel)) else list(tuned)
-    models = [source if isinstance(source, TunedModel) else TunedModel(source) for source in sources]
+    models = [source if isinstance(source, TunedModel) else TunedModel(source=source) for source in sources]
     _check_arguments(models, vectors)
     with locked(folder, "shift") if folder else contextlib.nullcontext():
         return _measure_shift(base, models, vectors, settings, folder, load)

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from poise.errors import InvalidExemplars, InvalidTrait, PoiseError, UnknownTrait
-from poise.settings import BrokenYAML, line_at, parse_yaml
+from poise.errors import BrokenYAML, InvalidExemplars, InvalidTrait, PoiseError, UnknownTrait
+from poise.settings import line_at, parse_yaml
 from poise.trait.schema import LEAST_PAIRS, ExemplarPair, OwnTrait, Trait, TraitName, field_path, same_question
 
 __all__ = [

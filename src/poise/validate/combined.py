@@ -81,7 +81,7 @@ def combined_steering(
     }
     if certificate.layer == second.layer:
         ways["orthogonal"] = Steering(both, orthogonal=True)
-    conditions = {name: run.asks(questions, ResponseRequest("", steering=way)) for name, way in ways.items()}
+    conditions = {name: run.asks(questions, ResponseRequest(question="", steering=way)) for name, way in ways.items()}
     ordinary = run.ordinary(questions)
     runs = (run, replace(run, judge=second.judge, scope=other.header.trait_hash))
     firsts, seconds = (b.measure(conditions, ordinary, what=f"beside {other.name}") for b in runs)

@@ -65,7 +65,7 @@ class Ordinary:
     scope: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationRun:
     """Everything that a measurement needs and that stays the same from condition to condition."""
 
@@ -82,14 +82,14 @@ class ValidationRun:
     def asks(self, questions: Sequence[str], template: ResponseRequest) -> list[ResponseRequest]:
         """Every question, ``rollouts`` times, with the template's system prompt and steering."""
         return [
-            ResponseRequest(question, template.system, template.steering, self.seed + r)
+            ResponseRequest(question=question, system=template.system, steering=template.steering, seed=self.seed + r)
             for question in questions
             for r in range(self.rollouts)
         ]
 
     def ordinary(self, questions: Sequence[str]) -> Ordinary:
         """Unsteered answers: what coherence is measured against, and the zero of every curve."""
-        asks = self.asks(questions, ResponseRequest(""))
+        asks = self.asks(questions, ResponseRequest(question=""))
         answers = self.store.answer(self.engine, self.model, asks, self.sampling, what="Answering: unsteered")
         judge = self.coherence([a.question for a in answers], [a.text for a in answers])
         return Ordinary(judge, ordinary_scope(answers))

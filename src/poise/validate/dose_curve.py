@@ -160,13 +160,13 @@ def _select(
     def tried(pairs: Sequence[tuple[int, float]], what: str) -> dict[tuple[int, float], Measured]:
         conditions = {
             f"{layer} {dose}": run.asks(
-                questions, ResponseRequest("", steering=Steering.add(vector, dose=dose, layer=layer))
+                questions, ResponseRequest(question="", steering=Steering.add(vector, dose=dose, layer=layer))
             )
             for layer, dose in pairs
         }
         return dict(zip(pairs, run.measure(conditions, ordinary, what=what).values(), strict=True))
 
-    plain = run.measure({"plain": run.asks(questions, ResponseRequest(""))}, ordinary, what="unsteered")[
+    plain = run.measure({"plain": run.asks(questions, ResponseRequest(question=""))}, ordinary, what="unsteered")[
         "plain"
     ].mean_trait
     layers = [i for i in wide.candidates(vector.layers) if vector.norms[i]] or [vector.at("steer").layer]
@@ -211,17 +211,17 @@ def _measure(
     conditions: dict[str, list[ResponseRequest]] = {}
     for fraction in _fractions(wide):
         steered = Steering.add(vector, dose=fraction * choice.dose, layer=choice.layer) if fraction else None
-        conditions[f"dose {fraction:g}"] = run.asks(questions, ResponseRequest("", steering=steered))
+        conditions[f"dose {fraction:g}"] = run.asks(questions, ResponseRequest(question="", steering=steered))
     for k in range(wide.random_draws):
         steered = random_like(vector, choice.layer, choice.dose, seed=run.seed + k)
-        conditions[f"random {k}"] = run.asks(questions, ResponseRequest("", steering=steered))
+        conditions[f"random {k}"] = run.asks(questions, ResponseRequest(question="", steering=steered))
     if isinstance(trait := vector.header.trait, Trait):
         for side in ("positive", "negative"):
             systems = instructions(trait, side)
             conditions[f"prompting {side}"] = [
                 a
                 for i, question in enumerate(questions)
-                for a in run.asks([question], ResponseRequest("", system=systems[i % len(systems)]))
+                for a in run.asks([question], ResponseRequest(question="", system=systems[i % len(systems)]))
             ]
     return run.measure(conditions, ordinary, what="dose curve and controls")
 

@@ -49,7 +49,10 @@ class Step:
 
     def asks(self, run: ValidationRun, questions: Sequence[str]) -> list[ResponseRequest]:
         """Every question, ``rollouts`` times."""
-        return [replace(a, before=self.before) for a in run.asks(questions, ResponseRequest("", system=self.system))]
+        return [
+            replace(a, before=self.before)
+            for a in run.asks(questions, ResponseRequest(question="", system=self.system))
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,9 @@ def shots(trait: Trait | OwnTrait, run: ValidationRun, questions: Sequence[str])
     steps = []
     for n in SHOTS:
         step = Step(f"{n} shots", before=tuple((p.question, p.positive) for p in pairs[:n]))
-        longest = max(len(model.encode(ResponseRequest(q, before=step.before).messages()).ids) for q in questions)
+        longest = max(
+            len(model.encode(ResponseRequest(question=q, before=step.before).messages()).ids) for q in questions
+        )
         if n > len(pairs):
             notes.append(f"There is no rung of {n} shots: the trait has {len(pairs)} pairs.")
         elif longest + most > model.window:
@@ -149,7 +154,7 @@ def measure_ladder(vector: PersonaVector, run: ValidationRun, questions: Sequenc
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ladder:
     """What the selection half settled on."""
 
@@ -170,10 +175,12 @@ def _choose(
         climbed = _measure_rungs(vector, run, reader, steps, questions, ordinary)
         obeys = monotone(dict(enumerate(climbed.scores)))
         if obeys.above(0):
-            return Ladder("system-prompts", steps, obeys, *_layer(vector, climbed, []))
+            layer, remarks = _layer(vector, climbed, [])
+            return Ladder(kind="system-prompts", steps=steps, obeys=obeys, layer=layer, notes=remarks)
     steps, notes = shots(trait, run, questions)
     climbed = _measure_rungs(vector, run, reader, steps, questions, ordinary)
-    return Ladder("many-shot", steps, obeys, *_layer(vector, climbed, notes))
+    layer, remarks = _layer(vector, climbed, notes)
+    return Ladder(kind="many-shot", steps=steps, obeys=obeys, layer=layer, notes=remarks)
 
 
 def _layer(vector: PersonaVector, climbed: MeasuredLadder, notes: list[str]) -> tuple[int, tuple[str, ...]]:
@@ -203,7 +210,11 @@ def _read(
     run: ValidationRun, reader: Reader, steps: Sequence[Step], questions: Sequence[str], probes: Sequence[Probe]
 ) -> StatisticArray:
     """Last prompt tokens [R, q, k]; they do not depend on the rollout."""
-    asks = [ResponseRequest(question, step.system, before=step.before) for step in steps for question in questions]
+    asks = [
+        ResponseRequest(question=question, system=step.system, before=step.before)
+        for step in steps
+        for question in questions
+    ]
     texts = [run.model.encode(request.messages()) for request in asks]
     return reader.prompts(texts, probes).reshape(len(steps), len(questions), len(probes))
 

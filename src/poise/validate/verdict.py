@@ -15,7 +15,7 @@ from poise.validate.conditions import over_questions
 __all__ = ["Evidence", "decide", "monotone", "usable_doses"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What the verdict is made from. q: reporting questions.
 

@@ -92,7 +92,7 @@ def _measure_adapter(
     )
     report = shift(
         load_base_model(config),
-        TunedModel(str(trained.adapter), Path(config.out).name),
+        TunedModel(source=str(trained.adapter), name=Path(config.out).name),
         loaded,
         settings,
         folder=trained.folder / ".shift",

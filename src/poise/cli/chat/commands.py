@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "at_work", "run"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a line comes to.
 
@@ -47,9 +47,9 @@ def run(line: str, dialogue: Dialogue, setup: Setup) -> Outcome:
         PoiseError: a sentence that says what is wrong with it; the dialogue stays as it is.
     """
     if not line.startswith("/"):
-        return Outcome(dialogue, ask=line or None)
+        return Outcome(dialogue=dialogue, ask=line or None)
     if line.startswith("//"):
-        return Outcome(dialogue, ask=line[1:])
+        return Outcome(dialogue=dialogue, ask=line[1:])
     name, _, argument = line.partition(" ")
     if name not in COMMANDS:
         raise InvalidArgument(f"There is no command {name}; /help lists them, and // sends a line that begins with /.")
@@ -76,7 +76,7 @@ def _dial(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     from poise.steer import SteeringExpression, cautions
 
     if not argument:
-        return Outcome(dialogue, at_work(dialogue, setup) or ["Nothing is steered."])
+        return Outcome(dialogue=dialogue, output=at_work(dialogue, setup) or ["Nothing is steered."])
     name, _, how = argument.replace("=", " ", 1).partition(" ")
     bare, _, layers = name.partition("@")
     if bare not in setup.vectors:
@@ -87,11 +87,13 @@ def _dial(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     vector = setup.vectors[bare]
     if how.strip() == "off":
         after = dialogue.dialled([vector], None)
-        return Outcome(after, [f"{bare} is off.", *at_work(after, setup)])
+        return Outcome(dialogue=after, output=[f"{bare} is off.", *at_work(after, setup)])
     where = layers or _layers(dialogue, vector)
     new = SteeringExpression.parse(f"{bare}{'@' if where else ''}{where}={how.strip()}").steering(setup.vectors)
     after = dialogue.dialled([term.vector for term in new.terms], new)
-    return Outcome(after, [*at_work(after, setup), *(f"warning: {caution}" for caution in cautions(new))])
+    return Outcome(
+        dialogue=after, output=[*at_work(after, setup), *(f"warning: {caution}" for caution in cautions(new))]
+    )
 
 
 def _layers(dialogue: Dialogue, vector: object) -> str:
@@ -107,10 +109,10 @@ def _tint(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     from poise.cli.chat.tint import Legend
 
     if argument == "off":
-        return Outcome(replace(dialogue, tint=None), ["Tokens are not tinted."])
+        return Outcome(dialogue=replace(dialogue, tint=None), output=["Tokens are not tinted."])
     for w in setup.watched:
         if w.name == argument:
-            return Outcome(replace(dialogue, tint=argument), [Legend(w)])
+            return Outcome(dialogue=replace(dialogue, tint=argument), output=[Legend(w)])
     names = ", ".join(w.name for w in setup.watched) or "nothing"
     raise InvalidArgument(f"/tint takes a watched trait or off, not {argument!r}; {names} is watched.")
 
@@ -126,27 +128,33 @@ def _watch(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
             for a in w.alarms
         ] or ["  no alarm is set; poise calibrate sets one"]
     bars = [f"bars: {BAR_MEANS}"] if lines else ["Nothing is watched; start with --watch FILE."]
-    return Outcome(dialogue, [*lines, *bars, *at_work(dialogue, setup)])
+    return Outcome(dialogue=dialogue, output=[*lines, *bars, *at_work(dialogue, setup)])
 
 
 def _set_system_prompt(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     if not argument:
-        return Outcome(dialogue, [f"The system prompt is: {dialogue.system}" if dialogue.system else "There is none."])
+        return Outcome(
+            dialogue=dialogue,
+            output=[f"The system prompt is: {dialogue.system}" if dialogue.system else "There is none."],
+        )
     if argument == "off":
-        return Outcome(replace(dialogue, system=""), ["No system prompt from here on."])
+        return Outcome(dialogue=replace(dialogue, system=""), output=["No system prompt from here on."])
     return Outcome(
-        replace(dialogue, system=argument), ["From here on the whole conversation is under this system prompt."]
+        dialogue=replace(dialogue, system=argument),
+        output=["From here on the whole conversation is under this system prompt."],
     )
 
 
 def _retry(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     _check_begun(dialogue)
-    return Outcome(dialogue.undone(), ask=dialogue.turns[-1].user)
+    return Outcome(dialogue=dialogue.undone(), ask=dialogue.turns[-1].user)
 
 
 def _undo(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     _check_begun(dialogue)
-    return Outcome(dialogue.undone(), [f"Took back the last answer and what you asked: {dialogue.turns[-1].user}"])
+    return Outcome(
+        dialogue=dialogue.undone(), output=[f"Took back the last answer and what you asked: {dialogue.turns[-1].user}"]
+    )
 
 
 def _check_begun(dialogue: Dialogue) -> None:
@@ -155,7 +163,10 @@ def _check_begun(dialogue: Dialogue) -> None:
 
 
 def _reset(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
-    return Outcome(replace(dialogue, turns=()), ["The conversation begins anew; system prompt, dials and tint stay."])
+    return Outcome(
+        dialogue=replace(dialogue, turns=()),
+        output=["The conversation begins anew; system prompt, dials and tint stay."],
+    )
 
 
 def _save(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
@@ -169,7 +180,7 @@ def _save(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     with saving(path) as temporary:
         temporary.write_text(json.dumps(transcript(dialogue, setup)) + "\n", encoding="utf-8")
     turns = len(dialogue.turns)
-    return Outcome(replace(dialogue, saved=path), [f"Saved {turns} turn{'s' * (turns != 1)} to {path}"])
+    return Outcome(dialogue=replace(dialogue, saved=path), output=[f"Saved {turns} turn{'s' * (turns != 1)} to {path}"])
 
 
 def _help(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
@@ -179,11 +190,11 @@ def _help(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
     table = Table.grid(padding=(0, 2))
     for usage, meaning, _ in COMMANDS.values():
         table.add_row(Text(usage), Text(meaning))
-    return Outcome(dialogue, [table, "Ctrl-C stops an answer; Ctrl-D leaves."])
+    return Outcome(dialogue=dialogue, output=[table, "Ctrl-C stops an answer; Ctrl-D leaves."])
 
 
 def _quit(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
-    return Outcome(dialogue, leave=True)
+    return Outcome(dialogue=dialogue, leave=True)
 
 
 COMMANDS: dict[str, tuple[str, str, Act]] = {
