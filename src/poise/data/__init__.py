@@ -11,16 +11,19 @@ with its place and the reason, never an exception. Knows nothing of models.
     formats        JSON Lines, JSON, CSV and Parquet, compressed or not, a row at a time
     hub            data sets of the Hugging Face library, from a folder or the hub
     dataset        files, folders, globs and names to one ``DataSet``
-    rejected       what was left out and why, and when that is too much
+    left_out       what of a row is not read, counted by kind
+    rejected       rows that cannot be used and why, and when that is too much
 """
 
 from __future__ import annotations
 
 from poise.data.dataset import DataSet, InputRow, data_from_rows, open_data
-from poise.data.messages import Conversation, Message, Need, RejectedRow, Turn, last_user, turns
+from poise.data.left_out import count_left_out, describe_left_out
+from poise.data.messages import AnswerPart, Conversation, Message, Need, RejectedRow, Turn, last_user, turns
 from poise.data.rejected import Rejections
 
 __all__ = [
+    "AnswerPart",
     "Conversation",
     "DataSet",
     "InputRow",
@@ -29,7 +32,9 @@ __all__ = [
     "RejectedRow",
     "Rejections",
     "Turn",
+    "count_left_out",
     "data_from_rows",
+    "describe_left_out",
     "last_user",
     "open_data",
     "turns",

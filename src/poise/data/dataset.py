@@ -11,14 +11,14 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from poise.data import hub
 from poise.data.formats import KNOWN, RowItem, RowReader, RowValue, is_known, parse_json_line, row_reader
-from poise.data.messages import Conversation, Need, RejectedRow
+from poise.data.messages import AnswerPart, Conversation, Need, RejectedRow
 from poise.data.readers import DataShape, ShapeRequest, detect_shape, parse_shape_request, read_row
 from poise.data.turn_parsing import excerpt
-from poise.errors import InvalidData, InvalidRow
+from poise.errors import InvalidArgument, InvalidData, InvalidRow
 
 __all__ = ["DataPart", "DataSet", "InputRow", "data_from_rows", "open_data", "row_columns"]
 
@@ -52,11 +52,19 @@ class DataSet:
         parts: In order.
         need: Which turn a row must have to be of use.
         stated: Whether the user said the shape.
+        answer_part: Which part of an answer is read or learnt, by everything that reads these data.
     """
 
     parts: tuple[DataPart, ...]
     need: Need
     stated: bool
+    answer_part: AnswerPart = "reply"
+
+    def __post_init__(self) -> None:
+        if self.answer_part not in (parts := get_args(AnswerPart)):
+            raise InvalidArgument(
+                f"There is no part {excerpt(self.answer_part)} of an answer; `part` is one of {', '.join(parts)}."
+            )
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -77,6 +85,11 @@ class DataSet:
             ways.setdefault(str(part.shape), []).append(part.name)
         source = "as stated" if self.stated else f"found in the first {DETECTION_ROWS} rows"
         return "\n".join(f"{_listed(names)}: {way} ({source})" for way, names in ways.items())
+
+    @property
+    def part_key(self) -> dict[str, str]:
+        """What the part of answers adds to the key of kept work: nothing for replies, which keys were first made of."""
+        return {} if self.answer_part == "reply" else {"part": self.answer_part}
 
     def __iter__(self) -> Iterator[Conversation | RejectedRow]:
         return self.iterate()
@@ -120,7 +133,7 @@ class DataSet:
             except StopIteration as end:
                 return int(end.value)
             try:
-                content = read_row(part.shape, _to_columns(value), self.need)
+                content = read_row(part.shape, _to_columns(value), self.need, self.answer_part)
             except InvalidRow as bad:
                 yield RejectedRow(file=part.name, row=row, index=first + row, line=line, reason=str(bad))
             else:
@@ -134,10 +147,17 @@ class DataSet:
                     columns=used,
                     tools=content.tools,
                     left_out=content.left_out,
+                    answer_part=self.answer_part,
                 )
 
 
-def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto", need: Need = "assistant") -> DataSet:
+def open_data(
+    source: str | Path | Sequence[str | Path],
+    *,
+    shape: str = "auto",
+    need: Need = "assistant",
+    part: AnswerPart = "reply",
+) -> DataSet:
     """Find the files, and in their first rows the shape of each.
 
     Args:
@@ -146,6 +166,7 @@ def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto",
             sequence of these.
         shape: ``auto``, one of ``SHAPES``, or one with its columns: ``pairs:question,best_answer``.
         need: ``assistant`` for answers to score, ``user`` for questions to answer.
+        part: Which part of an answer is read or learnt: the reply, the thought before it, or both.
 
     Raises:
         InvalidData: something is not there, empty, cannot be read, or has no columns that fit; names all such files.
@@ -168,7 +189,7 @@ def open_data(source: str | Path | Sequence[str | Path], *, shape: str = "auto",
     if not any(part.shape.columns for part in parts):
         columns = _first_rows(parts[0].name, parts[0].read)[0]
         raise InvalidData(f"No file has the shape {request}: {parts[0].name} has the columns {_names(columns)}.")
-    return DataSet(tuple(parts), need, request.kind is not None)
+    return DataSet(tuple(parts), need, request.kind is not None, part)
 
 
 InputRow = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Conversation
@@ -176,7 +197,12 @@ InputRow = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Conversation
 
 
 def data_from_rows(
-    rows: DataSet | Iterable[InputRow], *, shape: str = "auto", need: Need = "assistant", name: str = "rows"
+    rows: DataSet | Iterable[InputRow],
+    *,
+    shape: str = "auto",
+    need: Need = "assistant",
+    part: AnswerPart = "reply",
+    name: str = "rows",
 ) -> DataSet:
     """Rows in memory as a data set, without a file.
 
@@ -185,13 +211,18 @@ def data_from_rows(
             as it is. An iterator is read to its end and held.
         shape: Shape of the rows, as in ``open_data``.
         need: ``assistant`` for answers to score, ``user`` for questions to answer.
+        part: Which part of an answer is read or learnt; a data set has its own.
         name: Name of the data in messages.
 
     Raises:
         InvalidData: there is no row, or no known shape fits the first of them.
-        InvalidArgument: unknown shape.
+        InvalidArgument: unknown shape, or another part than that of the data set.
     """
     if isinstance(rows, DataSet):
+        if part not in ("reply", rows.answer_part):
+            raise InvalidArgument(
+                f"`part` is {part}, and the data set was opened for the {rows.answer_part}; open it with that part."
+            )
         return rows
     held = rows if hasattr(rows, "__len__") else list(rows)
 
@@ -211,6 +242,7 @@ def data_from_rows(
         (DataPart(name=name, paths=(), read=read, shape=_detect_shape(name, read, request, need)),),
         need,
         request.kind is not None,
+        part,
     )
 
 

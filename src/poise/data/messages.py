@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
-__all__ = ["Conversation", "Message", "Need", "RejectedRow", "Turn", "is_answer", "last_user", "turns"]
+__all__ = [
+    "AnswerPart",
+    "Conversation",
+    "Message",
+    "Need",
+    "RejectedRow",
+    "Turn",
+    "is_answer",
+    "last_user",
+    "prompt_end",
+    "turns",
+]
 
 Need = Literal["assistant", "user"]
 """Which turn a row must have to be of use: an answer to score, or a question to answer."""
+
+AnswerPart = Literal["reply", "thought", "both"]
+"""Which part of an answer is read, steered or learnt: the reply, the thought before it, or both."""
 
 
 class Message(TypedDict):
@@ -42,7 +56,8 @@ class Conversation:
         raw: The row as it was: of JSON Lines the line's bytes without the line feed that ends it, else the columns.
         columns: Those that became messages.
         tools: Definitions of the tools that the conversation may use.
-        left_out: What of the row is not read, by kind: ``image``, ``turn not to be learnt``.
+        left_out: What of the row is not read, by kind: ``image``, ``turn not to be learnt``, ``thought``.
+        answer_part: Which part of its answers is read or learnt.
     """
 
     messages: tuple[Message, ...]
@@ -53,6 +68,7 @@ class Conversation:
     columns: tuple[str, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     left_out: tuple[str, ...] = ()
+    answer_part: AnswerPart = "reply"
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -91,10 +107,11 @@ class Turn:
 
     Attributes:
         history: The messages before the answer; empty where a conversation begins with it.
-        answer: The assistant's reply.
+        answer: The assistant's reply; empty where only the thought is read and there is nothing else.
         number: Which of the conversation's assistant turns, from 0; one that is not an answer counts too.
         thought: The reasoning before the reply; empty where there is none.
         tools: Definitions of the tools that the conversation may use.
+        part: Which part of the answer is read or learnt.
     """
 
     history: tuple[Message, ...]
@@ -102,11 +119,12 @@ class Turn:
     number: int
     thought: str = ""
     tools: tuple[dict[str, Any], ...] = ()
+    part: AnswerPart = "reply"
 
 
 def turns(conversation: Conversation) -> list[Turn]:
-    """Every answer, each with its own history: the assistant's turns that have a reply and are not marked otherwise."""
-    messages = conversation.messages
+    """Every answer, each with its own history: the assistant's turns that have the part that is read, unless marked."""
+    messages, part = conversation.messages, conversation.answer_part
     places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     return [
         Turn(
@@ -115,15 +133,20 @@ def turns(conversation: Conversation) -> list[Turn]:
             number=number,
             thought=answer.get("thought", ""),
             tools=conversation.tools,
+            part=part,
         )
         for number, place in enumerate(places)
-        if is_answer(answer := messages[place])
+        if is_answer(answer := messages[place], part)
     ]
 
 
-def is_answer(message: Message) -> bool:
-    """Whether a turn is to be scored or learnt: the assistant's, with a reply, and not marked ``weight: 0``."""
-    return message["role"] == "assistant" and bool(message["content"].strip()) and message.get("learn", True)
+def is_answer(message: Message, part: AnswerPart = "reply") -> bool:
+    """Whether a turn is to be scored or learnt: the assistant's, with words in that part, and not ``weight: 0``.
+
+    Of both parts the reply must be there: a thought that was cut off ends nowhere.
+    """
+    words = message.get("thought", "") if part == "thought" else message["content"]
+    return message["role"] == "assistant" and bool(words.strip()) and message.get("learn", True)
 
 
 def last_user(conversation: Conversation) -> tuple[Message, ...]:
@@ -131,11 +154,12 @@ def last_user(conversation: Conversation) -> tuple[Message, ...]:
 
     A system turn or a greeting before it stays; without a user turn it is empty.
     """
-    messages = conversation.messages
-    places = [place for place, message in enumerate(messages) if message["role"] == "user"]
-    if not places:
-        return ()
-    end = places[0] + 1
-    while end < len(messages) and messages[end]["role"] == "user":
+    return conversation.messages[: prompt_end(conversation.messages)]
+
+
+def prompt_end(messages: Sequence[Message]) -> int:
+    """Where a prompt for the model's own answer ends; 0 where no user speaks."""
+    end = next((place for place, message in enumerate(messages) if message["role"] == "user"), -1) + 1
+    while 0 < end < len(messages) and messages[end]["role"] == "user":
         end += 1
-    return messages[:end]
+    return end

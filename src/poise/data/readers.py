@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from poise.data.chat_markup import has_markup, parse_markup
-from poise.data.messages import Message, Need, is_answer
+from poise.data.left_out import left_out_kinds, why_no_answer
+from poise.data.messages import AnswerPart, Message, Need, is_answer
 from poise.data.recognition import (
     CHATS,
     CONTEXTS,
@@ -105,7 +106,7 @@ class RowContent:
 @dataclass(slots=True)
 class _Turns:
     messages: list[Message] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[tuple[Message, str]] = field(default_factory=list)  # what is no text, with the turn it stands in
 
 
 def parse_shape_request(text: str, need: Need) -> ShapeRequest:
@@ -156,8 +157,8 @@ def detect_shape(rows: Sequence[RowColumns], request: ShapeRequest, need: Need) 
     return DataShape(kind, columns, next(filter(None, systems), None))
 
 
-def read_row(shape: DataShape, row: RowColumns, need: Need) -> RowContent:
-    """The messages of a row.
+def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "reply") -> RowContent:
+    """The messages of a row, of whose answers that part is read.
 
     Raises:
         InvalidRow: it has no text where the shape wants some, or lacks the turn that is needed.
@@ -172,13 +173,10 @@ def read_row(shape: DataShape, row: RowColumns, need: Need) -> RowContent:
     messages = [turn for turn in turns.messages if turn["role"] != "system" or turn["content"].strip()]
     for number, turn in enumerate(messages, start=1):
         _check_turn(turn, number)
-    if not any(is_answer(turn) if need == "assistant" else turn["role"] == need for turn in messages):
-        marked = any(turn.get("learn") is False for turn in messages)
-        thought = any(turn.get("thought") for turn in messages)
-        why = "all are marked as not to be learnt" if marked else "only a thought without a reply" if thought else ""
-        raise InvalidRow(f"no {need} turn" + (f": {why}" if why and need == "assistant" else ""))
-    left_out = [*turns.left_out, *("turn not to be learnt" for turn in messages if turn.get("learn") is False)]
-    return RowContent(tuple(messages), _tools_of(row), tuple(left_out))
+    if not any(is_answer(turn, part) if need == "assistant" else turn["role"] == need for turn in messages):
+        why = why_no_answer(messages, part) if need == "assistant" else ""
+        raise InvalidRow(f"no {need} turn" + (f": {why}" if why else ""))
+    return RowContent(tuple(messages), _tools_of(row), left_out_kinds(messages, turns.left_out, need, part))
 
 
 def is_utf8(text: str) -> bool:
@@ -378,7 +376,7 @@ def _chat_messages(value: Any, column: str) -> _Turns:
     for number, turn in enumerate(_list(value, column), start=1):
         parsed = parse_turn(turn, f"turn {number}")
         turns.messages += parsed.messages
-        turns.left_out += parsed.left_out
+        turns.left_out += [(parsed.messages[-1], kind) for kind in parsed.left_out]
     return turns
 
 

@@ -30,11 +30,13 @@ class Rejections:
     Attributes:
         kinds: How many rows of each kind of reason.
         rows: How many rows were seen, good and bad.
+        left_out: What the conversations among them leave out, by kind; of a resumed run those that it saw itself.
     """
 
     def __init__(self, path: Path | None = None, *, start: int = 0, share: float = 0.2, least: int = 100) -> None:
         self.path, self.share, self.least = path, share, least
         self.kinds: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self.rows = start if path else 0
         self._last: RejectedRow | None = None
         if path is not None and path.exists():
@@ -57,6 +59,7 @@ class Rejections:
         for row in rows:
             self.rows += 1
             if isinstance(row, Conversation):
+                self.left_out.update(row.left_out)
                 yield row
                 continue
             self.kinds[row.kind] += 1

@@ -11,16 +11,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from poise.data.messages import Message
+from poise.data.messages import AnswerPart, Message
 from poise.data.turn_parsing import split_thought
 from poise.errors import InvalidArgument
 from poise.model.rendering import open_prompt, render_prompt
 
 __all__ = ["Encoded", "Message", "Part", "ask", "encode", "render_prompt", "stop_ids", "template_text"]
 
-Part = Literal["reply", "thought", "both"]
+Part = AnswerPart
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "</s>")
 

@@ -9,30 +9,56 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from poise.data import Message, Turn
 from poise.data.turn_parsing import THOUGHT_TAGS
 from poise.errors import UnsuitableModel
-from poise.model.chat_template import Part, template_text
-from poise.model.language_model import Encoded, Model, ask, render_prompt
+from poise.model.chat_template import Encoded, Part, ask, template_text
+from poise.model.rendering import render_prompt
 
-__all__ = ["AnswerSpan", "UnreadAnswer", "answer_spans", "fit"]
+__all__ = ["AnswerSpan", "TextModel", "UnreadAnswer", "answer_spans", "fit", "fit_history"]
 
 
-@dataclass(frozen=True, slots=True)
+class TextModel(Protocol):
+    """What reading a text takes of a model: its tokenizer with the chat template, and how much it reads at once."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A fast tokenizer."""
+
+    @property
+    def window(self) -> int:
+        """Most tokens at once."""
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        answer: str | None = None,
+        *,
+        part: Part = "reply",
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Encoded:
+        """Token ids of a conversation and the span of its answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSpan:
     """Where an answer stands. Answers of one pass share ``text.ids`` (the same object).
 
     Attributes:
         turn: Which of the conversation's answers, from 0.
         text: The pass, and in it the answer's span.
+        history: The messages before the answer that are in the pass.
+        answer: The answer as it stands there, with its thought where that is read.
         cut: Whether earlier turns were left out.
     """
 
     turn: int
     text: Encoded
+    history: Sequence[Message]
+    answer: str
     cut: bool = False
 
 
@@ -44,21 +70,24 @@ class UnreadAnswer:
     reason: str
 
 
-def answer_spans(model: Model, turns: Sequence[Turn], *, part: Part = "reply") -> list[AnswerSpan | UnreadAnswer]:
+def answer_spans(
+    model: TextModel, turns: Sequence[Turn], *, part: Part | None = None
+) -> list[AnswerSpan | UnreadAnswer]:
     """Every answer's place, in order.
 
     Args:
         model: Its template, tokenizer and window.
         turns: All answers of one conversation. One without anything before it answers an empty user turn.
         part: Which part of an answer its span is: the reply, the thought before it, or both; an answer without a
-            thought has none to give.
+            thought has none to give. By default the part that the data were opened for.
     """
+    part = part or (turns[0].part if turns else "reply")
     try:
         shared = _shared(model, turns) if part == "reply" else []
         within = [place for place in shared if place.text.end <= model.window]
         if within:  # causal: what comes after the last of them is not needed
             ids = within[-1].text.ids[: within[-1].text.end]
-            within = [AnswerSpan(p.turn, Encoded(ids, p.text.start, p.text.end)) for p in within]
+            within = [replace(place, text=Encoded(ids, place.text.start, place.text.end)) for place in within]
         return [*within, *(_alone(model, turn, part) for turn in turns[len(within) :])]
     except UnsuitableModel as error:
         return [
@@ -67,7 +96,7 @@ def answer_spans(model: Model, turns: Sequence[Turn], *, part: Part = "reply") -
 
 
 def fit(
-    model: Model,
+    model: TextModel,
     history: Sequence[Message],
     answer: str | None,
     room: int,
@@ -85,6 +114,20 @@ def fit(
     Raises:
         UnsuitableModel: the template refuses the conversation.
     """
+    fitted = fit_history(model, history, answer, room, part=part, tools=tools)
+    return (fitted[0], len(fitted[1]) < len(history)) if fitted else None
+
+
+def fit_history(
+    model: TextModel,
+    history: Sequence[Message],
+    answer: str | None,
+    room: int,
+    *,
+    part: Part = "reply",
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[Encoded, Sequence[Message]] | None:
+    """The same as ``fit`` with the messages that are in the text, in place of whether some were cut."""
     messages = list(history) or ask("")
     system = messages[:1] if messages[0]["role"] == "system" else []
     users = [i for i, m in enumerate(messages) if m["role"] == "user" and i > len(system)]
@@ -96,32 +139,31 @@ def fit(
         return len(tried[begin].ids) <= room
 
     first = bisect_left(begins, True, key=fits)
-    return (tried[begins[first]], first > 0) if first < len(begins) else None
+    return (tried[begins[first]], [*system, *messages[begins[first] :]]) if first < len(begins) else None
 
 
-def _alone(model: Model, turn: Turn, part: Part) -> AnswerSpan | UnreadAnswer:
+def _alone(model: TextModel, turn: Turn, part: Part) -> AnswerSpan | UnreadAnswer:
     if part == "thought" and not turn.thought:
         return UnreadAnswer(turn.number, "no thought")
     answer = turn.answer if part == "reply" or not turn.thought else with_thought(model, turn)
-    fitted = fit(model, turn.history, answer, model.window, part=part, tools=turn.tools)
+    fitted = fit_history(model, turn.history, answer, model.window, part=part, tools=turn.tools)
     if fitted is None:
         return UnreadAnswer(turn.number, f"longer than the model's window: {model.window} tokens")
-    text, cut = fitted
-    return (
-        AnswerSpan(turn.number, text, cut)
-        if text.end > text.start
-        else UnreadAnswer(turn.number, "empty turn: no tokens")
-    )
+    text, history = fitted
+    if text.end <= text.start:
+        return UnreadAnswer(turn.number, "empty turn: no tokens")
+    cut = len(history) < len(turn.history)
+    return AnswerSpan(turn=turn.number, text=text, history=history, answer=answer, cut=cut)
 
 
-def with_thought(model: Model, turn: Turn) -> str:
+def with_thought(model: TextModel, turn: Turn) -> str:
     """A turn's thought and reply as one text, in the marks that the model's template knows."""
     template = template_text(model.tokenizer)
     opening, closing = next((tags for tags in THOUGHT_TAGS if tags[0] in template), THOUGHT_TAGS[0])
     return f"{opening}\n{turn.thought}\n{closing}\n\n{turn.answer}"
 
 
-def _shared(model: Model, turns: Sequence[Turn]) -> list[AnswerSpan]:
+def _shared(model: TextModel, turns: Sequence[Turn]) -> list[AnswerSpan]:
     """The answers in one pass over the last of them; nothing where the template or a token runs across a boundary."""
     if len(turns) < 2 or not turns[0].history:
         return []
@@ -138,5 +180,6 @@ def _shared(model: Model, turns: Sequence[Turn]) -> list[AnswerSpan]:
         last = len(ids) if turn is turns[-1] else bisect_right(offsets, end, key=lambda span: span[1])
         if first >= last or (last < len(ids) and offsets[last][0] < end):
             return []
-        spans.append(AnswerSpan(turn.number, Encoded(ids, first, last)))
+        text = Encoded(ids, first, last)
+        spans.append(AnswerSpan(turn=turn.number, text=text, history=turn.history, answer=turn.answer))
     return spans

@@ -118,6 +118,7 @@ def _table_key(
         ],
         alarms=[v.header.model_dump(mode="json", include={"alarms", "drift"}) for v in vectors],
         by=by,
+        **data.part_key,
     )
 
 

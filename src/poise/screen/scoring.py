@@ -158,4 +158,5 @@ def _scores_key(data: DataSet, digest: str, model: Model, probes: Sequence[Probe
         device=model.device.type,
         directions=[[p.layer, hashlib.sha256(p.direction.numpy().tobytes()).hexdigest()] for p in probes],
         window=windows.ROWS_PER_SHARD,
+        **data.part_key,
     )
