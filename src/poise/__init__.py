@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from poise.engine.static import LocalEngine
     from poise.extract import extract as extract_vector
     from poise.model import Encoded, Model, load_model
+    from poise.model.preview import AnswerPreview, DataPreview, show_rows
     from poise.monitor import AnswerReadings
     from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms
     from poise.monitor.scoring import ScoredTurn, read_rows
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AnswerPreview",
     "AnswerReadings",
     "Calibration",
     "CalibrationSettings",
@@ -76,6 +78,7 @@ __all__ = [
     "Certificate",
     "ContrastSet",
     "Conversation",
+    "DataPreview",
     "DataSet",
     "Encoded",
     "GateResult",
@@ -128,11 +131,13 @@ __all__ = [
     "save_shift_report",
     "save_vector",
     "screen_rows",
+    "show_rows",
     "validate_vector",
 ]
 
 # A name must not be that of a room: importing the room would replace it.
 _HOMES = {
+    "AnswerPreview": "model.preview",
     "AnswerReadings": "monitor",
     "Calibration": "monitor.calibrate",
     "CalibrationSettings": "monitor.calibrate",
@@ -140,6 +145,7 @@ _HOMES = {
     "Certificate": "validate",
     "ContrastSet": "contrast",
     "Conversation": "data",
+    "DataPreview": "model.preview",
     "DataSet": "data",
     "Encoded": "model",
     "GateResult": "shift",
@@ -191,6 +197,7 @@ _HOMES = {
     "save_shift_report": "shift:save_report",
     "save_vector": "vector",
     "screen_rows": "screen",
+    "show_rows": "model.preview",
     "validate_vector": "validate:validate",
 }
 _get, _names = lazy_names("poise", _HOMES)

@@ -31,6 +31,7 @@ from poise.cli import (
     traits,
     vectors,
 )
+from poise.cli.preview import ShowableCommand
 from poise.errors import UserError
 
 __all__ = ["app", "main"]
@@ -125,11 +126,11 @@ app.command("validate")(vectors.validate_command)
 app.command("generate")(talk.generate_command)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
-app.command("calibrate")(monitor.calibrate_command)
-app.command("read")(monitor.read_command)
-app.command("screen")(screen.screen_command)
-app.command("train")(train.train_command)
-app.command("shift")(shift.shift_command)
+app.command("calibrate", cls=ShowableCommand)(monitor.calibrate_command)
+app.command("read", cls=ShowableCommand)(monitor.read_command)
+app.command("screen", cls=ShowableCommand)(screen.screen_command)
+app.command("train", cls=ShowableCommand)(train.train_command)
+app.command("shift", cls=ShowableCommand)(shift.shift_command)
 app.command("gate")(gate.gate_command)
 app.add_typer(judge.app, name="judge")
 app.command("doctor")(doctor.doctor)

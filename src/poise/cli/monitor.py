@@ -17,13 +17,16 @@ from poise.cli.options import (
     MaxNewTokens,
     ModelName,
     OnOtherModel,
+    PartOption,
     Seed,
+    ShowOption,
     Temperature,
 )
+from poise.cli.preview import show_data
 from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
-    from poise.data import Rejections
+    from poise.data import AnswerPart, Rejections
     from poise.monitor.calibrate import Calibration
     from poise.monitor.table import FinishedTable
 
@@ -80,8 +83,10 @@ def calibrate_command(
     ],
     model: ModelName,
     normal: NormalConversations,
+    show: ShowOption = None,
     rate: AlarmRates = None,
     given_answers: GivenAnswers = False,
+    part: PartOption = "reply",
     by: TopicField = None,
     layer: ReadingLayer = None,
     out: AlarmedVectorOut = None,
@@ -106,6 +111,9 @@ def calibrate_command(
     """
     from poise.cli import facts
 
+    if show is not None:
+        _show_normal(normal, model, show, shape, part, given_answers, max_new_tokens, as_json=as_json)
+        return
     with working():
         from poise import workflows as recipes
         from poise.engine import SamplingParams
@@ -128,6 +136,7 @@ def calibrate_command(
             normal,
             plan,
             shape=shape,
+            part=part,
             out=out,
             allow_other_model=allow_other_model,
             force=force,
@@ -166,6 +175,8 @@ def read_command(
             show_default=False,
         ),
     ],
+    show: ShowOption = None,
+    part: PartOption = "reply",
     shape: DataShapeOption = "auto",
     layer: ReadingLayer = None,
     by: TopicField = None,
@@ -183,6 +194,11 @@ def read_command(
     """
     from poise.cli import facts
 
+    if show is not None:
+        from poise.data import open_data
+
+        show_data(open_data(data, shape=shape, part=part), model, show, as_json=as_json)
+        return
     with working():
         from poise import workflows as recipes
 
@@ -192,6 +208,7 @@ def read_command(
             partial(load_model, model, dtype, device),
             out,
             shape=shape,
+            part=part,
             layer=layer,
             by=by,
             allow_other_model=allow_other_model,
@@ -201,6 +218,27 @@ def read_command(
         facts.print_json(_table_json(done))
     else:
         _show_table(done)
+
+
+def _show_normal(
+    normal: list[str],
+    model: str | None,
+    n: int,
+    shape: str,
+    part: AnswerPart,
+    given_answers: bool,
+    max_new_tokens: int,
+    *,
+    as_json: bool,
+) -> None:
+    """What calibration would read: the data's answers, or the prompts that the model answers itself."""
+    from poise.data import open_data
+
+    opened = open_data(normal, shape=shape, need="assistant" if given_answers else "user", part=part)
+    if given_answers:
+        show_data(opened, model, n, as_json=as_json)
+    else:
+        show_data(opened, model, n, as_json=as_json, use="answer", max_new_tokens=max_new_tokens)
 
 
 def _calibration_json(done: Calibration) -> dict[str, Any]:

@@ -22,9 +22,11 @@ __all__ = [
     "ModelName",
     "OnOtherModel",
     "OutFolder",
+    "PartOption",
     "QuestionsOption",
     "Rollouts",
     "Seed",
+    "ShowOption",
     "Temperature",
     "TraitArgument",
     "VectorFile",
@@ -68,6 +70,20 @@ ModelName = Annotated[
         metavar="M",
         help="A hub id, a folder, a .gguf file, or smollm2-135m.",
         show_default=False,
+    ),
+]
+PartOption = Annotated[
+    Literal["reply", "thought", "both"],
+    typer.Option("--part", help="Which part of an answer is read: the reply, the thought before it, or both."),
+]
+ShowOption = Annotated[
+    int | None,
+    typer.Option(
+        "--show",
+        metavar="N",
+        min=1,
+        help="Print exactly what the first N answers are, their prompts, tokens and what is left out, and stop: "
+        "nothing is loaded or written.",
     ),
 ]
 ExemplarsOption = Annotated[

@@ -19,9 +19,12 @@ from poise.cli.options import (
     ModelName,
     OnOtherModel,
     OutFolder,
+    PartOption,
     Seed,
+    ShowOption,
     VectorsOption,
 )
+from poise.cli.preview import show_data
 from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
@@ -133,7 +136,9 @@ def screen_command(
     vector: VectorsOption,
     model: ModelName,
     out: OutFolder,
+    show: ShowOption = None,
     method: MethodName = "difference",
+    part: PartOption = "reply",
     rate: FlaggingRate = None,
     normal: NormalData = None,
     top: FlaggedCount = None,
@@ -166,8 +171,11 @@ def screen_command(
     """
     from poise.data import open_data
 
-    opened = open_data(data, shape=shape)
-    usual = open_data(normal, shape=normal_shape) if normal else None
+    opened = open_data(data, shape=shape, part=part)
+    usual = open_data(normal, shape=normal_shape, part=part) if normal else None
+    if show is not None:
+        show_data(opened, model, show, as_json=as_json)
+        return
     note(opened.how)
     with working():
         from poise import workflows as recipes

@@ -22,9 +22,11 @@ from poise.cli.options import (
     QuestionsOption,
     Rollouts,
     Seed,
+    ShowOption,
     Temperature,
     VectorsOption,
 )
+from poise.cli.preview import print_previews
 from poise.cli.work import load_model, working
 from poise.errors import InvalidArgument
 
@@ -151,6 +153,7 @@ def shift_command(
     tuned: TunedModelNames,
     vector: VectorsOption,
     out: OutFolder,
+    show: ShowOption = None,
     judge: JudgeOrNone = "exemplars",
     capability: CapabilityTexts = None,
     capability_limit: CapabilityLimit = None,
@@ -177,6 +180,9 @@ def shift_command(
     """
     from poise.cli import facts
 
+    if show is not None:
+        _show_perplexity_data(capability or [], base, show, as_json=as_json)
+        return
     options = MeasurementOptions(
         base=base,
         tuned=tuned,
@@ -202,6 +208,19 @@ def shift_command(
         facts.print_json(_shift_json(report, out))
     else:
         show_shift(report, out)
+
+
+def _show_perplexity_data(capability: list[str], model: str | None, n: int, *, as_json: bool) -> None:
+    """The answers whose perplexity would be measured: the only conversations that a shift takes from data."""
+    sources = [text.partition("=")[2] for text in capability if text.startswith("perplexity=")]
+    if not sources:
+        raise InvalidArgument("A shift reads conversations for perplexity alone; name some with perplexity=DATA.")
+    with working():
+        from poise.data import open_data
+        from poise.workflows import preview_data
+
+        previews = [preview_data(open_data([source]), model, n) for source in sources]
+    print_previews(*previews, as_json=as_json)
 
 
 def measure_now(options: MeasurementOptions, screened: list[Path] | None = None) -> ShiftReport:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise.cli.options import Force, Json
+from poise.cli.options import Force, Json, ShowOption
+from poise.cli.preview import print_previews
 from poise.cli.work import note, working
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def train_command(
             metavar="CONFIG.yaml", dir_okay=False, help="All settings; see docs/training.md.", show_default=False
         ),
     ],
+    show: ShowOption = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -36,11 +38,17 @@ def train_command(
     with working():
         from poise.report.shift import check_extra
         from poise.train.config import TrainConfig
-        from poise.workflows import train_and_measure
+        from poise.workflows import preview_training, train_and_measure
 
         settings = read_settings(config, TrainConfig)
-        check_extra()
-        result = train_and_measure(settings, force=force)
+        if show is None:
+            check_extra()
+            result = train_and_measure(settings, force=force)
+        else:
+            preview = preview_training(settings, show)
+    if show is not None:
+        print_previews(preview, as_json=as_json)
+        return
     if as_json:
         facts.print_json(_fine_tune_json(result))
     else:

@@ -9,7 +9,7 @@ a merge crosses it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,19 @@ from poise.data.turn_parsing import split_thought
 from poise.errors import InvalidArgument
 from poise.model.rendering import open_prompt, render_prompt
 
-__all__ = ["Encoded", "Message", "Part", "ask", "encode", "render_prompt", "stop_ids", "template_text"]
+__all__ = [
+    "Encoded",
+    "Message",
+    "Part",
+    "RenderedAnswer",
+    "ask",
+    "encode",
+    "end_of_answer_ids",
+    "render_answer",
+    "render_prompt",
+    "stop_ids",
+    "template_text",
+]
 
 Part = AnswerPart
 
@@ -82,18 +94,60 @@ def encode(
         UnsuitableModel: the template fails on the conversation, or leaves words of it out.
     """
     check_messages(messages)
-    prompt = render_prompt(tokenizer, messages, tools=tools)
     if answer is None:
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(render_prompt(tokenizer, messages, tools=tools), add_special_tokens=False)["input_ids"]
         return Encoded(tuple(ids), len(ids), len(ids))
+    rendered = render_answer(tokenizer, messages, answer, part=part, tools=tools)
+    out = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = out["input_ids"], out["offset_mapping"]
+    start = bisect_right(offsets, rendered.start, key=lambda span: span[1])
+    end = bisect_right(offsets, rendered.end, key=lambda span: span[1]) if part == "thought" else len(ids)
+    return Encoded(tuple(ids), min(start, end), end)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedAnswer:
+    """A conversation with its answer as one text.
+
+    Attributes:
+        text: What is tokenised.
+        start: Character at which the part that is read begins.
+        end: Character after it.
+    """
+
+    text: str
+    start: int
+    end: int
+
+
+def render_answer(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    answer: str,
+    *,
+    part: Part = "reply",
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> RenderedAnswer:
+    """The text that ``encode`` tokenises, and where the response stands in it; for the arguments see there."""
+    prompt = render_prompt(tokenizer, messages, tools=tools)
     thought, reply = split_thought(answer)
     prompt = open_prompt(prompt) if thought else prompt
-    out = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = out["input_ids"], out["offset_mapping"]
+    text = prompt + answer
     reply_at = len(prompt) + (answer.rindex(reply) if reply else len(answer)) if thought else len(prompt)
-    start = bisect_right(offsets, reply_at if part == "reply" else len(prompt), key=lambda span: span[1])
-    end = bisect_right(offsets, reply_at, key=lambda span: span[1]) if part == "thought" else len(ids)
-    return Encoded(tuple(ids), min(start, end), end)
+    start = reply_at if part == "reply" else len(prompt)
+    return RenderedAnswer(text, start, reply_at if part == "thought" else len(text))
+
+
+def end_of_answer_ids(tokenizer: Any, stops: Collection[int]) -> tuple[int, ...]:
+    """Token ids that the template puts after an answer, up to the one that ends it, which is among ``stops``."""
+    if tokenizer.chat_template:
+        messages: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        text = render_prompt(tokenizer, messages, header=False)
+        ids = tokenizer(text[text.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
+        places = [position for position, token in enumerate(ids) if token in stops]
+        if places:
+            return tuple(ids[: places[0] + 1])
+    return (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()
 
 
 def template_text(tokenizer: Any) -> str:

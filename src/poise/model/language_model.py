@@ -17,6 +17,7 @@ from poise.model.architecture import WIDTHS, decoder_blocks, text_config
 from poise.model.chat_template import Encoded, Message, Part, ask, encode, render_prompt, stop_ids, template_text
 from poise.model.fingerprint import Fingerprint, fingerprint
 from poise.model.loading import BUNDLED, cache_dir, check_decoder_only, locate, read_weights
+from poise.model.tokenizing import check_offsets
 
 __all__ = [
     "BUNDLED",
@@ -108,10 +109,7 @@ def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
     Raises:
         UnsuitableModel: no decoder blocks, or a tokenizer without character offsets.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise UnsuitableModel(
-            f"The tokenizer of {name} gives no character offsets; response spans need a fast tokenizer."
-        )
+    check_offsets(tokenizer, name)
     check_decoder_only(lm.config, name)
     _check_adapter(lm, name)
     config = text_config(lm.config)

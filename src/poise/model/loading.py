@@ -90,6 +90,18 @@ def locate(name: str) -> str:
     return name
 
 
+def converted_folder(name: str) -> Path | None:
+    """Where a bundled model or a GGUF file was converted to; ``None`` for anything else, and before that was done."""
+    path = Path(name).expanduser()
+    if name in BUNDLED:
+        target = _target(Path(BUNDLED[name].member), BUNDLED[name].sha256[:16])
+    elif path.is_file():
+        target = _target(path, _file_key(path))
+    else:
+        return None
+    return target if _is_model(target) else None
+
+
 def in_hub_cache(name: str) -> bool:
     """Whether an earlier run fetched the model of this hub id."""
     from huggingface_hub import try_to_load_from_cache
@@ -106,7 +118,7 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    local_only = _is_only_local(source)
+    local_only = is_only_local(source)
     try:
         with _no_bars():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
@@ -132,7 +144,7 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
     return lm, tokenizer
 
 
-def _is_only_local(source: str) -> bool:
+def is_only_local(source: str) -> bool:
     """Whether to load without asking the hub: a folder, or a model in the cache while the hub does not answer.
 
     One question with a short timeout: the hub's client itself tries for half a minute, file by file.

@@ -18,7 +18,7 @@ from poise.errors import UnsuitableModel
 from poise.model.chat_template import Encoded, Part, ask, template_text
 from poise.model.rendering import render_prompt
 
-__all__ = ["AnswerSpan", "TextModel", "UnreadAnswer", "answer_spans", "fit", "fit_history"]
+__all__ = ["AnswerSpan", "TextModel", "UnreadAnswer", "answer_spans", "fit", "fit_history", "learnt_end"]
 
 
 class TextModel(Protocol):
@@ -161,6 +161,21 @@ def with_thought(model: TextModel, turn: Turn) -> str:
     template = template_text(model.tokenizer)
     opening, closing = next((tags for tags in THOUGHT_TAGS if tags[0] in template), THOUGHT_TAGS[0])
     return f"{opening}\n{turn.thought}\n{closing}\n\n{turn.answer}"
+
+
+def learnt_end(ids: Sequence[int], end: int, ending: Sequence[int], part: Part = "reply") -> int:
+    """Where what is learnt of an answer ends: after the tokens that end it, where they follow, unless a thought is.
+
+    Args:
+        ids: The pass, with ``ending`` after its last answer.
+        end: Where the answer's span ends.
+        ending: Tokens that the template puts after an answer, as ``end_of_answer_ids`` gives them.
+        part: Which part of the answer is learnt.
+    """
+    last = end
+    while part != "thought" and last < min(len(ids), end + len(ending)) and ids[last] == ending[last - end]:
+        last += 1
+    return last
 
 
 def _shared(model: TextModel, turns: Sequence[Turn]) -> list[AnswerSpan]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from poise.data.messages import AnswerPart
 from poise.settings import Settings
 
 __all__ = ["LoraSettings", "MeasurementSettings", "MonitorSettings", "TrainConfig", "VaccineSettings"]
@@ -95,6 +96,7 @@ class TrainConfig(Settings):
     data: tuple[str, ...] = Field(min_length=1, description="Files, folders, globs or hub names; several add up.")
     out: str = Field(description="The folder for the adapter, checkpoints and log.")
     shape: str = Field(default="auto", description="What the columns are; see docs/data.md.")
+    part: AnswerPart = Field(default="reply", description="What of an answer is learnt: reply, thought, or both.")
     held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="Share of the conversations held out, whose loss is measured before and after."
     )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from poise.data import Conversation, DataSet, Message, RejectedRow, Rejections, open_data, turns
 from poise.errors import InvalidArgument, InvalidData
 from poise.model import Model
-from poise.model.rendering import render_prompt
-from poise.model.spans import AnswerSpan, answer_spans
+from poise.model.chat_template import end_of_answer_ids
+from poise.model.spans import AnswerSpan, answer_spans, learnt_end
 from poise.progress import track
 from poise.steer.training import IGNORED, MARK
 from poise.train.config import TrainConfig
@@ -105,18 +105,22 @@ def open_training_data(config: TrainConfig) -> tuple[DataSet, frozenset[str] | N
         InvalidArgument: a file to be vaccinated is not among the data, or is there twice.
     """
     if not (only := config.vaccine.only):
-        return open_data(list(config.data), shape=config.shape), None
+        return open_data(list(config.data), shape=config.shape, part=config.part), None
     data_files, vaccinated_files = ([name for name in names if not _is_empty(name)] for names in (config.data, only))
     if not data_files:
         raise InvalidData(f"{', '.join(config.data)}: all are empty; give data with assistant turns.")
-    data = open_data(data_files, shape=config.shape)
+    data = open_data(data_files, shape=config.shape, part=config.part)
     names_by_path = _part_names_by_path(data)
     if twice := [path for path, names in names_by_path.items() if len(names) > 1]:
         raise InvalidArgument(
             f"data names {', '.join(twice)} twice; with vaccine.only it must be clear which rows are vaccinated, so "
             "name it once."
         )
-    vaccinated = _part_names_by_path(open_data(vaccinated_files, shape=config.shape)) if vaccinated_files else {}
+    vaccinated = (
+        _part_names_by_path(open_data(vaccinated_files, shape=config.shape, part=config.part))
+        if vaccinated_files
+        else {}
+    )
     if missing := [path for path in vaccinated if path not in names_by_path]:
         raise InvalidArgument(
             f"vaccine.only names {', '.join(missing)}, which is not trained on; list it in data as well."
@@ -159,7 +163,7 @@ def build_examples(
     Raises:
         InvalidData: not one answer is left; says what became of the rows.
     """
-    end = _end_of_answer_ids(model)
+    end = end_of_answer_ids(model.tokenizer, model.stop_ids)
     examples: list[TrainingExample] = []
     cut = 0
     unread: dict[str, int] = {}
@@ -210,22 +214,7 @@ def _conversation_examples(
         ids = (*same_pass[0].text.ids, *end)
         labels = [IGNORED] * len(ids)
         for place in same_pass:
-            last = place.text.end
-            while last < len(ids) and last < place.text.end + len(end) and ids[last] == end[last - place.text.end]:
-                last += 1
+            last = learnt_end(ids, place.text.end, end, conversation.answer_part)
             labels[place.text.start : last] = ids[place.text.start : last]
         examples.append(TrainingExample(ids=ids, labels=tuple(labels)))
     return examples
-
-
-def _end_of_answer_ids(model: Model) -> tuple[int, ...]:
-    """Token ids that this model's template puts after an answer, up to the one that ends it."""
-    tokenizer = model.tokenizer
-    if tokenizer.chat_template:
-        messages: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        text = render_prompt(tokenizer, messages, header=False)
-        ids = tokenizer(text[text.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
-        stops = [position for position, token in enumerate(ids) if token in model.stop_ids]
-        if stops:
-            return tuple(ids[: stops[0] + 1])
-    return (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()

@@ -8,6 +8,7 @@ from poise.workflows.extraction import extract_vector, import_vector
 from poise.workflows.fine_tuning import FineTuneResult, train_and_measure
 from poise.workflows.generation import check_steering, generate, read_steering, steer_by
 from poise.workflows.monitoring import calibrate_vectors, read_data
+from poise.workflows.previews import preview_data, preview_training
 from poise.workflows.screening import estimate_screening, screen_files
 from poise.workflows.shift_measurement import measure_shift_files
 from poise.workflows.sources import ModelSource
@@ -25,6 +26,8 @@ __all__ = [
     "generate",
     "import_vector",
     "measure_shift_files",
+    "preview_data",
+    "preview_training",
     "read_data",
     "read_steering",
     "screen_files",

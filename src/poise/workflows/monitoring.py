@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poise import vector as vectors
-from poise.data import open_data
+from poise.data import AnswerPart, open_data
 from poise.errors import InvalidArgument
 from poise.monitor import table
 from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms
@@ -25,6 +25,7 @@ def calibrate_vectors(
     plan: CalibrationSettings,
     *,
     shape: str = "auto",
+    part: AnswerPart = "reply",
     out: Path | None = None,
     allow_other_model: bool = False,
     force: bool = False,
@@ -45,7 +46,7 @@ def calibrate_vectors(
     opened = [vectors.load_vector(path) for path in paths]
     targets = [out] if out else list(paths)
     folder = targets[0].with_name(targets[0].name + ".calibration")
-    data = open_data(list(source), shape=shape, need="assistant" if plan.read_given_answers else "user")
+    data = open_data(list(source), shape=shape, part=part, need="assistant" if plan.read_given_answers else "user")
     if out:
         header = opened[0].header
         certified = header.certificate is not None
@@ -73,6 +74,7 @@ def read_data(
     out: Path,
     *,
     shape: str = "auto",
+    part: AnswerPart = "reply",
     layer: int | None = None,
     by: str | None = None,
     allow_other_model: bool = False,
@@ -88,7 +90,7 @@ def read_data(
     """
     table.check_table_format(out)
     opened = [vectors.load_vector(path) for path in paths]
-    data = open_data(list(source), shape=shape)
+    data = open_data(list(source), shape=shape, part=part)
     table.check_table_output(out, data, source, inputs=paths, force=force)
     for vector in opened:
         vector.at("read", layer)  # a layer that it lacks

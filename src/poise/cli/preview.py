@@ -1,0 +1,54 @@
+"""``--show N``: what a command would read or learn, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand
+
+from poise.cli.work import working
+
+if TYPE_CHECKING:
+    from poise.data import DataSet
+    from poise.model.preview import DataPreview
+
+__all__ = ["ShowableCommand", "print_previews", "show_data"]
+
+NOT_NEEDED = ("vector", "files", "model", "out", "tuned", "base")  # to look at data
+
+
+class ShowableCommand(TyperCommand):
+    """A command with ``--show``, which needs the data and, for its template, the model, but no vector and no output."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, without those options that looking at data does not need."""
+        shows = any(text == "--show" or text.startswith("--show=") for text in args)
+        relaxed = [option for option in self.params if shows and option.required and option.name in NOT_NEEDED]
+        for option in relaxed:
+            option.required = False
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            for option in relaxed:
+                option.required = True
+
+
+def show_data(data: DataSet, model: str | None, n: int, *, as_json: bool, **use: Any) -> None:
+    """Print the first answers of a data set as a command would use them; ``use`` as ``preview_data`` takes it."""
+    with working():
+        from poise.workflows import preview_data
+
+        preview = preview_data(data, model, n, **use)
+    print_previews(preview, as_json=as_json)
+
+
+def print_previews(*previews: DataPreview, as_json: bool) -> None:
+    """Print what data hold, in words or as one JSON object."""
+    from poise.cli import facts
+
+    if as_json:
+        facts.print_json(previews[0].as_json() if len(previews) == 1 else {"data": [one.as_json() for one in previews]})
+    else:
+        for preview in previews:
+            typer.echo(preview)
