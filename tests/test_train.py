@@ -502,7 +502,7 @@ class TestARun:
 
     def test_what_is_held_out_shares_no_conversation_with_what_is_learnt(self) -> None:
         rows = tuple(TrainingExample(ids=(i,), labels=(i,), conversation=i // 3) for i in range(30))
-        learnt, kept_back = _split_held_out(TrainingExamples(rows, 0, {}), 0.2, 0)
+        learnt, kept_back = _split_held_out(TrainingExamples(rows=rows, cut=0, unread={}), 0.2, 0)
         assert len({row.conversation for row in kept_back}) == 2
         assert not {row.conversation for row in kept_back} & {row.conversation for row in learnt}
         assert len(learnt) + len(kept_back) == 30

@@ -109,8 +109,6 @@ def calibrate_command(
 
     Interrupt it when you like; the same command goes on where it stopped.
     """
-    from poise.cli import facts
-
     if show is not None:
         _show_normal(normal, model, show, shape, part, given_answers, max_new_tokens, as_json=as_json)
         return
@@ -141,15 +139,7 @@ def calibrate_command(
             allow_other_model=allow_other_model,
             force=force,
         )
-    for topic, why in list(done.topics_without_alarms.items())[:TOPICS_SHOWN]:
-        note(f"{_printable(topic)} goes by the alarms of all topics: {why}")
-    if len(done.topics_without_alarms) > TOPICS_SHOWN:
-        more = len(done.topics_without_alarms) - TOPICS_SHOWN
-        note(f"{more:,} more topics have none; those of all topics are used there.")
-    if as_json:
-        facts.print_json(_calibration_json(done))
-    else:
-        _show_calibration(done)
+    _print_calibration(done, as_json=as_json)
 
 
 def read_command(
@@ -241,11 +231,26 @@ def _show_normal(
         show_data(opened, model, n, as_json=as_json, use="answer", max_new_tokens=max_new_tokens)
 
 
+def _print_calibration(done: Calibration, *, as_json: bool) -> None:
+    from poise.cli import facts
+
+    for topic, why in list(done.topics_without_alarms.items())[:TOPICS_SHOWN]:
+        note(f"{_printable(topic)} goes by the alarms of all topics: {why}")
+    if len(done.topics_without_alarms) > TOPICS_SHOWN:
+        more = len(done.topics_without_alarms) - TOPICS_SHOWN
+        note(f"{more:,} more topics have none; those of all topics are used there.")
+    if as_json:
+        facts.print_json(_calibration_json(done))
+    else:
+        _show_calibration(done)
+
+
 def _calibration_json(done: Calibration) -> dict[str, Any]:
     return {
         "read": done.how,
         "answers": len(done.reference.readings),
         "left_out": dict(done.reference.left_out),
+        "omitted": dict(done.reference.omitted),
         "rows": done.rejections.rows,
         "rejected": dict(done.rejections.kinds),
         "rejected_list": str(done.rejections.path) if len(done.rejections) else None,
@@ -262,6 +267,7 @@ def _show_calibration(done: Calibration) -> None:
     from rich.text import Text
 
     from poise.cli import render
+    from poise.data import describe_left_out
 
     note(done.how)
     for vector in done.vectors:
@@ -278,10 +284,12 @@ def _show_calibration(done: Calibration) -> None:
         )
         render.show([f"{vector.name}, layer {vector.header.alarms[0].layer} of {vector.layers}", table, sentence, ""])
     left = _printable(", ".join(f"{n} {why}" for why, n in done.reference.left_out.items()))
+    omitted = describe_left_out(done.reference.omitted)
     render.show(
         [
             "Each rate is of one reading alone; several together raise more alarms.",
             f"Data: {_rejection_summary(done.rejections)}" + (f"; not read: {left}" if left else ""),
+            *([f"Left out: {omitted}."] if omitted else []),
         ]
     )
 
@@ -295,6 +303,9 @@ def _table_json(done: FinishedTable) -> dict[str, Any]:
         "answers": counts.turns,
         "unread": counts.unread,
         "cut": counts.cut,
+        "omitted": counts.left_out,
+        "part": done.part,
+        "notes": list(done.notes),
         "longer_than_calibrated": counts.longer,
         "alarms": counts.alarms,
         "rejected": dict(done.rejections.kinds),
@@ -304,11 +315,17 @@ def _table_json(done: FinishedTable) -> dict[str, Any]:
 
 
 def _show_table(done: FinishedTable) -> None:
+    from poise.data import describe_left_out
+
     typer.echo(done.out)
     counts = done.counts
     note(done.how)
     unread = "".join(f"; {n:,} not read ({why})" for why, n in counts.unread.items())
     note(f"{counts.turns:,} answers{unread}; {_rejection_summary(done.rejections)}")
+    if left_out := describe_left_out(counts.left_out):
+        note(f"Left out: {left_out}.")
+    for sentence in done.notes:
+        note(f"{sentence}.")
     if counts.cut:
         note(f"{counts.cut:,} answers were read without their earliest turns, which the model's window cannot hold.")
     for trait, alarms in counts.alarms.items():

@@ -195,13 +195,9 @@ def screen_command(
             engine=engine,
         )
         load = partial(load_model, model, dtype, device)
-        allowed: dict[str, Any] = {"allow_other_model": allow_other_model, "force": force}
-        result: MethodComparison | ScreeningSummary
-        if estimate:
-            result = recipes.estimate_screening(opened, vector, load, out, plan, sample=sample, **allowed)
-        else:
-            name = ", ".join(data)
-            result = recipes.screen_files(opened, vector, load, out, plan, normal=usual, name=name, **allowed)
+        run = partial(recipes.screen_files, normal=usual, name=", ".join(data))
+        job = partial(recipes.estimate_screening, sample=sample) if estimate else run
+        result = job(opened, vector, load, out, plan, allow_other_model=allow_other_model, force=force)
     _show_result(result, out, as_json=as_json)
 
 
@@ -229,6 +225,8 @@ def _summary_json(done: ScreeningSummary, out: Path) -> dict[str, Any]:
         "answers": done.units,
         "rejected": done.rejected,
         "unread": done.unread,
+        "omitted": done.omitted,
+        "part": done.part,
         "cut": done.cut,
         "flagged_rows": done.flagged_rows,
         "traits": [
@@ -264,6 +262,7 @@ def _show_summary(done: ScreeningSummary, out: Path) -> None:
     from rich.table import Table
 
     from poise.cli import render
+    from poise.data import describe_left_out
 
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("Trait", "Mean", "Normal", "Above", "Flagged"):
@@ -281,6 +280,7 @@ def _show_summary(done: ScreeningSummary, out: Path) -> None:
         rules[t.rule] = f"{rules[t.rule]}, {t.trait}" if t.rule in rules else t.trait
     outside = max((t.outside for t in done.traits), default=0)
     lost = ", ".join(f"{n:,} {why}" for why, n in (done.rejected | done.unread).items())
+    left_out = describe_left_out(done.omitted)
     render.show(
         [
             f"{done.rows:,} rows, {done.units:,} answers, {done.flagged_rows:,} rows flagged by {done.method}",
@@ -292,7 +292,8 @@ def _show_summary(done: ScreeningSummary, out: Path) -> None:
                 if outside
                 else []
             ),
-            *([f"Left out: {lost}."] if lost else []),
+            *([f"No score: {lost}."] if lost else []),
+            *([f"Left out: {left_out}."] if left_out else []),
             *([f"{done.cut:,} answers were read without their earliest turns."] if done.cut else []),
             *done.notes,
             "",

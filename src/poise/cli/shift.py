@@ -270,6 +270,7 @@ def show_shift(report: ShiftReport, out: Path) -> None:
     from rich.table import Table
 
     from poise.cli import render
+    from poise.data import describe_left_out
 
     parts: list[Any] = []
     for tuned in report.tuned:
@@ -286,6 +287,7 @@ def show_shift(report: ShiftReport, out: Path) -> None:
                 sides = (format_estimate(side, digits) for side in (change.before, change.after))
                 capability.add_row(change.name, *sides, _capability_change(change))
             parts.append(capability)
+            parts += [f"{c.name}, left out: {describe_left_out(c.omitted)}." for c in tuned.capability if c.omitted]
         parts += [*_remarks(tuned), *tuned.notes, ""]
     n = sorted({len(a.questions) for a in report.asked})
     parts += [

@@ -74,6 +74,7 @@ def _fine_tune_json(result: FineTuneResult) -> dict[str, Any]:
 
 def _show_fine_tune(result: FineTuneResult) -> None:
     from poise.cli.shift import show_shift
+    from poise.data import describe_left_out
 
     training, folder = result.trained.facts, result.trained.folder
     data, loss = training["data"], training["loss"]
@@ -85,6 +86,8 @@ def _show_fine_tune(result: FineTuneResult) -> None:
         typer.echo(f"Loss on the {loss['after']['n']} held-out texts: {before} before, {after} after.")
     for reason, n in data["left_out"].items():
         note(f"{n} answers were left out: {reason}.")
+    if omitted := describe_left_out(data.get("omitted", {})):
+        note(f"Left out: {omitted}.")
     if result.shift is not None:
         show_shift(result.shift, folder)
     typer.echo(f"Adapter: {result.trained.adapter}")

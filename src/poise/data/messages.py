@@ -121,6 +121,12 @@ class Turn:
     tools: tuple[dict[str, Any], ...] = ()
     part: AnswerPart = "reply"
 
+    @property
+    def text(self) -> str:
+        """The part that is read, without any template's marks."""
+        texts = (self.thought if self.part != "reply" else "", self.answer if self.part != "thought" else "")
+        return "\n\n".join(filter(None, texts))
+
 
 def turns(conversation: Conversation) -> list[Turn]:
     """Every answer, each with its own history: the assistant's turns that have the part that is read, unless marked."""

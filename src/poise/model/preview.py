@@ -30,7 +30,7 @@ from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model.chat_template import end_of_answer_ids, render_answer, render_prompt
 from poise.model.language_model import Model
 from poise.model.spans import AnswerSpan, answer_spans, fit_history, learnt_end
-from poise.model.tokenizing import ModelTokenizer
+from poise.model.tokenizing import ModelTokenizer, token_texts
 
 __all__ = ["AnswerPreview", "DataPreview", "RowUse", "show_rows"]
 
@@ -39,7 +39,6 @@ RowUse = Literal["score", "learn", "answer"]
 
 ROWS_LOOKED_AT = 1000  # rows of which none may have what is wanted
 VERBS = {"score": "scored", "learn": "learnt", "answer": "answered by the model"}
-BROKEN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +197,7 @@ class _AnswerReader:
             return [self._prompt(row)]
         row_turns = turns(row)
         if self.texts is None:
-            return [_preview(row, turn, text=_plain_text(turn)) for turn in row_turns]
+            return [_preview(row, turn, text=turn.text) for turn in row_turns]
         places = answer_spans(self.texts, row_turns)
         return [
             self._answer(self.texts, row, turn, place)
@@ -229,7 +228,7 @@ class _AnswerReader:
             prompt=rendered.text[: rendered.start],
             left_out=(*row.left_out, *("tool definition" for _ in turn.tools if told == untold)),
             text=rendered.text[rendered.start : rendered.end],
-            tokens=tuple(_token_texts(tokenizer, ids[start:end])),
+            tokens=token_texts(tokenizer, ids[start:end]),
             cut=cut,
         )
 
@@ -267,28 +266,6 @@ def _preview(row: Conversation, turn: Turn, **shown: Any) -> AnswerPreview:
         reply=turn.answer,
         **({"history": turn.history, "left_out": row.left_out} | nothing | shown),
     )
-
-
-def _plain_text(turn: Turn) -> str:
-    parts = {"reply": (turn.answer,), "thought": (turn.thought,), "both": (turn.thought, turn.answer)}[turn.part]
-    return "\n\n".join(filter(None, parts))
-
-
-def _token_texts(tokenizer: Any, ids: tuple[int, ...]) -> Iterator[str]:
-    """Each token's text; one that ends in the middle of a character is empty, and the one that completes it has it."""
-    context = begin = 0  # spaces depend on the token before
-
-    def decode(first: int, last: int) -> str:
-        text = tokenizer.decode(ids[first:last], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text)
-
-    for end in range(1, len(ids) + 1):
-        text = decode(context, end)
-        if text.endswith(BROKEN_CHARACTER) and end < len(ids):
-            yield ""
-            continue
-        yield text[len(decode(context, begin)) :]
-        context, begin = begin, end
 
 
 def _answer_lines(one: AnswerPreview, use: RowUse, part: AnswerPart) -> Iterator[str]:

@@ -13,7 +13,7 @@ from poise.model.architecture import text_config
 from poise.model.chat_template import Encoded, Message, Part, encode, stop_ids
 from poise.model.loading import BUNDLED, check_decoder_only, converted_folder, is_only_local, locate
 
-__all__ = ["ModelTokenizer", "check_offsets", "load_tokenizer"]
+__all__ = ["ModelTokenizer", "check_offsets", "load_tokenizer", "token_texts"]
 
 NO_LIMIT = 1 << 30  # tokens, where nobody says how much a model reads at once
 
@@ -104,3 +104,21 @@ def _locate_light(name: str) -> tuple[str, str | None]:
         raise ModelNotFound(f"{name} was not fetched yet; any command that runs it fetches it once.")
     path = Path(name).expanduser()
     return (str(path.parent), path.name) if path.is_file() else (locate(name), None)
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """Each token's own text; empty for the first tokens of a character that several make."""
+    texts: list[str] = []
+    context = begin = 0  # spaces depend on the token before
+
+    def decode(first: int, last: int) -> str:
+        return str(tokenizer.decode(ids[first:last], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    for end in range(1, len(ids) + 1):
+        text = decode(context, end)
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(decode(context, begin)) :])
+        context, begin = begin, end
+    return tuple(texts)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from poise.data import DataSet, InputRow, Rejections, data_from_rows
+from poise.data import AnswerPart, DataSet, InputRow, Rejections, data_from_rows
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, TooFewResponses
@@ -31,6 +31,7 @@ __all__ = [
     "Calibration",
     "CalibrationSettings",
     "calibrate_alarms",
+    "check_calibrated_part",
     "set_alarms",
     "set_drift_chart",
 ]
@@ -48,6 +49,7 @@ class AlarmSource:
     data: str
     data_sha256: str
     seed: int
+    part: AnswerPart = "reply"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +121,11 @@ def calibrate_alarms(
     Raises:
         TooFewResponses: so few conversations cannot promise a rate; says how many can, before anything is generated.
         InvalidData: too many rows are rejected.
+        InvalidArgument: thoughts are to be read where the model answers without them.
     """
     plan = plan or CalibrationSettings()
     data = data_from_rows(data, need="assistant" if plan.read_given_answers else "user")
+    check_calibrated_part(data, plan)
     probes = [vector.at("read", plan.layer).probe for vector in vectors]
     rejections = Rejections(folder / "rejected.jsonl" if folder else None)
     talk = draw_conversations(data, plan.limit, seed=plan.seed, rejections=rejections)
@@ -143,16 +147,31 @@ def calibrate_alarms(
         data=", ".join(Path(part.name).name if part.paths else part.name for part in data.parts),
         data_sha256=data.digest(),
         seed=plan.seed,
+        part=data.answer_part,
     )
     done: list[PersonaVector] = []
     without: dict[str, str] = {}
     for column, (vector, probe) in enumerate(zip(vectors, probes, strict=True)):
         set_on, lacking = set_alarms(normal, column, probe.layer, plan.rates, facts)
         without |= lacking
-        done.append(vector.with_alarms(set_on, set_drift_chart(normal, column, probe.layer)))
+        chart = set_drift_chart(normal, column, probe.layer, part=data.answer_part)
+        done.append(vector.with_alarms(set_on, chart))
     return Calibration(
         vectors=tuple(done), reference=normal, rejections=rejections, topics_without_alarms=without, how=data.how
     )
+
+
+def check_calibrated_part(data: DataSet, plan: CalibrationSettings) -> None:
+    """Refuse thoughts where there are none.
+
+    Raises:
+        InvalidArgument: the model answers itself, which it does with its thinking switched off.
+    """
+    if data.answer_part != "reply" and not plan.read_given_answers:
+        raise InvalidArgument(
+            f"`part` is {data.answer_part}, and the model's own answers are written with its thinking switched off; "
+            "set the alarms on answers that the data have, with `given_answers`."
+        )
 
 
 def set_alarms(
@@ -199,7 +218,7 @@ def set_alarms(
     return alarms, without
 
 
-def set_drift_chart(normal: ReferenceReadings, column: int, layer: int) -> Drift | None:
+def set_drift_chart(normal: ReferenceReadings, column: int, layer: int, *, part: AnswerPart = "reply") -> Drift | None:
     """A CUSUM of one probe's answer means; ``None`` for fewer than 100 conversations."""
     values, conversations = normal.column("mean", column)
     if (
@@ -219,4 +238,5 @@ def set_drift_chart(normal: ReferenceReadings, column: int, layer: int) -> Drift
         high=round(chart.high, 1) if math.isfinite(chart.high) else None,
         n_answers=len(values),
         n_conversations=len(set(conversations)),
+        part=part,
     )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.activations import Probe
-from poise.data import Conversation, DataSet, Rejections, last_user
+from poise.data import Conversation, DataSet, Rejections, count_left_out, last_user
 from poise.engine import Engine, SamplingParams
 from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model import Encoded, Model
@@ -43,12 +43,14 @@ class ReferenceReadings:
         conversations: Which conversation each came from.
         topics: Each one's topic; ``None`` where it has none.
         left_out: What was not read, by reason.
+        omitted: What of the conversations that were read is no text, or is not to be read, by kind.
     """
 
     readings: tuple[AnswerReadings, ...]
     conversations: tuple[int, ...]
     topics: tuple[str | None, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    omitted: Mapping[str, int] = field(default_factory=dict)
 
     def column(
         self, reading: ReadingName, column: int, topic: str | None = None
@@ -110,7 +112,7 @@ def read_generated_answers(
     left_out = Counter[str]()
     for conversation in conversations:
         try:
-            fitted = fit(model, last_user(conversation), None, room)
+            fitted = fit(model, last_user(conversation), None, room, tools=conversation.tools)
         except UnsuitableModel:
             left_out["refused by the chat template"] += 1
             continue
@@ -126,7 +128,11 @@ def read_generated_answers(
         engine, model, [p for p, _ in prompts.values()], sampling, probes, seed=seed, journal=journal
     )
     return ReferenceReadings(
-        readings=tuple(read), conversations=tuple(c.index for c in answered), topics=topics, left_out=left_out
+        readings=tuple(read),
+        conversations=tuple(c.index for c in answered),
+        topics=topics,
+        left_out=left_out,
+        omitted=count_left_out(answered),
     )
 
 
@@ -159,6 +165,7 @@ def read_data_answers(
         conversations=which,
         topics=tuple(topics[i] for i in which),
         left_out=left_out + unreadable.kinds,
+        omitted=count_left_out(conversations[i] for i in dict.fromkeys(which)),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from poise.activations import Probe, project_each
-from poise.data import Conversation, DataSet, InputRow, RejectedRow, Rejections, data_from_rows, turns
+from poise.data import AnswerPart, Conversation, DataSet, InputRow, RejectedRow, Rejections, data_from_rows, turns
 from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
 from poise.monitor.readings import AnswerReadings, summarize_response
@@ -79,6 +79,7 @@ def read_rows(
     *,
     layer: int | None = None,
     shape: str = "auto",
+    part: AnswerPart = "reply",
     allow_other_model: bool = False,
 ) -> Iterator[ScoredTurn]:
     """Read every answer of rows in memory, in order, without touching a file.
@@ -89,6 +90,7 @@ def read_rows(
         model: The model whose activations are read.
         layer: Layer for all vectors, counted from 0; default, the layer at which each is read.
         shape: Shape of the rows, as in ``poise.data.open_data``.
+        part: Which part of an answer is read; a data set has its own.
         allow_other_model: Let vectors of another model of the same shape be used.
 
     Raises:
@@ -98,7 +100,7 @@ def read_rows(
     for vector in vectors:
         vector.check_model(model, allow_other_model=allow_other_model)
     probes = [vector.at("read", layer).probe for vector in vectors]
-    data = data_from_rows(rows, shape=shape)
+    data = data_from_rows(rows, shape=shape, part=part)
     return (turn for _, window in score_turns(data, model, probes, Rejections()) for turn in window)
 
 

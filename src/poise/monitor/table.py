@@ -12,12 +12,12 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poise.data import DataSet, Rejections
+from poise.data import AnswerPart, DataSet, Rejections
 from poise.errors import InvalidArgument, MissingExtra, OutputExists
 from poise.model import Model
 from poise.monitor.scoring import score_turns
@@ -46,6 +46,8 @@ class FinishedTable:
         rejections: What was left out of it, and where that is listed.
         began_at: The index of the data at which this run went on; 0 where it did it all.
         how: What was read from which columns of the data.
+        part: Which part of the answers was read.
+        notes: Why alarms that a vector has are not in force.
     """
 
     out: Path
@@ -53,6 +55,8 @@ class FinishedTable:
     rejections: Rejections
     began_at: int
     how: str
+    part: AnswerPart = "reply"
+    notes: tuple[str, ...] = ()
 
 
 def write_readings_table(
@@ -93,15 +97,24 @@ def write_readings_table(
     with locked(run_folder, "read"), contextlib.closing(TableWriter(out, job)) as table:
         began = table.start
         rejections = Rejections(rejected_list(out), start=began)
-        scribe = TableRowBuilder(vectors, layers, by, table.counts)
+        scribe = TableRowBuilder(vectors, layers, by, table.counts, part=data.answer_part)
         with track("Reading conversations", total=data.count() if data.files else None) as advance:
             advance(began)
             for following, scored in score_turns(data.iterate(began), model, probes, rejections):
                 done = table.start
+                table.counts.add_left_out(scored)
                 table.append([row for one in scored for row in scribe.rows(one)], following)
                 advance(following - done)
-        table.finish()
-    return FinishedTable(out=out, counts=table.counts, rejections=rejections, began_at=began, how=data.how)
+        table.finish(data.answer_part)
+    return FinishedTable(
+        out=out,
+        counts=table.counts,
+        rejections=rejections,
+        began_at=began,
+        how=data.how,
+        part=data.answer_part,
+        notes=scribe.notes,
+    )
 
 
 def _table_key(
@@ -182,13 +195,13 @@ class TableWriter:
         """Let go of the file; what was appended stays."""
         self._file.close()
 
-    def finish(self) -> None:
-        """Put the table in its place and the run folder away."""
+    def finish(self, part: AnswerPart = "reply") -> None:
+        """Put the table, of that part of answers, in its place and the run folder away."""
         self.close()
         rows = self.folder / "rows.jsonl"
         with saving(self.out) as temporary:
             if self.out.suffix == ".parquet":
-                _to_parquet(rows, temporary)
+                _to_parquet(rows, temporary, part)
             else:
                 shutil.copyfile(rows, temporary)
         for path in self.folder.iterdir():
@@ -254,12 +267,17 @@ def _table_loss(path: Path) -> str:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            return "" if tuple(pq.read_schema(path).names) == TABLE_COLUMNS else other
+            return "" if _is_table(pq.read_schema(path).names) else other
         with path.open("rb") as file:
             line = file.readline(1 << 20)
-        return "" if not line or tuple(json.loads(line)) == TABLE_COLUMNS else other
+        return "" if not line or _is_table(json.loads(line)) else other
     except (OSError, ValueError, TypeError):  # pyarrow's errors are ValueErrors too
         return other
+
+
+def _is_table(columns: Iterable[str]) -> bool:
+    """Whether these are a table's columns; one of another part than replies has a column more."""
+    return tuple(columns) in (TABLE_COLUMNS, (*TABLE_COLUMNS, "part"))
 
 
 def _rejected_loss(path: Path) -> str:
@@ -273,16 +291,17 @@ def _rejected_loss(path: Path) -> str:
         return other
 
 
-def _to_parquet(rows: Path, out: Path) -> None:
+def _to_parquet(rows: Path, out: Path, part: AnswerPart) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = {name: pa.string() for name in ("file", "topic", "trait", "unread")}
+    texts = {name: pa.string() for name in ("file", "topic", "trait", "unread", "part")}
     integers = {name: pa.int64() for name in ("row", "index", "turn", "layer", "tokens")}
     numbers = {name: pa.float64() for name in ("prompt", "mean", "peak", "drift")}
     flags = {name: pa.bool_() for name in ("cut", "drift_alarm")}
     types = texts | integers | numbers | flags | {"alarms": pa.list_(pa.string())}
-    schema = pa.schema([(name, types[name]) for name in TABLE_COLUMNS])
+    columns = TABLE_COLUMNS if part == "reply" else (*TABLE_COLUMNS, "part")
+    schema = pa.schema([(name, types[name]) for name in columns])
     with pq.ParquetWriter(out, schema) as writer, rows.open("rb") as lines:
         batch: list[dict[str, Any]] = []
         for line in lines:

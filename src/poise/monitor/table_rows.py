@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from poise.data import AnswerPart, count_left_out
 from poise.monitor.alarms import alarms_in_force, raised_alarms
 from poise.monitor.scoring import ScoredTurn, topic_of
 from poise.statistics.cusum import cusum_step
@@ -26,6 +28,7 @@ class TableCounts:
         longer: Answers longer than those that some alarm in force was set on.
         alarms: Counts by trait and then by ``reading@rate``, and ``drift``.
         drift: Sum of each vector's chart after the last answer.
+        left_out: What of the conversations is not read, by kind.
     """
 
     turns: int = 0
@@ -34,6 +37,12 @@ class TableCounts:
     longer: int = 0
     alarms: dict[str, dict[str, int]] = field(default_factory=dict)
     drift: list[float] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def add_left_out(self, scored: Sequence[ScoredTurn]) -> None:
+        """Count what the conversations of a window leave out, each once."""
+        conversations = {one.conversation.index: one.conversation for one in scored}
+        self.left_out = dict(Counter(self.left_out) + count_left_out(conversations.values()))
 
 
 class TableRowBuilder:
@@ -44,15 +53,28 @@ class TableRowBuilder:
         layers: Layer that each vector is read at; only alarms and charts of that layer count.
         by: Field that tells the topics apart.
         counts: Counts at which an earlier run stopped.
+        part: Which part of the answers is read; only alarms and charts that were set on it count.
+
+    Attributes:
+        notes: Why alarms of a vector are not in force, where it has any.
     """
 
     def __init__(
-        self, vectors: Sequence[PersonaVector], layers: Sequence[int], by: str | None, counts: TableCounts
+        self,
+        vectors: Sequence[PersonaVector],
+        layers: Sequence[int],
+        by: str | None,
+        counts: TableCounts,
+        *,
+        part: AnswerPart = "reply",
     ) -> None:
-        self.vectors, self.layers, self.by, self.counts = vectors, layers, by, counts
-        self.alarms = [[a for a in v.header.alarms if a.layer == at] for v, at in zip(vectors, layers, strict=True)]
+        self.vectors, self.layers, self.by, self.counts, self.part = vectors, layers, by, counts, part
+        places = [vector.at("read", layer, part=part) for vector, layer in zip(vectors, layers, strict=True)]
+        self.notes = tuple(place.missing_alarm("mean") for place in places if place.alarm_parts and not place.alarms)
+        self.alarms = [place.alarms for place in places]
         self.charts = [
-            d if (d := v.header.drift) and d.layer == at else None for v, at in zip(vectors, layers, strict=True)
+            d if (d := v.header.drift) and (d.layer, d.part) == (at, part) else None
+            for v, at in zip(vectors, layers, strict=True)
         ]
         counts.drift = counts.drift or [0.0] * len(vectors)
         for vector, alarms, chart in zip(vectors, self.alarms, self.charts, strict=True):
@@ -72,6 +94,7 @@ class TableRowBuilder:
             counted = self.counts.alarms[vector.name]
             for name in [*names, *(["drift"] if drifted else [])]:
                 counted[name] += 1
+            part = {} if self.part == "reply" else {"part": self.part}
             yield {
                 "file": scored.conversation.file,
                 "row": scored.conversation.row,
@@ -89,6 +112,7 @@ class TableRowBuilder:
                 "drift": drift,
                 "drift_alarm": drifted,
                 "unread": scored.unread or None,
+                **part,
             }
 
     def _drift(self, column: int, mean: float) -> tuple[float | None, bool]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from poise.activations import project_each
-from poise.data import Conversation, DataSet, InputRow, data_from_rows, turns
+from poise.data import AnswerPart, Conversation, DataSet, InputRow, data_from_rows, turns
 from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, answer_spans
+from poise.model.tokenizing import token_texts
 from poise.notebook import tinted_tokens_html
 from poise.vector import PersonaVector
 
@@ -51,6 +52,7 @@ def read_answer_tokens(
     model: Model,
     *,
     layer: int | None = None,
+    part: AnswerPart = "reply",
     allow_other_model: bool = False,
 ) -> Iterator[TokenReadings]:
     """Every answer of every row, token by token; what cannot be read is left out.
@@ -60,6 +62,7 @@ def read_answer_tokens(
         vectors: k of them, of this model.
         model: The model whose activations are read.
         layer: Layer for all vectors, counted from 0; default, the layer at which each is read.
+        part: Which part of an answer is read; a data set has its own.
         allow_other_model: Let vectors of another model of the same shape be used.
 
     Raises:
@@ -70,7 +73,7 @@ def read_answer_tokens(
         vector.check_model(model, allow_other_model=allow_other_model)
     probes = [vector.at("read", layer).probe for vector in vectors]
     names = tuple(vector.name for vector in vectors)
-    for row in data_from_rows(rows):
+    for row in data_from_rows(rows, part=part):
         if not isinstance(row, Conversation):
             continue
         spans = [place for place in answer_spans(model, turns(row)) if isinstance(place, AnswerSpan)]
@@ -82,19 +85,6 @@ def read_answer_tokens(
                     index=row.index,
                     turn=place.turn,
                     traits=names,
-                    tokens=_token_texts(model, text.ids[text.start : text.end]),
+                    tokens=token_texts(model.tokenizer, text.ids[text.start : text.end]),
                     values=values[text.start : text.end].cpu(),
                 )
-
-
-def _token_texts(model: Model, ids: Sequence[int]) -> tuple[str, ...]:
-    """Each token's own text; empty for the first tokens of a character that several make."""
-    texts, before = [], ""
-    for end in range(1, len(ids) + 1):
-        text = str(model.tokenizer.decode(ids[:end], skip_special_tokens=False))
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
-            texts.append("")
-            continue
-        texts.append(text[len(before) :])
-        before = text
-    return tuple(texts)

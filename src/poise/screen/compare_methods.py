@@ -18,7 +18,7 @@ from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, answer_spans
 from poise.progress import track
 from poise.screen.base_answers import BaseAnswers
-from poise.screen.projection import SCORING_METHODS, ScoredAnswer, ScoringMethod, score_answers
+from poise.screen.projection import SCORING_METHODS, ScoredAnswer, ScoringMethod, check_part, score_answers
 from poise.screen.scores import mean_score, rounded_estimate
 from poise.screen.scoring import ScreeningRun, ScreenSettings
 from poise.settings import FrozenModel
@@ -80,6 +80,7 @@ def compare_methods(
     """
     if sample < 20:
         raise InvalidArgument(f"The sample is {sample}; ranks need at least 20 answers to be compared.")
+    check_part(data.answer_part, "difference")
     with locked(out / ".run", "screen", results=out):
         return _compare(data, ScreeningRun(model, vectors, out, plan), out, sample)
 

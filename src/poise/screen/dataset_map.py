@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from poise.data import Conversation, InputRow
+from poise.data import AnswerPart, Conversation, InputRow
 from poise.data.dataset import row_columns
 from poise.data.readers import DataShape, RowContent, detect_shape, parse_shape_request, read_row
 from poise.errors import InvalidData, InvalidRow, OtherModel
 from poise.model import Model, load_model
 from poise.screen import shards as parts
 from poise.screen.base_answers import BaseAnswers
-from poise.screen.projection import ScoredAnswer, ScoringMethod, score_answers
+from poise.screen.projection import ScoredAnswer, ScoringMethod, check_part, score_answers
 from poise.vector import PersonaVector
 
 __all__ = ["ColumnScorer", "ScoredRow", "screen_rows"]
@@ -84,6 +84,7 @@ class ColumnScorer:
         model: The base model. Where the scorer is sent to another process, it is loaded there again by its name.
         method: What a score is.
         shape: Shape of the rows, as in ``open_data``; found in the first rows unless it is said.
+        part: Which part of an answer is scored; by ``difference`` the reply alone.
         layer: For all vectors; default, each one's own.
         answers: Folder for the model's own answers, which ``difference`` needs; default, kept while the scorer lives.
         max_new_tokens: Longest answer of the model's own.
@@ -100,6 +101,7 @@ class ColumnScorer:
         method: ScoringMethod = "raw",
         *,
         shape: str = "auto",
+        part: AnswerPart = "reply",
         layer: int | None = None,
         answers: str | Path | None = None,
         max_new_tokens: int = 256,
@@ -107,9 +109,11 @@ class ColumnScorer:
     ) -> None:
         for vector in vectors:
             vector.check_model(model, allow_other_model=allow_other_model)
-        self.vectors, self.model, self.method = tuple(vectors), model, method
+        check_part(part, method)
+        self.vectors, self.model, self.method, self.part = tuple(vectors), model, method, part
         self.options: dict[str, Any] = {
             "shape": shape,
+            "part": part,
             "layer": layer,
             "answers": answers,
             "max_new_tokens": max_new_tokens,
@@ -143,7 +147,13 @@ class ColumnScorer:
                 content = row if isinstance(row, Conversation) else self._read(row_columns(row), rows)
                 good.append(
                     Conversation(
-                        messages=content.messages, file="", row=index, index=index, raw={}, tools=content.tools
+                        messages=content.messages,
+                        file="",
+                        row=index,
+                        index=index,
+                        raw={},
+                        tools=content.tools,
+                        answer_part=self.part,
                     )
                 )
             except InvalidRow as error:
@@ -174,7 +184,7 @@ class ColumnScorer:
                 f"No known shape finds an answer in the columns {', '.join(map(str, row))}; say where it is with a "
                 "shape like pairs:question,best_answer."
             )
-        return read_row(self.shape, row, "assistant")
+        return read_row(self.shape, row, "assistant", self.part)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By the model's name, not its weights: ``datasets`` hashes a function by its pickle."""

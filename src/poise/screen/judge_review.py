@@ -80,7 +80,7 @@ def review_answers(judge: Judge, trait: str, answers: Mapping[int, LocatedAnswer
     """Ask a judge about answers, given by place."""
     order = sorted(answers)
     with track(f"Judging {trait}", total=len(order)) as advance:
-        judgements = judge([answers[i].question for i in order], [answers[i].turn.answer for i in order])
+        judgements = judge([answers[i].question for i in order], [answers[i].turn.text for i in order])
         advance(len(order))
     scores = {i: one.score for i, one in zip(order, judgements, strict=True) if one.score is not None}
     why = judge.why_unusable if isinstance(judge, ExemplarJudge) else ""

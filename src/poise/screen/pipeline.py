@@ -16,6 +16,7 @@ from poise.model import Model
 from poise.screen.examples import ExampleReader, locate_answers
 from poise.screen.judge_review import JudgeReview, draw_for_review, load_judges, review_answers
 from poise.screen.output import FlaggedAnswers, check_parquet, write_screened_files
+from poise.screen.projection import check_part
 from poise.screen.replacement import AnswerReplacer
 from poise.screen.scores import AnswerScores
 from poise.screen.scoring import ScreeningRun, ScreenSettings
@@ -95,21 +96,28 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
         data=name or ", ".join(part.name for part in data.parts),
         data_sha256=digest,
         model=model.name,
+        part=data.answer_part,
         method=plan.method,
         rows=scores.rows,
         units=len(scores),
         rejected=dict(sorted(scores.kinds.items())),
         unread=dict(sorted(Counter(why.partition(":")[0] for why in scores.unread.values()).items())),
+        omitted=dict(sorted(scores.left_out.items())),
         cut=int(scores.cut.sum()),
         flagged_rows=len(np.unique(scores.index[verdict.any_trait])),
         judge=trait_judges[0].name if trait_judges else None,
         judged=sum(len(one.scores) for one in opinions),
         traits=tuple(_with_examples(work, scores, verdict, traits, tops, opinions, rows)),
-        notes=tuple(filter(None, [*(one.note for one in opinions), mender.note if mender else ""])),
+        notes=tuple(filter(None, [_part_note(data), *(one.note for one in opinions), mender.note if mender else ""])),
     )
     with saving(out / "summary.json") as temporary:
         temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _part_note(data: DataSet) -> str:
+    notes = {"thought": "Scored are the thoughts alone.", "both": "Scored are thoughts and replies together."}
+    return notes.get(data.answer_part, "")
 
 
 def check_screening(
@@ -127,6 +135,12 @@ def check_screening(
     ``inputs`` are files that are read besides the data.
     """
     check_parquet()
+    check_part(data.answer_part, plan.method, fix=plan.fix)
+    if normal is not None and normal.answer_part != data.answer_part:
+        raise InvalidArgument(
+            f"`part` is {data.answer_part}, and the normal data were opened for the {normal.answer_part}; open both "
+            "for one part."
+        )
     check_data_outside(out, data, normal)
     check_output_folder(
         out, RESULTS, job="screen", run_folder=out / ".run", marks=(".run",), inputs=inputs, force=force

@@ -9,18 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from poise.activations import Probe, project_each
-from poise.data import Conversation, Turn, turns
+from poise.data import AnswerPart, Conversation, Turn, turns
+from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
 from poise.screen.base_answers import BaseAnswers
 
-__all__ = ["SCORING_METHODS", "ScoredAnswer", "ScoringMethod", "score_answers"]
+__all__ = ["SCORING_METHODS", "ScoredAnswer", "ScoringMethod", "check_part", "score_answers"]
 
 ScoringMethod = Literal["difference", "prompt", "raw"]
 SCORING_METHODS: tuple[ScoringMethod, ...] = ("difference", "prompt", "raw")
+
+
+def check_part(part: AnswerPart, method: ScoringMethod, *, fix: bool = False) -> None:
+    """Refuse parts of answers that cannot be compared with what the model writes in their place.
+
+    Raises:
+        InvalidArgument: thoughts, where the model's own replies are scored or put into rows; or an unknown part.
+    """
+    if part not in (parts := get_args(AnswerPart)):
+        raise InvalidArgument(f"There is no part {part!r} of an answer; `part` is one of {', '.join(parts)}.")
+    if part != "reply" and (method == "difference" or fix):
+        what = "`fix` replaces" if fix else "`method` difference compares"
+        raise InvalidArgument(
+            f"`part` is {part}, and {what} replies with the model's own, which are written with its thinking switched "
+            "off; screen thoughts by `method` prompt or raw, without `fix`."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ class AnswerScores:
         rejected: Rows left out.
         kinds: Their reasons, counted.
         rows: Rows of the data, good and bad.
+        left_out: What the rows with scores leave out, by kind.
     """
 
     index: NDArray[np.int64]
@@ -56,6 +57,7 @@ class AnswerScores:
     rejected: frozenset[int]
     kinds: Counter[str]
     rows: int
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -66,6 +68,7 @@ def collect_scores(parts: Iterable[Shard], method: ScoringMethod, traits: int) -
     unread: dict[int, str] = {}
     rejected: set[int] = set()
     kinds: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     rows = first = 0
     columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in ("index", "turn", "tokens", "cut", "scores")}
     for part in parts:
@@ -77,6 +80,7 @@ def collect_scores(parts: Iterable[Shard], method: ScoringMethod, traits: int) -
         unread |= {first + at: part.unread.get(at, "no answer of the model's own to compare with") for at in missing}
         rejected |= {row.index for row in part.rejected}
         kinds.update(row.kind for row in part.rejected)
+        left_out.update(part.left_out)
         rows, first = rows + part.rows, first + len(part.index)
     empty = {
         "index": np.empty(0, np.int64),
@@ -86,7 +90,9 @@ def collect_scores(parts: Iterable[Shard], method: ScoringMethod, traits: int) -
         "scores": np.empty((0, traits), np.float32),
     }
     joined = {name: np.concatenate([empty[name], *values]) for name, values in columns.items()}
-    return AnswerScores(**joined, unread=unread, rejected=frozenset(rejected), kinds=kinds, rows=rows)
+    return AnswerScores(
+        **joined, unread=unread, rejected=frozenset(rejected), kinds=kinds, rows=rows, left_out=left_out
+    )
 
 
 def mean_score(scores: ScoreArray, index: NDArray[np.int64], *, seed: int = 0) -> Estimate:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.activations import Probe
-from poise.data import Conversation, DataSet, RejectedRow
+from poise.data import Conversation, DataSet, RejectedRow, count_left_out
 from poise.model import Model
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.projection import ScoredAnswer, ScoringMethod, score_answers
@@ -38,6 +38,7 @@ class Shard:
         unread: Reasons by position, of units without a score.
         rejected: Rows that are no conversation, and those of which no answer can be read.
         rows: Rows of the data in the window, good and bad.
+        left_out: What the rows with scores leave out, by kind; nothing in files of version 0.1.0, which did not count.
     """
 
     index: NDArray[np.int64]
@@ -50,6 +51,7 @@ class Shard:
     unread: dict[int, str]
     rejected: tuple[RejectedRow, ...]
     rows: int
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def score(self, method: ScoringMethod) -> NDArray[np.float32]:
         """float32 [m, k] by that method."""
@@ -90,6 +92,7 @@ class ShardStore:
             "unread": part.unread,
             "rejected": [[r.file, r.row, r.index, r.line, r.reason] for r in part.rejected],
             "rows": part.rows,
+            "left_out": part.left_out,
         }
         arrays: dict[str, Any] = {key: getattr(part, name) for name, key in SHARD_ARRAYS.items()}
         with saving(self._path(window)) as temporary, temporary.open("wb") as file:
@@ -109,6 +112,7 @@ class ShardStore:
                     for file, row, index, line, reason in words["rejected"]
                 ),
                 rows=words["rows"],
+                left_out=words.get("left_out", {}),
             )
 
     def __iter__(self) -> Iterator[Shard]:
@@ -151,6 +155,7 @@ def score_shard(
     good = [row for row in rows if isinstance(row, Conversation)]
     bad = [row for row in rows if isinstance(row, RejectedRow)]
     units: list[ScoredAnswer] = []
+    scored_rows: list[Conversation] = []
     scored = groupby(score_answers(model, good, probes, answers), key=lambda unit: unit.index)
     for row, (_, group) in zip(good, scored, strict=True):
         row_answers = list(group)
@@ -160,8 +165,9 @@ def score_shard(
             )
         else:
             units += row_answers
+            scored_rows.append(row)
     bad.sort(key=lambda row: row.index)
-    return _to_shard(units, tuple(bad), len(rows), len(probes))
+    return replace(_to_shard(units, tuple(bad), len(rows), len(probes)), left_out=dict(count_left_out(scored_rows)))
 
 
 def _to_shard(units: Sequence[ScoredAnswer], bad: tuple[RejectedRow, ...], rows: int, k: int) -> Shard:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from poise.data import AnswerPart
 from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate
 
@@ -89,11 +90,18 @@ class ScreeningSummary(FrozenModel):
     data: str
     data_sha256: str
     model: str
+    part: AnswerPart = Field(
+        "reply", exclude_if=lambda part: part == "reply", description="Which part of the answers was scored."
+    )
     method: Literal["difference", "prompt", "raw"]
     rows: int = Field(description="Rows of the data, good and bad.")
     units: int
     rejected: dict[str, int] = Field(description="Rows left out, by reason.")
     unread: dict[str, int] = Field(description="Answers without a score, by reason.")
+    omitted: dict[str, int] = Field(
+        default={},
+        description="What the rows with scores leave out, by kind: images, turns not to be learnt, thoughts.",
+    )
     cut: int = Field(description="Answers whose history was cut to fit the model's window.")
     flagged_rows: int = Field(description="Rows with a flagged answer for any trait.")
     judge: str | None = None

@@ -12,8 +12,9 @@ import contextlib
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from poise.contrast.rollout import steering_key
-from poise.data import Conversation, open_data, turns
+from poise.data import Conversation, Rejections, count_left_out, open_data, turns
 from poise.errors import InvalidArgument, InvalidData, MissingExtra, UnsuitableModel
 from poise.model import Encoded, Model
 from poise.model.batching import pad
@@ -82,12 +83,14 @@ class CapabilityScores:
             could not be read.
         weights: Weight of each unit in the mean: its tokens, or 1.
         chance: Score of guessing among the choices; ``None`` where there are none.
+        omitted: What of the conversations is not read, and rows that cannot be used, by kind.
     """
 
     metric: str
     units: tuple[float | None, ...]
     weights: tuple[float, ...]
     chance: float | None = None
+    omitted: Mapping[str, int] = field(default_factory=dict)
 
 
 def parse_capability(text: str, *, limit: int | None = None, seed: int = 0) -> CapabilityTask:
@@ -157,14 +160,19 @@ def evaluate_capability(
     journal = Journal(None) if journal is None else journal
     if key not in journal:
         if task.kind == "perplexity":
-            scores = perplexity(model, _sample_rows(_conversations(task), task), steering=steering)
+            rejections = Rejections(share=1)
+            sampled = _sample_rows(list(rejections.sift(open_data([task.source], need="assistant"))), task)
+            omitted = count_left_out(sampled) + Counter({"rejected row": len(rejections)})
+            scores = replace(perplexity(model, sampled, steering=steering), omitted=omitted)
         else:
             scores = _run_lm_eval(task, model)
         if all(unit is None for unit in scores.units):
             raise InvalidData(f"Nothing in {task.source} could be scored for {task.name}; look at its rows.")
-        journal.append([(key, [scores.metric, list(scores.units), list(scores.weights), scores.chance])])
-    metric, units, weights, chance = journal[key]
-    return CapabilityScores(metric=metric, units=tuple(units), weights=tuple(weights), chance=chance)
+        omissions = [dict(scores.omitted)] if scores.omitted else []
+        journal.append([(key, [scores.metric, list(scores.units), list(scores.weights), scores.chance, *omissions])])
+    metric, units, weights, chance, *omissions = journal[key]
+    omitted = omissions[0] if omissions else {}
+    return CapabilityScores(metric=metric, units=tuple(units), weights=tuple(weights), chance=chance, omitted=omitted)
 
 
 def perplexity(
@@ -242,6 +250,7 @@ def compare_capability(
         units_before=x,
         units_after=y,
         weights=w,
+        omitted=dict(before.omitted),
     )
 
 
@@ -253,10 +262,6 @@ def _capability_level(kind: CapabilityKind, units: Sequence[float], weights: Seq
         return np.exp(value) if kind == "perplexity" else value
 
     return bootstrap(mean, len(x))
-
-
-def _conversations(task: CapabilityTask) -> list[Conversation]:
-    return [row for row in open_data([task.source], need="assistant") if isinstance(row, Conversation)]
 
 
 def _sample_rows(rows: Sequence[Any], task: CapabilityTask) -> list[Any]:

@@ -267,6 +267,10 @@ def read_predictions(folder: Path) -> dict[str, Estimate]:
             f"{path} is of raw projections, whose mean has no zero and predicts nothing; screen the data by "
             "`method` difference or prompt."
         )
+    if (part := summary.get("part", "reply")) != "reply":
+        raise InvalidData(
+            f"{path} is of the {part} of answers, and fine-tuning on them is foretold by their replies; screen these."
+        )
     return means
 
 

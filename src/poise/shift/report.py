@@ -104,6 +104,9 @@ class CapabilityChange(FrozenModel):
     units_before: tuple[float, ...] = Field(description="Mean negative log-likelihood a token, or 0 to 1.")
     units_after: tuple[float, ...]
     weights: tuple[float, ...]
+    omitted: dict[str, int] = Field(
+        default={}, exclude_if=lambda omitted: not omitted, description="What of the data is not read, by kind."
+    )
 
     @property
     def guessed(self) -> bool:

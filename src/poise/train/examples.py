@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ class TrainingExample:
     vaccinated: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingExamples:
     """The training examples of a data set.
 
@@ -56,11 +56,13 @@ class TrainingExamples:
         rows: The examples, in the data's order.
         cut: Number of examples that were too long and lost their end.
         unread: Number of answers left out, by reason.
+        omitted: What of the rows is not learnt, by kind: turns marked so, images, thoughts.
     """
 
     rows: tuple[TrainingExample, ...]
     cut: int
     unread: dict[str, int]
+    omitted: dict[str, int] = field(default_factory=dict)
 
     def dataset(self, *, marked: bool = False) -> Any:
         """A ``datasets.Dataset`` with ``input_ids`` and ``labels``, as TRL's and transformers' trainers take it.
@@ -193,7 +195,7 @@ def build_examples(
     if not examples:
         why = ", ".join(f"{n} × {reason}" for reason, n in (unread | dict(rejections.kinds)).items()) or "it is empty"
         raise InvalidData(f"The training data have no answer to learn from ({why}); give chats with assistant turns.")
-    return TrainingExamples(tuple(examples), cut, unread)
+    return TrainingExamples(rows=tuple(examples), cut=cut, unread=unread, omitted=dict(rejections.left_out))
 
 
 def with_system_prompt(conversation: Conversation, system: str) -> Conversation:

@@ -134,6 +134,7 @@ def train_in_folder(config: TrainConfig) -> TrainResult:
             "held_out": len(held_out),
             "cut": examples.cut,
             "left_out": examples.unread,
+            "omitted": examples.omitted,
         },
         "steps": trainer.state.global_step,
         "loss": {"before": before and before.model_dump(), "after": after and after.model_dump()},

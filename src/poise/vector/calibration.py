@@ -6,9 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from poise.data import AnswerPart
 from poise.settings import FrozenModel
 
 __all__ = ["Alarm", "Drift"]
+
+
+def _is_reply(part: AnswerPart) -> bool:
+    """Files of replies are those of version 0.1.0, which knew nothing else."""
+    return part == "reply"
 
 
 class Alarm(FrozenModel):
@@ -34,6 +40,7 @@ class Alarm(FrozenModel):
     data_sha256: str
     topic: str | None = Field(None, description="Set on one topic's rows alone; None for all.")
     seed: int
+    part: AnswerPart = Field("reply", exclude_if=_is_reply, description="Which part of the answers was read.")
 
 
 class Drift(FrozenModel):
@@ -50,3 +57,4 @@ class Drift(FrozenModel):
     high: float | None = Field(description="Upper end; None for one without bound.")
     n_answers: int
     n_conversations: int
+    part: AnswerPart = Field("reply", exclude_if=_is_reply, description="Which part of the answers was read.")

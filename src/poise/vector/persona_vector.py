@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import torch
 
+from poise.data import AnswerPart
 from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherModel
 from poise.model import Model
 from poise.settings import FrozenModel
@@ -174,7 +175,7 @@ class PersonaVector:
         norms: torch.Tensor = torch.linalg.vector_norm(self._directions, dim=-1)
         return norms
 
-    def at(self, purpose: Purpose, layer: int | None = None) -> LayerDirection:
+    def at(self, purpose: Purpose, layer: int | None = None, *, part: AnswerPart = "reply") -> LayerDirection:
         """Where the vector works for a purpose: the layer, the direction and the alarms there.
 
         The one answer to where a vector is steered or read; see ``poise.vector.placement.preferred_layer``.
@@ -182,6 +183,7 @@ class PersonaVector:
         Args:
             purpose: ``steer`` or ``read``.
             layer: Counted from 0; default, the layer that certificate and calibration found for this purpose.
+            part: Which part of answers is read: only alarms that were set on it count.
 
         Raises:
             InvalidArgument: another purpose.
@@ -201,8 +203,10 @@ class PersonaVector:
             layers=self.layers,
             direction=self._directions[layer].clone(),
             unit=self.unit(layer),
-            alarms=tuple(alarm for alarm in self.header.alarms if alarm.layer == layer),
-            alarm_layers=tuple(sorted({alarm.layer for alarm in self.header.alarms})),
+            part=part,
+            alarms=tuple(alarm for alarm in self.header.alarms if alarm.layer == layer and alarm.part == part),
+            alarm_layers=tuple(sorted({alarm.layer for alarm in self.header.alarms if alarm.part == part})),
+            alarm_parts=tuple(dict.fromkeys(alarm.part for alarm in self.header.alarms)),
         )
 
     def unit(self, layer: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from poise.data import AnswerPart
 from poise.model.probe import Probe
 from poise.vector.calibration import Alarm
 
@@ -30,8 +31,10 @@ class LayerDirection:
         layers: Number of layers of the model.
         direction: Un-normalised direction at the layer, float32 [d].
         unit: Unit direction at the layer, float32 [d].
-        alarms: All alarms that calibration set at this layer.
-        alarm_layers: Layers at which calibration set any alarm, ascending.
+        part: Which part of answers is read.
+        alarms: All alarms that calibration set at this layer on that part.
+        alarm_layers: Layers at which calibration set any alarm on that part, ascending.
+        alarm_parts: Parts on which calibration set any alarm.
     """
 
     trait: str
@@ -41,6 +44,8 @@ class LayerDirection:
     unit: torch.Tensor
     alarms: tuple[Alarm, ...]
     alarm_layers: tuple[int, ...]
+    part: AnswerPart = "reply"
+    alarm_parts: tuple[AnswerPart, ...] = ()
 
     @property
     def probe(self) -> Probe:
@@ -57,6 +62,10 @@ class LayerDirection:
         if self.alarm_layers and self.layer not in self.alarm_layers:
             at = " and ".join(map(str, self.alarm_layers))
             remedy = f"its alarms are for layer {at}: leave the layer out, or run `poise calibrate` for this one"
+        elif self.alarm_parts and self.part not in self.alarm_parts:
+            names = {"reply": "replies", "thought": "thoughts", "both": "thoughts and replies together"}
+            was, now = (names[part] for part in (self.alarm_parts[0], self.part))
+            remedy = f"its alarms were set on {was}, and {now} are read: run `poise calibrate` on these"
         else:
             remedy = "run `poise calibrate` on it"
         return f"{self.trait} has no calibrated alarm for the {reading} reading at layer {self.layer}; {remedy}"

@@ -133,7 +133,8 @@ def _card_facts(config: TrainConfig, trained: TrainResult, report: ShiftReport |
             "LoRA rank": config.lora.r,
             "LoRA alpha": config.lora.alpha,
             "seed": config.seed,
-        },
+        }
+        | ({} if config.part == "reply" else {"learnt part of answers": config.part}),
         report=report,
         notes=notes,
     )

@@ -9,7 +9,7 @@ from poise import vector as vectors
 from poise.data import AnswerPart, open_data
 from poise.errors import InvalidArgument
 from poise.monitor import table
-from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms
+from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms, check_calibrated_part
 from poise.storage.lock import locked
 from poise.storage.output import check_output, check_writable
 from poise.vector.vector_file import vector_loss
@@ -47,6 +47,7 @@ def calibrate_vectors(
     targets = [out] if out else list(paths)
     folder = targets[0].with_name(targets[0].name + ".calibration")
     data = open_data(list(source), shape=shape, part=part, need="assistant" if plan.read_given_answers else "user")
+    check_calibrated_part(data, plan)
     if out:
         header = opened[0].header
         certified = header.certificate is not None

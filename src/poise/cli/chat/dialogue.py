@@ -42,7 +42,7 @@ class WatchedTrait:
         """Those that were set at this layer on all talk."""
         from poise.monitor import alarms_in_force
 
-        return alarms_in_force(a for a in self.vector.header.alarms if a.layer == self.probe.layer)
+        return alarms_in_force(self.vector.at("read", self.probe.layer).alarms)
 
     @property
     def with_trait(self) -> float:
