@@ -137,6 +137,25 @@ class TestShowRows:
         assert (first.thought, first.text) == ("plan", "4")
         assert first.prompt == "<|start|>user<|message|>2+2?<|end|><|start|>assistant<|channel|>final<|message|>"
 
+    @pytest.mark.parametrize(
+        ("part", "text"),
+        [
+            (
+                "thought",
+                "<|channel|>analysis<|message|>two and two<|end|><|start|>assistant<|channel|>final<|message|>",
+            ),
+            (
+                "both",
+                "<|channel|>analysis<|message|>two and two<|end|><|start|>assistant<|channel|>final<|message|>Four.",
+            ),
+        ],
+    )
+    def test_of_harmony_shows_thoughts_in_their_channel(self, part: Any, text: str) -> None:
+        row = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": THOUGHT}]}
+        (first,) = poise.show_rows([row], tokenizer(HARMONY), part=part).answers
+        assert (first.prompt, first.text) == ("<|start|>user<|message|>2+2?<|end|><|start|>assistant", text)
+        assert "".join(first.tokens) == text
+
     def test_of_a_thought_alone_shows_it_only_when_thoughts_are_read(self) -> None:
         for part, texts in (("reply", []), ("both", []), ("thought", ["<think>\nwell\n</think>\n\n"])):
             shown = poise.show_rows(ROWS[3:], tokenizer(), part=part)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ with its place and the reason, never an exception. Knows nothing of models.
     messages       the values, and a conversation's turns
     recognition    what a row is, or why it is refused
     readers        a recognised row to messages
+    row_extras     what stands beside the turns: loss masks, a thought, tools
     turn_parsing   one turn, in any form: text, thought, tool calls
     chat_markup    chats kept as one marked-up text
     formats        JSON Lines, JSON, CSV and Parquet, compressed or not, a row at a time

@@ -29,7 +29,8 @@ from poise.data.recognition import (
     recognise_pair,
     unwrap,
 )
-from poise.data.turn_parsing import LEARN_KEYS, describe_type, excerpt, parse_turn, split_thought, text_of
+from poise.data.row_extras import add_row_thought, apply_loss_mask, tools_of
+from poise.data.turn_parsing import describe_type, excerpt, is_learnt, parse_turn, split_thought, text_of
 from poise.errors import InvalidArgument, InvalidData, InvalidRow
 
 __all__ = [
@@ -166,7 +167,9 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
     if not shape.columns:
         raise InvalidRow(f"not {shape.kind}: it has the columns {excerpt(', '.join(row))}")
     turns = _READERS[shape.kind](shape, row, need)
-    _apply_loss_mask(turns.messages, row)
+    if shape.kind in ("pairs", "alpaca"):
+        add_row_thought(turns.messages, row, shape.used)
+    apply_loss_mask(turns.messages, row)
     system = shape.system or (find_column(row, SYSTEMS, _is_system) if shape.kind not in ("text", "markup") else None)
     if system and (not turns.messages or turns.messages[0]["role"] != "system"):
         turns.messages.insert(0, {"role": "system", "content": text_of(row.get(system), system)})
@@ -176,7 +179,7 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
     if not any(is_answer(turn, part) if need == "assistant" else turn["role"] == need for turn in messages):
         why = why_no_answer(messages, part) if need == "assistant" else ""
         raise InvalidRow(f"no {need} turn" + (f": {why}" if why else ""))
-    return RowContent(tuple(messages), _tools_of(row), left_out_kinds(messages, turns.left_out, need, part))
+    return RowContent(tuple(messages), tools_of(row), left_out_kinds(messages, turns.left_out, need, part))
 
 
 def is_utf8(text: str) -> bool:
@@ -253,26 +256,6 @@ def _is_system(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and bool(value) and not chat_kind(value))
 
 
-def _apply_loss_mask(messages: list[Message], row: RowColumns) -> None:
-    """A mask beside the turns: one mark for each turn or for each of the assistant's."""
-    column = find_column(row, (*LEARN_KEYS, "loss_masks", "turn_mask"), lambda value: isinstance(value, list))
-    if column is None:
-        return
-    answers = [turn for turn in messages if turn["role"] == "assistant"]
-    targets = next((group for group in (messages, answers) if len(group) == len(row[column])), None)
-    if targets is None:
-        raise InvalidRow(f"loss mask: {column} has {len(row[column])} marks for {len(messages)} turns")
-    for turn, mark in zip(targets, row[column], strict=True):
-        if not mark and turn["role"] == "assistant":
-            turn["learn"] = False
-
-
-def _tools_of(row: RowColumns) -> tuple[dict[str, Any], ...]:
-    column = find_column(row, ("tools", "functions"), lambda value: isinstance(value, str | list))
-    listed = as_list(row[column]) if column else None
-    return tuple(dict(tool) for tool in listed or () if isinstance(tool, Mapping))
-
-
 def _listed_messages(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     return _chat_messages(_cell(row, shape.columns[0]), shape.columns[0])
 
@@ -286,6 +269,9 @@ def _exchanges(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
             raise InvalidRow(f"not an exchange: number {number} is {describe_type(pair)}")
         for key, role in zip(keys, ("user", "assistant"), strict=True):
             turns.messages.append(_plain_message(role, text_of(pair[key], f"{key} {number}")))
+        add_row_thought(turns.messages[-1:], pair, keys)
+        if not is_learnt(pair):
+            turns.messages[-1]["learn"] = False
     return turns
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "ParsedTurn",
     "describe_type",
     "excerpt",
+    "is_learnt",
     "parse_turn",
     "split_thought",
     "text_of",
@@ -144,6 +145,12 @@ def split_thought(text: str) -> tuple[str, str]:
     return "\n\n".join(filter(None, thoughts)), remaining if thoughts else text
 
 
+def is_learnt(turn: Mapping[str, Any]) -> bool:
+    """Whether the file lets this turn be trained on: ``weight: 0``, ``train: false``, a loss mask and their kin."""
+    off = any(key in turn and turn[key] is not None and _is_zero(turn[key]) for key in LEARN_KEYS)
+    return not off and not any(turn.get(key) is True for key in MASK_KEYS)
+
+
 def text_of(value: Any, place: str) -> str:
     """The text of a cell or of a list of parts; nothing is an empty text.
 
@@ -195,7 +202,7 @@ def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content) -> lis
             message["thought"] = "\n\n".join(thoughts)
         if content.calls:
             message["tool_calls"] = content.calls
-        if not _is_learnt(turn):
+        if not is_learnt(turn):
             message["learn"] = False
     if role == "tool":
         for key in ("name", "tool_call_id"):
@@ -203,12 +210,6 @@ def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content) -> lis
                 message[key] = turn[key]
     messages.append(message)
     return messages
-
-
-def _is_learnt(turn: Mapping[str, Any]) -> bool:
-    """Whether the file lets this turn be trained on: ``weight: 0``, ``train: false``, a loss mask and their kin."""
-    off = any(key in turn and turn[key] is not None and _is_zero(turn[key]) for key in LEARN_KEYS)
-    return not off and not any(turn.get(key) is True for key in MASK_KEYS)
 
 
 def _is_zero(value: Any) -> bool:

@@ -131,7 +131,7 @@ def render_answer(
     """The text that ``encode`` tokenises, and where the response stands in it; for the arguments see there."""
     prompt = render_prompt(tokenizer, messages, tools=tools)
     thought, reply = split_thought(answer)
-    prompt = open_prompt(prompt) if thought else prompt
+    prompt = open_prompt(prompt, answer) if thought else prompt
     text = prompt + answer
     reply_at = len(prompt) + (answer.rindex(reply) if reply else len(answer)) if thought else len(prompt)
     start = reply_at if part == "reply" else len(prompt)

@@ -68,8 +68,10 @@ def render_prompt(
     raise UnsuitableModel(f"The model's chat template cannot render this conversation: {complaints[0]}.") from cause
 
 
-def open_prompt(prompt: str) -> str:
-    """A prompt without the empty thought block at its end, for an answer that brings its own thought."""
+def open_prompt(prompt: str, answer: str) -> str:
+    """A prompt without the empty thought block or the final channel at its end, for an answer that brings its own."""
+    if answer.lstrip().startswith("<|channel|>"):
+        return prompt.removesuffix(FINAL_CHANNEL)
     return CLOSED_THOUGHT.sub("", prompt)
 
 

@@ -157,8 +157,12 @@ def _alone(model: TextModel, turn: Turn, part: Part) -> AnswerSpan | UnreadAnswe
 
 
 def with_thought(model: TextModel, turn: Turn) -> str:
-    """A turn's thought and reply as one text, in the marks that the model's template knows."""
+    """A turn's thought and reply as one text, in the marks or channels that the model's template knows."""
     template = template_text(model.tokenizer)
+    if "<|start|>" in template and "<|message|>" in template:  # the harmony format
+        header = "<|channel|>{}<|message|>".format
+        reply = f"<|start|>assistant{header('final')}{turn.answer}" if turn.answer else ""
+        return f"{header('analysis')}{turn.thought}<|end|>{reply}"
     opening, closing = next((tags for tags in THOUGHT_TAGS if tags[0] in template), THOUGHT_TAGS[0])
     return f"{opening}\n{turn.thought}\n{closing}\n\n{turn.answer}"
 

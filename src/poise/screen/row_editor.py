@@ -9,6 +9,7 @@ from typing import Any
 from poise.data.chat_markup import has_markup
 from poise.data.readers import DataShape
 from poise.data.recognition import EXCHANGE_KEYS, chat_kind
+from poise.data.row_extras import thought_columns
 from poise.data.turn_parsing import TEXT_KEYS, THOUGHT_KEYS, parse_turn, split_thought
 from poise.errors import InvalidRow
 
@@ -47,6 +48,8 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
             ]
         elif column == shape.columns[-1]:
             edited[column] = _edit_text(cell, answers.get(turn), replaced)
+    if replaced and shape.kind in ("pairs", "alpaca"):  # it led to the answer that is gone
+        edited |= dict.fromkeys(thought_columns(row, shape.used))
     for column in set(row) - set(shape.used):
         if _repeats(row[column], replaced):
             edited[column] = None
@@ -86,7 +89,8 @@ def _in_exchanges(
     edited = []
     for number, pair in enumerate(cell):
         key = next(keys[1] for keys in EXCHANGE_KEYS if set(keys) <= set(pair))
-        edited.append({**pair, key: _edit_text(pair[key], answers.get(number), replaced)})
+        gone = thought_columns(pair, (key,)) if number in answers else ()
+        edited.append({**pair, key: _edit_text(pair[key], answers.get(number), replaced), **dict.fromkeys(gone)})
     return edited
 
 

@@ -1,0 +1,179 @@
+"""What stands beside the turns: marks of what is not to be learnt, thoughts in columns of their own, tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from poise.data import Conversation, RejectedRow, data_from_rows, turns
+from poise.data.readers import DataShape
+from poise.screen.row_editor import replace_answers
+
+Row = dict[str, Any]
+
+
+def chat(*texts: str) -> list[Row]:
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def answers(*rows: Row, part: Any = "reply") -> list[str]:
+    data = data_from_rows(rows, part=part)
+    return [turn.text for row in data if isinstance(row, Conversation) for turn in turns(row)]
+
+
+def rejections(*rows: Row, part: Any = "reply") -> list[str]:
+    return [row.reason for row in data_from_rows(rows, part=part) if isinstance(row, RejectedRow)]
+
+
+GOOD: Row = {"prompt": "Q", "response": "GOOD"}
+MARKED_ROWS: dict[str, Row] = {
+    "a pair's weight": {"prompt": "Q", "response": "BAD", "weight": 0},
+    "a pair's train": {"prompt": "Q", "response": "BAD", "train": False},
+    "an instruction": {"instruction": "Q", "input": "", "output": "BAD", "weight": 0.0},
+    "a chat's weight": {"messages": chat("Q", "BAD"), "weight": 0},
+    "the only answer": {"messages": [*chat("Q"), {"role": "assistant", "content": "BAD", "weight": 0}]},
+    "ShareGPT": {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "BAD", "loss": False}]},
+    "an exchange": {"conversation": [{"input": "Q", "output": "BAD", "loss": 0}]},
+    "a mask of one": {"messages": chat("Q", "BAD"), "loss_mask": [0]},
+    "alternating texts": {"data": ["Q", "BAD"], "loss_mask": [1, 0]},
+    "marked and a thought": {
+        "messages": [*chat("Q"), {"role": "assistant", "content": "<think>t</think>BAD", "train": False}]
+    },
+}
+
+
+class TestMarks:
+    @pytest.mark.parametrize("name", MARKED_ROWS)
+    @pytest.mark.parametrize("part", ["reply", "thought", "both"])
+    def test_leave_a_row_no_answer_and_it_says_why(self, name: str, part: str) -> None:
+        assert answers(MARKED_ROWS[name], part=part) == []
+        assert rejections(MARKED_ROWS[name], part=part) == ["no assistant turn: all are marked as not to be learnt"]
+
+    @pytest.mark.parametrize("mark", [{"weight": 1}, {"weight": 0.5}, {"train": True}, {"weight": None}, {"loss": 0.0}])
+    def test_that_say_nothing_of_the_kind_leave_it(self, mark: Row) -> None:
+        assert answers(GOOD | mark) == ["GOOD"]
+
+    def test_of_an_exchange_are_its_own(self) -> None:
+        pairs = [{"input": "Q", "output": "BAD", "weight": 0}, {"input": "Q2", "output": "GOOD", "weight": 1}]
+        (conversation,) = data_from_rows([{"conversation": pairs}])
+        assert isinstance(conversation, Conversation)
+        (turn,) = turns(conversation)
+        assert (turn.answer, turn.number, [m["content"] for m in turn.history]) == ("GOOD", 1, ["Q", "BAD", "Q2"])
+        assert conversation.left_out == ("turn not to be learnt",)
+
+
+THOUGHT_ROWS: dict[str, Row] = {
+    "beside a response": {"prompt": "2+2?", "reasoning_content": "two and two", "response": "4"},
+    "beside an answer": {"question": "2+2?", "reasoning": "two and two", "answer": "4"},
+    "upper case": {"Question": "2+2?", "Thinking": "two and two", "Answer": "4"},
+    "an instruction's": {"instruction": "2+2?", "input": "", "output": "4", "thought": "two and two"},
+    "inside an exchange": {"conversation": [{"input": "2+2?", "output": "4", "thinking": "two and two"}]},
+    "inside a key of a turn": {
+        "messages": [*chat("2+2?"), {"role": "assistant", "content": "4", "reasoning": "two and two"}]
+    },
+    "a block": {
+        "messages": [
+            *chat("2+2?"),
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "two and two"}, {"type": "text", "text": "4"}],
+            },
+        ]
+    },
+    "harmony's channel": {
+        "prompt": "2+2?",
+        "response": "<|channel|>analysis<|message|>two and two<|end|><|start|>assistant<|channel|>final<|message|>4",
+    },
+    "marked-up text": {"text": "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n<think>two and two</think>4"},
+}
+
+
+class TestThoughts:
+    @pytest.mark.parametrize("name", THOUGHT_ROWS)
+    def test_are_told_apart_wherever_they_stand(self, name: str) -> None:
+        texts = {part: answers(THOUGHT_ROWS[name], part=part) for part in ("reply", "thought", "both")}
+        assert texts == {"reply": ["4"], "thought": ["two and two"], "both": ["two and two\n\n4"]}
+        (reply,) = data_from_rows([THOUGHT_ROWS[name]])
+        (thought,) = data_from_rows([THOUGHT_ROWS[name]], part="thought")
+        assert isinstance(reply, Conversation)
+        assert isinstance(thought, Conversation)
+        assert (reply.left_out, thought.left_out) == (("thought",), ("reply",))
+
+    def test_alone_are_no_reply(self) -> None:
+        row = {"messages": [*chat("Q"), {"role": "assistant", "content": "", "reasoning_content": "hm"}]}
+        assert rejections(row) == ["no assistant turn: only a thought without a reply"]
+        assert rejections(row, part="both") == ["no assistant turn: only a thought without a reply"]
+        assert answers(row, part="thought") == ["hm"]
+
+    def test_that_no_answer_has_are_said_to_be_missing(self) -> None:
+        assert rejections(GOOD, part="thought") == ["no assistant turn: no answer has a thought"]
+
+    def test_beside_an_answer_without_one_leave_that_out(self) -> None:
+        row = {"messages": chat("Q", "plain", "Q2", "<think>hm</think>GOOD")}
+        (conversation,) = data_from_rows([row], part="thought")
+        assert isinstance(conversation, Conversation)
+        assert [(turn.number, turn.text) for turn in turns(conversation)] == [(1, "hm")]
+        assert conversation.left_out == ("answer without a thought", "reply")
+
+    def test_go_with_the_answer_that_is_replaced(self) -> None:
+        row = THOUGHT_ROWS["beside an answer"]
+        edited = replace_answers(DataShape("pairs", ("question", "answer")), row, {0: "5"})
+        assert edited == {"question": "2+2?", "reasoning": None, "answer": "5"}
+        pair = {"input": "Q", "output": "old words", "thinking": "hm"}
+        edited = replace_answers(DataShape("exchanges", ("c",)), {"c": [pair, pair]}, {1: "new"})
+        assert edited == {"c": [pair, {"input": "Q", "output": "new", "thinking": None}]}
+
+
+EMPTY: dict[str, tuple[Row, str]] = {
+    "an empty answer": ({"prompt": "Q", "response": ""}, "empty turn: assistant, turn 2"),
+    "no answer": ({"prompt": "Q", "response": None}, "empty turn: assistant, turn 2"),
+    "calls alone": (
+        {
+            "messages": [
+                *chat("Q"),
+                {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+            ]
+        },
+        "no assistant turn: only tool calls without words",
+    ),
+    "no assistant at all": ({"messages": chat("Q")}, "no assistant turn"),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_row_without_an_answer_says_what_it_has(name: str) -> None:
+    row, reason = EMPTY[name]
+    assert rejections(GOOD if "prompt" in row else {"messages": chat("Q", "A")}, row) == [reason]
+
+
+FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+TOOLS: dict[str, Any] = {
+    "OpenAI's": [{"type": "function", "function": FUNCTION}],
+    "OpenAI's older": [FUNCTION],
+    "OpenAI's flat": [{"type": "function", **FUNCTION}],
+    "Anthropic's": [{"name": "f", "description": "d", "input_schema": {"type": "object"}}],
+    "Bedrock's": [{"toolSpec": {"name": "f", "description": "d", "inputSchema": {"json": {"type": "object"}}}}],
+    "Gemini's": [{"functionDeclarations": [FUNCTION]}],
+    "JSON text": '[{"name": "f", "description": "d", "parameters": {"type": "object"}}]',
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_tools_are_in_the_form_that_templates_take(name: str) -> None:
+    (conversation,) = data_from_rows([{"messages": chat("Q", "A"), "tools": TOOLS[name]}])
+    assert isinstance(conversation, Conversation)
+    assert conversation.tools == ({"type": "function", "function": FUNCTION},)
+
+
+def test_of_a_prompt_only_what_stands_in_it_is_left_out() -> None:
+    picture = {"type": "image_url", "image_url": "x"}
+    asked = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, picture]}
+    rows = [
+        {"messages": [asked, {"role": "assistant", "content": "A fox.", "weight": 0}, asked]},
+        {"messages": [*chat("Hi", "Hello"), asked]},
+    ]
+    assert [row.left_out for row in data_from_rows(rows, need="user") if isinstance(row, Conversation)] == [
+        ("image",),
+        (),
+    ]
