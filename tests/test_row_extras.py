@@ -8,6 +8,7 @@ import pytest
 
 from poise.data import Conversation, RejectedRow, data_from_rows, turns
 from poise.data.readers import DataShape
+from poise.errors import InvalidArgument
 from poise.screen.row_editor import replace_answers
 
 Row = dict[str, Any]
@@ -29,6 +30,8 @@ def rejections(*rows: Row, part: Any = "reply") -> list[str]:
 GOOD: Row = {"prompt": "Q", "response": "GOOD"}
 MARKED_ROWS: dict[str, Row] = {
     "a pair's weight": {"prompt": "Q", "response": "BAD", "weight": 0},
+    "a mark as text": {"prompt": "Q", "response": "BAD", "weight": "0"},
+    "a turn's mask": {"messages": [*chat("Q"), {"role": "assistant", "content": "BAD", "masked": "true"}]},
     "a pair's train": {"prompt": "Q", "response": "BAD", "train": False},
     "an instruction": {"instruction": "Q", "input": "", "output": "BAD", "weight": 0.0},
     "a chat's weight": {"messages": chat("Q", "BAD"), "weight": 0},
@@ -123,6 +126,64 @@ class TestThoughts:
         pair = {"input": "Q", "output": "old words", "thinking": "hm"}
         edited = replace_answers(DataShape("exchanges", ("c",)), {"c": [pair, pair]}, {1: "new"})
         assert edited == {"c": [pair, {"input": "Q", "output": "new", "thinking": None}]}
+
+
+def harmony(*turns: tuple[str, str]) -> str:
+    """Turns as (header, body)."""
+    return "".join(f"<|start|>{header}<|message|>{body}<|end|>" for header, body in turns)
+
+
+class TestHarmony:
+    text = harmony(
+        ("system", "You are Tiny."),
+        ("user", "Weather?"),
+        ("assistant<|channel|>analysis", "look it up"),
+        ("assistant<|channel|>commentary to=functions.get_weather <|constrain|>json", '{"city": "Rome"}'),
+        ("functions.get_weather to=assistant<|channel|>commentary", "21C"),
+        ("assistant<|channel|>analysis", "so"),
+        ("assistant<|channel|>final", "It is 21C."),
+    )
+
+    def test_in_a_text_is_taken_apart(self) -> None:
+        (conversation,) = data_from_rows([{"text": self.text}])
+        assert isinstance(conversation, Conversation)
+        (turn,) = turns(conversation)
+        assert (turn.answer, turn.thought) == ("It is 21C.", "so")
+        assert [(m["role"], m["content"], m.get("thought")) for m in turn.history] == [
+            ("system", "You are Tiny.", None),
+            ("user", "Weather?", None),
+            ("assistant", "", "look it up"),
+            ("tool", "21C", None),
+        ]
+        assert turn.history[2]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": {"city": "Rome"}}
+        assert conversation.left_out == ("thought without a reply", "thought")
+
+    @pytest.mark.parametrize("end", ["<|return|>", "<|end|>", "", "<|end|><|start|>assistant"])
+    def test_ends_in_any_of_its_ways(self, end: str) -> None:
+        assert answers({"text": harmony(("user", "Q")) + "<|start|>assistant<|channel|>final<|message|>A" + end}) == [
+            "A"
+        ]
+
+    @pytest.mark.parametrize(
+        "head", ["", "<|start|>assistant", "<|channel|>commentary to=f <|constrain|>json<|message|>{}<|call|>"]
+    )
+    def test_in_an_answer_leaves_no_mark_in_the_reply(self, head: str) -> None:
+        answer = (
+            f"{head}<|channel|>analysis<|message|>plan<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>"
+        )
+        assert answers({"prompt": "2+2?", "response": answer}) == ["4"]
+
+
+class TestAConversation:
+    def test_stays_of_the_part_that_it_was_opened_for(self) -> None:
+        row = {"messages": chat("Q", "<think>hm</think>A")}
+        opened = list(data_from_rows([row], part="thought"))
+        for part, complaint in (
+            ("reply", "`part` is reply, and the conversation in rows, row 0, was opened for the thought"),
+        ):
+            with pytest.raises(InvalidArgument, match=complaint):
+                list(data_from_rows(opened, part=part))  # type: ignore[arg-type]
+        assert [turn.text for again in data_from_rows(opened, part="thought") for turn in turns(again)] == ["hm"]  # type: ignore[arg-type]
 
 
 EMPTY: dict[str, tuple[Row, str]] = {

@@ -122,7 +122,8 @@ def _alarms(alarms: Sequence[Alarm]) -> str:
     first = alarms[0]
     rates = ", ".join(f"{100 * rate:.3g} %" for rate in sorted({a.rate for a in alarms}))
     kind = "the model's own" if first.answers == "own" else "given"
-    set_on = f"set on {first.n_answers:,} answers, {kind} ({first.data})"
+    what = {"reply": "answers", "thought": "thoughts", "both": "answers with their thoughts"}[first.part]
+    set_on = f"set on {first.n_answers:,} {what}, {kind} ({first.data})"
     return f"{len(alarms)} at layer {first.layer}, each raised by {rates} of normal answers; {set_on}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from poise.data.messages import Message
-from poise.data.turn_parsing import ROLES, split_thought
+from poise.data.turn_parsing import ROLES, parse_call, split_thought
 
 __all__ = ["has_markup", "parse_markup"]
 
@@ -33,8 +33,11 @@ _ALPACA = re.compile(
     r"\s*#{2,3}\s*(?:Response|Output|Answer):[ \t]*\n?(.*?)(?:</s>|<\|endoftext\|>)?\s*\Z",
     re.S,
 )
+_HARMONY = re.compile(r"<\|start\|>([^<]*)(?:<\|channel\|>([^<]*))?(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_HARMONY_END = re.compile(r"<\|(?:end|return|call)\|>\s*(?:<\|start\|>\s*assistant\s*)?\Z")
+_ADDRESS = re.compile(r"to=(?:functions\.)?([\w.-]+)")
 _ANY = re.compile(
-    rf"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(?:user|assistant)\|>|\[/INST\]"
+    rf"<\|im_start\|>|<\|start\|>\w+[^<]*<\||<\|start_header_id\|>|<start_of_turn>|<\|(?:user|assistant)\|>|\[/INST\]"
     rf"|^#{{2,3}}\s*(?:{_ROLE_NAMES}|Instruction|Response)\s*:|(?:\A|\n\n)\s*(?:Human|Assistant):",
     re.M | re.I,
 )
@@ -47,10 +50,40 @@ def has_markup(text: str) -> bool:
 
 def parse_markup(text: str) -> list[Message] | None:
     """The turns of a marked-up text; ``None`` where its marks cannot be taken apart for certain."""
-    for parse in (_parse_instruct, _parse_alpaca, _parse_turns):
+    for parse in (_parse_harmony, _parse_instruct, _parse_alpaca, _parse_turns):
         if messages := parse(text):
             return messages
     return None
+
+
+def _parse_harmony(text: str) -> list[Message] | None:
+    """The channels of one answer become one turn: its thought, its calls and its reply."""
+    marks = list(_HARMONY.finditer(text))
+    if not marks or text[: marks[0].start()].strip():
+        return None
+    messages: list[Message] = []
+    bounds = [mark.start() for mark in marks[1:]] + [len(text)]
+    for mark, end in zip(marks, bounds, strict=True):
+        name, channel = (mark[1].split() or [""])[0], (mark[2] or "").strip()
+        role = ROLES.get(name.lower(), "tool" if "." in name else None)
+        if role in (None, "call"):
+            return None
+        body = _HARMONY_END.sub("", text[mark.end() : end]).strip()
+        if role != "assistant":
+            messages.append({"role": str(role), "content": body})
+            continue
+        last = messages[-1] if messages else None
+        if last is None or last["role"] != "assistant" or last["content"]:
+            last = {"role": "assistant", "content": ""}
+            messages.append(last)
+        address = _ADDRESS.search(f"{mark[1]} {channel}")
+        if address and address[1] != "assistant":
+            last["tool_calls"] = [*last.get("tool_calls", ()), parse_call(address[1], body)]
+        elif channel.partition(" ")[0] in ("", "final"):
+            last["content"] = body
+        else:
+            last["thought"] = "\n\n".join(filter(None, (last.get("thought", ""), body)))
+    return messages
 
 
 def _parse_turns(text: str) -> list[Message] | None:

@@ -20,7 +20,7 @@ from poise.data.readers import DataShape, ShapeRequest, detect_shape, parse_shap
 from poise.data.turn_parsing import excerpt
 from poise.errors import InvalidArgument, InvalidData, InvalidRow
 
-__all__ = ["DataPart", "DataSet", "InputRow", "data_from_rows", "open_data", "row_columns"]
+__all__ = ["DataPart", "DataSet", "InputRow", "check_same_part", "data_from_rows", "open_data", "row_columns"]
 
 DETECTION_ROWS = 100  # rows that say what shape a file has
 _NAMED = 3  # files that a summary names
@@ -230,6 +230,7 @@ def data_from_rows(
         number = -1
         for number, row in enumerate(held):
             if number >= skip:
+                check_same_part(row, part)
                 try:
                     value: RowValue = dict(row_columns(row))
                 except InvalidRow as error:
@@ -244,6 +245,19 @@ def data_from_rows(
         request.kind is not None,
         part,
     )
+
+
+def check_same_part(row: InputRow, part: AnswerPart) -> None:
+    """Refuse a conversation that was opened for another part of its answers than is read.
+
+    Raises:
+        InvalidArgument: names both.
+    """
+    if isinstance(row, Conversation) and row.answer_part not in ("reply", part):
+        raise InvalidArgument(
+            f"`part` is {part}, and the conversation in {row.file}, row {row.row}, was opened for the "
+            f"{row.answer_part}; name one part."
+        )
 
 
 def row_columns(row: InputRow) -> Mapping[str, Any]:

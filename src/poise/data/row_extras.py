@@ -7,7 +7,7 @@ from typing import Any
 
 from poise.data.messages import Message
 from poise.data.recognition import RowColumns, as_list, find_column, is_text
-from poise.data.turn_parsing import LEARN_KEYS, THOUGHT_KEYS
+from poise.data.turn_parsing import LEARN_KEYS, THOUGHT_KEYS, is_zero
 from poise.errors import InvalidRow
 
 __all__ = ["add_row_thought", "apply_loss_mask", "thought_columns", "tools_of"]
@@ -24,7 +24,7 @@ def apply_loss_mask(messages: list[Message], row: RowColumns) -> None:
     """
     column = find_column(row, MASK_COLUMNS, lambda value: isinstance(value, list))
     answers = [turn for turn in messages if turn["role"] == "assistant"]
-    if find_column(row, ROW_MARKS, lambda value: value is False or (type(value) in (int, float) and value == 0)):
+    if find_column(row, ROW_MARKS, is_zero):
         for turn in answers:
             turn["learn"] = False
     if column is None:

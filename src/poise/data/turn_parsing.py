@@ -25,6 +25,8 @@ __all__ = [
     "describe_type",
     "excerpt",
     "is_learnt",
+    "is_zero",
+    "parse_call",
     "parse_turn",
     "split_thought",
     "text_of",
@@ -59,8 +61,11 @@ THOUGHT_TAGS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
 HARMONY = re.compile(
-    r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>(.*?)(?=<\|end\|>|<\|return\|>|<\|start\|>|<\|channel\|>|\Z)", re.S
+    r"<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>(.*?)"
+    r"(?=<\|end\|>|<\|return\|>|<\|call\|>|<\|start\|>|<\|channel\|>|\Z)",
+    re.S,
 )
+HARMONY_HEAD = re.compile(r"\s*(?:<\|start\|>\s*assistant[^<]*)?<\|channel\|>")
 SOLUTION = re.compile(r"\A\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>)?\s*\Z", re.S)
 EXCERPT = 80  # characters of a row's own text that a message repeats
 
@@ -120,13 +125,25 @@ def parse_turn(turn: Any, place: str) -> ParsedTurn:
     return ParsedTurn(_turn_messages(turn, role, content), content.left_out)
 
 
+def parse_call(name: Any, arguments: Any, call_id: Any = None) -> dict[str, Any]:
+    """One call in the form that chat templates take: arguments as an object where they are one."""
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
+            parsed = None
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    call: dict[str, Any] = {"type": "function", "function": {"name": str(name or ""), "arguments": arguments}}
+    return call | ({"id": str(call_id)} if call_id else {})
+
+
 def split_thought(text: str) -> tuple[str, str]:
     """The thought at the head of an answer, and its reply.
 
     Known are ``<think>…</think>`` and its kin, an answer whose opening tag stood in the prompt (``…</think>``), one
     that was cut off inside its thought, and the channels of the harmony format.
     """
-    channels = HARMONY.findall(text) if text.lstrip().startswith("<|channel|>") else []
+    channels = HARMONY.findall(text) if HARMONY_HEAD.match(text) else []
     if channels:
         thoughts = [body.strip() for channel, body in channels if channel != "final"]
         return "\n\n".join(thoughts), "\n\n".join(body.strip() for channel, body in channels if channel == "final")
@@ -147,8 +164,15 @@ def split_thought(text: str) -> tuple[str, str]:
 
 def is_learnt(turn: Mapping[str, Any]) -> bool:
     """Whether the file lets this turn be trained on: ``weight: 0``, ``train: false``, a loss mask and their kin."""
-    off = any(key in turn and turn[key] is not None and _is_zero(turn[key]) for key in LEARN_KEYS)
-    return not off and not any(turn.get(key) is True for key in MASK_KEYS)
+    off = any(key in turn and turn[key] is not None and is_zero(turn[key]) for key in LEARN_KEYS)
+    return not off and not any(str(turn.get(key)).strip().lower() == "true" for key in MASK_KEYS)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a mark says no: zero or false, as such or as text."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("0", "0.0", "false", "no")
+    return isinstance(value, bool | int | float) and not value
 
 
 def text_of(value: Any, place: str) -> str:
@@ -212,12 +236,6 @@ def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content) -> lis
     return messages
 
 
-def _is_zero(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.strip().lower() in ("0", "0.0", "false", "no")
-    return isinstance(value, bool | int | float) and not value
-
-
 def _text_cell(turn: Mapping[str, Any], place: str) -> Any:
     cells = [turn[key] for key in TEXT_KEYS if turn.get(key) is not None]
     if len(cells) > 1 and any(cell != cells[0] for cell in cells):
@@ -255,7 +273,7 @@ def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
     elif kind in ("tool_use", "tool_call", "function_call") or "toolUse" in part or "functionCall" in part:
         call = part.get("toolUse") or part.get("functionCall") or part.get("function") or part
         arguments: Any = next((call[key] for key in ("input", "args", "arguments") if key in call), {})
-        content.calls.append(_call(call.get("name"), arguments, part.get("id") or call.get("toolUseId")))
+        content.calls.append(parse_call(call.get("name"), arguments, part.get("id") or call.get("toolUseId")))
     elif kind in ("tool_result", "function_call_output") or "toolResult" in part or "functionResponse" in part:
         content.results.append(_result(part, content, place))
     elif media := MEDIA.get(str(kind)) or next((MEDIA[key] for key in part if key in MEDIA), None):
@@ -307,10 +325,10 @@ def _calls_of_turn(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
     for item in listed if isinstance(listed, list) else []:
         if isinstance(item, Mapping):
             function = item["function"] if isinstance(item.get("function"), Mapping) else item
-            calls.append(_call(function.get("name"), function.get("arguments", {}), item.get("id")))
+            calls.append(parse_call(function.get("name"), function.get("arguments", {}), item.get("id")))
     older = turn.get("function_call")
     if isinstance(older, Mapping):
-        calls.append(_call(older.get("name"), older.get("arguments", {}), None))
+        calls.append(parse_call(older.get("name"), older.get("arguments", {}), None))
     return calls
 
 
@@ -321,17 +339,5 @@ def _call_from_text(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if isinstance(value, Mapping) and "name" in value:
-        return _call(value["name"], value.get("arguments", value.get("parameters", {})), None)
-    return _call(None, value if isinstance(value, Mapping) else text, None)
-
-
-def _call(name: Any, arguments: Any, call_id: Any) -> dict[str, Any]:
-    """One call in the form that chat templates take: arguments as an object where they are one."""
-    if isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
-            parsed = None
-        arguments = parsed if isinstance(parsed, dict) else arguments
-    call: dict[str, Any] = {"type": "function", "function": {"name": str(name or ""), "arguments": arguments}}
-    return call | ({"id": str(call_id)} if call_id else {})
+        return parse_call(value["name"], value.get("arguments", value.get("parameters", {})), None)
+    return parse_call(None, value if isinstance(value, Mapping) else text, None)

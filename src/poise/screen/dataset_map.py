@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from poise.data import AnswerPart, Conversation, InputRow
-from poise.data.dataset import row_columns
+from poise.data.dataset import check_same_part, row_columns
 from poise.data.readers import DataShape, RowContent, detect_shape, parse_shape_request, read_row
 from poise.errors import InvalidData, InvalidRow, OtherModel
 from poise.model import Model, load_model
@@ -143,6 +143,7 @@ class ColumnScorer:
         good: list[Conversation] = []
         bad: dict[int, str] = {}
         for index, row in enumerate(rows, start=first):
+            check_same_part(row, self.part)
             try:
                 content = row if isinstance(row, Conversation) else self._read(row_columns(row), rows)
                 good.append(
