@@ -183,7 +183,7 @@ class TestAlarms:
         facts = json.loads(run(*command, "--part", "thought").stdout)
         assert {alarm["part"] for alarm in facts["vectors"][0]["alarms"]} == {"thought"}
         assert facts["omitted"] == {"reply": 120}
-        assert facts["rejected"] == {"no assistant turn": 2}
+        assert facts["rejected"] == {"no assistant turn": 1, "no thought": 1}
         facts = json.loads(run(*command).stdout)
         assert facts["omitted"] == {"thought": 120}
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from poise.data import Conversation, RejectedRow, data_from_rows, turns
+from poise.data import Conversation, RejectedRow, Rejections, data_from_rows, turns
 from poise.data.readers import DataShape
-from poise.errors import InvalidArgument
+from poise.errors import InvalidArgument, InvalidData
 from poise.screen.row_editor import replace_answers
 
 Row = dict[str, Any]
@@ -110,7 +110,15 @@ class TestThoughts:
         assert answers(row, part="thought") == ["hm"]
 
     def test_that_no_answer_has_are_said_to_be_missing(self) -> None:
-        assert rejections(GOOD, part="thought") == ["no assistant turn: no answer has a thought"]
+        assert rejections(GOOD, part="thought") == ["no thought: none of its answers has one"]
+
+    def test_that_most_rows_lack_stop_nothing(self) -> None:
+        rejections = Rejections()
+        rows = [*[GOOD] * 200, {"prompt": "Q", "response": "<think>hm</think>A"}]
+        read = list(rejections.sift(data_from_rows(rows, part="thought")))
+        assert (len(read), dict(rejections.kinds)) == (1, {"no thought": 200})
+        with pytest.raises(InvalidData, match=r"2 of 2 rows rejected \(no thought 2\)"):
+            list(Rejections().sift(data_from_rows([GOOD, GOOD], part="thought")))
 
     def test_beside_an_answer_without_one_leave_that_out(self) -> None:
         row = {"messages": chat("Q", "plain", "Q2", "<think>hm</think>GOOD")}

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from poise.data.messages import AnswerPart, Conversation, Message, Need, is_answer, prompt_end
 
-__all__ = ["count_left_out", "describe_left_out", "left_out_kinds", "why_no_answer"]
+__all__ = ["NO_THOUGHT", "count_left_out", "describe_left_out", "left_out_kinds", "why_no_answer"]
+
+NO_THOUGHT = "no thought"
+"""Kind of reason of a row whose answers have none where thoughts are read: nothing is wrong with it."""
 
 PLURALS = {
     "answer without a thought": "answers without a thought",
@@ -41,15 +44,17 @@ def left_out_kinds(
 
 
 def why_no_answer(messages: Sequence[Message], part: AnswerPart) -> str:
-    """Why none of the assistant's turns is an answer; empty where there is no such turn."""
+    """Why none of the assistant's turns is an answer, as the reason of a rejected row."""
     reasons = [reason for message in messages if message["role"] == "assistant" for reason in _unfit(message, part)]
     words = {
         "turn not to be learnt": "all are marked as not to be learnt",
         "thought without a reply": "only a thought without a reply",
-        "answer without a thought": "no answer has a thought",
         "tool call without words": "only tool calls without words",
     }
-    return next((text for kind, text in words.items() if kind in reasons), "")
+    why = next((text for kind, text in words.items() if kind in reasons), "")
+    if not why and "answer without a thought" in reasons:
+        return f"{NO_THOUGHT}: none of its answers has one"
+    return "no assistant turn" + (f": {why}" if why else "")
 
 
 def count_left_out(conversations: Iterable[Conversation]) -> Counter[str]:

@@ -177,8 +177,7 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
     for number, turn in enumerate(messages, start=1):
         _check_turn(turn, number)
     if not any(is_answer(turn, part) if need == "assistant" else turn["role"] == need for turn in messages):
-        why = why_no_answer(messages, part) if need == "assistant" else ""
-        raise InvalidRow(f"no {need} turn" + (f": {why}" if why else ""))
+        raise InvalidRow(why_no_answer(messages, part) if need == "assistant" else "no user turn")
     return RowContent(tuple(messages), tools_of(row), left_out_kinds(messages, turns.left_out, need, part))
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from poise.data.left_out import NO_THOUGHT
 from poise.data.messages import Conversation, RejectedRow
 from poise.errors import InvalidData
 from poise.storage.disk_errors import save_failed
@@ -24,7 +25,8 @@ class Rejections:
             ``None`` only counts.
         start: First row of a resumed run, as in ``DataSet.iterate``. What the file says of earlier rows is kept and
             counted; the rest is written again, so that the file ends as that of an unbroken run.
-        share: More than this share of the rows, after at least ``least`` of them, is an error.
+        share: More than this share of the rows, after at least ``least`` of them, is an error. Rows without a thought
+            where thoughts are read do not count.
         least: See ``share``.
 
     Attributes:
@@ -66,7 +68,8 @@ class Rejections:
             self._last = row
             if self.path is not None:
                 self._append(row, self.path)
-            if self.rows >= self.least and len(self) > self.share * self.rows:
+            unusable = len(self) - self.kinds[NO_THOUGHT]
+            if self.rows >= self.least and unusable > self.share * self.rows:
                 raise InvalidData(
                     f"{self._summary(row)}, more than the {self.share:.0%} that is allowed; fix them or allow more."
                 )
