@@ -246,6 +246,13 @@ class TestTheOption:
         ]
         assert sorted(tmp_path.rglob("*")) == before
 
+    def test_of_screen_shows_the_normal_data_too(self, data: Path, tmp_path: Path) -> None:
+        normal = write(tmp_path / "normal.jsonl", [{"prompt": "Q", "response": "Normal."}])
+        command = ["screen", data, "--normal", normal, "--model", MODEL, "--show", "1"]
+        assert "reply, scored:\n    Normal." in self.run(*command)
+        facts = json.loads(self.run(*command, "--json"))
+        assert [one["answers"][0]["text"] for one in facts["data"]] == ["Four.", "Normal."]
+
     def test_of_calibrate_shows_prompts_that_the_model_would_answer(self, data: Path) -> None:
         shown = self.run("calibrate", "--normal", data, "--model", MODEL, "--show", "1")
         assert "the answer is the model's own" in shown

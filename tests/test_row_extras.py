@@ -197,6 +197,10 @@ class TestAConversation:
 EMPTY: dict[str, tuple[Row, str]] = {
     "an empty answer": ({"prompt": "Q", "response": ""}, "empty turn: assistant, turn 2"),
     "no answer": ({"prompt": "Q", "response": None}, "empty turn: assistant, turn 2"),
+    "an image alone": (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}, *chat("", "A")[1:]]},
+        "empty turn: user, turn 1, holds only: image",
+    ),
     "calls alone": (
         {
             "messages": [

@@ -187,7 +187,7 @@ def read_command(
     if show is not None:
         from poise.data import open_data
 
-        show_data(open_data(data, shape=shape, part=part), model, show, as_json=as_json)
+        show_data(open_data(data, shape=shape, part=part), model=model, n=show, as_json=as_json)
         return
     with working():
         from poise import workflows as recipes
@@ -226,9 +226,9 @@ def _show_normal(
 
     opened = open_data(normal, shape=shape, need="assistant" if given_answers else "user", part=part)
     if given_answers:
-        show_data(opened, model, n, as_json=as_json)
+        show_data(opened, model=model, n=n, as_json=as_json)
     else:
-        show_data(opened, model, n, as_json=as_json, use="answer", max_new_tokens=max_new_tokens)
+        show_data(opened, model=model, n=n, as_json=as_json, use="answer", max_new_tokens=max_new_tokens)
 
 
 def _print_calibration(done: Calibration, *, as_json: bool) -> None:

@@ -34,21 +34,20 @@ class ShowableCommand(TyperCommand):
                 option.required = True
 
 
-def show_data(data: DataSet, model: str | None, n: int, *, as_json: bool, **use: Any) -> None:
-    """Print the first answers of a data set as a command would use them; ``use`` as ``preview_data`` takes it."""
+def show_data(*data: DataSet | None, model: str | None, n: int, as_json: bool, **use: Any) -> None:
+    """Print the first answers of each data set as a command would use them; ``use`` as ``preview_data`` takes it."""
     with working():
         from poise.workflows import preview_data
 
-        preview = preview_data(data, model, n, **use)
-    print_previews(preview, as_json=as_json)
+        previews = [preview_data(one, model, n, **use) for one in data if one is not None]
+    print_previews(*previews, as_json=as_json)
 
 
 def print_previews(*previews: DataPreview, as_json: bool) -> None:
-    """Print what data hold, in words or as one JSON object."""
+    """Print what data hold, in words or as one JSON object; of several data sets a list under ``data``."""
     from poise.cli import facts
 
     if as_json:
         facts.print_json(previews[0].as_json() if len(previews) == 1 else {"data": [one.as_json() for one in previews]})
     else:
-        for preview in previews:
-            typer.echo(preview)
+        typer.echo("\n\n".join(map(str, previews)))

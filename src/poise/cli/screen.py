@@ -174,7 +174,7 @@ def screen_command(
     opened = open_data(data, shape=shape, part=part)
     usual = open_data(normal, shape=normal_shape, part=part) if normal else None
     if show is not None:
-        show_data(opened, model, show, as_json=as_json)
+        show_data(opened, usual, model=model, n=show, as_json=as_json)
         return
     note(opened.how)
     with working():

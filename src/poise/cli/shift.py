@@ -26,7 +26,7 @@ from poise.cli.options import (
     Temperature,
     VectorsOption,
 )
-from poise.cli.preview import print_previews
+from poise.cli.preview import show_data
 from poise.cli.work import load_model, working
 from poise.errors import InvalidArgument
 
@@ -215,12 +215,9 @@ def _show_perplexity_data(capability: list[str], model: str | None, n: int, *, a
     sources = [text.partition("=")[2] for text in capability if text.startswith("perplexity=")]
     if not sources:
         raise InvalidArgument("A shift reads conversations for perplexity alone; name some with perplexity=DATA.")
-    with working():
-        from poise.data import open_data
-        from poise.workflows import preview_data
+    from poise.data import open_data
 
-        previews = [preview_data(open_data([source]), model, n) for source in sources]
-    print_previews(*previews, as_json=as_json)
+    show_data(*(open_data([source]) for source in sources), model=model, n=n, as_json=as_json)
 
 
 def measure_now(options: MeasurementOptions, screened: list[Path] | None = None) -> ShiftReport:

@@ -174,8 +174,9 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
     if system and (not turns.messages or turns.messages[0]["role"] != "system"):
         turns.messages.insert(0, {"role": "system", "content": text_of(row.get(system), system)})
     messages = [turn for turn in turns.messages if turn["role"] != "system" or turn["content"].strip()]
+    media = {id(turn): kind for turn, kind in turns.left_out}
     for number, turn in enumerate(messages, start=1):
-        _check_turn(turn, number)
+        _check_turn(turn, number, media.get(id(turn)))
     if not any(is_answer(turn, part) if need == "assistant" else turn["role"] == need for turn in messages):
         raise InvalidRow(why_no_answer(messages, part) if need == "assistant" else "no user turn")
     return RowContent(tuple(messages), tools_of(row), left_out_kinds(messages, turns.left_out, need, part))
@@ -189,10 +190,11 @@ def is_utf8(text: str) -> bool:
         return False
 
 
-def _check_turn(turn: Message, number: int) -> None:
+def _check_turn(turn: Message, number: int, media: str | None) -> None:
     empty = not turn["content"].strip() and turn["role"] != "tool"
     if empty and not turn.get("tool_calls") and not turn.get("thought"):
-        raise InvalidRow(f"empty turn: {turn['role']}, turn {number}")
+        what = f", holds only: {media}" if media else ""
+        raise InvalidRow(f"empty turn: {turn['role']}, turn {number}{what}")
     if not is_utf8(turn["content"]) or not is_utf8(turn.get("thought", "")):
         raise InvalidRow(f"not UTF-8 text: half a character in turn {number}")
 
