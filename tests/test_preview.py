@@ -171,6 +171,12 @@ class TestShowRows:
         assert weather.prompt == "[tool get_weather][user]Weather?[call get_weather][assistant][tool]21C[assistant]"
         assert weather.left_out == ("tool call without words",)
 
+    def test_of_tools_that_the_template_cannot_show_says_so(self) -> None:
+        template = "{% if tools %}{{ raise_exception('no tools') }}{% endif %}" + tiny.CHATML
+        (weather,) = poise.show_rows([WEATHER], tokenizer(template)).answers
+        assert (weather.text, weather.unread) == ("It is 21 °C.", "")
+        assert weather.left_out == ("tool call without words", "tool definition")
+
     def test_shows_prompts_where_the_model_answers_itself(self) -> None:
         (first, *_) = poise.show_rows(ROWS[:1], tokenizer(), use="answer").answers
         assert (first.turn, first.text, first.tokens) == (None, "", ())

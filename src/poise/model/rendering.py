@@ -43,7 +43,7 @@ def render_prompt(
     Args:
         tokenizer: Its chat template; without one, turns are named in plain words.
         messages: At least one.
-        tools: Definitions of the tools that may be called, where the template can show them.
+        tools: Definitions of the tools that may be called, where the template can show them; else it shows none.
         header: Whether the text ends with the header of an answer.
 
     Raises:
@@ -65,6 +65,8 @@ def render_prompt(
                 complaints.append(missing)
                 continue
             return _without_thinking(text) if header else text
+    if tools:  # a template may fail on definitions that it does not expect
+        return render_prompt(tokenizer, messages, header=header)
     raise UnsuitableModel(f"The model's chat template cannot render this conversation: {complaints[0]}.") from cause
 
 
