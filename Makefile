@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check lint types unit slow real docs replicate clean
+.PHONY: setup demo test check lint types unit slow real browser docs replicate clean
 
 setup: $(STAMP)
 
@@ -31,13 +31,17 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not real and not wide and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not real and not wide and not slow and not browser"
 
 slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "slow and not real and not wide"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "slow and not real and not wide and not browser"
 
 real: setup
-	$(BIN)/pytest -q -m "real or wide"
+	$(BIN)/pytest -q -m "(real or wide) and not browser"
+
+# Needs Chromium; not part of `make test`, and run by CI after it.
+browser: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m browser
 
 docs: setup
 	$(BIN)/python docs/generate_cli.py

@@ -279,3 +279,28 @@ def test_alarms_are_named_where_they_would_be_lost(llama: Model, tmp_path: Path)
     vectors.save_vector(tiny.vector(llama).with_alarms([alarm]), tmp_path / "v.safetensors")
     with pytest.raises(OutputExists, match="the alarms of `poise calibrate`"):
         vectors.save_vector(tiny.vector(llama), tmp_path / "v.safetensors")
+
+
+class TestALink:
+    def test_stays_a_link_and_its_file_is_replaced(self, llama: Model, tmp_path: Path) -> None:
+        (tmp_path / "store").mkdir()
+        for name in ("v.safetensors", "new.safetensors"):
+            (tmp_path / name).symlink_to(tmp_path / "store" / name)
+        vectors.save_vector(tiny.vector(llama), tmp_path / "store" / "v.safetensors")
+        certified = tiny.vector(llama).with_certificate({"layer": 1})
+        vectors.save_vector(certified, tmp_path / "v.safetensors")
+        vectors.save_vector(certified, tmp_path / "new.safetensors")
+        for name in ("v.safetensors", "new.safetensors"):
+            assert (tmp_path / name).is_symlink()
+            assert vectors.load_vector(tmp_path / "store" / name).header.certificate == {"layer": 1}
+        assert len(list(tmp_path.rglob("*"))) == 5
+
+    def test_to_nowhere_is_told_before_the_work(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to("/proc/none/there")
+        with pytest.raises(SaveFailed):
+            check_output(tmp_path / "link")
+
+
+def test_results_are_not_written_to_standard_output(home: Path) -> None:
+    assert_is_one_sentence(poise("export", "v.safetensors", "--out", "-"), "standard output")
+    assert not (home / "-").exists()

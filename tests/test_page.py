@@ -24,7 +24,7 @@ from poise import vector as vectors  # noqa: E402
 from stub_server import PAGE, SAID, Stub  # noqa: E402
 
 expect = playwright.expect
-pytestmark = pytest.mark.wide
+pytestmark = pytest.mark.browser
 
 WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 400, "height": 800}
 N = len(SAID.split(" "))

@@ -18,6 +18,8 @@ __all__ = ["saving"]
 def saving(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place only when the block ends without an error.
 
+    A link stays a link: the file that it points to is replaced.
+
     Raises:
         SaveFailed: the disk refused, or a folder or device is in the way; an earlier file at ``path`` is untouched.
     """
@@ -25,15 +27,16 @@ def saving(path: Path) -> Iterator[Path]:
     try:
         if path.exists() and not path.is_file():
             raise SaveFailed(f"Cannot save {path}: it is not a regular file; choose another path.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         raise SaveFailed(
             f"Cannot save {path}: {error.strerror or error}. Nothing was changed there; {remedy(error)}, then run the "

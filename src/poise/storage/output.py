@@ -116,13 +116,16 @@ def check_writable(path: Path) -> None:
     Raises:
         SaveFailed: something that is no file lies there, or the disk refuses; says why.
     """
+    if str(path) == "-":
+        raise SaveFailed("Results are not written to standard output; name a file.")
     try:
         if path.is_dir():
             raise SaveFailed(f"Cannot save {path}: it is a folder; name a file.")
         if path.exists() and not path.is_file():
             raise SaveFailed(f"Cannot save {path}: it is not a regular file; choose another path.")
-        folder = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
+        target = Path(os.path.realpath(path))
+        folder = next(parent for parent in target.parents if parent.exists() or parent.is_symlink())
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=folder)
         os.close(handle)
         Path(name).unlink()
     except OSError as error:
