@@ -19,6 +19,7 @@ from poise.errors import InvalidArgument, InvalidData
 from poise.model import Model, load_model
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.monitor.scoring import read_rows
+from poise.monitor.table import TableWriter, write_readings_table
 from poise.screen import screen_rows
 from poise.screen.pipeline import screen_data
 from poise.screen.scoring import ScreenSettings
@@ -138,6 +139,27 @@ class TestATable:
         shown = run("read", data, "--vector", "grumpy.safetensors", "--out", "t.jsonl", "--model", "model", *PLACE)
         assert "Left out: 3 thoughts." in shown.stderr
         assert "part" not in json.loads((folder / "t.jsonl").read_text().splitlines()[0])
+
+    def test_that_is_cut_off_counts_on_and_is_another_for_another_part(
+        self, model: Model, vector: PersonaVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data, out = write(tmp_path / "data.jsonl", [row(f"Q{n}?") for n in range(300)]), tmp_path / "t.jsonl"
+        append = TableWriter.append
+
+        def killed(self: TableWriter, *arguments: Any) -> None:
+            if self.start:
+                raise KeyboardInterrupt
+            append(self, *arguments)
+
+        monkeypatch.setattr(TableWriter, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_readings_table(open_data(data), model, [vector], out)
+        monkeypatch.setattr(TableWriter, "append", append)
+        shutil.copytree(tmp_path / "t.jsonl.run", tmp_path / "u.jsonl.run")
+        done = write_readings_table(open_data(data), model, [vector], out)
+        assert (done.began_at, done.counts.left_out) == (256, {"thought": 300})
+        other = write_readings_table(open_data(data, part="both"), model, [vector], tmp_path / "u.jsonl")
+        assert (other.began_at, other.counts.left_out, other.part) == (0, {}, "both")
 
     def test_in_parquet_has_the_column_too(self, folder: Path) -> None:
         import pyarrow.parquet as pq
