@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from poise.data import Conversation, RejectedRow, Rejections, Turn, last_user, open_data, turns
 from poise.data import formats as files
+from poise.data.tables import batch_rows
 from poise.data.turn_parsing import split_thought
 from poise.errors import InvalidArgument, InvalidData, MissingExtra, SaveFailed
 
@@ -316,14 +317,14 @@ class TestAFormat:
         assert list(open_data(path)) == expected
 
     def test_of_wide_tables_is_read_a_few_rows_at_a_time(self) -> None:
-        assert files.batch_rows(100 * 2**20, 100) == 16
-        assert files.batch_rows(2**30, 1) == 1
-        assert files.batch_rows(100, 10_000) == 1000
-        assert files.batch_rows(0, 0) == 1
+        assert batch_rows(100 * 2**20, 100) == 16
+        assert batch_rows(2**30, 1) == 1
+        assert batch_rows(100, 10_000) == 1000
+        assert batch_rows(0, 0) == 1
 
     def test_is_told_by_the_name(self, tmp_path: Path) -> None:
-        path = lines(tmp_path / "a.txt", *CHATS)
-        with pytest.raises(InvalidData, match=r"a\.txt: its name does not say .* \.jsonl"):
+        path = lines(tmp_path / "a.log", *CHATS)
+        with pytest.raises(InvalidData, match=r"a\.log: its name does not say .* \.jsonl"):
             open_data(path)
 
 
@@ -679,7 +680,7 @@ class TestASource:
             "empty.jsonl.gz": gzip.compress(b""),
             "header.csv": b"prompt,response\n",
             "list.json": b" [ ] ",
-            "noise.jsonl": b"\xff\xfe\x00\n\xfe\xff",
+            "noise.jsonl": b"\xfa\xfe\x00\n\xfe\xff",
             "noise.jsonl.gz": b"\xff" * 99,
             "noise.json.zst": b"\xff" * 99,
             "noise.parquet": b"\xff" * 99,

@@ -85,7 +85,15 @@ class InvalidData(UserError):
 
 
 class InvalidRow(UserError):
-    """One row of a data set cannot be used; the message is the reason that the list of rejected rows gives."""
+    """One row of a data set cannot be used; the message is the reason that the list of rejected rows gives.
+
+    Attributes:
+        content: What the row holds, for whoever keeps rejected rows; ``None`` where it is known or cannot be read.
+    """
+
+    def __init__(self, reason: str, content: Any = None) -> None:
+        super().__init__(reason)
+        self.content = content
 
 
 class ModelNotFound(UserError):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from poise.data import hub
-from poise.data.formats import KNOWN, RowItem, RowReader, RowValue, is_known, parse_json_line, row_reader
+from poise.data.locate import DataSource, locate_source
 from poise.data.messages import AnswerPart, Conversation, Need, RejectedRow
 from poise.data.readers import DataShape, ShapeRequest, detect_shape, parse_shape_request, read_row
+from poise.data.row_values import RowItem, RowReader, RowValue, to_columns
 from poise.data.turn_parsing import excerpt
 from poise.errors import InvalidArgument, InvalidData, InvalidRow
 
@@ -24,7 +22,6 @@ __all__ = ["DataPart", "DataSet", "InputRow", "check_same_part", "data_from_rows
 
 DETECTION_ROWS = 100  # rows that say what shape a file has
 _NAMED = 3  # files that a summary names
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +33,17 @@ class DataPart:
         paths: What is on disk of it.
         read: Its rows.
         shape: How they become messages.
+        schema: The Arrow schema of its rows; ``None`` where they are no table.
     """
 
     name: str
     paths: tuple[Path, ...]
     read: RowReader
     shape: DataShape
+    schema: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
     """Conversations in files, read as often as wanted.
 
@@ -53,12 +52,14 @@ class DataSet:
         need: Which turn a row must have to be of use.
         stated: Whether the user said the shape.
         answer_part: Which part of an answer is read or learnt, by everything that reads these data.
+        left_out: Files in a folder or an archive that are no data, each with the reason.
     """
 
     parts: tuple[DataPart, ...]
     need: Need
     stated: bool
     answer_part: AnswerPart = "reply"
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.answer_part not in (parts := get_args(AnswerPart)):
@@ -69,7 +70,7 @@ class DataSet:
     @property
     def files(self) -> tuple[Path, ...]:
         """All files, in order; a data set on the hub has none."""
-        return tuple(path for part in self.parts for path in part.paths)
+        return tuple(dict.fromkeys(path for part in self.parts for path in part.paths))
 
     @property
     def shape(self) -> str:
@@ -84,7 +85,8 @@ class DataSet:
         for part in self.parts:
             ways.setdefault(str(part.shape), []).append(part.name)
         source = "as stated" if self.stated else f"found in the first {DETECTION_ROWS} rows"
-        return "\n".join(f"{_listed(names)}: {way} ({source})" for way, names in ways.items())
+        lines = [f"{_listed(names)}: {way} ({source})" for way, names in ways.items()]
+        return "\n".join([*lines, *(f"not read: {one}" for one in self.left_out)])
 
     @property
     def part_key(self) -> dict[str, str]:
@@ -116,9 +118,9 @@ class DataSet:
         A data set on the hub counts with its rows as JSON, which takes reading it through.
         """
         digest = hashlib.sha256()
+        for path in self.files:
+            _add(digest, path)
         for part in self.parts:
-            for path in part.paths:
-                _add(digest, path)
             if not part.paths:
                 for _, _, value in part.read(0):
                     digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
@@ -133,11 +135,19 @@ class DataSet:
             except StopIteration as end:
                 return int(end.value)
             try:
-                content = read_row(part.shape, _to_columns(value), self.need, self.answer_part)
+                content = read_row(part.shape, to_columns(value), self.need, self.answer_part)
             except InvalidRow as bad:
-                yield RejectedRow(file=part.name, row=row, index=first + row, line=line, reason=str(bad))
+                raw: Any = bad.content if bad.content is not None else value
+                yield RejectedRow(
+                    file=part.name,
+                    row=row,
+                    index=first + row,
+                    line=line,
+                    reason=str(bad),
+                    raw=None if isinstance(raw, InvalidRow) else raw,
+                )
             else:
-                raw: Any = value  # a row that cannot be read was raised
+                raw = value  # a row that cannot be read was raised
                 yield Conversation(
                     messages=content.messages,
                     file=part.name,
@@ -161,9 +171,9 @@ def open_data(
     """Find the files, and in their first rows the shape of each.
 
     Args:
-        source: A file, a folder with all files below it whose names end like a known format, a glob, a folder that
-            ``save_to_disk`` wrote or a name on the hub, these two with ``:split`` where there are several; or a
-            sequence of these.
+        source: A file, a folder with all files below it whose names end like a known format, a zip archive, a glob,
+            an address that fsspec knows, ``-`` for standard input, a folder that ``save_to_disk`` wrote or a name on
+            the hub, these two with ``:split`` where there are several; or a sequence of these.
         shape: ``auto``, one of ``SHAPES``, or one with its columns: ``pairs:question,best_answer``.
         need: ``assistant`` for answers to score, ``user`` for questions to answer.
         part: Which part of an answer is read or learnt: the reply, the thought before it, or both.
@@ -175,21 +185,30 @@ def open_data(
     """
     request = parse_shape_request(shape, need)
     sources = [source] if isinstance(source, str | Path) else source
-    located = {place[0]: place for one in sources for place in _locate_source(str(one))}  # each file once
+    located = [locate_source(str(one)) for one in sources]
+    once: dict[tuple[str, ...], DataSource] = {}  # each file once
+    for one in located:
+        for located_source in one.sources:
+            once.setdefault(located_source.place, located_source)
     parts: list[DataPart] = []
     unfit: dict[str, list[str]] = {}
-    for name, paths, rows in located.values():
+    for place in once.values():
         try:
-            parts.append(DataPart(name=name, paths=paths, read=rows, shape=_detect_shape(name, rows, request, need)))
+            schema, rows = place.open_schema(), place.read
+            detected = _detect_shape(place.name, rows, request, need)
+            parts.append(DataPart(name=place.name, paths=place.paths, read=rows, shape=detected, schema=schema))
         except InvalidData as error:
-            unfit.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
+            unfit.setdefault(str(error).removeprefix(f"{place.name}: "), []).append(place.name)
     if unfit:
         lines = [f"{_listed(names)}: {complaint}" for complaint, names in unfit.items()]
         raise InvalidData(lines[0] if len(lines) == 1 else "\n  ".join(["Several files cannot be read:", *lines]))
     if not any(part.shape.columns for part in parts):
         columns = _first_rows(parts[0].name, parts[0].read)[0]
         raise InvalidData(f"No file has the shape {request}: {parts[0].name} has the columns {_names(columns)}.")
-    return DataSet(tuple(parts), need, request.kind is not None, part)
+    left_out = tuple(dict.fromkeys(name for one in located for name in one.left_out))
+    return DataSet(
+        parts=tuple(parts), need=need, stated=request.kind is not None, answer_part=part, left_out=left_out
+    )
 
 
 InputRow = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Conversation
@@ -239,12 +258,8 @@ def data_from_rows(
         return number + 1
 
     request = parse_shape_request(shape, need)
-    return DataSet(
-        (DataPart(name=name, paths=(), read=read, shape=_detect_shape(name, read, request, need)),),
-        need,
-        request.kind is not None,
-        part,
-    )
+    rows_part = DataPart(name=name, paths=(), read=read, shape=_detect_shape(name, read, request, need))
+    return DataSet(parts=(rows_part,), need=need, stated=request.kind is not None, answer_part=part)
 
 
 def check_same_part(row: InputRow, part: AnswerPart) -> None:
@@ -273,40 +288,7 @@ def row_columns(row: InputRow) -> Mapping[str, Any]:
         return row
     if isinstance(row, Sequence) and not isinstance(row, str | bytes):
         return {"messages": list(row)}
-    raise InvalidRow(f"not a row: {excerpt(row)}")
-
-
-SourceFiles = tuple[str, tuple[Path, ...], RowReader]
-
-
-def _locate_source(source: str) -> list[SourceFiles]:
-    """What a name stands for: itself on disk first, then a glob, then a split, then the hub."""
-    path, (name, _, split) = Path(source), source.rpartition(":")
-    if path.is_dir() and hub.is_saved(path):
-        return [(source, *hub.open_saved(path, None))]
-    if path.is_dir():
-        return _readable_files(sorted(path.rglob("*")), f"{source} and the folders in it hold no file", path)
-    if path.exists():
-        return [(source, (path,), row_reader(path))]
-    if glob.has_magic(source):
-        names = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  # a pattern may be absolute
-        return _readable_files([Path(name) for name in names], f"{source} matches no file")
-    if name and hub.is_saved(Path(name)):
-        return [(source, *hub.open_saved(Path(name), split))]
-    if not is_known(path) and _HUB_NAME.fullmatch(name or source):
-        return [(source, (), hub.open_streamed(name or source, split if name else None))]
-    raise InvalidData(f"There is no file or folder {source}; give a file that ends in {KNOWN}.")
-
-
-def _readable_files(paths: Sequence[Path], nothing: str, root: Path | None = None) -> list[SourceFiles]:
-    """Those of ``paths`` that can be read; in folders nothing that is hidden."""
-    shown = [path for path in paths if not root or not any(p[0] in "._" for p in path.relative_to(root).parts)]
-    places: list[SourceFiles] = [
-        (str(path), (path,), row_reader(path)) for path in shown if is_known(path) and path.is_file()
-    ]
-    if not places:
-        raise InvalidData(f"{nothing} that ends in {KNOWN}.")
-    return places
+    raise InvalidRow(f"not a row: {excerpt(row)}", json.dumps(row, default=str).encode())
 
 
 def _detect_shape(name: str, rows: RowReader, request: ShapeRequest, need: Need) -> DataShape:
@@ -326,7 +308,7 @@ def _first_rows(name: str, rows: RowReader) -> list[dict[str, Any]]:
     for _, line, value in islice(rows(0), DETECTION_ROWS):
         total += 1
         try:
-            good.append(_to_columns(value))
+            good.append(to_columns(value))
         except InvalidRow as bad:
             first_bad = first_bad or (f"line {line}: {bad}" if line else str(bad))
     if not total:
@@ -334,12 +316,6 @@ def _first_rows(name: str, rows: RowReader) -> list[dict[str, Any]]:
     if not good:
         raise InvalidData(f"{name}: none of its first {total} rows can be read ({first_bad}); is it the right file?")
     return good
-
-
-def _to_columns(value: RowValue) -> dict[str, Any]:
-    if isinstance(value, InvalidRow):
-        raise value
-    return parse_json_line(value) if isinstance(value, bytes) else value
 
 
 def _drain(rows: Generator[Any, None, int]) -> int:

@@ -5,24 +5,44 @@ Both need the ``data`` extra.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from poise.data.formats import RowItem, RowReader, batch_rows, import_extra, table_rows
+from poise.data.input_files import import_extra
+from poise.data.row_values import RowItem, RowReader
+from poise.data.tables import batch_rows, table_rows
 from poise.errors import InvalidData
 
-__all__ = ["is_saved", "open_saved", "open_streamed"]
+__all__ = ["STATE_KEYS", "is_saved", "open_saved", "open_streamed", "saved_files"]
+
+STATE_KEYS = ("_data_files", "_fingerprint")
+"""Keys of the ``state.json`` that ``save_to_disk`` writes."""
 
 
 def is_saved(folder: Path) -> bool:
     """Whether ``save_to_disk`` wrote this folder."""
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    return (folder / "dataset_dict.json").is_file() or _saved_state(folder) is not None
 
 
-def open_saved(folder: Path, split: str | None) -> tuple[tuple[Path, ...], RowReader]:
-    """The files and the reader of a folder that ``save_to_disk`` wrote.
+def saved_files(folder: Path) -> tuple[str, ...]:
+    """Names of the files that make up a saved data set; none where the folder is no such set."""
+    files = (_saved_state(folder) or {}).get("_data_files") or ()
+    return tuple(str(file.get("filename")) for file in files if isinstance(file, dict))
+
+
+def _saved_state(folder: Path) -> dict[str, Any] | None:
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) and set(STATE_KEYS) & set(state) else None
+
+
+def open_saved(folder: Path, split: str | None) -> tuple[tuple[Path, ...], RowReader, Any]:
+    """The files, the reader and the Arrow schema of a folder that ``save_to_disk`` wrote.
 
     Raises:
         InvalidData: it cannot be loaded, or which of its splits is not said.
@@ -34,7 +54,8 @@ def open_saved(folder: Path, split: str | None) -> tuple[tuple[Path, ...], RowRe
     except Exception as error:
         raise InvalidData(f"{folder} cannot be read as a saved data set: {_error_summary(error)}") from error
     data = _split(loaded, str(folder), split)
-    return tuple(Path(file["filename"]) for file in data.cache_files), partial(_saved_rows, data)
+    paths = tuple(Path(file["filename"]) for file in data.cache_files)
+    return paths, partial(_saved_rows, data), data.features.arrow_schema
 
 
 def open_streamed(name: str, split: str | None) -> RowReader:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
+
+from poise.data.input_files import FileSpan
 
 __all__ = [
     "AnswerPart",
@@ -87,6 +89,8 @@ class RejectedRow:
         index: Place in the whole data set, from 0.
         line: The line that the row begins on, from 1; ``None`` where a format has no lines.
         reason: Its kind and, after a colon, what was seen: ``unknown role: "narrator"``.
+        raw: The row as it was: of JSON Lines the line's bytes, else the columns, or as a line of JSON the text that
+            was there; a ``FileSpan`` where it is too long to be held; ``None`` where nothing of it can be read.
     """
 
     file: str
@@ -94,6 +98,7 @@ class RejectedRow:
     index: int
     line: int | None
     reason: str
+    raw: bytes | Mapping[str, Any] | FileSpan | None = field(default=None, repr=False, compare=False)
 
     @property
     def kind(self) -> str:

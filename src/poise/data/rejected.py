@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from poise.errors import InvalidData
 from poise.storage.disk_errors import save_failed
 
 __all__ = ["Rejections"]
+
+LISTED = ("file", "row", "index", "line", "reason")
 
 
 class Rejections:
@@ -102,6 +103,6 @@ class Rejections:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
-                file.write(json.dumps(asdict(row)).encode() + b"\n")
+                file.write(json.dumps({name: getattr(row, name) for name in LISTED}).encode() + b"\n")
         except OSError as error:
             raise save_failed(f"Cannot write to {path}", error, "then run the same command again") from error

@@ -1,0 +1,158 @@
+"""Parquet and Arrow files as rows that remember the table they stand in, so that they can leave as they came."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
+
+from poise.data.input_files import InputFile, import_extra, open_stored
+from poise.data.row_values import RowItem
+from poise.errors import InvalidData, InvalidRow, first_line
+
+__all__ = ["TABLES", "TableRow", "batch_rows", "json_default", "table_rows", "table_schema"]
+
+BATCH_BYTES = 16 * 2**20
+
+
+class TableRow(dict[str, Any]):
+    """A row's columns as Python values; ``table`` and ``at`` say where the row itself is. Pickled as a plain dict."""
+
+    __slots__ = ("at", "table")
+
+    def __init__(self, columns: dict[str, Any], table: Any, at: int) -> None:
+        super().__init__(columns)
+        self.table, self.at = table, at
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+def table_rows(tables: Iterable[Any], row: int, skip: int) -> Iterator[RowItem]:
+    """Rows of Arrow tables, the first being ``row``, without those before ``skip``.
+
+    Only what is yielded becomes Python values. Where the tables break off there is one last row that says so.
+    """
+    source = iter(tables)
+    while True:
+        try:
+            table = next(source, None)
+        except (OSError, ValueError) as error:
+            if row >= skip:
+                yield row, None, InvalidRow(f"damaged: {first_line(error)}; the rest of this row group is lost")
+            return
+        if table is None:
+            return
+        if row + table.num_rows > skip:
+            first = max(0, skip - row)
+            for number, value in enumerate(_table_to_rows(table.slice(first)), start=row + first):
+                yield number, None, value
+        row += table.num_rows
+
+
+def _table_to_rows(table: Any) -> list[TableRow | InvalidRow]:
+    try:
+        return [TableRow(columns, table, at) for at, columns in enumerate(table.to_pylist())]
+    except UnicodeDecodeError:
+        if table.num_rows == 1:
+            return [InvalidRow("not UTF-8 text", TableRow(_as_text(table), table, 0))]
+        return [row for number in range(table.num_rows) for row in _table_to_rows(table.slice(number, 1))]
+    except (ValueError, OverflowError):  # a time that Python has no value for
+        names = table.schema.names
+        columns = zip(*(_column_values(table.column(at)) for at in range(len(names))), strict=True)
+        return [TableRow(dict(zip(names, values, strict=True)), table, at) for at, values in enumerate(columns)]
+
+
+def _column_values(column: Any) -> list[Any]:
+    """A column's values, as text where Python has none for them."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError):
+        return list(column.cast("string").to_pylist())
+
+
+def _as_text(row: Any) -> dict[str, Any]:
+    """The columns of a table of one row, with ``\\udc80`` to ``\\udcff`` for bytes that are not UTF-8."""
+    values: dict[str, Any] = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            values[name] = column.to_pylist()[0]
+        except UnicodeDecodeError:
+            binary = column.cast("binary").to_pylist() if str(column.type) in ("string", "large_string") else [None]
+            values[name] = binary[0].decode(errors="surrogateescape") if binary[0] is not None else str(column.type)
+    return values
+
+
+def json_default(value: Any) -> str:
+    """What JSON has no form for: bytes in base64, and times and decimals as text."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def batch_rows(size: int, rows: int) -> int:
+    """How many rows of a table of ``size`` bytes to hold at once."""
+    return max(1, min(1000, BATCH_BYTES * rows // max(size, 1)))
+
+
+def table_schema(file: InputFile) -> Any:
+    """The Arrow schema of a table, with the notes that other libraries keep in it.
+
+    Raises:
+        InvalidData: it cannot be read.
+        MissingExtra: pyarrow is not installed.
+    """
+    if file.endings[1] == ".parquet":
+        with _open_parquet(file) as opened:
+            return opened.schema_arrow
+    batches, _ = _open_arrow(file)
+    return batches.schema
+
+
+def _open_parquet(file: InputFile) -> Any:
+    parquet = import_extra("pyarrow.parquet", f"Reading {file.name}")
+    try:
+        return parquet.ParquetFile(file.path if file.path and not file.member else open_stored(file))
+    except (OSError, ValueError) as error:
+        raise InvalidData(f"{file.name}: cannot be read as Parquet, {first_line(error)}") from error
+
+
+def _parquet(file: InputFile, skip: int) -> Generator[RowItem, None, int]:
+    """Row groups that are skipped are not read; of a damaged one the rest is lost, and the next one is read."""
+    with _open_parquet(file) as opened:
+        begin = 0
+        for number in range(opened.num_row_groups):
+            group = opened.metadata.row_group(number)
+            if begin + group.num_rows > skip:
+                rows = batch_rows(group.total_byte_size, group.num_rows)
+                yield from table_rows(opened.iter_batches(rows, row_groups=[number]), begin, skip)
+            begin += group.num_rows
+    return begin
+
+
+def _open_arrow(file: InputFile) -> tuple[Any, bool]:
+    """The batches of an Arrow file or stream, and whether it is a file, which knows how many it has."""
+    arrow = import_extra("pyarrow", f"Reading {file.name}")
+    if file.path and not file.member:
+        source = arrow.memory_map(str(file.path))
+    else:
+        source = arrow.PythonFile(open_stored(file), "r")
+    try:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        return arrow.ipc.open_file(source) if is_file else arrow.ipc.open_stream(source), is_file
+    except (OSError, ValueError) as error:
+        raise InvalidData(f"{file.name}: cannot be read as Arrow, {first_line(error)}") from error
+
+
+def _arrow(file: InputFile, skip: int) -> Generator[RowItem, None, int]:
+    """Arrow files, which Feather is, and streams, which ``datasets`` writes, a batch at a time."""
+    batches, is_file = _open_arrow(file)
+    begin = 0
+    for batch in map(batches.get_batch, range(batches.num_record_batches)) if is_file else batches:
+        yield from table_rows([batch], begin, skip)
+        begin += batch.num_rows
+    return begin
+
+
+TABLES = {".parquet": _parquet, ".feather": _arrow, ".arrow": _arrow}
