@@ -206,6 +206,7 @@ def killed(vectors_on: Sequence[PersonaVector], model: Path, where: Path, engine
         "fixed.jsonl",
         "flagged.jsonl",
         "rejected.jsonl",
+        "rejected_rows.jsonl",
         "report.html",
         "scores.parquet",
         "summary.json",

@@ -253,8 +253,7 @@ def _summary_json(done: ScreeningSummary, out: Path) -> dict[str, Any]:
 
 
 def _output_files(done: ScreeningSummary, out: Path) -> list[Path]:
-    names = ("scores.parquet", "clean.jsonl", "flagged.jsonl", "fixed.jsonl", "rejected.jsonl", "summary.json")
-    return [path for path in (out / name for name in (*names, "report.html")) if path.exists()]
+    return [path for path in (out / name for name in (*done.files, "summary.json", "report.html")) if path.exists()]
 
 
 def _show_summary(done: ScreeningSummary, out: Path) -> None:

@@ -10,7 +10,14 @@ from poise.errors import InvalidData, MissingExtra, first_line
 
 __all__ = ["is_address", "locate_address"]
 
-DRIVERS = {"http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub", "gs": "gcsfs", "gcs": "gcsfs"}
+DRIVERS = {
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "hf": "huggingface_hub",
+    "sftp": "paramiko",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+}
 
 
 def is_address(source: str) -> bool:
@@ -41,8 +48,13 @@ def locate_address(source: str, is_known: Callable[[InputFile], bool]) -> list[I
         else:
             names = system.find(path)
     except ImportError as error:
-        implementation = fsspec.registry.known_implementations.get(protocol, {}).get("class", protocol)
+        registry = import_extra("fsspec.registry", f"Reading {source}")
+        implementation = registry.known_implementations.get(protocol, {}).get("class", protocol)
         package = DRIVERS.get(protocol, implementation.partition(".")[0])
+        if package == "fsspec":
+            raise MissingExtra(
+                f"Reading {source} needs more packages: {first_line(error).removesuffix('.')}."
+            ) from error
         raise MissingExtra(f"Reading {source} needs {package}; install it with pip install {package}.") from error
     except ValueError as error:
         raise InvalidData(

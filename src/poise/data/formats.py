@@ -129,7 +129,8 @@ def _json_lines(file: InputFile) -> Lines:
                 span = FileSpan(file=file, start=begin, size=at - begin - raw.endswith(b"\n"), is_line=True)
                 yield line, InvalidRow(f"too long: over {ROW_LIMIT // 2**20} MiB", span)
                 continue
-            if (content := raw.removeprefix(BOM)) and not content.isspace():
+            content = raw.removeprefix(BOM) if line == 1 else raw
+            if content and not content.isspace():
                 yield from ((line, row) for row in _objects(raw.removesuffix(b"\n")))
 
 

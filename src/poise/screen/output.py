@@ -1,30 +1,32 @@
-"""The files of a screening, in one pass over the data: its rows sorted into clean and flagged, and the scores' table.
+"""The files of a screening, in one pass over the data: its rows sorted into clean, flagged and rejected, and scores.
 
-Rows are written as they were: of JSON Lines the same bytes, of other formats their columns as JSON.
+Every row is in one of the three files, as it came; see ``row_files``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.data import Conversation, DataSet
-from poise.errors import MissingExtra
+from poise.data import Conversation, DataSet, RejectedRow
+from poise.data.readers import DataShape, read_row
+from poise.errors import InvalidRow, MissingExtra
 from poise.progress import track
 from poise.screen.flagging import FlaggingThreshold
 from poise.screen.row_editor import replace_answers
+from poise.screen.row_files import RowFile, common_schema, open_row_file, row_columns_of
 from poise.screen.scores import AnswerScores, rank_scores, score_percentiles
 from poise.storage.atomic_write import saving
 
-__all__ = ["FlaggedAnswers", "check_parquet", "iterate_scored_rows", "write_screened_files"]
+__all__ = ["FlaggedAnswers", "WrittenRows", "check_parquet", "iterate_scored_rows", "write_screened_files"]
 
 ANSWERS_PER_GROUP = 50_000  # of a row group
 
@@ -67,15 +69,45 @@ def check_parquet() -> None:
         ) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenRows:
+    """What was written.
+
+    Attributes:
+        names: The files' names, as far as they hold rows.
+        rejected: Name of the file of rows that are neither clean nor flagged.
+        without_content: Rejected rows that it does not hold, since nothing of them can be read.
+        unfixed: Flagged rows whose new answer their shape cannot hold; they are not in the file of fixed rows.
+        wanted: Rows that were asked for, by index.
+    """
+
+    names: tuple[str, ...]
+    rejected: str
+    without_content: int
+    unfixed: int
+    wanted: dict[int, Conversation]
+
+
 def iterate_scored_rows(data: DataSet, scores: AnswerScores) -> Iterator[tuple[Conversation, int, int]]:
     """Every row that was scored, with the places of its first answer and of the one after its last."""
+    for row, first, last in _iterate_rows(data, scores):
+        if isinstance(row, Conversation):
+            yield row, first, last
+
+
+def _iterate_rows(data: DataSet, scores: AnswerScores) -> Iterator[tuple[Conversation | RejectedRow, int, int]]:
+    """Every row; one of which no answer could be read is a rejected one, too."""
     at = 0
     for row in data:
-        if isinstance(row, Conversation) and row.index not in scores.rejected:
-            first = at
-            while at < len(scores) and scores.index[at] == row.index:
-                at += 1
-            yield row, first, at
+        first = at
+        if isinstance(row, RejectedRow) or row.index in scores.rejected:
+            if isinstance(row, Conversation):
+                row = RejectedRow(file=row.file, row=row.row, index=row.index, line=None, reason="", raw=row.raw)
+            yield row, first, first
+            continue
+        while at < len(scores) and scores.index[at] == row.index:
+            at += 1
+        yield row, first, at
 
 
 def write_screened_files(
@@ -86,8 +118,10 @@ def write_screened_files(
     *,
     replacements: ReplacementSource | None = None,
     wanted: Collection[int] = (),
-) -> dict[int, Conversation]:
-    """Write ``scores.parquet``, ``clean.jsonl``, ``flagged.jsonl`` and, with ``replacements``, ``fixed.jsonl``.
+) -> WrittenRows:
+    """Write ``scores.parquet``, the clean, flagged and rejected rows and, with ``replacements``, the fixed ones.
+
+    Tables are written as Parquet, everything else as JSON Lines.
 
     Args:
         data: The data set that was scored.
@@ -100,52 +134,56 @@ def write_screened_files(
     Raises:
         SaveFailed: the disk refused; earlier files are untouched.
     """
-    returned_rows: dict[int, Conversation] = {}
+    wanted_rows: dict[int, Conversation] = {}
     shapes = {part.name: part.shape for part in data.parts}
-    flagged = verdict.any_trait
+    flagged, schema = verdict.any_trait, common_schema(data)
+    stems = ("clean", "flagged", "rejected_rows", *(("fixed",) if replacements else ()))
+    names = tuple(stem + (".jsonl" if schema is None else ".parquet") for stem in stems)
+    without_content = unfixed = 0
     with contextlib.ExitStack() as files, track("Writing", total=scores.rows) as advance:
-        clean, bad = (_open_lines(files, out / name) for name in ("clean.jsonl", "flagged.jsonl"))
-        fixed = _open_lines(files, out / "fixed.jsonl") if replacements else None
+        clean, bad, rejected, *fixed = (open_row_file(files, out / name, schema) for name in names)
         table = _ScoresTable(files, out / "scores.parquet", scores, verdict)
-        for row, first, last in iterate_scored_rows(data, scores):
-            raw = _raw_line(row)
-            turns = [int(scores.turn[i]) for i in range(first, last) if flagged[i]]
-            (bad if turns else clean).write(raw)
-            if fixed and replacements:
-                new_answers = replacements(row, turns) if turns else {}
-                if new_answers is not None:
-                    fixed.write(
-                        _json_line(replace_answers(shapes[row.file], _row_columns(row), new_answers))
-                        if new_answers
-                        else raw
-                    )
-            if row.index in wanted:
-                returned_rows[row.index] = row
-            table.add(row, last)
+        for row, first, last in _iterate_rows(data, scores):
             advance(1)
+            if isinstance(row, RejectedRow):
+                if row.raw is None:
+                    without_content += 1
+                else:
+                    rejected.add(row.raw)
+                continue
+            turns = [int(scores.turn[i]) for i in range(first, last) if flagged[i]]
+            (bad if turns else clean).add(row.raw)
+            if replacements:
+                unfixed += not _add_fixed(fixed[0], shapes[row.file], row, replacements(row, turns) if turns else {})
+            if row.index in wanted:
+                raw = dict(row.raw) if isinstance(row.raw, Mapping) else row.raw  # without the table around it
+                wanted_rows[row.index] = dataclasses.replace(row, raw=raw)
+            table.add(row, last)
+        for file in (clean, bad, rejected, *fixed):
+            file.finish()
         table.finish()
-    if not replacements:
-        (out / "fixed.jsonl").unlink(missing_ok=True)  # of an earlier run
-    return returned_rows
+    return WrittenRows(
+        names=names, rejected=names[2], without_content=without_content, unfixed=unfixed, wanted=wanted_rows
+    )
 
 
-def _open_lines(files: contextlib.ExitStack, path: Path) -> BinaryIO:
-    return files.enter_context(files.enter_context(saving(path)).open("wb"))
-
-
-def _raw_line(row: Conversation) -> bytes:
-    return row.raw + b"\n" if isinstance(row.raw, bytes) else _json_line(row.raw)
-
-
-def _row_columns(row: Conversation) -> Mapping[str, Any]:
-    if isinstance(row.raw, bytes):
-        columns: dict[str, Any] = json.loads(row.raw)
-        return columns
-    return row.raw
-
-
-def _json_line(columns: Mapping[str, Any]) -> bytes:
-    return json.dumps(columns, ensure_ascii=False, default=str).encode() + b"\n"
+def _add_fixed(file: RowFile, shape: DataShape, row: Conversation, answers: Mapping[int, str] | None) -> bool:
+    """Add a row with other answers; not if they do not read back as what they are."""
+    if answers is None:
+        return True  # whoever makes the answers counts the rows without one
+    if not answers:
+        file.add(row.raw)
+        return True
+    try:
+        columns = replace_answers(shape, row_columns_of(row.raw), answers)
+        messages = read_row(shape, columns, "assistant").messages
+        texts = [message["content"] for message in messages if message["role"] == "assistant"]
+        if any(texts[turn].strip() != answer.strip() for turn, answer in answers.items()):
+            return False
+        file.add_edited(row.raw, columns)
+    except (InvalidRow, IndexError):
+        return False
+    return True
 
 
 class _ScoresTable:

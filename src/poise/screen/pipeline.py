@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from poise.judge.factory import check_judge
 from poise.model import Model
 from poise.screen.examples import ExampleReader, locate_answers
 from poise.screen.judge_review import JudgeReview, draw_for_review, load_judges, review_answers
-from poise.screen.output import FlaggedAnswers, check_parquet, write_screened_files
+from poise.screen.output import FlaggedAnswers, WrittenRows, check_parquet, write_screened_files
 from poise.screen.projection import check_part
 from poise.screen.replacement import AnswerReplacer
 from poise.screen.scores import AnswerScores
@@ -31,7 +32,8 @@ from poise.vector import PersonaVector
 __all__ = ["check_data_outside", "check_screening", "screen_data"]
 
 RESULTS = (
-    "scores.parquet", "clean.jsonl", "flagged.jsonl", "fixed.jsonl", "rejected.jsonl", "summary.json", "estimate.json",
+    "scores.parquet", "clean.jsonl", "flagged.jsonl", "fixed.jsonl", "rejected_rows.jsonl", "clean.parquet",
+    "flagged.parquet", "fixed.parquet", "rejected_rows.parquet", "rejected.jsonl", "summary.json", "estimate.json",
     "report.html",
 )  # fmt: skip
 
@@ -89,7 +91,9 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
     tops = [highest_answers(s, cut.limits(scores.tokens)) for s, cut in zip(scores.scores.T, verdict.cuts, strict=True)]
     sampled = [draw_for_review(scores, verdict, k, seed=plan.seed) for k in range(len(trait_judges))]
     wanted = {int(scores.index[i]) for places in (*tops, *sampled) for i in places}
-    rows = write_screened_files(data, scores, verdict, out, replacements=mender, wanted=wanted)
+    earlier = _row_files(out)
+    written = write_screened_files(data, scores, verdict, out, replacements=mender, wanted=wanted)
+    rows = written.wanted
     opinions = _review_traits(work, scores, trait_judges, sampled, rows)
     traits = [summarize_trait(work, k, scores, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
     summary = ScreeningSummary(
@@ -108,8 +112,21 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
         judge=trait_judges[0].name if trait_judges else None,
         judged=sum(len(one.scores) for one in opinions),
         traits=tuple(_with_examples(work, scores, verdict, traits, tops, opinions, rows)),
-        notes=tuple(filter(None, [_part_note(data), *(one.note for one in opinions), mender.note if mender else ""])),
+        files=("scores.parquet", *written.names, "rejected.jsonl"),
+        notes=tuple(
+            filter(
+                None,
+                [
+                    _part_note(data),
+                    *(one.note for one in opinions),
+                    _rejected_note(len(scores.rejected), written),
+                    mender.note(written.names[-1], written.unfixed) if mender else "",
+                ],
+            )
+        ),
     )
+    for name in set(earlier) - set(written.names):
+        (out / name).unlink(missing_ok=True)
     with saving(out / "summary.json") as temporary:
         temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return summary
@@ -147,9 +164,24 @@ def check_screening(
     )
     if plan.judge:
         check_judge(plan.judge, *(vector.header.trait for vector in vectors))
+    if plan.fix:
+        check_fixable(data)
     if plan.rule.rate is not None and normal is None:
         raise InvalidArgument(
             f"`rate` is {plan.rule.rate:g} and needs normal data to be set by; give some as `normal`."
+        )
+
+
+def check_fixable(data: DataSet) -> None:
+    """Refuse to replace answers in a shape that cannot be written.
+
+    Raises:
+        InvalidArgument: some file has such a shape.
+    """
+    if marked_up := next((part for part in data.parts if part.shape.kind == "markup"), None):
+        raise InvalidArgument(
+            f"{marked_up.name} keeps its chats as marked-up text in {marked_up.shape.columns[0]}, where no answer can "
+            'be replaced; leave `fix` out, or turn its rows into {"messages": [{"role", "content"}, …]} first.'
         )
 
 
@@ -163,6 +195,24 @@ def check_data_outside(out: Path, *data: DataSet | None) -> None:
     for path in (path for one in data if one for path in one.files):
         if path.resolve().is_relative_to(where):
             raise InvalidArgument(f"{path} lies in {out}, where the results would be written; choose another `out`.")
+
+
+def _row_files(out: Path) -> tuple[str, ...]:
+    """The files of rows that an earlier screening wrote into a folder, by its summary."""
+    try:
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        names = summary.get("files", ("clean.jsonl", "flagged.jsonl", "fixed.jsonl"))  # 0.1.0 did not list them
+    except (OSError, ValueError, AttributeError):
+        return ("fixed.jsonl",)
+    return tuple(name for name in names if name in RESULTS and name not in ("scores.parquet", "rejected.jsonl"))
+
+
+def _rejected_note(count: int, written: WrittenRows) -> str:
+    if not count:
+        return ""
+    sentence = f"{count:,} rows could not be read and are neither in {written.names[0]} nor in {written.names[1]}: "
+    sentence += f"{written.rejected} has them as they came, rejected.jsonl says why"
+    return sentence + (f"; of {written.without_content:,} nothing could be read." if written.without_content else ".")
 
 
 def _score_normal(work: ScreeningRun, normal: DataSet) -> AnswerScores:

@@ -72,12 +72,17 @@ class AnswerReplacer:
         self.cut += sum(self.answers.is_cut(one) for one in generated)
         return dict(zip(wanted, texts, strict=True))
 
-    @property
-    def note(self) -> str:
-        """What became of the rows, in a sentence."""
-        sentence = f"fixed.jsonl: {self.replaced:,} flagged answers are the model's own"
+    def note(self, name: str, unfixed: int) -> str:
+        """What became of the rows, in a sentence.
+
+        Args:
+            name: Name of the file of fixed rows.
+            unfixed: Rows that could not be written with an answer that there is.
+        """
+        sentence = f"{name}: {self.replaced:,} flagged answers are the model's own"
         sentence += f", {self.cut:,} of them cut at {self.answers.sampling.max_new_tokens} tokens" if self.cut else ""
-        return sentence + (f"; {self.without:,} rows are left out, for want of one" if self.without else "")
+        sentence += f"; {self.without:,} rows are left out, for want of one" if self.without else ""
+        return sentence + (f"; {unfixed:,} rows are left out, which cannot hold a new answer" if unfixed else "")
 
     def _prompts(self, row: Conversation, wanted: Sequence[int]) -> list[Encoded | None]:
         if not wanted:

@@ -107,6 +107,7 @@ class ScreeningSummary(FrozenModel):
     judge: str | None = None
     judged: int = Field(0, description="Answers that the judge was asked about.")
     traits: tuple[TraitSummary, ...]
+    files: tuple[str, ...] = Field((), description="Files of rows and of scores beside the summary.")
     notes: tuple[str, ...] = ()
 
     @property
