@@ -9,9 +9,15 @@ with its place and the reason, never an exception. Knows nothing of models.
     row_extras     what stands beside the turns: loss masks, a thought, tools
     turn_parsing   one turn, in any form: text, thought, tool calls
     chat_markup    chats kept as one marked-up text
-    formats        JSON Lines, JSON, CSV and Parquet, compressed or not, a row at a time
+    input_files    a path, a member of a zip archive or an address, unpacked
+    row_values     what a row is while it is read
+    formats        JSON Lines, JSON, CSV and plain text, a row at a time
+    tables         Parquet and Arrow, whose rows can leave as they came
     hub            data sets of the Hugging Face library, from a folder or the hub
-    dataset        files, folders, globs and names to one ``DataSet``
+    addresses      ``s3://``, ``hf://``, ``https://`` and the like
+    stdin          standard input, kept so that it can be read again
+    locate         what a name of data stands for
+    dataset        all of these as one ``DataSet``
     left_out       what of a row is not read, counted by kind
     rejected       rows that cannot be used and why, and when that is too much
 """

@@ -137,11 +137,11 @@ def write_screened_files(
     wanted_rows: dict[int, Conversation] = {}
     shapes = {part.name: part.shape for part in data.parts}
     flagged, schema = verdict.any_trait, common_schema(data)
-    stems = ("clean", "flagged", "rejected_rows", *(("fixed",) if replacements else ()))
+    stems = ("clean", "flagged", *(("fixed",) if replacements else ()), "rejected_rows")
     names = tuple(stem + (".jsonl" if schema is None else ".parquet") for stem in stems)
     without_content = unfixed = 0
     with contextlib.ExitStack() as files, track("Writing", total=scores.rows) as advance:
-        clean, bad, rejected, *fixed = (open_row_file(files, out / name, schema) for name in names)
+        clean, bad, *fixed, rejected = (open_row_file(files, out / name, schema) for name in names)
         table = _ScoresTable(files, out / "scores.parquet", scores, verdict)
         for row, first, last in _iterate_rows(data, scores):
             advance(1)
@@ -159,11 +159,11 @@ def write_screened_files(
                 raw = dict(row.raw) if isinstance(row.raw, Mapping) else row.raw  # without the table around it
                 wanted_rows[row.index] = dataclasses.replace(row, raw=raw)
             table.add(row, last)
-        for file in (clean, bad, rejected, *fixed):
+        for file in (clean, bad, *fixed, rejected):
             file.finish()
         table.finish()
     return WrittenRows(
-        names=names, rejected=names[2], without_content=without_content, unfixed=unfixed, wanted=wanted_rows
+        names=names, rejected=names[-1], without_content=without_content, unfixed=unfixed, wanted=wanted_rows
     )
 
 

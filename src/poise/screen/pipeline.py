@@ -120,7 +120,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
                     _part_note(data),
                     *(one.note for one in opinions),
                     _rejected_note(len(scores.rejected), written),
-                    mender.note(written.names[-1], written.unfixed) if mender else "",
+                    mender.note(written.names[2], written.unfixed) if mender else "",
                 ],
             )
         ),

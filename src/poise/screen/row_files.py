@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from poise.data import DataSet
 from poise.data.input_files import FileSpan
@@ -44,8 +44,7 @@ def row_columns_of(raw: RawRow) -> Mapping[str, Any]:
     if isinstance(raw, bytes):
         columns: dict[str, Any] = json.loads(raw)
         return columns
-    assert isinstance(raw, Mapping)  # a span is of a row that cannot be read
-    return raw
+    return cast(Mapping[str, Any], raw)  # a span is of a row that cannot be read
 
 
 class RowFile:
@@ -100,19 +99,19 @@ class _TableFile(RowFile):
         self.taken: list[Any] = []
 
     def add(self, raw: RawRow) -> None:
-        assert isinstance(raw, TableRow)
-        if raw.table is not self.table:
+        row = cast(TableRow, raw)
+        if row.table is not self.table:
             self._take()
-            self.table = raw.table
-        self.places.append(raw.at)
+            self.table = row.table
+        self.places.append(row.at)
 
     def add_edited(self, raw: RawRow, columns: Mapping[str, Any]) -> None:
         import pyarrow as pa
 
-        assert isinstance(raw, TableRow)
-        row = self._conform(raw.table.slice(raw.at, 1))
+        old = cast(TableRow, raw)
+        row = self._conform(old.table.slice(old.at, 1))
         for number, field in enumerate(self.schema):
-            if columns[field.name] is raw[field.name]:
+            if columns[field.name] is old[field.name]:
                 continue
             value = columns[field.name]
             if value is None and not field.nullable:
