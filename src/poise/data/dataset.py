@@ -206,9 +206,7 @@ def open_data(
         columns = _first_rows(parts[0].name, parts[0].read)[0]
         raise InvalidData(f"No file has the shape {request}: {parts[0].name} has the columns {_names(columns)}.")
     left_out = tuple(dict.fromkeys(name for one in located for name in one.left_out))
-    return DataSet(
-        parts=tuple(parts), need=need, stated=request.kind is not None, answer_part=part, left_out=left_out
-    )
+    return DataSet(parts=tuple(parts), need=need, stated=request.kind is not None, answer_part=part, left_out=left_out)
 
 
 InputRow = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Conversation
