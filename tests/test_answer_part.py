@@ -206,6 +206,25 @@ class TestAlarms:
         assert {alarm["part"] for alarm in facts["vectors"][0]["alarms"]} == {"thought"}
         assert facts["omitted"] == {"reply": 120}
         assert facts["rejected"] == {"no assistant turn": 1, "no thought": 1}
+        read = [
+            "read",
+            data,
+            "--vector",
+            "grumpy.safetensors",
+            "--out",
+            "t.jsonl",
+            "--model",
+            "model",
+            *PLACE,
+            "--json",
+        ]
+        table = json.loads(run(*read, "--part", "thought").stdout)
+        assert table["alarms"]["grumpy"].keys() == {"mean@0.1", "peak@0.1", "prompt@0.1", "drift"}
+        assert table["alarms"]["grumpy"]["mean@0.1"] <= 12
+        table = json.loads(run(*read).stdout)
+        assert table["alarms"] == {"grumpy": {}}
+        assert "its alarms were set on thoughts, and replies are read" in table["notes"][0]
+        assert "set on 120 thoughts, given" in " ".join(run("show", "grumpy.safetensors").stdout.split())
         facts = json.loads(run(*command).stdout)
         assert facts["omitted"] == {"thought": 120}
 
