@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -108,8 +108,11 @@ class DataPreview:
         return "\n".join(_readable(line) for line in self._lines())
 
     def as_json(self) -> dict[str, Any]:
-        """The same as a plain object."""
-        return asdict(self) | {"answers": [asdict(one) for one in self.answers]}
+        """The same as a plain object; of rejected rows all but their content."""
+        rejected = [asdict(replace(row, raw=None)) for row in self.rejected]
+        for facts in rejected:
+            del facts["raw"]
+        return asdict(replace(self, rejected=())) | {"rejected": rejected}
 
     def _lines(self) -> Iterator[str]:
         yield self.how
