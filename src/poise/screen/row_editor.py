@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from poise.data.chat_markup import has_markup
-from poise.data.readers import DataShape
-from poise.data.recognition import EXCHANGE_KEYS, chat_kind
+from poise.data.readers import DataShape, read_row
+from poise.data.recognition import EXCHANGE_KEYS, as_list, chat_kind
 from poise.data.row_extras import thought_columns
 from poise.data.turn_parsing import TEXT_KEYS, THOUGHT_KEYS, parse_turn, split_thought
 from poise.errors import InvalidRow
@@ -18,6 +20,8 @@ __all__ = ["replace_answers"]
 Replacements = Mapping[int, str]
 
 LONG = 8  # characters of an answer that are its own wherever they stand
+WORD = 3  # characters of an answer that are its own where they stand as a word of a text
+THOUGHT_PARTS = ("thinking", "redacted_thinking", "reasoning", "thought")
 
 
 def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replacements) -> dict[str, Any]:
@@ -41,19 +45,42 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
         if shape.kind in ("messages", "sharegpt") or (shape.kind == "pairs" and _is_chat(cell)):
             edited[column], turn = _in_chat(cell, answers, turn, replaced)
         elif shape.kind == "exchanges":
-            edited[column] = _in_exchanges(cell, answers, replaced)
+            edited[column] = _in_list(cell, lambda pairs: _in_exchanges(pairs, answers, replaced))
         elif shape.kind == "alternating":
-            edited[column] = [
-                _edit_text(text, answers.get(n // 2) if n % 2 else None, replaced) for n, text in enumerate(cell)
-            ]
+            edited[column] = _in_list(cell, lambda texts: _in_alternating(texts, answers, replaced))
         elif column == shape.columns[-1]:
             edited[column] = _edit_text(cell, answers.get(turn), replaced)
     if replaced and shape.kind in ("pairs", "alpaca"):  # it led to the answer that is gone
-        edited |= dict.fromkeys(thought_columns(row, shape.used))
+        thoughts = thought_columns(row, shape.used)
+        replaced += [text.strip() for name in thoughts for text in _texts_in(row[name])]
+        edited |= dict.fromkeys(thoughts)
+    questions = _questions(shape, row)
     for column in set(row) - set(shape.used):
-        if _repeats(row[column], replaced):
+        if _repeats(row[column], replaced, questions):
             edited[column] = None
     return edited
+
+
+def _questions(shape: DataShape, row: Mapping[str, Any]) -> list[str]:
+    try:
+        messages = read_row(shape, row, "assistant").messages
+    except InvalidRow:
+        return []
+    return [_plain(turn["content"]) for turn in messages if turn["role"] == "user"]
+
+
+def _in_list(cell: Any, edit: Callable[[list[Any]], list[Any]]) -> Any:
+    """A list with other items, in whichever of its forms: as it is, as JSON text, or as one list for each key."""
+    if isinstance(cell, str):
+        return json.dumps(_in_list(json.loads(cell), edit), ensure_ascii=False)
+    if isinstance(cell, Mapping):
+        edited = edit(as_list(cell) or [])
+        return {key: [item[key] for item in edited] for key in cell}
+    return edit(cell)
+
+
+def _in_alternating(texts: Sequence[Any], answers: Replacements, replaced: list[str]) -> list[Any]:
+    return [_edit_text(text, answers.get(n // 2) if n % 2 else None, replaced) for n, text in enumerate(texts)]
 
 
 def _is_chat(cell: Any) -> bool:
@@ -74,10 +101,10 @@ def _in_chat(cell: Any, answers: Replacements, turn: int, replaced: list[str]) -
     for item in cell:
         if any(message["role"] == "assistant" for message in parse_turn(item, f"turn {turn}").messages):
             if (answer := answers.get(turn)) is not None:
-                key = next(key for key in TEXT_KEYS if item.get(key) is not None)
-                item = {**item, key: _edit_text(item[key], answer, replaced)}
-                for thought_key in set(THOUGHT_KEYS) & set(item):  # it led to the answer that is gone
-                    item[thought_key] = None
+                texts = {key: _edit_text(item[key], answer, replaced) for key in TEXT_KEYS if item.get(key) is not None}
+                thoughts = [key for key in THOUGHT_KEYS if key in item]  # they led to the answer that is gone
+                replaced += [item[key].strip() for key in thoughts if isinstance(item[key], str)]
+                item = {**item, **texts, **dict.fromkeys(thoughts)}
             turn += 1
         turns.append(item)
     return turns, turn
@@ -99,10 +126,13 @@ def _edit_text(old: Any, new: str | None, replaced: list[str]) -> Any:
     if new is None:
         return old
     if isinstance(old, str):
-        replaced.append(split_thought(old)[1].strip())
+        replaced += [text.strip() for text in split_thought(old)]
         return new
     if not isinstance(old, list):
         return new
+    thoughts = (part.get(key) for part in old if _is_thought(part) for key in (*THOUGHT_KEYS, "text"))
+    replaced += [text.strip() for text in thoughts if isinstance(text, str)]
+    old = [part for part in old if not _is_thought(part)]  # it led to the answer that is gone
     texts = [part.get("text", "") if isinstance(part, Mapping) else str(part) for part in old]
     replaced.append("".join(map(str, texts)).strip())
     if not any(isinstance(part, Mapping) for part in old):
@@ -123,16 +153,52 @@ def _edit_text(old: Any, new: str | None, replaced: list[str]) -> Any:
     return parts if written else [*parts, {"type": "text", "text": new}]
 
 
-def _repeats(value: Any, replaced: Sequence[str]) -> bool:
-    """Whether a column holds an answer that was replaced: as its text, or inside a longer one.
+def _is_thought(part: Any) -> bool:
+    """Whether a part of an answer is the thought before it, which goes with the answer."""
+    return isinstance(part, Mapping) and (part.get("type") in THOUGHT_PARTS or bool(part.get("thought")))
 
-    A short answer inside a longer text counts only where that text is a chat or a filled-in template: ``4`` is part of
-    many an id.
+
+def _repeats(value: Any, replaced: Sequence[str], questions: Sequence[str]) -> bool:
+    """Whether a column holds an answer that was replaced: as its text, or inside a longer one, in any case or spacing.
+
+    A short answer inside a longer text counts as a word of it; one of a letter or two only where that text is a chat, a
+    filled-in template, or has the question as well: ``4`` is part of many an id.
     """
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    chat = bool(chat_kind(value)) or has_markup(text)
-    for answer in filter(None, replaced):
-        written = (answer, json.dumps(answer, ensure_ascii=False)[1:-1])
-        if text.strip() == answer or ((chat or len(answer) >= LONG) and any(form in text for form in written)):
-            return True
+    texts = list(_texts_in(value))
+    chat = bool(chat_kind(value)) or any(map(has_markup, texts))
+    plain = [_plain(text) for text in texts]
+    for answer in filter(None, (_plain(text) for text in replaced)):
+        is_word = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)")
+        for text in plain:
+            if text == answer or (len(answer) >= LONG and answer in text):
+                return True
+            render = chat or any(question and question in text for question in questions)
+            if (render or (len(answer) >= WORD and " " in text)) and is_word.search(text):
+                return True
     return False
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in a cell, however deep, also in JSON text and in texts that are kept in pieces."""
+    if isinstance(value, str):
+        yield value
+        if value.lstrip()[:1] in ("[", "{"):
+            with contextlib.suppress(ValueError, RecursionError):
+                yield from _texts_in(json.loads(value))
+    elif isinstance(value, bytes):
+        yield value.decode(errors="ignore")
+    elif isinstance(value, Mapping):
+        yield from (text for inner in value.values() for text in _texts_in(inner))
+    elif isinstance(value, list | tuple):
+        if len(value) > 1 and all(isinstance(inner, str) for inner in value):
+            yield "".join(value)
+            yield " ".join(value)
+        yield from (text for inner in value for text in _texts_in(inner))
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
+
+
+def _plain(text: str) -> str:
+    """A text without what tells apart two copies of it: case, spacing, and signs at its ends."""
+    spaced = " ".join(text.casefold().split())
+    return spaced.strip(" .,;:!?\"'…") or spaced
