@@ -183,6 +183,22 @@ class TestHarmony:
 
 
 class TestAConversation:
+    def test_that_is_opened_again_leaves_out_the_same(self) -> None:
+        asked = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image"}]}
+        row = {
+            "messages": [
+                asked,
+                *chat("", "<think>hm</think>A fox.", "And?")[1:],
+                *MARKED_ROWS["the only answer"]["messages"][1:],
+            ]
+        }
+        opened = list(data_from_rows([row]))
+        again = list(data_from_rows(opened))  # type: ignore[arg-type]
+        assert isinstance(opened[0], Conversation)
+        assert isinstance(again[0], Conversation)
+        assert opened[0].left_out == again[0].left_out == ("image", "thought", "turn not to be learnt")
+        assert again[0].messages == opened[0].messages
+
     def test_stays_of_the_part_that_it_was_opened_for(self) -> None:
         row = {"messages": chat("Q", "<think>hm</think>A")}
         opened = list(data_from_rows([row], part="thought"))

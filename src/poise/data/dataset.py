@@ -15,7 +15,7 @@ from poise.data.locate import DataSource, locate_source
 from poise.data.messages import AnswerPart, Conversation, Need, RejectedRow
 from poise.data.readers import DataShape, ShapeRequest, detect_shape, parse_shape_request, read_row
 from poise.data.row_values import RowItem, RowReader, RowValue, to_columns
-from poise.data.turn_parsing import excerpt
+from poise.data.turn_parsing import MEDIA, excerpt
 from poise.errors import InvalidArgument, InvalidData, InvalidRow
 
 __all__ = ["DataPart", "DataSet", "InputRow", "check_same_part", "data_from_rows", "open_data", "row_columns"]
@@ -148,6 +148,7 @@ class DataSet:
                 )
             else:
                 raw = value  # a row that cannot be read was raised
+                media = value.media if isinstance(value, _OpenedRow) and self.need == "assistant" else ()
                 yield Conversation(
                     messages=content.messages,
                     file=part.name,
@@ -156,7 +157,7 @@ class DataSet:
                     raw=raw,
                     columns=used,
                     tools=content.tools,
-                    left_out=content.left_out,
+                    left_out=(*media, *content.left_out),
                     answer_part=self.answer_part,
                 )
 
@@ -249,7 +250,10 @@ def data_from_rows(
             if number >= skip:
                 check_same_part(row, part)
                 try:
-                    value: RowValue = dict(row_columns(row))
+                    opened = _OpenedRow(row_columns(row))
+                    if isinstance(row, Conversation):
+                        opened.media = tuple(kind for kind in row.left_out if kind in MEDIA.values())
+                    value: RowValue = opened
                 except InvalidRow as error:
                     value = error
                 yield number, None, value
@@ -258,6 +262,12 @@ def data_from_rows(
     request = parse_shape_request(shape, need)
     rows_part = DataPart(name=name, paths=(), read=read, shape=_detect_shape(name, read, request, need))
     return DataSet(parts=(rows_part,), need=need, stated=request.kind is not None, answer_part=part)
+
+
+class _OpenedRow(dict[str, Any]):
+    """Columns of a row in memory; of a conversation also what is no text, which its messages have lost."""
+
+    media: tuple[str, ...] = ()
 
 
 def check_same_part(row: InputRow, part: AnswerPart) -> None:

@@ -17,6 +17,7 @@ from poise.errors import InvalidRow
 
 __all__ = [
     "LEARN_KEYS",
+    "MEDIA",
     "ROLES",
     "ROLE_KEYS",
     "TEXT_KEYS",
