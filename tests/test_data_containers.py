@@ -26,6 +26,8 @@ from poise.data import Conversation, DataSet, RejectedRow, formats, open_data
 from poise.data.input_files import FileSpan
 from poise.data.tables import TableRow
 from poise.errors import InvalidData, MissingExtra
+from poise.train.config import TrainConfig, VaccineSettings
+from poise.train.examples import open_training_data
 
 
 def row(answer: str) -> dict[str, str]:
@@ -412,3 +414,23 @@ class TestATable:
         assert one.fields["price"] == Decimal("1.50")
         assert one.fields["day"] == datetime.date(2025, 1, 2)
         assert isinstance(one.fields["far"], str), "a time that Python has no value for loses no row"
+
+
+class TestTrainingData:
+    """What screening wrote is what training reads."""
+
+    def test_may_be_an_empty_table_or_members_of_one_archive(self, tmp_path: Path) -> None:
+        table = pa.Table.from_pylist([row("clean")])
+        pq.write_table(table, tmp_path / "clean.parquet")
+        pq.write_table(table.slice(0, 0), tmp_path / "flagged.parquet")
+        archive = zipped(tmp_path / "a.zip", x_DOT_jsonl=line("x"), y_DOT_jsonl=line("y"))
+        names = [str(tmp_path / name) for name in ("clean.parquet", "flagged.parquet")]
+        config = TrainConfig(
+            model="m",
+            data=(*names, str(archive)),
+            vaccine=VaccineSettings(steer=("v.safetensors=1",), only=tuple(names[1:])),
+            out="o",
+        )
+        data, vaccinated = open_training_data(config)
+        assert answers(data) == ["clean", "x", "y"]
+        assert vaccinated == frozenset()

@@ -42,7 +42,8 @@ ScreenedData = Annotated[
     list[str],
     typer.Argument(
         metavar="DATA",
-        help="Training data: a file, a folder, a glob or a name on the hub. Several add up.",
+        help="Training data: a file, a folder, a glob, an address, a name on the hub, or - for standard input. Several "
+        "add up.",
         show_default=False,
     ),
 ]

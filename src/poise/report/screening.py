@@ -121,6 +121,7 @@ def html_screening(summary: ScreeningSummary) -> str:
             sections=[_section(f"t{i}", t, summary) for i, t in enumerate(summary.traits, 1)],
             has_normal=any(t.normal for t in summary.traits),
             steps=STEPS,
+            row_files=".parquet" if "clean.parquet" in summary.files else ".jsonl",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poise.data import Conversation, DataSet, Message, RejectedRow, Rejections, open_data, turns
+from poise.data.input_files import import_extra
 from poise.errors import InvalidArgument, InvalidData
 from poise.model import Model
 from poise.model.chat_template import end_of_answer_ids
@@ -134,13 +136,21 @@ def _part_names_by_path(data: DataSet) -> dict[str, list[str]]:
     """Names of a data set's parts by their resolved path, however that was spelt."""
     names: dict[str, list[str]] = {}
     for part in data.parts:
-        for path in [str(path.resolve()) for path in part.paths] or [part.name]:
-            names.setdefault(path, []).append(part.name)
+        for path in part.paths:
+            member = part.name.removeprefix(str(path)) if part.name.startswith(f"{path}/") else ""
+            names.setdefault(f"{path.resolve()}{member}", []).append(part.name)
+        if not part.paths:
+            names.setdefault(part.name, []).append(part.name)
     return names
 
 
 def _is_empty(name: str) -> bool:
-    return Path(name).is_file() and not Path(name).stat().st_size
+    path = Path(name)
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        parquet = import_extra("pyarrow.parquet", f"Reading {name}")
+        with contextlib.suppress(OSError, ValueError):  # whoever reads it says what is wrong
+            return not parquet.read_metadata(path).num_rows
+    return path.is_file() and not path.stat().st_size
 
 
 def build_examples(
