@@ -13,11 +13,12 @@ import torch
 import poise
 import tiny
 from poise.data import Conversation, data_from_rows, open_data, turns
-from poise.errors import InvalidData
+from poise.errors import InvalidData, OtherModel
 from poise.model import Model
 from poise.monitor.calibrate import CalibrationSettings
 from poise.monitor.table import write_readings_table
 from poise.monitor.token_readings import TokenReadings, read_answer_tokens
+from poise.trait import library
 from poise.vector import PersonaVector
 
 
@@ -95,3 +96,20 @@ def test_tokens_are_tinted_and_escaped(model: Model, vector: PersonaVector) -> N
     assert "&lt;x&gt;" in shown
     assert "<b>a" not in shown
     assert shown.count("<span") == 2
+
+
+class TestAnotherModel:
+    """Vectors and contrasts know the model that they came from."""
+
+    def test_has_no_alarms_set(self, vector: PersonaVector) -> None:
+        plan = CalibrationSettings(rates=(0.2,), read_given_answers=True)
+        for other in (tiny.model(seed=5), tiny.model(hidden_size=64)):
+            with pytest.raises(OtherModel):
+                poise.calibrate_alarms(talk(40), other, [vector], plan)
+        poise.calibrate_alarms(talk(40), tiny.model(seed=5), [vector], plan, allow_other_model=True)
+
+    def test_has_no_vector_of_these_responses(self, model: Model) -> None:
+        responses = poise.collect_contrast(library.load_trait("impolite"), model)
+        for other in (tiny.model(seed=5), tiny.model(tokenizer=tiny.llama3())):
+            with pytest.raises(OtherModel, match="collected on another model"):
+                poise.extract_vector(responses, other)

@@ -66,7 +66,7 @@ COMMANDS: Mapping[str, LongCommand] = {
             *("calibrate", "v.safetensors", "--normal", "normal.jsonl", "--out", out / "c.safetensors"),
             *("--rate", "0.05", "--max-new-tokens", "12", "--batch", "4"),
         ),
-        run_folder=lambda out: out / "c.safetensors.run",
+        run_folder=lambda out: out / "c.safetensors.calibration",
         result=lambda out: vectors.load_vector(out / "c.safetensors").header.alarms,
     ),
     "shift": LongCommand(

@@ -259,3 +259,28 @@ class TestWrongTypes:
 
     def test_a_sum_is_a_sum(self, a: PersonaVector, b: PersonaVector) -> None:
         torch.testing.assert_close(sum([a, b]).directions, a.directions + b.directions)  # type: ignore[union-attr]
+
+
+class TestTheHeader:
+    def test_cannot_be_changed_nor_what_it_holds(self, a: PersonaVector) -> None:
+        certified = a.with_certificate({"layer": 2, "doses": {"best": 0.3}})
+        header = certified.header
+        assert header.certificate is not None
+        for values, key in (
+            (header.kept, "positive"),
+            (header.dropped, "x"),
+            (header.software, "poise"),
+            (header.certificate, "layer"),
+            (header.certificate["doses"], "best"),
+        ):
+            before = dict(values)
+            with pytest.raises(TypeError, match="cannot be changed"):
+                values[key] = 5
+            with pytest.raises(TypeError, match="cannot be changed"):
+                values.update(x=1)
+            assert values == before
+        again = pickle.loads(pickle.dumps(certified))  # as Ray does
+        assert again.header == header
+        assert copy.deepcopy(certified).header == header
+        with pytest.raises(InvalidVector, match="a Header is expected"):
+            PersonaVector(a.directions, a.reference_norm, {})  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 
 from poise.activations import read, reference_norm
 from poise.contrast import ContrastSet, Response
-from poise.errors import NonFiniteActivation, TooFewResponses
+from poise.errors import NonFiniteActivation, OtherModel, TooFewResponses
 from poise.model import Model
 from poise.vector import Header, ModelId, PersonaVector
 
@@ -34,9 +34,15 @@ def extract(contrast: ContrastSet, model: Model, *, min_kept: int = MIN_KEPT) ->
         Row i is the output of block i.
 
     Raises:
+        OtherModel: the responses were collected on another model: their tokens and means are that one's.
         TooFewResponses: n < min_kept; names n, the limit and what was dropped.
         NonFiniteActivation: NaN or infinity in a response's mean.
     """
+    if contrast.model not in (None, model.fingerprint):
+        raise OtherModel(
+            f"The responses for {contrast.trait.name} were collected on another model than {model.name}; collect them "
+            "on the model that the vector is for."
+        )
     n = len(contrast.positive)
     if n < min_kept:
         raise TooFewResponses(

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from poise.errors import BrokenYAML, InvalidSettings
 
 __all__ = [
+    "Frozen",
     "FrozenModel",
+    "ReadOnlyDict",
     "Settings",
     "YAMLDocument",
     "check_settings",
@@ -26,6 +28,28 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound="Settings")
+
+
+class ReadOnlyDict(dict[Any, Any]):
+    """A dictionary that cannot be changed, for values that are shared; the dictionaries in it are likewise."""
+
+    def __init__(self, values: Mapping[Any, Any]) -> None:
+        super().__init__({key: ReadOnlyDict(v) if isinstance(v, dict) else v for key, v in values.items()})
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("These values cannot be changed; make a new object with others.")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ReadOnlyDict, (dict(self),))
+
+    def __deepcopy__(self, memo: Any) -> ReadOnlyDict:
+        return self
+
+
+Frozen = AfterValidator(lambda values: None if values is None else ReadOnlyDict(values))
+"""In an annotation: the field's dictionary cannot be changed."""
 
 
 class FrozenModel(BaseModel):

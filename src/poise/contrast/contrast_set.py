@@ -17,7 +17,7 @@ from poise.contrast.rollout import Response, ResponseRequest, ResponseStore
 from poise.engine import Engine, SamplingParams
 from poise.errors import InvalidTrait, TooFewResponses
 from poise.judge import Judge, Judgement
-from poise.model import Model, ask
+from poise.model import Fingerprint, Model, ask
 from poise.storage.content_hash import content_key
 from poise.trait import OwnTrait, Trait
 
@@ -53,6 +53,7 @@ class ContrastSet:
         judge: Name of the judge that filtered; empty without a filter.
         thresholds: Scores that the filter required, by judge.
         seed: Seed of the sampling.
+        model: Model whose tokenizer and template encoded the responses; ``None`` where nobody says.
     """
 
     trait: Trait | OwnTrait
@@ -63,6 +64,7 @@ class ContrastSet:
     judge: str = ""
     thresholds: dict[str, float] = field(default_factory=dict)
     seed: int = 0
+    model: Fingerprint | None = None
 
 
 def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None) -> ContrastSet:
@@ -86,6 +88,7 @@ def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None)
         positive=tuple(sides["positive"]),
         negative=tuple(sides["negative"]),
         dropped=dict(dropped),
+        model=model.fingerprint,
     )
 
 
@@ -154,6 +157,7 @@ def prompted(
         judge=judge.name,
         thresholds=thresholds,
         seed=seed,
+        model=model.fingerprint,
     )
 
 

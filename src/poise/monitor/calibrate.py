@@ -108,6 +108,8 @@ def calibrate_alarms(
     vectors: Sequence[PersonaVector],
     plan: CalibrationSettings | None = None,
     folder: Path | None = None,
+    *,
+    allow_other_model: bool = False,
 ) -> Calibration:
     """Read normal talk and set every vector's alarms and drift chart on it.
 
@@ -117,8 +119,10 @@ def calibrate_alarms(
         vectors: k of them, of this model.
         plan: Rates to promise and what to set them on; default, a rate of 0.01 on the model's own answers.
         folder: Finished batches and the list of rejected rows go there; ``None`` keeps nothing.
+        allow_other_model: Also take vectors of another model of this shape.
 
     Raises:
+        OtherModel: a vector was not computed on this model.
         TooFewResponses: so few conversations cannot promise a rate; says how many can, before anything is generated.
         InvalidData: too many rows are rejected.
         InvalidArgument: thoughts are to be read where the model answers without them.
@@ -126,6 +130,8 @@ def calibrate_alarms(
     plan = plan or CalibrationSettings()
     data = data_from_rows(data, need="assistant" if plan.read_given_answers else "user")
     check_calibrated_part(data, plan)
+    for vector in vectors:
+        vector.check_model(model, allow_other_model=allow_other_model)
     probes = [vector.at("read", plan.layer).probe for vector in vectors]
     rejections = Rejections(folder / "rejected.jsonl" if folder else None)
     talk = draw_conversations(data, plan.limit, seed=plan.seed, rejections=rejections)

@@ -13,7 +13,7 @@ from poise.errors import FolderInUse, OutputExists
 from poise.storage.atomic_write import saving
 from poise.storage.disk_errors import save_failed
 
-__all__ = ["job_of", "locked"]
+__all__ = ["check_free", "job_of", "locked"]
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}  # some network disks
 _JOB = "job"
@@ -48,12 +48,37 @@ def locked(run_folder: Path, job: str, *, results: Path | None = None) -> Iterat
                 with saving(run_folder / _JOB) as temporary:
                     temporary.write_text(job, encoding="utf-8")
         except Timeout as error:
-            raise FolderInUse(
-                f"Another run is at work in {results or run_folder}; wait until it ends, or choose another output."
-            ) from error
+            raise _in_use(run_folder, results) from error
         except OSError as error:
             raise save_failed(f"Cannot use the run folder {run_folder}", error) from error
         yield
+
+
+def check_free(run_folder: Path, *, results: Path | None = None) -> None:
+    """Check that no run is at work in a folder, before any work is done; nothing is made or kept.
+
+    Raises:
+        FolderInUse: another run is.
+    """
+    if not (run_folder / "lock").exists():
+        return
+    with contextlib.ExitStack() as held:
+        try:
+            _take(FileLock(run_folder / "lock", timeout=0), held)
+        except Timeout as error:
+            raise _in_use(run_folder, results) from error
+        except OSError as error:
+            raise save_failed(f"Cannot use the run folder {run_folder}", error) from error
+
+
+def _in_use(run_folder: Path, results: Path | None) -> FolderInUse:
+    place = results or _visible(run_folder)
+    return FolderInUse(f"Another run is at work in {place}; wait until it ends, or choose another output.")
+
+
+def _visible(run_folder: Path) -> Path:
+    """The folder that its user named: a run folder may be hidden in it."""
+    return run_folder.parent if run_folder.name.startswith(".") else run_folder
 
 
 def job_of(run_folder: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from poise.errors import OutputExists, SaveFailed
 from poise.storage.disk_errors import save_failed
-from poise.storage.lock import other_job
+from poise.storage.lock import check_free, other_job
 
 __all__ = ["Loss", "anything", "check_output", "check_output_folder", "check_writable", "same_file"]
 
@@ -81,7 +81,9 @@ def check_output_folder(
         force: Write over existing files all the same.
 
     Raises:
-        OutputExists: an input would be written over, or files that this kind of job did not write; names them.
+        OutputExists: an input would be written over, or files that this kind of job did not write, or the folder is a
+            model's; says which.
+        FolderInUse: another run is at work there.
         SaveFailed: the folder cannot be made or written in.
     """
     if out.exists() and not out.is_dir():
@@ -89,8 +91,11 @@ def check_output_folder(
     check_writable(out / "x")
     if other := other_job(run_folder, job):
         raise OutputExists(other)
+    check_free(run_folder, results=out)
     if force:
         return
+    if _is_model_folder(out):
+        raise OutputExists(f"{out} is a model's folder; choose another output, or pass `force` to write into it.")
     results = [out / name for name in names]
     for path in inputs:
         if same_file(path, out) or any(same_file(path, result) for result in results):
@@ -108,6 +113,16 @@ def check_output_folder(
             f"{out} holds {', '.join(foreign)}, not written by `poise {job}`; choose another output, or pass `force` "
             "to write over them."
         )
+
+
+def _is_model_folder(folder: Path) -> bool:
+    """Whether a model or an adapter was saved there, by the files that transformers and peft write."""
+    if (folder / "adapter_config.json").exists():
+        return True
+    try:
+        return '"model_type"' in (folder / "config.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def check_writable(path: Path) -> None:

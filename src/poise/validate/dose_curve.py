@@ -21,7 +21,7 @@ from poise.validate.conditions import Measured, Ordinary, ValidationRun, nanmean
 from poise.validate.verdict import Evidence, decide, monotone, usable_doses
 from poise.vector import PersonaVector
 
-__all__ = ["Certificate", "ValidationRun", "ValidationSettings", "certify"]
+__all__ = ["Certificate", "ValidationRun", "ValidationSettings", "certify", "check_question_count"]
 
 SAMPLES = 6
 
@@ -65,6 +65,16 @@ class DoseChoice:
     sweep: tuple[Point, ...]
 
 
+def check_question_count(n: int) -> None:
+    """Refuse too few questions to select on one half and report on the other.
+
+    Raises:
+        InvalidArgument: fewer than 4.
+    """
+    if n < 4:
+        raise InvalidArgument(f"{n} evaluation questions are too few to select and report on; ask for at least 4.")
+
+
 def certify(
     vector: PersonaVector,
     run: ValidationRun,
@@ -88,10 +98,7 @@ def certify(
         The certificate. ``induced`` only when the trait rises with the dose, rises more than along random directions,
         and coherence holds; else ``not-induced`` with every reason.
     """
-    if len(questions) < 4:
-        raise InvalidArgument(
-            f"{len(questions)} evaluation questions are too few to select and report on; ask for at least 4."
-        )
+    check_question_count(len(questions))
     wide = settings or ValidationSettings()
     selection, reporting = tuple(questions[0::2]), tuple(questions[1::2])
     ordinary = run.ordinary(questions)

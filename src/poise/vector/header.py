@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from poise.model import Fingerprint, Model
 from poise.model.architecture import text_config
-from poise.settings import FrozenModel
+from poise.settings import Frozen, FrozenModel
 from poise.trait import OwnTrait, Trait
 from poise.vector.calibration import Alarm, Drift
 
@@ -64,15 +64,17 @@ class Header(FrozenModel):
     provenance: str = Field(
         default="", description="How an imported or a combined vector came about; empty for an extracted one."
     )
-    kept: dict[str, int] = Field(description="Responses used a side; empty where the vector was not extracted.")
-    dropped: dict[str, int] = Field(description="Responses left out, by reason.")
+    kept: Annotated[dict[str, int], Frozen] = Field(
+        description="Responses used a side; empty where the vector was not extracted."
+    )
+    dropped: Annotated[dict[str, int], Frozen] = Field(description="Responses left out, by reason.")
     agreement: tuple[float, ...] = Field(
         description="Mean cosine of the single differences, a layer (arXiv:2505.22637); empty where nobody knows."
     )
     judge: str = Field(description="Who filtered the responses; empty where nobody did.")
-    thresholds: dict[str, float] = Field(default_factory=dict)
+    thresholds: Annotated[dict[str, float], Frozen] = Field(default_factory=dict, validate_default=True)
     seed: int
-    software: dict[str, str]
-    certificate: dict[str, Any] | None = None
+    software: Annotated[dict[str, str], Frozen]
+    certificate: Annotated[dict[str, Any] | None, Frozen] = None
     alarms: tuple[Alarm, ...] = Field(default=(), description="Thresholds set on normal talk.")
     drift: Drift | None = Field(default=None, description="A CUSUM set on the same.")

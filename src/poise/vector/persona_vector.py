@@ -18,7 +18,7 @@ import torch
 from poise.data import AnswerPart
 from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherModel
 from poise.model import Model
-from poise.settings import FrozenModel
+from poise.settings import FrozenModel, ReadOnlyDict
 from poise.vector import notebook
 from poise.vector.algebra import check_one_model, computed_header
 from poise.vector.calibration import Alarm, Drift
@@ -52,6 +52,8 @@ class PersonaVector:
     header: Header
 
     def __init__(self, directions: torch.Tensor, reference_norm: torch.Tensor, header: Header) -> None:
+        if not isinstance(header, Header):
+            raise InvalidVector(f"The header is {type(header).__name__}; a Header is expected, as vectors have it.")
         for name, tensor in (("directions", directions), ("reference norms", reference_norm)):
             if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
                 raise InvalidVector(f"The {name} are {type(tensor).__name__}; a tensor of real numbers is expected.")
@@ -302,7 +304,7 @@ class PersonaVector:
                 f"A certificate is what `validate` gives, or its JSON as a mapping, not {type(certificate).__name__}."
             )
         facts = certificate.model_dump(mode="json") if isinstance(certificate, FrozenModel) else dict(certificate)
-        header = self.header.model_copy(update={"certificate": facts})
+        header = self.header.model_copy(update={"certificate": ReadOnlyDict(facts)})
         return PersonaVector(self._directions, self._reference_norm, header)
 
     def with_alarms(self, alarms: Sequence[Alarm], drift: Drift | None = None) -> PersonaVector:

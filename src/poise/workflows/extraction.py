@@ -13,7 +13,7 @@ from poise.contrast import ResponseStore
 from poise.contrast.collection import collect_contrast
 from poise.extract import NORM_TEXTS, extract, software_versions
 from poise.judge.factory import check_judge
-from poise.storage.lock import locked
+from poise.storage.lock import check_free, locked
 from poise.storage.output import check_output
 from poise.trait import OwnTrait, Trait
 from poise.vector import ModelId, PersonaVector
@@ -58,6 +58,7 @@ def extract_vector(
     if contrast == "prompted":
         contrasts.check_prompted(trait)
         check_judge(judge, trait)
+        check_free(out.with_name(out.name + ".run"))
     loaded = load_now(model)
     identity = ModelId.of(loaded)
     check_output(out, loss=lambda existing: vector_loss(existing, trait.name, model=identity), force=force)

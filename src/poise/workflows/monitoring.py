@@ -59,9 +59,9 @@ def calibrate_vectors(
         )
     for path in targets:
         check_writable(path)
-    loaded = load_checked(opened, model, allow_other_model=allow_other_model)
     with locked(folder, "calibrate"):
-        done = calibrate_alarms(data, loaded, opened, plan, folder)
+        loaded = load_checked(opened, model, allow_other_model=allow_other_model)
+        done = calibrate_alarms(data, loaded, opened, plan, folder, allow_other_model=allow_other_model)
     for vector, path in zip(done.vectors, targets, strict=True):
         current = vector if out else current_vector(path, vector)
         vectors.save_vector(current.with_alarms(vector.header.alarms, vector.header.drift), path, force=force)

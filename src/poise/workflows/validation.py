@@ -15,7 +15,9 @@ from poise.judge.factory import check_judge
 from poise.storage.atomic_write import saving
 from poise.storage.lock import locked
 from poise.storage.output import check_output_folder, check_writable
+from poise.trait.library import evaluation_questions
 from poise.validate import Certificate, ValidationSettings, validate
+from poise.validate.dose_curve import check_question_count
 from poise.vector import PersonaVector
 from poise.workflows.budget import GenerationBudget
 from poise.workflows.sources import ModelSource, current_vector, load_checked
@@ -71,9 +73,10 @@ def validate_vector(
     check_writable(path)
     check_judge(judge, *(v.header.trait for v in (vector, other) if v))
     report.check_extra()
-    loaded = load_checked([vector, *([other] if other else [])], model, allow_other_model=allow_other_model)
     amount = budget or GenerationBudget()
+    check_question_count(len(evaluation_questions(vector.header.trait)[: amount.questions]))
     with locked(out / "run", "validate", results=out):
+        loaded = load_checked([vector, *([other] if other else [])], model, allow_other_model=allow_other_model)
         certificate = validate(
             vector,
             loaded,
