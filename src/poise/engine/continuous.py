@@ -236,6 +236,10 @@ class ContinuousEngine:
     def _decode(self, batch: RunningBatch) -> list[EngineOutput]:
         batch.position = batch.position + 1
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones((len(batch.slots), 1))], dim=1)
+        for group in batch.groups:
+            trackers = [sequence.tracker for sequence in group.sequences]
+            marked = any(tracker.marked for tracker in trackers)
+            group.applied.announce_tokens([(t.part, t.place) for t in trackers] if marked else None)
         logits, readings = self._forward(batch, batch.next_tokens.unsqueeze(1), batch.mask, batch.position)
         outputs = self._postprocess(batch, logits, self._sample(batch, logits), readings)
         self._remove([sequence for sequence in batch.sequences if sequence.finished])

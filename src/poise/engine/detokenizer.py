@@ -30,6 +30,7 @@ class Detokenizer:
         self.tokens: list[int] = []
         self.pieces: list[str] = []
         self.text = ""
+        self.stops_from: float = 0  # character of the text; what stands before it ends nothing
         self.released = 0  # tokens that the caller has been given; a cut leaves them
         self._decoded = 0  # tokens whose text is complete
         self._context = 0  # first token that the next is decoded with: spaces depend on their neighbours
@@ -54,10 +55,16 @@ class Detokenizer:
             self.text += remainder
             self._decoded = len(self.tokens)
 
+    def stop_from(self, character: float) -> bool:
+        """Heed stop strings from this character of the text on; true when one is complete, and the answer cut."""
+        self.stops_from = character
+        return character < len(self.text) and self._cut_at_stop(int(character))
+
     @property
     def releasable(self) -> int:
         """Number of tokens that can be released, whatever comes next."""
-        prefixes = (n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n]))
+        most = len(self.text) - self.stops_from
+        prefixes = (n for s in self.stop for n in range(1, len(s)) if n <= most and self.text.endswith(s[:n]))
         held_characters = max(prefixes, default=0)
         tokens = self._decoded
         while held_characters > 0:
@@ -69,8 +76,13 @@ class Detokenizer:
         start = len(self.text)
         self.pieces.append(piece)
         self.text += piece
+        if self.stops_from > len(self.text):
+            return False
         longest = max(map(len, self.stop), default=0)
-        stops = [at for s in self.stop if (at := self.text.find(s, max(start - longest + 1, 0))) >= 0]
+        return self._cut_at_stop(max(start - longest + 1, int(self.stops_from)))
+
+    def _cut_at_stop(self, first: int) -> bool:
+        stops = [at for s in self.stop if (at := self.text.find(s, first)) >= 0]
         if not stops:
             return False
         self._cut(min(stops))

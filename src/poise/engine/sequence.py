@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from enum import Enum, auto
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from poise.engine.detokenizer import Detokenizer
 from poise.engine.types import EngineOutput, GeneratedToken, GenerationRequest
 from poise.model import Model
+from poise.model.parts import PartTracker
 
 __all__ = ["Sequence", "SequenceStatus"]
 
@@ -36,6 +38,8 @@ class Sequence:
     def __init__(self, key: Hashable, request: GenerationRequest, model: Model) -> None:
         self.key, self.request, self.model = key, request, model
         self.detokenizer = Detokenizer(model.tokenizer, request.stop)
+        self.tracker = self._new_tracker()
+        self._heed_stops()
         self.status = SequenceStatus.WAITING
         self.cached_tokens = len(request.prompt.ids)  # positions that the model has taken in
         self._random = np.random.Generator(np.random.Philox(key=request.seed))
@@ -80,7 +84,8 @@ class Sequence:
         read = len(self._readings) if self.request.probes else generated
         if self._finish is not None and read >= generated:
             self.status = SequenceStatus.FINISHED
-        tokens = self._release(generated if self.finished else min(self.detokenizer.releasable, read))
+        settled = min(self.detokenizer.releasable, self.tracker.settled, read)
+        tokens = self._release(generated if self.finished else settled)
         if prompt_readings is None and not tokens and not self.finished:
             return None
         return EngineOutput(
@@ -91,16 +96,44 @@ class Sequence:
         )
 
     def _append_token(self, token: int, logits: torch.Tensor) -> None:
-        if token in self.model.stop_ids:
+        if token in self.model.stop_ids and not self.tracker.goes_on(token):
             self._finish = "stop"
         else:
             self._logprobs.append(self._with_logprobs(token, logits))
-            if self.detokenizer.add(token):
+            if self._add(token):
                 self._finish = "stop"
             elif len(self.detokenizer.tokens) >= self.request.sampling.max_new_tokens:
                 self._finish = "length"
         if self._finish:
-            self.detokenizer.finish()
+            self._end_text()
+
+    def _add(self, token: int) -> bool:
+        """Add a token to text and parts; true when a stop string is complete."""
+        if self.detokenizer.add(token):
+            return True
+        self.tracker.add(token, self.detokenizer.pieces[-1])
+        return self._heed_stops()
+
+    def _heed_stops(self) -> bool:
+        """Let stop strings end the reply and nothing else; true where one is in the text already."""
+        if self.tracker.part != "reply":
+            return self.detokenizer.stop_from(inf)
+        if self.detokenizer.stops_from == inf:
+            return self.detokenizer.stop_from(len(self.detokenizer.text) - len(self.tracker.texts[-1]))
+        return False
+
+    def _end_text(self) -> None:
+        """Settle the last tokens; where the end has changed their texts, the parts are those of what is left."""
+        self.detokenizer.finish()
+        pieces = self.detokenizer.pieces
+        if len(pieces) != len(self.tracker.pieces) or (pieces and pieces[-1] not in ("", self.tracker.pieces[-1])):
+            self.tracker = self._new_tracker()
+            for token, piece in zip(self.detokenizer.tokens, pieces, strict=True):
+                self.tracker.add(token, piece)
+        self.tracker.finish()
+
+    def _new_tracker(self) -> PartTracker:
+        return self.model.thought_marks.tracker(self.model.tokenizer, self.request.prompt.ids)
 
     def _with_logprobs(self, token: int, logits: torch.Tensor) -> GeneratedToken:
         if self.request.top_logprobs is None:
@@ -122,8 +155,11 @@ class Sequence:
         first, self.detokenizer.released = self.detokenizer.released, max(until, self.detokenizer.released)
         return tuple(
             GeneratedToken(
-                text=self.detokenizer.pieces[n],
+                text=self.tracker.texts[n],
                 readings=self._readings[n] if self.request.probes else (),
+                part=self.tracker.part_of(n),
+                piece=self.tracker.pieces[n] if self.tracker.marked else None,
+                ends_unopened_thought=self.tracker.unopened == n,
                 decoded=self._logprobs[n].decoded,
                 logprob=self._logprobs[n].logprob,
                 top_logprobs=self._logprobs[n].top_logprobs,

@@ -129,18 +129,30 @@ class LocalEngine:
 
 def _text_chunks(static_batch: StaticBatch, steps: Iterator[list[int]], *, watched: bool) -> Iterator[TextChunk]:
     """The only row of the batch, step by step."""
-    released, passes = "", 0
+    answer, passes, first = static_batch.answers[0], 0, 0
     for _ in steps:
         if watched and not passes:
             yield TextChunk("", static_batch.passes[0][1].cpu())
             passes = 1
-        ready = len(static_batch.passes) - 1 if watched else len(static_batch.tokens[0])
-        text, finish = static_batch.text(0, ready), static_batch.finish[0]
-        if finish is None and (text == released or text.endswith("\N{REPLACEMENT CHARACTER}")):
-            continue  # nothing to show yet, or part of a character is still to come
-        new = [values for _, values in static_batch.passes[passes : ready + 1]] if watched else []
-        yield TextChunk(text[len(released) :], torch.cat(new).cpu() if new else torch.empty(0), finish)
-        released, passes = text, passes + len(new)
+        finish = static_batch.finish[0]
+        if finish is None:
+            answer.catch_up()
+        else:
+            answer.complete()
+        tracker = answer.tracker
+        ready = len(static_batch.passes) - 1 if watched else len(answer.tokens)
+        until = min(ready, tracker.settled)
+        if finish is not None and first == until:
+            yield TextChunk("", torch.empty(0), finish)
+        for n in range(first, until):
+            ends = finish is not None and n + 1 == until
+            if not (ends or tracker.texts[n] or tracker.part_of(n) == "mark"):
+                continue  # part of a character is still to come
+            new = [values for _, values in static_batch.passes[first + 1 : n + 2]] if watched else []
+            readings = torch.cat(new).cpu() if new else torch.empty(0)
+            text = "".join(tracker.texts[first : n + 1])
+            yield TextChunk(text, readings, finish if ends else None, tracker.part_of(n))
+            first = n + 1
 
 
 def _seeds_per_row(seeds: Sequence[int] | None, n: int) -> list[int]:

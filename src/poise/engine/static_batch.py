@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from poise.activations import Probe, by_layer
-from poise.engine.detokenizer import Detokenizer
+from poise.engine.answer_parts import AnswerParts
 from poise.engine.kv_cache import roomy_cache
 from poise.engine.sampler import newest_logits, sample_tokens
 from poise.engine.types import Generation, SamplingParams
@@ -52,7 +52,7 @@ class StaticBatch:
         self.allow_other_model = allow_other_model
         self.batch = pad(prompts, side="left", device=model.device)
         self.rows = list(range(len(prompts)))
-        self.tokens: list[list[int]] = [[] for _ in prompts]
+        self.answers = [AnswerParts(model, prompt.ids) for prompt in prompts]
         self.finish: list[Literal["stop", "length"] | None] = [None] * len(prompts)
         self.means: dict[int, torch.Tensor] = {}
         self.passes: list[tuple[list[int], torch.Tensor]] = []  # a forward pass: which rows, their projections [B, k]
@@ -60,6 +60,9 @@ class StaticBatch:
         self.probe_count = len(probes)
         self.draws = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_new_tokens) for seed in seeds]
         self.sums = torch.zeros((len(prompts), model.layers, model.width), device=model.device) if keep_means else None
+        self.summed = [0] * len(prompts)  # tokens in each row's sums
+        self.marked = [False] * len(prompts)  # rows whose sums know that there is a thought
+        self.weights: torch.Tensor | None = None  # float32 [B, 1], which rows' tokens the running pass adds to the sums
         self.decoding = False
         self.current = torch.empty(0)
 
@@ -82,50 +85,46 @@ class StaticBatch:
                 finished = self._postprocess(tokens)
                 last = step + 1 == self.sampling.max_new_tokens
                 if last and need_states and not self._all_finished():
-                    self._forward(cache, tokens)
+                    self._forward(cache, applied, tokens)
                 if last:
                     finished += self._finish_all("length")
                 yield finished
                 if last or self._all_finished():
                     return
                 tokens = self._drop_finished(cache, applied, tokens)
-                logits = self._forward(cache, tokens)
+                logits = self._forward(cache, applied, tokens)
 
     def generations(self) -> list[Generation]:
         """The finished answers, in the caller's order."""
         blank = torch.full((self.model.layers, self.model.width), float("nan"))
         readings = self._readings()
-        return [
-            Generation(
-                ids=tuple(self.tokens[row]),
-                text=self.text(row),
-                finish=self.finish[row] or "length",
-                mean=self.means.get(row, blank) if self.sums is not None else None,
-                readings=readings[row][: len(self.tokens[row]) + 1] if self.probes_by_layer else None,
-                pieces=self._pieces(row) if self.probes_by_layer else (),
+        generations = []
+        for row, answer in enumerate(self.answers):
+            if self.probes_by_layer:
+                answer.complete()
+            text = answer.text
+            generations.append(
+                Generation(
+                    ids=tuple(answer.tokens),
+                    text=text,
+                    finish=self.finish[row] or "length",
+                    mean=self.means.get(row, blank) if self.sums is not None else None,
+                    readings=readings[row][: len(answer.tokens) + 1] if self.probes_by_layer else None,
+                    pieces=tuple(answer.tracker.pieces) if self.probes_by_layer else (),
+                    parts=answer.parts,
+                    thought=answer.tracker.thought if answer.marked else "",
+                    reply=answer.tracker.reply if answer.marked else text,
+                )
             )
-            for row in range(len(self.tokens))
-        ]
-
-    def _pieces(self, row: int) -> tuple[str, ...]:
-        """What each token of a finished answer adds to its text."""
-        detokenizer = Detokenizer(self.model.tokenizer)
-        for token in self.tokens[row]:
-            detokenizer.add(token)
-        detokenizer.finish()
-        return tuple(detokenizer.pieces)
+        return generations
 
     def _readings(self) -> list[torch.Tensor]:
         """The passes sorted by row: float32 [1 + T, k] each."""
-        by_row: list[list[torch.Tensor]] = [[] for _ in self.tokens]
+        by_row: list[list[torch.Tensor]] = [[] for _ in self.answers]
         for rows, values in self.passes:
             for row, value in zip(rows, values.cpu(), strict=True):
                 by_row[row].append(value)
         return [torch.stack(values) if values else torch.empty(0) for values in by_row]
-
-    def text(self, row: int, tokens: int | None = None) -> str:
-        """The text of a row so far, or of its first ``tokens`` tokens."""
-        return str(self.model.tokenizer.decode(self.tokens[row][:tokens], skip_special_tokens=True))
 
     def _prefill(self, cache: Any, applied: AppliedSteering | None) -> torch.Tensor:
         self.mask = self.batch.real.long() if self.batch.padded else None
@@ -139,11 +138,30 @@ class StaticBatch:
             applied.decoding()
         return logits
 
-    def _forward(self, cache: Any, tokens: torch.Tensor) -> torch.Tensor:
+    def _forward(self, cache: Any, applied: AppliedSteering | None, tokens: torch.Tensor) -> torch.Tensor:
+        answers = [self.answers[row] for row in self.rows]
+        marked = any(answer.marked for answer in answers)
+        if applied:
+            applied.announce_tokens([(a.part, a.place) for a in answers] if marked else None)
+        if self.sums is not None:
+            self._weigh(answers, marked=marked)
         self.position = self.position + 1
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.rows), 1))], dim=1)
         return self._run(cache, tokens.unsqueeze(1), self.position)
+
+    def _weigh(self, answers: Sequence[AnswerParts], *, marked: bool) -> None:
+        """Means are of replies: what was summed of an answer whose thought shows itself only now is left out."""
+        assert self.sums is not None
+        replies = [answer.part == "reply" for answer in answers]
+        for at, (row, answer) in enumerate(zip(self.rows, answers, strict=True)):
+            if answer.marked and not self.marked[row]:
+                self.marked[row] = True
+                self.sums[at] = 0
+                self.summed[row] = 0
+            self.summed[row] += replies[at] and self.finish[row] is None
+        weights = torch.tensor(replies, dtype=torch.float32, device=self.sums.device).unsqueeze(1) if marked else None
+        self.weights = weights
 
     def _run(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One pass: logits of each row's last position, float32 [B, vocabulary]."""
@@ -156,7 +174,7 @@ class StaticBatch:
     def _visit(self, layer: int, h: torch.Tensor) -> None:
         newest = h[:, -1]
         if self.sums is not None and self.decoding:
-            self.sums[:, layer] += newest
+            self.sums[:, layer] += newest if self.weights is None else newest * self.weights
         if layer in self.probes_by_layer:
             columns, directions = self.probes_by_layer[layer]
             self.current[:, columns] = newest.float() @ directions
@@ -175,17 +193,18 @@ class StaticBatch:
         for at, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
             if self.finish[row] is not None:
                 continue
-            if token in self.model.stop_ids:
+            if token in self.model.stop_ids and not self.answers[row].tracker.goes_on(token):
                 self._finish_row(at, row, "stop")
                 finished.append(row)
             else:
-                self.tokens[row].append(token)
+                self.answers[row].add(token)
         return finished
 
     def _finish_row(self, at: int, row: int, reason: Literal["stop", "length"]) -> None:
         self.finish[row] = reason
-        if self.sums is not None and self.tokens[row]:
-            self.means[row] = (self.sums[at] / len(self.tokens[row])).cpu()
+        self.answers[row].finish()
+        if self.sums is not None and self.summed[row]:
+            self.means[row] = (self.sums[at] / self.summed[row]).cpu()
 
     def _finish_all(self, reason: Literal["stop", "length"]) -> list[int]:
         ended = [(at, row) for at, row in enumerate(self.rows) if self.finish[row] is None]

@@ -19,6 +19,7 @@ import torch
 from poise.activations import Probe
 from poise.errors import InvalidArgument
 from poise.model import Encoded
+from poise.model.parts import Part, TokenPart, in_part
 from poise.notebook import tinted_tokens_html
 from poise.steer import Steering
 
@@ -71,12 +72,16 @@ class Generation:
 
     Attributes:
         ids: Generated tokens without the one that ended the answer.
-        text: The answer.
+        text: The answer, with its thought and the marks around it where it has one.
         finish: ``stop`` for an end-of-turn token, ``length`` for the limit.
-        mean: Response-mean activations float32 [L, d] where asked for; NaN for an empty answer.
-        readings: Projections float32 [1 + T, k] where probes were given: the last prompt token, then each token.
+        mean: Mean activations of the reply float32 [L, d] where asked for; NaN for an empty one.
+        readings: Projections float32 [1 + T, k] where probes were given: the last prompt token, then each token,
+            whatever its part; ``readings_of`` has those of one part.
         pieces: T texts where probes were given, what each token adds; empty for all but the last of the tokens that
             make one character.
+        parts: Part of each of the T tokens.
+        thought: What the model thought before its reply; empty where it did not.
+        reply: The answer without its thought.
     """
 
     ids: tuple[int, ...]
@@ -85,6 +90,21 @@ class Generation:
     mean: torch.Tensor | None = None
     readings: torch.Tensor | None = None
     pieces: tuple[str, ...] = ()
+    parts: tuple[TokenPart, ...] = ()
+    thought: str = ""
+    reply: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            object.__setattr__(self, "parts", ("reply",) * len(self.ids))
+        if not self.thought and not self.reply:
+            object.__setattr__(self, "reply", "" if "mark" in self.parts else self.text)
+
+    def readings_of(self, part: Part) -> torch.Tensor | None:
+        """Projections of the last prompt token and of the tokens of one part, or of all: float32 [1 + n, k]."""
+        if self.readings is None:
+            return None
+        return self.readings[[True, *(in_part(token_part, part) for token_part in self.parts)]]
 
     def _repr_html_(self) -> str:
         """The answer, its tokens tinted by the readings of the first probe where there is one."""
@@ -101,11 +121,13 @@ class TextChunk:
         text: Text added by this piece; empty in the first piece and in one that only ends the answer.
         readings: Projections float32 [tokens, k]; the first piece holds those of the last prompt token.
         finish: Reason why the answer ended; set in the last piece.
+        part: Part of the answer that all of its tokens are in; those of a mark have no text.
     """
 
     text: str
     readings: torch.Tensor
     finish: Literal["stop", "length"] | None = None
+    part: TokenPart = "reply"
 
 
 class Engine(Protocol):
@@ -147,7 +169,7 @@ class GenerationRequest:
         seed: Seed of the answer's own random stream.
         steering: Steering of this answer alone.
         probes: Probes that read this answer.
-        stop: Strings that end the answer; they are no part of it.
+        stop: Strings that end the answer; they are no part of it. Those in a thought do not.
         top_logprobs: Likeliest tokens to report beside each chosen one; ``None`` for no log-probabilities at all.
     """
 
@@ -165,8 +187,12 @@ class GeneratedToken:
     """A token of an answer.
 
     Attributes:
-        text: Text that the token adds to the answer; the texts joined are the answer.
+        text: Text that the token adds to its part of the answer; the texts joined are the thought and the reply.
         readings: Projections [k].
+        part: Part of the answer that the token is in.
+        piece: What the token adds to the answer with the marks around a thought; ``None`` for no more than ``text``.
+        ends_unopened_thought: Whether the token is the end of a thought that no mark had opened: what came before it
+            was thought, though it was given out as reply.
         decoded: The token decoded by itself, where log-probabilities are asked for.
         logprob: Log-probability of the token under the steered model, before temperature and top-p.
         top_logprobs: The likeliest tokens at this position, each decoded by itself, with its log-probability.
@@ -174,6 +200,9 @@ class GeneratedToken:
 
     text: str
     readings: tuple[float, ...] = ()
+    part: TokenPart = "reply"
+    piece: str | None = None
+    ends_unopened_thought: bool = False
     decoded: str = ""
     logprob: float | None = None
     top_logprobs: tuple[tuple[str, float], ...] = ()

@@ -13,10 +13,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from poise.data.messages import AnswerPart, Message
+from poise.data.messages import Message
 from poise.data.turn_parsing import split_thought
 from poise.errors import InvalidArgument
-from poise.model.rendering import open_prompt, render_prompt
+from poise.model.parts import Part
+from poise.model.rendering import Thinking, open_prompt, render_prompt
 
 __all__ = [
     "Encoded",
@@ -31,8 +32,6 @@ __all__ = [
     "stop_ids",
     "template_text",
 ]
-
-Part = AnswerPart
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "</s>")
 
@@ -76,6 +75,7 @@ def encode(
     *,
     part: Part = "reply",
     tools: Sequence[Mapping[str, Any]] = (),
+    thinking: Thinking = False,
 ) -> Encoded:
     """Tokenise a conversation and, after it, the assistant's answer, as one text.
 
@@ -88,16 +88,18 @@ def encode(
         answer: The response to append; ``None`` for a prompt to be answered.
         part: Which part of an answer with a thought in it the response is: the reply, the thought, or both.
         tools: Definitions of the tools that may be called, where the template can show them.
+        thinking: Whether the model is to think first, or how much; off by default.
 
     Raises:
         InvalidArgument: no messages, or one without role or content.
-        UnsuitableModel: the template fails on the conversation, or leaves words of it out.
+        UnsuitableModel: the template fails on the conversation, leaves words of it out, or has no switch for thinking.
     """
     check_messages(messages)
     if answer is None:
-        ids = tokenizer(render_prompt(tokenizer, messages, tools=tools), add_special_tokens=False)["input_ids"]
+        prompt = render_prompt(tokenizer, messages, tools=tools, thinking=thinking)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return Encoded(tuple(ids), len(ids), len(ids))
-    rendered = render_answer(tokenizer, messages, answer, part=part, tools=tools)
+    rendered = render_answer(tokenizer, messages, answer, part=part, tools=tools, thinking=thinking)
     out = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = out["input_ids"], out["offset_mapping"]
     start = bisect_right(offsets, rendered.start, key=lambda span: span[1])
@@ -127,9 +129,10 @@ def render_answer(
     *,
     part: Part = "reply",
     tools: Sequence[Mapping[str, Any]] = (),
+    thinking: Thinking = False,
 ) -> RenderedAnswer:
     """The text that ``encode`` tokenises, and where the response stands in it; for the arguments see there."""
-    prompt = render_prompt(tokenizer, messages, tools=tools)
+    prompt = render_prompt(tokenizer, messages, tools=tools, thinking=thinking)
     thought, reply = split_thought(answer)
     prompt = open_prompt(prompt, answer) if thought else prompt
     text = prompt + answer

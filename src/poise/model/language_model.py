@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from poise.model.architecture import WIDTHS, decoder_blocks, text_config
 from poise.model.chat_template import Encoded, Message, Part, ask, encode, render_prompt, stop_ids, template_text
 from poise.model.fingerprint import Fingerprint, fingerprint
 from poise.model.loading import BUNDLED, cache_dir, check_decoder_only, locate, read_weights
+from poise.model.parts import ThoughtMarks
+from poise.model.rendering import Thinking
 from poise.model.tokenizing import check_offsets
 
 __all__ = [
@@ -66,6 +69,11 @@ class Model:
         lm = self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
         return lm.base_model
 
+    @cached_property
+    def thought_marks(self) -> ThoughtMarks:
+        """How the model marks its thoughts."""
+        return ThoughtMarks.of(self.tokenizer)
+
     @property
     def window(self) -> int:
         """Most tokens the model takes at once."""
@@ -78,9 +86,10 @@ class Model:
         *,
         part: Part = "reply",
         tools: Sequence[Mapping[str, Any]] = (),
+        thinking: Thinking = False,
     ) -> Encoded:
         """Token ids of a conversation and the span of its answer; see ``poise.model.chat_template.encode``."""
-        return encode(self.tokenizer, messages, answer, part=part, tools=tools)
+        return encode(self.tokenizer, messages, answer, part=part, tools=tools, thinking=thinking)
 
 
 def load_model(name: str, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Model:

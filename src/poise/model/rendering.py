@@ -2,8 +2,8 @@
 
 A template may refuse a system role, take content as parts only, or know no tools. What it cannot take is tried in the
 next form; a text that lacks a turn's words is never used, since it would make different conversations equal. Thinking
-is switched off: known switches are set, a thought block that the template opens is closed, and of templates with
-channels the final one is taken.
+is off unless it is asked for: known switches are set, a thought block that the template opens is closed, and of
+templates with channels the final one is taken.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from poise.data.messages import Message
-from poise.data.turn_parsing import THOUGHT_TAGS
+from poise.data.turn_parsing import THOUGHT_TAGS, split_thought
 from poise.errors import UnsuitableModel
+from poise.model.parts import OPEN_THOUGHT
 
-__all__ = ["fold_system", "open_prompt", "render_prompt"]
+__all__ = ["Effort", "Thinking", "fold_system", "open_prompt", "render_prompt"]
 
-# Templates may print today's date or open a thinking block; both would make one text differ from run to run.
-TEMPLATE_OPTIONS: dict[str, Any] = {
-    "date_string": "26 Jul 2024",
-    "enable_thinking": False,
-    "thinking": False,
-    "reasoning_effort": "low",
-}
-OPEN_THOUGHT = re.compile("(" + "|".join(re.escape(opening) for opening, _ in THOUGHT_TAGS) + r")[ \t]*(\n*)\Z")
+Effort = Literal["minimal", "low", "medium", "high", "xhigh"]
+Thinking = bool | Effort
+"""Whether the model is to think before it replies, or how much where its template has levels (which is on)."""
+
+# Templates may print today's date, which would make one text differ from run to run.
+TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024"}
+THINKING_OFF: dict[str, Any] = {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
+THINKING_ON: dict[str, Any] = {"enable_thinking": True, "thinking": True}
+THINKING_KEY = re.compile(r"""\.thinking\b|['"]thinking['"]\s+in\s|\[['"]thinking['"]\]""")
 CLOSED_THOUGHT = re.compile(
     "(?:" + "|".join(rf"{re.escape(opening)}\s*{re.escape(closing)}" for opening, closing in THOUGHT_TAGS) + r")\s*\Z"
 )
@@ -36,7 +38,12 @@ Content = Callable[[str], Any]
 
 
 def render_prompt(
-    tokenizer: Any, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), header: bool = True
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    header: bool = True,
+    thinking: Thinking = False,
 ) -> str:
     """The text of a conversation, and after it the header under which the model answers.
 
@@ -45,36 +52,61 @@ def render_prompt(
         messages: At least one.
         tools: Definitions of the tools that may be called, where the template can show them; else it shows none.
         header: Whether the text ends with the header of an answer.
+        thinking: Whether the answer begins with a thought.
 
     Raises:
-        UnsuitableModel: the template fails on the conversation, or leaves words of it out; names its complaint.
+        UnsuitableModel: the template fails on the conversation, or leaves words of it out; names its complaint. Or it
+            has no switch for thinking.
     """
+    text = _render(tokenizer, messages, tools, header=header, thinking=thinking)
+    if thinking and header and text == _render(tokenizer, messages, tools, header=header, thinking=False):
+        raise UnsuitableModel(
+            "The model's chat template has no switch for thinking; leave `thinking` out: what the model thinks by "
+            "itself is told apart from its reply anyway."
+        )
+    return text
+
+
+def _render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    header: bool,
+    thinking: Thinking,
+) -> str:
     if not tokenizer.chat_template:
         return _render_plain(tokenizer, messages, header=header)
+    options = TEMPLATE_OPTIONS | (THINKING_ON if thinking else THINKING_OFF)
+    options |= {"reasoning_effort": thinking} if isinstance(thinking, str) else {}
+    options |= {"tools": [dict(tool) for tool in tools]} if tools else {}
     complaints: list[str] = []
     cause: Exception | None = None
     for form in _forms(messages):
         for content in (_as_text, _as_parts):
             try:
-                text = _apply(tokenizer, form, content, tools, header=header)
+                text = _apply(tokenizer, form, content, options, header=header)
             except Exception as error:  # templates raise whatever their author chose
                 cause = cause or error
                 complaints.append(str(error))
                 continue
-            if missing := _missing(form, text):
+            if missing := _missing(form, text) or (content is _as_parts and _printed_parts(form, text)):
                 complaints.append(missing)
                 continue
-            return _without_thinking(text) if header else text
+            return _without_thinking(text) if header and not thinking else text
     if tools:  # a template may fail on definitions that it does not expect
-        return render_prompt(tokenizer, messages, header=header)
+        return _render(tokenizer, messages, (), header=header, thinking=thinking)
     raise UnsuitableModel(f"The model's chat template cannot render this conversation: {complaints[0]}.") from cause
 
 
 def open_prompt(prompt: str, answer: str) -> str:
-    """A prompt without the empty thought block or the final channel at its end, for an answer that brings its own."""
+    """A prompt without the thought block at its end, or the final channel, for an answer that brings its own."""
     if answer.lstrip().startswith("<|channel|>"):
         return prompt.removesuffix(FINAL_CHANNEL)
-    return CLOSED_THOUGHT.sub("", prompt)
+    opened = OPEN_THOUGHT.search(prompt)
+    if opened and not answer.lstrip().startswith(opened[1]):
+        return prompt  # the answer goes on in the thought
+    return prompt[: opened.start()] if opened else CLOSED_THOUGHT.sub("", prompt)
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -85,13 +117,24 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def _forms(messages: Sequence[Message]) -> list[Sequence[Message]]:
-    """The conversation as it is, and for templates that cannot take that: without tool turns, without a system turn."""
+    """The conversation as it is, and for templates that cannot take that, in other words.
+
+    Without tool turns; with thoughts out of the content, where templates drop them; without a system turn.
+    """
     forms: list[Sequence[Message]] = [messages]
     if any(m["role"] == "tool" or m.get("tool_calls") for m in messages):
         forms.append(_fold_tools(messages))
+    if any(m["role"] == "assistant" and split_thought(m["content"])[0] for m in messages):
+        forms += [[_with_thought_apart(message) for message in form] for form in tuple(forms)]
     if messages[0]["role"] == "system":
         forms += [fold_system(form) for form in tuple(forms)]
     return forms
+
+
+def _with_thought_apart(message: Message) -> Message:
+    """An assistant's turn whose content holds a thought, with the thought under its own key."""
+    thought, reply = split_thought(message["content"]) if message["role"] == "assistant" else ("", "")
+    return {"thought": thought, **message, "content": reply} if thought else message
 
 
 def _fold_tools(messages: Sequence[Message]) -> list[Message]:
@@ -111,12 +154,13 @@ def _fold_tools(messages: Sequence[Message]) -> list[Message]:
 
 
 def _apply(
-    tokenizer: Any, messages: Sequence[Message], content: Content, tools: Sequence[Mapping[str, Any]], *, header: bool
+    tokenizer: Any, messages: Sequence[Message], content: Content, options: Mapping[str, Any], *, header: bool
 ) -> str:
-    options = TEMPLATE_OPTIONS | ({"tools": [dict(tool) for tool in tools]} if tools else {})
+    template = str(tokenizer.chat_template)
+    thought_key = "thinking" if "reasoning_content" not in template and THINKING_KEY.search(template) else ""
     return str(
         tokenizer.apply_chat_template(
-            [_as_template_message(message, content) for message in messages],
+            [_as_template_message(message, content, thought_key or "reasoning_content") for message in messages],
             tokenize=False,
             add_generation_prompt=header,
             **options,
@@ -124,9 +168,9 @@ def _apply(
     )
 
 
-def _as_template_message(message: Message, content: Content) -> dict[str, Any]:
+def _as_template_message(message: Message, content: Content, thought_key: str) -> dict[str, Any]:
     """A message under the names that chat templates know; an earlier turn's thought is left to the template."""
-    known = {"thought": "reasoning_content"}
+    known = {"thought": thought_key}
     renamed: dict[str, Any] = {known.get(key, key): value for key, value in message.items() if key != "learn"}
     return renamed | {"content": content(message["content"])}
 
@@ -154,6 +198,12 @@ def _missing(messages: Sequence[Message], text: str) -> str:
             if call["function"]["name"] not in text:
                 return f"it leaves out the tool call of turn {number}"
     return ""
+
+
+def _printed_parts(messages: Sequence[Message], text: str) -> str:
+    """Whether a template that cannot take parts has printed them as they are."""
+    forms = [form for m in messages for form in (str(_as_parts(m["content"])), json.dumps(_as_parts(m["content"])))]
+    return "it prints content parts as they are" if any(form in text for form in forms) else ""
 
 
 def _without_thinking(text: str) -> str:

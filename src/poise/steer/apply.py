@@ -17,6 +17,7 @@ from poise.errors import HookDidNotFire, InvalidSteering
 from poise.model import Model
 from poise.model.batching import PaddedBatch
 from poise.model.hooks import rewrite
+from poise.model.parts import Part, TokenPart
 from poise.steer.operators import LEVELED, OPERATORS, Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
 
@@ -53,6 +54,7 @@ class OperationSlot:
 
     operation: Operation
     phase: Phase
+    part: Part
     v: torch.Tensor
     level: torch.Tensor
     first: torch.Tensor | None  # int64 [B, 1], with ``last`` the tokens of the response
@@ -71,6 +73,8 @@ class PassPositions:
     masks: dict[Phase, torch.Tensor] | None = None
     some: dict[Phase, bool] = field(default_factory=dict)
     token: torch.Tensor | None = None  # int64 [B, T] or [1, 1]
+    parts: dict[Part, torch.Tensor] = field(default_factory=dict)  # bool [B, 1]; empty where all tokens are reply
+    place: torch.Tensor | None = None  # int64 [B, 1], of the token in its part
     newest: torch.Tensor | None = None  # int64 [B], the last prompt token
 
 
@@ -78,7 +82,9 @@ class AppliedSteering:
     """What a steered forward pass needs to know: which rows are there, and which positions are response.
 
     The engine announces each pass. A caller who does not, say with the model's own ``generate``, gets the usual
-    reading: one token a row is a response token, more are the prompt, padded on the left.
+    reading: one token a row is a response token, more are the prompt, padded on the left. Every token of a response is
+    taken for reply unless the engine says otherwise; of a text that is announced, the response is the part that its
+    span was encoded for.
     """
 
     def __init__(self, model: Model, rows: Sequence[Steering | None]) -> None:
@@ -87,6 +93,7 @@ class AppliedSteering:
         self._announced = False
         self._pass = PassPositions()
         self._age = -1  # of the newest token, counted in the response
+        self._tokens: Sequence[tuple[TokenPart, int]] | None = None
         self.touched = not self._slots
 
     @property
@@ -112,6 +119,10 @@ class AppliedSteering:
         """From now on every pass runs one response token a row; there may be none, where all answers end at once."""
         self._pass, self._announced = PassPositions(), False
         self.touched = True
+
+    def announce_tokens(self, tokens: Sequence[tuple[TokenPart, int]] | None) -> None:
+        """The next pass runs these tokens, one a row: part and place in that part; ``None`` where all are reply."""
+        self._tokens = tokens
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order."""
@@ -141,10 +152,23 @@ class AppliedSteering:
         if h.shape[1] == 1:
             self._age += 1
             self._pass = PassPositions(token=torch.full((1, 1), self._age, device=h.device))
+            if self._tokens is not None:
+                self._begin_parts(self._tokens, h)
         else:
             self._age = -1
             self._pass = PassPositions(newest=torch.full((len(h),), h.shape[1] - 1, device=h.device))
             self._forget()
+
+    def _begin_parts(self, tokens: Sequence[tuple[TokenPart, int]], h: torch.Tensor) -> None:
+        if len(tokens) != self._rows:
+            raise InvalidSteering(
+                f"{len(tokens)} tokens were announced for {self._rows} steered rows; announce one for each."
+            )
+        reply, thought = (
+            torch.tensor([[own == part] for own, _ in tokens], device=h.device) for part in ("reply", "thought")
+        )
+        self._pass.parts = {"reply": reply, "thought": thought}
+        self._pass.place = torch.tensor([[place] for _, place in tokens], device=h.device)
 
     def _forget(self) -> None:
         for gates in self._gates.values():
@@ -155,6 +179,8 @@ class AppliedSteering:
         now = self._pass
         if now.masks is None:
             if slot.phase not in ("all", "prompt" if now.newest is not None else "response"):
+                return h
+            if slot.part == "thought" and now.newest is None and not now.parts:
                 return h
         elif not now.some[slot.phase]:
             return h
@@ -172,8 +198,11 @@ class AppliedSteering:
         now, masks = self._pass, []
         if now.masks is not None:
             masks.append(now.masks[slot.phase].unsqueeze(-1))
-        if slot.first is not None and slot.last is not None and now.token is not None:
-            masks.append(((now.token >= slot.first) & (now.token < slot.last)).unsqueeze(-1))
+        if slot.part in now.parts:
+            masks.append(now.parts[slot.part].unsqueeze(-1))
+        token = now.place if slot.part in now.parts else now.token
+        if slot.first is not None and slot.last is not None and token is not None:
+            masks.append(((token >= slot.first) & (token < slot.last)).unsqueeze(-1))
         if slot.gate is not None:
             if slot.gate.open is None:
                 raise InvalidSteering(
@@ -256,7 +285,7 @@ def _compile_slots(
 def _slot_key(term: Term, number: int) -> Key:
     """Terms of equal keys share a slot. Plain sums do so within a row too; the rest keep their place in the row."""
     condition = (term.when.layer, term.when.reading) if term.when else None
-    return (term.operation, term.phase, term.scheduled, condition, None if term.shared else number)
+    return (term.operation, term.phase, term.part, term.scheduled, condition, None if term.shared else number)
 
 
 def _slot(term: Term, gate: ConditionGate | None, n: int, model: Model) -> OperationSlot:
@@ -264,6 +293,7 @@ def _slot(term: Term, gate: ConditionGate | None, n: int, model: Model) -> Opera
     return OperationSlot(
         operation=term.operation,
         phase=term.phase,
+        part=term.part,
         v=torch.zeros((n, 1, model.width)),
         level=torch.zeros((n, 1, 1)),
         first=counted,

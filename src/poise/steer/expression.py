@@ -8,7 +8,8 @@ evil=cap:3.2                 keep the projection at 3.2 or below;  cap:alarm  at
 evil=clamp:0                 hold the projection at 0
 kind=floor:1.5               keep the projection at 1.5 or above
 kind=30% on prompt           on prompt or all tokens instead of the response
-kind=30% first 20            on the first 20 tokens of the response;  after 20;  tokens 5-20
+kind=30% in thought          in the thought instead of the reply;  in both
+kind=30% first 20            on the first 20 tokens of the reply;  after 20;  tokens 5-20
 kind=30% if rude@10>2.5      while a token's projection on rude at layer 10 is above 2.5 (or < 2.5); without @10, at
                              the layer that rude is read at;  >alarm  above the calibrated threshold
 kind=30% if prompt rude>2.5  for the whole answer, if the last prompt token's is
@@ -25,6 +26,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from poise.errors import InvalidSteering
+from poise.model.parts import Part
 from poise.settings import FrozenModel
 from poise.steer.operators import LEVELED, Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
@@ -40,9 +42,10 @@ NUMBER_PATTERN = r"[-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 TERM_PATTERN = re.compile(
     rf"(?P<vector>.+?)(?:@(?P<layers>\d+(?:,\d+)*|increments))?="
     rf"(?:(?P<number>{NUMBER_PATTERN})\s*(?P<percent>%)?|(?P<out>out)|(?P<operation>{'|'.join(LEVELED)}):(?P<level>{NUMBER_PATTERN}|alarm))"
-    r"(?P<rest>(?:\s+(?:on|first|after|tokens|if)\b.*)?)"
+    r"(?P<rest>(?:\s+(?:on|in|first|after|tokens|if)\b.*)?)"
 )
 PHASE_PATTERN = re.compile(r"on (?P<phase>response|prompt|all)(?!\S)")
+PART_PATTERN = re.compile(r"in (?P<part>reply|thought|both)(?!\S)")
 TOKENS_PATTERN = re.compile(r"(?:first (?P<first>\d+)|after (?P<after>\d+)|tokens (?P<from>\d+)-(?P<to>\d+))(?!\S)")
 CONDITION_PATTERN = re.compile(
     r"if (?P<prompt>prompt )?(?P<vector>\S.*?)(?:@(?P<layer>\d+))?\s*(?P<sign>[<>])\s*"
@@ -76,6 +79,7 @@ class TermExpression(FrozenModel):
     level: Level | None = None
     layers: tuple[LayerNumber, ...] | Literal["increments"] | None = None
     phase: Phase = "response"
+    part: Part = "reply"
     tokens: tuple[LayerNumber, LayerNumber | None] = (0, None)
     when: ConditionExpression | None = None
 
@@ -110,6 +114,7 @@ class TermExpression(FrozenModel):
         else:
             strength = "out" if self.level is None else f"{self.operation}:{_shortest_decimal(self.level)}"
         conditions = [f"on {self.phase}"] if self.phase != "response" else []
+        conditions += [f"in {self.part}"] if self.part != "reply" else []
         first, last = self.tokens
         if self.tokens != (0, None):
             conditions.append(
@@ -180,13 +185,18 @@ def _parse_term(text: str) -> TermExpression:
     if match is None:
         raise InvalidSteering(f"Cannot read the steering {text!r}; {SHAPE}.")
     remaining, fields = match["rest"].strip(), {}
-    for name, pattern in (("phase", PHASE_PATTERN), ("tokens", TOKENS_PATTERN), ("when", CONDITION_PATTERN)):
+    for name, pattern in (
+        ("phase", PHASE_PATTERN),
+        ("part", PART_PATTERN),
+        ("tokens", TOKENS_PATTERN),
+        ("when", CONDITION_PATTERN),
+    ):
         if matched := pattern.match(remaining):
             fields[name], remaining = matched, remaining[matched.end() :].strip()
     if remaining:
         raise InvalidSteering(
             f"Cannot read {remaining!r} in the steering {text!r}; after the strength come, in this order, "
-            "`on prompt|all`, `first N`, `after N` or `tokens A-B`, and `if [prompt] NAME>VALUE`."
+            "`on prompt|all`, `in thought|both`, `first N`, `after N` or `tokens A-B`, and `if [prompt] NAME>VALUE`."
         )
     layers = match["layers"]
     number = match["number"]
@@ -199,6 +209,7 @@ def _parse_term(text: str) -> TermExpression:
             level=_parse_number(match["level"]) if match["level"] else None,
             layers=tuple(map(int, layers.split(","))) if layers and layers != "increments" else layers,
             phase=fields["phase"]["phase"] if "phase" in fields else "response",
+            part=fields["part"]["part"] if "part" in fields else "reply",
             tokens=_parse_tokens(fields.get("tokens")),
             when=_parse_condition(fields["when"]) if "when" in fields else None,
         )
@@ -267,6 +278,7 @@ def _resolve_term(spec: TermExpression, vectors: Mapping[str, PersonaVector]) ->
             layers=at,
             operation=spec.operation,
             phase=spec.phase,
+            part=spec.part,
             tokens=spec.tokens,
             when=when,
         )

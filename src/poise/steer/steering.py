@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from poise.errors import InvalidArgument, InvalidSteering
+from poise.model.parts import Part
 from poise.steer.operators import OPERATORS, Operation
 from poise.vector import PersonaVector
 from poise.vector.persona_vector import LARGEST
@@ -59,8 +60,10 @@ class Term:
         operation: See ``poise.steer.operators``.
         phase: ``response`` steers only tokens that the model generates (or the response span of a given text), never
             the last prompt token; ``prompt`` the tokens before; ``all`` both. Padding is never steered.
-        tokens: Tokens of the response that are steered: from the first up to, not including, the last; ``(0, None)``
-            is all of it.
+        part: Part of the response that is steered, where the model thinks before it replies: ``reply``, ``thought`` or
+            ``both``, with the marks around a thought. Where it does not think, all is reply.
+        tokens: Tokens of that part that are steered: from the first up to, not including, the last; ``(0, None)`` is
+            all of it.
         when: Condition on which to steer; ``None`` for always.
     """
 
@@ -69,6 +72,7 @@ class Term:
     layers: tuple[int, ...] | Literal["increments"]
     operation: Operation = "add"
     phase: Phase = "response"
+    part: Part = "reply"
     tokens: tuple[int, int | None] = (0, None)
     when: Condition | None = None
 
@@ -76,6 +80,9 @@ class Term:
         name = self.vector.name
         _check_choice(self.operation, tuple(OPERATORS), f"operation on {name}")
         _check_choice(self.phase, get_args(Phase), f"phase in which {name} is steered")
+        _check_choice(self.part, get_args(Part), f"part of the answer in which {name} is steered")
+        if self.phase == "prompt" and self.part != "reply":
+            raise InvalidSteering(f"The {self.part} is a part of the response; steer {name} there, not on the prompt.")
         _check_number(self.value, f"The strength of {name} is")
         if self.operation == "project_out" and self.value != 1:
             raise InvalidSteering(
@@ -170,6 +177,7 @@ class Steering:
         coef: float | None = None,
         layer: int | None = None,
         phase: Phase = "response",
+        part: Part = "reply",
     ) -> Steering:
         """Add α·v at one layer (Chen et al. 2025, section 3.2): more of the trait, or with a minus sign less of it.
 
@@ -179,6 +187,7 @@ class Steering:
             coef: Strength as α, in mean differences. Give this or ``dose``.
             layer: Counted from 0; default, the vector's layer to steer at.
             phase: Which tokens are steered.
+            part: Which part of the response, where the model thinks before it replies.
 
         Raises:
             InvalidSteering: no strength or two, one that is not finite, no such layer or phase.
@@ -190,25 +199,34 @@ class Steering:
         if coef is None:
             _check_number(dose, f"The dose of {vector.name} is")
             coef = vector.coef(float(dose or 0.0), chosen)
-        return cls((Term(vector=vector, value=coef, layers=(chosen,), phase=phase),))
+        return cls((Term(vector=vector, value=coef, layers=(chosen,), phase=phase, part=part),))
 
     @classmethod
-    def project_out(cls, vector: PersonaVector, *, layer: int | None = None, phase: Phase = "response") -> Steering:
+    def project_out(
+        cls, vector: PersonaVector, *, layer: int | None = None, phase: Phase = "response", part: Part = "reply"
+    ) -> Steering:
         """Leave nothing along the direction at one layer.
 
         Args:
             vector: Vector whose direction is removed.
             layer: Counted from 0; default, the vector's layer to steer at.
             phase: Which tokens are steered.
+            part: Which part of the response, where the model thinks before it replies.
 
         Raises:
             InvalidSteering: no such layer or phase.
         """
-        return cls._at_level(vector, 1.0, layer, "project_out", phase)
+        return cls._at_level(vector, 1.0, layer, "project_out", phase, part)
 
     @classmethod
     def clamp(
-        cls, vector: PersonaVector, *, level: float, layer: int | None = None, phase: Phase = "response"
+        cls,
+        vector: PersonaVector,
+        *,
+        level: float,
+        layer: int | None = None,
+        phase: Phase = "response",
+        part: Part = "reply",
     ) -> Steering:
         """Hold the projection on the unit direction at a level.
 
@@ -217,15 +235,22 @@ class Steering:
             level: Projection in residual-stream units, as ``PersonaVector.project`` gives it.
             layer: Counted from 0; default, the vector's layer to steer at.
             phase: Which tokens are steered.
+            part: Which part of the response, where the model thinks before it replies.
 
         Raises:
             InvalidSteering: a level that is not finite, no such layer or phase.
         """
-        return cls._at_level(vector, level, layer, "clamp", phase)
+        return cls._at_level(vector, level, layer, "clamp", phase, part)
 
     @classmethod
     def cap(
-        cls, vector: PersonaVector, *, level: float, layer: int | None = None, phase: Phase = "response"
+        cls,
+        vector: PersonaVector,
+        *,
+        level: float,
+        layer: int | None = None,
+        phase: Phase = "response",
+        part: Part = "reply",
     ) -> Steering:
         """Keep the projection on the unit direction at a level or below (arXiv:2601.10387).
 
@@ -235,15 +260,22 @@ class Steering:
                 ``place = vector.at("read")``, ``place.alarm("mean").threshold``, ``place.layer``.
             layer: Counted from 0; default, the vector's layer to steer at.
             phase: Which tokens are steered.
+            part: Which part of the response, where the model thinks before it replies.
 
         Raises:
             InvalidSteering: a level that is not finite, no such layer or phase.
         """
-        return cls._at_level(vector, level, layer, "cap", phase)
+        return cls._at_level(vector, level, layer, "cap", phase, part)
 
     @classmethod
     def floor(
-        cls, vector: PersonaVector, *, level: float, layer: int | None = None, phase: Phase = "response"
+        cls,
+        vector: PersonaVector,
+        *,
+        level: float,
+        layer: int | None = None,
+        phase: Phase = "response",
+        part: Part = "reply",
     ) -> Steering:
         """Keep the projection on the unit direction at a level or above: the mirror of a cap.
 
@@ -252,19 +284,21 @@ class Steering:
             level: Projection in residual-stream units, as ``PersonaVector.project`` gives it.
             layer: Counted from 0; default, the vector's layer to steer at.
             phase: Which tokens are steered.
+            part: Which part of the response, where the model thinks before it replies.
 
         Raises:
             InvalidSteering: a level that is not finite, no such layer or phase.
         """
-        return cls._at_level(vector, level, layer, "floor", phase)
+        return cls._at_level(vector, level, layer, "floor", phase, part)
 
     @classmethod
     def _at_level(
-        cls, vector: PersonaVector, level: float, layer: int | None, operation: Operation, phase: Phase
+        cls, vector: PersonaVector, level: float, layer: int | None, operation: Operation, phase: Phase, part: Part
     ) -> Steering:
         _check_vector(vector)
         chosen = vector.at("steer", layer).layer
-        return cls((Term(vector=vector, value=level, layers=(chosen,), operation=operation, phase=phase),))
+        term = Term(vector=vector, value=level, layers=(chosen,), operation=operation, phase=phase, part=part)
+        return cls((term,))
 
     def __add__(self, other: Steering) -> Steering:
         """Both together; orthogonal if either is."""
@@ -283,7 +317,7 @@ class Steering:
                 v = _orthogonal_part(v, added)
                 added.append(_at_layers(v, term.touched))
             elif term.operation == "project_out":
-                earlier = removed.setdefault((term.phase, term.tokens, term.when), [])
+                earlier = removed.setdefault((term.phase, term.part, term.tokens, term.when), [])
                 v = _orthogonal_part(v, earlier)
                 earlier.append(_at_layers(v, term.touched))
             by_term.append(term.directions(v))

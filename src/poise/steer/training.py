@@ -202,10 +202,10 @@ def _layer_operations(model: Model, steering: Steering) -> dict[int, list[LayerO
     """What is done at each layer, in working order, with directions [1, d] on the model's device."""
     out: dict[int, list[LayerOperation]] = {}
     for term, directions in zip(steering.terms, steering.directions(), strict=True):
-        if term.when is not None or term.scheduled or term.phase == "prompt":
+        if term.when is not None or term.scheduled or term.phase == "prompt" or term.part != "reply":
             raise InvalidSteering(
-                f"A vaccine works on whole texts; {term.vector.name} comes with a condition, a schedule or the prompt "
-                "alone. Give its strength and layers only."
+                f"A vaccine works on whole texts; {term.vector.name} comes with a condition, a schedule, a part of the "
+                "answer or the prompt alone. Give its strength and layers only."
             )
         for layer, v in directions.items():
             level = 0.0 if term.operation in ("add", "project_out") else term.value

@@ -1,0 +1,83 @@
+"""The text of one static answer and the parts of its tokens, worked out only where there may be a thought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from poise.engine.detokenizer import Detokenizer
+from poise.model import Model
+from poise.model.parts import TokenPart
+
+__all__ = ["AnswerParts"]
+
+
+class AnswerParts:
+    """Follows one answer. An answer that has begun as a reply costs a look at each token, no more.
+
+    Args:
+        model: The model that generates.
+        prompt: Tokens that the answer follows.
+    """
+
+    def __init__(self, model: Model, prompt: Sequence[int]) -> None:
+        self.model, self.prompt = model, prompt
+        self.tokens: list[int] = []
+        self.tracker = model.thought_marks.tracker(model.tokenizer, prompt)
+        self._detokenizer = Detokenizer(model.tokenizer)
+        self._split_marks = not set(model.thought_marks.closings) <= set(model.thought_marks.ids.values())
+
+    def add(self, token: int) -> None:
+        """Add the next token."""
+        self.tokens.append(token)
+        if self._split_marks or self.tracker.watching or token in self.model.thought_marks.ids:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Look at all tokens so far."""
+        for token in self.tokens[len(self._detokenizer.tokens) :]:
+            self._detokenizer.add(token)
+            self.tracker.add(token, self._detokenizer.pieces[-1])
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        if self.tracker.marked or self.tracker.watching:
+            self.complete()
+
+    def complete(self) -> None:
+        """Settle every token's part and text."""
+        self.catch_up()
+        self._detokenizer.finish()
+        pieces = self._detokenizer.pieces
+        if pieces and pieces[-1] not in ("", self.tracker.pieces[-1]):  # the rest of a character
+            self.tracker = self.model.thought_marks.tracker(self.model.tokenizer, self.prompt)
+            for token, piece in zip(self.tokens, pieces, strict=True):
+                self.tracker.add(token, piece)
+        self.tracker.finish()
+
+    @property
+    def marked(self) -> bool:
+        """Whether there is anything but a reply."""
+        return self.tracker.marked
+
+    @property
+    def part(self) -> TokenPart:
+        """Part of the newest token, as far as it is known."""
+        return self.tracker.part if self.marked else "reply"
+
+    @property
+    def place(self) -> int:
+        """Number of tokens of the newest one's part that stand before it."""
+        unseen = len(self.tokens) - len(self._detokenizer.tokens)  # all of them reply
+        return self.tracker.place + unseen if self.marked else len(self.tokens) - 1
+
+    @property
+    def parts(self) -> tuple[TokenPart, ...]:
+        """Part of each token."""
+        return tuple(self.tracker.parts if self.marked else ["reply" for _ in self.tokens])
+
+    @property
+    def text(self) -> str:
+        """The answer, with the marks around its thought."""
+        if self.marked:
+            return "".join(self.tracker.pieces)
+        return str(self.model.tokenizer.decode(self.tokens, skip_special_tokens=True))
