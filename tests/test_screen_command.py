@@ -34,8 +34,8 @@ def command(folder: Path, two: list[PersonaVector], tmp_path_factory: pytest.Tem
         vectors.save_vector(named(name, loaded, seed + 1), where / f"{name}.safetensors")
         options += ["--vector", str(where / f"{name}.safetensors")]
 
-    def invoke(data: object, out: Path, *more: str) -> Result:
-        return CliRunner().invoke(app, ["screen", str(data), "--out", str(out), *options, *more])
+    def invoke(data: object, out: Path, *more: str, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(app, ["screen", str(data), "--out", str(out), *options, *more], input=stdin)
 
     return invoke
 
@@ -105,6 +105,31 @@ class TestTheCommand:
         assert set(facts["rejected"]) == {"not UTF-8 text", "longer than the model's window", "cut short"}
         assert facts["answers"] == facts["rows"] - 3
         assert "pairs from question, answer" in done.stderr
+
+    def test_reads_standard_input_and_goes_on_where_it_is_piped_again(self, command: Any, tmp_path: Path) -> None:
+        content = mixed(tmp_path / "rows.jsonl").read_bytes()
+        results = []
+        for _ in range(2):
+            done = command("-", tmp_path / "out", "--method", "raw", "--top", "3", "--json", stdin=content)
+            assert done.exit_code == 0, done.output
+            results.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()})
+            assert len(list((tmp_path / "out" / ".run").glob("*/job"))) == 1, "scored once"
+        assert results[0] == results[1]
+        assert {json.loads(line)["file"] for line in results[0]["rejected.jsonl"].splitlines()} == {"stdin.jsonl"}
+        facts = json.loads(done.stdout)
+        assert facts["files"]["rejected_rows"] == str(tmp_path / "out" / "rejected_rows.jsonl")
+        assert facts["notes"] == [
+            "3 rows could not be read and are neither in clean.jsonl nor in flagged.jsonl: rejected_rows.jsonl has "
+            "them as they came, rejected.jsonl says why."
+        ]
+
+    def test_refuses_to_fix_what_it_could_not_write_back(self, command: Any, tmp_path: Path) -> None:
+        text = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+        done = command(written(tmp_path / "rows.jsonl", [{"text": text}] * 3), tmp_path / "out", "--fix")
+        assert done.exit_code == 2
+        assert "keeps its chats as marked-up text in text, where no answer can be replaced" in " ".join(
+            done.stderr.split()
+        )
 
     def test_refuses_vectors_of_another_model(self, command: Any, tmp_path: Path) -> None:
         other = tiny.model("llama", seed=5)
