@@ -185,6 +185,8 @@ def _open_address(address: str) -> BinaryIO:
     fsspec = import_extra("fsspec", f"Reading {address}")
     try:
         stream = fsspec.open(address, "rb").open()
+    except FileNotFoundError as error:
+        raise InvalidData(f"{address}: cannot be read, it is not there or cannot be reached.") from error
     except Exception as error:
         raise InvalidData(f"{address}: cannot be read, {first_line(error).removesuffix('.')}.") from error
     return cast(BinaryIO, io.BufferedReader(_AddressStream(address, stream), BLOCK))
