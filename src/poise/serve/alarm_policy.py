@@ -61,7 +61,9 @@ class GuardedOutput:
 
 
 class AlarmGuard:
-    """Watches one answer by its readings: what its steering by itself adds to a reading raises no alarm.
+    """Watches one answer by its reply's readings: what its steering by itself adds to a reading raises no alarm.
+
+    Thoughts, and the marks around them, count for no alarm and no summary: thresholds are set on replies.
 
     Args:
         watched: k vectors, in the order of the request's probes.
@@ -75,7 +77,9 @@ class AlarmGuard:
         self.watched, self.policy = tuple(watched), policy
         self._watcher = AlarmWatcher([w.alarms for w in self.watched])
         self._push = [torch.tensor([push[phase] if push else 0.0 for push in pushes]) for phase in (0, 1)]
-        self._tokens = 0
+        self._tokens = 0  # of the answer
+        self._replies: list[int] = []  # those that count, by their number in the answer, from 1
+        self._prompt: torch.Tensor | None = None
         self._begun = False
         self._capped: set[int] = set()
 
@@ -85,7 +89,15 @@ class AlarmGuard:
             return GuardedOutput(output=output)
         prompt = output.prompt_readings
         rows = [] if prompt is None else [torch.tensor(prompt) - self._push[0]]
-        rows += [torch.tensor(token.readings) - self._push[1] for token in output.tokens]
+        if any(token.ends_unopened_thought for token in output.tokens):
+            self._begin_again()
+        last = max((n for n, token in enumerate(output.tokens) if token.ends_unopened_thought), default=-1)
+        for n, token in enumerate(output.tokens):
+            if token.part == "reply" and n > last:
+                rows.append(torch.tensor(token.readings) - self._push[1])
+                self._replies.append(self._tokens + n + 1)
+        if prompt is not None:
+            self._prompt = rows[0]
         self._begun = self._begun or bool(rows)
         alerts = [self._alert(raised) for raised in (self._watcher.see(torch.stack(rows)) if rows else ())]
         stops = [a.raised.token for a in alerts if a.action == "stop"]
@@ -99,12 +111,21 @@ class AlarmGuard:
         late = [self._alert(raised, "note") for raised in self._watcher.end()]  # nothing is left to cap or to stop
         return GuardedOutput(output=output, alerts=(*alerts, *late), readings=self._watcher.readings())
 
+    def _begin_again(self) -> None:
+        """What was taken for a reply was thought: it counts no more; alarms that it raised stay raised."""
+        self._watcher = AlarmWatcher([w.alarms for w in self.watched])
+        self._replies = []
+        if self._prompt is not None:
+            self._watcher.see(self._prompt.unsqueeze(0))
+
     def readings(self) -> AnswerReadings | None:
         """AnswerReadings of what there is so far."""
         return self._watcher.readings() if self._begun else None
 
     def _alert(self, raised: RaisedAlarm, action: Action | None = None) -> Alert:
         name = self.watched[raised.column].name
+        if raised.token:
+            raised = replace(raised, token=self._replies[raised.token - 1])
         return Alert(name, raised, action or self.policy.action(name))
 
     def _cap(self, alerts: Sequence[Alert]) -> Steering | None:

@@ -116,7 +116,7 @@ def _steering(
 def _encode_prompts(body: OpenAIRequest, model: Model) -> list[Encoded]:
     try:
         if isinstance(body, ChatCompletionRequest):
-            return [model.encode(_request_messages(body))]
+            return [model.encode(_request_messages(body), thinking=body.thinking)]
         return [_encode_plain(prompt, model) for prompt in cast("CompletionRequest", body).prompts]
     except UserError as error:
         param = "messages" if isinstance(body, ChatCompletionRequest) else "prompt"
@@ -124,7 +124,13 @@ def _encode_prompts(body: OpenAIRequest, model: Model) -> list[Encoded]:
 
 
 def _request_messages(body: ChatCompletionRequest) -> list[Message]:
-    return [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in body.messages]
+    messages: list[Message] = []
+    for m in body.messages:
+        message: Message = {"role": "system" if m.role == "developer" else m.role, "content": m.text}
+        if m.reasoning_content and m.role == "assistant":
+            message["thought"] = m.reasoning_content
+        messages.append(message)
+    return messages
 
 
 def _encode_plain(prompt: str | Sequence[int], model: Model) -> Encoded:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Literal
 
 from poise.engine import GeneratedToken
@@ -51,15 +52,26 @@ class AnswerChoice:
         output = guarded.output
         self.prompt = output.prompt_readings if output.prompt_readings is not None else self.prompt
         self.tokens += output.tokens
+        if any(token.ends_unopened_thought for token in output.tokens):
+            end = max(n for n, token in enumerate(self.tokens) if token.ends_unopened_thought)
+            self.tokens[:end] = [replace(t, part="thought") if t.part == "reply" else t for t in self.tokens[:end]]
         self.alerts += guarded.alerts
         self.readings = guarded.readings or self.readings
         self.finish = "content_filter" if guarded.stopped else output.finish
 
     @property
     def text(self) -> str:
-        """The answer's text, and the message after it where an alarm stopped it."""
-        text = "".join(token.text for token in self.tokens)
+        """The reply of a chat, or all of a completion; and the message after it where an alarm stopped it."""
+        if self.kind == "chat":
+            text = "".join(token.text for token in self.tokens if token.part == "reply")
+        else:
+            text = "".join(_raw_text(token) for token in self.tokens)
         return text + (self.plan.policy.message if self.finish == "content_filter" else "")
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought before its reply."""
+        return "".join(token.text for token in self.tokens if token.part == "thought")
 
     @property
     def body(self) -> dict[str, Any]:
@@ -67,6 +79,8 @@ class AnswerChoice:
         body: dict[str, Any] = {"index": self.index, "finish_reason": self.finish}
         if self.kind == "chat":
             body["message"] = {"role": "assistant", "content": self.text, "refusal": None}
+            if self.reasoning:
+                body["message"]["reasoning_content"] = self.reasoning
         else:
             body["text"] = self.text
         body["logprobs"] = self._logprobs(self.tokens)
@@ -93,11 +107,16 @@ class AnswerChoice:
         """The ``choices[i]`` of the chunks that a step makes, once it has been added."""
         out = []
         tokens, alerts = guarded.output.tokens, list(guarded.alerts)
-        if tokens:
-            text = "".join(token.text for token in tokens)
-            poise = {**self._tokens(tokens), "alarms": self._alarms(alerts)}
-            out.append(self._chunk_choice({"content": text}, text, poise, logprobs=self._logprobs(tokens)))
-            alerts = []
+        for part, same in groupby(tokens, key=lambda token: token.part):
+            run = list(same)
+            text = "".join(token.text for token in run)
+            raw = "".join(map(_raw_text, run))
+            name = "reasoning_content" if part == "thought" else "content"
+            delta = {} if part == "mark" else {name: text}
+            poise = {**self._tokens(run), "alarms": self._alarms(alerts)}
+            if delta or _has_poise_field(self.plan) or self.kind == "text":
+                out.append(self._chunk_choice(delta, raw, poise, logprobs=self._logprobs(run)))
+                alerts = []
         if self.finish == "content_filter":
             message = self.plan.policy.message
             poise = {**self._tokens(()), "alarms": self._alarms(alerts)}
@@ -140,7 +159,7 @@ class AnswerChoice:
     def _tokens(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
         place = {w: n for n, w in enumerate(self.plan.watched)}
         readings = {w.name: [finite(t.readings[place[w]]) for t in tokens] for w in self.plan.shown}
-        return {"tokens": [token.text for token in tokens], "readings": readings}
+        return {"tokens": [t.text for t in tokens], "readings": readings, "parts": [t.part for t in tokens]}
 
     def _summary(self) -> dict[str, Any]:
         place = {w: n for n, w in enumerate(self.plan.watched)}
@@ -152,7 +171,9 @@ class AnswerChoice:
     def _logprobs(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any] | None:
         if self.plan.requests[self.index].top_logprobs is None:
             return None
-        return _chat_logprobs(tokens) if self.kind == "chat" else _text_logprobs(tokens)
+        if self.kind == "text":
+            return _text_logprobs(tokens)
+        return _chat_logprobs([token for token in tokens if token.part == "reply"])
 
 
 def answer_summary(readings: AnswerReadings | None, column: int) -> dict[str, Any]:
@@ -161,6 +182,11 @@ def answer_summary(readings: AnswerReadings | None, column: int) -> dict[str, An
         return {"prompt": None, "mean": None, "peak": None, "tokens": 0}
     values = {name: finite(getattr(readings, name)[column]) for name in ("prompt", "mean", "peak")}
     return {**values, "tokens": readings.tokens}
+
+
+def _raw_text(token: GeneratedToken) -> str:
+    """What a token adds to an answer whose thought is not set apart."""
+    return token.text if token.piece is None else token.piece
 
 
 def finite(value: float) -> float | None:
@@ -185,7 +211,7 @@ def _text_logprobs(tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
     offsets, at = [], 0
     for token in tokens:
         offsets.append(at)
-        at += len(token.text)
+        at += len(_raw_text(token))
     return {
         "tokens": [t.decoded for t in tokens],
         "token_logprobs": [t.logprob for t in tokens],
@@ -194,13 +220,16 @@ def _text_logprobs(tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
     }
 
 
-def usage_body(plan: RequestPlan, choices: Sequence[AnswerChoice]) -> dict[str, int]:
+def usage_body(plan: RequestPlan, choices: Sequence[AnswerChoice]) -> dict[str, Any]:
     """Tokens of a request. The token that ended an answer is not counted."""
     generated = sum(len(choice.tokens) for choice in choices)
     return {
         "prompt_tokens": plan.prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": plan.prompt_tokens + generated,
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(token.part == "thought" for choice in choices for token in choice.tokens)
+        },
     }
 
 

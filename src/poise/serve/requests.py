@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from poise.model.rendering import Thinking
 from poise.steer import SteeringExpression
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "PoiseField", "StreamOptions"]
@@ -23,6 +24,7 @@ def _complete_characters(text: str) -> str:
 RequestText = Annotated[str, AfterValidator(_complete_characters)]
 RequestName = Annotated[RequestText, Field(min_length=1, max_length=200)]
 StopString = Annotated[RequestText, Field(min_length=1, max_length=200)]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 OnlyZero = Annotated[float, Field(ge=0, le=0, description="Not supported; may only be 0.")]
 
 
@@ -49,6 +51,9 @@ class ChatMessage(StrictRequest):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: RequestText | list[TextPart]
+    reasoning_content: RequestText | None = Field(
+        None, description="The thought of an assistant's earlier turn, which the template shows or drops."
+    )
 
     @property
     def text(self) -> str:
@@ -60,6 +65,14 @@ class StreamOptions(StrictRequest):
     """Of a streamed answer."""
 
     include_usage: bool = Field(False, description="One more chunk at the end, with the usage and without choices.")
+
+
+class TemplateSwitches(StrictRequest):
+    """Of the chat template's switches those for thinking, under vLLM's name for them."""
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
 
 
 class PoiseField(StrictRequest):
@@ -118,6 +131,28 @@ class ChatCompletionRequest(OpenAIRequest):
     max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000, description="The newer name of max_tokens.")
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
+    reasoning_effort: ReasoningEffort | None = Field(
+        None, description="Think before the reply, as much as the template has levels for; `none` switches it off."
+    )
+    chat_template_kwargs: TemplateSwitches = TemplateSwitches()
+
+    @property
+    def thinking(self) -> Thinking:
+        """Whether the model is to think first, or how much; off where the request does not say."""
+        switches = self.chat_template_kwargs
+        effort = self.reasoning_effort or switches.reasoning_effort
+        on = switches.thinking if switches.enable_thinking is None else switches.enable_thinking
+        return bool(on) if effort is None or effort == "none" else effort
+
+    @model_validator(mode="after")
+    def _one_choice_of_thinking(self) -> ChatCompletionRequest:
+        switches = self.chat_template_kwargs
+        efforts = [e for e in (self.reasoning_effort, switches.reasoning_effort) if e]
+        choices = {on for on in (switches.enable_thinking, switches.thinking) if on is not None}
+        choices |= {effort != "none" for effort in efforts}
+        if len(choices) > 1 or len(set(efforts)) > 1:
+            raise ValueError("thinking is switched on and off, or to two efforts, at once; give one")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatCompletionRequest:

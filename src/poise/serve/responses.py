@@ -56,12 +56,19 @@ class Models(BaseModel):
     data: list[ModelEntry]
 
 
+class CompletionTokensDetails(BaseModel):
+    """Of an answer's tokens those that are thought; the marks around them are neither thought nor reply."""
+
+    reasoning_tokens: int
+
+
 class TokenUsage(BaseModel):
     """Tokens of a request."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionTokensDetails
 
 
 class AlarmRaised(BaseModel):
@@ -104,6 +111,7 @@ class Told(BaseModel):
     prompt: ValuesByVector
     tokens: list[str]
     readings: dict[str, list[float | None]]
+    parts: list[Literal["thought", "mark", "reply"]]
     summary: dict[str, OneSummary]
     alarms: list[AlarmRaised]
 
@@ -114,6 +122,7 @@ class AssistantMessage(BaseModel):
     role: Literal["assistant"]
     content: str
     refusal: None
+    reasoning_content: str | None = None
 
 
 Finish = Literal["stop", "length", "content_filter"]
