@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,8 +120,18 @@ def _encode_prompts(body: OpenAIRequest, model: Model) -> list[Encoded]:
             return [model.encode(_request_messages(body), thinking=body.thinking)]
         return [_encode_plain(prompt, model) for prompt in cast("CompletionRequest", body).prompts]
     except UserError as error:
-        param = "messages" if isinstance(body, ChatCompletionRequest) else "prompt"
-        raise RequestError(400, str(error), code="invalid_prompt", param=param) from error
+        if isinstance(body, ChatCompletionRequest):
+            raise RequestError(400, str(error), code="invalid_prompt", param=_faulty_field(body, model)) from error
+        raise RequestError(400, str(error), code="invalid_prompt", param="prompt") from error
+
+
+def _faulty_field(body: ChatCompletionRequest, model: Model) -> str:
+    """Which field of a chat cannot be rendered: the switch for thinking, where the same messages can be without it."""
+    if body.thinking:
+        with contextlib.suppress(UserError):
+            model.encode(_request_messages(body))
+            return "reasoning_effort" if body.reasoning_effort else "chat_template_kwargs"
+    return "messages"
 
 
 def _request_messages(body: ChatCompletionRequest) -> list[Message]:
