@@ -650,6 +650,27 @@ class TestWhatGoesWrong:
         whole = train(settings(home, tmp_path / "whole", epochs=40))
         assert equal(done.adapter, whole.adapter, within=1e-5)
 
+    @pytest.mark.parametrize(
+        ("lines", "complaint"),
+        [
+            ("vaccine: {steer: [e=1], layers: incremnts}", "'incremnts'; it must be 'increments', did you mean"),
+            ("vaccine: {steer: [e=1], layers: [-2]}", "vaccine.layers.0 is -2; it must be at least 0"),
+            ("vaccine: {steer: [e=1], layers: []}", r"vaccine.layers is \[\]; it must be a list of at least 1"),
+            ("vaccine: {steer: [e=1], layers: [1, true]}", "vaccine.layers.1 is True"),
+            ("vaccine: {steer: [e=1], layers: 3}", "vaccine.layers is 3; it must be a list"),
+            ("vaccine: {steer: [e=1], warmup: 0.8, decay: 0.8}", "warmup and vaccine.decay are shares"),
+            ("lora: {targets: []}", r"lora.targets is \[\]; it must be a list of at least 1"),
+            ("schedule: linaer", "'linear', 'constant' or 'cosine', did you mean linear"),
+            ("1: 2\nnull: 3\ntrue: 4", r"(?s)3 mistakes.*line 4: 1 is no name.*line 5: null .*line 6: true "),
+        ],
+    )
+    def test_each_slip_is_one_fault_in_plain_words(self, tmp_path: Path, lines: str, complaint: str) -> None:
+        path = tmp_path / "c.yaml"
+        path.write_text(f"model: m\ndata: [d]\nout: o\n{lines}\n")
+        with pytest.raises(InvalidSettings, match=complaint) as raised:
+            read_settings(path, TrainConfig)
+        assert "literal" not in str(raised.value)
+
     def test_no_judge_is_none_in_yaml_as_on_the_command_line(self, tmp_path: Path) -> None:
         path = tmp_path / "c.yaml"
         for word in ("none", "null", "~"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,14 +126,22 @@ def read_settings(path: str | Path, kind: type[S]) -> S:
         raise InvalidSettings(f"{where}{line}: {error}; fix it and try again.") from error
     data, root = document.values, document.root
     if not isinstance(data, dict):
-        raise InvalidSettings(f"{where} holds no settings; it should have lines like `model: NAME`.")
+        raise InvalidSettings(
+            f"{where} holds no settings; it should have lines like `{next(iter(kind.model_fields))}: …`."
+        )
     # YAML itself would let the last of two win.
     faults = [(key.start_mark.line + 1, f"{key.value} is there twice; keep one") for key in document.repeated]
+    unnamed = list(_keys_that_are_no_text(root))
+    faults += [(key.start_mark.line + 1, f"{key.value} is no name; put it in quotes") for key in unnamed]
     settings = None
     try:
         settings = kind.model_validate(data)
     except ValidationError as error:
-        faults += [(line_at(root, fault["loc"]), describe_fault(dict(fault), kind)) for fault in error.errors()]
+        faults += [
+            (line_at(root, fault["loc"]), describe_fault(fault, kind))
+            for fault in merged_faults(error)
+            if not (unnamed and _is_of_a_key(fault))
+        ]
     if settings is not None and not faults:
         return settings
     lines = [f"line {line}: {fault}" for line, fault in sorted(faults, key=lambda fault: fault[0])]
@@ -151,7 +160,7 @@ def check_settings(values: Mapping[str, Any], kind: type[S]) -> S:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        faults = "; ".join(describe_fault(dict(fault), kind) for fault in error.errors())
+        faults = "; ".join(describe_fault(fault, kind) for fault in merged_faults(error))
         raise InvalidSettings(f"{kind.__name__}: {faults}; fix it and try again.") from error
 
 
@@ -173,6 +182,23 @@ def _repeated(node: yaml.Node | None, seen: set[int] | None = None) -> Iterator[
                 yield key
             keys.add(key.value)
             yield from _repeated(value, visited)
+
+
+def _keys_that_are_no_text(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """Keys that YAML reads as numbers, dates, true, false or null."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _keys_that_are_no_text(item)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                yield key
+            yield from _keys_that_are_no_text(value)
+
+
+def _is_of_a_key(fault: Mapping[str, Any]) -> bool:
+    last = fault["loc"][-1] if fault["loc"] else ""
+    return not isinstance(last, str) and fault["type"] in ("extra_forbidden", "invalid_key", "string_type")
 
 
 def _text_values(node: yaml.Node | None, built: dict[int, Any]) -> Any:
@@ -199,6 +225,27 @@ def _text_values(node: yaml.Node | None, built: dict[int, Any]) -> Any:
     return node.value
 
 
+def merged_faults(error: ValidationError) -> list[dict[str, Any]]:
+    """The faults that pydantic found, one for each mistake: of a choice of shapes, only what was meant is judged."""
+    merged: list[dict[str, Any]] = []
+    choices: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for details in error.errors():
+        fault: dict[str, Any] = dict(details)
+        place: tuple[int | str, ...] = fault["loc"]
+        at = next((i for i, part in enumerate(place) if isinstance(part, str) and UNION_MEMBER.match(part)), None)
+        fault["loc"] = tuple(part for part in place if not (isinstance(part, str) and UNION_MEMBER.match(part)))
+        if at is None:
+            merged.append(fault)
+        else:
+            choices.setdefault(place[:at], []).append(fault)
+    for faults in choices.values():
+        words = [fault for fault in faults if fault["type"] == "literal_error"]
+        others = [fault for fault in faults if fault["type"] != "literal_error"]
+        text = all(isinstance(fault["input"], str) for fault in words)
+        merged += (words if words and text else others or words)[:1]
+    return merged
+
+
 def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
     """One fault that pydantic found, in plain words: the field, its value and the limit, or the name that was meant."""
     place, kind_of_fault, context = fault["loc"], fault["type"], fault.get("ctx", {})
@@ -207,8 +254,12 @@ def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
         near = difflib.get_close_matches(str(place[-1]), _fields_at(kind, place[:-1]), n=1)
         return f"{field} is an unknown setting" + (f", did you mean {near[0]}?" if near else "")
     if kind_of_fault == "value_error":
-        return f"{field} {context.get('error', fault['msg'])!s}"
+        return f"{field if place else ''} {context.get('error', fault['msg'])!s}".strip()
     value = reprlib.repr(fault["input"])
+    if kind_of_fault == "literal_error" and isinstance(fault["input"], str):
+        near = difflib.get_close_matches(fault["input"], re.findall(r"'([^']*)'", context["expected"]), n=1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        return f"{field} is {value}; it must be {context['expected']}{hint}"
     for name, words in LIMITS.items():
         if kind_of_fault in LIMIT_FAULTS[name]:
             return f"{field} is {value}; it must be {words.format(**context)}"
@@ -216,6 +267,7 @@ def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
 
 
 FAULTS = {"missing": "is missing"}
+UNION_MEMBER = re.compile(r"(literal|tuple|list|dict|function-\w+|constrained-\w+|nullable)\[|\[key\]$")
 LIMIT_FAULTS = {
     "number": ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type", "finite_number"),
     "text": ("string_type",),

@@ -21,9 +21,12 @@ class LoraSettings(Settings):
     alpha: int = Field(default=64, ge=1, description="Scale: α/√r with rank stabilisation, α/r without.")
     dropout: Fraction = Field(default=0.0, description="Dropout on the adapter's input.")
     rslora: bool = Field(default=True, description="Rank stabilisation (arXiv:2312.03732).")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         default="all-linear", description="Modules by name; all-linear is every projection of every block."
     )
+
+
+LayerIndex = Annotated[int, Field(ge=0, strict=True)]
 
 
 class VaccineSettings(Settings):
@@ -32,7 +35,7 @@ class VaccineSettings(Settings):
     steer: tuple[str, ...] = Field(
         default=(), description="Steering expressions, e.g. evil.safetensors=2 or evil.safetensors=out (CAFT)."
     )
-    layers: Literal["increments"] | tuple[int, ...] | None = Field(
+    layers: Literal["increments"] | Annotated[tuple[LayerIndex, ...], Field(min_length=1)] | None = Field(
         default=None, description="Layers for expressions that name none; by default each vector's own layer."
     )
     positions: Literal["all", "response"] = Field(default="all", description="Which tokens are steered.")
@@ -126,6 +129,8 @@ class TrainConfig(Settings):
     def _some_work(self) -> TrainConfig:
         if self.vaccine.only and not self.vaccine.active:
             raise ValueError("vaccine.only needs vaccine.steer or vaccine.inoculation")
+        if self.vaccine.warmup + self.vaccine.decay > 1:
+            raise ValueError("vaccine.warmup and vaccine.decay are shares of the steps and add up to more than 1")
         if self.watch.stop and not self.watch.vectors:
             raise ValueError("watch.stop needs watch.vectors")
         return self
