@@ -121,7 +121,9 @@ def _encode_prompts(body: OpenAIRequest, model: Model) -> list[Encoded]:
         return [_encode_plain(prompt, model) for prompt in cast("CompletionRequest", body).prompts]
     except UserError as error:
         if isinstance(body, ChatCompletionRequest):
-            raise RequestError(400, str(error), code="invalid_prompt", param=_faulty_field(body, model)) from error
+            field = _faulty_field(body, model)
+            message = str(error) if field == "messages" else f"{field} is not supported by this model: {error}"
+            raise RequestError(400, message, code="invalid_prompt", param=field) from error
         raise RequestError(400, str(error), code="invalid_prompt", param="prompt") from error
 
 

@@ -26,6 +26,8 @@ export function answerView(turn, label) {
 
   const valueAt = (i) => (by && i >= 0 ? readingOf(turn, turn.pieces[i], by.name) : null);
   const paint = (span, i) => paintPiece(span, valueAt(i), valueAt(i - 1), scale);
+  const thoughtAt = (i) => (by && i >= 0 ? readingOf(turn, turn.thought[i], by.name, "thought") : null);
+  const paintThought = (span, i) => paintPiece(span, thoughtAt(i), thoughtAt(i - 1), scale);
   const point = (i) => {
     lit?.classList.remove("at");
     lit = text.children[i] ?? null;
@@ -46,6 +48,12 @@ export function answerView(turn, label) {
       text.append(spanOf(turn.pieces[i]));
       paint(text.lastChild, i);
     }
+    const thought = turn.thought ?? []; // a conversation kept by an older page has none
+    nodes.thought.hidden = thought.length === 0;
+    for (let i = nodes.thoughts.children.length; i < thought.length; i += 1) {
+      nodes.thoughts.append(spanOf(thought[i]));
+      paintThought(nodes.thoughts.lastChild, i);
+    }
     cursor.max = String(Math.max(1, turn.pieces.length));
     nodes.foot.hidden = turn.pieces.length === 0;
     nodes.node.classList.toggle("waiting", turn.finish === null);
@@ -56,6 +64,7 @@ export function answerView(turn, label) {
   const tint = (vector, itsScale) => {
     [by, scale] = [vector, itsScale];
     [...text.children].forEach(paint);
+    [...nodes.thoughts.children].forEach(paintThought);
     if (lit) point([...text.children].indexOf(lit));
     else readout.textContent = "Point at a token, or move the slider, for its number.";
   };
@@ -71,13 +80,15 @@ export function answerView(turn, label) {
 
 function nodesOf(label) {
   const text = el("p", { class: "tokens", dir: "auto" });
+  const thoughts = el("p", { class: "thoughts", dir: "auto" });
+  const thought = el("details", { class: "thought" }, el("summary", {}, "Thought before the reply"), thoughts);
   const options = { type: "range", min: "1", max: "1", step: "1", value: "1" };
   const cursor = el("input", { ...options, "aria-label": `${label}: read token by token` });
   const readout = el("output", { class: "readout" });
   const foot = el("div", { class: "foot" }, cursor, readout);
   const remarks = el("div", { class: "remarks" });
-  const node = el("div", { class: "answer", "aria-label": label, role: "group" }, text, foot, remarks);
-  return { node, text, cursor, readout, foot, remarks };
+  const node = el("div", { class: "answer", "aria-label": label, role: "group" }, thought, text, foot, remarks);
+  return { node, thought, thoughts, text, cursor, readout, foot, remarks };
 }
 
 /** A piece’s blank and its word: a blank is tinted inside of a passage only. */

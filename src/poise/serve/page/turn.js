@@ -10,6 +10,7 @@ export const begun = (asked) => ({
   ...asked,
   time: new Date().toISOString(),
   pieces: [],
+  thought: [],
   prompt: {},
   push: {},
   layers: {},
@@ -63,7 +64,12 @@ function take(turn, { delta = {}, poise = {}, finish_reason: finish }) {
     Object.fromEntries(
       Object.entries(poise.readings ?? {}).map(([trait, values]) => [trait, values.slice(from, to).map(kept)]),
     );
-  if (tokens.length === 0) {
+  const part = poise.parts?.[0] ?? (delta.reasoning_content ? "thought" : "reply");
+  if (part === "thought") {
+    turn.thought.push({ text: delta.reasoning_content ?? "", readings: read(0, tokens.length) });
+  } else if (part === "mark") {
+    // what stands around a thought is neither thought nor reply
+  } else if (tokens.length === 0) {
     if (text) turn.pieces.push({ text, readings: {} }); // a message that the server set, not the model’s own
   } else if (tokens.join("") === text) {
     tokens.forEach((token, i) => add(turn, token, read(i, i + 1)));
@@ -101,9 +107,10 @@ export function promptOf(turn, trait) {
 }
 
 /** A piece’s reading, the highest of its tokens’, less the push; null where there is none. */
-export function readingOf(turn, piece, trait) {
+export function readingOf(turn, piece, trait, part = "reply") {
   const values = (piece.readings[trait] ?? []).filter(known);
-  return values.length ? Math.max(...values) - pushed(turn, trait, "response") : null;
+  const push = part === "reply" ? pushed(turn, trait, "response") : 0; // dials steer the reply alone
+  return values.length ? Math.max(...values) - push : null;
 }
 
 const counted = new WeakMap(); // turns to their series, for as long as no piece is added
