@@ -198,7 +198,8 @@ def _keys_that_are_no_text(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
 
 def _is_of_a_key(fault: Mapping[str, Any]) -> bool:
     last = fault["loc"][-1] if fault["loc"] else ""
-    return not isinstance(last, str) and fault["type"] in ("extra_forbidden", "invalid_key", "string_type")
+    unknown = fault["type"] in ("extra_forbidden", "string_type") and not isinstance(last, str)
+    return unknown or fault["type"] == "invalid_key"
 
 
 def _text_values(node: yaml.Node | None, built: dict[int, Any]) -> Any:
