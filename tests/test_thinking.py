@@ -352,3 +352,17 @@ class TestSteering:
         for part, expected in (("reply", [push, 0.0]), ("thought", [0.0, push]), ("both", [push, push])):
             steering = Steering.add(vector, coef=1.0, part=part)  # type: ignore[arg-type]
             assert [steering_offset(steering, probe, "response", p) for p in ("reply", "thought")] == expected  # type: ignore[arg-type]
+
+
+class TestThePrintedAnswer:
+    def test_has_its_thought_apart(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        from poise import workflows
+        from poise.cli import facts, render
+
+        model = thinking.model("qwen3")
+        thinking.script(monkeypatch, model, {5: ANSWERS["qwen3"]})
+        answers = workflows.generate(["Q"], model, sampling=GREEDY, seed=5, thinking=True)
+        [answer] = facts.of_answers("tiny", ["Q"], answers, None, 5)["answers"]
+        assert (answer["text"], answer["reasoning_content"]) == (REPLY, THOUGHT)
+        render.show(render.answers(["Q"], answers))
+        assert capsys.readouterr().out == f"Thought:\n{THOUGHT}\n\n{REPLY}\n"

@@ -121,7 +121,8 @@ def of_answers(
         "answers": [
             {
                 "prompt": prompt,
-                "text": answer.text,
+                "text": answer.reply,
+                **({"reasoning_content": answer.thought} if answer.thought else {}),
                 "coefficient": coefficient,
                 "tokens": len(answer.ids),
                 "finish": answer.finish,
@@ -144,6 +145,7 @@ def _term_facts(term: Term) -> Facts:
         "dose": round(term.vector.dose(term.value, layer), 4) if added and isinstance(layer, int) else None,
         "level": term.value if leveled else None,
         "phase": term.phase,
+        "part": term.part,
         "tokens": term.tokens,
         "when": _condition_facts(term.when) if term.when else None,
     }

@@ -28,6 +28,7 @@ __all__ = [
     "Seed",
     "ShowOption",
     "Temperature",
+    "ThinkingOption",
     "TraitArgument",
     "VectorFile",
     "VectorOut",
@@ -120,6 +121,15 @@ Temperature = Annotated[
 ]
 Seed = Annotated[
     int, typer.Option("--seed", metavar="S", min=0, help="Of all that is random.", rich_help_panel=_AMOUNT)
+]
+ThinkingOption = Annotated[
+    Literal["off", "on", "minimal", "low", "medium", "high", "xhigh"],
+    typer.Option(
+        "--thinking",
+        metavar="HOW",
+        help="Let the model think before it replies: off, on, or a level such as high, where its template has them.",
+        rich_help_panel=_AMOUNT,
+    ),
 ]
 OnOtherModel = Annotated[
     bool,

@@ -251,11 +251,19 @@ def _limits_text(term: Term) -> str:
 def answers(prompts: Sequence[str], generations: Sequence[Generation]) -> Parts:
     """One answer alone, several under their prompts."""
     if len(generations) == 1:
-        return [_said(generations[0].text)]
+        return _thought_and_reply(generations[0])
     parts: Parts = []
     for prompt, answer in zip(prompts, generations, strict=True):
-        parts += [Text(f"> {_plain_number(prompt)}", style="bold"), _said(answer.text), ""]
+        parts += [Text(f"> {_plain_number(prompt)}", style="bold"), *_thought_and_reply(answer), ""]
     return parts[:-1]
+
+
+def _thought_and_reply(answer: Generation) -> Parts:
+    """The reply, and above it in dim letters what the model thought before."""
+    reply = _said(answer.reply)
+    if not answer.thought:
+        return [reply]
+    return [Text("Thought:", style="dim bold"), Text(_said(answer.thought).plain, style="dim"), "", reply]
 
 
 def demo(done: DemoResult) -> Parts:

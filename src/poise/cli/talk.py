@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from poise.cli.options import BatchOption, Device, Dtype, Json, MaxNewTokens, ModelName, OnOtherModel, Seed, Temperature
+from poise.cli.options import (
+    BatchOption,
+    Device,
+    Dtype,
+    Json,
+    MaxNewTokens,
+    ModelName,
+    OnOtherModel,
+    Seed,
+    Temperature,
+    ThinkingOption,
+)
 from poise.cli.work import load_model, note, working
 
 __all__ = ["generate_command"]
@@ -34,6 +45,7 @@ def generate_command(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: BatchOption = 32,
+    thinking: ThinkingOption = "off",
     as_json: Json = False,
 ) -> None:
     """Answer prompts, steered by as many vectors as you like."""
@@ -50,7 +62,15 @@ def generate_command(
         recipes.check_steering(steering, loaded, allow_other_model=allow_other_model)
         for caution in cautions(steering):
             note(f"warning: {caution}")
-        answers = recipes.generate(prompts, loaded, steering=steering, sampling=sampling, seed=seed, batch=batch)
+        answers = recipes.generate(
+            prompts,
+            loaded,
+            steering=steering,
+            sampling=sampling,
+            seed=seed,
+            batch=batch,
+            thinking=thinking == "on" if thinking == "on" or thinking == "off" else thinking,
+        )
     if as_json:
         facts.print_json(facts.of_answers(loaded.name, prompts, answers, steering, seed))
         return

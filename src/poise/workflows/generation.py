@@ -8,6 +8,7 @@ from poise import vector as vectors
 from poise.engine import Generation, SamplingParams
 from poise.engine.static import LocalEngine
 from poise.model import Model, ask
+from poise.model.rendering import Thinking
 from poise.steer import Steering, SteeringExpression
 
 __all__ = ["check_steering", "generate", "read_steering", "steer_by"]
@@ -59,8 +60,9 @@ def generate(
     sampling: SamplingParams,
     seed: int = 0,
     batch: int = 32,
+    thinking: Thinking = False,
 ) -> list[Generation]:
-    """Answer prompts, steered or not."""
+    """Answer prompts, steered or not; ``thinking`` lets the model think before it replies, where it has a switch."""
     engine = LocalEngine(model, batch=batch, allow_other_model=True)
-    encoded = [model.encode(ask(p)) for p in prompts]
+    encoded = [model.encode(ask(p), thinking=thinking) for p in prompts]
     return engine.generate(encoded, sampling, seeds=[seed + i for i in range(len(prompts))], steering=steering)
