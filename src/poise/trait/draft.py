@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ATTEMPTS", "OTHER_FILE", "draft", "write_trait"]
 
-OTHER_FILE = "another trait file, or one that was edited"
+OTHER_FILE = "something that this draft did not write, or that was edited since"
 ATTEMPTS = 4
 """Most replies asked for one piece before the draft is given up."""
 
