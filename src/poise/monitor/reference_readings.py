@@ -202,7 +202,7 @@ def generate_and_read(
                     seeds=[_prompt_seed(prompts[i], seed) for i in batch],
                     probes=probes,
                 )
-                summed = [summarize_projections(g.readings) for g in generations if g.readings is not None]
+                summed = [summarize_projections(r) for g in generations if (r := g.readings_of("reply")) is not None]
                 journal.append(
                     (keys[i], _journal_row(readings))
                     for i, readings in zip(batch, summed, strict=True)
