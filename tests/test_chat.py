@@ -37,7 +37,7 @@ from poise.cli import app
 from poise.cli.chat import commands, tint
 from poise.cli.chat.dialogue import AnswerPiece, ChatTurn, Dialogue, Setup, WatchedTrait, named, push, transcript
 from poise.cli.chat.loop import Screen, answer, converse, prepare, remarks
-from poise.engine import SamplingParams
+from poise.engine import SamplingParams, TextChunk
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, InvalidSteering, OutputExists, PoiseError
 from poise.model import Encoded, Model, load_model
@@ -764,3 +764,36 @@ def test_a_session_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     assert second["finish"] == "interrupted"
     assert len(second["tokens"]) < 64
     assert "48;2;" in terminal.seen
+
+
+class TestAThought:
+    """It is shown before its reply, and neither read, tinted nor sent back with it."""
+
+    def chunks(self) -> list[TextChunk]:
+        def chunk(text: str, value: float, part: Any) -> TextChunk:
+            return TextChunk(text=text, readings=torch.full((1, 2), value), part=part)
+
+        first = TextChunk(text="", readings=torch.zeros((1, 2)))
+        return [
+            first,
+            chunk("", 9, "mark"),
+            chunk("hm", 9, "thought"),
+            chunk("", 9, "mark"),
+            chunk("Four.", 2, "reply"),
+        ]
+
+    def test_is_no_part_of_the_answer_and_its_readings(self, setup: Setup) -> None:
+        heard = ChatTurn(user="2+2?", system="", steering=None, seed=0)
+        for chunk in self.chunks():
+            heard = heard.heard(chunk)
+        assert (heard.thought, heard.answer) == ("hm", "Four.")
+        assert heard.readings(setup.watched).mean == (2.0, 2.0)
+        assert heard.readings(setup.watched).tokens == 1
+        assert Dialogue(turns=(heard,)).messages()[-1]["content"] == "Four."
+
+    def test_stands_in_brackets_without_a_tint(self, setup: Setup) -> None:
+        plain = ChatTurn(user="2+2?", system="", steering=None, seed=0)
+        for by in (None, "grumpy"):
+            texts = list(tint.tinted_texts(self.chunks(), plain, by, setup.watched))
+            assert "".join(text for text, _ in texts) == "[thinking: hm]\nFour."
+            assert all(level == 0 for text, level in texts if text != "Four.")

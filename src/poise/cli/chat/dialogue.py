@@ -12,6 +12,7 @@ from poise.cli import facts
 if TYPE_CHECKING:
     from poise.engine import Probe, SamplingParams, TextChunk
     from poise.model import Message, Model
+    from poise.model.parts import TokenPart
     from poise.monitor import AnswerReadings
     from poise.steer import Steering
     from poise.vector import Alarm, PersonaVector
@@ -73,6 +74,7 @@ class AnswerPiece:
 
     text: str
     readings: tuple[tuple[float, ...], ...]
+    part: TokenPart = "reply"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +101,13 @@ class ChatTurn:
 
     @property
     def answer(self) -> str:
-        """All of its text."""
-        return "".join(piece.text for piece in self.pieces)
+        """The text of its reply."""
+        return "".join(piece.text for piece in self.pieces if piece.part == "reply")
+
+    @property
+    def thought(self) -> str:
+        """What the model thought before it; empty for most."""
+        return "".join(piece.text for piece in self.pieces if piece.part == "thought")
 
     def heard(self, chunk: TextChunk) -> ChatTurn:
         """With what came next; where traits are watched, the prompt's reading comes first."""
@@ -108,16 +115,16 @@ class ChatTurn:
         finish = chunk.finish or self.finish
         if rows and not self.prompt:
             return replace(self, prompt=rows[0], finish=finish)
-        added = (AnswerPiece(chunk.text, rows),) if chunk.text or rows else ()
+        added = (AnswerPiece(chunk.text, rows, chunk.part),) if chunk.text or rows else ()
         return replace(self, pieces=self.pieces + added, finish=finish)
 
     def readings(self, watched: Sequence[WatchedTrait]) -> AnswerReadings:
-        """Readings of the answer, less what its steering adds to them by itself; see ``push``."""
+        """Readings of the reply, less what its steering adds to them by itself; see ``push``."""
         import torch
 
         from poise.monitor.readings import summarize_projections
 
-        tokens = [row for piece in self.pieces for row in piece.readings]
+        tokens = [row for piece in self.pieces if piece.part == "reply" for row in piece.readings]
         values = torch.tensor([self.prompt, *tokens])
         values[0] -= torch.tensor([push(self.steering, w, "prompt") or 0.0 for w in watched])
         values[1:] -= torch.tensor([push(self.steering, w, "response") or 0.0 for w in watched])
@@ -244,10 +251,14 @@ def _turn(turn: ChatTurn, setup: Setup) -> dict[str, Any]:
         "system": turn.system,
         "user": turn.user,
         "answer": turn.answer,
+        **({"reasoning_content": turn.thought} if turn.thought else {}),
         "finish": turn.finish,
         "seed": turn.seed,
         "steering": facts.of_answers(setup.model.name, [], [], turn.steering, turn.seed)["steering"],
         "push": {p: [push(turn.steering, w, p) for w in setup.watched] for p in ("prompt", "response")},
         "prompt": turn.prompt,
-        "tokens": [{"text": piece.text, "readings": piece.readings} for piece in turn.pieces],
+        "tokens": [
+            {"text": piece.text, "readings": piece.readings} | ({} if piece.part == "reply" else {"part": piece.part})
+            for piece in turn.pieces
+        ],
     }

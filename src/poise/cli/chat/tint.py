@@ -22,6 +22,7 @@ from poise.report import wording as words
 if TYPE_CHECKING:
     from poise.cli.chat.dialogue import ChatTurn, WatchedTrait
     from poise.engine import TextChunk
+    from poise.model.parts import TokenPart
     from poise.monitor import RaisedAlarm
     from poise.monitor.readings import ReadingName
     from poise.steer import Steering, Term
@@ -76,15 +77,24 @@ CJK = re.compile(r"[⺀-鿿가-힣豈-﫿]")
 def tinted_texts(
     pieces: Iterable[TextChunk], turn: ChatTurn, by: str | None, watched: Sequence[WatchedTrait]
 ) -> Iterator[tuple[str, int]]:
-    """The texts of an answer to ``turn`` with their levels by a watched trait; 0 where there is none."""
+    """The texts of an answer to ``turn`` with their levels by a watched trait; 0 where there is none.
+
+    A thought stands in brackets before its reply, without levels: what is watched is the reply.
+    """
     column = next((k for k, w in enumerate(watched) if w.name == by), None)
-    if column is None:
-        yield from ((cleaned(piece.text), 0) for piece in pieces)
-        return
-    less = push(turn.steering, watched[column], "response") or 0.0
+    less = 0.0 if column is None else push(turn.steering, watched[column], "response") or 0.0
+    part: TokenPart = "reply"
     for piece in pieces:
-        if piece.text:
-            yield cleaned(piece.text), level(float(piece.readings[:, column].max()) - less, watched[column])
+        if not piece.text:
+            continue
+        if piece.part != part:
+            yield ("[thinking: ", 0) if piece.part == "thought" else ("]\n", 0)
+            part = piece.part
+        plain = column is None or piece.part == "thought"
+        height = 0 if plain else level(float(piece.readings[:, column].max()) - less, watched[column or 0])
+        yield cleaned(piece.text), height
+    if part == "thought":
+        yield "]", 0
 
 
 def cleaned(text: str) -> str:
