@@ -377,22 +377,28 @@ class TestARun:
             assert only is not None
             assert [c.file in only for c in told if isinstance(c, Conversation)] == [False] * 8 + [True] * 16
 
-    @pytest.mark.parametrize(
-        ("data", "only", "said"),
-        [
-            (["a.jsonl"], ["b.jsonl"], "list it in data"),
-            (["a.jsonl", "./a.jsonl"], ["a.jsonl"], "twice"),
-        ],
-    )
-    def test_a_vaccine_on_files_that_are_not_learnt_or_learnt_twice_is_refused(
-        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: list[str], only: list[str], said: str
+    def test_a_vaccine_on_files_that_are_not_learnt_is_refused(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
         for name in ("a.jsonl", "b.jsonl"):
             shutil.copy(home / "rows.jsonl", name)
-        config = settings(home, tmp_path / "run", data=data, vaccine={"steer": ["v.safetensors=1"], "only": only})
-        with pytest.raises(InvalidArgument, match=said):
-            open_training_data(config)
+        vaccine = {"steer": ["v.safetensors=1"], "only": ["b.jsonl"]}
+        with pytest.raises(InvalidArgument, match="list it in data"):
+            open_training_data(settings(home, tmp_path / "run", data=["a.jsonl"], vaccine=vaccine))
+
+    def test_a_file_under_two_spellings_is_learnt_once_and_vaccinated(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        shutil.copy(home / "rows.jsonl", "a.jsonl")
+        rows = len(Path("a.jsonl").read_text().splitlines())
+        for only in ("a.jsonl", "./a.jsonl", str(tmp_path / "a.jsonl")):
+            vaccine = {"steer": ["v.safetensors=1"], "only": [only]}
+            config = settings(home, tmp_path / "run", data=["a.jsonl", "./a.jsonl"], vaccine=vaccine)
+            data, vaccinated = open_training_data(config)
+            assert vaccinated is not None
+            assert [c.file in vaccinated for c in data if isinstance(c, Conversation)] == [True] * rows
 
     def test_data_of_which_all_are_empty_are_refused(self, home: Path, tmp_path: Path) -> None:
         (tmp_path / "flagged.jsonl").touch()
