@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,10 @@ def test_several_residual_streams_are_refused_wherever_they_stand() -> None:
         broken = tiny.model()
         broken.lm.model.layers[-1] = Streams(broken.lm.model.layers[-1], at)
         broken.lm.model.norm = torch.nn.Identity()
-        again = wrap(broken.lm, broken.tokenizer, name="streams")
         with pytest.raises(UnsuitableModel, match="residual stream"):
-            read(again, tiny.texts(again, 5))
+            wrap(broken.lm, broken.tokenizer, name="streams")
+        with pytest.raises(UnsuitableModel, match="residual stream"):
+            read(replace(broken, blocks=tuple(broken.lm.model.layers)), tiny.texts(broken, 5))
 
 
 class TestACheckpoint:

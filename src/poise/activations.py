@@ -17,6 +17,7 @@ from poise.model import Encoded, Model
 from poise.model.batching import PaddedBatch, Side, pad, plan_batches
 from poise.model.hooks import checked_layers, observe
 from poise.model.probe import Probe
+from poise.model.self_check import require_padding
 from poise.progress import track
 
 __all__ = ["Pool", "Probe", "by_layer", "project", "project_each", "read", "read_tokens", "reference_norm"]
@@ -45,7 +46,7 @@ def read(
         model: Runs without its language-model head.
         texts: Encoded texts, as ``Model.encode`` gives them, already within the model's window.
         pool: ``response_mean`` (Chen et al. 2025, App. A.3), ``prompt_mean`` or ``prompt_last``.
-        padding: ``right`` needs no attention mask and is faster; ``left`` gives the same numbers.
+        padding: ``right`` needs no attention mask and is faster; ``left`` gives the same numbers, or is refused.
         budget: Padded tokens a batch; default by device.
 
     Returns:
@@ -53,9 +54,12 @@ def read(
 
     Raises:
         InvalidArgument: an unknown pool or padding, or a budget below 1.
+        UnsuitableModel: padding on the left changes what this model gives.
         NonFiniteActivation: NaN or infinity came out of the model; names layer and text.
     """
     check_reading(pool=pool, padding=padding, budget=budget)
+    if padding == "left":
+        require_padding(model)
     out = torch.full((len(texts), model.layers, model.width), float("nan"))
     spans = [_pool_span(text, pool) for text in texts]
     cut = [Encoded(t.ids[: max(last, 1)], first, last) for t, (first, last) in zip(texts, spans, strict=True)]

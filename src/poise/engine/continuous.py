@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from poise.activations import Probe, by_layer
-from poise.engine.kv_cache import cache_budget, join, joinable, roomy_cache, trim
+from poise.engine.kv_cache import cache_budget, join, joinable, roomy_cache, select_rows, trim
 from poise.engine.sampler import newest_logits, sample_tokens
 from poise.engine.sequence import Sequence, SequenceStatus
 from poise.engine.types import EngineOutput, GenerationRequest, check_count
@@ -349,7 +349,7 @@ class ContinuousEngine:
             return
         if not self._waiting and len(running) < (1 - FREE_SHARE) * len(batch.slots):
             at = torch.tensor(running, device=self.model.device)
-            batch.cache.batch_select_indices(at)
+            select_rows(batch.cache, at)
             batch.mask, batch.position, batch.next_tokens = batch.mask[at], batch.position[at], batch.next_tokens[at]
             batch.slots = [batch.slots[slot] for slot in running]
         spare = batch.mask.shape[1] - max(sequence.cached_tokens for sequence in batch.sequences)

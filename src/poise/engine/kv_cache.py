@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 from poise.model import Model
 
-__all__ = ["RoomyLayer", "cache_budget", "join", "joinable", "roomy_cache", "trim"]
+__all__ = ["RoomyLayer", "cache_budget", "join", "joinable", "roomy_cache", "select_rows", "trim"]
 
 ROOM = 128  # positions added at a time
 CACHE_BUDGET_CPU = 16384  # cached tokens at once, padding included
@@ -131,6 +131,19 @@ def _joined_states(
     out[slots] = 0
     out[slots, :, length - theirs.shape[-2] :] = theirs
     return out
+
+
+def select_rows(cache: Any, rows: torch.Tensor) -> None:
+    """Go on with these rows alone.
+
+    Layers with a state between steps know no ``batch_select_indices``, or know it for their keys and values alone: what
+    transformers reorders for a search over beams is all that they hold.
+    """
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            layer.reorder_cache(rows)  # type: ignore[arg-type] # a name for int64 tensors
+        else:
+            layer.batch_select_indices(rows)
 
 
 def trim(cache: Any, columns: int) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from poise.activations import Probe, by_layer
 from poise.engine.answer_parts import AnswerParts
-from poise.engine.kv_cache import roomy_cache
+from poise.engine.kv_cache import roomy_cache, select_rows
 from poise.engine.sampler import newest_logits, sample_tokens
 from poise.engine.types import Generation, SamplingParams
 from poise.errors import NonFiniteActivation
@@ -221,7 +221,7 @@ class StaticBatch:
         if len(running) > RUNNING_SHARE * len(self.rows):
             return tokens
         at = torch.tensor(running, device=tokens.device)
-        cache.batch_select_indices(at)
+        select_rows(cache, at)
         if applied:
             applied.select(at)
         self.rows = [self.rows[i] for i in running]

@@ -8,7 +8,7 @@ from torch import nn
 
 from poise.errors import UnsuitableModel
 
-__all__ = ["decoder_blocks", "text_config"]
+__all__ = ["config_value", "decoder_blocks", "model_width", "model_window", "text_config"]
 
 # Where transformers keeps decoder blocks; only asked when structure alone is ambiguous or silent.
 KNOWN_NAMES = (
@@ -21,12 +21,44 @@ KNOWN_NAMES = (
     "h",
 )
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len")
+SPARSE_WINDOWS = ("index_topk", "keep_window_size")  # beyond it, what is attended to depends on padding too
 WIDTHS = ("hidden_size", "n_embd", "d_model")
 
 
 def text_config(config: Any) -> Any:
     """The part of a configuration that describes the language model, also in multimodal ones."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def config_value(config: Any, name: str) -> Any:
+    """A configuration's value; ``None`` where it has none, or another for each layer."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # transformers' own kinds, for what differs between layers
+        return None
+
+
+def model_window(config: Any) -> int:
+    """Most tokens that a model of this configuration takes at once."""
+    sizes = [config_value(text_config(config), key) for key in (*WINDOWS, *SPARSE_WINDOWS)]
+    return min((size for size in sizes if isinstance(size, int) and size > 0), default=1 << 30)
+
+
+def model_width(lm: nn.Module, name: str) -> int:
+    """d, the width of the residual stream.
+
+    Raises:
+        UnsuitableModel: the configuration does not say it.
+    """
+    config = text_config(getattr(lm, "config", None))
+    sizes = [size for key in WIDTHS if isinstance(size := config_value(config, key), int)]
+    if not sizes:
+        raise UnsuitableModel(
+            f"The configuration of {name} has none of {', '.join(WIDTHS)}, so that the width of its residual stream is "
+            "not known; use a decoder-only language model."
+        )
+    return sizes[0]
 
 
 def decoder_blocks(lm: nn.Module) -> tuple[nn.Module, ...]:
@@ -39,7 +71,7 @@ def decoder_blocks(lm: nn.Module) -> tuple[nn.Module, ...]:
         UnsuitableModel: no such list, or several that no known name decides between; names what was looked for.
     """
     config = text_config(getattr(lm, "config", None))
-    count = next((n for k in LAYER_COUNTS if isinstance(n := getattr(config, k, None), int)), None)
+    count = next((n for k in LAYER_COUNTS if isinstance(n := config_value(config, k), int)), None)
     lists = _outermost_lists(lm)
     candidates = {name: blocks for name, blocks in lists.items() if len(blocks) == count}
     if len(candidates) != 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from poise.model.architecture import text_config
+from poise.model.architecture import config_value, text_config
 
 __all__ = ["Fingerprint", "fingerprint"]
 
@@ -52,7 +52,7 @@ def fingerprint(lm: nn.Module, template: str) -> Fingerprint:
     Values are compared as bfloat16, so that a checkpoint has one fingerprint whether loaded in float32 or bfloat16.
     """
     config = text_config(getattr(lm, "config", None))
-    architecture = hashlib.sha256(repr([(k, getattr(config, k, None)) for k in SHAPE_KEYS]).encode())
+    architecture = hashlib.sha256(repr([(k, config_value(config, k)) for k in SHAPE_KEYS]).encode())
     weights, adapter = hashlib.sha256(), hashlib.sha256()
     adapted = False
     tensors = [(_plain_name(name), tensor) for name, tensor in lm.state_dict().items()]

@@ -18,7 +18,7 @@ import torch
 from poise.errors import UnsuitableModel
 from poise.model.language_model import Model
 
-__all__ = ["SelfCheck", "cache_argument", "check_model", "require_cache"]
+__all__ = ["SelfCheck", "cache_argument", "check_model", "require_cache", "require_padding"]
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 TEXT = "The harbour master counts the boats twice before the tide turns."
@@ -82,6 +82,21 @@ def require_cache(model: Model) -> SelfCheck:
         raise UnsuitableModel(
             f"{model.name} cannot generate here: {check.cache_fault}. Its texts can still be read; use another model "
             "to generate."
+        )
+    return check
+
+
+def require_padding(model: Model) -> SelfCheck:
+    """The check, or an error where padding on the left changes what a row gives.
+
+    Raises:
+        UnsuitableModel: says by how much.
+    """
+    check = check_model(model)
+    if check.padding_fault:
+        raise UnsuitableModel(
+            f"{model.name} cannot be read behind padding on the left: {check.padding_fault}. Read it with "
+            "`padding`='right', which is exact."
         )
     return check
 

@@ -1,0 +1,90 @@
+"""Load a model, or wrap one that is in memory: its blocks found and tried, its identity hashed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from poise.errors import UnsuitableModel
+from poise.model.architecture import decoder_blocks, model_width
+from poise.model.block_check import check_blocks
+from poise.model.chat_template import stop_ids, template_text
+from poise.model.fingerprint import fingerprint
+from poise.model.language_model import Model
+from poise.model.loading import check_decoder_only, locate, read_weights
+from poise.model.tokenizing import check_offsets
+
+__all__ = ["load_model", "wrap"]
+
+
+def load_model(name: str, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Model:
+    """Load a model by bundled name, folder, GGUF file or hub id, frozen and in evaluation mode.
+
+    Args:
+        name: What the user calls it; it is also what artefacts record.
+        dtype: Default bfloat16 on a GPU and on CPUs with bfloat16 matrix units, else float32.
+        device: Default ``cuda``, then ``mps``, then ``cpu``, whichever is there first.
+
+    Raises:
+        ModelNotFound: nothing there.
+        BrokenModelFile: there, and unreadable.
+        UnsuitableModel: no decoder blocks, blocks that cannot be read or steered, or a tokenizer without character
+            offsets.
+    """
+    where = torch.device(device) if device is not None else _best_device()
+    lm, tokenizer = read_weights(locate(name), dtype or _best_dtype(where), where)
+    return wrap(lm.requires_grad_(False), tokenizer, name=name)
+
+
+def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
+    """A ``Model`` around a model and tokenizer that are already in memory, PEFT-wrapped ones included.
+
+    The model is put in evaluation mode; its parameters are left as they are.
+
+    Raises:
+        UnsuitableModel: no decoder blocks, blocks that cannot be read or steered, or a tokenizer without character
+            offsets.
+    """
+    check_offsets(tokenizer, name)
+    check_decoder_only(lm.config, name)
+    _check_adapter(lm, name)
+    model = Model(
+        name=name,
+        lm=lm.eval(),
+        tokenizer=tokenizer,
+        blocks=decoder_blocks(lm),
+        width=model_width(lm, name),
+        fingerprint=fingerprint(lm, template_text(tokenizer)),
+        stop_ids=stop_ids(lm, tokenizer),
+    )
+    check_blocks(model)
+    return model
+
+
+def _check_adapter(lm: Any, name: str) -> None:
+    """Refuse adapters that put learnt tokens before the prompt: readings and steering would look past them.
+
+    Raises:
+        UnsuitableModel: names the kind.
+    """
+    for config in getattr(lm, "peft_config", {}).values() if isinstance(getattr(lm, "peft_config", {}), dict) else ():
+        if getattr(config, "is_prompt_learning", False):
+            kind = str(getattr(config.peft_type, "value", config.peft_type)).lower().replace("_", " ")
+            raise UnsuitableModel(
+                f"{name} carries a {kind} adapter, whose learnt tokens are no part of the text that is read; use an "
+                "adapter of the weights, such as LoRA, or the base model."
+            )
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _best_dtype(device: torch.device) -> torch.dtype:
+    if device.type != "cpu":
+        return torch.bfloat16
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if flags.get("amx_bf16") or flags.get("avx512_bf16") else torch.float32
