@@ -3,7 +3,7 @@
     python benchmarks/architectures.py                       # a table of all, about a quarter of an hour
     python benchmarks/architectures.py --only llama,mamba2   # of these
     python benchmarks/architectures.py --json table.json     # kept as JSON too
-    python benchmarks/architectures.py --markdown            # the section of docs/models.md
+    python benchmarks/architectures.py --only core           # of those that the tests hold
 
 Each architecture runs in a process of its own, so that a crash costs one row. A cell is ``exact``, ``refused`` with
 Poise's own sentence, or ``FAULT``: other numbers in silence, or an error that is not Poise's. Exit code 1 for a FAULT.
@@ -33,28 +33,36 @@ import tiny_models
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-CORE = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3_text",
-    "mistral",
-    "phi3",
-    "gpt2",
-    "gpt_neox",
-    "olmo2",
-    "mamba",
-    "mamba2",
-    "jamba",
-    "qwen3_moe",
-    "granite",
-    "gpt_oss",
-    "recurrent_gemma",
-    "lfm2",
-    "gemma3n_text",
-    "xlnet",
-    "bert",
+CORE = tuple(
+    [
+        "llama",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "gemma3_text",
+        "mistral",
+        "phi3",
+        "gpt2",
+        "gpt_neox",
+        "olmo2",
+        "mamba",
+        "mamba2",
+        "jamba",
+        "falcon_h1",
+        "qwen3_moe",
+        "granite",
+        "gpt_oss",
+        "recurrent_gemma",
+        "lfm2",
+        "qwen3_next",
+        "deepseek_v3",
+        "olmo_hybrid",
+        "gemma3n_text",
+        "xlnet",
+        "bert",
+        "reformer/decoder",
+        "minimax",
+    ]
 )
 CHECKS = ("read", "generate", "batch", "steer")
 SECONDS = 60  # an architecture
@@ -294,7 +302,8 @@ def in_a_process(name: str) -> Row:
     process.start()
     sender.close()
     try:
-        return receiver.recv()
+        row: Row = receiver.recv()
+        return row
     except EOFError:
         return Row(name=name, detail=f"its process ended (limit {SECONDS} s, {MEMORY >> 30} GiB)")
     finally:

@@ -53,19 +53,12 @@ def _block_outputs(model: Model, ids: torch.Tensor) -> list[torch.Tensor]:
     outputs: dict[int, list[torch.Tensor]] = {layer: [] for layer in range(model.layers)}
     try:
         with observe(model, lambda layer, h: outputs[layer].append(h.clone())):
-            model.backbone(input_ids=ids, use_cache=False)
-    except (UnsuitableModel, torch.OutOfMemoryError):
-        raise
+            _run(model, ids)
     except HookDidNotFire as error:
         silent = [layer for layer, calls in outputs.items() if not calls]
         raise UnsuitableModel(
             f"{model.name} answers without running its blocks {silent}, so that nothing can be read or steered there; "
             "use another model."
-        ) from error
-    except Exception as error:  # every architecture raises its own kind
-        raise UnsuitableModel(
-            f"{model.name} does not run on text alone ({type(error).__name__}: {first_line(error)[:160]}); use a "
-            "decoder-only language model."
         ) from error
     if repeated := {layer: len(calls) for layer, calls in outputs.items() if len(calls) > 1}:
         layer, count = next(iter(repeated.items()))
@@ -74,6 +67,18 @@ def _block_outputs(model: Model, ids: torch.Tensor) -> list[torch.Tensor]:
             "model that runs each of its blocks once."
         )
     return [calls[0] for calls in outputs.values()]
+
+
+def _run(model: Model, ids: torch.Tensor) -> None:
+    try:
+        model.backbone(input_ids=ids, use_cache=False)
+    except (UnsuitableModel, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # every architecture raises its own kind
+        raise UnsuitableModel(
+            f"{model.name} does not run on text alone ({type(error).__name__}: {first_line(error)[:160]}); use a "
+            "decoder-only language model."
+        ) from error
 
 
 def _check_effect(model: Model, ids: torch.Tensor, states: list[torch.Tensor], tolerance: float) -> None:
@@ -89,7 +94,7 @@ def _check_effect(model: Model, ids: torch.Tensor, states: list[torch.Tensor], t
 
     outputs: dict[int, torch.Tensor] = {}
     with rewrite(model, change):
-        model.backbone(input_ids=ids, use_cache=False)
+        _run(model, ids)
     for layer, h in outputs.items():
         if not torch.isfinite(h).all():
             return  # whoever reads names layer and text

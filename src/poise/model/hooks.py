@@ -135,7 +135,8 @@ def _hooked(model: Model, layers: Sequence[int], hook_of: Callable[[int], Callab
 
 def _residual(output: Any, layer: int, model: Model) -> torch.Tensor:
     """The residual stream [B, T, d] in a block's output, which is a tensor or a tuple that starts with one."""
-    stream = output[0] if isinstance(output, tuple) and output else output
+    named = hasattr(output, "_fields")  # a named tuple holds several streams
+    stream = output[0] if isinstance(output, tuple) and output and not named else output
     if not isinstance(stream, torch.Tensor):
         shape = type(stream).__name__
     elif stream.ndim != 3 or stream.shape[2] != model.width or not stream.is_floating_point():
