@@ -50,7 +50,7 @@ def home(tmp_path: Path, llama: Model, monkeypatch: pytest.MonkeyPatch) -> Path:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    for place in ("poise.model.language_model.read_weights", "poise.model.language_model.locate"):
+    for place in ("poise.model.wrapping.read_weights", "poise.model.wrapping.locate"):
         monkeypatch.setattr(place, never)
     monkeypatch.chdir(tmp_path)
     return tmp_path
