@@ -16,7 +16,7 @@ from poise.model.self_check import TEXT
 __all__ = ["check_blocks"]
 
 ROW_TOKENS = 9
-ALIKE = 5  # tokens that both rows begin with
+SAME_VALUES = 5  # tokens that both rows begin with
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # mean |difference| over mean |value|
 LARGEST_HALF_DIFFERENCE = 0.03
 
@@ -38,7 +38,7 @@ def check_blocks(model: Model) -> None:
                 f"Block {layer} of {model.name} gives {list(h.shape)} for {ids.shape[0]} rows of {ids.shape[1]} "
                 f"tokens; a residual stream [rows, tokens, {model.width}] is needed to read or steer it."
             )
-        difference = _difference(h[0, :ALIKE], h[1, :ALIKE])
+        difference = _difference(h[0, :SAME_VALUES], h[1, :SAME_VALUES])
         if difference > tolerance:
             raise UnsuitableModel(
                 f"{model.name} is not causal: what block {layer} gives for a token changes by {difference:.2g} with "
@@ -119,4 +119,4 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def _rows_that_begin_alike(model: Model) -> torch.Tensor:
     """int64 [2, T]: a text, and its first tokens followed by its others in reverse."""
     ids = model.tokenizer(TEXT, add_special_tokens=False)["input_ids"][:ROW_TOKENS]
-    return torch.tensor([ids, ids[:ALIKE] + ids[ALIKE:][::-1]], device=model.device)
+    return torch.tensor([ids, ids[:SAME_VALUES] + ids[SAME_VALUES:][::-1]], device=model.device)

@@ -36,7 +36,7 @@ MARK_TEXTS = frozenset(
     [*(mark for pair in THOUGHT_TAGS for mark in pair), MESSAGE, *BODY_ENDS, SOLUTION_OPENS, SOLUTION_ENDS]
 )
 PROMPT_TAIL = 64  # tokens of a prompt that say how it ends
-State = Literal["head", "thought", "reply", "header", "body"]
+AnswerState = Literal["head", "thought", "reply", "header", "body"]
 RANK: dict[TokenPart | None, int] = {None: -1, "mark": 0, "thought": 1, "reply": 2}
 
 
@@ -107,7 +107,7 @@ class PartTracker:
         self._fresh = True  # whether the thought or reply has no text yet
         self._written: dict[TokenPart, list[str]] = {"thought": [], "reply": []}
         self._counts: Counter[TokenPart] = Counter()
-        self._state: State = "header" if marks.channels else "head"
+        self._state: AnswerState = "header" if marks.channels else "head"
         self._begin(prompt)
 
     def _begin(self, prompt: str) -> None:
