@@ -19,9 +19,28 @@ REFUSED = {
     "minimax": "tiny-minimax cannot generate here: .* Its texts can still be read",
 }
 EXACT = (
-    ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "gpt2", "gpt_neox", "olmo2", "granite")
-    + ("mamba", "mamba2", "jamba", "falcon_h1", "recurrent_gemma", "lfm2", "qwen3_next", "olmo_hybrid")
-    + ("qwen3_moe", "gpt_oss", "deepseek_v3")
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "mistral",
+    "phi3",
+    "gpt2",
+    "gpt_neox",
+    "olmo2",
+    "granite",
+    "mamba",
+    "mamba2",
+    "jamba",
+    "falcon_h1",
+    "recurrent_gemma",
+    "lfm2",
+    "qwen3_next",
+    "olmo_hybrid",
+    "qwen3_moe",
+    "gpt_oss",
+    "deepseek_v3",
 )
 
 
