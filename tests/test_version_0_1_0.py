@@ -50,7 +50,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     plain = LlamaModel.forward
 
     def forward(lm: Any, *args: Any, **kwargs: Any) -> Any:
-        if not any(frame.filename.endswith("self_check.py") for frame in traceback.extract_stack()):
+        if not any(frame.filename.endswith(("self_check.py", "block_check.py")) for frame in traceback.extract_stack()):
             passes.append(1)
         return plain(lm, *args, **kwargs)
 
