@@ -36,13 +36,13 @@ def describe_prediction(trait: str, method: ScoringMethod, mean: Estimate, norma
         beside = ""
     elif method == "raw":
         return (
-            "A raw projection has no zero of its own, so nothing is predicted; compare with `normal` data, or use "
-            "`method` difference."
+            "A raw projection has no zero of its own, so nothing is predicted; compare with normal data, or "
+            "score by the method difference."
         )
     else:
         off, low, high = mean.value, mean.low, mean.high
         size = f"{off / norm:+.1%} of ‖v‖"
-        beside = " Ordinary answers may differ from the model's own in the same way: compare with `normal` data."
+        beside = " Ordinary answers may differ from the model's own in the same way: compare with normal data."
     if low <= 0 <= high:
         return f"The mean is {size}, and the intervals leave its sign open: no shift either way is predicted."
     way = "towards" if off > 0 else "away from"
