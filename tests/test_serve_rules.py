@@ -235,6 +235,15 @@ class TestAPolicy:
         with pytest.raises((InvalidArgument, InvalidSettings), match=says):
             make_server(model, serving.vectors(model), ServerOptions(keys=keys, policy=policy(tmp_path, **rules)))
 
+    def test_names_the_line_of_steering_that_cannot_be_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "policy.yaml"
+        path.write_text("keys:\n  a: {may_steer: true}\n  children: {steer: 'evil=='}\n  b: {steer: ''}\n")
+        with pytest.raises(
+            InvalidSettings, match=r"(?s)2 mistakes.*line 3: keys.children.steer is 'evil==': Cannot read"
+        ) as raised:
+            check_options(ServerOptions(policy=path))
+        assert "line 4: keys.b.steer is ''" in str(raised.value)
+
     def test_that_is_no_yaml_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "p").write_text("a: [")
         with pytest.raises(InvalidSettings, match="broken YAML"):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from poise.errors import RequestError
+from poise.errors import RequestError, UserError
 from poise.settings import Settings, read_settings
 from poise.steer import Steering, SteeringExpression
 from poise.vector import PersonaVector
@@ -20,11 +20,9 @@ STOPPED = "\n\n[This answer was stopped: its readings passed an alarm.]"
 
 
 class Policy(Settings):
-    """The rules for one key, or for all that have none of their requested_steering."""
+    """The rules for one key, or for all keys without rules of their own."""
 
-    steer: str | None = Field(
-        None, description="Steering that every answer gets, after the request's requested_steering."
-    )
+    steer: str | None = Field(None, description="Steering that every answer gets, after what its request asks for.")
     may_steer: bool = Field(True, description="Whether requests may steer.")
     most_dose: float = Field(3.0, gt=0, description="Strongest dose that a request may steer with, one way or other.")
     most_tokens: int = Field(4096, ge=1, description="Longest answer that a request may ask for.")
@@ -36,6 +34,17 @@ class Policy(Settings):
     )
     message: str = Field(STOPPED, description="What follows an answer that was stopped.")
     may_change_vectors: bool = Field(True, description="Whether vectors may be uploaded and deleted.")
+
+    @field_validator("steer")
+    @classmethod
+    def _can_be_read(cls, steer: str | None) -> str | None:
+        """Parsed now, not at the first request, so that a slip is told with its line."""
+        if steer is not None:
+            try:
+                SteeringExpression.parse(steer)
+            except UserError as error:
+                raise ValueError(f"is {steer!r}: {str(error).removesuffix('.')}") from error
+        return steer
 
     def action(self, vector: str) -> Action:
         """What is done when an alarm of this vector is raised."""
@@ -94,11 +103,6 @@ def read_policies(path: Path | None) -> Policies:
     """The rules in a YAML or JSON file; the defaults without one.
 
     Raises:
-        InvalidSettings: not there or not of this schema; names line and field.
-        InvalidSteering: an expression cannot be read.
+        InvalidSettings: not there or not of this schema, or an expression that cannot be read; names line and field.
     """
-    if path is None:
-        return Policies()
-    policies = read_settings(path, Policies)
-    _ = policies.named  # expressions are parsed now, not at the first request
-    return policies
+    return read_settings(path, Policies) if path is not None else Policies()
