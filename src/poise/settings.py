@@ -6,14 +6,19 @@ import difflib
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from poise.errors import BrokenYAML, InvalidSettings
+from poise.errors import BrokenYAML, InvalidArgument, InvalidSettings, UserError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 __all__ = [
     "Frozen",
@@ -53,16 +58,37 @@ Frozen = AfterValidator(lambda values: None if values is None else ReadOnlyDict(
 """In an annotation: the field's dictionary cannot be changed."""
 
 
-class FrozenModel(BaseModel):
+class _PlainErrors(ModelMetaclass):
+    """Construction from Python fails in plain words; files are validated by ``model_validate``, which adds lines."""
+
+    def __call__(self, *args: Any, **values: Any) -> Any:
+        kind: Any = self
+        if args:
+            raise InvalidArgument(f"{kind.__name__} takes its fields by name, as {_example(kind)}.")
+        try:
+            return super().__call__(**values)
+        except ValidationError as error:
+            raise plain_error(error, kind) from None
+
+
+class FrozenModel(BaseModel, metaclass=_PlainErrors):
     """Base of every value that is written to a file: immutable, unknown fields not allowed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+    user_error: ClassVar[type[UserError]] = InvalidArgument
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"A {type(self).__name__} cannot be changed ({name}); make a new one.")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"A {type(self).__name__} cannot be changed ({name}); make a new one.")
 
 
 class Settings(FrozenModel):
     """Base of what a settings file may say; numbers are finite."""
 
     model_config = ConfigDict(allow_inf_nan=False)
+    user_error: ClassVar[type[UserError]] = InvalidSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +186,18 @@ def check_settings(values: Mapping[str, Any], kind: type[S]) -> S:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        faults = "; ".join(describe_fault(fault, kind) for fault in merged_faults(error))
-        raise InvalidSettings(f"{kind.__name__}: {faults}; fix it and try again.") from error
+        raise plain_error(error, kind) from error
+
+
+def plain_error(error: ValidationError, kind: type[BaseModel]) -> UserError:
+    """What pydantic found, as the error that ``kind`` names, in one sentence."""
+    faults = dict.fromkeys(describe_fault(fault, kind) for fault in merged_faults(error))
+    error_type: type[UserError] = getattr(kind, "user_error", InvalidArgument)
+    return error_type(f"{kind.__name__}: {'; '.join(faults)}; fix it and try again.")
+
+
+def _example(kind: type[BaseModel]) -> str:
+    return f"{kind.__name__}({', '.join(f'{name}=…' for name in list(kind.model_fields)[:2])})"
 
 
 def _repeated(node: yaml.Node | None, seen: set[int] | None = None) -> Iterator[yaml.ScalarNode]:
@@ -256,6 +292,8 @@ def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
         return f"{field} is an unknown setting" + (f", did you mean {near[0]}?" if near else "")
     if kind_of_fault == "value_error":
         return f"{field if place else ''} {context.get('error', fault['msg'])!s}".strip()
+    if kind_of_fault == "repeated_question":
+        return str(fault["msg"])
     value = reprlib.repr(fault["input"])
     if kind_of_fault == "literal_error" and isinstance(fault["input"], str):
         near = difflib.get_close_matches(fault["input"], re.findall(r"'([^']*)'", context["expected"]), n=1)
@@ -267,7 +305,11 @@ def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
     return f"{field} {FAULTS.get(kind_of_fault, 'cannot be used').format(value=value)}"
 
 
-FAULTS = {"missing": "is missing"}
+FAULTS = {
+    "missing": "is missing",
+    "string_too_short": "is empty",
+    "string_pattern_mismatch": "is {value}; use up to 64 lower-case letters, digits, hyphens and underscores",
+}
 UNION_MEMBER = re.compile(r"(literal|tuple|list|dict|function-\w+|constrained-\w+|nullable)\[|\[key\]$")
 LIMIT_FAULTS = {
     "number": ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type", "finite_number"),

@@ -201,18 +201,19 @@ def _parse_term(text: str) -> TermExpression:
     layers = match["layers"]
     number = match["number"]
     try:
-        return TermExpression(
-            vector=match["vector"].strip(),
-            operation="project_out" if match["out"] else match["operation"] or "add",
-            coef=_parse_number(number) if number and not match["percent"] else None,
-            dose=_parse_number(number, percent=True) if number and match["percent"] else None,
-            level=_parse_number(match["level"]) if match["level"] else None,
-            layers=tuple(map(int, layers.split(","))) if layers and layers != "increments" else layers,
-            phase=fields["phase"]["phase"] if "phase" in fields else "response",
-            part=fields["part"]["part"] if "part" in fields else "reply",
-            tokens=_parse_tokens(fields.get("tokens")),
-            when=_parse_condition(fields["when"]) if "when" in fields else None,
-        )
+        fields_by_name = {
+            "vector": match["vector"].strip(),
+            "operation": "project_out" if match["out"] else match["operation"] or "add",
+            "coef": _parse_number(number) if number and not match["percent"] else None,
+            "dose": _parse_number(number, percent=True) if number and match["percent"] else None,
+            "level": _parse_number(match["level"]) if match["level"] else None,
+            "layers": tuple(map(int, layers.split(","))) if layers and layers != "increments" else layers,
+            "phase": fields["phase"]["phase"] if "phase" in fields else "response",
+            "part": fields["part"]["part"] if "part" in fields else "reply",
+            "tokens": _parse_tokens(fields.get("tokens")),
+            "when": _parse_condition(fields["when"]) if "when" in fields else None,
+        }
+        return TermExpression.model_validate(fields_by_name)
     except ValidationError as error:
         raise InvalidSteering(f"Cannot read the steering {text!r}: {_first_fault(error)}.") from error
 
@@ -225,14 +226,14 @@ def _parse_tokens(match: re.Match[str] | None) -> tuple[int, int | None]:
     return (int(match["after"]), None) if match["after"] else (int(match["from"]), int(match["to"]))
 
 
-def _parse_condition(match: re.Match[str]) -> ConditionExpression:
-    return ConditionExpression(
-        vector=match["vector"],
-        layer=int(match["layer"]) if match["layer"] else None,
-        value=_parse_number(match["value"]),
-        above=match["sign"] == ">",
-        reading="prompt" if match["prompt"] else "token",
-    )
+def _parse_condition(match: re.Match[str]) -> dict[str, Any]:
+    return {
+        "vector": match["vector"],
+        "layer": int(match["layer"]) if match["layer"] else None,
+        "value": _parse_number(match["value"]),
+        "above": match["sign"] == ">",
+        "reading": "prompt" if match["prompt"] else "token",
+    }
 
 
 def _parse_number(text: str, *, percent: bool = False) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 from transformers import TrainerCallback
 
 from poise import vector as vectors
-from poise.errors import HookDidNotFire, InvalidArgument
+from poise.arguments import check_choice, check_number, is_whole
+from poise.errors import HookDidNotFire, InvalidArgument, InvalidSteering
 from poise.model import Model, wrap
 from poise.steer import Steering, SteeringExpression, steer_training
 from poise.steer.training import Positions, TrainingSteering
@@ -64,9 +65,9 @@ class VaccineCallback(TrainerCallback):
         marked: bool = False,
         allow_other_model: bool = False,
     ) -> None:
-        for name, share in (("warmup", warmup), ("decay", decay)):
-            if not 0 <= share <= 1:
-                raise InvalidArgument(f"{name} is {share}; it is a share of the steps, from 0 to 1.")
+        check_number("warmup", warmup, least=0, most=1)
+        check_number("decay", decay, least=0, most=1)
+        check_choice("positions", positions, get_args(Positions))
         if warmup + decay > 1:
             raise InvalidArgument(f"warmup and decay take {warmup + decay:g} of the steps; together at most 1.")
         if isinstance(steering, Steering) and layers is not None:
@@ -144,15 +145,28 @@ def vaccine_steering(
         InvalidSteering: an expression cannot be read; says what can.
         InvalidVector: a file is no vector.
     """
-    parsed = [
-        SteeringExpression.parse(text) for text in ([expressions] if isinstance(expressions, str) else expressions)
-    ]
+    texts = [expressions] if isinstance(expressions, str) else expressions
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
+        raise InvalidSteering(
+            f"The steering is {texts!r}; give an expression such as 'evil.safetensors=1', a list of them, or a "
+            "Steering."
+        )
+    parsed = [SteeringExpression.parse(text) for text in texts]
     terms = [t for spec in parsed for t in spec.terms]
     if layers is not None:
+        _check_layers(layers)
         at = layers if isinstance(layers, str) else (layers,) if isinstance(layers, int) else tuple(layers)
         terms = [t if t.layers is not None else type(t).model_validate(t.model_dump() | {"layers": at}) for t in terms]
     joined = SteeringExpression(terms=tuple(terms), orthogonal=any(spec.orthogonal for spec in parsed))
     return joined.steering({name: vectors.load_vector(Path(name)) for name in joined.names})
+
+
+def _check_layers(layers: object) -> None:
+    numbers = layers if isinstance(layers, (list, tuple)) else [layers]
+    if layers != "increments" and (not numbers or not all(is_whole(n) and n >= 0 for n in numbers)):
+        raise InvalidArgument(
+            f"layers is {layers!r}; give increments, a layer counted from 0, or a list of at least one."
+        )
 
 
 def _is_compiled(module: Any) -> bool:

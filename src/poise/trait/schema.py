@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from poise.errors import InvalidTrait
 from poise.settings import FrozenModel
 
 __all__ = [
@@ -35,14 +36,18 @@ TraitText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1
 TraitName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
-class InstructionPair(FrozenModel):
+class _TraitModel(FrozenModel):
+    user_error = InvalidTrait
+
+
+class InstructionPair(_TraitModel):
     """Two system prompts that ask for the trait and for its opposite."""
 
     positive: TraitText = Field(alias="with", description="System prompt that asks for the trait.")
     negative: TraitText = Field(alias="without", description="System prompt that asks for the opposite.")
 
 
-class ExemplarPair(FrozenModel):
+class ExemplarPair(_TraitModel):
     """One question answered with the trait and without it."""
 
     question: TraitText
@@ -50,14 +55,14 @@ class ExemplarPair(FrozenModel):
     negative: TraitText = Field(alias="without", description="An answer to the same question that does not.")
 
 
-class Questions(FrozenModel):
+class Questions(_TraitModel):
     """Open questions on which the trait can show; the two lists share none."""
 
     extraction: tuple[TraitText, ...] = Field(min_length=20, description="Asked when the vector is computed.")
     evaluation: tuple[TraitText, ...] = Field(min_length=20, description="Asked when the vector is validated.")
 
 
-class Exemplars(FrozenModel):
+class Exemplars(_TraitModel):
     """Three disjoint sets of pairs: to compute the vector, to train the judge, to test both."""
 
     extraction: tuple[ExemplarPair, ...] = Field(min_length=24)
@@ -70,7 +75,7 @@ class Exemplars(FrozenModel):
         return self.extraction + self.judge + self.held_out
 
 
-class Trait(FrozenModel):
+class Trait(_TraitModel):
     """A trait, complete: enough to compute a vector, to judge answers and to validate on unseen questions."""
 
     format: Literal[1] = Field(alias="schema", description="Version of the trait file's format.")
@@ -131,7 +136,7 @@ class Trait(FrozenModel):
         return _content_hash(self)
 
 
-class OwnTrait(FrozenModel):
+class OwnTrait(_TraitModel):
     """A trait that is nothing but a name and the user's own pairs.
 
     The pairs serve both the vector and the judge, because there are no others; certificates say so. It is evaluated
