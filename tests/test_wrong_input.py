@@ -6,12 +6,29 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import poise
-from poise.errors import InvalidArgument, InvalidSettings, InvalidSteering, InvalidTrait, UserError
+import tiny
+from poise.engine import SamplingParams
+from poise.engine.static import LocalEngine
+from poise.errors import (
+    InvalidArgument,
+    InvalidSettings,
+    InvalidSteering,
+    InvalidTrait,
+    OutputExists,
+    PoiseError,
+    UserError,
+)
+from poise.model import ask
+from poise.shift.report import load_report, save_report
+from poise.steer import Steering, apply_steering
+
+ROWS = [{"question": f"Why {i}?", "answer": f"Because {i}."} for i in range(40)]
 
 VECTOR = "evil.safetensors=1"
 CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[UserError], str]] = {
@@ -62,3 +79,69 @@ def test_a_settings_value_cannot_be_changed_and_travels_whole() -> None:
     with pytest.raises(FrozenInstanceError):
         del settings.r
     assert pickle.loads(pickle.dumps(settings)) == copy.deepcopy(settings) == settings
+
+
+NATURAL_SLIPS = {
+    "screen a file's name": lambda m, v: poise.screen_rows("d.jsonl", [v], m),
+    "screen by no method": lambda m, v: poise.screen_rows(ROWS, [v], m, method="foo"),
+    "screen by None": lambda m, v: poise.screen_rows(ROWS, [v], m, method=None),
+    "screen without a model": lambda m, v: poise.screen_rows(ROWS, [v], "M"),
+    "screen by a name": lambda m, v: poise.screen_rows(ROWS, ["evil"], m),
+    "read a file's name": lambda m, v: poise.read_rows("d.jsonl", [v], m),
+    "read None": lambda m, v: poise.read_rows(None, [v], m),
+    "read by None": lambda m, v: poise.read_rows(ROWS, None, m),
+    "read without a model": lambda m, v: poise.read_rows(ROWS, [v], None),
+    "calibrate on a name": lambda m, v: poise.calibrate_alarms("n.jsonl", m, [v]),
+    "calibrate a name": lambda m, v: poise.calibrate_alarms(ROWS, m, "evil"),
+    "no rates": lambda m, v: poise.CalibrationSettings(rates=()),
+    "a rate": lambda m, v: poise.CalibrationSettings(rates=0.1),
+    "rates None": lambda m, v: poise.CalibrationSettings(rates=None),
+    "a rate that is no number": lambda m, v: poise.CalibrationSettings(rates=("a",)),
+    "limit None": lambda m, v: poise.CalibrationSettings(limit=None),
+    "questions as text": lambda m, v: poise.validate_vector(v, m, questions="abcdefgh"),
+    "a model's name": lambda m, v: poise.validate_vector(v, "M"),
+    "no judge": lambda m, v: poise.validate_vector(v, m, judge=None),
+    "a huge seed": lambda m, v: poise.validate_vector(v, m, seed=2**70),
+    "an engine of a name": lambda m, v: LocalEngine("M"),
+    "an engine of None": lambda m, v: LocalEngine(None),
+    "a prompt as text": lambda m, v: LocalEngine(m).generate("hi", SamplingParams()),
+    "prompts as texts": lambda m, v: LocalEngine(m).generate(["hi"], SamplingParams()),
+    "one prompt": lambda m, v: LocalEngine(m).generate(m.encode(ask("hi")), SamplingParams()),
+    "sampling as a dictionary": lambda m, v: LocalEngine(m).generate([m.encode(ask("hi"))], {}),
+    "a vector as steering": lambda m, v: LocalEngine(m).generate([m.encode(ask("hi"))], SamplingParams(), steering=v),
+    "steer by None": lambda m, v: apply_steering(m, None).__enter__(),
+    "steer by a vector": lambda m, v: apply_steering(m, v).__enter__(),
+    "steer by text": lambda m, v: apply_steering(m, "x").__enter__(),
+    "steer a name": lambda m, v: apply_steering("M", Steering.add(v, dose=0.1)).__enter__(),
+    "the mean of None": lambda m, v: poise.PersonaVector.mean(None),
+    "load None": lambda m, v: poise.load_model(None),
+    "a device": lambda m, v: poise.load_model("smollm2-135m", device="foo"),
+    "a dtype": lambda m, v: poise.load_model("smollm2-135m", dtype="foo"),
+    "no report": lambda m, v: poise.load_shift_report("none.json"),
+}
+
+
+@pytest.mark.parametrize("slip", NATURAL_SLIPS)
+def test_is_one_sentence_of_the_tree(slip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tiny.model()
+    with pytest.raises(PoiseError, match=r"^[^\n]{20,}[.]$"):
+        NATURAL_SLIPS[slip](model, tiny.vector(model))
+
+
+def test_one_vector_is_as_good_as_a_list() -> None:
+    model = tiny.model()
+    vector = tiny.vector(model)
+    assert list(poise.read_rows(ROWS, vector, model)) == list(poise.read_rows(ROWS, [vector], model))
+    assert list(poise.screen_rows(ROWS, vector, model)) == list(poise.screen_rows(ROWS, [vector], model))
+    plan = poise.CalibrationSettings(rates=(0.2,), read_given_answers=True)
+    assert len(poise.calibrate_alarms(ROWS, model, vector, plan).vectors) == 1
+
+
+def test_a_report_is_not_written_over_another_file(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("years of work\n")
+    report = load_report(Path(__file__).parent / "fixtures" / "v0_1_0" / "shift" / "shift.json")
+    with pytest.raises(OutputExists, match=r"something else than a shift.json"):
+        save_report(report, str(tmp_path / "precious.txt"))
+    for _ in range(2):
+        save_report(report, str(tmp_path / "shift.json"))

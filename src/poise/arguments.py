@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 from poise.errors import InvalidArgument
 
-__all__ = ["check_choice", "check_number", "is_whole"]
+__all__ = ["check_choice", "check_number", "check_type", "is_whole"]
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -35,3 +35,19 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """
     if not isinstance(value, str) or value not in choices:
         raise InvalidArgument(f"{name} is {reprlib.repr(value)}; it must be one of {', '.join(choices)}.")
+
+
+def check_type(name: str, value: object, kind: type | tuple[type, ...], instead: str) -> None:
+    """Refuse what is of another type.
+
+    Args:
+        name: The argument.
+        value: What was given.
+        kind: Types that are taken.
+        instead: What to give, in words.
+
+    Raises:
+        InvalidArgument: names the argument, the type and what to give.
+    """
+    if not isinstance(value, kind):
+        raise InvalidArgument(f"{name} is {type(value).__name__}; give {instead}.")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from poise.activations import read, reference_norm
+from poise.arguments import check_number
 from poise.contrast import ContrastSet, Response
 from poise.errors import NonFiniteActivation, OtherModel, TooFewResponses
 from poise.model import Model
@@ -38,6 +39,7 @@ def extract(contrast: ContrastSet, model: Model, *, min_kept: int = MIN_KEPT) ->
         TooFewResponses: n < min_kept; names n, the limit and what was dropped.
         NonFiniteActivation: NaN or infinity in a response's mean.
     """
+    check_number("min_kept", min_kept, least=1, most=2**31)
     if contrast.model not in (None, model.fingerprint):
         raise OtherModel(
             f"The responses for {contrast.trait.name} were collected on another model than {model.name}; collect them "

@@ -120,7 +120,8 @@ Temperature = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", metavar="S", min=0, help="Of all that is random.", rich_help_panel=_AMOUNT)
+    int,
+    typer.Option("--seed", metavar="S", min=0, max=2**63 - 1, help="Of all that is random.", rich_help_panel=_AMOUNT),
 ]
 ThinkingOption = Annotated[
     Literal["off", "on", "minimal", "low", "medium", "high", "xhigh"],

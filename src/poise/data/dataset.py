@@ -214,6 +214,18 @@ InputRow = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Conversation
 """A row in memory: columns by name, the messages of one conversation, or a conversation."""
 
 
+def check_rows(rows: object) -> None:
+    """Refuse the name of a file in the place of its rows.
+
+    Raises:
+        InvalidArgument: says how to open it.
+    """
+    if isinstance(rows, str | bytes | Path) or not isinstance(rows, Iterable):
+        raise InvalidArgument(
+            f"rows is {type(rows).__name__}; give rows, such as dictionaries, or open a file with open_data(path)."
+        )
+
+
 def data_from_rows(
     rows: DataSet | Iterable[InputRow],
     *,
@@ -236,6 +248,7 @@ def data_from_rows(
         InvalidData: there is no row, or no known shape fits the first of them.
         InvalidArgument: unknown shape, or another part than that of the data set.
     """
+    check_rows(rows)
     if isinstance(rows, DataSet):
         if part not in ("reply", rows.answer_part):
             raise InvalidArgument(

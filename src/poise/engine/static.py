@@ -10,6 +10,7 @@ from numbers import Integral
 
 import torch
 
+from poise.arguments import check_type
 from poise.engine.kv_cache import cache_budget
 from poise.engine.static_batch import StaticBatch
 from poise.engine.types import Generation, Probe, SamplingParams, TextChunk, check_count
@@ -37,6 +38,7 @@ class LocalEngine:
     """
 
     def __init__(self, model: Model, *, batch: int = 32, allow_other_model: bool = False) -> None:
+        check_type("model", model, Model, "a Model, as load_model(name) gives")
         check_count("batch", batch)
         self.model = model
         self.pads_left = not require_cache(model).padding_fault
@@ -89,6 +91,10 @@ class LocalEngine:
         return [out[i] for i in range(len(prompts))]
 
     def _check_prompts(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> None:
+        check_type("sampling", sampling, SamplingParams, "SamplingParams(…)")
+        encoded = isinstance(prompts, Sequence) and not isinstance(prompts, Encoded)
+        if not encoded or not all(isinstance(prompt, Encoded) for prompt in prompts):
+            raise InvalidArgument("prompts are not encoded; give a list of what model.encode(messages) gives.")
         if empty := [i for i, prompt in enumerate(prompts) if not prompt.ids]:
             raise InvalidArgument(f"Prompt {empty[0]} (counted from 0) has no tokens; give at least one.")
         longest = max((len(p.ids) for p in prompts), default=0)
@@ -169,6 +175,7 @@ def _seeds_per_row(seeds: Sequence[int] | None, n: int) -> list[int]:
 def _steering_per_row(steering: Steering | Sequence[Steering | None] | None, n: int) -> list[Steering | None]:
     if steering is None or isinstance(steering, Steering):
         return [steering] * n
+    check_type("steering", steering, Sequence, "a Steering, or a list with one or None for each prompt")
     rows = list(steering)
     if len(rows) != n:
         raise InvalidArgument(f"There are {len(rows)} steerings for {n} prompts; give one, or one for each.")

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from poise.errors import UnsuitableModel
+from poise.arguments import check_type
+from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model.architecture import decoder_blocks, model_width
 from poise.model.block_check import check_blocks
 from poise.model.chat_template import stop_ids, template_text
@@ -32,7 +33,12 @@ def load_model(name: str, *, dtype: torch.dtype | None = None, device: str | tor
         UnsuitableModel: no decoder blocks, blocks that cannot be read or steered, or a tokenizer without character
             offsets.
     """
-    where = torch.device(device) if device is not None else _best_device()
+    check_type("name", name, str, "a bundled name, a folder, a GGUF file or a hub id")
+    check_type("dtype", dtype, (torch.dtype, type(None)), "a dtype of torch, such as torch.float32")
+    try:
+        where = torch.device(device) if device is not None else _best_device()
+    except (RuntimeError, TypeError) as error:
+        raise InvalidArgument(f"device is {device!r}; give cpu, cuda, cuda:1 or mps.") from error
     lm, tokenizer = read_weights(locate(name), dtype or _best_dtype(where), where)
     return wrap(lm.requires_grad_(False), tokenizer, name=name)
 

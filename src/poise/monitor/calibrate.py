@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from poise.arguments import check_number, check_type
 from poise.data import AnswerPart, DataSet, InputRow, Rejections, data_from_rows
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
@@ -24,6 +25,7 @@ from poise.statistics.conformal import check_enough, check_rate, threshold
 from poise.statistics.cusum import fit_cusum
 from poise.storage.journal import Journal
 from poise.vector import Alarm, Drift, PersonaVector
+from poise.vector.persona_vector import as_vectors
 
 __all__ = [
     "FEWEST_DRIFT_CONVERSATIONS",
@@ -77,10 +79,14 @@ class CalibrationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_type("rates", self.rates, (tuple, list), "a tuple of rates, such as (0.01,)")
+        if not self.rates:
+            raise InvalidArgument("There are no rates, so no alarm would be set; give at least one, such as (0.01,).")
         for rate in self.rates:
+            check_number("A rate", rate, least=0, most=1)
             check_rate(rate)
-        if self.limit < 1:
-            raise InvalidArgument(f"limit is {self.limit}; it must be at least 1.")
+        for name in ("limit", "batch"):
+            check_number(name, getattr(self, name), least=1, most=2**31)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +111,9 @@ class Calibration:
 def calibrate_alarms(
     data: DataSet | Iterable[InputRow],
     model: Model,
-    vectors: Sequence[PersonaVector],
+    vectors: PersonaVector | Sequence[PersonaVector],
     plan: CalibrationSettings | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     *,
     allow_other_model: bool = False,
 ) -> Calibration:
@@ -127,7 +133,9 @@ def calibrate_alarms(
         InvalidData: too many rows are rejected.
         InvalidArgument: thoughts are to be read where the model answers without them.
     """
-    plan = plan or CalibrationSettings()
+    plan, vectors = plan or CalibrationSettings(), as_vectors(vectors)
+    check_type("model", model, Model, "a Model, as load_model(name) gives")
+    folder = Path(folder) if folder is not None else None
     data = data_from_rows(data, need="assistant" if plan.read_given_answers else "user")
     check_calibrated_part(data, plan)
     for vector in vectors:

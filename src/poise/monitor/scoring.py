@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from poise.activations import Probe, project_each
+from poise.arguments import check_type
 from poise.data import AnswerPart, Conversation, DataSet, InputRow, RejectedRow, Rejections, data_from_rows, turns
 from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
 from poise.monitor.readings import AnswerReadings, summarize_response
 from poise.vector import PersonaVector
+from poise.vector.persona_vector import as_vectors
 
 __all__ = ["WINDOW_ROWS", "ScoredTurn", "read_rows", "score_turns", "topic_of"]
 
@@ -74,7 +76,7 @@ def score_turns(
 
 def read_rows(
     rows: DataSet | Iterable[InputRow],
-    vectors: Sequence[PersonaVector],
+    vectors: PersonaVector | Sequence[PersonaVector],
     model: Model,
     *,
     layer: int | None = None,
@@ -97,6 +99,8 @@ def read_rows(
         InvalidData: no known shape fits, or too many rows are rejected.
         OtherModel: a vector was computed on another model.
     """
+    vectors = as_vectors(vectors)
+    check_type("model", model, Model, "a Model, as load_model(name) gives")
     for vector in vectors:
         vector.check_model(model, allow_other_model=allow_other_model)
     probes = [vector.at("read", layer).probe for vector in vectors]

@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 
+from poise.arguments import check_choice, check_type
 from poise.data import AnswerPart, Conversation, InputRow
-from poise.data.dataset import check_same_part, row_columns
+from poise.data.dataset import check_rows, check_same_part, row_columns
 from poise.data.readers import DataShape, RowContent, detect_shape, parse_shape_request, read_row
 from poise.errors import InvalidData, InvalidRow, OtherModel
 from poise.model import Model, load_model
 from poise.screen import shards as parts
 from poise.screen.base_answers import BaseAnswers
-from poise.screen.projection import ScoredAnswer, ScoringMethod, check_part, score_answers
+from poise.screen.projection import SCORING_METHODS, ScoredAnswer, ScoringMethod, check_part, score_answers
 from poise.vector import PersonaVector
+from poise.vector.persona_vector import as_vectors
 
 __all__ = ["ColumnScorer", "ScoredRow", "screen_rows"]
 
@@ -46,7 +48,7 @@ class ScoredRow:
 
 def screen_rows(
     rows: Iterable[InputRow],
-    vectors: Sequence[PersonaVector],
+    vectors: PersonaVector | Sequence[PersonaVector],
     model: Model,
     method: ScoringMethod = "raw",
     **options: Any,
@@ -56,15 +58,18 @@ def screen_rows(
     Args:
         rows: Columns by name, in any of the shapes that files may have, lists of messages, or conversations;
             ``datasets.Dataset`` too.
-        vectors: k of them, of this model.
+        vectors: One, or k of them, of this model.
         model: The base model.
-        method: What a score is.
-        options: Options as ``ColumnScorer`` takes them.
+        method: What a score is: ``raw``, ``prompt`` or ``difference``.
+        options: ``shape`` of the rows, ``part`` of the answers that is scored, ``layer`` for all vectors, ``answers``,
+            a folder for the model's own answers, ``max_new_tokens``, the longest of these, and ``allow_other_model``.
 
     Raises:
+        InvalidArgument: no such method, or text in the place of rows.
         InvalidData: no known shape finds an answer in the rows.
         OtherModel: a vector was computed on another model.
     """
+    check_rows(rows)
     scorer = ColumnScorer(vectors, model, method, **options)
     return _score_windows(iter(rows), scorer)
 
@@ -96,7 +101,7 @@ class ColumnScorer:
 
     def __init__(
         self,
-        vectors: Sequence[PersonaVector],
+        vectors: PersonaVector | Sequence[PersonaVector],
         model: Model,
         method: ScoringMethod = "raw",
         *,
@@ -107,6 +112,9 @@ class ColumnScorer:
         max_new_tokens: int = 256,
         allow_other_model: bool = False,
     ) -> None:
+        vectors = as_vectors(vectors)
+        check_type("model", model, Model, "a Model, as load_model(name) gives")
+        check_choice("method", method, SCORING_METHODS)
         for vector in vectors:
             vector.check_model(model, allow_other_model=allow_other_model)
         check_part(part, method)

@@ -137,7 +137,7 @@ def shift(
     vectors: PersonaVector | Sequence[PersonaVector],
     settings: ShiftSettings | None = None,
     *,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     load: ModelLoader = load_model,
 ) -> ShiftReport:
     """Measure what fine-tuning did: tuned models beside their base, on every trait's evaluation questions.
@@ -168,6 +168,7 @@ def shift(
         MissingExtra: the judge or a capability needs a part that is not installed.
     """
     settings = settings or ShiftSettings()
+    folder = Path(folder) if folder is not None else None
     vectors = [vectors] if isinstance(vectors, PersonaVector) else list(vectors)
     sources = [tuned] if isinstance(tuned, (str, Model, TunedModel)) else list(tuned)
     models = [source if isinstance(source, TunedModel) else TunedModel(source=source) for source in sources]

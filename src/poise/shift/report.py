@@ -20,6 +20,7 @@ from poise.errors import InvalidData
 from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate, bootstrap, mean_estimate
 from poise.storage.atomic_write import saving
+from poise.storage.output import check_output
 
 __all__ = [
     "AnswerPair",
@@ -196,22 +197,42 @@ def _paired_loss(lost: int, gained: int, n: int, level: float) -> Estimate:
     return Estimate.of((lost - gained) / n, max(middle - half, -1.0), min(middle + half, 1.0), n)
 
 
-def save_report(report: ShiftReport, path: Path) -> None:
+def save_report(report: ShiftReport, path: str | Path, *, force: bool = False) -> None:
     """Write ``shift.json``, whole or not at all.
 
+    Args:
+        report: What was measured.
+        path: The file; an earlier ``shift.json`` is replaced.
+        force: Write over an existing file whatever it holds.
+
     Raises:
+        OutputExists: the file is no ``shift.json``.
         SaveFailed: the disk refused; an earlier file is untouched.
     """
+    path = Path(path)
+    check_output(path, loss=_report_loss, force=force)
     with saving(path) as temporary:
         temporary.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def load_report(path: Path) -> ShiftReport:
+def _report_loss(path: Path) -> str:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return "" if isinstance(facts, dict) and "base_digest" in facts else "something else than a shift.json"
+    except (OSError, ValueError):
+        return "something else than a shift.json"
+
+
+def load_report(path: str | Path) -> ShiftReport:
     """Read a ``shift.json``.
+
+    Args:
+        path: The file.
 
     Raises:
         InvalidData: not there, or not of this schema; names the field.
     """
+    path = Path(path)
     try:
         return ShiftReport.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

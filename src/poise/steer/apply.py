@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from poise.arguments import check_type
 from poise.errors import HookDidNotFire, InvalidSteering
 from poise.model import Model
 from poise.model.batching import PaddedBatch
@@ -236,7 +237,13 @@ def apply_steering(
         OtherModel: a vector does not belong to this model.
         HookDidNotFire: the block ended normally and some layer was never run, or nothing was steered at all.
     """
-    listed = [rows] if isinstance(rows, Steering) else list(rows)
+    check_type("model", model, Model, "a Model, as load_model(name) gives")
+    listed = [rows] if isinstance(rows, Steering) else list(rows) if isinstance(rows, Sequence) else [rows]
+    if not all(isinstance(row, Steering) or (row is None and isinstance(rows, Sequence)) for row in listed):
+        raise InvalidSteering(
+            f"rows is {type(rows).__name__}; give a Steering, as Steering.add(vector, dose=…) makes, or one or None "
+            "for each row."
+        )
     terms = [t for s in listed if s for t in s.terms]
     used = [t.vector for t in terms] + [t.when.vector for t in terms if t.when]
     for vector in {id(v): v for v in used}.values():

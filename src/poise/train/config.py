@@ -119,7 +119,7 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool = Field(default=False, description="Less memory for a third more time.")
     save_every: int = Field(default=100, ge=1, description="Steps between checkpoints; the last two are kept.")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of the log.")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
     report_to: tuple[str, ...] = Field(default=(), description="Other logs, e.g. tensorboard or wandb.")

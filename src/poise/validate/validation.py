@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from poise.arguments import check_number, check_type
 from poise.contrast import ResponseStore
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
@@ -71,9 +72,13 @@ def validate(
         OtherModel: the vector was computed on another model.
         InvalidArgument: fewer than 4 questions or 1 rollout, no such judge, or ``beside`` holds the same directions.
     """
+    check_type("model", model, Model, "a Model, as load_model(name) gives")
+    check_type("judge", judge, (str, ChosenJudges), "exemplars, model:NAME, endpoint:NAME or chosen judges")
+    if isinstance(questions, str):
+        raise InvalidArgument("questions is text; give a list of questions, or how many of the trait's are asked.")
     vector.check_model(model, allow_other_model=allow_other_model)
-    if rollouts < 1:
-        raise InvalidArgument(f"rollouts is {rollouts}; it must be at least 1.")
+    check_number("rollouts", rollouts, least=1, most=2**31)
+    check_number("seed", seed, least=0, most=2**63 - 1)
     if beside is not None:
         beside.check_model(model, allow_other_model=allow_other_model)
         if torch.equal(beside.directions, vector.directions):

@@ -25,10 +25,26 @@ from poise.vector.calibration import Alarm, Drift
 from poise.vector.header import Header
 from poise.vector.placement import LayerDirection, Purpose, preferred_layer
 
-__all__ = ["PersonaVector"]
+__all__ = ["PersonaVector", "as_vectors"]
 
 
 LARGEST = float(torch.finfo(torch.float32).max)
+
+
+def as_vectors(vectors: PersonaVector | Sequence[PersonaVector]) -> list[PersonaVector]:
+    """One vector or several, as a list.
+
+    Raises:
+        InvalidVector: something else than vectors.
+    """
+    listed = (
+        [vectors] if isinstance(vectors, PersonaVector) else list(vectors) if isinstance(vectors, Sequence) else None
+    )
+    if listed is None or not all(isinstance(vector, PersonaVector) for vector in listed):
+        raise InvalidVector(
+            f"vectors is {type(vectors).__name__}; give a PersonaVector or a list of them, as load_vector(path) gives."
+        )
+    return listed
 
 
 class PersonaVector:
@@ -134,8 +150,8 @@ class PersonaVector:
             InvalidVector: no vectors.
             OtherModel: they belong to more than one model.
         """
-        vectors = [] if isinstance(vectors, PersonaVector) else list(vectors)
-        if not vectors or not all(isinstance(vector, PersonaVector) for vector in vectors):
+        several = isinstance(vectors, Sequence) and not isinstance(vectors, PersonaVector)
+        if not several or not vectors or not all(isinstance(vector, PersonaVector) for vector in vectors):
             raise InvalidVector("A mean is taken of a list of persona vectors; give at least one.")
         return cls._combined([(1.0 / len(vectors), vector) for vector in vectors])
 
