@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -117,6 +118,18 @@ NATURAL_SLIPS = {
     "load None": lambda m, v: poise.load_model(None),
     "a device": lambda m, v: poise.load_model("smollm2-135m", device="foo"),
     "a dtype": lambda m, v: poise.load_model("smollm2-135m", dtype="foo"),
+    **{
+        f"validation settings {name}": lambda m, v, name=name, value=value: poise.ValidationSettings(**{name: value})
+        for name, value in {
+            "depth": (1, 0),
+            "sweep_doses": (),
+            "curve": (),
+            "random_draws": 0,
+            "layers": True,
+            "coherence_floor": math.nan,
+            "doses": "abc",
+        }.items()
+    },
     "no report": lambda m, v: poise.load_shift_report("none.json"),
 }
 

@@ -40,6 +40,11 @@ __all__ = [
 class SamplingParams:
     """How tokens are drawn. ``temperature=0`` is greedy.
 
+    Attributes:
+        max_new_tokens: Longest answer, in tokens.
+        temperature: What logits are divided by before drawing; 0 always takes the likeliest token.
+        top_p: Only the likeliest tokens that together have this probability are drawn; 1 for all.
+
     Raises:
         InvalidArgument: A value has the wrong type or is out of range; names the argument, the value and the limit.
     """

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from poise.arguments import check_number, check_type
 from poise.contrast import ResponseRequest, instructions
 from poise.errors import InvalidArgument
 from poise.steer import Steering
@@ -49,6 +50,21 @@ class ValidationSettings:
     random_draws: int = 3
     coherence_floor: float = 50.0
     selection_margin: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "random_draws"):
+            check_number(name, getattr(self, name), least=1, most=10_000)
+        for name in ("coherence_floor", "selection_margin"):
+            check_number(name, getattr(self, name), least=0, most=100)
+        for name, least in (("depth", 0), ("sweep_doses", 1e-6), ("doses", 1e-6), ("curve", -100)):
+            values = getattr(self, name)
+            check_type(name, values, (tuple, list), "a tuple of numbers")
+            for value in values:
+                check_number(f"A value of {name}", value, least=least, most=1 if name == "depth" else 100)
+        if len(self.depth) != 2 or self.depth[0] > self.depth[1]:
+            raise InvalidArgument(f"depth is {self.depth}; give the first and the last share, such as (0.15, 0.75).")
+        if not self.sweep_doses or not {-1.0, 1.0} <= set(self.curve):
+            raise InvalidArgument("sweep_doses needs at least one dose, and curve the points -1.0 and 1.0.")
 
     def candidates(self, layers: int) -> list[int]:
         """Layers to try, evenly over the stated depth."""
