@@ -83,7 +83,7 @@ class CalibrationSettings:
         if not self.rates:
             raise InvalidArgument("There are no rates, so no alarm would be set; give at least one, such as (0.01,).")
         for rate in self.rates:
-            check_number("A rate", rate, least=0, most=1)
+            check_type("A rate", rate, (int, float), "a number above 0, such as 0.01")
             check_rate(rate)
         for name in ("limit", "batch"):
             check_number(name, getattr(self, name), least=1, most=2**31)

@@ -113,11 +113,11 @@ class ColumnScorer:
         allow_other_model: bool = False,
     ) -> None:
         vectors = as_vectors(vectors)
-        check_type("model", model, Model, "a Model, as load_model(name) gives")
         check_choice("method", method, SCORING_METHODS)
+        check_part(part, method)
+        check_type("model", model, Model, "a Model, as load_model(name) gives")
         for vector in vectors:
             vector.check_model(model, allow_other_model=allow_other_model)
-        check_part(part, method)
         self.vectors, self.model, self.method, self.part = tuple(vectors), model, method, part
         self.options: dict[str, Any] = {
             "shape": shape,
