@@ -119,9 +119,19 @@ Temperature = Annotated[
         rich_help_panel=_AMOUNT,
     ),
 ]
+
+
+def _check_seed(seed: int) -> int:
+    if seed >= 2**63:
+        raise typer.BadParameter(f"{seed} is too large; it must be less than 2**63.")
+    return seed
+
+
 Seed = Annotated[
     int,
-    typer.Option("--seed", metavar="S", min=0, max=2**63 - 1, help="Of all that is random.", rich_help_panel=_AMOUNT),
+    typer.Option(
+        "--seed", metavar="S", min=0, callback=_check_seed, help="Of all that is random.", rich_help_panel=_AMOUNT
+    ),
 ]
 ThinkingOption = Annotated[
     Literal["off", "on", "minimal", "low", "medium", "high", "xhigh"],
