@@ -26,7 +26,7 @@ from typing import Any
 HERE = Path(__file__).parent
 TOKENS = 24
 PAIRS = 2  # runs of each tree a round, after one that warms up
-TEXTS = 24
+TEXTS = 8
 
 
 class Tree:
@@ -161,7 +161,7 @@ def main(options: argparse.Namespace) -> None:
         trees = (Tree(HERE.parent, options.model), Tree(options.other.resolve(), options.model))
         names = [tree.ask("list").split("|") for tree in trees]
         for case in names[0]:
-            if case in names[1] and options.only in case:
+            if case in names[1] and any(part in case for part in options.only.split(",")):
                 medians.setdefault(case, []).append(round_medians(trees, case))
         for tree in trees:
             tree.process.kill()
@@ -178,7 +178,7 @@ if __name__ == "__main__":
     parser.add_argument("other", type=Path, nargs="?", help="a checkout of the other commit")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5, help="each with processes of its own")
-    parser.add_argument("--only", default="", help="only cases whose name holds this")
+    parser.add_argument("--only", default="", help="only cases whose name holds one of these, by commas")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
