@@ -22,6 +22,7 @@ import poise
 PAGE = Path(poise.__file__).parent / "serve" / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 CSP = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+THOUGHT = ["A <b>plan</b>,", " of all", " things."]
 SAID = "Well, I would not <b>do</b> it. Nobody asked for your plan, and it shows. Try again, or better still, do not."
 
 
@@ -89,6 +90,7 @@ class Stub(ThreadingHTTPServer):
     def reset(self) -> None:
         """As it was at the start: two vectors, no key."""
         self.key: str | None = None
+        self.thinks = False
         self.vectors = two_vectors()
         self.requests: list[dict[str, Any]] = []
         self.busy = 0
@@ -115,7 +117,8 @@ class Handler(BaseHTTPRequestHandler):
         elif not self.allowed():
             return
         elif path == "/v1/models":
-            self.json({"object": "list", "data": [{"id": "tiny-llama", "object": "model"}]})
+            entry = {"id": "tiny-llama", "object": "model", "thinking": self.server.thinks}
+            self.json({"object": "list", "data": [entry]})
         elif path == "/v1/poise/vectors":
             self.json({"object": "list", "data": list(self.server.vectors.values())})
         elif path == "/v1/poise/readings/summary":
@@ -218,13 +221,16 @@ def chunks(request: dict[str, Any], question: str) -> Iterator[dict[str, Any]]:
     first = {"prompt": {"impolite": 2.5, "evil": None}, "steer": steer, "cautions": [], "layers": {"impolite": 2}}
     push = {"impolite": {"prompt": 0.0, "response": pushed}, "evil": None}
     yield chunk({"role": "assistant"}, {**first, "push": push, "alarms": []})
+    if request.get("chat_template_kwargs") == {"enable_thinking": True}:
+        yield from thought_chunks(question)
     tokens = tokens_of(question)
     for i, token in enumerate(tokens):
         value = 1.0 + 5.0 * math.sin(i / 3) + 2 * pushed
         raised = []
         if i == 4 and ("alarm" in question or "stopped" in question):
             action = "stop" if "stopped" in question else "note"
-            raised = [{"trait": "impolite", **alarm("peak", 7.0), "value": 8.25, "token": 5, "action": action}]
+            number = 5 + (len(THOUGHT) + 2 if "chat_template_kwargs" in request else 0)
+            raised = [{"trait": "impolite", **alarm("peak", 7.0), "value": 8.25, "token": number, "action": action}]
         yield chunk(
             {"content": token},
             {"tokens": [token], "readings": {"impolite": [value], "evil": [value / 2]}, "alarms": raised},
@@ -239,6 +245,25 @@ def chunks(request: dict[str, Any], question: str) -> Iterator[dict[str, Any]]:
         if i == 4 and "cut" in question:
             return
     yield chunk({}, {"summary": {}, "alarms": []}, "stop")
+
+
+def thought_chunks(question: str) -> Iterator[dict[str, Any]]:
+    """A thought between its marks, whose second token raises an alarm where that is asked for."""
+    told = {"readings": {"impolite": [9.0], "evil": [4.5]}, "alarms": []}
+    yield chunk({}, {"tokens": [""], "parts": ["mark"], **told})
+    for i, token in enumerate(THOUGHT):
+        raised = {
+            "trait": "impolite",
+            **alarm("peak", 7.0),
+            "value": 8.5,
+            "token": 3,
+            "action": "note",
+            "part": "thought",
+        }
+        alarms = [raised] if i == 1 and "alarm" in question else []
+        parts = {"tokens": [token], "parts": ["thought"], **told, "alarms": alarms}
+        yield chunk({"reasoning_content": token}, parts)
+    yield chunk({}, {"tokens": [""], "parts": ["mark"], **told})
 
 
 def chunk(delta: dict[str, Any], poise: dict[str, Any], finish: str | None = None) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class TestReading:
         ("part", "text", "tokens_of"),
         [
             ("reply", REPLY, REPLY),
-            ("thought", f"{spoken}{REPLY}", spoken),
+            ("thought", f"{spoken}{REPLY}", THOUGHT),
             ("both", f"{spoken}{REPLY}", f"{spoken}{REPLY}"),
         ],
     )
@@ -106,7 +106,7 @@ class TestReading:
         rows = [row("Q?", reply=""), row("Q?")]
         (thought, _) = read_rows(rows, [vector], model, part="thought")
         assert thought.readings is not None
-        expected = mean_projection(model, vector, self.prompt + self.spoken, self.spoken)
+        expected = mean_projection(model, vector, self.prompt + self.spoken, THOUGHT)
         assert thought.readings.mean[0] == pytest.approx(expected, abs=1e-5)
         for part in ("reply", "both"):
             (turn,) = read_rows(rows, [vector], model, part=part)  # type: ignore[arg-type]

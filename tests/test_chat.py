@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.style import Style
 from typer.testing import CliRunner
 
+import thinking
 import tiny
 from poise import vector as vectors
 from poise.activations import Probe, project
@@ -37,9 +38,10 @@ from poise.cli import app
 from poise.cli.chat import commands, tint
 from poise.cli.chat.dialogue import AnswerPiece, ChatTurn, Dialogue, Setup, WatchedTrait, named, push, transcript
 from poise.cli.chat.loop import Screen, answer, converse, prepare, remarks
+from poise.data import Conversation, data_from_rows, turns
 from poise.engine import SamplingParams, TextChunk
 from poise.engine.static import LocalEngine
-from poise.errors import InvalidArgument, InvalidSteering, OutputExists, PoiseError
+from poise.errors import InvalidArgument, InvalidSteering, OutputExists, PoiseError, UnsuitableModel
 from poise.model import Encoded, Model, load_model
 from poise.steer import Condition, Steering, Term
 from poise.trait import library
@@ -479,6 +481,37 @@ class TestTheScreen:
 class Typed(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class TestThinking:
+    def begun(self, monkeypatch: pytest.MonkeyPatch) -> tuple[Setup, Dialogue, Session]:
+        model = thinking.model("qwen3")
+        thinking.script(monkeypatch, model, dict.fromkeys(range(3), thinking.ANSWERS["qwen3"]))
+        sampling = SamplingParams(max_new_tokens=120)
+        setup, _ = prepare(model, sampling, [], None, thinking=True)
+        session = Session("Where do the boats go?", "And then?")
+        return setup, converse(Dialogue(), setup, session.screen), session
+
+    def test_is_shown_before_the_reply_and_goes_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        setup, after, session = self.begun(monkeypatch)
+        assert f"[thinking: {thinking.THOUGHT}]\n{thinking.REPLY}" in session.out.getvalue()
+        assert {(t.thought, t.answer) for t in after.turns} == {(thinking.THOUGHT, thinking.REPLY)}
+        reply = {"role": "assistant", "content": thinking.REPLY, "thought": thinking.THOUGHT}
+        assert after.messages("And now?")[1] == reply
+        prompt = setup.model.tokenizer.decode(setup.model.encode(after.messages("And now?"), thinking=True).ids)
+        assert thinking.THOUGHT not in prompt, "this template drops the thoughts of earlier turns"
+
+    def test_is_kept_in_the_saved_chat_for_whatever_reads_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        setup, after, _ = self.begun(monkeypatch)
+        saved = json.loads(json.dumps(transcript(after, setup)))
+        assert saved["thinking"] is True
+        [row] = data_from_rows([saved])
+        assert isinstance(row, Conversation)
+        assert [(t.answer, t.thought) for t in turns(row)] == [(thinking.REPLY, thinking.THOUGHT)] * 2
+
+    def test_is_refused_at_the_start_where_the_template_has_no_switch(self, model: Model) -> None:
+        with pytest.raises(UnsuitableModel, match="has no switch for thinking"):
+            prepare(model, SamplingParams(max_new_tokens=4), [], None, thinking=True)
 
 
 class TestAChat:

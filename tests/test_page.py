@@ -21,7 +21,7 @@ if CHROMIUM is None:
 import serving  # noqa: E402
 import tiny  # noqa: E402
 from poise import vector as vectors  # noqa: E402
-from stub_server import PAGE, SAID, Stub  # noqa: E402
+from stub_server import PAGE, SAID, THOUGHT, Stub  # noqa: E402
 
 expect = playwright.expect
 pytestmark = pytest.mark.browser
@@ -442,6 +442,79 @@ class TestVectors:
         tab.page.get_by_role("button", name="Really delete evil from the server?").click()
         expect(tab.page.get_by_role("heading", name="evil")).to_have_count(0)
         assert "evil" not in stub.vectors
+
+
+class TestAThought:
+    @pytest.fixture
+    def thinking(self, tab: Tab, stub: Stub) -> Tab:
+        """The page of a model that can be told to think, and is."""
+        stub.thinks = True
+        tab.page.reload()
+        tab.page.get_by_label("Think before the reply").check()
+        return tab
+
+    def test_has_a_switch_only_where_the_model_has_one(self, tab: Tab, stub: Stub) -> None:
+        expect(tab.page.get_by_label("Think before the reply")).to_be_hidden()
+        tab.ask("One?")
+        stub.thinks = True
+        tab.page.reload()
+        expect(tab.page.get_by_label("Think before the reply")).not_to_be_checked()
+        tab.ask("Two?")
+        assert ["chat_template_kwargs" in request for request in stub.requests] == [False, False]
+
+    def test_is_folded_above_the_reply_as_text(self, thinking: Tab) -> None:
+        thinking.ask("What do you think of my plan?")
+        thought = thinking.answer().locator("details.thought")
+        expect(thought).to_be_visible()
+        expect(thought.locator("summary")).to_have_text("Thought before the reply")
+        expect(thought.locator(".thoughts")).to_be_hidden()
+        expect(thinking.answer().locator(".tokens")).to_have_text(SAID)
+        thought.locator("summary").click()
+        expect(thought.locator(".thoughts")).to_be_visible()
+        expect(thought.locator(".thoughts")).to_have_text("".join(THOUGHT))
+        expect(thought.locator("b")).to_have_count(0)
+        assert thought.locator(".thoughts > span").count() == len(THOUGHT)
+        assert thinking.tones() == [tone(value) for value in READINGS], "gauges and tint are of the reply"
+        expect(thinking.card("impolite").locator("dl")).to_contain_text(f"tokens{N}")
+
+    def test_is_asked_for_and_sent_back(self, thinking: Tab, stub: Stub) -> None:
+        thinking.ask("One?")
+        thinking.ask("Two?")
+        assert [request["chat_template_kwargs"] for request in stub.requests] == [{"enable_thinking": True}] * 2
+        reply = {"role": "assistant", "content": SAID, "reasoning_content": "".join(THOUGHT)}
+        assert stub.requests[-1]["messages"][1] == reply
+        thinking.page.get_by_label("Think before the reply").uncheck()
+        thinking.ask("Three?")
+        assert "chat_template_kwargs" not in stub.requests[-1]
+        assert [m.get("reasoning_content") for m in stub.requests[-1]["messages"]][1::2] == ["".join(THOUGHT)] * 2
+        expect(thinking.answer(3).locator("details.thought")).to_be_hidden()
+
+    def test_is_there_after_a_reload_and_in_the_saved_conversation(self, thinking: Tab, tmp_path: Path) -> None:
+        thinking.ask("One?")
+        thinking.page.reload()
+        expect(thinking.page.get_by_label("Think before the reply")).to_be_checked()
+        expect(thinking.answer().locator(".thoughts")).to_have_text("".join(THOUGHT))
+        with thinking.page.expect_download() as waited:
+            thinking.page.get_by_role("button", name="Save").click()
+        waited.value.save_as(tmp_path / "chat.json")
+        saved = json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))
+        assert saved["messages"][1] == {
+            "role": "assistant", "content": SAID, "reasoning_content": "".join(THOUGHT),
+        }  # fmt: skip
+        [turn] = saved["turns"]
+        assert (turn["answer"], turn["reasoning_content"], turn["thinking"]) == (SAID, "".join(THOUGHT), True)
+
+    def test_has_alarms_of_its_own_and_those_of_the_reply_lead_to_their_token(self, thinking: Tab) -> None:
+        thinking.ask("alarm")
+        buttons = thinking.answer().locator(".alarm button")
+        expect(buttons).to_have_text(
+            [words("by token 3, in the thought, above +7.00"), words("by token 10, above +7.00")]
+        )
+        buttons.nth(1).click()
+        expect(thinking.answer().locator(".tokens > span.at")).to_have_text(words(SAID.split(" ")[4]))
+        expect(thinking.answer().locator(".thoughts")).to_be_hidden()
+        buttons.nth(0).click()
+        expect(thinking.answer().locator(".thoughts")).to_be_visible()
 
 
 class TestTheLastDay:

@@ -23,7 +23,6 @@ from test_rendering import HARMONY, OPEN_THOUGHT
 
 MODEL = Path(__file__).parent / "fixtures" / "v0_1_0" / "model"
 HEADER = "<|im_start|>assistant\n"
-SPOKEN = "<think>\ntwo and two\n</think>\n\n"  # as it is read
 THOUGHT = "<think>two and two</think>Four."
 WEATHER = {
     "messages": [
@@ -118,13 +117,14 @@ class TestShowRows:
         ("part", "text"),
         [
             ("reply", "Four."),
-            ("thought", "<think>\ntwo and two\n</think>\n\n"),
+            ("thought", "two and two"),
             ("both", "<think>\ntwo and two\n</think>\n\nFour."),
         ],
     )
     @pytest.mark.parametrize("template", [tiny.CHATML, OPEN_THOUGHT], ids=["no block", "open block"])
     def test_shows_the_part_that_is_read(self, part: Any, text: str, template: str) -> None:
         (first, *_) = poise.show_rows(ROWS, tokenizer(template), 1, part=part).answers
+        text = text.removeprefix("<think>\n") if template == OPEN_THOUGHT else text  # that is in the prompt
         assert first.text == text
         assert "".join(first.tokens) == text
         whole = f"{first.prompt}{first.text}"
@@ -138,26 +138,25 @@ class TestShowRows:
         assert first.prompt == "<|start|>user<|message|>2+2?<|end|><|start|>assistant<|channel|>final<|message|>"
 
     @pytest.mark.parametrize(
-        ("part", "text"),
+        ("part", "header", "text"),
         [
-            (
-                "thought",
-                "<|channel|>analysis<|message|>two and two<|end|><|start|>assistant<|channel|>final<|message|>",
-            ),
+            ("thought", "<|channel|>analysis<|message|>", "two and two"),
             (
                 "both",
+                "",
                 "<|channel|>analysis<|message|>two and two<|end|><|start|>assistant<|channel|>final<|message|>Four.",
             ),
         ],
     )
-    def test_of_harmony_shows_thoughts_in_their_channel(self, part: Any, text: str) -> None:
+    def test_of_harmony_shows_thoughts_in_their_channel(self, part: Any, header: str, text: str) -> None:
         row = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": THOUGHT}]}
         (first,) = poise.show_rows([row], tokenizer(HARMONY), part=part).answers
-        assert (first.prompt, first.text) == ("<|start|>user<|message|>2+2?<|end|><|start|>assistant", text)
+        prompt = f"<|start|>user<|message|>2+2?<|end|><|start|>assistant{header}"
+        assert (first.prompt, first.text) == (prompt, text)
         assert "".join(first.tokens) == text
 
     def test_of_a_thought_alone_shows_it_only_when_thoughts_are_read(self) -> None:
-        for part, texts in (("reply", []), ("both", []), ("thought", ["<think>\nwell\n</think>\n\n"])):
+        for part, texts in (("reply", []), ("both", []), ("thought", ["well"])):
             shown = poise.show_rows(ROWS[3:], tokenizer(), part=part)  # type: ignore[arg-type]
             assert [one.text for one in shown.answers] == texts
 
@@ -247,8 +246,8 @@ class TestTheOption:
         assert "4 tokens scored: F│ou│r│." in shown
         facts = json.loads(self.run(*arguments, "--model", MODEL, "--show=2", "--part", "thought", "--json"))
         assert [(one["turn"], one["text"]) for one in facts["answers"]] == [
-            (0, "<think>\ntwo and two\n</think>\n\n"),
-            (0, "<think>\nwell\n</think>\n\n"),
+            (0, "two and two"),
+            (0, "well"),
         ]
         assert sorted(tmp_path.rglob("*")) == before
 
@@ -279,6 +278,23 @@ class TestTheOption:
         assert "reply, scored:\n    Four." in self.run("shift", "--capability", f"perplexity={data}", "--show", "1")
         result = CliRunner().invoke(app, ["shift", "--show", "1"])
         assert (result.exit_code, "perplexity=DATA" in result.output) == (2, True)
+
+    def test_of_gate_shows_the_training_data_and_the_texts_of_perplexity(self, data: Path, tmp_path: Path) -> None:
+        chats = write(tmp_path / "chat.jsonl", [{"prompt": "Q", "response": "Normal."}])
+        command = ["gate", "--data", data, "--capability", f"perplexity={chats}", "--base", MODEL, "--show", "1"]
+        facts = json.loads(self.run(*command, "--json"))
+        assert [one["answers"][0]["text"] for one in facts["data"]] == ["Four.", "Normal."]
+        assert "4 tokens scored: F│ou│r│." in self.run("gate", "limits.yaml", *command[1:])
+        result = CliRunner().invoke(app, ["gate", "limits.yaml", "--show", "1"])
+        assert (result.exit_code, "A gate reads conversations with --data" in result.output) == (2, True)
+        assert "Missing argument" in CliRunner().invoke(app, ["gate"]).output
+
+    def test_of_serve_shows_the_prompts_that_alarms_are_set_by(self, data: Path) -> None:
+        shown = self.run("serve", "--model", MODEL, "--normal", data, "--show", "1")
+        assert f"── {data}, row 0\nprompt:\n    <|im_start|>system\n    Be brief.<|im_end|>" in shown
+        assert "the answer is the model's own" in shown
+        result = CliRunner().invoke(app, ["serve", "--model", str(MODEL), "--show", "1"])
+        assert (result.exit_code, "name some with --normal DATA" in result.output) == (2, True)
 
     def test_without_the_tokenizer_shows_the_rows_own_texts_and_says_why(self, data: Path) -> None:
         shown = self.run("screen", data, "--model", "/nowhere/model", "--show", "1")

@@ -11,7 +11,7 @@ import tiny
 from poise.data import Turn
 from poise.errors import UnsuitableModel
 from poise.model import Model, ask, render_prompt, wrap
-from poise.model.chat_template import encode
+from poise.model.chat_template import encode, render_answer
 from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
 
 PARTS_ONLY = (
@@ -85,9 +85,7 @@ class TestThinking:
         assert render_prompt(tokenizer(HARMONY), ask("Q")).endswith("<|start|>assistant<|channel|>final<|message|>")
 
     @pytest.mark.parametrize("template", [tiny.CHATML, OPEN_THOUGHT], ids=["no block", "open block"])
-    @pytest.mark.parametrize(
-        ("part", "expected"), [("reply", "Four."), ("thought", "<think>hm</think>"), ("both", None)]
-    )
+    @pytest.mark.parametrize(("part", "expected"), [("reply", "Four."), ("thought", "hm"), ("both", None)])
     def test_in_an_answer_is_read_only_when_asked_for(self, template: str, part: Any, expected: str | None) -> None:
         answer = "<think>hm</think>\n\nFour."
         made = tokenizer(template)
@@ -95,6 +93,49 @@ class TestThinking:
         whole = made.decode(text.ids)
         assert whole.count("<think>") == 1
         assert made.decode(text.ids[text.start : text.end]).strip() == (expected or answer)
+
+    @pytest.mark.parametrize(
+        ("answer", "thought", "reply"),
+        [
+            ("<think>\nhm\n</think>\n\nFour.", "hm", "Four."),
+            ("<think>four Four. four</think>Four.", "four Four. four", "Four."),
+            ("<think></think>\nFour.", "", "Four."),
+            ("<think>\n\n</think>\n\nFour.", "", "Four."),
+            ("<think>one</think>\n<think>two</think>Four.", "one</think>\n<think>two", "Four."),
+            ("<think>well, ", "well,", ""),
+            ("Four.", "", "Four."),
+            ("<|begin_of_thought|>hm<|end_of_thought|><|begin_of_solution|>4<|end_of_solution|>", "hm", "4"),
+            (
+                "<|channel|>analysis<|message|>r<|end|><|start|>assistant<|channel|>final<|message|>r<|return|>",
+                "r",
+                "r",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("template", [tiny.CHATML, OPEN_THOUGHT], ids=["no block", "open block"])
+    def test_leaves_its_marks_out_of_both_parts(self, template: str, answer: str, thought: str, reply: str) -> None:
+        made = tokenizer(template)
+        for part, expected in (("thought", thought), ("reply", reply)):
+            rendered = render_answer(made, ask("2+2?"), answer, part=part)  # type: ignore[arg-type]
+            assert rendered.text[rendered.start : rendered.end] == expected
+            text = encode(made, ask("2+2?"), answer, part=part)  # type: ignore[arg-type]
+            assert made.decode(text.ids[text.start : text.end]).strip() == expected
+
+    def test_that_is_in_an_answer_asks_for_a_model_that_thinks(self) -> None:
+        made = tokenizer(SWITCHED)
+        thinks, plain = (render_answer(made, ask("Q"), answer) for answer in ("<think>hm</think>Four.", "Four."))
+        assert thinks.text.endswith("<|im_start|>assistant\n<think>hm</think>Four.")
+        assert plain.text.endswith("<|im_start|>assistant\nFour.")
+        levels = tokenizer(HARMONY.replace("{% for", "{{ reasoning_effort or 'none' }}{% for", 1))
+        spoken = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>4"
+        assert not render_answer(levels, ask("Q"), spoken).text.startswith("low")
+        assert render_answer(levels, ask("Q"), "4").text.startswith("low")
+
+    def test_is_no_place_for_an_answer_without_one(self) -> None:
+        made = tokenizer(OPEN_THOUGHT)
+        for thinking in (False, True):
+            rendered = render_answer(made, ask("Q"), "Four.", thinking=thinking)
+            assert rendered.text.endswith("assistant\n<think>\n\n</think>\n\nFour.")
 
     def test_of_a_data_set_is_read_as_part_of_its_turn(self) -> None:
         turn = Turn(history=(*ask("2+2?"),), answer="Four.", number=0, thought="two and two")
@@ -106,8 +147,7 @@ class TestThinking:
             assert isinstance(place, AnswerSpan)
             texts[part] = tiny_model.tokenizer.decode(place.text.ids[place.text.start : place.text.end])
         assert texts["reply"] == "Four."
-        assert "two and two" in texts["thought"]
-        assert "Four." not in texts["thought"]
+        assert texts["thought"] == "two and two"
         assert "two and two" in texts["both"]
         assert texts["both"].endswith("Four.")
         assert answer_spans(tiny_model, [plain], part="thought") == [UnreadAnswer(0, "no thought")]

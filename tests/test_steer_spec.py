@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tiny
+from poise.cli import render
 from poise.errors import InvalidSteering
 from poise.model import Model
 from poise.steer import Condition, Steering, SteeringExpression, Term, cautions
@@ -40,6 +42,7 @@ def terms(draw: st.DrawFn) -> TermExpression:
     elif operation != "project_out":
         fields["level"] = draw(levels)
     fields["phase"] = draw(st.sampled_from(["response", "prompt", "all"]))
+    fields["part"] = draw(st.sampled_from(["reply", "thought", "both"]))
     fields["tokens"] = draw(st.sampled_from([(0, None), (0, 7), (7, None), (3, 9)]))
     if draw(st.booleans()):
         reading: Any = draw(st.sampled_from(["token", "prompt"]))
@@ -91,6 +94,18 @@ class TestASpec:
             ("evil=floor:-1", {"operation": "floor", "level": -1.0}),
             ("evil=cap:alarm", {"operation": "cap", "level": "alarm"}),
             ("evil=clamp:-1 on all", {"operation": "clamp", "level": -1, "phase": "all"}),
+            ("evil=30% in thought", {"dose": 0.3, "part": "thought"}),
+            ("evil=out in both", {"operation": "project_out", "part": "both"}),
+            (
+                "evil=1 on all in thought after 3 if rude>1",
+                {
+                    "coef": 1,
+                    "phase": "all",
+                    "part": "thought",
+                    "tokens": (3, None),
+                    "when": {"vector": "rude", "value": 1},
+                },
+            ),
             ("evil=30% first 20", {"dose": 0.3, "tokens": (0, 20)}),
             ("evil=30 % after 20", {"dose": 0.3, "tokens": (20, None)}),
             ("evil=1 tokens 5-20", {"coef": 1, "tokens": (5, 20)}),
@@ -185,6 +200,50 @@ class TestTheSteeringItself:
         for text in ("v=cap:alarm", "v=1 if v>alarm", "v=1 if prompt v>alarm"):
             with pytest.raises(InvalidSteering, match="run `poise calibrate`"):
                 SteeringExpression.parse(text).steering({"v": tiny.vector(llama)})
+
+
+class TestItsWords:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("v@1=1.5", "grumpy: layer 1 of 4, coefficient 1.5 (dose DOSE)"),
+            ("v@1=-1.5 on prompt", "grumpy: layer 1 of 4, coefficient -1.5 (dose DOSE), on the prompt"),
+            ("v@1=1.5 on all", "grumpy: layer 1 of 4, coefficient 1.5 (dose DOSE), on prompt and response"),
+            ("v@1=1.5 in thought", "grumpy: layer 1 of 4, coefficient 1.5 (dose DOSE), in the thought"),
+            ("v@1=1.5 in both", "grumpy: layer 1 of 4, coefficient 1.5 (dose DOSE), in thought and reply"),
+            ("v@increments=1", "grumpy: coefficient 1, as increments at all 4 layers"),
+            ("v@1=out in thought", "grumpy: layer 1 of 4, projected out, in the thought"),
+            ("v@2=cap:3.2 in both", "grumpy: layer 2 of 4, cap at 3.2, in thought and reply"),
+            ("v@2=floor:-1", "grumpy: layer 2 of 4, floor at -1"),
+            (
+                "v@2=clamp:0 on all in thought",
+                "grumpy: layer 2 of 4, clamp at 0, on prompt and response, in the thought",
+            ),
+            ("v@2=out first 20", "grumpy: layer 2 of 4, projected out, tokens 0 to 19"),
+            (
+                "v@2=out in thought after 20",
+                "grumpy: layer 2 of 4, projected out, in the thought, tokens 20 to the end",
+            ),
+            ("v@2=out tokens 5-20", "grumpy: layer 2 of 4, projected out, tokens 5 to 19"),
+            ("v@2=out if w@1>2.5", "grumpy: layer 2 of 4, projected out, while a token reads grumpy > 2.5 at layer 1"),
+            (
+                "v@2=out in thought if prompt w@3<-2.5",
+                "grumpy: layer 2 of 4, projected out, in the thought, while the prompt reads grumpy < -2.5 at layer 3",
+            ),
+        ],
+    )
+    def test_tell_every_operator_part_and_condition_apart(self, llama: Model, text: str, words: str) -> None:
+        vectors = {"v": tiny.vector(llama), "w": tiny.vector(llama, seed=1)}
+        steering = SteeringExpression.parse(text).steering(vectors)
+        dose = f"{vectors['v'].dose(steering.terms[0].value, steering.terms[0].touched[0]):.0%}".replace("%", "%")
+        [line] = render.terms(steering)
+        assert re.sub(r"\(dose [^)]*\)", "(dose DOSE)", line) == words
+        assert dose.lstrip("-") in line or "dose" not in words
+
+    def test_say_what_is_made_orthogonal(self, llama: Model) -> None:
+        vectors = {"v": tiny.vector(llama), "w": tiny.vector(llama, seed=1)}
+        lines = render.terms(SteeringExpression.parse("v@1=out; v@1=1; w@1=1; orthogonal").steering(vectors))
+        assert [line.endswith("without what lies along those before it") for line in lines] == [False, False, True]
 
 
 class TestACaution:

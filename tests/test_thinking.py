@@ -214,6 +214,29 @@ class TestAnswers:
         )
 
     @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("part", ["reply", "thought", "both"])
+    @pytest.mark.parametrize("thinks", [False, True])
+    def test_are_read_in_each_part_as_the_same_text_is_when_it_is_given(
+        self, family: str, part: Any, thinks: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from poise.activations import project
+        from poise.monitor.readings import summarize_projections, summarize_response
+
+        model = thinking.model(family)
+        thinking.script(monkeypatch, model, {5: ANSWERS[family]})
+        probes = tiny.probes([tiny.vector(model)])
+        prompt = model.encode(ask("Q"), thinking=True)
+        [answer] = LocalEngine(model).generate([prompt], GREEDY, seeds=[5], probes=probes)
+        text = model.encode(ask("Q"), answer.text, part=part, thinking=thinks)  # an answer with a thought says itself
+        [values] = project(model, [text], probes)
+        live, given = answer.readings_of(part), summarize_response(values, text)
+        assert live is not None
+        expected = summarize_projections(live)
+        assert given.tokens == expected.tokens > 0
+        for reading in ("prompt", "mean", "peak"):
+            assert given.of(reading) == pytest.approx(expected.of(reading), abs=1e-4), reading  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("family", FAMILIES)
     def test_read_in_their_reply_as_the_same_text_is_afterwards(
         self, family: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -252,9 +252,10 @@ def _pool_span(text: Encoded, pool: Pool) -> tuple[int, int]:
         case "response_mean":
             return text.start, text.end
         case "prompt_mean":
-            return 0, text.start
+            return 0, text.last_prompt + 1
         case "prompt_last":
-            return max(text.start - 1, 0), text.start
+            last = max(text.last_prompt, 0)
+            return last, last + 1
 
 
 def _budget(model: Model) -> int:

@@ -21,8 +21,10 @@ from poise.cli.options import (
     QuestionsOption,
     Rollouts,
     Seed,
+    ShowOption,
     Temperature,
 )
+from poise.cli.preview import show_data
 from poise.cli.shift import (
     MEASURED_PANEL,
     CapabilityLimit,
@@ -98,6 +100,7 @@ def gate_command(
     vector: VectorsOrNone = None,
     out: OutOrNone = None,
     data: TrainingData = None,
+    show: ShowOption = None,
     summary: SummaryFile = None,
     junit: JunitFile = None,
     judge: JudgeOrNone = "exemplars",
@@ -124,16 +127,16 @@ def gate_command(
 
     In GitHub Actions the summary is also added to the page of the job.
     """
-    from poise.shift.limits import gate, read_limits
-    from poise.shift.report import load_report
+    if show is not None:
+        _show_data(data or [], capability or [], base, show, as_json=as_json)
+        return
+    from poise.shift.limits import read_limits
 
     checked = read_limits(limits)
     inputs = [limits, measured, *(vector or ()), *map(Path, data or ())]
     summary, junit = _check_outputs(summary, junit, out, inputs, force=force)
     if measured is not None:
-        if base or tuned or vector or data:
-            raise InvalidArgument("Give --measured, or --base, --vector and --tuned or --data to measure; not both.")
-        result = gate(load_report(measured), checked)
+        result = _check_measured(measured, checked, alone=not (base or tuned or vector or data))
     elif not (base and vector and out and (tuned or data)):
         raise InvalidArgument(
             "Give --measured shift.json, or --base, --vector, --out and --tuned, --data or both to measure now."
@@ -156,6 +159,20 @@ def gate_command(
         result = _measure_and_check(options, checked, data or [], method)
     _write_summaries(result, summary, junit)
     _finish(result, as_json=as_json)
+
+
+def _show_data(data: list[str], capability: list[str], model: str | None, n: int, *, as_json: bool) -> None:
+    """The answers that screening and perplexity would read."""
+    from poise.data import open_data
+
+    texts = [text.partition("=")[2] for text in capability if text.startswith("perplexity=")]
+    if not data and not texts:
+        raise InvalidArgument(
+            "A gate reads conversations with --data and for perplexity; name some, or perplexity=DATA with "
+            "--capability."
+        )
+    opened = [open_data(data)] if data else []
+    show_data(*opened, *(open_data([source]) for source in texts), model=model, n=n, as_json=as_json)
 
 
 def _finish(result: GateResult, *, as_json: bool) -> None:
@@ -192,6 +209,16 @@ def _foreign_summary(begins: str, path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(len(begins.encode()))
     return "" if start in (b"", begins.encode()) else "something that `poise gate` did not write"
+
+
+def _check_measured(measured: Path, limits: ShiftLimits, *, alone: bool) -> GateResult:
+    """Check what an earlier run measured."""
+    from poise.shift.limits import gate
+    from poise.shift.report import load_report
+
+    if not alone:
+        raise InvalidArgument("Give --measured, or --base, --vector and --tuned or --data to measure; not both.")
+    return gate(load_report(measured), limits)
 
 
 def _measure_and_check(

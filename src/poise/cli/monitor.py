@@ -52,12 +52,22 @@ TopicField = Annotated[
     str | None,
     typer.Option("--by", metavar="FIELD", help="Tell topics apart by this field of the rows: each has its own alarms."),
 ]
+FinishedConversations = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATA",
+        help="Conversations: a file, a folder, a glob, an address, a name on the hub, or - for standard input. Several "
+        "add up.",
+        show_default=False,
+    ),
+]
 NormalConversations = Annotated[
     list[str],
     typer.Option(
         "--normal",
         metavar="DATA",
-        help="Conversations as they usually are: a file, a folder, a glob or a name on the hub. Several add up.",
+        help="Conversations as they usually are: a file, a folder, a glob, an address, a name on the hub, or - for "
+        "standard input. Several add up.",
         show_default=False,
     ),
 ]
@@ -143,12 +153,7 @@ def calibrate_command(
 
 
 def read_command(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="DATA", help="Conversations: a file, a folder, a glob or a name on the hub.", show_default=False
-        ),
-    ],
+    data: FinishedConversations,
     vector: Annotated[
         list[Path],
         typer.Option("--vector", metavar="FILE", dir_okay=False, help="Once for each trait.", show_default=False),
@@ -178,7 +183,8 @@ def read_command(
 ) -> None:
     """Score finished conversations: how much of each trait is in every answer.
 
-    Rows that cannot be used are left out, counted, and listed in FILE.rejected.jsonl.
+    Rows that cannot be used are left out, counted, listed in FILE.rejected.jsonl, and kept as they
+    came in FILE.rejected_rows.jsonl.
 
     Interrupt it when you like; the same command goes on where it stopped and ends with the same table.
     """
@@ -310,6 +316,7 @@ def _table_json(done: FinishedTable) -> dict[str, Any]:
         "alarms": counts.alarms,
         "rejected": dict(done.rejections.kinds),
         "rejected_list": str(done.rejections.path) if len(done.rejections) else None,
+        "rejected_rows": str(done.rejected_rows.path) if done.rejected_rows else None,
         "resumed_at": done.began_at,
     }
 
@@ -322,6 +329,8 @@ def _show_table(done: FinishedTable) -> None:
     note(done.how)
     unread = "".join(f"; {n:,} not read ({why})" for why, n in counts.unread.items())
     note(f"{counts.turns:,} answers{unread}; {_rejection_summary(done.rejections)}")
+    if done.rejected_rows:
+        note(f"{done.rejected_rows}.")
     if left_out := describe_left_out(counts.left_out):
         note(f"Left out: {left_out}.")
     for sentence in done.notes:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from poise.model.rendering import Thinking
 
 __all__ = [
     "BatchOption",
@@ -33,6 +36,7 @@ __all__ = [
     "VectorFile",
     "VectorOut",
     "VectorsOption",
+    "thinking_choice",
 ]
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
@@ -133,8 +137,9 @@ Seed = Annotated[
         "--seed", metavar="S", min=0, callback=_check_seed, help="Of all that is random.", rich_help_panel=_AMOUNT
     ),
 ]
+ThinkingName = Literal["off", "on", "minimal", "low", "medium", "high", "xhigh"]
 ThinkingOption = Annotated[
-    Literal["off", "on", "minimal", "low", "medium", "high", "xhigh"],
+    ThinkingName,
     typer.Option(
         "--thinking",
         metavar="HOW",
@@ -142,6 +147,13 @@ ThinkingOption = Annotated[
         rich_help_panel=_AMOUNT,
     ),
 ]
+
+
+def thinking_choice(text: ThinkingName) -> Thinking:
+    """What ``--thinking`` says, as the library takes it."""
+    return text == "on" if text == "on" or text == "off" else text
+
+
 OnOtherModel = Annotated[
     bool,
     typer.Option(

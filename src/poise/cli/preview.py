@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ShowableCommand", "print_previews", "show_data"]
 
-NOT_NEEDED = ("vector", "files", "model", "out", "tuned", "base")  # to look at data
+NOT_NEEDED = ("vector", "files", "model", "out", "tuned", "base", "limits")  # to look at data
 
 
 class ShowableCommand(TyperCommand):

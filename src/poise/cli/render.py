@@ -221,7 +221,16 @@ def _judge_auc(of: Certificate) -> str:
 
 def terms(steering: Steering | None) -> list[str]:
     """A line for each vector at work."""
-    return [f"{_work(t)}{_limits_text(t)}" for t in (steering.terms if steering else ())]
+    lines: list[str] = []
+    adding = 0
+    for term in steering.terms if steering else ():
+        added = term.operation == "add"
+        apart = (
+            ", without what lies along those before it" if steering and steering.orthogonal and adding * added else ""
+        )
+        lines.append(f"{_work(term)}{_limits_text(term)}{apart}")
+        adding += added
+    return lines
 
 
 def _work(term: Term) -> str:
@@ -240,7 +249,10 @@ def _work(term: Term) -> str:
 
 def _limits_text(term: Term) -> str:
     first, last = term.tokens
-    parts = [f"on {term.phase}"] if term.phase != "response" else []
+    parts = (
+        [{"prompt": "on the prompt", "all": "on prompt and response"}[term.phase]] if term.phase != "response" else []
+    )
+    parts += [{"thought": "in the thought", "both": "in thought and reply"}[term.part]] if term.part != "reply" else []
     parts += [f"tokens {first} to {'the end' if last is None else last - 1}"] if term.scheduled else []
     if when := term.when:
         sign, which = ">" if when.above else "<", "the prompt" if when.reading == "prompt" else "a token"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from poise.cli.options import Device, Dtype, ModelName, OnOtherModel
+from poise.cli.options import Device, Dtype, ModelName, OnOtherModel, ShowOption
+from poise.cli.preview import show_data
 from poise.cli.work import load_model, note, working
 from poise.errors import InvalidArgument, MissingExtra
 
@@ -26,7 +27,11 @@ Port = Annotated[int, typer.Option("--port", metavar="P", min=0, max=65535, help
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="What requests call the model.")]
 Normal = Annotated[
     list[str] | None,
-    typer.Option("--normal", metavar="DATA", help="Set alarms on these conversations first, in memory only."),
+    typer.Option(
+        "--normal",
+        metavar="DATA",
+        help="Set alarms on these conversations first, in memory only: data as `poise calibrate` takes them.",
+    ),
 ]
 Rate = Annotated[float, typer.Option("--rate", metavar="R", help="False alarms a normal answer, with --normal.")]
 Keys = Annotated[
@@ -78,6 +83,7 @@ def serve(
     port: Port = 8000,
     name: Name = "",
     normal: Normal = None,
+    show: ShowOption = None,
     rate: Rate = 0.01,
     api_key_file: Keys = None,
     policy: Rules = None,
@@ -99,13 +105,11 @@ def serve(
 
     Answers of different steering share batches. Ctrl-C stops taking requests and lets running answers end.
     """
+    if show is not None:
+        _show_alarm_prompts(normal or [], model, show)
+        return
     with working():
-        try:
-            from poise.serve import server as run
-        except ImportError as error:
-            raise MissingExtra(
-                f"poise serve needs a part that is not installed ({error.name}); run pip install 'poise[serve]'."
-            ) from error
+        run = _server_module()
         options = run.ServerOptions(
             host=host,
             port=port,
@@ -131,8 +135,32 @@ def serve(
         server = run.make_server(loaded, vectors, options, checked)
     watched = ", ".join(server.service.registry.entries) or "nothing yet"
     note(f"{server.service.name} on {loaded.device}, watched by {watched}.")
+    for sentence in server.notes:
+        note(sentence)
     server.run(lambda address: note(f"Listening on {address}; Ctrl-C stops it."))
     note("Stopped.")
+
+
+def _server_module() -> Any:
+    """The server, which needs parts that not everybody has."""
+    try:
+        from poise.serve import server
+    except ImportError as error:
+        raise MissingExtra(
+            f"poise serve needs a part that is not installed ({error.name}); run pip install 'poise[serve]'."
+        ) from error
+    return server
+
+
+def _show_alarm_prompts(normal: list[str], model: str | None, n: int) -> None:
+    """The prompts that the model would answer for its alarms."""
+    from poise.data import open_data
+    from poise.monitor.calibrate import normal_answer_length
+
+    if not normal:
+        raise InvalidArgument("A server reads conversations to set alarms alone; name some with --normal DATA.")
+    opened = open_data(normal, need="user")
+    show_data(opened, model=model, n=n, as_json=False, use="answer", max_new_tokens=normal_answer_length)
 
 
 def _named_files(arguments: list[Path]) -> dict[str, Path]:

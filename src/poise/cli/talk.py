@@ -17,6 +17,7 @@ from poise.cli.options import (
     Seed,
     Temperature,
     ThinkingOption,
+    thinking_choice,
 )
 from poise.cli.work import load_model, note, working
 
@@ -34,8 +35,8 @@ def generate_command(
             "--steer",
             metavar="FILE[@LAYER]=X",
             help="Add a vector: X is 1.5 (times the vector) or 30% (of the activations' size; text breaks near 100%). "
-            "Or out, cap:3, clamp:0; and after it: on prompt|all, first N, after N, if [prompt] FILE>3. "
-            "Several add up.",
+            "Or out, cap:3, clamp:0; and after it: on prompt|all, in thought|both, first N, after N, if [prompt] "
+            "FILE>3. Several add up.",
         ),
     ] = None,
     max_new_tokens: MaxNewTokens = 256,
@@ -69,7 +70,7 @@ def generate_command(
             sampling=sampling,
             seed=seed,
             batch=batch,
-            thinking=thinking == "on" if thinking == "on" or thinking == "off" else thinking,
+            thinking=thinking_choice(thinking),
         )
     if as_json:
         facts.print_json(facts.of_answers(loaded.name, prompts, answers, steering, seed))

@@ -86,6 +86,12 @@ def _show_fine_tune(result: FineTuneResult) -> None:
         typer.echo(f"Loss on the {loss['after']['n']} held-out texts: {before} before, {after} after.")
     for reason, n in data["left_out"].items():
         note(f"{n} answers were left out: {reason}.")
+    if rejected := data.get("rejected"):
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in rejected.items())
+        note(
+            f"{sum(rejected.values()):,} rows could not be used ({kinds}): {folder / data['rejected_rows']} has them "
+            f"as they came, {folder / 'rejected.jsonl'} says why."
+        )
     if omitted := describe_left_out(data.get("omitted", {})):
         note(f"Left out: {omitted}.")
     if result.shift is not None:

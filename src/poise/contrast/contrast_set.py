@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from poise.contrast.rollout import Response, ResponseRequest, ResponseStore
+from poise.data.turn_parsing import split_thought
 from poise.engine import Engine, SamplingParams
 from poise.errors import InvalidTrait, TooFewResponses
 from poise.judge import Judge, Judgement
@@ -81,7 +82,8 @@ def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None)
             dropped[fault] += 1
             continue
         for side, text in texts.items():
-            sides[side].append(Response(question=pair.question, text=text, encoded=encoded[side]))
+            thought, reply = split_thought(text)
+            sides[side].append(Response(question=pair.question, text=reply, encoded=encoded[side], thought=thought))
     return ContrastSet(
         trait=trait,
         source="exemplars",
@@ -209,7 +211,7 @@ def _pair_fault(row: JudgedResponse, side: str) -> str | None:
     """Why this side spoils its pair, if it does."""
     answer, trait, coherence = row
     if answer.encoded.end == answer.encoded.start:
-        return f"{side} empty"
+        return f"{side} only a thought" if answer.thought else f"{side} empty"
     if trait.score is None or coherence.score is None:
         return f"{side} not judged"
     if coherence.score < COHERENCE_FLOOR:

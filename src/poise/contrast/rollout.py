@@ -10,12 +10,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from poise.engine import Engine, SamplingParams
+from poise.engine import Engine, Generation, SamplingParams
+from poise.engine.answer_parts import answer_parts
 from poise.judge import Judge, Judgement
 from poise.model import Encoded, Message, Model, ask
 from poise.progress import track
@@ -49,12 +51,21 @@ class ResponseRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """A question and its answer, its tokens, and its response-mean activations float32 [L, d] where they were kept."""
+    """A question and the reply to it, which is what is judged and read.
+
+    Attributes:
+        question: The question.
+        text: The reply.
+        encoded: Tokens of prompt and answer; its span is the reply's.
+        mean: Mean activations of the reply float32 [L, d], where they were kept.
+        thought: What the model thought before it replied; empty for most.
+    """
 
     question: str
     text: str
     encoded: Encoded
     mean: torch.Tensor | None = None
+    thought: str = ""
 
 
 class ResponseStore:
@@ -96,7 +107,7 @@ class ResponseStore:
         out: dict[int, Response] = {}
         with track(what, total=len(requests)) as advance:
             for batch in engine.plan(prompts, sampling):
-                if not (responses := self._recall(batch, keys, requests, prompts, keep_means)):
+                if not (responses := self._recall(model, batch, keys, requests, prompts, keep_means)):
                     generations = engine.generate(
                         [prompts[i] for i in batch],
                         sampling,
@@ -107,13 +118,11 @@ class ResponseStore:
                     means = [g.mean for g in generations if g.mean is not None]
                     self._keep_means([keys[i] for i in batch], means)
                     # First answers stay: what a later batch makes of the same question may differ in the last digit.
-                    generated = {
-                        keys[i]: {"text": g.text, "ids": list(g.ids)} for i, g in zip(batch, generations, strict=True)
-                    }
+                    generated = {keys[i]: _answer_row(g) for i, g in zip(batch, generations, strict=True)}
                     self.answers.append((key, row) for key, row in generated.items() if key not in self.answers)
                     rows = [self.answers[keys[i]] for i in batch]
                     responses = [
-                        _response(requests[i], prompts[i], row["text"], row["ids"], g.mean)
+                        _response(model, requests[i], prompts[i], row, g.mean)
                         for i, row, g in zip(batch, rows, generations, strict=True)
                     ]
                 out |= dict(zip(batch, responses, strict=True))
@@ -122,6 +131,7 @@ class ResponseStore:
 
     def _recall(
         self,
+        model: Model,
         batch: list[int],
         keys: list[str],
         requests: Sequence[ResponseRequest],
@@ -141,10 +151,12 @@ class ResponseStore:
             except SafetensorError:
                 return []
         rows = [self.answers[keys[i]] for i in batch]
-        return [
-            _response(requests[i], prompts[i], row["text"], row["ids"], mean)
+        responses = [
+            _response(model, requests[i], prompts[i], row, mean)
             for i, row, mean in zip(batch, rows, means, strict=True)
         ]
+        mixed = any(r.thought and "thought" not in row for r, row in zip(responses, rows, strict=True))
+        return [] if keep_means and mixed else responses  # version 0.1.0 took means over thought and reply
 
     def _keep_means(self, keys: list[str], means: list[torch.Tensor]) -> None:
         path = self._means_path(keys)
@@ -192,11 +204,26 @@ def scores_of(judgements: Sequence[Judgement]) -> list[float]:
     return [float("nan") if j.score is None else j.score for j in judgements]
 
 
+def _answer_row(answer: Generation) -> dict[str, Any]:
+    """An answer as it is kept; one without a thought as version 0.1.0 kept it."""
+    row: dict[str, Any] = {"text": answer.text, "ids": list(answer.ids)}
+    return row | ({"text": answer.reply, "thought": answer.thought} if "mark" in answer.parts or answer.thought else {})
+
+
 def _response(
-    request: ResponseRequest, prompt: Encoded, text: str, ids: Sequence[int], mean: torch.Tensor | None
+    model: Model, request: ResponseRequest, prompt: Encoded, row: dict[str, Any], mean: torch.Tensor | None
 ) -> Response:
-    encoded = Encoded((*prompt.ids, *ids), len(prompt.ids), len(prompt.ids) + len(ids))
-    return Response(question=request.question, text=text, encoded=encoded, mean=mean)
+    """An answer that was kept; which of its tokens are the reply is known from them."""
+    ids, n = row["ids"], len(prompt.ids)
+    parts = answer_parts(model, prompt.ids, ids)
+    start, end = parts.reply_span
+    return Response(
+        question=request.question,
+        text=parts.reply if parts.marked else row["text"],
+        encoded=Encoded((*prompt.ids, *ids), n + start, n + end, n if start else None),
+        mean=mean,
+        thought=parts.thought,
+    )
 
 
 def steering_key(steering: Steering | None) -> list[object]:
@@ -214,6 +241,7 @@ def steering_key(steering: Steering | None) -> list[object]:
             [_vector_digest(t.when.vector), t.when.layer, t.when.value, t.when.above, t.when.reading]
             if t.when
             else None,
+            *([t.part] if t.part != "reply" else []),
         ]
         for t in steering.terms
     ]

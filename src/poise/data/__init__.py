@@ -19,6 +19,7 @@ with its place and the reason, never an exception. Knows nothing of models.
     locate         what a name of data stands for
     dataset        all of these as one ``DataSet``
     left_out       what of a row is not read, counted by kind
+    row_files      rows written as they came
     rejected       rows that cannot be used and why, and when that is too much
 """
 

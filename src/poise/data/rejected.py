@@ -52,6 +52,14 @@ class Rejections:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.most_common())
         return f"{len(self):,} of {self.rows:,} rows rejected ({kinds})" if kinds else f"all {self.rows:,} rows read"
 
+    @property
+    def indexes(self) -> frozenset[int]:
+        """Places in the whole data set of the rows that the list on disk names; none where there is no list."""
+        if not len(self) or self.path is None:
+            return frozenset()
+        with self.path.open("rb") as file:
+            return frozenset(json.loads(line)["index"] for line in file)
+
     def sift(self, rows: Iterable[Conversation | RejectedRow]) -> Iterator[Conversation]:
         """The conversations among ``rows``; everything else is counted and listed.
 

@@ -22,11 +22,13 @@ __all__ = [
     "ROLE_KEYS",
     "TEXT_KEYS",
     "THOUGHT_KEYS",
+    "AnswerSections",
     "ParsedTurn",
     "describe_type",
     "excerpt",
     "is_learnt",
     "is_zero",
+    "locate_thought",
     "parse_call",
     "parse_turn",
     "split_thought",
@@ -69,6 +71,21 @@ HARMONY = re.compile(
 HARMONY_HEAD = re.compile(r"\s*(?:<\|start\|>\s*assistant[^<]*)?<\|channel\|>")
 SOLUTION = re.compile(r"\A\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>)?\s*\Z", re.S)
 EXCERPT = 80  # characters of a row's own text that a message repeats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerSections:
+    """Where the parts of one answer stand, as characters from and to.
+
+    Attributes:
+        thoughts: Each thought, in order; one that is empty has no length.
+        replies: The reply, or each part of it that has a channel of its own.
+        marked: Whether there are marks of a thought or channels at all; without any, all of the answer is its reply.
+    """
+
+    thoughts: tuple[tuple[int, int], ...]
+    replies: tuple[tuple[int, int], ...]
+    marked: bool
 
 
 @dataclass(slots=True)
@@ -144,23 +161,47 @@ def split_thought(text: str) -> tuple[str, str]:
     Known are ``<think>…</think>`` and its kin, an answer whose opening tag stood in the prompt (``…</think>``), one
     that was cut off inside its thought, and the channels of the harmony format.
     """
-    channels = HARMONY.findall(text) if HARMONY_HEAD.match(text) else []
+    sections = locate_thought(text)
+    thought, reply = (
+        "\n\n".join(text[start:end] for start, end in spans if start < end)
+        for spans in (sections.thoughts, sections.replies)
+    )
+    return thought, reply
+
+
+def locate_thought(text: str) -> AnswerSections:
+    """Where in an answer its thoughts and its reply stand, the marks around them and their blanks left out."""
+    channels = list(HARMONY.finditer(text)) if HARMONY_HEAD.match(text) else []
     if channels:
-        thoughts = [body.strip() for channel, body in channels if channel != "final"]
-        return "\n\n".join(thoughts), "\n\n".join(body.strip() for channel, body in channels if channel == "final")
-    thoughts, remaining = [], text
+        sides = ([m for m in channels if m[1] != "final"], [m for m in channels if m[1] == "final"])
+        thoughts, replies = ([_trimmed(text, *match.span(2)) for match in side] for side in sides)
+        return AnswerSections(thoughts=tuple(thoughts), replies=tuple(replies), marked=True)
+    thoughts, at = [], 0
     for opening, closing in THOUGHT_TAGS:
-        while (head := remaining.lstrip()).startswith(opening):
-            thought, closed, after = head[len(opening) :].partition(closing)
-            thoughts.append(thought.strip())
-            remaining = after.lstrip() if closed else ""
-        if not thoughts and closing in remaining and opening not in remaining.partition(closing)[0]:
-            thought, _, after = remaining.partition(closing)
-            thoughts.append(thought.strip())
-            remaining = after.lstrip()
-    if thoughts and (solution := SOLUTION.match(remaining)):
-        remaining = solution[1].strip()
-    return "\n\n".join(filter(None, thoughts)), remaining if thoughts else text
+        while text.startswith(opening, begin := _after_blanks(text, at)):
+            begin += len(opening)
+            end = text.find(closing, begin)
+            thoughts.append(_trimmed(text, begin, end if end >= 0 else len(text)))
+            at = _after_blanks(text, end + len(closing)) if end >= 0 else len(text)
+        end = -1 if thoughts else text.find(closing)
+        if end >= 0 and opening not in text[:end]:
+            thoughts.append(_trimmed(text, 0, end))
+            at = _after_blanks(text, end + len(closing))
+    reply = (at, len(text))
+    if thoughts and (solution := SOLUTION.match(text[at:])):
+        reply = _trimmed(text, *(at + place for place in solution.span(1)))
+    return AnswerSections(thoughts=tuple(thoughts), replies=(reply,), marked=bool(thoughts))
+
+
+def _after_blanks(text: str, at: int) -> int:
+    return len(text) - len(text[at:].lstrip())
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """A stretch of text without blanks at its ends."""
+    stretch = text[start:end]
+    start += len(stretch) - len(stretch.lstrip())
+    return start, start + len(stretch.strip())
 
 
 def is_learnt(turn: Mapping[str, Any]) -> bool:

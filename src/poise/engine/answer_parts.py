@@ -8,7 +8,7 @@ from poise.engine.detokenizer import Detokenizer
 from poise.model import Model
 from poise.model.parts import TokenPart
 
-__all__ = ["AnswerParts"]
+__all__ = ["AnswerParts", "answer_parts"]
 
 
 class AnswerParts:
@@ -81,3 +81,28 @@ class AnswerParts:
         if self.marked:
             return "".join(self.tracker.pieces)
         return str(self.model.tokenizer.decode(self.tokens, skip_special_tokens=True))
+
+    @property
+    def thought(self) -> str:
+        """What the model thought before its reply."""
+        return self.tracker.thought if self.marked else ""
+
+    @property
+    def reply(self) -> str:
+        """The answer without its thought."""
+        return self.tracker.reply if self.marked else self.text
+
+    @property
+    def reply_span(self) -> tuple[int, int]:
+        """The reply's tokens, from the first up to, not including, the last; none at the end where there is none."""
+        places = [place for place, part in enumerate(self.parts) if part == "reply"]
+        return (places[0], places[-1] + 1) if places else (len(self.tokens), len(self.tokens))
+
+
+def answer_parts(model: Model, prompt: Sequence[int], ids: Sequence[int]) -> AnswerParts:
+    """The parts of an answer that is complete, by its tokens."""
+    parts = AnswerParts(model, prompt)
+    for token in ids:
+        parts.add(token)
+    parts.finish()
+    return parts

@@ -112,8 +112,8 @@ class StaticBatch:
                     readings=readings[row][: len(answer.tokens) + 1] if self.probes_by_layer else None,
                     pieces=tuple(answer.tracker.pieces) if self.probes_by_layer else (),
                     parts=answer.parts,
-                    thought=answer.tracker.thought if answer.marked else "",
-                    reply=answer.tracker.reply if answer.marked else text,
+                    thought=answer.thought,
+                    reply=answer.reply,
                 )
             )
         return generations

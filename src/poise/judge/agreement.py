@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from poise.data.turn_parsing import split_thought
 from poise.errors import InvalidArgument, InvalidExemplars
 from poise.judge.judgement import Judge
 from poise.statistics.estimates import Estimate, Statistic, auc, bootstrap, kappa, of_groups, pearson
@@ -62,7 +63,7 @@ def check_agreement(
     Args:
         judge: Any judge.
         questions: One an answer; may repeat.
-        answers: To be scored.
+        answers: To be scored; of one that begins with a thought, the reply is.
         labels: Yes or no (or 1 and 0 throughout), or scores from 0 to 100.
         seed: Seed of the resampling.
 
@@ -70,7 +71,7 @@ def check_agreement(
         InvalidArgument: the three lists differ in length, are empty, or a label is outside 0-100.
     """
     truth = _truth(questions, answers, labels)
-    judged = judge(questions, answers)
+    judged = judge(questions, [split_thought(answer)[1] for answer in answers])
     scored = [i for i, judgement in enumerate(judged) if judgement.score is not None]
     scores = np.array([judgement.score for judgement in judged if judgement.score is not None], dtype=float)
     truth = truth[scored]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
+from poise.data.turn_parsing import split_thought
 from poise.errors import InvalidExemplars, MissingExtra
 from poise.judge.judgement import EMPTY, Judgement
 from poise.statistics.estimates import Estimate, auc_estimate
@@ -90,8 +91,9 @@ class ExemplarJudge:
             raise InvalidExemplars(
                 f"The exemplar judge has {len(pairs)} pairs to learn from and needs {LEAST_PAIRS}; add pairs."
             )
-        positive = embed([pair.positive for pair in pairs])
-        negative = embed([pair.negative for pair in pairs])
+        positive, negative = (
+            embed([split_thought(getattr(pair, side))[1] for pair in pairs]) for side in ("positive", "negative")
+        )
         left_out = _cross_validate(positive, negative, seed)
         slope, offset = _calibrate(*left_out)
         return cls(

@@ -8,16 +8,16 @@ a merge crosses it.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from poise.data.messages import Message
-from poise.data.turn_parsing import split_thought
+from poise.data.turn_parsing import locate_thought
 from poise.errors import InvalidArgument
 from poise.model.parts import Part
-from poise.model.rendering import Thinking, open_prompt, render_prompt
+from poise.model.rendering import Thinking, render_answer_prompt, render_prompt
 
 __all__ = [
     "Encoded",
@@ -41,12 +41,19 @@ class Encoded:
     """Token ids with the span of the response.
 
     ``ids[:start]`` is the prompt with its generation header, ``ids[start:end]`` the response. A bare prompt has
-    ``start == end == len(ids)``. ``ids[start - 1]`` is the last prompt token.
+    ``start == end == len(ids)``. ``ids[last_prompt]`` is the last prompt token: the one before the response, or before
+    what the answer has in front of the part that is read.
     """
 
     ids: tuple[int, ...]
     start: int
     end: int
+    prompt_end: int | None = None
+
+    @property
+    def last_prompt(self) -> int:
+        """Place of the last prompt token."""
+        return (self.start if self.prompt_end is None else self.prompt_end) - 1
 
 
 def ask(question: str, system: str | None = None) -> list[Message]:
@@ -79,16 +86,19 @@ def encode(
 ) -> Encoded:
     """Tokenise a conversation and, after it, the assistant's answer, as one text.
 
-    A token belongs to the response when it covers at least one of the answer's characters. The answer ends the text, so
-    the response runs to the last token: no offset is asked, since some tokenizers leave spaces out of theirs.
+    A token belongs to the response when it covers at least one character of the part that is read; marks around a
+    thought are in neither thought nor reply, as in an answer that is generated. Where that part ends the text, the
+    response runs to the last token: no offset is asked, since some tokenizers leave spaces out of theirs.
 
     Args:
         tokenizer: A fast tokenizer (it must give character offsets).
         messages: Turns up to and including the last user turn.
         answer: The response to append; ``None`` for a prompt to be answered.
-        part: Which part of an answer with a thought in it the response is: the reply, the thought, or both.
+        part: Which part of an answer with a thought in it the response is: the reply, the thought, or both with the
+            marks that the model writes itself. Of several thoughts the response runs from the first to the last.
         tools: Definitions of the tools that may be called, where the template can show them.
-        thinking: Whether the model is to think first, or how much; off by default.
+        thinking: Whether the model is to think first, or how much; off by default. A given answer decides for itself:
+            with a thought it stands where a model that thinks would have written it.
 
     Raises:
         InvalidArgument: no messages, or one without role or content.
@@ -102,9 +112,12 @@ def encode(
     rendered = render_answer(tokenizer, messages, answer, part=part, tools=tools, thinking=thinking)
     out = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = out["input_ids"], out["offset_mapping"]
-    start = bisect_right(offsets, rendered.start, key=lambda span: span[1])
-    end = bisect_right(offsets, rendered.end, key=lambda span: span[1]) if part == "thought" else len(ids)
-    return Encoded(tuple(ids), min(start, end), end)
+    places = (rendered.start, rendered.prompt_end)
+    start, prompt_end = (bisect_right(offsets, place, key=lambda span: span[1]) for place in places)
+    ended = rendered.end == len(rendered.text)
+    end = len(ids) if ended else bisect_left(offsets, rendered.end, key=lambda span: span[0])
+    start = min(start, end)
+    return Encoded(tuple(ids), start, end, prompt_end if prompt_end < start else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +128,13 @@ class RenderedAnswer:
         text: What is tokenised.
         start: Character at which the part that is read begins.
         end: Character after it.
+        prompt_end: Character at which the prompt ends that a model would have written the answer after.
     """
 
     text: str
     start: int
     end: int
+    prompt_end: int
 
 
 def render_answer(
@@ -132,13 +147,16 @@ def render_answer(
     thinking: Thinking = False,
 ) -> RenderedAnswer:
     """The text that ``encode`` tokenises, and where the response stands in it; for the arguments see there."""
-    prompt = render_prompt(tokenizer, messages, tools=tools, thinking=thinking)
-    thought, reply = split_thought(answer)
-    prompt = open_prompt(prompt, answer) if thought else prompt
+    prompt, live_prompt = render_answer_prompt(tokenizer, messages, answer, tools=tools, thinking=thinking)
     text = prompt + answer
-    reply_at = len(prompt) + (answer.rindex(reply) if reply else len(answer)) if thought else len(prompt)
-    start = reply_at if part == "reply" else len(prompt)
-    return RenderedAnswer(text, start, reply_at if part == "thought" else len(text))
+    prompt_end = max(len(prompt), len(live_prompt) if text.startswith(live_prompt) else 0)
+    sections = locate_thought(answer)
+    spans = {
+        "reply": sections.replies or ((len(answer), len(answer)),),
+        "thought": [span for span in sections.thoughts if span[0] < span[1]] or ((0, 0),),
+        "both": ((prompt_end - len(prompt), len(answer)),),
+    }[part]
+    return RenderedAnswer(text, len(prompt) + spans[0][0], len(prompt) + spans[-1][1], prompt_end)
 
 
 def end_of_answer_ids(tokenizer: Any, stops: Collection[int]) -> tuple[int, ...]:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from poise.data.messages import Message
-from poise.data.turn_parsing import THOUGHT_TAGS, split_thought
+from poise.data.turn_parsing import THOUGHT_TAGS, locate_thought, split_thought
 from poise.errors import UnsuitableModel
 from poise.model.parts import OPEN_THOUGHT
 
-__all__ = ["Effort", "Thinking", "fold_system", "open_prompt", "render_prompt"]
+__all__ = ["Effort", "Thinking", "fold_system", "has_thinking_switch", "render_answer_prompt", "render_prompt"]
 
 Effort = Literal["minimal", "low", "medium", "high", "xhigh"]
 Thinking = bool | Effort
@@ -67,6 +67,16 @@ def render_prompt(
     return text
 
 
+def has_thinking_switch(tokenizer: Any) -> bool:
+    """Whether the template lets a model think or not, as it is told."""
+    question: list[Message] = [{"role": "user", "content": "?"}]
+    try:
+        on, off = (_render(tokenizer, question, (), header=True, thinking=thinking) for thinking in (True, False))
+    except UnsuitableModel:
+        return False
+    return on != off
+
+
 def _render(
     tokenizer: Any,
     messages: Sequence[Message],
@@ -99,10 +109,37 @@ def _render(
     raise UnsuitableModel(f"The model's chat template cannot render this conversation: {complaints[0]}.") from cause
 
 
-def open_prompt(prompt: str, answer: str) -> str:
+def render_answer_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    answer: str,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    thinking: Thinking = False,
+) -> tuple[str, str]:
+    """What stands before an answer that is given, and the prompt that a model would have written it after.
+
+    The two differ where the template opens a thought and the answer brings the opening mark itself. An answer with a
+    thought gets the prompt of a model that thinks, where there is a switch; one without gets that of one that does not.
+
+    Raises:
+        UnsuitableModel: as ``render_prompt``.
+    """
+    if thinking:
+        render_prompt(tokenizer, messages, tools=tools, thinking=thinking)  # refuses where there is no switch
+    thinks = bool(split_thought(answer)[0])
+    live = _render(tokenizer, messages, tools, header=True, thinking=(thinking or True) if thinks else False)
+    return (_open_prompt(live, answer) if locate_thought(answer).marked else live), live
+
+
+def _open_prompt(prompt: str, answer: str) -> str:
     """A prompt without the thought block at its end, or the final channel, for an answer that brings its own."""
-    if answer.lstrip().startswith("<|channel|>"):
-        return prompt.removesuffix(FINAL_CHANNEL)
+    head = answer.lstrip()
+    if head.startswith(("<|channel|>", "<|start|>")):
+        prompt = prompt.removesuffix(FINAL_CHANNEL)
+        return prompt.removesuffix(HARMONY_HEADER) if head.startswith("<|start|>") else prompt
+    if prompt.endswith(HARMONY_HEADER):
+        return prompt + FINAL_CHANNEL  # whose marks are not the template's
     opened = OPEN_THOUGHT.search(prompt)
     if opened and not answer.lstrip().startswith(opened[1]):
         return prompt  # the answer goes on in the thought

@@ -34,11 +34,17 @@ __all__ = [
     "CalibrationSettings",
     "calibrate_alarms",
     "check_calibrated_part",
+    "normal_answer_length",
     "set_alarms",
     "set_drift_chart",
 ]
 
 FEWEST_DRIFT_CONVERSATIONS = 100  # conversations; a mean and a spread from fewer make a chart that promises nothing
+
+
+def normal_answer_length(window: int) -> int:
+    """How long the model's own answers may be where nobody says, in a window of that many tokens."""
+    return min(256, window // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,4 +63,4 @@ def summarize_projections(values: torch.Tensor) -> AnswerReadings:
 
 def summarize_response(values: torch.Tensor, text: Encoded) -> AnswerReadings:
     """Projections float32 [T, k] of a whole text, as the readings of its response."""
-    return summarize_projections(values[text.start - 1 : text.end])
+    return summarize_projections(torch.cat([values[text.last_prompt][None], values[text.start : text.end]]))

@@ -14,10 +14,12 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from poise.data import AnswerPart, DataSet, Rejections
+from poise.data.row_files import KeptRows, row_file_names, write_rejected_rows
 from poise.errors import InvalidArgument, MissingExtra, OutputExists
 from poise.model import Model
 from poise.monitor.scoring import score_turns
@@ -48,6 +50,7 @@ class FinishedTable:
         how: What was read from which columns of the data.
         part: Which part of the answers was read.
         notes: Why alarms that a vector has are not in force.
+        rejected_rows: Where the rows are kept that were left out; ``None`` where none were.
     """
 
     out: Path
@@ -57,6 +60,7 @@ class FinishedTable:
     how: str
     part: AnswerPart = "reply"
     notes: tuple[str, ...] = ()
+    rejected_rows: KeptRows | None = None
 
 
 def write_readings_table(
@@ -77,7 +81,8 @@ def write_readings_table(
         data: Conversations with answers.
         model: Model whose activations are read.
         vectors: k of them, of this model; their alarms and drift charts, if they have any, are applied.
-        out: A ``.jsonl`` or ``.parquet`` file. Rows that cannot be used are listed beside it, in ``.rejected.jsonl``.
+        out: A ``.jsonl`` or ``.parquet`` file. Rows that cannot be used are listed beside it, in ``.rejected.jsonl``,
+            and kept as they came, in ``.rejected_rows.jsonl`` or ``.parquet``.
         layer: For all vectors; default, the layer at which each is read.
         by: Field of the rows that tells topics apart, for alarms that were set by topic.
         force: Write over existing files whatever they hold.
@@ -105,6 +110,7 @@ def write_readings_table(
                 table.counts.add_left_out(scored)
                 table.append([row for one in scored for row in scribe.rows(one)], following)
                 advance(following - done)
+        rejected_rows = write_rejected_rows(data, rejections, _rejected_rows(out))
         table.finish(data.answer_part)
     return FinishedTable(
         out=out,
@@ -114,6 +120,7 @@ def write_readings_table(
         how=data.how,
         part=data.answer_part,
         notes=scribe.notes,
+        rejected_rows=rejected_rows,
     )
 
 
@@ -246,6 +253,8 @@ def check_table_output(
     read = [*data.files, *inputs]
     check_output(out, inputs=read, loss=_table_loss, force=force)
     check_output(rejected_list(out), inputs=read, loss=_rejected_loss, force=force)
+    for path in row_file_names(_rejected_rows(out)):
+        check_output(path, inputs=read, loss=partial(_rows_loss, rejected_list(out)), force=force)
     place = Path(os.path.realpath(out))
     for source in sources:
         if not force and Path(source).is_dir() and place.is_relative_to(os.path.realpath(source)):
@@ -258,6 +267,16 @@ def check_table_output(
 def rejected_list(out: Path) -> Path:
     """Where the rows that could not be used are listed, beside the table."""
     return out.with_name(out.name + ".rejected.jsonl")
+
+
+def _rejected_rows(out: Path) -> Path:
+    """Where those rows are kept as they came, but for the ending."""
+    return out.with_name(out.name + ".rejected_rows")
+
+
+def _rows_loss(listed: Path, path: Path) -> str:
+    """What an existing file of rejected rows would lose: nothing if a list beside it says where they come from."""
+    return "" if path.stat().st_size == 0 or listed.is_file() else "rows that no list beside it names"
 
 
 def _table_loss(path: Path) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from poise.data import Turn
 from poise.engine import SamplingParams
+from poise.engine.answer_parts import answer_parts
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, SaveFailed, UnsuitableModel
 from poise.model import Encoded, Model
@@ -79,7 +80,9 @@ class BaseAnswers:
         return len(keys) - len(self._load(keys))
 
     def generate(self, prompts: Sequence[Encoded]) -> list[Encoded]:
-        """Each prompt with the model's own answer as its response, in order; equal prompts get one answer.
+        """Each prompt with the model's own reply as its response, in order; equal prompts get one answer.
+
+        What the model thinks before it replies stands in the text, and is no part of the response.
 
         Batches are written as they are finished; what is left after a kill is planned into the same batches.
 
@@ -99,15 +102,21 @@ class BaseAnswers:
             new = {keys[missing[r]]: g.ids for r, g in zip(rows, generations, strict=True)}
             self._store(new)
             known |= self._load(set(new))  # another process may have been first
-        return [_with_answer(p, known[key]) for p, key in zip(prompts, keys, strict=True)]
+        return [self._with_answer(p, known[key]) for p, key in zip(prompts, keys, strict=True)]
 
     def decode(self, answered: Encoded) -> str:
-        """The answer's text."""
-        return str(self.engine.model.tokenizer.decode(answered.ids[answered.start :], skip_special_tokens=True))
+        """The reply's text."""
+        prompt_end = answered.last_prompt + 1
+        return answer_parts(self.engine.model, answered.ids[:prompt_end], answered.ids[prompt_end:]).reply
 
     def is_cut(self, answered: Encoded) -> bool:
         """Whether the answer is as long as answers may be, and probably unfinished."""
-        return answered.end - answered.start >= self.sampling.max_new_tokens
+        return len(answered.ids) - answered.last_prompt > self.sampling.max_new_tokens
+
+    def _with_answer(self, prompt: Encoded, ids: tuple[int, ...]) -> Encoded:
+        before = prompt.ids[: prompt.start]
+        start, end = answer_parts(self.engine.model, before, ids).reply_span
+        return Encoded((*before, *ids), len(before) + start, len(before) + end, len(before))
 
     def _load(self, keys: set[bytes]) -> dict[bytes, tuple[int, ...]]:
         with self._connect() as db:
@@ -137,8 +146,3 @@ class BaseAnswers:
 
 def _prompt_digest(prompt: Encoded) -> bytes:
     return hashlib.sha256(np.array(prompt.ids[: prompt.start], dtype="<i4").tobytes()).digest()
-
-
-def _with_answer(prompt: Encoded, ids: tuple[int, ...]) -> Encoded:
-    text_ids = (*prompt.ids[: prompt.start], *ids)
-    return Encoded(text_ids, prompt.start, len(text_ids))

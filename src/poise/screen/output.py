@@ -1,6 +1,6 @@
 """The files of a screening, in one pass over the data: its rows sorted into clean, flagged and rejected, and scores.
 
-Every row is in one of the three files, as it came; see ``row_files``.
+Every row is in one of the three files, as it came; see ``poise.data.row_files``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from poise.data import Conversation, DataSet, RejectedRow
 from poise.data.readers import DataShape, read_row
+from poise.data.row_files import RowFile, common_schema, open_row_file, row_columns_of
 from poise.errors import InvalidRow, MissingExtra
 from poise.progress import track
 from poise.screen.flagging import FlaggingThreshold
 from poise.screen.row_editor import replace_answers
-from poise.screen.row_files import RowFile, common_schema, open_row_file, row_columns_of
 from poise.screen.scores import AnswerScores, rank_scores, score_percentiles
 from poise.storage.atomic_write import saving
 

@@ -134,7 +134,7 @@ def score_answers(
             cut=place.cut,
             unread="",
             mean=tuple(values[text.start : text.end].mean(0).tolist()),
-            last=tuple(values[text.start - 1].tolist()),
+            last=tuple(values[text.last_prompt].tolist()),
             base_mean=mine,
         )
 

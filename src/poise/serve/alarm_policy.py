@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from poise.data import AnswerPart
 from poise.engine import EngineOutput
+from poise.model.parts import TokenPart, in_part
 from poise.monitor import AlarmWatcher, AnswerReadings, RaisedAlarm
+from poise.serve.planning import SteeringPush
 from poise.serve.policy import Action, Policy
 from poise.serve.vector_registry import WatchedVector
 from poise.steer import Steering, Term
+from poise.vector import Alarm
 
-__all__ = ["AlarmGuard", "Alert", "GuardedOutput"]
+__all__ = ["AlarmGuard", "Alert", "GuardedOutput", "PartGuard"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Alert:
             "value": self.raised.value,
             "token": self.raised.token,
             "action": self.action,
+            "part": alarm.part,
         }
 
 
@@ -50,97 +55,183 @@ class GuardedOutput:
         alerts: Alarms raised in this step.
         stopped: Whether an alarm ends the answer here.
         cap: Steering to apply from the next token on.
-        readings: AnswerReadings of the complete answer; set at its end where anything was watched.
+        readings: Readings of the complete answer, one a watched vector; set at its end where anything was watched.
     """
 
     output: EngineOutput
     alerts: tuple[Alert, ...] = ()
     stopped: bool = False
     cap: Steering | None = None
-    readings: AnswerReadings | None = None
+    readings: tuple[AnswerReadings, ...] | None = None
+
+
+class PartGuard:
+    """Vectors that watch one part of an answer.
+
+    Args:
+        part: Which part.
+        columns: Their places among all watched vectors.
+        alarms: Alarms in force of each.
+    """
+
+    def __init__(self, part: AnswerPart, columns: Sequence[int], alarms: Sequence[Sequence[Alarm]]) -> None:
+        self.part, self.columns, self.alarms = part, list(columns), list(alarms)
+        self.watcher = AlarmWatcher(self.alarms)
+        self.begun = False
+        self._numbers: list[int] = []  # of the tokens that count, by their number in the answer, from 1
+        self._prompt: torch.Tensor | None = None
+
+    def begin(self, prompt: torch.Tensor) -> list[RaisedAlarm]:
+        """Take in the last prompt token's readings, of all watched vectors."""
+        self._prompt, self.begun = prompt[self.columns], True
+        return self._placed(self.watcher.see(self._prompt.unsqueeze(0)))
+
+    def see(self, tokens: Sequence[tuple[int, TokenPart, torch.Tensor]]) -> list[RaisedAlarm]:
+        """Take in tokens, each with its number in the answer; alarms that they raise."""
+        mine = [(number, row) for number, part, row in tokens if in_part(part, self.part)]
+        if not mine:
+            return []
+        self._numbers += [number for number, _ in mine]
+        return self._placed(self.watcher.see(torch.stack([row[self.columns] for _, row in mine])))
+
+    def restart(self) -> None:
+        """Forget the tokens so far; alarms that they raised stay raised."""
+        self.watcher, self._numbers = AlarmWatcher(self.alarms), []
+        if self._prompt is not None:
+            self.watcher.see(self._prompt.unsqueeze(0))
+
+    def end(self) -> list[RaisedAlarm]:
+        """The alarms that only the whole part raises."""
+        return self._placed(self.watcher.end())
+
+    def readings(self) -> dict[int, AnswerReadings]:
+        """Of the part so far, by the vectors' places."""
+        together = self.watcher.readings()
+        return {
+            column: AnswerReadings(
+                prompt=(together.prompt[k],),
+                mean=(together.mean[k],),
+                peak=(together.peak[k],),
+                tokens=together.tokens,
+            )
+            for k, column in enumerate(self.columns)
+        }
+
+    def _placed(self, alarms: Sequence[RaisedAlarm]) -> list[RaisedAlarm]:
+        """Alarms with columns of all watched vectors and tokens of the whole answer."""
+        return [
+            replace(
+                raised,
+                column=self.columns[raised.column],
+                token=self._numbers[raised.token - 1] if raised.token else 0,
+            )
+            for raised in alarms
+        ]
 
 
 class AlarmGuard:
-    """Watches one answer by its reply's readings: what its steering by itself adds to a reading raises no alarm.
+    """Watches one answer by its readings: what its steering by itself adds to a reading raises no alarm.
 
-    Thoughts, and the marks around them, count for no alarm and no summary: thresholds are set on replies.
+    Each vector watches the part that the policy says, since thresholds are set on one part; of the others, and of the
+    marks around a thought, it counts nothing.
 
     Args:
         watched: k vectors, in the order of the request's probes.
-        policy: Rules that say what is done on an alarm.
-        pushes: What steering adds to each one's reading, on the prompt and on tokens; ``None`` where nobody knows.
+        policy: Rules that say what is done on an alarm, and in which part.
+        pushes: What steering adds to each one's reading; ``None`` where nobody knows.
     """
 
-    def __init__(
-        self, watched: Sequence[WatchedVector], policy: Policy, pushes: Sequence[tuple[float, float] | None]
-    ) -> None:
+    def __init__(self, watched: Sequence[WatchedVector], policy: Policy, pushes: Sequence[SteeringPush | None]) -> None:
         self.watched, self.policy = tuple(watched), policy
-        self._watcher = AlarmWatcher([w.alarms for w in self.watched])
-        self._push = [torch.tensor([push[phase] if push else 0.0 for push in pushes]) for phase in (0, 1)]
+        columns: dict[AnswerPart, list[int]] = {}
+        for column, w in enumerate(self.watched):
+            columns.setdefault(policy.part_of(w.name), []).append(column)
+        self._parts = [
+            PartGuard(part, places, [self.watched[column].alarms_on(part) for column in places])
+            for part, places in columns.items()
+        ]
+        self._prompt_push = torch.tensor([push.prompt if push else 0.0 for push in pushes])
+        self._token_push = {
+            part: torch.tensor([push.tokens[part] if push else 0.0 for push in pushes]) for part in get_args(TokenPart)
+        }
         self._tokens = 0  # of the answer
-        self._replies: list[int] = []  # those that count, by their number in the answer, from 1
-        self._prompt: torch.Tensor | None = None
-        self._begun = False
+        self._replies: list[tuple[int, TokenPart, torch.Tensor]] = []  # while they may turn out to be thought
         self._capped: set[int] = set()
 
     def inspect(self, output: EngineOutput) -> GuardedOutput:
         """Read a step's output, and decide whether the answer goes on."""
         if not self.watched:
             return GuardedOutput(output=output)
-        prompt = output.prompt_readings
-        rows = [] if prompt is None else [torch.tensor(prompt) - self._push[0]]
-        if any(token.ends_unopened_thought for token in output.tokens):
-            self._begin_again()
-        last = max((n for n, token in enumerate(output.tokens) if token.ends_unopened_thought), default=-1)
-        for n, token in enumerate(output.tokens):
-            if token.part == "reply" and n > last:
-                rows.append(torch.tensor(token.readings) - self._push[1])
-                self._replies.append(self._tokens + n + 1)
-        if prompt is not None:
-            self._prompt = rows[0]
-        self._begun = self._begun or bool(rows)
-        alerts = [self._alert(raised) for raised in (self._watcher.see(torch.stack(rows)) if rows else ())]
+        alerts = [self._alert(raised) for raised in self._see(output)]
         stops = [a.raised.token for a in alerts if a.action == "stop"]
         if stops:
             before_alarm = max(min(stops) - 1 - self._tokens, 0)
             cut = replace(output, tokens=output.tokens[:before_alarm], finish=None)
-            return GuardedOutput(output=cut, alerts=tuple(alerts), stopped=True, readings=self._watcher.readings())
+            return GuardedOutput(output=cut, alerts=tuple(alerts), stopped=True, readings=self.readings())
         self._tokens += len(output.tokens)
         if output.finish is None:
             return GuardedOutput(output=output, alerts=tuple(alerts), cap=self._cap(alerts))
-        late = [self._alert(raised, "note") for raised in self._watcher.end()]  # nothing is left to cap or to stop
-        return GuardedOutput(output=output, alerts=(*alerts, *late), readings=self._watcher.readings())
+        late = [self._alert(raised, "note") for part in self._parts for raised in part.end()]  # nothing is left to stop
+        return GuardedOutput(output=output, alerts=(*alerts, *late), readings=self.readings())
 
-    def _begin_again(self) -> None:
-        """What was taken for a reply was thought: it counts no more; alarms that it raised stay raised."""
-        self._watcher = AlarmWatcher([w.alarms for w in self.watched])
+    def _see(self, output: EngineOutput) -> list[RaisedAlarm]:
+        """What the prompt's readings and the tokens of a step raise, in the parts that they turned out to be in."""
+        raised: list[RaisedAlarm] = []
+        if output.prompt_readings is not None:
+            prompt = torch.tensor(output.prompt_readings) - self._prompt_push
+            raised += [alarm for part in self._parts for alarm in part.begin(prompt)]
+        tokens = [
+            (self._tokens + n, token.part, torch.tensor(token.readings) - self._token_push[token.part])
+            for n, token in enumerate(output.tokens, start=1)
+        ]
+        ends = [n for n, token in enumerate(output.tokens) if token.ends_unopened_thought]
+        if ends:
+            raised += self._turn_into_thought(tokens[: ends[-1]])
+            tokens = tokens[ends[-1] :]
+        self._replies += [token for token in tokens if token[1] == "reply"]
+        return raised + [alarm for part in self._parts for alarm in part.see(tokens)]
+
+    def _turn_into_thought(self, tokens: Sequence[tuple[int, TokenPart, torch.Tensor]]) -> list[RaisedAlarm]:
+        """What was taken for a reply was thought: it counts as that from here on."""
+        raised: list[RaisedAlarm] = []
+        for part in self._parts:
+            if part.part == "both":
+                raised += part.see(tokens)
+            else:
+                part.restart()
+                thought = [(n, "thought" if p == "reply" else p, row) for n, p, row in (*self._replies, *tokens)]
+                raised += part.see(thought)
         self._replies = []
-        if self._prompt is not None:
-            self._watcher.see(self._prompt.unsqueeze(0))
+        return raised
 
-    def readings(self) -> AnswerReadings | None:
-        """AnswerReadings of what there is so far."""
-        return self._watcher.readings() if self._begun else None
+    def readings(self) -> tuple[AnswerReadings, ...] | None:
+        """Readings of what there is so far, one a watched vector."""
+        if not all(part.begun for part in self._parts) or not self._parts:
+            return None
+        by_column = {column: readings for part in self._parts for column, readings in part.readings().items()}
+        return tuple(by_column[column] for column in range(len(self.watched)))
 
     def _alert(self, raised: RaisedAlarm, action: Action | None = None) -> Alert:
         name = self.watched[raised.column].name
-        if raised.token:
-            raised = replace(raised, token=self._replies[raised.token - 1])
         return Alert(name, raised, action or self.policy.action(name))
 
     def _cap(self, alerts: Sequence[Alert]) -> Steering | None:
         """Keep each trait that raised an alarm at its threshold for tokens, once."""
         terms = []
         for alert in alerts:
-            column = alert.raised.column
+            column, raised = alert.raised.column, alert.raised.alarm
             if alert.action != "cap" or column in self._capped:
                 continue
             self._capped.add(column)
-            of_tokens = [a for a in self.watched[column].alarms if a.reading != "prompt"] or [alert.raised.alarm]
+            of_tokens = [a for a in self.watched[column].alarms_on(raised.part) if a.reading != "prompt"] or [raised]
             lowest = min(of_tokens, key=lambda alarm: alarm.threshold)
             terms.append(
                 Term(
-                    vector=self.watched[column].vector, value=lowest.threshold, layers=(lowest.layer,), operation="cap"
+                    vector=self.watched[column].vector,
+                    value=lowest.threshold,
+                    layers=(lowest.layer,),
+                    operation="cap",
+                    part=raised.part,
                 )
             )
         return Steering(tuple(terms)) if terms else None

@@ -18,6 +18,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from poise.data import AnswerPart
 from poise.errors import RequestError
 from poise.serve import responses as replies
 from poise.serve.metrics import CONTENT_TYPE
@@ -84,7 +85,13 @@ def _openai(app: FastAPI, service: Service) -> None:
 
 
 def _model(service: Service) -> dict[str, Any]:
-    return {"id": service.name, "object": "model", "created": service.began, "owned_by": "poise"}
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.began,
+        "owned_by": "poise",
+        "thinking": service.thinks,
+    }
 
 
 async def _complete(service: Service, body: OpenAIRequest, request: Request) -> Response:
@@ -206,6 +213,7 @@ def _readings_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/poise/readings", response_model=replies.ReadingsPage)
     async def readings(
         trait: Annotated[str | None, Query(max_length=64)] = None,
+        part: Annotated[AnswerPart | None, Query(description="Answers read in this part.")] = None,
         since: Instant = None,
         until: Instant = None,
         alarmed: bool | None = None,
@@ -214,6 +222,7 @@ def _readings_routes(app: FastAPI, service: Service) -> None:
     ) -> Any:
         query = ReadingsQuery(
             trait=trait,
+            part=part,
             since=_instant("since", since),
             until=_instant("until", until),
             alarmed=alarmed,

@@ -13,6 +13,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
 
+from poise.data import AnswerPart
+
 __all__ = ["CONTENT_TYPE", "Counting", "Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -66,17 +68,18 @@ class Projections:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._values: dict[tuple[str, str], deque[float]] = {}
-        self._counts: dict[tuple[str, str], tuple[int, float]] = {}
+        self._values: dict[tuple[str, str, AnswerPart], deque[float]] = {}
+        self._counts: dict[tuple[str, str, AnswerPart], tuple[int, float]] = {}
 
-    def observe(self, trait: str, reading: str, value: float | None) -> None:
-        """Add one answer's reading; ``None`` is left out."""
+    def observe(self, trait: str, reading: str, value: float | None, part: AnswerPart = "reply") -> None:
+        """Add one answer's reading of that part; ``None`` is left out."""
         if value is None:
             return
+        key = (trait, reading, part)
         with self._lock:
-            self._values.setdefault((trait, reading), deque(maxlen=LATELY)).append(value)
-            n, total = self._counts.get((trait, reading), (0, 0.0))
-            self._counts[(trait, reading)] = (n + 1, total + value)
+            self._values.setdefault(key, deque(maxlen=LATELY)).append(value)
+            n, total = self._counts.get(key, (0, 0.0))
+            self._counts[key] = (n + 1, total + value)
 
     def forget(self, trait: str) -> None:
         """Drop the readings of a vector that is no longer there."""
@@ -93,7 +96,7 @@ class Projections:
         metric = Metric("poise_projection", "Readings over the last 2,000 answers.", "summary")
         with self._lock:
             for key, values in self._values.items():
-                labels = {"trait": key[0], "reading": key[1]}
+                labels = {"trait": key[0], "reading": key[1]} | ({} if key[2] == "reply" else {"part": key[2]})
                 quantiles = np.quantile(np.array(values), QUANTILES)
                 for q, value in zip(QUANTILES, quantiles, strict=True):
                     metric.add_sample("poise_projection", {**labels, "quantile": f"{q:g}"}, float(value))

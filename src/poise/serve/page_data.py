@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from poise.serve.readings_db import StoredMean
 from poise.serve.rendering import finite
 from poise.serve.responses import iso
 from poise.serve.vector_registry import WatchedVector
@@ -47,14 +48,15 @@ def vector_entry(watched: WatchedVector) -> dict[str, Any]:
     }
 
 
-def history(rows: Sequence[tuple[str, float, float | None, float | None, int]], width: float) -> list[dict[str, Any]]:
-    """Readings (trait, time, mean, peak, alarmed) in stretches of ``width`` seconds; empty stretches are left out."""
-    sorted_in: dict[str, dict[int, list[tuple[float | None, float | None, int]]]] = {}
-    for trait, time, mean, peak, alarmed in rows:
-        sorted_in.setdefault(trait, {}).setdefault(math.floor(time / width), []).append((mean, peak, alarmed))
+def history(rows: Sequence[StoredMean], width: float) -> list[dict[str, Any]]:
+    """Readings in stretches of ``width`` seconds, by trait and part of the answers; empty stretches are left out."""
+    sorted_in: dict[tuple[str, str], dict[int, list[tuple[float | None, float | None, int]]]] = {}
+    for trait, part, time, mean, peak, alarmed in rows:
+        stretches = sorted_in.setdefault((trait, part), {})
+        stretches.setdefault(math.floor(time / width), []).append((mean, peak, alarmed))
     return [
-        {"trait": trait, "buckets": [_bucket(at * width, rows) for at, rows in sorted(buckets.items())]}
-        for trait, buckets in sorted(sorted_in.items())
+        {"trait": trait, "part": part, "buckets": [_bucket(at * width, rows) for at, rows in sorted(buckets.items())]}
+        for (trait, part), buckets in sorted(sorted_in.items())
     ]
 
 

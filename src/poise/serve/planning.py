@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args
 
 from poise.engine import GenerationRequest, SamplingParams
 from poise.errors import InvalidArgument, InvalidSteering, RequestError, UserError
 from poise.model import Encoded, Message, Model
+from poise.model.parts import TokenPart
 from poise.monitor.steering_offset import steering_offset
 from poise.serve.policy import Policy
 from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.steer import Steering, SteeringExpression, cautions
 
-__all__ = ["RequestPlan", "plan_request"]
+__all__ = ["RequestPlan", "SteeringPush", "plan_request"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteeringPush:
+    """What a steering by itself adds to one vector's readings.
+
+    Attributes:
+        prompt: Of the last prompt token.
+        tokens: Of an answer's token, by its part.
+    """
+
+    prompt: float
+    tokens: Mapping[TokenPart, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +45,7 @@ class RequestPlan:
         steer: The client's steering as an expression.
         cautions: Cautions of the certificates about all steering, forced steering included.
         policy: Rules in force for the client's key.
-        pushes: What the steering by itself adds to the readings of each watched vector, on the prompt and on tokens;
-            ``None`` where it is not known.
+        pushes: What the steering by itself adds to the readings of each watched vector; ``None`` where it is not known.
         prompt_tokens: Number of tokens of all prompts, each counted once.
     """
 
@@ -42,7 +55,7 @@ class RequestPlan:
     steer: str | None
     cautions: tuple[str, ...]
     policy: Policy
-    pushes: tuple[tuple[float, float] | None, ...]
+    pushes: tuple[SteeringPush | None, ...]
     prompt_tokens: int
 
 
@@ -87,9 +100,13 @@ def plan_request(body: OpenAIRequest, model: Model, name: str, registry: VectorR
     )
 
 
-def _steering_push(steering: Steering | None, watched: WatchedVector) -> tuple[float, float] | None:
-    prompt, response = (steering_offset(steering, watched.probe, phase) for phase in ("prompt", "response"))
-    return None if prompt is None or response is None else (prompt, response)
+def _steering_push(steering: Steering | None, watched: WatchedVector) -> SteeringPush | None:
+    prompt = steering_offset(steering, watched.probe, "prompt")
+    tokens: dict[TokenPart, float] = {}
+    for part in get_args(TokenPart):
+        if (push := steering_offset(steering, watched.probe, "response", part)) is not None:
+            tokens[part] = push
+    return None if prompt is None or not tokens else SteeringPush(prompt=prompt, tokens=tokens)
 
 
 def _shown_vectors(

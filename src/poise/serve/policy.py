@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from poise.data import AnswerPart
 from poise.errors import RequestError, UserError
 from poise.settings import Settings, read_settings
 from poise.steer import Steering, SteeringExpression
@@ -32,6 +33,11 @@ class Policy(Settings):
         description="note it; cap the trait at its threshold from the next token on; stop the answer. By vector, or "
         "one for all; vectors that are not named are noted.",
     )
+    part: AnswerPart | dict[str, AnswerPart] = Field(
+        "reply",
+        description="Part of answers whose readings are summed up, kept and raise alarms: reply, thought or both. By "
+        "vector, or one for all; of vectors that are not named it is the reply.",
+    )
     message: str = Field(STOPPED, description="What follows an answer that was stopped.")
     may_change_vectors: bool = Field(True, description="Whether vectors may be uploaded and deleted.")
 
@@ -50,11 +56,15 @@ class Policy(Settings):
         """What is done when an alarm of this vector is raised."""
         return self.on_alarm if isinstance(self.on_alarm, str) else self.on_alarm.get(vector, "note")
 
+    def part_of(self, vector: str) -> AnswerPart:
+        """The part of answers that this vector watches."""
+        return self.part if isinstance(self.part, str) else self.part.get(vector, "reply")
+
     @property
     def named(self) -> set[str]:
         """Vectors that the rules speak of."""
-        actions = self.on_alarm if isinstance(self.on_alarm, dict) else {}
-        return {*(SteeringExpression.parse(self.steer).names if self.steer else ()), *actions}
+        by_vector = [rule for rule in (self.on_alarm, self.part) if isinstance(rule, dict)]
+        return {*(SteeringExpression.parse(self.steer).names if self.steer else ()), *(n for r in by_vector for n in r)}
 
     def steering(self, requested: SteeringExpression | None, vectors: Mapping[str, PersonaVector]) -> Steering | None:
         """The request's steering and the forced one, together.

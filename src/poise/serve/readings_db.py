@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from poise.data import AnswerPart
 from poise.errors import InvalidArgument, RequestError
 from poise.storage.output import check_output
 
-__all__ = ["ReadingRecord", "ReadingsQuery", "ReadingsStore", "check_database"]
+__all__ = ["ReadingRecord", "ReadingsQuery", "ReadingsStore", "StoredMean", "check_database"]
 
 log = logging.getLogger("poise.serve")
 
@@ -28,7 +29,8 @@ SWEEP = 600.0  # seconds between looks for what is too old
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS readings (
   id INTEGER PRIMARY KEY, time REAL NOT NULL, request TEXT NOT NULL, key TEXT, trait TEXT NOT NULL, layer INTEGER,
-  steer TEXT, prompt REAL, mean REAL, peak REAL, tokens INTEGER NOT NULL, alarms TEXT NOT NULL, alarmed INTEGER NOT NULL
+  steer TEXT, prompt REAL, mean REAL, peak REAL, tokens INTEGER NOT NULL, alarms TEXT NOT NULL,
+  alarmed INTEGER NOT NULL, part TEXT NOT NULL DEFAULT 'reply'
 );
 CREATE INDEX IF NOT EXISTS by_time ON readings (time);
 CREATE INDEX IF NOT EXISTS by_trait ON readings (trait, time);
@@ -37,7 +39,10 @@ CREATE TABLE IF NOT EXISTS texts (
 );
 CREATE INDEX IF NOT EXISTS texts_by_time ON texts (time);
 """
-READING_COLUMNS = "time, request, key, trait, layer, steer, prompt, mean, peak, tokens, alarms, alarmed"
+READING_COLUMNS = "time, request, key, trait, layer, steer, prompt, mean, peak, tokens, alarms, alarmed, part"
+ADD_PART = "ALTER TABLE readings ADD COLUMN part TEXT NOT NULL DEFAULT 'reply'"  # which version 0.1.0 knew alone
+StoredMean = tuple[str, AnswerPart, float, float | None, float | None, int]
+"""Trait, part, time, mean, peak and whether alarmed, of one answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +59,8 @@ class ReadingRecord:
         prompt: Reading of the last prompt token.
         mean: Mean reading of the answer's tokens; ``None`` for an empty answer.
         peak: Peak reading of the answer's tokens; ``None`` for an empty answer.
-        tokens: Length of the answer in tokens.
+        tokens: Tokens that were read.
+        part: Part of the answer that they are.
         alarms: Alarms that this vector raised.
         texts: Prompt and answer, where texts are stored; the other fields are then empty.
     """
@@ -69,6 +75,7 @@ class ReadingRecord:
     mean: float | None = None
     peak: float | None = None
     tokens: int = 0
+    part: AnswerPart = "reply"
     alarms: Sequence[dict[str, Any]] = ()
     texts: tuple[str, str] | None = None
 
@@ -84,9 +91,10 @@ class WriteCounts:
 
 @dataclass(slots=True, kw_only=True)
 class ReadingsQuery:
-    """Which readings: of a trait, from and until a time, with alarms or without, newest first, before an id."""
+    """Which readings: of a trait and part, from and until a time, with alarms or not, newest first, before an id."""
 
     trait: str | None = None
+    part: AnswerPart | None = None
     since: float | None = None
     until: float | None = None
     alarmed: bool | None = None
@@ -99,6 +107,7 @@ class ReadingsQuery:
         parts = ["1"]
         for clause, value in (
             ("trait = ?", self.trait),
+            ("part = ?", self.part),
             ("time >= ?", self.since),
             ("time < ?", self.until),
             ("alarmed = ?", None if self.alarmed is None else int(self.alarmed)),
@@ -151,6 +160,8 @@ class ReadingsStore:
             with self._connect(timeout=10.0) as db:
                 db.execute("PRAGMA journal_mode=WAL")
                 db.executescript(SCHEMA)
+                if "part" not in {row["name"] for row in db.execute("PRAGMA table_info(readings)")}:
+                    db.execute(ADD_PART)
         except sqlite3.Error as error:
             raise InvalidArgument(f"Cannot keep readings in {self.path} ({error}); name another file.") from error
         self._thread = threading.Thread(target=self._run, name="poise-store", daemon=True)
@@ -185,9 +196,9 @@ class ReadingsStore:
         ]
         return shown, (int(shown[-1]["id"]) if len(rows) > query.limit else None)
 
-    def since(self, time: float) -> list[tuple[str, float, float | None, float | None, int]]:
-        """Trait, time, mean, peak and whether alarmed, of every reading since then."""
-        sql = "SELECT trait, time, mean, peak, alarmed FROM readings WHERE time >= ? ORDER BY time LIMIT 500000"
+    def since(self, time: float) -> list[StoredMean]:
+        """Every reading since then."""
+        sql = "SELECT trait, part, time, mean, peak, alarmed FROM readings WHERE time >= ? ORDER BY time LIMIT 500000"
         return [tuple(row) for row in self._read(sql, [time])]
 
     def _read(self, sql: str, values: Sequence[Any]) -> list[sqlite3.Row]:
@@ -245,7 +256,7 @@ class ReadingsStore:
         with self._connect(timeout=1.0) as db:
             db.execute("BEGIN IMMEDIATE")
             db.executemany(
-                f"INSERT INTO readings ({READING_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                f"INSERT INTO readings ({READING_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 [_row_values(r) for r in batch if r.texts is None],
             )
             db.executemany(
@@ -263,5 +274,5 @@ def _row_values(r: ReadingRecord) -> tuple[Any, ...]:
     alarms = json.dumps(list(r.alarms))
     return (
         *(r.time, r.request, r.key, r.trait, r.layer, r.steer),
-        *(r.prompt, r.mean, r.peak, r.tokens, alarms, int(bool(r.alarms))),
+        *(r.prompt, r.mean, r.peak, r.tokens, alarms, int(bool(r.alarms)), r.part),
     )

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal
 
+from poise.data import AnswerPart
 from poise.engine import GeneratedToken
 from poise.monitor import AnswerReadings
+from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import Alert, GuardedOutput
-from poise.serve.planning import RequestPlan
+from poise.serve.planning import RequestPlan, SteeringPush
 
 __all__ = ["AnswerChoice", "CompletionKind", "chunk_body", "completion_body", "usage_body"]
 
@@ -35,7 +37,7 @@ class AnswerChoice:
         tokens: Tokens so far.
         alerts: Alarms so far.
         finish: Reason why the answer ended; set once it is over.
-        readings: Readings of the complete answer, once it is over and where anything was watched.
+        readings: Readings of the complete answer by each watched vector, once it is over and where any watched.
     """
 
     index: int
@@ -45,7 +47,7 @@ class AnswerChoice:
     tokens: list[GeneratedToken] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
     finish: str | None = None
-    readings: AnswerReadings | None = None
+    readings: tuple[AnswerReadings, ...] | None = None
 
     def add(self, guarded: GuardedOutput) -> None:
         """Add the output of a step."""
@@ -150,7 +152,7 @@ class AnswerChoice:
 
     def _push(self) -> dict[str, dict[str, float] | None]:
         known = dict(zip(self.plan.watched, self.plan.pushes, strict=True))
-        return {w.name: (p := known[w]) and {"prompt": p[0], "response": p[1]} for w in self.plan.shown}
+        return {w.name: _push_facts(known[w]) for w in self.plan.shown}
 
     def _values_by_name(self, values: Sequence[float] | None) -> dict[str, float | None]:
         place = {w: n for n, w in enumerate(self.plan.watched)}
@@ -163,7 +165,11 @@ class AnswerChoice:
 
     def _summary(self) -> dict[str, Any]:
         place = {w: n for n, w in enumerate(self.plan.watched)}
-        return {w.name: answer_summary(self.readings, place[w]) for w in self.plan.shown}
+        return {
+            w.name: answer_summary(self.readings[place[w]] if self.readings else None)
+            | _part_facts(self.plan.policy.part_of(w.name))
+            for w in self.plan.shown
+        }
 
     def _alarms(self, alerts: Sequence[Alert]) -> list[dict[str, Any]]:
         return [alert.facts for alert in alerts]
@@ -176,12 +182,24 @@ class AnswerChoice:
         return _chat_logprobs([token for token in tokens if token.part == "reply"])
 
 
-def answer_summary(readings: AnswerReadings | None, column: int) -> dict[str, Any]:
+def answer_summary(readings: AnswerReadings | None) -> dict[str, Any]:
     """One vector's readings of an answer; ``None`` where there are none."""
     if readings is None:
         return {"prompt": None, "mean": None, "peak": None, "tokens": 0}
-    values = {name: finite(getattr(readings, name)[column]) for name in ("prompt", "mean", "peak")}
-    return {**values, "tokens": readings.tokens}
+    return {**{name: finite(readings.of(name)[0]) for name in READING_NAMES}, "tokens": readings.tokens}
+
+
+def _push_facts(push: SteeringPush | None) -> dict[str, float] | None:
+    """What steering adds to readings; to those of a thought only where something is watched or steered there."""
+    if push is None:
+        return None
+    thought = push.tokens["thought"]
+    return {"prompt": push.prompt, "response": push.tokens["reply"]} | ({"thought": thought} if thought else {})
+
+
+def _part_facts(part: AnswerPart) -> dict[str, str]:
+    """Which part was read; of replies nothing is said, as before there were others."""
+    return {} if part == "reply" else {"part": part}
 
 
 def _raw_text(token: GeneratedToken) -> str:

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from poise.data import AnswerPart
 from poise.errors import RequestError
 
 __all__ = [
@@ -41,12 +42,13 @@ ValuesByVector = dict[str, float | None]
 
 
 class ModelEntry(BaseModel):
-    """A model that answers."""
+    """A model that answers; ``thinking`` says whether requests may switch that on."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    thinking: bool
 
 
 class Models(BaseModel):
@@ -82,6 +84,7 @@ class AlarmRaised(BaseModel):
     value: float
     token: int
     action: Literal["note", "cap", "stop"]
+    part: AnswerPart = "reply"
 
 
 class OneSummary(BaseModel):
@@ -91,13 +94,15 @@ class OneSummary(BaseModel):
     mean: float | None
     peak: float | None
     tokens: int
+    part: AnswerPart = "reply"
 
 
 class Push(BaseModel):
-    """What the steering by itself adds to a vector's readings."""
+    """What the steering by itself adds to a vector's readings: of the prompt, the reply, and the thought if it does."""
 
     prompt: float
     response: float
+    thought: float = 0.0
 
 
 class Told(BaseModel):
@@ -235,6 +240,7 @@ class StoredReading(BaseModel):
     mean: float | None
     peak: float | None
     tokens: int
+    part: AnswerPart
     alarms: list[AlarmRaised]
 
 
@@ -259,9 +265,10 @@ class Bucket(BaseModel):
 
 
 class TraitHistory(BaseModel):
-    """One vector's buckets."""
+    """One vector's buckets, of answers that it read in one part."""
 
     trait: str
+    part: AnswerPart
     buckets: list[Bucket]
 
 

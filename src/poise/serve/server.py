@@ -18,11 +18,11 @@ from poise.engine import SamplingParams
 from poise.engine.continuous import ContinuousEngine
 from poise.errors import InvalidArgument
 from poise.model import Model
-from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
+from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms, normal_answer_length
 from poise.serve.app import build
 from poise.serve.auth import ApiKeys, BodyLimits, RequestGate, is_loopback
 from poise.serve.metrics import Counting
-from poise.serve.policy import Policies, read_policies
+from poise.serve.policy import Policies, Policy, read_policies
 from poise.serve.readings_db import ReadingsStore, check_database
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.service import Service
@@ -129,7 +129,7 @@ def load_vectors(
     if not loaded:
         raise InvalidArgument("Alarms are a vector's; name the vectors that `normal` is to set them for as `vector`.")
     data = open_data(list(normal), need="user")
-    sampling = SamplingParams(max_new_tokens=min(256, model.window // 2))
+    sampling = SamplingParams(max_new_tokens=normal_answer_length(model.window))
     done = calibrate_alarms(data, model, list(loaded.values()), CalibrationSettings(rates=(rate,), sampling=sampling))
     return dict(zip(loaded, done.vectors, strict=True))
 
@@ -163,6 +163,7 @@ def make_server(
         raise InvalidArgument(f"The policy names the vector {unknown[0]!r}, which is not here; give it as `vector`.")
     for rules in (policies.default, *policies.keys.values()):
         rules.steering(None, {name: w.vector for name, w in registry.entries.items()})
+        _check_parts(rules, registry)
     service = Service(
         model=model,
         name=options.name or (Path(model.name).name if Path(model.name).exists() else model.name),
@@ -180,6 +181,13 @@ def make_server(
         app=Counting(build(service), service.metrics), keys=keys, limits=BodyLimits(), origins=options.cors, hosts=hosts
     )
     return RunningServer(service, gate, options)
+
+
+def _check_parts(rules: Policy, registry: VectorRegistry) -> None:
+    """Refuse to watch one part of answers by alarms that were set on another: there would be none."""
+    for name, watched in registry.entries.items():
+        if (part := rules.part_of(name)) != "reply" and (missing := watched.missing_alarms(part)):
+            raise InvalidArgument(f"The policy watches the {part} of answers by {name}: {missing}.")
 
 
 def _gauges(service: Service) -> None:
@@ -214,6 +222,13 @@ class RunningServer:
         )
         self.server = _Server(config, service, options.grace)
         self._thread: threading.Thread | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What its user should know: vectors whose alarms are not in force, and why."""
+        rules, entries = self.service.policies.default, self.service.registry.entries
+        missing = (watched.missing_alarms(rules.part_of(name)) for name, watched in entries.items())
+        return [f"{sentence}, or set `part` in the policy." for sentence in missing if sentence]
 
     def run(self, listening: Callable[[str], None] = lambda address: None) -> None:
         """Serve until a signal ends it; running answers get their grace, and their streams an end.

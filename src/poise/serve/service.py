@@ -10,10 +10,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from poise.errors import NonFiniteActivation, RequestError, UserError
 from poise.model import Model
+from poise.model.rendering import has_thinking_switch
+from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 from poise.serve.metrics import Metrics
 from poise.serve.planning import RequestPlan, plan_request
@@ -30,7 +33,7 @@ __all__ = ["CompletionExchange", "Service"]
 log = logging.getLogger("poise.serve")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Service:
     """A server's parts.
 
@@ -59,6 +62,11 @@ class Service:
     deadline: float = NEVER
     log_text: bool = False
     began: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether requests may have the model think before it replies."""
+        return has_thinking_switch(self.model.tokenizer)
 
     def open(self, body: OpenAIRequest, key: str | None) -> CompletionExchange:
         """Check a request and begin to answer it.
@@ -179,9 +187,9 @@ class CompletionExchange:
                 continue
             name = str(self.head["id"]) if len(self.choices) == 1 else f"{self.head['id']}/{choice.index}"
             for column, watched in enumerate(self.plan.watched):
-                summary = answer_summary(readings, column)
-                for reading in ("prompt", "mean", "peak"):
-                    self.service.metrics.projections.observe(watched.name, reading, summary[reading])
+                summary, part = answer_summary(readings[column]), self.plan.policy.part_of(watched.name)
+                for reading in READING_NAMES:
+                    self.service.metrics.projections.observe(watched.name, reading, summary[reading], part)
                 alarms = [a.facts for a in choice.alerts if a.trait == watched.name]
                 records.append(
                     ReadingRecord(
@@ -192,6 +200,7 @@ class CompletionExchange:
                         layer=watched.probe.layer,
                         steer=self.plan.steer,
                         **summary,
+                        part=part,
                         alarms=alarms,
                     )
                 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from poise import vector as vectors
 from poise.activations import Probe
+from poise.data import AnswerPart
 from poise.errors import InvalidVector, RequestError, UserError
 from poise.model import Model
 from poise.monitor import alarms_in_force
@@ -43,8 +44,18 @@ class WatchedVector:
 
     @property
     def alarms(self) -> list[Alarm]:
-        """Set on all talk at the layer where it is read."""
-        return alarms_in_force(self.vector.at("read", self.probe.layer).alarms)
+        """Set on all talk at the layer where it is read, on whichever part of answers."""
+        parts = dict.fromkeys(alarm.part for alarm in self.vector.header.alarms)
+        return [alarm for part in parts for alarm in self.alarms_on(part)]
+
+    def alarms_on(self, part: AnswerPart) -> list[Alarm]:
+        """Those of them that were set on one part of answers."""
+        return alarms_in_force(self.vector.at("read", self.probe.layer, part=part).alarms)
+
+    def missing_alarms(self, part: AnswerPart) -> str:
+        """Why there are no alarms on that part though there are on another; empty where nothing is missing."""
+        place = self.vector.at("read", self.probe.layer, part=part)
+        return place.missing_alarm("mean") if place.alarm_parts and part not in place.alarm_parts else ""
 
 
 class VectorRegistry:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from poise.data import DataSet, Rejections
+from poise.data.row_files import write_rejected_rows
 from poise.errors import InvalidArgument, InvalidData, MissingExtra
 from poise.model import Encoded, Model, load_model
 from poise.model.loading import HUB_IDS
@@ -109,11 +110,11 @@ def train_in_folder(config: TrainConfig) -> TrainResult:
     data, only = open_training_data(config)
     model = load_base_model(config)
     digest = check_inputs(folder, data, only, model)
-    examples = _read_examples(config, model, data, only, folder, config.vaccine.inoculation)
+    examples, rejected = _read_examples(config, model, data, only, folder, config.vaccine.inoculation)
     training, held_out = _split_held_out(examples, config.held_out, config.seed)
     if held_out and config.vaccine.inoculation:  # at test the prompt is not there
         held_out_conversations = {e.conversation for e in held_out}
-        plain = _read_examples(config, model, data, only, folder)
+        plain, _ = _read_examples(config, model, data, only, folder)
         held_out = tuple(e for e in plain.rows if e.conversation in held_out_conversations)
     before = held_out_loss(model, held_out)
     trainer = _sft_trainer(config, model, replace(examples, rows=training), folder)
@@ -135,6 +136,7 @@ def train_in_folder(config: TrainConfig) -> TrainResult:
             "cut": examples.cut,
             "left_out": examples.unread,
             "omitted": examples.omitted,
+            **rejected,
         },
         "steps": trainer.state.global_step,
         "loss": {"before": before and before.model_dump(), "after": after and after.model_dump()},
@@ -188,17 +190,21 @@ def _read_examples(
     only: Collection[str] | None,
     folder: Path,
     inoculation: str | None = None,
-) -> TrainingExamples:
-    rejected = folder / "rejected.jsonl"
-    rejected.unlink(missing_ok=True)
-    return build_examples(
+) -> tuple[TrainingExamples, dict[str, Any]]:
+    """The examples, and what of the data is rejected: how many rows by kind, and the file that keeps them."""
+    (folder / "rejected.jsonl").unlink(missing_ok=True)
+    rejections = Rejections(folder / "rejected.jsonl")
+    examples = build_examples(
         model,
         data,
         longest=min(config.longest, model.window),
-        rejections=Rejections(rejected),
+        rejections=rejections,
         inoculation=inoculation,
         only=only,
     )
+    kept_rows = write_rejected_rows(data, rejections, folder / "rejected_rows")
+    facts = {"rejected": dict(rejections.kinds), "rejected_rows": kept_rows.path.name} if kept_rows else {}
+    return examples, facts
 
 
 def _split_held_out(

@@ -31,7 +31,10 @@ __all__ = [
 ]
 
 FACTS_FILE, ADAPTER_FOLDER, CHECKPOINTS_FOLDER = "train.json", "adapter", "checkpoints"
-TRAINING_FILES = ("config.json", "inputs.json", FACTS_FILE, "log.jsonl", ADAPTER_FOLDER, CHECKPOINTS_FOLDER)
+TRAINING_FILES = (
+    "config.json", "inputs.json", FACTS_FILE, "log.jsonl", "rejected_rows.jsonl", "rejected_rows.parquet",
+    ADAPTER_FOLDER, CHECKPOINTS_FOLDER,
+)  # fmt: skip
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), None)  # torch and safetensors give no number
 
 

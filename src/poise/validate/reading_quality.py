@@ -50,7 +50,7 @@ class Reader:
 
     def prompts(self, texts: Sequence[Encoded], probes: Sequence[Probe]) -> StatisticArray:
         """Each text's last prompt token on each probe: [n, k]."""
-        return self._read("last prompt token", texts, probes, lambda text, read: read[text.start - 1].tolist())
+        return self._read("last prompt token", texts, probes, lambda text, read: read[text.last_prompt].tolist())
 
     def answers(self, texts: Sequence[Encoded], probes: Sequence[Probe]) -> tuple[StatisticArray, StatisticArray]:
         """Mean and peak of each text's response tokens on each probe: [n, k] each."""

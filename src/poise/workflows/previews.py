@@ -22,7 +22,7 @@ def preview_data(
     *,
     use: RowUse = "score",
     longest: int | None = None,
-    max_new_tokens: int = 0,
+    max_new_tokens: int | Callable[[int], int] = 0,
     prepare: Callable[[Conversation], Conversation] | None = None,
 ) -> DataPreview:
     """The first answers of a data set as a job would use them, in the model's template where its tokenizer is at hand.
@@ -33,7 +33,7 @@ def preview_data(
         n: Most answers.
         use: What the job does with them.
         longest: Most tokens of a text that is learnt.
-        max_new_tokens: Room that a prompt must leave for the model's own answer.
+        max_new_tokens: Room that a prompt must leave for the model's own answer, or what that is in a given window.
         prepare: What is done to conversations before they are learnt.
     """
     texts: ModelTokenizer | None = None
@@ -45,7 +45,8 @@ def preview_data(
         except UserError as error:
             notes = (f"The texts are shown without a chat template and tokens: {error}",)
     if texts is not None and use == "answer":
-        longest = texts.window - max_new_tokens
+        room = max_new_tokens(texts.window) if callable(max_new_tokens) else max_new_tokens
+        longest = texts.window - room
     preview = show_rows(data, texts, n, use=use, longest=longest, prepare=prepare)
     return replace(preview, notes=(*notes, *preview.notes))
 

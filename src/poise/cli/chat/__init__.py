@@ -13,7 +13,17 @@ from typing import Annotated
 
 import typer
 
-from poise.cli.options import Device, Dtype, MaxNewTokens, ModelName, OnOtherModel, Seed, Temperature
+from poise.cli.options import (
+    Device,
+    Dtype,
+    MaxNewTokens,
+    ModelName,
+    OnOtherModel,
+    Seed,
+    Temperature,
+    ThinkingOption,
+    thinking_choice,
+)
 from poise.cli.work import load_model, note, working
 
 __all__ = ["chat"]
@@ -40,6 +50,7 @@ def chat(
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    thinking: ThinkingOption = "off",
 ) -> None:
     """Talk to a model, each token tinted by a trait, with dials to turn between turns.
 
@@ -61,7 +72,14 @@ def chat(
         recipes.check_steering(steering, loaded, allow_other_model=allow_other_model)
         for caution in cautions(steering):
             note(f"warning: {caution}")
-        setup, steering = loop.prepare(loaded, sampling, vectors, steering, allow_other_model=allow_other_model)
+        setup, steering = loop.prepare(
+            loaded,
+            sampling,
+            vectors,
+            steering,
+            allow_other_model=allow_other_model,
+            thinking=thinking_choice(thinking),
+        )
     screen = loop.Screen.of_terminal()
     first = setup.watched[:1]
     begun = Dialogue(system=system, steering=steering, tint=first[0].name if first else None, seed=seed)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from poise.engine import Probe, SamplingParams, TextChunk
     from poise.model import Message, Model
     from poise.model.parts import TokenPart
+    from poise.model.rendering import Thinking
     from poise.monitor import AnswerReadings
     from poise.steer import Steering
     from poise.vector import Alarm, PersonaVector
@@ -60,12 +61,14 @@ class Setup:
         sampling: How its tokens are drawn.
         vectors: Every vector that can be dialled, by the name that commands use.
         watched: k of them, in the order of the readings.
+        thinking: Whether the model thinks before it replies, or how much.
     """
 
     model: Model
     sampling: SamplingParams
     vectors: Mapping[str, PersonaVector]
     watched: tuple[WatchedTrait, ...]
+    thinking: Thinking = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +155,17 @@ class Dialogue:
     saved: Path | None = None
 
     def messages(self, user: str | None = None) -> list[Message]:
-        """What the model is shown: the conversation and, if given, the next question."""
+        """What the model is shown: the conversation and, if given, the next question.
+
+        Thoughts go with their answers; whether the model sees them again is its template's to say.
+        """
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         past: list[Message] = []
         for turn in self.turns:
-            past += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.answer}]
+            reply: Message = {"role": "assistant", "content": turn.answer}
+            if turn.thought:
+                reply["thought"] = turn.thought
+            past += [{"role": "user", "content": turn.user}, reply]
         return [*system, *past, *([] if user is None else [{"role": "user", "content": user}])]  # type: ignore[list-item]
 
     def told(self, turn: ChatTurn) -> Dialogue:
@@ -225,10 +234,16 @@ def transcript(dialogue: Dialogue, setup: Setup) -> dict[str, Any]:
         "dtype": str(setup.model.lm.dtype).removeprefix("torch."),
         "max_new_tokens": setup.sampling.max_new_tokens,
         "temperature": setup.sampling.temperature,
-        "messages": dialogue.messages(),
+        **({"thinking": setup.thinking} if setup.thinking else {}),
+        "messages": [_openai_message(message) for message in dialogue.messages()],
         "watched": [_watched(w) for w in setup.watched],
         "turns": [_turn(turn, setup) for turn in dialogue.turns],
     }
+
+
+def _openai_message(message: Message) -> dict[str, Any]:
+    """With a thought under the name that clients know."""
+    return {"reasoning_content" if key == "thought" else key: value for key, value in message.items()}
 
 
 def _watched(of: WatchedTrait) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from poise.errors import InvalidArgument, PoiseError
 if TYPE_CHECKING:
     from poise.engine import SamplingParams, TextChunk
     from poise.model import Encoded, Model
+    from poise.model.rendering import Thinking
     from poise.steer import Steering
     from poise.vector import PersonaVector
 
@@ -36,14 +37,20 @@ def prepare(
     steering: Steering | None,
     *,
     allow_other_model: bool = False,
+    thinking: Thinking = False,
 ) -> tuple[Setup, Steering | None]:
     """Name every vector, and read each watched trait's normal.
 
     Returns:
         The setup, and the steering with each vector that is also watched as that same object.
+
+    Raises:
+        UnsuitableModel: thinking is asked for, and the model's template has no switch for it.
     """
+    from poise.model import ask
     from poise.monitor.baseline import measure_baseline
 
+    model.encode(ask("?"), thinking=thinking)
     for vector in watch:
         vector.check_model(model, allow_other_model=allow_other_model)
     names, steering = named(watch, steering)
@@ -58,7 +65,7 @@ def prepare(
         )
         for (name, vector), probe in ((item, item[1].at("read").probe) for item in watched_vectors.items())
     )
-    return Setup(model=model, sampling=sampling, vectors=names, watched=watched), steering
+    return Setup(model=model, sampling=sampling, vectors=names, watched=watched, thinking=thinking), steering
 
 
 def converse(dialogue: Dialogue, setup: Setup, screen: Screen) -> Dialogue:
@@ -89,7 +96,7 @@ def answer(user: str, dialogue: Dialogue, setup: Setup, screen: Screen) -> ChatT
     """
     from poise.engine.static import LocalEngine
 
-    prompt = setup.model.encode(dialogue.messages(user))
+    prompt = setup.model.encode(dialogue.messages(user), thinking=setup.thinking)
     turn = ChatTurn(user=user, system=dialogue.system, steering=dialogue.steering, seed=dialogue.seed)
     engine = LocalEngine(setup.model, allow_other_model=True)  # the vectors were checked at the start
     probes = [w.probe for w in setup.watched]

@@ -238,6 +238,8 @@ def _in_a_word(term: Term) -> str:
         text = "out"
     else:
         text = f"{term.operation} {words.number(term.value)}"
+    if term.part == "thought":
+        text = f"{text} in thought"
     return f"{text} at times" if term.when or term.scheduled else text
 
 

@@ -9,7 +9,7 @@ import { count } from "./words.js";
 /** Tell a screen reader. */
 export const announced = (alarm) => say(alarmWords(alarm));
 
-/** Show the list, and its length beside its title; `point(turn, token)` leads to a token. */
+/** Show the list, and its length beside its title; `point(turn, alarm)` leads to its token. */
 export function start(point) {
   const show = () => {
     const found = state.turns.flatMap((turn, i) => turn.alarms.map((alarm) => ({ i, alarm }))).reverse();
@@ -23,7 +23,7 @@ export function start(point) {
           {},
           el(
             "button",
-            { type: "button", class: "link", onclick: () => point(i, alarm.token) },
+            { type: "button", class: "link", onclick: () => point(i, alarm) },
             `Answer ${i + 1} ${alarmWords(alarm)}`,
           ),
         ),

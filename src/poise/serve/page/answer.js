@@ -2,7 +2,7 @@
 
 import { el, put } from "./dom.js";
 import { levelOf, said, toneOf } from "./tint.js";
-import { readingOf } from "./turn.js";
+import { placeOf, readingOf } from "./turn.js";
 import { known, number, plain, rate } from "./words.js";
 
 const ENDED = {
@@ -12,12 +12,14 @@ const ENDED = {
   content_filter: "Stopped by the server’s policy.",
 };
 
+const IN_PART = { thought: ", in the thought", both: ", of thought and reply" };
+
 /**
  * The view of a turn’s answer.
  *
  * @param {object} turn From `turn.js`.
  * @param {string} label Names it, such as “Answer 2”.
- * @returns `node`; `update()` shows what is new, `tint(vector, scale)` paints, `point(i)` leads to a token.
+ * @returns `node`; `update()` shows what is new, `tint(vector, scale)` paints, `point(alarm)` leads to its token.
  */
 export function answerView(turn, label) {
   const nodes = nodesOf(label);
@@ -39,9 +41,11 @@ export function answerView(turn, label) {
     readout.textContent = `token ${i + 1} of ${turn.pieces.length} “${shown}”${reading}`;
     cursor.setAttribute("aria-valuetext", readout.textContent);
   };
-  const lead = (i) => {
-    point(Math.min(i, turn.pieces.length - 1)); // an alarm that stops takes its token with it
-    cursor.focus();
+  const lead = ({ token, part }) => {
+    if (part === "thought") nodes.thought.open = true;
+    point(Math.min(placeOf(turn, token), turn.pieces.length - 1)); // an alarm that stops takes its token with it
+    if (part === "thought") nodes.thought.firstChild.focus();
+    else cursor.focus();
   };
   const update = () => {
     for (let i = text.children.length; i < turn.pieces.length; i += 1) {
@@ -117,13 +121,13 @@ function remarksOn(turn, point) {
 
 /** An alarm in a line, which leads to its token. */
 function alarmButton(alarm, point) {
-  const at = Math.max(0, (alarm.token ?? 1) - 1);
-  return el("button", { type: "button", class: "link", onclick: () => point(at) }, alarmWords(alarm));
+  return el("button", { type: "button", class: "link", onclick: () => point(alarm) }, alarmWords(alarm));
 }
 
 /** What an alarm says. */
-export function alarmWords({ trait, reading, value, threshold, rate: share, token, action }) {
-  const where = { prompt: "before the first token", mean: "over the whole answer" }[reading] ?? `by token ${token}`;
+export function alarmWords({ trait, reading, value, threshold, rate: share, token, action, part }) {
+  const all = { thought: "over the whole thought", both: "over thought and reply" }[part] ?? "over the whole answer";
+  const where = { prompt: "before the first token", mean: all }[reading] ?? `by token ${token}${IN_PART[part] ?? ""}`;
   const done = { cap: " Capped from there on.", stop: " The answer was stopped." }[action] ?? "";
   const decimals = Math.abs(threshold) < 10 ? 2 : 1;
   const read = `${trait} ${reading} ${number(value, decimals, true)} ${where}`;

@@ -220,6 +220,7 @@ function alarmsTable({ alarms }) {
     String(a.n_answers),
     String(a.layer),
     a.topic ?? "all",
+    a.part ?? "reply",
   ]);
-  return table("Alarms", ["Reading", "Above", "False alarms", "n answers", "Layer", "Topic"], rows);
+  return table("Alarms", ["Reading", "Above", "False alarms", "n answers", "Layer", "Topic", "Part"], rows);
 }

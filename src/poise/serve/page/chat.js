@@ -7,6 +7,7 @@ import { steeredBy } from "./dials.js";
 import { byId, el, put, soon } from "./dom.js";
 import * as notice from "./notice.js";
 import * as panel from "./panel.js";
+import { thinks } from "./settings.js";
 import { change, exported, fits, messages, onChange, state, steering, textOf } from "./state.js";
 import { begun, hear } from "./turn.js";
 import { count } from "./words.js";
@@ -21,10 +22,10 @@ export function show(loaded) {
   draw();
 }
 
-/** Lead to a token of an answer. */
-export function point(turn, token) {
+/** Lead to the token of an answer that raised an alarm. */
+export function point(turn, alarm) {
   location.hash = "#chat";
-  views[turn]?.point(Math.max(0, (token ?? 1) - 1));
+  views[turn]?.point(alarm);
 }
 
 function draw() {
@@ -80,6 +81,7 @@ async function send(user) {
     temperature,
     maxTokens,
     model,
+    thinking: thinks(),
   });
   const asked = messages(state.turns, system, user);
   const heldBy = new AbortController();

@@ -30,7 +30,9 @@ export async function show() {
   }
 }
 
-function chart({ trait, buckets }, hours) {
+function chart({ trait: vector, part, buckets }, hours) {
+  const trait = { thought: `${vector}, thoughts`, both: `${vector}, thoughts and replies` }[part] ?? vector;
+  const id = `day-${vector}${trait === vector ? "" : `-${part}`}`;
   const minutes = BUCKETS[hours];
   const total = buckets.reduce((sum, { n }) => sum + n, 0);
   const raised = buckets.reduce((sum, { alarms: n }) => sum + n, 0);
@@ -45,8 +47,8 @@ function chart({ trait, buckets }, hours) {
   ]);
   return el(
     "section",
-    { class: "day", "aria-labelledby": `day-${trait}` },
-    el("h3", { id: `day-${trait}` }, trait),
+    { class: "day", "aria-labelledby": id },
+    el("h3", { id }, trait),
     el("p", {}, words),
     el(
       "figure",

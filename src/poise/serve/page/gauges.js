@@ -8,10 +8,13 @@ const SPAN = 4; // spreads to either side of normal
 const WIDTH = 360;
 const MIDDLE = 14;
 
+/** Whether an alarm is for replies, which is what gauges and lines show. */
+export const ofReply = (alarm) => (alarm.part ?? "reply") === "reply";
+
 /** The alarm of a reading that normal answers raise least often. */
 export function alarmOf(vector, reading) {
   const own = (vector.alarms ?? []).filter(
-    (alarm) => alarm.reading === reading && !alarm.topic && alarm.layer === vector.watched_layer,
+    (alarm) => alarm.reading === reading && !alarm.topic && alarm.layer === vector.watched_layer && ofReply(alarm),
   );
   return own.sort((one, other) => one.rate - other.rate)[0] ?? null;
 }
@@ -20,7 +23,8 @@ export function alarmOf(vector, reading) {
 export function gauge(vector, scale, turn) {
   if (!turn) return [el("p", { class: "small" }, "Readings come with the first answer.")];
   const found = summary(turn, vector.name);
-  const raised = (reading) => turn.alarms.some((alarm) => alarm.trait === vector.name && alarm.reading === reading);
+  const mine = turn.alarms.filter((alarm) => alarm.trait === vector.name && ofReply(alarm));
+  const raised = (reading) => mine.some((alarm) => alarm.reading === reading);
   const decimals = scale?.decimals ?? 2;
   return [
     el(

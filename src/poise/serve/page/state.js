@@ -10,6 +10,7 @@ const FRESH = {
   temperature: 0.7,
   maxTokens: 200,
   seed: 0,
+  thinking: false,
   unit: "dose", // or "alpha"; dials are in it
   dials: {},
   tint: null,
@@ -80,7 +81,7 @@ export function steering(vectors) {
 export function messages(turns, system, user) {
   const said = turns.flatMap((turn) => [
     { role: "user", content: turn.user },
-    { role: "assistant", content: textOf(turn) },
+    { role: "assistant", content: textOf(turn), ...(thoughtOf(turn) ? { reasoning_content: thoughtOf(turn) } : {}) },
   ]);
   const first = system.trim() ? [{ role: "system", content: system }] : [];
   return [...first, ...said, ...(user === undefined ? [] : [{ role: "user", content: user }])];
@@ -88,6 +89,9 @@ export function messages(turns, system, user) {
 
 /** All that an answer said. */
 export const textOf = (turn) => turn.pieces.map((piece) => piece.text).join("");
+
+/** What the model thought before it; nothing for most. A conversation kept by an older page has none. */
+export const thoughtOf = (turn) => (turn.thought ?? []).map((piece) => piece.text).join("");
 
 /** Everything of a conversation, as a file that `poise read` takes too. */
 export function exported(vectors) {
@@ -109,6 +113,7 @@ export function exported(vectors) {
     turns: state.turns.map(({ pieces, waiting, ...turn }) => ({
       ...turn,
       answer: textOf({ pieces }),
+      ...(thoughtOf(turn) ? { reasoning_content: thoughtOf(turn) } : {}),
       tokens: pieces.map(({ text, readings }) => ({ text, readings })),
     })),
   };

@@ -1,8 +1,8 @@
 /** A trait over the whole conversation: every token, the mean of 8 in a row, and the threshold of the alarm for it. */
 
 import { draw, el } from "./dom.js";
-import { alarmOf } from "./gauges.js";
-import { promptOf, seriesOf, summary } from "./turn.js";
+import { alarmOf, ofReply } from "./gauges.js";
+import { placeOf, promptOf, seriesOf, summary } from "./turn.js";
 import { count, extent, known, number, promise } from "./words.js";
 
 const [WIDTH, HEIGHT] = [360, 132];
@@ -112,8 +112,8 @@ function answerMarks({ x, y }, turn, i, start, { values, line }, vector) {
     const [cx, cy] = [x(start - 0.5), y(prompt)];
     parts.push(draw("path", { d: `M${cx} ${cy - 4} l4 4 l-4 4 l-4 -4 z`, class: "prompt" }));
   }
-  for (const alarm of turn.alarms.filter((one) => one.trait === vector.name)) {
-    const at = x(start + Math.max(0, Math.min(values.length, alarm.token ?? values.length) - 1));
+  for (const alarm of turn.alarms.filter((one) => one.trait === vector.name && ofReply(one))) {
+    const at = x(start + Math.max(0, Math.min(values.length - 1, placeOf(turn, alarm.token ?? Infinity))));
     parts.push(
       draw("line", { x1: at, x2: at, y1: 10, y2: bottom, class: "raised" }),
       draw("path", { d: `M${at} 1 l5 9 h-10 z`, class: "alarm" }),

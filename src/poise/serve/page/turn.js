@@ -5,12 +5,13 @@ import * as api from "./api.js";
 
 const WINDOW = 8; // tokens of a peak, as in `poise.monitor`
 
-/** A turn before its first chunk. `asked`: user, system, steer, seed, temperature, maxTokens, model. */
+/** A turn before its first chunk. `asked`: user, system, steer, seed, temperature, maxTokens, model, thinking. */
 export const begun = (asked) => ({
   ...asked,
   time: new Date().toISOString(),
   pieces: [],
   thought: [],
+  before: 0, // tokens before the reply: a thought’s, and the marks around it
   prompt: {},
   push: {},
   layers: {},
@@ -36,6 +37,7 @@ export async function hear(turn, messages, signal, heard) {
     temperature: turn.temperature,
     max_tokens: turn.maxTokens,
     seed: turn.seed,
+    ...(turn.thinking ? { chat_template_kwargs: { enable_thinking: true } } : {}),
     poise: { watch: true, ...(turn.steer ? { steer: turn.steer } : {}) },
   };
   try {
@@ -65,6 +67,7 @@ function take(turn, { delta = {}, poise = {}, finish_reason: finish }) {
       Object.entries(poise.readings ?? {}).map(([trait, values]) => [trait, values.slice(from, to).map(kept)]),
     );
   const part = poise.parts?.[0] ?? (delta.reasoning_content ? "thought" : "reply");
+  if (part !== "reply" && turn.pieces.length === 0) turn.before += tokens.length;
   if (part === "thought") {
     turn.thought.push({ text: delta.reasoning_content ?? "", readings: read(0, tokens.length) });
   } else if (part === "mark") {
@@ -97,6 +100,9 @@ function settle(turn) {
   counted.delete(turn);
 }
 
+/** The place in the reply of the answer’s token of that number, counted from 1; 0 for one before the reply. */
+export const placeOf = (turn, token) => Math.max(0, (token ?? 1) - 1 - (turn.before ?? 0));
+
 /** What the steering by itself adds to a trait’s readings, which says nothing about the text; 0 where not known. */
 const pushed = (turn, trait, phase) => turn.push[trait]?.[phase] ?? 0;
 
@@ -109,7 +115,7 @@ export function promptOf(turn, trait) {
 /** A piece’s reading, the highest of its tokens’, less the push; null where there is none. */
 export function readingOf(turn, piece, trait, part = "reply") {
   const values = (piece.readings[trait] ?? []).filter(known);
-  const push = part === "reply" ? pushed(turn, trait, "response") : 0; // dials steer the reply alone
+  const push = pushed(turn, trait, part === "reply" ? "response" : "thought");
   return values.length ? Math.max(...values) - push : null;
 }
 

@@ -6,17 +6,29 @@ import codecs
 import contextlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from poise.data import DataSet
+from poise.data.dataset import DataSet
 from poise.data.input_files import FileSpan
+from poise.data.rejected import Rejections
 from poise.data.row_values import BOM
 from poise.data.tables import TableRow, json_default
 from poise.errors import InvalidRow, first_line
+from poise.progress import track
 from poise.storage.atomic_write import saving
 
-__all__ = ["RawRow", "RowFile", "common_schema", "open_row_file", "row_columns_of"]
+__all__ = [
+    "KeptRows",
+    "RawRow",
+    "RowFile",
+    "common_schema",
+    "open_row_file",
+    "row_columns_of",
+    "row_file_names",
+    "write_rejected_rows",
+]
 
 RawRow = bytes | Mapping[str, Any] | FileSpan
 
@@ -159,6 +171,64 @@ def open_row_file(files: contextlib.ExitStack, path: Path, schema: Any) -> RowFi
         SaveFailed: the disk refused; what was there before is untouched.
     """
     return RowFile(files, path) if schema is None else _TableFile(files, path, schema)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """Rejected rows that a job left out, kept as they came.
+
+    Attributes:
+        path: The file that holds them.
+        count: Number of rows that were rejected.
+        without_content: How many of them it does not hold, since nothing of them can be read.
+    """
+
+    path: Path
+    count: int
+    without_content: int
+
+    def __str__(self) -> str:
+        lost = f"; of {self.without_content:,} nothing could be read" if self.without_content else ""
+        return f"{self.path} has them as they came{lost}"
+
+
+def row_file_names(stem: Path) -> tuple[Path, Path]:
+    """The names that a file of rows may have: of JSON Lines, and of a table."""
+    return stem.with_name(f"{stem.name}.jsonl"), stem.with_name(f"{stem.name}.parquet")
+
+
+def write_rejected_rows(data: DataSet, rejections: Rejections, stem: Path) -> KeptRows | None:
+    """Keep the rows that were rejected, so that they can be mended and read by themselves.
+
+    Args:
+        data: What was read; it is read once more where a row was rejected.
+        rejections: Which rows were; with a list on disk.
+        stem: The file's name without its ending: tables are kept as Parquet, everything else as JSON Lines.
+
+    Returns:
+        Where they are; ``None`` where no row was rejected. What an earlier run kept there is gone then.
+
+    Raises:
+        SaveFailed: the disk refused.
+    """
+    indexes = rejections.indexes
+    schema = common_schema(data)
+    path = row_file_names(stem)[schema is not None]
+    for stale in row_file_names(stem):
+        if not indexes or stale != path:
+            stale.unlink(missing_ok=True)
+    if not indexes:
+        return None
+    without_content = 0
+    with contextlib.ExitStack() as files, track("Keeping rejected rows", total=rejections.rows) as advance:
+        file = open_row_file(files, path, schema)
+        for row in data:
+            advance(1)
+            if row.index in indexes and row.raw is not None:
+                file.add(row.raw)
+            without_content += row.index in indexes and row.raw is None
+        file.finish()
+    return KeptRows(path, len(indexes), without_content)
 
 
 def _json_line(columns: Mapping[str, Any]) -> bytes:
