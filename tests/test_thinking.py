@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import thinking
 import tiny
 from poise.data.turn_parsing import split_thought
 from poise.engine import EngineOutput, GenerationRequest, SamplingParams
 from poise.engine.continuous import ContinuousEngine
+from poise.engine.detokenizer import Detokenizer
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidSteering, UnsuitableModel
 from poise.model import Model, ask, render_prompt
-from poise.model.parts import PartTracker, ThoughtMarks
+from poise.model.chat_template import encode
+from poise.model.parts import PartTracker, ThoughtMarks, in_part
 from poise.monitor.steering_offset import steering_offset
 from poise.steer import Steering, SteeringExpression
 from thinking import ANSWERS, REPLY, THOUGHT
@@ -124,6 +128,32 @@ class TestParts:
         marks = ThoughtMarks.of(tiny.chatml())
         assert (marks.closings, marks.channels) == ((), False)
         assert tracked(marks, ["say </think>", " so"]).parts == ["reply", "reply"]
+
+
+class TestOfGivenAnswers:
+    @given(
+        thought=st.text(st.sampled_from("ab .,é\n🦊<>/"), max_size=12),
+        reply=st.text(st.sampled_from("ab .,é\n🦊<>/"), max_size=12),
+        blank=st.sampled_from(["", "\n", " "]),
+        made=st.sampled_from(
+            ["chatml", "llama3"]
+        ),  # the tiny gemma knows no "<": its offsets run unknown signs together
+    )
+    def test_the_same_tokens_are_read_that_are_told_apart_live(
+        self, thought: str, reply: str, blank: str, made: str
+    ) -> None:
+        tokenizer = getattr(tiny, made)()
+        answer = f"<think>{blank}{thought}{blank}</think>{blank}{reply}"
+        for part in ("thought", "reply", "both"):
+            text = encode(tokenizer, ask("Q"), answer, part=part)  # type: ignore[arg-type]
+            n = text.last_prompt + 1
+            detokenizer = Detokenizer(tokenizer)
+            for token in text.ids[n:]:
+                detokenizer.add(token)
+            detokenizer.finish()
+            tracker = tracked(THINK, [*detokenizer.pieces])
+            mine = [place for place, own in enumerate(tracker.parts, start=n) if in_part(own, part)]  # type: ignore[arg-type]
+            assert list(range(text.start, text.end)) == mine, (part, detokenizer.pieces, tracker.parts)
 
 
 class TestTheSwitch:

@@ -53,9 +53,9 @@ class WatchedVector:
         return alarms_in_force(self.vector.at("read", self.probe.layer, part=part).alarms)
 
     def missing_alarms(self, part: AnswerPart) -> str:
-        """Why there are no alarms on that part though there are on another; empty where nothing is missing."""
+        """Why none of its alarms are in force for that part; empty where some are, or it has none at all."""
         place = self.vector.at("read", self.probe.layer, part=part)
-        return place.missing_alarm("mean") if place.alarm_parts and part not in place.alarm_parts else ""
+        return place.missing_alarm("mean") if place.alarm_parts and not place.alarms else ""
 
 
 class VectorRegistry:

@@ -139,7 +139,8 @@ def project_prompts(
     """
     each = list(layers) if isinstance(layers, Sequence) else [layers] * len(vectors)
     probes = [vector.at("read", layer).probe for vector, layer in zip(vectors, each, strict=True)]
-    bare = [Encoded(p.ids[: p.start], p.start, p.start) for p in prompts]
+    ends = [p.last_prompt + 1 for p in prompts]
+    bare = [Encoded(p.ids[:end], end, end) for p, end in zip(prompts, ends, strict=True)]
     nothing = torch.full((len(vectors),), float("nan"))
     rows = [nothing if values is None else values[-1] for values in project_each(model, bare, probes)]
     return torch.stack(rows) if rows else torch.empty((0, len(vectors)))
