@@ -282,7 +282,8 @@ def day(hours: int, minutes: int) -> list[dict[str, Any]]:
         known = {"mean": mean, "low": mean - 1, "high": mean + 1, "peak_p95": mean + 3} if mean is not None else {}
         empty = {"mean": None, "low": None, "high": None, "peak_p95": None}
         buckets.append({"start": start.isoformat(), "n": n, **empty, **known, "alarms": int(n > 0 and i % 9 == 0)})
-    return [{"trait": "impolite", "buckets": buckets}]
+    thoughts = {"trait": "impolite", "part": "thought", "buckets": buckets[:-1]}
+    return [{"trait": "impolite", "part": "reply", "buckets": buckets}, thoughts]
 
 
 def reading() -> dict[str, Any]:

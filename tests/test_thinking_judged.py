@@ -18,6 +18,7 @@ from poise.contrast import ContrastSet, Response, ResponseRequest, ResponseStore
 from poise.contrast.rollout import steering_key, stream
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
+from poise.errors import TooFewResponses
 from poise.extract import extract
 from poise.judge import Judgement
 from poise.judge.agreement import check_agreement
@@ -134,7 +135,9 @@ class TestAVector:
     def test_of_prompted_contrast_drops_pairs_that_only_think(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, trait = thinking.model("qwen3"), library.load_trait("impolite")
         monkeypatch.setattr("poise.engine.static_batch.StaticBatch._sample", _always(model, "<think>"))
-        with pytest.raises(Exception, match="positive only a thought"):
+        with pytest.raises(
+            TooFewResponses, match=r"positive only a thought\); its answers end inside their thoughts: allow"
+        ):
             prompted(
                 trait,
                 LocalEngine(model),

@@ -144,9 +144,16 @@ def prompted(
     half = len(asks["positive"])
     pairs, dropped = _filter(rows[:half], rows[half:])
     if not pairs:
+        thinks = any("only a thought" in reason for reason in dropped)
+        remedy = (
+            "its answers end inside their thoughts: allow longer ones with `max_new_tokens`, or try exemplars as "
+            "`contrast`."
+            if thinks
+            else "this model may not act on system prompts: try exemplars as `contrast`, more `rollouts` or another "
+            "`judge`."
+        )
         raise TooFewResponses(
-            f"No pair of answers came through the filter for {trait.name} ({_dropped_reasons(dropped)}); this model "
-            "may not act on system prompts: try exemplars as `contrast`, more `rollouts` or another `judge`."
+            f"No pair of answers came through the filter for {trait.name} ({_dropped_reasons(dropped)}); {remedy}"
         )
     sides = tuple(zip(*pairs, strict=True))
     thresholds = {"trait": TRAIT_THRESHOLD, "coherence": COHERENCE_FLOOR}

@@ -70,12 +70,13 @@ HARMONY = re.compile(
 )
 HARMONY_HEAD = re.compile(r"\s*(?:<\|start\|>\s*assistant[^<]*)?<\|channel\|>")
 SOLUTION = re.compile(r"\A\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>)?\s*\Z", re.S)
+BLANKS = re.compile(r"\s*")
 EXCERPT = 80  # characters of a row's own text that a message repeats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSections:
-    """Where the parts of one answer stand, as characters from and to.
+    """Where the parts of one answer stand, as characters from and up to.
 
     Attributes:
         thoughts: Each thought, in order; one that is empty has no length.
@@ -86,6 +87,11 @@ class AnswerSections:
     thoughts: tuple[tuple[int, int], ...]
     replies: tuple[tuple[int, int], ...]
     marked: bool
+
+    @property
+    def thinks(self) -> bool:
+        """Whether there is a thought with words in it."""
+        return any(start < end for start, end in self.thoughts)
 
 
 @dataclass(slots=True)
@@ -194,7 +200,8 @@ def locate_thought(text: str) -> AnswerSections:
 
 
 def _after_blanks(text: str, at: int) -> int:
-    return len(text) - len(text[at:].lstrip())
+    match = BLANKS.match(text, at)
+    return match.end() if match else at
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -147,10 +147,10 @@ def render_answer(
     thinking: Thinking = False,
 ) -> RenderedAnswer:
     """The text that ``encode`` tokenises, and where the response stands in it; for the arguments see there."""
-    prompt, live_prompt = render_answer_prompt(tokenizer, messages, answer, tools=tools, thinking=thinking)
+    sections = locate_thought(answer)
+    prompt, live_prompt = render_answer_prompt(tokenizer, messages, answer, sections, tools=tools, thinking=thinking)
     text = prompt + answer
     prompt_end = max(len(prompt), len(live_prompt) if text.startswith(live_prompt) else 0)
-    sections = locate_thought(answer)
     spans = {
         "reply": sections.replies or ((len(answer), len(answer)),),
         "thought": [span for span in sections.thoughts if span[0] < span[1]] or ((0, 0),),

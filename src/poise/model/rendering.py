@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from poise.data.messages import Message
-from poise.data.turn_parsing import THOUGHT_TAGS, locate_thought, split_thought
+from poise.data.turn_parsing import THOUGHT_TAGS, AnswerSections, split_thought
 from poise.errors import UnsuitableModel
 from poise.model.parts import OPEN_THOUGHT
 
@@ -113,6 +113,7 @@ def render_answer_prompt(
     tokenizer: Any,
     messages: Sequence[Message],
     answer: str,
+    sections: AnswerSections,
     *,
     tools: Sequence[Mapping[str, Any]] = (),
     thinking: Thinking = False,
@@ -127,9 +128,8 @@ def render_answer_prompt(
     """
     if thinking:
         render_prompt(tokenizer, messages, tools=tools, thinking=thinking)  # refuses where there is no switch
-    thinks = bool(split_thought(answer)[0])
-    live = _render(tokenizer, messages, tools, header=True, thinking=(thinking or True) if thinks else False)
-    return (_open_prompt(live, answer) if locate_thought(answer).marked else live), live
+    live = _render(tokenizer, messages, tools, header=True, thinking=(thinking or True) if sections.thinks else False)
+    return (_open_prompt(live, answer) if sections.marked else live), live
 
 
 def _open_prompt(prompt: str, answer: str) -> str:
