@@ -26,6 +26,7 @@ from poise.model.architecture import decoder_blocks
 from poise.model.batching import pad, plan_batches
 from poise.model.loading import BUNDLED, locate
 from poise.model.logprobs import token_logprobs
+from poise.model.relation import relate
 
 PLACES = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}  # elsewhere "model.layers"
 
@@ -137,13 +138,13 @@ class TestAFingerprint:
         assert in_half.lm.dtype == torch.bfloat16
         assert original.fingerprint == in_full.fingerprint == in_half.fingerprint
 
-    def test_of_a_fine_tune_keeps_the_architecture(self) -> None:
-        assert tiny.model().fingerprint.relation(tiny.model(seed=1).fingerprint) == "fine-tune"
+    def test_without_a_sketch_leaves_open_what_other_weights_are(self) -> None:
+        assert relate(tiny.model().fingerprint, tiny.model(seed=1).fingerprint).kind == "unknown"
 
     @pytest.mark.parametrize("other", [{"architecture": "qwen2"}, {"num_hidden_layers": 5}, {"num_attention_heads": 8}])
     def test_of_a_stranger_shares_nothing(self, other: dict[str, Any]) -> None:
         changes = {"architecture": "llama"} | other
-        assert tiny.model().fingerprint.relation(tiny.model(**changes).fingerprint) == "other"
+        assert relate(tiny.model().fingerprint, tiny.model(**changes).fingerprint).kind == "other"
 
     @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])  # a mixture's experts are wrapped twice over
     @pytest.mark.parametrize("changes", [{}, {"modules_to_save": ["lm_head"]}])
@@ -153,21 +154,23 @@ class TestAFingerprint:
         under = wrap(lm, tiny.chatml(), name="x").fingerprint
         assert under.weights == base.weights
         assert under.adapter != base.adapter == ""
-        assert base.relation(under) == "adapter"
+        assert relate(base, under).kind == "adapter"
 
-    def test_of_a_merged_adapter_is_a_fine_tunes(self) -> None:
-        merged = wrap(tiny.adapted(tiny.lm()).merge_and_unload(), tiny.chatml(), name="x")
-        assert tiny.model().fingerprint.relation(merged.fingerprint) == "fine-tune"
+    def test_of_a_merged_adapter_has_other_weights(self) -> None:
+        merged = wrap(tiny.adapted(tiny.lm()).merge_and_unload(), tiny.chatml(), name="x").fingerprint
+        base = tiny.model().fingerprint
+        assert merged.weights != base.weights
+        assert (merged.architecture, merged.adapter) == (base.architecture, "")
 
     def test_tells_two_adapters_apart(self) -> None:
         one, two = (wrap(tiny.adapted(tiny.lm(), r=r), tiny.chatml(), name="x").fingerprint for r in (2, 3))
-        assert one.relation(two) == "adapter"
+        assert relate(one, two).kind == "adapter"
 
     def test_covers_the_chat_template(self) -> None:
-        assert tiny.model().fingerprint.relation(tiny.model(tokenizer=tiny.llama3()).fingerprint) == "template"
+        assert relate(tiny.model().fingerprint, tiny.model(tokenizer=tiny.llama3()).fingerprint).kind == "template"
 
     def test_is_the_same_as_itself(self) -> None:
-        assert tiny.model().fingerprint.relation(tiny.model().fingerprint) == "same"
+        assert relate(tiny.model().fingerprint, tiny.model().fingerprint).kind == "same"
 
 
 class TestLoading:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import tiny
 from poise.errors import InvalidVector, OtherModel, SaveFailed
 from poise.model import Model, wrap
+from poise.progress import remarks_by
 from poise.vector import PersonaVector, load_vector, save_vector
 
 
@@ -215,17 +216,32 @@ class TestTheModelThatItBelongsTo:
             (lambda: tiny.model("gpt2"), "is another model"),
             (lambda: tiny.model(seed=1), "same architecture with other weights"),
             (lambda: tiny.model(tokenizer=tiny.llama3()), "same weights with another chat template"),
-            (
-                lambda: wrap(tiny.adapted(tiny.lm()), tiny.chatml(), name="tuned"),
-                "same base weights under another adapter",
-            ),
         ],
     )
-    def test_is_the_only_one_unless_the_caller_says_otherwise(self, llama: Model, other: Any, how: str) -> None:
+    def test_and_its_relatives_are_the_only_ones_unless_the_caller_says_otherwise(
+        self, llama: Model, other: Any, how: str
+    ) -> None:
         model = other()
         with pytest.raises(OtherModel, match=rf"tiny-llama.*{model.name}.*{how}.*`allow_other_model`"):
             tiny.vector(llama).check_model(model)
         tiny.vector(llama).check_model(model, allow_other_model=True)
+
+    def test_takes_an_adapter_with_a_remark_and_keeps_no_certificate_measured_there(self, llama: Model) -> None:
+        tuned = wrap(tiny.adapted(tiny.lm()), tiny.chatml(), name="tuned")
+        vector, remarks = tiny.vector(llama), list[str]()
+        with remarks_by(remarks.append):
+            assert [vector.check_model(tuned).kind for _ in range(2)] == ["adapter", "adapter"]
+        assert remarks == [
+            "grumpy was computed on tiny-llama, and tuned has the same base weights under an adapter. Thresholds and "
+            "certificates in its file are those of tiny-llama."
+        ]
+        with pytest.raises(OtherModel) as error:
+            vector.check_model(tuned, record="a certificate measured there would pass for its own model's")
+        assert str(error.value) == (
+            "grumpy was computed on tiny-llama, and tuned has the same base weights under an adapter; a certificate "
+            "measured there would pass for its own model's, so extract it on that model, or pass `allow_other_model` "
+            "to go on all the same."
+        )
 
     @pytest.mark.parametrize("shape", [{"num_hidden_layers": 5}, {"hidden_size": 64}])
     def test_has_its_shape_whatever_the_caller_says(self, llama: Model, shape: dict[str, int]) -> None:

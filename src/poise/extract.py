@@ -12,6 +12,7 @@ from poise.arguments import check_number
 from poise.contrast import ContrastSet, Response
 from poise.errors import NonFiniteActivation, OtherModel, TooFewResponses
 from poise.model import Model
+from poise.model.relation import relate
 from poise.vector import Header, ModelId, PersonaVector
 
 __all__ = ["extract", "pair_agreement"]
@@ -40,10 +41,10 @@ def extract(contrast: ContrastSet, model: Model, *, min_kept: int = MIN_KEPT) ->
         NonFiniteActivation: NaN or infinity in a response's mean.
     """
     check_number("min_kept", min_kept, least=1, most=2**31)
-    if contrast.model not in (None, model.fingerprint):
+    if contrast.model is not None and contrast.model != model.fingerprint:
         raise OtherModel(
-            f"The responses for {contrast.trait.name} were collected on another model than {model.name}; collect them "
-            "on the model that the vector is for."
+            f"The responses for {contrast.trait.name} were collected on another model than {model.name}, which "
+            f"{relate(contrast.model, model.fingerprint).sentence}; collect them on the model that the vector is for."
         )
     n = len(contrast.positive)
     if n < min_kept:

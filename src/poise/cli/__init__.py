@@ -33,6 +33,7 @@ from poise.cli import (
 )
 from poise.cli.preview import ShowableCommand
 from poise.errors import UserError
+from poise.progress import remarks_by
 
 __all__ = ["app", "main"]
 
@@ -65,7 +66,8 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with remarks_by(lambda sentence: typer.echo(f"note: {sentence}", err=True)):
+                return super().invoke(ctx)
         except UserError as error:
             typer.echo(f"error: {_with_options(str(error), ctx)}", err=True)
             raise typer.Exit(2) from error

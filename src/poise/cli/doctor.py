@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from poise.cli.work import load_model, working
 
 if TYPE_CHECKING:
     from poise.model.diagnosis import ModelDiagnosis
+    from poise.workflows import VectorRelation
 
 __all__ = ["doctor"]
 
@@ -20,6 +22,12 @@ def doctor(
         str,
         typer.Argument(metavar="MODEL", help="A bundled name, a folder, a .gguf file or a hub id.", show_default=False),
     ],
+    vector: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--vector", metavar="FILE", dir_okay=False, help="Also say whether this vector may be used on the model."
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     as_json: Json = False,
@@ -31,14 +39,20 @@ def doctor(
     from poise.cli import facts, render
 
     with working():
+        from poise import workflows
         from poise.model.diagnosis import diagnose
+        from poise.vector import load_vector
 
-        diagnosis = diagnose(load_model(model, dtype, device))
+        opened = {path: load_vector(path) for path in vector or ()}
+        loaded = load_model(model, dtype, device)
+        diagnosis, relations = diagnose(loaded), workflows.relate_vectors(opened, loaded)
+    works = diagnosis.works and all(relation.usable for relation in relations)
     if as_json:
-        facts.print_json(_versions() | diagnosis.model_dump(mode="json") | {"works": diagnosis.works})
+        vector_facts = {"vectors": [relation.model_dump(mode="json") for relation in relations]} if vector else {}
+        facts.print_json(_versions() | diagnosis.model_dump(mode="json") | vector_facts | {"works": works})
     else:
-        render.show([*_diagnosis_lines(diagnosis)])
-    if not diagnosis.works:
+        render.show([*_diagnosis_lines(diagnosis), *map(_vector_line, relations)])
+    if not works:
         raise typer.Exit(1)
 
 
@@ -62,3 +76,8 @@ def _diagnosis_lines(diagnosis: ModelDiagnosis) -> list[str]:
         "  Versions  " + ", ".join(f"{name} {text}" for name, text in _versions().items()),
         *(f"  {signs[f.works]:8}  {f.name:{width}}  {f.detail}" for f in diagnosis.findings),
     ]
+
+
+def _vector_line(relation: VectorRelation) -> str:
+    verdict = "usable" if relation.usable else "REFUSED"
+    return f"  {verdict:8}  {relation.trait} ({relation.vector}), {relation.relation}: {relation.detail}"

@@ -1,4 +1,4 @@
-"""Which model is this? A fast hash that survives dtype and wrapper, and tells an adapter from a stranger."""
+"""Which model is this? A fast hash that survives dtype and wrapper, and tells an adapter from its base."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from poise.model.adapter_structure import base_name
 from poise.model.architecture import config_value, text_config
 
-__all__ = ["Fingerprint", "fingerprint"]
+__all__ = ["Fingerprint", "fingerprint", "half_weights", "sample_values"]
 
 SAMPLED_VALUES = 64  # values read from each tensor
-ADAPTER_MARKS = ("lora_", "ia3_", "vera_", "oft_", "modules_to_save.")
 SHAPE_KEYS = (
     "model_type",
     "hidden_size",
@@ -37,14 +37,6 @@ class Fingerprint:
     adapter: str
     template: str
 
-    def relation(self, other: Fingerprint) -> str:
-        """How ``other`` relates to this: ``same``, ``adapter``, ``template``, ``fine-tune`` or ``other``."""
-        if self == other:
-            return "same"
-        if self.weights == other.weights:
-            return "adapter" if self.adapter != other.adapter else "template"
-        return "fine-tune" if self.architecture == other.architecture else "other"
-
 
 def fingerprint(lm: nn.Module, template: str) -> Fingerprint:
     """Hash configuration, tensor names and shapes, and sampled values of every tensor.
@@ -55,15 +47,14 @@ def fingerprint(lm: nn.Module, template: str) -> Fingerprint:
     architecture = hashlib.sha256(repr([(k, config_value(config, k)) for k in SHAPE_KEYS]).encode())
     weights, adapter = hashlib.sha256(), hashlib.sha256()
     adapted = False
-    tensors = [(_plain_name(name), tensor) for name, tensor in lm.state_dict().items()]
-    for name, tensor in sorted(tensors, key=lambda named: named[0]):
+    for name, plain, tensor in sorted(_named_tensors(lm), key=lambda named: named[0]):
         line = f"{name}{tuple(tensor.shape)}".encode()
-        if any(mark in name for mark in ADAPTER_MARKS):
+        if plain is None:
             adapted = True
-            adapter.update(line + _sample_values(tensor))
+            adapter.update(line + sample_values(tensor))
             continue
         architecture.update(line)
-        weights.update(line + _sample_values(tensor))
+        weights.update(line + sample_values(tensor))
     return Fingerprint(
         architecture=architecture.hexdigest()[:16],
         weights=weights.hexdigest()[:16],
@@ -72,18 +63,37 @@ def fingerprint(lm: nn.Module, template: str) -> Fingerprint:
     )
 
 
+def half_weights(lm: nn.Module) -> str:
+    """The hash of the base's weights as a copy in float16 would have it."""
+    weights = hashlib.sha256()
+    for name, plain, tensor in sorted(_named_tensors(lm), key=lambda named: named[0]):
+        if plain is not None:
+            weights.update(f"{name}{tuple(tensor.shape)}".encode() + sample_values(tensor, half=True))
+    return weights.hexdigest()[:16]
+
+
+def _named_tensors(lm: nn.Module) -> list[tuple[str, str | None, torch.Tensor]]:
+    """Name without wrappers, the base's name or ``None`` for an adapter's, and tensor."""
+    return [
+        (_plain_name(name) if plain is None else plain, plain, tensor)
+        for name, tensor in lm.state_dict().items()
+        for plain in [base_name(lm, name)]
+    ]
+
+
 def _plain_name(name: str) -> str:
-    """A parameter's name without the prefixes and infixes that a PEFT wrapper adds."""
+    """An adapter tensor's name without the prefixes and infixes that a PEFT wrapper adds."""
     parts = name.removeprefix("base_model.model.").split(".")
     return ".".join(part for part in parts if part not in ("base_layer", "original_module"))
 
 
-def _sample_values(tensor: torch.Tensor) -> bytes:
+def sample_values(tensor: torch.Tensor, *, half: bool = False) -> bytes:
+    """64 values spread over a tensor, floats as bfloat16; ``half``: as they are once rounded to float16."""
     flat = tensor.detach().reshape(-1)
     if flat.numel() == 0:
         return b""
     at = torch.linspace(0, flat.numel() - 1, min(SAMPLED_VALUES, flat.numel()), dtype=torch.float64).long()
     values = flat[at.to(flat.device)].cpu()
     if values.is_floating_point():
-        values = values.to(torch.bfloat16).view(torch.int16)
+        values = (values.to(torch.float16) if half else values).to(torch.bfloat16).view(torch.int16)
     return values.contiguous().view(torch.uint8).numpy().tobytes()

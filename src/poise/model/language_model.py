@@ -15,6 +15,7 @@ from poise.model.chat_template import Encoded, Message, Part, encode
 from poise.model.fingerprint import Fingerprint
 from poise.model.parts import ThoughtMarks
 from poise.model.rendering import Thinking
+from poise.model.sketch import WeightSketch, sketch_weights
 
 __all__ = ["Model"]
 
@@ -56,6 +57,11 @@ class Model:
     def thought_marks(self) -> ThoughtMarks:
         """How the model marks its thoughts."""
         return ThoughtMarks.of(self.tokenizer)
+
+    @cached_property
+    def sketch(self) -> WeightSketch:
+        """What its weights are compared by with those of other models, as they are when it is first asked for."""
+        return sketch_weights(self.lm)
 
     @property
     def window(self) -> int:

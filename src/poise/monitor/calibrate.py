@@ -28,6 +28,7 @@ from poise.vector import Alarm, Drift, PersonaVector
 from poise.vector.persona_vector import as_vectors
 
 __all__ = [
+    "ALARMS_BELONG",
     "FEWEST_DRIFT_CONVERSATIONS",
     "AlarmSource",
     "Calibration",
@@ -39,6 +40,7 @@ __all__ = [
     "set_drift_chart",
 ]
 
+ALARMS_BELONG = "alarms set there would pass for those of the vector's own model"
 FEWEST_DRIFT_CONVERSATIONS = 100  # conversations; a mean and a spread from fewer make a chart that promises nothing
 
 
@@ -145,7 +147,7 @@ def calibrate_alarms(
     data = data_from_rows(data, need="assistant" if plan.read_given_answers else "user")
     check_calibrated_part(data, plan)
     for vector in vectors:
-        vector.check_model(model, allow_other_model=allow_other_model)
+        vector.check_model(model, allow_other_model=allow_other_model, record=ALARMS_BELONG)
     probes = [vector.at("read", plan.layer).probe for vector in vectors]
     rejections = Rejections(folder / "rejected.jsonl" if folder else None)
     talk = draw_conversations(data, plan.limit, seed=plan.seed, rejections=rejections)

@@ -209,7 +209,7 @@ def _comparison_notes(
     if after.digest == before.digest:
         notes.append("The tuned model has the same weights and chat template as the base.")
     if after.relation == "other":
-        notes.append("By its tensors the tuned model is not a fine-tune of the base: they differ in name or shape.")
+        notes.append("By its weights the tuned model is not a fine-tune of the base.")
     if after.template != before.template:
         notes.append("The chat templates differ; each model was asked through its own.")
     for task, change, x, y in zip(settings.tasks, capability, before.capability, after.capability, strict=True):

@@ -29,7 +29,7 @@ from poise.progress import track
 from poise.shift.capability import CapabilityScores, CapabilityTask, evaluate_capability
 from poise.steer import Steering
 from poise.storage.journal import Journal
-from poise.vector import PersonaVector
+from poise.vector import ModelId, PersonaVector
 
 __all__ = [
     "EvaluationSettings",
@@ -96,7 +96,8 @@ class ModelEvaluation:
     Attributes:
         model: Name of the model.
         digest: 16 hex digits of its weights and chat template.
-        relation: Its relation to the base, by fingerprint; empty for the base.
+        identity: What it is known by.
+        relation: What it is to the base; empty for the base. See ``poise.model.relation``.
         template: Its chat template.
         projections: Projections by the trait of the questions: float32 [n, k], NaN where the model gave NaN or
             infinity.
@@ -107,6 +108,7 @@ class ModelEvaluation:
 
     model: str
     digest: str
+    identity: ModelId
     relation: str
     template: str
     projections: Mapping[str, torch.Tensor]
@@ -162,7 +164,7 @@ def evaluate_model(
         steering: Steering that is in force while it answers and while perplexity is measured, after training (section
             5.1).
     """
-    digest = model_digest(model)
+    digest, identity = model_digest(model), ModelId.of(model)
     encoded = {trait: [model.encode(ask(q)) for q in questions] for trait, questions in settings.prompts.items()}
     projections = {
         trait: project_prompts(model, prompts, settings.vectors, settings.layers) for trait, prompts in encoded.items()
@@ -179,7 +181,8 @@ def evaluate_model(
     return ModelEvaluation(
         model=model.name,
         digest=digest,
-        relation="" if base is None else settings.vectors[0].header.model.fingerprint.relation(model.fingerprint),
+        identity=identity,
+        relation="" if base is None else base.identity.relation(identity).kind,
         template=template_text(model.tokenizer),
         projections=projections,
         answers=answers,

@@ -39,6 +39,8 @@ from poise.vector import PersonaVector
 
 __all__ = ["ShiftSettings", "TunedModel", "finetuning_shift", "read_predictions", "shift"]
 
+CHANGES_BEGIN = "changes are measured from the vectors' own model"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShiftSettings:
@@ -125,7 +127,7 @@ def finetuning_shift(
     Raises:
         OtherModel: the vectors were not computed on the base, or the tuned model has another shape.
     """
-    _check_vectors(vectors, base)
+    _check_vectors(vectors, base, record=CHANGES_BEGIN)
     _check_vectors(vectors, tuned, allow_other_model=True)
     change = project_prompts(tuned, prompts, vectors, layers) - project_prompts(base, prompts, vectors, layers)
     return [estimate_mean(column) for column in change.double().T.numpy()]
@@ -275,9 +277,11 @@ def read_predictions(folder: Path) -> dict[str, Estimate]:
     return means
 
 
-def _check_vectors(vectors: Sequence[PersonaVector], model: Model, *, allow_other_model: bool = False) -> None:
+def _check_vectors(
+    vectors: Sequence[PersonaVector], model: Model, *, allow_other_model: bool = False, record: str = ""
+) -> None:
     for vector in vectors:
-        vector.check_model(model, allow_other_model=allow_other_model)
+        vector.check_model(model, allow_other_model=allow_other_model, record=record)
 
 
 def _evaluate_source(
@@ -295,7 +299,8 @@ def _evaluate_source(
         model = load(source)
     else:
         model = load_tuned_model(source, base.name if isinstance(base, Model) else base, load)
-    _check_vectors(settings.vectors, model, allow_other_model=settings.allow_other_model or before is not None)
+    allow_other_model = settings.allow_other_model or before is not None
+    _check_vectors(settings.vectors, model, allow_other_model=allow_other_model, record=CHANGES_BEGIN)
     evaluation = evaluate_model(model, settings, base=before, steering=steering)
     del model
     free_memory()

@@ -132,7 +132,8 @@ class ModelShift(FrozenModel):
     name: str
     digest: str = Field(description="Hash of all its weights and its chat template.")
     relation: str = Field(
-        description="Relation to the base, by fingerprint: adapter, fine-tune, template, same or other."
+        description="What it is to the base, by its weights: same, adapter, merged, fine-tune, quantised, resized, "
+        "template or other (a stranger)."
     )
     matrix: tuple[ShiftCell, ...]
     judged: tuple[JudgedChange, ...]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from poise.errors import HookDidNotFire, InvalidSteering
-from poise.model import Model
+from poise.model import Fingerprint, Model
 from poise.model.hooks import before_pass, rewrite
 from poise.steer.operators import OPERATORS, Operation
 from poise.steer.steering import Steering
@@ -188,14 +190,21 @@ def steer_training(
         yield shared
 
 
+# Models that a vector was accepted for, by their first block: what is trained again is still the model that it was,
+# however far its weights have gone since.
+_trained_models: WeakKeyDictionary[nn.Module, set[Fingerprint]] = WeakKeyDictionary()
+
+
 def check_base(vector: PersonaVector, model: Model, *, allow_other_model: bool = False) -> None:
     """Refuse a model in training whose base the vector was not computed on; the adapter is what is being trained.
 
     Raises:
         OtherModel: another base, or another shape.
     """
-    adapted = vector.header.model.fingerprint.relation(model.fingerprint) == "adapter"
-    vector.check_model(model, allow_other_model=allow_other_model or adapted)
+    seen = _trained_models.setdefault(model.blocks[0], set())
+    own = vector.header.model.fingerprint
+    vector.check_model(model, allow_other_model=allow_other_model or own in seen)
+    seen.add(own)
 
 
 def _layer_operations(model: Model, steering: Steering) -> dict[int, list[LayerOperation]]:

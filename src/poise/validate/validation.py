@@ -24,7 +24,9 @@ from poise.validate.dose_curve import ValidationSettings, certify
 from poise.validate.ladder import measure_ladder
 from poise.vector import PersonaVector
 
-__all__ = ["validate"]
+__all__ = ["CERTIFICATE_BELONGS", "validate"]
+
+CERTIFICATE_BELONGS = "a certificate measured there would pass for one of the vector's own model"
 
 
 def validate(
@@ -76,11 +78,11 @@ def validate(
     check_type("judge", judge, (str, ChosenJudges), "exemplars, model:NAME, endpoint:NAME or chosen judges")
     if isinstance(questions, str):
         raise InvalidArgument("questions is text; give a list of questions, or how many of the trait's are asked.")
-    vector.check_model(model, allow_other_model=allow_other_model)
+    vector.check_model(model, allow_other_model=allow_other_model, record=CERTIFICATE_BELONGS)
     check_number("rollouts", rollouts, least=1, most=2**31)
     check_number("seed", seed, least=0, most=2**63 - 1)
     if beside is not None:
-        beside.check_model(model, allow_other_model=allow_other_model)
+        beside.check_model(model, allow_other_model=allow_other_model, record=CERTIFICATE_BELONGS)
         if torch.equal(beside.directions, vector.directions):
             raise InvalidArgument(f"{beside.name} beside {vector.name} holds the same directions; take another vector.")
     run = run or ResponseStore(None)

@@ -26,11 +26,12 @@ def check_one_model(vectors: Sequence[PersonaVector]) -> None:
     first = vectors[0]
     for other in vectors[1:]:
         same_shape = (first.layers, first.width) == (other.layers, other.width)
-        if not same_shape or first.header.model.fingerprint != other.header.model.fingerprint:
+        relation = first.header.model.relation(other.header.model)
+        if not same_shape or relation.kind != "same":
             raise OtherModel(
                 f"{first.name} was computed on {first.header.model.name} (L={first.layers}, d={first.width}) and "
-                f"{other.name} on {other.header.model.name} (L={other.layers}, d={other.width}); combine vectors of "
-                "one model."
+                f"{other.name} on {other.header.model.name} (L={other.layers}, d={other.width}), which "
+                f"{relation.sentence}; combine vectors of one model."
             )
 
 

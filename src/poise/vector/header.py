@@ -8,6 +8,8 @@ from pydantic import Field
 
 from poise.model import Fingerprint, Model
 from poise.model.architecture import text_config
+from poise.model.relation import ModelRelation, relate
+from poise.model.sketch import WeightSketch
 from poise.settings import Frozen, FrozenModel
 from poise.trait import OwnTrait, Trait
 from poise.vector.calibration import Alarm, Drift
@@ -27,6 +29,11 @@ class ModelId(FrozenModel):
     adapter: str
     template: str
     model_type: str = Field(default="", description="Architecture by its name in transformers, e.g. llama.")
+    sketch: WeightSketch | None = Field(
+        default=None,
+        description="What fine-tunes and copies are known by; None in files of version 0.1.0.",
+        exclude_if=lambda sketch: sketch is None,
+    )
 
     @classmethod
     def of(cls, model: Model) -> ModelId:
@@ -41,6 +48,7 @@ class ModelId(FrozenModel):
             adapter=f.adapter,
             template=f.template,
             model_type=str(getattr(text_config(model.lm.config), "model_type", "")),
+            sketch=model.sketch,
         )
 
     @property
@@ -49,6 +57,10 @@ class ModelId(FrozenModel):
         return Fingerprint(
             architecture=self.architecture, weights=self.weights, adapter=self.adapter, template=self.template
         )
+
+    def relation(self, model: Model | ModelId) -> ModelRelation:
+        """What another model is to this one."""
+        return relate(self.fingerprint, model.fingerprint, lambda: (self.sketch, self.sketch and model.sketch))
 
 
 class Header(FrozenModel):

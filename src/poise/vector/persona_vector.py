@@ -18,6 +18,8 @@ import torch
 from poise.data import AnswerPart
 from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OtherModel
 from poise.model import Model
+from poise.model.relation import ModelRelation
+from poise.progress import remark
 from poise.settings import FrozenModel, ReadOnlyDict
 from poise.vector import notebook
 from poise.vector.algebra import check_one_model, computed_header
@@ -29,6 +31,20 @@ __all__ = ["PersonaVector", "as_vectors"]
 
 
 LARGEST = float(torch.finfo(torch.float32).max)
+
+
+REMEDIES = {
+    "template": "load it with the template that the vector was computed under, extract the vector again",
+    "unknown": "the vector's file is older than the figures that tell these apart, so extract it again",
+}
+
+
+def _remedy(relation: ModelRelation, record: str) -> str:
+    """What to do about a model on which a vector is refused."""
+    if relation.related:
+        return f"{record}, so extract it on that model, or pass `allow_other_model` to go on all the same."
+    advice = REMEDIES.get(relation.kind, "extract it on that model")
+    return f"{advice}, or pass `allow_other_model` if you know that the direction carries over."
 
 
 def as_vectors(vectors: PersonaVector | Sequence[PersonaVector]) -> list[PersonaVector]:
@@ -286,32 +302,39 @@ class PersonaVector:
             raise InvalidSteering(f"Layer {layer} is out of range: {self.name} has layers 0 to {self.layers - 1}.")
         return int(layer)
 
-    def check_model(self, model: Model, *, allow_other_model: bool = False) -> None:
-        """Refuse a model that the vector was not computed on.
+    def check_model(self, model: Model, *, allow_other_model: bool = False, record: str = "") -> ModelRelation:
+        """Refuse a model that the vector may not be used on; a relative of its own model is accepted with a remark.
+
+        Relatives are the model under an adapter, with one merged in, fine-tuned, quantised, or with a resized
+        vocabulary; see ``poise.model.relation``.
+
+        Args:
+            model: Where the vector is to be used.
+            allow_other_model: Accept every model of the vector's shape.
+            record: Why only the vector's own model will do, where what is measured is kept as that one's; relatives
+                are then refused too.
+
+        Returns:
+            What the model is to the vector's own.
 
         Raises:
-            OtherModel: shapes differ, or fingerprints do and ``allow_other_model`` is false; says how they are related.
+            OtherModel: shapes differ, or the model is no relative and ``allow_other_model`` is false; says how they are
+                related and what to do.
         """
+        own = self.header.model
         if (self.layers, self.width) != (model.layers, model.width):
             raise OtherModel(
-                f"{self.name} was computed on {self.header.model.name} (L={self.layers}, d={self.width}) and "
-                "cannot be used on "
+                f"{self.name} was computed on {own.name} (L={self.layers}, d={self.width}) and cannot be used on "
                 f"{model.name} (L={model.layers}, d={model.width}); extract it on that model."
             )
-        relation = self.header.model.fingerprint.relation(model.fingerprint)
-        if relation == "same" or allow_other_model:
-            return
-        how = {
-            "adapter": "has the same base weights under another adapter",
-            "template": "has the same weights with another chat template",
-            "fine-tune": "has the same architecture with other weights, as a fine-tune has",
-            "other": "is another model",
-        }[relation]
-        raise OtherModel(
-            f"{self.name} was computed on {self.header.model.name}, and {model.name} {how}; extract it on that "
-            "model, or pass "
-            "`allow_other_model` if you know that the direction carries over."
-        )
+        relation = own.relation(model)
+        if relation.kind == "same":
+            return relation
+        how = f"{self.name} was computed on {own.name}, and {model.name} {relation.sentence}"
+        if not allow_other_model and (record or not relation.related):
+            raise OtherModel(f"{how}; {_remedy(relation, record)}")
+        remark(f"{how}. Thresholds and certificates in its file are those of {own.name}.")
+        return relation
 
     def with_certificate(self, certificate: Mapping[str, Any] | FrozenModel) -> PersonaVector:
         """The same vector with a certificate, as ``validate`` gave it or as JSON, in its header."""

@@ -95,7 +95,7 @@ def vector_loss(
         return "something that is not a vector"
     if header.trait.name != trait:
         return f"a vector of another trait, {header.trait.name}"
-    if model is not None and header.model.fingerprint.relation(model.fingerprint) != "same":
+    if model is not None and header.model.relation(model).kind != "same":
         return f"a vector of another model, {header.model.name}"
     lost = []
     if header.certificate is not None and not certificate:

@@ -9,6 +9,7 @@ from poise.workflows.fine_tuning import FineTuneResult, train_and_measure
 from poise.workflows.generation import check_steering, generate, read_steering, steer_by
 from poise.workflows.monitoring import calibrate_vectors, read_data
 from poise.workflows.previews import preview_data, preview_training
+from poise.workflows.relations import VectorRelation, relate_vectors
 from poise.workflows.screening import estimate_screening, screen_files
 from poise.workflows.shift_measurement import measure_shift_files
 from poise.workflows.sources import ModelSource
@@ -19,6 +20,7 @@ __all__ = [
     "GenerationBudget",
     "ModelSource",
     "ValidatedVector",
+    "VectorRelation",
     "calibrate_vectors",
     "check_steering",
     "estimate_screening",
@@ -30,6 +32,7 @@ __all__ = [
     "preview_training",
     "read_data",
     "read_steering",
+    "relate_vectors",
     "screen_files",
     "steer_by",
     "train_and_measure",

@@ -69,4 +69,4 @@ def _is_made(path: Path, model: Model, trait_hash: str) -> bool:
         header = load_vector(path).header
     except InvalidVector:
         return False
-    return header.trait_hash == trait_hash and header.model.fingerprint.relation(model.fingerprint) == "same"
+    return header.trait_hash == trait_hash and header.model.relation(model).kind == "same"

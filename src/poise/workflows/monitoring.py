@@ -9,7 +9,13 @@ from poise import vector as vectors
 from poise.data import AnswerPart, open_data
 from poise.errors import InvalidArgument
 from poise.monitor import table
-from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms, check_calibrated_part
+from poise.monitor.calibrate import (
+    ALARMS_BELONG,
+    Calibration,
+    CalibrationSettings,
+    calibrate_alarms,
+    check_calibrated_part,
+)
 from poise.storage.lock import locked
 from poise.storage.output import check_output, check_writable
 from poise.vector.vector_file import vector_loss
@@ -60,7 +66,7 @@ def calibrate_vectors(
     for path in targets:
         check_writable(path)
     with locked(folder, "calibrate"):
-        loaded = load_checked(opened, model, allow_other_model=allow_other_model)
+        loaded = load_checked(opened, model, allow_other_model=allow_other_model, record=ALARMS_BELONG)
         done = calibrate_alarms(data, loaded, opened, plan, folder, allow_other_model=allow_other_model)
     for vector, path in zip(done.vectors, targets, strict=True):
         current = vector if out else current_vector(path, vector)

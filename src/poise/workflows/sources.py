@@ -24,11 +24,13 @@ def load_now(model: ModelSource) -> Model:
     return model() if callable(model) else model
 
 
-def load_checked(opened: Sequence[PersonaVector], model: ModelSource, *, allow_other_model: bool) -> Model:
-    """The model, loaded now, on which the vectors may be used."""
+def load_checked(
+    opened: Sequence[PersonaVector], model: ModelSource, *, allow_other_model: bool, record: str = ""
+) -> Model:
+    """The model, loaded now, on which the vectors may be used; ``record`` as in ``PersonaVector.check_model``."""
     loaded = load_now(model)
     for vector in opened:
-        vector.check_model(loaded, allow_other_model=allow_other_model)
+        vector.check_model(loaded, allow_other_model=allow_other_model, record=record)
     return loaded
 
 

@@ -18,6 +18,7 @@ from poise.storage.output import check_output_folder, check_writable
 from poise.trait.library import evaluation_questions
 from poise.validate import Certificate, ValidationSettings, validate
 from poise.validate.dose_curve import check_question_count
+from poise.validate.validation import CERTIFICATE_BELONGS
 from poise.vector import PersonaVector
 from poise.workflows.budget import GenerationBudget
 from poise.workflows.sources import ModelSource, current_vector, load_checked
@@ -76,7 +77,12 @@ def validate_vector(
     amount = budget or GenerationBudget()
     check_question_count(len(evaluation_questions(vector.header.trait)[: amount.questions]))
     with locked(out / "run", "validate", results=out):
-        loaded = load_checked([vector, *([other] if other else [])], model, allow_other_model=allow_other_model)
+        loaded = load_checked(
+            [vector, *([other] if other else [])],
+            model,
+            allow_other_model=allow_other_model,
+            record=CERTIFICATE_BELONGS,
+        )
         certificate = validate(
             vector,
             loaded,

@@ -230,7 +230,7 @@ def transcript(dialogue: Dialogue, setup: Setup) -> dict[str, Any]:
 
     return {
         "poise": version("poise"),
-        "model": ModelId.of(setup.model).model_dump(),
+        "model": ModelId.of(setup.model).model_dump(exclude={"sketch"}),
         "dtype": str(setup.model.lm.dtype).removeprefix("torch."),
         "max_new_tokens": setup.sampling.max_new_tokens,
         "temperature": setup.sampling.temperature,

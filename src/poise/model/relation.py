@@ -1,0 +1,134 @@
+"""How two models are related: one and the same, an adapter, a merged one, a fine-tune, a copy, or strangers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from poise.model.fingerprint import Fingerprint
+from poise.model.sketch import WeightSketch
+
+__all__ = ["ModelRelation", "RelationKind", "relate"]
+
+RelationKind = Literal["same", "adapter", "merged", "fine-tune", "quantised", "resized", "template", "unknown", "other"]
+RELATIVES = frozenset({"adapter", "merged", "fine-tune", "quantised", "resized"})
+FOUR_BIT_CORRELATION = 0.9985  # correlation that weights rounded to 4 bits do not reach with what they were
+RELATED_CORRELATION = 0.6  # of the sketches of two models that descend from one another; see docs/vectors.md
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRelation:
+    """What one model is to another.
+
+    Attributes:
+        kind: ``same``; ``adapter``: the same base weights, other adapters on them; ``merged``: matrices changed,
+            norms and biases did not, as by an adapter that was merged in; ``fine-tune``: these changed too;
+            ``quantised``: the same weights rounded in another way; ``resized``: another number of token embeddings;
+            ``template``: the same weights, another chat template; ``unknown``: the same sizes, and the vector's file is
+            too old to tell more; ``other``: strangers.
+        sentence: What the second model is to the first, to follow its name.
+        correlation: Of the weights' sketches; ``None`` where they were not compared.
+    """
+
+    kind: RelationKind
+    sentence: str
+    correlation: float | None = None
+
+    @property
+    def related(self) -> bool:
+        """Whether a direction of the one may be used on the other."""
+        return self.kind == "same" or self.kind in RELATIVES
+
+
+def relate(
+    first: Fingerprint,
+    second: Fingerprint,
+    sketches: Callable[[], tuple[WeightSketch | None, WeightSketch | None]] = lambda: (None, None),
+) -> ModelRelation:
+    """What the second model is to the first.
+
+    Args:
+        first: The model that a vector was computed on.
+        second: The model at hand.
+        sketches: Both sketches, where they are known; only called where the fingerprints do not settle it.
+    """
+    if first == second:
+        return ModelRelation(kind="same", sentence="is that model")
+    if first.weights == second.weights:
+        return _same_weights(first, second, "has the same base weights")
+    before, after = sketches()
+    if before is None or after is None:
+        return _by_hashes_alone(first, second)
+    if before.half == after.half:
+        return _same_weights(first, second, "has the same base weights in another precision")
+    return _by_sketches(first, second, before, after)
+
+
+def _same_weights(first: Fingerprint, second: Fingerprint, how: str) -> ModelRelation:
+    if first.adapter != second.adapter:
+        return ModelRelation(kind="adapter", sentence=f"{how} {_adapter_words(first, second)}")
+    if first.template != second.template:
+        return ModelRelation(kind="template", sentence=f"{how.replace(' base', '')} with another chat template")
+    return ModelRelation(kind="same", sentence="is that model in another precision")
+
+
+def _adapter_words(first: Fingerprint, second: Fingerprint) -> str:
+    if not first.adapter:
+        return "under an adapter"
+    return "under another adapter" if second.adapter else "without the adapter"
+
+
+def _by_hashes_alone(first: Fingerprint, second: Fingerprint) -> ModelRelation:
+    if first.architecture != second.architecture:
+        return ModelRelation(kind="other", sentence="is another model")
+    return ModelRelation(
+        kind="unknown", sentence="has the same architecture with other weights, of a fine-tune or of a stranger"
+    )
+
+
+def _by_sketches(first: Fingerprint, second: Fingerprint, before: WeightSketch, after: WeightSketch) -> ModelRelation:
+    if before.shape != after.shape:
+        return ModelRelation(kind="other", sentence="is another model")
+    r = before.correlation(after)
+    if r < RELATED_CORRELATION:
+        sentence = f"has the same architecture with other weights, unrelated to it (correlation {r:.2f})"
+        return ModelRelation(kind="other", sentence=sentence, correlation=r)
+    if (tokens := before.token_correlation(after)) < RELATED_CORRELATION:
+        sentence = f"has related blocks under other token embeddings (correlation {tokens:.2f})"
+        return ModelRelation(kind="other", sentence=sentence, correlation=r)
+    kind, sentence = _related_change(first, second, before, after)
+    return ModelRelation(kind=kind, sentence=f"{sentence} (correlation of the weights {r:.4f})", correlation=r)
+
+
+def _related_change(
+    first: Fingerprint, second: Fingerprint, before: WeightSketch, after: WeightSketch
+) -> tuple[RelationKind, str]:
+    adapted = f" {_adapter_words(first, second)}" if first.adapter != second.adapter else ""
+    sizes = f"{after.vocabulary:,} token embeddings, not {before.vocabulary:,}"
+    vectors_unchanged = before.vectors == after.vectors
+    if _is_copy(before, after, vectors_unchanged=vectors_unchanged):
+        how = f"rounded to {after.quantisation}" if after.quantisation else f"unrounded, not in {before.quantisation}"
+        return "quantised", f"has its weights {how}, as a quantised copy has{adapted}"
+    if before.vocabulary != after.vocabulary:
+        if vectors_unchanged and before.matrices == after.matrices:
+            return "resized", f"has the same weights with a resized vocabulary, {sizes}{adapted}"
+        return "fine-tune", f"has changed weights, as a fine-tune has, and {sizes}{adapted}"
+    if adapted and vectors_unchanged:
+        return "adapter", f"has base weights that its adapter changed in part, {adapted.strip()}"
+    if vectors_unchanged:
+        return "merged", f"has changed matrices, as a merged adapter or a fine-tune of some layers has{adapted}"
+    return "fine-tune", f"has changed weights, as a fine-tune has{adapted}"
+
+
+def _is_copy(before: WeightSketch, after: WeightSketch, *, vectors_unchanged: bool) -> bool:
+    """Whether one model is the other rounded.
+
+    Weights on a grid were rounded last. Those off it may be what was rounded, or were fine-tuned since: only a loss as
+    large as that of the rounding speaks for the first.
+    """
+    if before.quantisation == after.quantisation:
+        return after.quantisation.endswith(" bits") and vectors_unchanged
+    if after.quantisation:
+        return True
+    return before.quantisation != "4 bits" or before.correlation(after) < FOUR_BIT_CORRELATION

@@ -1,0 +1,67 @@
+"""Whether weights are rounded to a few levels: a copy in 4 or 8 bits, also one that was unpacked into floats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["quantisation"]
+
+SCALE_BLOCK = 32  # weights that share a scale in the common formats, or half of which do
+FOUR_BIT_LEVELS = 16  # of 4 bits
+STEP_COUNTS = torch.arange(1, 256, dtype=torch.float64)  # between the smallest and the largest of a block, up to 8 bits
+STEP_TOLERANCES = (0.02 + STEP_COUNTS / 256).where(
+    STEP_COUNTS < FOUR_BIT_LEVELS, torch.full_like(STEP_COUNTS, 0.02)
+)  # of a step: few survive bfloat16
+ROUNDED_SHARE = 0.9  # of the blocks that must be rounded
+
+
+def quantisation(lm: Any, matrices: Sequence[torch.Tensor]) -> str:
+    """How a model's weights are rounded: as its configuration says, or as some of them show; else empty."""
+    settings = getattr(getattr(lm, "config", None), "quantization_config", None)
+    if settings is not None:
+        return _method_name(settings if isinstance(settings, dict) else vars(settings))
+    packed = [tensor for tensor in matrices if not tensor.is_floating_point() or tensor.element_size() == 1]
+    if packed:
+        return str(packed[0].dtype).removeprefix("torch.")
+    subclasses = [tensor for tensor in matrices if type(tensor) not in (torch.Tensor, torch.nn.Parameter)]
+    if subclasses:
+        return type(subclasses[0]).__name__
+    bits = [_bits(block) for matrix in matrices for block in _blocks(matrix)]
+    rounded = [count for count in bits if count]
+    return f"{max(rounded)} bits" if rounded and len(rounded) >= ROUNDED_SHARE * len(bits) else ""
+
+
+def _method_name(settings: dict[str, Any]) -> str:
+    method = settings.get("quant_method", "")
+    method = str(getattr(method, "value", method))
+    if method == "bitsandbytes":
+        return f"bitsandbytes {'4' if settings.get('load_in_4bit') or settings.get('_load_in_4bit') else '8'}-bit"
+    bits = settings.get("bits") or settings.get("nbits")
+    return f"{method} {bits}-bit" if bits else method or "quantised"
+
+
+def _blocks(matrix: torch.Tensor) -> list[torch.Tensor]:
+    """Two blocks of a matrix's first row."""
+    row = matrix.detach().reshape(-1, matrix.shape[-1])[0][: 2 * SCALE_BLOCK].double().cpu()
+    return [block for block in torch.split(row, SCALE_BLOCK) if len(block) == SCALE_BLOCK and bool(block.any())]
+
+
+def _bits(block: torch.Tensor) -> int:
+    """4 or 8, if the values lie on so many levels; else 0."""
+    if len(torch.unique(block)) <= FOUR_BIT_LEVELS:
+        return 4
+    steps = [_steps(half) for half in torch.split(block, SCALE_BLOCK // 2)]
+    return 0 if None in steps else 4 if max(step or 0 for step in steps) < FOUR_BIT_LEVELS else 8
+
+
+def _steps(values: torch.Tensor) -> int | None:
+    """Fewest even steps from zero, or from the smallest, to the largest on which all values lie."""
+    for shifted in (values, values - values.min()):  # scales with a zero in the middle, and with one at the end
+        counts = shifted / (shifted.abs().max().clamp(min=1e-30) / STEP_COUNTS)[:, None]
+        on_steps = ((counts - counts.round()).abs() < STEP_TOLERANCES[:, None]).all(-1)
+        if bool(on_steps.any()):
+            return int(STEP_COUNTS[on_steps][0])
+    return None

@@ -1,0 +1,389 @@
+"""What one model is to another: adapters of every kind, merged ones, fine-tunes, copies, strangers."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
+from typer.testing import CliRunner
+
+import tiny
+from poise import vector as vectors
+from poise.cli import app
+from poise.errors import OtherModel, UnsuitableModel
+from poise.model import Model, load_model, wrap
+from poise.model.adapter_structure import base_modules, base_name
+from poise.model.relation import ModelRelation
+from poise.progress import remarks_by
+from poise.steer import Steering, apply_steering
+from poise.vector import ModelId
+
+KINDS = {str(getattr(kind, "value", kind)): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ADALORA": {"total_step": 10},
+    "ADAPTION_PROMPT": {"adapter_layers": 2, "adapter_len": 4, "target_modules": None},
+    "C3A": {"block_size": 8},
+    "FOURIERFT": {"n_frequency": 10},
+    "IA3": {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+    "LN_TUNING": {"target_modules": ["input_layernorm"]},
+    "MISS": {"r": 2},
+    "PSOFT": {"r": 4},
+    "ROAD": {"group_size": 8},
+    "SHIRA": {"r": 2},
+    "TRAINABLE_TOKENS": {"target_modules": ["embed_tokens"], "token_indices": [1, 2]},
+    "VBLORA": {"vector_length": 4, "num_vectors": 8, "topk": 2},
+    "WAVEFT": {"n_frequency": 10},
+}
+LEARNT_TOKENS = {"CARTRIDGE", "CPT", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"}
+NEEDS_MORE_THAN_TEXT = {"POLY", "XLORA"}  # task ids; trained adapters on the disk
+ADAPTERS = sorted(set(KINDS) - LEARNT_TOKENS - NEEDS_MORE_THAN_TEXT)
+
+
+def adapted(kind: str, lm: Any) -> Any:
+    """The model under an adapter of any kind, as PEFT builds it."""
+    options: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    if "target_modules" in inspect.signature(KINDS[kind]).parameters:
+        options["target_modules"] = ["q_proj", "v_proj"]
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(1)
+        return peft.get_peft_model(lm, KINDS[kind](**(options | OPTIONS.get(kind, {}))))
+
+
+def disturbed(lm: Any, scale: float) -> Any:
+    """Whatever can be trained, moved at random."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(2)
+        for parameter in lm.parameters():
+            if parameter.requires_grad:
+                parameter.add_(scale * torch.randn_like(parameter))
+    return lm
+
+
+def merged(kind: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return disturbed(adapted(kind, tiny.lm()), 0.02).merge_and_unload()
+
+
+def tuned(seed: int = 0, steps: int = 10, lm: Any = None) -> Any:
+    """Full fine-tuning: every weight moves."""
+    lm = (lm or tiny.lm()).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        ids = torch.randint(0, 500, (4, 24))
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        lm(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    return lm.eval()
+
+
+def resized(rows: int, lm: Any = None) -> Any:
+    lm = lm or tiny.lm()
+    lm.resize_token_embeddings(rows, mean_resizing=False)
+    return lm
+
+
+def rounded(bits: int, dtype: torch.dtype = torch.float32, lm: Any = None) -> Any:
+    """Unpacked again into floats, as GGUF files are: each 16 weights with a scale of their own."""
+    lm = lm or tiny.lm()
+    with torch.no_grad():
+        for parameter in lm.model.layers.parameters():
+            if parameter.dim() > 1:
+                flat = parameter.reshape(-1, 16)
+                step = flat.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+                parameter.copy_(((flat / step).round() * step).reshape(parameter.shape))
+    return lm.to(dtype)
+
+
+class Packed(nn.Module):
+    """A linear layer whose weights are two of 4 bits in a byte: readable by applying it alone."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        step = linear.weight.abs().amax(-1, keepdim=True) / 7
+        codes = ((linear.weight / step).round() + 8).to(torch.uint8)
+        self.register_buffer("scale", step)
+        self.register_buffer("weight", codes[:, ::2] * 16 + codes[:, 1::2])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        codes = torch.stack([self.weight // 16, self.weight % 16], -1).flatten(1)
+        return x @ ((codes.float() - 8) * self.scale).t()
+
+
+def packed() -> Any:
+    lm = tiny.lm()
+    for block in lm.model.layers:
+        for parent in (block.self_attn, block.mlp):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(parent, name, Packed(child))
+    return lm
+
+
+def identity(lm: Any, tokenizer: Any = None) -> ModelId:
+    return ModelId.of(model(lm, tokenizer))
+
+
+def model(lm: Any, tokenizer: Any = None) -> Model:
+    return wrap(lm, tokenizer or tiny.chatml(), name="other")
+
+
+@pytest.fixture(scope="module")
+def base() -> ModelId:
+    return ModelId.of(tiny.model())
+
+
+class TestAnAdapter:
+    @pytest.mark.parametrize("kind", ADAPTERS)
+    def test_of_every_kind_of_peft_is_known(self, kind: str, base: ModelId) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of sparse tensors
+            under = model(adapted(kind, tiny.lm()))
+        assert (under.fingerprint.architecture, under.fingerprint.weights) == (base.architecture, base.weights)
+        assert base.relation(under) == ModelRelation(
+            kind="adapter", sentence="has the same base weights under an adapter"
+        )
+        assert under.sketch == base.sketch, "an adapter does not count"
+
+    @pytest.mark.parametrize("kind", ["LORA", "LOHA", "IA3", "LN_TUNING", "TRAINABLE_TOKENS", "VERA"])
+    def test_that_was_saved_is_known_when_it_is_loaded(self, kind: str, base: ModelId, tmp_path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            disturbed(adapted(kind, tiny.lm()), 0.1).save_pretrained(tmp_path)
+            loaded = model(peft.PeftModel.from_pretrained(tiny.lm(), str(tmp_path)))
+        assert base.relation(loaded).kind == "adapter"
+
+    @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mixtral"])
+    def test_of_other_architectures_is_known(self, architecture: str) -> None:
+        own = ModelId.of(tiny.model(architecture))
+        assert own.relation(model(tiny.adapted(tiny.lm(architecture)))).kind == "adapter"
+
+    def test_that_transformers_put_in_is_known(self, base: ModelId) -> None:
+        lm = tiny.lm()
+        lm.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        assert base.relation(model(lm)).kind == "adapter"
+
+    def test_that_nobody_knows_is_known_by_what_it_wraps(self, base: ModelId) -> None:
+        class Scaled(nn.Module):
+            def __init__(self, base_layer: nn.Module) -> None:
+                super().__init__()
+                self.base_layer, self.factor = base_layer, nn.Parameter(torch.tensor(1.1))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.base_layer(x) * self.factor
+
+        lm = tiny.lm()
+        lm.model.layers[1].mlp.down_proj = Scaled(lm.model.layers[1].mlp.down_proj)
+        assert base.relation(model(lm)).kind == "adapter"
+
+    def test_beside_another_is_told_from_it_and_from_none(self, base: ModelId) -> None:
+        one, two = (identity(tiny.adapted(tiny.lm(), r=r)) for r in (2, 3))
+        assert one.relation(two).sentence == "has the same base weights under another adapter"
+        assert one.relation(base).sentence == "has the same base weights without the adapter"
+
+    def test_on_changed_base_weights_is_an_adapter_still(self, base: ModelId) -> None:
+        pissa = model(tiny.adapted(tiny.lm(), init_lora_weights="pissa", target_modules=["q_proj", "v_proj"]))
+        relation = base.relation(pissa)
+        assert relation.kind == "adapter"
+        assert relation.sentence.startswith("has base weights that its adapter changed in part, under an adapter")
+
+    @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"])
+    def test_of_learnt_tokens_is_refused_before(self, kind: str) -> None:
+        config = KINDS[kind](task_type="CAUSAL_LM", num_virtual_tokens=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lm = peft.get_peft_model(tiny.lm(), config)
+        with pytest.raises(UnsuitableModel, match="learnt tokens"):
+            model(lm)
+
+
+class TestNames:
+    def test_of_base_tensors_are_those_of_the_bare_model(self) -> None:
+        bare, under = tiny.lm(), tiny.adapted(tiny.lm(), modules_to_save=["lm_head"])
+        names = [base_name(under, name) for name in under.state_dict()]
+        assert {name for name in names if name} == set(bare.state_dict())
+        assert None in names
+        assert [name for name, _ in base_modules(under)] == [name for name, _ in base_modules(bare)]
+
+
+MERGED = ["LORA", "LOHA", "LOKR", "HRA", "OFT", "BOFT", "IA3", "VERA", "FOURIERFT", "ADALORA", "DELORA"]
+OTHERS: dict[str, tuple[str, Callable[[], Any], str]] = {
+    "bfloat16": ("same", lambda: tiny.lm().to(torch.bfloat16), "is that model"),
+    "float16": ("same", lambda: tiny.lm().to(torch.float16), "is that model in another precision"),
+    "fine-tuned": ("fine-tune", tuned, "has changed weights, as a fine-tune has"),
+    "fine-tuned in one step": ("merged", lambda: tuned(steps=1), "or a fine-tune of some layers has"),  # norms hold
+    "fine-tuned under an adapter": (
+        "fine-tune",
+        lambda: tiny.adapted(tuned()),
+        "has changed weights, as a fine-tune has under an adapter",
+    ),
+    "one layer trained": (
+        "merged",
+        lambda: disturbed(tiny.lm().requires_grad_(False), 0) and _one_layer(),
+        "has changed matrices, as a merged adapter or a fine-tune of some layers has",
+    ),
+    "resized": (
+        "resized",
+        lambda: resized(520),
+        "has the same weights with a resized vocabulary, 520 token",
+    ),
+    "made smaller": ("resized", lambda: resized(400), "has the same weights with a resized vocabulary, 400 token"),
+    "resized and trained": ("fine-tune", lambda: tuned(lm=resized(520)), "and 520 token embeddings, not 512"),
+    "resized under an adapter": ("resized", lambda: tiny.adapted(resized(520)), "not 512 under an adapter"),
+    "8 bits": ("quantised", lambda: rounded(8), "has its weights rounded to 8 bits, as a quantised copy has"),
+    "4 bits": ("quantised", lambda: rounded(4), "has its weights rounded to 4 bits, as a quantised copy has"),
+    "3 bits": ("quantised", lambda: rounded(3), "has its weights rounded to 4 bits, as a quantised copy has"),
+    "4 bits in bfloat16": ("quantised", lambda: rounded(4, torch.bfloat16), "rounded to 4 bits"),
+    "packed": ("quantised", packed, "has its weights rounded to uint8, as a quantised copy has"),
+    "packed under an adapter": ("quantised", lambda: tiny.adapted(packed(), target_modules=["lm_head"]), "an adapter"),
+    "another start": ("other", lambda: tiny.lm(seed=1), "same architecture with other weights, unrelated to it"),
+    "another start, trained": ("other", lambda: tuned(lm=tiny.lm(seed=1)), "unrelated to it"),
+    "another architecture": ("other", lambda: tiny.lm("qwen2"), "is another model"),
+    "another width inside": ("other", lambda: tiny.lm(intermediate_size=64), "is another model"),
+    "other embeddings": ("other", lambda: _other_embeddings(), "related blocks under other token embeddings"),
+}
+
+
+def _one_layer() -> Any:
+    lm = tiny.lm()
+    for name, parameter in lm.named_parameters():
+        parameter.requires_grad_("layers.1.mlp" in name)
+    return disturbed(lm, 0.01)
+
+
+def _other_embeddings() -> Any:
+    lm = tiny.lm()
+    torch.nn.init.normal_(lm.get_input_embeddings().weight)
+    return lm
+
+
+class TestARelation:
+    @pytest.mark.parametrize("name", OTHERS)
+    def test_is_told(self, name: str, base: ModelId) -> None:
+        kind, make, sentence = OTHERS[name]
+        relation = base.relation(model(make()))
+        assert (relation.kind, sentence in relation.sentence) == (kind, True), relation
+        assert relation.related == (kind != "other")
+
+    @pytest.mark.parametrize("kind", MERGED)
+    def test_of_a_merged_adapter_is_told(self, kind: str, base: ModelId) -> None:
+        assert base.relation(model(merged(kind))).kind == "merged"
+
+    def test_of_merged_norms_is_a_fine_tunes(self, base: ModelId) -> None:
+        assert base.relation(model(merged("LN_TUNING"))).kind == "fine-tune"
+
+    @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mixtral", "gpt_neox"])
+    def test_is_told_in_other_architectures(self, architecture: str) -> None:
+        own = ModelId.of(tiny.model(architecture))
+        lm = disturbed(tiny.lm(architecture), 0.005)
+        assert own.relation(model(lm)).kind == "fine-tune"
+        assert own.relation(model(tiny.lm(architecture, seed=1))).kind == "other"
+        assert own.relation(model(tiny.lm(architecture).to(torch.float16))).kind == "same"
+
+    def test_of_two_fine_tunes_of_one_base_is_a_fine_tunes(self) -> None:
+        assert identity(tuned(seed=1)).relation(model(tuned(seed=2))).kind == "fine-tune"
+
+    def test_goes_both_ways(self, base: ModelId) -> None:
+        assert (
+            identity(rounded(4)).relation(tiny.model()).sentence.startswith("has its weights unrounded, not in 4 bits")
+        )
+        assert identity(tiny.lm().to(torch.float16)).relation(tiny.model()).kind == "same"
+        assert identity(resized(520)).relation(tiny.model()).kind == "resized"
+
+    def test_of_a_fine_tune_of_rounded_weights_is_a_fine_tunes(self) -> None:
+        own = identity(rounded(4))
+        assert own.relation(model(disturbed(rounded(4), 0.001))).kind == "fine-tune"
+        adapter = tiny.adapted(rounded(4), init_lora_weights=True)
+        assert own.relation(model(disturbed(adapter, 0.01).merge_and_unload())).kind == "merged"
+
+    def test_of_another_template_is_a_matter_of_its_own(self, base: ModelId) -> None:
+        relation = base.relation(model(tiny.lm(), tiny.llama3()))
+        assert (relation.kind, relation.related) == ("template", False)
+
+
+class TestAVector:
+    @pytest.mark.parametrize("name", [name for name, (kind, *_) in OTHERS.items() if kind not in ("same", "other")])
+    def test_of_the_base_steers_a_relative_with_a_remark(self, name: str) -> None:
+        vector, other, remarks = tiny.vector(tiny.model()), model(OTHERS[name][1]()), list[str]()
+        with remarks_by(remarks.append), apply_steering(other, Steering.add(vector, coef=1.0, layer=1, phase="all")):
+            other.lm(input_ids=torch.tensor([[1, 2, 3]]))
+        assert len(remarks) == 1
+        assert OTHERS[name][2] in remarks[0]
+
+    @pytest.mark.parametrize("name", [name for name, (kind, *_) in OTHERS.items() if kind == "other"])
+    def test_of_a_stranger_is_refused_with_the_remedy(self, name: str) -> None:
+        with pytest.raises(OtherModel, match="extract it on that model, or pass `allow_other_model` if you know"):
+            tiny.vector(tiny.model()).check_model(model(OTHERS[name][1]()))
+
+    def test_under_another_template_is_refused_with_its_own_remedy(self) -> None:
+        with pytest.raises(OtherModel, match="load it with the template that the vector was computed under"):
+            tiny.vector(tiny.model()).check_model(model(tiny.lm(), tiny.llama3()))
+
+    def test_without_a_sketch_knows_adapters_alone(self) -> None:
+        plain = tiny.model()
+        old = tiny.vector(plain, model=ModelId.of(plain).model_copy(update={"sketch": None}))
+        assert old.check_model(model(adapted("LOHA", tiny.lm()))).kind == "adapter"
+        with pytest.raises(OtherModel, match=r"of a fine-tune or of a stranger; the vector's file is older than the"):
+            old.check_model(model(tuned()))
+        with pytest.raises(OtherModel, match="other is another model; extract it"):
+            old.check_model(model(resized(520)))
+
+    def test_keeps_its_sketch_in_its_file(self, tmp_path: Path) -> None:
+        vector = tiny.vector(tiny.model())
+        vectors.save_vector(vector, tmp_path / "v.safetensors")
+        loaded = vectors.load_vector(tmp_path / "v.safetensors")
+        assert loaded.header == vector.header
+        assert loaded.header.model.sketch is not None
+        assert len(loaded.header.model.sketch.model_dump_json()) < 1000
+
+
+class TestTheCommandDoctor:
+    def run(self, folder: Path, *options: str) -> Any:
+        return CliRunner().invoke(
+            app, ["doctor", str(folder), "--dtype", "float32", "--device", "cpu", *map(str, options)]
+        )
+
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> tuple[Path, Path]:
+        folder, file = tmp_path / "tuned", tmp_path / "v.safetensors"
+        tuned().save_pretrained(folder)
+        tiny.chatml().save_pretrained(folder)
+        vectors.save_vector(tiny.vector(tiny.model()), file)
+        return folder, file
+
+    def test_says_whether_a_vector_may_be_used(self, files: tuple[Path, Path]) -> None:
+        folder, file = files
+        done = self.run(folder, "--vector", str(file))
+        assert done.exit_code == 0, done.output
+        assert f"usable    grumpy ({file}), fine-tune: computed on tiny-llama" in " ".join(done.stdout.split("\n"))
+
+    def test_refuses_a_stranger_with_the_remedy_and_exit_code_1(self, files: tuple[Path, Path], tmp_path: Path) -> None:
+        folder, file = files
+        vectors.save_vector(tiny.vector(tiny.model(seed=9)), tmp_path / "stranger.safetensors")
+        done = self.run(folder, "--vector", str(file), "--vector", str(tmp_path / "stranger.safetensors"), "--json")
+        facts = json.loads(done.stdout)
+        assert done.exit_code == 1
+        assert facts["works"] is False
+        assert [(v["relation"], v["usable"]) for v in facts["vectors"]] == [("fine-tune", True), ("other", False)]
+        assert "extract it on that model" in facts["vectors"][1]["detail"]
+
+
+def test_a_model_that_is_loaded_in_half_precision_is_the_same(tmp_path: Path) -> None:
+    tiny.lm().save_pretrained(tmp_path)
+    tiny.chatml().save_pretrained(tmp_path)
+    own = ModelId.of(load_model(str(tmp_path), dtype=torch.float32, device="cpu"))
+    for dtype in (torch.float16, torch.bfloat16):
+        assert own.relation(load_model(str(tmp_path), dtype=dtype, device="cpu")).kind == "same"
