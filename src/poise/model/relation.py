@@ -28,7 +28,7 @@ class ModelRelation:
             ``template``: the same weights, another chat template; ``unknown``: the same sizes, and the vector's file is
             too old to tell more; ``other``: strangers.
         sentence: What the second model is to the first, to follow its name.
-        correlation: Of the weights' sketches; ``None`` where they were not compared.
+        correlation: Correlation of the weights' sketches; ``None`` where they were not compared.
     """
 
     kind: RelationKind

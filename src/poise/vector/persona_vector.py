@@ -309,7 +309,7 @@ class PersonaVector:
         vocabulary; see ``poise.model.relation``.
 
         Args:
-            model: Where the vector is to be used.
+            model: The model that the vector is to be used on.
             allow_other_model: Accept every model of the vector's shape.
             record: Why only the vector's own model will do, where what is measured is kept as that one's; relatives
                 are then refused too.
