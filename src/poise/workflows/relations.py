@@ -31,7 +31,7 @@ class VectorRelation(FrozenModel):
     trait: str
     model: str = Field(description="Model that the vector was computed on.")
     relation: RelationKind
-    correlation: float | None = Field(description="Correlation of both models' weights by their sketches; null if not compared.")
+    correlation: float | None = Field(description="Correlation of the weights' sketches; null if not compared.")
     usable: bool
     detail: str
 
