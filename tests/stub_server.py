@@ -223,6 +223,8 @@ def chunks(request: dict[str, Any], question: str) -> Iterator[dict[str, Any]]:
     yield chunk({"role": "assistant"}, {**first, "push": push, "alarms": []})
     if request.get("chat_template_kwargs") == {"enable_thinking": True}:
         yield from thought_chunks(question)
+    if "unopened" in question:
+        yield from unopened_chunks()
     tokens = tokens_of(question)
     for i, token in enumerate(tokens):
         value = 1.0 + 5.0 * math.sin(i / 3) + 2 * pushed
@@ -230,6 +232,7 @@ def chunks(request: dict[str, Any], question: str) -> Iterator[dict[str, Any]]:
         if i == 4 and ("alarm" in question or "stopped" in question):
             action = "stop" if "stopped" in question else "note"
             number = 5 + (len(THOUGHT) + 2 if "chat_template_kwargs" in request else 0)
+            number += len(THOUGHT) + 1 if "unopened" in question else 0
             raised = [{"trait": "impolite", **alarm("peak", 7.0), "value": 8.25, "token": number, "action": action}]
         yield chunk(
             {"content": token},
@@ -264,6 +267,15 @@ def thought_chunks(question: str) -> Iterator[dict[str, Any]]:
         parts = {"tokens": [token], "parts": ["thought"], **told, "alarms": alarms}
         yield chunk({"reasoning_content": token}, parts)
     yield chunk({}, {"tokens": [""], "parts": ["mark"], **told})
+
+
+def unopened_chunks() -> Iterator[dict[str, Any]]:
+    """A thought that is taken for the reply until its end."""
+    told = {"readings": {"impolite": [9.0], "evil": [4.5]}, "alarms": []}
+    for token in THOUGHT[:-1]:
+        yield chunk({"content": token}, {"tokens": [token], "parts": ["reply"], **told})
+    yield chunk({"reasoning_content": THOUGHT[-1]}, {"tokens": [THOUGHT[-1]], "parts": ["thought"], **told})
+    yield chunk({}, {"tokens": [""], "parts": ["mark"], "ends_unopened_thought": True, **told})
 
 
 def chunk(delta: dict[str, Any], poise: dict[str, Any], finish: str | None = None) -> dict[str, Any]:

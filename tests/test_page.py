@@ -504,6 +504,15 @@ class TestAThought:
         [turn] = saved["turns"]
         assert (turn["answer"], turn["reasoning_content"], turn["thinking"]) == (SAID, "".join(THOUGHT), True)
 
+    def test_that_nothing_had_opened_is_folded_once_it_is_known(self, tab: Tab) -> None:
+        tab.ask("unopened alarm")
+        expect(tab.answer().locator(".thoughts")).to_have_text("".join(THOUGHT))
+        expect(tab.answer().locator(".tokens")).to_have_text(SAID)
+        assert tab.tones() == [tone(value) for value in READINGS]
+        expect(tab.card("impolite").locator("dl")).to_contain_text(f"tokens{N}")
+        tab.answer().locator(".alarm button").click()
+        expect(tab.answer().locator(".tokens > span.at")).to_have_text(words(SAID.split(" ")[4]))
+
     def test_has_alarms_of_its_own_and_those_of_the_reply_lead_to_their_token(self, thinking: Tab) -> None:
         thinking.ask("alarm")
         buttons = thinking.answer().locator(".alarm button")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -100,6 +101,20 @@ class TestAServer:
         assert {(a["trait"], a["part"]) for a in poise["alarms"]} == {("up", "reply"), ("up-thought", "thought")}
         assert poise["summary"]["up"]["mean"] != poise["summary"]["up-thought"]["mean"]
         assert poise["readings"]["up"] == poise["readings"]["up-thought"]
+
+    def test_tells_a_stream_that_what_it_sent_was_thought(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        thinking.script(monkeypatch, model, {7: f"{THOUGHT}</think>{REPLY}"})
+        body = {"model": "tiny-qwen3", "messages": ASK, "seed": 7, "stream": True, "poise": {"watch": True}}
+        with serving.running(model, alarmed(model, "reply")) as (address, _):
+            lines = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=30).text.split("\n\n")
+        chunks = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+        [end] = [n for n, chunk in enumerate(chunks) if chunk["poise"].get("ends_unopened_thought")]
+        before, after = (
+            "".join(d.get("content") or d.get("reasoning_content") or "" for d in (c["delta"] for c in some))
+            for some in (chunks[:end], chunks[end:])
+        )
+        assert (before, after) == (THOUGHT, REPLY)
+        assert all(chunk["delta"].get("reasoning_content") is None for chunk in chunks[end:])
 
     def test_can_stop_a_thought(self, model: Model, tmp_path: Path) -> None:
         policy = rules(tmp_path, part="thought", on_alarm="stop", message="No.")

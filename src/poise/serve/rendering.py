@@ -116,6 +116,8 @@ class AnswerChoice:
             name = "reasoning_content" if part == "thought" else "content"
             delta = {} if part == "mark" else {name: text}
             poise = {**self._tokens(run), "alarms": self._alarms(alerts)}
+            if any(token.ends_unopened_thought for token in run):
+                poise["ends_unopened_thought"] = True
             if delta or _has_poise_field(self.plan) or self.kind == "text":
                 out.append(self._chunk_choice(delta, raw, poise, logprobs=self._logprobs(run)))
                 alerts = []

@@ -107,7 +107,8 @@ class Push(BaseModel):
 
 class Told(BaseModel):
     """What Poise says of an answer. ``prompt`` and ``readings`` are as measured; ``summary`` and ``alarms`` are less
-    ``push``, by what the answer says; where no push is known (null) nothing is taken off."""
+    ``push``, by what the answer says; where no push is known (null) nothing is taken off. A chunk with
+    ``ends_unopened_thought`` makes thought of all that was sent as content before it."""
 
     steer: str | None
     cautions: list[str]
@@ -117,6 +118,7 @@ class Told(BaseModel):
     tokens: list[str]
     readings: dict[str, list[float | None]]
     parts: list[Literal["thought", "mark", "reply"]]
+    ends_unopened_thought: bool = False
     summary: dict[str, OneSummary]
     alarms: list[AlarmRaised]
 

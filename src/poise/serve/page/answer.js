@@ -24,7 +24,7 @@ const IN_PART = { thought: ", in the thought", both: ", of thought and reply" };
 export function answerView(turn, label) {
   const nodes = nodesOf(label);
   const { text, cursor, readout } = nodes;
-  let [by, scale, lit, remarked] = [null, null, null, ""];
+  let [by, scale, lit, remarked, restarts] = [null, null, null, "", turn.restarts];
 
   const valueAt = (i) => (by && i >= 0 ? readingOf(turn, turn.pieces[i], by.name) : null);
   const paint = (span, i) => paintPiece(span, valueAt(i), valueAt(i - 1), scale);
@@ -48,6 +48,8 @@ export function answerView(turn, label) {
     else cursor.focus();
   };
   const update = () => {
+    if (turn.restarts !== restarts) [text, nodes.thoughts].forEach((node) => node.replaceChildren());
+    restarts = turn.restarts;
     for (let i = text.children.length; i < turn.pieces.length; i += 1) {
       text.append(spanOf(turn.pieces[i]));
       paint(text.lastChild, i);

@@ -110,6 +110,7 @@ async function follow(turn, asked, at) {
   };
   const shown = soon(showAll);
   const onChunk = () => {
+    heard = Math.min(heard, turn.pieces.length);
     for (; heard < turn.pieces.length; heard += 1) spoken.hear(turn.pieces[heard].text);
     for (; alarms < turn.alarms.length; alarms += 1) announced(turn.alarms[alarms]);
     shown();

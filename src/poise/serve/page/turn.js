@@ -12,6 +12,7 @@ export const begun = (asked) => ({
   pieces: [],
   thought: [],
   before: 0, // tokens before the reply: a thought’s, and the marks around it
+  restarts: 0, // how often what was taken for a reply turned out to be thought
   prompt: {},
   push: {},
   layers: {},
@@ -67,6 +68,7 @@ function take(turn, { delta = {}, poise = {}, finish_reason: finish }) {
       Object.entries(poise.readings ?? {}).map(([trait, values]) => [trait, values.slice(from, to).map(kept)]),
     );
   const part = poise.parts?.[0] ?? (delta.reasoning_content ? "thought" : "reply");
+  if (poise.ends_unopened_thought) makeThought(turn);
   if (part !== "reply" && turn.pieces.length === 0) turn.before += tokens.length;
   if (part === "thought") {
     turn.thought.push({ text: delta.reasoning_content ?? "", readings: read(0, tokens.length) });
@@ -81,6 +83,18 @@ function take(turn, { delta = {}, poise = {}, finish_reason: finish }) {
   }
   if (finish) settle(turn);
 }
+
+/** What was taken for a reply was thought: a mark ended it that nothing had opened. */
+function makeThought(turn) {
+  settle(turn);
+  turn.thought.unshift(...turn.pieces); // its last tokens may have come as thought already
+  turn.before = turn.thought.reduce((sum, piece) => sum + tokensOf(piece), 0);
+  turn.pieces = [];
+  turn.restarts += 1;
+  counted.delete(turn);
+}
+
+const tokensOf = (piece) => Math.max(1, ...Object.values(piece.readings).map((values) => values.length));
 
 /** A token, or the few that share a character: those without a text of their own wait for the one that has it. */
 function add(turn, text, readings) {
