@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.style import Style
 from typer.testing import CliRunner
 
+import serving
 import thinking
 import tiny
 from poise import vector as vectors
@@ -512,6 +513,14 @@ class TestThinking:
     def test_is_refused_at_the_start_where_the_template_has_no_switch(self, model: Model) -> None:
         with pytest.raises(UnsuitableModel, match="has no switch for thinking"):
             prepare(model, SamplingParams(max_new_tokens=4), [], None, thinking=True)
+
+    def test_has_alarms_of_its_own_and_the_chat_says_so(self, model: Model, setup: Setup) -> None:
+        vector = tiny.vector(model, alarms=(serving.alarm(layer=LAYER, part="thought"),))
+        only = replace(setup, watched=(watch("grumpy", vector),))
+        assert (
+            "  grumpy has no calibrated alarm for the mean reading at layer 2; its alarms were set on thoughts, and"
+            in ("\n".join(str(part) for part in commands.run("/watch", Dialogue(), only).output))
+        )
 
 
 class TestAChat:

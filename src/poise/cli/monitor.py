@@ -339,7 +339,10 @@ def _show_table(done: FinishedTable) -> None:
         note(f"{counts.cut:,} answers were read without their earliest turns, which the model's window cannot hold.")
     for trait, alarms in counts.alarms.items():
         alarm_counts = ", ".join(f"{name} {n:,}" for name, n in alarms.items())
-        note(f"{trait}: {alarm_counts}" if alarm_counts else f"{trait} has no alarms; poise calibrate sets them.")
+        if alarm_counts:
+            note(f"{trait}: {alarm_counts}")
+        elif not any(sentence.startswith(f"{trait} has no calibrated alarm") for sentence in done.notes):
+            note(f"{trait} has no alarms; poise calibrate sets them.")
     if counts.longer:
         note(f"{counts.longer:,} answers are longer than those the alarms were set on; their peaks promise nothing.")
 

@@ -15,7 +15,7 @@ from poise.storage.output import same_file
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from poise.cli.chat.dialogue import Dialogue, Setup
+    from poise.cli.chat.dialogue import Dialogue, Setup, WatchedTrait
 
 __all__ = ["Outcome", "at_work", "run"]
 
@@ -126,9 +126,16 @@ def _watch(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
         lines += [
             f"  alarm (!): {a.reading} above {reading_figure(a.threshold, w)}, in {100 * a.rate:g}% of normal answers"
             for a in w.alarms
-        ] or ["  no alarm is set; poise calibrate sets one"]
+        ] or [f"  {_why_no_alarm(w)}"]
     bars = [f"bars: {BAR_MEANS}"] if lines else ["Nothing is watched; start with --watch FILE."]
     return Outcome(dialogue=dialogue, output=[*lines, *bars, *at_work(dialogue, setup)])
+
+
+def _why_no_alarm(watched: WatchedTrait) -> str:
+    place = watched.vector.at("read", watched.probe.layer)
+    if place.alarm_parts:
+        return place.missing_alarm("mean").replace("`", "")
+    return "no alarm is set; poise calibrate sets one"
 
 
 def _set_system_prompt(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:

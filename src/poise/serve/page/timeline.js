@@ -43,7 +43,7 @@ export function timeline(vector, scale, turns) {
       el(
         "figcaption",
         {},
-        alarm ? `Alarm of the peak: ${promise(alarm)}.` : "No alarm is set; poise calibrate sets one.",
+        alarm ? `Alarm of the peak: ${promise(alarm)}.` : `No alarm is set${vector.alarms?.length ? " on replies" : ""}; poise calibrate sets one.`,
       ),
     ),
   ];
