@@ -7,13 +7,15 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import peft
 import pytest
 import torch
+from datasets import Dataset
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
+from transformers import Trainer, TrainingArguments, default_data_collator
 from typer.testing import CliRunner
 
 import tiny
@@ -23,8 +25,10 @@ from poise.errors import OtherModel, UnsuitableModel
 from poise.model import Model, load_model, wrap
 from poise.model.adapter_structure import base_modules, base_name
 from poise.model.relation import ModelRelation
+from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.progress import remarks_by
 from poise.steer import Steering, apply_steering
+from poise.train import PersonaMonitorCallback, VaccineCallback
 from poise.vector import ModelId
 
 KINDS = {str(getattr(kind, "value", kind)): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -243,11 +247,11 @@ OTHERS: dict[str, tuple[str, Callable[[], Any], str]] = {
     "made smaller": ("resized", lambda: resized(400), "has the same weights with a resized vocabulary, 400 token"),
     "resized and trained": ("fine-tune", lambda: tuned(lm=resized(520)), "and 520 token embeddings, not 512"),
     "resized under an adapter": ("resized", lambda: tiny.adapted(resized(520)), "not 512 under an adapter"),
-    "8 bits": ("quantised", lambda: rounded(8), "has its weights rounded to 8 bits, as a quantised copy has"),
-    "4 bits": ("quantised", lambda: rounded(4), "has its weights rounded to 4 bits, as a quantised copy has"),
-    "3 bits": ("quantised", lambda: rounded(3), "has its weights rounded to 4 bits, as a quantised copy has"),
-    "4 bits in bfloat16": ("quantised", lambda: rounded(4, torch.bfloat16), "rounded to 4 bits"),
-    "packed": ("quantised", packed, "has its weights rounded to uint8, as a quantised copy has"),
+    "8 bits": ("quantised", lambda: rounded(8), "has its weights in 8 bits, as a quantised copy has"),
+    "4 bits": ("quantised", lambda: rounded(4), "has its weights in 4 bits, as a quantised copy has"),
+    "3 bits": ("quantised", lambda: rounded(3), "has its weights in 4 bits, as a quantised copy has"),
+    "4 bits in bfloat16": ("quantised", lambda: rounded(4, torch.bfloat16), "in 4 bits, as"),
+    "packed": ("quantised", packed, "has its weights in uint8, as a quantised copy has"),
     "packed under an adapter": ("quantised", lambda: tiny.adapted(packed(), target_modules=["lm_head"]), "an adapter"),
     "another start": ("other", lambda: tiny.lm(seed=1), "same architecture with other weights, unrelated to it"),
     "another start, trained": ("other", lambda: tuned(lm=tiny.lm(seed=1)), "unrelated to it"),
@@ -348,6 +352,82 @@ class TestAVector:
         assert loaded.header == vector.header
         assert loaded.header.model.sketch is not None
         assert len(loaded.header.model.sketch.model_dump_json()) < 1000
+
+
+class TestTraining:
+    """A model that is trained again is still the one that its vectors belong to."""
+
+    def run(self, base: Model, folder: Path, callback: Any, **options: Any) -> Trainer:
+        ids = [list(range(i, i + 12)) for i in range(8)]
+        settings = TrainingArguments(
+            output_dir=str(folder),
+            **({"max_steps": 2, "learning_rate": 0.5, "optim": "sgd", "use_cpu": True} | options),
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
+        return Trainer(
+            model=base.lm,
+            args=settings,
+            train_dataset=Dataset.from_list([{"input_ids": row, "labels": row} for row in ids]),
+            processing_class=base.tokenizer,
+            data_collator=default_data_collator,
+            callbacks=[callback],
+        )
+
+    @pytest.mark.parametrize("sketched", [True, False])
+    def test_of_all_weights_goes_on_the_second_time(self, sketched: bool, tmp_path: Path) -> None:
+        base = tiny.model()
+        identity = ModelId.of(base)
+        vector = tiny.vector(base, model=identity if sketched else identity.model_copy(update={"sketch": None}))
+        watch = PersonaMonitorCallback([vector], prompts=["Hm?"])
+        vaccine = VaccineCallback(Steering.add(vector, coef=1.0, layer=1))
+        for callback in (watch, vaccine):
+            run = self.run(base, tmp_path, callback)
+            for _ in range(2):
+                run.train()
+        assert identity.relation(model(base.lm)).kind != "same", "the training changed nothing"
+        self.run(base, tmp_path, PersonaMonitorCallback([vector], prompts=["Hm?"])).train()
+
+    def test_of_a_fine_tune_of_the_base_is_watched_from_the_start(self, tmp_path: Path) -> None:
+        vector = tiny.vector(tiny.model())
+        watch = PersonaMonitorCallback([vector], prompts=["Hm?"])
+        self.run(model(tuned()), tmp_path, watch).train()
+        assert [step for step, _ in watch.history] == [0, 2]
+
+    def test_of_a_stranger_is_refused(self, tmp_path: Path) -> None:
+        watch = PersonaMonitorCallback([tiny.vector(tiny.model(seed=3))], prompts=["Hm?"])
+        with pytest.raises(OtherModel, match="unrelated to it"):
+            self.run(tiny.model(), tmp_path, watch).train()
+
+
+class TestWhatIsMeasuredOnARelative:
+    PLAN = CalibrationSettings(rates=(0.2,), read_given_answers=True)
+    TALK: ClassVar[list[Any]] = [
+        {"prompt": f"What of {i}?", "completion": " ".join(tiny.SENTENCES[i % 6].split()[: 4 + i % 5])}
+        for i in range(40)
+    ]
+
+    def test_is_kept_with_its_models_name_only_where_the_caller_wants_it(self) -> None:
+        vector, other = tiny.vector(tiny.model()), model(tuned())
+        with pytest.raises(OtherModel, match="alarms set there would pass for those of the vector's own model, so ex"):
+            calibrate_alarms(self.TALK, other, [vector], self.PLAN)
+        done = calibrate_alarms(self.TALK, other, [vector], self.PLAN, allow_other_model=True)
+        (calibrated,) = done.vectors
+        assert {alarm.model for alarm in calibrated.header.alarms} == {"other"}
+        remarks: list[str] = []
+        with remarks_by(remarks.append):
+            calibrated.check_model(other)
+            calibrated.check_model(wrap(tiny.adapted(tiny.lm()), tiny.chatml(), name="third"))
+        assert "Its alarms" not in remarks[0]
+        assert remarks[1].endswith("under an adapter. Its alarms were set on other.")
+
+    def test_on_the_very_model_names_none(self) -> None:
+        base = tiny.model()
+        (calibrated,) = calibrate_alarms(self.TALK, base, [tiny.vector(base)], self.PLAN).vectors
+        assert {alarm.model for alarm in calibrated.header.alarms} == {""}
+        assert "model" not in calibrated.header.alarms[0].model_dump()
 
 
 class TestTheCommandDoctor:

@@ -158,7 +158,7 @@ OnOtherModel = Annotated[
     bool,
     typer.Option(
         "--allow-other-model",
-        help="Use a vector of another model of the same shape, such as a fine-tune's base.",
+        help="Use a vector of a stranger of the same shape, or keep what is measured on a relative.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -123,7 +123,9 @@ def _alarms(alarms: Sequence[Alarm]) -> str:
     rates = ", ".join(f"{100 * rate:.3g} %" for rate in sorted({a.rate for a in alarms}))
     kind = "the model's own" if first.answers == "own" else "given"
     what = {"reply": "answers", "thought": "thoughts", "both": "answers with their thoughts"}[first.part]
-    set_on = f"set on {first.n_answers:,} {what}, {kind} ({first.data})"
+    set_on = f"set on {first.n_answers:,} {what}, {kind} ({first.data})" + (
+        f", on {first.model}" if first.model else ""
+    )
     return f"{len(alarms)} at layer {first.layer}, each raised by {rates} of normal answers; {set_on}"
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from poise.model.fingerprint import Fingerprint
 from poise.model.sketch import WeightSketch
 
-__all__ = ["ModelRelation", "RelationKind", "relate"]
+__all__ = ["SAME_MODEL", "ModelRelation", "RelationKind", "relate"]
 
 RelationKind = Literal["same", "adapter", "merged", "fine-tune", "quantised", "resized", "template", "unknown", "other"]
 RELATIVES = frozenset({"adapter", "merged", "fine-tune", "quantised", "resized"})
@@ -41,6 +41,9 @@ class ModelRelation:
         return self.kind == "same" or self.kind in RELATIVES
 
 
+SAME_MODEL = ModelRelation(kind="same", sentence="is that model")
+
+
 def relate(
     first: Fingerprint,
     second: Fingerprint,
@@ -54,7 +57,7 @@ def relate(
         sketches: Both sketches, where they are known; only called where the fingerprints do not settle it.
     """
     if first == second:
-        return ModelRelation(kind="same", sentence="is that model")
+        return SAME_MODEL
     if first.weights == second.weights:
         return _same_weights(first, second, "has the same base weights")
     before, after = sketches()
@@ -108,7 +111,7 @@ def _related_change(
     sizes = f"{after.vocabulary:,} token embeddings, not {before.vocabulary:,}"
     vectors_unchanged = before.vectors == after.vectors
     if _is_copy(before, after, vectors_unchanged=vectors_unchanged):
-        how = f"rounded to {after.quantisation}" if after.quantisation else f"unrounded, not in {before.quantisation}"
+        how = f"in {after.quantisation}" if after.quantisation else f"unrounded, not in {before.quantisation}"
         return "quantised", f"has its weights {how}, as a quantised copy has{adapted}"
     if before.vocabulary != after.vocabulary:
         if vectors_unchanged and before.matrices == after.matrices:

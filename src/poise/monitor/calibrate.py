@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +60,7 @@ class AlarmSource:
     data_sha256: str
     seed: int
     part: AnswerPart = "reply"
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +147,9 @@ def calibrate_alarms(
     folder = Path(folder) if folder is not None else None
     data = data_from_rows(data, need="assistant" if plan.read_given_answers else "user")
     check_calibrated_part(data, plan)
-    for vector in vectors:
-        vector.check_model(model, allow_other_model=allow_other_model, record=ALARMS_BELONG)
+    relations = [
+        vector.check_model(model, allow_other_model=allow_other_model, record=ALARMS_BELONG) for vector in vectors
+    ]
     probes = [vector.at("read", plan.layer).probe for vector in vectors]
     rejections = Rejections(folder / "rejected.jsonl" if folder else None)
     talk = draw_conversations(data, plan.limit, seed=plan.seed, rejections=rejections)
@@ -173,8 +175,9 @@ def calibrate_alarms(
     )
     done: list[PersonaVector] = []
     without: dict[str, str] = {}
-    for column, (vector, probe) in enumerate(zip(vectors, probes, strict=True)):
-        set_on, lacking = set_alarms(normal, column, probe.layer, plan.rates, facts)
+    for column, (vector, probe, relation) in enumerate(zip(vectors, probes, relations, strict=True)):
+        source = replace(facts, model="" if relation.kind == "same" else model.name)
+        set_on, lacking = set_alarms(normal, column, probe.layer, plan.rates, source)
         without |= lacking
         chart = set_drift_chart(normal, column, probe.layer, part=data.answer_part)
         done.append(vector.with_alarms(set_on, chart))

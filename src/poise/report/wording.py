@@ -207,7 +207,8 @@ def limits(header: Header, certificate: Certificate) -> list[str]:
         "Only this trait was scored. A direction can carry its neighbours along, and traits that overlap share "
         "directions.",
         f"The random control is {c.random.draws} directions; a rarer one could do more.",
-        f"The vector belongs to {header.model.name} with the fingerprint given above, and to no other model.",
+        f"The vector belongs to {header.model.name} with the fingerprint given above; nothing here was measured on its "
+        "fine-tunes, adapters and quantised copies.",
     ]
 
 

@@ -41,6 +41,7 @@ def vector_entry(watched: WatchedVector) -> dict[str, Any]:
             "risky": limits.RISKY_DOSE,
             "rounding": limits.DOSE_ROUNDING,
         },
+        "relation": watched.relation.kind,
         "fixed": watched.fixed,
         "certificate": header.certificate,
         "normal": normal and {"mean": normal.mean, "sd": normal.spread, "n": normal.n},

@@ -15,6 +15,7 @@ from poise.activations import Probe
 from poise.data import AnswerPart
 from poise.errors import InvalidVector, RequestError, UserError
 from poise.model import Model
+from poise.model.relation import SAME_MODEL, ModelRelation
 from poise.monitor import alarms_in_force
 from poise.monitor.baseline import ReadingBaseline, measure_baseline
 from poise.vector import Alarm, PersonaVector
@@ -34,6 +35,7 @@ class WatchedVector:
         probe: Probe that reads it, at the layer where it is watched.
         fixed: Whether it was named when the server was started; such a vector cannot be deleted.
         normal: Readings of tokens in answers without the trait; ``None`` where the vector carries no such answers.
+        relation: What the served model is to the vector's own.
     """
 
     name: str
@@ -41,6 +43,7 @@ class WatchedVector:
     probe: Probe
     fixed: bool
     normal: ReadingBaseline | None = None
+    relation: ModelRelation = SAME_MODEL
 
     @property
     def alarms(self) -> list[Alarm]:
@@ -113,7 +116,7 @@ class VectorRegistry:
         """
         if not re.fullmatch(NAME, name):
             raise InvalidVector(f"{name!r} is no name for a vector here; use letters, digits, _ and -, at most 64.")
-        vector.check_model(self.model, allow_other_model=self.allow_other_model)
+        relation = vector.check_model(self.model, allow_other_model=self.allow_other_model)
         probe = vector.at("read").probe
         self._check_free(name)
         normal = self._between(lambda: _normal_readings(vector, probe, self.model))
@@ -121,7 +124,9 @@ class VectorRegistry:
             self._check_free(name)
             self._entries = {
                 **self._entries,
-                name: WatchedVector(name=name, vector=vector, probe=probe, fixed=fixed, normal=normal),
+                name: WatchedVector(
+                    name=name, vector=vector, probe=probe, fixed=fixed, normal=normal, relation=relation
+                ),
             }
             return self._entries[name]
 

@@ -15,6 +15,7 @@ from poise.judge.exemplars import ExemplarJudge
 from poise.judge.factory import ChosenJudges, choose_judges, trait_judge
 from poise.judge.local_model import LocalJudge
 from poise.model import Model, load_model
+from poise.model.relation import ModelRelation
 from poise.trait import OwnTrait
 from poise.trait.library import evaluation_questions
 from poise.validate.certificate import Certificate, JudgeFacts
@@ -78,7 +79,7 @@ def validate(
     check_type("judge", judge, (str, ChosenJudges), "exemplars, model:NAME, endpoint:NAME or chosen judges")
     if isinstance(questions, str):
         raise InvalidArgument("questions is text; give a list of questions, or how many of the trait's are asked.")
-    vector.check_model(model, allow_other_model=allow_other_model, record=CERTIFICATE_BELONGS)
+    relation = vector.check_model(model, allow_other_model=allow_other_model, record=CERTIFICATE_BELONGS)
     check_number("rollouts", rollouts, least=1, most=2**31)
     check_number("seed", seed, least=0, most=2**63 - 1)
     if beside is not None:
@@ -101,7 +102,8 @@ def validate(
     )
     if isinstance(questions, int):
         questions = evaluation_questions(vector.header.trait)[:questions]
-    certificate = certify(vector, work, questions, _judge_facts(judges), settings=settings, notes=_trait_notes(vector))
+    notes = [*_model_notes(vector, model, relation), *_trait_notes(vector)]
+    certificate = certify(vector, work, questions, _judge_facts(judges), settings=settings, notes=notes)
     if monitoring:
         certificate = certificate.model_copy(update={"monitoring": measure_ladder(vector, work, questions)})
     if second is not None:
@@ -127,6 +129,15 @@ def _judge_facts(judges: ChosenJudges) -> JudgeFacts:
         why_unusable=judges.why_unusable,
         coherence=judges.coherence_is,
     )
+
+
+def _model_notes(vector: PersonaVector, model: Model, relation: ModelRelation) -> list[str]:
+    if relation.kind == "same":
+        return []
+    return [
+        f"Measured on {model.name}, not on {vector.header.model.name}, on which the vector was computed: {model.name} "
+        f"{relation.sentence}."
+    ]
 
 
 def _trait_notes(vector: PersonaVector) -> list[str]:

@@ -333,8 +333,14 @@ class PersonaVector:
         how = f"{self.name} was computed on {own.name}, and {model.name} {relation.sentence}"
         if not allow_other_model and (record or not relation.related):
             raise OtherModel(f"{how}; {_remedy(relation, record)}")
-        remark(f"{how}. Thresholds and certificates in its file are those of {own.name}.")
+        remark(f"{how}.{self._measured_elsewhere(model)}")
         return relation
+
+    def _measured_elsewhere(self, model: Model) -> str:
+        """What of the header was measured on its own model, and not on this one."""
+        alarm_models = {alarm.model or self.header.model.name for alarm in self.header.alarms} - {model.name}
+        certificate = " Its certificate was measured there." if self.header.certificate is not None else ""
+        return certificate + (f" Its alarms were set on {', '.join(sorted(alarm_models))}." if alarm_models else "")
 
     def with_certificate(self, certificate: Mapping[str, Any] | FrozenModel) -> PersonaVector:
         """The same vector with a certificate, as ``validate`` gave it or as JSON, in its header."""
