@@ -17,7 +17,7 @@ def _is_reply(part: AnswerPart) -> bool:
     return part == "reply"
 
 
-def _is_empty(text: str) -> bool:
+def _is_own_model(text: str) -> bool:
     return not text
 
 
@@ -45,7 +45,7 @@ class Alarm(FrozenModel):
     topic: str | None = Field(None, description="Set on one topic's rows alone; None for all.")
     seed: int
     part: AnswerPart = Field("reply", exclude_if=_is_reply, description="Which part of the answers was read.")
-    model: str = Field("", exclude_if=_is_empty, description="Model it was set on; empty for the vector's own.")
+    model: str = Field("", exclude_if=_is_own_model, description="Model it was set on; empty for the vector's own.")
 
 
 class Drift(FrozenModel):
