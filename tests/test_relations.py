@@ -297,6 +297,14 @@ class TestARelation:
         assert own.relation(model(tiny.lm(architecture, seed=1))).kind == "other"
         assert own.relation(model(tiny.lm(architecture).to(torch.float16))).kind == "same"
 
+    def test_of_models_without_norms_goes_by_their_embeddings(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(tiny.ARCHITECTURES, "olmo", tiny.ARCHITECTURES["llama"])
+        own = ModelId.of(tiny.model("olmo"))
+        assert own.sketch is not None
+        assert own.sketch.vectors == ""
+        assert own.relation(model(disturbed(tiny.lm("olmo"), 0.005))).kind == "fine-tune"
+        assert own.relation(model(tiny.adapted(tiny.lm("olmo")).merge_and_unload())).kind == "merged"
+
     def test_of_two_fine_tunes_of_one_base_is_a_fine_tunes(self) -> None:
         assert identity(tuned(seed=1)).relation(model(tuned(seed=2))).kind == "fine-tune"
 

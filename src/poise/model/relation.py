@@ -109,7 +109,8 @@ def _related_change(
 ) -> tuple[RelationKind, str]:
     adapted = f" {_adapter_words(first, second)}" if first.adapter != second.adapter else ""
     sizes = f"{after.vocabulary:,} token embeddings, not {before.vocabulary:,}"
-    vectors_unchanged = before.vectors == after.vectors
+    steady = "vectors" if before.vectors else "embeddings"  # what adapters of matrices leave alone
+    vectors_unchanged = getattr(before, steady) == getattr(after, steady)
     if _is_copy(before, after, vectors_unchanged=vectors_unchanged):
         how = f"in {after.quantisation}" if after.quantisation else f"unrounded, not in {before.quantisation}"
         return "quantised", f"has its weights {how}, as a quantised copy has{adapted}"

@@ -12,10 +12,10 @@ __all__ = ["quantisation"]
 SCALE_BLOCK = 32  # weights that share a scale in the common formats, or half of which do
 FOUR_BIT_LEVELS = 16  # of 4 bits
 STEP_COUNTS = torch.arange(1, 256, dtype=torch.float64)  # between the smallest and the largest of a block, up to 8 bits
-STEP_TOLERANCES = (0.02 + STEP_COUNTS / 256).where(
-    STEP_COUNTS < FOUR_BIT_LEVELS, torch.full_like(STEP_COUNTS, 0.02)
-)  # of a step: few survive bfloat16
-ROUNDED_SHARE = 0.9  # of the blocks that must be rounded
+FLOAT32_ERROR = 0.02  # of a step, by which a value may miss it
+BFLOAT16_ERROR = 1 / 512  # of a value, for copies that were unpacked into bfloat16
+SAMPLED_BLOCKS = 8  # of a matrix
+ROUNDED_SHARE = 0.4  # of the blocks: of 8 bits in bfloat16 two thirds are seen to be rounded, of other weights a tenth
 
 
 def quantisation(lm: Any, matrices: Sequence[torch.Tensor]) -> str:
@@ -31,7 +31,9 @@ def quantisation(lm: Any, matrices: Sequence[torch.Tensor]) -> str:
         return type(subclasses[0]).__name__
     bits = [_bits(block) for matrix in matrices for block in _blocks(matrix)]
     rounded = [count for count in bits if count]
-    return f"{max(rounded)} bits" if rounded and len(rounded) >= ROUNDED_SHARE * len(bits) else ""
+    if not rounded or len(rounded) < ROUNDED_SHARE * len(bits):
+        return ""
+    return f"{4 if 2 * rounded.count(4) >= len(rounded) else 8} bits"
 
 
 def _method_name(settings: dict[str, Any]) -> str:
@@ -44,9 +46,11 @@ def _method_name(settings: dict[str, Any]) -> str:
 
 
 def _blocks(matrix: torch.Tensor) -> list[torch.Tensor]:
-    """Two blocks of a matrix's first row."""
-    row = matrix.detach().reshape(-1, matrix.shape[-1])[0][: 2 * SCALE_BLOCK].double().cpu()
-    return [block for block in torch.split(row, SCALE_BLOCK) if len(block) == SCALE_BLOCK and bool(block.any())]
+    """The first blocks of some rows of a matrix."""
+    rows = matrix.detach().reshape(-1, matrix.shape[-1])
+    at = torch.linspace(0, len(rows) - 1, min(SAMPLED_BLOCKS, len(rows))).long()
+    blocks = rows[at.to(rows.device), :SCALE_BLOCK].double().cpu()
+    return [block for block in blocks if len(block) == SCALE_BLOCK and bool(block.any())]
 
 
 def _bits(block: torch.Tensor) -> int:
@@ -59,9 +63,11 @@ def _bits(block: torch.Tensor) -> int:
 
 def _steps(values: torch.Tensor) -> int | None:
     """Fewest even steps from zero, or from the smallest, to the largest on which all values lie."""
-    for shifted in (values, values - values.min()):  # scales with a zero in the middle, and with one at the end
-        counts = shifted / (shifted.abs().max().clamp(min=1e-30) / STEP_COUNTS)[:, None]
-        on_steps = ((counts - counts.round()).abs() < STEP_TOLERANCES[:, None]).all(-1)
+    for zero in (torch.zeros_like(values[0]), values.min()):  # scales with a zero in the middle, and at one end
+        steps = ((values - zero).abs().max().clamp(min=1e-30) / STEP_COUNTS)[:, None]
+        counts = (values - zero) / steps
+        errors = (values.abs() + zero.abs()) / steps * BFLOAT16_ERROR
+        on_steps = ((counts - counts.round()).abs() < FLOAT32_ERROR + errors).all(-1)
         if bool(on_steps.any()):
             return int(STEP_COUNTS[on_steps][0])
     return None

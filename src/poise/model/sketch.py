@@ -21,7 +21,7 @@ from torch import nn
 
 from poise.model.adapter_structure import base_modules, unwrapped
 from poise.model.architecture import config_value, text_config
-from poise.model.fingerprint import SHAPE_KEYS, half_weights, sample_values
+from poise.model.fingerprint import half_weights, sample_values
 from poise.model.rounding import quantisation
 from poise.settings import FrozenModel
 
@@ -32,7 +32,7 @@ SKETCHED_OUTPUTS = 16  # that are kept of each
 SKETCHED_TOKENS = tuple(range(3, 200, 25))  # whose embeddings are sketched
 TOKEN_OUTPUTS = 8
 INT8_SCALE = 32.0  # of the values' root mean square, as int8
-SIZE_KEYS = (*(key for key in SHAPE_KEYS if key != "vocab_size"), "intermediate_size", "head_dim")
+SIZE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 class WeightSketch(FrozenModel):
@@ -42,7 +42,7 @@ class WeightSketch(FrozenModel):
     vocabulary: int = Field(description="Rows of the token embeddings.")
     quantisation: str = Field(description="How weights are rounded, e.g. bitsandbytes 4-bit; empty where they are not.")
     half: str = Field(description="Hash of all weights as a copy in float16 has them.")
-    vectors: str = Field(description="Hash of the norms and biases.")
+    vectors: str = Field(description="Hash of the norms and biases; empty where there are none.")
     matrices: str = Field(description="Hash of the blocks' matrices.")
     embeddings: str = Field(description="Hash of some tokens' embeddings.")
     outputs: str = Field(description="Base64 of int8 [matrices, 16]: outputs of the blocks' matrices.")
@@ -191,4 +191,4 @@ def _short_hash(parts: Sequence[bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    return digest.hexdigest()[:8]
+    return digest.hexdigest()[:8] if parts else ""
