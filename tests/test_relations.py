@@ -251,6 +251,11 @@ OTHERS: dict[str, tuple[str, Callable[[], Any], str]] = {
     "4 bits": ("quantised", lambda: rounded(4), "has its weights in 4 bits, as a quantised copy has"),
     "3 bits": ("quantised", lambda: rounded(3), "has its weights in 4 bits, as a quantised copy has"),
     "4 bits in bfloat16": ("quantised", lambda: rounded(4, torch.bfloat16), "in 4 bits, as"),
+    "8 bits in bfloat16": (
+        "merged",
+        lambda: rounded(8, torch.bfloat16),
+        "or a fine-tune of some layers has",
+    ),  # no grid
     "packed": ("quantised", packed, "has its weights in uint8, as a quantised copy has"),
     "packed under an adapter": ("quantised", lambda: tiny.adapted(packed(), target_modules=["lm_head"]), "an adapter"),
     "another start": ("other", lambda: tiny.lm(seed=1), "same architecture with other weights, unrelated to it"),

@@ -12,10 +12,10 @@ __all__ = ["quantisation"]
 SCALE_BLOCK = 32  # weights that share a scale in the common formats, or half of which do
 FOUR_BIT_LEVELS = 16  # of 4 bits
 STEP_COUNTS = torch.arange(1, 256, dtype=torch.float64)  # between the smallest and the largest of a block, up to 8 bits
-FLOAT32_ERROR = 0.02  # of a step, by which a value may miss it
-BFLOAT16_ERROR = 1 / 512  # of a value, for copies that were unpacked into bfloat16
+STEP_ERROR = 0.001  # of a step, by which a value may miss it besides what its own dtype rounds away
 SAMPLED_BLOCKS = 8  # of a matrix
-ROUNDED_SHARE = 0.4  # of the blocks: of 8 bits in bfloat16 two thirds are seen to be rounded, of other weights a tenth
+LARGEST_ERROR = 0.2  # of a step; finer steps cannot be seen in the dtype at hand
+ROUNDED_SHARE = 0.9  # of the blocks
 
 
 def quantisation(lm: Any, matrices: Sequence[torch.Tensor]) -> str:
@@ -66,8 +66,16 @@ def _steps(values: torch.Tensor) -> int | None:
     for zero in (torch.zeros_like(values[0]), values.min()):  # scales with a zero in the middle, and at one end
         steps = ((values - zero).abs().max().clamp(min=1e-30) / STEP_COUNTS)[:, None]
         counts = (values - zero) / steps
-        errors = (values.abs() + zero.abs()) / steps * BFLOAT16_ERROR
-        on_steps = ((counts - counts.round()).abs() < FLOAT32_ERROR + errors).all(-1)
+        errors = 2 * _relative_error(values) * (values.abs() + zero.abs()) / steps  # its own and the scale's
+        on_steps = ((counts - counts.round()).abs() < STEP_ERROR + errors).all(-1) & (errors.amax(-1) < LARGEST_ERROR)
         if bool(on_steps.any()):
             return int(STEP_COUNTS[on_steps][0])
     return None
+
+
+def _relative_error(values: torch.Tensor) -> float:
+    """By how much storing in the coarsest dtype that holds these values may have moved them."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if bool((values.to(dtype).double() == values).all()):
+            return torch.finfo(dtype).eps / 2
+    return torch.finfo(torch.float32).eps
