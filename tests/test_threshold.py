@@ -46,6 +46,36 @@ class TestAThreshold:
         assert (shared.answers, shared.conversations) == (1000, 100)
         assert (shared.low, shared.high) == rate_interval(5, 100)
 
+    @pytest.mark.parametrize("likeness", [0.0, 0.5, 0.95])
+    @pytest.mark.parametrize("shape", ["one giant", "a tenth of fifty", "ten each", "long tail"])
+    def test_keeps_its_rate_and_interval_however_many_answers_a_conversation_has(
+        self, shape: str, likeness: float
+    ) -> None:
+        """Of an answer of a conversation to come; ``likeness`` is the correlation within a conversation."""
+        rng, talks, rate = np.random.default_rng(3), 200, 0.03
+        sizes = {
+            "one giant": [700, *[1] * (talks - 1)],
+            "a tenth of fifty": [50] * 20 + [1] * (talks - 20),
+            "ten each": [10] * talks,
+            "long tail": [max(1, talks // i) for i in range(1, talks + 1)],
+        }[shape]
+        talk = np.repeat(np.arange(talks), sizes)
+        set_at = []
+        for _ in range(1000):
+            common = rng.normal(size=talks)[talk]
+            x = likeness**0.5 * common + (1 - likeness) ** 0.5 * rng.normal(size=len(talk))
+            set_at.append(threshold(x, rate, conversations=talk.tolist()))
+        true = reference.norm.sf([one.value for one in set_at])
+        assert np.mean([one.low <= t <= one.high for one, t in zip(set_at, true, strict=True)]) >= 0.93
+        assert true.mean() == pytest.approx(rate, rel=0.15)
+
+    def test_of_unequal_conversations_is_what_k_of_them_reach(self) -> None:
+        """Six of 120 at 5 %: one of two answers counts as two halves, those of the giant as nothing much."""
+        x = [100.0, 99.0, *np.arange(98.0, -20.0, -1.0), *[50.0] * 1000]
+        talk = ["pair", "pair", *range(118), *["giant"] * 1000]
+        assert threshold(x, 0.05, conversations=talk).value == 94.0  # 100 and 99 make one; 98 to 94 five more
+        assert threshold(x, 0.05).value == 50.0
+
     def test_refuses_a_rate_that_the_answers_cannot_bear_and_says_how_many_can(self) -> None:
         with pytest.raises(TooFewResponses, match=r"rate of 0.01 needs 122 .* there are 80; bring more rows"):
             threshold(np.arange(80.0), 0.01)

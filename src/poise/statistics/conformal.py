@@ -4,7 +4,11 @@ With a threshold at the k-th highest of n normal answers, the chance that one mo
 k / (n + 1) on average, and over repeated calibrations it is distributed as Beta(k, n + 1 − k): order statistics
 of exchangeable answers, as in split conformal prediction (Vovk 2012, arXiv:1209.2673). Where readings go with the size
 of what is read, a threshold for each band of sizes keeps the rate in every band (the same paper's Mondrian predictors).
-Numbers only; knows no models.
+
+Answers of one conversation are alike, so that conversations are what is exchangeable. Each weighs the same, however many
+answers it has: the threshold is the value that the k-th highest of n conversations reach, an answer of m counting as
+1 / m of one (Lee, Barber and Willett 2023, arXiv:2306.06342), and the promise is of one answer of a conversation to
+come. Numbers only; knows no models.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from poise.errors import InvalidArgument, TooFewResponses
+from poise.statistics.estimates import group_sizes
 
 __all__ = [
     "Band",
@@ -62,20 +67,24 @@ def threshold(readings: ArrayLike, rate: float, *, conversations: Sequence[objec
     Args:
         readings: [n] of normal answers.
         rate: False alarms an answer, e.g. 0.01.
-        conversations: Which conversation each answer came from; default, each from its own. Answers of one
-            conversation are alike, so that the interval counts conversations.
+        conversations: Which conversation each answer came from; default, each from its own. Conversations weigh the
+            same, so that no long one sets the threshold alone, and the interval counts them.
 
     Raises:
         InvalidArgument: ``rate`` is not between 0 and 0.5.
         TooFewResponses: so few conversations cannot promise this rate; says how many can.
     """
     check_rate(rate)
-    x = np.sort(np.asarray(readings, dtype=float))
-    independent = len(x) if conversations is None else len(set(conversations))
+    x = np.asarray(readings, dtype=float)
+    talk, sizes = group_sizes(len(x), conversations)
+    independent = len(sizes)
     check_enough(independent, rate)
-    low, high = rate_interval(_rank_of_threshold(independent, rate), independent)
+    k = _rank_of_threshold(independent, rate)
+    low, high = rate_interval(k, independent)
+    highest = np.argsort(-x, kind="stable")
+    reached = np.cumsum(1 / sizes[talk[highest]])  # conversations at or above each answer
     return Threshold(
-        value=float(x[-_rank_of_threshold(len(x), rate)]),
+        value=float(x[highest[np.searchsorted(reached, k + 1e-9, side="right") - 1]]),
         rate=rate,
         low=low,
         high=high,
@@ -119,9 +128,9 @@ def bands(
         TooFewResponses: so few conversations cannot promise this rate in a single band; says how many can.
     """
     x, size = np.asarray(readings, dtype=float), np.asarray(sizes)
-    talk = np.arange(len(x)) if conversations is None else np.unique(np.asarray(conversations), return_inverse=True)[1]
     check_rate(rate)
-    check_enough(len(np.unique(talk)), rate)
+    talk, sizes_of_talk = group_sizes(len(x), conversations)
+    check_enough(len(sizes_of_talk), rate)
     order = np.argsort(size, kind="stable")
     ends = _ends(size[order], talk[order], rate)
     done: list[Band] = []

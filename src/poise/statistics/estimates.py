@@ -26,6 +26,7 @@ __all__ = [
     "bootstrap_all",
     "bootstrap_interval",
     "each_draw",
+    "group_sizes",
     "kappa",
     "mean_estimate",
     "of_groups",
@@ -161,6 +162,20 @@ def of_groups(statistic: Statistic, groups: Sequence[int] | Indices) -> tuple[St
         return statistic(np.stack(rows)[draws].reshape(len(draws), -1))
 
     return of_equal if len({len(group) for group in rows}) == 1 else of_unequal, len(rows)
+
+
+def group_sizes(n: int, groups: Sequence[object] | None) -> tuple[Indices, Indices]:
+    """Each of n rows' group [n], numbered in the order in which they appear, and the rows of each.
+
+    Args:
+        n: Rows.
+        groups: What tells the groups apart, [n]; default, each row is a group.
+    """
+    if groups is None:
+        return np.arange(n), np.ones(n, dtype=np.int64)
+    numbers: dict[object, int] = {}
+    labels = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
+    return labels, np.bincount(labels, minlength=len(numbers))
 
 
 def mean_estimate(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> Estimate:
