@@ -5,9 +5,9 @@ k / (n + 1) on average, and over repeated calibrations it is distributed as Beta
 of exchangeable answers, as in split conformal prediction (Vovk 2012, arXiv:1209.2673). Where readings go with the size
 of what is read, a threshold for each band of sizes keeps the rate in every band (the same paper's Mondrian predictors).
 
-Answers of one conversation are alike, so that conversations are what is exchangeable. Each weighs the same, however many
-answers it has: the threshold is the value that the k-th highest of n conversations reach, an answer of m counting as
-1 / m of one (Lee, Barber and Willett 2023, arXiv:2306.06342), and the promise is of one answer of a conversation to
+Answers of one conversation are alike, so that conversations are what is exchangeable. Each weighs the same, however
+many answers it has: the threshold is the value that k of n conversations reach, one answer of m counting as 1 / m of a
+conversation (Lee, Barber and Willett 2023, arXiv:2306.06342), and the promise is of an answer of a conversation to
 come. Numbers only; knows no models.
 """
 
