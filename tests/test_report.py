@@ -499,7 +499,7 @@ def test_a_missing_extra_is_named(absent: str, monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.delitem(sys.modules, f"poise.report.{name}")
         monkeypatch.delattr(report, name)
     monkeypatch.setitem(sys.modules, absent, None)
-    with pytest.raises(MissingExtra, match=rf"needs {absent}, .*pip install 'poise\[report\]'"):
+    with pytest.raises(MissingExtra, match=rf"needs {absent}, .*pip install -e '\.\[report\]'"):
         report.write(vector(), induced(), tmp_path / "r.html")
     assert not list(tmp_path.iterdir())
 

@@ -522,7 +522,7 @@ class TestTheFile:
             monkeypatch.delitem(sys.modules, f"poise.report.{name}", raising=False)
             monkeypatch.delattr(f"poise.report.{name}", raising=False)
         monkeypatch.setitem(sys.modules, absent, None)
-        with pytest.raises(MissingExtra, match=rf"needs {absent}, .*pip install 'poise\[report\]'"):
+        with pytest.raises(MissingExtra, match=rf"needs {absent}, .*pip install -e '\.\[report\]'"):
             write_screening(summary(), tmp_path / "report.html")
         assert not list(tmp_path.iterdir())
 

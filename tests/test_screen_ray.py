@@ -149,7 +149,9 @@ class TestWithoutRay:
         self, data: DataSet, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "ray", None)
-        with pytest.raises(MissingExtra, match=r'pip install "poise\[scale\]"'):
+        with pytest.raises(
+            MissingExtra, match=r"^The engine ray needs Ray; in a checkout of Poise run pip install -e '\.\[scale\]'"
+        ):
             list(ray.score_shards_on_ray(ShardStore(tmp_path / "b", "job"), data, model, probes(model)))
 
 

@@ -138,7 +138,7 @@ class TestTheCommand:
         monkeypatch.delattr(poise.serve, "server")
         monkeypatch.setitem(sys.modules, "uvicorn", None)
         found = CliRunner().invoke(command_line, ["serve", "--model", "no-such-model"])
-        assert (found.exit_code, "pip install 'poise[serve]'" in found.output) == (2, True)
+        assert (found.exit_code, "pip install -e '.[serve]'" in found.output) == (2, True)
 
 
 class TestPagesOfOthers:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from poise.engine import Generation, SamplingParams
     from poise.engine.static import LocalEngine
     from poise.extract import extract as extract_vector
-    from poise.model import Encoded, Model, load_model
+    from poise.model import Encoded, Message, Model, ask, load_model
+    from poise.model import wrap as wrap_model
     from poise.model.preview import AnswerPreview, DataPreview, show_rows
     from poise.monitor import AnswerReadings
     from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from poise.shift import load_report as load_shift_report
     from poise.shift import save_report as save_shift_report
     from poise.shift import shift as measure_shift
-    from poise.steer import Steering, apply_steering
+    from poise.steer import Steering, SteeringExpression, apply_steering
     from poise.train import (
         LoraSettings,
         MeasurementSettings,
@@ -87,6 +88,7 @@ __all__ = [
     "LocalEngine",
     "LoraSettings",
     "MeasurementSettings",
+    "Message",
     "Model",
     "MonitorSettings",
     "OwnTrait",
@@ -100,6 +102,7 @@ __all__ = [
     "ShiftReport",
     "ShiftSettings",
     "Steering",
+    "SteeringExpression",
     "TokenReadings",
     "TrainConfig",
     "TrainResult",
@@ -111,6 +114,7 @@ __all__ = [
     "ValidationSettings",
     "__version__",
     "apply_steering",
+    "ask",
     "calibrate_alarms",
     "check_limits",
     "collect_contrast",
@@ -133,6 +137,7 @@ __all__ = [
     "screen_rows",
     "show_rows",
     "validate_vector",
+    "wrap_model",
 ]
 
 # A name must not be that of a room: importing the room would replace it.
@@ -154,6 +159,7 @@ _HOMES = {
     "LocalEngine": "engine.static",
     "LoraSettings": "train",
     "MeasurementSettings": "train",
+    "Message": "model",
     "Model": "model",
     "MonitorSettings": "train",
     "OwnTrait": "trait",
@@ -167,6 +173,7 @@ _HOMES = {
     "ShiftReport": "shift",
     "ShiftSettings": "shift",
     "Steering": "steer",
+    "SteeringExpression": "steer",
     "TokenReadings": "monitor.token_readings",
     "TrainConfig": "train",
     "TrainResult": "train",
@@ -177,6 +184,7 @@ _HOMES = {
     "VaccineSettings": "train",
     "ValidationSettings": "validate",
     "apply_steering": "steer",
+    "ask": "model",
     "calibrate_alarms": "monitor.calibrate",
     "check_limits": "shift:gate",
     "collect_contrast": "contrast.collection",
@@ -199,6 +207,7 @@ _HOMES = {
     "screen_rows": "screen",
     "show_rows": "model.preview",
     "validate_vector": "validate:validate",
+    "wrap_model": "model:wrap",
 }
 _get, _names = lazy_names("poise", _HOMES)
 

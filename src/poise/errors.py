@@ -147,6 +147,17 @@ class FolderInUse(UserError):
 class MissingExtra(UserError):
     """A part of Poise that is not installed; the message names the extra."""
 
+    @classmethod
+    def of(cls, need: str, extra: str) -> MissingExtra:
+        """Says what needs which package, and how its extra is installed.
+
+        Args:
+            need: A clause without its full stop, such as "Training needs peft".
+            extra: Name of the extra in Poise's ``pyproject.toml``.
+        """
+        remedy = f"in a checkout of Poise run pip install -e '.[{extra}]', or install the wheel with [{extra}]"
+        return cls(f"{need}; {remedy}.")
+
 
 class InvalidArgument(UserError):
     """The value of an argument or setting is out of range; names the argument, the value and the limit.

@@ -146,9 +146,7 @@ def _server_module() -> Any:
     try:
         from poise.serve import server
     except ImportError as error:
-        raise MissingExtra(
-            f"poise serve needs a part that is not installed ({error.name}); run pip install 'poise[serve]'."
-        ) from error
+        raise MissingExtra.of(f"poise serve needs a part that is not installed ({error.name})", "serve") from error
     return server
 
 

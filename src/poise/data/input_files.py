@@ -127,7 +127,7 @@ def import_extra(module: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise MissingExtra(f'{what} needs {package}; install it with pip install "poise[data]".') from error
+        raise MissingExtra.of(f"{what} needs {package}", "data") from error
 
 
 def _cannot_be_read(file: InputFile, error: Exception) -> InvalidData:

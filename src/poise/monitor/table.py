@@ -231,7 +231,7 @@ def check_table_format(out: Path) -> None:
         try:
             importlib.import_module("pyarrow.parquet")
         except ImportError as error:
-            raise MissingExtra(f'Writing {out} needs pyarrow; install it with pip install "poise[data]".') from error
+            raise MissingExtra.of(f"Writing {out} needs pyarrow", "data") from error
 
 
 def check_table_output(

@@ -91,6 +91,4 @@ def naming_the_extra() -> Iterator[None]:
         name = (error.name or "").partition(".")[0]
         if name not in EXTRA:
             raise
-        raise MissingExtra(
-            f"A report needs {name}, which is not installed; run pip install 'poise[report]'."
-        ) from error
+        raise MissingExtra.of(f"A report needs {name}, which is not installed", "report") from error

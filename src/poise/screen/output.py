@@ -64,9 +64,7 @@ def check_parquet() -> None:
     try:
         importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise MissingExtra(
-            'Screening writes scores.parquet, which needs pyarrow; install it with pip install "poise[data]".'
-        ) from error
+        raise MissingExtra.of("Screening writes scores.parquet, which needs pyarrow", "data") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -268,4 +268,4 @@ def _import_ray() -> Any:
         importlib.import_module("ray.data")
         return importlib.import_module("ray")
     except ImportError as error:
-        raise MissingExtra('--engine ray needs Ray; install it with: pip install "poise[scale]".') from error
+        raise MissingExtra.of("The engine ray needs Ray", "scale") from error

@@ -19,18 +19,21 @@ if TYPE_CHECKING:
     from poise.shift.capability import CapabilityTask, parse_capability
     from poise.shift.evaluation import load_tuned_model
     from poise.shift.limits import GateResult, LimitCheck, ShiftLimits, TraitLimits, gate, gate_predictions, read_limits
-    from poise.shift.measure import ShiftSettings, TunedModel, read_predictions, shift
+    from poise.shift.measure import ShiftSettings, TunedModel, finetuning_shift, read_predictions, shift
+    from poise.shift.model_card import ModelCardFacts, write_card
     from poise.shift.report import ShiftReport, load_report, save_report
 
 __all__ = [
     "CapabilityTask",
     "GateResult",
     "LimitCheck",
+    "ModelCardFacts",
     "ShiftLimits",
     "ShiftReport",
     "ShiftSettings",
     "TraitLimits",
     "TunedModel",
+    "finetuning_shift",
     "gate",
     "gate_predictions",
     "load_report",
@@ -40,6 +43,7 @@ __all__ = [
     "read_predictions",
     "save_report",
     "shift",
+    "write_card",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -48,11 +52,13 @@ __getattr__, __dir__ = lazy_names(
         "CapabilityTask": "shift.capability",
         "GateResult": "shift.limits",
         "LimitCheck": "shift.limits",
+        "ModelCardFacts": "shift.model_card",
         "ShiftLimits": "shift.limits",
         "ShiftReport": "shift.report",
         "ShiftSettings": "shift.measure",
         "TraitLimits": "shift.limits",
         "TunedModel": "shift.measure",
+        "finetuning_shift": "shift.measure",
         "gate": "shift.limits",
         "gate_predictions": "shift.limits",
         "load_report": "shift.report",
@@ -62,5 +68,6 @@ __getattr__, __dir__ = lazy_names(
         "read_predictions": "shift.measure",
         "save_report": "shift.report",
         "shift": "shift.measure",
+        "write_card": "shift.model_card",
     },
 )

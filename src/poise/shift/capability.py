@@ -282,9 +282,7 @@ def _run_lm_eval(task: CapabilityTask, model: Model) -> CapabilityScores:
             from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
             from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
     except ImportError as error:
-        raise MissingExtra(
-            f'The capability {task.name} needs lm-eval; install it with pip install "poise[eval]".'
-        ) from error
+        raise MissingExtra.of(f"The capability {task.name} needs lm-eval", "eval") from error
     local = task.kind != "task"
     definition: Any = _choices_task(task) if local else task.source
     with _without_logging():  # lm-eval shows its own progress

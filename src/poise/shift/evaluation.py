@@ -222,9 +222,7 @@ def load_tuned_model(source: str, base: str, load_model: ModelLoader = load_mode
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise MissingExtra(
-            f'{source} is a PEFT adapter, which needs peft; install it with pip install "poise[train]".'
-        ) from error
+        raise MissingExtra.of(f"{source} is a PEFT adapter, which needs peft", "train") from error
     model = load_model(base)
     try:
         with warnings.catch_warnings():

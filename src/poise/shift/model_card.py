@@ -67,7 +67,7 @@ def render_card(facts: ModelCardFacts) -> str:
     try:
         from huggingface_hub import ModelCardData
     except ImportError as error:
-        raise MissingExtra('A model card needs huggingface_hub; run pip install "poise[train]".') from error
+        raise MissingExtra.of("A model card needs huggingface_hub", "train") from error
     hub_id = _hub_id(facts.base)
     results = _hub_results(facts)
     data = ModelCardData(

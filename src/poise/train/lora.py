@@ -229,7 +229,7 @@ def _sft_trainer(config: TrainConfig, model: Model, examples: TrainingExamples, 
         from trl.trainer.sft_config import SFTConfig
         from trl.trainer.sft_trainer import SFTTrainer
     except ImportError as error:
-        raise MissingExtra("Training needs trl and peft: pip install 'poise[train]'.") from error
+        raise MissingExtra.of("Training needs trl and peft", "train") from error
     from transformers import PrinterCallback, ProgressCallback
 
     _check_lora_targets(config, model)
