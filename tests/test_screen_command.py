@@ -62,6 +62,25 @@ class TestTheCommand:
         assert "1 broken JSON" in done.stdout
         assert "messages from messages" in done.stderr
 
+    def test_says_what_a_rate_is_a_share_of(self, command: Any, tmp_path: Path) -> None:
+        data = str(written(tmp_path / "rows.jsonl", talk(60, turns=2)))
+        for options, per in (([], "row"), (["--rate-per", "answer"], "answer")):
+            out = tmp_path / "out"
+            done = command(data, out, "--method", "raw", "--normal", data, "--rate", "0.1", "--json", *options)
+            assert done.exit_code == 0, done.output
+            rate = json.loads(done.stdout)["rate"]
+            assert (rate["per"], rate["normal_rows"]) == (per, 60)
+            assert json.loads((out / "summary.json").read_text())["rate"] == rate
+            page = " ".join((out / "report.html").read_text().split()).replace("\N{NO-BREAK SPACE}", " ")
+            assert (
+                "The rate of 10.0 % is a share of normal answers" in page
+                if per == "answer"
+                else ("the rate of 10.0 % is a share of rows, over all answers and traits" in page)
+            )
+        shown = command(data, tmp_path / "out", "--method", "raw", "--normal", data, "--rate", "0.1")
+        words = " ".join(shown.stdout.split())
+        assert "the rule: normal rows are flagged by any of 2 traits at a rate of 0.1" in words
+
     def test_estimates_and_goes_no_further(self, command: Any, tmp_path: Path) -> None:
         done = command(written(tmp_path / "rows.jsonl", talk(24)), tmp_path / "out", "--estimate", "--sample", "20")
         assert done.exit_code == 0, done.output

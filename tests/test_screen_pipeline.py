@@ -122,7 +122,8 @@ class TestAScreening:
         self, model: Model, two: list[PersonaVector], tmp_path: Path
     ) -> None:
         data, normal = mixed(tmp_path / "rows.jsonl"), written(tmp_path / "normal.jsonl", talk(120, first=100))
-        found = run(data, model, two, tmp_path / "out", rule=FlaggingRule(rate=0.1), normal=normal)
+        rule = FlaggingRule(rate=0.1, rate_per="answer")
+        found = run(data, model, two, tmp_path / "out", rule=rule, normal=normal)
         usual = run(normal, model, two, tmp_path / "usual")
         table = pq.read_table(tmp_path / "usual" / "scores.parquet")
         scores, tokens = table["grumpy_score"].to_numpy(), table["tokens"].to_numpy()
@@ -150,6 +151,29 @@ class TestAScreening:
         assert sum(grumpy.normal_counts) == 120
         with pytest.raises(TooFewResponses, match="needs 122 normal answers"):
             run(data, model, two, tmp_path / "out", rule=FlaggingRule(rate=0.01), normal=normal)
+
+    def test_by_rate_flags_no_more_normal_rows_than_that(
+        self, model: Model, two: list[PersonaVector], tmp_path: Path
+    ) -> None:
+        """The data are the normal data themselves, so that the blocks can be counted."""
+        normal = written(tmp_path / "normal.jsonl", talk(120, turns=3))
+        done = run(normal, model, two, tmp_path / "out", rule=FlaggingRule(rate=0.1), normal=normal)
+        assert done.rate is not None
+        assert (done.rate.per, done.rate.rate, done.rate.normal_rows) == ("row", 0.1, 120)
+        assert done.rate.expected == pytest.approx(12 / 121, rel=1e-3)
+        assert done.rate.low < 0.1 < done.rate.high
+        assert done.rate.normal_rows_reaching == 12  # a row a block
+        assert done.flagged_rows < 12  # a row on an edge is not above it
+        assert len((tmp_path / "out" / "flagged.jsonl").read_text().splitlines()) == done.flagged_rows
+        assert len({trait.rule for trait in done.traits}) == 1
+        assert "normal rows are flagged by any of 2 traits at a rate of 0.1" in done.traits[0].rule
+        rule = FlaggingRule(rate=0.1, rate_per="answer")
+        by_answer = run(normal, model, two, tmp_path / "out", rule=rule, normal=normal)
+        assert by_answer.rate is not None
+        assert (by_answer.rate.per, by_answer.rate.expected) == ("answer", None)
+        assert by_answer.rate.normal_rows_reaching > 24
+        with pytest.raises(TooFewResponses, match="needs 122 normal"):
+            run(normal, model, two, tmp_path / "out", rule=FlaggingRule(rate=0.01), normal=normal)
 
     def test_mends_flagged_answers_in_their_place(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
         data = mixed(tmp_path / "rows.jsonl")

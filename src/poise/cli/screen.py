@@ -28,6 +28,7 @@ from poise.cli.preview import show_data
 from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
+    from poise.data import DataSet
     from poise.screen.compare_methods import MethodComparison
     from poise.screen.summary import ScreeningSummary, TraitSummary
     from poise.statistics.estimates import Estimate
@@ -60,7 +61,16 @@ FlaggingRate = Annotated[
     typer.Option(
         "--rate",
         metavar="R",
-        help="Flag what at most this share of --normal answers would score, e.g. 0.01.",
+        help="Flag so that at most this share of --normal rows would be flagged, e.g. 0.01.",
+        rich_help_panel=_FLAGS,
+    ),
+]
+RateUnit = Annotated[
+    Literal["row", "answer"],
+    typer.Option(
+        "--rate-per",
+        help="row: --rate is a share of rows, over all their answers and all traits. answer: of answers, for each "
+        "trait alone, which flags more rows.",
         rich_help_panel=_FLAGS,
     ),
 ]
@@ -141,6 +151,7 @@ def screen_command(
     method: MethodName = "difference",
     part: PartOption = "reply",
     rate: FlaggingRate = None,
+    rate_per: RateUnit = "row",
     normal: NormalData = None,
     top: FlaggedCount = None,
     threshold: ScoreThreshold = None,
@@ -170,10 +181,7 @@ def screen_command(
     Interrupt it when you like; the same command goes on where it stopped and ends with the same files. Another rule
     for what is flagged needs no new scoring.
     """
-    from poise.data import open_data
-
-    opened = open_data(data, shape=shape, part=part)
-    usual = open_data(normal, shape=normal_shape, part=part) if normal else None
+    opened, usual = _open_both(data, normal or [], part, shape, normal_shape)
     if show is not None:
         show_data(opened, usual, model=model, n=show, as_json=as_json)
         return
@@ -185,7 +193,7 @@ def screen_command(
 
         plan = ScreenSettings(
             method=method,
-            rule=FlaggingRule(rate, top, threshold),
+            rule=FlaggingRule(rate=rate, top=top, above=threshold, rate_per=rate_per),
             layer=layer,
             judge=judge,
             fix=fix,
@@ -200,6 +208,15 @@ def screen_command(
         job = partial(recipes.estimate_screening, sample=sample) if estimate else run
         result = job(opened, vector, load, out, plan, allow_other_model=allow_other_model, force=force)
     _show_result(result, out, as_json=as_json)
+
+
+def _open_both(
+    data: list[str], normal: list[str], part: Literal["reply", "thought", "both"], shape: str, normal_shape: str
+) -> tuple[DataSet, DataSet | None]:
+    from poise.data import open_data
+
+    opened = open_data(data, shape=shape, part=part)
+    return opened, open_data(normal, shape=normal_shape, part=part) if normal else None
 
 
 def _show_result(result: MethodComparison | ScreeningSummary, out: Path, *, as_json: bool) -> None:
@@ -230,6 +247,7 @@ def _summary_json(done: ScreeningSummary, out: Path) -> dict[str, Any]:
         "part": done.part,
         "cut": done.cut,
         "flagged_rows": done.flagged_rows,
+        "rate": done.rate.model_dump(mode="json") if done.rate else None,
         "traits": [
             t.model_dump(
                 mode="json",

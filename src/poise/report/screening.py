@@ -14,7 +14,7 @@ import numpy as np
 
 from poise.report import naming_the_extra
 from poise.report.tinted import STEPS, Tinted, plain, step_of, tinted
-from poise.report.wording import number
+from poise.report.wording import number, promised_rate
 from poise.storage.atomic_write import saving
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def html_screening(summary: ScreeningSummary) -> str:
             rows=_share(summary.flagged_rows, summary.rows - sum(summary.rejected.values())),
             scored=summary.units - sum(summary.unread.values()),
             method=METHODS[summary.method],
+            promise=promised_rate(summary),
             sections=[_section(f"t{i}", t, summary) for i, t in enumerate(summary.traits, 1)],
             has_normal=any(t.normal for t in summary.traits),
             steps=STEPS,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from poise.screen.summary import ScreeningSummary
     from poise.statistics.estimates import Estimate
     from poise.validate.certificate import Certificate, CombinedSteering, JudgeFacts, Monitoring, Point
     from poise.vector import Header
@@ -25,6 +26,7 @@ __all__ = [
     "moved",
     "number",
     "plain",
+    "promised_rate",
     "told",
     "unusable",
 ]
@@ -214,3 +216,23 @@ def limits(header: Header, certificate: Certificate) -> list[str]:
 
 def _times(n: int) -> str:
     return {1: "once", 2: "twice"}.get(n, f"{n} times")
+
+
+def promised_rate(summary: ScreeningSummary) -> str:
+    """What the rate is a share of, and how sure it is."""
+    rate = summary.rate
+    if rate is None:
+        return ""
+    interval = f"95\N{NO-BREAK SPACE}%: {number(100 * rate.low)} to {number(100 * rate.high)}"
+    itself = f"{rate.normal_rows_reaching:,} of the {rate.normal_rows:,} normal rows reach a threshold themselves."
+    if rate.expected is not None:
+        return (
+            f"Of rows like the normal ones {number(100 * rate.expected)}\N{NO-BREAK SPACE}% are flagged by chance "
+            f"({interval}): the rate of {number(100 * rate.rate)}\N{NO-BREAK SPACE}% is a share of rows, over all "
+            f"answers and traits. {itself}"
+        )
+    return (
+        f"The rate of {number(100 * rate.rate)}\N{NO-BREAK SPACE}% is a share of normal answers, for each trait and "
+        f"length alone ({interval}); rows with several answers, read for several traits, are flagged more often. "
+        f"{itself}"
+    )

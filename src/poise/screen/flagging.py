@@ -1,18 +1,29 @@
-"""Which scores are flagged: those above what normal data score, the highest, or those above a number."""
+"""Which scores are flagged: those above what normal data score, the highest, or those above a number.
+
+A rate is a share of normal rows, since rows are what is thrown away; or, as in version 0.1.0, of normal answers, for
+each trait alone.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from poise.arguments import check_choice
 from poise.errors import InvalidArgument
-from poise.statistics.conformal import Band, bands, check_rate
+from poise.screen.scores import AnswerScores
+from poise.screen.summary import PromisedRate
+from poise.statistics.conformal import Band, bands, check_rate, rank_of_threshold, rate_interval
+from poise.statistics.row_rates import RowThresholds, row_thresholds
 
-__all__ = ["FlaggingRule", "FlaggingThreshold"]
+__all__ = ["FlaggingRule", "FlaggingThreshold", "RatePer"]
+
+RatePer = Literal["row", "answer"]
 
 DEFAULT_SHARE = 0.01  # flagged where nothing is said
 
@@ -58,19 +69,22 @@ class FlaggingThreshold:
         return f"above {band.threshold.value:.4g}, which normal answers of {lengths} {self.why}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FlaggingRule:
     """At most one of three; with none, the highest hundredth is flagged.
 
     Attributes:
-        rate: Share of normal answers that would be flagged.
+        rate: Share of normal rows, or of normal answers for each trait, that would be flagged.
         top: How many answers are flagged a trait.
         above: What scores are flagged.
+        rate_per: What the rate is a share of: ``row`` counts a row once, whatever number of answers and traits may
+            flag it; ``answer`` counts answers, for each trait alone.
     """
 
     rate: float | None = None
     top: int | None = None
     above: float | None = None
+    rate_per: RatePer = "row"
 
     def __post_init__(self) -> None:
         stated = [
@@ -78,12 +92,52 @@ class FlaggingRule:
         ]
         if len(stated) > 1:
             raise InvalidArgument(f"{' and '.join(stated)} each say what is flagged; give one of them.")
+        check_choice("rate_per", self.rate_per, get_args(RatePer))
         if self.rate is not None:
             check_rate(self.rate)
         if self.top is not None and self.top < 1:
             raise InvalidArgument(f"`top` is {self.top}; it must be at least 1.")
         if self.above is not None and not math.isfinite(self.above):
             raise InvalidArgument(f"`threshold` is {self.above}; it must be a number.")
+
+    def thresholds_for(self, scores: AnswerScores, normal: AnswerScores | None = None) -> tuple[FlaggingThreshold, ...]:
+        """The thresholds of all traits.
+
+        Raises:
+            TooFewResponses: so few normal rows cannot promise the rate.
+        """
+        if self.rate is not None and self.rate_per == "row" and normal is not None:
+            return _shared_thresholds(row_thresholds(normal.scores, normal.tokens, normal.index, self.rate))
+        if normal is None:
+            return tuple(self.threshold_for(column) for column in scores.scores.T)
+        cuts = []
+        for column, usual in zip(scores.scores.T, normal.scores.T, strict=True):
+            known = np.isfinite(usual)
+            tokens, rows = normal.tokens[known].tolist(), normal.index[known].tolist()
+            cuts.append(self.threshold_for(column, usual[known], tokens, rows))
+        return tuple(cuts)
+
+    def promise(self, cuts: Sequence[FlaggingThreshold], normal: AnswerScores | None) -> PromisedRate | None:
+        """What thresholds promise of false alarms; ``None`` where no rate was asked for."""
+        if self.rate is None or normal is None:
+            return None
+        reach = [column >= cut.limits(normal.tokens) for cut, column in zip(cuts, normal.scores.T, strict=True)]
+        rows = len(np.unique(normal.index[np.isfinite(normal.scores).any(axis=1)]))
+        blocks = rank_of_threshold(rows, self.rate)
+        if self.rate_per == "row":
+            low, high = rate_interval(blocks, rows)
+        else:
+            limits = [band.threshold for cut in cuts for band in cut.bands]
+            low, high = min(one.low for one in limits), max(one.high for one in limits)
+        return PromisedRate(
+            rate=self.rate,
+            per=self.rate_per,
+            expected=_rounded_rate(blocks / (rows + 1)) if self.rate_per == "row" else None,
+            low=_rounded_rate(low),
+            high=_rounded_rate(high),
+            normal_rows=rows,
+            normal_rows_reaching=len(np.unique(normal.index[np.any(reach, axis=0)])),
+        )
 
     def threshold_for(
         self,
@@ -92,7 +146,7 @@ class FlaggingRule:
         tokens: Sequence[int] = (),
         conversations: Sequence[int] = (),
     ) -> FlaggingThreshold:
-        """The threshold of one trait.
+        """The threshold of one trait; a rate is then one of answers.
 
         Args:
             scores: [m], NaN where there is none.
@@ -145,3 +199,29 @@ def _banded_threshold(lengths: tuple[Band, ...], rate: float) -> FlaggingThresho
         why=f"pass at a rate of {rate:.3g}",
         bands=lengths,
     )
+
+
+def _shared_thresholds(rows: RowThresholds) -> tuple[FlaggingThreshold, ...]:
+    """Thresholds of all traits that keep a rate of rows together."""
+    traits, lengths = len(rows.bands), len(rows.bands[0])
+    shared = "" if traits == 1 else f" by any of {traits} traits"
+    banded = "all lengths together" if lengths == 1 else f"{lengths} bands of length"
+    rule = (
+        f"normal rows are flagged{shared} at a rate of {rows.rate:.3g}, whatever number of answers they have: set on "
+        f"{rows.rows:,} normal rows, {banded}, which makes it {rows.expected:.3g} on average and puts the true rate "
+        f"between {rows.low:.3g} and {rows.high:.3g} (95 %)"
+    )
+    why = f"pass so seldom that {rows.rate:.3g} of normal rows are flagged"
+    return tuple(
+        FlaggingThreshold(
+            threshold=some[0].threshold.value if lengths == 1 else None,
+            rule=rule,
+            why=f"above {some[0].threshold.value:.4g}, which normal answers {why}" if lengths == 1 else why,
+            bands=some,
+        )
+        for some in rows.bands
+    )
+
+
+def _rounded_rate(share: float) -> float:
+    return float(f"{share:.4g}")

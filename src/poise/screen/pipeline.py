@@ -109,6 +109,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
         omitted=dict(sorted(scores.left_out.items())),
         cut=int(scores.cut.sum()),
         flagged_rows=len(np.unique(scores.index[verdict.any_trait])),
+        rate=plan.rule.promise(verdict.cuts, usual),
         judge=trait_judges[0].name if trait_judges else None,
         judged=sum(len(one.scores) for one in opinions),
         traits=tuple(_with_examples(work, scores, verdict, traits, tops, opinions, rows)),
@@ -225,18 +226,11 @@ def _score_normal(work: ScreeningRun, normal: DataSet) -> AnswerScores:
 
 
 def _flag_answers(work: ScreeningRun, answer_scores: AnswerScores, usual: AnswerScores | None) -> FlaggedAnswers:
-    cuts = []
-    for k, scores in enumerate(answer_scores.scores.T):
-        if usual is None:
-            cuts.append(work.plan.rule.threshold_for(scores))
-        else:
-            known = np.isfinite(usual.scores[:, k])
-            normal = usual.scores[known, k], usual.tokens[known].tolist(), usual.index[known].tolist()
-            cuts.append(work.plan.rule.threshold_for(scores, *normal))
+    cuts = work.plan.rule.thresholds_for(answer_scores, usual)
     flagged = [
         cut.flags(scores, answer_scores.tokens) for cut, scores in zip(cuts, answer_scores.scores.T, strict=True)
     ]
-    return FlaggedAnswers(work.names, tuple(cuts), np.stack(flagged, axis=1))
+    return FlaggedAnswers(work.names, cuts, np.stack(flagged, axis=1))
 
 
 def _review_traits(

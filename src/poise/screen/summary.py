@@ -10,7 +10,7 @@ from poise.data import AnswerPart
 from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate
 
-__all__ = ["AnswerExample", "LengthBand", "LengthDecile", "ScreeningSummary", "TraitSummary"]
+__all__ = ["AnswerExample", "LengthBand", "LengthDecile", "PromisedRate", "ScreeningSummary", "TraitSummary"]
 
 
 class AnswerExample(FrozenModel):
@@ -83,6 +83,21 @@ class TraitSummary(FrozenModel):
     seen_by_judge_only: tuple[AnswerExample, ...] = Field((), description="High for the judge, not flagged.")
 
 
+class PromisedRate(FrozenModel):
+    """What is promised of the false alarms, where a rate was asked for."""
+
+    rate: float = Field(description="The rate that was asked for.")
+    per: Literal["row", "answer"] = Field(
+        description="row: a share of normal rows, over all answers and traits. answer: a share of normal answers, for "
+        "each trait alone; more rows are flagged then."
+    )
+    expected: float | None = Field(description="Share of normal rows flagged on average; None for a rate per answer.")
+    low: float = Field(description="95 % interval of the true rate; per answer, over all bands and traits.")
+    high: float
+    normal_rows: int = Field(description="Normal rows that the thresholds were set on.")
+    normal_rows_reaching: int = Field(description="Those of them that reach a threshold, or pass it.")
+
+
 class ScreeningSummary(FrozenModel):
     """A whole screening."""
 
@@ -104,6 +119,7 @@ class ScreeningSummary(FrozenModel):
     )
     cut: int = Field(description="Answers whose history was cut to fit the model's window.")
     flagged_rows: int = Field(description="Rows with a flagged answer for any trait.")
+    rate: PromisedRate | None = Field(None, description="The rate of false alarms, where one was asked for.")
     judge: str | None = None
     judged: int = Field(0, description="Answers that the judge was asked about.")
     traits: tuple[TraitSummary, ...]

@@ -2,5 +2,6 @@
 
 estimates   means, correlations, AUC and κ with bootstrap intervals
 conformal   thresholds that keep a false-alarm rate
+row_rates   thresholds of several traits that keep a rate of rows
 cusum       slow drift, with a stated average run length
 """

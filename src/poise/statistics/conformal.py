@@ -31,6 +31,7 @@ __all__ = [
     "check_rate",
     "exact_interval",
     "needed",
+    "rank_of_threshold",
     "rate_interval",
     "threshold",
 ]
@@ -79,7 +80,7 @@ def threshold(readings: ArrayLike, rate: float, *, conversations: Sequence[objec
     talk, sizes = group_sizes(len(x), conversations)
     independent = len(sizes)
     check_enough(independent, rate)
-    k = _rank_of_threshold(independent, rate)
+    k = rank_of_threshold(independent, rate)
     low, high = rate_interval(k, independent)
     highest = np.argsort(-x, kind="stable")
     reached = np.cumsum(1 / sizes[talk[highest]])  # conversations at or above each answer
@@ -146,7 +147,7 @@ def _ends(size: NDArray[np.int64], talk: NDArray[np.int64], rate: float) -> list
     """Where each band ends among answers sorted by size: as soon as it has enough, the last one with what is left."""
     enough = needed(rate)
     least = max(enough, math.ceil(len(size) / MOST_BANDS))
-    while _rank_of_threshold(least, rate) < WORTH * rate * (least + 1):
+    while rank_of_threshold(least, rate) < WORTH * rate * (least + 1):
         least += 1
     ends, seen = [0], set[int]()
     for i, one in enumerate(talk.tolist(), 1):
@@ -188,11 +189,11 @@ def needed(rate: float) -> int:
 
 
 def _supports(n: int, rate: float) -> bool:
-    k = _rank_of_threshold(n, rate)
+    k = rank_of_threshold(n, rate)
     return k >= 1 and rate_interval(k, n)[1] <= LOOSEST * rate
 
 
-def _rank_of_threshold(n: int, rate: float) -> int:
+def rank_of_threshold(n: int, rate: float) -> int:
     """k: the threshold is the k-th highest of n."""
     return math.floor((n + 1) * rate + 1e-9)
 
