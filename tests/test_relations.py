@@ -29,6 +29,7 @@ from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.progress import remarks_by
 from poise.steer import Steering, apply_steering
 from poise.train import PersonaMonitorCallback, VaccineCallback
+from poise.validate import validate
 from poise.vector import ModelId
 
 KINDS = {str(getattr(kind, "value", kind)): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -326,6 +327,9 @@ class TestARelation:
         adapter = tiny.adapted(rounded(4), init_lora_weights=True)
         assert own.relation(model(disturbed(adapter, 0.01).merge_and_unload())).kind == "merged"
 
+    def test_of_rounded_weights_with_a_resized_vocabulary_is_a_resized_ones(self) -> None:
+        assert identity(rounded(4)).relation(model(resized(520, rounded(4)))).kind == "resized"
+
     def test_of_another_template_is_a_matter_of_its_own(self, base: ModelId) -> None:
         relation = base.relation(model(tiny.lm(), tiny.llama3()))
         assert (relation.kind, relation.related) == ("template", False)
@@ -435,6 +439,27 @@ class TestWhatIsMeasuredOnARelative:
             calibrated.check_model(wrap(tiny.adapted(tiny.lm()), tiny.chatml(), name="third"))
         assert "Its alarms" not in remarks[0]
         assert remarks[1].endswith("under an adapter. Its alarms were set on other.")
+
+    def test_is_said_in_the_certificate(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Certified(Exception):
+            """Ends the validation where the certificate's notes are settled."""
+
+        def certify(*args: Any, notes: list[str], **options: Any) -> None:
+            raise Certified(notes)
+
+        monkeypatch.setattr("poise.validate.validation.certify", certify)
+        vector = tiny.vector(tiny.model())
+        with pytest.raises(OtherModel, match="a certificate measured there would pass for one of the vector's own mod"):
+            validate(vector, model(tuned()))
+        with pytest.raises(Certified) as reached:
+            validate(vector, model(tiny.adapted(tiny.lm())), allow_other_model=True)
+        assert reached.value.args[0][0] == (
+            "Measured on other, not on tiny-llama, on which the vector was computed: other has the same base weights "
+            "under an adapter."
+        )
+        with pytest.raises(Certified) as reached:
+            validate(vector, tiny.model())
+        assert not any("Measured on" in note for note in reached.value.args[0])
 
     def test_on_the_very_model_names_none(self) -> None:
         base = tiny.model()

@@ -131,6 +131,8 @@ def _is_copy(before: WeightSketch, after: WeightSketch, *, vectors_unchanged: bo
     Weights on a grid were rounded last. Those off it may be what was rounded, or were fine-tuned since: only a loss as
     large as that of the rounding speaks for the first.
     """
+    if before.matrices == after.matrices:
+        return False
     if before.quantisation == after.quantisation:
         return after.quantisation.endswith(" bits") and vectors_unchanged
     if after.quantisation:
