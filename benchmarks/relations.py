@@ -2,7 +2,7 @@
 
     python benchmarks/relations.py [--model smollm2-135m]
 
-Thresholds were chosen on the even cases of each kind; what counts are the odd ones, which this prints beside them.
+The limit lies between the even cases of each kind; what counts are the odd ones, which this prints beside them.
 """
 
 from __future__ import annotations
