@@ -2,6 +2,7 @@
 
 projection       answers to projections: the core loop
 base_answers     the base model's own answers y′, kept on disk
+reading_cache    projections of texts that were read before
 shards           windows of the data, kept as they are finished
 ray_backend      the same windows on a cluster
 scoring          what the stages share, and the scoring of a whole data set

@@ -6,10 +6,8 @@ processes at once.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,15 +17,13 @@ from poise.data import Turn
 from poise.engine import SamplingParams
 from poise.engine.answer_parts import answer_parts
 from poise.engine.static import LocalEngine
-from poise.errors import InvalidArgument, SaveFailed, UnsuitableModel
+from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, fit
 from poise.storage.content_hash import content_key
-from poise.storage.disk_errors import save_failed
+from poise.storage.sqlite_file import connected
 
 __all__ = ["BaseAnswers"]
-
-LOCK_TIMEOUT = 60.0  # seconds for another process to finish its write
 
 
 class BaseAnswers:
@@ -54,7 +50,7 @@ class BaseAnswers:
         self.sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0)
         job = content_key(model=asdict(model.fingerprint), dtype=str(model.lm.dtype), tokens=max_new_tokens)
         self.path = folder / f"answers-{job[:16]}.sqlite"
-        with self._connect() as db:
+        with connected(self.path, "kept answers") as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("CREATE TABLE IF NOT EXISTS answers (prompt BLOB PRIMARY KEY, ids BLOB NOT NULL)")
 
@@ -119,29 +115,14 @@ class BaseAnswers:
         return Encoded((*before, *ids), len(before) + start, len(before) + end, len(before))
 
     def _load(self, keys: set[bytes]) -> dict[bytes, tuple[int, ...]]:
-        with self._connect() as db:
+        with connected(self.path, "kept answers") as db:
             stored = ((key, db.execute("SELECT ids FROM answers WHERE prompt = ?", (key,)).fetchone()) for key in keys)
             return {key: tuple(np.frombuffer(row[0], dtype="<i4").tolist()) for key, row in stored if row}
 
     def _store(self, new: dict[bytes, tuple[int, ...]]) -> None:
         rows = [(key, np.array(ids, dtype="<i4").tobytes()) for key, ids in new.items()]
-        with self._connect() as db:
+        with connected(self.path, "kept answers") as db:
             db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
-
-    @contextlib.contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose changes are committed when the block ends."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT)) as db, db:
-                yield db
-        except OSError as error:
-            raise save_failed(f"Cannot use the kept answers {self.path}", error) from error
-        except sqlite3.Error as error:
-            full = "free some space" if "full" in str(error) else "delete the file if it is damaged"
-            raise SaveFailed(
-                f"Cannot use the kept answers {self.path}: {error}; {full}, then run the same command again."
-            ) from error
 
 
 def _prompt_digest(prompt: Encoded) -> bytes:

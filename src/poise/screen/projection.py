@@ -11,12 +11,15 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+
 from poise.activations import Probe, project_each
 from poise.data import AnswerPart, Conversation, Turn, turns
 from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
 from poise.screen.base_answers import BaseAnswers
+from poise.screen.reading_cache import ReadingNumbers, WindowCache, text_key, unknown
 
 __all__ = ["SCORING_METHODS", "ScoredAnswer", "ScoringMethod", "check_part", "score_answers"]
 
@@ -78,11 +81,12 @@ def score_answers(
     probes: Sequence[Probe],
     answers: BaseAnswers | None = None,
     only: Collection[tuple[int, int]] | None = None,
+    cache: WindowCache | None = None,
 ) -> Iterator[ScoredAnswer]:
     """Every answer of every conversation, in order.
 
     All rows are held and batched together by length: give a window of the data at a time. The same rows give the same
-    numbers, to the last bit.
+    numbers, to the last bit; equal texts have equal numbers.
 
     Args:
         model: The base model.
@@ -90,6 +94,7 @@ def score_answers(
         probes: k of them.
         answers: Gives y′; its projections become ``ScoredAnswer.base_mean``.
         only: These answers alone, each a row's index and a turn.
+        cache: What was read before; without, the numbers are those of these rows alone.
     """
     placed = [
         (row, turn, place)
@@ -97,16 +102,10 @@ def score_answers(
         for turn, place in zip(row_turns, answer_spans(model, row_turns), strict=True)
         if only is None or (row.index, place.turn) in only
     ]
-    unique_texts = {id(p.text.ids): p.text.ids for _, _, p in placed if isinstance(p, AnswerSpan)}
-    read = dict(
-        zip(
-            unique_texts,
-            project_each(model, [Encoded(ids, 0, len(ids)) for ids in unique_texts.values()], probes),
-            strict=True,
-        )
-    )
+    places = [place for _, _, place in placed if isinstance(place, AnswerSpan)]
+    read = iter(read_answers(model, [place.text for place in places], probes, cache))
     turn_places = [(turn, place) for _, turn, place in placed if isinstance(place, AnswerSpan)]
-    answered = _score_base_answers(model, turn_places, probes, answers) if answers else None
+    answered = _score_base_answers(model, turn_places, probes, answers, cache) if answers else None
     nothing = (float("nan"),) * len(probes)
     for row, _, place in placed:
         if isinstance(place, UnreadAnswer):
@@ -114,9 +113,9 @@ def score_answers(
                 index=row.index, turn=place.turn, tokens=0, cut=False, unread=place.reason, mean=nothing, last=nothing
             )
             continue
-        values, text = read[id(place.text.ids)], place.text
+        numbers, text = next(read), place.text
         mine = next(answered) if answered else None
-        if values is None:
+        if numbers is None:
             yield ScoredAnswer(
                 index=row.index,
                 turn=place.turn,
@@ -133,24 +132,61 @@ def score_answers(
             tokens=text.end - text.start,
             cut=place.cut,
             unread="",
-            mean=tuple(values[text.start : text.end].mean(0).tolist()),
-            last=tuple(values[text.last_prompt].tolist()),
+            mean=tuple(numbers[:, 0].tolist()),
+            last=tuple(numbers[:, 1].tolist()),
             base_mean=mine,
         )
 
 
+def read_answers(
+    model: Model, texts: Sequence[Encoded], probes: Sequence[Probe], cache: WindowCache | None = None
+) -> list[ReadingNumbers | None]:
+    """Mean projection of each text's answer and projection of its last prompt token: float32 [k, 2] a text.
+
+    Equal texts are read once. With a cache, only what it does not know is read, and added to it.
+
+    Returns:
+        ``None`` for a text that the model breaks on.
+    """
+    keys = [text_key(text) for text in texts]
+    unique: dict[bytes, Encoded] = {}
+    for key, text in zip(keys, texts, strict=True):
+        unique.setdefault(key, text)
+    known = cache.load(list(unique)) if cache else {}
+    new = {key: text for key, text in unique.items() if key not in known or np.isnan(known[key]).any()}
+    columns = unknown((known.get(key) for key in new), len(probes))
+    passes = list(dict.fromkeys(text.ids for text in new.values()))
+    states = project_each(model, [Encoded(ids, 0, len(ids)) for ids in passes], [probes[k] for k in columns])
+    by_pass = dict(zip(passes, states, strict=True))
+    added = {}
+    for key, text in new.items():
+        values = by_pass[text.ids]
+        if values is None:
+            known.pop(key, None)
+            continue
+        before = known.get(key, np.full((len(probes), 2), np.nan, dtype=np.float32))
+        fresh = np.full_like(before, np.nan)
+        for k, column in zip(columns, values.T.contiguous(), strict=True):
+            if np.isnan(before[k, 0]):
+                fresh[k] = column[text.start : text.end].mean().item(), column[text.last_prompt].item()
+        added[key], known[key] = fresh, np.where(np.isnan(before), fresh, before)
+    if cache and added:
+        cache.save(added)
+    return [known.get(key) for key in keys]
+
+
 def _score_base_answers(
-    model: Model, placed: Sequence[tuple[Turn, AnswerSpan]], probes: Sequence[Probe], answers: BaseAnswers
+    model: Model,
+    placed: Sequence[tuple[Turn, AnswerSpan]],
+    probes: Sequence[Probe],
+    answers: BaseAnswers,
+    cache: WindowCache | None,
 ) -> Iterator[tuple[float, ...]]:
     """[k] mean projections of the model's own answers; NaN where there is no room for one, or it is empty."""
     prompts = [answers.prompt_for(turn, place) for turn, place in placed]
     base_answers = iter(answers.generate([prompt for prompt in prompts if prompt]))
     texts = [next(base_answers) if prompt else None for prompt in prompts]
-    unique = {text.ids: text for text in texts if text and text.end > text.start}
-    read = dict(zip(unique, project_each(model, list(unique.values()), probes), strict=True))
+    read = iter(read_answers(model, [text for text in texts if text and text.end > text.start], probes, cache))
     for text in texts:
-        values = read.get(text.ids) if text else None
-        if text is None or values is None:
-            yield (float("nan"),) * len(probes)
-        else:
-            yield tuple(values[text.start : text.end].mean(0).tolist())
+        numbers = next(read) if text and text.end > text.start else None
+        yield (float("nan"),) * len(probes) if numbers is None else tuple(numbers[:, 0].tolist())

@@ -29,6 +29,7 @@ from poise.errors import InvalidArgument, MissingExtra, PoiseError
 from poise.model import Fingerprint, Model, load_model
 from poise.screen import shards as windows
 from poise.screen.base_answers import BaseAnswers
+from poise.screen.reading_cache import ReadingCache, WindowCache
 from poise.screen.shards import Shard, ShardStore, score_shard
 
 __all__ = ["WorkerSpec", "run_workers", "score_shards_on_ray"]
@@ -48,6 +49,7 @@ class WorkerSpec:
         data: Its files lie in the same place on every machine.
         probes: k of them, on the CPU.
         base_answers: Folder, longest answer and batch of the model's own answers; ``None`` where none are needed.
+        readings: Folder and job of what was read before; ``None`` to read all texts.
         job: Key of the job whose shards are written; see ``ShardStore``.
         threads: Threads that torch uses in each worker.
         window: Rows a window.
@@ -61,6 +63,7 @@ class WorkerSpec:
     data: DataSet
     probes: tuple[Probe, ...]
     base_answers: tuple[Path, int, int] | None
+    readings: tuple[Path, str] | None
     job: str
     threads: int
     window: int
@@ -68,7 +71,13 @@ class WorkerSpec:
 
     @classmethod
     def of(
-        cls, data: DataSet, model: Model, probes: Sequence[Probe], answers: BaseAnswers | None, job: str
+        cls,
+        data: DataSet,
+        model: Model,
+        probes: Sequence[Probe],
+        answers: BaseAnswers | None,
+        job: str,
+        cache: ReadingCache | None = None,
     ) -> WorkerSpec:
         """What this process would work with itself."""
         options = answers and (
@@ -84,6 +93,7 @@ class WorkerSpec:
             data=data,
             probes=tuple(Probe(p.layer, p.direction.cpu()) for p in probes),
             base_answers=options or None,
+            readings=(cache.path.parent.resolve(), cache.job) if cache else None,
             job=job,
             threads=torch.get_num_threads(),
             window=windows.ROWS_PER_SHARD,
@@ -118,7 +128,8 @@ class ShardScorer:
         store = ShardStore(self.folder, self.spec.job)
         if window not in store:
             self._begin(window)
-            store.save(window, score_shard(self._read(window), self.model, self.spec.probes, self.answers))
+            known = WindowCache(self.cache, window) if self.cache else None
+            store.save(window, score_shard(self._read(window), self.model, self.spec.probes, self.answers, known))
         _attempts_file(self.folder, window).unlink(missing_ok=True)
 
     def _set_up(self) -> None:
@@ -137,6 +148,7 @@ class ShardScorer:
             if spec.base_answers
             else None
         )
+        self.cache = ReadingCache(*spec.readings, model, spec.probes) if spec.readings else None
         self.model = model
 
     def _begin(self, window: int) -> None:
@@ -166,6 +178,7 @@ def score_shards_on_ray(
     probes: Sequence[Probe],
     answers: BaseAnswers | None = None,
     workers: int | None = None,
+    cache: ReadingCache | None = None,
 ) -> Iterator[Shard]:
     """Every window in order, as ``poise.screen.shards.score_shards``; those that are missing are scored on Ray.
 
@@ -176,13 +189,14 @@ def score_shards_on_ray(
         probes: k of them.
         answers: Gives y′; all workers use the same file.
         workers: Actors; default as many as the cluster has room for.
+        cache: What was read before.
 
     Raises:
         MissingExtra: Ray is not installed.
         InvalidArgument: a worker finds another model under that name.
     """
     job = (parts.folder / "job").read_text()
-    spec = WorkerSpec.of(data, model, probes, answers, job)
+    spec = WorkerSpec.of(data, model, probes, answers, job, cache)
     wanted = range(math.ceil(data.count() / spec.window))
     missing = [window for window in wanted if window not in parts]
     with closing(run_workers(spec, missing, parts.folder, workers)) as finished:

@@ -1,7 +1,7 @@
 """What the stages of a screening share: how it is done, where things are kept, and the scoring itself.
 
-``DIR/.run`` keeps the windows' scores and the model's own answers, so that the same data under another rule are
-ready at once.
+``DIR/.run`` keeps the windows' scores, the model's own answers and the readings of all texts, so that the same data
+under another rule are ready at once, and of changed data only what is new is read.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from poise.screen import shards as windows
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.flagging import FlaggingRule
 from poise.screen.projection import ScoringMethod
+from poise.screen.reading_cache import ReadingCache
 from poise.screen.scores import AnswerScores, collect_scores
 from poise.screen.shards import Shard, ShardStore, score_shards
 from poise.storage.content_hash import content_key
@@ -112,13 +113,14 @@ class ScreeningRun:
         """
         answers = self.answers if self.plan.method == "difference" else None
         store = self.shard_store(data, digest)
+        cache = ReadingCache(self.folder, store.folder.name, self.model, self.probes)
         with track(what, total=data.count() if data.files else None) as advance:
             if self.plan.engine == "ray":
                 from poise.screen.ray_backend import score_shards_on_ray as spread
 
-                shards = spread(store, data, self.model, self.probes, answers)
+                shards = spread(store, data, self.model, self.probes, answers, cache=cache)
             else:
-                shards = score_shards(store, data, self.model, self.probes, answers)
+                shards = score_shards(store, data, self.model, self.probes, answers, cache)
             return collect_scores(
                 _report_progress(_check_broken_share(shards, rejections), advance), self.plan.method, len(self.probes)
             )

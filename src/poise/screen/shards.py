@@ -21,6 +21,7 @@ from poise.data import Conversation, DataSet, RejectedRow, count_left_out
 from poise.model import Model
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.projection import ScoredAnswer, ScoringMethod, score_answers
+from poise.screen.reading_cache import ReadingCache, WindowCache
 from poise.storage.atomic_write import saving
 
 __all__ = ["ROWS_PER_SHARD", "Shard", "ShardStore", "score_shard", "score_shards"]
@@ -130,7 +131,12 @@ SHARD_ARRAYS = {name: name for name in ("index", "turn", "tokens", "cut", "mean"
 
 
 def score_shards(
-    parts: ShardStore, data: DataSet, model: Model, probes: Sequence[Probe], answers: BaseAnswers | None = None
+    parts: ShardStore,
+    data: DataSet,
+    model: Model,
+    probes: Sequence[Probe],
+    answers: BaseAnswers | None = None,
+    cache: ReadingCache | None = None,
 ) -> Iterator[Shard]:
     """Every window in order: those that are missing are scored and kept as they are asked for."""
     window = 0
@@ -140,7 +146,8 @@ def score_shards(
     rows = data.iterate(window * ROWS_PER_SHARD)
     while members := list(islice(rows, ROWS_PER_SHARD)):
         if window not in parts:
-            parts.save(window, score_shard(members, model, probes, answers))
+            known = WindowCache(cache, window) if cache else None
+            parts.save(window, score_shard(members, model, probes, answers, known))
         yield parts.load(window)
         window += 1
 
@@ -150,13 +157,14 @@ def score_shard(
     model: Model,
     probes: Sequence[Probe],
     answers: BaseAnswers | None = None,
+    cache: WindowCache | None = None,
 ) -> Shard:
     """Score the rows of one window."""
     good = [row for row in rows if isinstance(row, Conversation)]
     bad = [row for row in rows if isinstance(row, RejectedRow)]
     units: list[ScoredAnswer] = []
     scored_rows: list[Conversation] = []
-    scored = groupby(score_answers(model, good, probes, answers), key=lambda unit: unit.index)
+    scored = groupby(score_answers(model, good, probes, answers, cache=cache), key=lambda unit: unit.index)
     for row, (_, group) in zip(good, scored, strict=True):
         row_answers = list(group)
         if all(unit.unread for unit in row_answers):

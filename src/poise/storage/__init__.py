@@ -5,5 +5,6 @@ atomic_write   files that are replaced whole or not at all
 content_hash   equal content, equal key
 lock           one run at a time in a folder
 output         where results may be written, so that nothing is lost
+sqlite_file    a SQLite file that several processes write
 disk_errors    the remedy that fits what the disk refused
 """
