@@ -22,7 +22,7 @@ import tiny
 from poise import vector as vectors
 from poise.activations import project
 from poise.cli import app
-from poise.data import Rejections, open_data, turns
+from poise.data import Rejections, draw_conversations, open_data, turns
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, InvalidData, InvalidSteering, MissingExtra, TooFewResponses
@@ -363,7 +363,7 @@ class TestCalibration:
         long = {"messages": [{"role": "user", "content": "why " * 300}]}
         path = write(tmp_path / "normal.jsonl", [*talk(5), *talk(5), long])
         data = open_data(path, need="user")
-        chosen = normals.draw_conversations(data, 100, rejections=Rejections())
+        chosen = draw_conversations(data, 100, rejections=Rejections())
         probes = tiny.probes([tiny.vector(model)])
         found = normals.read_generated_answers(
             chosen, LocalEngine(model), model, probes, SamplingParams(4), journal=Journal(None)
@@ -378,7 +378,7 @@ class TestCalibration:
     def test_draws_at_most_so_many_from_all_over_the_data(self, tmp_path: Path) -> None:
         data = open_data(write(tmp_path / "normal.jsonl", talk(200)))
         one, again, other = (
-            [c.index for c in normals.draw_conversations(data, 50, seed=s, rejections=Rejections())] for s in (0, 0, 1)
+            [c.index for c in draw_conversations(data, 50, seed=s, rejections=Rejections())] for s in (0, 0, 1)
         )
         assert one == again == sorted(set(one))
         assert len(one) == 50

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from poise.contrast import ContrastSet
     from poise.contrast.collection import collect_contrast
     from poise.data import Conversation, DataSet, open_data
+    from poise.detector import DetectorSettings, fit_detector
     from poise.engine import Generation, SamplingParams
     from poise.engine.static import LocalEngine
     from poise.extract import extract as extract_vector
@@ -62,11 +63,11 @@ if TYPE_CHECKING:
         VaccineSettings,
     )
     from poise.train import train as fine_tune
-    from poise.trait import OwnTrait, Trait
+    from poise.trait import ExemplarPair, OwnTrait, Trait
     from poise.trait.library import load_trait
     from poise.validate import Certificate, ValidationSettings
     from poise.validate import validate as validate_vector
-    from poise.vector import PersonaVector, load_vector, save_vector
+    from poise.vector import Detector, PersonaVector, load_vector, save_vector
 
     __version__: str
 
@@ -81,7 +82,10 @@ __all__ = [
     "Conversation",
     "DataPreview",
     "DataSet",
+    "Detector",
+    "DetectorSettings",
     "Encoded",
+    "ExemplarPair",
     "GateResult",
     "Generation",
     "LimitCheck",
@@ -120,6 +124,7 @@ __all__ = [
     "collect_contrast",
     "extract_vector",
     "fine_tune",
+    "fit_detector",
     "load_model",
     "load_shift_report",
     "load_trait",
@@ -152,7 +157,10 @@ _HOMES = {
     "Conversation": "data",
     "DataPreview": "model.preview",
     "DataSet": "data",
+    "Detector": "vector",
+    "DetectorSettings": "detector",
     "Encoded": "model",
+    "ExemplarPair": "trait",
     "GateResult": "shift",
     "Generation": "engine",
     "LimitCheck": "shift",
@@ -189,6 +197,7 @@ _HOMES = {
     "check_limits": "shift:gate",
     "collect_contrast": "contrast.collection",
     "extract_vector": "extract:extract",
+    "fit_detector": "detector",
     "fine_tune": "train:train",
     "load_model": "model",
     "load_shift_report": "shift:load_report",

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from poise.cli import (
     chat,
     demo,
+    detector,
     doctor,
     exchange,
     gate,
@@ -51,6 +52,7 @@ class _Commands(TyperGroup):
             "generate",
             "chat",
             "serve",
+            "detector",
             "calibrate",
             "read",
             "screen",
@@ -128,6 +130,7 @@ app.command("validate")(vectors.validate_command)
 app.command("generate")(talk.generate_command)
 app.command("chat")(chat.chat)
 app.command("serve", cls=ShowableCommand)(serve.serve)
+app.add_typer(detector.app, name="detector")
 app.command("calibrate", cls=ShowableCommand)(monitor.calibrate_command)
 app.command("read", cls=ShowableCommand)(monitor.read_command)
 app.command("screen", cls=ShowableCommand)(screen.screen_command)

@@ -278,7 +278,8 @@ def _show_calibration(done: Calibration) -> None:
     note(done.how)
     for vector in done.vectors:
         table = Table("Reading", "Rate", "95 % interval", "Alarm above", "Answers", "Topic", box=box.SIMPLE_HEAD)
-        for a in vector.header.alarms:
+        first = vector.header.alarms[0]
+        for a in (alarm for alarm in vector.header.alarms if alarm.detector == first.detector):
             cells = (a.reading, f"{a.rate:.3g}", f"{a.low:.4f} to {a.high:.4f}", f"{a.threshold:.4g}", str(a.n_answers))
             table.add_row(*cells, "all" if a.topic is None else Text(_printable(a.topic)))
         drift = vector.header.drift
@@ -288,7 +289,8 @@ def _show_calibration(done: Calibration) -> None:
             if drift
             else "Drift: no chart, for want of 100 conversations"
         )
-        render.show([f"{vector.name}, layer {vector.header.alarms[0].layer} of {vector.layers}", table, sentence, ""])
+        read_with = "its detector, " if first.detector else ""
+        render.show([f"{vector.name}, {read_with}layer {first.layer} of {vector.layers}", table, sentence, ""])
     left = _printable(", ".join(f"{n} {why}" for why, n in done.reference.left_out.items()))
     omitted = describe_left_out(done.reference.omitted)
     render.show(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from poise.trait import Trait
     from poise.trait.lint import LintReport
     from poise.validate.certificate import Certificate, Sample
-    from poise.vector import Alarm, PersonaVector
+    from poise.vector import Alarm, DetectorFacts, PersonaVector
     from poise.workflows.demo import DemoResult
 
 __all__ = [
@@ -113,9 +113,35 @@ def vector(of: PersonaVector, path: Path) -> Parts:
             if header.agreement
             else []
         ),
-        *([("Alarms", _alarms(header.alarms))] if header.alarms else []),
+        *([("Detector", _detector_line(header.detector))] if header.detector else []),
+        *([("Alarms", _alarms(alarms))] if (alarms := of.at("read").alarms or header.alarms) else []),
     ]
     return [Text.assemble((of.name, "bold"), f"  {path}"), _facts(*rows)]
+
+
+def fitted_detector(name: str, facts: DetectorFacts, layers: int) -> Parts:
+    """A fitted detector and its cross-validated figures."""
+    normal = ", ".join(f"{count:,} answers of {data}" for data, count in facts.normal.items()) or "none"
+    others = [f"{place} {loss:.3f}" for place, loss in facts.candidates.items()]
+    rows = [
+        ("Read with", f"{facts.kind}, layer {facts.layer} of {layers}, counted from 0"),
+        ("Fitted on", f"{facts.pairs} exemplar pairs; ordinary talk: {normal}"),
+        ("AUC", f"{facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}], {facts.n_with} answers with the trait"),
+        ("Recall", f"{100 * facts.recall:.0f} % of them at 1 % of the {facts.n_without} others"),
+        *([("Log-loss", ", ".join(others))] if len(others) > 1 else []),
+    ]
+    return [
+        Text.assemble((name, "bold")),
+        _facts(*rows),
+        "Cross-validated: on answers that the fit did not see, but from the same pairs' kind and the same talk.",
+    ]
+
+
+def _detector_line(facts: DetectorFacts) -> str:
+    return (
+        f"{facts.kind} at layer {facts.layer}, AUC {facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}] cross-validated "
+        f"on {facts.n_with} answers with the trait and {facts.n_without} others"
+    )
 
 
 def _alarms(alarms: Sequence[Alarm]) -> str:

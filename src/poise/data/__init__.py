@@ -26,6 +26,7 @@ with its place and the reason, never an exception. Knows nothing of models.
 from __future__ import annotations
 
 from poise.data.dataset import DataSet, InputRow, data_from_rows, open_data
+from poise.data.drawing import draw_conversations
 from poise.data.left_out import count_left_out, describe_left_out
 from poise.data.messages import AnswerPart, Conversation, Message, Need, RejectedRow, Turn, last_user, turns
 from poise.data.rejected import Rejections
@@ -43,6 +44,7 @@ __all__ = [
     "count_left_out",
     "data_from_rows",
     "describe_left_out",
+    "draw_conversations",
     "last_user",
     "open_data",
     "turns",

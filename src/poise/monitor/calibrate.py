@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from poise.arguments import check_number, check_type
-from poise.data import AnswerPart, DataSet, InputRow, Rejections, data_from_rows
+from poise.data import AnswerPart, DataSet, InputRow, Rejections, data_from_rows, draw_conversations
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, TooFewResponses
@@ -17,14 +17,13 @@ from poise.model import Model
 from poise.monitor.readings import READING_NAMES
 from poise.monitor.reference_readings import (
     ReferenceReadings,
-    draw_conversations,
     read_data_answers,
     read_generated_answers,
 )
 from poise.statistics.conformal import check_enough, check_rate, threshold
 from poise.statistics.cusum import fit_cusum
 from poise.storage.journal import Journal
-from poise.vector import Alarm, Drift, PersonaVector
+from poise.vector import Alarm, Drift, LayerDirection, PersonaVector
 from poise.vector.persona_vector import as_vectors
 
 __all__ = [
@@ -61,6 +60,7 @@ class AlarmSource:
     seed: int
     part: AnswerPart = "reply"
     model: str = ""
+    detector: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +150,8 @@ def calibrate_alarms(
     relations = [
         vector.check_model(model, allow_other_model=allow_other_model, record=ALARMS_BELONG) for vector in vectors
     ]
-    probes = [vector.at("read", plan.layer).probe for vector in vectors]
+    places = [place for vector in vectors for place in _read_places(vector, plan.layer)]
+    probes = [place.probe for place in places]
     rejections = Rejections(folder / "rejected.jsonl" if folder else None)
     talk = draw_conversations(data, plan.limit, seed=plan.seed, rejections=rejections)
     for rate in plan.rates:
@@ -175,15 +176,27 @@ def calibrate_alarms(
     )
     done: list[PersonaVector] = []
     without: dict[str, str] = {}
-    for column, (vector, probe, relation) in enumerate(zip(vectors, probes, relations, strict=True)):
+    columns = iter(range(len(places)))
+    for vector, relation in zip(vectors, relations, strict=True):
+        alarms: list[Alarm] = []
+        charts: list[Drift | None] = []
         source = replace(facts, model="" if relation.kind == "same" else model.name)
-        set_on, lacking = set_alarms(normal, column, probe.layer, plan.rates, source)
-        without |= lacking
-        chart = set_drift_chart(normal, column, probe.layer, part=data.answer_part)
-        done.append(vector.with_alarms(set_on, chart))
+        for place, column in zip(_read_places(vector, plan.layer), columns, strict=False):
+            read_with = place.read_with
+            set_on, lacking = set_alarms(normal, column, place.layer, plan.rates, replace(source, detector=read_with))
+            alarms += set_on
+            without |= lacking
+            charts.append(set_drift_chart(normal, column, place.layer, part=data.answer_part, detector=read_with))
+        done.append(vector.with_alarms(alarms, charts[0]))
     return Calibration(
         vectors=tuple(done), reference=normal, rejections=rejections, topics_without_alarms=without, how=data.how
     )
+
+
+def _read_places(vector: PersonaVector, layer: int | None) -> list[LayerDirection]:
+    """Where a vector is read: with its detector, and also by its own direction, along which caps and floors work."""
+    place = vector.at("read", layer)
+    return [place, vector.without_detector().at("read", layer)] if place.detector else [place]
 
 
 def check_calibrated_part(data: DataSet, plan: CalibrationSettings) -> None:
@@ -243,7 +256,9 @@ def set_alarms(
     return alarms, without
 
 
-def set_drift_chart(normal: ReferenceReadings, column: int, layer: int, *, part: AnswerPart = "reply") -> Drift | None:
+def set_drift_chart(
+    normal: ReferenceReadings, column: int, layer: int, *, part: AnswerPart = "reply", detector: str = ""
+) -> Drift | None:
     """A CUSUM of one probe's answer means; ``None`` for fewer than 100 conversations."""
     values, conversations = normal.column("mean", column)
     if (
@@ -264,4 +279,5 @@ def set_drift_chart(normal: ReferenceReadings, column: int, layer: int, *, part:
         n_answers=len(values),
         n_conversations=len(set(conversations)),
         part=part,
+        detector=detector,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.activations import Probe
-from poise.data import Conversation, DataSet, Rejections, count_left_out, last_user
+from poise.data import Conversation, Rejections, count_left_out, last_user
 from poise.engine import Engine, SamplingParams
 from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model import Encoded, Model
@@ -27,7 +26,6 @@ from poise.storage.journal import Journal
 
 __all__ = [
     "ReferenceReadings",
-    "draw_conversations",
     "generate_and_read",
     "read_data_answers",
     "read_generated_answers",
@@ -60,20 +58,6 @@ class ReferenceReadings:
         wanted = [topic is None or t == topic for t in self.topics]
         present = np.flatnonzero(np.isfinite(values) & np.array(wanted, dtype=bool))
         return values[present], [self.conversations[i] for i in present]
-
-
-def draw_conversations(data: DataSet, limit: int, *, seed: int = 0, rejections: Rejections) -> list[Conversation]:
-    """At most ``limit`` conversations, drawn at random from the whole data set, in its order."""
-    draw = random.Random(seed)
-    drawn: list[Conversation] = []
-    with track("Choosing conversations") as advance:
-        for n, conversation in enumerate(rejections.sift(data)):
-            advance(1)
-            if n < limit:
-                drawn.append(conversation)
-            elif (place := draw.randrange(n + 1)) < limit:
-                drawn[place] = conversation
-    return sorted(drawn, key=lambda c: c.index)
 
 
 def read_generated_answers(

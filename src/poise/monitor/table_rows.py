@@ -73,8 +73,8 @@ class TableRowBuilder:
         self.notes = tuple(place.missing_alarm("mean") for place in places if place.alarm_parts and not place.alarms)
         self.alarms = [place.alarms for place in places]
         self.charts = [
-            d if (d := v.header.drift) and (d.layer, d.part) == (at, part) else None
-            for v, at in zip(vectors, layers, strict=True)
+            d if (d := v.header.drift) and (d.layer, d.part, d.detector) == (at, part, place.read_with) else None
+            for v, at, place in zip(vectors, layers, places, strict=True)
         ]
         counts.drift = counts.drift or [0.0] * len(vectors)
         for vector, alarms, chart in zip(vectors, self.alarms, self.charts, strict=True):

@@ -268,8 +268,10 @@ def _vector_named(name: str, vectors: Mapping[str, PersonaVector] | Callable[[st
 def _resolve_term(spec: TermExpression, vectors: Mapping[str, PersonaVector]) -> list[Term]:
     """One term, or one a layer where the strength differs from layer to layer."""
     vector = vectors[spec.vector]
-    purpose: Purpose = "read" if spec.level == "alarm" else "steer"  # a threshold holds where it was calibrated
-    layers = (vector.at(purpose).layer,) if spec.layers is None else spec.layers
+    # A threshold holds where it was calibrated, and for the direction along which the hidden state is capped.
+    direct = vector.without_detector() if spec.level == "alarm" else vector
+    purpose: Purpose = "read" if spec.level == "alarm" else "steer"
+    layers = (direct.at(purpose).layer,) if spec.layers is None else spec.layers
     when = _resolve_condition(spec.when, vectors[spec.when.vector]) if spec.when else None
 
     def term(value: float, at: tuple[int, ...] | Literal["increments"]) -> Term:
@@ -288,7 +290,7 @@ def _resolve_term(spec: TermExpression, vectors: Mapping[str, PersonaVector]) ->
         return [term(1.0 if spec.coef is None else spec.coef, layers)]
     if spec.dose is not None:
         return [term(vector.coef(spec.dose, layer), (layer,)) for layer in layers]
-    return [term(_level(spec.level, vector, layer, "mean"), (layer,)) for layer in layers]
+    return [term(_level(spec.level, direct, layer, "mean"), (layer,)) for layer in layers]
 
 
 def _resolve_condition(when: ConditionExpression, vector: PersonaVector) -> Condition:

@@ -257,7 +257,8 @@ class Steering:
         Args:
             vector: Vector along whose direction it is capped.
             level: Projection in residual-stream units. For the threshold of an alarm, give the layer too:
-                ``place = vector.at("read")``, ``place.alarm("mean").threshold``, ``place.layer``.
+                ``place = vector.without_detector().at("read")``, ``place.alarm("mean").threshold``,
+                ``place.layer``.
             layer: Counted from 0; default, the vector's layer to steer at.
             phase: Which tokens are steered.
             part: Which part of the response, where the model thinks before it replies.

@@ -19,6 +19,7 @@ from poise.settings import FrozenModel
 
 __all__ = [
     "LEAST_PAIRS",
+    "DetectorPair",
     "ExemplarPair",
     "Exemplars",
     "InstructionPair",
@@ -55,6 +56,15 @@ class ExemplarPair(_TraitModel):
     negative: TraitText = Field(alias="without", description="An answer to the same question that does not.")
 
 
+class DetectorPair(ExemplarPair):
+    """One question answered with the trait and without it, in one register and one tone."""
+
+    register_: TraitText = Field(default="any", alias="register", description="Kind of text, such as chat or formal.")
+    tone: Literal["plain", "loud"] = Field(
+        default="plain", description="Whether both answers have the voice that is usually taken for the trait."
+    )
+
+
 class Questions(_TraitModel):
     """Open questions on which the trait can show; the two lists share none."""
 
@@ -63,16 +73,19 @@ class Questions(_TraitModel):
 
 
 class Exemplars(_TraitModel):
-    """Three disjoint sets of pairs: to compute the vector, to train the judge, to test both."""
+    """Disjoint sets of pairs: to compute the vector, to train the judge, to test both, and to fit a detector."""
 
     extraction: tuple[ExemplarPair, ...] = Field(min_length=24)
     judge: tuple[ExemplarPair, ...] = Field(min_length=12)
     held_out: tuple[ExemplarPair, ...] = Field(min_length=12)
+    detector: tuple[DetectorPair, ...] = Field(
+        default=(), exclude_if=lambda pairs: not pairs, description="Alike in register and tone on both sides."
+    )
 
     @property
     def all(self) -> tuple[ExemplarPair, ...]:
         """Every pair, in the order of the file."""
-        return self.extraction + self.judge + self.held_out
+        return self.extraction + self.judge + self.held_out + self.detector
 
 
 class Trait(_TraitModel):
@@ -111,7 +124,8 @@ class Trait(_TraitModel):
         for name, questions in (("extraction", self.questions.extraction), ("evaluation", self.questions.evaluation)):
             placed += [(("questions", name, i), question) for i, question in enumerate(questions)]
         sets = self.exemplars
-        for name, pairs in (("extraction", sets.extraction), ("judge", sets.judge), ("held_out", sets.held_out)):
+        named = {"extraction": sets.extraction, "judge": sets.judge, "held_out": sets.held_out}
+        for name, pairs in (named | {"detector": sets.detector}).items():
             placed += [(("exemplars", name, i, "question"), pair.question) for i, pair in enumerate(pairs)]
         return placed
 
@@ -131,9 +145,18 @@ class Trait(_TraitModel):
         return self.exemplars.held_out
 
     @property
+    def detector_pairs(self) -> tuple[ExemplarPair, ...]:
+        """Pairs that a detector is fitted on: those written for it, and those that the vector is computed from."""
+        return self.exemplars.detector + self.exemplars.extraction
+
+    @property
     def hash(self) -> str:
-        """SHA-256 of the trait's content, independent of comments and layout of its file."""
-        return _content_hash(self)
+        """SHA-256 of the trait's content, independent of comments and layout of its file.
+
+        The detector's pairs are left out: neither the vector nor its judge is made from them.
+        """
+        exemplars = self.exemplars.model_copy(update={"detector": ()})
+        return _content_hash(self.model_copy(update={"exemplars": exemplars}))
 
 
 class OwnTrait(_TraitModel):
@@ -166,6 +189,11 @@ class OwnTrait(_TraitModel):
     def held_out_pairs(self) -> tuple[ExemplarPair, ...]:
         """None; there are no others."""
         return ()
+
+    @property
+    def detector_pairs(self) -> tuple[ExemplarPair, ...]:
+        """All pairs, the same that make the vector."""
+        return self.pairs
 
     @property
     def hash(self) -> str:

@@ -6,6 +6,7 @@ Files of other tools are written in ``export`` and read in ``importing``.
 """
 
 from poise.vector.calibration import Alarm, Drift
+from poise.vector.detector import Detector, DetectorFacts
 from poise.vector.header import Header, ModelId
 from poise.vector.persona_vector import PersonaVector
 from poise.vector.placement import LayerDirection, Purpose
@@ -13,6 +14,8 @@ from poise.vector.vector_file import load_vector, save_vector
 
 __all__ = [
     "Alarm",
+    "Detector",
+    "DetectorFacts",
     "Drift",
     "Header",
     "LayerDirection",

@@ -38,8 +38,8 @@ def check_one_model(vectors: Sequence[PersonaVector]) -> None:
 def computed_header(parts: Sequence[tuple[float, PersonaVector]], how: str = "{}") -> Header:
     """The header of a weighted sum: the first vector's trait and model, and in the provenance the whole formula.
 
-    Certificate, alarms and drift chart are dropped, because they belong to the vectors that went in. What is known of
-    the extraction stays where there is one vector.
+    Certificate, detector, alarms and drift chart are dropped, because they belong to the vectors that went in. What is
+    known of the extraction stays where there is one vector.
 
     Args:
         parts: Weights and vectors.
@@ -52,6 +52,7 @@ def computed_header(parts: Sequence[tuple[float, PersonaVector]], how: str = "{}
         "certificate": None,
         "alarms": (),
         "drift": None,
+        "detector": None,
     }
     if len(parts) > 1:
         facts |= {"contrast": "combined", "kept": {}, "dropped": {}, "agreement": ()}

@@ -13,6 +13,7 @@ from poise.model.sketch import WeightSketch
 from poise.settings import Frozen, FrozenModel
 from poise.trait import OwnTrait, Trait
 from poise.vector.calibration import Alarm, Drift
+from poise.vector.detector import DetectorFacts
 
 __all__ = ["Header", "ModelId"]
 
@@ -90,3 +91,6 @@ class Header(FrozenModel):
     certificate: Annotated[dict[str, Any] | None, Frozen] = None
     alarms: tuple[Alarm, ...] = Field(default=(), description="Thresholds set on normal talk.")
     drift: Drift | None = Field(default=None, description="A CUSUM set on the same.")
+    detector: DetectorFacts | None = Field(
+        default=None, exclude_if=lambda facts: facts is None, description="What the trait is read with, once fitted."
+    )

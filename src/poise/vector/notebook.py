@@ -30,6 +30,8 @@ def vector_html(vector: PersonaVector) -> str:
     ]
     if vector.norms.any() and (place := vector.at("read")).layer != steer:
         rows.append(("Read at", f"layer {place.layer} of {layers}"))
+    if header.detector:
+        rows.append(("Detector", f"{header.detector.kind} at layer {header.detector.layer}"))
     if header.alarms:
         rows.append(("Alarms", f"{len(header.alarms)} at layer {header.alarms[0].layer}"))
     rows.append(("Certificate", _certificate_text(header.certificate)))

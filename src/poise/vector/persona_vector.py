@@ -24,6 +24,7 @@ from poise.settings import FrozenModel, ReadOnlyDict
 from poise.vector import notebook
 from poise.vector.algebra import check_one_model, computed_header
 from poise.vector.calibration import Alarm, Drift
+from poise.vector.detector import Detector
 from poise.vector.header import Header
 from poise.vector.placement import LayerDirection, Purpose, preferred_layer
 
@@ -73,17 +74,26 @@ class PersonaVector:
         directions: float32 [L, d], on the CPU, un-normalised; a copy, so that writing into it changes nothing.
         reference_norm: float32 [L], mean ‖h‖ over response tokens of ordinary answers: the unit of a dose; a copy.
         header: Trait, model, counts, judge, seed, versions and, once validated, the certificate.
+        detector: What the trait is read with, once fitted; ``None`` where its direction reads it.
 
     Raises:
         InvalidVector: tensors that do not fit each other, or NaN or infinity in them.
     """
 
-    __slots__ = ("__weakref__", "_directions", "_reference_norm", "header")
+    __slots__ = ("__weakref__", "_directions", "_reference_norm", "detector", "header")
     _directions: torch.Tensor
     _reference_norm: torch.Tensor
     header: Header
+    detector: Detector | None
 
-    def __init__(self, directions: torch.Tensor, reference_norm: torch.Tensor, header: Header) -> None:
+    def __init__(
+        self,
+        directions: torch.Tensor,
+        reference_norm: torch.Tensor,
+        header: Header,
+        *,
+        detector: Detector | None = None,
+    ) -> None:
         if not isinstance(header, Header):
             raise InvalidVector(f"The header is {type(header).__name__}; a Header is expected, as vectors have it.")
         for name, tensor in (("directions", directions), ("reference norms", reference_norm)):
@@ -101,6 +111,14 @@ class PersonaVector:
             if slot == "_reference_norm" and (single < 0).any():
                 raise InvalidVector("The reference norms are mean lengths and cannot be negative; extract it again.")
             object.__setattr__(self, slot, single)
+        if (header.detector is not None) != (detector is not None):
+            header = header.model_copy(update={"detector": detector.facts if detector else None})
+        if detector and (detector.weights.shape != directions.shape[1:] or not 0 <= detector.layer < len(directions)):
+            raise InvalidVector(
+                f"The detector reads a width of {len(detector.weights)} at layer {detector.layer} and does not fit "
+                f"directions {tuple(directions.shape)}; fit it again."
+            )
+        object.__setattr__(self, "detector", detector)
         object.__setattr__(self, "header", header)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -110,7 +128,7 @@ class PersonaVector:
         raise FrozenInstanceError(f"A PersonaVector cannot be changed ({name}); make a new one.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (PersonaVector, (self._directions, self._reference_norm, self.header))
+        return (_restore, (self._directions, self._reference_norm, self.header, self.detector))
 
     def __repr__(self) -> str:
         return f"PersonaVector({self.name!r}, {self.header.model.name!r}, L={self.layers}, d={self.width})"
@@ -212,7 +230,9 @@ class PersonaVector:
     def at(self, purpose: Purpose, layer: int | None = None, *, part: AnswerPart = "reply") -> LayerDirection:
         """Where the vector works for a purpose: the layer, the direction and the alarms there.
 
-        The one answer to where a vector is steered or read; see ``poise.vector.placement.preferred_layer``.
+        The one answer to where a vector is steered or read; see ``poise.vector.placement.preferred_layer``. A vector
+        with a detector is read with it at its layer, and by its own direction at every other;
+        ``without_detector()`` is read by its own direction everywhere.
 
         Args:
             purpose: ``steer`` or ``read``.
@@ -225,22 +245,31 @@ class PersonaVector:
         """
         if purpose not in get_args(Purpose):
             raise InvalidArgument(f"The purpose is {purpose!r}; it must be steer or read.")
+        detector = self.detector if purpose == "read" else None
         if layer is None:
             header = self.header
-            layer = preferred_layer(purpose, certificate=header.certificate, alarms=header.alarms, norms=self.norms)
+            alarms = [alarm for alarm in header.alarms if not alarm.detector]
+            layer = (
+                detector.layer
+                if detector
+                else preferred_layer(purpose, certificate=header.certificate, alarms=alarms, norms=self.norms)
+            )
         self.check_layer(layer)
-        if purpose == "read" and not self.norms[layer]:
+        detector = detector if detector and detector.layer == layer else None
+        alarms = [a for a in self.header.alarms if a.detector == (detector.facts.weights_sha256 if detector else "")]
+        if purpose == "read" and not detector and not self.norms[layer]:
             raise InvalidSteering(f"{self.name} is zero at layer {layer} of {self.layers}: it reads nothing there.")
         return LayerDirection(
             trait=self.name,
             layer=layer,
             layers=self.layers,
             direction=self._directions[layer].clone(),
-            unit=self.unit(layer),
+            unit=detector.weights if detector else self.unit(layer),
+            detector=detector,
             part=part,
-            alarms=tuple(alarm for alarm in self.header.alarms if alarm.layer == layer and alarm.part == part),
-            alarm_layers=tuple(sorted({alarm.layer for alarm in self.header.alarms if alarm.part == part})),
-            alarm_parts=tuple(dict.fromkeys(alarm.part for alarm in self.header.alarms)),
+            alarms=tuple(alarm for alarm in alarms if alarm.layer == layer and alarm.part == part),
+            alarm_layers=tuple(sorted({alarm.layer for alarm in alarms if alarm.part == part})),
+            alarm_parts=tuple(dict.fromkeys(alarm.part for alarm in alarms)),
         )
 
     def unit(self, layer: int) -> torch.Tensor:
@@ -350,6 +379,25 @@ class PersonaVector:
             )
         facts = certificate.model_dump(mode="json") if isinstance(certificate, FrozenModel) else dict(certificate)
         header = self.header.model_copy(update={"certificate": ReadOnlyDict(facts)})
+        return PersonaVector(self._directions, self._reference_norm, header, detector=self.detector)
+
+    def with_detector(self, detector: Detector) -> PersonaVector:
+        """The same vector, read with this detector. Alarms and drift chart of another detector are dropped."""
+        if not isinstance(detector, Detector):
+            raise InvalidVector(f"A detector comes from `fit_detector`, not from {type(detector).__name__}.")
+        now = ("", detector.facts.weights_sha256)
+        alarms = tuple(alarm for alarm in self.header.alarms if alarm.detector in now)
+        drift = chart if (chart := self.header.drift) and chart.detector in now else None
+        header = self.header.model_copy(update={"alarms": alarms, "drift": drift})
+        return PersonaVector(self._directions, self._reference_norm, header, detector=detector)
+
+    def without_detector(self) -> PersonaVector:
+        """The same vector, read by the projection on its own direction, as Chen et al. 2025 do; itself if it is."""
+        if self.detector is None:
+            return self
+        alarms = tuple(alarm for alarm in self.header.alarms if not alarm.detector)
+        drift = chart if (chart := self.header.drift) and not chart.detector else None
+        header = self.header.model_copy(update={"alarms": alarms, "drift": drift, "detector": None})
         return PersonaVector(self._directions, self._reference_norm, header)
 
     def with_alarms(self, alarms: Sequence[Alarm], drift: Drift | None = None) -> PersonaVector:
@@ -360,4 +408,10 @@ class PersonaVector:
                 "Alarms and drift charts come from `calibrate_alarms`; give a list of Alarm and a Drift."
             )
         header = self.header.model_copy(update={"alarms": alarms, "drift": drift})
-        return PersonaVector(self._directions, self._reference_norm, header)
+        return PersonaVector(self._directions, self._reference_norm, header, detector=self.detector)
+
+
+def _restore(
+    directions: torch.Tensor, reference_norm: torch.Tensor, header: Header, detector: Detector | None
+) -> PersonaVector:
+    return PersonaVector(directions, reference_norm, header, detector=detector)

@@ -15,6 +15,7 @@ import torch
 from poise.data import AnswerPart
 from poise.model.probe import Probe
 from poise.vector.calibration import Alarm
+from poise.vector.detector import Detector
 
 __all__ = ["LayerDirection", "Purpose", "preferred_layer"]
 
@@ -29,8 +30,9 @@ class LayerDirection:
         trait: Name of the vector's trait.
         layer: Layer that was asked for or chosen for the purpose, counted from 0.
         layers: Number of layers of the model.
-        direction: Un-normalised direction at the layer, float32 [d].
-        unit: Unit direction at the layer, float32 [d].
+        direction: The vector's un-normalised direction at the layer, float32 [d].
+        unit: What is read or steered along: the unit direction at the layer, or the detector's; float32 [d].
+        detector: What the trait is read with at this layer; ``None`` where the direction itself reads it.
         part: Which part of answers is read.
         alarms: All alarms that calibration set at this layer on that part.
         alarm_layers: Layers at which calibration set any alarm on that part, ascending.
@@ -46,11 +48,17 @@ class LayerDirection:
     alarm_layers: tuple[int, ...]
     part: AnswerPart = "reply"
     alarm_parts: tuple[AnswerPart, ...] = ()
+    detector: Detector | None = None
 
     @property
     def probe(self) -> Probe:
-        """What reads the projection on the unit direction."""
+        """What reads the projection on the unit direction, the detector's where there is one."""
         return Probe(self.layer, self.unit)
+
+    @property
+    def read_with(self) -> str:
+        """SHA-256 of the detector's weights; empty where the direction itself is read."""
+        return self.detector.facts.weights_sha256 if self.detector else ""
 
     def alarm(self, reading: str) -> Alarm | None:
         """The alarm of the lowest rate for a reading of any topic; ``None`` where calibration set none here."""

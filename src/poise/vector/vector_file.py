@@ -13,12 +13,14 @@ from safetensors.torch import save as serialise
 from poise.errors import InvalidVector
 from poise.storage.atomic_write import saving
 from poise.storage.output import check_output
+from poise.vector.detector import Detector
 from poise.vector.header import Header, ModelId
 from poise.vector.persona_vector import PersonaVector
 
 __all__ = ["load_vector", "save_vector", "vector_loss"]
 
 TENSORS = ("directions", "reference_norm")
+DETECTOR_WEIGHTS = "detector"
 
 
 def save_vector(vector: PersonaVector, path: str | Path, *, force: bool = False) -> None:
@@ -30,8 +32,8 @@ def save_vector(vector: PersonaVector, path: str | Path, *, force: bool = False)
         force: Write over an existing file whatever it holds.
 
     Raises:
-        OutputExists: the file is no vector of this trait and model, or has a certificate or alarms that this vector
-            lacks.
+        OutputExists: the file is no vector of this trait and model, or has a certificate, a detector or alarms that
+            this vector lacks.
         SaveFailed: the disk refused; an earlier file is untouched.
     """
     header = vector.header
@@ -43,11 +45,14 @@ def save_vector(vector: PersonaVector, path: str | Path, *, force: bool = False)
             model=header.model,
             certificate=header.certificate is not None,
             alarms=bool(header.alarms),
+            detector=header.detector is not None,
         ),
         force=force,
     )
     document = json.dumps(vector.header.model_dump(mode="json", by_alias=True), ensure_ascii=False, sort_keys=True)
     tensors = {"directions": vector.directions, "reference_norm": vector.reference_norm}
+    if vector.detector:
+        tensors[DETECTOR_WEIGHTS] = vector.detector.weights
     with saving(Path(path)) as temporary:
         temporary.write_bytes(serialise(tensors, metadata={"poise": document}))
 
@@ -65,19 +70,26 @@ def load_vector(path: str | Path) -> PersonaVector:
     try:
         with safe_open(path, framework="pt") as file:
             header = _header(path, file)
-            tensors = {name: file.get_tensor(name) for name in TENSORS}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise InvalidVector(
             f"{path} is cut short or is no safetensors file ({error}); copy or extract it again."
         ) from error
     try:
-        return PersonaVector(tensors["directions"], tensors["reference_norm"], header)
+        detector = Detector(tensors[DETECTOR_WEIGHTS], header.detector) if header.detector else None
+        return PersonaVector(tensors["directions"], tensors["reference_norm"], header, detector=detector)
     except InvalidVector as error:
         raise InvalidVector(f"{path}: {error}") from error
 
 
 def vector_loss(
-    path: Path, trait: str, *, model: ModelId | None = None, certificate: bool = False, alarms: bool = False
+    path: Path,
+    trait: str,
+    *,
+    model: ModelId | None = None,
+    certificate: bool = False,
+    alarms: bool = False,
+    detector: bool = False,
 ) -> str:
     """What a vector file would lose if another vector were written over it; see ``poise.storage.output``.
 
@@ -87,6 +99,7 @@ def vector_loss(
         model: The new vector's model; ``None`` where it is not known yet.
         certificate: Whether the new vector brings a certificate.
         alarms: Whether the new vector brings alarms.
+        detector: Whether the new vector brings a detector.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -100,6 +113,8 @@ def vector_loss(
     lost = []
     if header.certificate is not None and not certificate:
         lost.append("the certificate of `poise validate`")
+    if header.detector is not None and not detector:
+        lost.append("the detector of `poise detector fit`")
     if header.alarms and not alarms:
         lost.append("the alarms of `poise calibrate`")
     return " and ".join(lost) and f"a vector with {' and '.join(lost)}, which would be lost"
@@ -112,16 +127,21 @@ def _header(path: str | Path, file: Any) -> Header:
         InvalidVector: not a vector of Poise, or of another version.
     """
     document, names = (file.metadata() or {}).get("poise"), sorted(file.keys())
-    if document is None or set(names) != set(TENSORS):
+    if document is None or set(names) - {DETECTOR_WEIGHTS} != set(TENSORS):
         examples = (", ".join(names[:2]) or "nothing") + (f" and {len(names) - 2} more" if len(names) > 2 else "")
         raise InvalidVector(
             f"{path} is a safetensors file, but not a Poise vector (it holds {examples}); make one with "
             "`poise extract`."
         )
     try:
-        return Header.model_validate(json.loads(document))
+        header = Header.model_validate(json.loads(document))
     except (ValidationError, ValueError) as error:
         raise InvalidVector(f"{path} has a header that this version cannot read: {_first(error)}.") from error
+    if (header.detector is not None) != (DETECTOR_WEIGHTS in names):
+        raise InvalidVector(
+            f"{path} has a detector's figures without its weights, or the other way round; fit it again."
+        )
+    return header
 
 
 def _first(error: Exception) -> str:

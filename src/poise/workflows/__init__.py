@@ -4,6 +4,7 @@ Each adds files, checks before a model is loaded, and locks to a job that the ro
 """
 
 from poise.workflows.budget import GenerationBudget
+from poise.workflows.detectors import fit_vector_detectors
 from poise.workflows.extraction import extract_vector, import_vector
 from poise.workflows.fine_tuning import FineTuneResult, train_and_measure
 from poise.workflows.generation import check_steering, generate, read_steering, steer_by
@@ -25,6 +26,7 @@ __all__ = [
     "check_steering",
     "estimate_screening",
     "extract_vector",
+    "fit_vector_detectors",
     "generate",
     "import_vector",
     "measure_shift_files",

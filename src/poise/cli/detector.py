@@ -1,0 +1,133 @@
+"""``poise detector fit``."""
+
+from __future__ import annotations
+
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from poise.cli.monitor import DataShapeOption
+from poise.cli.options import Device, Dtype, ExemplarsOption, Force, Json, ModelName, OnOtherModel, Seed
+from poise.cli.work import load_model, note, working
+
+if TYPE_CHECKING:
+    from poise.vector import DetectorFacts, PersonaVector
+
+__all__ = ["app"]
+
+DetectedVectorFiles = Annotated[
+    list[Path], typer.Argument(metavar="FILE", dir_okay=False, help="Vector files.", show_default=False)
+]
+OrdinaryTalk = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--normal",
+        metavar="DATA",
+        help="Conversations with answers, as they usually are: the detector learns to tell the trait from them, "
+        "too. Several add up.",
+        show_default=False,
+    ),
+]
+DetectorKinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kind",
+        metavar="KIND",
+        help="logistic, lda or mean-difference; logistic unless said. Several: cross-validation chooses.",
+        show_default=False,
+    ),
+]
+DetectorLayers = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--layer",
+        metavar="I",
+        min=0,
+        help="Read there; two thirds of the depth unless said. Several: cross-validation chooses.",
+        show_default=False,
+    ),
+]
+TalkLimit = Annotated[
+    int, typer.Option("--limit", metavar="N", min=1, help="Most conversations, drawn at random from the data.")
+]
+DetectorOut = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="Write there, not into the vector's own file."),
+]
+
+app = typer.Typer(no_args_is_help=True, help="Read a trait with a detector instead of the vector's own direction.")
+
+
+@app.callback()
+def detector() -> None:
+    """Read a trait with a detector instead of the vector's own direction."""
+
+
+@app.command("fit")
+def fit_command(
+    files: DetectedVectorFiles,
+    model: ModelName,
+    normal: OrdinaryTalk = None,
+    kind: DetectorKinds = None,
+    layer: DetectorLayers = None,
+    exemplars: ExemplarsOption = None,
+    shape: DataShapeOption = "auto",
+    limit: TalkLimit = 500,
+    out: DetectorOut = None,
+    seed: Seed = 0,
+    allow_other_model: OnOtherModel = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a detector and keep it in the vector's file, where everything that reads the vector finds it.
+
+    Steering stays as it was. Alarms are set on readings, so calibrate after fitting.
+    """
+    with working():
+        from poise.detector import DetectorSettings
+        from poise.workflows import fit_vector_detectors
+
+        kinds: dict[str, Any] = {"kinds": tuple(kind)} if kind else {}
+        settings = DetectorSettings(layers=tuple(layer) if layer else None, limit=limit, seed=seed, **kinds)
+        fitted = fit_vector_detectors(
+            files,
+            partial(load_model, model, dtype, device),
+            normal or [],
+            settings,
+            exemplars=exemplars,
+            shape=shape,
+            out=out,
+            allow_other_model=allow_other_model,
+            force=force,
+        )
+    _print_detectors(fitted, [out] if out else files, model, as_json=as_json)
+
+
+def _print_detectors(fitted: list[PersonaVector], paths: list[Path], model: str, *, as_json: bool) -> None:
+    from poise.cli import facts, render
+
+    known = [facts_of(vector) for vector in fitted]
+    if as_json:
+        rows = [
+            {"trait": v.name, "out": str(path), **k.model_dump(mode="json")}
+            for v, k, path in zip(fitted, known, paths, strict=True)
+        ]
+        facts.print_json({"detectors": rows})
+        return
+    for vector, k in zip(fitted, known, strict=True):
+        render.show(render.fitted_detector(vector.name, k, vector.layers))
+    if not known[0].normal:
+        note("No ordinary talk was given: add --normal DATA, so that the detector learns what is usual.")
+    listed = " ".join(shlex.quote(str(path)) for path in paths)
+    note(f"Next, set its alarms: poise calibrate {listed} --model {shlex.quote(model)} --normal DATA")
+
+
+def facts_of(vector: PersonaVector) -> DetectorFacts:
+    """What the vector's detector says about itself."""
+    assert vector.detector
+    return vector.detector.facts

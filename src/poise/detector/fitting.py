@@ -1,0 +1,289 @@
+"""A vector, its exemplar pairs and ordinary talk → a detector, with figures from answers that its fit did not see."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from poise.activations import read
+from poise.arguments import check_choice, check_number, check_type
+from poise.data import DataSet, InputRow, Rejections, data_from_rows, draw_conversations, turns
+from poise.detector.kinds import DIRECTION_FITS, AnswerGroups, Features, fit_curve
+from poise.errors import InvalidArgument, TooFewResponses
+from poise.model import Encoded, Model, ask
+from poise.model.spans import AnswerSpan, answer_spans
+from poise.statistics.estimates import Estimate, auc, bootstrap, of_groups
+from poise.storage.content_hash import content_key
+from poise.trait import ExemplarPair
+from poise.vector import Detector, DetectorFacts, PersonaVector
+from poise.vector.detector import DetectorKind, weights_digest
+
+__all__ = ["DetectorData", "DetectorSettings", "fit_detector", "read_detector_data"]
+
+DEFAULT_KINDS: tuple[DetectorKind, ...] = ("logistic",)
+DETECTOR_DEPTH = 2 / 3
+FEWEST_FIT_PAIRS = 12
+FALSE_ALARMS = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorSettings:
+    """How a detector is fitted.
+
+    Attributes:
+        kinds: Kinds to try; where there are several, cross-validation chooses.
+        layers: Layers to try, counted from 0; default, one at two thirds of the depth.
+        folds: Parts of the cross-validation; a pair is never on both sides of it.
+        limit: Most conversations of ordinary talk, drawn at random.
+        seed: Seed of the drawing and of the folds.
+    """
+
+    kinds: tuple[DetectorKind, ...] = DEFAULT_KINDS
+    layers: tuple[int, ...] | None = None
+    folds: int = 5
+    limit: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_type("kinds", self.kinds, (tuple, list), "a tuple of kinds, such as ('logistic',)")
+        if not self.kinds:
+            raise InvalidArgument("There are no kinds of detector to try; give at least one, such as ('logistic',).")
+        for kind in self.kinds:
+            check_choice("A kind", kind, get_args(DetectorKind))
+        if self.layers is not None and not self.layers:
+            raise InvalidArgument("There are no layers to try; give at least one, or leave `layers` away.")
+        check_number("folds", self.folds, least=2, most=100)
+        check_number("limit", self.limit, least=1, most=2**31)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorData:
+    """What a detector is fitted on, read once at all layers. n: pairs, m: talk, L: decoder blocks, d: model width.
+
+    Attributes:
+        positive: Response means with the trait, float32 [n, L, d].
+        negative: Response means without it, pair by pair, float32 [n, L, d].
+        talk: Response means of ordinary talk, float32 [m, L, d].
+        talk_groups: Number of the conversation that each of them came from.
+        pairs_sha256: SHA-256 of the pairs.
+        normal: Number of answers used, by name of the data.
+        normal_sha256: SHA-256 of the talk that was read; empty where there is none.
+    """
+
+    positive: torch.Tensor
+    negative: torch.Tensor
+    talk: torch.Tensor
+    talk_groups: tuple[int, ...]
+    pairs_sha256: str
+    normal: Mapping[str, int]
+    normal_sha256: str
+
+
+def fit_detector(
+    vector: PersonaVector,
+    model: Model,
+    *,
+    normal: DataSet | Iterable[InputRow] | None = None,
+    pairs: Sequence[ExemplarPair] | None = None,
+    settings: DetectorSettings | None = None,
+    allow_other_model: bool = False,
+) -> PersonaVector:
+    """The vector with a detector: a direction that tells its trait from other answers, and a curve of probability.
+
+    Args:
+        vector: Vector of this model, whose trait has exemplar pairs.
+        model: Model whose activations are read.
+        normal: Ordinary talk with answers, as the detector will meet it; without any, only the pairs are told apart.
+        pairs: Pairs to fit on; default, those that the trait has for it.
+        settings: Kinds, layers, folds, seed; default, a logistic detector at two thirds of the depth.
+        allow_other_model: Also take a vector of another model of this shape.
+
+    Raises:
+        OtherModel: the vector was computed on another model.
+        TooFewResponses: fewer than 12 pairs.
+        InvalidArgument: an unknown kind, or a layer that the model does not have.
+        InvalidData: too many rows of the talk are rejected.
+    """
+    settings = settings or DetectorSettings()
+    check_type("vector", vector, PersonaVector, "a PersonaVector, as load_vector(path) gives")
+    check_type("model", model, Model, "a Model, as load_model(name) gives")
+    vector.check_model(model, allow_other_model=allow_other_model)
+    layers = settings.layers or (default_layer(vector.layers),)
+    for layer in layers:
+        vector.check_layer(layer)
+    data = read_detector_data(
+        vector.header.trait.detector_pairs if pairs is None else pairs,
+        model,
+        normal,
+        limit=settings.limit,
+        seed=settings.seed,
+    )
+    return vector.with_detector(choose_detector(data, layers, settings))
+
+
+def default_layer(layers: int) -> int:
+    """The layer at two thirds of the depth; see docs/experiments.md for the figures."""
+    return min(round(layers * DETECTOR_DEPTH), layers - 1)
+
+
+def read_detector_data(
+    pairs: Sequence[ExemplarPair],
+    model: Model,
+    normal: DataSet | Iterable[InputRow] | None,
+    *,
+    limit: int = 500,
+    seed: int = 0,
+) -> DetectorData:
+    """Read pairs and talk at all layers in one pass each.
+
+    Raises:
+        TooFewResponses: fewer than 12 pairs that fit the model's window.
+        InvalidData: too many rows of the talk are rejected.
+    """
+    sides = [(_encode(model, p.question, p.positive), _encode(model, p.question, p.negative)) for p in pairs]
+    usable = [i for i, side in enumerate(sides) if all(text and len(text.ids) <= model.window for text in side)]
+    if len(usable) < FEWEST_FIT_PAIRS:
+        raise TooFewResponses(
+            f"There are {len(usable)} exemplar pairs to fit a detector on, and it needs {FEWEST_FIT_PAIRS}; give more "
+            "pairs."
+        )
+    texts, conversations, names, digest = _read_talk(model, normal, limit=limit, seed=seed)
+    both = read(model, [text for column in (0, 1) for i in usable if (text := sides[i][column])])
+    talk = read(model, texts) if texts else torch.empty((0, model.layers, model.width))
+    return DetectorData(
+        positive=both[: len(usable)],
+        negative=both[len(usable) :],
+        talk=talk,
+        talk_groups=tuple(conversations),
+        pairs_sha256=content_key(pairs=[[p.question, p.positive, p.negative] for p in pairs]),
+        normal=names,
+        normal_sha256=digest,
+    )
+
+
+def choose_detector(data: DetectorData, layers: Sequence[int], settings: DetectorSettings) -> Detector:
+    """The best kind and layer by cross-validated log-loss, fitted on everything, with its cross-validated figures."""
+    candidates = list(itertools.product(settings.kinds, layers))
+    scored = {candidate: _cross_validated(data, *candidate, settings) for candidate in candidates}
+    losses = {candidate: _log_loss(*scores) for candidate, scores in scored.items()}
+    kind, layer = min(candidates, key=lambda candidate: losses[candidate])
+    groups = _answer_groups(data, layer)
+    direction = DIRECTION_FITS[kind](groups)
+    weights = torch.from_numpy(direction / np.linalg.norm(direction)).float()
+    with_trait, without = scored[kind, layer]
+    slope, intercept = fit_curve(with_trait, without)  # of readings less their mean, over their spread
+    readings = np.concatenate([groups.positive, groups.negative, groups.talk]) @ weights.double().numpy()
+    slope /= float(readings.std())
+    measured = _auc(data, with_trait, without, seed=settings.seed)
+    return Detector(
+        weights,
+        DetectorFacts(
+            kind=kind,
+            layer=layer,
+            weights_sha256=weights_digest(weights),
+            slope=slope,
+            intercept=intercept - slope * float(readings.mean()),
+            pairs=len(data.positive),
+            pairs_sha256=data.pairs_sha256,
+            normal=dict(data.normal),
+            normal_sha256=data.normal_sha256,
+            auc=measured.value or 0.0,
+            low=measured.low or 0.0,
+            high=measured.high or 0.0,
+            n_with=len(with_trait),
+            n_without=len(without),
+            recall=round(float((with_trait > np.quantile(without, 1 - FALSE_ALARMS)).mean()), 4),
+            candidates={f"{k}@{i}": round(losses[k, i], 4) for k, i in candidates},
+            seed=settings.seed,
+        ),
+    )
+
+
+def _encode(model: Model, question: str, answer: str) -> Encoded | None:
+    text = model.encode(ask(question), answer)
+    return text if text.start < text.end else None
+
+
+def _read_talk(
+    model: Model, normal: DataSet | Iterable[InputRow] | None, *, limit: int, seed: int
+) -> tuple[list[Encoded], list[int], dict[str, int], str]:
+    """Answers of drawn conversations, the conversation of each, answers by name of the data, and their hash."""
+    if normal is None:
+        return [], [], {}, ""
+    data = data_from_rows(normal, need="assistant")
+    texts: list[Encoded] = []
+    groups: list[int] = []
+    names: dict[str, int] = {}
+    digest = hashlib.sha256()
+    for number, conversation in enumerate(draw_conversations(data, limit, seed=seed, rejections=Rejections())):
+        for place in answer_spans(model, turns(conversation)):
+            if isinstance(place, AnswerSpan) and place.text.end > place.text.start:
+                texts.append(place.text)
+                groups.append(number)
+                names[conversation.file] = names.get(conversation.file, 0) + 1
+                digest.update(repr(tuple(place.text.ids)).encode())
+    return texts, groups, names, digest.hexdigest()
+
+
+def _answer_groups(
+    data: DetectorData, layer: int, keep: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None
+) -> AnswerGroups:
+    pairs, talk = keep or (np.ones(len(data.positive), bool), np.ones(len(data.talk), bool))
+    return AnswerGroups(
+        positive=data.positive[pairs, layer].double().numpy(),
+        negative=data.negative[pairs, layer].double().numpy(),
+        talk=data.talk[talk, layer].double().numpy(),
+    )
+
+
+def _folds(data: DetectorData, settings: DetectorSettings) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Which pairs and which talk each fold holds out: whole pairs, whole conversations."""
+    draw = np.random.default_rng(settings.seed)
+    folds = min(settings.folds, len(data.positive))
+    of_pair = draw.permutation(len(data.positive)) % folds
+    conversations = max(data.talk_groups, default=-1) + 1
+    of_talk = (draw.permutation(conversations) % folds)[list(data.talk_groups)] if conversations else np.empty(0, int)
+    for fold in range(folds):
+        yield of_pair == fold, of_talk == fold
+
+
+def _cross_validated(
+    data: DetectorData, kind: DetectorKind, layer: int, settings: DetectorSettings
+) -> tuple[Features, Features]:
+    """Out-of-fold scores of answers with the trait [n] and of all others [n + m], each fold on one scale."""
+    everything = _answer_groups(data, layer)
+    positive, negative = np.zeros(len(data.positive)), np.zeros(len(data.positive))
+    talk = np.zeros(len(data.talk))
+    for pairs, conversations in _folds(data, settings):
+        learnt = _answer_groups(data, layer, (~pairs, ~conversations))
+        direction = DIRECTION_FITS[kind](learnt)
+        seen = np.concatenate([learnt.positive, learnt.negative, learnt.talk]) @ direction
+        centre, spread = seen.mean(), seen.std() or 1.0
+        positive[pairs] = (everything.positive[pairs] @ direction - centre) / spread
+        negative[pairs] = (everything.negative[pairs] @ direction - centre) / spread
+        talk[conversations] = (everything.talk[conversations] @ direction - centre) / spread
+    return positive, np.concatenate([negative, talk])
+
+
+def _auc(data: DetectorData, with_trait: Features, without: Features, *, seed: int) -> Estimate:
+    """AUC over all answers, resampled by pair and by conversation."""
+    pairs = np.arange(len(data.positive))
+    talk = len(pairs) + np.unique(np.array(data.talk_groups, dtype=int), return_inverse=True)[1]
+    scores = np.concatenate([with_trait, without])
+    labels = np.arange(len(scores)) < len(with_trait)
+    by_group, n = of_groups(lambda i: auc(scores[i], labels[i]), np.concatenate([pairs, pairs, talk]).astype(int))
+    return bootstrap(by_group, n, seed=seed)
+
+
+def _log_loss(with_trait: Features, without: Features) -> float:
+    """Mean log-loss of the calibrated curve, both sides weighing the same: what a coin has is 0.693."""
+    slope, intercept = fit_curve(with_trait, without)
+    losses = [np.logaddexp(0, -sign * (slope * x + intercept)) for sign, x in ((1, with_trait), (-1, without))]
+    return float(np.mean([loss.mean() for loss in losses]))

@@ -1,0 +1,94 @@
+"""``Detector``: what a trait is read with, beside the direction that it is steered with.
+
+A mean difference steers well and reads poorly: it holds whatever its pairs differ in, the tone above all. A detector is
+one direction at one layer, fitted to tell the trait from its absence *and* from ordinary talk. Its reading is a
+projection like any other, so that it costs what a projection costs, and a logistic curve turns an answer's mean
+reading into a probability. It is fitted in ``poise.detector``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from poise.errors import InvalidVector
+from poise.settings import Frozen, FrozenModel
+
+__all__ = ["Detector", "DetectorFacts", "DetectorKind"]
+
+DetectorKind = Literal["mean-difference", "lda", "logistic"]
+
+
+class DetectorFacts(FrozenModel):
+    """What a detector says about itself, in the header of its vector's file."""
+
+    kind: DetectorKind = Field(description="How its direction was fitted.")
+    layer: int = Field(description="Layer that it is read at, counted from 0.")
+    weights_sha256: str = Field(description="SHA-256 of its direction; alarms name it.")
+    slope: float = Field(description="Log-odds a unit of an answer's mean reading.")
+    intercept: float = Field(
+        description="Log-odds at a mean reading of 0, where trait and ordinary talk are as likely."
+    )
+    pairs: int = Field(description="Exemplar pairs that it was fitted on.")
+    pairs_sha256: str = Field(description="SHA-256 of these pairs.")
+    normal: Annotated[dict[str, int], Frozen] = Field(description="Answers of ordinary talk used, by name of the data.")
+    normal_sha256: str = Field(description="SHA-256 of these answers; empty where there were none.")
+    auc: float = Field(description="Cross-validated AUC: answers with the trait against all others.")
+    low: float = Field(description="Lower end of its 95 % interval.")
+    high: float = Field(description="Upper end.")
+    n_with: int = Field(description="Answers with the trait that the AUC counts.")
+    n_without: int = Field(description="Answers without it, ordinary talk included.")
+    recall: float = Field(
+        description="Cross-validated share of answers with the trait above all but 1 % of the others."
+    )
+    candidates: Annotated[dict[str, float], Frozen] = Field(
+        description="Cross-validated log-loss of every kind and layer that was tried, as ``kind@layer``."
+    )
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detector:
+    """A fitted direction and what is known of it. d: model width.
+
+    Attributes:
+        weights: float32 [d] of length 1, on the CPU.
+        facts: Kind, layer, curve, counts and figures.
+
+    Raises:
+        InvalidVector: weights that are no row of finite numbers, or not those that the facts were written for.
+    """
+
+    weights: torch.Tensor
+    facts: DetectorFacts
+
+    def __post_init__(self) -> None:
+        weights = self.weights.detach().to("cpu", torch.float32, copy=True).contiguous()
+        if weights.ndim != 1 or not torch.isfinite(weights).all() or not weights.any():
+            raise InvalidVector("The detector holds no direction, NaN or infinity; fit it again.")
+        if weights_digest(weights) != self.facts.weights_sha256:
+            raise InvalidVector("The detector's direction is not the one that its figures are about; fit it again.")
+        object.__setattr__(self, "weights", weights)
+
+    def __reduce__(self) -> tuple[type[Detector], tuple[torch.Tensor, DetectorFacts]]:
+        return (Detector, (self.weights, self.facts))
+
+    @property
+    def layer(self) -> int:
+        """Layer that it is read at, counted from 0."""
+        return self.facts.layer
+
+    def probability(self, reading: float) -> float:
+        """How likely an answer with this mean reading shows the trait, where half of all answers do; in [0, 1]."""
+        log_odds = self.facts.slope * reading + self.facts.intercept
+        return 1 / (1 + math.exp(-min(max(log_odds, -500.0), 500.0)))
+
+
+def weights_digest(weights: torch.Tensor) -> str:
+    """SHA-256 of float32 weights."""
+    return hashlib.sha256(weights.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
