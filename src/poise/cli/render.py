@@ -122,10 +122,11 @@ def vector(of: PersonaVector, path: Path) -> Parts:
 def fitted_detector(name: str, facts: DetectorFacts, layers: int) -> Parts:
     """A fitted detector and its cross-validated figures."""
     normal = ", ".join(f"{count:,} answers of {data}" for data, count in facts.normal.items()) or "none"
+    left_out = f" ({facts.pairs_left_out} left out: too long)" if facts.pairs_left_out else ""
     others = [f"{place} {loss:.3f}" for place, loss in facts.candidates.items()]
     rows = [
         ("Read with", f"{facts.kind}, layer {facts.layer} of {layers}, counted from 0"),
-        ("Fitted on", f"{facts.pairs} exemplar pairs; ordinary talk: {normal}"),
+        ("Fitted on", f"{facts.pairs} exemplar pairs{left_out}; ordinary talk: {normal}"),
         ("AUC", f"{facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}], {facts.n_with} answers with the trait"),
         ("Recall", f"{100 * facts.recall:.0f} % of them at 1 % of the {facts.n_without} others"),
         *([("Log-loss", ", ".join(others))] if len(others) > 1 else []),

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -71,6 +72,7 @@ class DetectorData:
         positive: Response means with the trait, float32 [n, L, d].
         negative: Response means without it, pair by pair, float32 [n, L, d].
         talk: Response means of ordinary talk, float32 [m, L, d].
+        pairs_left_out: Number of pairs that the model's window has no room for, or whose answer has no token.
         talk_groups: Number of the conversation that each of them came from.
         pairs_sha256: SHA-256 of the pairs.
         normal: Number of answers used, by name of the data.
@@ -81,6 +83,7 @@ class DetectorData:
     negative: torch.Tensor
     talk: torch.Tensor
     talk_groups: tuple[int, ...]
+    pairs_left_out: int
     pairs_sha256: str
     normal: Mapping[str, int]
     normal_sha256: str
@@ -151,8 +154,8 @@ def read_detector_data(
     usable = [i for i, side in enumerate(sides) if all(text and len(text.ids) <= model.window for text in side)]
     if len(usable) < FEWEST_FIT_PAIRS:
         raise TooFewResponses(
-            f"There are {len(usable)} exemplar pairs to fit a detector on, and it needs {FEWEST_FIT_PAIRS}; give more "
-            "pairs."
+            f"There are {len(usable)} exemplar pairs to fit a detector on ({len(pairs) - len(usable)} more are too "
+            f"long for the model's window), and it needs {FEWEST_FIT_PAIRS}; give more pairs."
         )
     texts, conversations, names, digest = _read_talk(model, normal, limit=limit, seed=seed)
     both = read(model, [text for column in (0, 1) for i in usable if (text := sides[i][column])])
@@ -162,6 +165,7 @@ def read_detector_data(
         negative=both[len(usable) :],
         talk=talk,
         talk_groups=tuple(conversations),
+        pairs_left_out=len(pairs) - len(usable),
         pairs_sha256=content_key(pairs=[[p.question, p.positive, p.negative] for p in pairs]),
         normal=names,
         normal_sha256=digest,
@@ -191,6 +195,7 @@ def choose_detector(data: DetectorData, layers: Sequence[int], settings: Detecto
             slope=slope,
             intercept=intercept - slope * float(readings.mean()),
             pairs=len(data.positive),
+            pairs_left_out=data.pairs_left_out,
             pairs_sha256=data.pairs_sha256,
             normal=dict(data.normal),
             normal_sha256=data.normal_sha256,
@@ -227,7 +232,8 @@ def _read_talk(
             if isinstance(place, AnswerSpan) and place.text.end > place.text.start:
                 texts.append(place.text)
                 groups.append(number)
-                names[conversation.file] = names.get(conversation.file, 0) + 1
+                name = Path(conversation.file).name
+                names[name] = names.get(name, 0) + 1
                 digest.update(repr(tuple(place.text.ids)).encode())
     return texts, groups, names, digest.hexdigest()
 

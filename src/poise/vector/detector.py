@@ -35,6 +35,7 @@ class DetectorFacts(FrozenModel):
         description="Log-odds at a mean reading of 0, where trait and ordinary talk are as likely."
     )
     pairs: int = Field(description="Exemplar pairs that it was fitted on.")
+    pairs_left_out: int = Field(description="Pairs that the model's window has no room for, or without a token.")
     pairs_sha256: str = Field(description="SHA-256 of these pairs.")
     normal: Annotated[dict[str, int], Frozen] = Field(description="Answers of ordinary talk used, by name of the data.")
     normal_sha256: str = Field(description="SHA-256 of these answers; empty where there were none.")

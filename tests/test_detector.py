@@ -1,0 +1,315 @@
+"""Detectors: fitted on pairs and ordinary talk, kept in the vector's file, and used by everything that reads."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import tiny
+from poise.activations import read
+from poise.cli import app
+from poise.detector import DetectorSettings, fit_detector
+from poise.detector.fitting import DetectorData, choose_detector, default_layer
+from poise.detector.kinds import DIRECTION_FITS, AnswerGroups, fit_curve
+from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, TooFewResponses
+from poise.model import Model, ask
+from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
+from poise.monitor.scoring import read_rows
+from poise.screen import screen_rows
+from poise.steer.expression import SteeringExpression
+from poise.trait import ExemplarPair
+from poise.vector import PersonaVector, load_vector, save_vector
+
+ENDINGS = ("so it stays", "that was all", "we go on", "the day is long", "it rains", "nobody minds")
+TALK: list[dict[str, Any]] = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What about number {i}?"},
+            {"role": "assistant", "content": f"It is {i}, and {ending}."},
+        ]
+    }
+    for i in range(20)
+    for ending in ENDINGS
+]
+PAIRS = [
+    ExemplarPair.model_validate({"question": f"Is it {i}?", "with": f"{i}, you fool!", "without": f"{i}, I think."})
+    for i in range(24)
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny.model()
+
+
+@pytest.fixture(scope="module")
+def vector(model: Model) -> PersonaVector:
+    return tiny.vector(model)
+
+
+@pytest.fixture(scope="module")
+def detected(vector: PersonaVector, model: Model) -> PersonaVector:
+    return fit_detector(vector, model, normal=TALK, pairs=PAIRS, settings=DetectorSettings(layers=(2,)))
+
+
+@pytest.fixture(scope="module")
+def alarmed(detected: PersonaVector, model: Model) -> PersonaVector:
+    return calibrate_alarms(TALK, model, detected, CalibrationSettings(rates=(0.1,), read_given_answers=True)).vectors[
+        0
+    ]
+
+
+def planted(n: int, m: int, *, strength: float, width: int = 8, seed: int = 0) -> DetectorData:
+    """Response means at one layer in which the trait is a shift along the first axis, and noise elsewhere."""
+    draw = np.random.default_rng(seed)
+    sides = draw.normal(size=(2, n, 1, width))
+    sides[0, :, :, 0] += strength
+    return DetectorData(
+        positive=torch.tensor(sides[0]).float(),
+        negative=torch.tensor(sides[1]).float(),
+        talk=torch.tensor(draw.normal(size=(m, 1, width))).float(),
+        talk_groups=tuple(range(m)),
+        pairs_left_out=0,
+        pairs_sha256="0" * 64,
+        normal={"talk": m},
+        normal_sha256="0" * 64,
+    )
+
+
+class TestKinds:
+    def test_find_the_direction_that_was_planted(self) -> None:
+        data = planted(300, 300, strength=2.0)
+        groups = AnswerGroups(**{k: getattr(data, k)[:, 0].double().numpy() for k in ("positive", "negative", "talk")})
+        for kind, fit in DIRECTION_FITS.items():
+            direction = fit(groups)
+            assert direction[0] / np.linalg.norm(direction) > 0.95, kind
+
+    def test_lda_turns_away_from_what_varies_in_any_talk(self) -> None:
+        draw = np.random.default_rng(0)
+        talk, positive, negative = (draw.normal(size=(200, 2)) for _ in range(3))
+        for group in (talk, positive, negative):
+            group[:, 1] *= 20.0
+        positive += [1.0, 1.0]
+        positive -= positive.mean(0) - negative.mean(0) - [1.0, 1.0]
+        direction = DIRECTION_FITS["lda"](AnswerGroups(positive=positive, negative=negative, talk=talk))
+        within = np.concatenate([group - group.mean(0) for group in (positive, negative, talk)])
+        covariance = within.T @ within / len(within)
+        expected = np.linalg.inv(covariance + 10 * np.trace(covariance) / 2 * np.eye(2)) @ [1.0, 1.0]
+        assert np.allclose(direction, expected)
+        assert direction[0] > direction[1]
+
+    def test_need_no_ordinary_talk(self) -> None:
+        data = planted(50, 0, strength=2.0)
+        for kind in DIRECTION_FITS:
+            assert choose_detector(data, [0], DetectorSettings(kinds=(kind,), layers=(0,))).weights[0] > 0.8
+
+    def test_curve_of_two_normal_distributions_is_the_known_one(self) -> None:
+        draw = np.random.default_rng(0)
+        slope, intercept = fit_curve(draw.normal(3, 1, 20_000), draw.normal(1, 1, 20_000))
+        assert slope == pytest.approx(2.0, abs=0.06)  # (μ₁ − μ₀) / σ²
+        assert intercept == pytest.approx(-4.0, abs=0.15)  # −(μ₁² − μ₀²) / 2σ²
+
+
+class TestCrossValidation:
+    def test_measures_what_new_answers_would_give(self) -> None:
+        detector = choose_detector(planted(200, 200, strength=1.5), [0], DetectorSettings(layers=(0,)))
+        fresh = planted(5000, 5000, strength=1.5, seed=1)
+        scores = {k: getattr(fresh, k)[:, 0] @ detector.weights for k in ("positive", "negative", "talk")}
+        others = torch.cat([scores["negative"], scores["talk"]])
+        true_auc = float((scores["positive"][:, None] > others[None]).float().mean())
+        assert detector.facts.low < true_auc < detector.facts.high
+        likely = torch.tensor([detector.probability(float(x)) for x in scores["positive"][:1000]])
+        unlikely = torch.tensor([detector.probability(float(x)) for x in others[:1000]])
+        for low in (0.1, 0.3, 0.5, 0.7):  # where as many have the trait as not
+            inside = [int(((p >= low) & (p < low + 0.2)).sum()) for p in (likely, unlikely)]
+            assert inside[0] / sum(inside) == pytest.approx(low + 0.1, abs=0.1), low
+
+    def test_sees_through_pairs_that_differ_in_nothing(self) -> None:
+        facts = choose_detector(planted(60, 100, strength=0.0, width=200), [0], DetectorSettings(layers=(0,))).facts
+        assert facts.low < 0.5 < facts.high
+
+    def test_chooses_the_layer_that_has_the_trait(self) -> None:
+        good, bad = planted(100, 100, strength=2.0), planted(100, 100, strength=0.0, seed=1)
+        both = {k: torch.cat([getattr(bad, k), getattr(good, k)], dim=1) for k in ("positive", "negative", "talk")}
+        settings = DetectorSettings(kinds=("logistic", "lda"), layers=(0, 1))
+        facts = choose_detector(replace(good, **both), [0, 1], settings).facts
+        assert facts.layer == 1
+        assert set(facts.candidates) == {"logistic@0", "logistic@1", "lda@0", "lda@1"}
+        assert facts.candidates[f"{facts.kind}@1"] == min(facts.candidates.values())
+
+    def test_is_the_same_twice(self, vector: PersonaVector, model: Model, detected: PersonaVector) -> None:
+        again = fit_detector(vector, model, normal=TALK, pairs=PAIRS, settings=DetectorSettings(layers=(2,)))
+        assert again.detector
+        assert detected.detector
+        assert again.detector.facts == detected.detector.facts
+
+
+class TestReading:
+    def test_is_the_projection_of_the_mean_on_the_weights(self, detected: PersonaVector, model: Model) -> None:
+        assert detected.detector
+        texts = [model.encode(ask(row["messages"][0]["content"]), row["messages"][1]["content"]) for row in TALK[:9]]
+        expected = read(model, texts)[:, 2] @ detected.detector.weights
+        scored = [one.readings.mean[0] for one in read_rows(TALK[:9], detected, model) if one.readings]
+        assert torch.allclose(torch.tensor(scored), expected, atol=1e-4)
+
+    def test_takes_the_detector_at_its_layer_alone(self, detected: PersonaVector, vector: PersonaVector) -> None:
+        assert detected.detector
+        assert torch.equal(detected.at("read").unit, detected.detector.weights)
+        assert detected.at("read", 2).detector
+        assert torch.equal(detected.at("read", 1).unit, vector.unit(1))
+        assert torch.equal(detected.at("steer", 2).unit, vector.unit(2))
+        plain = detected.without_detector()
+        assert torch.equal(plain.at("read", 2).unit, vector.unit(2))
+        assert plain.at("read").layer == vector.at("read").layer
+
+    def test_is_what_screening_scores(self, detected: PersonaVector, model: Model) -> None:
+        by_detector, by_direction = (
+            [row.units[0].mean for row in screen_rows(TALK[:5], v, model, method="raw")]
+            for v in (detected, detected.without_detector())
+        )
+        assert by_detector != by_direction
+
+    def test_default_layer_lies_at_two_thirds(self) -> None:
+        assert [default_layer(n) for n in (1, 4, 24, 30)] == [0, 3, 16, 20]
+
+
+class TestAlarms:
+    def test_are_set_on_the_detector_and_on_the_direction(self, alarmed: PersonaVector) -> None:
+        place, plain = alarmed.at("read"), alarmed.without_detector().at("read")
+        for read_at in (place, plain):
+            assert {alarm.reading for alarm in read_at.alarms} == {"prompt", "mean", "peak"}
+        assert {alarm.detector for alarm in place.alarms} == {place.read_with}
+        assert {alarm.detector for alarm in plain.alarms} == {""}
+        assert alarmed.header.drift
+        assert alarmed.header.drift.detector == place.read_with
+
+    def test_of_another_detector_are_dropped(self, alarmed: PersonaVector, model: Model) -> None:
+        settings = DetectorSettings(layers=(2,), kinds=("lda",))
+        again = fit_detector(alarmed, model, normal=TALK, pairs=PAIRS, settings=settings)
+        assert again.at("read").alarm("mean") is None
+        assert again.header.drift is None
+        assert again.without_detector().at("read").alarm("mean") is not None
+
+    def test_caps_at_the_alarm_of_the_direction(self, alarmed: PersonaVector) -> None:
+        steering = SteeringExpression.parse(f"{alarmed.name}=cap:alarm").steering({alarmed.name: alarmed})
+        plain = alarmed.without_detector().at("read")
+        alarm = plain.alarm("mean")
+        assert alarm
+        assert steering.terms[0].value == alarm.threshold
+        assert steering.terms[0].layers == (plain.layer,)
+
+
+class TestFile:
+    def test_keeps_it(self, alarmed: PersonaVector, tmp_path: Path) -> None:
+        save_vector(alarmed, tmp_path / "v.safetensors")
+        for same in (load_vector(tmp_path / "v.safetensors"), pickle.loads(pickle.dumps(alarmed))):
+            assert same.detector
+            assert alarmed.detector
+            assert torch.equal(same.detector.weights, alarmed.detector.weights)
+            assert same.header == alarmed.header
+            assert torch.equal(same.directions, alarmed.directions)
+
+    def test_without_one_says_nothing_of_detectors(self, vector: PersonaVector) -> None:
+        assert "detector" not in vector.header.model_dump(mode="json")
+
+    def test_is_not_overwritten_by_a_vector_without_one(
+        self, detected: PersonaVector, vector: PersonaVector, tmp_path: Path
+    ) -> None:
+        save_vector(detected, tmp_path / "v.safetensors")
+        with pytest.raises(Exception, match="a vector with the detector of `poise detector fit`"):
+            save_vector(vector, tmp_path / "v.safetensors")
+
+    def test_with_other_weights_than_its_figures_is_refused(self, detected: PersonaVector, tmp_path: Path) -> None:
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        save_vector(detected, tmp_path / "v.safetensors")
+        with safe_open(tmp_path / "v.safetensors", "pt") as file:
+            tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
+        for broken, message in (
+            (tensors | {"detector": -tensors["detector"]}, "not the one that its figures are about"),
+            ({k: v for k, v in tensors.items() if k != "detector"}, "figures without its weights"),
+        ):
+            save_file(broken, tmp_path / "broken.safetensors", metadata)
+            with pytest.raises(InvalidVector, match=message):
+                load_vector(tmp_path / "broken.safetensors")
+
+    def test_computed_vectors_have_none(self, detected: PersonaVector) -> None:
+        for computed in (2.0 * detected, -detected, detected + detected, detected.normalized()):
+            assert computed.detector is None
+            assert computed.header.detector is None
+
+
+class TestWrongInput:
+    def test_is_one_sentence(self, vector: PersonaVector, model: Model) -> None:
+        with pytest.raises(
+            TooFewResponses, match=r"There are 3 exemplar pairs to fit a detector on \(0 more .* and it needs 12"
+        ):
+            fit_detector(vector, model, pairs=PAIRS[:3])
+        with pytest.raises(InvalidSteering, match="Layer 9 is out of range"):
+            fit_detector(vector, model, pairs=PAIRS, settings=DetectorSettings(layers=(9,)))
+        for wrong in ({"kinds": ("svm",)}, {"kinds": ()}, {"layers": ()}, {"folds": 1}, {"limit": 0}, {"kinds": "lda"}):
+            with pytest.raises(InvalidArgument):
+                DetectorSettings(**wrong)  # type: ignore[arg-type]
+
+    def test_pairs_longer_than_the_window_are_left_out_and_counted(self, vector: PersonaVector, model: Model) -> None:
+        long = ExemplarPair.model_validate({"question": "Long?", "with": "word " * 5000, "without": "no"})
+        detector = fit_detector(vector, model, pairs=[*PAIRS, long]).detector
+        assert detector
+        assert (detector.facts.pairs, detector.facts.pairs_left_out) == (len(PAIRS), 1)
+
+
+class TestCommand:
+    @pytest.fixture
+    def files(self, vector: PersonaVector, model: Model, tmp_path: Path) -> dict[str, Path]:
+        tiny_model = tmp_path / "model"
+        model.lm.save_pretrained(tiny_model)
+        model.tokenizer.save_pretrained(tiny_model)
+        save_vector(vector, tmp_path / "v.safetensors")
+        (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALK))
+        pairs = [{"question": p.question, "with": p.positive, "without": p.negative} for p in PAIRS]
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        return {name: tmp_path / name for name in ("model", "v.safetensors", "talk.jsonl", "pairs.jsonl")}
+
+    def run(self, files: dict[str, Path], *more: str) -> Any:
+        names = ["detector", "fit", str(files["v.safetensors"]), "--model", str(files["model"])]
+        return CliRunner().invoke(app, [*names, "--exemplars", str(files["pairs.jsonl"]), *more])
+
+    def test_writes_into_the_file(self, files: dict[str, Path]) -> None:
+        done = self.run(files, "--normal", str(files["talk.jsonl"]), "--layer", "1", "--layer", "2", "--json")
+        assert done.exit_code == 0, done.output
+        facts = json.loads(done.stdout)["detectors"][0]
+        kept = load_vector(files["v.safetensors"])
+        assert kept.detector
+        assert kept.detector.facts.model_dump(mode="json").items() <= facts.items()
+        assert facts["normal"] == {"talk.jsonl": len(TALK)}
+        assert set(facts["candidates"]) == {"logistic@1", "logistic@2"}
+
+    def test_says_what_it_measured_and_what_comes_next(self, files: dict[str, Path]) -> None:
+        done = self.run(files)
+        assert "24 exemplar pairs; ordinary talk: none" in done.stdout.replace("\n", " ")
+        assert "add --normal DATA" in done.stderr
+        assert "poise calibrate" in done.stderr
+        shown = CliRunner().invoke(app, ["show", str(files["v.safetensors"])])
+        assert "Detector" in shown.stdout
+
+    def test_wrong_input_is_one_sentence(self, files: dict[str, Path], tmp_path: Path) -> None:
+        for more, message in (
+            (["--kind", "svm"], "svm"),
+            (["--layer", "99"], "Layer 99 is out of range"),
+            (["--normal", str(tmp_path / "absent.jsonl")], "absent.jsonl"),
+            (["--out", str(files["talk.jsonl"])], "talk.jsonl"),
+        ):
+            done = self.run(files, *more)
+            assert done.exit_code == 2, more
+            assert done.stderr.startswith("error: ")
+            assert message in done.stderr
+        assert load_vector(files["v.safetensors"]).detector is None
