@@ -139,10 +139,10 @@ class TestCrossValidation:
     def test_chooses_the_layer_that_has_the_trait(self) -> None:
         good, bad = planted(100, 100, strength=2.0), planted(100, 100, strength=0.0, seed=1)
         both = {k: torch.cat([getattr(bad, k), getattr(good, k)], dim=1) for k in ("positive", "negative", "talk")}
-        settings = DetectorSettings(kinds=("logistic", "lda"), layers=(0, 1))
+        settings = DetectorSettings(kinds=("ranking", "lda"), layers=(0, 1))
         facts = choose_detector(replace(good, **both), [0, 1], settings).facts
         assert facts.layer == 1
-        assert set(facts.candidates) == {"logistic@0", "logistic@1", "lda@0", "lda@1"}
+        assert set(facts.candidates) == {"ranking@0", "ranking@1", "lda@0", "lda@1"}
         assert facts.candidates[f"{facts.kind}@1"] == min(facts.candidates.values())
 
     def test_is_the_same_twice(self, vector: PersonaVector, model: Model, detected: PersonaVector) -> None:
@@ -177,8 +177,8 @@ class TestReading:
         )
         assert by_detector != by_direction
 
-    def test_default_layer_lies_at_two_thirds(self) -> None:
-        assert [default_layer(n) for n in (1, 4, 24, 30)] == [0, 3, 16, 20]
+    def test_default_layer_lies_at_sixty_per_cent_of_the_depth(self) -> None:
+        assert [default_layer(n) for n in (1, 4, 24, 30)] == [0, 2, 14, 18]
 
 
 class TestAlarms:
@@ -291,7 +291,7 @@ class TestCommand:
         assert kept.detector
         assert kept.detector.facts.model_dump(mode="json").items() <= facts.items()
         assert facts["normal"] == {"talk.jsonl": len(TALK)}
-        assert set(facts["candidates"]) == {"logistic@1", "logistic@2"}
+        assert set(facts["candidates"]) == {"ranking@1", "ranking@2"}
 
     def test_says_what_it_measured_and_what_comes_next(self, files: dict[str, Path]) -> None:
         done = self.run(files)

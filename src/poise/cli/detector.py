@@ -36,7 +36,7 @@ DetectorKinds = Annotated[
     typer.Option(
         "--kind",
         metavar="KIND",
-        help="logistic, lda or mean-difference; logistic unless said. Several: cross-validation chooses.",
+        help="ranking, logistic, lda or mean-difference; ranking unless said. Several: cross-validation chooses.",
         show_default=False,
     ),
 ]
@@ -46,7 +46,7 @@ DetectorLayers = Annotated[
         "--layer",
         metavar="I",
         min=0,
-        help="Read there; two thirds of the depth unless said. Several: cross-validation chooses.",
+        help="Read there; at 0.6 of the depth unless said. Several: cross-validation chooses.",
         show_default=False,
     ),
 ]

@@ -170,6 +170,7 @@ def of_lint(report: LintReport) -> Facts:
         "longer_with": report.longer_with,
         "words": estimate(report.words),
         "length": estimate(report.length),
+        "style": estimate(report.style) if report.style else None,
         "findings": [{"severity": f.severity, "field": f.field, "message": f.message} for f in report.findings],
     }
 

@@ -75,6 +75,16 @@ def lint_results(report: LintReport) -> Parts:
         ("Longer with the trait", f"{report.longer_with:.0%} of the pairs"),
         ("Words alone tell the sides apart", f"AUC {_estimate(report.words)} on held-out pairs"),
         ("Length alone tells them apart", f"AUC {_estimate(report.length)} on held-out pairs"),
+        *(
+            [
+                (
+                    "Style alone tells them apart",
+                    f"AUC {_estimate(report.style)} on the detector's pairs, cross-validated",
+                )
+            ]
+            if report.style
+            else []
+        ),
     )
     problems = [
         Padding(Text.assemble((f.severity, _STYLE[f.severity]), f" {f.field}: {f.message}"), (0, 0, 0, 2), expand=False)

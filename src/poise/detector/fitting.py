@@ -28,8 +28,8 @@ from poise.vector.detector import DetectorKind, weights_digest
 
 __all__ = ["DetectorData", "DetectorSettings", "fit_detector", "read_detector_data"]
 
-DEFAULT_KINDS: tuple[DetectorKind, ...] = ("logistic",)
-DETECTOR_DEPTH = 2 / 3
+DEFAULT_KINDS: tuple[DetectorKind, ...] = ("ranking",)
+DETECTOR_DEPTH = 0.6
 FEWEST_FIT_PAIRS = 12
 FALSE_ALARMS = 0.01
 
@@ -40,7 +40,7 @@ class DetectorSettings:
 
     Attributes:
         kinds: Kinds to try; where there are several, cross-validation chooses.
-        layers: Layers to try, counted from 0; default, one at two thirds of the depth.
+        layers: Layers to try, counted from 0; default, one at 0.6 of the depth.
         folds: Parts of the cross-validation; a pair is never on both sides of it.
         limit: Most conversations of ordinary talk, drawn at random.
         seed: Seed of the drawing and of the folds.
@@ -53,9 +53,9 @@ class DetectorSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_type("kinds", self.kinds, (tuple, list), "a tuple of kinds, such as ('logistic',)")
+        check_type("kinds", self.kinds, (tuple, list), "a tuple of kinds, such as ('ranking',)")
         if not self.kinds:
-            raise InvalidArgument("There are no kinds of detector to try; give at least one, such as ('logistic',).")
+            raise InvalidArgument("There are no kinds of detector to try; give at least one, such as ('ranking',).")
         for kind in self.kinds:
             check_choice("A kind", kind, get_args(DetectorKind))
         if self.layers is not None and not self.layers:
@@ -105,7 +105,7 @@ def fit_detector(
         model: Model whose activations are read.
         normal: Ordinary talk with answers, as the detector will meet it; without any, only the pairs are told apart.
         pairs: Pairs to fit on; default, those that the trait has for it.
-        settings: Kinds, layers, folds, seed; default, a logistic detector at two thirds of the depth.
+        settings: Kinds, layers, folds, seed; default, a ranking detector at 0.6 of the depth.
         allow_other_model: Also take a vector of another model of this shape.
 
     Raises:
@@ -132,7 +132,7 @@ def fit_detector(
 
 
 def default_layer(layers: int) -> int:
-    """The layer at two thirds of the depth; see docs/experiments.md for the figures."""
+    """The layer at 0.6 of the depth; see docs/detectors.md for the figures."""
     return min(round(layers * DETECTOR_DEPTH), layers - 1)
 
 

@@ -1,4 +1,4 @@
-"""Three ways to a direction that tells a trait from its absence: arithmetic on response means, and no model.
+"""Four ways to a direction that tells a trait from its absence: arithmetic on response means, and no model.
 
 n: answers, d: model width. Answers come in three groups: with the trait, without it, and ordinary talk, which is
 without it as well. A group weighs as much as a group, however many answers it has.
@@ -19,8 +19,10 @@ __all__ = ["DIRECTION_FITS", "AnswerGroups", "fit_curve"]
 Features = NDArray[np.float64]
 
 SHRINKAGE = 10.0  # times the mean variance, added to the diagonal of the covariance
-RIDGE = 1e-3  # C of the logistic regression on standardised features: few answers, many dimensions
-TALK_WEIGHT = 0.5  # of ordinary talk beside the pairs
+RIDGE = 3e-3  # C of the regressions on standardised features: few answers, many dimensions
+TALK_WEIGHT = 0.5  # of ordinary talk beside the pairs, where each answer is labelled
+RANKED_TALK = 4  # answers of ordinary talk that each answer with the trait is ranked above
+RANKED_TALK_WEIGHT = 0.25  # of these beside its own pair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +71,35 @@ def logistic(groups: AnswerGroups) -> Features:
     return np.asarray(model.coef_[0] / spread)
 
 
+def ranking(groups: AnswerGroups) -> Features:
+    """Logistic regression on differences: answers with the trait rank above their pair's other side and above talk.
+
+    A pair's difference has nothing of its topic, register and tone, where both sides share them, so the direction
+    cannot learn these; the answers of ordinary talk teach it what any answer has.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    draw = np.random.default_rng(0)
+    n, talk = len(groups.positive), groups.talk
+    differences = [groups.positive - groups.negative]
+    for _ in range(RANKED_TALK if len(talk) else 0):
+        differences.append(groups.positive - talk[draw.integers(len(talk), size=n)])
+    above = np.concatenate(differences)
+    weights = np.ones(len(above))
+    weights[n:] = RANKED_TALK_WEIGHT / RANKED_TALK
+    features = np.concatenate([groups.positive, groups.negative, talk])
+    spread = features.std(0) + 1e-6 * features.std()
+    model = LogisticRegression(C=RIDGE, fit_intercept=False, max_iter=500)
+    both = np.concatenate([above, -above]) / spread
+    model.fit(both, np.arange(len(both)) < len(above), sample_weight=np.concatenate([weights, weights]))
+    return np.asarray(model.coef_[0] / spread)
+
+
 DIRECTION_FITS: Mapping[DetectorKind, Callable[[AnswerGroups], Features]] = {
     "mean-difference": mean_difference,
     "lda": shrunk_lda,
     "logistic": logistic,
+    "ranking": ranking,
 }
 
 

@@ -29,6 +29,51 @@ ALIKE = 0.80
 MOST_LONGER = 0.70
 """Most pairs, as a share, in which the same side may be the longer one."""
 
+MOST_STYLE = 0.60
+"""Highest AUC that style alone may have on the pairs of a detector."""
+
+FEWEST_STYLE_PAIRS = 24
+STYLE_FOLDS = 8
+FUNCTION_WORDS = [
+    "i",
+    "me",
+    "my",
+    "you",
+    "your",
+    "we",
+    "he",
+    "she",
+    "they",
+    "it",
+    "not",
+    "never",
+    "no",
+    "but",
+    "and",
+    "or",
+    "so",
+    "if",
+    "because",
+    "very",
+    "just",
+    "really",
+    "quite",
+    "rather",
+    "only",
+    "even",
+    "please",
+    "well",
+    "oh",
+    "would",
+    "could",
+    "should",
+    "will",
+    "can",
+    "may",
+    "might",
+    "must",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class LintFinding:
@@ -46,10 +91,12 @@ class LintReport:
     Attributes:
         trait: Its name.
         counts: Entries by field, e.g. ``questions.extraction``.
-        longer_with: Share of pairs whose side with the trait has more characters; 0.5 is even.
+        longer_with: Share of pairs, but for the detector's, whose side with the trait has more characters; 0.5 is even.
         words: AUC on the held-out pairs of a bag of words learnt from the other pairs. Information, not a bar:
             most traits are partly a matter of words.
         length: AUC on the held-out pairs of the number of characters; 0.5 is even.
+        style: Cross-validated AUC on the detector's pairs of a classifier that sees punctuation, lengths and function
+            words and no other word; ``None`` where there are too few pairs.
         findings: Errors first.
     """
 
@@ -58,6 +105,7 @@ class LintReport:
     longer_with: float
     words: Estimate
     length: Estimate
+    style: Estimate | None
     findings: tuple[LintFinding, ...]
 
     @property
@@ -73,7 +121,7 @@ def lint(trait: Trait) -> LintReport:
         trait: Already valid: counts and disjoint questions are the schema's business.
     """
     pairs = _placed_pairs(trait)
-    longer = float(np.mean([_length_score(p) for _, p in pairs]))
+    longer = float(np.mean([_length_score(p) for place, p in pairs if not place.startswith("exemplars.detector")]))
     held_out = trait.exemplars.held_out
     positive, negative = [p.positive for p in held_out], [p.negative for p in held_out]
     learnt = trait.exemplars.extraction + trait.exemplars.judge
@@ -87,12 +135,23 @@ def lint(trait: Trait) -> LintReport:
                 f"keep it between {1 - MOST_LONGER:.0%} and {MOST_LONGER:.0%}, so that length gives nothing away",
             )
         )
+    style = _style_leak(trait.exemplars.detector)
+    if style and style.above(0.5) and (style.value or 0) > MOST_STYLE:
+        findings.append(
+            LintFinding(
+                "warning",
+                "exemplars.detector",
+                f"punctuation, lengths and function words tell the sides apart (AUC {style.value:.2f}); write both "
+                "sides of a pair in one register, so that a detector cannot learn the tone",
+            )
+        )
     return LintReport(
         trait=trait.name,
         counts=_field_counts(trait),
         longer_with=longer,
         words=auc_estimate(word_scores(learnt, positive), word_scores(learnt, negative)),
         length=auc_estimate([len(text) for text in positive], [len(text) for text in negative]),
+        style=style,
         findings=tuple(sorted(findings, key=lambda finding: finding.severity)),
     )
 
@@ -133,6 +192,37 @@ def word_scores(pairs: Sequence[ExemplarPair], texts: Sequence[str]) -> NDArray[
     return np.asarray(with_trait - without)
 
 
+def _style_leak(pairs: Sequence[ExemplarPair]) -> Estimate | None:
+    """How well style tells the sides of unseen pairs apart: whole pairs are held out, and resampled."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if len(pairs) < FEWEST_STYLE_PAIRS:
+        return None
+    features = np.array([[_style(pair.positive), _style(pair.negative)] for pair in pairs])
+    fold = np.arange(len(pairs)) % STYLE_FOLDS
+    scores = np.zeros((len(pairs), 2))
+    for held in range(STYLE_FOLDS):
+        learnt = features[fold != held]
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
+        classifier.fit(learnt.reshape(-1, features.shape[-1]), np.tile([True, False], len(learnt)))
+        scores[fold == held] = classifier.decision_function(
+            features[fold == held].reshape(-1, features.shape[-1])
+        ).reshape(-1, 2)
+    return auc_estimate(scores[:, 0], scores[:, 1])
+
+
+def _style(text: str) -> list[float]:
+    """How a text is written, whatever it says: lengths, marks and function words, the latter as shares."""
+    words = _words(text)
+    sentences = max(len(re.findall(r"[.!?]+", text)), 1)
+    marks = [text.count(mark) / max(len(text), 1) for mark in "!?,;:\"'’-"]
+    upper = sum(character.isupper() for character in text) / max(len(text), 1)
+    lengths = [len(words) / sentences, sum(map(len, words)) / max(len(words), 1)]
+    return [*lengths, upper, *marks, *(words.count(word) / max(len(words), 1) for word in FUNCTION_WORDS)]
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+(?:['’]\w+)*", text.lower())
 
@@ -150,7 +240,7 @@ def _length_score(pair: ExemplarPair) -> float:
 def _placed_pairs(trait: Trait) -> list[tuple[str, ExemplarPair]]:
     """Every pair with its place in the file."""
     sets = {"extraction": trait.exemplars.extraction, "judge": trait.exemplars.judge}
-    sets |= {"held_out": trait.exemplars.held_out}
+    sets |= {"held_out": trait.exemplars.held_out, "detector": trait.exemplars.detector}
     return [(f"exemplars.{name}[{i}]", pair) for name, pairs in sets.items() for i, pair in enumerate(pairs)]
 
 
@@ -162,6 +252,7 @@ def _field_counts(trait: Trait) -> dict[str, int]:
         "exemplars.extraction": len(trait.exemplars.extraction),
         "exemplars.judge": len(trait.exemplars.judge),
         "exemplars.held_out": len(trait.exemplars.held_out),
+        **({"exemplars.detector": len(detector)} if (detector := trait.exemplars.detector) else {}),
     }
 
 
@@ -180,7 +271,10 @@ def _uneven(pairs: Sequence[tuple[str, ExemplarPair]]) -> Iterator[LintFinding]:
 
 def _copied_answers(pairs: Sequence[tuple[str, ExemplarPair]]) -> Iterator[LintFinding]:
     sides = [(f"{place}.{side}", text) for place, p in pairs for side, text in _sides(p)]
-    yield from _copies(sides, "answer")
+    for finding in _copies(sides, "answer"):
+        # The sides of a detector's pair are to share all words but the telling ones; only equal ones are a mistake.
+        if finding.severity == "error" or not finding.field.startswith("exemplars.detector"):
+            yield finding
 
 
 def _copied_instructions(trait: Trait) -> Iterator[LintFinding]:

@@ -21,7 +21,7 @@ from poise.settings import Frozen, FrozenModel
 
 __all__ = ["Detector", "DetectorFacts", "DetectorKind"]
 
-DetectorKind = Literal["mean-difference", "lda", "logistic"]
+DetectorKind = Literal["mean-difference", "lda", "logistic", "ranking"]
 
 
 class DetectorFacts(FrozenModel):
