@@ -31,7 +31,6 @@ from poise.model import Encoded, Model, ask, load_model
 from poise.statistics.estimates import Estimate, auc, bootstrap, mean_estimate, of_groups
 from poise.trait import ExemplarPair, Trait, library
 
-LONGEST = 700  # tokens of a text that are read
 FRACTIONS = (1 / 3, 0.4, 0.5, 0.6, 2 / 3, 0.75, 0.85)
 SETS: Mapping[str, Callable[[Trait], Sequence[ExemplarPair]]] = {
     "extraction": lambda trait: trait.extraction_pairs,
@@ -48,10 +47,11 @@ class Reader:
     Args:
         model: Read in its own dtype.
         cache: File of what was read; ``None`` keeps nothing.
+        longest: Tokens of a text that are read.
     """
 
-    def __init__(self, model: Model, cache: Path | None) -> None:
-        self.model, self.cache = model, cache
+    def __init__(self, model: Model, cache: Path | None, longest: int) -> None:
+        self.model, self.cache, self.longest = model, cache, longest
         self.means: dict[tuple[str, str], torch.Tensor] = {}
         self.tokens: dict[tuple[str, str], int] = {}
         if cache and cache.exists():
@@ -59,7 +59,7 @@ class Reader:
 
     def encode(self, question: str, answer: str) -> Encoded | None:
         text = self.model.encode(ask(question), answer)
-        cut = Encoded(text.ids[:LONGEST], text.start, min(text.end, LONGEST))
+        cut = Encoded(text.ids[: self.longest], text.start, min(text.end, self.longest))
         return cut if cut.start < cut.end else None
 
     def read(self, texts: Sequence[tuple[str, str]]) -> None:
@@ -69,8 +69,8 @@ class Reader:
             part = fresh[start : start + 512]
             for (key, text), mean in zip(part, read(self.model, [text for _, text in part]), strict=True):
                 self.means[key], self.tokens[key] = mean.half(), text.end - text.start
-        if fresh and self.cache:
-            torch.save((self.means, self.tokens), self.cache)
+            if self.cache:
+                torch.save((self.means, self.tokens), self.cache)
 
     def features(self, texts: Sequence[tuple[str, str]], layer: int) -> Array:
         """Response means at a layer, float64 [n, d]."""
@@ -197,13 +197,14 @@ def report(comparisons: Sequence[Comparison], rows: Mapping[str, list[Row]], fit
         print(f"- mean recall at 1 % false alarms, {name}: {np.mean(shares_of):.3f}")
 
 
-def main(name: str, data: Path, half: str, most: int, cache: Path | None) -> None:
+def main(name: str, data: Path, half: str, most: int, cache: Path | None, longest: int) -> None:
     model = load_model(name)
-    reader = Reader(model, cache)
+    reader = Reader(model, cache, longest)
     traits = {trait: library.load_trait(trait) for trait in library.names()}
     fit_talk = [(q, a) for source in FIT_TALK for _, q, a in talk(source).rows(data)[:FIT_ROWS]]
     comparisons = [c for c in COMPARISONS if c.half == half]
-    pairs = [(p.question, a) for t in traits.values() for p in t.exemplars.all for a in (p.positive, p.negative)]
+    wanted = [traits[trait] for trait in sorted({c.trait for c in COMPARISONS})]
+    pairs = [(p.question, a) for t in wanted for p in t.detector_pairs for a in (p.positive, p.negative)]
     listed = {c.trait + c.name: c.rows(data, most) for c in comparisons}
     reader.read([*pairs, *fit_talk, *((r.question, r.answer) for rows in listed.values() for r in rows)])
     rows = {key: usable(reader, some) for key, some in listed.items()}
@@ -220,6 +221,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--half", choices=("choose", "report"), default="choose")
     parser.add_argument("--rows", type=int, default=100, help="most rows a side of a comparison")
+    parser.add_argument("--tokens", type=int, default=700, help="most tokens of a text that are read")
     parser.add_argument("--cache", type=Path, help="file that keeps what was read")
     options = parser.parse_args()
-    main(options.model, options.data, options.half, options.rows, options.cache)
+    main(options.model, options.data, options.half, options.rows, options.cache, options.tokens)

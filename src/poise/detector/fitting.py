@@ -31,6 +31,7 @@ __all__ = ["DetectorData", "DetectorSettings", "fit_detector", "read_detector_da
 DEFAULT_KINDS: tuple[DetectorKind, ...] = ("ranking",)
 DETECTOR_DEPTH = 0.6
 FEWEST_FIT_PAIRS = 12
+DETECTOR_BELONGS = "a detector fitted there would pass for one of the vector's own model"
 FALSE_ALARMS = 0.01
 
 
@@ -117,7 +118,7 @@ def fit_detector(
     settings = settings or DetectorSettings()
     check_type("vector", vector, PersonaVector, "a PersonaVector, as load_vector(path) gives")
     check_type("model", model, Model, "a Model, as load_model(name) gives")
-    vector.check_model(model, allow_other_model=allow_other_model)
+    vector.check_model(model, allow_other_model=allow_other_model, record=DETECTOR_BELONGS)
     layers = settings.layers or (default_layer(vector.layers),)
     for layer in layers:
         vector.check_layer(layer)

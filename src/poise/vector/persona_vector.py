@@ -7,6 +7,7 @@ Files of other tools are written in ``export`` and read in ``importing``.
 
 from __future__ import annotations
 
+import functools
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError
@@ -128,7 +129,8 @@ class PersonaVector:
         raise FrozenInstanceError(f"A PersonaVector cannot be changed ({name}); make a new one.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restore, (self._directions, self._reference_norm, self.header, self.detector))
+        restore = functools.partial(PersonaVector, detector=self.detector)
+        return (restore, (self._directions, self._reference_norm, self.header))
 
     def __repr__(self) -> str:
         return f"PersonaVector({self.name!r}, {self.header.model.name!r}, L={self.layers}, d={self.width})"
@@ -245,17 +247,10 @@ class PersonaVector:
         """
         if purpose not in get_args(Purpose):
             raise InvalidArgument(f"The purpose is {purpose!r}; it must be steer or read.")
-        detector = self.detector if purpose == "read" else None
         if layer is None:
-            header = self.header
-            alarms = [alarm for alarm in header.alarms if not alarm.detector]
-            layer = (
-                detector.layer
-                if detector
-                else preferred_layer(purpose, certificate=header.certificate, alarms=alarms, norms=self.norms)
-            )
+            layer = preferred_layer(purpose, self.header, self.norms)
         self.check_layer(layer)
-        detector = detector if detector and detector.layer == layer else None
+        detector = d if purpose == "read" and (d := self.detector) and d.layer == layer else None
         alarms = [a for a in self.header.alarms if a.detector == (detector.facts.weights_sha256 if detector else "")]
         if purpose == "read" and not detector and not self.norms[layer]:
             raise InvalidSteering(f"{self.name} is zero at layer {layer} of {self.layers}: it reads nothing there.")
@@ -385,20 +380,18 @@ class PersonaVector:
         """The same vector, read with this detector. Alarms and drift chart of another detector are dropped."""
         if not isinstance(detector, Detector):
             raise InvalidVector(f"A detector comes from `fit_detector`, not from {type(detector).__name__}.")
-        now = ("", detector.facts.weights_sha256)
-        alarms = tuple(alarm for alarm in self.header.alarms if alarm.detector in now)
-        drift = chart if (chart := self.header.drift) and chart.detector in now else None
-        header = self.header.model_copy(update={"alarms": alarms, "drift": drift})
-        return PersonaVector(self._directions, self._reference_norm, header, detector=detector)
+        return self._read_by(detector, "", detector.facts.weights_sha256)
 
     def without_detector(self) -> PersonaVector:
         """The same vector, read by the projection on its own direction, as Chen et al. 2025 do; itself if it is."""
-        if self.detector is None:
-            return self
-        alarms = tuple(alarm for alarm in self.header.alarms if not alarm.detector)
-        drift = chart if (chart := self.header.drift) and not chart.detector else None
-        header = self.header.model_copy(update={"alarms": alarms, "drift": drift, "detector": None})
-        return PersonaVector(self._directions, self._reference_norm, header)
+        return self._read_by(None, "") if self.detector else self
+
+    def _read_by(self, detector: Detector | None, *digests: str) -> PersonaVector:
+        """With a detector or without, keeping what was calibrated for the detectors of these digests."""
+        alarms = tuple(alarm for alarm in self.header.alarms if alarm.detector in digests)
+        drift = chart if (chart := self.header.drift) and chart.detector in digests else None
+        header = self.header.model_copy(update={"alarms": alarms, "drift": drift})
+        return PersonaVector(self._directions, self._reference_norm, header, detector=detector)
 
     def with_alarms(self, alarms: Sequence[Alarm], drift: Drift | None = None) -> PersonaVector:
         """The same vector with these alarms and this drift chart in its header, in the place of all earlier ones."""
@@ -409,9 +402,3 @@ class PersonaVector:
             )
         header = self.header.model_copy(update={"alarms": alarms, "drift": drift})
         return PersonaVector(self._directions, self._reference_norm, header, detector=self.detector)
-
-
-def _restore(
-    directions: torch.Tensor, reference_norm: torch.Tensor, header: Header, detector: Detector | None
-) -> PersonaVector:
-    return PersonaVector(directions, reference_norm, header, detector=detector)

@@ -6,9 +6,8 @@ its alarms were set, or where the certificate's monitoring test found that it re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -16,6 +15,9 @@ from poise.data import AnswerPart
 from poise.model.probe import Probe
 from poise.vector.calibration import Alarm
 from poise.vector.detector import Detector
+
+if TYPE_CHECKING:
+    from poise.vector.header import Header
 
 __all__ = ["LayerDirection", "Purpose", "preferred_layer"]
 
@@ -79,26 +81,24 @@ class LayerDirection:
         return f"{self.trait} has no calibrated alarm for the {reading} reading at layer {self.layer}; {remedy}"
 
 
-def preferred_layer(
-    purpose: Purpose, *, certificate: dict[str, Any] | None, alarms: Sequence[Alarm], norms: torch.Tensor
-) -> int:
+def preferred_layer(purpose: Purpose, header: Header, norms: torch.Tensor) -> int:
     """The layer for a purpose where none is asked for.
 
-    To read: that of the alarms; without any, that of the certificate's monitoring test (its answers', else its
-    prompts'); without that, the layer to steer at. To steer: the certificate's layer; without one, the layer with a
-    direction that is nearest to a third of the depth.
+    To read: the detector's; without one, that of the alarms; without any, that of the certificate's monitoring test
+    (its answers', else its prompts'); without that, the layer to steer at. To steer: the certificate's layer; without
+    one, the layer with a direction that is nearest to a third of the depth.
 
     Args:
         purpose: What the vector is to be used for.
-        certificate: Certificate of the vector, as in its header.
-        alarms: Alarms of the vector, as in its header.
+        header: The vector's header, with its certificate, alarms and detector.
         norms: ‖v‖ at each layer, float32 [L].
     """
-    facts = certificate or {}
+    facts = header.certificate or {}
     monitoring = facts.get("monitoring") or {}
-    calibrated = alarms[0].layer if alarms else None
-    read = (calibrated, monitoring.get("answer_layer"), monitoring.get("layer")) if purpose == "read" else ()
-    for layer in (*read, facts.get("layer")):
+    detected = header.detector.layer if header.detector else None
+    calibrated = next((alarm.layer for alarm in header.alarms if not alarm.detector), None)
+    places = (detected, calibrated, monitoring.get("answer_layer"), monitoring.get("layer"))
+    for layer in (*(places if purpose == "read" else ()), facts.get("layer")):
         if layer is not None:
             return int(layer)
     third = round(len(norms) / 3)

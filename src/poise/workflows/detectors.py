@@ -7,7 +7,7 @@ from pathlib import Path
 
 from poise import vector as vectors
 from poise.data import open_data
-from poise.detector.fitting import DetectorSettings, fit_detector
+from poise.detector.fitting import DETECTOR_BELONGS, DetectorSettings, fit_detector
 from poise.errors import InvalidArgument
 from poise.storage.output import check_output, check_writable
 from poise.trait import ExemplarPair, Trait, library
@@ -73,7 +73,7 @@ def fit_vector_detectors(
         )
     for path in [out] if out else paths:
         check_writable(path)
-    loaded = load_checked(opened, model, allow_other_model=allow_other_model)
+    loaded = load_checked(opened, model, allow_other_model=allow_other_model, record=DETECTOR_BELONGS)
     fitted = [
         fit_detector(
             vector,
