@@ -14,7 +14,7 @@ __all__ = ["Alarm", "Drift"]
 DETECTOR_READ = "SHA-256 of the detector's weights that it was read with; empty for the projection on the direction."
 
 
-def _is_empty(detector: str) -> bool:
+def _is_projection(detector: str) -> bool:
     """Files of projections are those of version 0.1.0, which knew nothing else."""
     return not detector
 
@@ -53,7 +53,7 @@ class Alarm(FrozenModel):
     seed: int
     part: AnswerPart = Field("reply", exclude_if=_is_reply, description="Which part of the answers was read.")
     model: str = Field("", exclude_if=_is_own_model, description="Model it was set on; empty for the vector's own.")
-    detector: str = Field("", exclude_if=_is_empty, description=DETECTOR_READ)
+    detector: str = Field("", exclude_if=_is_projection, description=DETECTOR_READ)
 
 
 class Drift(FrozenModel):
@@ -71,4 +71,4 @@ class Drift(FrozenModel):
     n_answers: int
     n_conversations: int
     part: AnswerPart = Field("reply", exclude_if=_is_reply, description="Which part of the answers was read.")
-    detector: str = Field("", exclude_if=_is_empty, description=DETECTOR_READ)
+    detector: str = Field("", exclude_if=_is_projection, description=DETECTOR_READ)

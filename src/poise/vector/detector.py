@@ -84,6 +84,18 @@ class Detector:
         """Layer that it is read at, counted from 0."""
         return self.facts.layer
 
+    def check_shape(self, layers: int, width: int) -> None:
+        """Refuse directions [layers, width] that it does not belong to.
+
+        Raises:
+            InvalidVector: its layer is none of theirs, or its width another.
+        """
+        if len(self.weights) != width or not 0 <= self.layer < layers:
+            raise InvalidVector(
+                f"The detector reads a width of {len(self.weights)} at layer {self.layer} and does not fit directions "
+                f"({layers}, {width}); fit it again."
+            )
+
     def probability(self, reading: float) -> float:
         """How likely an answer with this mean reading shows the trait, where half of all answers do; in [0, 1]."""
         log_odds = self.facts.slope * reading + self.facts.intercept

@@ -114,11 +114,8 @@ class PersonaVector:
             object.__setattr__(self, slot, single)
         if (header.detector is not None) != (detector is not None):
             header = header.model_copy(update={"detector": detector.facts if detector else None})
-        if detector and (detector.weights.shape != directions.shape[1:] or not 0 <= detector.layer < len(directions)):
-            raise InvalidVector(
-                f"The detector reads a width of {len(detector.weights)} at layer {detector.layer} and does not fit "
-                f"directions {tuple(directions.shape)}; fit it again."
-            )
+        if detector:
+            detector.check_shape(*directions.shape)
         object.__setattr__(self, "detector", detector)
         object.__setattr__(self, "header", header)
 
@@ -226,8 +223,7 @@ class PersonaVector:
     @property
     def norms(self) -> torch.Tensor:
         """‖v‖ at each layer, float32 [L]."""
-        norms: torch.Tensor = torch.linalg.vector_norm(self._directions, dim=-1)
-        return norms
+        return torch.as_tensor(torch.linalg.vector_norm(self._directions, dim=-1))
 
     def at(self, purpose: Purpose, layer: int | None = None, *, part: AnswerPart = "reply") -> LayerDirection:
         """Where the vector works for a purpose: the layer, the direction and the alarms there.
