@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from poise.model import Model, load_model
 from poise.screen import ray_backend as ray
 from poise.screen import shards as parts
 from poise.screen.base_answers import BaseAnswers
+from poise.screen.reading_cache import ReadingCache
 from poise.screen.shards import Shard, ShardStore
 from screening import killed
 
@@ -90,6 +92,24 @@ class TestOnRay:
         assert [int(part.index[0]) for part in found] == [0, 8, 16, 24]
         assert sum(part.rows for part in found) == ROWS
         assert files(tmp_path / "b") == expected
+
+    def test_reads_only_what_the_local_engine_would(self, data: DataSet, model: Model, tmp_path: Path) -> None:
+        """After a run of some of the rows in another order: files as the local engine's, with the readings of that."""
+        lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "some.jsonl").write_text("".join(lines[17:3:-2]))
+        some, found = open_data(tmp_path / "some.jsonl"), []
+        for folder in (tmp_path / "a", tmp_path / "b"):
+            caches = [ReadingCache(folder, job, model, probes(model)) for job in ("some", "job")]
+            list(parts.score_shards(ShardStore(folder / "some", "some"), some, model, probes(model), cache=caches[0]))
+            store = ShardStore(folder / "all", "job")
+            if folder.name == "a":
+                list(parts.score_shards(store, data, model, probes(model), cache=caches[1]))
+            else:
+                list(ray.score_shards_on_ray(store, data, model, probes(model), workers=2, cache=caches[1]))
+            found.append(files(folder / "all"))
+            with sqlite3.connect(caches[1].path) as db:
+                assert db.execute("SELECT count(*), count(DISTINCT text) FROM readings").fetchone() == (29, 29)
+        assert found[0] == found[1]
 
     def test_loses_nothing_when_a_worker_is_killed(self, data: DataSet, model: Model, tmp_path: Path) -> None:
         expected = local(tmp_path / "a", data, model)
