@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -313,3 +314,35 @@ class TestCommand:
             assert done.stderr.startswith("error: ")
             assert message in done.stderr
         assert load_vector(files["v.safetensors"]).detector is None
+
+
+class TestTable:
+    def test_has_a_probability(self, detected: PersonaVector, model: Model, tmp_path: Path) -> None:
+        from poise.data import open_data
+        from poise.monitor.table import write_readings_table
+
+        (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALK[:20]))
+        data = open_data(tmp_path / "talk.jsonl")
+        assert detected.detector
+        write_readings_table(data, model, [detected], tmp_path / "t.jsonl")
+        rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+        for row in rows:
+            assert row["probability"] == pytest.approx(detected.detector.probability(row["mean"]), abs=1e-3)
+        write_readings_table(data, model, [detected], tmp_path / "t.parquet")
+        parquet = pq.read_table(tmp_path / "t.parquet").to_pylist()
+        assert [row["probability"] for row in parquet] == [row["probability"] for row in rows]
+        write_readings_table(data, model, [detected.without_detector()], tmp_path / "plain.jsonl")
+        assert "probability" not in json.loads((tmp_path / "plain.jsonl").read_text().splitlines()[0])
+
+    def test_begins_anew_with_another_detector(
+        self, detected: PersonaVector, vector: PersonaVector, model: Model, tmp_path: Path
+    ) -> None:
+        from poise.data import open_data
+        from poise.monitor.table import _table_key
+
+        (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALK[:20]))
+        data = open_data(tmp_path / "talk.jsonl")
+        other = fit_detector(vector, model, pairs=PAIRS, settings=DetectorSettings(layers=(2,), kinds=("lda",)))
+        keys = [_table_key(data, model, [v], [2], None) for v in (vector, detected, other, detected.without_detector())]
+        assert len(set(keys)) == 3
+        assert keys[0] == keys[3]

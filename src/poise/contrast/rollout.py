@@ -249,4 +249,5 @@ def steering_key(steering: Steering | None) -> list[object]:
 
 
 def _vector_digest(vector: PersonaVector) -> str:
-    return hashlib.sha256(vector.directions.numpy().tobytes()).hexdigest()[:16]
+    read_with = vector.detector.facts.weights_sha256 if vector.detector else ""  # conditions are read with it
+    return hashlib.sha256(vector.directions.numpy().tobytes() + read_with.encode()).hexdigest()[:16]

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from poise.data import AnswerPart, DataSet, Rejections
 from poise.data.row_files import KeptRows, row_file_names, write_rejected_rows
 from poise.errors import InvalidArgument, MissingExtra, OutputExists
@@ -111,7 +113,7 @@ def write_readings_table(
                 table.append([row for one in scored for row in scribe.rows(one)], following)
                 advance(following - done)
         rejected_rows = write_rejected_rows(data, rejections, _rejected_rows(out))
-        table.finish(data.answer_part)
+        table.finish(scribe.extra_columns)
     return FinishedTable(
         out=out,
         counts=table.counts,
@@ -133,13 +135,17 @@ def _table_key(
         model=asdict(model.fingerprint),
         dtype=str(model.lm.dtype),
         vectors=[
-            [v.name, hashlib.sha256(v.directions[layer].numpy().tobytes()).hexdigest(), layer]
+            [v.name, v.at("read", layer).read_with or _digest(v.directions[layer]), layer]
             for v, layer in zip(vectors, layers, strict=True)
         ],
         alarms=[v.header.model_dump(mode="json", include={"alarms", "drift"}) for v in vectors],
         by=by,
         **data.part_key,
     )
+
+
+def _digest(direction: torch.Tensor) -> str:
+    return hashlib.sha256(direction.numpy().tobytes()).hexdigest()
 
 
 class TableWriter:
@@ -202,13 +208,13 @@ class TableWriter:
         """Let go of the file; what was appended stays."""
         self._file.close()
 
-    def finish(self, part: AnswerPart = "reply") -> None:
-        """Put the table, of that part of answers, in its place and the run folder away."""
+    def finish(self, extra_columns: Sequence[str] = ()) -> None:
+        """Put the table, with these columns besides those of every table, in its place and the run folder away."""
         self.close()
         rows = self.folder / "rows.jsonl"
         with saving(self.out) as temporary:
             if self.out.suffix == ".parquet":
-                _to_parquet(rows, temporary, part)
+                _to_parquet(rows, temporary, extra_columns)
             else:
                 shutil.copyfile(rows, temporary)
         for path in self.folder.iterdir():
@@ -310,16 +316,16 @@ def _rejected_loss(path: Path) -> str:
         return other
 
 
-def _to_parquet(rows: Path, out: Path, part: AnswerPart) -> None:
+def _to_parquet(rows: Path, out: Path, extra: Sequence[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     texts = {name: pa.string() for name in ("file", "topic", "trait", "unread", "part")}
     integers = {name: pa.int64() for name in ("row", "index", "turn", "layer", "tokens")}
-    numbers = {name: pa.float64() for name in ("prompt", "mean", "peak", "drift")}
+    numbers = {name: pa.float64() for name in ("prompt", "mean", "peak", "drift", "probability")}
     flags = {name: pa.bool_() for name in ("cut", "drift_alarm")}
     types = texts | integers | numbers | flags | {"alarms": pa.list_(pa.string())}
-    columns = TABLE_COLUMNS if part == "reply" else (*TABLE_COLUMNS, "part")
+    columns = (*TABLE_COLUMNS, *extra)
     schema = pa.schema([(name, types[name]) for name in columns])
     with pq.ParquetWriter(out, schema) as writer, rows.open("rb") as lines:
         batch: list[dict[str, Any]] = []

@@ -72,6 +72,7 @@ class TableRowBuilder:
         places = [vector.at("read", layer, part=part) for vector, layer in zip(vectors, layers, strict=True)]
         self.notes = tuple(place.missing_alarm("mean") for place in places if place.alarm_parts and not place.alarms)
         self.alarms = [place.alarms for place in places]
+        self.detectors = [place.detector for place in places]
         self.charts = [
             d if (d := v.header.drift) and (d.layer, d.part, d.detector) == (at, part, place.read_with) else None
             for v, at, place in zip(vectors, layers, places, strict=True)
@@ -94,7 +95,9 @@ class TableRowBuilder:
             counted = self.counts.alarms[vector.name]
             for name in [*names, *(["drift"] if drifted else [])]:
                 counted[name] += 1
-            part = {} if self.part == "reply" else {"part": self.part}
+            extra: dict[str, Any] = {} if self.part == "reply" else {"part": self.part}
+            if "probability" in self.extra_columns:
+                extra["probability"] = self._probability(column, readings.mean[column] if readings else math.nan)
             yield {
                 "file": scored.conversation.file,
                 "row": scored.conversation.row,
@@ -112,8 +115,17 @@ class TableRowBuilder:
                 "drift": drift,
                 "drift_alarm": drifted,
                 "unread": scored.unread or None,
-                **part,
+                **extra,
             }
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """Columns of this table that one of replies, read by projections, has not."""
+        return (*(["part"] if self.part != "reply" else []), *(["probability"] if any(self.detectors) else []))
+
+    def _probability(self, column: int, mean: float) -> float | None:
+        detector = self.detectors[column]
+        return None if detector is None or math.isnan(mean) else round(detector.probability(mean), 4)
 
     def _drift(self, column: int, mean: float) -> tuple[float | None, bool]:
         """The chart's sum after this answer, from row to row through the whole data; it begins anew after an alarm."""
