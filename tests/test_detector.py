@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import tiny
 from poise.activations import read
 from poise.cli import app
+from poise.data import open_data
 from poise.detector import DetectorSettings, fit_detector
 from poise.detector.fitting import DetectorData, choose_detector, default_layer
 from poise.detector.kinds import DIRECTION_FITS, AnswerGroups, fit_curve
@@ -24,10 +25,12 @@ from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, TooFew
 from poise.model import Model, ask
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.monitor.scoring import read_rows
+from poise.monitor.table import _table_key, write_readings_table
 from poise.screen import screen_rows
 from poise.steer.expression import SteeringExpression
 from poise.trait import ExemplarPair
 from poise.vector import PersonaVector, load_vector, save_vector
+from poise.workflows import read_data
 
 ENDINGS = ("so it stays", "that was all", "we go on", "the day is long", "it rains", "nobody minds")
 TALK: list[dict[str, Any]] = [
@@ -318,9 +321,6 @@ class TestCommand:
 
 class TestTable:
     def test_has_a_probability(self, detected: PersonaVector, model: Model, tmp_path: Path) -> None:
-        from poise.data import open_data
-        from poise.monitor.table import write_readings_table
-
         (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALK[:20]))
         data = open_data(tmp_path / "talk.jsonl")
         assert detected.detector
@@ -337,12 +337,21 @@ class TestTable:
     def test_begins_anew_with_another_detector(
         self, detected: PersonaVector, vector: PersonaVector, model: Model, tmp_path: Path
     ) -> None:
-        from poise.data import open_data
-        from poise.monitor.table import _table_key
-
         (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALK[:20]))
         data = open_data(tmp_path / "talk.jsonl")
         other = fit_detector(vector, model, pairs=PAIRS, settings=DetectorSettings(layers=(2,), kinds=("lda",)))
         keys = [_table_key(data, model, [v], [2], None) for v in (vector, detected, other, detected.without_detector())]
         assert len(set(keys)) == 3
         assert keys[0] == keys[3]
+
+    def test_of_the_projection_is_one_flag(self, detected: PersonaVector, model: Model, tmp_path: Path) -> None:
+        (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALK[:8]))
+        save_vector(detected, tmp_path / "v.safetensors")
+        names = [str(tmp_path / "talk.jsonl")], [tmp_path / "v.safetensors"], model
+        read_data(*names, tmp_path / "detector.jsonl")
+        read_data(*names, tmp_path / "projection.jsonl", projection=True)
+        write_readings_table(
+            open_data(tmp_path / "talk.jsonl"), model, [detected.without_detector()], tmp_path / "same.jsonl"
+        )
+        texts = {name: (tmp_path / f"{name}.jsonl").read_text() for name in ("detector", "projection", "same")}
+        assert texts["projection"] == texts["same"] != texts["detector"]

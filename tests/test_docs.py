@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from poise.model import load_model
 from poise.trait import library
 
 pytestmark = pytest.mark.slow
-PAGES = ("steering", "vectors", "monitoring", "screening")
+PAGES = ("steering", "vectors", "monitoring", "screening", "detectors")
 BUNDLED = "smollm2-135m"
 
 
@@ -29,6 +30,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("evil", "impolite"):
         vector = extract(contrast.exemplars(library.load_trait(name), model), model)
         vectors.save_vector(vector, folder / f"{name}.safetensors")
+    talk = [{"user": f"What is {i}?", "assistant": f"It is {i}, or so they say."} for i in range(30)]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in turn.items()]} for turn in talk]
+    (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "OnOtherModel",
     "OutFolder",
     "PartOption",
+    "ProjectionOption",
     "QuestionsOption",
     "Rollouts",
     "Seed",
@@ -154,6 +155,10 @@ def thinking_choice(text: ThinkingName) -> Thinking:
     return text == "on" if text == "on" or text == "off" else text
 
 
+ProjectionOption = Annotated[
+    bool,
+    typer.Option("--projection", help="Read by the vector's own direction, as the paper does, not by its detector."),
+]
 OnOtherModel = Annotated[
     bool,
     typer.Option(

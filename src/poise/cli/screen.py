@@ -20,6 +20,7 @@ from poise.cli.options import (
     OnOtherModel,
     OutFolder,
     PartOption,
+    ProjectionOption,
     Seed,
     ShowOption,
     VectorsOption,
@@ -160,6 +161,7 @@ def screen_command(
     estimate: EstimateOnly = False,
     sample: EstimateSample = 300,
     layer: LayerOption = None,
+    projection: ProjectionOption = False,
     shape: TrainingShape = "auto",
     normal_shape: NormalShape = "auto",
     broken: BrokenShare = 0.2,
@@ -206,7 +208,9 @@ def screen_command(
         load = partial(load_model, model, dtype, device)
         run = partial(recipes.screen_files, normal=usual, name=", ".join(data))
         job = partial(recipes.estimate_screening, sample=sample) if estimate else run
-        result = job(opened, vector, load, out, plan, allow_other_model=allow_other_model, force=force)
+        result = job(
+            opened, vector, load, out, plan, projection=projection, allow_other_model=allow_other_model, force=force
+        )
     _show_result(result, out, as_json=as_json)
 
 

@@ -19,7 +19,7 @@ from poise.monitor.calibrate import (
 from poise.storage.lock import locked
 from poise.storage.output import check_output, check_writable
 from poise.vector.vector_file import vector_loss
-from poise.workflows.sources import ModelSource, current_vector, load_checked
+from poise.workflows.sources import ModelSource, current_vector, load_checked, open_vectors
 
 __all__ = ["calibrate_vectors", "read_data"]
 
@@ -84,19 +84,21 @@ def read_data(
     part: AnswerPart = "reply",
     layer: int | None = None,
     by: str | None = None,
+    projection: bool = False,
     allow_other_model: bool = False,
     force: bool = False,
 ) -> table.FinishedTable:
     """Score every answer of a data set by the vectors at ``paths`` and write the table to ``out``; resumes.
 
-    ``force`` writes over an existing file whatever it holds.
+    ``projection`` reads by the vectors' own directions, whatever detectors they have; ``force`` writes over an existing
+    file whatever it holds.
 
     Raises:
         OutputExists: ``out`` would be lost, or lies in a folder of data; before the model is loaded.
         FolderInUse: another run is writing this table.
     """
     table.check_table_format(out)
-    opened = [vectors.load_vector(path) for path in paths]
+    opened = open_vectors(paths, projection=projection)
     data = open_data(list(source), shape=shape, part=part)
     table.check_table_output(out, data, source, inputs=paths, force=force)
     for vector in opened:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poise import report
-from poise import vector as vectors
 from poise.data import DataSet
 from poise.screen import pipeline as screening
 from poise.screen.compare_methods import MethodComparison, compare_methods
 from poise.screen.scoring import ScreenSettings
 from poise.screen.summary import ScreeningSummary
-from poise.workflows.sources import ModelSource, load_checked
+from poise.workflows.sources import ModelSource, load_checked, open_vectors
 
 __all__ = ["estimate_screening", "screen_files"]
 
@@ -26,18 +25,20 @@ def screen_files(
     *,
     normal: DataSet | None = None,
     name: str = "",
+    projection: bool = False,
     allow_other_model: bool = False,
     force: bool = False,
 ) -> ScreeningSummary:
     """Screen a data set by the vectors at ``paths`` into the folder ``out``, with ``report.html``; resumes.
 
-    ``force`` writes over files in ``out`` that no screening wrote. All that can be checked without the model is
+    ``projection`` scores by the vectors' own directions, whatever detectors they have; ``force`` writes over files in
+    ``out`` that no screening wrote. All that can be checked without the model is
     checked before it is loaded.
     """
     report.check_extra()
     from poise.report.screening import write_screening
 
-    opened = [vectors.load_vector(path) for path in paths]
+    opened = open_vectors(paths, projection=projection)
     screening.check_screening(data, opened, out, plan, normal=normal, inputs=paths, force=force)
     loaded = load_checked(opened, model, allow_other_model=allow_other_model)
     summary = screening.screen_data(data, loaded, opened, out, plan, normal=normal, name=name, force=force)
@@ -53,11 +54,12 @@ def estimate_screening(
     plan: ScreenSettings,
     *,
     sample: int = 300,
+    projection: bool = False,
     allow_other_model: bool = False,
     force: bool = False,
 ) -> MethodComparison:
     """Try all methods on a random sample of a data set and write ``estimate.json`` into the folder ``out``."""
-    opened = [vectors.load_vector(path) for path in paths]
+    opened = open_vectors(paths, projection=projection)
     screening.check_screening(data, opened, out, plan, inputs=paths, force=force)
     loaded = load_checked(opened, model, allow_other_model=allow_other_model)
     return compare_methods(data, loaded, opened, out, plan, sample=sample)

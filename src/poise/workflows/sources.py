@@ -12,7 +12,7 @@ from poise.errors import InvalidVector
 from poise.model import Model
 from poise.vector import PersonaVector
 
-__all__ = ["ModelSource", "current_vector", "load_checked", "load_now"]
+__all__ = ["ModelSource", "current_vector", "load_checked", "load_now", "open_vectors"]
 
 
 ModelSource = Model | Callable[[], Model]
@@ -22,6 +22,16 @@ ModelSource = Model | Callable[[], Model]
 def load_now(model: ModelSource) -> Model:
     """The model, loaded if it is not yet."""
     return model() if callable(model) else model
+
+
+def open_vectors(paths: Sequence[Path], *, projection: bool = False) -> list[PersonaVector]:
+    """Vectors from their files; with ``projection`` they are read by their own direction, whatever detectors they have.
+
+    Raises:
+        InvalidVector: a file that is not there or not a vector.
+    """
+    opened = [vectors.load_vector(path) for path in paths]
+    return [vector.without_detector() for vector in opened] if projection else opened
 
 
 def load_checked(
