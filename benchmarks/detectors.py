@@ -47,7 +47,7 @@ class Reader:
     Args:
         model: Read in its own dtype.
         cache: File of what was read; ``None`` keeps nothing.
-        longest: Tokens of a text that are read.
+        longest: Tokens of an answer that are read.
     """
 
     def __init__(self, model: Model, cache: Path | None, longest: int) -> None:
@@ -59,8 +59,8 @@ class Reader:
 
     def encode(self, question: str, answer: str) -> Encoded | None:
         text = self.model.encode(ask(question), answer)
-        cut = Encoded(text.ids[: self.longest], text.start, min(text.end, self.longest))
-        return cut if cut.start < cut.end else None
+        end = min(text.end, text.start + self.longest)
+        return Encoded(text.ids[:end], text.start, end) if text.start < end <= self.model.window else None
 
     def read(self, texts: Sequence[tuple[str, str]]) -> None:
         """Read what was not read yet."""
@@ -221,7 +221,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--half", choices=("choose", "report"), default="choose")
     parser.add_argument("--rows", type=int, default=100, help="most rows a side of a comparison")
-    parser.add_argument("--tokens", type=int, default=700, help="most tokens of a text that are read")
+    parser.add_argument("--tokens", type=int, default=700, help="most tokens of an answer that are read")
     parser.add_argument("--cache", type=Path, help="file that keeps what was read")
     options = parser.parse_args()
     main(options.model, options.data, options.half, options.rows, options.cache, options.tokens)
