@@ -206,11 +206,10 @@ def screen_command(
             engine=engine,
         )
         load = partial(load_model, model, dtype, device)
+        options = {"projection": projection, "allow_other_model": allow_other_model, "force": force}
         run = partial(recipes.screen_files, normal=usual, name=", ".join(data))
-        job = partial(recipes.estimate_screening, sample=sample) if estimate else run
-        result = job(
-            opened, vector, load, out, plan, projection=projection, allow_other_model=allow_other_model, force=force
-        )
+        job: Any = partial(recipes.estimate_screening, sample=sample) if estimate else run
+        result = job(opened, vector, load, out, plan, **options)
     _show_result(result, out, as_json=as_json)
 
 

@@ -135,7 +135,7 @@ def _table_key(
         model=asdict(model.fingerprint),
         dtype=str(model.lm.dtype),
         vectors=[
-            [v.name, v.at("read", layer).read_with or _digest(v.directions[layer]), layer]
+            [v.name, v.at("read", layer).read_with or _direction_digest(v.directions[layer]), layer]
             for v, layer in zip(vectors, layers, strict=True)
         ],
         alarms=[v.header.model_dump(mode="json", include={"alarms", "drift"}) for v in vectors],
@@ -144,7 +144,7 @@ def _table_key(
     )
 
 
-def _digest(direction: torch.Tensor) -> str:
+def _direction_digest(direction: torch.Tensor) -> str:
     return hashlib.sha256(direction.numpy().tobytes()).hexdigest()
 
 
