@@ -13,6 +13,7 @@ import screening
 import tiny
 from poise import activations
 from poise.data import open_data
+from poise.errors import SaveFailed
 from poise.model import Model
 from poise.screen import shards as parts
 from poise.screen import trait_summary
@@ -208,3 +209,15 @@ class TestNumbers:
         assert known[0].tolist() == [1, 1]
         assert np.isnan(known[1]).all()
         assert ReadingCache(tmp_path, "c", tiny.model("llama", seed=5), probes).path != cache.path
+
+    def test_that_cannot_be_read_are_told_of_in_a_sentence(
+        self, model: Model, two: list[PersonaVector], tmp_path: Path
+    ) -> None:
+        data = written(tmp_path / "a.jsonl", talk(4))
+        run(data, model, two, tmp_path / "out")
+        (readings,) = (tmp_path / "out" / ".run").glob("readings-*.sqlite")
+        readings.write_bytes(b"no database, and long enough to be looked at" * 99)
+        with pytest.raises(SaveFailed, match=r"Cannot use the kept readings .* delete the file if it is damaged, then"):
+            run(written(tmp_path / "a.jsonl", talk(5)), model, two, tmp_path / "out")
+        readings.unlink()
+        run(data, model, two, tmp_path / "out")
