@@ -719,7 +719,7 @@ class TestASource:
         for name in ("a.parquet", "a.jsonl.zst", "org/name"):
             if name != "org/name":
                 write_bytes(tmp_path / name, b"x")
-            with pytest.raises(MissingExtra, match=r"needs (pyarrow|datasets); install it with pip .*poise\[data\]"):
+            with pytest.raises(MissingExtra, match=r"needs (pyarrow|datasets); in a checkout .*-e '\.\[data\]'"):
                 open_data(tmp_path / name if name != "org/name" else name)
 
     def test_is_read_without_anything_heavy(self, tmp_path: Path) -> None:

@@ -322,8 +322,17 @@ class TestADial:
         stub.vectors["impolite"]["certificate"]["verdict"] = "not-induced"
         tab.page.reload()
         expect(tab.card("impolite").get_by_role("button", name="✕ not induced")).to_be_visible()
+        words = "Hatched: doses with coherent text, −20 % to 27 %. Its certificate says: not induced."
+        expect(tab.card("impolite")).to_contain_text(words)
+        expect(tab.card("impolite").locator("rect.usable")).to_have_count(1)
         tab.dial("impolite", "10")
         expect(tab.card("impolite")).to_contain_text("certified as not induced on this model")
+
+    def test_says_which_layer_the_certificate_is_for(self, tab: Tab, stub: Stub) -> None:
+        stub.vectors["impolite"]["default_layer"] = 3
+        tab.page.reload()
+        words = "No range is marked: its certificate is for layer 2, and the dial turns layer 3."
+        expect(tab.card("impolite")).to_contain_text(words)
 
 
 class TestGaugesAndTimelines:

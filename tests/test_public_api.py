@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import poise
+import tiny
 from poise.errors import InvalidArgument, InvalidSettings
 
 NAMES = sorted(set(poise.__all__) - {"__version__"})
@@ -83,6 +84,24 @@ def test_every_public_class_is_made_or_taken_by_something_public() -> None:
 def test_no_public_name_is_that_of_a_room() -> None:
     rooms = {path.name.removesuffix(".py") for path in Path(poise.__file__).parent.iterdir()}
     assert not rooms & set(NAMES)
+
+
+def test_values_show_themselves_in_one_short_line() -> None:
+    model = tiny.model()
+    vector = tiny.vector(model)
+    steering = poise.Steering.add(vector, coef=1.5, layer=1) + poise.Steering.cap(vector, level=2.0, layer=1)
+    conditional = poise.SteeringExpression.parse("g=1 if prompt g@1>2.5").steering({"g": vector})
+    trait = poise.load_trait("evil")
+    assert [repr(value) for value in (model, steering, conditional, trait, poise.collect_contrast(trait, model))] == [
+        "Model('tiny-llama', LlamaForCausalLM, L=4, d=32, float32 on cpu)",
+        "Steering(terms=(Term('grumpy', value=1.5, layers=(1,)), "
+        "Term('grumpy', value=2.0, layers=(1,), operation='cap')), orthogonal=False)",
+        "Steering(terms=(Term('grumpy', value=1.0, layers=(1,), when=Condition(prompt grumpy@1>2.5)),), "
+        "orthogonal=False)",
+        "Trait('evil', 80 pairs)",
+        "ContrastSet('evil', exemplars, 22 pairs)",
+    ]
+    assert str(model) == repr(model)
 
 
 @pytest.mark.parametrize(

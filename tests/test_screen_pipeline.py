@@ -255,7 +255,7 @@ class TestAScreening:
         with pytest.raises(SaveFailed, match="it is not a folder"):
             run(data, model, two, written(tmp_path / "a file", []))
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-        with pytest.raises(MissingExtra, match=r"\[data\]"):
+        with pytest.raises(MissingExtra, match=r"needs pyarrow; .*-e '\.\[data\]'"):
             run(data, model, two, tmp_path / "out")
 
 

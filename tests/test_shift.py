@@ -264,7 +264,7 @@ class TestTheModels:
         self, base: str, adapter: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "peft", None)
-        with pytest.raises(MissingExtra, match=r"poise\[train\]"):
+        with pytest.raises(MissingExtra, match=r"needs peft; .*-e '\.\[train\]'"):
             load_tuned_model(adapter, base, load32)
 
 
@@ -525,7 +525,7 @@ class TestQuestionsWithChoices:
 
     def test_need_lm_eval(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "lm_eval", None)
-        with pytest.raises(MissingExtra, match=r"poise\[eval\]"):
+        with pytest.raises(MissingExtra, match=r"needs lm-eval; .*-e '\.\[eval\]'"):
             evaluate_capability(parse_capability(f"mmlu={questions(tmp_path)}"), tiny.model(), Journal(None))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,21 @@ class TestTheValue:
 
     def test_shows_what_it_is(self, llama: Model) -> None:
         assert repr(tiny.vector(llama)) == "PersonaVector('grumpy', 'tiny-llama', L=4, d=32)"
+
+    def test_has_a_short_representation_that_tells_computed_vectors_apart(self, llama: Model) -> None:
+        vector = tiny.vector(llama)
+        beginning = "PersonaVector('grumpy', 'tiny-llama', L=4, d=32, computed: "
+        for computed, formula in (
+            (vector + vector, r"grumpy#\w{8} \+ grumpy#\w{8}\)"),
+            (-2 * vector, r"-2·grumpy#\w{8}\)"),
+            (vector.normalized(), r"normalized grumpy#\w{8}\)"),
+        ):
+            assert re.fullmatch(re.escape(beginning) + formula, repr(computed))
+
+    def test_shows_itself_at_a_layer_in_one_line_without_tensors(self, llama: Model) -> None:
+        place = tiny.vector(llama).at("read", 2)
+        assert repr(place) == "LayerDirection('grumpy', layer=2, L=4, d=32, reply, alarms=0)"
+        assert repr(place.probe) == "Probe(layer=2, d=32)"
 
 
 class TestTheModelThatItBelongsTo:

@@ -115,6 +115,31 @@ NATURAL_SLIPS = {
     "steer by text": lambda m, v: apply_steering(m, "x").__enter__(),
     "steer a name": lambda m, v: apply_steering("M", Steering.add(v, dose=0.1)).__enter__(),
     "the mean of None": lambda m, v: poise.PersonaVector.mean(None),
+    "save to None": lambda m, v: poise.save_vector(v, None),
+    "save a name": lambda m, v: poise.save_vector("v", "v.safetensors"),
+    "activations of a name": lambda m, v: poise.read_activations("m", []),
+    "activations of texts": lambda m, v: poise.read_activations(m, ["hi"]),
+    "activations of None": lambda m, v: poise.read_activations(m, None),
+    "tokens by a name": lambda m, v: list(poise.read_answer_tokens(ROWS, ["evil"], m)),
+    "tokens without a model": lambda m, v: list(poise.read_answer_tokens(ROWS, [v], "m")),
+    "shift of None": lambda m, v: poise.measure_shift(m, None, v),
+    "shift by a name": lambda m, v: poise.measure_shift(m, m, "evil"),
+    "a report of None": lambda m, v: poise.load_shift_report(None),
+    "save no report": lambda m, v: poise.save_shift_report(None, "x"),
+    "limits of None": lambda m, v: poise.read_limits(None),
+    "check None": lambda m, v: poise.check_limits(None, None),
+    "a tuned model of None": lambda m, v: poise.load_tuned_model(None, "x"),
+    "a capability of 3": lambda m, v: poise.parse_capability(3),
+    "an expression of None": lambda m, v: poise.SteeringExpression.parse(None),
+    "an expression's vector": lambda m, v: poise.SteeringExpression.parse("g=1").steering(v),
+    "an expression's name": lambda m, v: poise.SteeringExpression.parse("g=1").steering({"g": "x"}),
+    "an answer of 3": lambda m, v: m.encode(ask("hi"), 3),
+    "part of an answer": lambda m, v: m.encode(ask("hi"), "x", part="foo"),
+    "a shape of 3": lambda m, v: poise.open_data("x.jsonl", shape=3),
+    "validate a name": lambda m, v: poise.validate_vector("v", m),
+    "train by a file's name": lambda m, v: poise.fine_tune("x.yaml"),
+    "a judge of 3": lambda m, v: poise.collect_contrast(poise.load_trait("evil"), m, "prompted", judge=3),
+    "questions of text": lambda m, v: poise.collect_contrast(poise.load_trait("evil"), m, questions="x"),
     "load None": lambda m, v: poise.load_model(None),
     "a device": lambda m, v: poise.load_model("smollm2-135m", device="foo"),
     "a dtype": lambda m, v: poise.load_model("smollm2-135m", dtype="foo"),
@@ -132,6 +157,105 @@ NATURAL_SLIPS = {
     },
     "no report": lambda m, v: poise.load_shift_report("none.json"),
 }
+
+
+WRONG_TYPES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "a trait's name": (
+        lambda m, v: poise.collect_contrast("evil", m),
+        "trait is str; give a Trait, as load_trait(name) gives.",
+    ),
+    "contrast of a model's name": (
+        lambda m, v: poise.collect_contrast(poise.load_trait("evil"), "m"),
+        "model is str; give a Model, as load_model(name) gives.",
+    ),
+    "extract without a model": (
+        lambda m, v: poise.extract_vector(poise.collect_contrast(poise.load_trait("evil"), m), "m"),
+        "model is str; give a Model, as load_model(name) gives.",
+    ),
+    "extract from a trait": (
+        lambda m, v: poise.extract_vector(poise.load_trait("evil"), m),
+        "contrast is Trait; give a ContrastSet, as collect_contrast(trait, model) gives.",
+    ),
+    "open a number": (
+        lambda m, v: poise.open_data(3),
+        "source is 3; give a file, a folder, an address, or a list of these. Rows in memory need no opening: give them "
+        "as they are.",
+    ),
+    "open rows": (
+        lambda m, v: poise.open_data([{"a": 1}]),
+        "source is [{'a': 1}]; give a file, a folder, an address, or a list of these. Rows in memory need no opening: "
+        "give them as they are.",
+    ),
+    "open nothing": (
+        lambda m, v: poise.open_data([]),
+        "source is []; name a file, a folder, an address, or several of these.",
+    ),
+    "open no name": (
+        lambda m, v: poise.open_data(""),
+        "source is ''; name a file, a folder, an address, or several of these.",
+    ),
+    "a vector of None": (
+        lambda m, v: poise.load_vector(None),
+        "path is NoneType; give the path of a vector file, such as 'evil.safetensors'.",
+    ),
+    "a vector in a folder": (
+        lambda m, v: poise.load_vector("."),
+        ". is a folder; name the vector file in it, which ends in .safetensors.",
+    ),
+    "a trait of None": (
+        lambda m, v: poise.load_trait(None),
+        "name_or_path is NoneType; give one of apathetic, evil, hallucinating, humorous, impolite, optimistic, "
+        "sycophantic, or the path of a trait file.",
+    ),
+    "a role": (
+        lambda m, v: m.encode([{"role": "usr", "content": "hi"}]),
+        "Message 0 of the conversation has the role 'usr', which the model's chat template does not name; use system, "
+        "developer, user, assistant or tool; did you mean user?",
+    ),
+    "a role like none": (
+        lambda m, v: m.encode([*ask("hi"), {"role": "xyz", "content": "hi"}]),
+        "Message 1 of the conversation has the role 'xyz', which the model's chat template does not name; use system, "
+        "developer, user, assistant or tool.",
+    ),
+    "read one vector twice": (
+        lambda m, v: poise.read_rows(ROWS, [v, v], m),
+        "Two vectors are named grumpy, and readings go by the name; give one of them at a time.",
+    ),
+    "read tokens by one vector twice": (
+        lambda m, v: list(poise.read_answer_tokens(ROWS, [v, v], m)),
+        "Two vectors are named grumpy, and readings go by the name; give one of them at a time.",
+    ),
+    "a row use": (
+        lambda m, v: poise.show_rows(ROWS, m, use="lern"),
+        "use is 'lern'; it must be one of score, learn, answer.",
+    ),
+    "no rows to show": (
+        lambda m, v: poise.show_rows(ROWS, m, n=0),
+        "n is 0; it must be a whole number, at least 1.",
+    ),
+    "messages as text": (
+        lambda m, v: m.encode("hi"),
+        "messages is str; give a list of messages, such as ask('Who are you?').",
+    ),
+}
+
+
+@pytest.mark.parametrize("slip", WRONG_TYPES)
+def test_of_another_type_or_kind_says_what_to_give(slip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tiny.model()
+    call, sentence = WRONG_TYPES[slip]
+    with pytest.raises(UserError) as caught:
+        call(model, tiny.vector(model))
+    assert str(caught.value) == sentence
+
+
+def test_roles_that_a_template_names_are_taken_as_are_tools_and_developers() -> None:
+    model = tiny.model()
+    for role in ("system", "developer", "tool"):
+        assert model.encode([*ask("hi"), {"role": role, "content": "so"}, *ask("and?")]).ids
+    model.tokenizer.chat_template += "{% if messages[0]['role'] == 'critic' %}{% endif %}"
+    assert model.encode([{"role": "critic", "content": "so"}, *ask("and?")]).ids
 
 
 @pytest.mark.parametrize("slip", NATURAL_SLIPS)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from poise.arguments import check_type
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.model.batching import PaddedBatch, Side, pad, plan_batches
@@ -58,6 +59,10 @@ def read(
         UnsuitableModel: padding on the left changes what this model gives.
         NonFiniteActivation: NaN or infinity came out of the model; names layer and text.
     """
+    check_type("model", model, Model, "a Model, as load_model(name) gives")
+    check_type("texts", texts, (list, tuple), "a list of texts, each as model.encode(messages, answer) gives")
+    for text in texts:
+        check_type("A text", text, Encoded, "what model.encode(messages, answer) gives")
     check_reading(pool=pool, padding=padding, budget=budget)
     if padding == "left":
         require_padding(model)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from poise.activations import read, reference_norm
-from poise.arguments import check_number
+from poise.arguments import check_number, check_type
 from poise.contrast import ContrastSet, Response
 from poise.errors import NonFiniteActivation, OtherModel, TooFewResponses
 from poise.model import Model
@@ -40,6 +40,8 @@ def extract(contrast: ContrastSet, model: Model, *, min_kept: int = MIN_KEPT) ->
         TooFewResponses: n < min_kept; names n, the limit and what was dropped.
         NonFiniteActivation: NaN or infinity in a response's mean.
     """
+    check_type("contrast", contrast, ContrastSet, "a ContrastSet, as collect_contrast(trait, model) gives")
+    check_type("model", model, Model, "a Model, as load_model(name) gives")
     check_number("min_kept", min_kept, least=1, most=2**31)
     if contrast.model is not None and contrast.model != model.fingerprint:
         raise OtherModel(

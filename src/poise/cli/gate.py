@@ -229,8 +229,11 @@ def _measure_and_check(
         from poise import vector as vectors
         from poise.shift import gate, gate_predictions, parse_capability, read_predictions
         from poise.shift.limits import check_limits_are_measured
+        from poise.vector.algebra import check_distinct
 
-        names = [vectors.load_vector(path).name for path in options.vectors]
+        opened = [vectors.load_vector(path) for path in options.vectors]
+        check_distinct(opened)
+        names = [vector.name for vector in opened]
         tasks = [parse_capability(text).name for text in options.capability]
         judged, tuned, screened = options.judge != "none", bool(options.tuned), bool(data)
         check_limits_are_measured(limits, names, tasks, judged=judged, tuned=tuned, screened=screened)

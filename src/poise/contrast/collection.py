@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from poise.arguments import check_number, check_type
 from poise.contrast.contrast_set import ContrastSet, exemplars, prompted
 from poise.contrast.rollout import ResponseStore
 from poise.engine import SamplingParams
@@ -55,6 +56,11 @@ def collect_contrast(
         InvalidArgument: there is no such source or judge.
         TooFewResponses: no pair came through the filter.
     """
+    check_type("trait", trait, (Trait, OwnTrait), "a Trait, as load_trait(name) gives")
+    check_type("model", model, Model, "a Model, as load_model(name) gives")
+    check_type("judge", judge, str, "exemplars, model:NAME or endpoint:NAME")
+    for name, number in (("questions", questions), ("rollouts", rollouts), ("batch", batch)):
+        check_number(name, number, least=1, most=2**31)
     if source == "exemplars":
         return exemplars(trait, model)
     if source != "prompted":

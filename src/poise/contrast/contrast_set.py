@@ -67,6 +67,9 @@ class ContrastSet:
     seed: int = 0
     model: Fingerprint | None = None
 
+    def __repr__(self) -> str:
+        return f"ContrastSet({self.trait.name!r}, {self.source}, {len(self.positive)} pairs)"
+
 
 def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None) -> ContrastSet:
     """Contrast from the pairs that the trait carries for extraction; nothing is sampled or judged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,6 +187,13 @@ def open_data(
     """
     request = parse_shape_request(shape, need)
     sources = [source] if isinstance(source, str | Path) else source
+    if not isinstance(sources, Sequence) or not all(isinstance(one, str | Path) for one in sources):
+        raise InvalidArgument(
+            f"source is {reprlib.repr(source)}; give a file, a folder, an address, or a list of these. Rows in memory "
+            "need no opening: give them as they are."
+        )
+    if not sources or not all(map(str, sources)):
+        raise InvalidArgument(f"source is {source!r}; name a file, a folder, an address, or several of these.")
     located = [locate_source(str(one)) for one in sources]
     once: dict[tuple[str, ...], DataSource] = {}  # each file once
     for one in located:

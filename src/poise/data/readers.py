@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from poise.arguments import check_type
 from poise.data.chat_markup import has_markup, parse_markup
 from poise.data.left_out import left_out_kinds, why_no_answer
 from poise.data.messages import AnswerPart, Message, Need, is_answer
@@ -116,6 +117,7 @@ def parse_shape_request(text: str, need: Need) -> ShapeRequest:
     Raises:
         InvalidArgument: there is no such shape, or it takes another number of columns.
     """
+    check_type("shape", text, str, "auto, or one such as pairs:question,answer")
     kind, _, names = text.partition(":")
     columns = tuple(name.strip() for name in names.split(",") if name.strip())
     if kind == "auto" and not names:

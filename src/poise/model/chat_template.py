@@ -8,11 +8,14 @@ a merge crosses it.
 
 from __future__ import annotations
 
+import difflib
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from poise.arguments import check_choice, check_type
 from poise.data.messages import Message
 from poise.data.turn_parsing import locate_thought
 from poise.errors import InvalidArgument
@@ -33,6 +36,7 @@ __all__ = [
     "template_text",
 ]
 
+TEMPLATE_ROLES = ("system", "developer", "user", "assistant", "tool")
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "</s>")
 
 
@@ -62,17 +66,29 @@ def ask(question: str, system: str | None = None) -> list[Message]:
     return [*turns, {"role": "user", "content": question}]
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """At least one turn, each with a role and a text.
+def check_messages(messages: Sequence[Message], template: str) -> None:
+    """At least one turn, each with a known role and a text.
+
+    Args:
+        messages: The turns.
+        template: Text of the chat template; a role that it names between quotes is known too.
 
     Raises:
         InvalidArgument: says which turn is not one.
     """
+    check_type("messages", messages, (list, tuple), "a list of messages, such as ask('Who are you?')")
     if not messages:
         raise InvalidArgument("The conversation has no messages; give at least one, such as ask('Who are you?').")
     for place, message in enumerate(messages):
         if not (isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))):
             raise InvalidArgument(f"Message {place} of the conversation is not a mapping with a role and a content.")
+        role = message["role"]
+        if role not in TEMPLATE_ROLES and not re.search(rf"(['\"]){re.escape(role)}\1", template):
+            close = difflib.get_close_matches(role, TEMPLATE_ROLES, n=1)
+            raise InvalidArgument(
+                f"Message {place} of the conversation has the role {role!r}, which the model's chat template does not "
+                f"name; use {', '.join(TEMPLATE_ROLES[:-1])} or {TEMPLATE_ROLES[-1]}{f'; did you mean {close[0]}?' if close else '.'}"
+            )
 
 
 def encode(
@@ -101,10 +117,12 @@ def encode(
             with a thought it stands where a model that thinks would have written it.
 
     Raises:
-        InvalidArgument: no messages, or one without role or content.
+        InvalidArgument: no messages, or one without a known role or without content.
         UnsuitableModel: the template fails on the conversation, leaves words of it out, or has no switch for thinking.
     """
-    check_messages(messages)
+    check_messages(messages, template_text(tokenizer))
+    check_type("answer", answer, (str, type(None)), "the text of the answer, or None for a prompt")
+    check_choice("part", part, get_args(Part))
     if answer is None:
         prompt = render_prompt(tokenizer, messages, tools=tools, thinking=thinking)
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]

@@ -35,6 +35,10 @@ class Model:
     fingerprint: Fingerprint
     stop_ids: frozenset[int]
 
+    def __repr__(self) -> str:
+        kind, dtype = type(self.lm).__name__, str(self.lm.dtype).removeprefix("torch.")
+        return f"Model({self.name!r}, {kind}, L={self.layers}, d={self.width}, {dtype} on {self.device})"
+
     @property
     def layers(self) -> int:
         """L, the number of decoder blocks."""

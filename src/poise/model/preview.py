@@ -6,12 +6,14 @@ What is shown comes from the code that reads and trains: the same reader, the sa
 from __future__ import annotations
 
 import json
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
+from poise.arguments import check_choice, is_whole
 from poise.data import (
     AnswerPart,
     Conversation,
@@ -157,8 +159,9 @@ def show_rows(
         InvalidData: no known shape fits the rows.
         UnsuitableModel: the tokenizer gives no character offsets.
     """
-    if n < 1 or use not in VERBS:
-        raise InvalidArgument(f"n is {n} and use is {use!r}; n is at least 1, and use one of {', '.join(VERBS)}.")
+    if not is_whole(n) or n < 1:
+        raise InvalidArgument(f"n is {reprlib.repr(n)}; it must be a whole number, at least 1.")
+    check_choice("use", use, list(VERBS))
     data = data_from_rows(rows, shape=shape, part=part, need="user" if use == "answer" else "assistant")
     texts = model if model is None or isinstance(model, Model | ModelTokenizer) else ModelTokenizer.of(model)
     reader = _AnswerReader(texts, use, longest)

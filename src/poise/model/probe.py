@@ -15,3 +15,6 @@ class Probe:
 
     layer: int
     direction: torch.Tensor
+
+    def __repr__(self) -> str:
+        return f"Probe(layer={self.layer}, d={len(self.direction)})"

@@ -13,6 +13,7 @@ from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
 from poise.monitor.readings import AnswerReadings, summarize_response
 from poise.vector import PersonaVector
+from poise.vector.algebra import check_distinct
 from poise.vector.persona_vector import as_vectors
 
 __all__ = ["WINDOW_ROWS", "ScoredTurn", "read_rows", "score_turns", "topic_of"]
@@ -100,6 +101,7 @@ def read_rows(
         OtherModel: a vector was computed on another model.
     """
     vectors = as_vectors(vectors)
+    check_distinct(vectors)
     check_type("model", model, Model, "a Model, as load_model(name) gives")
     for vector in vectors:
         vector.check_model(model, allow_other_model=allow_other_model)

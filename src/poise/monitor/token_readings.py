@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from poise.activations import project_each
+from poise.arguments import check_type
 from poise.data import AnswerPart, Conversation, DataSet, InputRow, data_from_rows, turns
 from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, answer_spans
 from poise.model.tokenizing import token_texts
 from poise.notebook import tinted_tokens_html
 from poise.vector import PersonaVector
+from poise.vector.algebra import check_distinct
+from poise.vector.persona_vector import as_vectors
 
 __all__ = ["TokenReadings", "read_answer_tokens"]
 
@@ -48,7 +51,7 @@ class TokenReadings:
 
 def read_answer_tokens(
     rows: DataSet | Iterable[InputRow],
-    vectors: Sequence[PersonaVector],
+    vectors: PersonaVector | Sequence[PersonaVector],
     model: Model,
     *,
     layer: int | None = None,
@@ -69,6 +72,9 @@ def read_answer_tokens(
         InvalidData: no known shape fits the rows.
         OtherModel: a vector was computed on another model.
     """
+    vectors = as_vectors(vectors)
+    check_distinct(vectors)
+    check_type("model", model, Model, "a Model, as load_model(name) gives")
     for vector in vectors:
         vector.check_model(model, allow_other_model=allow_other_model)
     probes = [vector.at("read", layer).probe for vector in vectors]

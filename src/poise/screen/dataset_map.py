@@ -24,6 +24,7 @@ from poise.screen import shards as parts
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.projection import SCORING_METHODS, ScoredAnswer, ScoringMethod, check_part, score_answers
 from poise.vector import PersonaVector
+from poise.vector.algebra import check_distinct
 from poise.vector.persona_vector import as_vectors
 
 __all__ = ["ColumnScorer", "ScoredRow", "screen_rows"]
@@ -113,6 +114,7 @@ class ColumnScorer:
         allow_other_model: bool = False,
     ) -> None:
         vectors = as_vectors(vectors)
+        check_distinct(vectors)
         check_choice("method", method, SCORING_METHODS)
         check_part(part, method)
         check_type("model", model, Model, "a Model, as load_model(name) gives")

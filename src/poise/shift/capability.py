@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from poise.arguments import check_type
 from poise.contrast.rollout import steering_key
 from poise.data import Conversation, Rejections, count_left_out, open_data, turns
 from poise.errors import InvalidArgument, InvalidData, MissingExtra, UnsuitableModel
@@ -105,6 +106,7 @@ def parse_capability(text: str, *, limit: int | None = None, seed: int = 0) -> C
         InvalidArgument: there is no such file, or the text names nothing to measure.
         InvalidData: the data cannot be read.
     """
+    check_type("text", text, str, "a capability such as perplexity=DATA")
     name, equals, source = text.partition("=")
     if not name or (equals and not source):
         raise InvalidArgument(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from poise.activations import project_each
+from poise.arguments import check_type
 from poise.contrast import Response, ResponseRequest, ResponseStore
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
@@ -217,6 +218,7 @@ def load_tuned_model(source: str, base: str, load_model: ModelLoader = load_mode
         BrokenModelFile: an adapter that does not fit the base, or holds nothing for it.
         ModelNotFound: there is no such model.
     """
+    check_type("source", source, (str, Path), "a folder or a hub id")
     if not (Path(source).expanduser() / ADAPTER_CONFIG).is_file():
         return load_model(source)
     try:
@@ -246,6 +248,7 @@ def check_tuned_source(source: str) -> None:
     Raises:
         ModelNotFound: nothing there.
     """
+    check_type("source", source, (str, Path), "a folder or a hub id")
     if not (Path(source).expanduser() / ADAPTER_CONFIG).is_file():
         locate(source)
 

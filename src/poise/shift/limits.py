@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 from pydantic import Field, model_validator
 
+from poise.arguments import check_type
 from poise.errors import InvalidArgument
 from poise.settings import Settings, read_settings
 from poise.shift.report import ModelShift, ShiftReport, estimate_change, estimate_mean
@@ -127,6 +128,7 @@ def read_limits(path: Path) -> ShiftLimits:
         InvalidSettings: the file is not there, is not YAML, or breaks the schema; names every fault with its line and
             field.
     """
+    check_type("path", path, (str, Path), "the path of a limits file, such as 'limits.yaml'")
     return read_settings(path, ShiftLimits)
 
 
@@ -180,6 +182,8 @@ def gate(report: ShiftReport, limits: ShiftLimits) -> GateResult:
         One check for each limit and tuned model; ``passed`` only if all of them pass. A limit on something that was
         not measured does not pass.
     """
+    check_type("report", report, ShiftReport, "a ShiftReport, as measure_shift gives")
+    check_type("limits", limits, ShiftLimits, "ShiftLimits, as read_limits(path) gives")
     return GateResult(tuple(check for tuned in report.tuned for check in _check_model(tuned, limits)))
 
 

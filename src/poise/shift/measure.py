@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from poise.arguments import check_type
 from poise.engine import SamplingParams
 from poise.errors import InvalidArgument, InvalidData
 from poise.judge import Judge
@@ -36,6 +37,7 @@ from poise.steer import Steering
 from poise.storage.lock import locked
 from poise.trait.library import evaluation_questions
 from poise.vector import PersonaVector
+from poise.vector.persona_vector import as_vectors
 
 __all__ = ["ShiftSettings", "TunedModel", "finetuning_shift", "read_predictions", "shift"]
 
@@ -171,7 +173,11 @@ def shift(
     """
     settings = settings or ShiftSettings()
     folder = Path(folder) if folder is not None else None
-    vectors = [vectors] if isinstance(vectors, PersonaVector) else list(vectors)
+    vectors = as_vectors(vectors)
+    kinds = (str, Model, TunedModel, list, tuple)
+    check_type("base", base, (str, Model), "the name of a model, or a Model, as load_model(name) gives")
+    check_type("tuned", tuned, kinds, "a model, its name, a TunedModel, or a list of these")
+    check_type("settings", settings, ShiftSettings, "ShiftSettings(…)")
     sources = [tuned] if isinstance(tuned, (str, Model, TunedModel)) else list(tuned)
     models = [source if isinstance(source, TunedModel) else TunedModel(source=source) for source in sources]
     _check_arguments(models, vectors)

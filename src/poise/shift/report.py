@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from poise.arguments import check_type
 from poise.errors import InvalidData
 from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate, bootstrap, mean_estimate
@@ -210,6 +211,7 @@ def save_report(report: ShiftReport, path: str | Path, *, force: bool = False) -
         OutputExists: the file is no ``shift.json``.
         SaveFailed: the disk refused; an earlier file is untouched.
     """
+    check_type("report", report, ShiftReport, "a ShiftReport, as measure_shift gives")
     path = Path(path)
     check_output(path, loss=_report_loss, force=force)
     with saving(path) as temporary:
@@ -233,6 +235,7 @@ def load_report(path: str | Path) -> ShiftReport:
     Raises:
         InvalidData: not there, or not of this schema; names the field.
     """
+    check_type("path", path, (str, Path), "the path of a shift.json")
     path = Path(path)
     try:
         return ShiftReport.model_validate(json.loads(path.read_text(encoding="utf-8")))

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from poise.arguments import check_type
 from poise.errors import InvalidSteering
 from poise.model.parts import Part
 from poise.settings import FrozenModel
@@ -141,6 +142,7 @@ class SteeringExpression(FrozenModel):
         Raises:
             InvalidSteering: neither; names the part and the shapes there are.
         """
+        check_type("The steering", text, str, "text, such as 'evil=30%'")
         if text.lstrip().startswith("{"):
             return cls.from_json(text)
         parts = [part.strip() for part in text.split(";") if part.strip()]
@@ -260,8 +262,10 @@ def _first_fault(error: ValidationError) -> str:
 def _vector_named(name: str, vectors: Mapping[str, PersonaVector] | Callable[[str], PersonaVector]) -> PersonaVector:
     if callable(vectors):
         return vectors(name)
+    check_type("vectors", vectors, Mapping, "a dictionary of vectors by name, or a function that loads one")
     if name not in vectors:
         raise InvalidSteering(f"There is no vector {name!r}; there are: {', '.join(sorted(vectors)) or 'none'}.")
+    check_type(f"The vector {name}", vectors[name], PersonaVector, "a PersonaVector, as load_vector(path) gives")
     return vectors[name]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -42,6 +42,10 @@ class Condition:
     above: bool = True
     reading: ConditionReading = "token"
 
+    def __repr__(self) -> str:
+        prompt, sign = "prompt " if self.reading == "prompt" else "", ">" if self.above else "<"
+        return f"Condition({prompt}{self.vector.name}@{self.layer}{sign}{self.value:g})"
+
     def __post_init__(self) -> None:
         self.vector.check_layer(self.layer)
         _check_number(self.value, f"The condition on {self.vector.name} has the value")
@@ -75,6 +79,13 @@ class Term:
     part: Part = "reply"
     tokens: tuple[int, int | None] = (0, None)
     when: Condition | None = None
+
+    def __repr__(self) -> str:
+        """The vector by its name, and what differs from the defaults."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "vector"}
+        defaults = {f.name: f.default for f in fields(self)}
+        shown = [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
+        return f"Term({', '.join([repr(self.vector.name), *shown])})"
 
     def __post_init__(self) -> None:
         name = self.vector.name

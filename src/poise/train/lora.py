@@ -94,6 +94,10 @@ def train(config: TrainConfig | None = None, **settings: Any) -> TrainResult:
     """
     if config is None:
         config = check_settings(settings, TrainConfig)
+    elif not isinstance(config, TrainConfig):
+        raise InvalidArgument(
+            f"config is {type(config).__name__}; give a TrainConfig, or its fields by name (`poise train` reads files)."
+        )
     elif settings:
         raise InvalidArgument(f"train got a config and {', '.join(settings)} beside it; put them into the config.")
     with locked(Path(config.out) / ".run", "train", results=Path(config.out)):

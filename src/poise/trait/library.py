@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from poise.arguments import check_type
 from poise.errors import BrokenYAML, InvalidExemplars, InvalidTrait, PoiseError, UnknownTrait
 from poise.settings import line_at, parse_yaml
 from poise.trait.schema import LEAST_PAIRS, ExemplarPair, OwnTrait, Trait, TraitName, field_path, same_question
@@ -48,7 +49,7 @@ def names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in _traits_folder().iterdir() if file.name.endswith(".yaml"))
 
 
-def load_trait(name_or_path: str) -> Trait:
+def load_trait(name_or_path: str | Path) -> Trait:
     """Read a trait of the library, or a trait file.
 
     Args:
@@ -58,8 +59,10 @@ def load_trait(name_or_path: str) -> Trait:
         UnknownTrait: neither; lists the library and suggests the closest name.
         InvalidTrait: the file is no YAML or breaks the schema; each mistake with its line and field.
     """
+    check_type("name_or_path", name_or_path, (str, Path), f"one of {', '.join(names())}, or the path of a trait file")
     if name_or_path in names():
         return _parse((_traits_folder() / f"{name_or_path}.yaml").read_bytes(), f"{name_or_path}.yaml")
+    name_or_path = str(name_or_path)
     try:
         raw = Path(name_or_path).read_bytes()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:

@@ -101,6 +101,10 @@ class Trait(_TraitModel):
     rubric: TraitText = Field(description="What a judge looks for, and what 0, 50 and 100 mean.")
     exemplars: Exemplars
 
+    def __repr__(self) -> str:
+        n = sum(map(len, (self.extraction_pairs, self.judge_pairs, self.held_out_pairs)))
+        return f"Trait({self.name!r}, {n} pairs)"
+
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
         seen: dict[str, str] = {}
@@ -169,6 +173,9 @@ class OwnTrait(_TraitModel):
     format: Literal[1] = Field(default=1, alias="schema")
     name: TraitName
     pairs: tuple[ExemplarPair, ...] = Field(min_length=LEAST_PAIRS)
+
+    def __repr__(self) -> str:
+        return f"OwnTrait({self.name!r}, {len(self.pairs)} pairs)"
 
     @property
     def adjective(self) -> str:

@@ -75,6 +75,7 @@ def validate(
         OtherModel: the vector was computed on another model.
         InvalidArgument: fewer than 4 questions or 1 rollout, no such judge, or ``beside`` holds the same directions.
     """
+    check_type("vector", vector, PersonaVector, "a PersonaVector, as load_vector(path) gives")
     check_type("model", model, Model, "a Model, as load_model(name) gives")
     check_type("judge", judge, (str, ChosenJudges), "exemplars, model:NAME, endpoint:NAME or chosen judges")
     if isinstance(questions, str):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from poise.errors import OtherModel
+from poise.errors import InvalidArgument, OtherModel
 from poise.vector.header import Header
 
 if TYPE_CHECKING:
     from poise.vector.persona_vector import PersonaVector
 
-__all__ = ["check_one_model", "computed_header"]
+__all__ = ["COMPUTED", "check_distinct", "check_one_model", "computed_header"]
 
 COMPUTED = "computed: "
 
@@ -33,6 +34,18 @@ def check_one_model(vectors: Sequence[PersonaVector]) -> None:
                 f"{other.name} on {other.header.model.name} (L={other.layers}, d={other.width}), which "
                 f"{relation.sentence}; combine vectors of one model."
             )
+
+
+def check_distinct(vectors: Sequence[PersonaVector]) -> None:
+    """Refuse two vectors of one name, since readings, alarms and tables go by it.
+
+    Raises:
+        InvalidArgument: names the trait.
+    """
+    if twice := [name for name, n in Counter(vector.name for vector in vectors).items() if n > 1]:
+        raise InvalidArgument(
+            f"Two vectors are named {twice[0]}, and readings go by the name; give one of them at a time."
+        )
 
 
 def computed_header(parts: Sequence[tuple[float, PersonaVector]], how: str = "{}") -> Header:

@@ -23,7 +23,7 @@ from poise.model.relation import ModelRelation
 from poise.progress import remark
 from poise.settings import FrozenModel, ReadOnlyDict
 from poise.vector import notebook
-from poise.vector.algebra import check_one_model, computed_header
+from poise.vector.algebra import COMPUTED, check_one_model, computed_header
 from poise.vector.calibration import Alarm, Drift
 from poise.vector.detector import Detector
 from poise.vector.header import Header
@@ -31,9 +31,7 @@ from poise.vector.placement import LayerDirection, Purpose, preferred_layer
 
 __all__ = ["PersonaVector", "as_vectors"]
 
-
 LARGEST = float(torch.finfo(torch.float32).max)
-
 
 REMEDIES = {
     "template": "load it with the template that the vector was computed under, extract the vector again",
@@ -130,7 +128,9 @@ class PersonaVector:
         return (restore, (self._directions, self._reference_norm, self.header))
 
     def __repr__(self) -> str:
-        return f"PersonaVector({self.name!r}, {self.header.model.name!r}, L={self.layers}, d={self.width})"
+        provenance = self.header.provenance
+        how = f", {provenance}" if provenance.startswith(COMPUTED) else ""
+        return f"PersonaVector({self.name!r}, {self.header.model.name!r}, L={self.layers}, d={self.width}{how})"
 
     def _repr_html_(self) -> str:
         """For notebooks: trait, model, layers and, once validated, the certificate with its dose curve."""

@@ -52,6 +52,10 @@ class LayerDirection:
     alarm_parts: tuple[AnswerPart, ...] = ()
     detector: Detector | None = None
 
+    def __repr__(self) -> str:
+        size = f"layer={self.layer}, L={self.layers}, d={len(self.unit)}"
+        return f"LayerDirection({self.trait!r}, {size}, {self.part}, alarms={len(self.alarms)})"
+
     @property
     def probe(self) -> Probe:
         """What reads the projection on the unit direction, the detector's where there is one."""

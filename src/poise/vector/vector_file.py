@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
+from poise.arguments import check_type
 from poise.errors import InvalidVector
 from poise.storage.atomic_write import saving
 from poise.storage.output import check_output
@@ -36,6 +37,8 @@ def save_vector(vector: PersonaVector, path: str | Path, *, force: bool = False)
             this vector lacks.
         SaveFailed: the disk refused; an earlier file is untouched.
     """
+    check_type("vector", vector, PersonaVector, "a PersonaVector, as extract_vector(contrast, model) gives")
+    check_type("path", path, (str, Path), "the path to write, such as 'evil.safetensors'")
     header = vector.header
     check_output(
         Path(path),
@@ -61,8 +64,11 @@ def load_vector(path: str | Path) -> PersonaVector:
     """Read a vector file and validate all of it.
 
     Raises:
-        InvalidVector: not there, cut short, not finite, or not of this schema; names the file and the fault.
+        InvalidVector: not there, a folder, cut short, not finite, or not of this schema; names the file and the fault.
     """
+    check_type("path", path, (str, Path), "the path of a vector file, such as 'evil.safetensors'")
+    if Path(path).is_dir():
+        raise InvalidVector(f"{path} is a folder; name the vector file in it, which ends in .safetensors.")
     if not Path(path).is_file():
         raise InvalidVector(
             f"There is no vector file at {path}; make one with `poise extract TRAIT --model M --out {path}`."

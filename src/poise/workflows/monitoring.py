@@ -18,6 +18,7 @@ from poise.monitor.calibrate import (
 )
 from poise.storage.lock import locked
 from poise.storage.output import check_output, check_writable
+from poise.vector.algebra import check_distinct
 from poise.vector.vector_file import vector_loss
 from poise.workflows.sources import ModelSource, current_vector, load_checked, open_vectors
 
@@ -50,6 +51,8 @@ def calibrate_vectors(
             f"{out} cannot take {len(paths)} vectors; leave `out` away to write into their own files."
         )
     opened = [vectors.load_vector(path) for path in paths]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InvalidArgument(f"{', '.join(map(str, paths))} name one file twice; name each vector once.")
     targets = [out] if out else list(paths)
     folder = targets[0].with_name(targets[0].name + ".calibration")
     data = open_data(list(source), shape=shape, part=part, need="assistant" if plan.read_given_answers else "user")
@@ -99,6 +102,7 @@ def read_data(
     """
     table.check_table_format(out)
     opened = open_vectors(paths, projection=projection)
+    check_distinct(opened)
     data = open_data(list(source), shape=shape, part=part)
     table.check_table_output(out, data, source, inputs=paths, force=force)
     for vector in opened:

@@ -12,6 +12,7 @@ from poise.report.shift import check_extra, write_shift
 from poise.shift import ShiftReport, ShiftSettings, TunedModel, save_report, shift
 from poise.shift.evaluation import ModelLoader
 from poise.storage.output import check_output_folder
+from poise.vector.algebra import check_distinct
 
 __all__ = ["measure_shift_files"]
 
@@ -38,6 +39,7 @@ def measure_shift_files(
     """
     check_extra()
     loaded = [vectors.load_vector(path) for path in paths]
+    check_distinct(loaded)
     models = [Path(source) for source in (base, *(model.source for model in tuned)) if isinstance(source, str)]
     check_output_folder(
         out,

@@ -64,10 +64,12 @@ def chat(
         from poise.engine import SamplingParams
         from poise.steer import cautions
         from poise.vector import load_vector
+        from poise.vector.algebra import check_distinct
 
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
         steering = recipes.read_steering(steer or [])
         vectors = [load_vector(path) for path in watch or []]
+        check_distinct(vectors)
         loaded = load_model(model, dtype, device)
         recipes.check_steering(steering, loaded, allow_other_model=allow_other_model)
         for caution in cautions(steering):

@@ -4,10 +4,9 @@ import { draw, el, put } from "./dom.js";
 import { change, state } from "./state.js";
 import { known, number, percent } from "./words.js";
 
-/** Doses that the certificate covers at the layer that the dial works at; null where it says nothing. */
+/** Doses at which the certificate saw coherent text, at the layer that the dial works at; null where it says nothing. */
 function usable({ certificate, default_layer: layer }) {
-  const covers = certificate && certificate.verdict === "induced" && certificate.layer === layer;
-  return covers ? certificate.usable_doses : null;
+  return certificate && certificate.layer === layer ? certificate.usable_doses : null;
 }
 
 const inDoses = (vector) => state.unit === "dose" && known(vector.dose_of_one) && vector.dose_of_one > 0;
@@ -117,10 +116,17 @@ export function dial(vector) {
 
 function rangeWords(vector) {
   const range = usable(vector);
-  if (!range) return "No range is marked: no certificate says which doses are usable.";
+  const { certificate } = vector;
+  const induced = !certificate || certificate.verdict === "induced";
+  const verdict = induced ? "" : " Its certificate says: not induced.";
+  if (!certificate) return "No range is marked: no certificate says which doses are usable.";
+  if (!range) {
+    const layers = `its certificate is for layer ${certificate.layer}, and the dial turns layer ${vector.default_layer}`;
+    return `No range is marked: ${layers}.${verdict}`;
+  }
   const [low, high] = inDoses(vector) ? range : range.map((dose) => dose / vector.dose_of_one);
   const [from, to] = inDoses(vector) ? [percent(low), percent(high)] : [number(low, 2, true), number(high, 2, true)];
-  return `Hatched: certified range, ${from} to ${to}.`;
+  return `Hatched: ${induced ? "certified range" : "doses with coherent text"}, ${from} to ${to}.${verdict}`;
 }
 
 /** The certified range, hatched, and 0, behind the slider. */
