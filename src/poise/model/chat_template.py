@@ -87,7 +87,8 @@ def check_messages(messages: Sequence[Message], template: str) -> None:
             close = difflib.get_close_matches(role, TEMPLATE_ROLES, n=1)
             raise InvalidArgument(
                 f"Message {place} of the conversation has the role {role!r}, which the model's chat template does not "
-                f"name; use {', '.join(TEMPLATE_ROLES[:-1])} or {TEMPLATE_ROLES[-1]}{f'; did you mean {close[0]}?' if close else '.'}"
+                f"name; use {', '.join(TEMPLATE_ROLES[:-1])} or {TEMPLATE_ROLES[-1]}"
+                f"{f'; did you mean {close[0]}?' if close else '.'}"
             )
 
 
