@@ -264,6 +264,7 @@ def _calibration_json(done: Calibration) -> dict[str, Any]:
         "rejected": dict(done.rejections.kinds),
         "rejected_list": str(done.rejections.path) if len(done.rejections) else None,
         "without": done.topics_without_alarms,
+        "without_drift_chart": done.without_drift_chart,
         "vectors": [
             {"trait": v.name, **v.header.model_dump(mode="json", include={"alarms", "drift"})} for v in done.vectors
         ],
@@ -290,7 +291,7 @@ def _show_calibration(done: Calibration) -> None:
             f"Drift: CUSUM of the answers' means, alarm above {drift.h:.3g} standard deviations; a false one every "
             f"{drift.arl:.0f} answers [{drift.low:.0f}, {'∞' if drift.high is None else f'{drift.high:.0f}'}]"
             if drift
-            else "Drift: no chart, for want of 100 conversations"
+            else f"Drift: no chart. {done.without_drift_chart.get(vector.name, '')}"
         )
         read_with = "its detector, " if first.detector else ""
         render.show([f"{vector.name}, {read_with}layer {first.layer} of {vector.layers}", table, sentence, ""])

@@ -28,19 +28,18 @@ from poise.vector.persona_vector import as_vectors
 
 __all__ = [
     "ALARMS_BELONG",
-    "FEWEST_DRIFT_CONVERSATIONS",
     "AlarmSource",
     "Calibration",
     "CalibrationSettings",
     "calibrate_alarms",
     "check_calibrated_part",
+    "fit_drift_chart",
     "normal_answer_length",
     "set_alarms",
     "set_drift_chart",
 ]
 
 ALARMS_BELONG = "alarms set there would pass for those of the vector's own model"
-FEWEST_DRIFT_CONVERSATIONS = 100  # conversations; a mean and a spread from fewer make a chart that promises nothing
 
 
 def normal_answer_length(window: int) -> int:
@@ -108,6 +107,7 @@ class Calibration:
         rejections: Rows of the data that could not be used.
         topics_without_alarms: Topics without alarms of their own at some rate, and why.
         how: What was read from which columns of the data.
+        without_drift_chart: Names of the vectors that got no chart for drift, and why.
     """
 
     vectors: tuple[PersonaVector, ...]
@@ -115,6 +115,7 @@ class Calibration:
     rejections: Rejections
     topics_without_alarms: dict[str, str]
     how: str
+    without_drift_chart: dict[str, str] = field(default_factory=dict)
 
 
 def calibrate_alarms(
@@ -176,20 +177,29 @@ def calibrate_alarms(
     )
     done: list[PersonaVector] = []
     without: dict[str, str] = {}
+    without_chart: dict[str, str] = {}
     columns = iter(range(len(places)))
     for vector, relation in zip(vectors, relations, strict=True):
         alarms: list[Alarm] = []
-        charts: list[Drift | None] = []
+        charts: list[Drift | str] = []
         source = replace(facts, model="" if relation.kind == "same" else model.name)
         for place, column in zip(_read_places(vector, plan.layer), columns, strict=False):
             read_with = place.read_with
             set_on, lacking = set_alarms(normal, column, place.layer, plan.rates, replace(source, detector=read_with))
             alarms += set_on
             without |= lacking
-            charts.append(set_drift_chart(normal, column, place.layer, part=data.answer_part, detector=read_with))
-        done.append(vector.with_alarms(alarms, charts[0]))
+            charts.append(fit_drift_chart(normal, column, place.layer, part=data.answer_part, detector=read_with))
+        chart = charts[0]
+        if isinstance(chart, str):
+            without_chart[vector.name] = chart
+        done.append(vector.with_alarms(alarms, None if isinstance(chart, str) else chart))
     return Calibration(
-        vectors=tuple(done), reference=normal, rejections=rejections, topics_without_alarms=without, how=data.how
+        vectors=tuple(done),
+        reference=normal,
+        rejections=rejections,
+        topics_without_alarms=without,
+        how=data.how,
+        without_drift_chart=without_chart,
     )
 
 
@@ -259,13 +269,22 @@ def set_alarms(
 def set_drift_chart(
     normal: ReferenceReadings, column: int, layer: int, *, part: AnswerPart = "reply", detector: str = ""
 ) -> Drift | None:
-    """A CUSUM of one probe's answer means; ``None`` for fewer than 100 conversations."""
+    """A CUSUM of one probe's answer means; ``None`` where so few conversations bear none, or nothing varies."""
+    chart = fit_drift_chart(normal, column, layer, part=part, detector=detector)
+    return None if isinstance(chart, str) else chart
+
+
+def fit_drift_chart(
+    normal: ReferenceReadings, column: int, layer: int, *, part: AnswerPart = "reply", detector: str = ""
+) -> Drift | str:
+    """The same, with the reason where there is none."""
     values, conversations = normal.column("mean", column)
-    if (
-        len(set(conversations)) < FEWEST_DRIFT_CONVERSATIONS
-        or (chart := fit_cusum(values, conversations=conversations)) is None
-    ):
-        return None
+    try:
+        chart = fit_cusum(values, conversations=conversations)
+    except TooFewResponses as error:
+        return str(error)
+    if chart is None:
+        return "A chart for drift needs readings that vary, and these are all the same; bring other rows."
     return Drift(
         reading="mean",
         layer=layer,

@@ -2,7 +2,8 @@
 
 S ← max(0, S + z − k), alarm and restart at S > h (Page 1954). The average run length is the mean number of normal
 answers from a fresh start to a false alarm; it is computed by the Markov chain of Brook and Evans (1972, Biometrika
-59, 539) from the readings' own distribution, not from a normal one. Numbers only; knows no models.
+59, 539) from the readings' own distribution, not from a normal one, with a tail beyond the highest of them. Answers
+are taken to be independent, each of a conversation to come. Numbers only; knows no models.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from poise.statistics.estimates import bootstrap_interval, each_draw
+from poise.errors import TooFewResponses
+from poise.statistics.estimates import Indices, group_sizes
+from poise.statistics.tails import ReadingsArray, TailedDistribution, fit_tail
 
 __all__ = [
     "DEFAULT_RUN_LENGTH",
+    "FEWEST_CONVERSATIONS",
     "CusumChart",
     "average_run_length",
     "cusum_step",
@@ -28,10 +31,16 @@ __all__ = [
 
 DEFAULT_RUN_LENGTH = 1000.0  # normal answers to a false alarm, on average
 ALLOWANCE = 0.5  # k: tuned to a shift of one standard deviation
+FEWEST_CONVERSATIONS = 100  # a mean and a spread from fewer make a chart that promises nothing
+CAUTION = 0.1  # of all calibrations may have a shorter run length than is asked for
+FARTHEST_BELOW = 20.0  # the interval's lower end may at worst be this many times shorter than the asked run length
+WIDENING = 5.0  # errors are larger than those of resampling by 1 + this / √n, which understates them in small samples
+LONGEST = 1000.0  # times the asked run length; a longer run is without end
 STATES = 150
-ARL_DRAWS = 200
+COARSE_STATES = 50  # where two run lengths are compared
+ARL_DRAWS = 150
 
-ReadingsArray = NDArray[np.floating[Any]]
+
 Distribution = Callable[[ReadingsArray], ReadingsArray]  # values to P(z ≤ value)
 
 
@@ -44,8 +53,8 @@ class CusumChart:
         sd: Their standard deviation.
         k: Allowance, in standard deviations.
         h: Alarm above this sum, in standard deviations.
-        arl: Average run length on the answers that it was set on.
-        low: Lower end of its 95 % interval, resampled by conversation.
+        arl: Average run length by estimate, which is longer than what was asked for: ``h`` is cautious.
+        low: Lower end of its 95 % interval, over calibrations on as many conversations.
         high: Upper end.
     """
 
@@ -71,47 +80,107 @@ def fit_cusum(
     k: float = ALLOWANCE,
     conversations: Sequence[object] | None = None,
 ) -> CusumChart | None:
-    """The CUSUM that gives a false alarm every ``arl`` normal answers; ``None`` where readings do not vary.
+    """The CUSUM that gives a false alarm every ``arl`` normal answers or more rarely; ``None`` if readings do not vary.
+
+    The limit is such that nine calibrations of ten run at least ``arl`` answers (Gandy and Kvaløy 2013, Scandinavian
+    Journal of Statistics 40, 647); the fewer the conversations and the heavier the tail, the higher it is.
 
     Args:
         readings: [n] of normal answers.
         arl: Average run length.
         k: Allowance, in standard deviations.
-        conversations: Which conversation each answer came from, for the interval; default, each from its own.
+        conversations: Which conversation each answer came from; default, each from its own. Conversations weigh the
+            same and are resampled as they are.
+
+    Raises:
+        TooFewResponses: so few conversations of so heavy a tail say nothing about so rare an event; says how many may.
     """
     x = np.asarray(readings, dtype=float)
     if len(x) < 2 or np.ptp(x) == 0:
         return None
-    mean, sd = float(x.mean()), float(x.std(ddof=1))
-    z = (x - mean) / sd
-    h = _limit(z, k, arl)
-    groups = _grouped(z, conversations)
-    redrawn = each_draw(
-        lambda draw: average_run_length(empirical_distribution(np.concatenate([groups[g] for g in draw])), k, h)
-    )
-    low, high = bootstrap_interval(redrawn, len(groups), draws=ARL_DRAWS)
-    if math.isnan(low):  # a single conversation
-        low, high = 1.0, math.inf
-    return CusumChart(
-        mean=mean,
+    talk, sizes = group_sizes(len(x), conversations)
+    count = len(sizes)
+    if count < FEWEST_CONVERSATIONS:
+        raise TooFewResponses(
+            f"A chart for drift needs normal answers from {FEWEST_CONVERSATIONS} conversations, and there are {count}; "
+            "bring more rows."
+        )
+    errors = _RunLengthErrors(x, talk, sizes, k, LONGEST * arl)
+    normal, sd = errors.normal, errors.normal.sd * math.sqrt(count / (count - 1))
+    widening = 1 + WIDENING / math.sqrt(count)
+    caution = widening * float(np.quantile(errors.at(_limit(normal, k, arl)), CAUTION))
+    h = _limit(normal, k, arl * math.exp(-min(0.0, caution)))
+    low, high = widening * np.quantile(errors.at(h), [0.025, 0.975])
+    estimate = errors.run_length(normal, normal.mean, normal.sd, h, states=STATES)
+    highest = estimate * math.exp(high)
+    chart = CusumChart(
+        mean=normal.mean,
         sd=sd,
         k=k,
-        h=h,
-        arl=average_run_length(empirical_distribution(z), k, h),
-        low=max(low, 1.0),
-        high=high,
+        h=h * normal.sd / sd,
+        arl=estimate,
+        low=max(estimate * math.exp(low), 1.0),
+        high=highest if highest < errors.longest else math.inf,
     )
+    if chart.low * FARTHEST_BELOW < arl:
+        wanted = math.ceil(count * (math.log(arl / chart.low) / math.log(FARTHEST_BELOW)) ** 2)
+        raise TooFewResponses(
+            f"A chart for drift with a false alarm every {arl:,.0f} answers needs about {wanted:,} conversations of "
+            f"readings as widely spread as these, and there are {count:,}, which leave it between {chart.low:,.0f} and "
+            f"{chart.high:,.0f}; bring more rows."
+        )
+    return chart
 
 
-def _limit(z: ReadingsArray, k: float, arl: float) -> float:
+class _RunLengthErrors:
+    """How far the run length of a chart may be from what its own answers say, by resampling conversations.
+
+    A chart that is set on resampled answers runs otherwise on the answers themselves than on those that it was set on;
+    so does the chart that was set on the answers, on those to come (Gandy and Kvaløy). What resampling cannot show is
+    how heavy the tail is beyond the readings: each draw has the answers' own tail in another of the shapes that it may
+    have.
+    """
+
+    def __init__(self, x: ReadingsArray, talk: Indices, sizes: Indices, k: float, longest: float) -> None:
+        rng = np.random.default_rng(0)
+        order = np.argsort(x, kind="stable")
+        self.values, self.talk, count = x[order], talk[order], len(sizes)
+        self.k, self.longest = k, longest
+        self.weights = 1 / sizes[self.talk]
+        self.normal = fit_tail(self.values, self.weights)
+        self.draws = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(ARL_DRAWS)]
+        self.shapes = self.normal.shape + self.normal.shape_error * rng.standard_normal(ARL_DRAWS)
+
+    def at(self, h: float) -> ReadingsArray:
+        """Logarithms of true to estimated run length, [draws], of a limit of h standard deviations."""
+        errors = []
+        for draw, shape in zip(self.draws, self.shapes, strict=True):
+            redrawn = fit_tail(self.values, self.weights * draw[self.talk])
+            if redrawn.sd == 0:
+                continue
+            true = self.run_length(self.normal.with_shape(shape), redrawn.mean, redrawn.sd, h)
+            errors.append(math.log(true / self.run_length(redrawn, redrawn.mean, redrawn.sd, h)))
+        return np.array(errors)
+
+    def run_length(
+        self, distribution: Distribution, mean: float, sd: float, h: float, *, states: int = COARSE_STATES
+    ) -> float:
+        """Average run length of readings under a chart of this mean and spread, ``longest`` at most."""
+        return min(average_run_length(lambda z: distribution(mean + sd * z), self.k, h, states=states), self.longest)
+
+
+def _limit(normal: TailedDistribution, k: float, arl: float) -> float:
     """The lowest h whose average run length is at least ``arl``."""
-    distribution = empirical_distribution(z)
+
+    def run(h: float) -> float:
+        return average_run_length(lambda z: normal(normal.mean + normal.sd * z), k, h, states=COARSE_STATES)
+
     low, high = 0.0, 1.0
-    while average_run_length(distribution, k, high) < arl:
+    while run(high) < arl:
         low, high = high, 2 * high
     while high - low > 1e-4 * high:
         h = (low + high) / 2
-        low, high = (h, high) if average_run_length(distribution, k, h) < arl else (low, h)
+        low, high = (h, high) if run(h) < arl else (low, h)
     return high
 
 
@@ -142,12 +211,3 @@ def empirical_distribution(values: ArrayLike) -> Distribution:
     """P(z ≤ value) as observed."""
     x = np.sort(np.asarray(values, dtype=float))
     return lambda at: np.asarray(np.searchsorted(x, at, side="right") / len(x), dtype=float)
-
-
-def _grouped(z: ReadingsArray, conversations: Sequence[object] | None) -> list[ReadingsArray]:
-    if conversations is None:
-        return [z[i : i + 1] for i in range(len(z))]
-    places: dict[object, list[int]] = {}
-    for i, conversation in enumerate(conversations):
-        places.setdefault(conversation, []).append(i)
-    return [z[rows] for rows in places.values()]
