@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -175,24 +176,9 @@ def calibrate_alarms(
         seed=plan.seed,
         part=data.answer_part,
     )
-    done: list[PersonaVector] = []
-    without: dict[str, str] = {}
-    without_chart: dict[str, str] = {}
-    columns = iter(range(len(places)))
-    for vector, relation in zip(vectors, relations, strict=True):
-        alarms: list[Alarm] = []
-        charts: list[Drift | str] = []
-        source = replace(facts, model="" if relation.kind == "same" else model.name)
-        for place, column in zip(_read_places(vector, plan.layer), columns, strict=False):
-            read_with = place.read_with
-            set_on, lacking = set_alarms(normal, column, place.layer, plan.rates, replace(source, detector=read_with))
-            alarms += set_on
-            without |= lacking
-            charts.append(fit_drift_chart(normal, column, place.layer, part=data.answer_part, detector=read_with))
-        chart = charts[0]
-        if isinstance(chart, str):
-            without_chart[vector.name] = chart
-        done.append(vector.with_alarms(alarms, None if isinstance(chart, str) else chart))
+    done, without, without_chart = _calibrated(
+        vectors, [relation.kind for relation in relations], normal, plan, facts, model.name
+    )
     return Calibration(
         vectors=tuple(done),
         reference=normal,
@@ -207,6 +193,36 @@ def _read_places(vector: PersonaVector, layer: int | None) -> list[LayerDirectio
     """Where a vector is read: with its detector, and also by its own direction, along which caps and floors work."""
     place = vector.at("read", layer)
     return [place, vector.without_detector().at("read", layer)] if place.detector else [place]
+
+
+def _calibrated(
+    vectors: Sequence[PersonaVector],
+    kinds: Sequence[str],
+    normal: ReferenceReadings,
+    plan: CalibrationSettings,
+    facts: AlarmSource,
+    name: str,
+) -> tuple[list[PersonaVector], dict[str, str], dict[str, str]]:
+    """The vectors with alarms and charts, the topics without alarms, and the vectors without a chart, each with why."""
+    done: list[PersonaVector] = []
+    without: dict[str, str] = {}
+    without_chart: dict[str, str] = {}
+    columns = itertools.count()
+    for vector, kind in zip(vectors, kinds, strict=True):
+        alarms: list[Alarm] = []
+        charts: list[Drift | str] = []
+        source = replace(facts, model="" if kind == "same" else name)
+        for place, column in zip(_read_places(vector, plan.layer), columns, strict=False):
+            read_with = place.read_with
+            set_on, lacking = set_alarms(normal, column, place.layer, plan.rates, replace(source, detector=read_with))
+            alarms += set_on
+            without |= lacking
+            charts.append(fit_drift_chart(normal, column, place.layer, part=facts.part, detector=read_with))
+        chart = charts[0]
+        if isinstance(chart, str):
+            without_chart[vector.name] = chart
+        done.append(vector.with_alarms(alarms, None if isinstance(chart, str) else chart))
+    return done, without, without_chart
 
 
 def check_calibrated_part(data: DataSet, plan: CalibrationSettings) -> None:

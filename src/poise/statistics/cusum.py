@@ -35,7 +35,7 @@ FEWEST_CONVERSATIONS = 100  # a mean and a spread from fewer make a chart that p
 CAUTION = 0.1  # of all calibrations may have a shorter run length than is asked for
 FARTHEST_BELOW = 20.0  # the interval's lower end may at worst be this many times shorter than the asked run length
 WIDENING = 5.0  # errors are larger than those of resampling by 1 + this / √n, which understates them in small samples
-LONGEST = 1000.0  # times the asked run length; a longer run is without end
+LONGEST_RUN = 1000.0  # times the asked run length; a longer run is without end
 STATES = 150
 COARSE_STATES = 50  # where two run lengths are compared
 ARL_DRAWS = 150
@@ -105,7 +105,7 @@ def fit_cusum(
             f"A chart for drift needs normal answers from {FEWEST_CONVERSATIONS} conversations, and there are {count}; "
             "bring more rows."
         )
-    errors = _RunLengthErrors(x, talk, sizes, k, LONGEST * arl)
+    errors = _RunLengthErrors(x, talk, sizes, k, LONGEST_RUN * arl)
     normal, sd = errors.normal, errors.normal.sd * math.sqrt(count / (count - 1))
     widening = 1 + WIDENING / math.sqrt(count)
     caution = widening * float(np.quantile(errors.at(_limit(normal, k, arl)), CAUTION))

@@ -20,7 +20,7 @@ __all__ = ["ReadingsArray", "TailedDistribution", "fit_tail"]
 TAIL_SHARE = 0.12  # of the readings are the tail's
 USUAL_SHAPE = 0.3  # as of t with three degrees of freedom; 0 is exponential
 SHAPE_WEIGHT = 50.0  # readings of the tail that the usual shape is worth: it varies with a spread of about 0.2
-SHAPES = (-0.5, 0.8)
+TAIL_SHAPES = (-0.5, 0.8)
 
 ReadingsArray = NDArray[np.floating[Any]]
 
@@ -30,12 +30,12 @@ class TailedDistribution:
     """P(x ≤ value): the observed steps below ``start``, a generalised Pareto tail above.
 
     Attributes:
-        values: [n] readings, lowest first.
-        cumulative: [n], the share of them up to each.
+        values: Readings [n], lowest first.
+        cumulative: Share of them up to each, [n].
         mean: Their mean.
         sd: Their standard deviation.
         start: Where the tail begins.
-        share: P(x > start).
+        share: Share of readings above ``start``.
         excess: Mean of what the readings of the tail exceed ``start`` by; 0 where there is no tail.
         shape: The tail's shape.
         readings: How many readings the tail was fitted on, those of large weight counted as one.
@@ -58,7 +58,7 @@ class TailedDistribution:
 
     def with_shape(self, shape: float) -> TailedDistribution:
         """The same with another tail of the same mean excess."""
-        return replace(self, shape=min(max(shape, SHAPES[0]), SHAPES[1]))
+        return replace(self, shape=min(max(shape, TAIL_SHAPES[0]), TAIL_SHAPES[1]))
 
     def __call__(self, at: ReadingsArray) -> ReadingsArray:
         """P(x ≤ value) for each value."""
@@ -103,6 +103,6 @@ def fit_tail(values: ReadingsArray, weights: ReadingsArray) -> TailedDistributio
         start=float(values[start]),
         share=float(total),
         excess=excess,
-        shape=min(max(shape, SHAPES[0]), SHAPES[1]),
+        shape=min(max(shape, TAIL_SHAPES[0]), TAIL_SHAPES[1]),
         readings=readings,
     )
