@@ -37,6 +37,7 @@ from poise.monitor.calibrate import (
     set_alarms,
     set_drift_chart,
 )
+from poise.monitor.readings import summarize_response
 from poise.monitor.table import TableWriter, write_readings_table
 from poise.statistics.cusum import average_run_length, cusum_step, fit_cusum
 from poise.storage.journal import Journal
@@ -284,6 +285,29 @@ class TestProbes:
 
 
 class TestAlarms:
+    @pytest.mark.parametrize("threshold", [0.0, 1e-7, 3.25, -3.25, 4096.5])
+    def test_are_not_raised_by_the_rounding_of_the_answer_that_set_them(self, threshold: float) -> None:
+        single = np.float32(threshold)
+        for value in (single, np.nextafter(single, np.float32(np.inf)), single + np.spacing(single) * 8):
+            assert not alarm(threshold=threshold).passed_by(float(value))
+        assert alarm(threshold=threshold).passed_by(threshold + 2e-5 * max(1.0, abs(threshold)))
+        assert not alarm(threshold=threshold).passed_by(math.nan)
+
+    def test_are_the_same_whichever_vectors_are_read_along(self, model: Model, two: list[PersonaVector]) -> None:
+        rows = [{"question": f"What is {n}?", "answer": f"That makes {n * n} of it."} for n in range(300)]
+        plan = CalibrationSettings(rates=(0.05,), read_given_answers=True)
+        [calibrated_beside, _] = calibrate_alarms(rows, model, two, plan).vectors
+        place = calibrated_beside.at("read")
+        texts = [model.encode(ask(row["question"]), row["answer"]) for row in rows]
+        raised = []
+        for probes in ([place.probe], [place.probe, two[1].at("read").probe]):
+            alarms = [place.alarms, *([] for _ in probes[1:])]
+            values = project(model, texts, probes)
+            readings = [summarize_response(v, text) for v, text in zip(values, texts, strict=True)]
+            raised.append([[r.alarm.reading for r in raised_alarms(reading, alarms)] for reading in readings])
+        assert raised[0] == raised[1]
+        assert max(sum(name in one for one in raised[0]) for name in ("prompt", "mean", "peak")) <= 15
+
     def test_in_force_are_the_topics_own_and_else_those_of_all(self) -> None:
         everywhere, other_rate = alarm(), alarm(rate=0.05)
         sea, prompt = alarm(topic="sea", threshold=1.0), alarm("prompt", topic="land")

@@ -52,7 +52,7 @@ def raised_alarms(readings: AnswerReadings, alarms: Sequence[Sequence[Alarm]]) -
         RaisedAlarm(column=column, alarm=alarm, value=value, token=readings.tokens if alarm.reading != "prompt" else 0)
         for column, probe_alarms in enumerate(alarms)
         for alarm in probe_alarms
-        if (value := readings.of(alarm.reading)[column]) > alarm.threshold
+        if alarm.passed_by(value := readings.of(alarm.reading)[column])
     ]
 
 
@@ -98,7 +98,7 @@ class AlarmWatcher:
             RaisedAlarm(column=column, alarm=alarm, value=value, token=token)
             for column, value in enumerate(values.tolist())
             for alarm in self.alarms[column]
-            if alarm.reading == reading and value > alarm.threshold and (column, alarm) not in self._raised
+            if alarm.reading == reading and alarm.passed_by(value) and (column, alarm) not in self._raised
         ]
         self._raised |= {(r.column, r.alarm) for r in raised}
         return raised

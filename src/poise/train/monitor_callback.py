@@ -19,7 +19,7 @@ from poise.progress import quiet
 from poise.steer.training import IGNORED, check_base
 from poise.train.vaccine_callback import wrap_trainer_model
 from poise.trait.library import evaluation_questions
-from poise.vector import LayerDirection, PersonaVector
+from poise.vector import Alarm, LayerDirection, PersonaVector
 
 __all__ = ["PersonaMonitorCallback"]
 
@@ -85,7 +85,7 @@ class PersonaMonitorCallback(TrainerCallback):
             raise InvalidArgument(
                 f"Two vectors of {', '.join(twice)} would share a line of the log; watch one of each."
             )
-        self.alarms = [_stop_threshold(place) for place in places] if stop else []
+        self.alarms = [_stop_alarm(place) for place in places] if stop else []
         self._probes = [place.probe for place in places]
         self.history: list[tuple[int, tuple[float, ...]]] = []
         self._trainer = trainer
@@ -128,7 +128,7 @@ class PersonaMonitorCallback(TrainerCallback):
             read = {k: torch.cat(values) for k, values in self._batch_projections.items() if values}
             logs |= {f"persona/{self.vectors[k].name}/batch": float(values.mean()) for k, values in read.items()}
         self._log(logs, state, control)
-        if any(value > alarm for value, alarm in zip(now, self.alarms, strict=False)):
+        if any(alarm.passed_by(value) for value, alarm in zip(now, self.alarms, strict=False)):
             control.should_training_stop = True
             control.should_save = args.save_strategy != "no"
         return control
@@ -169,7 +169,7 @@ class PersonaMonitorCallback(TrainerCallback):
                 self._batch_projections[column].append(states.float() @ probe.direction.to(h.device))
 
 
-def _stop_threshold(place: LayerDirection) -> float:
+def _stop_alarm(place: LayerDirection) -> Alarm:
     if (alarm := place.alarm("prompt")) is None:
         raise InvalidArgument(f"Training cannot stop at an alarm: {place.missing_alarm('prompt')}.")
-    return alarm.threshold
+    return alarm

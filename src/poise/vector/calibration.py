@@ -11,6 +11,7 @@ from poise.settings import FrozenModel
 
 __all__ = ["Alarm", "Drift"]
 
+ROUNDING = 1e-5  # float32 projections of one answer differ by less, whatever is read beside it
 DETECTOR_READ = "SHA-256 of the detector's weights that it was read with; empty for the projection on the direction."
 
 
@@ -54,6 +55,15 @@ class Alarm(FrozenModel):
     part: AnswerPart = Field("reply", exclude_if=_is_reply, description="Which part of the answers was read.")
     model: str = Field("", exclude_if=_is_own_model, description="Model it was set on; empty for the vector's own.")
     detector: str = Field("", exclude_if=_is_projection, description=DETECTOR_READ)
+
+    def passed_by(self, value: float) -> bool:
+        """Whether a reading raises the alarm: above the threshold by more than rounding.
+
+        A threshold is a reading of one answer. Read again, beside other vectors or in another batch, that answer
+        differs from it in the last bits, and must not raise for it. The margin is ``ROUNDING`` of the threshold, and at
+        least ``ROUNDING``; a margin raises less, never more, so the promised rate holds.
+        """
+        return value > self.threshold + ROUNDING * max(1.0, abs(self.threshold))
 
 
 class Drift(FrozenModel):
