@@ -27,6 +27,7 @@ from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.monitor.scoring import read_rows
 from poise.monitor.table import _table_key, write_readings_table
 from poise.screen import screen_rows
+from poise.shift.evaluation import project_prompts
 from poise.steer.expression import SteeringExpression
 from poise.trait import ExemplarPair
 from poise.vector import PersonaVector, load_vector, save_vector
@@ -149,6 +150,12 @@ class TestCrossValidation:
         assert set(facts.candidates) == {"ranking@0", "ranking@1", "lda@0", "lda@1"}
         assert facts.candidates[f"{facts.kind}@1"] == min(facts.candidates.values())
 
+    def test_keeps_equal_pairs_in_one_fold(self) -> None:
+        once = planted(30, 0, strength=0.0, width=60)
+        twice = {k: torch.cat([getattr(once, k)] * 4) for k in ("positive", "negative")}
+        facts = choose_detector(replace(once, **twice), [0], DetectorSettings(layers=(0,))).facts
+        assert facts.auc < 0.75
+
     def test_is_the_same_twice(self, vector: PersonaVector, model: Model, detected: PersonaVector) -> None:
         again = fit_detector(vector, model, normal=TALK, pairs=PAIRS, settings=DetectorSettings(layers=(2,)))
         assert again.detector
@@ -181,6 +188,17 @@ class TestReading:
         )
         assert by_detector != by_direction
 
+    def test_of_a_shift_is_along_the_vector(self, detected: PersonaVector, vector: PersonaVector, model: Model) -> None:
+        prompts = [model.encode(ask(f"What is {i}?")) for i in range(3)]
+        assert torch.equal(project_prompts(model, prompts, [detected], 2), project_prompts(model, prompts, [vector], 2))
+
+    def test_measures_a_mean_difference_of_its_own(self, detected: PersonaVector, model: Model) -> None:
+        both = [[model.encode(ask(p.question), getattr(p, side)) for p in PAIRS] for side in ("positive", "negative")]
+        place = detected.at("read")
+        expected = float((read(model, both[0]) - read(model, both[1])).mean(0)[2] @ place.unit)
+        assert place.difference == pytest.approx(expected, rel=1e-4)
+        assert detected.at("read", 1).difference == pytest.approx(float(detected.norms[1]))
+
     def test_default_layer_lies_at_sixty_per_cent_of_the_depth(self) -> None:
         assert [default_layer(n) for n in (1, 4, 24, 30)] == [0, 2, 14, 18]
 
@@ -209,6 +227,22 @@ class TestAlarms:
         assert alarm
         assert steering.terms[0].value == alarm.threshold
         assert steering.terms[0].layers == (plain.layer,)
+
+
+    def test_conditions_read_the_direction(self, alarmed: PersonaVector) -> None:
+        text = f"{alarmed.name}=0.5 if {alarmed.name}>alarm"
+        when = SteeringExpression.parse(text).steering({alarmed.name: alarmed}).terms[0].when
+        alarm = alarmed.without_detector().at("read").alarm("mean")
+        assert when
+        assert alarm
+        assert (when.layer, when.value) == (alarm.layer, alarm.threshold)
+        assert torch.equal(when.vector.at("read", when.layer).unit, alarmed.unit(when.layer))
+
+    def test_out_of_force_are_said(self, alarmed: PersonaVector, model: Model, tmp_path: Path) -> None:
+        again = fit_detector(alarmed, model, pairs=PAIRS, settings=DetectorSettings(layers=(2,), kinds=("lda",)))
+        save_vector(again, tmp_path / "v.safetensors")
+        shown = CliRunner().invoke(app, ["show", str(tmp_path / "v.safetensors")])
+        assert "none for the detector" in shown.stdout
 
 
 class TestFile:
@@ -255,12 +289,24 @@ class TestFile:
 class TestWrongInput:
     def test_is_one_sentence(self, vector: PersonaVector, model: Model) -> None:
         with pytest.raises(
-            TooFewResponses, match=r"There are 3 exemplar pairs to fit a detector on \(0 more .* and it needs 12"
+            TooFewResponses,
+            match=r"There are 3 different exemplar pairs to fit a detector on \(0 more .* and it needs 12",
         ):
             fit_detector(vector, model, pairs=PAIRS[:3])
         with pytest.raises(InvalidSteering, match="Layer 9 is out of range"):
             fit_detector(vector, model, pairs=PAIRS, settings=DetectorSettings(layers=(9,)))
-        for wrong in ({"kinds": ("svm",)}, {"kinds": ()}, {"layers": ()}, {"folds": 1}, {"limit": 0}, {"kinds": "lda"}):
+        for wrong in (
+            {"kinds": ("svm",)},
+            {"kinds": ()},
+            {"kinds": "lda"},
+            {"layers": ()},
+            {"layers": 2},
+            {"folds": 1},
+            {"folds": 2.5},
+            {"limit": 0},
+            {"seed": "a"},
+            {"seed": -1},
+        ):
             with pytest.raises(InvalidArgument):
                 DetectorSettings(**wrong)  # type: ignore[arg-type]
 

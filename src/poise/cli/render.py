@@ -124,7 +124,7 @@ def vector(of: PersonaVector, path: Path) -> Parts:
             else []
         ),
         *([("Detector", _detector_line(header.detector))] if header.detector else []),
-        *([("Alarms", _alarms(alarms))] if (alarms := of.at("read").alarms or header.alarms) else []),
+        *([("Alarms", _alarms_line(of))] if header.alarms else []),
     ]
     return [Text.assemble((of.name, "bold"), f"  {path}"), _facts(*rows)]
 
@@ -153,6 +153,12 @@ def _detector_line(facts: DetectorFacts) -> str:
         f"{facts.kind} at layer {facts.layer}, AUC {facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}] cross-validated "
         f"on {facts.n_with} answers with the trait and {facts.n_without} others"
     )
+
+
+def _alarms_line(of: PersonaVector) -> str:
+    if alarms := of.at("read").alarms or ([] if of.detector else of.header.alarms):
+        return _alarms(alarms)
+    return "none for the detector; those for the vector's own direction serve caps and conditions (poise calibrate)"
 
 
 def _alarms(alarms: Sequence[Alarm]) -> str:

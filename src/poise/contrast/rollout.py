@@ -249,5 +249,4 @@ def steering_key(steering: Steering | None) -> list[object]:
 
 
 def _vector_digest(vector: PersonaVector) -> str:
-    read_with = vector.detector.facts.weights_sha256 if vector.detector else ""  # conditions are read with it
-    return hashlib.sha256(vector.directions.numpy().tobytes() + read_with.encode()).hexdigest()[:16]
+    return hashlib.sha256(vector.directions.numpy().tobytes()).hexdigest()[:16]

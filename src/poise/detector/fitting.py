@@ -54,15 +54,19 @@ class DetectorSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("folds", "limit", "seed"):
+            check_type(name, getattr(self, name), int, "a whole number")
         check_type("kinds", self.kinds, (tuple, list), "a tuple of kinds, such as ('ranking',)")
         if not self.kinds:
             raise InvalidArgument("There are no kinds of detector to try; give at least one, such as ('ranking',).")
         for kind in self.kinds:
             check_choice("A kind", kind, get_args(DetectorKind))
+        check_type("layers", self.layers, (tuple, list, type(None)), "a tuple of layers, such as (18,)")
         if self.layers is not None and not self.layers:
             raise InvalidArgument("There are no layers to try; give at least one, or leave `layers` away.")
         check_number("folds", self.folds, least=2, most=100)
         check_number("limit", self.limit, least=1, most=2**31)
+        check_number("seed", self.seed, least=0, most=2**32 - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +119,12 @@ def fit_detector(
         InvalidArgument: an unknown kind, or a layer that the model does not have.
         InvalidData: too many rows of the talk are rejected.
     """
-    settings = settings or DetectorSettings()
+    settings = DetectorSettings() if settings is None else settings
+    check_type("settings", settings, DetectorSettings, "a DetectorSettings")
+    pairs = vector.header.trait.detector_pairs if pairs is None and isinstance(vector, PersonaVector) else pairs
+    check_type("pairs", pairs, (tuple, list), "a list of ExemplarPair")
+    for pair in pairs or ():
+        check_type("A pair", pair, ExemplarPair, "an ExemplarPair")
     check_type("vector", vector, PersonaVector, "a PersonaVector, as load_vector(path) gives")
     check_type("model", model, Model, "a Model, as load_model(name) gives")
     vector.check_model(model, allow_other_model=allow_other_model, record=DETECTOR_BELONGS)
@@ -123,7 +132,7 @@ def fit_detector(
     for layer in layers:
         vector.check_layer(layer)
     data = read_detector_data(
-        vector.header.trait.detector_pairs if pairs is None else pairs,
+        pairs or (),
         model,
         normal,
         limit=settings.limit,
@@ -153,10 +162,11 @@ def read_detector_data(
     """
     sides = [(_encode(model, p.question, p.positive), _encode(model, p.question, p.negative)) for p in pairs]
     usable = [i for i, side in enumerate(sides) if all(text and len(text.ids) <= model.window for text in side)]
-    if len(usable) < FEWEST_FIT_PAIRS:
+    distinct = {(pairs[i].positive, pairs[i].negative) for i in usable}
+    if len(distinct) < FEWEST_FIT_PAIRS:
         raise TooFewResponses(
-            f"There are {len(usable)} exemplar pairs to fit a detector on ({len(pairs) - len(usable)} more are too "
-            f"long for the model's window), and it needs {FEWEST_FIT_PAIRS}; give more pairs."
+            f"There are {len(distinct)} different exemplar pairs to fit a detector on ({len(pairs) - len(usable)} more "
+            f"are too long for the model's window), and it needs {FEWEST_FIT_PAIRS}; give more pairs."
         )
     texts, conversations, names, digest = _read_talk(model, normal, limit=limit, seed=seed)
     both = read(model, [text for column in (0, 1) for i in usable if (text := sides[i][column])])
@@ -195,6 +205,7 @@ def choose_detector(data: DetectorData, layers: Sequence[int], settings: Detecto
             weights_sha256=weights_digest(weights),
             slope=slope,
             intercept=intercept - slope * float(readings.mean()),
+            difference=float((groups.positive - groups.negative).mean(0) @ weights.double().numpy()),
             pairs=len(data.positive),
             pairs_left_out=data.pairs_left_out,
             pairs_sha256=data.pairs_sha256,
@@ -251,10 +262,11 @@ def _answer_groups(
 
 
 def _folds(data: DetectorData, settings: DetectorSettings) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Which pairs and which talk each fold holds out: whole pairs, whole conversations."""
+    """Which pairs and which talk each fold holds out: whole pairs, equal ones together, and whole conversations."""
     draw = np.random.default_rng(settings.seed)
-    folds = min(settings.folds, len(data.positive))
-    of_pair = draw.permutation(len(data.positive)) % folds
+    distinct, group = np.unique(_flat(data), axis=0, return_inverse=True)
+    folds = min(settings.folds, len(distinct))
+    of_pair = (draw.permutation(len(distinct)) % folds)[group.ravel()]
     conversations = max(data.talk_groups, default=-1) + 1
     of_talk = (draw.permutation(conversations) % folds)[list(data.talk_groups)] if conversations else np.empty(0, int)
     for fold in range(folds):
@@ -294,3 +306,9 @@ def _log_loss(with_trait: Features, without: Features) -> float:
     slope, intercept = fit_curve(with_trait, without)
     losses = [np.logaddexp(0, -sign * (slope * x + intercept)) for sign, x in ((1, with_trait), (-1, without))]
     return float(np.mean([loss.mean() for loss in losses]))
+
+
+def _flat(data: DetectorData) -> Features:
+    """A row for each pair, equal for equal answers."""
+    both = torch.cat([data.positive.flatten(1), data.negative.flatten(1)], dim=1)
+    return both.double().numpy()

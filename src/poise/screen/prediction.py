@@ -18,7 +18,9 @@ SHIFT_CORRELATIONS: dict[ScoringMethod, str] = {
 }
 
 
-def describe_prediction(trait: str, method: ScoringMethod, mean: Estimate, normal: Estimate | None, norm: float) -> str:
+def describe_prediction(
+    trait: str, method: ScoringMethod, mean: Estimate, normal: Estimate | None, norm: float, unit: str = "‖v‖"
+) -> str:
     """A sentence.
 
     Args:
@@ -26,13 +28,14 @@ def describe_prediction(trait: str, method: ScoringMethod, mean: Estimate, norma
         method: Method of the scores.
         mean: Mean score of the data.
         normal: Mean score of normal data, which are then the zero of the measure; raw projections need them.
-        norm: ‖v‖.
+        norm: What the trait adds to a reading on average: ‖v‖, or the detector's mean difference.
+        unit: What that is called.
     """
     if mean.value is None or mean.low is None or mean.high is None:
         return "Too few answers for an interval, so nothing is predicted."
     if normal is not None and normal.value is not None and normal.low is not None and normal.high is not None:
         off, low, high = mean.value - normal.value, mean.low - normal.high, mean.high - normal.low
-        size = f"{abs(off) / norm:.1%} of ‖v‖ {'above' if off > 0 else 'below'} that of normal data"
+        size = f"{abs(off) / norm:.1%} of {unit} {'above' if off > 0 else 'below'} that of normal data"
         beside = ""
     elif method == "raw":
         return (
@@ -41,7 +44,7 @@ def describe_prediction(trait: str, method: ScoringMethod, mean: Estimate, norma
         )
     else:
         off, low, high = mean.value, mean.low, mean.high
-        size = f"{off / norm:+.1%} of ‖v‖"
+        size = f"{off / norm:+.1%} of {unit}"
         beside = " Ordinary answers may differ from the model's own in the same way: compare with normal data."
     if low <= 0 <= high:
         return f"The mean is {size}, and the intervals leave its sign open: no shift either way is predicted."

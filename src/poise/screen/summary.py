@@ -61,7 +61,10 @@ class TraitSummary(FrozenModel):
     trait: str
     layer: int
     layers: int
-    norm: float = Field(description="‖v‖ at the layer: a score of this size is one mean difference.")
+    norm: float = Field(description="‖v‖ there, or the detector's own: a score of this size is one mean difference.")
+    detector: str = Field(
+        "", exclude_if=lambda kind: not kind, description="Kind of the detector that scored; empty for the projection."
+    )
     units: int = Field(description="Answers with a score.")
     mean: Estimate = Field(description="Mean of the data; for ΔP, what predicts the finetuning shift (section 6).")
     normal: Estimate | None = Field(description="The same of the normal data, where it was given.")

@@ -47,16 +47,18 @@ def summarize_trait(
     own_bands = _length_bands(cut, answer_scores, scores, flagged)
     data_mean = mean_score(scores, answer_scores.index)
     normally = mean_score(usual.scores[:, k], usual.index) if usual else None
-    norm = float(vector.norms[probe.layer])
+    place = vector.at("read", probe.layer)
+    norm, unit = place.difference, "the detector's mean difference" if place.detector else "‖v‖"
     return TraitSummary(
         trait=vector.name,
         layer=probe.layer,
         layers=vector.layers,
         norm=float(f"{norm:.6g}"),
+        detector=place.detector.facts.kind if place.detector else "",
         units=int(np.isfinite(scores).sum()),
         mean=data_mean,
         normal=normally,
-        predicts=describe_prediction(vector.name, work.plan.method, data_mean, normally, norm),
+        predicts=describe_prediction(vector.name, work.plan.method, data_mean, normally, norm, unit),
         edges=tuple(edges),
         counts=tuple(counts),
         normal_counts=None if normal_counts is None else tuple(normal_counts),

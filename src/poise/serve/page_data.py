@@ -25,7 +25,8 @@ def vector_entry(watched: WatchedVector) -> dict[str, Any]:
     """A vector as the API gives it."""
     vector, header, normal = watched.vector, watched.vector.header, watched.normal
     default = vector.at("steer").layer
-    norms = {str(layer): finite(float(vector.norms[layer])) for layer in sorted({default, watched.probe.layer})}
+    norms = {str(default): finite(float(vector.norms[default]))}
+    norms[str(watched.probe.layer)] = finite(vector.at("read", watched.probe.layer).difference)
     return {
         "name": watched.name,
         "description": str(getattr(header.trait, "description", "")),

@@ -141,7 +141,8 @@ def project_prompts(
         InvalidSteering: a vector has no such layer, or is zero there.
     """
     each = list(layers) if isinstance(layers, Sequence) else [layers] * len(vectors)
-    probes = [vector.at("read", layer).probe for vector, layer in zip(vectors, each, strict=True)]
+    own = [vector.without_detector() for vector in vectors]  # a shift is along the vector, whatever reads its trait
+    probes = [vector.at("read", layer).probe for vector, layer in zip(own, each, strict=True)]
     ends = [p.last_prompt + 1 for p in prompts]
     bare = [Encoded(p.ids[:end], end, end) for p, end in zip(prompts, ends, strict=True)]
     nothing = torch.full((len(vectors),), float("nan"))

@@ -173,7 +173,7 @@ def shift(
     """
     settings = settings or ShiftSettings()
     folder = Path(folder) if folder is not None else None
-    vectors = as_vectors(vectors)
+    vectors = [vector.without_detector() for vector in as_vectors(vectors)]  # a shift is along the vector
     kinds = (str, Model, TunedModel, list, tuple)
     check_type("base", base, (str, Model), "the name of a model, or a Model, as load_model(name) gives")
     check_type("tuned", tuned, kinds, "a model, its name, a TunedModel, or a list of these")

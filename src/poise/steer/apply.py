@@ -328,7 +328,7 @@ def _gate(
             layer=when.layer, reading=when.reading, unit=unit, value=zeros, sign=torch.zeros_like(zeros)
         )
     gate = gates[key]
-    gate.unit[row, 0] = when.vector.at("read", when.layer).unit.to(model.device)
+    gate.unit[row, 0] = when.vector.unit(when.layer).to(model.device)
     gate.value[row], gate.sign[row] = when.value, 1.0 if when.above else -1.0
     return gate
 

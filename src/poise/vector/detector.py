@@ -34,6 +34,7 @@ class DetectorFacts(FrozenModel):
     intercept: float = Field(
         description="Log-odds at a mean reading of 0, where trait and ordinary talk are as likely."
     )
+    difference: float = Field(description="Mean reading of its pairs with the trait less that of the other sides.")
     pairs: int = Field(description="Exemplar pairs that it was fitted on.")
     pairs_left_out: int = Field(description="Pairs that the model's window has no room for, or without a token.")
     pairs_sha256: str = Field(description="SHA-256 of these pairs.")

@@ -66,6 +66,11 @@ class LayerDirection:
         """SHA-256 of the detector's weights; empty where the direction itself is read."""
         return self.detector.facts.weights_sha256 if self.detector else ""
 
+    @property
+    def difference(self) -> float:
+        """What the trait adds to a reading, on average over its pairs: ‖v‖, or the detector's own mean difference."""
+        return self.detector.facts.difference if self.detector else float(torch.linalg.vector_norm(self.direction))
+
     def alarm(self, reading: str) -> Alarm | None:
         """The alarm of the lowest rate for a reading of any topic; ``None`` where calibration set none here."""
         alarms = [a for a in self.alarms if a.reading == reading and a.topic is None]

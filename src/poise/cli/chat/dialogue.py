@@ -49,7 +49,7 @@ class WatchedTrait:
     @property
     def with_trait(self) -> float:
         """About what a token reads in answers with the trait: one mean difference above normal."""
-        return self.normal + float(self.vector.norms[self.probe.layer])
+        return self.normal + self.vector.at("read", self.probe.layer).difference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +198,8 @@ def named(
 
     def of(vector: PersonaVector) -> PersonaVector:
         for known in names.values():
-            if known.name == vector.name and known.directions.equal(vector.directions):
+            same = known.directions.equal(vector.directions) and known.header.detector == vector.header.detector
+            if known.name == vector.name and same:
                 return known
         again = sum(known.name == vector.name for known in names.values())
         names[f"{vector.name}-{again + 1}" if again else vector.name] = vector
@@ -254,7 +255,7 @@ def _watched(of: WatchedTrait) -> dict[str, Any]:
         "trait_hash": header.trait_hash,
         "layer": layer,
         "layers": of.vector.layers,
-        "norm": float(of.vector.norms[layer]),
+        "norm": of.vector.at("read", layer).difference,
         "normal": of.normal,
         "spread": of.spread,
         "alarms": [alarm.model_dump(mode="json") for alarm in header.alarms],
