@@ -27,7 +27,9 @@ from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.monitor.scoring import read_rows
 from poise.monitor.table import _table_key, write_readings_table
 from poise.screen import screen_rows
+from poise.screen.prediction import describe_prediction
 from poise.shift.evaluation import project_prompts
+from poise.statistics.estimates import Estimate
 from poise.steer.expression import SteeringExpression
 from poise.trait import ExemplarPair
 from poise.vector import PersonaVector, load_vector, save_vector
@@ -85,6 +87,7 @@ def planted(n: int, m: int, *, strength: float, width: int = 8, seed: int = 0) -
         pairs_left_out=0,
         pairs_sha256="0" * 64,
         normal={"talk": m},
+        normal_left_out=0,
         normal_sha256="0" * 64,
     )
 
@@ -199,6 +202,13 @@ class TestReading:
         assert place.difference == pytest.approx(expected, rel=1e-4)
         assert detected.at("read", 1).difference == pytest.approx(float(detected.norms[1]))
 
+    def test_predicts_nothing_of_finetuning(self) -> None:
+        mean = Estimate(value=1.0, low=0.5, high=1.5, n=9)
+        sentence = describe_prediction("evil", "difference", mean, None, 4.0, by_detector=True)
+        assert sentence.startswith(
+            "The mean is +25.0% of the detector's mean difference. What it says of finetuning is not"
+        )
+
     def test_default_layer_lies_at_sixty_per_cent_of_the_depth(self) -> None:
         assert [default_layer(n) for n in (1, 4, 24, 30)] == [0, 2, 14, 18]
 
@@ -228,7 +238,6 @@ class TestAlarms:
         assert steering.terms[0].value == alarm.threshold
         assert steering.terms[0].layers == (plain.layer,)
 
-
     def test_conditions_read_the_direction(self, alarmed: PersonaVector) -> None:
         text = f"{alarmed.name}=0.5 if {alarmed.name}>alarm"
         when = SteeringExpression.parse(text).steering({alarmed.name: alarmed}).terms[0].when
@@ -242,7 +251,7 @@ class TestAlarms:
         again = fit_detector(alarmed, model, pairs=PAIRS, settings=DetectorSettings(layers=(2,), kinds=("lda",)))
         save_vector(again, tmp_path / "v.safetensors")
         shown = CliRunner().invoke(app, ["show", str(tmp_path / "v.safetensors")])
-        assert "none for the detector" in shown.stdout
+        assert "none for the detector" in shown.stdout, shown.stderr
 
 
 class TestFile:
@@ -315,6 +324,13 @@ class TestWrongInput:
         detector = fit_detector(vector, model, pairs=[*PAIRS, long]).detector
         assert detector
         assert (detector.facts.pairs, detector.facts.pairs_left_out) == (len(PAIRS), 1)
+
+    def test_talk_that_cannot_be_read_is_counted(self, vector: PersonaVector, model: Model, tmp_path: Path) -> None:
+        rows = [*TALK[:40], {"messages": [{"role": "user", "content": "Hm?"}, {"role": "assistant", "content": ""}]}]
+        (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        facts = fit_detector(vector, model, pairs=PAIRS, normal=open_data(tmp_path / "talk.jsonl")).header.detector
+        assert facts
+        assert (dict(facts.normal), facts.normal_left_out) == ({"talk.jsonl": 40}, 1)
 
 
 class TestCommand:

@@ -120,7 +120,7 @@ def _print_detectors(fitted: list[PersonaVector], paths: list[Path], model: str,
         facts.print_json({"detectors": rows})
         return
     for vector, k in zip(fitted, known, strict=True):
-        render.show(render.fitted_detector(vector.name, k, vector.layers))
+        render.show(_detector_parts(vector.name, k, vector.layers))
     if not known[0].normal:
         note("No ordinary talk was given: add --normal DATA, so that the detector learns what is usual.")
     listed = " ".join(shlex.quote(str(path)) for path in paths)
@@ -131,3 +131,28 @@ def facts_of(vector: PersonaVector) -> DetectorFacts:
     """What the vector's detector says about itself."""
     assert vector.detector
     return vector.detector.facts
+
+
+def _detector_parts(name: str, facts: DetectorFacts, layers: int) -> list[Any]:
+    """A fitted detector and its cross-validated figures."""
+    from rich.text import Text
+
+    from poise.cli import render
+
+    normal = ", ".join(f"{count:,} answers of {data}" for data, count in facts.normal.items()) or "none"
+    if facts.normal_left_out:
+        normal += f"; {facts.normal_left_out:,} rows or answers could not be read"
+    left_out = f" ({facts.pairs_left_out} left out: too long)" if facts.pairs_left_out else ""
+    others = [f"{place} {loss:.3f}" for place, loss in facts.candidates.items()]
+    rows = [
+        ("Read with", f"{facts.kind}, layer {facts.layer} of {layers}, counted from 0"),
+        ("Fitted on", f"{facts.pairs} exemplar pairs{left_out}; ordinary talk: {normal}"),
+        ("AUC", f"{facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}], {facts.n_with} answers with the trait"),
+        ("Recall", f"{100 * facts.recall:.0f} % of them at 1 % of the {facts.n_without} others"),
+        *([("Log-loss", ", ".join(others))] if len(others) > 1 else []),
+    ]
+    return [
+        Text.assemble((name, "bold")),
+        render.facts_table(*rows),
+        "Cross-validated: on answers that the fit did not see, but from the same pairs' kind and the same talk.",
+    ]

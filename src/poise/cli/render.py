@@ -34,6 +34,7 @@ __all__ = [
     "answers",
     "certificate",
     "demo",
+    "facts_table",
     "lint_results",
     "show",
     "terms",
@@ -70,7 +71,7 @@ def lint_results(report: LintReport) -> Parts:
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = len(report.findings) - errors
     title = Text.assemble((report.trait, "bold"), ": ", f"{_n(errors, 'error')}, {_n(warnings, 'warning')}")
-    facts = _facts(
+    facts = facts_table(
         ("Entries", _entries(report.counts)),
         ("Longer with the trait", f"{report.longer_with:.0%} of the pairs"),
         ("Words alone tell the sides apart", f"AUC {_estimate(report.words)} on held-out pairs"),
@@ -126,26 +127,7 @@ def vector(of: PersonaVector, path: Path) -> Parts:
         *([("Detector", _detector_line(header.detector))] if header.detector else []),
         *([("Alarms", _alarms_line(of))] if header.alarms else []),
     ]
-    return [Text.assemble((of.name, "bold"), f"  {path}"), _facts(*rows)]
-
-
-def fitted_detector(name: str, facts: DetectorFacts, layers: int) -> Parts:
-    """A fitted detector and its cross-validated figures."""
-    normal = ", ".join(f"{count:,} answers of {data}" for data, count in facts.normal.items()) or "none"
-    left_out = f" ({facts.pairs_left_out} left out: too long)" if facts.pairs_left_out else ""
-    others = [f"{place} {loss:.3f}" for place, loss in facts.candidates.items()]
-    rows = [
-        ("Read with", f"{facts.kind}, layer {facts.layer} of {layers}, counted from 0"),
-        ("Fitted on", f"{facts.pairs} exemplar pairs{left_out}; ordinary talk: {normal}"),
-        ("AUC", f"{facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}], {facts.n_with} answers with the trait"),
-        ("Recall", f"{100 * facts.recall:.0f} % of them at 1 % of the {facts.n_without} others"),
-        *([("Log-loss", ", ".join(others))] if len(others) > 1 else []),
-    ]
-    return [
-        Text.assemble((name, "bold")),
-        _facts(*rows),
-        "Cross-validated: on answers that the fit did not see, but from the same pairs' kind and the same talk.",
-    ]
+    return [Text.assemble((of.name, "bold"), f"  {path}"), facts_table(*rows)]
 
 
 def _detector_line(facts: DetectorFacts) -> str:
@@ -202,7 +184,7 @@ def certificate(trait: str, model: str, of: Certificate) -> Parts:
         f"{trait} on {model}, {where}",
         *_findings(of),
         _curve(of),
-        _facts(*_controls_lines(of), *_readings_lines(trait, of)),
+        facts_table(*_controls_lines(of), *_readings_lines(trait, of)),
         *(_indented(f"Note: {note}") for note in of.notes),
     ]
 
@@ -364,7 +346,7 @@ def agreement(trait: str, on: str, measured: Agreement, own_auc: Estimate | None
         ("Answers scored", f"{measured.scored}, to {_n(measured.auc.n, 'question')}; without a score: {missing}"),
         *([("On its own exemplars", f"AUC {_estimate(own_auc)}, cross-validated")] if own_auc else []),
     ]
-    return [Text.assemble((measured.judge, "bold"), f" as a judge of {trait}, on {on}"), _facts(*rows)]
+    return [Text.assemble((measured.judge, "bold"), f" as a judge of {trait}, on {on}"), facts_table(*rows)]
 
 
 _STYLE = {"error": "bold red", "warning": "yellow"}
@@ -377,7 +359,7 @@ def _table(*headings: str, numbers: bool = False) -> Table:
     return table
 
 
-def _facts(*rows: tuple[str, str]) -> Table:
+def facts_table(*rows: tuple[str, str]) -> Table:
     """Names and values below each other."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -81,6 +81,7 @@ class DetectorData:
         talk_groups: Number of the conversation that each of them came from.
         pairs_sha256: SHA-256 of the pairs.
         normal: Number of answers used, by name of the data.
+        normal_left_out: Number of rows and answers of the talk that could not be read.
         normal_sha256: SHA-256 of the talk that was read; empty where there is none.
     """
 
@@ -91,6 +92,7 @@ class DetectorData:
     pairs_left_out: int
     pairs_sha256: str
     normal: Mapping[str, int]
+    normal_left_out: int
     normal_sha256: str
 
 
@@ -168,18 +170,19 @@ def read_detector_data(
             f"There are {len(distinct)} different exemplar pairs to fit a detector on ({len(pairs) - len(usable)} more "
             f"are too long for the model's window), and it needs {FEWEST_FIT_PAIRS}; give more pairs."
         )
-    texts, conversations, names, digest = _read_talk(model, normal, limit=limit, seed=seed)
+    talked = _read_talk(model, normal, limit=limit, seed=seed)
     both = read(model, [text for column in (0, 1) for i in usable if (text := sides[i][column])])
-    talk = read(model, texts) if texts else torch.empty((0, model.layers, model.width))
+    talk = read(model, talked.texts) if talked.texts else torch.empty((0, model.layers, model.width))
     return DetectorData(
         positive=both[: len(usable)],
         negative=both[len(usable) :],
         talk=talk,
-        talk_groups=tuple(conversations),
+        talk_groups=tuple(talked.conversations),
         pairs_left_out=len(pairs) - len(usable),
         pairs_sha256=content_key(pairs=[[p.question, p.positive, p.negative] for p in pairs]),
-        normal=names,
-        normal_sha256=digest,
+        normal=talked.names,
+        normal_left_out=talked.left_out,
+        normal_sha256=talked.sha256,
     )
 
 
@@ -211,6 +214,7 @@ def choose_detector(data: DetectorData, layers: Sequence[int], settings: Detecto
             pairs_sha256=data.pairs_sha256,
             normal=dict(data.normal),
             normal_sha256=data.normal_sha256,
+            normal_left_out=data.normal_left_out,
             auc=measured.value or 0.0,
             low=measured.low or 0.0,
             high=measured.high or 0.0,
@@ -228,26 +232,36 @@ def _encode(model: Model, question: str, answer: str) -> Encoded | None:
     return text if text.start < text.end else None
 
 
-def _read_talk(
-    model: Model, normal: DataSet | Iterable[InputRow] | None, *, limit: int, seed: int
-) -> tuple[list[Encoded], list[int], dict[str, int], str]:
-    """Answers of drawn conversations, the conversation of each, answers by name of the data, and their hash."""
+@dataclass(slots=True)
+class _Talk:
+    """Answers of ordinary talk: texts, the conversation of each, counts by name of the data, and what was left out."""
+
+    texts: list[Encoded] = field(default_factory=list)
+    conversations: list[int] = field(default_factory=list)
+    names: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0
+    sha256: str = ""
+
+
+def _read_talk(model: Model, normal: DataSet | Iterable[InputRow] | None, *, limit: int, seed: int) -> _Talk:
+    """The answers of conversations drawn at random."""
+    talk, digest, rejections = _Talk(), hashlib.sha256(), Rejections()
     if normal is None:
-        return [], [], {}, ""
+        return talk
     data = data_from_rows(normal, need="assistant")
-    texts: list[Encoded] = []
-    groups: list[int] = []
-    names: dict[str, int] = {}
-    digest = hashlib.sha256()
-    for number, conversation in enumerate(draw_conversations(data, limit, seed=seed, rejections=Rejections())):
+    for number, conversation in enumerate(draw_conversations(data, limit, seed=seed, rejections=rejections)):
+        name = Path(conversation.file).name
         for place in answer_spans(model, turns(conversation)):
-            if isinstance(place, AnswerSpan) and place.text.end > place.text.start:
-                texts.append(place.text)
-                groups.append(number)
-                name = Path(conversation.file).name
-                names[name] = names.get(name, 0) + 1
-                digest.update(repr(tuple(place.text.ids)).encode())
-    return texts, groups, names, digest.hexdigest()
+            if not isinstance(place, AnswerSpan) or place.text.end <= place.text.start:
+                talk.left_out += 1
+                continue
+            talk.texts.append(place.text)
+            talk.conversations.append(number)
+            talk.names[name] = talk.names.get(name, 0) + 1
+            digest.update(repr(tuple(place.text.ids)).encode())
+    talk.left_out += len(rejections)
+    talk.sha256 = digest.hexdigest()
+    return talk
 
 
 def _answer_groups(

@@ -19,7 +19,13 @@ SHIFT_CORRELATIONS: dict[ScoringMethod, str] = {
 
 
 def describe_prediction(
-    trait: str, method: ScoringMethod, mean: Estimate, normal: Estimate | None, norm: float, unit: str = "‖v‖"
+    trait: str,
+    method: ScoringMethod,
+    mean: Estimate,
+    normal: Estimate | None,
+    norm: float,
+    *,
+    by_detector: bool = False,
 ) -> str:
     """A sentence.
 
@@ -29,10 +35,11 @@ def describe_prediction(
         mean: Mean score of the data.
         normal: Mean score of normal data, which are then the zero of the measure; raw projections need them.
         norm: What the trait adds to a reading on average: ‖v‖, or the detector's mean difference.
-        unit: What that is called.
+        by_detector: Whether detectors scored: the paper's figures are of the vector's own direction.
     """
     if mean.value is None or mean.low is None or mean.high is None:
         return "Too few answers for an interval, so nothing is predicted."
+    unit = "the detector's mean difference" if by_detector else "‖v‖"
     if normal is not None and normal.value is not None and normal.low is not None and normal.high is not None:
         off, low, high = mean.value - normal.value, mean.low - normal.high, mean.high - normal.low
         size = f"{abs(off) / norm:.1%} of {unit} {'above' if off > 0 else 'below'} that of normal data"
@@ -46,6 +53,11 @@ def describe_prediction(
         off, low, high = mean.value, mean.low, mean.high
         size = f"{off / norm:+.1%} of {unit}"
         beside = " Ordinary answers may differ from the model's own in the same way: compare with normal data."
+    if by_detector:
+        return (
+            f"The mean is {size}. What it says of finetuning is not known: the paper's figures are of the vector's own "
+            "direction, so screen by the projection for a prediction."
+        )
     if low <= 0 <= high:
         return f"The mean is {size}, and the intervals leave its sign open: no shift either way is predicted."
     way = "towards" if off > 0 else "away from"

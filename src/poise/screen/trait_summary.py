@@ -48,7 +48,7 @@ def summarize_trait(
     data_mean = mean_score(scores, answer_scores.index)
     normally = mean_score(usual.scores[:, k], usual.index) if usual else None
     place = vector.at("read", probe.layer)
-    norm, unit = place.difference, "the detector's mean difference" if place.detector else "‖v‖"
+    norm = place.difference
     return TraitSummary(
         trait=vector.name,
         layer=probe.layer,
@@ -58,7 +58,9 @@ def summarize_trait(
         units=int(np.isfinite(scores).sum()),
         mean=data_mean,
         normal=normally,
-        predicts=describe_prediction(vector.name, work.plan.method, data_mean, normally, norm, unit),
+        predicts=describe_prediction(
+            vector.name, work.plan.method, data_mean, normally, norm, by_detector=place.detector is not None
+        ),
         edges=tuple(edges),
         counts=tuple(counts),
         normal_counts=None if normal_counts is None else tuple(normal_counts),

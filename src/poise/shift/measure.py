@@ -266,6 +266,7 @@ def read_predictions(folder: Path) -> dict[str, Estimate]:
         summary = json.loads(path.read_text(encoding="utf-8"))
         method = summary["method"]
         means = {t["trait"]: Estimate.model_validate(t["mean"]) for t in summary["traits"]}
+        detected = [t["trait"] for t in summary["traits"] if t.get("detector")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidData(
             f"{path} is not the summary of a screening ({type(error).__name__}); name the folder that `poise screen "
@@ -275,6 +276,11 @@ def read_predictions(folder: Path) -> dict[str, Estimate]:
         raise InvalidData(
             f"{path} is of raw projections, whose mean has no zero and predicts nothing; screen the data by "
             "`method` difference or prompt."
+        )
+    if detected:
+        raise InvalidData(
+            f"{path} has {', '.join(detected)} scored by a detector, and what the paper predicts from is the projection "
+            "on the vector's own direction; screen again by the `projection`."
         )
     if (part := summary.get("part", "reply")) != "reply":
         raise InvalidData(

@@ -298,7 +298,7 @@ def _resolve_term(spec: TermExpression, vectors: Mapping[str, PersonaVector]) ->
 
 
 def _resolve_condition(when: ConditionExpression, vector: PersonaVector) -> Condition:
-    vector = vector.without_detector()  # read while it steers, so along its own direction, at the steered layer or below
+    vector = vector.without_detector()  # it is read where it steers, so along its own direction
     layer = vector.at("read", when.layer).layer
     value = _level(when.value, vector, layer, "prompt" if when.reading == "prompt" else "mean")
     return Condition(vector=vector, layer=layer, value=value, above=when.above, reading=when.reading)

@@ -40,6 +40,7 @@ class DetectorFacts(FrozenModel):
     pairs_sha256: str = Field(description="SHA-256 of these pairs.")
     normal: Annotated[dict[str, int], Frozen] = Field(description="Answers of ordinary talk used, by name of the data.")
     normal_sha256: str = Field(description="SHA-256 of these answers; empty where there were none.")
+    normal_left_out: int = Field(description="Rows and answers of the talk that could not be read.")
     auc: float = Field(description="Cross-validated AUC: answers with the trait against all others.")
     low: float = Field(description="Lower end of its 95 % interval.")
     high: float = Field(description="Upper end.")

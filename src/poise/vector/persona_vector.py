@@ -110,8 +110,8 @@ class PersonaVector:
             if slot == "_reference_norm" and (single < 0).any():
                 raise InvalidVector("The reference norms are mean lengths and cannot be negative; extract it again.")
             object.__setattr__(self, slot, single)
-        if (header.detector is not None) != (detector is not None):
-            header = header.model_copy(update={"detector": detector.facts if detector else None})
+        if header.detector != (facts := detector.facts if detector else None):
+            header = header.model_copy(update={"detector": facts})
         if detector:
             detector.check_shape(*directions.shape)
         object.__setattr__(self, "detector", detector)
