@@ -279,8 +279,8 @@ def read_predictions(folder: Path) -> dict[str, Estimate]:
         )
     if detected:
         raise InvalidData(
-            f"{path} has {', '.join(detected)} scored by a detector, and what the paper predicts from is the projection "
-            "on the vector's own direction; screen again by the `projection`."
+            f"{path} has {', '.join(detected)} scored by a detector, and the paper predicts from the projection on the "
+            "vector's own direction; screen again by the `projection`."
         )
     if (part := summary.get("part", "reply")) != "reply":
         raise InvalidData(
