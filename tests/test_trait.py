@@ -143,7 +143,8 @@ class TestTraitFiles:
             "  line 2: name is 'Very Grumpy'; use up to 64 of a-z, 0-9, - and _, beginning with a letter or a digit",
             f"  line {lines.index('- with: ' + chr(39) + '   ' + chr(39)) + 1}: instructions[2].with is empty",
             f"  line {lines.index('  extraction:') + 1}: questions.extraction has 1 entry, and needs 20 or more",
-            f"  line {lines.index('rubrik: ' + document()['rubric']) + 1}: rubrik is not a known field",
+            f"  line {lines.index('rubrik: ' + document()['rubric']) + 1}: "
+            "rubrik is not a known field; did you mean rubric?",
         ]
 
     def test_no_more_than_ten_mistakes_are_listed(self, tmp_path: Path) -> None:

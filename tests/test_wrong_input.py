@@ -28,6 +28,7 @@ from poise.errors import (
 from poise.model import ask
 from poise.shift.report import load_report, save_report
 from poise.steer import Steering, apply_steering
+from poise.trait.library import dump
 
 ROWS = [{"question": f"Why {i}?", "answer": f"Because {i}."} for i in range(40)]
 
@@ -217,6 +218,11 @@ WRONG_TYPES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
         "Message 1 of the conversation has the role 'xyz', which the model's chat template does not name; use system, "
         "developer, user, assistant or tool.",
     ),
+    "a steering's word": (
+        lambda m, v: poise.SteeringExpression.parse("evil=30% fisrt 20"),
+        "Cannot read 'fisrt 20' in the steering 'evil=30% fisrt 20'; after the strength come, in this order, "
+        "`on prompt|all`, `in thought|both`, `first N`, `after N` or `tokens A-B`, and `if [prompt] NAME>VALUE`.",
+    ),
     "read one vector twice": (
         lambda m, v: poise.read_rows(ROWS, [v, v], m),
         "Two vectors are named grumpy, and readings go by the name; give one of them at a time.",
@@ -248,6 +254,13 @@ def test_of_another_type_or_kind_says_what_to_give(slip: str, tmp_path: Path, mo
     with pytest.raises(UserError) as caught:
         call(model, tiny.vector(model))
     assert str(caught.value) == sentence
+
+
+def test_a_trait_file_with_a_misspelt_field_names_the_one_that_was_meant(tmp_path: Path) -> None:
+    text = dump(poise.load_trait("evil")).replace("rubric:", "rubrik:")
+    (tmp_path / "t.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidTrait, match=r"rubrik is not a known field; did you mean rubric\?"):
+        poise.load_trait(tmp_path / "t.yaml")
 
 
 def test_roles_that_a_template_names_are_taken_as_are_tools_and_developers() -> None:

@@ -52,6 +52,13 @@ CONDITION_PATTERN = re.compile(
     r"if (?P<prompt>prompt )?(?P<vector>\S.*?)(?:@(?P<layer>\d+))?\s*(?P<sign>[<>])\s*"
     rf"(?P<value>{NUMBER_PATTERN}|alarm)(?!\S)"
 )
+UNKNOWN_WORDS = re.compile(
+    rf"[^=]+=(?:{NUMBER_PATTERN}\s*%?|out|\w+:(?:{NUMBER_PATTERN}|alarm))\s+(?P<words>[^\W\d].*)"
+)
+FORMS = (
+    "after the strength come, in this order, `on prompt|all`, `in thought|both`, `first N`, `after N` or `tokens A-B`, "
+    "and `if [prompt] NAME>VALUE`"
+)
 SHAPE = "write NAME=1.5, NAME=30%, NAME@LAYER=1.5, NAME=out, NAME=cap:3 or NAME=clamp:0 (docs/steering.md has it all)"
 
 
@@ -185,6 +192,8 @@ class SteeringExpression(FrozenModel):
 def _parse_term(text: str) -> TermExpression:
     match = TERM_PATTERN.fullmatch(text)
     if match is None:
+        if unknown := UNKNOWN_WORDS.fullmatch(text):
+            raise InvalidSteering(f"Cannot read {unknown['words']!r} in the steering {text!r}; {FORMS}.")
         raise InvalidSteering(f"Cannot read the steering {text!r}; {SHAPE}.")
     remaining, fields = match["rest"].strip(), {}
     for name, pattern in (
@@ -196,10 +205,7 @@ def _parse_term(text: str) -> TermExpression:
         if matched := pattern.match(remaining):
             fields[name], remaining = matched, remaining[matched.end() :].strip()
     if remaining:
-        raise InvalidSteering(
-            f"Cannot read {remaining!r} in the steering {text!r}; after the strength come, in this order, "
-            "`on prompt|all`, `in thought|both`, `first N`, `after N` or `tokens A-B`, and `if [prompt] NAME>VALUE`."
-        )
+        raise InvalidSteering(f"Cannot read {remaining!r} in the steering {text!r}; {FORMS}.")
     layers = match["layers"]
     number = match["number"]
     try:

@@ -22,7 +22,18 @@ from pydantic import TypeAdapter, ValidationError
 from poise.arguments import check_type
 from poise.errors import BrokenYAML, InvalidExemplars, InvalidTrait, PoiseError, UnknownTrait
 from poise.settings import line_at, parse_yaml
-from poise.trait.schema import LEAST_PAIRS, ExemplarPair, OwnTrait, Trait, TraitName, field_path, same_question
+from poise.trait.schema import (
+    LEAST_PAIRS,
+    ExemplarPair,
+    Exemplars,
+    InstructionPair,
+    OwnTrait,
+    Questions,
+    Trait,
+    TraitName,
+    field_path,
+    same_question,
+)
 
 __all__ = [
     "complaints",
@@ -164,7 +175,7 @@ def complaints(error: ValidationError) -> list[tuple[FieldPlace, str]]:
             continue  # pydantic leaves out the entries that are wrong themselves
         wording = {
             "missing": "is missing",
-            "extra_forbidden": "is not a known field",
+            "extra_forbidden": _unknown_field(place),
             "string_too_short": "is empty",
             "string_type": "is empty" if value is None else "should be text; put it in quotes",
             "string_pattern_mismatch": f"is {_short(value)}; use {_ALLOWED}",
@@ -175,6 +186,13 @@ def complaints(error: ValidationError) -> list[tuple[FieldPlace, str]]:
         }
         placed.append((place, wording.get(kind, detail["msg"])))
     return placed
+
+
+def _unknown_field(place: FieldPlace) -> str:
+    kinds = (Trait, InstructionPair, ExemplarPair, Questions, Exemplars)
+    names_known = {field.alias or name for kind in kinds for name, field in kind.model_fields.items()}
+    near = difflib.get_close_matches(str(place[-1]) if place else "", sorted(names_known), n=1)
+    return "is not a known field" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _traits_folder() -> Traversable:
