@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["calibrate_command", "read_command"]
 
 TOPICS_SHOWN = 5  # topics that a note names
+TEXT_COLUMNS = 80  # of a sentence below a table
 
 DataShapeOption = Annotated[
     str,
@@ -291,7 +293,7 @@ def _show_calibration(done: Calibration) -> None:
             f"Drift: CUSUM of the answers' means, alarm above {drift.h:.3g} standard deviations; a false one every "
             f"{drift.arl:.0f} answers [{drift.low:.0f}, {'∞' if drift.high is None else f'{drift.high:.0f}'}]"
             if drift
-            else f"Drift: no chart. {done.without_drift_chart.get(vector.name, '')}"
+            else textwrap.fill(f"Drift: no chart. {done.without_drift_chart.get(vector.name, '')}", TEXT_COLUMNS)
         )
         read_with = "its detector, " if first.detector else ""
         render.show([f"{vector.name}, {read_with}layer {first.layer} of {vector.layers}", table, sentence, ""])

@@ -34,7 +34,7 @@ class TailedDistribution:
         cumulative: Share of them up to each, [n].
         mean: Their mean.
         sd: Their standard deviation.
-        start: Where the tail begins.
+        start: Reading at which the tail begins.
         share: Share of readings above ``start``.
         excess: Mean of what the readings of the tail exceed ``start`` by; 0 where there is no tail.
         shape: The tail's shape.
