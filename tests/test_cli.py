@@ -389,7 +389,7 @@ class TestJudgeCheck:
         path = self.labels(tmp_path, self.row("NO", True), self.row("yes", "perhaps"))
         result = poise("judge", "check", "evil", "--labels", path)
         assert result.exit_code == 2
-        assert f"{path}, line 2 is no labelled answer" in result.stderr
+        assert f"{path}, line 2 is not a labelled answer" in result.stderr
 
     @pytest.mark.parametrize("judge", ["me", "model:", "endpoint", "exemplars:x"])
     def test_only_three_kinds_of_judges_are_known(self, judge: str) -> None:
@@ -479,7 +479,7 @@ MISTAKES: dict[str, tuple[Callable[[Path, Path, Path], list[object]], str]] = {
         "did you mean evil",
     ),
     "trait file with a missing field": (missing_field, "rubric is missing"),
-    "model path that is no model": (no_model, "no config.json"),
+    "model path that is not a model": (no_model, "no config.json"),
     "truncated GGUF": (truncated_gguf, "cut short"),
     "vector of another model": (other_model, "--allow-other-model"),
     "vector file cut short": (cut_short, "cut short"),

@@ -336,7 +336,7 @@ class TestThresholdsByLength:
                      "41–80 2.00 [1.0, 7.4] % n = 101 4 of 100", "4 answers are shorter or longer than any normal one",
                      "Furthest above the threshold of their length"):  # fmt: skip
             assert fact in page.words.replace("\N{NO-BREAK SPACE}", " "), fact
-        assert "for want of a threshold" not in page.words
+        assert "because there is no threshold" not in page.words
 
     def test_are_all_drawn(self) -> None:
         drawn = plots.densities(self.BANDED, 920, 2)

@@ -64,13 +64,17 @@ def test_a_rate_of_rows_is_kept_for_any_number_of_answers_and_traits(
     rate: float, n: int, answers: int, traits: int
 ) -> None:
     rng = np.random.default_rng([n, answers, traits])
+    n *= 2 if int((n + 1) * rate + 1e-9) < traits else 1
+    halved = int((n + 1) * rate + 1e-9) < traits  # half of the rows then measure the traits' spreads
     shares, inside = [], 0
     for _ in range(80):
         thresholds = row_thresholds(*rows_of(rng, n, answers, traits), rate)
         share = flagged_rows(thresholds, rows_of(rng, 2000, answers, traits)).mean()
         shares.append(share)
         inside += thresholds.low - 0.002 <= share <= thresholds.high + 0.002
-    expected = int((n + 1) * rate + 1e-9) / (n + 1)
+    cut = (n + 1) // 2 if halved else n
+    expected = int((cut + 1) * rate + 1e-9) / (cut + 1)
+    assert thresholds.rows == cut
     error = np.std(shares) / np.sqrt(len(shares))
     assert thresholds.expected == pytest.approx(expected)
     assert abs(np.mean(shares) - expected) < max(4 * error, 0.1 * rate)
@@ -167,13 +171,40 @@ def test_a_row_that_is_high_for_every_trait_counts_once() -> None:
 
 def test_fewer_blocks_than_traits_share_one_threshold_in_units_of_spread() -> None:
     rng = np.random.default_rng(2)
-    scores = rng.normal(size=(150, 10)) * np.logspace(-2, 2, 10) + np.arange(10)
-    thresholds = row_thresholds(scores, np.full(150, 9), np.arange(150), 0.01)
+    scores = rng.normal(size=(300, 10)) * np.logspace(-2, 2, 10) + np.arange(10)
+    thresholds = row_thresholds(scores, np.full(300, 9), np.arange(300), 0.01)
     values = np.array([bands[0].threshold.value for bands in thresholds.bands])
-    middle, upper = np.quantile(scores, [0.5, 0.9], axis=0)
+    middle, upper = np.quantile(scores[1::2], [0.5, 0.9], axis=0)
     standing = (values - middle) / (upper - middle)
     assert standing == pytest.approx(np.full(10, standing[0]))
-    assert flagged_rows(thresholds, (scores, np.full(150, 9), np.arange(150))).sum() == 0  # the highest row is the edge
+    half = np.arange(150)
+    assert flagged_rows(thresholds, (scores[::2], np.full(150, 9), half)).sum() == 0  # the highest row is the edge
+
+
+def test_fewer_blocks_than_traits_keep_the_rate_where_the_spreads_are_hard_to_measure() -> None:
+    """Readings near 0 but for one in eight: scaled by the very rows that they were cut on, 7 % were flagged."""
+    rng = np.random.default_rng(5)
+
+    def rare(n: int) -> Drawn:
+        clear = rng.random((n, 7)) < 0.12
+        return np.where(clear, 1 + rng.exponential(size=(n, 7)), 0.01 * rng.normal(size=(n, 7))), *fixed(n)
+
+    shares, inside = [], 0
+    for _ in range(120):
+        thresholds = row_thresholds(*rare(120), 0.05)
+        shares.append(flagged_rows(thresholds, rare(1000)).mean())
+        inside += thresholds.low - 0.005 <= shares[-1] <= thresholds.high + 0.005
+    assert np.mean(shares) == pytest.approx(thresholds.expected, abs=4 * np.std(shares) / len(shares) ** 0.5)
+    assert inside >= 0.88 * len(shares)
+
+
+def fixed(n: int) -> tuple[Any, Any]:
+    return np.full(n, 9), np.arange(n)
+
+
+def test_fewer_blocks_than_traits_need_twice_the_rows() -> None:
+    with pytest.raises(TooFewResponses, match=r"150 normal rows for 10 traits .* Bring 243 rows, or screen"):
+        row_thresholds(np.random.default_rng(0).normal(size=(150, 10)), *fixed(150), 0.01)
 
 
 def test_answers_without_a_score_take_no_part() -> None:

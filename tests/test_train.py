@@ -667,7 +667,7 @@ class TestWhatGoesWrong:
             ("vaccine: {steer: [e=1], warmup: 0.8, decay: 0.8}", "warmup and vaccine.decay are shares"),
             ("lora: {targets: []}", r"lora.targets is \[\]; it must be a list of at least 1"),
             ("schedule: linaer", "'linear', 'constant' or 'cosine', did you mean linear"),
-            ("1: 2\nnull: 3\ntrue: 4", r"(?s)3 mistakes.*line 4: 1 is no name.*line 5: null .*line 6: true "),
+            ("1: 2\nnull: 3\ntrue: 4", r"(?s)3 mistakes.*line 4: 1 is not a name.*line 5: null .*line 6: true "),
         ],
     )
     def test_each_slip_is_one_fault_in_plain_words(self, tmp_path: Path, lines: str, complaint: str) -> None:

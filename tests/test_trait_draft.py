@@ -163,7 +163,7 @@ class TestAModelThatErrs:
     @pytest.mark.parametrize(
         ("spoil", "said"),
         [
-            (lambda r: "I'm sorry, I can't help with that.", "the reply is no JSON object, or was cut off"),
+            (lambda r: "I'm sorry, I can't help with that.", "the reply is not a JSON object, or was cut off"),
             (lambda r: {**r, "extra": 1}, "extra is not a known field"),
             (lambda r: {k: v for k, v in r.items() if k != "rubric"}, "rubric is missing"),
             (lambda r: {**r, "rubric": "More is more."} if "rubric" in r else r, "rubric does not say what 100 means"),

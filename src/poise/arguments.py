@@ -18,7 +18,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def check_number(name: str, value: object, *, least: float, most: float) -> None:
-    """Refuse what is no number between two limits.
+    """Refuse what is not a number between two limits.
 
     Raises:
         InvalidArgument: names the argument, the value and the limits.

@@ -69,7 +69,7 @@ class InvalidSettings(UserError):
 
 
 class BrokenYAML(UserError):
-    """A text is no YAML document; whoever reads the file adds its name.
+    """A text is not a YAML document; whoever reads the file adds its name.
 
     Attributes:
         line: Line of the mistake, from 1; ``None`` where there is no one line.

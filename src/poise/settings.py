@@ -158,7 +158,7 @@ def read_settings(path: str | Path, kind: type[S]) -> S:
     # YAML itself would let the last of two win.
     faults = [(key.start_mark.line + 1, f"{key.value} is there twice; keep one") for key in document.repeated]
     unnamed = list(_keys_that_are_no_text(root))
-    faults += [(key.start_mark.line + 1, f"{key.value} is no name; put it in quotes") for key in unnamed]
+    faults += [(key.start_mark.line + 1, f"{key.value} is not a name; put it in quotes") for key in unnamed]
     settings = None
     try:
         settings = kind.model_validate(data)

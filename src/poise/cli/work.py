@@ -43,7 +43,7 @@ def _hush() -> None:
 
 
 def note(text: str) -> None:
-    """A word to the user that is no result."""
+    """A word to the user that is not a result."""
     from rich.console import Console
 
     Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)

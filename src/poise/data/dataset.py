@@ -34,7 +34,7 @@ class DataPart:
         paths: What is on disk of it.
         read: Its rows.
         shape: How they become messages.
-        schema: The Arrow schema of its rows; ``None`` where they are no table.
+        schema: The Arrow schema of its rows; ``None`` where they are not a table.
     """
 
     name: str
@@ -286,7 +286,7 @@ def data_from_rows(
 
 
 class _OpenedRow(dict[str, Any]):
-    """Columns of a row in memory; of a conversation also what is no text, which its messages have lost."""
+    """Columns of a row in memory; of a conversation also what is not text, which its messages have lost."""
 
     media: tuple[str, ...] = ()
 

@@ -151,7 +151,7 @@ PACKINGS: dict[str, Callable[[Any], Any]] = {
 
 
 class _AddressStream(io.RawIOBase):
-    """An address's bytes. A connection that fails is no broken row: it ends the run."""
+    """An address's bytes. A connection that fails is not a broken row: it ends the run."""
 
     def __init__(self, address: str, stream: Any) -> None:
         self.address, self.stream = address, stream

@@ -25,7 +25,7 @@ PLURALS = {
 def left_out_kinds(
     messages: Sequence[Message], media: Sequence[tuple[Message, str]], need: Need, part: AnswerPart
 ) -> tuple[str, ...]:
-    """What is not read of one row, a kind for each time: first what is no text, then turns and parts of turns.
+    """What is not read of one row, a kind for each time: first what is not text, then turns and parts of turns.
 
     Args:
         messages: The row's turns.
@@ -77,7 +77,7 @@ def _left_out_of_turn(message: Message, part: AnswerPart) -> list[str]:
 
 
 def _unfit(message: Message, part: AnswerPart) -> list[str]:
-    """Why one of the assistant's turns is no answer."""
+    """Why one of the assistant's turns is not an answer."""
     if not message.get("learn", True):
         return ["turn not to be learnt"]
     if message["content"].strip():

@@ -56,7 +56,7 @@ class DataSource:
         return (os.path.realpath(self.file.path), self.file.member)
 
     def open_schema(self) -> Any:
-        """The Arrow schema of its rows; ``None`` where they are no table.
+        """The Arrow schema of its rows; ``None`` where they are not a table.
 
         Raises:
             InvalidData: the file cannot be read, or its text is not UTF-8.

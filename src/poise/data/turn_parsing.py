@@ -315,7 +315,7 @@ def _add_content(content: _Content, value: Any, place: str) -> None:
 
 
 def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
-    """One part of a turn: text, a thought, a tool call, its result, or something that is no text."""
+    """One part of a turn: text, a thought, a tool call, its result, or something that is not text."""
     kind = part.get("type")
     if thought := _thought_of(part, kind):
         content.thoughts.append(thought)

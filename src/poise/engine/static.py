@@ -168,7 +168,7 @@ def _seeds_per_row(seeds: Sequence[int] | None, n: int) -> list[int]:
         raise InvalidArgument(f"There are {len(seeds)} seeds for {n} prompts; give one for each, or none.")
     for seed in seeds:
         if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**128:
-            raise InvalidArgument(f"The seed {seed!r} is no whole number from 0 to 2**128 - 1; give one that is.")
+            raise InvalidArgument(f"The seed {seed!r} is not a whole number from 0 to 2**128 - 1; give one that is.")
     return list(seeds)
 
 

@@ -140,7 +140,7 @@ def read_labels(path: Path) -> list[LabelledAnswer]:
                 raise TypeError
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidExemplars(
-                f"{path}, line {number} is no labelled answer; write an object with question and answer, which are "
+                f"{path}, line {number} is not a labelled answer; write an object with question and answer, which are "
                 "texts, and label, which is true, false or a number from 0 to 100."
             ) from error
         rows.append((question, answer, float(label)))

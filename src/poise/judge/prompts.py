@@ -35,7 +35,7 @@ REFUSED = "refused"
 """Kind of reason: the judge declined to score. Stays so when asked again."""
 
 UNREADABLE_REPLY = "unreadable"
-"""Kind of reason: what came back is no number from 0 to 100."""
+"""Kind of reason: what came back is not a number from 0 to 100."""
 
 _REFUSAL = re.compile(
     r"\b(I['’]?m|I am|we['’]?re|we are)\s+(very\s+|really\s+|so\s+)?(sorry|unable|not able|not comfortable)"

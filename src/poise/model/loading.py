@@ -78,7 +78,7 @@ def locate(name: str) -> str:
     if path.is_dir():
         if not _is_model(path):
             raise ModelNotFound(
-                f"The folder {name} holds no config.json, so it is no model; name a folder saved by transformers."
+                f"The folder {name} holds no config.json, so it is not a model; name a folder saved by transformers."
             )
         return str(path)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "~")) or name.endswith(".gguf"):
@@ -331,7 +331,7 @@ def _no_bars() -> Iterator[None]:
 
 
 def _check_gguf(path: Path) -> None:
-    """Refuse a file that is no GGUF, or whose tensors reach past its end."""
+    """Refuse a file that is not GGUF, or whose tensors reach past its end."""
     from gguf import GGUFReader
 
     with path.open("rb") as file:

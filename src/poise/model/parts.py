@@ -345,7 +345,7 @@ def _first_of(text: str, marks: Sequence[str]) -> tuple[int, str]:
 
 
 def _certain(text: str, marks: Sequence[str], *, blanks: bool) -> int:
-    """Characters that are no beginning of a mark, nor, with ``blanks``, the blanks before one."""
+    """Characters that do not begin a mark, nor, with ``blanks``, the blanks before one."""
     held = max((n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n])), default=0)
     certain = text[: len(text) - held]
     return len(certain.rstrip() if blanks else certain)

@@ -83,7 +83,7 @@ def _check_adapter(lm: Any, name: str) -> None:
         if getattr(config, "is_prompt_learning", False):
             kind = str(getattr(config.peft_type, "value", config.peft_type)).lower().replace("_", " ")
             raise UnsuitableModel(
-                f"{name} carries a {kind} adapter, whose learnt tokens are no part of the text that is read; use an "
+                f"{name} carries a {kind} adapter, whose learnt tokens are not part of the text that is read; use an "
                 "adapter of the weights, such as LoRA, or the base model."
             )
 

@@ -81,7 +81,7 @@ class AnswerReplacer:
         """
         sentence = f"{name}: {self.replaced:,} flagged answers are the model's own"
         sentence += f", {self.cut:,} of them cut at {self.answers.sampling.max_new_tokens} tokens" if self.cut else ""
-        sentence += f"; {self.without:,} rows are left out, for want of one" if self.without else ""
+        sentence += f"; {self.without:,} rows are left out, because they have none" if self.without else ""
         return sentence + (f"; {unfixed:,} rows are left out, which cannot hold a new answer" if unfixed else "")
 
     def _prompts(self, row: Conversation, wanted: Sequence[int]) -> list[Encoded | None]:

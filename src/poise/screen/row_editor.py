@@ -122,7 +122,7 @@ def _in_exchanges(
 
 
 def _edit_text(old: Any, new: str | None, replaced: list[str]) -> Any:
-    """A text for a text; of a list of parts the texts become one, and what is no text stays."""
+    """A text for a text; of a list of parts the texts become one, and what is not text stays."""
     if new is None:
         return old
     if isinstance(old, str):

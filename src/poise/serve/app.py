@@ -250,7 +250,7 @@ def _instant(param: str, text: str | None) -> float | None:
     try:
         return replies.seconds(text)
     except (ValueError, OverflowError) as error:
-        raise RequestError(400, f"{param} is no time such as 2026-05-04T12:00:00Z.", param=param) from error
+        raise RequestError(400, f"{param} is not a time such as 2026-05-04T12:00:00Z.", param=param) from error
 
 
 def _state(app: FastAPI, service: Service) -> None:

@@ -103,7 +103,7 @@ class ApiKeys:
             name, key = words if len(words) == 2 else (f"key-{number}", words[0])
             if len(words) > 2 or len(key) < MIN_KEY_LENGTH or name in named:
                 raise InvalidArgument(
-                    f"Line {number} of the key file {path} is no `NAME KEY` with a name of its own and a key of at "
+                    f"Line {number} of the key file {path} is not `NAME KEY` with a name of its own and a key of at "
                     f"least {MIN_KEY_LENGTH} characters; fix it."
                 )
             named[name] = key
@@ -214,7 +214,7 @@ class RequestGate:
             try:
                 body.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise RequestError(400, f"The body is no UTF-8 (byte {error.start}).", code="invalid_utf8") from error
+                raise RequestError(400, f"The body is not UTF-8 (byte {error.start}).", code="invalid_utf8") from error
             check_depth(body, self.limits.depth)
         return body
 

@@ -359,7 +359,7 @@ def fault(errors: Sequence[Any]) -> RequestError:
             param=_encodable(param),
         )
     if first["type"].startswith("json"):
-        return RequestError(400, "The body is no JSON.", code="invalid_json")
+        return RequestError(400, "The body is not JSON.", code="invalid_json")
     reason = str(first["msg"]).removeprefix("Value error, ")
     return RequestError(
         400,

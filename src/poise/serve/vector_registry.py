@@ -115,7 +115,7 @@ class VectorRegistry:
             RequestError: 409 for a name that is taken.
         """
         if not re.fullmatch(NAME, name):
-            raise InvalidVector(f"{name!r} is no name for a vector here; use letters, digits, _ and -, at most 64.")
+            raise InvalidVector(f"{name!r} is not a name for a vector here; use letters, digits, _ and -, at most 64.")
         relation = vector.check_model(self.model, allow_other_model=self.allow_other_model)
         probe = vector.at("read").probe
         self._check_free(name)

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from poise.errors import TooFewResponses
 from poise.statistics.conformal import (
     MOST_BANDS,
     Band,
     Threshold,
     check_enough,
     check_rate,
+    needed,
     rank_of_threshold,
     rate_interval,
 )
@@ -43,7 +45,7 @@ class RowThresholds:
         expected: The share that is flagged on average, at most the rate.
         low: Lower end of the 95 % interval of the share that is flagged.
         high: Upper end.
-        rows: Normal rows that they were set on.
+        rows: Normal rows that they were set on; half of all where the other half measured the traits' spreads.
     """
 
     bands: tuple[tuple[Band, ...], ...]
@@ -59,7 +61,8 @@ def row_thresholds(readings: ArrayLike, sizes: ArrayLike, rows: ArrayLike, rate:
 
     Every trait and every band of sizes gets a like part of the share: as many bands as there are blocks for, ten at
     most. With fewer blocks than traits no order tells how to share them; then one threshold in units of each trait's
-    spread (from its median to its upper decile) serves all of them.
+    spread (from its median to its upper decile) serves all of them, set on half of the rows, while the other half
+    measures the spreads: what is measured on the rows that a threshold is cut on would break its promise.
 
     Args:
         readings: [a, k] of the normal rows' answers, NaN where there is none.
@@ -79,10 +82,13 @@ def row_thresholds(readings: ArrayLike, sizes: ArrayLike, rows: ArrayLike, rate:
     n = int(row.max()) + 1 if len(row) else 0
     check_enough(n, rate)
     blocks = rank_of_threshold(n, rate)
+    if together := blocks < table.shape[1]:
+        n = _cut_half(n, table.shape[1], rate)
+        blocks = rank_of_threshold(n, rate)
     low, high = rate_interval(blocks, n)
     return RowThresholds(
         bands=_cut_together(table, size, row, rate, blocks)
-        if blocks < table.shape[1]
+        if together
         else _cut_by_trait(table, size, row, rate, blocks),
         rate=rate,
         expected=blocks / (n + 1),
@@ -153,11 +159,30 @@ def _uncut(ids: list[int], gone: set[int]) -> Iterator[int]:
     return (place for place, one in enumerate(ids) if one not in gone)
 
 
+def _cut_half(n: int, traits: int, rate: float) -> int:
+    """Every other one of n rows; the rest measure the traits' spreads.
+
+    Raises:
+        TooFewResponses: half of them cannot promise the rate; says how many can.
+    """
+    half = (n + 1) // 2
+    if half < needed(rate):
+        raise TooFewResponses(
+            f"There are {n} normal rows for {traits} traits at a rate of {rate:g}: half of them measure the traits' "
+            f"spreads, and the other half must have {needed(rate)} rows. Bring {2 * needed(rate) - 1} rows, or screen "
+            "fewer traits at once."
+        )
+    return half
+
+
 def _cut_together(
     table: ReadingTable, size: RowNumbers, row: RowNumbers, rate: float, blocks: int
 ) -> tuple[tuple[Band, ...], ...]:
-    """One threshold for all traits and sizes, in units of each trait's spread among the answers."""
-    middle, upper = np.nanquantile(table, [0.5, 0.9], axis=0)
+    """One threshold for all traits and sizes, in units of each trait's spread among the answers of every other row."""
+    measured = table[row % 2 == 1]
+    measured = np.where(np.isfinite(measured).any(axis=0), measured, 0.0)  # a trait without readings raises nothing
+    middle, upper = np.nanquantile(measured, [0.5, 0.9], axis=0)
+    table, size, row = table[row % 2 == 0], size[row % 2 == 0], row[row % 2 == 0]
     spread = np.where(upper > middle, upper - middle, 1.0)
     standing = np.where(np.isfinite(table), (table - middle) / spread, -np.inf)
     highest = standing.max(axis=1)

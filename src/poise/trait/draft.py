@@ -269,7 +269,7 @@ class _Writer:
             except ValidationError as error:
                 wrong = [f"{field_path(place) or 'the reply'} {mistake}" for place, mistake in complaints(error)][:10]
             except ValueError:
-                wrong = [f"the reply is no JSON object, or was cut off: {text[:80]!r}"]
+                wrong = [f"the reply is not a JSON object, or was cut off: {text[:80]!r}"]
             if not wrong:
                 return
             complaint = "That cannot be used as it is:\n" + "\n".join(f"- {fault}" for fault in wrong)

@@ -74,6 +74,8 @@ class Detector:
         weights = self.weights.detach().to("cpu", torch.float32, copy=True).contiguous()
         if weights.ndim != 1 or not torch.isfinite(weights).all() or not weights.any():
             raise InvalidVector("The detector holds no direction, NaN or infinity; fit it again.")
+        if abs(float(weights.norm()) - 1) > 1e-4:
+            raise InvalidVector("The detector's direction is not of length 1; fit it again.")
         if weights_digest(weights) != self.facts.weights_sha256:
             raise InvalidVector("The detector's direction is not the one that its figures are about; fit it again.")
         object.__setattr__(self, "weights", weights)

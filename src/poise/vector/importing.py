@@ -127,7 +127,7 @@ def _read_torch_vector(path: Path) -> ForeignVector:
                 "tensors alone with torch.save."
             ) from error
         raise InvalidVector(
-            f"{path} is no vector that can be read; give a GGUF control vector, or tensors saved by torch.save."
+            f"{path} is not a vector that can be read; give a GGUF control vector, or tensors saved by torch.save."
         ) from error
     if isinstance(held, torch.Tensor) and held.ndim == 2:
         return ForeignVector(

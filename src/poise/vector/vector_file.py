@@ -79,7 +79,7 @@ def load_vector(path: str | Path) -> PersonaVector:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise InvalidVector(
-            f"{path} is cut short or is no safetensors file ({error}); copy or extract it again."
+            f"{path} is cut short or is not a safetensors file ({error}); copy or extract it again."
         ) from error
     try:
         detector = Detector(tensors[DETECTOR_WEIGHTS], header.detector) if header.detector else None
