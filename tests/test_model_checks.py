@@ -183,7 +183,7 @@ class TestACheckpoint:
     ids=lambda config: str(config.peft_type.value),
 )
 def test_an_adapter_of_learnt_tokens_is_refused(config: Any) -> None:
-    with pytest.raises(UnsuitableModel, match="learnt tokens are no part of the text"):
+    with pytest.raises(UnsuitableModel, match="learnt tokens are not part of the text"):
         wrap(get_peft_model(tiny.lm(), config), tiny.chatml(), name="tuned")
 
 

@@ -37,6 +37,14 @@ MARKED_ROWS: dict[str, Row] = {
     "a chat's weight": {"messages": chat("Q", "BAD"), "weight": 0},
     "the only answer": {"messages": [*chat("Q"), {"role": "assistant", "content": "BAD", "weight": 0}]},
     "ShareGPT": {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "BAD", "loss": False}]},
+    "a text of zero": {"prompt": "Q", "response": "BAD", "weight": "0.00"},
+    "a word": {"prompt": "Q", "response": "BAD", "train": "off"},
+    "the index that losses ignore": {"prompt": "Q", "response": "BAD", "loss_mask": -100},
+    "a loss weight": {"messages": [*chat("Q"), {"role": "assistant", "content": "BAD", "loss_weight": 0}]},
+    "a mark of one": {"messages": [*chat("Q"), {"role": "assistant", "content": "BAD", "no_loss": 1}]},
+    "a row to ignore": {"messages": chat("Q", "BAD"), "ignore": "yes"},
+    "a mask of texts": {"messages": chat("Q", "BAD"), "loss_mask": ["1", "0"]},
+    "a mask in JSON": {"messages": chat("Q", "BAD"), "loss_mask": "[0]"},
     "an exchange": {"conversation": [{"input": "Q", "output": "BAD", "loss": 0}]},
     "a mask of one": {"messages": chat("Q", "BAD"), "loss_mask": [0]},
     "alternating texts": {"data": ["Q", "BAD"], "loss_mask": [1, 0]},
@@ -266,3 +274,19 @@ def test_of_a_prompt_only_what_stands_in_it_is_left_out() -> None:
         ("image",),
         (),
     ]
+
+
+def test_a_mask_that_may_mean_either_is_refused() -> None:
+    rows = [{"messages": chat("Q", "A"), "mask": [0, 1]}, *[{"messages": chat("Q", "A")}] * 9]
+    (reason,) = rejections(*rows)
+    assert reason.startswith("loss mask: mask may mark what is learnt or what is left out; name it loss_mask")
+
+
+EMPTY_FIELDS = ("image_url", "toolUse", "functionCall", "toolResult", "reasoningContent", "inlineData")
+
+
+@pytest.mark.parametrize("empty", EMPTY_FIELDS)
+def test_fields_without_a_value_say_nothing_of_a_part(empty: str) -> None:
+    """Parquet gives every part of a list all of the fields that any of them has."""
+    parts = [{"type": "text", "text": "Hello.", empty: None}, {"type": "text", "text": None}]
+    assert answers({"messages": [*chat("Q"), {"role": "assistant", "content": parts}]}) == ["Hello."]

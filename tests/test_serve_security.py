@@ -212,9 +212,9 @@ class TestBadInput:
         [
             (b"[" * 100_000, "more than 32 deep"),
             (b'{"model": ' * 40 + b"1" + b"}" * 40, "more than 32 deep"),
-            (b'{"model": "\xff\xfe"}', "no UTF-8"),
+            (b'{"model": "\xff\xfe"}', "not UTF-8"),
             (b"", ""),
-            (b"{", "no JSON"),
+            (b"{", "not JSON"),
             (b"null", ""),
             (b"[]", ""),
             (b'{"model": NaN}', "model"),

@@ -14,6 +14,7 @@ from typing import Any
 from poise.arguments import check_type
 from poise.data.chat_markup import has_markup, parse_markup
 from poise.data.left_out import left_out_kinds, why_no_answer
+from poise.data.loss_marks import is_learnt
 from poise.data.messages import AnswerPart, Message, Need, is_answer
 from poise.data.recognition import (
     CHATS,
@@ -31,7 +32,7 @@ from poise.data.recognition import (
     unwrap,
 )
 from poise.data.row_extras import add_row_thought, apply_loss_mask, tools_of
-from poise.data.turn_parsing import describe_type, excerpt, is_learnt, parse_turn, split_thought, text_of
+from poise.data.turn_parsing import describe_type, excerpt, parse_turn, split_thought, text_of
 from poise.errors import InvalidArgument, InvalidData, InvalidRow
 
 __all__ = [

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from poise.data.loss_marks import LEARN_KEYS, MASK_KEYS, is_one, is_zero
 from poise.data.messages import Message
 from poise.data.recognition import RowColumns, as_list, find_column, is_text
-from poise.data.turn_parsing import LEARN_KEYS, THOUGHT_KEYS, is_zero
+from poise.data.turn_parsing import THOUGHT_KEYS
 from poise.errors import InvalidRow
 
 __all__ = ["add_row_thought", "apply_loss_mask", "thought_columns", "tools_of"]
 
-ROW_MARKS = ("weight", "train", "trainable", "train_on_turn", "learn")
-MASK_COLUMNS = (*LEARN_KEYS, "loss_masks", "turn_mask")
+ROW_MARKS = tuple(key for key in (*LEARN_KEYS, "sample_weight") if key != "loss")  # a row's loss is a figure
+MASK_COLUMNS = (*LEARN_KEYS, "loss_masks", "loss_weights", "weights", "turn_mask", "train_mask", "assistant_masks")
+UNCLEAR_MASKS = ("mask", "masks")
 
 
 def apply_loss_mask(messages: list[Message], row: RowColumns) -> None:
@@ -22,19 +24,30 @@ def apply_loss_mask(messages: list[Message], row: RowColumns) -> None:
     Raises:
         InvalidRow: there are more or fewer marks than turns.
     """
-    column = find_column(row, MASK_COLUMNS, lambda value: isinstance(value, list))
+    column = find_column(row, MASK_COLUMNS, _is_list)
+    if unclear := find_column(row, UNCLEAR_MASKS, _is_list):
+        raise InvalidRow(
+            f"loss mask: {unclear} may mark what is learnt or what is left out; name it loss_mask, with 1 for turns "
+            "that are learnt"
+        )
     answers = [turn for turn in messages if turn["role"] == "assistant"]
-    if find_column(row, ROW_MARKS, is_zero):
+    if find_column(row, ROW_MARKS, is_zero) or find_column(row, MASK_KEYS, is_one):
         for turn in answers:
             turn["learn"] = False
     if column is None:
         return
-    targets = next((group for group in (messages, answers) if len(group) == len(row[column])), None)
+    marks = as_list(row[column]) or []
+    targets = next((group for group in (messages, answers) if len(group) == len(marks)), None)
     if targets is None:
-        raise InvalidRow(f"loss mask: {column} has {len(row[column])} marks for {len(messages)} turns")
-    for turn, mark in zip(targets, row[column], strict=True):
-        if not mark and turn["role"] == "assistant":
+        raise InvalidRow(f"loss mask: {column} has {len(marks)} marks for {len(messages)} turns")
+    for turn, mark in zip(targets, marks, strict=True):
+        if (mark is None or is_zero(mark)) and turn["role"] == "assistant":
             turn["learn"] = False
+
+
+def _is_list(value: Any) -> bool:
+    """A list, or one that a cell keeps as JSON."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
 
 
 def thought_columns(row: RowColumns, used: tuple[str, ...]) -> list[str]:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from poise.data.loss_marks import is_learnt
 from poise.data.messages import Message
 from poise.errors import InvalidRow
 
 __all__ = [
-    "LEARN_KEYS",
     "MEDIA",
     "ROLES",
     "ROLE_KEYS",
@@ -26,8 +26,6 @@ __all__ = [
     "ParsedTurn",
     "describe_type",
     "excerpt",
-    "is_learnt",
-    "is_zero",
     "locate_thought",
     "parse_call",
     "parse_turn",
@@ -45,8 +43,6 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "function_response", "tool_response", "observation", "ipython"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
-LEARN_KEYS = ("weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_mask", "learn")
-MASK_KEYS = ("mask", "masked", "no_loss", "ignore")
 MEDIA = {
     **dict.fromkeys(("image", "image_url", "input_image", "inlineData", "inline_data"), "image"),
     **dict.fromkeys(("audio", "input_audio", "audio_url"), "audio"),
@@ -211,19 +207,6 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start, start + len(stretch.strip())
 
 
-def is_learnt(turn: Mapping[str, Any]) -> bool:
-    """Whether the file lets this turn be trained on: ``weight: 0``, ``train: false``, a loss mask and their kin."""
-    off = any(key in turn and turn[key] is not None and is_zero(turn[key]) for key in LEARN_KEYS)
-    return not off and not any(str(turn.get(key)).strip().lower() == "true" for key in MASK_KEYS)
-
-
-def is_zero(value: Any) -> bool:
-    """Whether a mark says no: zero or false, as such or as text."""
-    if isinstance(value, str):
-        return value.strip().lower() in ("0", "0.0", "false", "no")
-    return isinstance(value, bool | int | float) and not value
-
-
 def text_of(value: Any, place: str) -> str:
     """The text of a cell or of a list of parts; nothing is an empty text.
 
@@ -316,7 +299,10 @@ def _add_content(content: _Content, value: Any, place: str) -> None:
 
 def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
     """One part of a turn: text, a thought, a tool call, its result, or something that is not text."""
+    part = {key: cell for key, cell in part.items() if cell is not None}  # a Parquet struct has all of its fields
     kind = part.get("type")
+    if not part.keys() - {"type"} and kind in (None, "text", "input_text", "output_text"):
+        return
     if thought := _thought_of(part, kind):
         content.thoughts.append(thought)
     elif kind in ("tool_use", "tool_call", "function_call") or "toolUse" in part or "functionCall" in part:
