@@ -505,3 +505,20 @@ def test_a_model_that_is_loaded_in_half_precision_is_the_same(tmp_path: Path) ->
     own = ModelId.of(load_model(str(tmp_path), dtype=torch.float32, device="cpu"))
     for dtype in (torch.float16, torch.bfloat16):
         assert own.relation(load_model(str(tmp_path), dtype=dtype, device="cpu")).kind == "same"
+
+
+def test_which_adapter_works_tells_models_apart() -> None:
+    def adapted(name: str) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            lm = tiny.adapted(tiny.lm(), init_lora_weights=False)
+            lm.add_adapter("second", lm.peft_config["default"])
+        lm.set_adapter(name)
+        return lm
+
+    first, second = (wrap(adapted(name), tiny.chatml(), name=name) for name in ("default", "second"))
+    off = wrap(adapted("default"), tiny.chatml(), name="off")
+    assert first.fingerprint == wrap(adapted("default"), tiny.chatml(), name="again").fingerprint
+    off.lm.base_model.disable_adapter_layers()
+    disabled = wrap(off.lm, tiny.chatml(), name="off")
+    assert len({m.fingerprint.adapter for m in (first, second, disabled)}) == 3

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-__all__ = ["base_modules", "base_name", "unwrapped"]
+__all__ = ["adapters_in_force", "base_modules", "base_name", "unwrapped"]
 
 # Children that hold what a wrapper stands for. PEFT's layers of every kind keep it as one of these.
 WRAPPED_CHILDREN = (
@@ -32,6 +32,16 @@ def base_name(lm: nn.Module, name: str) -> str | None:
             return None
         module = child
     return ".".join(plain)
+
+
+def adapters_in_force(lm: nn.Module) -> str:
+    """Which of a model's adapters work, where not all that are loaded do; empty where all of them do, or none is."""
+    layer = next((module for module in lm.modules() if hasattr(module, "_disable_adapters")), None)
+    if layer is None:
+        return ""
+    loaded = sorted(getattr(lm, "peft_config", {}))
+    active = [] if layer._disable_adapters else sorted(getattr(layer, "active_adapters", loaded))
+    return "" if active == loaded else f"{[loaded.index(name) for name in active if name in loaded]} of {len(loaded)}"
 
 
 def base_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from poise.model.adapter_structure import base_name
+from poise.model.adapter_structure import adapters_in_force, base_name
 from poise.model.architecture import config_value, text_config
 
 __all__ = ["Fingerprint", "fingerprint", "half_weights", "sample_values"]
@@ -55,6 +55,7 @@ def fingerprint(lm: nn.Module, template: str) -> Fingerprint:
             continue
         architecture.update(line)
         weights.update(line + sample_values(tensor))
+    adapter.update(adapters_in_force(lm).encode())
     return Fingerprint(
         architecture=architecture.hexdigest()[:16],
         weights=weights.hexdigest()[:16],
