@@ -290,3 +290,34 @@ def test_fields_without_a_value_say_nothing_of_a_part(empty: str) -> None:
     """Parquet gives every part of a list all of the fields that any of them has."""
     parts = [{"type": "text", "text": "Hello.", empty: None}, {"type": "text", "text": None}]
     assert answers({"messages": [*chat("Q"), {"role": "assistant", "content": parts}]}) == ["Hello."]
+
+
+READ_MARKUP = {
+    "User, two lines apart": "User: Hi\n\nAssistant: Hello",
+    "User, a line apart": "User: Hi\nAssistant: Hello",
+    "Open Assistant's": "<|prompter|>Hi<|endoftext|><|assistant|>Hello<|endoftext|>",
+    "ChatML with the end of the text": (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n<|endoftext|>"
+    ),
+    "Gemma's with the end": "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n<eos>",
+}
+REFUSED_MARKUP = {
+    "in one line": "USER: Hi ASSISTANT: Hello</s>",
+    "questions": "Q: Hi\nA: Hello",
+    "tags": "<human>: Hi\n<bot>: Hello",
+    "DeepSeek's": "<｜User｜>Hi<｜Assistant｜>Hello",
+    "Granite's": "<|start_of_role|>user<|end_of_role|>Hi\n<|start_of_role|>assistant<|end_of_role|>Hello",
+}
+
+
+@pytest.mark.parametrize("name", READ_MARKUP)
+def test_a_text_with_marks_is_taken_apart(name: str) -> None:
+    (row,) = data_from_rows([{"text": READ_MARKUP[name]}])
+    assert isinstance(row, Conversation)
+    assert [(m["role"], m["content"]) for m in row.messages] == [("user", "Hi"), ("assistant", "Hello")]
+
+
+@pytest.mark.parametrize("name", REFUSED_MARKUP)
+def test_a_text_with_marks_that_cannot_be_taken_apart_is_no_answer(name: str) -> None:
+    assert answers({"text": REFUSED_MARKUP[name]}) == []
+    assert len(rejections({"text": REFUSED_MARKUP[name]})) == 1

@@ -14,14 +14,17 @@ from poise.data.turn_parsing import ROLES, parse_call, split_thought
 __all__ = ["has_markup", "parse_markup"]
 
 _ROLE_NAMES = r"(?:human|user|assistant|system|prompter|bot|gpt)"
+_END_MARKS = re.compile(
+    r"(?:\s*(?:<\|im_end\|>|<\|eot_id\|>|<\|end_of_text\|>|<end_of_turn>|<eos>|</s>|<\|endoftext\|>|<\|end\|>))*\s*\Z"
+)
 _PATTERNS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = (
     # (where a turn begins, what ends it)
-    (re.compile(r"<\|im_start\|>\s*(\w+)[ \t]*\n?"), re.compile(r"\s*<\|im_end\|>\s*\Z")),
-    (re.compile(r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>\s*"), re.compile(r"\s*<\|eot_id\|>\s*\Z")),
-    (re.compile(r"<start_of_turn>\s*(\w+)[ \t]*\n?"), re.compile(r"\s*<end_of_turn>\s*\Z")),
-    (re.compile(r"<\|(user|assistant|system)\|>\s*"), re.compile(r"\s*(?:<\|end\|>|</s>|<\|endoftext\|>)\s*\Z")),
+    (re.compile(r"<\|im_start\|>\s*(\w+)[ \t]*\n?"), _END_MARKS),
+    (re.compile(r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>\s*"), _END_MARKS),
+    (re.compile(r"<start_of_turn>\s*(\w+)[ \t]*\n?"), _END_MARKS),
+    (re.compile(r"<\|(user|assistant|system|prompter)\|>\s*"), _END_MARKS),
     (re.compile(rf"#{{2,3}}\s*({_ROLE_NAMES})\s*:\s*", re.I), re.compile(r"\s*(?:</s>|<\|endoftext\|>)?\s*\Z")),
-    (re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|System)\s*:[ \t]*"), re.compile(r"\s*\Z")),
+    (re.compile(r"(?:\A|\n\n)\s*(Human|User|Assistant|System)\s*:[ \t]*"), re.compile(r"\s*\Z")),
     (re.compile(r"(?:\A|\n)\s*(Human|User|Assistant|System)\s*:[ \t]*"), re.compile(r"\s*\Z")),
     (re.compile(rf"(?:\A|\n)\s*({_ROLE_NAMES.upper()})\s*:[ \t]*"), re.compile(r"\s*(?:</s>)?\s*\Z")),
 )
@@ -38,14 +41,19 @@ _HARMONY_END = re.compile(r"<\|(?:end|return|call)\|>\s*(?:<\|start\|>\s*assista
 _ADDRESS = re.compile(r"to=(?:functions\.)?([\w.-]+)")
 _ANY = re.compile(
     rf"<\|im_start\|>|<\|start\|>\w+[^<]*<\||<\|start_header_id\|>|<start_of_turn>|<\|(?:user|assistant)\|>|\[/INST\]"
-    rf"|^#{{2,3}}\s*(?:{_ROLE_NAMES}|Instruction|Response)\s*:|(?:\A|\n\n)\s*(?:Human|Assistant):",
+    rf"|^#{{2,3}}\s*(?:{_ROLE_NAMES}|Instruction|Response)\s*:|(?:\A|\n\n)\s*(?:Human|Assistant):"
+    r"|<｜User｜>|<\|START_OF_TURN_TOKEN\|>|<\|start_of_role\|>|<\|header_start\|>|<\|im_user\|>|<\|prompter\|>|<\|turn>"
+    r"|GPT4 (?:Correct )?User:|<extra_id_1>User",
     re.M | re.I,
+)
+_WORDS = re.compile(
+    r"\A\s*<?(?:user|human|question|q)>?\s*:.*?\s<?(?:assistant|bot|gpt|ai|answer|a)>?\s*:", re.S | re.I
 )
 
 
 def has_markup(text: str) -> bool:
     """Whether a text carries the marks of a chat."""
-    return bool(_ANY.search(text))
+    return bool(_ANY.search(text) or _WORDS.match(text))
 
 
 def parse_markup(text: str) -> list[Message] | None:
