@@ -241,6 +241,19 @@ REFUSED: dict[str, tuple[Row, list[str]]] = {
         | {"non_preferred_output": chat("", "R")[1:]},
         ["preference"],
     ),
+    "labelled with numbers": ({"prompt": "P", "completion": "bad", "label": 0}, ["preference", "pairs:prompt,complet"]),
+    "labelled by KTO's tag": (
+        {"prompt": "P", "response": "bad", "kto_tag": False},
+        ["preference", "pairs:prompt,resp"],
+    ),
+    "a chat that is labelled": (
+        {"messages": [{"role": "user", "content": "P"}, {"role": "assistant", "content": "bad"}], "label": False},
+        ["preference", "messages:messages"],
+    ),
+    "an answer and a rejected one": (
+        {"question": "P", "answer": "good", "rejected": "bad"},
+        ["preference", "pairs:question,answer"],
+    ),
     "labelled answers": ({"prompt": "P", "completion": "good", "label": True}, ["preference", "pairs:prompt,complet"]),
     "a tree of replies": (
         {"message_tree_id": "t1", "prompt": {"text": "Q", "role": "prompter", "replies": []}},

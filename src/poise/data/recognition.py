@@ -51,6 +51,7 @@ EXCHANGE_KEYS = (
     ("instruction", "output"),
 )
 PREFERRED = ("chosen", "preferred", "preferred_output", "chosen_response", "response_chosen", "accepted")
+LABELS = ("label", "kto_tag", "is_chosen")
 REJECTED = ("rejected", "dispreferred", "non_preferred_output", "rejected_response", "response_rejected")
 STRONG_PROMPTS = ("prompt", "question", "instruction", "query", "problem")
 
@@ -188,9 +189,14 @@ def _recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
             remedy=f"to read the preferred answers alone, give the shape {shape}",
         )
     completion = find_column(row, ANSWERS, side)
-    label = find_column(
-        row, ("label",), lambda value: isinstance(value, bool) or str(value).strip().lower() in ("true", "false")
-    )
+    if rejected and prompt and completion and need == "assistant":
+        return Recognition(
+            kind="preference",
+            columns=(prompt, completion, rejected),
+            refusal=f"preference data: {completion} and {rejected} are two answers to one prompt",
+            remedy=f"to read {completion} alone, give the shape pairs:{prompt},{completion}",
+        )
+    label = find_column(row, LABELS, _is_verdict)
     if label and prompt and completion and need == "assistant":
         return Recognition(
             kind="preference",
@@ -198,7 +204,20 @@ def _recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
             refusal=f"preference data: {label} says which answers are good, and the others are not",
             remedy=f"to read good and bad answers alike, give the shape pairs:{prompt},{completion}",
         )
+    chat = find_column(row, CHATS, chat_kind_is)
+    if label and chat and isinstance(row[label], bool) and need == "assistant":
+        return Recognition(
+            kind="preference",
+            columns=(chat, label),
+            refusal=f"preference data: {label} says which conversations are good, and the others are not",
+            remedy=f"to read good and bad ones alike, give the shape messages:{chat}",
+        )
     return None
+
+
+def _is_verdict(value: Any) -> bool:
+    """Good or bad, as KTO's data say it."""
+    return isinstance(value, bool) or str(value).strip().lower() in ("true", "false", "0", "1")
 
 
 def _recognise_chat(row: RowColumns, need: Need) -> Recognition | None:
