@@ -153,6 +153,14 @@ class TestCrossValidation:
         assert set(facts.candidates) == {"ranking@0", "ranking@1", "lda@0", "lda@1"}
         assert facts.candidates[f"{facts.kind}@1"] == min(facts.candidates.values())
 
+    def test_states_no_recall_of_too_few_others(self) -> None:
+        few, enough = (
+            choose_detector(planted(30, m, strength=3.0), [0], DetectorSettings(layers=(0,))).facts for m in (10, 90)
+        )
+        assert few.recall is None
+        assert enough.recall is not None
+        assert enough.recall > 0.3
+
     def test_keeps_equal_pairs_in_one_fold(self) -> None:
         once = planted(30, 0, strength=0.0, width=60)
         twice = {k: torch.cat([getattr(once, k)] * 4) for k in ("positive", "negative")}

@@ -143,12 +143,15 @@ def _detector_parts(name: str, facts: DetectorFacts, layers: int) -> list[Any]:
     if facts.normal_left_out:
         normal += f"; {facts.normal_left_out:,} rows or answers could not be read"
     left_out = f" ({facts.pairs_left_out} left out: too long)" if facts.pairs_left_out else ""
+    recall = f"not measured: 1 % of the {facts.n_without} others is less than one"
+    if facts.recall is not None:
+        recall = f"{100 * facts.recall:.0f} % of them at 1 % of the {facts.n_without} others"
     others = [f"{place} {loss:.3f}" for place, loss in facts.candidates.items()]
     rows = [
         ("Read with", f"{facts.kind}, layer {facts.layer} of {layers}, counted from 0"),
         ("Fitted on", f"{facts.pairs} exemplar pairs{left_out}; ordinary talk: {normal}"),
         ("AUC", f"{facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}], {facts.n_with} answers with the trait"),
-        ("Recall", f"{100 * facts.recall:.0f} % of them at 1 % of the {facts.n_without} others"),
+        ("Recall", recall),
         *([("Log-loss", ", ".join(others))] if len(others) > 1 else []),
     ]
     return [

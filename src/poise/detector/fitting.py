@@ -220,7 +220,7 @@ def choose_detector(data: DetectorData, layers: Sequence[int], settings: Detecto
             high=measured.high or 0.0,
             n_with=len(with_trait),
             n_without=len(without),
-            recall=round(float((with_trait > np.quantile(without, 1 - FALSE_ALARMS)).mean()), 4),
+            recall=_recall(with_trait, without),
             candidates={f"{k}@{i}": round(losses[k, i], 4) for k, i in candidates},
             seed=settings.seed,
         ),
@@ -313,6 +313,13 @@ def _auc(data: DetectorData, with_trait: Features, without: Features, *, seed: i
     labels = np.arange(len(scores)) < len(with_trait)
     by_group, n = of_groups(lambda i: auc(scores[i], labels[i]), np.concatenate([pairs, pairs, talk]).astype(int))
     return bootstrap(by_group, n, seed=seed)
+
+
+def _recall(with_trait: Features, without: Features) -> float | None:
+    """Share of answers with the trait above all but 1 % of the others; ``None`` where 1 % of these is none of them."""
+    if len(without) * FALSE_ALARMS < 1:
+        return None
+    return round(float((with_trait > np.quantile(without, 1 - FALSE_ALARMS)).mean()), 4)
 
 
 def _log_loss(with_trait: Features, without: Features) -> float:

@@ -46,8 +46,8 @@ class DetectorFacts(FrozenModel):
     high: float = Field(description="Upper end.")
     n_with: int = Field(description="Answers with the trait that the AUC counts.")
     n_without: int = Field(description="Answers without it, ordinary talk included.")
-    recall: float = Field(
-        description="Cross-validated share of answers with the trait above all but 1 % of the others."
+    recall: float | None = Field(
+        description="Cross-validated share of answers with the trait above all but 1 % of the others; None below 100."
     )
     candidates: Annotated[dict[str, float], Frozen] = Field(
         description="Cross-validated log-loss of every kind and layer that was tried, as ``kind@layer``."
