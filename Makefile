@@ -22,7 +22,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/poise demo
 
-test: setup lint types unit slow real
+test: setup lint types unit real
 
 check: test
 
@@ -36,6 +36,7 @@ types: setup
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not real and not wide and not slow and not browser"
 
+# What kills processes, compiles and builds architectures; not part of `make test`, and run by CI after it.
 slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "slow and not real and not wide and not browser"
 
