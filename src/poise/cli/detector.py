@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise.cli.monitor import DataShapeOption
+from poise.cli.monitor import AlarmedVectorOut, ConversationLimit, DataShapeOption
 from poise.cli.options import Device, Dtype, ExemplarsOption, Force, Json, ModelName, OnOtherModel, Seed
 from poise.cli.work import load_model, note, working
 
@@ -50,14 +50,6 @@ DetectorLayers = Annotated[
         show_default=False,
     ),
 ]
-TalkLimit = Annotated[
-    int, typer.Option("--limit", metavar="N", min=1, help="Most conversations, drawn at random from the data.")
-]
-DetectorOut = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="Write there, not into the vector's own file."),
-]
-
 app = typer.Typer(no_args_is_help=True, help="Read a trait with a detector instead of the vector's own direction.")
 
 
@@ -75,8 +67,8 @@ def fit_command(
     layer: DetectorLayers = None,
     exemplars: ExemplarsOption = None,
     shape: DataShapeOption = "auto",
-    limit: TalkLimit = 500,
-    out: DetectorOut = None,
+    limit: ConversationLimit = 500,
+    out: AlarmedVectorOut = None,
     seed: Seed = 0,
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
@@ -111,7 +103,7 @@ def fit_command(
 def _print_detectors(fitted: list[PersonaVector], paths: list[Path], model: str, *, as_json: bool) -> None:
     from poise.cli import facts, render
 
-    known = [facts_of(vector) for vector in fitted]
+    known = [vector.detector.facts for vector in fitted if vector.detector]
     if as_json:
         rows = [
             {"trait": v.name, "out": str(path), **k.model_dump(mode="json")}
@@ -125,12 +117,6 @@ def _print_detectors(fitted: list[PersonaVector], paths: list[Path], model: str,
         note("No ordinary talk was given: add --normal DATA, so that the detector learns what is usual.")
     listed = " ".join(shlex.quote(str(path)) for path in paths)
     note(f"Next, set its alarms: poise calibrate {listed} --model {shlex.quote(model)} --normal DATA")
-
-
-def facts_of(vector: PersonaVector) -> DetectorFacts:
-    """What the vector's detector says about itself."""
-    assert vector.detector
-    return vector.detector.facts
 
 
 def _detector_parts(name: str, facts: DetectorFacts, layers: int) -> list[Any]:

@@ -30,6 +30,8 @@ __all__ = ["DetectorData", "DetectorSettings", "fit_detector", "read_detector_da
 
 DEFAULT_KINDS: tuple[DetectorKind, ...] = ("ranking",)
 DETECTOR_DEPTH = 0.6
+Fold = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # which pairs and which answers of talk
+
 FEWEST_FIT_PAIRS = 12
 DETECTOR_BELONGS = "a detector fitted there would pass for one of the vector's own model"
 FALSE_ALARMS = 0.01
@@ -121,25 +123,19 @@ def fit_detector(
         InvalidArgument: an unknown kind, or a layer that the model does not have.
         InvalidData: too many rows of the talk are rejected.
     """
-    settings = DetectorSettings() if settings is None else settings
-    check_type("settings", settings, DetectorSettings, "a DetectorSettings")
-    pairs = vector.header.trait.detector_pairs if pairs is None and isinstance(vector, PersonaVector) else pairs
-    check_type("pairs", pairs, (tuple, list), "a list of ExemplarPair")
-    for pair in pairs or ():
-        check_type("A pair", pair, ExemplarPair, "an ExemplarPair")
     check_type("vector", vector, PersonaVector, "a PersonaVector, as load_vector(path) gives")
     check_type("model", model, Model, "a Model, as load_model(name) gives")
+    settings = DetectorSettings() if settings is None else settings
+    check_type("settings", settings, DetectorSettings, "a DetectorSettings")
+    pairs = vector.header.trait.detector_pairs if pairs is None else pairs
+    check_type("pairs", pairs, (tuple, list), "a list of ExemplarPair")
+    for pair in pairs:
+        check_type("A pair", pair, ExemplarPair, "an ExemplarPair")
     vector.check_model(model, allow_other_model=allow_other_model, record=DETECTOR_BELONGS)
     layers = settings.layers or (default_layer(vector.layers),)
     for layer in layers:
         vector.check_layer(layer)
-    data = read_detector_data(
-        pairs or (),
-        model,
-        normal,
-        limit=settings.limit,
-        seed=settings.seed,
-    )
+    data = read_detector_data(pairs, model, normal, limit=settings.limit, seed=settings.seed)
     return vector.with_detector(choose_detector(data, layers, settings))
 
 
@@ -189,7 +185,8 @@ def read_detector_data(
 def choose_detector(data: DetectorData, layers: Sequence[int], settings: DetectorSettings) -> Detector:
     """The best kind and layer by cross-validated log-loss, fitted on everything, with its cross-validated figures."""
     candidates = list(itertools.product(settings.kinds, layers))
-    scored = {candidate: _cross_validated(data, *candidate, settings) for candidate in candidates}
+    folds = list(_folds(data, settings))
+    scored = {candidate: _cross_validated(data, *candidate, folds) for candidate in candidates}
     losses = {candidate: _log_loss(*scores) for candidate, scores in scored.items()}
     kind, layer = min(candidates, key=lambda candidate: losses[candidate])
     groups = _answer_groups(data, layer)
@@ -264,9 +261,7 @@ def _read_talk(model: Model, normal: DataSet | Iterable[InputRow] | None, *, lim
     return talk
 
 
-def _answer_groups(
-    data: DetectorData, layer: int, keep: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None
-) -> AnswerGroups:
+def _answer_groups(data: DetectorData, layer: int, keep: Fold | None = None) -> AnswerGroups:
     pairs, talk = keep or (np.ones(len(data.positive), bool), np.ones(len(data.talk), bool))
     return AnswerGroups(
         positive=data.positive[pairs, layer].double().numpy(),
@@ -275,7 +270,7 @@ def _answer_groups(
     )
 
 
-def _folds(data: DetectorData, settings: DetectorSettings) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+def _folds(data: DetectorData, settings: DetectorSettings) -> Iterator[Fold]:
     """Which pairs and which talk each fold holds out: whole pairs, equal ones together, and whole conversations."""
     draw = np.random.default_rng(settings.seed)
     distinct, group = np.unique(_flat(data), axis=0, return_inverse=True)
@@ -288,13 +283,13 @@ def _folds(data: DetectorData, settings: DetectorSettings) -> Iterator[tuple[NDA
 
 
 def _cross_validated(
-    data: DetectorData, kind: DetectorKind, layer: int, settings: DetectorSettings
+    data: DetectorData, kind: DetectorKind, layer: int, folds: Sequence[Fold]
 ) -> tuple[Features, Features]:
     """Out-of-fold scores of answers with the trait [n] and of all others [n + m], each fold on one scale."""
     everything = _answer_groups(data, layer)
     positive, negative = np.zeros(len(data.positive)), np.zeros(len(data.positive))
     talk = np.zeros(len(data.talk))
-    for pairs, conversations in _folds(data, settings):
+    for pairs, conversations in folds:
         learnt = _answer_groups(data, layer, (~pairs, ~conversations))
         direction = DIRECTION_FITS[kind](learnt)
         seen = np.concatenate([learnt.positive, learnt.negative, learnt.talk]) @ direction
