@@ -26,7 +26,15 @@ from poise.trait import ExemplarPair
 from poise.vector import Detector, DetectorFacts, PersonaVector
 from poise.vector.detector import DetectorKind, weights_digest
 
-__all__ = ["DetectorData", "DetectorSettings", "fit_detector", "read_detector_data"]
+__all__ = [
+    "DetectorData",
+    "DetectorSettings",
+    "ReadTalk",
+    "fit_checked",
+    "fit_detector",
+    "read_detector_data",
+    "read_talk",
+]
 
 DEFAULT_KINDS: tuple[DetectorKind, ...] = ("ranking",)
 DETECTOR_DEPTH = 0.6
@@ -132,6 +140,17 @@ def fit_detector(
     for pair in pairs:
         check_type("A pair", pair, ExemplarPair, "an ExemplarPair")
     vector.check_model(model, allow_other_model=allow_other_model, record=DETECTOR_BELONGS)
+    return fit_checked(vector, model, normal, pairs, settings)
+
+
+def fit_checked(
+    vector: PersonaVector,
+    model: Model,
+    normal: DataSet | Iterable[InputRow] | ReadTalk | None,
+    pairs: Sequence[ExemplarPair],
+    settings: DetectorSettings,
+) -> PersonaVector:
+    """As ``fit_detector``, for arguments that were checked; talk that was read already is not read again."""
     layers = settings.layers or (default_layer(vector.layers),)
     for layer in layers:
         vector.check_layer(layer)
@@ -147,7 +166,7 @@ def default_layer(layers: int) -> int:
 def read_detector_data(
     pairs: Sequence[ExemplarPair],
     model: Model,
-    normal: DataSet | Iterable[InputRow] | None,
+    normal: DataSet | Iterable[InputRow] | ReadTalk | None,
     *,
     limit: int = 500,
     seed: int = 0,
@@ -166,13 +185,12 @@ def read_detector_data(
             f"There are {len(distinct)} different exemplar pairs to fit a detector on ({len(pairs) - len(usable)} more "
             f"are too long for the model's window), and it needs {FEWEST_FIT_PAIRS}; give more pairs."
         )
-    talked = _read_talk(model, normal, limit=limit, seed=seed)
+    talked = normal if isinstance(normal, ReadTalk) else read_talk(model, normal, limit=limit, seed=seed)
     both = read(model, [text for column in (0, 1) for i in usable if (text := sides[i][column])])
-    talk = read(model, talked.texts) if talked.texts else torch.empty((0, model.layers, model.width))
     return DetectorData(
         positive=both[: len(usable)],
         negative=both[len(usable) :],
-        talk=talk,
+        talk=talked.means,
         talk_groups=tuple(talked.conversations),
         pairs_left_out=len(pairs) - len(usable),
         pairs_sha256=content_key(pairs=[[p.question, p.positive, p.negative] for p in pairs]),
@@ -230,19 +248,33 @@ def _encode(model: Model, question: str, answer: str) -> Encoded | None:
 
 
 @dataclass(slots=True)
-class _Talk:
-    """Answers of ordinary talk: texts, the conversation of each, counts by name of the data, and what was left out."""
+class ReadTalk:
+    """Ordinary talk, read once for any number of vectors. m: answers, L: decoder blocks, d: model width.
 
-    texts: list[Encoded] = field(default_factory=list)
+    Attributes:
+        means: Response means, float32 [m, L, d].
+        conversations: Number of the conversation that each answer came from.
+        names: Number of answers by name of the data.
+        left_out: Number of rows and answers that could not be read.
+        sha256: SHA-256 of what was read; empty where there is none.
+    """
+
+    means: torch.Tensor
     conversations: list[int] = field(default_factory=list)
     names: dict[str, int] = field(default_factory=dict)
     left_out: int = 0
     sha256: str = ""
 
 
-def _read_talk(model: Model, normal: DataSet | Iterable[InputRow] | None, *, limit: int, seed: int) -> _Talk:
-    """The answers of conversations drawn at random."""
-    talk, digest, rejections = _Talk(), hashlib.sha256(), Rejections()
+def read_talk(model: Model, normal: DataSet | Iterable[InputRow] | None, *, limit: int, seed: int) -> ReadTalk:
+    """The answers of conversations drawn at random, at all layers.
+
+    Raises:
+        InvalidData: too many rows are rejected.
+    """
+    talk = ReadTalk(torch.empty((0, model.layers, model.width)))
+    texts: list[Encoded] = []
+    digest, rejections = hashlib.sha256(), Rejections()
     if normal is None:
         return talk
     data = data_from_rows(normal, need="assistant")
@@ -252,12 +284,13 @@ def _read_talk(model: Model, normal: DataSet | Iterable[InputRow] | None, *, lim
             if not isinstance(place, AnswerSpan) or place.text.end <= place.text.start:
                 talk.left_out += 1
                 continue
-            talk.texts.append(place.text)
+            texts.append(place.text)
             talk.conversations.append(number)
             talk.names[name] = talk.names.get(name, 0) + 1
             digest.update(repr(tuple(place.text.ids)).encode())
     talk.left_out += len(rejections)
     talk.sha256 = digest.hexdigest()
+    talk.means = read(model, texts) if texts else talk.means
     return talk
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from poise import vector as vectors
 from poise.data import open_data
-from poise.detector.fitting import DETECTOR_BELONGS, DetectorSettings, fit_detector
+from poise.detector.fitting import DETECTOR_BELONGS, DetectorSettings, fit_checked, read_talk
 from poise.errors import InvalidArgument
 from poise.storage.output import check_output, check_writable
 from poise.trait import ExemplarPair, Trait, library
@@ -74,17 +74,8 @@ def fit_vector_detectors(
     for path in [out] if out else paths:
         check_writable(path)
     loaded = load_checked(opened, model, allow_other_model=allow_other_model, record=DETECTOR_BELONGS)
-    fitted = [
-        fit_detector(
-            vector,
-            loaded,
-            normal=data,
-            pairs=pairs or detector_pairs(vector),
-            settings=settings,
-            allow_other_model=allow_other_model,
-        )
-        for vector in opened
-    ]
+    talk = read_talk(loaded, data, limit=settings.limit, seed=settings.seed)
+    fitted = [fit_checked(vector, loaded, talk, pairs or detector_pairs(vector), settings) for vector in opened]
     for vector, path in zip(fitted, [out] if out else paths, strict=True):
         assert vector.detector
         current = vector if out else current_vector(path, vector)
