@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
-from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 from typer.testing import CliRunner
 
 import tiny
@@ -23,8 +23,10 @@ from poise import vector as vectors
 from poise.cli import app
 from poise.errors import OtherModel, UnsuitableModel
 from poise.model import Model, load_model, wrap
+from poise.model.adapter_effect import adapter_effect
 from poise.model.adapter_structure import base_modules, base_name
-from poise.model.relation import ModelRelation
+from poise.model.forward_settings import ForwardSettings, forward_settings
+from poise.model.relation import SAME_MODEL, ModelRelation
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.progress import remarks_by
 from poise.steer import Steering, apply_steering
@@ -213,6 +215,184 @@ class TestAnAdapter:
             lm = peft.get_peft_model(tiny.lm(), config)
         with pytest.raises(UnsuitableModel, match="learnt tokens"):
             model(lm)
+
+
+def two_adapters() -> Any:
+    """Two LoRA adapters with random weights, of which the first is active."""
+    config = peft.LoraConfig(r=2, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(1)
+        lm = peft.get_peft_model(tiny.lm(), config, adapter_name="one")
+        lm.add_adapter("two", config)
+    return lm
+
+
+STRENGTH = "has the same base weights under the same adapter with another strength or setting"
+
+
+class TestWhatAnAdapterAdds:
+    @pytest.mark.parametrize("kind", ADAPTERS)
+    def test_is_the_same_once_it_is_saved_and_loaded(self, kind: str, tmp_path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lm = disturbed(adapted(kind, tiny.lm()), 0.1)
+            lm.save_pretrained(tmp_path)
+            loaded = peft.PeftModel.from_pretrained(tiny.lm(), str(tmp_path))
+            assert adapter_effect(lm) == adapter_effect(loaded) != ""
+            assert adapter_effect(lm) != adapter_effect(disturbed(loaded.requires_grad_(True), 0.1))
+
+    @pytest.mark.parametrize("changes", [{"lora_alpha": 1}, {"use_rslora": True}, {"fan_in_fan_out": True}])
+    def test_depends_on_its_strength_and_settings(self, changes: dict[str, Any]) -> None:
+        own = tiny.vector(model(tiny.adapted(tiny.lm(), lora_alpha=64)))
+        lm = tiny.adapted(tiny.lm(), lora_alpha=64)
+        if "fan_in_fan_out" in changes:
+            lm.peft_config["default"].fan_in_fan_out = True
+        else:
+            lm = tiny.adapted(tiny.lm(), **({"lora_alpha": 64} | changes))
+        relation = own.check_model(model(lm))
+        assert (relation.kind, relation.sentence) == ("adapter", STRENGTH)
+        with pytest.raises(OtherModel, match=r"another strength or setting; only it will do, so extract it on that"):
+            own.check_model(model(lm), record="only it will do")
+
+    def test_depends_on_a_strength_that_is_set_later(self) -> None:
+        lm = tiny.adapted(tiny.lm())
+        under = model(lm)
+        own = ModelId.of(under)
+        for layer in lm.modules():
+            if hasattr(layer, "scale_layer"):
+                layer.scale_layer(2.0)
+        assert own.relation(under).sentence == STRENGTH, "also in a model that was wrapped before"
+
+    def test_is_that_of_the_active_one(self) -> None:
+        lm = two_adapters()
+        own = identity(lm)
+        lm.set_adapter("two")
+        assert own.relation(model(lm)).sentence == "has the same base weights under another adapter"
+        lm.base_model.set_adapter(["two", "one"])
+        both = identity(lm)
+        assert own.relation(both).sentence == "has the same base weights under another adapter"
+        lm.base_model.set_adapter(["one", "two"])
+        assert both.relation(model(lm)).kind == "same", "their sum has no order"
+
+    def test_is_nothing_once_it_is_switched_off(self, base: ModelId) -> None:
+        lm = two_adapters()
+        own = identity(lm)
+        lm.base_model.disable_adapter_layers()
+        assert own.relation(model(lm)).sentence == "has the same base weights without the adapter"
+        assert base.relation(model(lm)) == SAME_MODEL
+
+    def test_has_no_name(self) -> None:
+        lms = []
+        for name in ("one", "other"):
+            with torch.random.fork_rng(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.manual_seed(1)
+                config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+                lms.append(peft.get_peft_model(tiny.lm(), config, adapter_name=name))
+        assert identity(lms[0]).relation(model(lms[1])).kind == "same"
+
+    def test_is_in_the_weights_once_it_is_merged(self, base: ModelId) -> None:
+        lm = tiny.adapted(tiny.lm())
+        own = identity(lm)
+        lm.merge_adapter()
+        assert own.relation(model(lm)).sentence.startswith("has changed matrices and no adapter, as once the adapter")
+        assert base.relation(model(lm)).kind == "merged"
+
+    def test_is_not_compared_with_files_that_do_not_say_it(self) -> None:
+        old = identity(tiny.adapted(tiny.lm(), lora_alpha=64)).model_copy(update={"forward_settings": None})
+        assert old.relation(model(tiny.adapted(tiny.lm(), lora_alpha=64))) == SAME_MODEL
+        assert old.relation(model(tiny.adapted(tiny.lm(), lora_alpha=1))) == SAME_MODEL
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+SETTINGS: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"rope_theta": 100.0}, "rope_theta 100.0, not 10000.0"),
+    ("llama", {"hidden_act": "gelu"}, "hidden_act gelu, not silu"),
+    ("llama", {"rms_norm_eps": 1e-5}, "rms_norm_eps 1e-05, not 1e-06"),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}},
+        "factor 8.0, not none; rope_type linear, not default",
+    ),
+    ("llama", {"rope_parameters": YARN}, "rope_type yarn, not default"),
+    ("mistral", {"sliding_window": None}, "sliding_window none, not 8"),
+    ("mistral", {"sliding_window": 7}, "sliding_window 7, not 8"),
+    ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping none, not 50.0"),
+    ("gemma2", {"final_logit_softcapping": 1.0}, "final_logit_softcapping 1.0, not 30.0"),
+    ("gemma2", {"query_pre_attn_scalar": 8}, "query_pre_attn_scalar 8, not 256"),
+    ("gemma2", {"layer_types": ["full_attention"] * 4}, "layer_types"),
+    ("gpt2", {"activation_function": "relu"}, "activation_function relu, not gelu_new"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True, not False"),
+    ("gpt_neox", {"use_parallel_residual": False}, "use_parallel_residual False, not True"),
+    ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok 1, not 2"),
+    ("qwen3_moe", {"norm_topk_prob": True}, "norm_topk_prob True, not False"),
+    ("granite", {"residual_multiplier": 0.5}, "residual_multiplier 0.5, not 1.0"),
+    ("granite", {"attention_multiplier": 0.5}, "attention_multiplier 0.5, not 1.0"),
+    ("cohere", {"logit_scale": 0.5}, "logit_scale 0.5, not 0.0625"),
+]
+HARMLESS: list[dict[str, Any]] = [
+    {"use_cache": False},
+    {"attention_dropout": 0.5},
+    {"pad_token_id": 3},
+    {"initializer_range": 0.15, "pretraining_tp": 2},
+    {"max_position_embeddings": 300},
+    {"architectures": ["Other"], "unsloth_version": "2026.1"},
+    {"rms_norm_eps": 9.99999997475e-07},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 10000, "factor": 1.0}},
+]
+
+
+class TestOtherSettings:
+    @pytest.fixture(autouse=True)
+    def architectures(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for architecture in ("granite", "cohere"):
+            monkeypatch.setitem(tiny.ARCHITECTURES, architecture, tiny.ARCHITECTURES["llama"])
+
+    @pytest.mark.parametrize(("architecture", "changes", "words"), SETTINGS)
+    def test_of_the_same_weights_are_said(self, architecture: str, changes: dict[str, Any], words: str) -> None:
+        own, other = tiny.vector(tiny.model(architecture)), model(tiny.lm(architecture, **changes))
+        remarks: list[str] = []
+        with remarks_by(remarks.append):
+            relation = own.check_model(other)
+        assert relation.kind == "settings"
+        assert words in relation.sentence.removeprefix("has the same weights under other settings: ")
+        assert remarks == [f"grumpy was computed on tiny-{architecture}, and other {relation.sentence}."]
+        with pytest.raises(OtherModel, match="; only it will do, so extract it on that model, or pass"):
+            own.check_model(other, record="only it will do")
+
+    @pytest.mark.parametrize("changes", HARMLESS)
+    def test_that_change_nothing_are_none(self, changes: dict[str, Any], base: ModelId) -> None:
+        assert base.relation(model(tiny.lm(**changes))) == SAME_MODEL
+
+    def test_beside_another_relation_are_said_with_it(self, base: ModelId) -> None:
+        lm = tiny.adapted(tiny.lm(rope_theta=100.0))
+        assert base.relation(model(lm)) == ModelRelation(
+            kind="adapter",
+            sentence="has the same base weights under an adapter, under other settings: rope_theta 100.0, not 10000.0",
+        )
+
+    def test_are_not_compared_with_files_that_do_not_say_them(self, base: ModelId) -> None:
+        old = base.model_copy(update={"forward_settings": None})
+        assert old.relation(model(tiny.lm(rope_theta=100.0))) == SAME_MODEL
+
+    def test_that_another_version_does_not_know_are_not_compared(self, base: ModelId) -> None:
+        assert base.forward_settings is not None
+        config = {key: value for key, value in base.forward_settings.config.items() if key != "head_dim"}
+        old = base.model_copy(update={"forward_settings": ForwardSettings(config=config | {"gone": 1})})
+        assert old.relation(tiny.model()) == SAME_MODEL
+
+    @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+    def test_are_none_once_a_model_is_saved_and_loaded(self, architecture: str, tmp_path: Path) -> None:
+        lm = tiny.lm(architecture)
+        lm.save_pretrained(tmp_path)
+        settings = forward_settings(AutoModelForCausalLM.from_pretrained(tmp_path))
+        assert forward_settings(lm).differences(settings) == []
+        assert len(settings.model_dump_json()) < 800
+
+    def test_are_what_no_certificate_passes_over(self) -> None:
+        with pytest.raises(OtherModel, match=r"settings: rope_theta 100\.0, not 10000\.0; a certificate measured"):
+            validate(tiny.vector(tiny.model()), model(tiny.lm(rope_theta=100.0)))
 
 
 class TestNames:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-__all__ = ["adapters_in_force", "base_modules", "base_name", "unwrapped"]
+__all__ = ["adapters_in_force", "base_modules", "base_name", "has_adapter_layers", "unwrapped"]
 
 # Children that hold what a wrapper stands for. PEFT's layers of every kind keep it as one of these.
 WRAPPED_CHILDREN = (
@@ -42,6 +42,11 @@ def adapters_in_force(lm: nn.Module) -> str:
     loaded = sorted(getattr(lm, "peft_config", {}))
     active = [] if layer._disable_adapters else sorted(getattr(layer, "active_adapters", loaded))
     return "" if active == loaded else f"{[loaded.index(name) for name in active if name in loaded]} of {len(loaded)}"
+
+
+def has_adapter_layers(lm: nn.Module) -> bool:
+    """Whether layers of PEFT are in a model now, as after an adapter was added to it."""
+    return any("_disable_adapters" in vars(module) for module in lm.modules())
 
 
 def base_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from poise.model.adapter_structure import has_adapter_layers
 from poise.model.architecture import model_window
 from poise.model.chat_template import Encoded, Message, Part, encode
 from poise.model.fingerprint import Fingerprint
+from poise.model.forward_settings import ForwardSettings, forward_settings
 from poise.model.parts import ThoughtMarks
 from poise.model.rendering import Thinking
 from poise.model.sketch import WeightSketch, sketch_weights
@@ -66,6 +68,11 @@ class Model:
     def sketch(self) -> WeightSketch:
         """What its weights are compared by with those of other models, as they are when it is first asked for."""
         return sketch_weights(self.lm)
+
+    @property
+    def forward_settings(self) -> ForwardSettings:
+        """What its forward pass depends on besides the base's weights, as it is now."""
+        return forward_settings(self.lm, adapted=bool(self.fingerprint.adapter) or has_adapter_layers(self.lm))
 
     @property
     def window(self) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from poise.model.fingerprint import Fingerprint
+from poise.model.forward_settings import ForwardSettings
 from poise.model.sketch import WeightSketch
 
 __all__ = ["SAME_MODEL", "ModelRelation", "RelationKind", "relate"]
 
-RelationKind = Literal["same", "adapter", "merged", "fine-tune", "quantised", "resized", "template", "unknown", "other"]
-RELATIVES = frozenset({"adapter", "merged", "fine-tune", "quantised", "resized"})
+RelationKind = Literal[
+    "same", "settings", "adapter", "merged", "fine-tune", "quantised", "resized", "template", "unknown", "other"
+]
+RELATIVES = frozenset({"settings", "adapter", "merged", "fine-tune", "quantised", "resized"})
 FOUR_BIT_CORRELATION = 0.9985  # correlation that weights rounded to 4 bits do not reach with what they were
 RELATED_CORRELATION = 0.6  # of the sketches of two models that descend from one another; see docs/vectors.md
 
@@ -22,8 +25,9 @@ class ModelRelation:
     """What one model is to another.
 
     Attributes:
-        kind: ``same``; ``adapter``: the same base weights, other adapters on them; ``merged``: matrices changed,
-            norms and biases did not, as by an adapter that was merged in; ``fine-tune``: these changed too;
+        kind: ``same``; ``settings``: the same weights under a configuration that computes something else;
+            ``adapter``: the same base weights, other adapters on them; ``merged``: matrices changed, norms and biases
+            did not, as by an adapter that was merged in; ``fine-tune``: these changed too;
             ``quantised``: the same weights rounded in another way; ``resized``: another number of token embeddings;
             ``template``: the same weights, another chat template; ``unknown``: the same sizes, and the vector's file is
             too old to tell more; ``other``: strangers.
@@ -48,6 +52,7 @@ def relate(
     first: Fingerprint,
     second: Fingerprint,
     sketches: Callable[[], tuple[WeightSketch | None, WeightSketch | None]] = lambda: (None, None),
+    settings: tuple[ForwardSettings, ForwardSettings] | None = None,
 ) -> ModelRelation:
     """What the second model is to the first.
 
@@ -55,20 +60,46 @@ def relate(
         first: The model that a vector was computed on.
         second: The model at hand.
         sketches: Both sketches, where they are known; only called where the fingerprints do not settle it.
+        settings: What both forward passes depend on besides weights, where both are known.
     """
+    if settings is None:
+        return _by_weights(first, second, sketches)
+    before, after = settings
+    strength = first.adapter == second.adapter and before.adapter != after.adapter
+    relation = _by_weights(
+        replace(first, adapter=before.adapter), replace(second, adapter=after.adapter), sketches, strength=strength
+    )
+    changes = "; ".join(before.differences(after))
+    if not changes or not (relation.related or relation.kind == "template"):
+        return relation
+    if relation.kind == "same":
+        return ModelRelation(kind="settings", sentence=f"has the same weights under other settings: {changes}")
+    return replace(relation, sentence=f"{relation.sentence}, under other settings: {changes}")
+
+
+def _by_weights(
+    first: Fingerprint,
+    second: Fingerprint,
+    sketches: Callable[[], tuple[WeightSketch | None, WeightSketch | None]],
+    *,
+    strength: bool = False,
+) -> ModelRelation:
+    """The relation but for settings; ``strength``: both have one adapter that does not work alike."""
     if first == second:
         return SAME_MODEL
     if first.weights == second.weights:
-        return _same_weights(first, second, "has the same base weights")
+        return _same_weights(first, second, "has the same base weights", strength=strength)
     before, after = sketches()
     if before is None or after is None:
         return _by_hashes_alone(first, second)
     if before.half == after.half:
-        return _same_weights(first, second, "has the same base weights in another precision")
+        return _same_weights(first, second, "has the same base weights in another precision", strength=strength)
     return _by_sketches(first, second, before, after)
 
 
-def _same_weights(first: Fingerprint, second: Fingerprint, how: str) -> ModelRelation:
+def _same_weights(first: Fingerprint, second: Fingerprint, how: str, *, strength: bool) -> ModelRelation:
+    if strength and first.adapter and second.adapter:
+        return ModelRelation(kind="adapter", sentence=f"{how} under the same adapter with another strength or setting")
     if first.adapter != second.adapter:
         return ModelRelation(kind="adapter", sentence=f"{how} {_adapter_words(first, second)}")
     if first.template != second.template:
@@ -118,6 +149,8 @@ def _related_change(
         if vectors_unchanged and before.matrices == after.matrices:
             return "resized", f"has the same weights with a resized vocabulary, {sizes}{adapted}"
         return "fine-tune", f"has changed weights, as a fine-tune has, and {sizes}{adapted}"
+    if first.adapter and not second.adapter and vectors_unchanged:
+        return "merged", "has changed matrices and no adapter, as once the adapter is merged in"
     if adapted and vectors_unchanged:
         return "adapter", f"has base weights that its adapter changed in part, {adapted.strip()}"
     if vectors_unchanged:

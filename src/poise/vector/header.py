@@ -8,6 +8,7 @@ from pydantic import Field
 
 from poise.model import Fingerprint, Model
 from poise.model.architecture import text_config
+from poise.model.forward_settings import ForwardSettings
 from poise.model.relation import ModelRelation, relate
 from poise.model.sketch import WeightSketch
 from poise.settings import Frozen, FrozenModel
@@ -35,6 +36,11 @@ class ModelId(FrozenModel):
         description="What fine-tunes and copies are known by; None in files of version 0.1.0.",
         exclude_if=lambda sketch: sketch is None,
     )
+    forward_settings: ForwardSettings | None = Field(
+        default=None,
+        description="What the forward pass depends on besides weights; None in older files, where it is not compared.",
+        exclude_if=lambda settings: settings is None,
+    )
 
     @classmethod
     def of(cls, model: Model) -> ModelId:
@@ -50,6 +56,7 @@ class ModelId(FrozenModel):
             template=f.template,
             model_type=str(getattr(text_config(model.lm.config), "model_type", "")),
             sketch=model.sketch,
+            forward_settings=model.forward_settings,
         )
 
     @property
@@ -61,7 +68,14 @@ class ModelId(FrozenModel):
 
     def relation(self, model: Model | ModelId) -> ModelRelation:
         """What another model is to this one."""
-        return relate(self.fingerprint, model.fingerprint, lambda: (self.sketch, self.sketch and model.sketch))
+        before = self.forward_settings
+        after = before and model.forward_settings
+        return relate(
+            self.fingerprint,
+            model.fingerprint,
+            lambda: (self.sketch, self.sketch and model.sketch),
+            (before, after) if before and after else None,
+        )
 
 
 class Header(FrozenModel):
