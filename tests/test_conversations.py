@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from poise.data import Conversation, RejectedRow, Rejections, Turn, last_user, open_data, turns
 from poise.data import formats as files
 from poise.data.tables import batch_rows
-from poise.data.turn_parsing import split_thought
+from poise.data.thoughts import split_thought
 from poise.errors import InvalidArgument, InvalidData, MissingExtra, SaveFailed
 
 Row = dict[str, Any]

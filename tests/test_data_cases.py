@@ -10,7 +10,7 @@ import pytest
 
 from poise.data import Conversation, open_data, turns
 from poise.data.readers import DataShape, read_row
-from poise.data.turn_parsing import split_thought
+from poise.data.thoughts import split_thought
 from poise.errors import InvalidData, InvalidRow
 from poise.screen.row_editor import replace_answers
 

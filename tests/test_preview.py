@@ -163,11 +163,13 @@ class TestShowRows:
     def test_of_tools_shows_the_template_s_own_form(self) -> None:
         template = (
             "{% for t in tools or [] %}[tool {{ t['function']['name'] }}]{% endfor %}{% for m in messages %}"
-            "{% for c in m.tool_calls or [] %}[call {{ c['function']['name'] }}]{% endfor %}"
+            "{% for c in m.tool_calls or [] %}{% set f = c['function'] %}"
+            "[call {{ f['name'] }} {{ f['arguments'] | tojson }}]{% endfor %}"
             "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
         )
         (weather,) = poise.show_rows([WEATHER], tokenizer(template)).answers
-        assert weather.prompt == "[tool get_weather][user]Weather?[call get_weather][assistant][tool]21C[assistant]"
+        call = '[call get_weather {"city": "Rome"}]'
+        assert weather.prompt == f"[tool get_weather][user]Weather?{call}[assistant][tool]21C[assistant]"
         assert weather.left_out == ("tool call without words",)
 
     def test_of_tools_that_the_template_cannot_show_says_so(self) -> None:

@@ -173,9 +173,11 @@ class TestTools:
     def test_are_the_template_s_own_where_it_knows_them(self) -> None:
         own = (
             "{% for t in tools or [] %}[tool {{ t['function']['name'] }}]{% endfor %}{% for m in messages %}"
-            "{% for c in m.tool_calls or [] %}[call {{ c['function']['name'] }}]{% endfor %}"
+            "{% for c in m.tool_calls or [] %}{% set f = c['function'] %}"
+            "[call {{ f['name'] }} {{ f['arguments'] | tojson }}]{% endfor %}"
             "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
         )
         tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]
         text = render_prompt(tokenizer(own), self.history, tools=tools)  # type: ignore[arg-type]
-        assert text == "[tool get_weather][user]Weather in Rome?[call get_weather][assistant][tool]21C[assistant]"
+        call = '[call get_weather {"city": "Rome"}]'
+        assert text == f"[tool get_weather][user]Weather in Rome?{call}[assistant][tool]21C[assistant]"

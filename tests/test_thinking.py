@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import thinking
 import tiny
-from poise.data.turn_parsing import split_thought
+from poise.data.thought_marks import REPLY_TAGS, THOUGHT_TAGS
+from poise.data.thoughts import locate_thought, split_thought
 from poise.engine import EngineOutput, GenerationRequest, SamplingParams
 from poise.engine.continuous import ContinuousEngine
 from poise.engine.detokenizer import Detokenizer
@@ -26,8 +27,8 @@ from poise.steer import Steering, SteeringExpression
 from thinking import ANSWERS, REPLY, THOUGHT
 
 FAMILIES = ("qwen3", "r1", "split", "harmony")
-THINK = ThoughtMarks(closings=("</think>",), channels=False, ids={1: "<think>", 2: "</think>"})
-CHANNELS = ThoughtMarks(closings=(), channels=True, ids={3: "<|end|>"})
+THINK = ThoughtMarks(channels=False, ids={1: "<think>", 2: "</think>"})
+CHANNELS = ThoughtMarks(channels=True, ids={3: "<|end|>"})
 GREEDY = SamplingParams(max_new_tokens=120, temperature=1.0)
 
 
@@ -112,6 +113,41 @@ class TestParts:
             assert (tracker.thought, tracker.reply) == (thought, reply)
             assert "".join(tracker.pieces) == text
 
+    @settings(max_examples=400, deadline=None)
+    @given(
+        pieces=st.lists(
+            st.one_of(
+                st.sampled_from(
+                    [mark for pair in (*THOUGHT_TAGS[:2], *THOUGHT_TAGS[-7:], *REPLY_TAGS) for mark in pair]
+                ),
+                st.sampled_from(["<think>", "</think>", "<THINK>", "<thinking>", "</thinking>"]),
+                st.sampled_from(
+                    ["<|channel|>analysis<|message|>", "<|start|>assistant", "<|end|>", "<|channel|>final"]
+                ),
+                st.text(st.sampled_from("ab .\n`\"'<>/|"), max_size=4),
+            ),
+            max_size=9,
+        ),
+        draws=st.randoms(use_true_random=False),
+    )
+    def test_of_any_mixture_are_those_of_the_text_at_once(self, pieces: list[str], draws: random.Random) -> None:
+        text = "".join(pieces)
+        thought, reply = split_thought(text)
+        cuts = sorted(draws.sample(range(len(text) + 1), draws.randrange(0, len(text) + 1)))
+        tokens = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        tracker = tracked(THINK, tokens)
+        assert (tracker.thought, tracker.reply) == (thought, reply)
+        assert "".join(tracker.pieces) == text
+        if tracker.unopened is None:  # nothing has been taken back: what was streamed is what there is
+            assert (
+                "".join(t for t, part in zip(tracker.texts, tracker.parts, strict=True) if part == "thought") in thought
+            )
+        sections = locate_thought(text)
+        for part, spans in (("thought", sections.thoughts), ("reply", sections.replies)):
+            inside = {n for start, end in spans for n in range(start, end)}
+            single = tracked(THINK, list(text))  # a token for each character
+            assert {n for n, own in enumerate(single.parts) if own == part} == inside
+
     def test_say_which_token_ended_a_thought_that_nothing_had_opened(self) -> None:
         assert tracked(THINK, ["was", " thought", "</thi", "nk>", "Four"]).unopened == 2
         assert tracked(THINK, ["<think>", "hm", "</think>", "Four"]).unopened is None
@@ -126,7 +162,7 @@ class TestParts:
 
     def test_of_a_model_without_marks_need_none_of_its_own(self) -> None:
         marks = ThoughtMarks.of(tiny.chatml())
-        assert (marks.closings, marks.channels) == ((), False)
+        assert (marks.ids, marks.channels) == ({}, False)
         assert tracked(marks, ["say </think>", " so"]).parts == ["reply", "reply"]
 
 

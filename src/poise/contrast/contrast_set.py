@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from poise.contrast.rollout import Response, ResponseRequest, ResponseStore
-from poise.data.turn_parsing import split_thought
+from poise.data.thoughts import split_thought
 from poise.engine import Engine, SamplingParams
 from poise.errors import InvalidTrait, TooFewResponses
 from poise.judge import Judge, Judgement

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from poise.data.messages import Message
-from poise.data.turn_parsing import ROLES, parse_call, split_thought
+from poise.data.turn_parsing import ROLES, parse_call, split_answer
 
 __all__ = ["has_markup", "parse_markup"]
 
@@ -133,7 +133,7 @@ def _parse_alpaca(text: str) -> list[Message] | None:
 def _message(role: str, text: str) -> Message:
     message: Message = {"role": role, "content": text.strip()}
     if role == "assistant":
-        thought, message["content"] = split_thought(message["content"])
+        thought, message["content"] = split_answer(message["content"], "an answer")
         if thought:
             message["thought"] = thought
     return message

@@ -32,7 +32,8 @@ from poise.data.recognition import (
     unwrap,
 )
 from poise.data.row_extras import add_row_thought, apply_loss_mask, tools_of
-from poise.data.turn_parsing import describe_type, excerpt, parse_turn, split_thought, text_of
+from poise.data.turn_parsing import describe_type, excerpt, parse_turn, split_answer, text_of
+from poise.data.turn_thoughts import join_thought_turns
 from poise.errors import InvalidArgument, InvalidData, InvalidRow
 
 __all__ = [
@@ -355,7 +356,7 @@ def _side_messages(value: Any, column: str, role: str) -> _Turns:
 def _plain_message(role: str, text: str) -> Message:
     message: Message = {"role": role, "content": text}
     if role == "assistant":
-        thought, message["content"] = split_thought(text)
+        thought, message["content"] = split_answer(text, "the answer")
         if thought:
             message["thought"] = thought
     return message
@@ -367,6 +368,7 @@ def _chat_messages(value: Any, column: str) -> _Turns:
         parsed = parse_turn(turn, f"turn {number}")
         turns.messages += parsed.messages
         turns.left_out += [(parsed.messages[-1], kind) for kind in parsed.left_out]
+    turns.messages = join_thought_turns(turns.messages)
     return turns
 
 

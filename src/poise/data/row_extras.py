@@ -8,7 +8,7 @@ from typing import Any
 from poise.data.loss_marks import LEARN_KEYS, MASK_KEYS, is_one, is_zero
 from poise.data.messages import Message
 from poise.data.recognition import RowColumns, as_list, find_column, is_text
-from poise.data.turn_parsing import THOUGHT_KEYS
+from poise.data.turn_thoughts import THOUGHT_KEYS
 from poise.errors import InvalidRow
 
 __all__ = ["add_row_thought", "apply_loss_mask", "thought_columns", "tools_of"]

@@ -7,13 +7,15 @@ is marked as not to be learnt keeps its place in the conversation and carries th
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from poise.data.loss_marks import is_learnt
 from poise.data.messages import Message
+from poise.data.thought_marks import begins_with_mark
+from poise.data.thoughts import locate_thought, split_thought
+from poise.data.turn_thoughts import HIDDEN_PART, is_thought_part, is_thought_turn, read_thought, thoughts_of_turn
 from poise.errors import InvalidRow
 
 __all__ = [
@@ -21,21 +23,17 @@ __all__ = [
     "ROLES",
     "ROLE_KEYS",
     "TEXT_KEYS",
-    "THOUGHT_KEYS",
-    "AnswerSections",
     "ParsedTurn",
     "describe_type",
     "excerpt",
-    "locate_thought",
     "parse_call",
     "parse_turn",
-    "split_thought",
+    "split_answer",
     "text_of",
 ]
 
 ROLE_KEYS = ("role", "from")
 TEXT_KEYS = ("content", "value", "parts", "text")
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -48,46 +46,9 @@ MEDIA = {
     **dict.fromkeys(("audio", "input_audio", "audio_url"), "audio"),
     **dict.fromkeys(("video", "video_url"), "video"),
     **dict.fromkeys(("file", "input_file", "document", "fileData", "file_data"), "file"),
-    "redacted_thinking": "hidden thought",
+    HIDDEN_PART: "hidden thought",
 }
-THOUGHT_TAGS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
-HARMONY = re.compile(
-    r"<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>(.*?)"
-    r"(?=<\|end\|>|<\|return\|>|<\|call\|>|<\|start\|>|<\|channel\|>|\Z)",
-    re.S,
-)
-HARMONY_HEAD = re.compile(r"\s*(?:<\|start\|>\s*assistant[^<]*)?<\|channel\|>")
-SOLUTION = re.compile(r"\A\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>)?\s*\Z", re.S)
-BLANKS = re.compile(r"\s*")
 EXCERPT = 80  # characters of a row's own text that a message repeats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerSections:
-    """Where the parts of one answer stand, as characters from and up to.
-
-    Attributes:
-        thoughts: Each thought, in order; one that is empty has no length.
-        replies: The reply, or each part of it that has a channel of its own.
-        marked: Whether there are marks of a thought or channels at all; without any, all of the answer is its reply.
-    """
-
-    thoughts: tuple[tuple[int, int], ...]
-    replies: tuple[tuple[int, int], ...]
-    marked: bool
-
-    @property
-    def thinks(self) -> bool:
-        """Whether there is a thought with words in it."""
-        return any(start < end for start, end in self.thoughts)
 
 
 @dataclass(slots=True)
@@ -136,13 +97,15 @@ def parse_turn(turn: Any, place: str) -> ParsedTurn:
     content = _Content()
     _add_content(content, _text_cell(turn, place), place)
     content.calls += _calls_of_turn(turn)
-    for thought_key in THOUGHT_KEYS:
-        if isinstance(turn.get(thought_key), str) and turn[thought_key].strip():
-            content.thoughts.append(turn[thought_key])
+    thoughts, hidden = thoughts_of_turn(turn)
+    content.thoughts += thoughts
+    content.left_out += hidden
+    if role == "assistant" and is_thought_turn(turn) and not content.calls:
+        content.thoughts, content.texts = [*content.thoughts, join_parts(content.texts)], []
     if role == "call":
         content.calls, content.texts = [*content.calls, _call_from_text("".join(content.texts))], []
         role = "assistant"
-    return ParsedTurn(_turn_messages(turn, role, content), content.left_out)
+    return ParsedTurn(_turn_messages(turn, role, content, place), content.left_out)
 
 
 def parse_call(name: Any, arguments: Any, call_id: Any = None) -> dict[str, Any]:
@@ -157,54 +120,18 @@ def parse_call(name: Any, arguments: Any, call_id: Any = None) -> dict[str, Any]
     return call | ({"id": str(call_id)} if call_id else {})
 
 
-def split_thought(text: str) -> tuple[str, str]:
-    """The thought at the head of an answer, and its reply.
+def split_answer(text: str, place: str) -> tuple[str, str]:
+    """The thought of an assistant's text, and its reply.
 
-    Known are ``<think>…</think>`` and its kin, an answer whose opening tag stood in the prompt (``…</think>``), one
-    that was cut off inside its thought, and the channels of the harmony format.
+    Raises:
+        InvalidRow: a mark in it may be a mark or a word.
     """
-    sections = locate_thought(text)
-    thought, reply = (
-        "\n\n".join(text[start:end] for start, end in spans if start < end)
-        for spans in (sections.thoughts, sections.replies)
-    )
-    return thought, reply
-
-
-def locate_thought(text: str) -> AnswerSections:
-    """Where in an answer its thoughts and its reply stand, the marks around them and their blanks left out."""
-    channels = list(HARMONY.finditer(text)) if HARMONY_HEAD.match(text) else []
-    if channels:
-        sides = ([m for m in channels if m[1] != "final"], [m for m in channels if m[1] == "final"])
-        thoughts, replies = ([_trimmed(text, *match.span(2)) for match in side] for side in sides)
-        return AnswerSections(thoughts=tuple(thoughts), replies=tuple(replies), marked=True)
-    thoughts, at = [], 0
-    for opening, closing in THOUGHT_TAGS:
-        while text.startswith(opening, begin := _after_blanks(text, at)):
-            begin += len(opening)
-            end = text.find(closing, begin)
-            thoughts.append(_trimmed(text, begin, end if end >= 0 else len(text)))
-            at = _after_blanks(text, end + len(closing)) if end >= 0 else len(text)
-        end = -1 if thoughts else text.find(closing)
-        if end >= 0 and opening not in text[:end]:
-            thoughts.append(_trimmed(text, 0, end))
-            at = _after_blanks(text, end + len(closing))
-    reply = (at, len(text))
-    if thoughts and (solution := SOLUTION.match(text[at:])):
-        reply = _trimmed(text, *(at + place for place in solution.span(1)))
-    return AnswerSections(thoughts=tuple(thoughts), replies=(reply,), marked=bool(thoughts))
-
-
-def _after_blanks(text: str, at: int) -> int:
-    match = BLANKS.match(text, at)
-    return match.end() if match else at
-
-
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """A stretch of text without blanks at its ends."""
-    stretch = text[start:end]
-    start += len(stretch) - len(stretch.lstrip())
-    return start, start + len(stretch.strip())
+    if unsure := locate_thought(text).unsure:
+        raise InvalidRow(
+            f"mark or word: {place} has {unsure}, which may close a thought or be talked about; quote it, or put "
+            "the thought under `reasoning_content`"
+        )
+    return split_thought(text)
 
 
 def text_of(value: Any, place: str) -> str:
@@ -246,15 +173,14 @@ def describe_type(value: Any) -> str:
     return names.get(type(value).__name__, "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content) -> list[Message]:
+def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content, place: str) -> list[Message]:
     text = join_parts(content.texts)
     messages: list[Message] = list(content.results)
     if content.results and role != "assistant" and not text.strip():
         return messages
     message: Message = {"role": role, "content": text}
     if role == "assistant":
-        thought, message["content"] = split_thought(text)
-        if thoughts := [*content.thoughts, *([thought] if thought else [])]:
+        if thoughts := _split_reply(message, content.thoughts, place):
             message["thought"] = "\n\n".join(thoughts)
         if content.calls:
             message["tool_calls"] = content.calls
@@ -266,6 +192,20 @@ def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content) -> lis
                 message[key] = turn[key]
     messages.append(message)
     return messages
+
+
+def _split_reply(message: Message, thoughts: Sequence[str], place: str) -> list[str]:
+    """Take the thought out of the words of an assistant's turn; all of its thoughts.
+
+    Words beside a thought that has a key or a part of its own are the reply as it stands, unless a thought opens them.
+    """
+    thoughts = [thought for thought in thoughts if thought.strip()]
+    text = message["content"]
+    if thoughts and not begins_with_mark(text):
+        return thoughts
+    thought, message["content"] = split_answer(text, place)
+    repeated = not thought or thought.strip() in ("\n\n".join(thoughts).strip(), *map(str.strip, thoughts))
+    return thoughts if repeated else [*thoughts, thought]
 
 
 def _text_cell(turn: Mapping[str, Any], place: str) -> Any:
@@ -303,8 +243,10 @@ def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
     kind = part.get("type")
     if not part.keys() - {"type"} and kind in (None, "text", "input_text", "output_text"):
         return
-    if thought := _thought_of(part, kind):
-        content.thoughts.append(thought)
+    if is_thought_part(part):
+        thoughts, hidden = read_thought(part)
+        content.thoughts += thoughts
+        content.left_out += hidden
     elif kind in ("tool_use", "tool_call", "function_call") or "toolUse" in part or "functionCall" in part:
         call = part.get("toolUse") or part.get("functionCall") or part.get("function") or part
         arguments: Any = next((call[key] for key in ("input", "args", "arguments") if key in call), {})
@@ -318,15 +260,6 @@ def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
         if text is None:
             raise InvalidRow(f"not text: {place} holds {excerpt(kind or ', '.join(map(str, part)))}")
         content.texts.append(text)
-
-
-def _thought_of(part: Mapping[str, Any], kind: Any) -> str:
-    if kind in ("thinking", "reasoning", "thought") or part.get("thought") is True or "reasoningContent" in part:
-        cell = part.get("reasoningContent", part)
-        cell = cell.get("reasoningText", cell) if isinstance(cell, Mapping) else cell
-        texts = [cell[key] for key in ("thinking", "reasoning", "text", "summary", "content") if cell.get(key)]
-        return text_of(texts[0], "a thought") if texts else ""
-    return ""
 
 
 def _result(part: Mapping[str, Any], content: _Content, place: str) -> Message:

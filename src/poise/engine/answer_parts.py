@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from poise.engine.detokenizer import Detokenizer
 from poise.model import Model
@@ -24,12 +25,11 @@ class AnswerParts:
         self.tokens: list[int] = []
         self.tracker = model.thought_marks.tracker(model.tokenizer, prompt)
         self._detokenizer = Detokenizer(model.tokenizer)
-        self._split_marks = not set(model.thought_marks.closings) <= set(model.thought_marks.ids.values())
 
     def add(self, token: int) -> None:
         """Add the next token."""
         self.tokens.append(token)
-        if self._split_marks or self.tracker.watching or token in self.model.thought_marks.ids:
+        if self.tracker.watching or self.model.thought_marks.may_mark(token):
             self.catch_up()
 
     def catch_up(self) -> None:
@@ -94,9 +94,18 @@ class AnswerParts:
 
     @property
     def reply_span(self) -> tuple[int, int]:
-        """The reply's tokens, from the first up to, not including, the last; none at the end where there is none."""
+        """The reply's tokens, from the first up to, not including, the last; none at the end where there is none.
+
+        None either where a thought stands amid the reply: one span would mix them.
+        """
         places = [place for place, part in enumerate(self.parts) if part == "reply"]
-        return (places[0], places[-1] + 1) if places else (len(self.tokens), len(self.tokens))
+        return (places[0], places[-1] + 1) if places and not self.divided else (len(self.tokens), len(self.tokens))
+
+    @property
+    def divided(self) -> bool:
+        """Whether a thought stands amid the reply."""
+        runs = [part for part, _ in groupby(part for part in self.parts if part != "mark")]
+        return runs.count("reply") > 1
 
 
 def answer_parts(model: Model, prompt: Sequence[int], ids: Sequence[int]) -> AnswerParts:

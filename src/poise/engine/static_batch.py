@@ -61,7 +61,7 @@ class StaticBatch:
         self.draws = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_new_tokens) for seed in seeds]
         self.sums = torch.zeros((len(prompts), model.layers, model.width), device=model.device) if keep_means else None
         self.summed = [0] * len(prompts)  # tokens in each row's sums
-        self.marked = [False] * len(prompts)  # rows whose sums know that there is a thought
+        self.resets = [0] * len(prompts)  # how often each row's sums were begun anew, since there is a thought
         self.weights: torch.Tensor | None = None  # float32 [B, 1], which rows' tokens the running pass adds to the sums
         self.decoding = False
         self.current = torch.empty(0)
@@ -155,8 +155,9 @@ class StaticBatch:
         assert self.sums is not None
         replies = [answer.part == "reply" for answer in answers]
         for at, (row, answer) in enumerate(zip(self.rows, answers, strict=True)):
-            if answer.marked and not self.marked[row]:
-                self.marked[row] = True
+            resets = answer.tracker.revision + answer.tracker.begins_marked
+            if resets > self.resets[row]:
+                self.resets[row] = resets
                 self.sums[at] = 0
                 self.summed[row] = 0
             self.summed[row] += replies[at] and self.finish[row] is None
@@ -203,7 +204,7 @@ class StaticBatch:
     def _finish_row(self, at: int, row: int, reason: Literal["stop", "length"]) -> None:
         self.finish[row] = reason
         self.answers[row].finish()
-        if self.sums is not None and self.summed[row]:
+        if self.sums is not None and self.summed[row] and not self.answers[row].divided:
             self.means[row] = (self.sums[at] / self.summed[row]).cpu()
 
     def _finish_all(self, reason: Literal["stop", "length"]) -> list[int]:

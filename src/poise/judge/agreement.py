@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.data.turn_parsing import split_thought
+from poise.data.thoughts import split_thought
 from poise.errors import InvalidArgument, InvalidExemplars
 from poise.judge.judgement import Judge
 from poise.statistics.estimates import Estimate, Statistic, auc, bootstrap, kappa, of_groups, pearson

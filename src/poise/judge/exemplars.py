@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
-from poise.data.turn_parsing import split_thought
+from poise.data.thoughts import split_thought
 from poise.errors import InvalidExemplars, MissingExtra
 from poise.judge.judgement import EMPTY, Judgement
 from poise.statistics.estimates import Estimate, auc_estimate

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from poise.arguments import check_choice, check_type
 from poise.data.messages import Message
-from poise.data.turn_parsing import locate_thought
+from poise.data.thoughts import locate_thought
 from poise.errors import InvalidArgument
 from poise.model.parts import Part
 from poise.model.rendering import Thinking, render_answer_prompt, render_prompt
@@ -118,7 +118,8 @@ def encode(
             with a thought it stands where a model that thinks would have written it.
 
     Raises:
-        InvalidArgument: no messages, or one without a known role or without content.
+        InvalidArgument: no messages, or one without a known role or without content; or a thought stands amid the
+            reply, and one of the two is to be read.
         UnsuitableModel: the template fails on the conversation, leaves words of it out, or has no switch for thinking.
     """
     check_messages(messages, template_text(tokenizer))
@@ -175,6 +176,12 @@ def render_answer(
         "thought": [span for span in sections.thoughts if span[0] < span[1]] or ((0, 0),),
         "both": ((prompt_end - len(prompt), len(answer)),),
     }[part]
+    others = sections.thoughts if part == "reply" else sections.replies if part == "thought" else ()
+    if any(spans[0][1] <= start < end <= spans[-1][0] for start, end in others):
+        raise InvalidArgument(
+            f"A thought stands amid the reply of the answer, so that no one span is its {part}; give the reply or the "
+            "thought alone, as poise.data splits them, or read `part` both."
+        )
     return RenderedAnswer(text, len(prompt) + spans[0][0], len(prompt) + spans[-1][1], prompt_end)
 
 

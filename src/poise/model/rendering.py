@@ -8,17 +8,30 @@ templates with channels the final one is taken.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from poise.data.messages import Message
-from poise.data.turn_parsing import THOUGHT_TAGS, AnswerSections, split_thought
+from poise.data.thought_marks import begins_with_mark
+from poise.data.thoughts import AnswerSections, split_thought
 from poise.errors import UnsuitableModel
-from poise.model.parts import OPEN_THOUGHT
+from poise.model.generation_header import AnswerHeader, strip_closed_thought
+from poise.model.template_check import check_structure
 
-__all__ = ["Effort", "Thinking", "fold_system", "has_thinking_switch", "render_answer_prompt", "render_prompt"]
+__all__ = [
+    "Effort",
+    "Thinking",
+    "fold_system",
+    "has_thinking_switch",
+    "opened_headers",
+    "render_answer_prompt",
+    "render_prompt",
+]
 
 Effort = Literal["minimal", "low", "medium", "high", "xhigh"]
 Thinking = bool | Effort
@@ -29,12 +42,27 @@ TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024"}
 THINKING_OFF: dict[str, Any] = {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
 THINKING_ON: dict[str, Any] = {"enable_thinking": True, "thinking": True}
 THINKING_KEY = re.compile(r"""\.thinking\b|['"]thinking['"]\s+in\s|\[['"]thinking['"]\]""")
-CLOSED_THOUGHT = re.compile(
-    "(?:" + "|".join(rf"{re.escape(opening)}\s*{re.escape(closing)}" for opening, closing in THOUGHT_TAGS) + r")\s*\Z"
-)
 HARMONY_HEADER, FINAL_CHANNEL = "<|start|>assistant", "<|channel|>final<|message|>"
 
 Content = Callable[[str], Any]
+
+
+@dataclass(slots=True)
+class TemplateFacts:
+    """What has been found out about a tokenizer's template.
+
+    Attributes:
+        template: The template.
+        headers: Headers of answers, by whether and how much the model is told to think.
+        structures: What it does to conversations, by how they are rendered and by their structure.
+    """
+
+    template: Any
+    headers: dict[Thinking, AnswerHeader] = field(default_factory=dict)
+    structures: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+_FACTS: WeakKeyDictionary[Any, TemplateFacts] = WeakKeyDictionary()
 
 
 def render_prompt(
@@ -87,9 +115,8 @@ def _render(
 ) -> str:
     if not tokenizer.chat_template:
         return _render_plain(tokenizer, messages, header=header)
-    options = TEMPLATE_OPTIONS | (THINKING_ON if thinking else THINKING_OFF)
-    options |= {"reasoning_effort": thinking} if isinstance(thinking, str) else {}
-    options |= {"tools": [dict(tool) for tool in tools]} if tools else {}
+    options = _options(thinking, tools)
+    known = _facts(tokenizer).structures
     complaints: list[str] = []
     cause: Exception | None = None
     for form in _forms(messages):
@@ -100,13 +127,61 @@ def _render(
                 cause = cause or error
                 complaints.append(str(error))
                 continue
-            if missing := _missing(form, text) or (content is _as_parts and _printed_parts(form, text)):
+            missing = _missing(form, text) or (content is _as_parts and _printed_parts(form, text))
+            if not missing:
+                way = json.dumps([options, content is _as_parts, header], sort_keys=True, default=str)
+                render = functools.partial(_apply, tokenizer, content=content, options=options, header=header)
+                missing = check_structure(form, render, known.setdefault(way, {}))
+            if missing:
                 complaints.append(missing)
                 continue
-            return _without_thinking(text) if header and not thinking else text
+            return _with_header(tokenizer, text, thinking) if header else text
     if tools:  # a template may fail on definitions that it does not expect
         return _render(tokenizer, messages, (), header=header, thinking=thinking)
     raise UnsuitableModel(f"The model's chat template cannot render this conversation: {complaints[0]}.") from cause
+
+
+def opened_headers(tokenizer: Any) -> dict[str, str]:
+    """Ends of prompts that leave a thought open with words in it, each with the mark that closes it."""
+    if not tokenizer.chat_template:
+        return {}
+    ends = {}
+    for thinking in (True, False):
+        header = answer_header(tokenizer, thinking)
+        if opened := header.opened(header.live):
+            ends[header.live[opened.start :]] = opened.closing
+    return ends
+
+
+def answer_header(tokenizer: Any, thinking: Thinking) -> AnswerHeader:
+    """What the template puts before an answer; found out once."""
+    headers = _facts(tokenizer).headers
+    if thinking not in headers:
+        options = _options(thinking, ())
+
+        def render(messages: Sequence[Message], header: bool) -> str:
+            try:
+                text = _apply(tokenizer, messages, _as_text, options, header=header)
+            except Exception:  # it may take parts alone
+                text = ""
+            missing = _missing(messages, text)
+            return _apply(tokenizer, messages, _as_parts, options, header=header) if missing else text
+
+        headers[thinking] = AnswerHeader.of(render)
+    return headers[thinking]
+
+
+def _facts(tokenizer: Any) -> TemplateFacts:
+    facts = _FACTS.get(tokenizer)
+    if facts is None or facts.template != tokenizer.chat_template:
+        facts = _FACTS[tokenizer] = TemplateFacts(tokenizer.chat_template)
+    return facts
+
+
+def _options(thinking: Thinking, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    options = TEMPLATE_OPTIONS | (THINKING_ON if thinking else THINKING_OFF)
+    options |= {"reasoning_effort": thinking} if isinstance(thinking, str) else {}
+    return options | ({"tools": [dict(tool) for tool in tools]} if tools else {})
 
 
 def render_answer_prompt(
@@ -129,10 +204,13 @@ def render_answer_prompt(
     if thinking:
         render_prompt(tokenizer, messages, tools=tools, thinking=thinking)  # refuses where there is no switch
     live = _render(tokenizer, messages, tools, header=True, thinking=(thinking or True) if sections.thinks else False)
-    return (_open_prompt(live, answer) if sections.marked else live), live
+    if not sections.marked or not tokenizer.chat_template:
+        return live, live
+    header = answer_header(tokenizer, (thinking or True) if sections.thinks else False)
+    return _open_prompt(live, answer, header), live
 
 
-def _open_prompt(prompt: str, answer: str) -> str:
+def _open_prompt(prompt: str, answer: str, header: AnswerHeader) -> str:
     """A prompt without the thought block at its end, or the final channel, for an answer that brings its own."""
     head = answer.lstrip()
     if head.startswith(("<|channel|>", "<|start|>")):
@@ -140,10 +218,10 @@ def _open_prompt(prompt: str, answer: str) -> str:
         return prompt.removesuffix(HARMONY_HEADER) if head.startswith("<|start|>") else prompt
     if prompt.endswith(HARMONY_HEADER):
         return prompt + FINAL_CHANNEL  # whose marks are not the template's
-    opened = OPEN_THOUGHT.search(prompt)
-    if opened and not answer.lstrip().startswith(opened[1]):
+    opened = header.opened(prompt)
+    if opened and not begins_with_mark(answer):
         return prompt  # the answer goes on in the thought
-    return prompt[: opened.start()] if opened else CLOSED_THOUGHT.sub("", prompt)
+    return prompt[: opened.start] if opened else strip_closed_thought(prompt)
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -243,14 +321,13 @@ def _printed_parts(messages: Sequence[Message], text: str) -> str:
     return "it prints content parts as they are" if any(form in text for form in forms) else ""
 
 
-def _without_thinking(text: str) -> str:
-    """The text with an opened thought block closed, or with the channel of the final answer."""
-    if opened := OPEN_THOUGHT.search(text):
-        closing = next(closing for opening, closing in THOUGHT_TAGS if opening == opened[1])
-        return f"{text[: opened.start()]}{opened[1]}\n\n{closing}\n\n"
-    if text.endswith(HARMONY_HEADER):
-        return text + FINAL_CHANNEL
-    return text
+def _with_header(tokenizer: Any, text: str, thinking: Thinking) -> str:
+    """The text with an opened thought closed, or with the channel of the final answer, unless the model is to think."""
+    header = answer_header(tokenizer, thinking)
+    header.check()
+    if thinking:
+        return text
+    return text + FINAL_CHANNEL if text.endswith(HARMONY_HEADER) else header.closed(text)
 
 
 def _render_plain(tokenizer: Any, messages: Sequence[Message], *, header: bool) -> str:

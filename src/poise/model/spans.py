@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from poise.data import Message, Turn
-from poise.data.turn_parsing import THOUGHT_TAGS
+from poise.data.thought_marks import REPLY_TAGS, THOUGHT_TAGS
 from poise.errors import UnsuitableModel
 from poise.model.chat_template import Encoded, Part, ask, template_text
 from poise.model.rendering import render_prompt
@@ -164,7 +164,8 @@ def with_thought(model: TextModel, turn: Turn) -> str:
         reply = f"<|start|>assistant{header('final')}{turn.answer}" if turn.answer else ""
         return f"{header('analysis')}{turn.thought}<|end|>{reply}"
     opening, closing = next((tags for tags in THOUGHT_TAGS if tags[0] in template), THOUGHT_TAGS[0])
-    return f"{opening}\n{turn.thought}\n{closing}\n\n{turn.answer}"
+    reply = next((mark for mark, _ in REPLY_TAGS if mark in template), "")
+    return f"{opening}\n{turn.thought}\n{closing}\n\n{reply}{turn.answer}"
 
 
 def learnt_end(ids: Sequence[int], end: int, ending: Sequence[int], part: Part = "reply") -> int:

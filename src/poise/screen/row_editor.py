@@ -12,7 +12,9 @@ from poise.data.chat_markup import has_markup
 from poise.data.readers import DataShape, read_row
 from poise.data.recognition import EXCHANGE_KEYS, as_list, chat_kind
 from poise.data.row_extras import thought_columns
-from poise.data.turn_parsing import TEXT_KEYS, THOUGHT_KEYS, parse_turn, split_thought
+from poise.data.thoughts import split_thought
+from poise.data.turn_parsing import TEXT_KEYS, parse_turn
+from poise.data.turn_thoughts import HIDDEN_PART, TURN_THOUGHT_KEYS, is_only_thought, is_thought_part, read_thought
 from poise.errors import InvalidRow
 
 __all__ = ["replace_answers"]
@@ -21,7 +23,6 @@ Replacements = Mapping[int, str]
 
 LONG = 8  # characters of an answer that are its own wherever they stand
 WORD = 3  # characters of an answer that are its own where they stand as a word of a text
-THOUGHT_PARTS = ("thinking", "redacted_thinking", "reasoning", "thought")
 
 
 def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replacements) -> dict[str, Any]:
@@ -98,16 +99,31 @@ def _in_chat(cell: Any, answers: Replacements, turn: int, replaced: list[str]) -
         edited, turn = _in_chat(rows, answers, turn, replaced)
         return {key: [row[key] for row in edited] for key in keys}, turn
     turns = []
-    for item in cell:
-        if any(message["role"] == "assistant" for message in parse_turn(item, f"turn {turn}").messages):
+    answers_of = [
+        [message for message in parse_turn(item, f"turn {n}").messages if message["role"] == "assistant"]
+        for n, item in enumerate(cell, start=1)
+    ]
+    for item, mine, following in zip(cell, answers_of, [*answers_of[1:], []], strict=True):
+        if mine:
+            leads = bool(following) and is_only_thought(mine[-1])  # it is a part of the turn that follows
             if (answer := answers.get(turn)) is not None:
+                replaced += _thoughts(item) if not leads else [mine[-1]["thought"].strip()]
+                if leads:
+                    continue
                 texts = {key: _edit_text(item[key], answer, replaced) for key in TEXT_KEYS if item.get(key) is not None}
-                thoughts = [key for key in THOUGHT_KEYS if key in item]  # they led to the answer that is gone
-                replaced += [item[key].strip() for key in thoughts if isinstance(item[key], str)]
-                item = {**item, **texts, **dict.fromkeys(thoughts)}
-            turn += 1
+                item = {**item, **texts, **dict.fromkeys(_thought_keys(item))}
+            turn += not leads
         turns.append(item)
     return turns, turn
+
+
+def _thought_keys(item: Mapping[str, Any]) -> list[str]:
+    """A turn's keys of the thought that led to its answer."""
+    return [key for key in item if str(key).strip().lower() in TURN_THOUGHT_KEYS]
+
+
+def _thoughts(item: Mapping[str, Any]) -> list[str]:
+    return [text.strip() for key in _thought_keys(item) for text in read_thought(item[key])[0]]
 
 
 def _in_exchanges(
@@ -130,8 +146,7 @@ def _edit_text(old: Any, new: str | None, replaced: list[str]) -> Any:
         return new
     if not isinstance(old, list):
         return new
-    thoughts = (part.get(key) for part in old if _is_thought(part) for key in (*THOUGHT_KEYS, "text"))
-    replaced += [text.strip() for text in thoughts if isinstance(text, str)]
+    replaced += [text.strip() for part in old if _is_thought(part) for text in read_thought(part)[0]]
     old = [part for part in old if not _is_thought(part)]  # it led to the answer that is gone
     texts = [part.get("text", "") if isinstance(part, Mapping) else str(part) for part in old]
     replaced.append("".join(map(str, texts)).strip())
@@ -155,7 +170,7 @@ def _edit_text(old: Any, new: str | None, replaced: list[str]) -> Any:
 
 def _is_thought(part: Any) -> bool:
     """Whether a part of an answer is the thought before it, which goes with the answer."""
-    return isinstance(part, Mapping) and (part.get("type") in THOUGHT_PARTS or bool(part.get("thought")))
+    return is_thought_part(part) or (isinstance(part, Mapping) and part.get("type") == HIDDEN_PART)
 
 
 def _repeats(value: Any, replaced: Sequence[str], questions: Sequence[str]) -> bool:

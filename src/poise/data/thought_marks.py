@@ -1,0 +1,105 @@
+"""The marks that models and data sets put around a thought, and whether one in a text is a mark or a word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["REPLY_TAGS", "THOUGHT_TAGS", "OpenMark", "begins_with_mark", "closing_of", "open_mark"]
+
+THOUGHT_TAGS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<thoughts>", "</thoughts>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<scratchpad>", "</scratchpad>"),
+    ("<reflection>", "</reflection>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|think|>", "<|/think|>"),
+    ("<|thinking|>", "<|/thinking|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<unused94>thought", "<unused95>"),
+)
+REPLY_TAGS = (("<|begin_of_solution|>", "<|end_of_solution|>"), ("<|START_RESPONSE|>", "<|END_RESPONSE|>"))
+CHANNEL, MESSAGE, START, FINAL = "<|channel|>", "<|message|>", "<|start|>", "final"
+HEADER_MARKS = (START, CHANNEL, MESSAGE)
+BODY_ENDS = ("<|end|>", "<|return|>", "<|call|>", START, CHANNEL)
+HEADER_HEADS = (START, CHANNEL, *(f"{name}{MESSAGE}" for name in ("analysis", "commentary", FINAL)))
+CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)|\A\s*(?=\w)(\w+)\s*\Z")
+OPEN_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>\s*\Z")
+
+CLOSINGS = {opening.lower(): closing.lower() for opening, closing in THOUGHT_TAGS}
+REPLY_ENDS = {opening.lower(): end.lower() for opening, end in REPLY_TAGS}
+HEAD_MARKS = (*CLOSINGS, *REPLY_ENDS, *HEADER_HEADS)
+MARKS = (*CLOSINGS, *CLOSINGS.values(), *REPLY_ENDS.values())
+
+
+def _any_of(marks: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))), re.IGNORECASE | re.ASCII)
+
+
+ANY_OPENING, ANY_HEAD, ANY_MARK = _any_of([*CLOSINGS]), _any_of(HEAD_MARKS), _any_of(MARKS)
+CLOSING = {closing: _any_of([closing]) for closing in CLOSINGS.values()}
+OPENING = {closing: _any_of([opening]) for opening, closing in CLOSINGS.items()}
+OPEN_MARK = re.compile(rf"({ANY_OPENING.pattern})[ \t]*\n*\Z", re.IGNORECASE | re.ASCII)
+FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.M)
+QUOTE_BEFORE = re.compile(r"(?:\A|\W)[rbf]{0,2}['‘“«]\Z", re.IGNORECASE)
+AMID_BEFORE, AMID_AFTER = re.compile(r"(?:[\w,;][ \t]|[(\[{/])\Z"), re.compile(r"[ \t.,;:!?/)\]}]|\Z")
+
+
+class OpenMark(NamedTuple):
+    """A mark that opens a thought, where it begins in a text, and the one that closes it."""
+
+    start: int
+    opening: str
+    closing: str
+
+
+def open_mark(text: str) -> OpenMark | None:
+    """The mark of a thought that a text ends in."""
+    match = OPEN_MARK.search(text)
+    return OpenMark(match.start(), match[1], closing_of(match[1])) if match else None
+
+
+def begins_with_mark(text: str) -> bool:
+    """Whether a text begins with a mark that opens a thought, or a channel."""
+    return bool(ANY_HEAD.match(text.lstrip()))
+
+
+def closing_of(opening: str) -> str:
+    """The mark that closes a thought which this one opens, in any case of letters."""
+    return dict(THOUGHT_TAGS).get(opening) or CLOSINGS[opening.lower()]
+
+
+def is_amid(before: str, text: str, end: int) -> bool:
+    """Whether a mark that ends there in a text, after that other text, stands amid a sentence as a word does."""
+    return bool(AMID_BEFORE.search(before) and AMID_AFTER.match(text, end))
+
+
+def is_quoted(before: str) -> bool:
+    """Whether what follows this text of a reply is in code or between quotation marks."""
+    line = before.rpartition("\n")[2]
+    quoted = line.count("`") % 2 or line.count('"') % 2 or QUOTE_BEFORE.search(line)
+    return bool(quoted or len(FENCE.findall(before)) % 2)
+
+
+def first_of(text: str, marks: Sequence[str]) -> tuple[int, str]:
+    """Where the first of these marks stands, and which it is; an empty one where there is none."""
+    places = [(at, mark) for mark in marks if (at := text.find(mark)) >= 0]
+    return min(places, default=(len(text), ""))
+
+
+def certain_length(text: str, marks: Sequence[str], *, blanks: bool) -> int:
+    """Characters that do not begin a mark, nor, with ``blanks``, the blanks before one."""
+    tail = text[-max(map(len, marks)) :].lower()
+    held = max((n for mark in marks for n in range(1, len(mark)) if tail.endswith(mark[:n])), default=0)
+    certain = text[: len(text) - held]
+    return len(certain.rstrip() if blanks else certain)
