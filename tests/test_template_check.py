@@ -1,0 +1,228 @@
+"""Templates: every text is there once and in order, whatever the words are; and no header leaves a thought open."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+import poise
+import tiny
+from poise.data.messages import Message
+from poise.errors import UnsuitableModel
+from poise.model import Model, ask, render_prompt, wrap
+from poise.model.chat_template import encode
+
+HEADER = "{% if add_generation_prompt %}<A>{% endif %}"
+CALLS = "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | tojson }}]{% endfor %}"
+
+
+def loop(body: str, messages: str = "messages", header: str = HEADER) -> str:
+    return "{% for m in " + messages + " %}<{{ m.role }}>" + body + "{% endfor %}" + header
+
+
+PLAIN = loop("{{ m.content }}")
+PARTS = loop("{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}")
+
+
+def tokenizer(template: str) -> Any:
+    made = copy.deepcopy(tiny.chatml())
+    made.chat_template = template
+    return made
+
+
+def dialogue(*texts: str) -> list[Message]:
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+RECURRING = dialogue("no", "ok", "ok, no")
+
+
+class TestStructure:
+    @pytest.mark.parametrize("messages", [RECURRING, dialogue("Yes or no?", "Yes", "Sure? Yes or no?")])
+    @pytest.mark.parametrize(
+        ("template", "complaint"),
+        [
+            (loop("{{ m.content }}", "messages[-1:]"), r"leaves out the words of turn 1 \(user\)"),
+            (loop("{{ m.content }}", "[messages[0], messages[-1]]"), r"leaves out the words of turn 2 \(assistant\)"),
+            (loop("{% if loop.last %}{{ m.content }}{% endif %}"), r"leaves out the words of turn 1 \(user\)"),
+            (loop("{{ m.content }}", "messages | reverse"), "puts turn 2 before turn 1"),
+            (
+                "{% for m in messages if m.role == 'user' %}<u>{{ m.content }}{% endfor %}"
+                "{% for m in messages if m.role == 'assistant' %}<a>{{ m.content }}{% endfor %}" + HEADER,
+                "puts turn 3 before turn 2",
+            ),
+            (loop("{{ m.content }}{{ m.content }}"), r"repeats the words of turn 1 \(user\)"),
+            (loop("{{ m.content | lower }}"), r"leaves out the words of turn 1 \(user\)"),
+            (loop("{{ m.content[:5] }}"), r"leaves out the words of turn [13] \(user\)"),
+            (PARTS.replace("in messages", "in messages[-1:]"), r"leaves out the words of turn 1 \(user\)"),
+        ],
+    )
+    def test_that_is_not_kept_is_refused_whatever_the_words(
+        self, template: str, complaint: str, messages: list[Message]
+    ) -> None:
+        with pytest.raises(UnsuitableModel, match=f"it {complaint}"):
+            render_prompt(tokenizer(template), messages)
+
+    def test_is_not_taken_from_words_that_the_template_writes(self) -> None:
+        template = loop("{% if loop.last %}{{ m.content }}{% endif %}")
+        with pytest.raises(UnsuitableModel, match=r"leaves out the words of turn 1 \(user\)"):
+            render_prompt(tokenizer(template), dialogue("user", "assistant", "Q"))
+
+    def test_is_asked_of_each_structure(self) -> None:
+        late = loop("{% if not (loop.index0 == 2 and not loop.last) %}{{ m.content }}{% endif %}")
+        made = tokenizer(late)
+        assert render_prompt(made, RECURRING) == "<user>no<assistant>ok<user>ok, no<A>"
+        with pytest.raises(UnsuitableModel, match=r"leaves out the words of turn 3 \(user\)"):
+            render_prompt(made, dialogue("a", "b", "a", "b", "c"))
+
+    @pytest.mark.parametrize(
+        ("template", "text"),
+        [
+            (PLAIN, "<system>S<user>no<assistant>ok<user>ok, no<A>"),
+            (PARTS, "<system>S<user>no<assistant>ok<user>ok, no<A>"),
+            (
+                "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+                "{% for m in messages if m.role == 'system' %}<sys>{{ m.content }}{% endfor %}" + HEADER,
+                "<user>no<assistant>ok<user>ok, no<sys>S<A>",
+            ),
+            (
+                "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}{% endif %}"
+                "<{{ m.role }}>{{ m.content | trim }}{% endfor %}" + HEADER,
+                "<user>S\n\nno<assistant>ok<user>ok, no<A>",
+            ),
+            ("<d>{{ date_string }}</d>" + PLAIN, "<d>26 Jul 2024</d><system>S<user>no<assistant>ok<user>ok, no<A>"),
+        ],
+        ids=["plain", "parts", "system last", "no system", "date"],
+    )
+    def test_that_is_kept_passes(self, template: str, text: str) -> None:
+        assert render_prompt(tokenizer(template), [{"role": "system", "content": "S"}, *RECURRING]) == text
+
+    def test_is_kept_by_templates_that_let_earlier_thoughts_go(self) -> None:
+        template = loop("{{ m.content.split('</think>')[-1] }}")
+        turns = dialogue("a", "<think>hm</think>a", "a")
+        assert render_prompt(tokenizer(template), turns) == "<user>a<assistant>a<user>a<A>"
+
+
+class TestToolCalls:
+    words = '<tool_call>\n{"name": "f", "arguments": {"city": "Rome"}}\n</tool_call>'
+
+    def history(self, name: str = "f", result: str = "12") -> list[Any]:
+        call = {"type": "function", "id": "1", "function": {"name": name, "arguments": {"city": "Rome"}}}
+        return [
+            *dialogue("Q"),
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": result, "tool_call_id": "1"},
+        ]
+
+    @pytest.mark.parametrize(
+        ("body", "name", "result"),
+        [
+            ("{{ m.content }}{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}", "f", "12"),
+            ("{{ m.content }}{% if m.tool_calls %}[calls]{% endif %}", "f", "12"),
+            ("{{ m.content }}", "f", "12"),
+            ("{{ m.content }}", "assistant", "12"),
+            ("{% if m.role != 'tool' %}{{ m.content }}{% endif %}" + CALLS, "f", "Rome"),
+            ("{{ m.content }}" + CALLS + CALLS, "f", "12"),
+        ],
+        ids=["arguments", "calls", "all", "a name that is a word", "a result that is a word", "twice"],
+    )
+    def test_that_are_lost_are_words(self, body: str, name: str, result: str) -> None:
+        text = render_prompt(tokenizer(loop(body)), self.history(name, result))
+        call = self.words.replace('"f"', f'"{name}"')
+        assert text == f"<user>Q<assistant>{call}<user><tool_response>\n{result}\n</tool_response><A>"
+
+    def test_that_are_shown_are_the_template_s(self) -> None:
+        text = render_prompt(tokenizer(loop("{{ m.content }}" + CALLS)), self.history())
+        assert text == '<user>Q<assistant>[f {"city": "Rome"}]<tool>12<A>'
+
+    def test_of_mistral_keep_nine_signs_in_their_ids(self) -> None:
+        check = (
+            "{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}{{ raise_exception('id') }}"
+            "{% endif %}{% endfor %}"
+        )
+        history = self.history()
+        history[1]["tool_calls"][0]["id"] = history[2]["tool_call_id"] = "abcdefghi"
+        text = render_prompt(tokenizer(loop("{{ m.content }}" + check + CALLS)), history)
+        assert text == '<user>Q<assistant>[f {"city": "Rome"}]<tool>12<A>'
+
+
+def opening(mark: str, shown: str = "") -> str:
+    """A template whose header ends in a mark that its assistant's turns do not have, or have closed."""
+    return (
+        "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}" + shown + "{% endif %}{{ m.content }}"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>" + mark + "{% endif %}"
+    )
+
+
+class TestHeaders:
+    @pytest.mark.parametrize(
+        ("mark", "closed"),
+        [
+            ("<think>", "<think>\n\n</think>\n\n"),
+            ("<think>\n", "<think>\n\n</think>\n\n"),
+            ("<THINK>", "<THINK>\n\n</think>\n\n"),
+            ("<seed:think>", "<seed:think>\n\n</seed:think>\n\n"),
+            ("<|START_THINKING|>", "<|START_THINKING|>\n\n<|END_THINKING|>\n\n"),
+            ("<|channel>thought\n", "<|channel>thought\n\n<channel|>\n\n"),
+            ("<|inner_prefix|>", "<|inner_prefix|>\n\n<|inner_suffix|>\n\n"),
+            ("<longcat_think>", "<longcat_think>\n\n</longcat_think>\n\n"),
+            ("<think>\n<thinking>", "<think>\n\n</think>\n\n"),
+            ("<think>Okay, ", "<think>\n\n</think>\n\n"),
+            ("<think>skip</think>", "<think>skip</think>"),
+            ("{% if mode|default('on') == 'on' %}<|think|>{% endif %}", "<|think|>\n\n<|/think|>\n\n"),
+        ],
+    )
+    def test_that_open_a_thought_close_it(self, mark: str, closed: str) -> None:
+        made = tokenizer(opening(mark))
+        assert render_prompt(made, ask("Q")) == f"<user>Q<assistant>{closed}"
+        rows = [{"prompt": "Q", "response": text} for text in ("rep", "<think>th</think>rep")]
+        for answer in poise.show_rows(rows, made).answers:
+            assert (answer.prompt, answer.text) == (f"<user>Q<assistant>{closed}", "rep")
+
+    @pytest.mark.parametrize(
+        ("mark", "shown"),
+        [
+            ("<seed:think>", "<seed:think></seed:think>"),
+            ("<|channel>thought\n", "<|channel>thought\n<channel|>"),
+            ("<hm>", "<hm></hm>"),
+            ("<turn>", "<turn>[final]"),
+            ("<think>\n", "<think>\n\n</think>\n\n"),
+        ],
+    )
+    def test_are_closed_as_the_template_closes_them(self, mark: str, shown: str) -> None:
+        assert render_prompt(tokenizer(opening(mark, shown)), ask("Q")) == f"<user>Q<assistant>{shown}"
+
+    def test_of_a_model_that_thinks_by_itself_stay(self) -> None:
+        made = tokenizer(opening("", "<think>\n\n</think>\n\n"))
+        assert render_prompt(made, ask("Q")) == "<user>Q<assistant>"
+
+    @pytest.mark.parametrize("mark", ["<hm>", "<|deliberate|>", "<think>a</think><hm>", "Sure, "])
+    def test_that_end_in_what_no_answer_has_are_refused(self, mark: str) -> None:
+        extra = mark.replace("<think>a</think>", "").strip()
+        with pytest.raises(UnsuitableModel) as refused:
+            render_prompt(tokenizer(opening(mark)), ask("Q"))
+        assert str(refused.value) == (
+            f"The model's chat template puts {extra!r} before an answer that is to come and before none that it is "
+            "given: it may open a thought, inside of which replies would be read. Give the tokenizer a chat template "
+            "whose header ends as its assistant's turns begin."
+        )
+
+    def test_with_words_in_an_open_thought_are_known_live(self) -> None:
+        model: Model = wrap(tiny.lm(), tokenizer(opening("<think>Okay, ")), name="tiny")
+        prompt = model.tokenizer("<user>Q<assistant><think>Okay, ", add_special_tokens=False)["input_ids"]
+        tracker = model.thought_marks.tracker(model.tokenizer, prompt)
+        for piece in ("so", "</think>", "b"):
+            tracker.add(0, piece)
+        tracker.finish()
+        assert (tracker.thought, tracker.reply) == ("so", "b")
+        closed = model.tokenizer("<user>Q <think>Okay, <assistant>", add_special_tokens=False)["input_ids"]
+        assert model.thought_marks.tracker(model.tokenizer, closed).part == "reply"
+
+    @pytest.mark.parametrize("answer", ["<think>th</think>rep", "<seed:think>th</seed:think>rep", "th</think>rep"])
+    def test_make_way_for_a_thought_that_brings_its_mark(self, answer: str) -> None:
+        made = tokenizer(opening("<think>Okay, "))
+        text = made.decode(encode(made, ask("Q"), answer).ids)
+        before = "<think>Okay, " if answer.startswith("th") else ""
+        assert text == f"<user>Q<assistant>{before}{answer}"
