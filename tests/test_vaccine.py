@@ -13,14 +13,14 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 import tiny
 from poise import vector as vectors
 from poise.errors import HookDidNotFire, InvalidArgument, InvalidData, InvalidSteering, OtherModel
 from poise.model import Model
 from poise.steer import Steering, Term, steer_training
-from poise.steer.training import Positions, TrainingSteering
+from poise.steer.training import Positions
 from poise.train.examples import marking_collator
 from poise.train.vaccine_callback import VaccineCallback, vaccine_steering
 from poise.vector import PersonaVector
@@ -452,45 +452,6 @@ class TestOtherTrainers:
             norms.append(done.state.log_history[-1]["train_loss"])
         assert norms[0] != pytest.approx(norms[1], abs=1e-4)
 
-    def test_dpo_steers_the_policy_and_not_the_reference(
-        self, vector: PersonaVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        model = tiny.model("llama")
-        seen: list[tuple[bool, bool]] = []
-        change = TrainingSteering.change
-
-        def spy(learning: TrainingSteering, layer: int, h: torch.Tensor) -> torch.Tensor:
-            out = change(learning, layer, h)
-            if not learning._rehearsing:
-                seen.append((torch.is_grad_enabled(), out is not h))
-            return out
-
-        monkeypatch.setattr(TrainingSteering, "change", spy)
-        pairs = [{"prompt": f"Q{i}? ", "chosen": "yes indeed", "rejected": "no never"} for i in range(4)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            done = DPOTrainer(
-                model=model.lm,
-                args=DPOConfig(
-                    output_dir=str(tmp_path),
-                    max_steps=1,
-                    per_device_train_batch_size=2,
-                    use_cpu=True,
-                    bf16=False,
-                    report_to="none",
-                    save_strategy="no",
-                    disable_tqdm=True,
-                ),
-                train_dataset=Dataset.from_list(pairs),
-                processing_class=model.tokenizer,
-                peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
-                callbacks=[VaccineCallback(Steering.add(vector, coef=1.5, layer=2))],
-            )
-            done.remove_callback(PrinterCallback)
-            done.train()
-        assert (True, True) in seen
-        assert all(steered == graded for graded, steered in seen)
-
 
 class TestItRefuses:
     def test_a_vector_of_another_model(self, base: Model, tmp_path: Path) -> None:
@@ -511,8 +472,8 @@ class TestItRefuses:
 
     def test_to_go_on_where_a_step_was_not_steered(self, base: Model, vector: PersonaVector, tmp_path: Path) -> None:
         class LoseHooks(TrainerCallback):
-            def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-                base.blocks[2]._forward_hooks.clear()
+            def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+                base.lm.register_forward_pre_hook(lambda module, args: base.blocks[2]._forward_hooks.clear())
 
         callback = VaccineCallback(Steering.add(vector, coef=1.0, layer=2))
         with pytest.raises(HookDidNotFire, match="without the vaccine"):

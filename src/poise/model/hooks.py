@@ -1,13 +1,15 @@
 """Hooks on decoder blocks: the one place where a forward pass is listened to or changed.
 
-``observe`` hands out what blocks give, ``rewrite`` replaces it, and ``before_pass`` sees a pass's keyword arguments
-first. Each is a context manager: all hooks are set or none, and all come off whatever happens inside. Hooks run in the
-order in which they were set, so that an observer inside a ``rewrite`` block sees the rewritten states.
+``observe`` hands out what blocks give, ``rewrite`` replaces it, ``before_pass`` sees a pass's keyword arguments first,
+``around_pass`` is called when a pass begins and when it ends, and ``around_generation`` enters a context for the length
+of a generation. Each is a context manager: all hooks are set or none, and all come off whatever happens inside. Hooks
+run in the order in which they were set, so that an observer inside a ``rewrite`` block sees the rewritten states.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any
@@ -17,7 +19,18 @@ import torch
 from poise.errors import HookDidNotFire, InvalidArgument, UnsuitableModel
 from poise.model.language_model import Model
 
-__all__ = ["ChangeStates", "VisitStates", "before_pass", "checked_layers", "observe", "rewrite"]
+__all__ = [
+    "ChangeStates",
+    "VisitStates",
+    "around_generation",
+    "around_pass",
+    "before_pass",
+    "checked_layers",
+    "observe",
+    "rewrite",
+]
+
+GENERATING = ("generate", "generate_batch")  # transformers' methods that answer prompts
 
 VisitStates = Callable[[int, torch.Tensor], None]
 ChangeStates = Callable[[int, torch.Tensor], torch.Tensor]
@@ -109,6 +122,61 @@ def before_pass(model: Model, look: Callable[[dict[str, Any]], None]) -> Iterato
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def around_pass(model: Model, begin: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
+    """Call ``begin()`` before every pass through the model's blocks, and ``end()`` after it unless the pass failed.
+
+    A block that runs between the two is in its first run of the pass. Checkpointing runs it once more, in the backward
+    pass and so outside of them.
+
+    Raises:
+        UnsuitableModel: the pass is one of ``DataParallel``, whose replicas run at once in threads.
+    """
+
+    def before(module: Any, args: Any) -> None:
+        if getattr(module, "_is_replica", False):
+            raise UnsuitableModel(
+                f"{model.name} runs as several replicas in threads (DataParallel), which share one set of hooks; use "
+                "one GPU (CUDA_VISIBLE_DEVICES=0), or one process for each (accelerate launch, torchrun)."
+            )
+        begin()
+
+    def after(module: Any, args: Any, output: Any) -> None:
+        end()
+
+    backbone = model.backbone
+    with contextlib.ExitStack() as hooks:
+        hooks.callback(backbone.register_forward_pre_hook(before).remove)
+        hooks.callback(backbone.register_forward_hook(after).remove)
+        yield
+
+
+@contextlib.contextmanager
+def around_generation(model: Model, surround: Callable[[], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
+    """Enter ``surround()`` whenever the model generates inside the block."""
+    lm = model.lm.get_base_model() if hasattr(model.lm, "get_base_model") else model.lm
+    before = {name: lm.__dict__.get(name) for name in GENERATING if hasattr(lm, name)}
+
+    def surrounded(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def generate(*args: Any, **arguments: Any) -> Any:
+            with surround():
+                return method(*args, **arguments)
+
+        return generate
+
+    try:
+        for name in before:
+            lm.__dict__[name] = surrounded(getattr(lm, name))
+        yield
+    finally:
+        for name, method in before.items():
+            if method is None:
+                lm.__dict__.pop(name, None)
+            else:
+                lm.__dict__[name] = method
 
 
 def checked_layers(model: Model, layers: Sequence[int] | None) -> list[int]:

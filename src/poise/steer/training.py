@@ -1,14 +1,17 @@
-"""Steering while a model learns: the same operators, in the passes that gradients flow through and in no others.
+"""Steering while a model learns: the same operators, in the passes that are learnt from and in no others.
 
-Evaluation, generation and a frozen reference model's passes are left alone, since these run without gradients or in
-evaluation mode. Nothing is written into the model: what is saved has no trace of it.
+Which those are does not follow from gradient mode: checkpointing runs blocks without gradients in passes that are
+learnt from, and a policy's reference has to be read as the policy is. A trainer's passes are those of its training
+steps (``TrainingSteering.step``); in a loop of one's own a pass is learnt from if it begins in training mode with
+gradients.
+Nothing is written into the model: what is saved has no trace of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,59 +19,83 @@ from torch import nn
 
 from poise.errors import HookDidNotFire, InvalidSteering
 from poise.model import Fingerprint, Model
-from poise.model.hooks import before_pass, rewrite
+from poise.model.hooks import around_generation, around_pass, before_pass, rewrite
 from poise.steer.operators import OPERATORS, Operation
+from poise.steer.places import IGNORED, MARK, Positions, SteeredPlaces
 from poise.steer.steering import Steering
 from poise.vector import PersonaVector
 
-__all__ = ["IGNORED", "MARK", "Positions", "TrainingSteering", "check_base", "steer_training"]
+__all__ = ["IGNORED", "MARK", "Positions", "TrainingSteering", "check_base", "check_bases", "steer_training"]
 
-Positions = Literal["all", "response"]
-IGNORED = -100  # the label of a token that is not learnt from
-MARK = "vaccinated"  # what a batch calls the rows [B] that are to be steered, where that is not all of them
 LayerOperation = tuple[Operation, torch.Tensor, float]
 
 
 class TrainingSteering:
-    """What the hooks share: what is done at which layer, how strongly at this step, and where.
+    """What the hooks share: what is done at which layer, how strongly at this step, where, and in which passes.
 
     Attributes:
         strength: 0-dimensional float32, multiplies whatever is done; changed in place by ``set``, so that compiled
             passes see it.
-        fired: Layers whose hook has steered since ``begin``.
+        learnt_passes: Passes with gradients that were steered since the training step began.
+        compiled: Whether blocks run compiled, so that they keep no record of having been steered.
     """
 
     def __init__(self, model: Model, steering: Steering, positions: Positions, *, marked: bool) -> None:
-        self.model, self.positions, self.marked = model, positions, marked
+        self.model, self.places = model, SteeredPlaces(positions, marked=marked)
         self.strength = torch.ones((), device=model.device)
         self.works = _layer_operations(model, steering)
-        self.fired: set[int] = set()
-        self._rehearsing = False
-        self._mask: torch.Tensor | None = None
-
-    @property
-    def masked(self) -> bool:
-        """Whether a pass has positions that are left alone."""
-        return self.marked or self.positions == "response"
+        self.compiled = any(_is_compiled(module) for module in (model.lm, model.backbone, *model.blocks))
+        self.learnt_passes = 0
+        self._every_pass = self._generating = self._rehearsing = False
+        self._in_pass = self._steered_pass = False
+        self._fired: set[int] = set()
 
     def set(self, strength: float) -> None:
         """Do a share of it from now on: 1 is all, 0 nothing."""
         self.strength.fill_(strength)
 
-    def begin(self) -> None:
-        """Forget which layers were steered."""
-        self.fired.clear()
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Steer the passes inside the block that begin in training mode and with gradients."""
+        with (
+            rewrite(self.model, self.change, list(self.works), must_run=False),
+            before_pass(self.model, self._before_pass),
+            around_pass(self.model, self._begin_pass, self._end_pass),
+        ):
+            try:
+                yield
+            finally:
+                self._in_pass = False
+                self.places.forget()
+
+    @contextlib.contextmanager
+    def step(self, *, rollouts: bool = False) -> Iterator[None]:
+        """Steer every pass inside the block, which is a trainer's training step, with gradients or without.
+
+        So the passes that a policy is compared with (reference and old log-probabilities) are steered as it is.
+
+        Args:
+            rollouts: Whether the model is steered also while it generates.
+        """
+        self.learnt_passes = 0
+        generation = contextlib.nullcontext() if rollouts else around_generation(self.model, self._paused)
+        self._every_pass = True
+        try:
+            with self.hooked(), generation:
+                yield
+        finally:
+            self._every_pass = False
 
     def check(self) -> None:
-        """Every layer was steered since ``begin``.
+        """The last training step learnt from a pass that was steered.
 
         Raises:
-            HookDidNotFire: some were not; names them.
+            HookDidNotFire: it did not.
         """
-        if silent := sorted(set(self.works) - self.fired):
+        if not self.learnt_passes and not self.compiled:
             raise HookDidNotFire(
-                f"Layers {silent} of {self.model.name} were not steered in this training step: their blocks did not "
-                "run in training mode with gradients, so training would go on without the vaccine."
+                f"No pass of {self.model.name} with gradients was steered in this training step, so training would go "
+                "on without the vaccine: the trainer runs the blocks itself, or another model."
             )
 
     @torch.no_grad()
@@ -78,83 +105,89 @@ class TrainingSteering:
         Raises:
             HookDidNotFire: some block is not run by this model.
         """
-        self.begin()
         self._rehearsing = True
         modes = [(module, module.training) for module in self.model.lm.modules()]
         try:
             self.model.lm.eval()
-            self.model.backbone(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.model.device))
+            with self.hooked():
+                ids = torch.zeros((1, 2), dtype=torch.long, device=self.model.device)
+                self.model.lm(input_ids=ids, use_cache=False)
         finally:
             self._rehearsing = False
             for module, training in modes:
                 module.training = training
-        self.check()
-        self.begin()
+        self._check_fired()
 
     def change(self, layer: int, h: torch.Tensor) -> torch.Tensor:
         """The hidden states [B, T, d] of a block, steered where this pass is learnt from."""
         if self._rehearsing:
-            self.fired.add(layer)
+            self._fired.add(layer)
             return h
-        if not (self.model.blocks[layer].training and torch.is_grad_enabled()):
+        if not self._steers(layer):
             return h
-        if not torch.compiler.is_compiling():
-            self.fired.add(layer)
-        for operation, v, level in self.works[layer]:
+        if self._in_pass and not torch.compiler.is_compiling():
+            self._fired.add(layer)
+        strength = self.strength if self.strength.device == h.device else self.strength.to(h.device)
+        for operation, direction, level in self.works[layer]:
+            v = direction if direction.device == h.device else direction.to(h.device)
             full = v if operation == "add" else OPERATORS[operation](h.float(), v, torch.tensor(level, device=h.device))
-            delta = self.strength * full
-            if self.masked:
-                delta = delta * self._where(h)
+            delta = strength * full
+            if self.places.masked:
+                delta = delta * self.places.mask(h, in_pass=self._in_pass)
             h = h + delta.to(h.dtype)
         return h
 
-    def _where(self, h: torch.Tensor) -> torch.Tensor:
-        """Which positions [B, T, 1] of this pass are steered; a trainer may go around the marked model."""
-        if self._mask is None or self._mask.shape[:2] != h.shape[:2]:
-            known = "none" if self._mask is None else "x".join(map(str, self._mask.shape[:2]))
-            raise InvalidSteering(
-                f"Only some positions are to be steered, and this pass of {'x'.join(map(str, h.shape[:2]))} tokens "
-                f"came without its labels or marks (last seen: {known}); steer all positions of all rows."
-            )
-        return self._mask
+    def _steers(self, layer: int) -> bool:
+        """Whether a block's run is steered: as its pass is, or, if a backward pass runs it again, as the pass was."""
+        if self._generating:
+            return False
+        if self._every_pass:
+            return True
+        if self._in_pass:
+            return self._steered_pass
+        return self.model.blocks[layer].training and torch.is_grad_enabled()
 
-    def mark(self, arguments: dict[str, Any]) -> None:
-        """Before a pass of the whole model: where it is to be steered. The marks are not an input of the model."""
-        rows, labels = arguments.pop(MARK, None), arguments.get("labels")
-        if self.model.lm.training and torch.is_grad_enabled():
-            self._mask = self._places(arguments.get("input_ids", labels), labels, rows)
+    def _steers_pass(self) -> bool:
+        """Whether a pass that begins now is steered."""
+        if self._generating or self._rehearsing:
+            return False
+        return self._every_pass or (bool(self.model.lm.training) and torch.is_grad_enabled())
 
-    def _places(
-        self, ids: torch.Tensor | None, labels: torch.Tensor | None, rows: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """Which positions [B, T, 1] of a batch are steered; ``None`` for all."""
-        if self.marked and rows is None:
-            raise InvalidSteering(
-                f"Only marked rows are to be steered, and this batch has no `{MARK}`; use a collator from "
-                "`poise.train.examples.marking` with remove_unused_columns=False and no packing, or steer all rows."
+    def _before_pass(self, arguments: dict[str, Any]) -> None:
+        """Find where the pass is to be steered. The marks are not an input of the model."""
+        rows = arguments.pop(MARK, None)
+        if self._steers_pass():
+            self.places.announce(arguments, rows)
+
+    def _begin_pass(self) -> None:
+        self._in_pass, self._steered_pass = True, self._steers_pass()
+        if not torch.compiler.is_compiling():
+            self._fired.clear()
+        self.places.begin(learnt=self._steered_pass and torch.is_grad_enabled())
+
+    def _end_pass(self) -> None:
+        self._in_pass = False
+        if not self._steered_pass or torch.compiler.is_compiling():
+            return
+        if not self.compiled:
+            self._check_fired()
+        if torch.is_grad_enabled():
+            self.learnt_passes += 1
+
+    def _check_fired(self) -> None:
+        if silent := sorted(set(self.works) - self._fired):
+            raise HookDidNotFire(
+                f"Layers {silent} of {self.model.name} were not steered in this pass: their blocks did not run, so "
+                "training would go on without the vaccine."
             )
-        if rows is not None and not self.marked:
-            raise InvalidSteering(
-                f"This batch marks rows as `{MARK}`, and all are to be steered; say marked=True, or drop the column."
-            )
-        if not self.masked:
-            return None
-        if ids is None or (labels is None and self.positions == "response"):
-            raise InvalidSteering(
-                "Only response positions or marked rows are to be steered, and this trainer does not hand labels or "
-                "token ids to the model by name; steer positions='all' of all rows."
-            )
-        where = torch.ones_like(ids, dtype=torch.bool)
-        if labels is not None and self.positions == "response":
-            where = torch.ne(labels, IGNORED)
-        if rows is not None:
-            if len(rows) != len(where):
-                raise InvalidSteering(
-                    f"This batch has {len(rows)} marks for {len(where)} texts, as where pairs are learnt from; steer "
-                    "all rows."
-                )
-            where = where & rows.bool().unsqueeze(-1)
-        return where.unsqueeze(-1)
+
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[None]:
+        outer, self._generating = self._generating, True
+        try:
+            yield
+        finally:
+            self._generating = outer
 
 
 @contextlib.contextmanager
@@ -168,6 +201,9 @@ def steer_training(
 ) -> Iterator[TrainingSteering]:
     """Steer every pass inside the block that a model learns from (Chen et al. 2025, section 5.2).
 
+    Those are the passes that begin in training mode and with gradients, and what checkpointing runs again of them. For
+    a loop of one's own; trainers take ``poise.train.VaccineCallback``.
+
     Args:
         model: In training; PEFT-wrapped or not.
         steering: Plain terms: no conditions, no schedule by tokens.
@@ -177,22 +213,28 @@ def steer_training(
         allow_other_model: Use vectors that were computed on another model of the same shape.
 
     Yields:
-        ``Learning``; the strength starts at 1.
+        ``TrainingSteering``; the strength starts at 1.
 
     Raises:
         InvalidSteering: conditions, schedules, or terms that name the prompt.
         OtherModel: a vector does not belong to this model.
+        HookDidNotFire: a pass ended without running a block that is to be steered.
     """
-    for vector in {id(t.vector): t.vector for t in steering.terms}.values():
-        check_base(vector, model, allow_other_model=allow_other_model)
+    check_bases(model, steering, allow_other_model=allow_other_model)
     shared = TrainingSteering(model, steering, positions, marked=marked)
-    with rewrite(model, shared.change, list(shared.works), must_run=False), before_pass(model, shared.mark):
+    with shared.hooked():
         yield shared
 
 
 # Models that a vector was accepted for, by their first block: what is trained again is still the model that it was,
 # however far its weights have gone since.
 _trained_models: WeakKeyDictionary[nn.Module, set[Fingerprint]] = WeakKeyDictionary()
+
+
+def check_bases(model: Model, steering: Steering, *, allow_other_model: bool = False) -> None:
+    """Check the base of every vector of a steering, as ``check_base`` does."""
+    for vector in {id(t.vector): t.vector for t in steering.terms}.values():
+        check_base(vector, model, allow_other_model=allow_other_model)
 
 
 def check_base(vector: PersonaVector, model: Model, *, allow_other_model: bool = False) -> None:
@@ -207,8 +249,12 @@ def check_base(vector: PersonaVector, model: Model, *, allow_other_model: bool =
     seen.add(own)
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
 def _layer_operations(model: Model, steering: Steering) -> dict[int, list[LayerOperation]]:
-    """What is done at each layer, in working order, with directions [1, d] on the model's device."""
+    """What is done at each layer, in working order, with directions [1, d] on the device of its block."""
     out: dict[int, list[LayerOperation]] = {}
     for term, directions in zip(steering.terms, steering.directions(), strict=True):
         if term.when is not None or term.scheduled or term.phase == "prompt" or term.part != "reply":
@@ -218,6 +264,13 @@ def _layer_operations(model: Model, steering: Steering) -> dict[int, list[LayerO
             )
         for layer, v in directions.items():
             level = 0.0 if term.operation in ("add", "project_out") else term.value
-            out.setdefault(layer, []).append((term.operation, v.to(model.device, torch.float32).unsqueeze(0), level))
+            direction = v.to(_block_device(model, layer), torch.float32).unsqueeze(0)
+            out.setdefault(layer, []).append((term.operation, direction, level))
     order = list(OPERATORS)
     return {layer: sorted(works, key=lambda w: order.index(w[0])) for layer, works in sorted(out.items())}
+
+
+def _block_device(model: Model, layer: int) -> torch.device:
+    """Where a block runs: where its weights are, unless they are elsewhere until they are needed."""
+    weight = next(model.blocks[layer].parameters(), None)
+    return model.device if weight is None or weight.device.type in ("cpu", "meta") else weight.device

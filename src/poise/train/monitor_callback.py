@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from transformers import Trainer, TrainerCallback
 
 from poise import vector as vectors
 from poise.activations import project
-from poise.errors import HookDidNotFire, InvalidArgument
+from poise.errors import InvalidArgument
 from poise.model import ask
-from poise.model.hooks import before_pass, observe
+from poise.model.hooks import around_pass, before_pass, observe
 from poise.progress import quiet
 from poise.steer.training import IGNORED, check_base
+from poise.train.training_steps import find_trainer, release_training_steps, surround_training_steps
 from poise.train.vaccine_callback import wrap_trainer_model
 from poise.trait.library import evaluation_questions
 from poise.vector import Alarm, LayerDirection, PersonaVector
@@ -44,9 +45,8 @@ class PersonaMonitorCallback(TrainerCallback):
         batch: Read the batches too.
         stop: End the training when a trait's mean over the prompts passes the alarm that calibration set for prompts
             (the one of the lowest rate).
-        trainer: The trainer whose reports (TensorBoard, Weights & Biases, …) show the readings. Transformers does not
-            tell callbacks which trainer runs them; without it the readings are in ``state.log_history`` and in
-            ``history`` only.
+        trainer: The trainer whose reports (TensorBoard, Weights & Biases, …) show the readings; without it the readings
+            are in ``state.log_history`` and in ``history`` only.
         allow_other_model: Use vectors that were computed on another model of the same shape.
 
     Attributes:
@@ -90,7 +90,7 @@ class PersonaMonitorCallback(TrainerCallback):
         self.history: list[tuple[int, tuple[float, ...]]] = []
         self._trainer = trainer
         self._batch_projections: dict[int, list[torch.Tensor]] = {}
-        self._reading = contextlib.ExitStack()
+        self._reads_batches = self._learning_pass = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read the model as it is."""
@@ -100,8 +100,9 @@ class PersonaMonitorCallback(TrainerCallback):
         for vector in self.vectors:
             check_base(vector, self._model, allow_other_model=allow_other)
         self._encoded = [self._model.encode(ask(prompt)) for prompt in self.prompts]
-        with contextlib.suppress(HookDidNotFire):
-            self._reading.close()  # left over from a run that ended in the middle of a step
+        self._reads_batches = False
+        if self.batch:
+            surround_training_steps(find_trainer(state), self, self._training_step, inner=True)
         now = self._read()
         self.history = [(state.global_step, now)]
         logged = {key: value for line in state.log_history for key, value in line.items()}
@@ -111,14 +112,11 @@ class PersonaMonitorCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read this step's batches, if they are due."""
-        if self.batch and self._due(state.global_step + 1, state.max_steps):
-            self._batch_projections = {column: [] for column in range(len(self._probes))}
-            self._reading.enter_context(observe(self._model, self._visit, sorted({p.layer for p in self._probes})))
-            self._reading.enter_context(before_pass(self._model, self._find_trained_tokens))
+        self._reads_batches = self.batch and self._due(state.global_step + 1, state.max_steps)
+        self._batch_projections = {column: [] for column in range(len(self._probes))}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Read the prompts, log, and stop the training where a trait passes its alarm."""
-        self._reading.close()
         if not self._due(state.global_step, state.max_steps):
             return control
         now = self._read()
@@ -132,6 +130,11 @@ class PersonaMonitorCallback(TrainerCallback):
             control.should_training_stop = True
             control.should_save = args.save_strategy != "no"
         return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the trainer as it was."""
+        if self.batch:
+            release_training_steps(find_trainer(state), self)
 
     def _log(self, logs: dict[str, float], state: Any, control: Any) -> None:
         if self._trainer is None:
@@ -156,12 +159,31 @@ class PersonaMonitorCallback(TrainerCallback):
             lm.train(training)
         return tuple(torch.stack([v[-1] for v in values]).mean(0).tolist())
 
+    @contextlib.contextmanager
+    def _training_step(self) -> Iterator[None]:
+        """Around a training step: what its passes with gradients give is read, each once however it is checkpointed."""
+        if not self._reads_batches:
+            yield
+            return
+        with (
+            observe(self._model, self._visit, sorted({p.layer for p in self._probes})),
+            before_pass(self._model, self._find_trained_tokens),
+            around_pass(self._model, self._begin_pass, self._end_pass),
+        ):
+            yield
+
+    def _begin_pass(self) -> None:
+        self._learning_pass = torch.is_grad_enabled()
+
+    def _end_pass(self) -> None:
+        self._learning_pass = False
+
     def _find_trained_tokens(self, arguments: dict[str, Any]) -> None:
         labels = arguments.get("labels")
         self._trained_tokens = None if labels is None else labels != IGNORED
 
     def _visit(self, layer: int, h: torch.Tensor) -> None:
-        if not torch.is_grad_enabled():
+        if not self._learning_pass:
             return
         states = h.detach().flatten(0, 1) if self._trained_tokens is None else h.detach()[self._trained_tokens]
         for column, probe in enumerate(self._probes):
