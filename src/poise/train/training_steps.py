@@ -87,7 +87,7 @@ def surround_training_steps(
 
     Args:
         trainer: Has the callback; once it has not, or runs again, nothing is entered.
-        callback: Whose context it is.
+        callback: The callback that the context belongs to.
         enter: Makes the context.
         inner: Enter it after those that are not inner.
     """
