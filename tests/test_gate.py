@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from typer.testing import CliRunner
 
 import tiny
@@ -163,17 +164,24 @@ class TestALimit:
             assert found.high is not None
             return found.high - found.low
 
-        spread = float(np.std(AROUND_TWO)) / np.sqrt(len(AROUND_TWO))
-        assert width(0.99) == pytest.approx(2 * 2.576 * spread, rel=0.15)
-        assert width(0.5) == pytest.approx(2 * 0.674 * spread, rel=0.15)
+        spread = float(np.std(AROUND_TWO, ddof=1)) / np.sqrt(len(AROUND_TWO))
+        assert width(0.99) == pytest.approx(2 * stats.t.ppf(0.995, 10) * spread, rel=0.01)
+        assert width(0.5) == pytest.approx(2 * stats.t.ppf(0.75, 10) * spread, rel=0.01)
 
-    def test_on_one_question_has_no_interval_and_is_unsure(self, tmp_path: Path) -> None:
-        gated = held(tmp_path, "traits: {evil: {shift: 9}}", matrix=(cell([0.0]),))
-        assert (only(gated).outcome, gated.passed) == ("unsure", False)
+    def test_on_one_question_has_no_interval_and_is_only_indicative(self, tmp_path: Path) -> None:
+        gated = held(tmp_path, "unsure: pass\ntraits: {evil: {shift: 9}}", matrix=(cell([0.0]),))
+        assert (only(gated).outcome, gated.passed) == ("indicative", False)
+        assert "gives no interval" in only(gated).explanation
 
     def test_on_a_judged_score_is_in_points(self, tmp_path: Path) -> None:
-        gated = held(tmp_path, "traits: {evil: {judged: 5}}")
+        some = (judged(AROUND_TWO, before=estimate_mean([20.0] * 11)),)
+        gated = held(tmp_path, "traits: {evil: {judged: 30}}", judged=some)
         assert (only(gated).limit_of, gated.passed) == ("evil: judged score", True)
+
+    def test_on_a_judged_score_is_not_shown_kept_by_a_few_that_hardly_changed(self, tmp_path: Path) -> None:
+        few, many = (judged([0.5, -0.5] * n, before=estimate_mean([5.0] * 2 * n)) for n in (10, 20))
+        assert only(held(tmp_path, "traits: {evil: {judged: 10}}", judged=(few,))).outcome == "unsure"
+        assert only(held(tmp_path, "traits: {evil: {judged: 10}}", judged=(many,))).outcome == "kept"
 
     def test_on_perplexity_is_a_ratio(self, tmp_path: Path) -> None:
         nats = ability("perplexity", "perplexity", [2.0] * 30, [2.0 + np.log(1.2)] * 30)
@@ -188,6 +196,73 @@ class TestALimit:
     def test_on_accuracy_is_not_shown_kept_by_a_handful_of_equal_answers(self, tmp_path: Path) -> None:
         same = ability("mmlu", "accuracy", [1.0] * 10, [1.0] * 10)
         assert only(held(tmp_path, "capability: {mmlu: 0.02}", capability=(same,))).outcome == "unsure"
+
+
+class TestBothWays:
+    FALLEN = (cell([-60.0 + 0.1 * i for i in range(20)]),)
+
+    @pytest.mark.parametrize(
+        ("limit", "outcome", "words"),
+        [
+            ("2", "broken", "below the limit by -57 ["),
+            ("{most: 2}", "kept", "lies within"),
+            ("{least: -70, most: 2}", "kept", "lies within"),
+            ("{least: -59}", "unsure", "beyond the limit, which the 95 % interval includes: off by -0.05 ["),
+            ("{least: -59.1, most: 2}", "unsure", "within the lower limit, which"),
+            ("70", "kept", "lies within"),
+            ("-50", "kept", "lies within"),
+            ("-65", "broken", "beyond the limit by 5.95 ["),
+            ("0", "kept", "lies within"),
+        ],
+    )
+    def test_a_fall_is_held_against_the_limit_too(self, tmp_path: Path, limit: str, outcome: str, words: str) -> None:
+        check = only(held(tmp_path, f"traits: {{evil: {{shift: {limit}}}}}", matrix=self.FALLEN))
+        assert (check.outcome, words in check.explanation) == (outcome, True), check.explanation
+
+    def test_a_judged_fall_and_a_predicted_one_do_not_pass(self, tmp_path: Path) -> None:
+        fallen = (judged([-90.0, -88.0] * 10, before=estimate_mean([95.0] * 20)),)
+        assert only(held(tmp_path, "traits: {evil: {judged: 10}}", judged=fallen)).outcome == "broken"
+        said = {"evil": Estimate(value=-9.0, low=-9.5, high=-8.5, n=400)}
+        assert only(held(tmp_path, "traits: {evil: {predicted: 6}}", predicted=said)).outcome == "broken"
+        assert only(held(tmp_path, "traits: {evil: {predicted: {most: 6}}}", predicted=said)).outcome == "kept"
+
+    def test_better_abilities_are_no_fault(self, tmp_path: Path) -> None:
+        learnt = ability("mmlu", "accuracy", [0.0] * 100, [1.0] * 100)
+        assert only(held(tmp_path, "capability: {mmlu: 0.1}", capability=(learnt,))).outcome == "kept"
+
+    def test_reads_as_words(self, tmp_path: Path) -> None:
+        text = "traits: {evil: {shift: 2, judged: {least: -5}, predicted: {most: 3}}}"
+        assert [str(c.limit) for c in held(tmp_path, text).checks] == ["from -2 to 2", "at least -5", "at most 3"]
+
+
+class TestTheLeastN:
+    FEW = (cell([0.0, 0.1, 0.2]),)
+
+    def test_leaves_a_verdict_on_fewer_indicative_which_fails_whatever_it_is(self, tmp_path: Path) -> None:
+        for limit, beneath in ((9, "kept"), (0.05, "unsure"), (-5, "broken")):
+            gated = held(tmp_path, f"unsure: pass\ntraits: {{evil: {{shift: {limit}}}}}", matrix=self.FEW)
+            assert (only(gated).outcome, gated.passed) == ("indicative", False)
+            assert only(gated).explanation.startswith(f"{beneath} on fewer than the 10 of `min_n`: ")
+
+    def test_is_what_the_file_says(self, tmp_path: Path) -> None:
+        text = "min_n: {n}\ntraits: {{evil: {{shift: 9}}}}"
+        assert only(held(tmp_path, text.format(n=3), matrix=self.FEW)).outcome == "kept"
+        assert only(held(tmp_path, text.format(n=12))).outcome == "indicative"
+        with pytest.raises(InvalidSettings, match="line 1: min_n is 1; it must be at least 2"):
+            limits(tmp_path, text.format(n=1))
+
+    def test_counts_the_rows_of_a_prediction_and_the_questions_of_an_ability(self, tmp_path: Path) -> None:
+        said = {"evil": Estimate(value=3.0, low=2.5, high=3.5, n=9)}
+        assert only(held(tmp_path, "traits: {evil: {predicted: 9}}", predicted=said)).outcome == "indicative"
+        nats = ability("perplexity", "perplexity", [2.0] * 9, [2.0] * 9)
+        assert only(held(tmp_path, "capability: {perplexity: 1.1}", capability=(nats,))).outcome == "indicative"
+
+    def test_is_a_failure_for_machines_that_read(self, tmp_path: Path) -> None:
+        gated = held(tmp_path, "traits: {evil: {shift: 9}}", matrix=self.FEW)
+        suite = ElementTree.fromstring(junit_xml(gated))
+        assert suite.attrib["failures"] == "1"
+        assert suite.find(".//failure").attrib["type"] == "indicative"
+        assert "**indicative**" in markdown_summary(gated)
 
 
 class TestAPrediction:
@@ -247,7 +322,7 @@ class TestWhatIsMissing:
 
     def test_may_be_a_stated_share(self, tmp_path: Path) -> None:
         some = (judged(AROUND_TWO, missing_after=2),)
-        assert held(tmp_path, "missing: 0.2\ntraits: {evil: {judged: 9}}", judged=some).passed
+        assert held(tmp_path, "missing: 0.2\ntraits: {evil: {judged: 40}}", judged=some).passed
 
     def test_is_refused_before_it_costs_anything(self, tmp_path: Path) -> None:
         wanted = limits(tmp_path, "traits: {evil: {judged: 1}, kind: {shift: 1}}\ncapability: {mmlu: 0.1}")
@@ -267,6 +342,11 @@ class TestALimitsFile:
             ("traits:\n  evil: {shift: one}\n", "line 2: traits.evil.shift"),
             ("traits:\n  evil: {shift: true}\n", "line 2: traits.evil.shift"),
             ("traits:\n  evil: {shift: .nan}\n", "line 2: traits.evil.shift"),
+            ("traits:\n  evil: {shift: {}}\n", "line 2: traits.evil.shift needs least or most"),
+            ("traits:\n  evil: {shift: {most: a}}\n", "line 2: traits.evil.shift.most is 'a'"),
+            ("traits:\n  evil: {shift: {mots: 1}}\n", "line 2: traits.evil.shift.mots"),
+            ("traits:\n  evil: {shift: {least: 3, most: 1}}\n", "least must be below most"),
+            ("traits:\n  evil: {shift: one}\n", "is 'one'; it must be a number, or a mapping of least and most"),
             ("traits:\n  evil: {}\n", "needs shift, judged or predicted"),
             ("confidence: 95\ntraits: {evil: {shift: 1}}\n", "line 1: confidence"),
             ("unsure: maybe\ntraits: {evil: {shift: 1}}\n", "line 1: unsure"),
@@ -287,7 +367,7 @@ class TestALimitsFile:
 
 class TestTheSummaries:
     def test_of_markdown_has_a_row_a_limit_and_holds_hostile_names(self, tmp_path: Path) -> None:
-        text = markdown_summary(held(tmp_path, "traits: {evil: {shift: 1, judged: 9}}", name="a|b\n<img src=x>"))
+        text = markdown_summary(held(tmp_path, "traits: {evil: {shift: 1, judged: 40}}", name="a|b\n<img src=x>"))
         rows = [line for line in text.splitlines() if line.startswith("| a")]
         assert text.startswith("### Poise gate: failed: 1 of 2 limits")
         assert len(rows) == 2
@@ -295,7 +375,7 @@ class TestTheSummaries:
         assert "**broken**" in rows[0]
 
     def test_of_junit_count_what_fails_and_what_is_missing(self, tmp_path: Path) -> None:
-        text = "traits: {evil: {shift: 1, judged: 9}, kind: {shift: 1}}"
+        text = "traits: {evil: {shift: 1, judged: 40}, kind: {shift: 1}}"
         suite = ElementTree.fromstring(junit_xml(held(tmp_path, text, name="a\x00<b>")))
         assert {k: suite.attrib[k] for k in ("tests", "failures", "errors")} == {
             "tests": "3",

@@ -37,7 +37,7 @@ from poise.shift.capability import (
 from poise.shift.evaluation import load_tuned_model, model_digest, project_prompts
 from poise.shift.measure import ShiftSettings, TunedModel, finetuning_shift, read_predictions, shift
 from poise.shift.report import ShiftReport, estimate_change, load_report, save_report
-from poise.statistics.estimates import Estimate, bootstrap
+from poise.statistics.estimates import Estimate, mean_estimate
 from poise.steer import Steering
 from poise.storage.journal import Journal
 from poise.trait import OwnTrait, library
@@ -197,7 +197,7 @@ class TestTheShift:
             found = tuned.matrix[k]
             assert found.changes == pytest.approx(changes.tolist(), abs=1e-4)
             assert found.shift.value == pytest.approx(float(changes.mean()), abs=1e-4)
-            interval = bootstrap(lambda i, x=changes: x[i].mean(-1), len(changes))  # type: ignore[misc]
+            interval = mean_estimate(changes)
             assert (found.shift.low, found.shift.high) == pytest.approx((interval.low, interval.high), abs=1e-4)
         assert tuned.relation == "adapter"
 

@@ -123,7 +123,7 @@ def gate_command(
     """Hold what fine-tuning did, or its data would do, against limits: exit code 0 if all are kept, else 1.
 
     A limit is kept when the whole interval lies within it, broken when the whole interval lies beyond, and else unsure;
-    unsure fails unless the limits say otherwise. What is missing fails always.
+    unsure fails unless the limits say otherwise. What is missing, or measured on fewer units than min_n, fails always.
 
     In GitHub Actions the summary is also added to the page of the job.
     """
@@ -297,7 +297,8 @@ def _gate_json(result: GateResult) -> dict[str, Any]:
             {
                 "tuned": c.tuned,
                 "limit_of": c.limit_of,
-                "limit": c.limit,
+                "limit": c.limit.most,
+                "least": c.limit.least,
                 "measured": c.measured and c.measured.model_dump(),
                 "outcome": c.outcome,
                 "passed": c.passed,
@@ -319,7 +320,7 @@ def _show_gate(result: GateResult) -> None:
     for c in result.checks:
         style = "" if c.passed else "bold"
         measured = "–" if c.measured is None else format_estimate(c.measured, 3)
-        text = f"  {c.tuned}  {c.limit_of} {measured}, at most {c.limit:g}: {c.explanation}"
+        text = f"  {c.tuned}  {c.limit_of} {measured}, {c.limit}: {c.explanation}"
         lines.append(Text.assemble((c.outcome, style), text))
     render.show(lines)
     if not result.passed:

@@ -20,7 +20,7 @@ from poise.detector.kinds import DIRECTION_FITS, AnswerGroups, Features, fit_cur
 from poise.errors import InvalidArgument, TooFewResponses
 from poise.model import Encoded, Model, ask
 from poise.model.spans import AnswerSpan, answer_spans
-from poise.statistics.estimates import Estimate, auc, bootstrap, of_groups
+from poise.statistics.estimates import Estimate, grouped_auc_estimate
 from poise.storage.content_hash import content_key
 from poise.trait import ExemplarPair
 from poise.vector import Detector, DetectorFacts, PersonaVector
@@ -334,13 +334,11 @@ def _cross_validated(
 
 
 def _auc(data: DetectorData, with_trait: Features, without: Features, *, seed: int) -> Estimate:
-    """AUC over all answers, resampled by pair and by conversation."""
+    """AUC over all answers, its interval by pair and by conversation."""
     pairs = np.arange(len(data.positive))
     talk = len(pairs) + np.unique(np.array(data.talk_groups, dtype=int), return_inverse=True)[1]
-    scores = np.concatenate([with_trait, without])
-    labels = np.arange(len(scores)) < len(with_trait)
-    by_group, n = of_groups(lambda i: auc(scores[i], labels[i]), np.concatenate([pairs, pairs, talk]).astype(int))
-    return bootstrap(by_group, n, seed=seed)
+    negatives = np.concatenate([pairs, talk]).astype(int)
+    return grouped_auc_estimate(with_trait, without, (pairs, negatives), seed=seed)
 
 
 def _recall(with_trait: Features, without: Features) -> float | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from poise.data.thoughts import split_thought
 from poise.errors import InvalidArgument, InvalidExemplars
 from poise.judge.judgement import Judge
-from poise.statistics.estimates import Estimate, Statistic, auc, bootstrap, kappa, of_groups, pearson
+from poise.statistics.estimates import Estimate, Statistic, bootstrap, grouped_auc_estimate, kappa, of_groups, pearson
 from poise.trait import Trait, same_question
 
 __all__ = ["THRESHOLD", "Agreement", "LabelledAnswer", "check_agreement", "held_out", "read_labels"]
@@ -84,7 +84,7 @@ def check_agreement(
 
     return Agreement(
         judge=judge.name,
-        auc=estimate(lambda i: auc(scores[i], yes[i])),
+        auc=grouped_auc_estimate(scores[yes], scores[~yes], (question[yes], question[~yes]), seed=seed),
         kappa=estimate(lambda i: kappa(judged_yes[i], yes[i])),
         r=estimate(lambda i: pearson(scores[i], truth[i])),
         scored=len(scored),

@@ -62,7 +62,7 @@ class ExemplarJudge:
 
     Attributes:
         name: For reports.
-        cv_auc: How well unseen pairs are told apart: cross-validated by pair, bootstrapped by pair.
+        cv_auc: How well unseen pairs are told apart: cross-validated by pair, with its interval by pair.
         boundary: Learnt from all pairs.
         slope: Log-odds of a unit of distance, fitted on cross-validated distances; 0 where they show nothing.
         offset: Log-odds at the boundary.
@@ -81,7 +81,7 @@ class ExemplarJudge:
         Args:
             pairs: At least ``LEAST_PAIRS``, and ``ENOUGH_PAIRS`` to be usable.
             name: For reports.
-            seed: Seed of the folds and the bootstrap.
+            seed: Seed of the folds and the interval.
 
         Raises:
             InvalidExemplars: fewer pairs than that.

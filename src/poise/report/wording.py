@@ -198,7 +198,7 @@ def limits(header: Header, certificate: Certificate) -> list[str]:
     c = certificate
     return [
         f"The trait is what “{c.judge.name}” scores, which is not always what a person would say.",
-        f"Intervals are 95 % bootstraps over {len(c.questions)} questions. They cover which questions were asked, not "
+        f"Intervals are 95 % ones over {len(c.questions)} questions. They cover which questions were asked, not "
         "the judge's own errors, and are not corrected for how many are shown.",
         f"Every answer is a single turn of at most {c.max_new_tokens} tokens, sampled {_times(c.rollouts)} a question "
         f"at temperature {c.temperature:g}. Longer talk was not tried.",

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from poise.screen.projection import ScoringMethod
 from poise.screen.shards import Shard
 from poise.screen.summary import LengthDecile
-from poise.statistics.estimates import Estimate, bootstrap_interval
+from poise.statistics.estimates import Estimate
+from poise.statistics.intervals import ratio_interval
 
 __all__ = [
     "AnswerScores",
@@ -29,7 +30,6 @@ __all__ = [
 ]
 
 HISTOGRAM_BINS = 48
-RESAMPLED_GROUPS = 2000  # of conversations, resampled together: more would cost time and not change an interval
 
 ScoreArray = NDArray[np.float32]
 
@@ -95,18 +95,15 @@ def collect_scores(parts: Iterable[Shard], method: ScoringMethod, traits: int) -
     )
 
 
-def mean_score(scores: ScoreArray, index: NDArray[np.int64], *, seed: int = 0) -> Estimate:
-    """Mean score with its interval, conversations resampled: answers of one are alike."""
+def mean_score(scores: ScoreArray, index: NDArray[np.int64]) -> Estimate:
+    """Mean score with its interval over conversations: answers of one are alike."""
     known = np.isfinite(scores)
     if not known.any():
         return Estimate(value=None, low=None, high=None, n=0)
     _, which = np.unique(index[known], return_inverse=True)
-    n = int(which.max()) + 1
-    group = which % RESAMPLED_GROUPS
-    total = np.bincount(group, weights=scores[known].astype(float))
-    count = np.bincount(group).astype(float)
-    ends = bootstrap_interval(lambda i: total[i].sum(-1) / count[i].sum(-1), len(total), seed=seed)
-    return rounded_estimate(float(total.sum() / count.sum()), *ends, n=n)
+    total, count = np.bincount(which, weights=scores[known].astype(float)), np.bincount(which).astype(float)
+    ends = ratio_interval(total, count)
+    return rounded_estimate(float(total.sum() / count.sum()), *ends, n=len(total))
 
 
 def rounded_estimate(value: float, low: float, high: float, *, n: int) -> Estimate:

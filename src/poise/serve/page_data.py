@@ -12,13 +12,10 @@ from poise.serve.readings_db import StoredMean
 from poise.serve.rendering import finite
 from poise.serve.responses import iso
 from poise.serve.vector_registry import WatchedVector
-from poise.statistics.estimates import bootstrap_interval
+from poise.statistics.intervals import mean_interval
 from poise.steer import limits
 
 __all__ = ["history", "vector_entry"]
-
-BOOTSTRAP_MAX = 200  # readings up to which a mean's interval is a bootstrap; beyond, the normal one is the same
-RESAMPLES = 500
 
 
 def vector_entry(watched: WatchedVector) -> dict[str, Any]:
@@ -78,10 +75,7 @@ def _bucket(start: float, rows: Sequence[tuple[float | None, float | None, int]]
 
 
 def _mean_interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float | None, float | None]:
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return None, None
-    if n > BOOTSTRAP_MAX:
-        half = 1.96 * float(values.std(ddof=1)) / math.sqrt(n)
-        return float(values.mean()) - half, float(values.mean()) + half
-    return bootstrap_interval(lambda draws: values[draws].mean(axis=-1), n, draws=RESAMPLES)
+    low, high = mean_interval(values)
+    return float(low), float(high)

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from poise.arguments import check_type
 from poise.contrast.rollout import steering_key
@@ -31,8 +30,8 @@ from poise.model.batching import pad
 from poise.model.logprobs import token_logprobs
 from poise.model.spans import AnswerSpan, answer_spans
 from poise.progress import Advance, track
-from poise.shift.report import CapabilityChange, CapabilityKind, estimate_change
-from poise.statistics.estimates import Estimate, bootstrap
+from poise.shift.report import CapabilityChange, CapabilityKind, estimate_change, perplexity_estimate
+from poise.statistics.estimates import Estimate, bounded_estimate
 from poise.steer import Steering, apply_steering
 from poise.storage.content_hash import content_key
 from poise.storage.journal import Journal
@@ -257,13 +256,7 @@ def compare_capability(
 
 
 def _capability_level(kind: CapabilityKind, units: Sequence[float], weights: Sequence[float]) -> Estimate:
-    x, w = np.asarray(units, dtype=float), np.asarray(weights, dtype=float)
-
-    def mean(i: NDArray[np.int64]) -> NDArray[np.float64]:
-        value: NDArray[np.float64] = (x[i] * w[i]).sum(-1) / w[i].sum(-1)
-        return np.exp(value) if kind == "perplexity" else value
-
-    return bootstrap(mean, len(x))
+    return perplexity_estimate(units, weights) if kind == "perplexity" else bounded_estimate(units, highest=1.0)
 
 
 def _sample_rows(rows: Sequence[Any], task: CapabilityTask) -> list[Any]:

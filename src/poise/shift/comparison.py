@@ -28,6 +28,8 @@ from poise.shift.report import (
     ModelShift,
     ShiftCell,
     estimate_mean,
+    estimate_score_change,
+    estimate_scores,
 )
 from poise.statistics.estimates import Estimate
 
@@ -151,6 +153,7 @@ def _judged_change(
     judge, shape = settings.judges[trait], (-1, settings.rollouts)
     x, y = (np.array(scores_of(evaluation.scores[trait])).reshape(shape) for evaluation in (before, after))
     changes = _question_means(y) - _question_means(x)
+    start = estimate_scores(_question_means(x))
     missing: list[Judgement] = [j for side in (before, after) for j in side.scores[trait] if j.score is None]
     coherent = [_question_means(coherence.scores[id(side)][trait].reshape(shape)) for side in (before, after)]
     return JudgedChange(
@@ -158,16 +161,16 @@ def _judged_change(
         judge=judge.name,
         why_unusable=judge.why_unusable if isinstance(judge, ExemplarJudge) else "",
         answers=x.size,
-        before=estimate_mean(_question_means(x)),
-        after=estimate_mean(_question_means(y)),
-        change=estimate_mean(changes),
+        before=start,
+        after=estimate_scores(_question_means(y)),
+        change=estimate_score_change(changes, start),
         changes=_rounded_values(changes),
         missing_before=int(np.isnan(x).sum()),
         missing_after=int(np.isnan(y).sum()),
         reasons=dict(Counter(j.kind for j in missing).most_common()),
         coherence=coherence.how,
-        coherence_before=estimate_mean(coherent[0]),
-        coherence_after=estimate_mean(coherent[1]),
+        coherence_before=estimate_scores(coherent[0]),
+        coherence_after=estimate_scores(coherent[1]),
     )
 
 

@@ -3,7 +3,7 @@
 The gate checks a shift report or, before any training, what screening predicts from the data.
 
 A limit is kept when the whole interval lies within it, broken when the whole interval lies beyond it, and otherwise
-unsure. What was not measured never passes.
+unsure. On fewer units than ``min_n`` it is only indicative. What is indicative or was not measured never passes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from pydantic import Field, model_validator
 from poise.arguments import check_type
 from poise.errors import InvalidArgument
 from poise.settings import Settings, read_settings
-from poise.shift.report import ModelShift, ShiftReport, estimate_change, estimate_mean
+from poise.shift.limit_range import LimitOutcome, LimitRange, StrictNumber, TwoSidedLimit
+from poise.shift.report import ModelShift, ShiftReport, estimate_change, estimate_mean, estimate_score_change
 from poise.statistics.estimates import Estimate
 
 __all__ = [
     "GateResult",
     "LimitCheck",
+    "LimitRange",
     "ShiftLimits",
     "TraitLimits",
     "check_limits_are_measured",
@@ -36,23 +38,19 @@ __all__ = [
     "read_limits",
 ]
 
-LimitOutcome = Literal["kept", "broken", "unsure", "missing"]
 MARKDOWN_BEGINS = "### Poise gate: "
 XML_HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 SUITE = "poise gate"
 JUNIT_BEGINS = f'{XML_HEAD}<testsuite name="{SUITE}"'
 BASE_IS_GUESSING = "the base is not shown to answer better than chance, so nothing could be lost"
-StrictNumber = Annotated[float, Field(strict=True)]
 
 
 class TraitLimits(Settings):
-    """Limits on one trait; at least one of them."""
+    """Limits on one trait; at least one of them. A number above 0 limits both ways: 2 allows from −2 to 2."""
 
-    shift: StrictNumber | None = Field(
-        None, description="Most finetuning shift of its own questions along its direction."
-    )
-    judged: StrictNumber | None = Field(None, description="Most rise of the judge's score, in points of 100.")
-    predicted: StrictNumber | None = Field(None, description="Most mean projection difference of the training data.")
+    shift: TwoSidedLimit = Field(None, description="Finetuning shift of its own questions along its direction.")
+    judged: TwoSidedLimit = Field(None, description="Change of the judge's score, in points of 100.")
+    predicted: TwoSidedLimit = Field(None, description="Mean projection difference of the training data.")
 
     @model_validator(mode="after")
     def _says_something(self) -> TraitLimits:
@@ -68,6 +66,9 @@ class ShiftLimits(Settings):
         0.95, description="Confidence of the intervals; those of predictions always have 0.95."
     )
     unsure: Literal["fail", "pass"] = Field("fail", description="What a limit inside the interval does.")
+    min_n: Annotated[int, Field(strict=True, ge=2)] = Field(
+        10, description="Fewest questions, conversations or rows of a verdict; on fewer it is indicative and fails."
+    )
     missing: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
         0.1, description="Largest share of a measurement that may be without a value; above it, it counts as missing."
     )
@@ -91,18 +92,19 @@ class LimitCheck:
         tuned: Name of the tuned model, or of the data before any training.
         limit_of: What is limited: ``evil: shift``, ``evil: judged score``, ``evil: predicted``, ``mmlu: accuracy
             lost``.
-        limit: Largest value that keeps the limit.
+        limit: What keeps the limit.
         measured: The measured value, with its interval at the limits' confidence (0.95 for predictions); ``None``
             where it is missing.
         outcome: ``kept``: the whole interval lies within the limit; ``broken``: the whole interval lies beyond it;
-            ``unsure``: the interval includes the limit; ``missing``: not measured.
+            ``unsure``: the interval includes the limit; ``indicative``: measured on fewer units than ``min_n``;
+            ``missing``: not measured.
         passed: Whether the gate lets it through.
         explanation: All of it in a sentence.
     """
 
     tuned: str
     limit_of: str
-    limit: float
+    limit: LimitRange
     measured: Estimate | None
     outcome: LimitOutcome
     passed: bool
@@ -176,7 +178,7 @@ def gate(report: ShiftReport, limits: ShiftLimits) -> GateResult:
 
     Args:
         report: What ``shift`` measured.
-        limits: Largest changes that are allowed; see ``read_limits`` for a file of them.
+        limits: Changes that are allowed; see ``read_limits`` for a file of them.
 
     Returns:
         One check for each limit and tuned model; ``passed`` only if all of them pass. A limit on something that was
@@ -206,16 +208,16 @@ def markdown_summary(result: GateResult) -> str:
     failed = sum(not c.passed for c in result.checks)
     head = "passed" if result.passed else f"failed: {failed} of {len(result.checks)} limits"
     rows = [
-        f"| {_escape(c.tuned)} | {_escape(c.limit_of)} | {_limit_estimate_text(c.measured)} | {c.limit:g} | "
+        f"| {_escape(c.tuned)} | {_escape(c.limit_of)} | {_limit_estimate_text(c.measured)} | {c.limit} | "
         f"{'' if c.passed else '**'}{c.outcome}{'' if c.passed else '**'} | {_escape(c.explanation)} |"
         for c in result.checks
     ]
-    table = ["| What | Limit of | Measured | At most | Outcome | |", "|---|---|---|---|---|---|", *rows]
+    table = ["| What | Limit of | Measured | Limit | Outcome | |", "|---|---|---|---|---|---|", *rows]
     return "\n".join([f"{MARKDOWN_BEGINS}{head}", "", *table, ""])
 
 
 def junit_xml(result: GateResult) -> str:
-    """The same as JUnit XML: one test case for each limit; missing is an error, broken or unsure a failure."""
+    """The same as JUnit XML: one test case for each limit; missing is an error, all else that fails a failure."""
     failures = [c for c in result.checks if not c.passed and c.outcome != "missing"]
     errors = [c for c in result.checks if c.outcome == "missing"]
     counts = {"tests": len(result.checks), "failures": len(failures), "errors": len(errors)}
@@ -249,13 +251,13 @@ def _check_model(tuned: ModelShift, limits: ShiftLimits) -> Iterator[LimitCheck]
         change = next((c for c in tuned.capability if c.name == name), None)
         if change is None or change.guessed:
             why = "it was not measured" if change is None else BASE_IS_GUESSING
-            yield _check_limit(tuned, name, most, None, why, limits)
+            yield _check_limit(tuned, name, LimitRange(most=most), None, why, limits)
             continue
         measured = estimate_change(
             change.kind, change.units_before, change.units_after, change.weights, level=limits.confidence
         )
         limit_of = f"{name}: after / before" if change.kind == "perplexity" else f"{name}: accuracy lost"
-        yield _check_limit(tuned, limit_of, most, measured, "", limits)
+        yield _check_limit(tuned, limit_of, LimitRange(most=most), measured, "", limits)
 
 
 def _shift_estimate(tuned: ModelShift, trait: str, limits: ShiftLimits) -> tuple[Estimate | None, str]:
@@ -277,37 +279,27 @@ def _judged_estimate(tuned: ModelShift, trait: str, limits: ShiftLimits) -> tupl
     lost = max(judged.missing_before, judged.missing_after)
     if lost > limits.missing * judged.answers:
         return None, f"{lost} of {judged.answers} answers have no score"
-    return estimate_mean(judged.changes, level=limits.confidence), ""
+    return estimate_score_change(judged.changes, judged.before, level=limits.confidence), ""
 
 
 def _check_limit(
     tuned: ModelShift,
     limit_of: str,
-    limit: float,
+    limit: LimitRange,
     measured: Estimate | None,
     why_missing: str,
     limits: ShiftLimits,
     *,
     level: float | None = None,
 ) -> LimitCheck:
-    share = f"{100 * (level or limits.confidence):g} %"
     if measured is None or measured.value is None:
         outcome: LimitOutcome = "missing"
         text = f"not measured: {why_missing or 'nothing has a value'}; what is missing does not pass"
         measured = None
-    elif measured.low is None or measured.high is None:
-        outcome = "unsure"
-        text = f"n = {measured.n} gives no interval, so nothing is sure"
     else:
-        over = f"by {measured.value - limit:.3g} [{measured.low - limit:.3g}, {measured.high - limit:.3g}]"
-        if measured.low > limit:
-            outcome, text = "broken", f"beyond the limit {over}, the whole {share} interval, n = {measured.n}"
-        elif measured.high <= limit:
-            outcome, text = "kept", f"the whole {share} interval lies within, n = {measured.n}"
-        else:
-            side = "beyond" if measured.value > limit else "within"
-            outcome = "unsure"
-            text = f"{side} the limit, which the {share} interval includes: off {over}, n = {measured.n}"
+        outcome, text = limit.hold(measured, f"{100 * (level or limits.confidence):g} %")
+        if measured.n < limits.min_n:
+            outcome, text = "indicative", f"{outcome} on fewer than the {limits.min_n} of `min_n`: {text}"
     return LimitCheck(
         tuned=tuned.name,
         limit_of=limit_of,

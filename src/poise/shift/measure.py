@@ -112,7 +112,7 @@ def finetuning_shift(
     vectors: Sequence[PersonaVector],
     layers: int | Sequence[int] | None = None,
 ) -> list[Estimate]:
-    """The finetuning shift along each direction: a mean over prompts of tuned minus base, with its bootstrap interval.
+    """The finetuning shift along each direction: a mean over prompts of tuned minus base, with its interval.
 
     n: prompts, k: vectors.
 

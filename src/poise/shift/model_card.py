@@ -107,7 +107,7 @@ def _card_body(facts: ModelCardFacts, hub_id: str | None) -> str:
 
 
 def _effect_sections(report: ShiftReport, tuned: ModelShift) -> list[str]:
-    parts = ["## What training did", "Brackets hold 95 % bootstrap intervals over n questions."]
+    parts = ["## What training did", "Brackets hold 95 % intervals over n questions."]
     rows = []
     for direction in report.directions:
         cell = tuned.cell(direction.trait)

@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError
 from poise.arguments import check_type
 from poise.errors import InvalidData
 from poise.settings import FrozenModel
-from poise.statistics.estimates import Estimate, bootstrap, mean_estimate
+from poise.statistics.estimates import Estimate, bounded_estimate, mean_estimate, score_change_estimate
+from poise.statistics.intervals import ratio_interval
 from poise.storage.atomic_write import saving
 from poise.storage.output import check_output
 
@@ -36,7 +37,10 @@ __all__ = [
     "TraitQuestions",
     "estimate_change",
     "estimate_mean",
+    "estimate_score_change",
+    "estimate_scores",
     "load_report",
+    "perplexity_estimate",
     "save_report",
 ]
 
@@ -82,7 +86,7 @@ class JudgedChange(FrozenModel):
     answers: int = Field(description="Answers of each model: questions times rollouts.")
     before: Estimate
     after: Estimate
-    change: Estimate = Field(description="After minus before, paired and bootstrapped by question.")
+    change: Estimate = Field(description="After minus before, paired by question.")
     changes: OptionalFloats = Field(description="Question by question; None where no answer of a side was scored.")
     missing_before: int = Field(description="Answers without a score; they enter no mean.")
     missing_after: int
@@ -166,8 +170,24 @@ class ShiftReport(FrozenModel):
 
 
 def estimate_mean(values: Sequence[float | None] | FloatArray, *, level: float = 0.95) -> Estimate:
-    """Mean of the values that are there, with its percentile bootstrap."""
-    return mean_estimate([v for v in values if v is not None and math.isfinite(v)], level=level)
+    """Mean of the readings that are there."""
+    return mean_estimate(_finite_values(values), level=level)
+
+
+def estimate_scores(values: Sequence[float | None] | FloatArray) -> Estimate:
+    """Mean of the judge's scores that are there, 0–100."""
+    return bounded_estimate(_finite_values(values))
+
+
+def estimate_score_change(
+    changes: Sequence[float | None] | FloatArray, before: Estimate, *, level: float = 0.95
+) -> Estimate:
+    """Mean of the changes of a judge's scores that are there; ``before`` are the scores that they start from."""
+    return score_change_estimate(_finite_values(changes), before, level=level)
+
+
+def _finite_values(values: Sequence[float | None] | FloatArray) -> list[float]:
+    return [v for v in values if v is not None and math.isfinite(v)]
 
 
 def estimate_change(
@@ -178,18 +198,30 @@ def estimate_change(
     *,
     level: float = 0.95,
 ) -> Estimate:
-    """Perplexity after / before, bootstrapped by conversation; or the accuracy lost, before − after, by question.
+    """Perplexity after / before, by conversation; or the accuracy lost, before − after, by question.
 
     Where answers are right or wrong, the loss has the interval of Agresti and Min 2005 for paired proportions, which
-    holds where few or none change; a bootstrap does not.
+    holds where few or none change.
     """
     x, y, w = (np.asarray(values, dtype=float) for values in (before, after, weights))
     if kind == "perplexity":
-        rise = (y - x) * w
-        return bootstrap(lambda i: np.exp(rise[i].sum(-1) / w[i].sum(-1)), len(x), level=level)
+        return perplexity_estimate(y - x, w, level=level)
     if set(np.unique(np.concatenate([x, y]))) <= {0.0, 1.0}:
         return _paired_loss(int(((x == 1) & (y == 0)).sum()), int(((x == 0) & (y == 1)).sum()), len(x), level)
-    return mean_estimate(x - y, level=level)
+    gained = score_change_estimate(y - x, bounded_estimate(x, highest=1.0), highest=1.0, level=level)
+    ends = (None if end is None else -end for end in (gained.value, gained.high, gained.low))
+    return Estimate(**dict(zip(("value", "low", "high"), ends, strict=True)), n=gained.n)
+
+
+def perplexity_estimate(
+    losses: Sequence[float] | FloatArray, weights: Sequence[float] | FloatArray, *, level: float = 0.95
+) -> Estimate:
+    """exp of the mean loss a token, or of its change, over conversations that weigh by their tokens."""
+    loss, w = np.asarray(losses, dtype=float), np.asarray(weights, dtype=float)
+    if not w.sum() > 0:
+        return mean_estimate([])
+    low, high = np.exp(ratio_interval(loss * w, w, level=level))
+    return Estimate.of(float(np.exp((loss * w).sum() / w.sum())), float(low), float(high), len(loss))
 
 
 def _paired_loss(lost: int, gained: int, n: int, level: float) -> Estimate:

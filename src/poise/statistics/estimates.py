@@ -1,7 +1,9 @@
 """The few statistics that Poise reports, each with its interval.
 
-All intervals are percentile bootstraps with a seed, and all draws are computed at once: a statistic takes arrays whose
-last axis is the units, so that scipy ranks every draw in one call. Pearson's r and κ stay by hand: scipy's r also
+Means, ratios, rates and AUC have the intervals of ``intervals``, which hold at small n. Correlations and κ have
+percentile bootstraps with a seed, which are too short below some twenty units: they are shown, and no verdict rests on
+one of them alone. All draws are computed at once: a statistic takes arrays whose last axis is the units, so that scipy
+ranks every draw in one call. Pearson's r and κ stay by hand: scipy's r also
 computes a p-value, warns at every draw that is constant and takes ten times as long, and scikit-learn's κ and AUC take
 one pair of raters at a time, where a bootstrap has thousands. Light at its top, so that every room may use it.
 """
@@ -16,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import field_validator
 
 from poise.settings import FrozenModel
+from poise.statistics.intervals import auc_interval, bounded_interval, mean_interval, ratio_interval
 
 __all__ = [
     "Estimate",
@@ -25,13 +28,17 @@ __all__ = [
     "bootstrap",
     "bootstrap_all",
     "bootstrap_interval",
+    "bounded_estimate",
     "each_draw",
     "group_sizes",
+    "grouped_auc_estimate",
     "kappa",
     "mean_estimate",
     "of_groups",
     "pearson",
     "ranks",
+    "ratio_estimate",
+    "score_change_estimate",
     "spearman",
 ]
 
@@ -83,6 +90,9 @@ class Estimate(FrozenModel):
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n={self.n}"
 
 
+NOTHING = Estimate(value=None, low=None, high=None, n=0)
+
+
 def bootstrap(
     statistic: Statistic, n: int, *, seed: int = 0, draws: int = 2000, level: float = 0.95, width: int = 1
 ) -> Estimate:
@@ -97,7 +107,7 @@ def bootstrap(
         width: Numbers that the statistic looks up for each drawn unit; bounds the memory.
     """
     if n == 0:
-        return Estimate(value=None, low=None, high=None, n=0)
+        return NOTHING
     value = float(statistic(np.arange(n)[None])[0])
     low, high = bootstrap_interval(statistic, n, seed=seed, draws=draws, level=level, width=width)
     return Estimate.of(value, low, high, n)
@@ -178,10 +188,51 @@ def group_sizes(n: int, groups: Sequence[object] | None) -> tuple[Indices, Indic
     return labels, np.bincount(labels, minlength=len(numbers))
 
 
-def mean_estimate(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> Estimate:
-    """Mean of independent values with its bootstrap interval."""
+def mean_estimate(values: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Mean of independent values without bounds."""
     x = np.asarray(values, dtype=float)
-    return bootstrap(lambda draws: x[draws].mean(-1), len(x), seed=seed, level=level)
+    if not len(x):
+        return NOTHING
+    low, high = mean_interval(x, level=level)
+    return Estimate.of(float(x.mean()), float(low), float(high), len(x))
+
+
+def ratio_estimate(totals: ArrayLike, sizes: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Σ totals / Σ sizes over independent units [n]."""
+    total, size = np.asarray(totals, dtype=float), np.asarray(sizes, dtype=float)
+    if not size.sum() > 0:
+        return NOTHING
+    return Estimate.of(float(total.sum() / size.sum()), *ratio_interval(total, size, level=level), len(total))
+
+
+def bounded_estimate(
+    values: ArrayLike, *, lowest: float = 0.0, highest: float = 100.0, level: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Mean of independent values between two bounds, by default a judge's scores."""
+    x = np.asarray(values, dtype=float)
+    if not len(x):
+        return NOTHING
+    low, high = bounded_interval(x, lowest, highest, level=level, seed=seed)
+    return Estimate.of(float(x.mean()), low, high, len(x))
+
+
+def score_change_estimate(
+    changes: ArrayLike, before: Estimate | None, *, highest: float = 100.0, level: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Mean change of scores between 0 and ``highest`` over independent questions.
+
+    Args:
+        changes: After minus before [n].
+        before: Scores before. An unseen question may fall to 0 from the upper end of their interval, or rise to
+            ``highest`` from the lower one. ``None`` where they are not known.
+        highest: Highest score.
+        level: Coverage.
+        seed: Seed of the weights.
+    """
+    lowest, most = -highest, highest
+    if before is not None and before.low is not None and before.high is not None:
+        lowest, most = -before.high, highest - before.low
+    return bounded_estimate(changes, lowest=lowest, highest=most, level=level, seed=seed)
 
 
 def ranks(values: ArrayLike) -> StatisticArray:
@@ -216,16 +267,34 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> StatisticArray:
 
 
 def auc_estimate(positive: ArrayLike, negative: ArrayLike, *, seed: int = 0) -> Estimate:
-    """AUC of matched pairs, resampled by pair.
+    """AUC of matched pairs, its interval by pair.
 
     Args:
         positive: Scores [n] of the sides with the trait.
         negative: Scores [n] of the sides without it, row i answering the same question.
-        seed: Seed of the resampling.
+        seed: Seed of the interval's weights.
+    """
+    pairs = np.arange(len(np.asarray(positive)))
+    return grouped_auc_estimate(positive, negative, (pairs, pairs), seed=seed)
+
+
+def grouped_auc_estimate(
+    positive: ArrayLike, negative: ArrayLike, units: tuple[Indices, Indices], *, seed: int = 0
+) -> Estimate:
+    """AUC of answers of which several may be of one independent unit.
+
+    Args:
+        positive: Scores [p] of the positives.
+        negative: Scores [q] of the negatives.
+        units: Unit of each positive and of each negative, numbered from 0 without gaps.
+        seed: Seed of the interval's weights.
     """
     p, q = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
-    labels = np.repeat([True, False], len(p))
-    return bootstrap(lambda d: auc(np.concatenate([p[d], q[d]], axis=-1), labels), len(p), seed=seed, width=2)
+    n = len(np.unique(np.concatenate(units)))
+    if not len(p) or not len(q):
+        return Estimate(value=None, low=None, high=None, n=n)
+    value = float(auc(np.concatenate([p, q]), np.arange(len(p) + len(q)) < len(p)))
+    return Estimate.of(value, *auc_interval(p, q, units, seed=seed), n)
 
 
 def kappa(a: ArrayLike, b: ArrayLike) -> StatisticArray:

@@ -21,7 +21,7 @@ from poise.model.loading import HUB_IDS
 from poise.model.logprobs import token_logprobs
 from poise.progress import track
 from poise.settings import check_settings
-from poise.statistics.estimates import Estimate, bootstrap
+from poise.statistics.estimates import Estimate, ratio_estimate
 from poise.storage.atomic_write import saving
 from poise.storage.lock import locked
 from poise.train.checkpoints import (
@@ -159,7 +159,7 @@ def load_base_model(config: TrainConfig) -> Model:
 
 
 def held_out_loss(model: Model, held_out: Sequence[TrainingExample], *, lm: Any = None) -> Estimate | None:
-    """Mean negative log-likelihood of a labelled token, in nats, with a bootstrap over texts; ``None`` without texts.
+    """Mean negative log-likelihood of a labelled token, in nats, with its interval over texts; ``None`` without texts.
 
     Args:
         model: The base, for which the texts were tokenised.
@@ -173,7 +173,7 @@ def held_out_loss(model: Model, held_out: Sequence[TrainingExample], *, lm: Any 
     labelled = [torch.tensor(e.labels[1:]) != IGNORED for e in held_out]
     sums = np.array([-float(values[mask].sum()) for values, mask in zip(logprobs, labelled, strict=True)])
     counts = np.array([int(mask.sum()) for mask in labelled])
-    return bootstrap(lambda i: sums[i].sum(-1) / counts[i].sum(-1), len(sums))
+    return ratio_estimate(sums, counts)
 
 
 def _save_adapter(trainer: Any, folder: Path, base: str) -> None:

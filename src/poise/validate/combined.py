@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 
-import numpy as np
-
 from poise.contrast import ResponseRequest
 from poise.errors import InvalidArgument
 from poise.judge import Judge
-from poise.statistics.estimates import Estimate, StatisticArray
+from poise.statistics.estimates import Estimate
 from poise.steer import Steering
 from poise.trait import Trait, same_question
 from poise.trait.library import evaluation_questions
 from poise.validate.certificate import Certificate, CombinedSteering, CombinedTrait
-from poise.validate.conditions import Measured, ValidationRun, nanmean, over_questions
+from poise.validate.conditions import Measured, ValidationRun, change_over_questions, nanmean, over_questions
 from poise.vector import PersonaVector
 
 __all__ = ["DEFAULT_DOSE", "SecondVector", "combined_steering"]
@@ -101,26 +99,21 @@ def combined_steering(
 
 
 def _combined_trait(name: str, firsts: dict[str, Measured], seconds: dict[str, Measured]) -> CombinedTrait:
-    first, second = (_rise(scores, name) for scores in (firsts, seconds))
     shared = name not in ("first alone", "second alone")
     return CombinedTrait.model_validate(
         {
             "name": name,
-            "first": _figure(first),
-            "second": _figure(second),
-            "coherence": _figure(nanmean(firsts[name].coherence)),
-            "first_lost": _figure(_rise(firsts, "first alone") - first) if shared else None,
-            "second_lost": _figure(_rise(seconds, "second alone") - second) if shared else None,
+            "first": _paired_change(firsts, name, "unsteered"),
+            "second": _paired_change(seconds, name, "unsteered"),
+            "coherence": over_questions(nanmean(firsts[name].coherence)),
+            "first_lost": _paired_change(firsts, "first alone", name) if shared else None,
+            "second_lost": _paired_change(seconds, "second alone", name) if shared else None,
         }
     )
 
 
-def _rise(scores: dict[str, Measured], name: str) -> StatisticArray:
-    return scores[name].by_question - scores["unsteered"].by_question
-
-
-def _figure(values: StatisticArray) -> Estimate:
-    return over_questions(np.asarray(values, dtype=float))
+def _paired_change(scores: dict[str, Measured], after: str, before: str) -> Estimate:
+    return change_over_questions(scores[after].by_question, scores[before].by_question)
 
 
 def _questions(vector: PersonaVector, certificate: Certificate, second: SecondVector) -> tuple[str, ...]:

@@ -16,9 +16,9 @@ from poise.contrast.rollout import scores_of
 from poise.engine import Engine, SamplingParams
 from poise.judge import Judge
 from poise.model import Model
-from poise.statistics.estimates import Estimate, StatisticArray, mean_estimate
+from poise.statistics.estimates import Estimate, StatisticArray, bounded_estimate, score_change_estimate
 
-__all__ = ["Measured", "Ordinary", "ValidationRun", "nanmean", "over_questions"]
+__all__ = ["Measured", "Ordinary", "ValidationRun", "change_over_questions", "nanmean", "over_questions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,15 @@ def nanmean(values: StatisticArray) -> StatisticArray:
 
 
 def over_questions(values: StatisticArray) -> Estimate:
-    """Mean over the questions that have a value, bootstrapped by question."""
-    return mean_estimate(values[~np.isnan(values)])
+    """Mean score over the questions that have one."""
+    return bounded_estimate(values[~np.isnan(values)])
+
+
+def change_over_questions(after: StatisticArray, before: StatisticArray) -> Estimate:
+    """Mean change of scores, paired by question, over the questions that have both."""
+    changes = after - before
+    known = ~np.isnan(changes)
+    return score_change_estimate(changes[known], bounded_estimate(before[known]))
 
 
 def _mean(values: StatisticArray) -> float:

@@ -174,7 +174,7 @@ class ExemplarReadings:
         return max(range(len(aucs)), key=lambda k: (aucs[k], gap[k]))
 
     def auc(self, which: StatisticArray, probe: int) -> Estimate:
-        """AUC of one probe's readings, ``mean`` or ``peak``, bootstrapped by pair."""
+        """AUC of one probe's readings, ``mean`` or ``peak``, with its interval by pair."""
         return auc_estimate(which[0, :, probe], which[1, :, probe])
 
     @property
