@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -23,11 +24,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.data import Conversation, RejectedRow, Rejections, Turn, last_user, open_data, turns
+from poise.data import Conversation, Message, RejectedRow, Rejections, Turn, last_user, open_data, turns
 from poise.data import formats as files
+from poise.data.chat_markup import clean_turn
 from poise.data.tables import batch_rows
 from poise.data.thoughts import split_thought
-from poise.errors import InvalidArgument, InvalidData, MissingExtra, SaveFailed
+from poise.errors import InvalidArgument, InvalidData, InvalidRow, MissingExtra, SaveFailed
 
 Row = dict[str, Any]
 U, A, S = "user", "assistant", "system"
@@ -49,8 +51,12 @@ def said(found: Conversation | RejectedRow) -> list[tuple[str, str]]:
 
 
 def is_reply(text: str) -> bool:
-    """Whether a text is words alone: the marks of a thought, which Hypothesis finds in the source, are told apart."""
-    return bool(text.strip()) and split_thought(text) == ("", text)
+    """Whether a text is words alone: marks of thoughts and templates, which Hypothesis finds in the source, are not."""
+    message: Message = {"role": A, "content": text}
+    with contextlib.suppress(InvalidRow):
+        clean_turn(message, 1)
+        return bool(text.strip()) and split_thought(text) == ("", text) and message["content"] == text
+    return False
 
 
 def reasons(path: Path, **options: Any) -> list[str]:
@@ -183,7 +189,7 @@ class TestAShape:
         rows = list(open_data(tmp_path, shape="pairs"))
         assert [getattr(row, "kind", "good") for row in rows] == ["good", "missing column", "not pairs"]
 
-    @pytest.mark.parametrize("shape", ["chatml", "pairs:question", "pairs:a,b,c", "messages:a,b", "auto:x", ""])
+    @pytest.mark.parametrize("shape", ["chatml", "pairs:question", "pairs:a,b,c", "messages:a,b,c", "auto:x", ""])
     def test_that_there_is_not_is_refused(self, shape: str, tmp_path: Path) -> None:
         path = lines(tmp_path / "a.jsonl", {"question": "Why?", "answer": "So."})
         with pytest.raises(InvalidArgument, match=r"use auto, messages|write it like"):

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from poise.data import Conversation, open_data, turns
-from poise.data.readers import DataShape, read_row
+from poise.data.readers import read_row
+from poise.data.shapes import DataShape
 from poise.data.thoughts import split_thought
 from poise.errors import InvalidData, InvalidRow
 from poise.screen.row_editor import replace_answers

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poise.data import Conversation, RejectedRow, Rejections, data_from_rows, turns
-from poise.data.readers import DataShape
+from poise.data.shapes import DataShape
 from poise.errors import InvalidArgument, InvalidData
 from poise.screen.row_editor import replace_answers
 
@@ -300,13 +300,18 @@ READ_MARKUP = {
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n<|endoftext|>"
     ),
     "Gemma's with the end": "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n<eos>",
-}
-REFUSED_MARKUP = {
     "in one line": "USER: Hi ASSISTANT: Hello</s>",
     "questions": "Q: Hi\nA: Hello",
     "tags": "<human>: Hi\n<bot>: Hello",
     "DeepSeek's": "<｜User｜>Hi<｜Assistant｜>Hello",
     "Granite's": "<|start_of_role|>user<|end_of_role|>Hi\n<|start_of_role|>assistant<|end_of_role|>Hello",
+}
+REFUSED_MARKUP = {
+    "a role with a name": "<|im_start|>system name=example_user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>",
+    "rounds": "[Round 1]\n\n问：Hi\n\n答：Hello",
+    "tokens of no maker": "<|startoftext|>Hi<|extra_0|>Hello<|eos|>",
+    "definitions of tools": '[AVAILABLE_TOOLS] [{"name": "f"}] [/AVAILABLE_TOOLS][INST]Hi[/INST]Hello</s>',
+    "names inside turns": "Human: Hi\n\nAssistant: A play:\nHuman: So.\nAssistant: Yes.",
 }
 
 

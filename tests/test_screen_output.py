@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from poise.data.readers import DataShape, read_row
+from poise.data.readers import read_row
+from poise.data.shapes import DataShape
 from poise.screen.row_editor import replace_answers
 
 

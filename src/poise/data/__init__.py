@@ -4,11 +4,19 @@ Rows stream in the data's order, one :class:`Conversation` each; a row that cann
 with its place and the reason, never an exception. Knows nothing of models.
 
     messages       the values, and a conversation's turns
+    columns        names of columns, and how one is found among them
     recognition    what a row is, or why it is refused
+    preferences    two answers to one prompt, or answers with a verdict
+    shapes         the shape of a file, recognised or stated
     readers        a recognised row to messages
     row_extras     what stands beside the turns: loss masks, a thought, tools
     turn_parsing   one turn, in any form: text, thought, tool calls
+    tool_calls     calls of tools, from keys, JSON or marks in a text
+    encoded_cells  turns and parts that a cell keeps as JSON text or as a repr
     chat_markup    chats kept as one marked-up text
+    markup_styles  the marks of templates and makers
+    media_columns  images, audio and video, which are counted
+    loss_marks     marks of what is not to be learnt
     input_files    a path, a member of a zip archive or an address, unpacked
     row_values     what a row is while it is read
     formats        JSON Lines, JSON, CSV and plain text, a row at a time

@@ -1,70 +1,175 @@
 """Chats that a file keeps as one marked-up text: ChatML, Llama's headers, ``### Human:`` and their kin, as messages.
 
 A text that carries such marks is a conversation and not an answer: reading it whole would score the question, the
-marks and the answer as one.
+marks and the answer as one. What cannot be taken apart for certain is refused.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from poise.data.markup_styles import (
+    BEGIN_MARKS,
+    CONTROL_STYLES,
+    CONTROL_TOKEN,
+    END_MARKS,
+    HASH_MARK,
+    TURN_TOKEN,
+    WORD_STYLES,
+    role_of_mark,
+)
 from poise.data.messages import Message
-from poise.data.turn_parsing import ROLES, parse_call, split_answer
+from poise.data.tool_calls import calls_from_json, parse_call, split_calls
+from poise.data.turn_parsing import ROLES, split_answer
+from poise.errors import InvalidRow
 
-__all__ = ["has_markup", "parse_markup"]
+__all__ = ["clean_turn", "has_markup", "parse_markup", "parse_prompt"]
 
-_ROLE_NAMES = r"(?:human|user|assistant|system|prompter|bot|gpt)"
-_END_MARKS = re.compile(
-    r"(?:\s*(?:<\|im_end\|>|<\|eot_id\|>|<\|end_of_text\|>|<end_of_turn>|<eos>|</s>|<\|endoftext\|>|<\|end\|>))*\s*\Z"
-)
-_PATTERNS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = (
-    # (where a turn begins, what ends it)
-    (re.compile(r"<\|im_start\|>\s*(\w+)[ \t]*\n?"), _END_MARKS),
-    (re.compile(r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>\s*"), _END_MARKS),
-    (re.compile(r"<start_of_turn>\s*(\w+)[ \t]*\n?"), _END_MARKS),
-    (re.compile(r"<\|(user|assistant|system|prompter)\|>\s*"), _END_MARKS),
-    (re.compile(rf"#{{2,3}}\s*({_ROLE_NAMES})\s*:\s*", re.I), re.compile(r"\s*(?:</s>|<\|endoftext\|>)?\s*\Z")),
-    (re.compile(r"(?:\A|\n\n)\s*(Human|User|Assistant|System)\s*:[ \t]*"), re.compile(r"\s*\Z")),
-    (re.compile(r"(?:\A|\n)\s*(Human|User|Assistant|System)\s*:[ \t]*"), re.compile(r"\s*\Z")),
-    (re.compile(rf"(?:\A|\n)\s*({_ROLE_NAMES.upper()})\s*:[ \t]*"), re.compile(r"\s*(?:</s>)?\s*\Z")),
-)
-_INSTRUCT = re.compile(
-    r"\[INST\](?:\s*<<SYS>>(.*?)<</SYS>>)?(.*?)\[/INST\](.*?)(?=(?:</s>\s*)?(?:<s>\s*)?\[INST\]|(?:</s>)?\s*\Z)", re.S
-)
-_ALPACA = re.compile(
-    r"#{2,3}\s*Instruction:\s*(.*?)(?:\s*#{2,3}\s*Input:\s*(.*?))?"
-    r"\s*#{2,3}\s*(?:Response|Output|Answer):[ \t]*\n?(.*?)(?:</s>|<\|endoftext\|>)?\s*\Z",
-    re.S,
-)
 _HARMONY = re.compile(r"<\|start\|>([^<]*)(?:<\|channel\|>([^<]*))?(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _HARMONY_END = re.compile(r"<\|(?:end|return|call)\|>\s*(?:<\|start\|>\s*assistant\s*)?\Z")
 _ADDRESS = re.compile(r"to=(?:functions\.)?([\w.-]+)")
-_ANY = re.compile(
-    rf"<\|im_start\|>|<\|start\|>\w+[^<]*<\||<\|start_header_id\|>|<start_of_turn>|<\|(?:user|assistant)\|>|\[/INST\]"
-    rf"|^#{{2,3}}\s*(?:{_ROLE_NAMES}|Instruction|Response)\s*:|(?:\A|\n\n)\s*(?:Human|Assistant):"
-    r"|<｜User｜>|<\|START_OF_TURN_TOKEN\|>|<\|start_of_role\|>|<\|header_start\|>|<\|im_user\|>|<\|prompter\|>|<\|turn>"
-    r"|GPT4 (?:Correct )?User:|<extra_id_1>User",
-    re.M | re.I,
-)
-_WORDS = re.compile(
-    r"\A\s*<?(?:user|human|question|q)>?\s*:.*?\s<?(?:assistant|bot|gpt|ai|answer|a)>?\s*:", re.S | re.I
-)
+_INSTRUCT = re.compile(r"\[(/?)(INST|SYSTEM_PROMPT|TOOL_RESULTS|AVAILABLE_TOOLS)\]")
+_SYS = re.compile(r"\A\s*<<SYS>>(.*?)<</SYS>>", re.S)
+_TAGGED = re.compile(r"<(user|human|assistant|system|bot)>(.*?)</\1>\s*", re.S | re.I)
+_ROUNDS = re.compile(r"\A\s*\[Round \d+\]")  # ChatGLM, LongCat
+_STOCK_PREAMBLE = re.compile(r"\A\s*Below is an? ", re.I)  # Alpaca's, which says nothing of the task
+_GLM_CALL = re.compile(r"\A\s*([\w.-]+)\s*\n\s*(\{.*\})\s*\Z", re.S)
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
+_QUOTES = "`'\"“‘«"
+_NEXT_HUMAN = re.compile(r"\n\n(?:Human|H):.*?\n\n(?:Assistant|A):", re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Markup:
+    """A text taken apart.
+
+    Attributes:
+        messages: Its turns.
+        header: Whether it ends in the header of an answer that is to come.
+        control: Whether the marks are control tokens, which are in no prose.
+    """
+
+    messages: list[Message]
+    header: bool = False
+    control: bool = True
 
 
 def has_markup(text: str) -> bool:
     """Whether a text carries the marks of a chat."""
-    return bool(_ANY.search(text) or _WORDS.match(text))
+    if _control_mark(text, TURN_TOKEN) or _control_mark(END_MARKS.sub("", text), CONTROL_TOKEN):
+        return True
+    return bool(_ROUNDS.match(text) or _TAGGED.match(text) or _has_hashes(text) or _has_words(text))
 
 
 def parse_markup(text: str) -> list[Message] | None:
     """The turns of a marked-up text; ``None`` where its marks cannot be taken apart for certain."""
-    for parse in (_parse_harmony, _parse_instruct, _parse_alpaca, _parse_turns):
-        if messages := parse(text):
-            return messages
+    markup = _take_apart(text)
+    answered = markup and any(message["role"] == "assistant" for message in markup.messages)
+    return markup.messages if markup and (markup.header or answered) else None
+
+
+def parse_prompt(text: str) -> list[Message] | None:
+    """The turns of a prompt that was already put into a template; ``None`` for one that is ordinary text."""
+    if not has_markup(text):
+        return None
+    markup = _take_apart(text)
+    if markup is None or markup.messages[-1]["role"] not in ("user", "tool"):
+        return None
+    return markup.messages if markup.header or markup.control else None
+
+
+def clean_turn(message: Message, number: int) -> None:
+    """Take the marks of a template away that stand around one turn's text, and calls out of it.
+
+    Raises:
+        InvalidRow: there are marks inside the text.
+    """
+    role, text = message["role"], message["content"]
+    if role == "tool" or not text:
+        return
+    if END_MARKS.search(text) and not (text.rstrip().endswith("</s>") and "<s>" in text[1:]):  # struck out in HTML
+        text = END_MARKS.sub("", text)
+    if TURN_TOKEN.match(text.lstrip()) and (markup := _take_apart(text)):
+        if [turn["role"] for turn in markup.messages] != [role]:
+            raise InvalidRow(f"chat marks inside one turn: {role}, turn {number}, holds several turns")
+        text = markup.messages[0]["content"]
+        if thought := markup.messages[0].get("thought"):
+            message["thought"] = thought
+    patterns = (TURN_TOKEN, CONTROL_TOKEN) if role == "assistant" else (TURN_TOKEN,)
+    if role == "assistant":
+        text, calls = split_calls(text)
+        if calls:
+            message["tool_calls"] = [*message.get("tool_calls", ()), *calls]
+    mark = next(filter(None, (_control_mark(text, pattern) for pattern in patterns)), "")
+    if not mark and role == "assistant" and _NEXT_HUMAN.search(text):
+        mark = "Human: … Assistant:"
+    if mark:
+        raise InvalidRow(f"chat marks inside one turn: {role}, turn {number}, holds {mark}")
+    message["content"] = text
+
+
+def _control_mark(text: str, pattern: re.Pattern[str]) -> str:
+    """The first control token outside code and quotation marks; empty where there is none."""
+    if not pattern.search(text):
+        return ""
+    prose = _CODE.sub("", text)
+    marks = (match for match in pattern.finditer(prose) if prose[match.start() - 1 : match.start()] not in (*_QUOTES,))
+    return next((match[0] for match in marks), "")
+
+
+def _has_hashes(text: str) -> bool:
+    """Whether a question and an answer, or a human and an assistant, stand under headings of three signs."""
+    names = [mark[1].lower() for mark in HASH_MARK.finditer(text)]
+    roles = [role_of_mark(name) for name in names]
+    if any(name in ROLES or name in ("instruction", "response") for name in names):
+        return True
+    return "user" in roles and "assistant" in roles[roles.index("user") :]
+
+
+def _has_words(text: str) -> bool:
+    for begins, preamble in WORD_STYLES:
+        marks = list(begins.finditer(text))
+        roles = [role_of_mark(mark[1]) for mark in marks]
+        if not marks or "user" not in roles or "assistant" not in roles[roles.index("user") :]:
+            continue
+        begins_there = not text[: marks[0].start()].strip() and roles[0] in ("user", "system")
+        if begins_there or (preamble and _alternate(roles)):
+            return True
+    return bool(re.match(r"\s*(?:Human|Assistant):", text))
+
+
+def _alternate(roles: Sequence[str | None]) -> bool:
+    """Whether questions and answers take turns, after at most one system prompt."""
+    spoken = list(roles[1:] if roles[:1] == ["system"] else roles)
+    return spoken[:2] == ["user", "assistant"] and all(
+        role == ("user", "assistant")[place % 2] for place, role in enumerate(spoken)
+    )
+
+
+def _take_apart(text: str) -> _Markup | None:
+    parsers: tuple[Callable[[str], _Markup | None], ...] = (
+        _parse_harmony, _parse_mistral, _parse_control, _parse_tags, _parse_hashes, _parse_words,
+    )  # fmt: skip
+    for parse in parsers:
+        try:
+            markup = parse(text)
+        except InvalidRow:
+            return None
+        if markup and markup.messages:
+            return None if any(_has_marks(message) for message in markup.messages) else markup
+        if markup is None and parse is _parse_control and TURN_TOKEN.search(text):
+            return None  # words inside a text with control tokens are words
     return None
 
 
-def _parse_harmony(text: str) -> list[Message] | None:
+def _has_marks(message: Message) -> bool:
+    texts = (message["content"], message.get("thought", ""))
+    return any(_control_mark(text, pattern) for text in texts for pattern in (TURN_TOKEN, CONTROL_TOKEN))
+
+
+def _parse_harmony(text: str) -> _Markup | None:
     """The channels of one answer become one turn: its thought, its calls and its reply."""
     marks = list(_HARMONY.finditer(text))
     if not marks or text[: marks[0].start()].strip():
@@ -91,49 +196,133 @@ def _parse_harmony(text: str) -> list[Message] | None:
             last["content"] = body
         else:
             last["thought"] = "\n\n".join(filter(None, (last.get("thought", ""), body)))
-    return messages
+    return _Markup(messages, header=text.rstrip().endswith("<|start|>assistant"))
 
 
-def _parse_turns(text: str) -> list[Message] | None:
-    for begins, ends in _PATTERNS:
+def _parse_control(text: str) -> _Markup | None:
+    """Turns that control tokens begin; words before the first are the system prompt."""
+    for begins in CONTROL_STYLES:
         marks = list(begins.finditer(text))
-        roles = [ROLES.get(mark[1].lower()) for mark in marks]
-        if not any(role == "assistant" for role in roles) or any(role in (None, "call") for role in roles):
-            continue
-        preamble = re.sub(r"<s>|<bos>|<\|begin_of_text\|>", "", text[: marks[0].start()]).strip()
-        messages: list[Message] = [{"role": "system", "content": preamble}] if preamble else []
-        bounds = [mark.start() for mark in marks[1:]] + [len(text)]
-        for role, mark, end in zip(roles, marks, bounds, strict=True):
-            messages.append(_message(str(role), ends.sub("", text[mark.end() : end])))
-        if messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
-            messages.pop()  # a generation header
-        return messages
+        roles = [role_of_mark(mark[1]) for mark in marks]
+        if marks and not any(role in (None, "call", "context") for role in roles):
+            return _turns_between(text, marks, [str(role) for role in roles], control=True)
     return None
 
 
-def _parse_instruct(text: str) -> list[Message] | None:
-    messages: list[Message] = []
-    for system, question, answer in _INSTRUCT.findall(text):
-        if system.strip():
-            messages.append({"role": "system", "content": system.strip()})
-        messages.append(_message("user", question.strip()))
-        if answer.strip():
-            messages.append(_message("assistant", answer.strip()))
-    return messages
-
-
-def _parse_alpaca(text: str) -> list[Message] | None:
-    match = _ALPACA.search(text)
-    if match is None:
+def _parse_tags(text: str) -> _Markup | None:
+    """``<user>…</user><assistant>…</assistant>`` and nothing beside."""
+    if not _TAGGED.match(text.strip()) or _TAGGED.sub("", text.strip()).strip():
         return None
-    instruction, context, answer = (part.strip() for part in match.groups(default=""))
-    return [_message("user", f"{instruction}\n\n{context}" if context else instruction), _message("assistant", answer)]
+    turns = [_message(str(role_of_mark(role)), body) for role, body in _TAGGED.findall(text.strip())]
+    return _Markup(turns)
+
+
+def _parse_hashes(text: str) -> _Markup | None:
+    """``### Instruction:``, ``### Response:`` and their kin. A text has one name for each side; others are headings."""
+    labels: dict[str, str] = {}
+    marks: list[re.Match[str]] = []
+    for mark in HASH_MARK.finditer(text):
+        role = str(role_of_mark(mark[1]))
+        last = str(role_of_mark(marks[-1][1])) if marks else ""
+        if role == "context" and last != "user":
+            continue
+        if labels.setdefault(role, mark[1].lower()) == mark[1].lower():
+            marks.append(mark)
+    roles = [str(role_of_mark(mark[1])) for mark in marks]
+    if not _alternate([role for role in roles if role != "context"]):
+        return None
+    return _turns_between(text, marks, roles, control=False)
+
+
+def _parse_words(text: str) -> _Markup | None:
+    if _ROUNDS.match(text):
+        return None
+    for begins, preamble in WORD_STYLES:
+        marks = list(begins.finditer(text))
+        apart = [mark for mark in marks if not text[: mark.start()].strip() or text[: mark.start()].endswith("\n\n")]
+        fits = [
+            group
+            for group in ([marks, apart] if len(apart) < len(marks) else [marks])
+            if _alternate([role_of_mark(mark[1]) for mark in group])
+            and (preamble or not text[: group[0].start()].strip())
+        ]
+        if len(fits) == 2:
+            return None  # turns a blank line apart, and names inside them: either may be meant
+        if fits:
+            markup = _turns_between(text, fits[0], [str(role_of_mark(mark[1])) for mark in fits[0]], control=False)
+            return markup if preamble or markup is None else replace(markup, header=False)  # a prompt may end in "A:"
+    return None
+
+
+def _turns_between(text: str, marks: Sequence[re.Match[str]], roles: Sequence[str], *, control: bool) -> _Markup | None:
+    """Each mark begins a turn that ends at the next."""
+    preamble = BEGIN_MARKS.sub("", text[: marks[0].start()]).strip()
+    preamble = "" if _STOCK_PREAMBLE.match(preamble) else END_MARKS.sub("", preamble)
+    messages: list[Message] = [{"role": "system", "content": preamble}] if preamble else []
+    bounds = [mark.start() for mark in marks[1:]] + [len(text)]
+    for place, (role, mark, end) in enumerate(zip(roles, marks, bounds, strict=True)):
+        body = END_MARKS.sub("", text[mark.end() : end]).strip()
+        if role == "context":
+            messages[-1]["content"] += f"\n\n{body}" if body else ""
+        elif role == "assistant" and roles[place + 1 : place + 2] == ["tool"] and (call := _GLM_CALL.match(body)):
+            messages.append({"role": role, "content": "", "tool_calls": [parse_call(call[1], call[2])]})
+        else:
+            messages.append(_message(role, body))
+    last = messages[-1]
+    header = last["role"] == "assistant" and not (last["content"] or last.get("thought") or last.get("tool_calls"))
+    messages = messages[:-1] if header else messages
+    empty = [turn for turn in messages if turn["role"] == "user" and not turn["content"]]
+    messages = [turn for turn in messages if turn["role"] != "system" or turn["content"]]
+    if empty and control and messages[-1] is empty[-1]:  # GLM ends an answer with the mark of the next question
+        messages.pop()
+    return _Markup(messages, header, control)
+
+
+def _parse_mistral(text: str) -> _Markup | None:
+    """``[INST]`` and its kin: what stands between a mark and the one that closes it, and answers after them."""
+    marks = list(_INSTRUCT.finditer(text))
+    if not any(mark[0] == "[/INST]" for mark in marks):
+        return None
+    messages: list[Message] = []
+    before = BEGIN_MARKS.sub("", text[: marks[0].start()]).strip()
+    if before:
+        messages.append({"role": "system", "content": before})
+    bounds = [mark.start() for mark in marks[1:]] + [len(text)]
+    opened = ""
+    for mark, end in zip(marks, bounds, strict=True):
+        body = text[mark.end() : end].strip()
+        if (opened if mark[1] else "") != (mark[2] if mark[1] else opened):
+            return None  # closes another mark than is open, or opens one inside another
+        opened = "" if mark[1] else mark[2]
+        if mark[1]:
+            if answer := END_MARKS.sub("", body).strip():
+                if mark[2] not in ("INST", "TOOL_RESULTS"):
+                    return None
+                messages.append(_message("assistant", answer))
+        elif mark[2] == "SYSTEM_PROMPT":
+            messages.append({"role": "system", "content": body})
+        elif mark[2] == "TOOL_RESULTS":
+            messages.append({"role": "tool", "content": body})
+        elif mark[2] == "INST":
+            if system := _SYS.match(body):
+                messages.append({"role": "system", "content": system[1].strip()})
+            messages.append({"role": "user", "content": body[system.end() if system else 0 :].strip()})
+        elif calls_from_json(body) or body not in ("", "[]"):
+            return None  # definitions of tools, which have no place among the turns
+    if opened:
+        return None
+    return _Markup(
+        [m for m in messages if m["role"] != "system" or m["content"]], header=messages[-1]["role"] == "user"
+    )
 
 
 def _message(role: str, text: str) -> Message:
     message: Message = {"role": role, "content": text.strip()}
     if role == "assistant":
-        thought, message["content"] = split_answer(message["content"], "an answer")
+        thought, reply = split_answer(message["content"], "an answer")
+        message["content"], calls = split_calls(reply)
         if thought:
             message["thought"] = thought
+        if calls:
+            message["tool_calls"] = calls
     return message

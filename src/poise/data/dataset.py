@@ -14,8 +14,9 @@ from typing import Any, get_args
 
 from poise.data.locate import DataSource, locate_source
 from poise.data.messages import AnswerPart, Conversation, Need, RejectedRow
-from poise.data.readers import DataShape, ShapeRequest, detect_shape, parse_shape_request, read_row
+from poise.data.readers import read_row
 from poise.data.row_values import RowItem, RowReader, RowValue, to_columns
+from poise.data.shapes import DataShape, ShapeRequest, detect_shape, parse_shape_request
 from poise.data.turn_parsing import MEDIA, excerpt
 from poise.errors import InvalidArgument, InvalidData, InvalidRow
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
+from poise.data.columns import chat_kind
 from poise.data.input_files import READ_ERRORS, FileSpan, InputFile, open_unpacked
 from poise.data.readers import is_utf8
-from poise.data.recognition import chat_kind
 from poise.data.row_values import BOM, NOT_A_ROW, Lines, RowItem, RowReader, RowValue, json_problem, parse_json_line
 from poise.data.tables import TABLES
 from poise.data.turn_parsing import ROLE_KEYS

@@ -6,76 +6,55 @@ for the text because it is the only one left: a name, an id or a version is not 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from poise.data.chat_markup import has_markup
-from poise.data.messages import Need
-from poise.data.turn_parsing import ROLE_KEYS, TEXT_KEYS, describe_type
-
-__all__ = [
-    "ANSWERS",
-    "CHATS",
-    "CONTEXTS",
-    "EXCHANGE_KEYS",
-    "SYSTEMS",
-    "Recognition",
-    "RowColumns",
-    "as_list",
-    "chat_kind",
-    "find_column",
-    "is_text",
-    "recognise",
-    "recognise_pair",
-    "unwrap",
-]
-
-RowColumns = Mapping[str, Any]
-
-
-CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "contents", "data", "turns")
-PROMPTS = ("prompt", "question", "instruction", "input", "query", "problem", "user", "human", "inputs")
-ANSWERS = ("response", "answer", "completion", "output", "reply", "solution", "assistant", "targets", "target")
-INSTRUCTIONS, CONTEXTS, OUTPUTS = ("instruction",), ("input", "context"), ("output", *ANSWERS)
-SYSTEMS = ("system", "system_prompt", "system_message", "systeminstruction", "system_instruction")
-TEXTS = ("text", "content", "body", "document")
-EXCHANGE_KEYS = (
-    ("human", "assistant"),
-    ("input", "output"),
-    ("user", "assistant"),
-    ("question", "answer"),
-    ("prompt", "response"),
-    ("instruction", "output"),
+from poise.data.columns import (
+    ANSWERS,
+    CHATS,
+    CONTEXTS,
+    INSTRUCTIONS,
+    OUTPUTS,
+    PROMPTS,
+    STRONG_PROMPTS,
+    SYSTEMS,
+    TEXTS,
+    RowColumns,
+    as_list,
+    chat_kind,
+    find_column,
+    is_chat,
+    is_text,
+    last_words,
+    unwrap,
 )
-PREFERRED = ("chosen", "preferred", "preferred_output", "chosen_response", "response_chosen", "accepted")
-LABELS = ("label", "kto_tag", "is_chosen")
-REJECTED = ("rejected", "dispreferred", "non_preferred_output", "rejected_response", "response_rejected")
-STRONG_PROMPTS = ("prompt", "question", "instruction", "query", "problem")
+from poise.data.encoded_cells import holds_repr
+from poise.data.messages import Need
+from poise.data.preferences import Recognition, recognise_preference
+from poise.data.turn_parsing import ROLE_KEYS, TEXT_KEYS, describe_type, excerpt
+
+__all__ = ["Recognition", "objection", "recognise", "recognise_pair"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recognition:
-    """What a row is.
-
-    Attributes:
-        kind: The shape; empty where the row is refused.
-        columns: Columns that hold it, named as in the row.
-        refusal: What was seen, and why that cannot be read as it is.
-        remedy: What would help.
-    """
-
-    kind: str = ""
-    columns: tuple[str, ...] = ()
-    refusal: str = ""
-    remedy: str = ""
+COLUMN_NAMES = frozenset((*CHATS, *PROMPTS, *ANSWERS, *SYSTEMS, *TEXTS))
+RESPONSES = ("response", "completion", "output", "reply", "assistant")  # an `answer` may be what is right
+ID_LIKE = re.compile(
+    r"(?=\S*\d)[\w.:/#@%+=-]{3,}", re.ASCII
+)  # one word with a digit in it: an id, an address, a number
 
 
 def recognise(row: RowColumns, need: Need) -> Recognition:
     """The first shape that fits, or a refusal. Judged by columns and types; texts only for the marks of a chat."""
-    for recogniser in (_recognise_spread, _recognise_preference, _recognise_chat, recognise_pair, _recognise_text):
+    for recogniser in (
+        _recognise_spread,
+        recognise_preference,
+        _recognise_doubtful,
+        _recognise_chat,
+        recognise_pair,
+        _recognise_text,
+    ):
         if recognition := recogniser(row, need):
             return recognition
     shown = ", ".join(f"{name} ({_sketch(value)})" for name, value in row.items())
@@ -85,51 +64,18 @@ def recognise(row: RowColumns, need: Need) -> Recognition:
     )
 
 
-def find_column(row: RowColumns, names: Sequence[str], suits: Callable[[Any], bool]) -> str | None:
-    """The row's own name for the first of ``names`` that it has; upper case and spaces around it do not matter."""
-    names_in_row = {name.strip().lower(): name for name in row if isinstance(name, str)}
-    present = (names_in_row[name.lower()] for name in names if name.lower() in names_in_row)
-    return next((name for name in present if suits(row[name])), None)
+def objection(kind: str, row: RowColumns, need: Need) -> str:
+    """Why a row of a file whose shape was recognised is not read in it, as its first rows would not have been.
 
-
-def is_text(value: Any) -> bool:
-    """Whether a cell is text."""
-    return isinstance(value, str)
-
-
-def unwrap(value: Any) -> Any:
-    """A text for a list that holds one text alone."""
-    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
-
-
-def as_list(value: Any) -> list[Any] | None:
-    """A list of turns, which tables also keep as JSON text or as one list for each key; ``None`` for anything else."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
-        if len({len(part) for part in value.values()}) != 1:
-            return None
-        return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
-    return value if isinstance(value, list) else None
-
-
-def chat_kind(value: Any) -> str:
-    """``messages``, ``sharegpt``, ``exchanges`` or ``alternating`` for a list of turns; empty for anything else."""
-    turns = as_list(value)
-    if not turns:
-        return ""
-    if all(isinstance(turn, str) for turn in turns):
-        return "alternating" if len(turns) > 1 and isinstance(value, list) else ""
-    first = turns[0]
-    if not isinstance(first, Mapping):
-        return ""
-    if any(key in first for key in ROLE_KEYS):
-        texts = any(key in first for key in TEXT_KEYS) or "tool_calls" in first or "function_call" in first
-        return ("sharegpt" if "role" not in first else "messages") if texts else ""
-    return "exchanges" if any(set(keys) <= set(first) for keys in EXCHANGE_KEYS) else ""
+    A verdict, a second answer or a second prompt may begin late in a file. Empty where nothing is against it.
+    """
+    recognisers = [recognise_preference, _recognise_doubtful]
+    recognisers += {"pairs": [recognise_pair], "alpaca": [recognise_pair], "text": [_recognise_text]}.get(kind, [])
+    for recogniser in recognisers:
+        seen = recogniser(row, need)
+        if seen and seen.refusal and not seen.refusal.startswith("an id"):
+            return f"{seen.refusal}; {seen.remedy}"
+    return ""
 
 
 def _recognise_spread(row: RowColumns, need: Need) -> Recognition | None:
@@ -155,7 +101,7 @@ def _recognise_spread(row: RowColumns, need: Need) -> Recognition | None:
     if (
         role
         and find_column(row, TEXT_KEYS, lambda value: isinstance(value, str | list))
-        and not find_column(row, CHATS, chat_kind_is)
+        and not find_column(row, CHATS, is_chat)
     ):
         return Recognition(
             refusal=f"a single message (columns {', '.join(map(str, row))}): the conversation is spread over lines",
@@ -164,74 +110,69 @@ def _recognise_spread(row: RowColumns, need: Need) -> Recognition | None:
     return None
 
 
-def chat_kind_is(value: Any) -> bool:
-    """Whether a cell holds the turns of a chat."""
-    return bool(chat_kind(value))
+def _recognise_doubtful(row: RowColumns, need: Need) -> Recognition | None:
+    """Columns of which either may be meant: names that differ in upper case alone, two chats, a chat and an answer."""
+    names: dict[str, str] = {}
+    for name in row:
+        first = names.setdefault(str(name).strip().lower(), name)
+        if (
+            first != name
+            and str(name).strip().lower() in COLUMN_NAMES
+            and row[first]
+            and row[name] not in (row[first], None)
+        ):
+            return Recognition(
+                refusal=f"ambiguous: {first} and {name} differ in upper case or spaces alone",
+                remedy="rename one of them",
+            )
+    for name in CHATS:
+        if (column := find_column(row, (name,), is_text)) and holds_repr(row[column]):
+            return Recognition(
+                refusal=f"{column} ({_sketch(row[column])})", remedy="write the file again as JSON Lines or Parquet"
+            )
+    chats = [column for name in CHATS if (column := find_column(row, (name,), is_chat))]
+    for other in chats[1:]:
+        if last_words(row[chats[0]]) != last_words(row[other]):
+            return Recognition(
+                refusal=f"ambiguous: {chats[0]} and {other} are two chats",
+                remedy=f"give the shape {chat_kind(row[chats[0]])}:{chats[0]} or {chat_kind(row[other])}:{other}",
+            )
+    answer = find_column(row, RESPONSES, _is_answer) if chats and need == "assistant" else None
+    if not answer or answer in chats or chat_kind(row[chats[0]]) not in ("messages", "sharegpt"):
+        return None
+    speaker, words = last_words(row[chats[0]])
+    text = unwrap(row[answer]) if is_text(unwrap(row[answer])) else last_words(row[answer])[1]
+    if speaker != "assistant" or text.strip() in words:
+        return None
+    prompt = find_column(row, PROMPTS, is_text)
+    instead = f"pairs:{prompt},{answer}" if prompt else f"messages:{chats[0]},{answer}"
+    return Recognition(
+        refusal=f"ambiguous: {chats[0]} ends with an answer, and {answer} holds another",
+        remedy=f"give the shape messages:{chats[0]} or {instead}",
+    )
 
 
-def _recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
-    def side(value: Any) -> bool:
-        return is_text(value) or isinstance(value, Mapping) or chat_kind_is(value)
-
-    preferred, rejected = find_column(row, PREFERRED, side), find_column(row, REJECTED, side)
-    prompt = find_column(row, PROMPTS, side)
-    if preferred and rejected:
-        if need == "user" and prompt:
-            return None
-        shape = f"messages:{preferred}"
-        if is_text(row[preferred]):
-            alone = "markup" if has_markup(row[preferred]) else "text"
-            shape = f"pairs:{prompt},{preferred}" if prompt else f"{alone}:{preferred}"
-        return Recognition(
-            kind="preference",
-            columns=(*([prompt] if prompt else []), preferred, rejected),
-            refusal=f"preference data: {preferred} and {rejected} are two answers to one prompt",
-            remedy=f"to read the preferred answers alone, give the shape {shape}",
-        )
-    completion = find_column(row, ANSWERS, side)
-    if rejected and prompt and completion and need == "assistant":
-        return Recognition(
-            kind="preference",
-            columns=(prompt, completion, rejected),
-            refusal=f"preference data: {completion} and {rejected} are two answers to one prompt",
-            remedy=f"to read {completion} alone, give the shape pairs:{prompt},{completion}",
-        )
-    label = find_column(row, LABELS, _is_verdict)
-    if label and prompt and completion and need == "assistant":
-        return Recognition(
-            kind="preference",
-            columns=(prompt, completion, label),
-            refusal=f"preference data: {label} says which answers are good, and the others are not",
-            remedy=f"to read good and bad answers alike, give the shape pairs:{prompt},{completion}",
-        )
-    chat = find_column(row, CHATS, chat_kind_is)
-    if label and chat and isinstance(row[label], bool) and need == "assistant":
-        return Recognition(
-            kind="preference",
-            columns=(chat, label),
-            refusal=f"preference data: {label} says which conversations are good, and the others are not",
-            remedy=f"to read good and bad ones alike, give the shape messages:{chat}",
-        )
-    return None
-
-
-def _is_verdict(value: Any) -> bool:
-    """Good or bad, as KTO's data say it."""
-    return isinstance(value, bool) or str(value).strip().lower() in ("true", "false", "0", "1")
+def _is_answer(value: Any) -> bool:
+    value = unwrap(value)
+    return bool(value.strip()) if is_text(value) else chat_kind(value) in ("messages", "sharegpt")
 
 
 def _recognise_chat(row: RowColumns, need: Need) -> Recognition | None:
-    column = find_column(row, CHATS, chat_kind_is)
+    column = find_column(row, CHATS, is_chat)
     if column is None:
         return None
-    return Recognition(kind=chat_kind(row[column]), columns=(column,))
+    kind = chat_kind(row[column])
+    answer = find_column(row, ANSWERS, _is_answer) if need == "assistant" and kind in ("messages", "sharegpt") else None
+    if answer and answer != column and last_words(row[column])[0] in ("user", "tool"):
+        return Recognition(kind=kind, columns=(column, answer))
+    return Recognition(kind=kind, columns=(column,))
 
 
 def recognise_pair(row: RowColumns, need: Need) -> Recognition | None:
     """A prompt and its answer in columns of their own, with or without an input; or why that is ambiguous."""
 
     def side(value: Any) -> bool:
-        return is_text(unwrap(value)) or (chat_kind(value) == "messages" and not is_text(value))
+        return is_text(unwrap(value)) or (chat_kind(value) in ("messages", "sharegpt") and not is_text(value))
 
     instruction, context = find_column(row, INSTRUCTIONS, is_text), find_column(row, CONTEXTS, is_text)
     output = find_column(row, OUTPUTS, is_text)
@@ -262,14 +203,38 @@ def _recognise_text(row: RowColumns, need: Need) -> Recognition | None:
     column = find_column(row, TEXTS, is_text)
     if column is None:
         return None
-    if has_markup(row[column]):
+    text = row[column]
+    if holds_repr(text):
+        return Recognition(
+            refusal=f"{column} ({_sketch(text)})", remedy="write the file again as JSON Lines, with a chat in messages"
+        )
+    if chat_kind(text) == "messages":
+        return Recognition(kind="messages", columns=(column,))
+    if has_markup(text):
         return Recognition(kind="markup", columns=(column,))
-    return Recognition(kind="text", columns=(column,)) if need == "assistant" else None
+    if need == "user":
+        return None
+    prompt = next(
+        (name for one in (*STRONG_PROMPTS, "inputs", "input") if (name := find_column(row, (one,), _is_answer))), None
+    )
+    if prompt:
+        return Recognition(
+            refusal=f"ambiguous: {column} could be the answer to {prompt}, or stand alone",
+            remedy=f"give the shape pairs:{prompt},{column} or text:{column}",
+        )
+    if ID_LIKE.fullmatch(text.strip()):
+        return Recognition(
+            refusal=f"an id or a number alone in {column} ({excerpt(text)}) is no answer",
+            remedy=f"give the shape text:{column} if it is one",
+        )
+    return Recognition(kind="text", columns=(column,))
 
 
 def _sketch(value: Any) -> str:
     """What a cell holds, in few words."""
-    turns = as_list(value) if isinstance(value, list | Mapping) else None
+    turns = as_list(value) if isinstance(value, list) else None
+    if isinstance(value, Mapping) and value:
+        return f"an object with {', '.join(map(str, value))}"
     if turns and isinstance(turns[0], Mapping):
         return f"a list of objects with {', '.join(map(str, turns[0]))}"
     if isinstance(value, str) and re.match(r"\s*(?:\[\s*)?\{\s*'", value):

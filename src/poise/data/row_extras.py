@@ -2,52 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from poise.data.loss_marks import LEARN_KEYS, MASK_KEYS, is_one, is_zero
+from poise.data.columns import RowColumns, as_list, find_column, is_text
+from poise.data.encoded_cells import decode_json, is_turn
+from poise.data.loss_marks import IGNORED_INDEX, LEARN_KEYS, MASK_KEYS, is_off, is_one, is_zero, names_assistant
 from poise.data.messages import Message
-from poise.data.recognition import RowColumns, as_list, find_column, is_text
+from poise.data.turn_parsing import describe_type, parse_turn
 from poise.data.turn_thoughts import THOUGHT_KEYS
 from poise.errors import InvalidRow
 
-__all__ = ["add_row_thought", "apply_loss_mask", "thought_columns", "tools_of"]
+__all__ = ["add_row_thought", "apply_loss_mask", "history_of", "thought_columns", "tools_of"]
 
-ROW_MARKS = tuple(key for key in (*LEARN_KEYS, "sample_weight") if key != "loss")  # a row's loss is a figure
-MASK_COLUMNS = (*LEARN_KEYS, "loss_masks", "loss_weights", "weights", "turn_mask", "train_mask", "assistant_masks")
+ROW_MARKS = (*LEARN_KEYS, "sample_weight")
+MASK_COLUMNS = (*LEARN_KEYS, "loss_masks", "loss_weights", "turn_mask", "train_mask", "assistant_masks")
 UNCLEAR_MASKS = ("mask", "masks")
+TOKEN_COLUMNS = ("input_ids", "tokens")
 
 
-def apply_loss_mask(messages: list[Message], row: RowColumns) -> None:
+def apply_loss_mask(messages: list[Message], in_file: Sequence[Sequence[Message]], row: RowColumns) -> None:
     """Honour marks beside the turns: one for the whole row, for each turn, or for each of the assistant's turns.
 
+    Args:
+        messages: The row's turns, changed in place.
+        in_file: The messages that each turn of the file became, as marks are counted; of one each where it is empty.
+        row: Its columns.
+
     Raises:
-        InvalidRow: there are more or fewer marks than turns.
+        InvalidRow: there are more or fewer marks than turns, or they are not marks.
     """
-    column = find_column(row, MASK_COLUMNS, _is_list)
     if unclear := find_column(row, UNCLEAR_MASKS, _is_list):
         raise InvalidRow(
             f"loss mask: {unclear} may mark what is learnt or what is left out; name it loss_mask, with 1 for turns "
             "that are learnt"
         )
+    if mapping := find_column(row, MASK_COLUMNS, lambda value: isinstance(value, Mapping)):
+        raise InvalidRow(f"loss mask: {mapping} holds {describe_type(row[mapping])}; write a list of 0 and 1")
     answers = [turn for turn in messages if turn["role"] == "assistant"]
-    if find_column(row, ROW_MARKS, is_zero) or find_column(row, MASK_KEYS, is_one):
+    whole_row = any(find_column(row, (key,), partial(is_off, key)) for key in ROW_MARKS)
+    if whole_row or find_column(row, MASK_KEYS, lambda mark: is_one(mark) or names_assistant(mark)):
         for turn in answers:
             turn["learn"] = False
-    if column is None:
-        return
-    marks = as_list(row[column]) or []
-    targets = next((group for group in (messages, answers) if len(group) == len(marks)), None)
+    if column := find_column(row, MASK_COLUMNS, _is_list):
+        marks = as_list(row[column]) or []
+        _mark(messages, in_file, [mark is None or is_zero(mark) for mark in marks], column)
+    if column := find_column(row, ("labels", "label"), _has_ignored):
+        marks = as_list(row[column]) or []
+        tokens = find_column(row, TOKEN_COLUMNS, lambda value: isinstance(value, list) and len(value) == len(marks))
+        if all(mark == IGNORED_INDEX for mark in marks):
+            marks = [IGNORED_INDEX] * len(answers)
+        elif tokens:
+            raise InvalidRow(
+                f"loss mask: {column} marks tokens of {tokens}; write a loss_mask with 0 or 1 for each turn"
+            )
+        _mark(messages, in_file, [mark == IGNORED_INDEX for mark in marks], column)
+
+
+def _mark(messages: Sequence[Message], in_file: Sequence[Sequence[Message]], off: Sequence[bool], column: str) -> None:
+    turns = in_file or [[message] for message in messages]
+    answers = [turn for turn in turns if any(message["role"] == "assistant" for message in turn)]
+    targets = next((group for group in (turns, answers) if len(group) == len(off)), None)
     if targets is None:
-        raise InvalidRow(f"loss mask: {column} has {len(marks)} marks for {len(messages)} turns")
-    for turn, mark in zip(targets, marks, strict=True):
-        if (mark is None or is_zero(mark)) and turn["role"] == "assistant":
-            turn["learn"] = False
+        raise InvalidRow(f"loss mask: {column} has {len(off)} marks for {len(turns)} turns")
+    for turn, mark in zip(targets, off, strict=True):
+        for message in turn:
+            if mark and message["role"] == "assistant":
+                message["learn"] = False
 
 
 def _is_list(value: Any) -> bool:
     """A list, or one that a cell keeps as JSON."""
     return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
+
+
+def _has_ignored(value: Any) -> bool:
+    """Whether a cell holds labels of which losses ignore some."""
+    labels = as_list(value) if _is_list(value) else None
+    return any(isinstance(label, int | float) and label == IGNORED_INDEX for label in labels or ())
+
+
+def history_of(row: RowColumns) -> Iterator[tuple[str, str]]:
+    """Who says what before a question: pairs of question and answer in a column ``history``, or its turns.
+
+    Raises:
+        InvalidRow: its list holds something else.
+    """
+    column = find_column(
+        row, ("history",), lambda value: isinstance(value, list) or (is_text(value) and _is_list(value))
+    )
+    for number, item in enumerate(as_list(row[column]) or () if column else (), start=1):
+        pair = list(item.values()) if isinstance(item, Mapping) and len(item) == 2 and not is_turn(item) else item
+        if is_turn(item):
+            for message in parse_turn(item, f"history, turn {number}").messages:
+                yield message["role"], message["content"]
+        elif isinstance(pair, list | tuple) and len(pair) == 2 and all(map(is_text, pair)):
+            yield from zip(("user", "assistant"), pair, strict=True)
+        else:
+            raise InvalidRow(
+                f"not a history: {column} holds {describe_type(item)}; it takes pairs [question, answer] or turns"
+            )
 
 
 def thought_columns(row: RowColumns, used: tuple[str, ...]) -> list[str]:
@@ -64,11 +119,25 @@ def add_row_thought(messages: list[Message], row: RowColumns, used: tuple[str, .
         answers[0]["thought"] = "\n\n".join(row[name] for name in columns)
 
 
-def tools_of(row: RowColumns) -> tuple[dict[str, Any], ...]:
-    """Definitions of a row's tools in OpenAI's form, which chat templates take."""
-    column = find_column(row, ("tools", "functions"), lambda value: isinstance(value, str | list))
-    listed = as_list(row[column]) if column else None
-    return tuple(tool for item in listed or () if isinstance(item, Mapping) for tool in _openai_tools(item))
+def tools_of(row: RowColumns) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """Definitions of a row's tools in OpenAI's form, which chat templates take; and a kind for each that is not read.
+
+    Raises:
+        InvalidRow: a cell holds a Python repr.
+    """
+    column = find_column(
+        row, ("tools", "functions"), lambda value: bool(value) and isinstance(value, str | list | dict)
+    )
+    if column is None:
+        return (), ()
+    cell = row[column]
+    value = decode_json(cell) if isinstance(cell, str) else cell
+    if value is None and cell.strip()[:1] in ("[", "{"):
+        raise InvalidRow(f"tools: {column} holds a Python repr or broken JSON; write its definitions as JSON")
+    items: list[Any] = [value] if isinstance(value, Mapping) else value if isinstance(value, list) else [cell]
+    items = [decode_json(item) or item if isinstance(item, str) else item for item in items]
+    unread = tuple("tool definition" for item in items if not isinstance(item, Mapping) and str(item).strip())
+    return tuple(tool for item in items if isinstance(item, Mapping) for tool in _openai_tools(item)), unread
 
 
 def _openai_tools(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

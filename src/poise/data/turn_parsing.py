@@ -11,10 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from poise.data.encoded_cells import decode_parts, refuse_repr
 from poise.data.loss_marks import is_learnt
+from poise.data.media_columns import media_in
 from poise.data.messages import Message
 from poise.data.thought_marks import begins_with_mark
 from poise.data.thoughts import locate_thought, split_thought
+from poise.data.tool_calls import calls_from_text, calls_of_turn, parse_call
 from poise.data.turn_thoughts import HIDDEN_PART, is_thought_part, is_thought_turn, read_thought, thoughts_of_turn
 from poise.errors import InvalidRow
 
@@ -26,7 +29,6 @@ __all__ = [
     "ParsedTurn",
     "describe_type",
     "excerpt",
-    "parse_call",
     "parse_turn",
     "split_answer",
     "text_of",
@@ -94,30 +96,19 @@ def parse_turn(turn: Any, place: str) -> ParsedTurn:
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise InvalidRow(f"unknown role: {excerpt(name)}, {place}")
-    content = _Content()
-    _add_content(content, _text_cell(turn, place), place)
-    content.calls += _calls_of_turn(turn)
+    content = _Content(left_out=media_in(turn))
+    _add_content(content, _text_cell(turn, role, place), place)
+    content.calls += calls_of_turn(turn, place)
     thoughts, hidden = thoughts_of_turn(turn)
     content.thoughts += thoughts
     content.left_out += hidden
     if role == "assistant" and is_thought_turn(turn) and not content.calls:
         content.thoughts, content.texts = [*content.thoughts, join_parts(content.texts)], []
     if role == "call":
-        content.calls, content.texts = [*content.calls, _call_from_text("".join(content.texts))], []
+        text = "".join(content.texts)
+        content.calls, content.texts = [*content.calls, *(calls_from_text(text) if text.strip() else ())], []
         role = "assistant"
     return ParsedTurn(_turn_messages(turn, role, content, place), content.left_out)
-
-
-def parse_call(name: Any, arguments: Any, call_id: Any = None) -> dict[str, Any]:
-    """One call in the form that chat templates take: arguments as an object where they are one."""
-    if isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
-            parsed = None
-        arguments = parsed if isinstance(parsed, dict) else arguments
-    call: dict[str, Any] = {"type": "function", "function": {"name": str(name or ""), "arguments": arguments}}
-    return call | ({"id": str(call_id)} if call_id else {})
 
 
 def split_answer(text: str, place: str) -> tuple[str, str]:
@@ -184,7 +175,7 @@ def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content, place:
             message["thought"] = "\n\n".join(thoughts)
         if content.calls:
             message["tool_calls"] = content.calls
-        if not is_learnt(turn):
+        if not is_learnt(turn, place):
             message["learn"] = False
     if role == "tool":
         for key in ("name", "tool_call_id"):
@@ -208,8 +199,13 @@ def _split_reply(message: Message, thoughts: Sequence[str], place: str) -> list[
     return thoughts if repeated else [*thoughts, thought]
 
 
-def _text_cell(turn: Mapping[str, Any], place: str) -> Any:
-    cells = [turn[key] for key in TEXT_KEYS if turn.get(key) is not None]
+def _text_cell(turn: Mapping[str, Any], role: str, place: str) -> Any:
+    cells = [decode_parts(turn[key]) for key in TEXT_KEYS if turn.get(key) is not None]
+    cells = [cell for cell in cells if cell != ""] or cells[:1]
+    for cell in cells:
+        refuse_repr(cell, place)
+    if role == "tool" and cells and isinstance(cells[0], Mapping) and "type" not in cells[0]:
+        return json.dumps(cells[0], ensure_ascii=False, default=str)
     if len(cells) > 1 and any(cell != cells[0] for cell in cells):
         present = ", ".join(key for key in TEXT_KEYS if turn.get(key) is not None)
         raise InvalidRow(f"two texts in one turn: {place} has {present}")
@@ -284,28 +280,3 @@ def _as_text_part(part: Any) -> Any:
     if isinstance(part, Mapping) and "json" in part and "text" not in part:
         return json.dumps(part["json"], ensure_ascii=False, default=str)
     return part
-
-
-def _calls_of_turn(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """OpenAI's ``tool_calls`` and the older ``function_call``."""
-    calls = []
-    listed = turn.get("tool_calls")
-    for item in listed if isinstance(listed, list) else []:
-        if isinstance(item, Mapping):
-            function = item["function"] if isinstance(item.get("function"), Mapping) else item
-            calls.append(parse_call(function.get("name"), function.get("arguments", {}), item.get("id")))
-    older = turn.get("function_call")
-    if isinstance(older, Mapping):
-        calls.append(parse_call(older.get("name"), older.get("arguments", {}), None))
-    return calls
-
-
-def _call_from_text(text: str) -> dict[str, Any]:
-    """A call that a file keeps as JSON text, as ShareGPT's tool data do."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if isinstance(value, Mapping) and "name" in value:
-        return parse_call(value["name"], value.get("arguments", value.get("parameters", {})), None)
-    return parse_call(None, value if isinstance(value, Mapping) else text, None)

@@ -17,7 +17,8 @@ import torch
 from poise.arguments import check_choice, check_type
 from poise.data import AnswerPart, Conversation, InputRow
 from poise.data.dataset import check_rows, check_same_part, row_columns
-from poise.data.readers import DataShape, RowContent, detect_shape, parse_shape_request, read_row
+from poise.data.readers import RowContent, read_row
+from poise.data.shapes import DataShape, detect_shape, parse_shape_request
 from poise.errors import InvalidData, InvalidRow, OtherModel
 from poise.model import Model, load_model
 from poise.screen import shards as parts

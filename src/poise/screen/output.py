@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.data import Conversation, DataSet, RejectedRow
-from poise.data.readers import DataShape, read_row
+from poise.data.readers import read_row
 from poise.data.row_files import RowFile, common_schema, open_row_file, row_columns_of
+from poise.data.shapes import DataShape
 from poise.errors import InvalidRow, MissingExtra
 from poise.progress import track
 from poise.screen.flagging import FlaggingThreshold

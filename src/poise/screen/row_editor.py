@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from poise.data.chat_markup import has_markup
-from poise.data.readers import DataShape, read_row
-from poise.data.recognition import EXCHANGE_KEYS, as_list, chat_kind
-from poise.data.row_extras import thought_columns
+from poise.data.columns import EXCHANGE_KEYS, as_list, chat_kind, find_column
+from poise.data.encoded_cells import decode_turns, is_turn
+from poise.data.readers import read_row
+from poise.data.row_extras import history_of, thought_columns
+from poise.data.shapes import DataShape
 from poise.data.thoughts import split_thought
 from poise.data.turn_parsing import TEXT_KEYS, parse_turn
 from poise.data.turn_thoughts import HIDDEN_PART, TURN_THOUGHT_KEYS, is_only_thought, is_thought_part, read_thought
@@ -36,14 +38,20 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
     Raises:
         InvalidRow: the shape cannot be written, as text with chat marks cannot.
     """
-    if shape.kind == "markup":
+    if shape.kind == "markup" or (shape.kind == "text" and has_markup(str(row[shape.columns[0]]))):
         raise InvalidRow("an answer inside marked-up text cannot be replaced")
     edited = dict(row)
     replaced: list[str] = []
     turn = 0
+    if shape.kind in ("pairs", "alpaca"):
+        turn = _edit_history(shape, row, edited, answers, replaced)
     for column in shape.columns[-1:] if shape.kind == "alpaca" else shape.columns:
         cell = row[column]
-        if shape.kind in ("messages", "sharegpt") or (shape.kind == "pairs" and _is_chat(cell)):
+        if (
+            _is_chat(cell)
+            if shape.kind == "pairs" or column != shape.columns[0]
+            else shape.kind in ("messages", "sharegpt")
+        ):
             edited[column], turn = _in_chat(cell, answers, turn, replaced)
         elif shape.kind == "exchanges":
             edited[column] = _in_list(cell, lambda pairs: _in_exchanges(pairs, answers, replaced))
@@ -84,7 +92,33 @@ def _in_alternating(texts: Sequence[Any], answers: Replacements, replaced: list[
     return [_edit_text(text, answers.get(n // 2) if n % 2 else None, replaced) for n, text in enumerate(texts)]
 
 
+def _edit_history(
+    shape: DataShape, row: Mapping[str, Any], edited: dict[str, Any], answers: Replacements, replaced: list[str]
+) -> int:
+    """Earlier answers in a column ``history`` replaced; how many there are."""
+    column = find_column(row, ("history",), lambda value: value not in (None, "", []))
+    earlier = sum(role == "assistant" for role, _ in history_of(row)) if column and column not in shape.used else 0
+    if column and earlier and any(number < earlier for number in answers):
+        if any(map(is_turn, as_list(row[column]) or ())):
+            edited[column], _ = _in_chat(row[column], answers, 0, replaced)
+        else:
+            edited[column] = _in_list(row[column], lambda pairs: _in_pairs(pairs, answers, replaced))
+    return earlier
+
+
+def _in_pairs(pairs: Sequence[Any], answers: Replacements, replaced: list[str]) -> list[Any]:
+    """Pairs of a question and its answer, as lists or with names."""
+    edited: list[Any] = []
+    for number, pair in enumerate(pairs):
+        names, texts = (list(pair), list(pair.values())) if isinstance(pair, Mapping) else ([], list(pair))
+        texts[1] = _edit_text(texts[1], answers.get(number), replaced)
+        edited.append(dict(zip(names, texts, strict=True)) if names else texts)
+    return edited
+
+
 def _is_chat(cell: Any) -> bool:
+    if isinstance(cell, str):
+        return decode_turns(cell) is not cell
     return isinstance(cell, Mapping) or (isinstance(cell, list) and any(isinstance(turn, Mapping) for turn in cell))
 
 
@@ -93,12 +127,21 @@ def _in_chat(cell: Any, answers: Replacements, turn: int, replaced: list[str]) -
     if isinstance(cell, str):
         edited, turn = _in_chat(json.loads(cell), answers, turn, replaced)
         return json.dumps(edited, ensure_ascii=False), turn
+    if isinstance(cell, Mapping) and isinstance(cell.get("messages"), list):
+        edited, turn = _in_chat(cell["messages"], answers, turn, replaced)
+        return {**cell, "messages": edited}, turn
+    if isinstance(cell, Mapping) and is_turn(cell):
+        edited, turn = _in_chat([cell], answers, turn, replaced)
+        return edited[0], turn
     if isinstance(cell, Mapping):  # one list for each key
         keys = list(cell)
         rows = [dict(zip(keys, values, strict=True)) for values in zip(*cell.values(), strict=True)]
         edited, turn = _in_chat(rows, answers, turn, replaced)
         return {key: [row[key] for row in edited] for key in keys}, turn
-    turns = []
+    if any(isinstance(item, str) for item in cell):  # turns as JSON texts
+        edited, turn = _in_chat([json.loads(item) for item in cell], answers, turn, replaced)
+        return [json.dumps(item, ensure_ascii=False) for item in edited], turn
+    turns: list[Any] = []
     answers_of = [
         [message for message in parse_turn(item, f"turn {n}").messages if message["role"] == "assistant"]
         for n, item in enumerate(cell, start=1)

@@ -1,0 +1,105 @@
+"""The marks that templates and makers of data put around turns: where a turn begins, and what ends it.
+
+Two kinds are told apart. Control tokens (``<|im_start|>``, ``[INST]``) are in no prose. Words (``Human:``, ``Q:``,
+``### Response:``) may be: they count where a text begins with them, or where questions and answers alternate.
+"""
+
+from __future__ import annotations
+
+import re
+
+from poise.data.turn_parsing import ROLES
+
+__all__ = [
+    "BEGIN_MARKS",
+    "CONTROL_STYLES",
+    "CONTROL_TOKEN",
+    "END_MARKS",
+    "HASH_MARK",
+    "TURN_TOKEN",
+    "WORD_STYLES",
+    "role_of_mark",
+]
+
+_ROLES = {
+    **ROLES,
+    **dict.fromkeys(("prompt", "question", "instruction", "q", "user message"), "user"),
+    **dict.fromkeys(("answer", "response", "completion", "output", "a", "chatbot"), "assistant"),
+    **dict.fromkeys(("system prompt", "system message"), "system"),
+    **dict.fromkeys(("input", "context"), "context"),
+}
+_NAMES = r"human|user|prompter|assistant|system|bot|gpt|chatgpt|ai"
+END_MARKS = re.compile(
+    r"""(?:\s*(?:
+    <\|im_end\|> | <\|eot_id\|> | <\|eom_id\|> | <\|eot\|> | <\|EOT\|> | <\|end_of_text\|> | <end_of_turn> | <eos>
+    | </s> | <turn\|> | <\|endoftext\|> | <\|end\|> | <\|END_OF_TURN_TOKEN\|> | <\|end_of_turn\|> | <\|\w+_end\|>
+    | <\|eos\|>
+    | <[|｜]end▁of▁sentence[|｜]> | <\|return\|> | <\|eom\|> | <\|bom\|> | \[\|endofturn\|\] | <seed:eos> | \[e~\[
+    | <\|separator\|> | <SPECIAL_12> | <\|end_of_sentence\|>
+    )(?:\s*<s>)?)+\s*\Z""",
+    re.X,
+)
+"""Marks at the end of a turn's text."""
+
+BEGIN_MARKS = re.compile(
+    r"""\A\s*(?:(?:
+    <s> | <bos> | <\|begin_of_text\|> | <\|startoftext\|> | <\|endoftext\|> | <BOS_TOKEN> | <\|bom\|>
+    | <[|｜]begin▁of▁sentence[|｜]> | \[gMASK\] | <sop> | \]~!b\[ | <extra_id_0>(?=\s*<) | <SPECIAL_10>(?=\s*<)
+    )\s*)+""",
+    re.X,
+)
+"""Marks at the beginning of a text that say nothing."""
+
+TURN_TOKEN = re.compile(
+    r"<\|im_start\|>|<\|start\|>|<\|start_header_id\|>|<\|header_start\|>|</?start_of_turn>|<\|turn>"
+    r"|<\|(?:user|assistant|system|prompter|human|bot|chatbot|model|observation|answer)\|>"
+    r"|<[|｜](?:hy_)?(?:User|Assistant|System)[|｜]>|<\|START_OF_TURN_TOKEN\|>|<\|\w+_TOKEN\|>|<\|start_of_role\|>"
+    r"|<\|im_(?:user|assistant|system)\|>|<extra_id_1>(?:User|Assistant|System)|<SPECIAL_11>|<seed:bos>|\]~b\]"
+    r"|\[\|(?:system|user|assistant|human|ai)\|\]|<\|(?:user|assistant|system|developer)_start\|>"
+    r"|\[/INST\]|\[INST\]|<<SYS>>|\[/?SYSTEM_PROMPT\]|\[TOOL_RESULTS\]|\[AVAILABLE_TOOLS\]"
+    r"|GPT4 (?:Correct )?(?:User|Assistant):|<role>\s*(?:HUMAN|ASSISTANT|SYSTEM)\s*</role>",
+    re.I,
+)
+"""A control token that begins a turn."""
+
+CONTROL_TOKEN = re.compile(r"<[|｜][A-Za-z_▁][^\s<>|｜]{0,40}[|｜]>|<end_of_turn>|<turn\|>|\[TOOL_CALLS\]")
+"""Any control token: a text that is one turn has none."""
+
+CONTROL_STYLES: tuple[re.Pattern[str], ...] = (
+    re.compile(r"<\|im_start\|>\s*(\w+)(?![ \t]*name=)[ \t]*(?:<\|im_sep\|>|\r?\n)?"),  # ChatML, Phi 4
+    re.compile(r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>\s*"),  # Llama 3
+    re.compile(r"<\|header_start\|>\s*(\w+)\s*<\|header_end\|>\s*"),  # Llama 4
+    re.compile(r"(?:<start_of_turn>|<\|turn>)\s*(\w+)[ \t]*\n?"),  # Gemma
+    re.compile(r"<\|(user|assistant|system|prompter|human|bot|model|observation|tool|prompt|answer)\|>\s*", re.I),
+    re.compile(r"<[|｜](?:hy_)?(User|Assistant|System)[|｜]>\s*"),  # DeepSeek, Hunyuan
+    re.compile(r"<\|START_OF_TURN_TOKEN\|><\|(USER|CHATBOT|SYSTEM)_TOKEN\|>\s*"),  # Cohere
+    re.compile(r"<\|start_of_role\|>\s*(\w+)\s*<\|end_of_role\|>\s*"),  # Granite
+    re.compile(r"<\|im_(user|assistant|system)\|>[^<]*<\|im_middle\|>\s*"),  # Kimi
+    re.compile(r"(?:<extra_id_[01]>|<SPECIAL_1[01]>)\s*(User|Assistant|System)[ \t]*\n?"),  # Nemotron
+    re.compile(r"(?:GPT4|Code|Math) (?:Correct )?(User|Assistant):[ \t]*"),  # OpenChat
+    re.compile(r"<role>\s*(\w+)\s*</role>\s*"),  # Ling
+    re.compile(r"<seed:bos>\s*(\w+)[ \t]*\n?"),  # Seed
+    re.compile(r"\[\|(system|user|assistant|human|ai)\|\]\s*", re.I),  # EXAONE, Baize
+    re.compile(r"<\|(user|assistant|system|developer)_start\|>\s*"),  # Apertus
+    re.compile(r"\]~b\](\w+)[ \t]*\n?"),  # MiniMax
+)
+WORD_STYLES: tuple[tuple[re.Pattern[str], bool], ...] = (
+    # (where a turn begins, whether words may stand before the first)
+    (re.compile(rf"^[ \t]*(?:\*\*)?({_NAMES})(?:\*\*)?[ \t]*:(?:\*\*)?[ \t]*", re.I | re.M), True),
+    (re.compile(rf"^[ \t]*<({_NAMES})>[ \t]*:[ \t]*", re.I | re.M), True),
+    (re.compile(r"(?:^|(?<=\s)|(?<=</s>))(USER|ASSISTANT|SYSTEM)[ \t]*:[ \t]*", re.M), True),  # Vicuna
+    (re.compile(r"^[ \t]*(?:\*\*)?(Q|A|Question|Answer)(?:\*\*)?[ \t]*:(?:\*\*)?[ \t]*", re.I | re.M), False),
+)
+HASH_MARK = re.compile(
+    rf"(?:^|(?<=\S)(?=#{{2,3}}[ \t]*(?:{_NAMES})[ \t]*:))#{{2,3}}[ \t]*"
+    rf"({_NAMES}|user message|system prompt|instruction|input|context|response|output|answer|question|prompt"
+    r"|completion)"
+    r"[ \t]*(?::[ \t]*|(?=\n)|\Z)",
+    re.I | re.M,
+)
+"""``### Instruction:`` and its kin."""
+
+
+def role_of_mark(name: str) -> str | None:
+    """Whose turn a mark begins; ``context`` for what belongs to the question before it."""
+    return _ROLES.get(" ".join(name.lower().split()))

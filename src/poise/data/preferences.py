@@ -1,0 +1,118 @@
+"""Preference data: two answers to one prompt, or answers with a verdict. Which is to be read must be said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from poise.data.chat_markup import has_markup
+from poise.data.columns import ANSWERS, CHATS, PROMPTS, RowColumns, as_list, find_column, is_chat, is_text, last_words
+from poise.data.messages import Need
+from poise.data.turn_parsing import ROLES
+
+__all__ = ["Recognition", "recognise_preference"]
+
+PREFERRED = (
+    "chosen", "preferred", "preferred_output", "chosen_response", "response_chosen", "accepted", "chosen_messages",
+    "chosen_output", "better", "best",
+)  # fmt: skip
+REJECTED = (
+    "rejected", "dispreferred", "non_preferred_output", "rejected_response", "response_rejected", "rejected_output",
+    "rejected_messages", "rejected_answer", "worse", "negative_response",
+)  # fmt: skip
+VERDICTS = (
+    "label", "labels", "kto_tag", "kto_label", "is_chosen", "chosen", "is_preferred", "preferred", "desirable",
+    "is_desirable", "accepted", "is_good", "is_correct_preference", "thumbs_up", "verdict", "preference",
+)  # fmt: skip
+VERDICT_WORDS = (
+    "true", "false", "0", "1", "0.0", "1.0", "-1", "-1.0", "yes", "no", "good", "bad", "desirable", "undesirable",
+    "chosen", "rejected", "accept", "accepted", "reject", "preferred", "dispreferred", "thumbs_up", "thumbs_down", "+1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recognition:
+    """What a row is.
+
+    Attributes:
+        kind: The shape; empty where the row is refused.
+        columns: Columns that hold it, named as in the row.
+        refusal: What was seen, and why that cannot be read as it is.
+        remedy: What would help.
+    """
+
+    kind: str = ""
+    columns: tuple[str, ...] = ()
+    refusal: str = ""
+    remedy: str = ""
+
+
+def recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
+    """Why a row of preference data is refused, and the shape that reads the answers that were preferred."""
+    prompt, chat = find_column(row, PROMPTS, _is_answer_like), find_column(row, CHATS, is_chat)
+    if need == "user" and (prompt or chat):
+        return None
+    preferred, rejected = find_column(row, PREFERRED, _is_answer_like), find_column(row, REJECTED, _is_answer_like)
+    answer = find_column(row, ANSWERS, _is_answer_like)
+    answer = None if answer == prompt else answer
+    if preferred and rejected:
+        return _refuse_pair(row, preferred, rejected, _shape_of(row, preferred, prompt, chat))
+    if need == "user":
+        return None
+    if rejected and answer and (prompt or chat):
+        return _refuse_pair(row, answer, rejected, _shape_of(row, answer, prompt, chat))
+    if rejected and chat:
+        return _refuse_pair(row, chat, rejected, f"messages:{chat}")
+    label = find_column(row, VERDICTS, _is_verdict)
+    if label and prompt and answer:
+        return Recognition(
+            kind="preference",
+            columns=(prompt, answer, label),
+            refusal=f"preference data: {label} says which answers are good, and the others are not",
+            remedy=f"to read good and bad answers alike, give the shape {_shape_of(row, answer, prompt, None)}",
+        )
+    if label and chat:
+        shape = f"messages:{chat}" if answer is None else _shape_of(row, answer, None, chat)
+        return Recognition(
+            kind="preference",
+            columns=(chat, label),
+            refusal=f"preference data: {label} says which conversations are good, and the others are not",
+            remedy=f"to read good and bad ones alike, give the shape {shape}",
+        )
+    return None
+
+
+def _refuse_pair(row: RowColumns, preferred: str, rejected: str, shape: str) -> Recognition:
+    return Recognition(
+        kind="preference",
+        columns=(preferred, rejected),
+        refusal=f"preference data: {preferred} and {rejected} are two answers to one prompt",
+        remedy=f"to read the preferred answers alone, give the shape {shape}",
+    )
+
+
+def _shape_of(row: RowColumns, answer: str, prompt: str | None, chat: str | None) -> str:
+    """The shape that reads an answer with the prompt that belongs to it."""
+    value = row[answer]
+    if turns := as_list(value) if is_chat(value) else None:
+        first = turns[0] if isinstance(turns[0], Mapping) else {}
+        speaker = next((first[key] for key in ("role", "from") if isinstance(first.get(key), str)), "")
+        if ROLES.get(speaker.strip().lower()) in ("user", "system"):
+            return f"messages:{answer}"  # it has the prompt in itself
+    elif is_text(value) and has_markup(value) and value.lstrip()[:1] != "{":
+        return f"markup:{answer}"
+    if prompt and not (chat and last_words(row[chat])[0] == "user"):
+        return f"pairs:{prompt},{answer}"
+    if chat:
+        return f"messages:{chat},{answer}"
+    return f"messages:{answer}" if turns else f"text:{answer}"
+
+
+def _is_answer_like(value: Any) -> bool:
+    return is_text(value) or isinstance(value, Mapping) or is_chat(value)
+
+
+def _is_verdict(value: Any) -> bool:
+    """Good or bad, as KTO's data say it."""
+    return isinstance(value, bool) or (not isinstance(value, list) and str(value).strip().lower() in VERDICT_WORDS)
