@@ -24,9 +24,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import tiny
 from poise.model import Model, load_model, wrap
+from poise.model.architecture import decoder_blocks
 from poise.vector import ModelId
 
 Case = tuple[str, str, ModelId, ModelId]
+OUTPUTS = ("o_proj", "down_proj", "c_proj", "attention.dense", "dense_4h_to_h")
 ARCHITECTURES = ("llama", "gemma2", "gpt2", "mixtral", "qwen3", "gpt_neox")
 
 
@@ -93,6 +95,28 @@ def cases_of(make: Callable[[], Any], other: Callable[[int], Any], tokenizer: An
         yield "resized", lm
     for seed in (11, 12, 13, 14):
         yield "other", other(seed)
+        yield from (("spoilt", lm) for lm in spoilt(make, other(seed)))
+
+
+def spoilt(make: Callable[[], Any], stranger: Any) -> Iterator[Any]:
+    """Models of which a part is a relative's: a block from a stranger, outputs negated, the mean with a stranger."""
+    lm = make()
+    blocks, others = decoder_blocks(lm), decoder_blocks(stranger)
+    blocks[len(blocks) // 2].load_state_dict(others[len(blocks) // 2].state_dict())
+    yield lm
+    for count in (len(blocks), 1):
+        lm = make()
+        with torch.no_grad():
+            for block in decoder_blocks(lm)[:count]:
+                for name, parameter in block.named_parameters():
+                    if parameter.dim() > 1 and any(part in name for part in OUTPUTS):
+                        parameter.neg_()
+        yield lm
+    lm = make()
+    with torch.no_grad():
+        for parameter, other in zip(lm.parameters(), stranger.parameters(), strict=True):
+            parameter.add_(other).div_(2)
+    yield lm
 
 
 def tiny_cases() -> Iterator[Case]:
@@ -132,24 +156,29 @@ def main() -> None:
     parser.add_argument("--model", help="also a real model")
     name = parser.parse_args().model
     warnings.simplefilter("ignore")
-    lines: dict[str, list[tuple[str, str, float | None]]] = defaultdict(list)
+    lines: dict[str, list[tuple[str, str, float, float]]] = defaultdict(list)
     for where, kind, before, after in [*tiny_cases(), *(real_cases(name) if name else ())]:
         relation = before.relation(after)
-        r = before.sketch.correlation(after.sketch) if before.sketch and after.sketch else None
-        lines[kind].append((where, relation.kind, r))
+        assert before.sketch
+        assert after.sketch
+        r, worst = before.sketch.correlation(after.sketch), before.sketch.worst_correlation(after.sketch)
+        lines[kind].append((where, relation.kind, r, worst))
     print(
-        "| kind | half | n | called so | called related | correlation, lowest to highest |\n|---|---|---|---|---|---|"
+        "| kind | half | n | called so | called related | correlation, lowest to highest | of the worst part |\n"
+        "|---|---|---|---|---|---|---|"
     )
     related = {"same", "merged", "fine-tune", "quantised", "resized", "adapter"}
     for kind, rows in lines.items():
         for half, part in (("chosen on", rows[::2]), ("reported", rows[1::2])):
-            r = [x for *_, x in part if x is not None]
-            right, safe = sum(called == kind for _, called, _ in part), sum(called in related for _, called, _ in part)
-            print(f"| {kind} | {half} | {len(part)} | {right} | {safe} | {min(r):.4f} to {max(r):.4f} |")
+            r, worst = ([row[i] for row in part] for i in (2, 3))
+            so = sum(called == {"spoilt": "other"}.get(kind, kind) for _, called, *_ in part)
+            safe = sum(called in related for _, called, *_ in part)
+            ranges = f"{min(r):.4f} to {max(r):.4f} | {min(worst):.4f} to {max(worst):.4f}"
+            print(f"| {kind} | {half} | {len(part)} | {so} | {safe} | {ranges} |")
     for kind, rows in lines.items():
-        for where, called, r in rows:
-            if called != kind:
-                print(f"{where}: {kind} called {called} ({r:.4f})")
+        for where, called, r, worst in rows:
+            if called != {"spoilt": "other"}.get(kind, kind):
+                print(f"{where}: {kind} called {called} ({r:.4f}, worst {worst:.4f})")
 
 
 if __name__ == "__main__":

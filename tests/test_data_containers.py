@@ -55,6 +55,80 @@ def zipped(path: Path, **members: bytes) -> Path:
     return path
 
 
+class TestWhatWouldBeLost:
+    """Containers of which a reader by names would take one part and drop the other."""
+
+    COLUMNS = "it has 2 columns named response; rename all but the one to be read, or take them out."
+
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+    def test_columns_of_one_name_in_text_are_refused(self, name: str, tmp_path: Path) -> None:
+        text = "prompt,response,response\nP,first,second\n"
+        path = tmp_path / name
+        path.write_text(text.replace(",", "\t") if name == "a.tsv" else text)
+        with pytest.raises(InvalidData) as refused:
+            read(path)
+        assert str(refused.value) == f"{path}: {self.COLUMNS}"
+
+    @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+    def test_columns_of_one_name_in_a_table_are_refused(self, name: str, tmp_path: Path) -> None:
+        table = pa.table(
+            [pa.array(["P"]), pa.array(["first"]), pa.array(["second"])], ["prompt", "response", "response"]
+        )
+        path = tmp_path / name
+        if name == "a.parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+        with pytest.raises(InvalidData) as refused:
+            read(path)
+        assert str(refused.value) == f"{path}: {self.COLUMNS}"
+
+    def test_empty_columns_without_a_name_are_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("prompt,response,,\nP,one,,\nP,two,lost,kept\n")
+        one, two = open_data(path)
+        assert isinstance(one, Conversation)
+        assert one.messages[-1]["content"] == "one"
+        assert isinstance(two, RejectedRow)
+        assert two.reason == "broken CSV: cells under two columns that have no name"
+
+    @pytest.mark.parametrize(
+        ("names", "listed"),
+        [
+            (("train", "test"), "train, test"),
+            (("train", "validation"), "train, validation"),
+            (("dev", "test"), "dev, test"),
+            (("data", "more"), "data, more"),
+            (("first", "second", "third"), "first, second, third"),
+        ],
+    )
+    def test_several_lists_of_rows_are_refused(self, names: tuple[str, ...], listed: str, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps({"version": "1"} | {name: [row(f"of {name}")] for name in names}, indent=1))
+        with pytest.raises(InvalidData) as refused:
+            read(path)
+        assert str(refused.value) == (
+            f"{path}: it holds {len(names)} lists of rows; write the one to be read to a file of its own: {listed}."
+        )
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            {"train": [row("A")], "version": "1"},
+            {"data": [row("A")], "test": []},
+            {"data": [row("A")], "labels": [{"name": "x"}]},
+            {
+                "messages": [{"role": "user", "content": "P"}, {"role": "assistant", "content": "A"}],
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+            },
+        ],
+    )
+    def test_one_list_of_rows_is_read(self, document: dict[str, Any], tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text(json.dumps(document))
+        assert read(tmp_path / "a.json") == ["A"]
+
+
 class TestAZipArchive:
     def test_is_read_as_the_files_in_it(self, tmp_path: Path) -> None:
         table = io.BytesIO()
@@ -102,6 +176,17 @@ class TestAZipArchive:
         path.write_bytes(content) if isinstance(content, bytes) else zipped(path, **content)
         with pytest.raises(InvalidData, match=complaint):
             open_data(path)
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_that_holds_a_name_twice_is_refused(self, tmp_path: Path) -> None:
+        path = zipped(tmp_path / "a.zip", x_DOT_jsonl=line("first"), y_DOT_jsonl=line("other"))
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("x.jsonl", line("second"))
+        with pytest.raises(InvalidData) as refused:
+            open_data(path)
+        assert str(refused.value) == (
+            f"{path} holds 2 files named x.jsonl; pack them again, each under a name of its own."
+        )
 
     def test_that_is_encrypted_is_refused(self, tmp_path: Path) -> None:
         path = zipped(tmp_path / "a.zip", x_DOT_jsonl=line("secret"))

@@ -39,7 +39,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ADALORA": {"total_step": 10},
     "ADAPTION_PROMPT": {"adapter_layers": 2, "adapter_len": 4, "target_modules": None},
     "C3A": {"block_size": 8},
-    "FOURIERFT": {"n_frequency": 10},
+    "DELORA": {"delora_lambda": 1},  # as strong as on a model of usual width, here and with FourierFT
+    "FOURIERFT": {"n_frequency": 10, "scaling": 10.0},
     "IA3": {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
     "LN_TUNING": {"target_modules": ["input_layernorm"]},
     "MISS": {"r": 2},
@@ -443,6 +444,14 @@ OTHERS: dict[str, tuple[str, Callable[[], Any], str]] = {
     "another start, trained": ("other", lambda: tuned(lm=tiny.lm(seed=1)), "unrelated to it"),
     "another architecture": ("other", lambda: tiny.lm("qwen2"), "is another model"),
     "another width inside": ("other", lambda: tiny.lm(intermediate_size=64), "is another model"),
+    "one block a stranger's": (
+        "other",
+        lambda: _spoilt("model.layers.2.", _stranger),
+        "has related weights with parts from elsewhere or turned over (correlation 0.",
+    ),
+    "outputs negated": ("other", lambda: _spoilt(("o_proj", "down_proj"), _negated), "of the worst part -1.00)"),
+    "outputs of one block negated": ("other", lambda: _spoilt("layers.1.mlp.down_proj", _negated), "the worst part"),
+    "mean with a stranger": ("other", lambda: _spoilt("", _mean), "has related weights with parts from elsewhere"),
     "other embeddings": ("other", lambda: _other_embeddings(), "related blocks under other token embeddings"),
 }
 
@@ -452,6 +461,28 @@ def _one_layer() -> Any:
     for name, parameter in lm.named_parameters():
         parameter.requires_grad_("layers.1.mlp" in name)
     return disturbed(lm, 0.01)
+
+
+def _spoilt(names: str | tuple[str, ...], change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Any:
+    """The base, of which the matrices with these names are changed by those of a stranger."""
+    lm, stranger = tiny.lm(), dict(tiny.lm(seed=9).named_parameters())
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if parameter.dim() > 1 and any(part in name for part in ([names] if isinstance(names, str) else names)):
+                parameter.copy_(change(parameter, stranger[name]))
+    return lm
+
+
+def _stranger(weight: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return other
+
+
+def _negated(weight: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return -weight
+
+
+def _mean(weight: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return (weight + other) / 2
 
 
 def _other_embeddings() -> Any:
@@ -472,6 +503,13 @@ class TestARelation:
     def test_of_a_merged_adapter_is_told(self, kind: str, base: ModelId) -> None:
         assert base.relation(model(merged(kind))).kind == "merged"
 
+    def test_of_an_adapter_that_outweighs_the_weights_is_a_strangers(self, base: ModelId) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            strong = tiny.adapted(tiny.lm(), lora_alpha=256, target_modules=["down_proj"]).merge_and_unload()
+        relation = base.relation(model(strong))
+        assert (relation.kind, relation.related) == ("other", False), relation
+
     def test_of_merged_norms_is_a_fine_tunes(self, base: ModelId) -> None:
         assert base.relation(model(merged("LN_TUNING"))).kind == "fine-tune"
 
@@ -490,6 +528,21 @@ class TestARelation:
         assert own.sketch.vectors == ""
         assert own.relation(model(disturbed(tiny.lm("olmo"), 0.005))).kind == "fine-tune"
         assert own.relation(model(tiny.adapted(tiny.lm("olmo")).merge_and_unload())).kind == "merged"
+
+    def test_of_a_model_of_which_any_block_is_a_strangers_is_a_strangers(self) -> None:
+        own, others = ModelId.of(tiny.model(num_hidden_layers=24)), tiny.lm(seed=9, num_hidden_layers=24).model.layers
+        for layer in (0, 7, 14, 23):
+            lm = tiny.lm(num_hidden_layers=24)
+            lm.model.layers[layer].load_state_dict(others[layer].state_dict())
+            assert own.relation(model(lm)).kind == "other", layer
+
+    def test_to_a_file_without_the_blocks_goes_by_some_matrices(self) -> None:
+        identity = ModelId.of(tiny.model())
+        assert identity.sketch is not None
+        old = identity.model_copy(update={"sketch": identity.sketch.model_copy(update={"block_outputs": ""})})
+        assert old.relation(model(tuned())).kind == "fine-tune"
+        assert old.relation(model(_spoilt(("o_proj", "down_proj"), _negated))).kind == "other"
+        assert old.relation(model(tiny.lm().half())).kind == "same"
 
     def test_of_two_fine_tunes_of_one_base_is_a_fine_tunes(self) -> None:
         assert identity(tuned(seed=1)).relation(model(tuned(seed=2))).kind == "fine-tune"

@@ -326,6 +326,8 @@ def _detect_shape(name: str, rows: RowReader, request: ShapeRequest, need: Need)
     try:
         shape = detect_shape(sample, request, need)
     except InvalidData as error:
+        if str(error).startswith(f"{name}: "):
+            raise
         raise InvalidData(f"{name}: {error}") from error
     return shape or DataShape(str(request.kind), ())
 

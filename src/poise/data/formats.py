@@ -20,7 +20,7 @@ from poise.data.columns import chat_kind
 from poise.data.input_files import READ_ERRORS, FileSpan, InputFile, open_unpacked
 from poise.data.readers import is_utf8
 from poise.data.row_values import BOM, NOT_A_ROW, Lines, RowItem, RowReader, RowValue, json_problem, parse_json_line
-from poise.data.tables import TABLES
+from poise.data.tables import TABLES, check_columns
 from poise.data.turn_parsing import ROLE_KEYS
 from poise.errors import InvalidData, InvalidRow
 
@@ -34,6 +34,8 @@ KNOWN = (
     "or .zip"
 )
 HEADS = 100  # lines that show whether an object is spread over several
+SPLITS = ("test", "validation", "valid", "val", "dev", "eval", "train_sft", "test_sft")
+TURNS = ("messages", "sharegpt")
 WRAPPERS = ("data", "rows", "train", "examples", "instances", "items", "records", "samples")
 
 
@@ -166,11 +168,15 @@ def _json_rows(file: InputFile) -> Lines:
     if heads and heads[0].startswith(b"["):
         return _json_values(file)
     spread = any(head.startswith(b"{") and head.endswith((b",", b"{", b"[")) for head in heads)
-    return _unwrapped(_json_values(file) if spread else _json_lines(file))
+    return _unwrapped(file, _json_values(file) if spread else _json_lines(file))
 
 
-def _unwrapped(rows: Lines) -> Lines:
-    """The rows inside a file's only object: ``{"data": [{…}, …]}``, or a table kept as one list for each column."""
+def _unwrapped(file: InputFile, rows: Lines) -> Lines:
+    """The rows inside a file's only object: ``{"data": [{…}, …]}``, or a table kept as one list for each column.
+
+    Raises:
+        InvalidData: it holds several lists of rows.
+    """
     ahead = list(itertools.islice(rows, 2))
     if len(ahead) != 1 or isinstance(ahead[0][1], InvalidRow):
         yield from ahead
@@ -181,10 +187,34 @@ def _unwrapped(rows: Lines) -> Lines:
         document = parse_json_line(value) if isinstance(value, bytes) else value
     except InvalidRow:
         document = {}
+    if isinstance(document, dict) and (lists := _row_lists(document)):
+        raise InvalidData(
+            f"{file.name}: it holds {len(lists)} lists of rows; write the one to be read to a file of its own: "
+            f"{', '.join(lists)}."
+        )
     inner = wrapped_rows(document) if isinstance(document, dict) else None
     yield from (
         ahead if inner is None else ((line, row if isinstance(row, dict) else _not_a_row(row)) for row in inner)
     )
+
+
+def _row_lists(document: dict[str, Any]) -> list[str]:
+    """Names of the lists of rows in a document, as ``train`` and ``test``; empty where there are less than two.
+
+    Lists of objects count that are named as splits or other wrappers of rows are, or whose objects have the keys of one
+    that is; turns and tools of a single row do not.
+    """
+    columns: dict[str, set[str]] = {
+        name: set(value[0])
+        for name, value in document.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict) and chat_kind(value) not in TURNS
+    }
+    named = {name for name in columns if name.lower().rpartition("/")[2] in (*WRAPPERS, *SPLITS)}
+    alike = {
+        name for name, keys in columns.items() if any(keys == columns[other] for other in columns if other != name)
+    }
+    lists = sorted(named | alike, key=list(columns).index)
+    return lists if len(lists) > 1 else []
 
 
 def wrapped_rows(document: dict[str, Any]) -> list[Any] | None:
@@ -194,7 +224,7 @@ def wrapped_rows(document: dict[str, Any]) -> list[Any] | None:
         for name, value in document.items()
         if name.lower() in WRAPPERS and isinstance(value, list) and value and isinstance(value[0], dict)
     ]
-    if len(wrapped) == 1 and chat_kind(wrapped[0]) not in ("messages", "sharegpt"):
+    if len(wrapped) == 1 and chat_kind(wrapped[0]) not in TURNS:
         return wrapped[0]
     columns = list(document.values())
     even = columns and all(isinstance(column, list) and column for column in columns)
@@ -297,13 +327,23 @@ def _csv_rows(file: InputFile) -> Lines:
                 continue
             if header is None:
                 header = row
+                check_columns(file.name, [name for name in header if name.strip()])
             elif len(row) != len(header):
                 problem = f"broken CSV: {len(row)} cells under a header of {len(header)}"
+                yield line, InvalidRow(problem, _text_line("".join(record)))
+            elif any(cell.strip() for cell in _lost_cells(header, row)):
+                problem = "broken CSV: cells under two columns that have no name"
                 yield line, InvalidRow(problem, _text_line("".join(record)))
             elif not is_utf8("".join(row)):
                 yield line, InvalidRow("not UTF-8 text", _text_line("".join(record)))
             else:
                 yield line, dict(zip(header, row, strict=True))
+
+
+def _lost_cells(header: list[str], row: list[str]) -> list[str]:
+    """Cells that another one replaces, under the same name."""
+    last = {name: at for at, name in enumerate(header)}
+    return [cell for at, (name, cell) in enumerate(zip(header, row, strict=True)) if last[name] != at]
 
 
 def _recorded(lines: Iterator[str], record: list[str]) -> Iterator[str]:

@@ -207,6 +207,12 @@ def _zip_members(file: InputFile) -> list[InputFile]:
     known = [(entry, member) for entry, member in zip(shown, members, strict=True) if is_known(member)]
     if locked := [entry.filename for entry, _ in known if entry.flag_bits & 1]:
         raise InvalidData(f"{file.name}: {locked[0]} in it is encrypted; unpack it first.")
+    names = [entry.filename for entry, _ in known]
+    if repeated := next((name for name in names if names.count(name) > 1), ""):
+        raise InvalidData(
+            f"{file.name} holds {names.count(repeated)} files named {repeated}; pack them again, each "
+            "under a name of its own."
+        )
     if not known:
         raise InvalidData(f"{file.name} holds no file that ends in {KNOWN}.")
     return sorted((member for _, member in known), key=lambda member: member.member)

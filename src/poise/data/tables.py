@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from poise.data.input_files import InputFile, import_extra, open_stored
 from poise.data.row_values import RowItem
 from poise.errors import InvalidData, InvalidRow, first_line
 
-__all__ = ["TABLES", "TableRow", "batch_rows", "json_default", "table_rows", "table_schema"]
+__all__ = ["TABLES", "TableRow", "batch_rows", "check_columns", "json_default", "table_rows", "table_schema"]
 
 BATCH_BYTES = 16 * 2**20
 
@@ -95,6 +95,19 @@ def batch_rows(size: int, rows: int) -> int:
     return max(1, min(1000, BATCH_BYTES * rows // max(size, 1)))
 
 
+def check_columns(file: str, names: Sequence[str]) -> None:
+    """Refuse a file of which several columns have one name: a row by names would hold only the last.
+
+    Raises:
+        InvalidData: names the column.
+    """
+    if repeated := next((name for name in names if names.count(name) > 1), ""):
+        raise InvalidData(
+            f"{file}: it has {names.count(repeated)} columns named {repeated}; rename all but the one to be read, or "
+            "take them out."
+        )
+
+
 def table_schema(file: InputFile) -> Any:
     """The Arrow schema of a table, with the notes that other libraries keep in it.
 
@@ -120,6 +133,7 @@ def _open_parquet(file: InputFile) -> Any:
 def _parquet(file: InputFile, skip: int) -> Generator[RowItem, None, int]:
     """Row groups that are skipped are not read; of a damaged one the rest is lost, and the next one is read."""
     with _open_parquet(file) as opened:
+        check_columns(file.name, opened.schema_arrow.names)
         begin = 0
         for number in range(opened.num_row_groups):
             group = opened.metadata.row_group(number)
@@ -148,6 +162,7 @@ def _open_arrow(file: InputFile) -> tuple[Any, bool]:
 def _arrow(file: InputFile, skip: int) -> Generator[RowItem, None, int]:
     """Arrow files, which Feather is, and streams, which ``datasets`` writes, a batch at a time."""
     batches, is_file = _open_arrow(file)
+    check_columns(file.name, batches.schema.names)
     begin = 0
     for batch in map(batches.get_batch, range(batches.num_record_batches)) if is_file else batches:
         yield from table_rows([batch], begin, skip)

@@ -17,6 +17,7 @@ RelationKind = Literal[
 ]
 RELATIVES = frozenset({"settings", "adapter", "merged", "fine-tune", "quantised", "resized"})
 FOUR_BIT_CORRELATION = 0.9985  # correlation that weights rounded to 4 bits do not reach with what they were
+WORST_CORRELATION = 0.75  # of any block or sketched matrix of two that descend from one another; see docs/vectors.md
 RELATED_CORRELATION = 0.6  # of the sketches of two models that descend from one another; see docs/vectors.md
 
 
@@ -127,6 +128,12 @@ def _by_sketches(first: Fingerprint, second: Fingerprint, before: WeightSketch, 
     r = before.correlation(after)
     if r < RELATED_CORRELATION:
         sentence = f"has the same architecture with other weights, unrelated to it (correlation {r:.2f})"
+        return ModelRelation(kind="other", sentence=sentence, correlation=r)
+    if (worst := before.worst_correlation(after)) < WORST_CORRELATION:
+        sentence = (
+            f"has related weights with parts from elsewhere or turned over (correlation {r:.2f}, of the worst part "
+            f"{worst:.2f})"
+        )
         return ModelRelation(kind="other", sentence=sentence, correlation=r)
     if (tokens := before.token_correlation(after)) < RELATED_CORRELATION:
         sentence = f"has related blocks under other token embeddings (correlation {tokens:.2f})"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = ["WeightSketch", "sketch_weights"]
 
 SKETCHED_MATRICES = 16  # that are sketched, spread over the blocks
 SKETCHED_OUTPUTS = 16  # that are kept of each
+BLOCK_OUTPUTS = 32  # that are kept of each block, shared out among its matrices
 SKETCHED_TOKENS = tuple(range(3, 200, 25))  # whose embeddings are sketched
 TOKEN_OUTPUTS = 8
 INT8_SCALE = 32.0  # of the values' root mean square, as int8
@@ -47,10 +49,20 @@ class WeightSketch(FrozenModel):
     embeddings: str = Field(description="Hash of some tokens' embeddings.")
     outputs: str = Field(description="Base64 of int8 [matrices, 16]: outputs of the blocks' matrices.")
     token_outputs: str = Field(description="Base64 of int8 [tokens, 8]: outputs of token embeddings.")
+    block_outputs: str = Field(
+        default="",
+        description="Base64 of int8 [blocks, 32]: outputs of all matrices of each block; empty in older files.",
+        exclude_if=lambda outputs: not outputs,
+    )
 
     def correlation(self, other: WeightSketch) -> float:
         """Correlation of the outputs of both models' blocks: 1 for a copy, around 0 for a stranger."""
         return _cosine(self.outputs, other.outputs)
+
+    def worst_correlation(self, other: WeightSketch) -> float:
+        """The same of the matrix, or of the block, that agrees least; a mean hides a stranger among relatives."""
+        matrices = _row_cosines(self.outputs, other.outputs, SKETCHED_OUTPUTS)
+        return min([*matrices, *_row_cosines(self.block_outputs, other.block_outputs, BLOCK_OUTPUTS)], default=1.0)
 
     def token_correlation(self, other: WeightSketch) -> float:
         """The same of the token embeddings that both have."""
@@ -63,7 +75,8 @@ def sketch_weights(lm: Any) -> WeightSketch:
     config = text_config(getattr(lm, "config", None))
     modules = list(base_modules(lm))
     embedding = unwrapped(lm.get_input_embeddings())
-    layers = _block_matrices(modules, embedding)
+    named = _block_matrices(modules, embedding)
+    layers = [module for _, module in named]
     chosen = [
         layers[i] for i in np.linspace(0, len(layers) - 1, min(SKETCHED_MATRICES, len(layers))).round().astype(int)
     ]
@@ -78,14 +91,15 @@ def sketch_weights(lm: Any) -> WeightSketch:
         matrices=_short_hash(_bytes_of([("", layer) for layer in layers], dimensions=2)),
         embeddings=_short_hash([sample_values(row, half=True) for row in tokens]),
         outputs=_packed([_outputs(layer) for layer in chosen]),
+        block_outputs=_packed_blocks(named),
         token_outputs=_packed([_project(row.expand(TOKEN_OUTPUTS, -1), shifted=True) for row in tokens]),
     )
 
 
-def _block_matrices(modules: Sequence[tuple[str, nn.Module]], embedding: nn.Module) -> list[nn.Module]:
-    """The modules inside numbered lists that hold a matrix themselves."""
+def _block_matrices(modules: Sequence[tuple[str, nn.Module]], embedding: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules inside numbered lists that hold a matrix themselves, with their names."""
     return [
-        module
+        (name, module)
         for name, module in modules
         if any(part.isdigit() for part in name.split(".")) and module is not embedding and _own_tensors(module)
     ]
@@ -161,14 +175,53 @@ def _row_numbers(n: int) -> torch.Tensor:
 
 def _packed(rows: Sequence[torch.Tensor]) -> str:
     """Rows of values as int8 in base64, each row in units of its own size, so that all count alike."""
-    units = [row / row.square().mean().sqrt().clamp(min=1e-12) * INT8_SCALE for row in rows]
-    values = torch.cat(units or [torch.zeros(0)]).nan_to_num(0.0).round().clamp(-127, 127)
+    return _encoded(torch.cat([_in_units(row) for row in rows] or [torch.zeros(0)]))
+
+
+def _packed_blocks(named: Sequence[tuple[str, nn.Module]]) -> str:
+    """[blocks, 32] as int8 in base64: of every matrix of a block as many outputs, each in units of the matrix's own."""
+    rows = []
+    for _, block in itertools.groupby(named, key=lambda pair: _block_name(pair[0])):
+        matrices = [module for _, module in block]
+        count = min(len(matrices), BLOCK_OUTPUTS)
+        chosen = [matrices[i] for i in np.linspace(0, len(matrices) - 1, count).round().astype(int)]
+        share = min(BLOCK_OUTPUTS // count, SKETCHED_OUTPUTS)
+        values = torch.cat([_in_units(_outputs(module))[:: SKETCHED_OUTPUTS // share][:share] for module in chosen])
+        rows.append(torch.nn.functional.pad(values, (0, BLOCK_OUTPUTS - len(values))))
+    return _encoded(torch.cat(rows or [torch.zeros(0)]))
+
+
+def _block_name(name: str) -> str:
+    """A module's name up to the first number in it."""
+    words = name.split(".")
+    return ".".join(words[: next(i for i, word in enumerate(words) if word.isdigit()) + 1])
+
+
+def _in_units(row: torch.Tensor) -> torch.Tensor:
+    return row / row.square().mean().sqrt().clamp(min=1e-12) * INT8_SCALE
+
+
+def _encoded(values: torch.Tensor) -> str:
+    values = values.nan_to_num(0.0).round().clamp(-127, 127)
     return base64.b64encode(values.to(torch.int8).numpy().tobytes()).decode()
+
+
+def _decoded(text: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.frombuffer(base64.b64decode(text), dtype=np.int8).astype(np.float64)
+
+
+def _row_cosines(first: str, second: str, width: int) -> list[float]:
+    """The cosine of each row that both have values of."""
+    x, y = (_decoded(text).reshape(-1, width) for text in (first, second))
+    return [_cosine_of(a, b) for a, b in zip(x, y, strict=False) if ((a != 0) & (b != 0)).any()]
 
 
 def _cosine(first: str, second: str) -> float:
     """Cosine of the values of both; those of a row that one lacks count for neither."""
-    x, y = (np.frombuffer(base64.b64decode(text), dtype=np.int8).astype(np.float64) for text in (first, second))
+    return _cosine_of(_decoded(first), _decoded(second))
+
+
+def _cosine_of(x: np.ndarray[Any, np.dtype[np.float64]], y: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     n = min(len(x), len(y))
     x, y = x[:n], y[:n]
     both = (x != 0) & (y != 0)
