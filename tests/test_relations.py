@@ -593,7 +593,30 @@ class TestAVector:
         with pytest.raises(OtherModel, match=r"of a fine-tune or of a stranger; the vector's file is older than the"):
             old.check_model(model(tuned()))
         with pytest.raises(OtherModel, match="other is another model; extract it"):
-            old.check_model(model(resized(520)))
+            old.check_model(model(tiny.lm(intermediate_size=64)))
+
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "mixtral"])
+    def test_without_a_sketch_knows_a_resized_vocabulary(self, architecture: str) -> None:
+        plain = tiny.model(architecture)
+        old = tiny.vector(plain, model=ModelId.of(plain).model_copy(update={"sketch": None, "forward_settings": None}))
+        under = tiny.adapted(resized(520, tiny.lm(architecture)))
+        assert old.check_model(model(resized(520, tiny.lm(architecture)))) == ModelRelation(
+            kind="resized", sentence="has the same weights with a resized vocabulary, 520 token embeddings, not 512"
+        )
+        assert old.check_model(model(under)).sentence.endswith("520 token embeddings, not 512 under an adapter")
+        for lm, weights in (
+            (resized(400, tiny.lm(architecture)), "may have other weights"),
+            (disturbed(resized(520, tiny.lm(architecture)), 0.05), "has other weights"),
+        ):
+            rows = lm.get_input_embeddings().weight.shape[0]
+            with pytest.raises(OtherModel) as refused:
+                old.check_model(model(lm))
+            assert str(refused.value) == (
+                f"grumpy was computed on tiny-{architecture}, and other has the same architecture with {rows} token "
+                f"embeddings, not 512, and {weights}, of a fine-tune or a stranger; the vector's file is older than "
+                "the figures that tell these apart, so extract it again, or pass `allow_other_model` if you know that "
+                "the direction carries over."
+            )
 
     def test_keeps_its_sketch_in_its_file(self, tmp_path: Path) -> None:
         vector = tiny.vector(tiny.model())

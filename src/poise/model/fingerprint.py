@@ -11,9 +11,11 @@ from torch import nn
 from poise.model.adapter_structure import adapters_in_force, base_name
 from poise.model.architecture import config_value, text_config
 
-__all__ = ["Fingerprint", "fingerprint", "half_weights", "sample_values"]
+__all__ = ["Fingerprint", "Resizing", "fingerprint", "half_weights", "sample_values", "vocabulary_resizing"]
 
 SAMPLED_VALUES = 64  # values read from each tensor
+LARGEST_RESIZING = 8192  # token embeddings that are added or taken away, at most
+SIZE_MARK = "\0"
 SHAPE_KEYS = (
     "model_type",
     "hidden_size",
@@ -62,6 +64,61 @@ def fingerprint(lm: nn.Module, template: str) -> Fingerprint:
         adapter=adapter.hexdigest()[:16] if adapted else "",
         template=hashlib.sha256(template.encode()).hexdigest()[:16],
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resizing:
+    """How a model's vocabulary differs from that of a model of which only the hashes are known.
+
+    ``same_weights``: whether what both have is equal; ``None`` where this model has less, so that nobody can tell.
+    """
+
+    before: int
+    after: int
+    same_weights: bool | None
+
+
+def vocabulary_resizing(lm: nn.Module, earlier: Fingerprint) -> Resizing | None:
+    """Whether hashes are those of this model with another number of token embeddings; ``None`` if of none near it.
+
+    Hashes cannot be taken apart, so sizes are tried in turn: the architecture's hash tells which one it was, and where
+    embeddings were added since, those before them have the earlier hash of the weights.
+    """
+    config = text_config(getattr(lm, "config", None))
+    after = config_value(config, "vocab_size")
+    named = sorted((n for n in _named_tensors(lm) if n[1] is not None), key=lambda entry: entry[0])
+    if not isinstance(after, int):
+        return None
+    text = repr([(key, SIZE_MARK if key == "vocab_size" else config_value(config, key)) for key in SHAPE_KEYS])
+    text = text.replace(repr(SIZE_MARK), SIZE_MARK)
+    text += "".join(f"{name}{_shape_text(name, tensor, after, SIZE_MARK)}" for name, _, tensor in named)
+    for before in sorted(
+        range(max(1, after - LARGEST_RESIZING), after + LARGEST_RESIZING), key=lambda n: abs(n - after)
+    ):
+        digest = hashlib.sha256(text.replace(SIZE_MARK, str(before)).encode()).hexdigest()
+        if digest[:16] == earlier.architecture:
+            break
+    else:
+        return None
+    if before > after:
+        return Resizing(before=before, after=after, same_weights=None)
+    weights = hashlib.sha256()
+    for name, _, tensor in named:
+        resized = _has_vocabulary(name, tensor, after)
+        weights.update(f"{name}{_shape_text(name, tensor, after, str(before))}".encode())
+        weights.update(sample_values(tensor[:before] if resized else tensor))
+    return Resizing(before=before, after=after, same_weights=weights.hexdigest()[:16] == earlier.weights)
+
+
+def _has_vocabulary(name: str, tensor: torch.Tensor, size: int) -> bool:
+    """Whether a tensor has one row a token: token embeddings and the head, which lie in no block."""
+    return tensor.dim() > 0 and tensor.shape[0] == size and not any(part.isdigit() for part in name.split("."))
+
+
+def _shape_text(name: str, tensor: torch.Tensor, size: int, mark: str) -> str:
+    """A tensor's shape as it is hashed, with ``mark`` for the number of tokens."""
+    shape = str(tuple(tensor.shape))
+    return shape.replace(f"({size}", f"({mark}", 1) if _has_vocabulary(name, tensor, size) else shape
 
 
 def half_weights(lm: nn.Module) -> str:

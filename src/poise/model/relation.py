@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from poise.model.fingerprint import Fingerprint
+from poise.model.fingerprint import Fingerprint, Resizing
 from poise.model.forward_settings import ForwardSettings
 from poise.model.sketch import WeightSketch
 
@@ -54,6 +54,7 @@ def relate(
     second: Fingerprint,
     sketches: Callable[[], tuple[WeightSketch | None, WeightSketch | None]] = lambda: (None, None),
     settings: tuple[ForwardSettings, ForwardSettings] | None = None,
+    resizing: Callable[[], Resizing | None] = lambda: None,
 ) -> ModelRelation:
     """What the second model is to the first.
 
@@ -61,14 +62,19 @@ def relate(
         first: The model that a vector was computed on.
         second: The model at hand.
         sketches: Both sketches, where they are known; only called where the fingerprints do not settle it.
+        resizing: Whether only the second model's vocabulary has another size; called where there are no sketches.
         settings: What both forward passes depend on besides weights, where both are known.
     """
     if settings is None:
-        return _by_weights(first, second, sketches)
+        return _by_weights(first, second, sketches, resizing)
     before, after = settings
     strength = first.adapter == second.adapter and before.adapter != after.adapter
     relation = _by_weights(
-        replace(first, adapter=before.adapter), replace(second, adapter=after.adapter), sketches, strength=strength
+        replace(first, adapter=before.adapter),
+        replace(second, adapter=after.adapter),
+        sketches,
+        resizing,
+        strength=strength,
     )
     changes = "; ".join(before.differences(after))
     if not changes or not (relation.related or relation.kind == "template"):
@@ -82,6 +88,7 @@ def _by_weights(
     first: Fingerprint,
     second: Fingerprint,
     sketches: Callable[[], tuple[WeightSketch | None, WeightSketch | None]],
+    resizing: Callable[[], Resizing | None],
     *,
     strength: bool = False,
 ) -> ModelRelation:
@@ -92,7 +99,7 @@ def _by_weights(
         return _same_weights(first, second, "has the same base weights", strength=strength)
     before, after = sketches()
     if before is None or after is None:
-        return _by_hashes_alone(first, second)
+        return _by_hashes_alone(first, second, resizing)
     if before.half == after.half:
         return _same_weights(first, second, "has the same base weights in another precision", strength=strength)
     return _by_sketches(first, second, before, after)
@@ -114,9 +121,21 @@ def _adapter_words(first: Fingerprint, second: Fingerprint) -> str:
     return "under another adapter" if second.adapter else "without the adapter"
 
 
-def _by_hashes_alone(first: Fingerprint, second: Fingerprint) -> ModelRelation:
+def _by_hashes_alone(first: Fingerprint, second: Fingerprint, resizing: Callable[[], Resizing | None]) -> ModelRelation:
     if first.architecture != second.architecture:
-        return ModelRelation(kind="other", sentence="is another model")
+        change = resizing()
+        if change is None:
+            return ModelRelation(kind="other", sentence="is another model")
+        sizes = f"{change.after:,} token embeddings, not {change.before:,}"
+        if change.same_weights:
+            adapted = f" {_adapter_words(first, second)}" if first.adapter != second.adapter else ""
+            sentence = f"has the same weights with a resized vocabulary, {sizes}{adapted}"
+            return ModelRelation(kind="resized", sentence=sentence)
+        weights = "may have other weights" if change.same_weights is None else "has other weights"
+        return ModelRelation(
+            kind="unknown",
+            sentence=f"has the same architecture with {sizes}, and {weights}, of a fine-tune or a stranger",
+        )
     return ModelRelation(
         kind="unknown", sentence="has the same architecture with other weights, of a fine-tune or of a stranger"
     )

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from poise.model import Fingerprint, Model
 from poise.model.architecture import text_config
+from poise.model.fingerprint import vocabulary_resizing
 from poise.model.forward_settings import ForwardSettings
 from poise.model.relation import ModelRelation, relate
 from poise.model.sketch import WeightSketch
@@ -75,6 +76,7 @@ class ModelId(FrozenModel):
             model.fingerprint,
             lambda: (self.sketch, self.sketch and model.sketch),
             (before, after) if before and after else None,
+            lambda: vocabulary_resizing(model.lm, self.fingerprint) if isinstance(model, Model) else None,
         )
 
 
