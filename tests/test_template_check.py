@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -12,7 +13,13 @@ import tiny
 from poise.data.messages import Message
 from poise.errors import UnsuitableModel
 from poise.model import Model, ask, render_prompt, wrap
-from poise.model.chat_template import encode
+from poise.model.chat_template import encode, render_answer
+from poise.model.parts import PartTracker, ThoughtMarks
+
+try:
+    import trl
+except ImportError:
+    trl = None
 
 HEADER = "{% if add_generation_prompt %}<A>{% endif %}"
 CALLS = "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | tojson }}]{% endfor %}"
@@ -105,6 +112,40 @@ class TestStructure:
         assert render_prompt(tokenizer(template), turns) == "<user>a<assistant>a<user>a<A>"
 
 
+TRL = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja")) if trl else []
+
+
+@pytest.mark.skipif(not TRL, reason="trl, which brings real templates, is not installed")
+@pytest.mark.parametrize("path", TRL, ids=[path.stem for path in TRL])
+class TestRealTemplates:
+    call: ClassVar[Any] = {
+        "type": "function", "id": "functions.find:0", "function": {"name": "find", "arguments": {"city": "Rome"}},
+    }  # fmt: skip
+    history: ClassVar[list[Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "21C", "tool_call_id": "functions.find:0", "name": "find"},
+        {"role": "assistant", "content": "Mild.", "thought": "21 is mild."},
+        {"role": "user", "content": "And there?"},
+    ]
+
+    def test_show_every_conversation(self, path: Path) -> None:
+        made = tokenizer(path.read_text(encoding="utf-8"))
+        for messages in (self.history[:2], [*self.history[:2], *self.history[4:]], self.history):
+            text = render_prompt(made, messages)
+            assert all(text.count(message["content"]) == 1 for message in messages if message["content"]), text
+
+    def test_read_the_same_reply_with_a_thought_and_without(self, path: Path) -> None:
+        made = tokenizer(path.read_text(encoding="utf-8"))
+        for answer in ("It rains.", "<think>hm</think>It rains."):
+            rendered = render_answer(made, self.history[:2], answer)
+            assert rendered.text[rendered.start : rendered.end] == "It rains."
+        before = render_answer(made, self.history[:2], "It rains.").text.removesuffix("It rains.")
+        marks = ThoughtMarks.of(made)
+        assert PartTracker(marks, before).part == "reply", "no reply begins inside of a thought"
+
+
 class TestToolCalls:
     words = '<tool_call>\n{"name": "f", "arguments": {"city": "Rome"}}\n</tool_call>'
 
@@ -193,6 +234,28 @@ class TestHeaders:
     )
     def test_are_closed_as_the_template_closes_them(self, mark: str, shown: str) -> None:
         assert render_prompt(tokenizer(opening(mark, shown)), ask("Q")) == f"<user>Q<assistant>{shown}"
+
+    @pytest.mark.parametrize(
+        ("template", "prompt"),
+        [
+            (PLAIN.removesuffix(HEADER), "<user>Q<assistant>"),
+            ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>", "<user>Q<assistant>"),
+            ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "Q\n"),
+            ("{% for m in messages %}{{ m.content }}<end>{% endfor %}<assistant><think>\n",
+             "Q<end><assistant><think>\n\n</think>\n\n"),
+        ],
+        ids=["no header", "always a header", "no roles", "always an open thought"],
+    )  # fmt: skip
+    def test_that_are_written_without_being_asked_or_not_at_all(self, template: str, prompt: str) -> None:
+        assert render_prompt(tokenizer(template), ask("Q")) == prompt
+
+    def test_of_words_before_a_thought_are_refused_where_they_are_always_written(self) -> None:
+        template = (
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+            "{% if messages[-1].role != 'assistant' %}<assistant>Here are my reasoning steps:\n{% endif %}"
+        )
+        with pytest.raises(UnsuitableModel, match="puts 'Here are my reasoning steps:' before an answer"):
+            render_prompt(tokenizer(template), ask("Q"))
 
     def test_of_a_model_that_thinks_by_itself_stay(self) -> None:
         made = tokenizer(opening("", "<think>\n\n</think>\n\n"))

@@ -71,10 +71,15 @@ class AnswerHeader:
             )
         except Exception:  # templates raise whatever their author chose
             return cls()
-        if QUESTION not in headed or not headed.startswith(bare) or REPLY not in shown:
+        if QUESTION not in headed or REPLY not in shown:
             return cls()
         before = shown[: shown.index(REPLY)]
-        return cls(headed[len(bare) :], before[len(bare) :] if before.startswith(bare) else None)
+        if headed == bare or not headed.startswith(bare):  # a header or an end of text comes without being asked
+            bare = headed[: headed.rindex(QUESTION) + len(QUESTION)]
+        header = before[len(bare) :] if before.startswith(bare) else None
+        if header and shown[len(before) + len(REPLY) :].strip().startswith(header.strip()):
+            header = ""  # that is how a turn ends; none has a header
+        return cls(headed[len(bare) :], header)
 
     def opened(self, prompt: str) -> OpenMark | None:
         """The mark of a thought that a prompt leaves open, also where words follow it."""
@@ -106,10 +111,12 @@ class AnswerHeader:
         if opened := self.opened(prompt):
             before = prompt[: opened.start]
             start = len(self.live) - len(prompt) + opened.start
-            if self.shown and prompt.endswith(self.live) and self.shown.startswith(self.live[:start] + opened.opening):
-                return before + self.shown[start:]  # as the template closes it itself
+            shown = self.shown or ""
+            is_header = prompt.endswith(self.live) and shown.startswith(self.live[:start] + opened.opening)
+            if is_header and CLOSING[opened.closing.lower()].search(shown, start):
+                return before + shown[start:]  # as the template closes it itself
             return f"{before}{opened.opening}\n\n{opened.closing}\n\n"
-        if self.live.strip() and self.shown and self.shown.startswith(self.live) and prompt.endswith(self.live):
+        if self.shown and self.shown.startswith(self.live) and prompt.endswith(self.live):
             missing = self.shown[len(self.live) :]
             if missing.strip() and not _opens_thought(missing):
                 return prompt + missing

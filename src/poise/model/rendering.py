@@ -327,7 +327,10 @@ def _with_header(tokenizer: Any, text: str, thinking: Thinking) -> str:
     header.check()
     if thinking:
         return text
-    return text + FINAL_CHANNEL if text.endswith(HARMONY_HEADER) else header.closed(text)
+    missing = (header.shown or "").removeprefix(header.live)
+    if text.endswith(HARMONY_HEADER) and missing.startswith(("<|channel|>", "<|message|>")):
+        return text + FINAL_CHANNEL
+    return header.closed(text)
 
 
 def _render_plain(tokenizer: Any, messages: Sequence[Message], *, header: bool) -> str:

@@ -61,7 +61,7 @@ class Skeleton:
         latest, turn_before = -1, 0
         for mark in self.marks:
             places = text.count(mark.text)
-            if places != 1:
+            if places != 1 and not (places and mark.what == "tool call"):  # an id may have the name once more
                 verb = "repeats" if places else "leaves out"
                 return f"it {verb} the {mark.what} of turn {mark.turn}" + (
                     f" ({mark.role})" if mark.what == "words" else ""
@@ -108,7 +108,7 @@ class Skeleton:
         name = self._placed(turn, role, "tool call") if function["name"] else ""
         arguments = self._argument(turn, role, function.get("arguments", {}))
         marked = {**call, "function": {**function, "name": name, "arguments": arguments}}
-        return marked | ({"id": self._id(call["id"])} if "id" in call else {})
+        return marked | ({"id": self._id(call["id"], function["name"], name)} if "id" in call else {})
 
     def _argument(self, turn: int, role: str, value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -117,9 +117,10 @@ class Skeleton:
             return [self._argument(turn, role, one) for one in value]
         return self._placed(turn, role, "arguments of the tool call") if value != "" else value
 
-    def _id(self, call: str) -> str:
-        """Nine letters and digits, which is what Mistral's templates take."""
-        return self._ids.setdefault(call, f"call{len(self._ids):05d}")
+    def _id(self, call: str, name: str = "", mark: str = "") -> str:
+        """Nine letters and digits, as Mistral's templates take them; an id with the tool's name in it keeps that."""
+        mark = call.replace(name, mark) if name and name in call else f"call{len(self._ids):05d}"
+        return self._ids.setdefault(call, mark)
 
     def _placed(self, turn: int, role: str, what: str) -> str:
         mark = PlacedMark(self._mark(), turn, role, what)
