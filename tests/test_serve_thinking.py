@@ -11,6 +11,7 @@ import pytest
 import serving
 import thinking
 import tiny
+from poise.data.thoughts import split_thought
 from poise.vector import PersonaVector
 from thinking import ANSWERS, REPLY, THOUGHT
 
@@ -97,6 +98,40 @@ def test_a_template_without_a_switch_says_so() -> None:
         pytest.raises(openai.BadRequestError, match="has no switch for thinking"),
     ):
         ask(client, "llama", extra_body=ON)
+
+
+MIXED = {
+    11: ("Sure. <think>a</think>b", "a", "Sure. b"),
+    12: ("<think>a</think>b<think>c</think>d", "a\n\nc", "b\n\nd"),
+    13: ("<think>a<think>n</think> more</think>d", "a<think>n</think> more", "d"),
+    14: ("so it is</think>d", "so it is", "d"),
+    15: ("Say `<think>` and <b>x</b> < y", "", "Say `<think>` and <b>x</b> < y"),
+    16: ("<THINK>a</THINK>b", "a", "b"),
+    17: ("<seed:think>a</seed:think>b", "a", "b"),
+}
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "split"])
+def test_thoughts_anywhere_are_told_apart_as_they_are_in_data(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = thinking.model(kind)
+    thinking.script(monkeypatch, model, {seed: text for seed, (text, _, _) in MIXED.items()})
+    with (
+        serving.running(model) as (address, _),
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        for seed, (text, thought, reply) in MIXED.items():
+            assert split_thought(text) == (thought, reply)
+            body = {"poise": {"watch": True}}
+            message = ask(client, kind, seed=seed, extra_body=body).choices[0].message
+            assert (getattr(message, "reasoning_content", None) or "", message.content) == (thought, reply)
+            deltas = [chunk.choices[0] for chunk in ask(client, kind, seed=seed, stream=True, extra_body=body)]
+            taken_back = [n for n, choice in enumerate(deltas) if choice.poise.get("ends_unopened_thought")]
+            begin = taken_back[-1] if taken_back else 0
+            assert "".join(choice.delta.content or "" for choice in deltas[begin:]) == reply
+            if not taken_back:
+                streamed = "".join(getattr(choice.delta, "reasoning_content", None) or "" for choice in deltas)
+                assert streamed == thought
+            assert bool(taken_back) == (seed in (13, 14))
 
 
 @pytest.mark.parametrize("family", ["qwen3"])

@@ -155,7 +155,7 @@ class AlarmGuard:
             part: torch.tensor([push.tokens[part] if push else 0.0 for push in pushes]) for part in get_args(TokenPart)
         }
         self._tokens = 0  # of the answer
-        self._replies: list[tuple[int, TokenPart, torch.Tensor]] = []  # while they may turn out to be thought
+        self._seen: list[tuple[int, TokenPart, torch.Tensor]] = []  # while they may turn out to be thought
         self._capped: set[int] = set()
 
     def inspect(self, output: EngineOutput) -> GuardedOutput:
@@ -188,7 +188,7 @@ class AlarmGuard:
         if ends:
             raised += self._turn_into_thought(tokens[: ends[-1]])
             tokens = tokens[ends[-1] :]
-        self._replies += [token for token in tokens if token[1] == "reply"]
+        self._seen += tokens
         return raised + [alarm for part in self._parts for alarm in part.see(tokens)]
 
     def _turn_into_thought(self, tokens: Sequence[tuple[int, TokenPart, torch.Tensor]]) -> list[RaisedAlarm]:
@@ -199,9 +199,10 @@ class AlarmGuard:
                 raised += part.see(tokens)
             else:
                 part.restart()
-                thought = [(n, "thought" if p == "reply" else p, row) for n, p, row in (*self._replies, *tokens)]
-                raised += part.see(thought)
-        self._replies = []
+                first = next((n for n, (_, p, _) in enumerate(self._seen) if p != "mark"), 0)
+                thought = [(n, "thought" if at >= first else p, row) for at, (n, p, row) in enumerate(self._seen)]
+                raised += part.see([*thought, *tokens])
+        self._seen = []
         return raised
 
     def readings(self) -> tuple[AnswerReadings, ...] | None:

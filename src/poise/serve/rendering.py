@@ -53,10 +53,9 @@ class AnswerChoice:
         """Add the output of a step."""
         output = guarded.output
         self.prompt = output.prompt_readings if output.prompt_readings is not None else self.prompt
-        self.tokens += output.tokens
         if any(token.ends_unopened_thought for token in output.tokens):
-            end = max(n for n, token in enumerate(self.tokens) if token.ends_unopened_thought)
-            self.tokens[:end] = [replace(t, part="thought") if t.part == "reply" else t for t in self.tokens[:end]]
+            self.tokens = _as_thought(self.tokens)
+        self.tokens += output.tokens
         self.alerts += guarded.alerts
         self.readings = guarded.readings or self.readings
         self.finish = "content_filter" if guarded.stopped else output.finish
@@ -202,6 +201,14 @@ def _push_facts(push: SteeringPush | None) -> dict[str, float] | None:
 def _part_facts(part: AnswerPart) -> dict[str, str]:
     """Which part was read; of replies nothing is said, as before there were others."""
     return {} if part == "reply" else {"part": part}
+
+
+def _as_thought(tokens: Sequence[GeneratedToken]) -> list[GeneratedToken]:
+    """Tokens that were taken for a reply, or for the marks before it, and were thought; marks that open it stay."""
+    first = next((n for n, token in enumerate(tokens) if token.part != "mark"), 0)
+    texts = [_raw_text(token) if n else token.text for n, token in enumerate(tokens[first:])]
+    thought = [replace(token, part="thought", text=text) for token, text in zip(tokens[first:], texts, strict=True)]
+    return [*tokens[:first], *thought]
 
 
 def _raw_text(token: GeneratedToken) -> str:

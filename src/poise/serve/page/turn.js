@@ -70,6 +70,7 @@ function take(turn, { delta = {}, poise = {}, finish_reason: finish }) {
   const part = poise.parts?.[0] ?? (delta.reasoning_content ? "thought" : "reply");
   if (poise.ends_unopened_thought) makeThought(turn);
   if (part !== "reply" && turn.pieces.length === 0) turn.before += tokens.length;
+  if (part === "reply" && turn.pieces.length === 0) turn.led = turn.thought.length;
   if (part === "thought") {
     turn.thought.push({ text: delta.reasoning_content ?? "", readings: read(0, tokens.length) });
   } else if (part === "mark") {
@@ -87,7 +88,7 @@ function take(turn, { delta = {}, poise = {}, finish_reason: finish }) {
 /** What was taken for a reply was thought: a mark ended it that nothing had opened. */
 function makeThought(turn) {
   settle(turn);
-  turn.thought.unshift(...turn.pieces); // its last tokens may have come as thought already
+  turn.thought.splice(turn.led ?? 0, 0, ...turn.pieces); // its last tokens may have come as thought already
   turn.before = turn.thought.reduce((sum, piece) => sum + tokensOf(piece), 0);
   turn.pieces = [];
   turn.restarts += 1;
