@@ -14,11 +14,12 @@ from poise.data.markup_styles import (
     BEGIN_MARKS,
     CONTROL_STYLES,
     CONTROL_TOKEN,
-    END_MARKS,
     HASH_MARK,
     TURN_TOKEN,
     WORD_STYLES,
+    may_have_tokens,
     role_of_mark,
+    strip_end_marks,
 )
 from poise.data.messages import Message
 from poise.data.tool_calls import calls_from_json, parse_call, split_calls
@@ -58,7 +59,7 @@ class _Markup:
 
 def has_markup(text: str) -> bool:
     """Whether a text carries the marks of a chat."""
-    if _control_mark(text, TURN_TOKEN) or _control_mark(END_MARKS.sub("", text), CONTROL_TOKEN):
+    if _control_mark(text, TURN_TOKEN) or _control_mark(strip_end_marks(text), CONTROL_TOKEN):
         return True
     return bool(_ROUNDS.match(text) or _TAGGED.match(text) or _has_hashes(text) or _has_words(text))
 
@@ -89,8 +90,8 @@ def clean_turn(message: Message, number: int) -> None:
     role, text = message["role"], message["content"]
     if role == "tool" or not text:
         return
-    if END_MARKS.search(text) and not (text.rstrip().endswith("</s>") and "<s>" in text[1:]):  # struck out in HTML
-        text = END_MARKS.sub("", text)
+    if not (text.rstrip().endswith("</s>") and "<s>" in text[1:]):  # struck out in HTML
+        text = strip_end_marks(text)
     if TURN_TOKEN.match(text.lstrip()) and (markup := _take_apart(text)):
         if [turn["role"] for turn in markup.messages] != [role]:
             raise InvalidRow(f"chat marks inside one turn: {role}, turn {number}, holds several turns")
@@ -112,7 +113,7 @@ def clean_turn(message: Message, number: int) -> None:
 
 def _control_mark(text: str, pattern: re.Pattern[str]) -> str:
     """The first control token outside code and quotation marks; empty where there is none."""
-    if not pattern.search(text):
+    if not may_have_tokens(text) or not pattern.search(text):
         return ""
     prose = _CODE.sub("", text)
     marks = (match for match in pattern.finditer(prose) if prose[match.start() - 1 : match.start()] not in (*_QUOTES,))
@@ -121,7 +122,7 @@ def _control_mark(text: str, pattern: re.Pattern[str]) -> str:
 
 def _has_hashes(text: str) -> bool:
     """Whether a question and an answer, or a human and an assistant, stand under headings of three signs."""
-    names = [mark[1].lower() for mark in HASH_MARK.finditer(text)]
+    names = [mark[1].lower() for mark in HASH_MARK.finditer(text)] if "##" in text else []
     roles = [role_of_mark(name) for name in names]
     if any(name in ROLES or name in ("instruction", "response") for name in names):
         return True
@@ -257,11 +258,11 @@ def _parse_words(text: str) -> _Markup | None:
 def _turns_between(text: str, marks: Sequence[re.Match[str]], roles: Sequence[str], *, control: bool) -> _Markup | None:
     """Each mark begins a turn that ends at the next."""
     preamble = BEGIN_MARKS.sub("", text[: marks[0].start()]).strip()
-    preamble = "" if _STOCK_PREAMBLE.match(preamble) else END_MARKS.sub("", preamble)
+    preamble = "" if _STOCK_PREAMBLE.match(preamble) else strip_end_marks(preamble)
     messages: list[Message] = [{"role": "system", "content": preamble}] if preamble else []
     bounds = [mark.start() for mark in marks[1:]] + [len(text)]
     for place, (role, mark, end) in enumerate(zip(roles, marks, bounds, strict=True)):
-        body = END_MARKS.sub("", text[mark.end() : end]).strip()
+        body = strip_end_marks(text[mark.end() : end]).strip()
         if role == "context":
             messages[-1]["content"] += f"\n\n{body}" if body else ""
         elif role == "assistant" and roles[place + 1 : place + 2] == ["tool"] and (call := _GLM_CALL.match(body)):
@@ -295,7 +296,7 @@ def _parse_mistral(text: str) -> _Markup | None:
             return None  # closes another mark than is open, or opens one inside another
         opened = "" if mark[1] else mark[2]
         if mark[1]:
-            if answer := END_MARKS.sub("", body).strip():
+            if answer := strip_end_marks(body).strip():
                 if mark[2] not in ("INST", "TOOL_RESULTS"):
                     return None
                 messages.append(_message("assistant", answer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from poise.data.encoded_cells import decode_json, decode_turns, holds_repr
@@ -51,9 +52,15 @@ STRONG_PROMPTS = ("prompt", "question", "instruction", "query", "problem")
 
 def find_column(row: RowColumns, names: Sequence[str], suits: Callable[[Any], bool]) -> str | None:
     """The row's own name for the first of ``names`` that it has; upper case and spaces around it do not matter."""
-    names_in_row = {name.strip().lower(): name for name in row if isinstance(name, str)}
+    names_in_row = _plain_names(tuple(row))
     present = (names_in_row[name.lower()] for name in names if name.lower() in names_in_row)
     return next((name for name in present if suits(row[name])), None)
+
+
+@lru_cache(maxsize=256)
+def _plain_names(names: tuple[Any, ...]) -> dict[str, str]:
+    """Each name by how it is looked for; rows of a file have the same."""
+    return {name.strip().lower(): name for name in names if isinstance(name, str)}
 
 
 def is_text(value: Any) -> bool:

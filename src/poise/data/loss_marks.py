@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from poise.errors import InvalidRow
 
-__all__ = ["IGNORED_INDEX", "LEARN_KEYS", "MASK_KEYS", "is_learnt", "is_one", "is_zero"]
+__all__ = [
+    "IGNORED_INDEX",
+    "LEARN_KEYS",
+    "MASK_KEYS",
+    "is_learnt",
+    "is_off",
+    "is_one",
+    "is_zero",
+    "names_assistant",
+    "refuse_unknown_mark",
+]
 
 LEARN_KEYS = (
     "weight", "weights", "train", "training", "trainable", "train_on_turn", "loss", "loss_mask", "loss_weight",
-    "loss_multiplier", "loss_scale", "learn", "learnable", "is_train", "do_train", "trained", "compute_loss",
-    "use_loss", "supervised",
+    "loss_multiplier", "is_trainable", "loss_scale", "learn", "learnable", "is_train", "do_train", "trained",
+    "compute_loss", "use_loss", "supervised",
 )  # fmt: skip
 IGNORED_INDEX = -100  # what PyTorch's losses skip, and so what data sets write
 MASK_KEYS = (
@@ -21,6 +32,7 @@ MASK_KEYS = (
 )  # fmt: skip
 VERDICT_KEYS = ("label", "labels", "chosen")
 PARTIAL_KEYS = ("train_detail",)  # Axolotl's: stretches of one turn
+ABOUT_LEARNING = re.compile(r"(?:\A|_)(?:no)?(?:train|learn|loss|mask|supervis)")
 ASSISTANTS = ("assistant", "gpt", "model", "bot")
 
 
@@ -47,7 +59,21 @@ def is_learnt(turn: Mapping[str, Any], place: str = "a turn") -> bool:
         stretches = [one for one in details if isinstance(one, Mapping)] if isinstance(details, list) else []
         if learnt and any("train" in one and is_zero(one["train"]) for one in stretches):
             raise InvalidRow(f"loss mask: {key} of {place} marks a part of it; only whole turns can be left out")
+    refuse_unknown_mark(marks, place)
     return learnt
+
+
+def refuse_unknown_mark(marks: Mapping[str, Any], place: str) -> None:
+    """Raise where a name says that it is about learning, and is none of those that are known.
+
+    Raises:
+        InvalidRow: names it.
+    """
+    for key, mark in marks.items():
+        known = key in (*LEARN_KEYS, *MASK_KEYS, *PARTIAL_KEYS)
+        against = mark is ("mask" in key or "no_" in key or "only" in key)  # what may mean: not this turn
+        if not known and against and ABOUT_LEARNING.search(key):
+            raise InvalidRow(f"loss mask: {key} of {place} is not known; name it train, with true for what is learnt")
 
 
 def is_off(key: str, mark: Any) -> bool:

@@ -14,11 +14,12 @@ __all__ = [
     "BEGIN_MARKS",
     "CONTROL_STYLES",
     "CONTROL_TOKEN",
-    "END_MARKS",
     "HASH_MARK",
     "TURN_TOKEN",
     "WORD_STYLES",
+    "may_have_tokens",
     "role_of_mark",
+    "strip_end_marks",
 ]
 
 _ROLES = {
@@ -29,18 +30,21 @@ _ROLES = {
     **dict.fromkeys(("input", "context"), "context"),
 }
 _NAMES = r"human|user|prompter|assistant|system|bot|gpt|chatgpt|ai"
-END_MARKS = re.compile(
-    r"""(?:\s*(?:
+_END_MARK = re.compile(
+    r"""(?:
     <\|im_end\|> | <\|eot_id\|> | <\|eom_id\|> | <\|eot\|> | <\|EOT\|> | <\|end_of_text\|> | <end_of_turn> | <eos>
-    | </s> | <turn\|> | <\|endoftext\|> | <\|end\|> | <\|END_OF_TURN_TOKEN\|> | <\|end_of_turn\|> | <\|\w+_end\|>
-    | <\|eos\|>
-    | <[|｜]end▁of▁sentence[|｜]> | <\|return\|> | <\|eom\|> | <\|bom\|> | \[\|endofturn\|\] | <seed:eos> | \[e~\[
-    | <\|separator\|> | <SPECIAL_12> | <\|end_of_sentence\|>
-    )(?:\s*<s>)?)+\s*\Z""",
+    | </s> | </s>\s?<s> | <turn\|> | <\|endoftext\|> | <\|end\|> | <\|END_OF_TURN_TOKEN\|> | <\|end_of_turn\|>
+    | <\|\w+_end\|> | <\|eos\|> | <[|｜]end▁of▁sentence[|｜]> | <\|return\|> | <\|eom\|> | <\|bom\|> | \[\|endofturn\|\]
+    | <seed:eos> | \[e~\[ | <\|separator\|> | <SPECIAL_12> | <\|end_of_sentence\|>
+    )\Z""",
     re.X,
 )
-"""Marks at the end of a turn's text."""
+_END_LENGTH = 40  # no mark at the end is longer
 
+_TOKEN_SIGNS = (
+    "<|", "|>", "<｜", "[INST", "INST]", "<<SYS", "<<sys", "_of_turn>", "extra_id_", "SPECIAL_", "seed:bos", "]~b]",
+    "[|", "|]", "GPT4 ", "<role>", "SYSTEM_PROMPT]", "[TOOL_", "[AVAILABLE_TOOLS]",
+)  # fmt: skip
 BEGIN_MARKS = re.compile(
     r"""\A\s*(?:(?:
     <s> | <bos> | <\|begin_of_text\|> | <\|startoftext\|> | <\|endoftext\|> | <BOS_TOKEN> | <\|bom\|>
@@ -62,7 +66,9 @@ TURN_TOKEN = re.compile(
 )
 """A control token that begins a turn."""
 
-CONTROL_TOKEN = re.compile(r"<[|｜][A-Za-z_▁][^\s<>|｜]{0,40}[|｜]>|<end_of_turn>|<turn\|>|\[TOOL_CALLS\]")
+CONTROL_TOKEN = re.compile(
+    r"<[|｜][A-Za-z_▁][^\s<>|｜]{0,40}[|｜]>|<end_of_turn>|<turn\|>|\[TOOL_CALLS\]|<extra_id_\d+>"
+)
 """Any control token: a text that is one turn has none."""
 
 CONTROL_STYLES: tuple[re.Pattern[str], ...] = (
@@ -103,3 +109,18 @@ HASH_MARK = re.compile(
 def role_of_mark(name: str) -> str | None:
     """Whose turn a mark begins; ``context`` for what belongs to the question before it."""
     return _ROLES.get(" ".join(name.lower().split()))
+
+
+def strip_end_marks(text: str) -> str:
+    """A turn's text without the marks, and the blanks around them, that a template puts behind it."""
+    if text.rstrip()[-1:] not in (">", "]", "["):
+        return text
+    rest = text.rstrip()
+    while mark := _END_MARK.search(rest, max(0, len(rest) - _END_LENGTH)):
+        text = rest = rest[: mark.start()].rstrip()
+    return text
+
+
+def may_have_tokens(text: str) -> bool:
+    """Whether a text has a sign that every control token has; looked for before the tokens are, since few have one."""
+    return any(sign in text for sign in _TOKEN_SIGNS)

@@ -15,11 +15,11 @@ __all__ = ["Recognition", "recognise_preference"]
 
 PREFERRED = (
     "chosen", "preferred", "preferred_output", "chosen_response", "response_chosen", "accepted", "chosen_messages",
-    "chosen_output", "better", "best",
+    "chosen_conversations", "chosen_output", "better", "best",
 )  # fmt: skip
 REJECTED = (
     "rejected", "dispreferred", "non_preferred_output", "rejected_response", "response_rejected", "rejected_output",
-    "rejected_messages", "rejected_answer", "worse", "negative_response",
+    "rejected_messages", "rejected_conversations", "rejected_answer", "worse", "negative_response",
 )  # fmt: skip
 VERDICTS = (
     "label", "labels", "kto_tag", "kto_label", "is_chosen", "chosen", "is_preferred", "preferred", "desirable",

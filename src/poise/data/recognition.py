@@ -70,10 +70,10 @@ def objection(kind: str, row: RowColumns, need: Need) -> str:
     A verdict, a second answer or a second prompt may begin late in a file. Empty where nothing is against it.
     """
     recognisers = [recognise_preference, _recognise_doubtful]
-    recognisers += {"pairs": [recognise_pair], "alpaca": [recognise_pair], "text": [_recognise_text]}.get(kind, [])
+    recognisers += {"pairs": [recognise_pair], "alpaca": [recognise_pair], "text": [_prompt_beside_text]}.get(kind, [])
     for recogniser in recognisers:
         seen = recogniser(row, need)
-        if seen and seen.refusal and not seen.refusal.startswith("an id"):
+        if seen and seen.refusal:
             return f"{seen.refusal}; {seen.remedy}"
     return ""
 
@@ -214,20 +214,26 @@ def _recognise_text(row: RowColumns, need: Need) -> Recognition | None:
         return Recognition(kind="markup", columns=(column,))
     if need == "user":
         return None
-    prompt = next(
-        (name for one in (*STRONG_PROMPTS, "inputs", "input") if (name := find_column(row, (one,), _is_answer))), None
-    )
-    if prompt:
-        return Recognition(
-            refusal=f"ambiguous: {column} could be the answer to {prompt}, or stand alone",
-            remedy=f"give the shape pairs:{prompt},{column} or text:{column}",
-        )
+    if ambiguous := _prompt_beside_text(row, need):
+        return ambiguous
     if ID_LIKE.fullmatch(text.strip()):
         return Recognition(
             refusal=f"an id or a number alone in {column} ({excerpt(text)}) is no answer",
             remedy=f"give the shape text:{column} if it is one",
         )
     return Recognition(kind="text", columns=(column,))
+
+
+def _prompt_beside_text(row: RowColumns, need: Need) -> Recognition | None:
+    """Why a text beside a prompt is refused: it may be the answer, or stand alone."""
+    names = (*STRONG_PROMPTS, "inputs", "input")
+    prompt, column = find_column(row, names, _is_answer), find_column(row, TEXTS, is_text)
+    if not prompt or not column or need == "user":
+        return None
+    return Recognition(
+        refusal=f"ambiguous: {column} could be the answer to {prompt}, or stand alone",
+        remedy=f"give the shape pairs:{prompt},{column} or text:{column}",
+    )
 
 
 def _sketch(value: Any) -> str:

@@ -8,7 +8,16 @@ from typing import Any
 
 from poise.data.columns import RowColumns, as_list, find_column, is_text
 from poise.data.encoded_cells import decode_json, is_turn
-from poise.data.loss_marks import IGNORED_INDEX, LEARN_KEYS, MASK_KEYS, is_off, is_one, is_zero, names_assistant
+from poise.data.loss_marks import (
+    IGNORED_INDEX,
+    LEARN_KEYS,
+    MASK_KEYS,
+    is_off,
+    is_one,
+    is_zero,
+    names_assistant,
+    refuse_unknown_mark,
+)
 from poise.data.messages import Message
 from poise.data.turn_parsing import describe_type, parse_turn
 from poise.data.turn_thoughts import THOUGHT_KEYS
@@ -38,6 +47,11 @@ def apply_loss_mask(messages: list[Message], in_file: Sequence[Sequence[Message]
             f"loss mask: {unclear} may mark what is learnt or what is left out; name it loss_mask, with 1 for turns "
             "that are learnt"
         )
+    if other := next((name for name in row if _is_other_mask(str(name), row[name])), None):
+        raise InvalidRow(
+            f"loss mask: {other} may mark tokens; name it loss_mask if it marks turns, with 1 for the learnt"
+        )
+    refuse_unknown_mark({str(name).strip().lower(): value for name, value in row.items()}, "the row")
     if mapping := find_column(row, MASK_COLUMNS, lambda value: isinstance(value, Mapping)):
         raise InvalidRow(f"loss mask: {mapping} holds {describe_type(row[mapping])}; write a list of 0 and 1")
     answers = [turn for turn in messages if turn["role"] == "assistant"]
@@ -75,6 +89,15 @@ def _mark(messages: Sequence[Message], in_file: Sequence[Sequence[Message]], off
 def _is_list(value: Any) -> bool:
     """A list, or one that a cell keeps as JSON."""
     return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
+
+
+def _is_other_mask(name: str, value: Any) -> bool:
+    """A list of 0 and 1 under a name of a mask that is not known to be one of turns."""
+    name = name.strip().lower()
+    if not name.endswith(("_mask", "_masks")) or name in (*MASK_COLUMNS, "attention_mask", "special_tokens_mask"):
+        return False
+    marks = as_list(value) if _is_list(value) else None
+    return bool(marks) and all(is_zero(mark) or is_one(mark) for mark in marks or ()) and any(map(is_zero, marks or ()))
 
 
 def _has_ignored(value: Any) -> bool:

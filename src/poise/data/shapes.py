@@ -21,6 +21,7 @@ from poise.errors import InvalidArgument, InvalidData
 __all__ = ["SHAPES", "DataShape", "ShapeRequest", "detect_shape", "is_system", "parse_shape_request"]
 
 SHAPES = ("messages", "sharegpt", "exchanges", "alternating", "alpaca", "pairs", "markup", "text")
+MATERIALS = ("context", "passage", "article", "document", "background", "knowledge", "paragraph", "evidence")
 CHAT_SHAPES = ("messages", "sharegpt", "exchanges", "alternating")
 
 
@@ -47,12 +48,14 @@ class DataShape:
         system: Column that holds a system prompt.
         recognised: Whether nobody stated it: a row whose columns say something else, such as a verdict on its answer,
             is then rejected.
+        unread: Columns of text that may belong to the prompt and are not in it, such as ``context`` beside a question.
     """
 
     kind: str
     columns: tuple[str, ...]
     system: str | None = None
     recognised: bool = False
+    unread: tuple[str, ...] = ()
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -66,6 +69,7 @@ class DataShape:
         more = f", system prompt from {self.system}" if self.system else ""
         more += ", each an answer without a prompt" if self.kind == "text" else ""
         more += ", prompts only" if self.kind == "pairs" and len(self.columns) == 1 else ""
+        more += f", without {', '.join(self.unread)}" if self.unread else ""
         return f"{self.kind} from {names}{more}"
 
 
@@ -114,7 +118,14 @@ def detect_shape(rows: Sequence[RowColumns], request: ShapeRequest, need: Need) 
     if kind == "alpaca":
         columns = max((key for key in shapes if key[0] == kind), key=lambda key: (bool(key[1][1]), shapes[key]))[1]
     systems = (find_column(row, SYSTEMS, is_system) for row in rows if kind not in ("text", "markup"))
-    return DataShape(kind, columns, next(filter(None, systems), None), recognised=request.kind is None)
+    names = (find_column(row, (name,), is_text) for name in MATERIALS for row in rows if kind in ("pairs", "alpaca"))
+    return DataShape(
+        kind,
+        columns,
+        next(filter(None, systems), None),
+        recognised=request.kind is None,
+        unread=tuple(dict.fromkeys(name for name in names if name and name not in columns)),
+    )
 
 
 def _fit(request: ShapeRequest, row: RowColumns, need: Need) -> Recognition:

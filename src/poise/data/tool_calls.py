@@ -10,10 +10,10 @@ from typing import Any
 from poise.data.encoded_cells import decode_json
 from poise.errors import InvalidRow
 
-__all__ = ["calls_from_json", "calls_from_text", "calls_of_turn", "parse_call", "split_calls"]
+__all__ = ["call_marks", "calls_from_json", "calls_from_text", "calls_of_turn", "parse_call", "split_calls"]
 
 _TAGS = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.S)
-_MISTRAL = re.compile(r"\[TOOL_CALLS\]\s*(.*?)\s*\Z", re.S)
+_INSTRUCT_CALLS = re.compile(r"\[TOOL_CALLS\]\s*(.*?)\s*\Z", re.S)
 _NAMED_CALL = re.compile(r"\A([\w.-]+)\s*(?:\[ARGS\])?\s*(\{.*\})\Z", re.S)
 
 
@@ -68,7 +68,7 @@ def split_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
     Raises:
         InvalidRow: there are marks of a call, and no call that can be read between them.
     """
-    for pattern in (_TAGS, _MISTRAL):
+    for pattern in (_TAGS, _INSTRUCT_CALLS):
         blocks = [block for block in pattern.finditer(text) if block[1][:1] in ("{", "[", "<") or _named_call(block[1])]
         if not blocks or text[blocks[0].start() - 1 : blocks[0].start()] in ("`", '"', "'"):
             continue  # a text about such marks
@@ -80,6 +80,11 @@ def split_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
             calls += inner
         return pattern.sub("", text).strip(), calls
     return text, []
+
+
+def call_marks(text: str) -> str:
+    """The calls in an answer's text as they stand there, without its words."""
+    return "\n".join(block[0] for pattern in (_TAGS, _INSTRUCT_CALLS) for block in pattern.finditer(text))
 
 
 def calls_from_json(text: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ is marked as not to be learnt keeps its place in the conversation and carries th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,9 @@ MEDIA = {
     **dict.fromkeys(("file", "input_file", "document", "fileData", "file_data"), "file"),
     HIDDEN_PART: "hidden thought",
 }
+CALL_PARTS = ("tool_use", "tool_call", "function_call")  # also server_tool_use and the like
+RESULT_PARTS = ("tool_result", "function_call_output")
+TOOL_RESPONSE = re.compile(r"\A\s*<tool_response>\s*(.*?)\s*</tool_response>\s*\Z", re.S)
 EXCERPT = 80  # characters of a row's own text that a message repeats
 
 
@@ -178,6 +182,7 @@ def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content, place:
         if not is_learnt(turn, place):
             message["learn"] = False
     if role == "tool":
+        message["content"] = TOOL_RESPONSE.sub(r"\1", text)
         for key in ("name", "tool_call_id"):
             if isinstance(turn.get(key), str):
                 message[key] = turn[key]
@@ -243,11 +248,11 @@ def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
         thoughts, hidden = read_thought(part)
         content.thoughts += thoughts
         content.left_out += hidden
-    elif kind in ("tool_use", "tool_call", "function_call") or "toolUse" in part or "functionCall" in part:
+    elif str(kind).endswith(CALL_PARTS) or "toolUse" in part or "functionCall" in part:
         call = part.get("toolUse") or part.get("functionCall") or part.get("function") or part
         arguments: Any = next((call[key] for key in ("input", "args", "arguments") if key in call), {})
         content.calls.append(parse_call(call.get("name"), arguments, part.get("id") or call.get("toolUseId")))
-    elif kind in ("tool_result", "function_call_output") or "toolResult" in part or "functionResponse" in part:
+    elif str(kind).endswith(RESULT_PARTS) or "toolResult" in part or "functionResponse" in part:
         content.results.append(_result(part, content, place))
     elif media := MEDIA.get(str(kind)) or next((MEDIA[key] for key in part if key in MEDIA), None):
         content.left_out.append(media)

@@ -15,6 +15,7 @@ from poise.data.readers import read_row
 from poise.data.row_extras import history_of, thought_columns
 from poise.data.shapes import DataShape
 from poise.data.thoughts import split_thought
+from poise.data.tool_calls import call_marks, split_calls
 from poise.data.turn_parsing import TEXT_KEYS, parse_turn
 from poise.data.turn_thoughts import HIDDEN_PART, TURN_THOUGHT_KEYS, is_only_thought, is_thought_part, read_thought
 from poise.errors import InvalidRow
@@ -43,8 +44,9 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
     edited = dict(row)
     replaced: list[str] = []
     turn = 0
-    if shape.kind in ("pairs", "alpaca"):
-        turn = _edit_history(shape, row, edited, answers, replaced)
+    history = _history_column(shape, row)
+    if history:
+        turn = _edit_history(history, row, edited, answers, replaced)
     for column in shape.columns[-1:] if shape.kind == "alpaca" else shape.columns:
         cell = row[column]
         if (
@@ -64,7 +66,7 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
         replaced += [text.strip() for name in thoughts for text in _texts_in(row[name])]
         edited |= dict.fromkeys(thoughts)
     questions = _questions(shape, row)
-    for column in set(row) - set(shape.used):
+    for column in set(row) - {*shape.used, history}:
         if _repeats(row[column], replaced, questions):
             edited[column] = None
     return edited
@@ -92,13 +94,18 @@ def _in_alternating(texts: Sequence[Any], answers: Replacements, replaced: list[
     return [_edit_text(text, answers.get(n // 2) if n % 2 else None, replaced) for n, text in enumerate(texts)]
 
 
-def _edit_history(
-    shape: DataShape, row: Mapping[str, Any], edited: dict[str, Any], answers: Replacements, replaced: list[str]
-) -> int:
-    """Earlier answers in a column ``history`` replaced; how many there are."""
+def _history_column(shape: DataShape, row: Mapping[str, Any]) -> str | None:
+    """The column of earlier questions and answers that are read before a pair."""
     column = find_column(row, ("history",), lambda value: value not in (None, "", []))
-    earlier = sum(role == "assistant" for role, _ in history_of(row)) if column and column not in shape.used else 0
-    if column and earlier and any(number < earlier for number in answers):
+    return column if shape.kind in ("pairs", "alpaca") and column not in shape.used and any(history_of(row)) else None
+
+
+def _edit_history(
+    column: str, row: Mapping[str, Any], edited: dict[str, Any], answers: Replacements, replaced: list[str]
+) -> int:
+    """Earlier answers replaced; how many there are."""
+    earlier = sum(role == "assistant" for role, _ in history_of(row))
+    if any(number < earlier for number in answers):
         if any(map(is_turn, as_list(row[column]) or ())):
             edited[column], _ = _in_chat(row[column], answers, 0, replaced)
         else:
@@ -185,8 +192,10 @@ def _edit_text(old: Any, new: str | None, replaced: list[str]) -> Any:
     if new is None:
         return old
     if isinstance(old, str):
-        replaced += [text.strip() for text in split_thought(old)]
-        return new
+        thought, words = split_thought(old)
+        words, calls = split_calls(words)
+        replaced += [text.strip() for text in (thought, words)]
+        return f"{new}\n{call_marks(old)}" if calls else new
     if not isinstance(old, list):
         return new
     replaced += [text.strip() for part in old if _is_thought(part) for text in read_thought(part)[0]]
