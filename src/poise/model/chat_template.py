@@ -30,7 +30,9 @@ __all__ = [
     "ask",
     "encode",
     "end_of_answer_ids",
+    "place_answer",
     "render_answer",
+    "render_checked",
     "render_prompt",
     "stop_ids",
     "template_text",
@@ -122,16 +124,34 @@ def encode(
             reply, and one of the two is to be read.
         UnsuitableModel: the template fails on the conversation, leaves words of it out, or has no switch for thinking.
     """
+    rendered = render_checked(tokenizer, messages, answer, part=part, tools=tools, thinking=thinking)
+    out = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+    return place_answer(rendered, out["input_ids"], out["offset_mapping"])
+
+
+def render_checked(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    answer: str | None,
+    *,
+    part: Part = "reply",
+    tools: Sequence[Mapping[str, Any]] = (),
+    thinking: Thinking = False,
+) -> RenderedAnswer:
+    """The text that ``encode`` tokenises, after its checks; of a bare prompt the response is empty."""
     check_messages(messages, template_text(tokenizer))
     check_type("answer", answer, (str, type(None)), "the text of the answer, or None for a prompt")
     check_choice("part", part, get_args(Part))
-    if answer is None:
-        prompt = render_prompt(tokenizer, messages, tools=tools, thinking=thinking)
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if answer is not None:
+        return render_answer(tokenizer, messages, answer, part=part, tools=tools, thinking=thinking)
+    prompt = render_prompt(tokenizer, messages, tools=tools, thinking=thinking)
+    return RenderedAnswer(prompt, len(prompt), len(prompt), len(prompt), bare=True)
+
+
+def place_answer(rendered: RenderedAnswer, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Encoded:
+    """Where the answer stands among the tokens of its text, by the characters that each of them covers."""
+    if rendered.bare:
         return Encoded(tuple(ids), len(ids), len(ids))
-    rendered = render_answer(tokenizer, messages, answer, part=part, tools=tools, thinking=thinking)
-    out = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = out["input_ids"], out["offset_mapping"]
     places = (rendered.start, rendered.prompt_end)
     start, prompt_end = (bisect_right(offsets, place, key=lambda span: span[1]) for place in places)
     ended = rendered.end == len(rendered.text)
@@ -149,12 +169,14 @@ class RenderedAnswer:
         start: Character at which the part that is read begins.
         end: Character after it.
         prompt_end: Character at which the prompt ends that a model would have written the answer after.
+        bare: Whether the text is a prompt that is still to be answered.
     """
 
     text: str
     start: int
     end: int
     prompt_end: int
+    bare: bool = False
 
 
 def render_answer(

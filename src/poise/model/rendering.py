@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -231,19 +231,23 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
     return [{"role": "user", "content": f"{system['content']}\n\n{first}".strip()}, *other_messages]
 
 
-def _forms(messages: Sequence[Message]) -> list[Sequence[Message]]:
+def _forms(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """The conversation as it is, and for templates that cannot take that, in other words.
 
-    Without tool turns; with thoughts out of the content, where templates drop them; without a system turn.
+    Without tool turns; with thoughts out of the content, where templates drop them; without a system turn. Each is
+    made when it is asked for: most templates take the first.
     """
+    yield messages
     forms: list[Sequence[Message]] = [messages]
     if any(m["role"] == "tool" or m.get("tool_calls") for m in messages):
         forms.append(_fold_tools(messages))
+        yield forms[-1]
     if any(m["role"] == "assistant" and split_thought(m["content"])[0] for m in messages):
-        forms += [[_with_thought_apart(message) for message in form] for form in tuple(forms)]
+        for form in tuple(forms):
+            forms.append([_with_thought_apart(message) for message in form])
+            yield forms[-1]
     if messages[0]["role"] == "system":
-        forms += [fold_system(form) for form in tuple(forms)]
-    return forms
+        yield from map(fold_system, forms)
 
 
 def _with_thought_apart(message: Message) -> Message:
@@ -301,9 +305,12 @@ def _as_parts(text: str) -> Any:
 def _missing(messages: Sequence[Message], text: str) -> str:
     """What of the conversation is not in the rendered text; empty where all of it is."""
     squeezed: str | None = None
+    at = 0  # turns stand in order, so that each is looked for after the one before
     for number, message in enumerate(messages, start=1):
         content = message["content"].strip()
-        if content and content not in text:
+        place = text.find(content, at)
+        at = place + len(content) if place >= 0 else at
+        if place < 0 and content not in text:
             squeezed = " ".join(text.split()) if squeezed is None else squeezed
             escaped = json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1]
             in_json = message["role"] == "tool" and any(form in text for form in escaped)

@@ -7,7 +7,7 @@ model's window cannot hold, an answer gets a pass of its own, its history cut at
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -15,10 +15,22 @@ from typing import Any, Protocol
 from poise.data import Message, Turn
 from poise.data.thought_marks import REPLY_TAGS, THOUGHT_TAGS
 from poise.errors import UnsuitableModel
-from poise.model.chat_template import Encoded, Part, ask, template_text
+from poise.model.batch_encoding import EncodingSteps, Stopped, encode_together, never
+from poise.model.chat_template import Encoded, Part, ask, place_answer, render_checked, template_text
 from poise.model.rendering import render_prompt
 
-__all__ = ["AnswerSpan", "TextModel", "UnreadAnswer", "answer_spans", "fit", "fit_history", "learnt_end"]
+__all__ = [
+    "AnswerSpan",
+    "RowSpans",
+    "TextModel",
+    "UnreadAnswer",
+    "answer_spans",
+    "answer_spans_together",
+    "fit",
+    "fit_history",
+    "learnt_end",
+    "turn_begin",
+]
 
 
 class TextModel(Protocol):
@@ -70,9 +82,10 @@ class UnreadAnswer:
     reason: str
 
 
-def answer_spans(
-    model: TextModel, turns: Sequence[Turn], *, part: Part | None = None
-) -> list[AnswerSpan | UnreadAnswer]:
+RowSpans = list[AnswerSpan | UnreadAnswer]
+
+
+def answer_spans(model: TextModel, turns: Sequence[Turn], *, part: Part | None = None) -> RowSpans:
     """Every answer's place, in order.
 
     Args:
@@ -81,14 +94,38 @@ def answer_spans(
         part: Which part of an answer its span is: the reply, the thought before it, or both; an answer without a
             thought has none to give. By default the part that the data were opened for.
     """
+    return answer_spans_together(model, [turns], part=part)[0]
+
+
+def answer_spans_together(
+    model: TextModel, rows: Sequence[Sequence[Turn]], *, part: Part | None = None, stopped: Stopped = never
+) -> list[RowSpans]:
+    """The same of many conversations, tokenised in few calls; the spans are those of ``answer_spans``.
+
+    Args:
+        model: Its template, tokenizer and window.
+        rows: All answers of each conversation.
+        part: As for ``answer_spans``.
+        stopped: Asked between two calls of the tokenizer; once it says yes, ``EncodingStopped`` is raised.
+    """
+    return encode_together(model.tokenizer, [_row_steps(model, turns, part) for turns in rows], stopped)
+
+
+def _row_steps(model: TextModel, turns: Sequence[Turn], part: Part | None) -> EncodingSteps[RowSpans]:
     part = part or (turns[0].part if turns else "reply")
     try:
-        shared = _shared(model, turns) if part == "reply" else []
+        shared = (yield from _shared(model, turns)) if part == "reply" else []
         within = [place for place in shared if place.text.end <= model.window]
         if within:  # causal: what comes after the last of them is not needed
             ids = within[-1].text.ids[: within[-1].text.end]
             within = [replace(place, text=Encoded(ids, place.text.start, place.text.end)) for place in within]
-        return [*within, *(_alone(model, turn, part) for turn in turns[len(within) :])]
+        row_spans: RowSpans = [*within]
+        begin = 0
+        for turn in turns[len(within) :]:
+            span = yield from _alone(model, turn, part, begin)
+            begin = turn_begin(turn, span) if isinstance(span, AnswerSpan) else begin
+            row_spans.append(span)
+        return row_spans
     except UnsuitableModel as error:
         return [
             UnreadAnswer(turn.number, f"refused by the chat template: {error.__cause__ or error}") for turn in turns
@@ -103,10 +140,12 @@ def fit(
     *,
     part: Part = "reply",
     tools: Sequence[Mapping[str, Any]] = (),
+    begin: int = 0,
 ) -> tuple[Encoded, bool] | None:
     """A prompt with its answer, or to be answered, in at most ``room`` tokens, and whether earlier turns were cut.
 
-    The system turn stays; what is left begins with a user's turn, as early as fits.
+    The system turn stays; what is left begins with a user's turn, as early as fits. ``begin`` is the message at which
+    the search for it begins, which changes nothing but how long it takes.
 
     Returns:
         ``None`` where not even the last user turn fits.
@@ -114,7 +153,7 @@ def fit(
     Raises:
         UnsuitableModel: the template refuses the conversation.
     """
-    fitted = fit_history(model, history, answer, room, part=part, tools=tools)
+    fitted = fit_history(model, history, answer, room, part=part, tools=tools, begin=begin)
     return (fitted[0], len(fitted[1]) < len(history)) if fitted else None
 
 
@@ -126,27 +165,82 @@ def fit_history(
     *,
     part: Part = "reply",
     tools: Sequence[Mapping[str, Any]] = (),
+    begin: int = 0,
 ) -> tuple[Encoded, Sequence[Message]] | None:
     """The same as ``fit`` with the messages that are in the text, in place of whether some were cut."""
+    steps = _fit_steps(model, history, answer, room, part=part, tools=tools, begin=begin)
+    return encode_together(model.tokenizer, [steps])[0]
+
+
+Fitted = tuple[Encoded, Sequence[Message]] | None
+
+
+def _fit_steps(
+    model: TextModel,
+    history: Sequence[Message],
+    answer: str | None,
+    room: int,
+    *,
+    part: Part,
+    tools: Sequence[Mapping[str, Any]],
+    begin: int,
+) -> EncodingSteps[Fitted]:
+    """Where the text may begin is searched from ``begin`` in strides that double, and then between the last two.
+
+    A conversation's next answer is cut a turn or two after the one before, which takes two or three tokenisations.
+    """
     messages = list(history) or ask("")
     system = messages[:1] if messages[0]["role"] == "system" else []
     users = [i for i, m in enumerate(messages) if m["role"] == "user" and i > len(system)]
     begins = [len(system), *users]
-    tried: dict[int, Encoded] = {}
+    encoded: dict[int, Encoded] = {}
 
-    def fits(begin: int) -> bool:
-        tried[begin] = model.encode([*system, *messages[begin:]], answer, part=part, tools=tools)
-        return len(tried[begin].ids) <= room
+    def fits(which: int) -> EncodingSteps[bool]:
+        if which not in encoded:
+            messages_within = [*system, *messages[begins[which] :]]
+            rendered = render_checked(model.tokenizer, messages_within, answer, part=part, tools=tools)
+            encoded[which] = place_answer(rendered, *(yield rendered.text))
+        return len(encoded[which].ids) <= room
 
-    first = bisect_left(begins, True, key=fits)
-    return (tried[begins[first]], [*system, *messages[begins[first] :]]) if first < len(begins) else None
+    near = max(bisect_right(begins, begin) - 1, 0)
+    too_long, fitting, stride = -1, len(begins), 1
+    if (yield from fits(near)):
+        fitting = near
+        while fitting > too_long + 1:
+            probe = max(fitting - stride, 0)
+            if not (yield from fits(probe)):
+                too_long = probe
+                break
+            fitting, stride = probe, 2 * stride
+    else:
+        too_long = near
+        while too_long < fitting - 1:
+            probe = min(too_long + stride, len(begins) - 1)
+            if (yield from fits(probe)):
+                fitting = probe
+                break
+            too_long, stride = probe, 2 * stride
+    while fitting - too_long > 1:
+        middle = (too_long + fitting) // 2
+        if (yield from fits(middle)):
+            fitting = middle
+        else:
+            too_long = middle
+    if fitting == len(begins):
+        return None
+    return encoded[fitting], [*system, *messages[begins[fitting] :]]
 
 
-def _alone(model: TextModel, turn: Turn, part: Part) -> AnswerSpan | UnreadAnswer:
+def turn_begin(turn: Turn, span: AnswerSpan) -> int:
+    """The message of a turn's history at which its text begins, after the system turn."""
+    return len(turn.history) - len(span.history) + (1 if turn.history and turn.history[0]["role"] == "system" else 0)
+
+
+def _alone(model: TextModel, turn: Turn, part: Part, begin: int) -> EncodingSteps[AnswerSpan | UnreadAnswer]:
     if part == "thought" and not turn.thought:
         return UnreadAnswer(turn.number, "no thought")
     answer = turn.answer if part == "reply" or not turn.thought else with_thought(model, turn)
-    fitted = fit_history(model, turn.history, answer, model.window, part=part, tools=turn.tools)
+    fitted = yield from _fit_steps(model, turn.history, answer, model.window, part=part, tools=turn.tools, begin=begin)
     if fitted is None:
         return UnreadAnswer(turn.number, f"longer than the model's window: {model.window} tokens")
     text, history = fitted
@@ -183,18 +277,18 @@ def learnt_end(ids: Sequence[int], end: int, ending: Sequence[int], part: Part =
     return last
 
 
-def _shared(model: TextModel, turns: Sequence[Turn]) -> list[AnswerSpan]:
+def _shared(model: TextModel, turns: Sequence[Turn]) -> EncodingSteps[list[AnswerSpan]]:
     """The answers in one pass over the last of them; nothing where the template or a token runs across a boundary."""
     if len(turns) < 2 or not turns[0].history:
         return []
     prompts = [render_prompt(model.tokenizer, turn.history, tools=turn.tools) for turn in turns]
     conversation_text = prompts[-1] + turns[-1].answer
     ends = [len(prompt) + len(turn.answer) for prompt, turn in zip(prompts, turns, strict=True)]
-    if not all(conversation_text.startswith(prompt + turn.answer) for prompt, turn in zip(prompts, turns, strict=True)):
-        return []
-    out = model.tokenizer(conversation_text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = tuple(out["input_ids"]), out["offset_mapping"]
-    spans = []
+    for turn, prompt in zip(turns, prompts, strict=True):
+        if not (conversation_text.startswith(prompt) and conversation_text.startswith(turn.answer, len(prompt))):
+            return []
+    token_ids, offsets = yield conversation_text
+    ids, spans = tuple(token_ids), []
     for turn, prompt, end in zip(turns, prompts, ends, strict=True):
         first = bisect_right(offsets, len(prompt), key=lambda span: span[1])
         last = len(ids) if turn is turns[-1] else bisect_right(offsets, end, key=lambda span: span[1])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 
 from poise.activations import Probe, project_each
 from poise.arguments import check_type
-from poise.data import AnswerPart, Conversation, DataSet, InputRow, RejectedRow, Rejections, data_from_rows, turns
+from poise.data import AnswerPart, Conversation, DataSet, InputRow, RejectedRow, Rejections, data_from_rows
 from poise.model import Encoded, Model
-from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
+from poise.model.spans import AnswerSpan, RowSpans, UnreadAnswer
+from poise.model.spans_ahead import SpansByRow, spans_ahead
 from poise.monitor.readings import AnswerReadings, summarize_response
 from poise.vector import PersonaVector
 from poise.vector.algebra import check_distinct
@@ -41,7 +43,12 @@ class ScoredTurn:
 
 
 def score_turns(
-    rows: Iterable[Conversation | RejectedRow], model: Model, probes: Sequence[Probe], rejections: Rejections
+    rows: Iterable[Conversation | RejectedRow],
+    model: Model,
+    probes: Sequence[Probe],
+    rejections: Rejections,
+    *,
+    ahead: bool = True,
 ) -> Iterator[tuple[int, list[ScoredTurn]]]:
     """Read every answer of every conversation.
 
@@ -50,6 +57,7 @@ def score_turns(
         model: Model whose activations are read.
         probes: k of them.
         rejections: Counts and lists the rows that cannot be used, and those of which no answer can be read.
+        ahead: Whether the rows of the next window are taken and tokenised while the model reads.
 
     Yields:
         For each window of 256 rows of the data in which a conversation is: the index after its last one, and its
@@ -58,21 +66,26 @@ def score_turns(
     Raises:
         InvalidData: too many rows are rejected.
     """
-    placed: dict[int, list[AnswerSpan | UnreadAnswer]] = {}
+    placed: dict[int, RowSpans] = {}
+    windows = (list(members) for _, members in groupby(rows, key=lambda row: row.index // WINDOW_ROWS))
 
-    def readable() -> Iterator[Conversation | RejectedRow]:
-        for row in rows:
-            if isinstance(row, Conversation):
-                spans = answer_spans(model, turns(row))
-                if unread := _why_unread(spans):
-                    yield RejectedRow(file=row.file, row=row.row, index=row.index, line=None, reason=unread)
-                    continue
-                placed[row.index] = spans
-            yield row
+    def readable(
+        windows: Iterator[tuple[list[Conversation | RejectedRow], SpansByRow]],
+    ) -> Iterator[Conversation | RejectedRow]:
+        for window, spans in windows:
+            for place, row in enumerate(window):
+                if isinstance(row, Conversation):
+                    if unread := _why_unread(spans[place]):
+                        yield RejectedRow(file=row.file, row=row.row, index=row.index, line=None, reason=unread)
+                        continue
+                    placed[row.index] = spans[place]
+                yield row
 
-    for _, conversations in groupby(rejections.sift(readable()), key=lambda c: c.index // WINDOW_ROWS):
-        members = list(conversations)
-        yield members[-1].index + 1, _read_window(model, members, [placed.pop(c.index) for c in members], probes)
+    with closing(spans_ahead(model, windows, ahead=ahead)) as spans_by_window:
+        sifted = rejections.sift(readable(spans_by_window))
+        for _, conversations in groupby(sifted, key=lambda c: c.index // WINDOW_ROWS):
+            members = list(conversations)
+            yield members[-1].index + 1, _read_window(model, members, [placed.pop(c.index) for c in members], probes)
 
 
 def read_rows(
@@ -107,7 +120,9 @@ def read_rows(
         vector.check_model(model, allow_other_model=allow_other_model)
     probes = [vector.at("read", layer).probe for vector in vectors]
     data = data_from_rows(rows, shape=shape, part=part)
-    return (turn for _, window in score_turns(data, model, probes, Rejections()) for turn in window)
+    return (
+        turn for _, window in score_turns(data, model, probes, Rejections(), ahead=bool(data.files)) for turn in window
+    )
 
 
 def _why_unread(row_places: Sequence[AnswerSpan | UnreadAnswer]) -> str:

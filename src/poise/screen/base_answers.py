@@ -19,7 +19,7 @@ from poise.engine.answer_parts import answer_parts
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model import Encoded, Model
-from poise.model.spans import AnswerSpan, fit
+from poise.model.spans import AnswerSpan, fit, turn_begin
 from poise.storage.content_hash import content_key
 from poise.storage.sqlite_file import connected
 
@@ -65,7 +65,7 @@ class BaseAnswers:
         if text.start <= room:
             return Encoded(text.ids[: text.start], text.start, text.start)
         try:
-            fitted = fit(model, turn.history, None, room, tools=turn.tools)
+            fitted = fit(model, turn.history, None, room, tools=turn.tools, begin=turn_begin(turn, place))
         except UnsuitableModel:
             return None
         return fitted[0] if fitted else None

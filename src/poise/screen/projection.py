@@ -17,7 +17,7 @@ from poise.activations import Probe, project_each
 from poise.data import AnswerPart, Conversation, Turn, turns
 from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
-from poise.model.spans import AnswerSpan, UnreadAnswer, answer_spans
+from poise.model.spans import AnswerSpan, RowSpans, UnreadAnswer, answer_spans_together
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.reading_cache import ReadingNumbers, WindowCache, text_key, unknown
 
@@ -82,6 +82,7 @@ def score_answers(
     answers: BaseAnswers | None = None,
     only: Collection[tuple[int, int]] | None = None,
     cache: WindowCache | None = None,
+    spans: Sequence[RowSpans] | None = None,
 ) -> Iterator[ScoredAnswer]:
     """Every answer of every conversation, in order.
 
@@ -95,11 +96,15 @@ def score_answers(
         answers: Gives y′; its projections become ``ScoredAnswer.base_mean``.
         only: These answers alone, each a row's index and a turn.
         cache: What was read before; without, the numbers are those of these rows alone.
+        spans: Where each row's answers stand, as ``answer_spans_together`` gives them; found here unless given.
     """
+    with_turns = [(row, turns(row)) for row in rows]
+    if spans is None:
+        spans = answer_spans_together(model, [row_turns for _, row_turns in with_turns])
     placed = [
         (row, turn, place)
-        for row, row_turns in ((row, turns(row)) for row in rows)
-        for turn, place in zip(row_turns, answer_spans(model, row_turns), strict=True)
+        for (row, row_turns), row_spans in zip(with_turns, spans, strict=True)
+        for turn, place in zip(row_turns, row_spans, strict=True)
         if only is None or (row.index, place.turn) in only
     ]
     places = [place for _, _, place in placed if isinstance(place, AnswerSpan)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from poise.activations import Probe
 from poise.data import Conversation, DataSet, RejectedRow, count_left_out
 from poise.model import Model
+from poise.model.spans_ahead import SpansByRow, spans_ahead, window_spans
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.projection import ScoredAnswer, ScoringMethod, score_answers
 from poise.screen.reading_cache import ReadingCache, WindowCache
@@ -144,12 +146,12 @@ def score_shards(
         yield parts.load(window)
         window += 1
     rows = data.iterate(window * ROWS_PER_SHARD)
-    while members := list(islice(rows, ROWS_PER_SHARD)):
-        if window not in parts:
-            known = WindowCache(cache, window) if cache else None
-            parts.save(window, score_shard(members, model, probes, answers, known))
-        yield parts.load(window)
-        window += 1
+    with closing(spans_ahead(model, iter(lambda: list(islice(rows, ROWS_PER_SHARD)), []))) as windows:
+        for number, (members, spans) in enumerate(windows, start=window):
+            if number not in parts:
+                known = WindowCache(cache, number) if cache else None
+                parts.save(number, score_shard(members, model, probes, answers, known, spans))
+            yield parts.load(number)
 
 
 def score_shard(
@@ -158,13 +160,16 @@ def score_shard(
     probes: Sequence[Probe],
     answers: BaseAnswers | None = None,
     cache: WindowCache | None = None,
+    spans: SpansByRow | None = None,
 ) -> Shard:
-    """Score the rows of one window."""
+    """Score the rows of one window, whose spans are found here unless they are given."""
     good = [row for row in rows if isinstance(row, Conversation)]
     bad = [row for row in rows if isinstance(row, RejectedRow)]
     units: list[ScoredAnswer] = []
     scored_rows: list[Conversation] = []
-    scored = groupby(score_answers(model, good, probes, answers, cache=cache), key=lambda unit: unit.index)
+    by_row = [*(window_spans(model, rows) if spans is None else spans).values()]
+    scores = score_answers(model, good, probes, answers, cache=cache, spans=by_row)
+    scored = groupby(scores, key=lambda unit: unit.index)
     for row, (_, group) in zip(good, scored, strict=True):
         row_answers = list(group)
         if all(unit.unread for unit in row_answers):
