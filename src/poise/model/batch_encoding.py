@@ -95,7 +95,7 @@ class KnownPieces(dict[str, TextTokens]):
     """TextTokens of the pieces of a conversation's texts: its turns, which one text after another has in it.
 
     Args:
-        mark: Where a text falls into pieces; ``None`` for nowhere.
+        mark: Matches the tokens at which a text falls into pieces; ``None`` for nowhere.
     """
 
     def __init__(self, mark: re.Pattern[str] | None) -> None:

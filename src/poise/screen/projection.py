@@ -96,7 +96,7 @@ def score_answers(
         answers: Gives y′; its projections become ``ScoredAnswer.base_mean``.
         only: These answers alone, each a row's index and a turn.
         cache: What was read before; without, the numbers are those of these rows alone.
-        spans: Where each row's answers stand, as ``answer_spans_together`` gives them; found here unless given.
+        spans: Spans of each row's answers, as ``answer_spans_together`` gives them; found here unless given.
     """
     with_turns = [(row, turns(row)) for row in rows]
     if spans is None:
