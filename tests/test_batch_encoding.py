@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tokenizers import AddedToken
 import tiny
 from poise.data import Conversation, Message, Turn, turns
 from poise.model import ask
-from poise.model.batch_encoding import EncodingStopped, encode_together, turn_mark
+from poise.model.batch_encoding import encode_together, turn_mark
 from poise.model.spans import AnswerSpan, TextModel, UnreadAnswer, answer_spans, answer_spans_together
 from poise.model.tokenizing import ModelTokenizer
 
@@ -117,7 +118,7 @@ class TestConversationsTogether:
         row = Conversation(
             messages=(*ask("Why?"), {"role": "assistant", "content": "So."}), file="", row=0, index=0, raw=b""
         )
-        with pytest.raises(EncodingStopped):
+        with pytest.raises(CancelledError):
             answer_spans_together(model, [turns(row)] * 3, stopped=lambda: True)
 
 

@@ -11,13 +11,13 @@ import re
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar, overload
 
 __all__ = [
     "EncodingSteps",
-    "EncodingStopped",
     "Stopped",
     "TextTokens",
     "TokenOffsets",
@@ -37,10 +37,6 @@ TEXTS_PER_CALL = 64
 CHARACTERS_PER_CALL = 1_000_000  # a call cannot be interrupted, and what it gives is held at once
 
 
-class EncodingStopped(Exception):
-    """The work is not wanted any more."""
-
-
 def never() -> bool:
     """For work that goes on to its end."""
     return False
@@ -57,7 +53,7 @@ def encode_together(
         stopped: Asked before each call of the tokenizer.
 
     Raises:
-        EncodingStopped: ``stopped`` said yes.
+        CancelledError: ``stopped`` said yes.
     """
     results: dict[int, JobResult] = {}
     waiting: deque[tuple[int, str]] = deque()
@@ -79,7 +75,7 @@ def encode_together(
         while len(waiting) < TEXTS_PER_CALL and (number := next(upcoming, None)) is not None:
             go_on(number, None)
         if stopped():
-            raise EncodingStopped
+            raise CancelledError
         batch: list[tuple[int, list[str]]] = []
         room = CHARACTERS_PER_CALL
         while waiting and len(batch) < TEXTS_PER_CALL and (not batch or len(waiting[0][1]) <= room):

@@ -106,7 +106,7 @@ def answer_spans_together(
         model: Its template, tokenizer and window.
         rows: All answers of each conversation.
         part: Which part of an answer its span is, as ``answer_spans`` takes it.
-        stopped: Asked between two calls of the tokenizer; once it says yes, ``EncodingStopped`` is raised.
+        stopped: Asked between two calls of the tokenizer; once it says yes, ``CancelledError`` is raised.
     """
     return encode_together(model.tokenizer, [_row_steps(model, turns, part) for turns in rows], stopped)
 
