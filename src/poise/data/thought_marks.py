@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -99,7 +100,15 @@ def first_of(text: str, marks: Sequence[str]) -> tuple[int, str]:
 
 def certain_length(text: str, marks: Sequence[str], *, blanks: bool) -> int:
     """Characters that do not begin a mark, nor, with ``blanks``, the blanks before one."""
-    tail = text[-max(map(len, marks)) :].lower()
-    held = max((n for mark in marks for n in range(1, len(mark)) if tail.endswith(mark[:n])), default=0)
+    beginnings, longest = _beginnings(tuple(marks))
+    tail = text[-longest:].lower() if longest else ""
+    held = next((n for n in range(len(tail), 0, -1) if tail[-n:] in beginnings), 0)
     certain = text[: len(text) - held]
     return len(certain.rstrip() if blanks else certain)
+
+
+@functools.lru_cache(maxsize=64)
+def _beginnings(marks: tuple[str, ...]) -> tuple[frozenset[str], int]:
+    """What marks begin with and are not yet, and the length of the longest."""
+    beginnings = frozenset(mark[:n] for mark in marks for n in range(1, len(mark)))
+    return beginnings, max(map(len, beginnings), default=0)

@@ -8,6 +8,7 @@ words: between backticks or quotation marks, in a block of code, or amid a sente
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -77,6 +78,7 @@ class Stretch:
     part: TokenPart
 
 
+@functools.lru_cache(maxsize=2048)  # an earlier turn is looked at again for each answer after it
 def locate_thought(text: str) -> AnswerSections:
     """Where in an answer its thoughts and its reply stand, the marks around them and their blanks left out."""
     splitter = AnswerSplitter()
