@@ -124,6 +124,24 @@ def certificate(**changes: Any) -> Certificate:
     return Certificate(**(facts | changes))
 
 
+class TestAnOptionThatIsWrong:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["gate", "x", "--base", "y", "--questions", "0"], "--questions': it is '0'; it must be at least 1."),
+            (["gate", "x", "--base", "y", "--method", "rwa"], "--method': 'rwa' is not one of 'difference', 'prompt'."),
+            (["generate", "x", "--model", "y", "--batch", "zz"], "--batch': it is 'zz'; it must be a number"),
+        ],
+    )
+    def test_is_said_in_plain_words(self, arguments: list[str], words: str) -> None:
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+        assert result.exit_code == 2
+        printed = " ".join(result.stderr.replace("│", " ").split())
+        assert words in printed
+        assert "Value error" not in printed
+        assert "Input should" not in printed
+
+
 class TestExtract:
     def test_json_is_one_object_with_the_counts(self, folder: Path, pairs: Path, tmp_path: Path) -> None:
         out = tmp_path / "v.safetensors"

@@ -26,6 +26,7 @@ from poise.model import Model, ask
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.monitor.scoring import read_rows
 from poise.monitor.table import _table_key, write_readings_table
+from poise.progress import remarks_by
 from poise.screen import screen_rows
 from poise.screen.prediction import describe_prediction
 from poise.shift.evaluation import project_prompts
@@ -33,6 +34,7 @@ from poise.statistics.estimates import Estimate
 from poise.steer.expression import SteeringExpression
 from poise.trait import ExemplarPair
 from poise.vector import PersonaVector, load_vector, save_vector
+from poise.vector.export import export_vector
 from poise.workflows import read_data
 
 ENDINGS = ("so it stays", "that was all", "we go on", "the day is long", "it rains", "nobody minds")
@@ -271,6 +273,22 @@ class TestFile:
             assert torch.equal(same.detector.weights, alarmed.detector.weights)
             assert same.header == alarmed.header
             assert torch.equal(same.directions, alarmed.directions)
+
+    def test_is_not_changed_through_its_weights(self, detected: PersonaVector) -> None:
+        assert detected.detector
+        before = detected.detector.weights.clone()
+        detected.detector.weights[0] = 5.0
+        assert torch.equal(detected.detector.weights, before)
+        with pytest.raises(AttributeError):
+            detected.detector.weights = before  # type: ignore[misc]
+
+    def test_stays_behind_in_an_export_which_says_so(self, detected: PersonaVector, tmp_path: Path) -> None:
+        remarks: list[str] = []
+        with remarks_by(remarks.append):
+            export_vector(detected, tmp_path / "v.gguf")
+        assert remarks == [
+            f"The detector of grumpy stays in its vector file: {tmp_path / 'v.gguf'} steers, and reads nothing."
+        ]
 
     def test_without_one_says_nothing_of_detectors(self, vector: PersonaVector) -> None:
         assert "detector" not in vector.header.model_dump(mode="json")

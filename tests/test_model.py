@@ -27,6 +27,7 @@ from poise.model.batching import pad, plan_batches
 from poise.model.loading import BUNDLED, locate
 from poise.model.logprobs import token_logprobs
 from poise.model.relation import relate
+from poise.model.tokenizing import load_tokenizer
 
 PLACES = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}  # elsewhere "model.layers"
 
@@ -218,6 +219,16 @@ class TestLoading:
         with pytest.raises(BrokenModelFile, match="cannot be loaded") as caught:
             load_model(str(folder))
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("load", [load_model, load_tokenizer])
+    def test_of_a_folder_without_a_tokenizer_says_so(self, folder: Path, load: Any) -> None:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).unlink(missing_ok=True)
+        with pytest.raises(BrokenModelFile) as caught:
+            load(str(folder))
+        assert str(caught.value) == (
+            f"The model in {folder} has no tokenizer.json; save its tokenizer there too, with save_pretrained."
+        )
 
     def test_of_a_gguf_file_that_is_cut_short_names_it_and_its_size(self, tmp_path: Path) -> None:
         path = tmp_path / "tiny.gguf"

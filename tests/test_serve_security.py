@@ -234,7 +234,8 @@ class TestBadInput:
         assert says in self.refused(self.post(client, content))
 
     def test_of_another_content_type_is_refused(self, client: httpx.Client) -> None:
-        self.refused(self.post(client, json.dumps(ASK).encode(), "text/plain"))
+        words = self.refused(self.post(client, json.dumps(ASK).encode(), "text/plain"))
+        assert "The request needs a JSON object as its body, with Content-Type: application/json." in words
 
     @pytest.mark.parametrize(
         "steer", ["up=1e9", "up=-1e9", "up=1e308", "up=1e999", "up=nan", "up=cap:1e999", "up@1=1e30%"]

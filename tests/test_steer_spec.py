@@ -149,11 +149,14 @@ class TestASpec:
             ('{"terms": [{"vector": "evil"}]}', "terms.0: add takes coef or dose, not none"),
             ('{"terms": [{"vector": "evil", "coef": 1, "dose": 1}]}', "add takes coef or dose, not"),
             ('{"terms": [{"vector": "evil", "coef": 1, "layers": []}]}', "name at least one layer"),
-            ('{"terms": [{"vector": "evil", "coef": 1, "layers": [-1]}]}', "greater than or equal to 0"),
-            ('{"terms": [{"vector": "evil", "coef": 1e999}]}', "finite"),
+            (
+                '{"terms": [{"vector": "evil", "coef": 1, "layers": [-1]}]}',
+                r"layers\.0 is -1; it must be at least 0\.",
+            ),
+            ('{"terms": [{"vector": "evil", "coef": 1e999}]}', "terms.0.coef is inf; it must be a finite number"),
             ('{"terms": [{"vector": "evil", "alpha": 1}]}', "terms.0.alpha"),
             ('{"terms": []}', "at least 1"),
-            ("{", "JSON"),
+            ("{", "it is not JSON"),
         ],
     )
     def test_with_a_fault_is_refused_and_the_fault_is_named(self, text: str, words: str) -> None:

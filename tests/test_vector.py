@@ -147,9 +147,12 @@ class TestLoading:
         ("change", "complaint"),
         [
             (lambda d: d.update(format=2), "format"),
-            (lambda d: d.pop("model"), "model: Field required"),
-            (lambda d: d.update(surprise=1), "surprise: Extra inputs are not permitted"),
-            (lambda d: d["model"].pop("weights"), "model.weights: Field required"),
+            (lambda d: d.pop("model"), "model is missing; update Poise if"),
+            (
+                lambda d: d.update(surprise=1),
+                "surprise is an unknown setting; update Poise if a newer one wrote it, or ext",
+            ),
+            (lambda d: d["model"].pop("weights"), "model.weights is missing"),
             (lambda d: d.update(contrast="guessed"), "contrast"),
         ],
     )

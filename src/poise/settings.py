@@ -28,6 +28,8 @@ __all__ = [
     "YAMLDocument",
     "check_settings",
     "describe_fault",
+    "describe_value",
+    "first_fault",
     "line_at",
     "parse_yaml",
     "read_settings",
@@ -268,6 +270,8 @@ def merged_faults(error: ValidationError) -> list[dict[str, Any]]:
     choices: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for details in error.errors():
         fault: dict[str, Any] = dict(details)
+        if fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]:
+            continue  # pydantic leaves out the entries that are wrong themselves
         place: tuple[int | str, ...] = fault["loc"]
         at = next((i for i, part in enumerate(place) if isinstance(part, str) and UNION_MEMBER.match(part)), None)
         fault["loc"] = tuple(part for part in place if not (isinstance(part, str) and UNION_MEMBER.match(part)))
@@ -294,15 +298,33 @@ def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
         return f"{field if place else ''} {context.get('error', fault['msg'])!s}".strip()
     if kind_of_fault == "repeated_question":
         return str(fault["msg"])
+    return f"{field} {describe_value(fault)}"
+
+
+def first_fault(error: ValidationError, kind: type[BaseModel]) -> str:
+    """The first fault that pydantic found, in plain words."""
+    fault = merged_faults(error)[0]
+    if fault["type"] == "json_invalid":
+        return f"it is not JSON ({fault['ctx']['error']})"
+    if fault["type"] == "value_error" and fault["loc"]:
+        return f"{'.'.join(map(str, fault['loc']))}: {describe_value(fault)}"
+    return describe_fault(fault, kind)
+
+
+def describe_value(fault: Mapping[str, Any]) -> str:
+    """What pydantic found wrong with one value, in plain words that follow its name."""
+    kind_of_fault, context = fault["type"], fault.get("ctx", {})
+    if kind_of_fault in ("value_error", "assertion_error"):
+        return str(context.get("error", fault["msg"])).removesuffix(".")
     value = reprlib.repr(fault["input"])
     if kind_of_fault == "literal_error" and isinstance(fault["input"], str):
         near = difflib.get_close_matches(fault["input"], re.findall(r"'([^']*)'", context["expected"]), n=1)
         hint = f", did you mean {near[0]}?" if near else ""
-        return f"{field} is {value}; it must be {context['expected']}{hint}"
+        return f"is {value}; it must be {context['expected']}{hint}"
     for name, words in LIMITS.items():
         if kind_of_fault in LIMIT_FAULTS[name]:
-            return f"{field} is {value}; it must be {words.format(**context)}"
-    return f"{field} {FAULTS.get(kind_of_fault, 'cannot be used').format(value=value)}"
+            return f"is {value}; it must be {words.format(**context)}"
+    return FAULTS.get(kind_of_fault, "is {value}, which cannot be used").format(value=value)
 
 
 FAULTS = {
@@ -312,7 +334,8 @@ FAULTS = {
 }
 UNION_MEMBER = re.compile(r"(literal|tuple|list|dict|function-\w+|constrained-\w+|nullable)\[|\[key\]$")
 LIMIT_FAULTS = {
-    "number": ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type", "finite_number"),
+    "number": ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type"),
+    "finite": ("finite_number",),
     "text": ("string_type",),
     "flag": ("bool_parsing", "bool_type"),
     "list": ("tuple_type", "list_type", "set_type"),
@@ -327,6 +350,7 @@ LIMIT_FAULTS = {
 }
 LIMITS = {
     "number": "a number (a whole one where things are counted)",
+    "finite": "a finite number",
     "text": "text; put it in quotes",
     "flag": "true or false",
     "list": "a list",

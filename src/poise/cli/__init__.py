@@ -70,6 +70,9 @@ class _Commands(TyperGroup):
         try:
             with remarks_by(lambda sentence: typer.echo(f"note: {sentence}", err=True)):
                 return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = _plain_words(error)
+            raise
         except UserError as error:
             typer.echo(f"error: {_with_options(str(error), ctx)}", err=True)
             raise typer.Exit(2) from error
@@ -80,6 +83,17 @@ class _Commands(TyperGroup):
 
 ALIASES = {"keys": "api_key_file", "vectors": "vector", "above": "threshold", "abilities": "capability"}
 """What the library calls an argument, and the parameter of a command that it comes from."""
+
+
+def _plain_words(error: typer.BadParameter) -> str:
+    """What is wrong with an option's value, where pydantic has said it in its own words."""
+    cause = error.__cause__
+    faults = cause.errors() if cause is not None and hasattr(cause, "errors") else []
+    if not faults:
+        return str(error.message)
+    from poise.settings import describe_value
+
+    return f"it {describe_value(faults[0])}.".replace("it '", "'")
 
 
 def _with_options(text: str, ctx: Any) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "Rollouts",
     "Seed",
     "ShowOption",
+    "SplitQuestions",
     "Temperature",
     "ThinkingOption",
     "TraitArgument",
@@ -107,6 +108,15 @@ JudgeOption = Annotated[
 ]
 QuestionsOption = Annotated[
     int, typer.Option("--questions", metavar="N", min=1, help="Questions asked.", rich_help_panel=_AMOUNT)
+]
+SplitQuestions = Annotated[
+    int,
+    typer.Option(
+        "--questions",
+        metavar="N",
+        help="Questions asked, at least 4: one half chooses layer and dose, the other reports.",
+        rich_help_panel=_AMOUNT,
+    ),
 ]
 Rollouts = Annotated[
     int, typer.Option("--rollouts", metavar="N", min=1, help="Answers a question.", rich_help_panel=_AMOUNT)

@@ -48,6 +48,7 @@ BUNDLED = {
     )
 }
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 SHOWN = 3  # names of weights that an error repeats
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """What a bundled model is called on the hub, for model cards and adapters."""
@@ -109,6 +110,18 @@ def in_hub_cache(name: str) -> bool:
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
+def check_has_tokenizer(source: str) -> None:
+    """Say of a folder without a tokenizer that this is what it lacks; call it once loading has failed.
+
+    Raises:
+        BrokenModelFile: none of the usual files is there.
+    """
+    if Path(source).is_dir() and not any((Path(source) / name).exists() for name in TOKENIZER_FILES):
+        raise BrokenModelFile(
+            f"The model in {source} has no tokenizer.json; save its tokenizer there too, with save_pretrained."
+        )
+
+
 def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) -> tuple[Any, Any]:
     """Load (model, tokenizer) from a folder or hub id.
 
@@ -136,6 +149,7 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
         raise
     except Exception as error:  # transformers, safetensors and the hub client share no base class
         if Path(source).is_dir():
+            check_has_tokenizer(source)
             raise BrokenModelFile(
                 f"The model in {source} cannot be loaded ({first_line(error)}); fetch or save it again."
             ) from error

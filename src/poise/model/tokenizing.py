@@ -11,7 +11,14 @@ from typing import Any
 from poise.errors import BrokenModelFile, ModelNotFound, UnsuitableModel, UserError, first_line
 from poise.model.architecture import text_config
 from poise.model.chat_template import Encoded, Message, Part, encode, stop_ids
-from poise.model.loading import BUNDLED, check_decoder_only, converted_folder, is_only_local, locate
+from poise.model.loading import (
+    BUNDLED,
+    check_decoder_only,
+    check_has_tokenizer,
+    converted_folder,
+    is_only_local,
+    locate,
+)
 
 __all__ = ["ModelTokenizer", "check_offsets", "load_tokenizer", "token_texts"]
 
@@ -90,6 +97,7 @@ def load_tokenizer(name: str) -> ModelTokenizer:
     except UserError:
         raise
     except Exception as error:  # transformers, tokenizers and the hub client share no base class
+        check_has_tokenizer(source)
         raise BrokenModelFile(
             f"The tokenizer of {name} cannot be loaded ({first_line(error)}); fetch or save the model again."
         ) from error

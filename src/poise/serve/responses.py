@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from poise.data import AnswerPart
 from poise.errors import RequestError
+from poise.settings import describe_value
 
 __all__ = [
     "REFUSALS",
@@ -360,13 +361,12 @@ def fault(errors: Sequence[Any]) -> RequestError:
         )
     if first["type"].startswith("json"):
         return RequestError(400, "The body is not JSON.", code="invalid_json")
-    reason = str(first["msg"]).removeprefix("Value error, ")
-    return RequestError(
-        400,
-        f"{_encodable(param) or 'The request'}: {_encodable(reason)}.",
-        code="invalid_value",
-        param=_encodable(param),
-    )
+    if not param and first["loc"][:1] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
+        text = "The request needs a JSON object as its body, with Content-Type: application/json."
+    else:
+        colon = ":" if first["type"] == "value_error" else ""
+        text = f"{_encodable(param) or 'The request'}{colon} {_encodable(describe_value(first))}."
+    return RequestError(400, text, code="invalid_value", param=_encodable(param))
 
 
 def _is_field(part: str | int) -> bool:

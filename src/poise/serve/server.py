@@ -286,6 +286,11 @@ class RunningServer:
             self.service.webhook.close()
 
 
+def _is_no_refused_address(record: logging.LogRecord) -> bool:
+    """Uvicorn logs the system's words for a port that is taken; whoever called ``run`` gets a sentence."""
+    return not isinstance(record.msg, OSError)
+
+
 class _Server(uvicorn.Server):
     """Uvicorn's, which at a signal takes no more requests and ends what still runs after the grace."""
 
@@ -295,7 +300,12 @@ class _Server(uvicorn.Server):
         self.listening: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
+        log = logging.getLogger("uvicorn.error")
+        log.addFilter(_is_no_refused_address)
+        try:
+            await super().startup(sockets)
+        finally:
+            log.removeFilter(_is_no_refused_address)
         self.listening()
 
     def handle_exit(self, sig: int, frame: Any) -> None:

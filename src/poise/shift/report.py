@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from poise.arguments import check_type
 from poise.errors import InvalidData
-from poise.settings import FrozenModel
+from poise.settings import FrozenModel, first_fault
 from poise.statistics.estimates import Estimate, bounded_estimate, mean_estimate, score_change_estimate
 from poise.statistics.intervals import ratio_interval
 from poise.storage.atomic_write import saving
@@ -274,10 +274,9 @@ def load_report(path: str | Path) -> ShiftReport:
     except OSError as error:
         raise InvalidData(f"Cannot read {path}: {error.strerror or error}; write one with `poise shift`.") from error
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
         raise InvalidData(
-            f"{path} is not a shift.json of this version: {where}: {fault['msg']}; write it again with `poise shift`."
+            f"{path} is not a shift.json of this version: {first_fault(error, ShiftReport)}; write it again with "
+            "`poise shift`."
         ) from error
     except ValueError as error:
         raise InvalidData(f"{path} is not JSON ({error}); name the shift.json that `poise shift` wrote.") from error

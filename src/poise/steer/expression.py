@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from poise.arguments import check_type
 from poise.errors import InvalidSteering
 from poise.model.parts import Part
-from poise.settings import FrozenModel
+from poise.settings import FrozenModel, first_fault
 from poise.steer.operators import LEVELED, Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
 from poise.vector import PersonaVector, Purpose
@@ -168,7 +168,7 @@ class SteeringExpression(FrozenModel):
         try:
             return cls.model_validate_json(document) if isinstance(document, str) else cls.model_validate(document)
         except ValidationError as error:
-            raise InvalidSteering(f"Cannot read the steering: {_first_fault(error)}.") from error
+            raise InvalidSteering(f"Cannot read the steering: {first_fault(error, cls)}.") from error
 
     @property
     def names(self) -> list[str]:
@@ -223,7 +223,7 @@ def _parse_term(text: str) -> TermExpression:
         }
         return TermExpression.model_validate(fields_by_name)
     except ValidationError as error:
-        raise InvalidSteering(f"Cannot read the steering {text!r}: {_first_fault(error)}.") from error
+        raise InvalidSteering(f"Cannot read the steering {text!r}: {first_fault(error, TermExpression)}.") from error
 
 
 def _parse_tokens(match: re.Match[str] | None) -> tuple[int, int | None]:
@@ -258,11 +258,6 @@ def _shortest_decimal(value: float | str, *, percent: bool = False) -> str:
     exact = Decimal(repr(value))
     plain = f"{exact.scaleb(2) if percent else exact:f}"
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg'].removeprefix('Value error, ')}"
 
 
 def _vector_named(name: str, vectors: Mapping[str, PersonaVector] | Callable[[str], PersonaVector]) -> PersonaVector:

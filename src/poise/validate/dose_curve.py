@@ -88,7 +88,8 @@ def check_question_count(n: int) -> None:
         InvalidArgument: fewer than 4.
     """
     if n < 4:
-        raise InvalidArgument(f"{n} evaluation questions are too few to select and report on; ask for at least 4.")
+        questions = "question is" if n == 1 else "questions are"
+        raise InvalidArgument(f"{n} evaluation {questions} too few to select and report on; ask for at least 4.")
 
 
 def certify(

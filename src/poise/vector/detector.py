@@ -60,28 +60,33 @@ class Detector:
     """A fitted direction and what is known of it. d: model width.
 
     Attributes:
-        weights: float32 [d] of length 1, on the CPU.
+        weights: float32 [d] of length 1, on the CPU; a copy, so that writing into it changes nothing.
         facts: Kind, layer, curve, counts and figures.
 
     Raises:
         InvalidVector: weights that are no row of finite numbers, or not those that the facts were written for.
     """
 
-    weights: torch.Tensor
+    _weights: torch.Tensor
     facts: DetectorFacts
 
     def __post_init__(self) -> None:
-        weights = self.weights.detach().to("cpu", torch.float32, copy=True).contiguous()
+        weights = self._weights.detach().to("cpu", torch.float32, copy=True).contiguous()
         if weights.ndim != 1 or not torch.isfinite(weights).all() or not weights.any():
             raise InvalidVector("The detector holds no direction, NaN or infinity; fit it again.")
         if abs(float(weights.norm()) - 1) > 1e-4:
             raise InvalidVector("The detector's direction is not of length 1; fit it again.")
         if weights_digest(weights) != self.facts.weights_sha256:
             raise InvalidVector("The detector's direction is not the one that its figures are about; fit it again.")
-        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "_weights", weights)
 
     def __reduce__(self) -> tuple[type[Detector], tuple[torch.Tensor, DetectorFacts]]:
-        return (Detector, (self.weights, self.facts))
+        return (Detector, (self._weights, self.facts))
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """float32 [d] of length 1, on the CPU; a copy."""
+        return self._weights.clone()
 
     @property
     def layer(self) -> int:
@@ -94,9 +99,9 @@ class Detector:
         Raises:
             InvalidVector: its layer is none of theirs, or its width another.
         """
-        if len(self.weights) != width or not 0 <= self.layer < layers:
+        if len(self._weights) != width or not 0 <= self.layer < layers:
             raise InvalidVector(
-                f"The detector reads a width of {len(self.weights)} at layer {self.layer} and does not fit directions "
+                f"The detector reads a width of {len(self._weights)} at layer {self.layer} and does not fit directions "
                 f"({layers}, {width}); fit it again."
             )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from poise.errors import InvalidArgument, InvalidSteering
+from poise.progress import remark
 from poise.storage.atomic_write import saving
 from poise.storage.output import check_output
 from poise.vector.persona_vector import PersonaVector
@@ -129,6 +130,8 @@ def export_vector(
     layers = tuple(i for i in known if (i > 0 or to == "repeng") and (i == use.layer or not only_chosen))
     with saving(path) as temporary:
         _write(vector, layers, use, temporary)
+    if vector.detector:
+        remark(f"The detector of {vector.name} stays in its vector file: {path} steers, and reads nothing.")
     return ExportedVector(path=path, format=to, layers=layers, use=use)
 
 

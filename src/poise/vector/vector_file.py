@@ -12,6 +12,7 @@ from safetensors.torch import save as serialise
 
 from poise.arguments import check_type
 from poise.errors import InvalidVector
+from poise.settings import first_fault
 from poise.storage.atomic_write import saving
 from poise.storage.output import check_output
 from poise.vector.detector import Detector
@@ -142,16 +143,13 @@ def _header(path: str | Path, file: Any) -> Header:
     try:
         header = Header.model_validate(json.loads(document))
     except (ValidationError, ValueError) as error:
-        raise InvalidVector(f"{path} has a header that this version cannot read: {_first(error)}.") from error
+        fault = first_fault(error, Header) if isinstance(error, ValidationError) else str(error)
+        raise InvalidVector(
+            f"{path} has a header that this version cannot read: {fault}; update Poise if a "
+            "newer one wrote it, or extract it again."
+        ) from error
     if (header.detector is not None) != (DETECTOR_WEIGHTS in names):
         raise InvalidVector(
             f"{path} has a detector's figures without its weights, or the other way round; fit it again."
         )
     return header
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        fault = error.errors()[0]
-        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-    return str(error)
