@@ -41,6 +41,9 @@ SPLIT: dict[str, tuple[str, str]] = {
     "<|begin_of_thought|>a<|end_of_thought|><|begin_of_solution|>b<|end_of_solution|>": ("a", "b"),
     "<unused94>thought\na<unused95>b": ("a", "b"),
     "<reflection>a</reflection>b": ("a", "b"),
+    "<reasoning_content>a</reasoning_content>b": ("a", "b"),
+    "<inner_monologue>a</inner_monologue>b": ("a", "b"),
+    "<analysis>a</analysis>b": ("", "<analysis>a</analysis>b"),
     "<scratchpad>a</scratchpad>\n<answer>b</answer>": ("a", "<answer>b</answer>"),
     "analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>": ("a", "b"),
     "a\n</think>\n\nb": ("a", "b"),
@@ -76,10 +79,13 @@ def test_the_thought_is_every_block_and_the_reply_is_all_other_text(text: str) -
 @pytest.mark.parametrize("text", UNSURE)
 def test_what_may_be_a_mark_or_a_word_is_refused_with_its_sentence(text: str) -> None:
     assert locate_thought(text).unsure == UNSURE[text]
-    rows = ([Q, turn(text)], {"prompt": "Q", "response": text}, {"text": f"Human: Q\n\nAssistant: {text}"})
-    for row in rows:
-        good = {"prompt": "Q", "response": "A"} if "prompt" in row else {"text": "Human: Q\n\nAssistant: A"}
-        row, good = ({"messages": row}, {"messages": [Q, turn("A")]}) if isinstance(row, list) else (row, good)
+    pairs = (
+        ({"messages": [Q, turn(text)]}, {"messages": [Q, turn("A")]}),
+        ({"prompt": "Q", "response": text}, {"prompt": "Q", "response": "A"}),
+    )
+    marked = [{"text": f"Human: Q\n\nAssistant: {answer}"} for answer in ("A", text)]
+    assert [row.kind for row in poise.show_rows(marked).rejected] == ["chat marks that cannot be taken apart"]
+    for row, good in pairs:
         (rejected,) = poise.show_rows([good, row]).rejected
         assert rejected.kind == "mark or word"
         assert f"has {UNSURE[text]}, which may close a thought or be talked about; quote it, or put" in rejected.reason
@@ -145,6 +151,13 @@ class TestKeys:
         assert read([Q, turn("b", thinking=True, reasoning=None)]) == ("", "b")
 
 
+@pytest.mark.parametrize("column", ["reasoning", "cot", "Chain_of_Thought"])
+def test_a_column_beside_the_answer_is_its_thought(column: str) -> None:
+    preview = poise.show_rows([{"question": "Q", "answer": "A", column: "th"}])
+    assert [(one.thought, one.text) for one in preview.answers] == [("th", "A")]
+    assert preview.left_out == {"thought": 1}
+
+
 class TestParts:
     @pytest.mark.parametrize(
         "part",
@@ -176,6 +189,12 @@ class TestChannels:
 
     def test_of_turns_that_are_thoughts_by_their_type(self) -> None:
         assert read([Q, turn("th", type="thinking"), turn("A")]) == ("th", "A")
+
+    @pytest.mark.parametrize("name", ["thought", "thinking", "reasoning"])
+    def test_of_turns_that_are_thoughts_by_their_role(self, name: str) -> None:
+        chat = [{"from": "human", "value": "Q"}, {"from": name, "value": "th"}, {"from": "gpt", "value": "A"}]
+        (answer,) = poise.show_rows([{"conversations": chat}]).answers
+        assert (answer.thought, answer.text) == ("th", "A")
 
     def test_without_a_final_one_have_no_reply(self) -> None:
         (rejected,) = shown([Q, turn("th", channel="analysis")]).rejected
@@ -210,6 +229,16 @@ class TestAThoughtAmidTheReply:
                 encode(tiny.chatml(), ask("Q"), text, part=part)  # type: ignore[arg-type]
         text = encode(tiny.chatml(), ask("Q"), self.text, part="both")
         assert tiny.chatml().decode(text.ids[text.start : text.end]) == self.text
+
+    def test_in_an_exemplar_drops_the_pair_and_says_so(self) -> None:
+        from poise.contrast.contrast_set import exemplars
+        from poise.trait import OwnTrait
+
+        pairs = [{"question": f"Q{n}", "positive": f"p{n}", "negative": f"<think>t</think>n{n}"} for n in range(30)]
+        pairs[1]["negative"] = self.text
+        contrast = exemplars(OwnTrait.model_validate({"name": "blunt", "pairs": pairs}), tiny.model())
+        assert contrast.dropped == {"negative a thought amid its reply": 1}
+        assert (contrast.negative[0].thought, contrast.negative[0].text) == ("t", "n0")
 
     def test_is_told_apart_by_both_engines_and_has_no_mean(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from poise.engine.static import LocalEngine

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from poise.contrast.rollout import Response, ResponseRequest, ResponseStore
-from poise.data.thoughts import split_thought
+from poise.data.thoughts import locate_thought, split_thought
 from poise.engine import Engine, SamplingParams
 from poise.errors import InvalidTrait, TooFewResponses
 from poise.judge import Judge, Judgement
@@ -77,6 +77,10 @@ def exemplars(trait: Trait | OwnTrait, model: Model, *, most: int | None = None)
     dropped: Counter[str] = Counter()
     for pair in trait.extraction_pairs[:most]:
         texts = {"positive": pair.positive, "negative": pair.negative}
+        divided = next((side for side, text in texts.items() if locate_thought(text).divided), "")
+        if divided:
+            dropped[f"{divided} a thought amid its reply"] += 1
+            continue
         encoded = {side: model.encode(ask(pair.question), text) for side, text in texts.items()}
         fault = next(
             (f"{side} {why}" for side, e in encoded.items() if (why := _unreadable(e.start, e.end, model))), None
@@ -221,6 +225,8 @@ def _pair_fault(row: JudgedResponse, side: str) -> str | None:
     """Why this side spoils its pair, if it does."""
     answer, trait, coherence = row
     if answer.encoded.end == answer.encoded.start:
+        if answer.text.strip() and answer.thought:
+            return f"{side} a thought amid its reply"
         return f"{side} only a thought" if answer.thought else f"{side} empty"
     if trait.score is None or coherence.score is None:
         return f"{side} not judged"

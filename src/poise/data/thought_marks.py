@@ -9,16 +9,12 @@ from typing import NamedTuple
 
 __all__ = ["REPLY_TAGS", "THOUGHT_TAGS", "OpenMark", "begins_with_mark", "closing_of", "open_mark"]
 
+TAG_NAMES = (
+    "think", "thinking", "thought", "thoughts", "reasoning", "reasoning_content", "chain_of_thought", "cot",
+    "inner_monologue", "inner_thoughts", "thought_process", "scratchpad", "reflection", "seed:think", "longcat_think",
+)  # fmt: skip
 THOUGHT_TAGS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<thoughts>", "</thoughts>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<scratchpad>", "</scratchpad>"),
-    ("<reflection>", "</reflection>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<longcat_think>", "</longcat_think>"),
+    *((f"<{name}>", f"</{name}>") for name in TAG_NAMES),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
     ("<|think|>", "<|/think|>"),

@@ -68,6 +68,11 @@ class AnswerSections:
         """Whether there is a thought with words in it."""
         return bool(self.thoughts)
 
+    @property
+    def divided(self) -> bool:
+        """Whether a thought stands amid the reply, so that no one span is the reply alone."""
+        return any(self.replies[0][1] <= start < self.replies[-1][0] for start, _ in self.thoughts)
+
 
 @dataclass(slots=True)
 class Stretch:

@@ -19,7 +19,14 @@ from poise.data.messages import Message
 from poise.data.thought_marks import begins_with_mark
 from poise.data.thoughts import locate_thought, split_thought
 from poise.data.tool_calls import calls_from_text, calls_of_turn, parse_call
-from poise.data.turn_thoughts import HIDDEN_PART, is_thought_part, is_thought_turn, read_thought, thoughts_of_turn
+from poise.data.turn_thoughts import (
+    HIDDEN_PART,
+    THOUGHT_PARTS,
+    is_thought_part,
+    is_thought_turn,
+    read_thought,
+    thoughts_of_turn,
+)
 from poise.errors import InvalidRow
 
 __all__ = [
@@ -97,7 +104,8 @@ def parse_turn(turn: Any, place: str) -> ParsedTurn:
     if key is None:
         raise InvalidRow(f"turn without role: {place} has {excerpt(', '.join(map(str, turn)))}")
     name = turn[key]
-    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    lowered = name.strip().lower() if isinstance(name, str) else ""
+    role = "assistant" if lowered in THOUGHT_PARTS else ROLES.get(lowered)
     if role is None:
         raise InvalidRow(f"unknown role: {excerpt(name)}, {place}")
     content = _Content(left_out=media_in(turn))

@@ -19,11 +19,11 @@ __all__ = [
     "thoughts_of_turn",
 ]
 
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
-TURN_THOUGHT_KEYS = (
-    *THOUGHT_KEYS, "reasoning_text", "thinking_content", "chain_of_thought", "cot", "reasoning_details",
-    "thinking_blocks",
+THOUGHT_KEYS = (
+    "reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text", "thinking_content",
+    "chain_of_thought", "cot",
 )  # fmt: skip
+TURN_THOUGHT_KEYS = (*THOUGHT_KEYS, "reasoning_details", "thinking_blocks")
 THOUGHT_PARTS = ("thinking", "reasoning", "thought", "reasoning_text")
 HIDDEN_PART = "redacted_thinking"
 TEXTS_OF_THOUGHT = ("reasoningContent", "thinking", "reasoning", "reasoningText", "text", "summary", "content")
@@ -69,7 +69,8 @@ def is_thought_part(part: Any) -> bool:
 def is_thought_turn(turn: Mapping[str, Any]) -> bool:
     """Whether an assistant's turn is the thought before the turn that follows: another channel than the final one."""
     channel = turn.get("channel")
-    return turn.get("type") in THOUGHT_PARTS or (isinstance(channel, str) and channel.strip().lower() != "final")
+    names = {str(turn.get(key)).strip().lower() for key in ("role", "from", "type")}
+    return bool(names & {*THOUGHT_PARTS}) or (isinstance(channel, str) and channel.strip().lower() != "final")
 
 
 def join_thought_turns(messages: Sequence[Message]) -> list[Message]:
