@@ -8,6 +8,7 @@ import pytest
 
 from poise.data import Conversation, Message, RejectedRow, data_from_rows, turns
 from poise.data.chat_markup import has_markup, parse_markup
+from poise.errors import InvalidData
 
 Row = dict[str, Any]
 
@@ -37,6 +38,9 @@ TEXTS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "Together": ("<human>: hi\n<bot>: hello", HELLO),
     "questions": ("Question: hi\n\nAnswer: hello", HELLO),
     "questions, rounds": ("Q: hi\nA: hello\nQ: hi2\nA: hello2", TWICE),
+    "instructions": ("Instruction: hi\nResponse: hello", HELLO),
+    "Chinese": ("问：hi\n答：hello", HELLO),
+    "a question that is to come": ("Human: hi\n\nAssistant: hello\n\nHuman:", HELLO),
     "hashes, questions": ("### Question:\nhi\n### Answer:\nhello", HELLO),
     "hashes, prompts": ("### Prompt:\nhi\n### Completion:\nhello", HELLO),
     "hashes without a colon": ("### Instruction\nhi\n### Response\nhello", HELLO),
@@ -114,6 +118,9 @@ UNCLEAR = {
     "tokens of no known maker": "<|startoftext|>hi<|extra_0|>hello<|eos|>",
     "a token inside a turn": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|fim_middle|>more<|im_end|>",
     "a call that is none": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<tool_call>{broken</tool_call>",
+    "reserved tokens": "<reserved_106>hi<reserved_107>hello",
+    "a beginning for each turn": "<s>Human: hi\n</s><s>Assistant: hello\n</s>",
+    "two documents": "Once<|endoftext|>Twice",
     "marks that are not closed": "[INST] hi [/INST] hello [INST] more",
 }
 
@@ -163,6 +170,18 @@ class TestAText:
         rows = [{"text": "plain"}, {"text": "User: hi\nAssistant: hello"}, {"text": "plain too"}]
         texts = [[m["content"] for m in row.messages] for row in data_from_rows(rows) if isinstance(row, Conversation)]
         assert texts == [["plain"], ["hi", "hello"], ["plain too"]]
+
+    @pytest.mark.parametrize("text", ["<s>Once</s>", "<|begin_of_text|>Once<|end_of_text|>", "Once<|endoftext|>"])
+    def test_between_the_marks_of_a_document_is_without_them(self, text: str) -> None:
+        assert read({"text": text}) == [("assistant", "Once")]
+
+    def test_in_the_column_of_a_chat_is_read_with_the_system_prompt_beside_it(self) -> None:
+        row = {"system": "S", "chat": "USER: hi\n\n\nASSISTANT: hello <|endoftext|>"}
+        assert read(row) == WITH_SYSTEM
+
+    def test_that_is_a_row_as_json_is_refused(self) -> None:
+        with pytest.raises(InvalidData, match="a row of its own as JSON in text, with prompt, response"):
+            data_from_rows([{"text": '{"prompt": "hi", "response": "hello"}'}])
 
     def test_that_is_a_chat_as_json_is_read(self) -> None:
         text = '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]'

@@ -19,6 +19,7 @@ from poise.data.markup_styles import (
     WORD_STYLES,
     may_have_tokens,
     role_of_mark,
+    strip_begin_marks,
     strip_end_marks,
 )
 from poise.data.messages import Message
@@ -59,6 +60,7 @@ class _Markup:
 
 def has_markup(text: str) -> bool:
     """Whether a text carries the marks of a chat."""
+    text = strip_begin_marks(text)
     if _control_mark(text, TURN_TOKEN) or _control_mark(strip_end_marks(text), CONTROL_TOKEN):
         return True
     return bool(_ROUNDS.match(text) or _TAGGED.match(text) or _has_hashes(text) or _has_words(text))
@@ -91,7 +93,7 @@ def clean_turn(message: Message, number: int) -> None:
     if role == "tool" or not text:
         return
     if not (text.rstrip().endswith("</s>") and "<s>" in text[1:]):  # struck out in HTML
-        text = strip_end_marks(text)
+        text = strip_end_marks(strip_begin_marks(text))
     if TURN_TOKEN.match(text.lstrip()) and (markup := _take_apart(text)):
         if [turn["role"] for turn in markup.messages] != [role]:
             raise InvalidRow(f"chat marks inside one turn: {role}, turn {number}, holds several turns")
@@ -274,7 +276,7 @@ def _turns_between(text: str, marks: Sequence[re.Match[str]], roles: Sequence[st
     messages = messages[:-1] if header else messages
     empty = [turn for turn in messages if turn["role"] == "user" and not turn["content"]]
     messages = [turn for turn in messages if turn["role"] != "system" or turn["content"]]
-    if empty and control and messages[-1] is empty[-1]:  # GLM ends an answer with the mark of the next question
+    if empty and messages[-1] is empty[-1]:  # an answer that ends with the mark of the next question
         messages.pop()
     return _Markup(messages, header, control)
 

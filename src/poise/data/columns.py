@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from poise.data.encoded_cells import decode_json, decode_turns, holds_repr
+from poise.data.encoded_cells import decode_json, decode_turns, holds_repr, is_turn
 from poise.data.turn_parsing import ROLE_KEYS, ROLES, TEXT_KEYS
 
 __all__ = [
@@ -92,7 +92,8 @@ def chat_kind(value: Any) -> str:
     if not turns:
         return ""
     if all(isinstance(turn, str) for turn in turns):
-        readable = len(turns) > 1 and isinstance(value, list) and not any(map(holds_repr, turns))
+        encoded = any(holds_repr(turn) or is_turn(decode_json(turn)) for turn in turns)
+        readable = len(turns) > 1 and isinstance(value, list) and not encoded
         return "alternating" if readable else ""
     first = turns[0]
     if not isinstance(first, Mapping):

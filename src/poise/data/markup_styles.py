@@ -19,6 +19,7 @@ __all__ = [
     "WORD_STYLES",
     "may_have_tokens",
     "role_of_mark",
+    "strip_begin_marks",
     "strip_end_marks",
 ]
 
@@ -27,6 +28,8 @@ _ROLES = {
     **dict.fromkeys(("prompt", "question", "instruction", "q", "user message"), "user"),
     **dict.fromkeys(("answer", "response", "completion", "output", "a", "chatbot"), "assistant"),
     **dict.fromkeys(("system prompt", "system message"), "system"),
+    **dict.fromkeys(("问", "问题", "用户"), "user"),
+    **dict.fromkeys(("答", "回答", "助手"), "assistant"),
     **dict.fromkeys(("input", "context"), "context"),
 }
 _NAMES = r"human|user|prompter|assistant|system|bot|gpt|chatgpt|ai"
@@ -43,7 +46,7 @@ _END_LENGTH = 40  # no mark at the end is longer
 
 _TOKEN_SIGNS = (
     "<|", "|>", "<｜", "[INST", "INST]", "<<SYS", "<<sys", "_of_turn>", "extra_id_", "SPECIAL_", "seed:bos", "]~b]",
-    "[|", "|]", "GPT4 ", "<role>", "SYSTEM_PROMPT]", "[TOOL_", "[AVAILABLE_TOOLS]",
+    "[|", "|]", "GPT4 ", "<role>", "SYSTEM_PROMPT]", "<reserved_", "<_", "<C_", "<s>", "[TOOL_", "[AVAILABLE_TOOLS]",
 )  # fmt: skip
 BEGIN_MARKS = re.compile(
     r"""\A\s*(?:(?:
@@ -61,6 +64,7 @@ TURN_TOKEN = re.compile(
     r"|<\|im_(?:user|assistant|system)\|>|<extra_id_1>(?:User|Assistant|System)|<SPECIAL_11>|<seed:bos>|\]~b\]"
     r"|\[\|(?:system|user|assistant|human|ai)\|\]|<\|(?:user|assistant|system|developer)_start\|>"
     r"|\[/INST\]|\[INST\]|<<SYS>>|\[/?SYSTEM_PROMPT\]|\[TOOL_RESULTS\]|\[AVAILABLE_TOOLS\]"
+    r"|<reserved_\d+>|<_(?:user|bot)>|<C_[QA]>|<s>(?:Human|User|Assistant|Bot)\b"
     r"|GPT4 (?:Correct )?(?:User|Assistant):|<role>\s*(?:HUMAN|ASSISTANT|SYSTEM)\s*</role>",
     re.I,
 )
@@ -95,6 +99,12 @@ WORD_STYLES: tuple[tuple[re.Pattern[str], bool], ...] = (
     (re.compile(rf"^[ \t]*<({_NAMES})>[ \t]*:[ \t]*", re.I | re.M), True),
     (re.compile(r"(?:^|(?<=\s)|(?<=</s>))(USER|ASSISTANT|SYSTEM)[ \t]*:[ \t]*", re.M), True),  # Vicuna
     (re.compile(r"^[ \t]*(?:\*\*)?(Q|A|Question|Answer)(?:\*\*)?[ \t]*:(?:\*\*)?[ \t]*", re.I | re.M), False),
+    (
+        re.compile(
+            r"^[ \t]*(Instruction|Response|Prompt|Completion|问|答|问题|回答|用户|助手)[ \t]*[:：][ \t]*", re.I | re.M
+        ),
+        False,
+    ),
 )
 HASH_MARK = re.compile(
     rf"(?:^|(?<=\S)(?=#{{2,3}}[ \t]*(?:{_NAMES})[ \t]*:))#{{2,3}}[ \t]*"
@@ -119,6 +129,14 @@ def strip_end_marks(text: str) -> str:
     while mark := _END_MARK.search(rest, max(0, len(rest) - _END_LENGTH)):
         text = rest = rest[: mark.start()].rstrip()
     return text
+
+
+def strip_begin_marks(text: str) -> str:
+    """A text without the marks of its beginning; ``<s>`` may also strike out words, which ``</s>`` then ends inside."""
+    mark = BEGIN_MARKS.match(text)
+    if mark is None or ("<s>" in mark[0] and "</s>" in text.rstrip()[:-4]):
+        return text
+    return text[mark.end() :]
 
 
 def may_have_tokens(text: str) -> bool:

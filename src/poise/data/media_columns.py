@@ -14,11 +14,13 @@ __all__ = ["count_media", "media_in"]
 MEDIA_COLUMNS = {
     **dict.fromkeys(("image", "images", "image_path", "image_paths", "image_url", "image_urls", "image_file"), "image"),
     **dict.fromkeys(("audio", "audios", "audio_path", "audio_url", "speech", "wav"), "audio"),
+    **dict.fromkeys(("attachments", "pdf", "pdfs"), "file"),
     **dict.fromkeys(("video", "videos", "video_path", "video_url"), "video"),
 }
 _PLACEHOLDERS = re.compile(
     r"(?:<(?P<plain>image|video|audio)>"
     r"|<\|(?:vision_start|audio_bos)\|><\|(?P<padded>image|video|audio)_?pad\|><\|(?:vision_end|audio_eos)\|>"
+    r"|<(?P<tagged>img)>[^<\n]*</img>"
     r"|<\|(?P<numbered>image|video|audio)(?:_\d+)?\|>)[ \t]*\n?",
     re.I,
 )
@@ -55,13 +57,13 @@ def count_media(
     for message in messages:
         if message["role"] == "user" and "<" in message["content"]:
             marks = list(_PLACEHOLDERS.finditer(message["content"]))
-            kinds = [next(filter(None, mark.groups())).lower() for mark in marks]
+            kinds = [next(filter(None, mark.groups())).lower().replace("img", "image") for mark in marks]
             if any(beside[kind] or inside[kind] for kind in kinds):
                 message["content"] = _PLACEHOLDERS.sub("", message["content"]).strip()
                 places += [(message, kind) for kind in kinds]
             else:
                 media += [(message, f"{kind} placeholder") for kind in kinds]
-    for kind in ("image", "audio", "video"):
+    for kind in ("image", "audio", "video", "file"):
         targets = [message for message, other in places if other == kind]
         more = max(len(targets), beside[kind] + inside[kind]) - inside[kind]
         targets += [first] * more if first is not None else []

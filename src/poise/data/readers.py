@@ -38,7 +38,6 @@ from poise.errors import InvalidRow
 __all__ = ["RowContent", "is_utf8", "read_row"]
 
 PAIR_SHAPES = ("pairs", "alpaca")
-TEXT_SHAPES = ("text", "markup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
     if shape.kind in PAIR_SHAPES:
         add_row_thought(turns.messages, row, shape.used)
     apply_loss_mask(turns.messages, turns.in_file, row)
-    if shape.kind not in TEXT_SHAPES:
+    if shape.kind != "text":
         _add_system(turns.messages, row, shape.system)
     messages = [turn for turn in turns.messages if turn["role"] != "system" or turn["content"].strip()]
     if shape.kind != "markup":

@@ -30,7 +30,7 @@ from poise.data.columns import (
     last_words,
     unwrap,
 )
-from poise.data.encoded_cells import holds_repr
+from poise.data.encoded_cells import decode_json, holds_repr
 from poise.data.messages import Need
 from poise.data.preferences import Recognition, recognise_preference
 from poise.data.turn_parsing import ROLE_KEYS, TEXT_KEYS, describe_type, excerpt
@@ -202,7 +202,8 @@ def recognise_pair(row: RowColumns, need: Need) -> Recognition | None:
 def _recognise_text(row: RowColumns, need: Need) -> Recognition | None:
     column = find_column(row, TEXTS, is_text)
     if column is None:
-        return None
+        chat = find_column(row, CHATS, lambda value: is_text(value) and has_markup(value))
+        return Recognition(kind="markup", columns=(chat,)) if chat else None
     text = row[column]
     if holds_repr(text):
         return Recognition(
@@ -210,6 +211,11 @@ def _recognise_text(row: RowColumns, need: Need) -> Recognition | None:
         )
     if chat_kind(text) == "messages":
         return Recognition(kind="messages", columns=(column,))
+    if isinstance(inner := decode_json(text), dict) and recognise_pair(inner, "assistant"):
+        return Recognition(
+            refusal=f"a row of its own as JSON in {column}, with {', '.join(map(str, inner))}",
+            remedy="write these rows as JSON Lines, in a file whose name ends in .jsonl",
+        )
     if has_markup(text):
         return Recognition(kind="markup", columns=(column,))
     if need == "user":
