@@ -1,10 +1,12 @@
 """Do alarms keep the false-alarm rate that they were set for? Prints Markdown.
 
-    python benchmarks/false_alarms.py --data DIR [--model smollm2-135m] [--tokens 40] [--each N] [--keep FOLDER]
+    python benchmarks/false_alarms.py --data DIR [--model smollm2-135m] [--tokens 40] [--each N] [--detectors]
+        [--keep FOLDER]
 
 DIR holds normal talk, a file a topic. The model answers the prompts itself, watched by a vector of each of the
 library's traits (from exemplars). Alarms are set on a random half of the answers and counted on the other; then topic
-by topic, set on the topic itself, and set on all other topics. FOLDER keeps the answers, to resume a run.
+by topic, set on the topic itself, and set on all other topics. FOLDER keeps the answers, to resume a run. With
+--detectors each vector is read by a detector, fitted on the library's pairs and the given answers of three topics.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import betabinom
 
+from planted_detectors import with_detectors
 from poise import contrast
 from poise.data import Conversation, Rejections, open_data
 from poise.engine import SamplingParams
@@ -40,9 +43,10 @@ FACTS = AlarmSource(answers="own", max_new_tokens=0, temperature=1.0, data="", d
 Counted = dict[tuple[str, str, float], int]  # trait, reading, rate: alarms
 
 
-def main(data: Path, name: str, tokens: int, each: int | None, keep: Path | None) -> None:
+def main(data: Path, name: str, tokens: int, each: int | None, detectors: bool, keep: Path | None) -> None:
     model = load_model(name)
     vectors = [extract(contrast.exemplars(library.load_trait(n), model), model) for n in library.names()]
+    vectors = with_detectors(vectors, data.parent, model) if detectors else vectors
     normal = answered(model, vectors, data, tokens, each, keep)
     traits = [v.name for v in vectors]
     fit, test = halves(normal, seed=0)
@@ -213,6 +217,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--each", type=int, help="most prompts a topic, drawn at random")
+    parser.add_argument("--detectors", action="store_true", help="read by detectors")
     parser.add_argument("--keep", type=Path, help="folder for finished answers")
     options = parser.parse_args()
-    main(options.data, options.model, options.tokens, options.each, options.keep)
+    main(options.data, options.model, options.tokens, options.each, options.detectors, options.keep)

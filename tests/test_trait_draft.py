@@ -50,7 +50,8 @@ class Writer:
         if shape == "name":
             return self.definition()
         n = int("".join(wanted[-1]))
-        return {shape: [self.question() if shape == "questions" else self.pair() for _ in range(n)]}
+        kind = self.question if shape == "questions" else self.toned_pair if '"tone"' in asked else self.pair
+        return {shape: [kind() for _ in range(n)]}
 
     def definition(self) -> dict[str, Any]:
         return {
@@ -69,6 +70,10 @@ class Writer:
     def pair(self) -> dict[str, str]:
         question = self.question()
         return {"question": question, "with": f"Grr, {question}", "without": f"Yes, {question}"}
+
+    def toned_pair(self) -> dict[str, str]:
+        question = self.question()
+        return {"question": question, "with": f"Alpha {question}", "without": f"Omega {question}", "tone": "plain"}
 
 
 def good(writer: Writer) -> Behaviour:
@@ -97,6 +102,8 @@ class TestAGoodServer:
         assert (trait.name, len(trait.instructions)) == ("grumpy", 5)
         assert [len(q) for q in (trait.questions.extraction, trait.questions.evaluation)] == [20, 20]
         assert [len(p) for p in (trait.extraction_pairs, trait.judge_pairs, trait.held_out_pairs)] == [24, 12, 12]
+        registers = Counter(pair.register_ for pair in trait.exemplars.detector)
+        assert (len(registers), set(registers.values())) == (8, {8})
 
     def test_is_asked_for_strict_json_and_told_which_questions_are_taken(
         self, serve: Callable[[Behaviour], Server]
@@ -143,7 +150,7 @@ class TestAServerWithoutStructuredOutput:
         assert draft("Complains", model="writer").name == "grumpy"
         used = Counter((r.get("response_format") or {}).get("type") for r in server.requests)
         assert used == {"json_schema": 1, known: len(server.requests) - 1} | (
-            {} if known else {"json_object": 1, None: 10}
+            {} if known else {"json_object": 1, None: 18}
         )
 
 
@@ -157,7 +164,7 @@ class TestAModelThatErrs:
         server = serve(bad_first(self.lengthen))
         assert lint(draft("Complains", model="writer")).findings == ()
         told = [r["messages"][-1]["content"] for r in server.requests if len(r["messages"]) > 2]
-        assert len(told) == 7
+        assert len(told) == 15  # 3 + 2 + 2 + 8 pieces
         assert all("characters with the trait and" in t and "3 more needed; the others are kept" in t for t in told)
 
     @pytest.mark.parametrize(
