@@ -21,7 +21,17 @@ from poise.model.probe import Probe
 from poise.model.self_check import require_padding
 from poise.progress import track
 
-__all__ = ["Pool", "Probe", "by_layer", "project", "project_each", "read", "read_tokens", "reference_norm"]
+__all__ = [
+    "Pool",
+    "Probe",
+    "by_layer",
+    "project",
+    "project_each",
+    "read",
+    "read_layers",
+    "read_tokens",
+    "reference_norm",
+]
 
 Pool = Literal["response_mean", "prompt_mean", "prompt_last"]
 
@@ -93,6 +103,30 @@ def _span_means(model: Model, batch: PaddedBatch) -> torch.Tensor:
         forward(model, batch)
     counts = torch.tensor([last - first for first, last in batch.spans], device=model.device)
     return out / counts[:, None, None]
+
+
+def read_layers(model: Model, texts: Sequence[Encoded], layers: Sequence[int]) -> torch.Tensor:
+    """Response means of texts at some layers, in a pass that stops after the deepest: float32 [n, len(layers), d].
+
+    Nothing is refused: a text that the model breaks on has NaN or infinity, and so has one whose response is empty.
+
+    Raises:
+        InvalidArgument: no layers, or one that the model does not have.
+    """
+    if not layers:
+        raise InvalidArgument("There are no layers to read; give at least one.")
+    checked_layers(model, layers)
+    out = torch.full((len(texts), len(layers), model.width), float("nan"))
+    for rows in plan_batches([len(t.ids) for t in texts], budget=_budget(model), most=READ_MOST_ROWS):
+
+        def visit(layer: int, states: torch.Tensor, rows: list[int] = rows) -> None:
+            for row, i in enumerate(rows):
+                mean = states[row, texts[i].start : texts[i].end].float().mean(dim=0).cpu()
+                out[i, [k for k, other in enumerate(layers) if other == layer]] = mean
+
+        with observe(model, visit, layers, stop=True):
+            forward(model, pad([texts[i] for i in rows], side="right", device=model.device))
+    return out
 
 
 def read_tokens(model: Model, texts: Sequence[Encoded], layers: Sequence[int]) -> list[torch.Tensor]:

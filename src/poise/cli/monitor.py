@@ -267,6 +267,7 @@ def _calibration_json(done: Calibration) -> dict[str, Any]:
         "rejected_list": str(done.rejections.path) if len(done.rejections) else None,
         "without": done.topics_without_alarms,
         "without_drift_chart": done.without_drift_chart,
+        "reach": [one.model_dump(mode="json") for one in done.reach],
         "vectors": [
             {"trait": v.name, **v.header.model_dump(mode="json", include={"alarms", "drift"})} for v in done.vectors
         ],
@@ -304,6 +305,7 @@ def _show_calibration(done: Calibration) -> None:
             "Each rate is of one reading alone; several together raise more alarms.",
             f"Data: {_rejection_summary(done.rejections)}" + (f"; not read: {left}" if left else ""),
             *([f"Left out: {omitted}."] if omitted else []),
+            *(f"{one}." for one in done.reach),
         ]
     )
 
@@ -320,6 +322,7 @@ def _table_json(done: FinishedTable) -> dict[str, Any]:
         "omitted": counts.left_out,
         "part": done.part,
         "notes": list(done.notes),
+        "reach": [one.model_dump(mode="json") for one in done.reach],
         "longer_than_calibrated": counts.longer,
         "alarms": counts.alarms,
         "rejected": dict(done.rejections.kinds),

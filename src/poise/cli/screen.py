@@ -251,6 +251,7 @@ def _summary_json(done: ScreeningSummary, out: Path) -> dict[str, Any]:
         "cut": done.cut,
         "flagged_rows": done.flagged_rows,
         "rate": done.rate.model_dump(mode="json") if done.rate else None,
+        "reach": [one.model_dump(mode="json") for one in done.reach],
         "traits": [
             t.model_dump(
                 mode="json",

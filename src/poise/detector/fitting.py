@@ -17,6 +17,7 @@ from poise.activations import read
 from poise.arguments import check_choice, check_number, check_type
 from poise.data import DataSet, InputRow, Rejections, data_from_rows, draw_conversations, turns
 from poise.detector.kinds import DIRECTION_FITS, AnswerGroups, Features, fit_curve
+from poise.detector.reach import remember_answers
 from poise.errors import InvalidArgument, TooFewResponses
 from poise.model import Encoded, Model, ask
 from poise.model.spans import AnswerSpan, answer_spans
@@ -215,6 +216,7 @@ def choose_detector(data: DetectorData, layers: Sequence[int], settings: Detecto
     readings = np.concatenate([groups.positive, groups.negative, groups.talk]) @ weights.double().numpy()
     slope /= float(readings.std())
     measured = _auc(data, with_trait, without, seed=settings.seed)
+    seen, seen_facts = remember_answers(weights.double().numpy(), groups, folds)
     return Detector(
         weights,
         DetectorFacts(
@@ -238,7 +240,9 @@ def choose_detector(data: DetectorData, layers: Sequence[int], settings: Detecto
             recall=_recall(with_trait, without),
             candidates={f"{k}@{i}": round(losses[k, i], 4) for k, i in candidates},
             seed=settings.seed,
+            seen=seen_facts,
         ),
+        seen,
     )
 
 

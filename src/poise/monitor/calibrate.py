@@ -11,6 +11,7 @@ from typing import Literal
 
 from poise.arguments import check_number, check_type
 from poise.data import AnswerPart, DataSet, InputRow, Rejections, data_from_rows, draw_conversations
+from poise.detector.reach import DetectorReach, measure_reach
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, TooFewResponses
@@ -109,6 +110,7 @@ class Calibration:
         topics_without_alarms: Topics without alarms of their own at some rate, and why.
         how: What was read from which columns of the data.
         without_drift_chart: Names of the vectors that got no chart for drift, and why.
+        reach: How far the data lie from what the detectors were fitted on; nothing where the model answered itself.
     """
 
     vectors: tuple[PersonaVector, ...]
@@ -117,6 +119,7 @@ class Calibration:
     topics_without_alarms: dict[str, str]
     how: str
     without_drift_chart: dict[str, str] = field(default_factory=dict)
+    reach: tuple[DetectorReach, ...] = ()
 
 
 def calibrate_alarms(
@@ -186,6 +189,7 @@ def calibrate_alarms(
         topics_without_alarms=without,
         how=data.how,
         without_drift_chart=without_chart,
+        reach=tuple(measure_reach(data, vectors, model, layer=plan.layer)) if plan.read_given_answers else (),
     )
 
 

@@ -22,6 +22,7 @@ import torch
 
 from poise.data import AnswerPart, DataSet, Rejections
 from poise.data.row_files import KeptRows, row_file_names, write_rejected_rows
+from poise.detector.reach import DetectorReach, measure_reach
 from poise.errors import InvalidArgument, MissingExtra, OutputExists
 from poise.model import Model
 from poise.monitor.scoring import score_turns
@@ -53,6 +54,7 @@ class FinishedTable:
         part: Which part of the answers was read.
         notes: Why alarms that a vector has are not in force.
         rejected_rows: Where the rows are kept that were left out; ``None`` where none were.
+        reach: How far the data lie from what the detectors were fitted on.
     """
 
     out: Path
@@ -63,6 +65,7 @@ class FinishedTable:
     part: AnswerPart = "reply"
     notes: tuple[str, ...] = ()
     rejected_rows: KeptRows | None = None
+    reach: tuple[DetectorReach, ...] = ()
 
 
 def write_readings_table(
@@ -113,6 +116,7 @@ def write_readings_table(
                 table.append([row for one in scored for row in scribe.rows(one)], following)
                 advance(following - done)
         rejected_rows = write_rejected_rows(data, rejections, _rejected_rows(out))
+        reach = measure_reach(data, vectors, model, layer=layer)
         table.finish(scribe.extra_columns)
     return FinishedTable(
         out=out,
@@ -121,8 +125,9 @@ def write_readings_table(
         began_at=began,
         how=data.how,
         part=data.answer_part,
-        notes=scribe.notes,
+        notes=(*scribe.notes, *map(str, reach)),
         rejected_rows=rejected_rows,
+        reach=tuple(reach),
     )
 
 

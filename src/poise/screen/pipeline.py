@@ -94,6 +94,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
     earlier = _row_files(out)
     written = write_screened_files(data, scores, verdict, out, replacements=mender, wanted=wanted)
     rows = written.wanted
+    reach = work.measure_reach(data, digest)
     opinions = _review_traits(work, scores, trait_judges, sampled, rows)
     traits = [summarize_trait(work, k, scores, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
     summary = ScreeningSummary(
@@ -110,6 +111,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
         cut=int(scores.cut.sum()),
         flagged_rows=len(np.unique(scores.index[verdict.any_trait])),
         rate=plan.rule.promise(verdict.cuts, usual),
+        reach=tuple(reach),
         judge=trait_judges[0].name if trait_judges else None,
         judged=sum(len(one.scores) for one in opinions),
         traits=tuple(_with_examples(work, scores, verdict, traits, tops, opinions, rows)),
@@ -119,6 +121,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
                 None,
                 [
                     _part_note(data),
+                    *(f"{one}." for one in reach),
                     *(one.note for one in opinions),
                     _rejected_note(len(scores.rejected), written),
                     mender.note(written.names[2], written.unfixed) if mender else "",

@@ -7,6 +7,7 @@ under another rule are ready at once, and of changed data only what is new is re
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from typing import Literal
 
 from poise.activations import Probe
 from poise.data import Conversation, DataSet, RejectedRow, Rejections
+from poise.detector.reach import DetectorReach, measure_reach
 from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.progress import track
@@ -25,6 +27,7 @@ from poise.screen.projection import ScoringMethod
 from poise.screen.reading_cache import ReadingCache
 from poise.screen.scores import AnswerScores, collect_scores
 from poise.screen.shards import Shard, ShardStore, score_shards
+from poise.storage.atomic_write import saving
 from poise.storage.content_hash import content_key
 from poise.vector import PersonaVector
 
@@ -124,6 +127,26 @@ class ScreeningRun:
             return collect_scores(
                 _report_progress(_check_broken_share(shards, rejections), advance), self.plan.method, len(self.probes)
             )
+
+    def measure_reach(self, data: DataSet, digest: str) -> list[DetectorReach]:
+        """How far the data lie from what the detectors were fitted on; kept, as some rows are read for it."""
+        detectors = [v.at("read", self.plan.layer).detector for v in self.vectors]
+        if not any(detector and detector.seen for detector in detectors):
+            return []
+        seed = self.plan.seed
+        key = content_key(
+            scores=_scores_key(data, digest, self.model, self.probes),
+            seen=[d.facts.seen.model_dump(mode="json") if d and d.facts.seen else None for d in detectors],
+            names=self.names,
+            seed=seed,
+        )
+        path = self.folder / f"reach-{key[:16]}.json"
+        if path.exists():
+            return [DetectorReach.model_validate(one) for one in json.loads(path.read_text(encoding="utf-8"))]
+        reach = measure_reach(data, self.vectors, self.model, layer=self.plan.layer, seed=seed)
+        with saving(path) as temporary:
+            temporary.write_text(json.dumps([one.model_dump(mode="json") for one in reach]), encoding="utf-8")
+        return reach
 
 
 def _check_broken_share(parts: Iterable[Shard], rejections: Rejections) -> Iterator[Shard]:

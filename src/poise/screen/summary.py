@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from poise.data import AnswerPart
+from poise.detector.reach import DetectorReach
 from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate
 
@@ -123,6 +124,11 @@ class ScreeningSummary(FrozenModel):
     cut: int = Field(description="Answers whose history was cut to fit the model's window.")
     flagged_rows: int = Field(description="Rows with a flagged answer for any trait.")
     rate: PromisedRate | None = Field(None, description="The rate of false alarms, where one was asked for.")
+    reach: tuple[DetectorReach, ...] = Field(
+        (),
+        exclude_if=lambda reach: not reach,
+        description="How far the data lie from what each detector was fitted on.",
+    )
     judge: str | None = None
     judged: int = Field(0, description="Answers that the judge was asked about.")
     traits: tuple[TraitSummary, ...]

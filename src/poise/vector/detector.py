@@ -18,6 +18,7 @@ from pydantic import Field
 
 from poise.errors import InvalidVector
 from poise.settings import Frozen, FrozenModel
+from poise.vector.seen_answers import SeenAnswers, SeenFacts
 
 __all__ = ["Detector", "DetectorFacts", "DetectorKind"]
 
@@ -53,6 +54,11 @@ class DetectorFacts(FrozenModel):
         description="Cross-validated log-loss of every kind and layer that was tried, as ``kind@layer``."
     )
     seed: int
+    seen: SeenFacts | None = Field(
+        default=None,
+        exclude_if=lambda seen: seen is None,
+        description="What the answers were like that it was fitted on; None for detectors that did not keep it.",
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +68,7 @@ class Detector:
     Attributes:
         weights: float32 [d] of length 1, on the CPU; a copy, so that writing into it changes nothing.
         facts: Kind, layer, curve, counts and figures.
+        seen: Answers that it was fitted on; ``None`` for detectors that did not keep them.
 
     Raises:
         InvalidVector: weights that are no row of finite numbers, or not those that the facts were written for.
@@ -69,6 +76,7 @@ class Detector:
 
     _weights: torch.Tensor
     facts: DetectorFacts
+    seen: SeenAnswers | None = None
 
     def __post_init__(self) -> None:
         weights = self._weights.detach().to("cpu", torch.float32, copy=True).contiguous()
@@ -80,8 +88,8 @@ class Detector:
             raise InvalidVector("The detector's direction is not the one that its figures are about; fit it again.")
         object.__setattr__(self, "_weights", weights)
 
-    def __reduce__(self) -> tuple[type[Detector], tuple[torch.Tensor, DetectorFacts]]:
-        return (Detector, (self._weights, self.facts))
+    def __reduce__(self) -> tuple[type[Detector], tuple[torch.Tensor, DetectorFacts, SeenAnswers | None]]:
+        return (Detector, (self._weights, self.facts, self.seen))
 
     @property
     def weights(self) -> torch.Tensor:

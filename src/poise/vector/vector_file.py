@@ -18,6 +18,7 @@ from poise.storage.output import check_output
 from poise.vector.detector import Detector
 from poise.vector.header import Header, ModelId
 from poise.vector.persona_vector import PersonaVector
+from poise.vector.seen_answers import SEEN_TENSORS, SeenAnswers
 
 __all__ = ["load_vector", "save_vector", "vector_loss"]
 
@@ -57,6 +58,7 @@ def save_vector(vector: PersonaVector, path: str | Path, *, force: bool = False)
     tensors = {"directions": vector.directions, "reference_norm": vector.reference_norm}
     if vector.detector:
         tensors[DETECTOR_WEIGHTS] = vector.detector.weights
+        tensors |= vector.detector.seen.tensors() if vector.detector.seen else {}
     with saving(Path(path)) as temporary:
         temporary.write_bytes(serialise(tensors, metadata={"poise": document}))
 
@@ -83,7 +85,10 @@ def load_vector(path: str | Path) -> PersonaVector:
             f"{path} is cut short or is not a safetensors file ({error}); copy or extract it again."
         ) from error
     try:
-        detector = Detector(tensors[DETECTOR_WEIGHTS], header.detector) if header.detector else None
+        facts, seen = header.detector, None
+        if facts and facts.seen:
+            seen = SeenAnswers.of_tensors(tensors, len(tensors[DETECTOR_WEIGHTS]))
+        detector = Detector(tensors[DETECTOR_WEIGHTS], facts, seen) if facts else None
         return PersonaVector(tensors["directions"], tensors["reference_norm"], header, detector=detector)
     except InvalidVector as error:
         raise InvalidVector(f"{path}: {error}") from error
@@ -134,7 +139,7 @@ def _header(path: str | Path, file: Any) -> Header:
         InvalidVector: not a vector of Poise, or of another version.
     """
     document, names = (file.metadata() or {}).get("poise"), sorted(file.keys())
-    if document is None or set(names) - {DETECTOR_WEIGHTS} != set(TENSORS):
+    if document is None or set(names) - {DETECTOR_WEIGHTS, *SEEN_TENSORS} != set(TENSORS):
         examples = (", ".join(names[:2]) or "nothing") + (f" and {len(names) - 2} more" if len(names) > 2 else "")
         raise InvalidVector(
             f"{path} is a safetensors file, but not a Poise vector (it holds {examples}); make one with "
@@ -148,7 +153,9 @@ def _header(path: str | Path, file: Any) -> Header:
             f"{path} has a header that this version cannot read: {fault}; update Poise if a "
             "newer one wrote it, or extract it again."
         ) from error
-    if (header.detector is not None) != (DETECTOR_WEIGHTS in names):
+    seen = header.detector is not None and header.detector.seen is not None
+    expected = [*([DETECTOR_WEIGHTS] if header.detector else []), *(SEEN_TENSORS if seen else [])]
+    if set(expected) != set(names) - set(TENSORS):
         raise InvalidVector(
             f"{path} has a detector's figures without its weights, or the other way round; fit it again."
         )
