@@ -61,7 +61,7 @@ class DetectorFacts(FrozenModel):
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # with slots, Python 3.11 has no words for a property that is set
 class Detector:
     """A fitted direction and what is known of it. d: model width.
 

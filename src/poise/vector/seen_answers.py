@@ -116,7 +116,8 @@ class SeenAnswers:
         spread = self.spread
         values = (spread.mean, spread.components, spread.variances, self.difference)
         return {
-            name: torch.from_numpy(value.astype(np.float32)).contiguous() for name, value in zip(SEEN_TENSORS, values, strict=True)
+            name: torch.from_numpy(value.astype(np.float32)).contiguous()
+            for name, value in zip(SEEN_TENSORS, values, strict=True)
         }
 
     @classmethod
