@@ -25,9 +25,9 @@ from poise.workflows import GenerationBudget, extract_vector, validate_vector
 
 pytestmark = pytest.mark.real
 
-# Six questions answered once leave the rank correlation's interval open; eight answered twice close it.
-SMALL = GenerationBudget(questions=16, rollouts=2, max_new_tokens=32)
-NARROW = ValidationSettings(layers=2, depth=(0.55, 0.65), sweep_doses=(0.25,), doses=(0.2,))
+# Six questions answered once leave the rank correlation's interval open; ten answered twice close it.
+SMALL = GenerationBudget(questions=20, rollouts=2, max_new_tokens=32)
+NARROW = ValidationSettings(layers=2, depth=(0.55, 0.65), sweep_doses=(0.25,), doses=(0.2,), random_searches=0)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,15 @@ def model() -> poise.Model:
     return load_model("smollm2-135m")
 
 
-def test_impolite_from_exemplars_is_induced_and_beats_random_directions(model: poise.Model, tmp_path: Path) -> None:
+def test_impolite_from_exemplars_passes_a_first_look_and_beats_random_directions(
+    model: poise.Model, tmp_path: Path
+) -> None:
     path = tmp_path / "impolite.safetensors"
     extract_vector(library.load_trait("impolite"), model, path)
     done = validate_vector(path, model, tmp_path / "report", budget=SMALL, settings=NARROW)
     found = done.certificate
-    assert found.verdict == "induced", found.reasons
+    assert found.verdict == "indicative", found.reasons
+    assert [reason.partition(":")[0] for reason in found.reasons] == ["this is a first look"]
     assert found.rise.low is not None
     assert found.rise.low > 10
     assert found.random.margin.low is not None
@@ -62,7 +65,7 @@ def test_the_readmes_python_runs_as_it_stands(
     small = functools.partial(poise.validate_vector, questions=4, rollouts=1, sampling=SMALL.sampling, settings=NARROW)
     monkeypatch.setattr(poise, "validate_vector", small, raising=False)
     exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith(("induced", "not-induced"))
+    assert capsys.readouterr().out.startswith(("induced", "indicative", "not-induced"))
     assert [path.name for path in tmp_path.iterdir()] == ["impolite.safetensors"]
     assert vectors.load_vector(tmp_path / "impolite.safetensors").header.certificate is not None
 

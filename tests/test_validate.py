@@ -20,6 +20,7 @@ from poise.errors import InvalidArgument
 from poise.judge import Judgement
 from poise.model import Encoded, Model
 from poise.model.batching import plan_batches
+from poise.progress import remarks_by
 from poise.statistics.estimates import Estimate
 from poise.steer import Steering
 from poise.validate import Certificate, ValidationRun, ValidationSettings, dose_curve
@@ -29,7 +30,7 @@ from poise.validate.verdict import usable_doses
 from poise.vector import PersonaVector
 from poise.workflows import GenerationBudget, validate_vector
 
-QUESTIONS = [f"What about number {i}?" for i in range(12)]
+QUESTIONS = [f"What about number {i}?" for i in range(20)]
 USABLE = JudgeFacts(name="fake", auc=None, held_out_auc=None, usable=True, coherence="fake")
 World = Callable[[float, bool, float], tuple[float | None, float | None]]
 
@@ -117,12 +118,16 @@ def certify(
         store=changes.pop("run", ResponseStore(None)),
     )
     return dose_curve.certify(
-        vector, bench, changes.pop("questions", QUESTIONS), judge, settings=ValidationSettings(layers=2, **changes)
+        vector,
+        bench,
+        changes.pop("questions", QUESTIONS),
+        judge,
+        settings=ValidationSettings(**{"layers": 2, "random_searches": 0} | changes),
     )
 
 
 def test_a_vector_that_moves_the_trait_alone_is_induced(model: Model, vector: PersonaVector) -> None:
-    found = certify(model, vector, good)
+    found = certify(model, vector, good, random_searches=39)
     assert found.verdict == "induced"
     assert found.monotone.low is not None
     assert found.monotone.low > 0
@@ -131,6 +136,107 @@ def test_a_vector_that_moves_the_trait_alone_is_induced(model: Model, vector: Pe
     assert found.rise.value == pytest.approx(150 * found.dose, abs=8)
     assert found.random.rise.value == pytest.approx(0, abs=4)
     assert found.spread.wrong_way == 0
+
+
+class TestRandomDirectionsThatChoose:
+    def test_are_thirty_nine_and_choose_layer_and_dose_as_the_vector_does(
+        self, model: Model, vector: PersonaVector
+    ) -> None:
+        found = certify(model, vector, good, doses=(0.1, 0.3), random_searches=39)
+        search = found.random.search
+        assert search is not None
+        assert (len(search.rises), search.as_high, search.p) == (39, 0, 0.025)
+        assert set(search.layers) <= set(ValidationSettings(layers=2).candidates(vector.layers))
+        assert set(search.doses) <= {0.1, 0.2, 0.3, 0.35}
+        assert search.highest is not None
+        assert found.rise.value is not None
+        assert search.highest < found.rise.value
+        assert any("beats 39 random directions that chose" in reason for reason in found.reasons)
+
+    def test_that_rise_as_far_elsewhere_speak_against_the_vector(self, model: Model, vector: PersonaVector) -> None:
+        def lucky(dose: float, own: bool, noise: float) -> tuple[float | None, float | None]:
+            """At a larger dose than the vector stands, any direction rises farther."""
+            if own:
+                return clip(30 + 150 * dose + 4 * noise), 95.0 if dose < 0.21 else 20.0
+            return clip(30 + (300 * (dose - 0.21) if dose > 0.21 else 0) + 4 * noise), 95.0
+
+        found = certify(model, vector, lucky, doses=(0.1, 0.45), random_searches=39)
+        assert found.random.margin.above(0), "where the vector steers they do nothing"
+        assert found.verdict == "not-induced"
+        search = found.random.search
+        assert search is not None
+        assert len(search.rises) == 13, "the first round decides"
+        assert search.as_high == 13
+        assert found.reasons == (
+            "the vector does not beat random directions that chose layer and dose as it did: 13 of 13 rose as far "
+            "(p = 1.00)",
+        )
+
+    def test_whose_text_breaks_do_not_count(self, model: Model, vector: PersonaVector) -> None:
+        def broken(dose: float, own: bool, noise: float) -> tuple[float | None, float | None]:
+            if own or not dose:
+                return clip(30 + 150 * dose + 4 * noise), 95.0 if dose < 0.21 else 20.0
+            return 100.0 if dose > 0.3 else 30.0, 20 + 10 * dose
+
+        found = certify(model, vector, broken, doses=(), random_searches=5)
+        assert found.random.search is not None
+        assert set(found.random.search.doses) == {0.35}
+        assert (found.random.search.as_high, found.random.search.highest) == (0, None)
+        assert found.random.search.rises == pytest.approx([70] * 5, abs=5)
+
+    @pytest.mark.parametrize(("draws", "why"), [(0, "this is a first look"), (12, "are too few to tell (p = 0.08)")])
+    def test_of_which_there_are_too_few_give_no_verdict(
+        self, model: Model, vector: PersonaVector, draws: int, why: str
+    ) -> None:
+        found = certify(model, vector, good, random_searches=draws)
+        assert found.verdict == "indicative"
+        assert why in found.reasons[0]
+
+    def test_pass_as_a_trait_in_one_case_of_forty_at_most(self) -> None:
+        """Whatever the law: a direction that is one of them has the highest rise of forty in one case of forty."""
+        rng = np.random.default_rng(0)
+        for rises in (rng.normal(0, 6, (4000, 40)), rng.exponential(6, (4000, 40)) ** 2):
+            share = (rises[:, 0] > rises[:, 1:].max(1)).mean()
+            assert share == pytest.approx(0.025, abs=0.008)
+
+
+class TestTooThinForAVerdict:
+    def test_are_fewer_than_ten_questions(self, model: Model, vector: PersonaVector) -> None:
+        found = certify(model, vector, good, questions=QUESTIONS[:18], random_searches=39)
+        assert found.verdict == "indicative"
+        assert found.reasons == (
+            "a verdict needs 10 questions to report on, and there are 9; ask 20, of which every other one reports",
+        )
+
+    def test_is_coherence_whose_interval_includes_the_floor(self, model: Model, vector: PersonaVector) -> None:
+        def frail(dose: float, own: bool, noise: float) -> tuple[float | None, float | None]:
+            return good(dose, own, noise)[0], 95.0 if dose == 0 or noise < 0.6 else 5.0
+
+        found = certify(model, vector, frail, doses=(), random_searches=39)
+        chosen = next(p.coherence for p in found.curve if p.dose == found.dose)
+        assert chosen.value is not None
+        assert chosen.low is not None
+        assert chosen.low < 50 < chosen.value
+        assert found.verdict == "indicative"
+        assert "the text may break" in found.reasons[0]
+
+    def test_says_what_it_costs_before_it_begins(self, model: Model, vector: PersonaVector) -> None:
+        said: list[str] = []
+        calls = 0
+
+        def counted(dose: float, own: bool, noise: float) -> tuple[float | None, float | None]:
+            nonlocal calls
+            calls += 1
+            assert said or not dose, "steered answers come after the line"
+            return good(dose, own, noise)
+
+        with remarks_by(said.append):
+            certify(model, vector, counted, random_searches=39)
+        alone, search = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) answers, ", said[0]))
+        assert "if nothing speaks against the vector, 39 random directions" in said[0]
+        assert "less than a minute" in said[0]
+        assert calls <= alone + search + 4 * len(QUESTIONS)
+        assert calls >= alone + search - 39 * 10 * 2, "doses of the sweep that the curve has too are answered once"
 
 
 def test_a_direction_that_does_nothing_is_not(model: Model, vector: PersonaVector) -> None:
@@ -143,6 +249,7 @@ def test_what_any_push_does_is_no_trait(model: Model, vector: PersonaVector) -> 
     found = certify(model, vector, lambda dose, own, noise: (clip(30 + 100 * abs(dose) + 4 * noise), 95.0))
     assert found.verdict == "not-induced"
     assert any("random directions" in reason for reason in found.reasons)
+    assert found.random.search is None, "what fails anyway is not searched for"
 
 
 def test_broken_text_is_no_trait_however_high_it_scores(model: Model, vector: PersonaVector) -> None:
@@ -188,7 +295,7 @@ def test_layer_and_dose_are_chosen_on_questions_that_are_not_reported_on(model: 
     found = certify(model, vector, good)
     assert set(found.selected_on).isdisjoint(found.questions)
     assert set(found.selected_on) | set(found.questions) == set(QUESTIONS)
-    assert found.rise.n == len(found.questions) == 6
+    assert found.rise.n == len(found.questions) == 10
 
 
 def test_the_chosen_dose_balances_the_trait_against_the_text(model: Model, vector: PersonaVector) -> None:
@@ -221,8 +328,8 @@ def test_the_curve_goes_from_minus_to_plus_with_zero_in_it(model: Model, vector:
     assert 0 in doses
 
 
-def test_random_directions_have_the_vectors_norm_and_are_three(model: Model, vector: PersonaVector) -> None:
-    from poise.validate.dose_curve import random_like
+def test_random_directions_of_the_vectors_norm_are_three_where_it_steers(model: Model, vector: PersonaVector) -> None:
+    from poise.validate.random_control import random_like
 
     steered = random_like(vector, 1, 0.3, seed=4)
     drawn = steered.terms[0].vector
@@ -246,16 +353,16 @@ def test_a_resumed_validation_is_the_unbroken_one(model: Model, vector: PersonaV
     def world(dose: float, own: bool, noise: float) -> tuple[float | None, float | None]:
         nonlocal calls
         calls += 1
-        if calls == 150:
+        if calls == 250:
             raise Killed
         return good(dose, own, noise)
 
     with pytest.raises(Killed):
-        certify(model, vector, world, run=ResponseStore(tmp_path))
+        certify(model, vector, world, run=ResponseStore(tmp_path), random_searches=3)
     broken = len((tmp_path / "answers.jsonl").read_text().splitlines())
-    assert 0 < broken < 150
-    resumed = certify(model, vector, good, run=ResponseStore(tmp_path))
-    assert resumed == certify(model, vector, good)
+    assert 0 < broken < 250
+    resumed = certify(model, vector, good, run=ResponseStore(tmp_path), random_searches=3)
+    assert resumed == certify(model, vector, good, random_searches=3)
 
 
 def test_certificates_survive_json(model: Model, vector: PersonaVector) -> None:

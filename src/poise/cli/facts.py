@@ -71,6 +71,7 @@ def of_certificate(certificate: Certificate, report: Path) -> Facts:
             "coherence": random.coherence.value,
             "rise": random.rise.model_dump(),
             "margin": random.margin.model_dump(),
+            "search": random.search and random.search.model_dump(),
         },
         "prompting": prompting
         and {

@@ -191,7 +191,8 @@ def certificate(trait: str, model: str, of: Certificate) -> Parts:
 
 def _findings(of: Certificate) -> Parts:
     """The verdict, what steering did, and the reasons."""
-    verdict = Text(of.verdict, style="bold green" if of.verdict == "induced" else "bold red")
+    styles = {"induced": "bold green", "indicative": "bold yellow"}
+    verdict = Text(of.verdict, style=styles.get(of.verdict, "bold red"))
     return [
         Padding(Text.assemble(verdict, f": {words.moved(of)}"), expand=False),
         *(_indented(f"- {reason}") for reason in of.reasons),
@@ -217,6 +218,7 @@ def _controls_lines(of: Certificate) -> list[tuple[str, str]]:
             "Random directions",
             f"rise {words.figure(random.rise)} over {random.draws} draws; margin {words.figure(random.margin)}",
         ),
+        *([("Free to choose", words.searched(random.search))] if random.search else []),
         (
             "Prompting instead",
             f"{words.figure(prompting.positive)} asked for it, {words.figure(prompting.negative)} for its opposite"

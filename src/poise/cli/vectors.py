@@ -131,6 +131,10 @@ def validate_command(
     ] = None,
     monitor: Monitor = False,
     beside: Beside = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="A first look, indicative at best: random directions do not choose."),
+    ] = False,
     judge: JudgeOption = "exemplars",
     questions: SplitQuestions = 20,
     rollouts: Rollouts = 3,
@@ -146,8 +150,8 @@ def validate_command(
 ) -> None:
     """Prove that a vector is its trait, on questions that it was not computed from.
 
-    Finds layer and dose, then steers beside random directions and prompting.
-    The certificate goes into FILE, report.html into DIR.
+    Finds layer and dose, then steers beside random directions, which find theirs, and beside prompting.
+    Says what it costs before it begins. The certificate goes into FILE, report.html into DIR.
 
     Interrupt it when you like; the same command goes on where it stopped.
     """
@@ -155,6 +159,7 @@ def validate_command(
 
     folder = out or file.with_name(f"{file.stem}-report")
     with working():
+        from poise.validate import ValidationSettings
         from poise.workflows import GenerationBudget, validate_vector
 
         amount = {"questions": questions, "rollouts": rollouts, "max_new_tokens": max_new_tokens, "seed": seed}
@@ -167,6 +172,7 @@ def validate_command(
             budget=budget,
             batch=batch,
             allow_other_model=allow_other_model,
+            settings=ValidationSettings(random_searches=0) if quick else None,
             monitor=monitor,
             beside=beside,
             force=force,

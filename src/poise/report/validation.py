@@ -56,6 +56,7 @@ def render(header: Header, certificate: Certificate) -> str:
         induced=certificate.verdict == "induced",
         headline=words.headline(certificate),
         moved=words.moved(certificate),
+        searched=words.searched(certificate.random.search) if certificate.random.search else "",
         means=means,
         means_not=means_not,
         chosen=words.chosen(certificate),

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from poise.screen.summary import ScreeningSummary
     from poise.statistics.estimates import Estimate
-    from poise.validate.certificate import Certificate, CombinedSteering, JudgeFacts, Monitoring, Point
+    from poise.validate.certificate import Certificate, CombinedSteering, JudgeFacts, Monitoring, Point, RandomSearch
     from poise.vector import Header
 
 __all__ = [
@@ -66,8 +66,8 @@ def headline(certificate: Certificate) -> str:
     """The verdict in one or two plain sentences: how far the score rises beside random directions, or what failed."""
     if certificate.verdict == "induced":
         return f"induced: {moved(certificate)}"
-    sentence = moved(certificate)
-    return f"not induced: {'; '.join(certificate.reasons)}. {sentence[0].upper()}{sentence[1:]}"
+    sentence, verdict = moved(certificate), certificate.verdict.replace("-", " ")
+    return f"{verdict}: {'; '.join(certificate.reasons)}. {sentence[0].upper()}{sentence[1:]}"
 
 
 def moved(certificate: Certificate) -> str:
@@ -84,6 +84,14 @@ def moved(certificate: Certificate) -> str:
 def _change(rise: Estimate) -> str:
     """``rises by …`` or, where it does not, ``changes by …``."""
     return f"{'rises' if (rise.value or 0) > 0 else 'changes'} by {figure(rise)}"
+
+
+def searched(search: RandomSearch) -> str:
+    """What random directions did that chose layer and dose for themselves."""
+    highest = "none with coherent text" if search.highest is None else f"the highest rose by {number(search.highest)}"
+    return (
+        f"{len(search.rises)} random directions; {highest}, {search.as_high} as far as the vector (p = {search.p:.3f})"
+    )
 
 
 def chosen(certificate: Certificate) -> Point | None:
@@ -122,6 +130,13 @@ def meaning(header: Header, certificate: Certificate) -> tuple[str, str]:
             "seen.",
             f"It does not mean that the model is {trait} when left alone, that the direction holds this trait and "
             "nothing else, or that the effect carries over to other models, other languages or long conversations.",
+        )
+    if certificate.verdict == "indicative":
+        return (
+            f"Nothing that was measured speaks against it: steering {model} along this direction raised the score of "
+            f"“{judge}”. The evidence is too thin for a verdict, for the reasons given above.",
+            f"It does not mean that the direction is “{trait}”: so few questions or random directions can look so by "
+            "luck. Validate with more before you rely on it.",
         )
     means = (
         f"Steering {model} along this direction did not pass every check, for the reasons given above. Until it does, "

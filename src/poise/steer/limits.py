@@ -21,7 +21,7 @@ def _term_caution(term: Term) -> str | None:
     if term.operation != "add":
         return None
     vector, certificate = term.vector, term.vector.header.certificate
-    if certificate is not None and certificate["verdict"] != "induced":
+    if certificate is not None and certificate["verdict"] == "not-induced":
         return (
             f"{vector.name} is certified not-induced on {vector.header.model.name}: steering with it does something "
             "else, or nothing; see `poise show`."

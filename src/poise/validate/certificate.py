@@ -19,6 +19,7 @@ __all__ = [
     "Point",
     "Prompting",
     "RandomControl",
+    "RandomSearch",
     "Rung",
     "Sample",
     "Spread",
@@ -36,6 +37,17 @@ class Point(FrozenModel):
     missing: int = Field(description="Answers without a trait score; they enter no mean.")
 
 
+class RandomSearch(FrozenModel):
+    """Random directions of the vector's norm that chose layer and dose as the vector did, on the selection half."""
+
+    rises: tuple[float | None, ...] = Field(description="Rise of each on the reporting half; None without scores.")
+    layers: tuple[int, ...]
+    doses: tuple[float, ...]
+    highest: float | None = Field(description="The highest rise of those whose text was coherent; None if of none.")
+    as_high: int = Field(description="How many rose as far as the vector, with coherent text.")
+    p: float = Field(description="Share of such directions, the vector counted among them, that rise as far as it.")
+
+
 class RandomControl(FrozenModel):
     """Random directions of the vector's norm, at the chosen layer and dose."""
 
@@ -45,6 +57,11 @@ class RandomControl(FrozenModel):
     coherence: Estimate
     rise: Estimate = Field(description="Rise of the trait score over the unsteered answers.")
     margin: Estimate = Field(description="The vector's rise minus the random directions', paired by question.")
+    search: RandomSearch | None = Field(
+        None,
+        exclude_if=lambda search: search is None,
+        description="Directions that chose for themselves; None unless everything else spoke for the vector.",
+    )
 
 
 class Prompting(FrozenModel):
@@ -176,7 +193,9 @@ class Certificate(FrozenModel):
     model_config = ConfigDict(serialize_by_alias=True)  # files keep the names that version 0.1.0 gave them
 
     format: Literal[1] = 1
-    verdict: Literal["induced", "not-induced"]
+    verdict: Literal["induced", "indicative", "not-induced"] = Field(
+        description="indicative: nothing speaks against the vector, and the evidence is too thin for a verdict."
+    )
     reasons: tuple[str, ...] = Field(description="Why not; or, when induced, the figures that carried it.")
     layer: int
     layers: int

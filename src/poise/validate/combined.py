@@ -143,7 +143,8 @@ def _notes(certificate: Certificate, second: SecondVector) -> list[str]:
     name = second.vector.name
     notes = []
     if second.certificate.get("verdict") != "induced":
-        what = "is certified as not induced" if second.certificate else "has no certificate"
+        verdict = str(second.certificate.get("verdict", "")).replace("-", " ")
+        what = f"is certified as {verdict}" if verdict else "has no certificate"
         notes.append(f"{name} {what}, so its rise may be small for reasons of its own.")
     if second.why_unusable:
         notes.append(f"{second.why_unusable}, so no score of {name} counts.")

@@ -18,7 +18,15 @@ from poise.judge import Judge
 from poise.model import Model
 from poise.statistics.estimates import Estimate, StatisticArray, bounded_estimate, score_change_estimate
 
-__all__ = ["Measured", "Ordinary", "ValidationRun", "change_over_questions", "nanmean", "over_questions"]
+__all__ = [
+    "Measured",
+    "Ordinary",
+    "ValidationRun",
+    "change_over_questions",
+    "mean_over_questions",
+    "nanmean",
+    "over_questions",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,12 @@ def change_over_questions(after: StatisticArray, before: StatisticArray) -> Esti
     return score_change_estimate(changes[known], bounded_estimate(before[known]))
 
 
-def _mean(values: StatisticArray) -> float:
+def mean_over_questions(values: StatisticArray) -> float | None:
+    """Mean over the questions that have a value; ``None`` where none has."""
     usable = values[~np.isnan(values)]
-    return float(usable.mean()) if len(usable) else -1.0
+    return float(usable.mean()) if len(usable) else None
+
+
+def _mean(values: StatisticArray) -> float:
+    mean = mean_over_questions(values)
+    return -1.0 if mean is None else mean

@@ -67,9 +67,10 @@ def validate(
         run: Where finished answers and scores are kept; by default in memory.
 
     Returns:
-        The certificate. ``induced`` only if the trait rises with the dose, rises more than along random directions,
-        and coherence holds; otherwise ``not-induced`` with every reason. Scores are from 0 to 100, doses are
-        ``α‖v‖ / mean‖h‖``.
+        The certificate. ``induced`` only if the trait rises with the dose, rises more than along random directions
+        that choose layer and dose as the vector does, and coherence holds; ``not-induced`` with every reason that
+        speaks against it; ``indicative`` where none does and the evidence is too thin, as on fewer than 20 questions
+        or with ``ValidationSettings(random_searches=0)``. Scores are from 0 to 100, doses are ``α‖v‖ / mean‖h‖``.
 
     Raises:
         OtherModel: the vector was computed on another model.

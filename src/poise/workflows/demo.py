@@ -11,6 +11,7 @@ from poise.model import Model, load_model
 from poise.storage.output import check_output, check_output_folder
 from poise.trait import library
 from poise.validate.certificate import Certificate, Sample
+from poise.validate.settings import ValidationSettings
 from poise.vector import load_vector
 from poise.vector.vector_file import vector_loss
 from poise.workflows.budget import GenerationBudget
@@ -22,6 +23,7 @@ __all__ = ["DemoResult", "run_demo"]
 TRAIT = "impolite"
 MODEL = "smollm2-135m"
 DEMO_BUDGET = GenerationBudget(questions=20, rollouts=2, max_new_tokens=48)
+FIRST_LOOK = ValidationSettings(random_searches=0)
 SHOWN_SAMPLES = 3
 
 
@@ -51,7 +53,7 @@ def run_demo(out: Path, *, force: bool = False) -> DemoResult:
     model = load_model(MODEL)
     if not _is_made(path, model, trait.hash):
         extract_vector(trait, model, path, force=force)
-    done = validate_vector(path, model, out, budget=DEMO_BUDGET, force=force)
+    done = validate_vector(path, model, out, budget=DEMO_BUDGET, settings=FIRST_LOOK, force=force)
     return DemoResult(
         vector_path=path,
         report=done.report,

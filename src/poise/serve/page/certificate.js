@@ -1,7 +1,7 @@
 /** A vector’s certificate: the dose curve with its bands, the controls, the verdict and what it rests on. */
 
 import { draw, el, table } from "./dom.js";
-import { figure, known, number, percent, rate, verdict } from "./words.js";
+import { figure, known, number, percent, rate, sign, verdict } from "./words.js";
 
 const SIZES = { wide: 640, narrow: 350 };
 const [LEFT, RIGHT] = [36, 104]; // room for numbers, and for names
@@ -23,15 +23,15 @@ export function certificateView(vector) {
       alarmsTable(vector),
     ];
   }
-  const induced = c.verdict === "induced";
   return [
-    el("p", { class: `verdict ${c.verdict}` }, `${induced ? "✓" : "✕"} ${verdict(c)}`),
+    el("p", { class: `verdict ${c.verdict}` }, `${sign(c)} ${verdict(c)}`),
     el(
       "p",
       {},
-      induced
-        ? "Steering with it moves the trait, on questions that it was not made from. This rests on:"
-        : "It could not be shown to move the trait, because:",
+      {
+        induced: "Steering with it moves the trait, on questions that it was not made from. This rests on:",
+        indicative: "Nothing speaks against it, and the evidence is too thin for a verdict, because:",
+      }[c.verdict] ?? "It could not be shown to move the trait, because:",
     ),
     el(
       "ul",

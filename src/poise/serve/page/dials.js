@@ -44,7 +44,7 @@ export function steeredBy({ steer }, vectors) {
 function warning(vector, value = state.dials[vector.name] ?? 0) {
   const { certificate, name } = vector;
   if (!value) return "";
-  if (certificate && certificate.verdict !== "induced") {
+  if (certificate && certificate.verdict === "not-induced") {
     return `${name} is certified as not induced on this model: steering with it does something else, or nothing.`;
   }
   const dose = asDose(vector, value);
@@ -118,7 +118,7 @@ function rangeWords(vector) {
   const range = usable(vector);
   const { certificate } = vector;
   const induced = !certificate || certificate.verdict === "induced";
-  const verdict = induced ? "" : " Its certificate says: not induced.";
+  const verdict = induced ? "" : ` Its certificate says: ${certificate.verdict.replace("-", " ")}.`;
   if (!certificate) return "No range is marked: no certificate says which doses are usable.";
   if (!range) {
     const layers = `its certificate is for layer ${certificate.layer}, and the dial turns layer ${vector.default_layer}`;

@@ -7,7 +7,7 @@ import { legend, legendWords, scaleOf } from "./tint.js";
 import { timeline } from "./timeline.js";
 import { change, onChange, state } from "./state.js";
 import { open } from "./vectors.js";
-import { verdict } from "./words.js";
+import { sign, verdict } from "./words.js";
 
 let cards = [];
 let current = [];
@@ -43,7 +43,7 @@ function card(vector) {
   const { name, description, certificate } = vector;
   const turned = dial(vector);
   const read = el("div", { class: "of-chat" });
-  const mark = certificate ? (certificate.verdict === "induced" ? "✓ " : "✕ ") : "";
+  const mark = certificate ? `${sign(certificate)} ` : "";
   const tone = certificate ? certificate.verdict : "none";
   const node = el(
     "section",

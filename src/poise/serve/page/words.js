@@ -54,6 +54,9 @@ export const decimalsOf = (spread) =>
 export const count = (n, noun) => `${n.toLocaleString("en-GB")} ${noun}${n === 1 ? "" : "s"}`;
 
 /** What a vector's certificate says of itself, in a word. */
+/** The sign of a certificate's verdict. */
+export const sign = (certificate) => ({ induced: "✓", indicative: "○" })[certificate.verdict] ?? "✕";
+
 export const verdict = (certificate) => (certificate ? certificate.verdict.replace("-", " ") : "no certificate");
 
 /** What a reading is, for someone who has not read the paper. */
