@@ -27,6 +27,7 @@ __all__ = [
     "is_chat",
     "is_text",
     "last_words",
+    "names_present",
     "unwrap",
 ]
 
@@ -52,15 +53,19 @@ STRONG_PROMPTS = ("prompt", "question", "instruction", "query", "problem")
 
 def find_column(row: RowColumns, names: Sequence[str], suits: Callable[[Any], bool]) -> str | None:
     """The row's own name for the first of ``names`` that it has; upper case and spaces around it do not matter."""
-    names_in_row = _plain_names(tuple(row))
-    present = (names_in_row[name.lower()] for name in names if name.lower() in names_in_row)
-    return next((name for name in present if suits(row[name])), None)
+    return next((name for name in names_present(row, names) if suits(row[name])), None)
 
 
-@lru_cache(maxsize=256)
-def _plain_names(names: tuple[Any, ...]) -> dict[str, str]:
-    """Each name by how it is looked for; rows of a file have the same."""
-    return {name.strip().lower(): name for name in names if isinstance(name, str)}
+def names_present(row: RowColumns, names: Sequence[str]) -> tuple[str, ...]:
+    """The row's own names for those of ``names`` that it has, in their order."""
+    return _names_present(tuple(row), tuple(names))
+
+
+@lru_cache(maxsize=4096)
+def _names_present(row_names: tuple[Any, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Kept, since the rows of a file have the same names and each is looked at many times."""
+    plain = {name.strip().lower(): name for name in row_names if isinstance(name, str)}
+    return tuple(plain[name.lower()] for name in wanted if name.lower() in plain)
 
 
 def is_text(value: Any) -> bool:

@@ -32,6 +32,7 @@ MASK_KEYS = (
 )  # fmt: skip
 VERDICT_KEYS = ("label", "labels", "chosen")
 PARTIAL_KEYS = ("train_detail",)  # Axolotl's: stretches of one turn
+TURN_MARKS = frozenset({*LEARN_KEYS, *MASK_KEYS})
 ABOUT_LEARNING = re.compile(r"(?:\A|_)(?:no)?(?:train|learn|loss|mask|supervis)")
 ASSISTANTS = ("assistant", "gpt", "model", "bot")
 
@@ -44,8 +45,8 @@ def is_learnt(turn: Mapping[str, Any], place: str = "a turn") -> bool:
     """
     marks = {str(key).strip().lower(): value for key, value in turn.items() if value is not None}
     learnt = True
-    for key in (*LEARN_KEYS, *MASK_KEYS):
-        mark = marks.get(key)
+    for key in [key for key in marks if key in TURN_MARKS]:
+        mark = marks[key]
         if isinstance(mark, list) and len(mark) == 1:
             mark = mark[0]
         if isinstance(mark, list | Mapping):
@@ -70,7 +71,7 @@ def refuse_unknown_mark(marks: Mapping[str, Any], place: str) -> None:
         InvalidRow: names it.
     """
     for key, mark in marks.items():
-        known = key in (*LEARN_KEYS, *MASK_KEYS, *PARTIAL_KEYS)
+        known = key in TURN_MARKS or key in PARTIAL_KEYS
         against = mark is ("mask" in key or "no_" in key or "only" in key)  # what may mean: not this turn
         if not known and against and ABOUT_LEARNING.search(key):
             raise InvalidRow(f"loss mask: {key} of {place} is not known; name it train, with true for what is learnt")

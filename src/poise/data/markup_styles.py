@@ -48,6 +48,7 @@ _TOKEN_SIGNS = (
     "<|", "|>", "<｜", "[INST", "INST]", "<<SYS", "<<sys", "_of_turn>", "extra_id_", "SPECIAL_", "seed:bos", "]~b]",
     "[|", "|]", "GPT4 ", "<role>", "SYSTEM_PROMPT]", "<reserved_", "<_", "<C_", "<s>", "[TOOL_", "[AVAILABLE_TOOLS]",
 )  # fmt: skip
+_TOKEN_SIGN = re.compile("|".join(map(re.escape, _TOKEN_SIGNS)))
 BEGIN_MARKS = re.compile(
     r"""\A\s*(?:(?:
     <s> | <bos> | <\|begin_of_text\|> | <\|startoftext\|> | <\|endoftext\|> | <BOS_TOKEN> | <\|bom\|>
@@ -141,4 +142,4 @@ def strip_begin_marks(text: str) -> str:
 
 def may_have_tokens(text: str) -> bool:
     """Whether a text has a sign that every control token has; looked for before the tokens are, since few have one."""
-    return any(sign in text for sign in _TOKEN_SIGNS)
+    return _TOKEN_SIGN.search(text) is not None

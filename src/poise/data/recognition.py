@@ -28,6 +28,7 @@ from poise.data.columns import (
     is_chat,
     is_text,
     last_words,
+    names_present,
     unwrap,
 )
 from poise.data.encoded_cells import decode_json, holds_repr
@@ -125,12 +126,12 @@ def _recognise_doubtful(row: RowColumns, need: Need) -> Recognition | None:
                 refusal=f"ambiguous: {first} and {name} differ in upper case or spaces alone",
                 remedy="rename one of them",
             )
-    for name in CHATS:
-        if (column := find_column(row, (name,), is_text)) and holds_repr(row[column]):
+    for column in names_present(row, CHATS):
+        if is_text(row[column]) and holds_repr(row[column]):
             return Recognition(
                 refusal=f"{column} ({_sketch(row[column])})", remedy="write the file again as JSON Lines or Parquet"
             )
-    chats = [column for name in CHATS if (column := find_column(row, (name,), is_chat))]
+    chats = [column for column in names_present(row, CHATS) if is_chat(row[column])]
     for other in chats[1:]:
         if last_words(row[chats[0]]) != last_words(row[other]):
             return Recognition(
@@ -176,8 +177,8 @@ def recognise_pair(row: RowColumns, need: Need) -> Recognition | None:
 
     instruction, context = find_column(row, INSTRUCTIONS, is_text), find_column(row, CONTEXTS, is_text)
     output = find_column(row, OUTPUTS, is_text)
-    prompts = [name for one in PROMPTS if (name := find_column(row, (one,), side))]
-    answers = [name for one in ANSWERS if (name := find_column(row, (one,), side)) and name not in prompts[:1]]
+    prompts = [name for name in names_present(row, PROMPTS) if side(row[name])]
+    answers = [name for name in names_present(row, ANSWERS) if side(row[name]) and name not in prompts[:1]]
     answers = [name for name in dict.fromkeys(answers) if unwrap(row[name])] or answers
     if prompts and len({str(row[name]) for name in answers}) > 1 and need == "assistant":
         ways = " or ".join(f"pairs:{prompts[0]},{name}" for name in answers)

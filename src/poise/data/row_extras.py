@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from poise.data.columns import RowColumns, as_list, find_column, is_text
+from poise.data.columns import RowColumns, as_list, find_column, is_text, names_present
 from poise.data.encoded_cells import decode_json, is_turn
 from poise.data.loss_marks import (
     IGNORED_INDEX,
@@ -55,7 +54,7 @@ def apply_loss_mask(messages: list[Message], in_file: Sequence[Sequence[Message]
     if mapping := find_column(row, MASK_COLUMNS, lambda value: isinstance(value, Mapping)):
         raise InvalidRow(f"loss mask: {mapping} holds {describe_type(row[mapping])}; write a list of 0 and 1")
     answers = [turn for turn in messages if turn["role"] == "assistant"]
-    whole_row = any(find_column(row, (key,), partial(is_off, key)) for key in ROW_MARKS)
+    whole_row = any(is_off(name.strip().lower(), row[name]) for name in names_present(row, ROW_MARKS))
     if whole_row or find_column(row, MASK_KEYS, lambda mark: is_one(mark) or names_assistant(mark)):
         for turn in answers:
             turn["learn"] = False
@@ -130,7 +129,7 @@ def history_of(row: RowColumns) -> Iterator[tuple[str, str]]:
 
 def thought_columns(row: RowColumns, used: tuple[str, ...]) -> list[str]:
     """Columns beside a prompt and its answer that hold the thought before that answer."""
-    names = (find_column(row, (key,), is_text) for key in THOUGHT_KEYS)
+    names = (name for name in names_present(row, THOUGHT_KEYS) if is_text(row[name]))
     return [name for name in names if name and name not in used and row[name].strip()]
 
 

@@ -35,8 +35,8 @@ def thoughts_of_turn(turn: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     texts: list[str] = []
     left_out: list[str] = []
     cells = {str(key).strip().lower(): cell for key, cell in turn.items()}
-    for key in TURN_THOUGHT_KEYS:
-        read, hidden = read_thought(cells.get(key))
+    for key in [key for key in TURN_THOUGHT_KEYS if key in cells]:
+        read, hidden = read_thought(cells[key])
         joined = "\n\n".join(read)
         if joined and joined.strip() not in (text.strip() for text in texts):
             texts.append(joined)
