@@ -181,6 +181,15 @@ class TestTheShift:
         assert cell.after.value == pytest.approx((cell.before.value or 0) + ALPHA, abs=1e-4)
         assert tuned.relation == "fine-tune"
 
+    def test_of_equal_weights_is_zero_to_the_last_bit_in_bfloat16_too(
+        self, base: str, vectors: list[PersonaVector]
+    ) -> None:
+        def load16(name: str) -> Model:
+            return load_model(name, dtype=torch.bfloat16, device="cpu")
+
+        (same,) = shift(base, [TunedModel(source=base)], vectors, read_only(), load=load16).tuned
+        assert {change for cell in same.matrix for change in cell.changes} == {0.0}, "read in the same batches"
+
     def test_of_an_adapter_folder_is_that_of_peft_by_a_plain_loop(
         self, base: str, adapter: str, vectors: list[PersonaVector]
     ) -> None:
