@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import reprlib
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from poise.data.locate import DataSource, locate_source
+from poise.data.locate import locate_sources
 from poise.data.messages import AnswerPart, Conversation, Need, RejectedRow
 from poise.data.readers import read_row
 from poise.data.row_values import RowItem, RowReader, RowValue, to_columns
@@ -20,7 +19,18 @@ from poise.data.shapes import DataShape, ShapeRequest, detect_shape, parse_shape
 from poise.data.turn_parsing import MEDIA, excerpt
 from poise.errors import InvalidArgument, InvalidData, InvalidRow
 
-__all__ = ["DataPart", "DataSet", "InputRow", "check_same_part", "data_from_rows", "open_data", "row_columns"]
+__all__ = [
+    "DataPart",
+    "DataSet",
+    "InputRow",
+    "check_rows",
+    "check_same_part",
+    "data_from_rows",
+    "first_rows",
+    "open_data",
+    "refuse_unfit",
+    "row_columns",
+]
 
 DETECTION_ROWS = 100  # rows that say what shape a file has
 _NAMED = 3  # files that a summary names
@@ -187,36 +197,35 @@ def open_data(
         MissingExtra: pyarrow or datasets is needed and not installed.
     """
     request = parse_shape_request(shape, need)
-    sources = [source] if isinstance(source, str | Path) else source
-    if not isinstance(sources, Sequence) or not all(isinstance(one, str | Path) for one in sources):
-        raise InvalidArgument(
-            f"source is {reprlib.repr(source)}; give a file, a folder, an address, or a list of these. Rows in memory "
-            "need no opening: give them as they are."
-        )
-    if not sources or not all(map(str, sources)):
-        raise InvalidArgument(f"source is {source!r}; name a file, a folder, an address, or several of these.")
-    located = [locate_source(str(one)) for one in sources]
-    once: dict[tuple[str, ...], DataSource] = {}  # each file once
-    for one in located:
-        for located_source in one.sources:
-            once.setdefault(located_source.place, located_source)
+    sources, left_out = locate_sources(source)
     parts: list[DataPart] = []
     unfit: dict[str, list[str]] = {}
-    for place in once.values():
+    for place in sources:
         try:
             schema, rows = place.open_schema(), place.read
             detected = _detect_shape(place.name, rows, request, need)
             parts.append(DataPart(name=place.name, paths=place.paths, read=rows, shape=detected, schema=schema))
         except InvalidData as error:
             unfit.setdefault(str(error).removeprefix(f"{place.name}: "), []).append(place.name)
+    refuse_unfit(unfit)
+    if not any(part.shape.columns for part in parts):
+        columns = first_rows(parts[0].name, parts[0].read)[0]
+        raise InvalidData(f"No file has the shape {request}: {parts[0].name} has the columns {_names(columns)}.")
+    return DataSet(parts=tuple(parts), need=need, stated=request.kind is not None, answer_part=part, left_out=left_out)
+
+
+def refuse_unfit(unfit: Mapping[str, Sequence[str]]) -> None:
+    """Refuse files that cannot be read.
+
+    Args:
+        unfit: Names of the files by what is said of them.
+
+    Raises:
+        InvalidData: there are some; names all of them.
+    """
     if unfit:
         lines = [f"{_listed(names)}: {complaint}" for complaint, names in unfit.items()]
         raise InvalidData(lines[0] if len(lines) == 1 else "\n  ".join(["Several files cannot be read:", *lines]))
-    if not any(part.shape.columns for part in parts):
-        columns = _first_rows(parts[0].name, parts[0].read)[0]
-        raise InvalidData(f"No file has the shape {request}: {parts[0].name} has the columns {_names(columns)}.")
-    left_out = tuple(dict.fromkeys(name for one in located for name in one.left_out))
-    return DataSet(parts=tuple(parts), need=need, stated=request.kind is not None, answer_part=part, left_out=left_out)
 
 
 InputRow = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Conversation
@@ -322,7 +331,7 @@ def row_columns(row: InputRow) -> Mapping[str, Any]:
 
 
 def _detect_shape(name: str, rows: RowReader, request: ShapeRequest, need: Need) -> DataShape:
-    sample = _first_rows(name, rows)
+    sample = first_rows(name, rows)
     try:
         shape = detect_shape(sample, request, need)
     except InvalidData as error:
@@ -332,7 +341,7 @@ def _detect_shape(name: str, rows: RowReader, request: ShapeRequest, need: Need)
     return shape or DataShape(str(request.kind), ())
 
 
-def _first_rows(name: str, rows: RowReader) -> list[dict[str, Any]]:
+def first_rows(name: str, rows: RowReader) -> list[dict[str, Any]]:
     """The first rows that can be read."""
     good: list[dict[str, Any]] = []
     first_bad = ""

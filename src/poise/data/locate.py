@@ -9,6 +9,7 @@ import glob
 import json
 import os
 import re
+import reprlib
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,9 @@ from poise.data.input_files import InputFile, open_stored
 from poise.data.row_values import RowReader
 from poise.data.stdin import STDIN, spool_stdin
 from poise.data.tables import table_schema
-from poise.errors import InvalidData
+from poise.errors import InvalidArgument, InvalidData
 
-__all__ = ["DataSource", "Located", "locate_source"]
+__all__ = ["DataSource", "Located", "locate_source", "locate_sources"]
 
 LIBRARY_NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
@@ -78,6 +79,29 @@ class Located:
 
     sources: list[DataSource] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+
+def locate_sources(source: str | Path | Sequence[str | Path]) -> tuple[list[DataSource], tuple[str, ...]]:
+    """What names of data stand for, each file once; and files among it that are no data, each with the reason.
+
+    Raises:
+        InvalidData: something is not there.
+        InvalidArgument: these are no names.
+    """
+    sources = [source] if isinstance(source, str | Path) else source
+    if not isinstance(sources, Sequence) or not all(isinstance(one, str | Path) for one in sources):
+        raise InvalidArgument(
+            f"source is {reprlib.repr(source)}; give a file, a folder, an address, or a list of these. Rows in memory "
+            "need no opening: give them as they are."
+        )
+    if not sources or not all(map(str, sources)):
+        raise InvalidArgument(f"source is {source!r}; name a file, a folder, an address, or several of these.")
+    located = [locate_source(str(one)) for one in sources]
+    once: dict[tuple[str, ...], DataSource] = {}  # each file once
+    for one in located:
+        for located_source in one.sources:
+            once.setdefault(located_source.place, located_source)
+    return list(once.values()), tuple(dict.fromkeys(name for one in located for name in one.left_out))
 
 
 def locate_source(source: str) -> Located:

@@ -11,7 +11,7 @@ from poise.data.columns import ANSWERS, CHATS, PROMPTS, RowColumns, as_list, fin
 from poise.data.messages import Need
 from poise.data.turn_parsing import ROLES
 
-__all__ = ["Recognition", "recognise_preference"]
+__all__ = ["PairColumns", "Recognition", "find_pair_columns", "recognise_preference", "shape_of_answer"]
 
 PREFERRED = (
     "chosen", "preferred", "preferred_output", "chosen_response", "response_chosen", "accepted", "chosen_messages",
@@ -48,22 +48,48 @@ class Recognition:
     remedy: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairColumns:
+    """Where a row holds two answers to one prompt.
+
+    Attributes:
+        chosen: Column of the preferred answer; the chat itself where it ends with that answer.
+        rejected: Column of the other answer.
+        prompt: Column of the prompt as text or turns.
+        chat: Column of the turns before the answers.
+    """
+
+    chosen: str
+    rejected: str
+    prompt: str | None = None
+    chat: str | None = None
+
+
+def find_pair_columns(row: RowColumns) -> PairColumns | None:
+    """The columns of two answers to one prompt, the preferred one first; ``None`` where a row has no two."""
+    prompt, chat = find_column(row, PROMPTS, _is_answer_like), find_column(row, CHATS, is_chat)
+    preferred, rejected = find_column(row, PREFERRED, _is_answer_like), find_column(row, REJECTED, _is_answer_like)
+    answer = find_column(row, ANSWERS, _is_answer_like)
+    answer = None if answer == prompt or not (prompt or chat) else answer
+    chosen = preferred or answer or chat
+    if not chosen or not rejected:
+        return None
+    return PairColumns(chosen=chosen, rejected=rejected, prompt=prompt, chat=chat)
+
+
 def recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
     """Why a row of preference data is refused, and the shape that reads the answers that were preferred."""
     prompt, chat = find_column(row, PROMPTS, _is_answer_like), find_column(row, CHATS, is_chat)
     if need == "user" and (prompt or chat):
         return None
-    preferred, rejected = find_column(row, PREFERRED, _is_answer_like), find_column(row, REJECTED, _is_answer_like)
-    answer = find_column(row, ANSWERS, _is_answer_like)
-    answer = None if answer == prompt else answer
-    if preferred and rejected:
-        return _refuse_pair(row, preferred, rejected, _shape_of(row, preferred, prompt, chat))
+    pair = find_pair_columns(row)
+    if pair and (need == "assistant" or find_column(row, PREFERRED, _is_answer_like)):
+        shape = f"messages:{chat}" if pair.chosen == chat else _shape_of(row, pair.chosen, prompt, chat)
+        return _refuse_pair(row, pair.chosen, pair.rejected, shape)
     if need == "user":
         return None
-    if rejected and answer and (prompt or chat):
-        return _refuse_pair(row, answer, rejected, _shape_of(row, answer, prompt, chat))
-    if rejected and chat:
-        return _refuse_pair(row, chat, rejected, f"messages:{chat}")
+    answer = find_column(row, ANSWERS, _is_answer_like)
+    answer = None if answer == prompt else answer
     label = find_column(row, VERDICTS, _is_verdict)
     if label and prompt and answer:
         return Recognition(
@@ -93,20 +119,25 @@ def _refuse_pair(row: RowColumns, preferred: str, rejected: str, shape: str) -> 
 
 
 def _shape_of(row: RowColumns, answer: str, prompt: str | None, chat: str | None) -> str:
-    """The shape that reads an answer with the prompt that belongs to it."""
+    kind, columns = shape_of_answer(row, answer, prompt, chat)
+    return f"{kind}:{','.join(columns)}"
+
+
+def shape_of_answer(row: RowColumns, answer: str, prompt: str | None, chat: str | None) -> tuple[str, tuple[str, ...]]:
+    """The shape that reads an answer with the prompt that belongs to it, and its columns."""
     value = row[answer]
     if turns := as_list(value) if is_chat(value) else None:
         first = turns[0] if isinstance(turns[0], Mapping) else {}
         speaker = next((first[key] for key in ("role", "from") if isinstance(first.get(key), str)), "")
         if ROLES.get(speaker.strip().lower()) in ("user", "system"):
-            return f"messages:{answer}"  # it has the prompt in itself
+            return "messages", (answer,)  # it has the prompt in itself
     elif is_text(value) and has_markup(value) and value.lstrip()[:1] != "{":
-        return f"markup:{answer}"
+        return "markup", (answer,)
     if prompt and not (chat and last_words(row[chat])[0] == "user"):
-        return f"pairs:{prompt},{answer}"
+        return "pairs", (prompt, answer)
     if chat:
-        return f"messages:{chat},{answer}"
-    return f"messages:{answer}" if turns else f"text:{answer}"
+        return "messages", (chat, answer)
+    return ("messages" if turns else "text"), (answer,)
 
 
 def _is_answer_like(value: Any) -> bool:

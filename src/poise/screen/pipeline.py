@@ -29,7 +29,14 @@ from poise.storage.lock import locked
 from poise.storage.output import check_output_folder
 from poise.vector import PersonaVector
 
-__all__ = ["check_data_outside", "check_screening", "screen_data"]
+__all__ = [
+    "RESULTS",
+    "check_data_outside",
+    "check_screening",
+    "describe_rejected",
+    "earlier_row_files",
+    "screen_data",
+]
 
 RESULTS = (
     "scores.parquet", "clean.jsonl", "flagged.jsonl", "fixed.jsonl", "rejected_rows.jsonl", "clean.parquet",
@@ -91,7 +98,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
     tops = [highest_answers(s, cut.limits(scores.tokens)) for s, cut in zip(scores.scores.T, verdict.cuts, strict=True)]
     sampled = [draw_for_review(scores, verdict, k, seed=plan.seed) for k in range(len(trait_judges))]
     wanted = {int(scores.index[i]) for places in (*tops, *sampled) for i in places}
-    earlier = _row_files(out)
+    earlier = earlier_row_files(out)
     written = write_screened_files(data, scores, verdict, out, replacements=mender, wanted=wanted)
     rows = written.wanted
     reach = work.measure_reach(data, digest)
@@ -123,7 +130,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
                     _part_note(data),
                     *(f"{one}." for one in reach),
                     *(one.note for one in opinions),
-                    _rejected_note(len(scores.rejected), written),
+                    describe_rejected(len(scores.rejected), written),
                     mender.note(written.names[2], written.unfixed) if mender else "",
                 ],
             )
@@ -201,7 +208,7 @@ def check_data_outside(out: Path, *data: DataSet | None) -> None:
             raise InvalidArgument(f"{path} lies in {out}, where the results would be written; choose another `out`.")
 
 
-def _row_files(out: Path) -> tuple[str, ...]:
+def earlier_row_files(out: Path) -> tuple[str, ...]:
     """The files of rows that an earlier screening wrote into a folder, by its summary."""
     try:
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
@@ -211,7 +218,8 @@ def _row_files(out: Path) -> tuple[str, ...]:
     return tuple(name for name in names if name in RESULTS and name not in ("scores.parquet", "rejected.jsonl"))
 
 
-def _rejected_note(count: int, written: WrittenRows) -> str:
+def describe_rejected(count: int, written: WrittenRows) -> str:
+    """Where the rows are that could not be read; empty where there are none."""
     if not count:
         return ""
     sentence = f"{count:,} rows could not be read and are neither in {written.names[0]} nor in {written.names[1]}: "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -114,6 +114,11 @@ class ScreeningRun:
         Raises:
             InvalidData: too many rows are broken; what was scored is kept.
         """
+        shards = self.read_shards(data, digest, what)
+        return collect_scores(_check_broken_share(shards, rejections), self.plan.method, len(self.probes))
+
+    def read_shards(self, data: DataSet, digest: str, what: str) -> Iterator[Shard]:
+        """The windows of the data in order, from what is kept and, where nothing is, from the model."""
         answers = self.answers if self.plan.method == "difference" else None
         store = self.shard_store(data, digest)
         cache = ReadingCache(self.folder, store.folder.name, self.model, self.probes)
@@ -124,9 +129,9 @@ class ScreeningRun:
                 shards = spread(store, data, self.model, self.probes, answers, cache=cache)
             else:
                 shards = score_shards(store, data, self.model, self.probes, answers, cache)
-            return collect_scores(
-                _report_progress(_check_broken_share(shards, rejections), advance), self.plan.method, len(self.probes)
-            )
+            for shard in shards:
+                yield shard
+                advance(shard.rows)
 
     def measure_reach(self, data: DataSet, digest: str) -> list[DetectorReach]:
         """How far the data lie from what the detectors were fitted on; kept, as some rows are read for it."""
@@ -165,12 +170,6 @@ def _check_broken_share(parts: Iterable[Shard], rejections: Rejections) -> Itera
         while waiting:
             yield waiting.popleft()
     yield from waiting
-
-
-def _report_progress(parts: Iterable[Shard], advance: Callable[[int], None]) -> Iterator[Shard]:
-    for part in parts:
-        yield part
-        advance(part.rows)
 
 
 def _scores_key(data: DataSet, digest: str, model: Model, probes: Sequence[Probe]) -> str:
