@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from poise.activations import read as read_activations
     from poise.contrast import ContrastSet
     from poise.contrast.collection import collect_contrast
-    from poise.data import Conversation, DataSet, open_data
+    from poise.data import Conversation, DataSet, PreferenceData, open_data, open_preferences
     from poise.detector import DetectorSettings, fit_detector
     from poise.engine import Generation, SamplingParams
     from poise.engine.static import LocalEngine
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from poise.monitor.calibrate import Calibration, CalibrationSettings, calibrate_alarms
     from poise.monitor.scoring import ScoredTurn, read_rows
     from poise.monitor.token_readings import TokenReadings, read_answer_tokens
-    from poise.screen import ScoredAnswer, ScoredRow, screen_rows
+    from poise.screen import ScoredAnswer, ScoredPair, ScoredRow, screen_preferences, screen_rows
     from poise.shift import (
         CapabilityTask,
         GateResult,
@@ -98,8 +98,10 @@ __all__ = [
     "OwnTrait",
     "PersonaMonitorCallback",
     "PersonaVector",
+    "PreferenceData",
     "SamplingParams",
     "ScoredAnswer",
+    "ScoredPair",
     "ScoredRow",
     "ScoredTurn",
     "ShiftLimits",
@@ -132,6 +134,7 @@ __all__ = [
     "load_vector",
     "measure_shift",
     "open_data",
+    "open_preferences",
     "parse_capability",
     "read_activations",
     "read_answer_tokens",
@@ -139,6 +142,7 @@ __all__ = [
     "read_rows",
     "save_shift_report",
     "save_vector",
+    "screen_preferences",
     "screen_rows",
     "show_rows",
     "validate_vector",
@@ -173,8 +177,10 @@ _HOMES = {
     "OwnTrait": "trait",
     "PersonaMonitorCallback": "train",
     "PersonaVector": "vector",
+    "PreferenceData": "data",
     "SamplingParams": "engine",
     "ScoredAnswer": "screen",
+    "ScoredPair": "screen",
     "ScoredRow": "screen",
     "ScoredTurn": "monitor.scoring",
     "ShiftLimits": "shift",
@@ -206,6 +212,7 @@ _HOMES = {
     "load_vector": "vector",
     "measure_shift": "shift:shift",
     "open_data": "data",
+    "open_preferences": "data",
     "parse_capability": "shift",
     "read_activations": "activations:read",
     "read_limits": "shift",
@@ -213,6 +220,7 @@ _HOMES = {
     "read_answer_tokens": "monitor.token_readings",
     "save_shift_report": "shift:save_report",
     "save_vector": "vector",
+    "screen_preferences": "screen",
     "screen_rows": "screen",
     "show_rows": "model.preview",
     "validate_vector": "validate:validate",

@@ -11,10 +11,12 @@ from poise.cli.work import working
 
 if TYPE_CHECKING:
     from poise.data import DataSet
+    from poise.model.pair_preview import PairPreviews
     from poise.model.preview import DataPreview
 
 __all__ = ["ShowableCommand", "print_previews", "show_data"]
 
+FIXES = ("own", "drop", "swap")  # what may follow --fix
 NOT_NEEDED = ("vector", "files", "model", "out", "tuned", "base", "limits")  # to look at data
 
 
@@ -28,10 +30,17 @@ class ShowableCommand(TyperCommand):
         for option in relaxed:
             option.required = False
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, self._with_fix(args))
         finally:
             for option in relaxed:
                 option.required = True
+
+    def _with_fix(self, args: list[str]) -> list[str]:
+        """The arguments with what ``--fix`` means where it stands alone."""
+        if not any(option.name == "fix" for option in self.params):
+            return args
+        pairs = zip(args, [*args[1:], ""], strict=True)
+        return [f"{text}=own" if text == "--fix" and following not in FIXES else text for text, following in pairs]
 
 
 def show_data(*data: DataSet | None, model: str | None, n: int, as_json: bool, **use: Any) -> None:
@@ -43,7 +52,7 @@ def show_data(*data: DataSet | None, model: str | None, n: int, as_json: bool, *
     print_previews(*previews, as_json=as_json)
 
 
-def print_previews(*previews: DataPreview, as_json: bool) -> None:
+def print_previews(*previews: DataPreview | PairPreviews, as_json: bool) -> None:
     """Print what data hold, in words or as one JSON object; of several data sets a list under ``data``."""
     from poise.cli import facts
 

@@ -25,11 +25,11 @@ from poise.cli.options import (
     ShowOption,
     VectorsOption,
 )
+from poise.cli.preferences import check_method, pair_settings, show_pairs
 from poise.cli.preview import show_data
 from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
-    from poise.data import DataSet
     from poise.screen.compare_methods import MethodComparison
     from poise.screen.summary import ScreeningSummary, TraitSummary
     from poise.statistics.estimates import Estimate
@@ -50,11 +50,11 @@ ScreenedData = Annotated[
     ),
 ]
 MethodName = Annotated[
-    Literal["difference", "prompt", "raw"],
+    Literal["difference", "prompt", "raw", "preference"],
     typer.Option(
         "--method",
         help="difference: against the model's own answer, which it has to write. prompt: against the prompt's last "
-        "token, without writing. raw: the answer alone.",
+        "token, without writing. raw: the answer alone. preference: the chosen answer against the rejected one.",
     ),
 ]
 FlaggingRate = Annotated[
@@ -107,7 +107,14 @@ SecondJudge = Annotated[
     ),
 ]
 Fix = Annotated[
-    bool, typer.Option("--fix", help="Also write fixed.jsonl, with the model's own answers for flagged ones.")
+    Literal["own", "drop", "swap"] | None,
+    typer.Option(
+        "--fix",
+        metavar="[HOW]",
+        help="Also write fixed.jsonl, with the model's own answers for flagged ones. Of preference pairs: drop leaves "
+        "flagged ones out, swap exchanges their answers.",
+        show_default=False,
+    ),
 ]
 EstimateOnly = Annotated[
     bool,
@@ -121,7 +128,8 @@ TrainingShape = Annotated[
     typer.Option(
         "--shape",
         metavar="SHAPE",
-        help="What the columns are, e.g. messages, sharegpt, pairs:question,answer; otherwise found in the first rows.",
+        help="What the columns are, e.g. messages, sharegpt, pairs:question,answer, or by the method preference "
+        "preference:PROMPT,CHOSEN,REJECTED; otherwise found in the first rows.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -157,7 +165,7 @@ def screen_command(
     top: FlaggedCount = None,
     threshold: ScoreThreshold = None,
     judge: SecondJudge = None,
-    fix: Fix = False,
+    fix: Fix = None,
     estimate: EstimateOnly = False,
     sample: EstimateSample = 300,
     layer: LayerOption = None,
@@ -183,43 +191,55 @@ def screen_command(
     Interrupt it when you like; the same command goes on where it stopped and ends with the same files. Another rule
     for what is flagged needs no new scoring.
     """
-    opened, usual = _open_both(data, normal or [], part, shape, normal_shape)
+    check_method(method, fix, judge=judge, estimate=estimate)
+    opened, usual = _open_both(method, data, normal or [], part, shape, normal_shape)
     if show is not None:
-        show_data(opened, usual, model=model, n=show, as_json=as_json)
+        (show_pairs if method == "preference" else show_data)(opened, usual, model=model, n=show, as_json=as_json)
         return
     note(opened.how)
     with working():
         from poise import workflows as recipes
         from poise.screen.flagging import FlaggingRule
-        from poise.screen.scoring import ScreenSettings
 
-        plan = ScreenSettings(
-            method=method,
-            rule=FlaggingRule(rate=rate, top=top, above=threshold, rate_per=rate_per),
-            layer=layer,
-            judge=judge,
-            fix=fix,
-            max_new_tokens=max_new_tokens,
-            batch=batch,
-            seed=seed,
-            broken=broken,
-            engine=engine,
-        )
+        rule = FlaggingRule(rate=rate, top=top, above=threshold, rate_per=rate_per)
+        plan: dict[str, Any] = {"rule": rule, "layer": layer, "seed": seed, "broken": broken, "engine": engine}
         load = partial(load_model, model, dtype, device)
         options = {"projection": projection, "allow_other_model": allow_other_model, "force": force}
-        run = partial(recipes.screen_files, normal=usual, name=", ".join(data))
+        run: Any = partial(recipes.screen_files, normal=usual, name=", ".join(data))
+        if method == "preference":
+            settings = pair_settings(fix=fix, **plan)
+            run = partial(recipes.screen_preference_files, normal=usual, name=", ".join(data))
+        else:
+            settings = _settings(method, judge, fix, max_new_tokens, batch, plan)
         job: Any = partial(recipes.estimate_screening, sample=sample) if estimate else run
-        result = job(opened, vector, load, out, plan, **options)
+        result = job(opened, vector, load, out, settings, **options)
     _show_result(result, out, as_json=as_json)
 
 
-def _open_both(
-    data: list[str], normal: list[str], part: Literal["reply", "thought", "both"], shape: str, normal_shape: str
-) -> tuple[DataSet, DataSet | None]:
-    from poise.data import open_data
+def _settings(
+    method: Any, judge: str | None, fix: str | None, max_new_tokens: int, batch: int, plan: dict[str, Any]
+) -> Any:
+    from poise.screen.scoring import ScreenSettings
 
-    opened = open_data(data, shape=shape, part=part)
-    return opened, open_data(normal, shape=normal_shape, part=part) if normal else None
+    plan = {**plan, "max_new_tokens": max_new_tokens, "batch": batch}
+    return ScreenSettings(method=method, judge=judge, fix=bool(fix), **plan)
+
+
+def _open_both(
+    method: str,
+    data: list[str],
+    normal: list[str],
+    part: Literal["reply", "thought", "both"],
+    shape: str,
+    normal_shape: str,
+) -> tuple[Any, Any]:
+    """The data and the normal data, as conversations or as pairs."""
+    from poise.data import open_data
+    from poise.data.preference_data import open_preferences
+
+    opener: Any = open_preferences if method == "preference" else open_data
+    opened = opener(data, shape=shape, part=part)
+    return opened, opener(normal, shape=normal_shape, part=part) if normal else None
 
 
 def _show_result(result: MethodComparison | ScreeningSummary, out: Path, *, as_json: bool) -> None:
@@ -243,7 +263,7 @@ def _summary_json(done: ScreeningSummary, out: Path) -> dict[str, Any]:
         "files": {path.stem: str(path) for path in _output_files(done, out)},
         "method": done.method,
         "rows": done.rows,
-        "answers": done.units,
+        ("pairs" if done.method == "preference" else "answers"): done.units,
         "rejected": done.rejected,
         "unread": done.unread,
         "omitted": done.omitted,
@@ -303,20 +323,21 @@ def _show_summary(done: ScreeningSummary, out: Path) -> None:
     outside = max((t.outside for t in done.traits), default=0)
     lost = ", ".join(f"{n:,} {why}" for why, n in (done.rejected | done.unread).items())
     left_out = describe_left_out(done.omitted)
+    unit = "pair" if done.method == "preference" else "answer"
     render.show(
         [
-            f"{done.rows:,} rows, {done.units:,} answers, {done.flagged_rows:,} rows flagged by {done.method}",
+            f"{done.rows:,} rows, {done.units:,} {unit}s, {done.flagged_rows:,} rows flagged by {done.method}",
             table,
             *(f"{t.trait}, layer {t.layer} of {t.layers}: {t.predicts}" for t in done.traits),
             *(f"{names}, the rule: {rule}." for rule, names in rules.items()),
             *(
-                [f"{outside:,} answers are shorter or longer than any normal one; no rate is promised there."]
+                [f"{outside:,} {unit}s are shorter or longer than any normal one; no rate is promised there."]
                 if outside
                 else []
             ),
             *([f"No score: {lost}."] if lost else []),
             *([f"Left out: {left_out}."] if left_out else []),
-            *([f"{done.cut:,} answers were read without their earliest turns."] if done.cut else []),
+            *([f"{done.cut:,} {unit}s were read without their earliest turns."] if done.cut else []),
             *done.notes,
             "",
             *(str(path) for path in _output_files(done, out)),

@@ -7,6 +7,8 @@ with its place and the reason, never an exception. Knows nothing of models.
     columns        names of columns, and how one is found among them
     recognition    what a row is, or why it is refused
     preferences    two answers to one prompt, or answers with a verdict
+    preference_rows  a row with two answers as a pair
+    preference_data  files of pairs as one data set
     shapes         the shape of a file, recognised or stated
     readers        a recognised row to messages
     row_extras     what stands beside the turns: loss masks, a thought, tools
@@ -37,6 +39,8 @@ from poise.data.dataset import DataSet, InputRow, data_from_rows, open_data
 from poise.data.drawing import draw_conversations
 from poise.data.left_out import count_left_out, describe_left_out
 from poise.data.messages import AnswerPart, Conversation, Message, Need, RejectedRow, Turn, last_user, turns
+from poise.data.preference_data import PreferenceData, open_preferences
+from poise.data.preference_rows import PreferencePair
 from poise.data.rejected import Rejections
 
 __all__ = [
@@ -46,6 +50,8 @@ __all__ = [
     "InputRow",
     "Message",
     "Need",
+    "PreferenceData",
+    "PreferencePair",
     "RejectedRow",
     "Rejections",
     "Turn",
@@ -55,5 +61,6 @@ __all__ = [
     "draw_conversations",
     "last_user",
     "open_data",
+    "open_preferences",
     "turns",
 ]

@@ -42,7 +42,7 @@ class PreferenceShape:
     """How one file's rows become pairs.
 
     Attributes:
-        columns: Where the answers and their prompt are.
+        columns: Columns that hold the answers and their prompt.
         chosen: How the preferred answer is read with its prompt.
         rejected: How the other answer is read with its prompt.
     """

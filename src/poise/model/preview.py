@@ -34,7 +34,7 @@ from poise.model.language_model import Model
 from poise.model.spans import AnswerSpan, answer_spans, fit_history, learnt_end
 from poise.model.tokenizing import ModelTokenizer, token_texts
 
-__all__ = ["AnswerPreview", "DataPreview", "RowUse", "show_rows"]
+__all__ = ["AnswerPreview", "DataPreview", "RowUse", "readable_line", "show_rows"]
 
 RowUse = Literal["score", "learn", "answer"]
 """What is done with answers: they are scored, or learnt from, or the model is to write its own."""
@@ -107,7 +107,7 @@ class DataPreview:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(_readable(line) for line in self._lines())
+        return "\n".join(readable_line(line) for line in self._lines())
 
     def as_json(self) -> dict[str, Any]:
         """The same as a plain object; of rejected rows all but their content."""
@@ -317,6 +317,6 @@ def _block(title: str, text: str) -> Iterator[str]:
     yield from (f"    {line}" for line in text.split("\n"))
 
 
-def _readable(line: str) -> str:
+def readable_line(line: str) -> str:
     """A line without signs that move the cursor."""
     return "".join(c if c.isprintable() or c in "\t\n" else repr(c)[1:-1] for c in line)

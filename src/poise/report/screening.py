@@ -33,7 +33,9 @@ METHODS = {
     "prompt": "an answer’s mean projection less that of the prompt’s last token, which foretells the model’s own "
     "answer",
     "raw": "an answer’s mean projection, as it is",
+    "preference": "the chosen answer’s mean projection less the rejected answer’s; their shared prompt is not counted",
 }
+UNITS = ("answer", "pair")  # what is scored; the second by the method preference
 STYLES = ("style.css", "screening.css")
 Z = 1.959964  # of a 95 % interval
 
@@ -60,10 +62,11 @@ class Decile:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One answer with its tints; ``lit`` is ``None`` where it has no tokens."""
+    """One answer with its tints; ``lit`` is ``None`` where it has no tokens, ``other`` where it is no pair."""
 
     shown: AnswerExample
     lit: Tinted | None
+    other: Tinted | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,8 @@ def html_screening(summary: ScreeningSummary) -> str:
             rows=_share(summary.flagged_rows, summary.rows - sum(summary.rejected.values())),
             scored=summary.units - sum(summary.unread.values()),
             method=METHODS[summary.method],
+            pairs=summary.method == "preference",
+            unit=UNITS[summary.method == "preference"],
             promise=promised_rate(summary),
             sections=[_section(f"t{i}", t, summary) for i, t in enumerate(summary.traits, 1)],
             has_normal=any(t.normal for t in summary.traits),
@@ -151,10 +156,10 @@ def _section(name: str, t: TraitSummary, summary: ScreeningSummary) -> Section:
     digits = _digits(t.norm)
     shown = (*t.top, *t.passed_by_judge, *t.seen_by_judge_only)
     centres = [_centre(one, t, summary) for one in shown]
-    away = (value - c for one, c in zip(shown, centres, strict=True) for _, value in one.pieces)
+    away = (value - c for one, c in zip(shown, centres, strict=True) for _, value in (*one.pieces, *one.rejected))
     step = step_of(away)
     cards = [
-        Card(one, tinted(one.pieces, c, step, digits) if one.pieces else None)
+        Card(one, *(tinted(pieces, c, step, digits) if pieces else None for pieces in (one.pieces, one.rejected)))
         for one, c in zip(shown, centres, strict=True)
     ]
     deciles, overall = _deciles(t)
@@ -166,7 +171,7 @@ def _section(name: str, t: TraitSummary, summary: ScreeningSummary) -> Section:
         thresholds=_thresholds(t, digits),
         above="the threshold of their length" if len(t.bands) > 1 else _thresholds(t, digits),
         beside=_beside(t),
-        densities=_densities(name, t, digits),
+        densities=_densities(name, t, digits, summary.method),
         means=_means(name, t, summary.method, digits),
         deciles=deciles,
         overall=overall,
@@ -211,6 +216,8 @@ def _centre(one: AnswerExample, t: TraitSummary, summary: ScreeningSummary) -> f
 
     Distances from it average to the score, or to what the score has above the usual, over the tokens shown.
     """
+    if one.readings:  # half way between the two answers of a pair
+        return sum(one.readings) / 2
     usual = 0.0 if summary.method == "difference" else _usual(t).value or 0.0
     if summary.method == "raw":
         return usual
@@ -220,6 +227,8 @@ def _centre(one: AnswerExample, t: TraitSummary, summary: ScreeningSummary) -> f
 
 def _against(t: TraitSummary, summary: ScreeningSummary) -> str:
     """The centre in words."""
+    if summary.method == "preference":
+        return "the middle between the two answers"
     if summary.method == "difference":
         return "the model’s own answer"
     return f"the mean of {'normal data' if _usual(t) is t.normal else 'all answers'}"
@@ -313,14 +322,14 @@ def _tail(k: int, n: int, p: float) -> float:
 
 
 def _groups(name: str, t: TraitSummary, summary: ScreeningSummary, cards: Sequence[Card]) -> tuple[Group, ...]:
-    top, passed = len(t.top), len(t.passed_by_judge)
+    top, passed, unit = len(t.top), len(t.passed_by_judge), UNITS[summary.method == "preference"]
     groups = [
         Group(
             open=True,
             name=f"{name}-top",
             title="Furthest above the threshold of their length" if len(t.bands) > 1 else "The highest scores",
-            about=f"The {top:,} highest of {t.units:,} answers.",
-            none="– No answer has a score.",
+            about=f"The {top:,} highest of {t.units:,} {unit}s.",
+            none=f"– No {unit} has a score.",
             cards=tuple(cards[:top]),
         )
     ]
@@ -349,7 +358,7 @@ def _groups(name: str, t: TraitSummary, summary: ScreeningSummary, cards: Sequen
     )
 
 
-def _densities(name: str, t: TraitSummary, digits: int) -> Markup | None:
+def _densities(name: str, t: TraitSummary, digits: int, method: str) -> Markup | None:
     from poise.report import screening_plots as plots
 
     if len(t.edges) < 2 or t.edges[-1] <= t.edges[0]:
@@ -357,8 +366,9 @@ def _densities(name: str, t: TraitSummary, digits: int) -> Markup | None:
     said = f"Scores run from {number(t.edges[0], digits)} to {number(t.edges[-1], digits)}. "
     if t.threshold is not None or t.bands:
         said += f"{t.flagged:,} of {t.units:,} lie above the threshold, {_thresholds(t, digits)}. "
+    unit = UNITS[method == "preference"]
     return _both(
-        f"{name}-densities", lambda w: plots.densities(t, w, digits), "Distribution of scores", said + _beside(t)
+        f"{name}-densities", lambda w: plots.densities(t, w, digits, unit), "Distribution of scores", said + _beside(t)
     )
 
 

@@ -23,16 +23,21 @@ __all__ = ["ZEROS", "densities", "means"]
 Floats = NDArray[np.float64]
 TEXT, SMALL = 13, 12
 SIDE = 8  # pixels left and right of a panel
-ZEROS = {"difference": "0: the model’s own answers", "prompt": "0: the prompt’s last token"}
+ZEROS = {
+    "difference": "0: the model’s own answers",
+    "prompt": "0: the prompt’s last token",
+    "preference": "0: both answers alike",
+}
 
 
-def densities(trait: TraitSummary, width: int, digits: int) -> Canvas:
+def densities(trait: TraitSummary, width: int, digits: int, unit: str = "answer") -> Canvas:
     """Scores of the data as an area and of normal data as a dashed outline, each of area one; threshold and top rows.
 
     Args:
         trait: With edges and counts.
         width: Of the figure in pixels.
         digits: Of the threshold.
+        unit: What has a score.
     """
     wide = width > NARROW
     figure, axes = _panel(width, 210, head=44 if wide else 66)
@@ -56,7 +61,7 @@ def densities(trait: TraitSummary, width: int, digits: int) -> Canvas:
     _legend(axes, trait, wide)
     axes.tick_params(axis="x", pad=15)
     _scale(axes, width)
-    axes.set_xlabel("score of an answer", fontsize=TEXT, labelpad=6)
+    axes.set_xlabel(f"score of {'an' if unit == 'answer' else 'a'} {unit}", fontsize=TEXT, labelpad=6)
     return figure
 
 

@@ -19,17 +19,26 @@ summary          the values that the report is drawn from
 pipeline         all of it
 compare_methods  what the cheap methods are worth on a sample
 dataset_map      the same from Python, without files
+preference       preference pairs: the whole screening
+pair_scores      readings of both answers, and what is between them
+pair_files       the files of rows and scores of pairs
+pair_swap        a row's two answers swapped, in the row's own shape
+pair_examples    single pairs, token by token
+pair_rows        pairs from Python, without files
 """
 
 from poise.screen.dataset_map import ColumnScorer, ScoredRow, screen_rows
+from poise.screen.pair_rows import ScoredPair, screen_preferences
 from poise.screen.projection import SCORING_METHODS, ScoredAnswer, ScoringMethod, score_answers
 
 __all__ = [
     "SCORING_METHODS",
     "ColumnScorer",
     "ScoredAnswer",
+    "ScoredPair",
     "ScoredRow",
     "ScoringMethod",
     "score_answers",
+    "screen_preferences",
     "screen_rows",
 ]

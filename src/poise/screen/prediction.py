@@ -8,7 +8,7 @@ from __future__ import annotations
 from poise.screen.projection import ScoringMethod
 from poise.statistics.estimates import Estimate
 
-__all__ = ["describe_prediction"]
+__all__ = ["describe_prediction", "describe_preference"]
 
 # Correlation of a data set's mean with the trait after finetuning, Qwen2.5-7B, of evil, sycophancy and hallucination.
 SHIFT_CORRELATIONS: dict[ScoringMethod, str] = {
@@ -65,4 +65,26 @@ def describe_prediction(
         f"The mean is {size}: finetuning on these answers should push the model {way} {trait}. How far is not "
         f"calibrated; over the paper's data sets this mean and the trait afterwards correlate by "
         f"{SHIFT_CORRELATIONS[method]} (evil, sycophancy, hallucination).{beside}"
+    )
+
+
+def describe_preference(trait: str, mean: Estimate, norm: float, *, by_detector: bool = False) -> str:
+    """What the mean of preference pairs says of preference tuning on them, in words.
+
+    Args:
+        trait: Its name.
+        mean: Mean of the pairs' scores: 0 where neither answer is preferred for the trait.
+        norm: What the trait adds to a reading on average: ‖v‖, or the detector's mean difference.
+        by_detector: Whether detectors scored.
+    """
+    if mean.value is None or mean.low is None or mean.high is None:
+        return "Too few prompts for an interval, so nothing is predicted."
+    unit = "the detector's mean difference" if by_detector else "‖v‖"
+    size = f"{mean.value / norm:+.1%} of {unit} [{mean.low / norm:+.1%}, {mean.high / norm:+.1%}]"
+    if mean.low <= 0 <= mean.high:
+        return f"The mean is {size}, which leaves its sign open: no push either way is predicted."
+    way = "towards" if mean.value > 0 else "away from"
+    return (
+        f"The mean is {size}: preference tuning on these pairs should push the model {way} {trait}. How far is not "
+        "calibrated: it depends on the model, the loss and the steps."
     )

@@ -31,6 +31,16 @@ class AnswerExample(FrozenModel):
     )
     own: str | None = Field(None, description="The model's own answer y′, where the method made one.")
     judged: float | None = Field(None, description="The judge's trait score, 0–100, where it was asked.")
+    rejected: tuple[tuple[str, float], ...] = Field(
+        (),
+        exclude_if=lambda pieces: not pieces,
+        description="The other answer's tokens, where this is one of a preference pair.",
+    )
+    readings: tuple[float, float] | None = Field(
+        None,
+        exclude_if=lambda pair: pair is None,
+        description="Readings of both answers, where this is one of a preference pair.",
+    )
 
 
 class LengthDecile(FrozenModel):
@@ -112,7 +122,7 @@ class ScreeningSummary(FrozenModel):
     part: AnswerPart = Field(
         "reply", exclude_if=lambda part: part == "reply", description="Which part of the answers was scored."
     )
-    method: Literal["difference", "prompt", "raw"]
+    method: Literal["difference", "prompt", "raw", "preference"]
     rows: int = Field(description="Rows of the data, good and bad.")
     units: int
     rejected: dict[str, int] = Field(description="Rows left out, by reason.")

@@ -11,7 +11,7 @@ from poise.workflows.generation import check_steering, generate, read_steering, 
 from poise.workflows.monitoring import calibrate_vectors, read_data
 from poise.workflows.previews import preview_data, preview_training
 from poise.workflows.relations import VectorRelation, relate_vectors
-from poise.workflows.screening import estimate_screening, screen_files
+from poise.workflows.screening import estimate_screening, screen_files, screen_preference_files
 from poise.workflows.shift_measurement import measure_shift_files
 from poise.workflows.sources import ModelSource
 from poise.workflows.validation import ValidatedVector, validate_vector
@@ -36,6 +36,7 @@ __all__ = [
     "read_steering",
     "relate_vectors",
     "screen_files",
+    "screen_preference_files",
     "steer_by",
     "train_and_measure",
     "validate_vector",

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from poise.data import Conversation, DataSet
+from poise.data.preference_data import PreferenceData
 from poise.errors import UserError
+from poise.model.pair_preview import PairPreviews, preview_preference_pairs
 from poise.model.preview import DataPreview, RowUse, show_rows
 from poise.model.tokenizing import ModelTokenizer, load_tokenizer
 from poise.train import TrainConfig
 from poise.train.examples import open_training_data, with_system_prompt
 
-__all__ = ["preview_data", "preview_training"]
+__all__ = ["preview_data", "preview_pairs", "preview_training"]
 
 
 def preview_data(
@@ -36,19 +38,28 @@ def preview_data(
         max_new_tokens: Room that a prompt must leave for the model's own answer, or what that is in a given window.
         prepare: What is done to conversations before they are learnt.
     """
-    texts: ModelTokenizer | None = None
-    notes: tuple[str, ...] = ("The texts are shown without a chat template, as no model was named.",)
-    if model is not None:
-        try:
-            texts = load_tokenizer(model)
-            notes = ()
-        except UserError as error:
-            notes = (f"The texts are shown without a chat template and tokens: {error}",)
+    texts, notes = _open_tokenizer(model)
     if texts is not None and use == "answer":
         room = max_new_tokens(texts.window) if callable(max_new_tokens) else max_new_tokens
         longest = texts.window - room
     preview = show_rows(data, texts, n, use=use, longest=longest, prepare=prepare)
     return replace(preview, notes=(*notes, *preview.notes))
+
+
+def preview_pairs(data: PreferenceData, model: str | None, n: int) -> PairPreviews:
+    """The first preference pairs as a screening would score them; ``model`` as in ``preview_data``."""
+    texts, notes = _open_tokenizer(model)
+    return replace(preview_preference_pairs(data, texts, n), notes=notes)
+
+
+def _open_tokenizer(model: str | None) -> tuple[ModelTokenizer | None, tuple[str, ...]]:
+    """A model's tokenizer where it is at hand, and a word where it is not."""
+    if model is None:
+        return None, ("The texts are shown without a chat template, as no model was named.",)
+    try:
+        return load_tokenizer(model), ()
+    except UserError as error:
+        return None, (f"The texts are shown without a chat template and tokens: {error}",)
 
 
 def preview_training(config: TrainConfig, n: int) -> DataPreview:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from poise import report
 from poise.data import DataSet
+from poise.data.preference_data import PreferenceData
 from poise.screen import pipeline as screening
 from poise.screen.compare_methods import MethodComparison, compare_methods
+from poise.screen.preference import PreferenceSettings, check_preferences, screen_preference_data
 from poise.screen.scoring import ScreenSettings
 from poise.screen.summary import ScreeningSummary
 from poise.workflows.sources import ModelSource, load_checked, open_vectors
 
-__all__ = ["estimate_screening", "screen_files"]
+__all__ = ["estimate_screening", "screen_files", "screen_preference_files"]
 
 
 def screen_files(
@@ -42,6 +44,34 @@ def screen_files(
     screening.check_screening(data, opened, out, plan, normal=normal, inputs=paths, force=force)
     loaded = load_checked(opened, model, allow_other_model=allow_other_model)
     summary = screening.screen_data(data, loaded, opened, out, plan, normal=normal, name=name, force=force)
+    write_screening(summary, out / "report.html")
+    return summary
+
+
+def screen_preference_files(
+    data: PreferenceData,
+    paths: Sequence[Path],
+    model: ModelSource,
+    out: Path,
+    plan: PreferenceSettings,
+    *,
+    normal: PreferenceData | None = None,
+    name: str = "",
+    projection: bool = False,
+    allow_other_model: bool = False,
+    force: bool = False,
+) -> ScreeningSummary:
+    """Screen preference pairs by the vectors at ``paths`` into the folder ``out``, with ``report.html``; resumes.
+
+    The arguments are those of ``screen_files``.
+    """
+    report.check_extra()
+    from poise.report.screening import write_screening
+
+    opened = open_vectors(paths, projection=projection)
+    check_preferences(data, out, plan, normal=normal, inputs=paths, force=force)
+    loaded = load_checked(opened, model, allow_other_model=allow_other_model)
+    summary = screen_preference_data(data, loaded, opened, out, plan, normal=normal, name=name, force=force)
     write_screening(summary, out / "report.html")
     return summary
 
