@@ -16,7 +16,7 @@ from poise.model import load_model
 from poise.trait import library
 
 pytestmark = pytest.mark.slow
-PAGES = ("steering", "vectors", "monitoring", "screening", "detectors")
+PAGES = ("steering", "vectors", "monitoring", "screening", "detectors", "preferences")
 BUNDLED = "smollm2-135m"
 
 
