@@ -39,7 +39,7 @@ class ShowableCommand(TyperCommand):
         """The arguments with what ``--fix`` means where it stands alone."""
         if not any(option.name == "fix" for option in self.params):
             return args
-        pairs = zip(args, [*args[1:], ""], strict=True)
+        pairs = zip(args, [*args[1:], ""], strict=False)
         return [f"{text}=own" if text == "--fix" and following not in FIXES else text for text, following in pairs]
 
 
