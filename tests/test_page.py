@@ -659,7 +659,7 @@ class TestEveryone:
             colour = {name: tab.page.evaluate(script, f"--{name}") for name in COLOURS}
             for name in ("a1", "a2", "a3", "b1", "b2", "b3"):
                 assert contrast(colour["ink"], colour[name]) >= 4.5, (scheme, name)
-            for name in ("ink", "muted", "trait", "prompt", "yes", "no", "random"):
+            for name in ("ink", "muted", "trait", "prompt", "yes", "no", "unsure", "random"):
                 assert contrast(colour[name], colour["surface"]) >= 4.5, (scheme, name)
                 assert contrast(colour[name], colour["raised"]) >= 4.5, (scheme, name)
             assert contrast(colour["on-main"], colour["trait"]) >= 4.5, scheme
@@ -732,7 +732,7 @@ class TestAgainstTheRealServer:
 
 
 COLOURS = (
-    *("ink", "muted", "trait", "prompt", "yes", "no", "random", "surface", "raised", "on-main", "edge"),
+    *("ink", "muted", "trait", "prompt", "yes", "no", "unsure", "random", "surface", "raised", "on-main", "edge"),
     *("a1", "a2", "a3", "b1", "b2", "b3", "a-line", "b-line"),
 )
 

@@ -21,7 +21,16 @@ from poise.report import wording as words
 from poise.statistics.estimates import Estimate
 from poise.trait import ExemplarPair, OwnTrait
 from poise.trait.library import load_trait
-from poise.validate.certificate import Certificate, JudgeFacts, Point, Prompting, RandomControl, Sample, Spread
+from poise.validate.certificate import (
+    Certificate,
+    JudgeFacts,
+    Point,
+    Prompting,
+    RandomControl,
+    RandomSearch,
+    Sample,
+    Spread,
+)
 from poise.vector import Header, ModelId, PersonaVector
 
 NONE = Estimate(value=None, low=None, high=None, n=0)
@@ -336,6 +345,28 @@ def test_verdict_is_a_word_and_a_sign_and_the_headline_is_there(good: str, bad: 
     assert "✕ not induced" in Page(bad).words
     assert report.headline(induced()).removeprefix("induced: at") in Page(good).words
     assert all(reason in Page(bad).words for reason in not_induced().reasons)
+
+
+def test_an_indicative_verdict_has_a_sign_and_a_colour_of_its_own() -> None:
+    why = "this is a first look: no random direction was given the vector's freedom to choose layer and dose"
+    thin = induced(verdict="indicative", reasons=(why,))
+    page = Page(report.html(vector(), thin))
+    assert "○ indicative" in page.words
+    assert "No verdict yet, because:" in page.words
+    assert why in page.words
+    assert "too thin for a verdict" in page.words
+    assert any(attrs.get("class") == "verdict indicative" for attrs in page.all("p"))
+    assert report.headline(thin).startswith(f"indicative: {why}. At layer 10")
+
+
+def test_random_directions_that_chose_for_themselves_are_in_the_table_of_controls() -> None:
+    search = RandomSearch(rises=(1.0, 12.3, None), layers=(1, 2, 3), doses=(0.2,) * 3, highest=12.3, as_high=0, p=0.25)
+    searched = induced(random=induced().random.model_copy(update={"search": search}))
+    assert (
+        "3 random directions; the highest rose by 12.3, 0 as far as the vector (p = 0.250)"
+        in Page(report.html(vector(), searched)).words
+    )
+    assert "layer and dose of their own" not in Page(report.html(vector(), induced())).words
 
 
 def test_sections_come_in_their_order(good: str) -> None:
