@@ -19,6 +19,7 @@ __all__ = [
     "ExemplarsOption",
     "Force",
     "Json",
+    "JudgeBudget",
     "JudgeOption",
     "LayerOption",
     "MaxNewTokens",
@@ -29,6 +30,7 @@ __all__ = [
     "ProjectionOption",
     "QuestionsOption",
     "Rollouts",
+    "SecondJudge",
     "Seed",
     "ShowOption",
     "SplitQuestions",
@@ -194,3 +196,21 @@ BatchOption = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write over existing files, whatever they hold, and over inputs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
+SecondJudge = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="J",
+        help="A second opinion on flagged answers and on as many others: exemplars, model:NAME or endpoint:NAME.",
+    ),
+]
+JudgeBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--judge-budget",
+        metavar="N",
+        min=1,
+        help="Show the judge N answers, of all traits together: the highest and, as a control, others drawn at random. "
+        "Precision and recall are estimated from them.",
+    ),
+]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["check_method", "pair_settings", "show_pairs"]
 
 
-def check_method(method: str, fix: str | None, *, judge: str | None, estimate: bool) -> None:
+def check_method(method: str, fix: str | None, *, judge: object, estimate: bool) -> None:
     """Refuse options that the method has no use for.
 
     Raises:

@@ -14,6 +14,7 @@ from poise.cli.options import (
     Dtype,
     Force,
     Json,
+    JudgeBudget,
     LayerOption,
     MaxNewTokens,
     ModelName,
@@ -21,6 +22,7 @@ from poise.cli.options import (
     OutFolder,
     PartOption,
     ProjectionOption,
+    SecondJudge,
     Seed,
     ShowOption,
     VectorsOption,
@@ -98,14 +100,6 @@ ScoreThreshold = Annotated[
     float | None,
     typer.Option("--threshold", metavar="X", help="Flag what scores above X.", rich_help_panel=_FLAGS),
 ]
-SecondJudge = Annotated[
-    str | None,
-    typer.Option(
-        "--judge",
-        metavar="J",
-        help="A second opinion on flagged answers and on as many others: exemplars, model:NAME or endpoint:NAME.",
-    ),
-]
 Fix = Annotated[
     Literal["own", "drop", "swap"] | None,
     typer.Option(
@@ -165,6 +159,7 @@ def screen_command(
     top: FlaggedCount = None,
     threshold: ScoreThreshold = None,
     judge: SecondJudge = None,
+    judge_budget: JudgeBudget = None,
     fix: Fix = None,
     estimate: EstimateOnly = False,
     sample: EstimateSample = 300,
@@ -191,7 +186,7 @@ def screen_command(
     Interrupt it when you like; the same command goes on where it stopped and ends with the same files. Another rule
     for what is flagged needs no new scoring.
     """
-    check_method(method, fix, judge=judge, estimate=estimate)
+    check_method(method, fix, judge=judge or judge_budget, estimate=estimate)
     opened, usual = _open_both(method, data, normal or [], part, shape, normal_shape)
     if show is not None:
         (show_pairs if method == "preference" else show_data)(opened, usual, model=model, n=show, as_json=as_json)
@@ -210,18 +205,24 @@ def screen_command(
             settings = pair_settings(fix=fix, **plan)
             run = partial(recipes.screen_preference_files, normal=usual, name=", ".join(data))
         else:
-            settings = _settings(method, judge, fix, max_new_tokens, batch, plan)
+            settings = _settings(method, judge, judge_budget, fix, max_new_tokens, batch, plan)
         job: Any = partial(recipes.estimate_screening, sample=sample) if estimate else run
         result = job(opened, vector, load, out, settings, **options)
     _show_result(result, out, as_json=as_json)
 
 
 def _settings(
-    method: Any, judge: str | None, fix: str | None, max_new_tokens: int, batch: int, plan: dict[str, Any]
+    method: Any,
+    judge: str | None,
+    judge_budget: int | None,
+    fix: str | None,
+    max_new_tokens: int,
+    batch: int,
+    plan: dict[str, Any],
 ) -> Any:
     from poise.screen.scoring import ScreenSettings
 
-    plan = {**plan, "max_new_tokens": max_new_tokens, "batch": batch}
+    plan = {**plan, "max_new_tokens": max_new_tokens, "batch": batch, "judge_budget": judge_budget}
     return ScreenSettings(method=method, judge=judge, fix=bool(fix), **plan)
 
 
@@ -287,6 +288,7 @@ def _summary_json(done: ScreeningSummary, out: Path) -> dict[str, Any]:
                     "mean",
                     "normal",
                     "predicts",
+                    "cascade",
                 },
             )
             for t in done.traits

@@ -9,6 +9,8 @@ scoring          what the stages share, and the scoring of a whole data set
 scores           all scores together, and their statistics
 flagging         which scores are flagged
 judge_review     a judge's opinion of flagged answers
+judge_cascade    a judge with a budget: who is drawn, what is estimated
+judged_answers   the answers that it saw, written
 replacement      flagged answers replaced by the model's own
 row_editor       an answer put into a row, in the row's own shape
 output           the files of rows and scores

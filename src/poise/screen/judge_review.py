@@ -17,11 +17,14 @@ from poise.progress import track
 from poise.screen.examples import LocatedAnswer
 from poise.screen.output import FlaggedAnswers
 from poise.screen.scores import AnswerScores
+from poise.storage.content_hash import content_key
+from poise.storage.journal import Journal
 from poise.vector import PersonaVector
 
 __all__ = ["JudgeReview", "draw_for_review", "load_judges", "review_answers"]
 
 MOST_REVIEWED = 300  # flagged answers a trait
+REVIEWED_AT_ONCE = 1000  # answers, after which what the judge said is kept
 TRAIT_PRESENT = 50  # the paper's line between a trait and none
 
 
@@ -76,13 +79,26 @@ def load_judges(spec: str, vectors: Sequence[PersonaVector], model: Model, *, ca
     return [trait_judge(spec, vector.header.trait, cache=cache, local=local) for vector in vectors]
 
 
-def review_answers(judge: Judge, trait: str, answers: Mapping[int, LocatedAnswer]) -> JudgeReview:
-    """Ask a judge about answers, given by place."""
-    order = sorted(answers)
+def review_answers(
+    judge: Judge, vector: PersonaVector, answers: Mapping[int, LocatedAnswer], journal: Journal
+) -> JudgeReview:
+    """Ask a judge about answers, given by place; what the journal has of them is not asked again."""
+    order, trait = sorted(answers), vector.name
+    keys = {
+        i: content_key(
+            judge=judge.name, trait=vector.header.trait_hash, asked=answers[i].question, answer=answers[i].turn.text
+        )
+        for i in order
+    }
+    new = [i for i in order if keys[i] not in journal]
     with track(f"Judging {trait}", total=len(order)) as advance:
-        judgements = judge([answers[i].question for i in order], [answers[i].turn.text for i in order])
-        advance(len(order))
-    scores = {i: one.score for i, one in zip(order, judgements, strict=True) if one.score is not None}
+        advance(len(order) - len(new))
+        for batch in (new[first : first + REVIEWED_AT_ONCE] for first in range(0, len(new), REVIEWED_AT_ONCE)):
+            judgements = judge([answers[i].question for i in batch], [answers[i].turn.text for i in batch])
+            scored = [(keys[i], one.score) for i, one in zip(batch, judgements, strict=True) if one.score is not None]
+            journal.append(scored)  # what could not be scored is asked again the next time
+            advance(len(batch))
+    scores: dict[int, float] = {i: journal[keys[i]] for i in order if keys[i] in journal}
     why = judge.why_unusable if isinstance(judge, ExemplarJudge) else ""
     missing = len(order) - len(scores)
     words = [f"{trait}: {why}"] if why else []

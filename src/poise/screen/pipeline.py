@@ -15,7 +15,9 @@ from poise.judge import Judge
 from poise.judge.factory import check_judge
 from poise.model import Model
 from poise.screen.examples import ExampleReader, locate_answers
+from poise.screen.judge_cascade import check_budget, describe_cascade
 from poise.screen.judge_review import JudgeReview, draw_for_review, load_judges, review_answers
+from poise.screen.judged_answers import draw_cascades, judged_places, with_cascades, write_judged
 from poise.screen.output import FlaggedAnswers, WrittenRows, check_parquet, write_screened_files
 from poise.screen.projection import check_part
 from poise.screen.replacement import AnswerReplacer
@@ -25,6 +27,7 @@ from poise.screen.summary import ScreeningSummary, TraitSummary
 from poise.screen.trait_summary import EXAMPLES_SHOWN, highest_answers, summarize_trait
 from poise.statistics.conformal import check_enough
 from poise.storage.atomic_write import saving
+from poise.storage.journal import Journal
 from poise.storage.lock import locked
 from poise.storage.output import check_output_folder
 from poise.vector import PersonaVector
@@ -40,8 +43,8 @@ __all__ = [
 
 RESULTS = (
     "scores.parquet", "clean.jsonl", "flagged.jsonl", "fixed.jsonl", "rejected_rows.jsonl", "clean.parquet",
-    "flagged.parquet", "fixed.parquet", "rejected_rows.parquet", "rejected.jsonl", "summary.json", "estimate.json",
-    "report.html",
+    "flagged.parquet", "fixed.parquet", "rejected_rows.parquet", "rejected.jsonl", "judged.jsonl", "summary.json",
+    "estimate.json", "report.html",
 )  # fmt: skip
 
 
@@ -96,14 +99,20 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
     if mender:
         mender.generate_replacements(data, scores, verdict.any_trait)
     tops = [highest_answers(s, cut.limits(scores.tokens)) for s, cut in zip(scores.scores.T, verdict.cuts, strict=True)]
-    sampled = [draw_for_review(scores, verdict, k, seed=plan.seed) for k in range(len(trait_judges))]
+    strata = draw_cascades(work, scores, verdict) if trait_judges and plan.judge_budget else []
+    sampled = [judged_places(some) for some in strata]
+    if trait_judges and not strata:
+        sampled = [draw_for_review(scores, verdict, k, seed=plan.seed) for k in range(len(trait_judges))]
     wanted = {int(scores.index[i]) for places in (*tops, *sampled) for i in places}
     earlier = earlier_row_files(out)
     written = write_screened_files(data, scores, verdict, out, replacements=mender, wanted=wanted)
-    rows = written.wanted
     reach = work.measure_reach(data, digest)
-    opinions = _review_traits(work, scores, trait_judges, sampled, rows)
+    opinions = _review_traits(work, scores, trait_judges, sampled, written.wanted)
     traits = [summarize_trait(work, k, scores, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
+    if strata:
+        traits = with_cascades(traits, verdict, strata, opinions)
+        write_judged(out / "judged.jsonl", work.names, scores, verdict, strata, opinions, written.wanted)
+    judged = ["judged.jsonl"] if strata else []
     summary = ScreeningSummary(
         data=name or ", ".join(part.name for part in data.parts),
         data_sha256=digest,
@@ -121,26 +130,27 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
         reach=tuple(reach),
         judge=trait_judges[0].name if trait_judges else None,
         judged=sum(len(one.scores) for one in opinions),
-        traits=tuple(_with_examples(work, scores, verdict, traits, tops, opinions, rows)),
-        files=("scores.parquet", *written.names, "rejected.jsonl"),
-        notes=tuple(
-            filter(
-                None,
-                [
-                    _part_note(data),
-                    *(f"{one}." for one in reach),
-                    *(one.note for one in opinions),
-                    describe_rejected(len(scores.rejected), written),
-                    mender.note(written.names[2], written.unfixed) if mender else "",
-                ],
-            )
+        traits=tuple(_with_examples(work, scores, verdict, traits, tops, opinions, written.wanted)),
+        files=("scores.parquet", *written.names, "rejected.jsonl", *judged),
+        notes=_nonempty(
+            _part_note(data),
+            *(f"{one}." for one in reach),
+            *(one.note for one in opinions),
+            *(describe_cascade(t.trait, t.cascade) for t in traits if t.cascade),
+            describe_rejected(len(scores.rejected), written),
+            mender.note(written.names[2], written.unfixed) if mender else "",
         ),
     )
-    for name in set(earlier) - set(written.names):
+    for name in set(earlier) - {*written.names, *judged}:
         (out / name).unlink(missing_ok=True)
     with saving(out / "summary.json") as temporary:
         temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _nonempty(*sentences: str) -> tuple[str, ...]:
+    """Those that there are."""
+    return tuple(filter(None, sentences))
 
 
 def _part_note(data: DataSet) -> str:
@@ -173,6 +183,7 @@ def check_screening(
     check_output_folder(
         out, RESULTS, job="screen", run_folder=out / ".run", marks=(".run",), inputs=inputs, force=force
     )
+    check_budget(plan.judge_budget, plan.judge, len(vectors))
     if plan.judge:
         check_judge(plan.judge, *(vector.header.trait for vector in vectors))
     if plan.fix:
@@ -254,10 +265,11 @@ def _review_traits(
     """The judge's, a trait each; empty ones where nobody is asked."""
     if not trait_judges:
         return [JudgeReview()] * len(work.names)
+    journal = Journal(work.folder / "judged.jsonl" if work.plan.judge_budget else None)
     taken = locate_answers(work.model, scores, (i for places in sampled for i in places), rows)
     return [
-        review_answers(judge, trait, {i: taken[i] for i in places})
-        for judge, trait, places in zip(trait_judges, work.names, sampled, strict=True)
+        review_answers(judge, vector, {i: taken[i] for i in places}, journal)
+        for judge, vector, places in zip(trait_judges, work.vectors, sampled, strict=True)
     ]
 
 

@@ -31,7 +31,7 @@ from poise.storage.atomic_write import saving
 from poise.storage.content_hash import content_key
 from poise.vector import PersonaVector
 
-__all__ = ["ScreenSettings", "ScreeningEngine", "ScreeningRun"]
+__all__ = ["FlaggingRule", "ScreenSettings", "ScreeningEngine", "ScreeningRun"]
 
 ScreeningEngine = Literal["local", "ray"]
 USABLE_ROW = Conversation(
@@ -48,6 +48,8 @@ class ScreenSettings:
         rule: What is flagged.
         layer: For all vectors; default, each one's own.
         judge: Who gives a second opinion, as ``poise.judge.factory`` takes it; ``None`` for nobody.
+        judge_budget: Most answers that the judge sees, of all traits together, half of them the highest and half drawn
+            from the others, so that precision and recall are estimated; ``None`` for flagged ones and as many others.
         fix: Whether flagged answers are replaced.
         max_new_tokens: Longest answer of the model's own.
         batch: Most answers generated at once.
@@ -60,6 +62,7 @@ class ScreenSettings:
     rule: FlaggingRule = field(default_factory=FlaggingRule)
     layer: int | None = None
     judge: str | None = None
+    judge_budget: int | None = None
     fix: bool = False
     max_new_tokens: int = 256
     batch: int = 32

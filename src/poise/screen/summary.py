@@ -66,6 +66,33 @@ class LengthBand(FrozenModel):
     flagged: int
 
 
+class JudgedStratum(FrozenModel):
+    """Answers of like standing in the ranking, and what the judge says of those that it saw."""
+
+    name: Literal["top", "flagged", "unflagged"] = Field(
+        description="top: the highest answers, all seen. flagged, unflagged: the others, of which some are drawn."
+    )
+    answers: int
+    asked: int = Field(description="Answers that the judge was asked about.")
+    scored: int = Field(description="Those of them that it could score.")
+    present: int = Field(description="Those of them in which it finds the trait: a score of 50 or more.")
+
+
+class JudgedCascade(FrozenModel):
+    """What a flagged set finds and misses, estimated from the answers that a judge saw; intervals are 95 %."""
+
+    strata: tuple[JudgedStratum, ...]
+    asked: int = Field(description="Answers that the judge was asked about.")
+    present: Estimate = Field(description="Answers of the data in which the judge would find the trait.")
+    flagged: int = Field(description="Answers that the projection flags.")
+    flagged_precision: Estimate = Field(description="Share of them in which the judge would find the trait.")
+    flagged_recall: Estimate = Field(description="Share of all such answers that the projection flags.")
+    union: int = Field(description="Flagged answers, and those besides in which the judge found the trait.")
+    union_precision: Estimate
+    union_recall: Estimate
+    method: str = Field(description="How it was estimated.")
+
+
 class TraitSummary(FrozenModel):
     """One trait over the whole data."""
 
@@ -95,6 +122,9 @@ class TraitSummary(FrozenModel):
     top: tuple[AnswerExample, ...] = Field(description="The highest above their threshold.")
     passed_by_judge: tuple[AnswerExample, ...] = Field((), description="Flagged by projection, low for the judge.")
     seen_by_judge_only: tuple[AnswerExample, ...] = Field((), description="High for the judge, not flagged.")
+    cascade: JudgedCascade | None = Field(
+        None, exclude_if=lambda cascade: cascade is None, description="Estimates, where the judge had a budget."
+    )
 
 
 class PromisedRate(FrozenModel):
