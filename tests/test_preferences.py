@@ -188,6 +188,61 @@ class TestReading:
         assert len(every) == data.count() == 6
 
 
+def labelled(prompt: str, text: str, good: object, **more: Any) -> Row:
+    return {"prompt": prompt, "completion": text, "label": good, **more}
+
+
+class TestLabelledAnswers:
+    ROWS = (
+        labelled("P", "good", True, score=3, source="s"),
+        labelled("Q", "lonely", True),
+        labelled("P", "better", True),
+        labelled("P", "bad", False, score=1, source="s"),
+        labelled("P", "worse", False),
+    )
+
+    def test_of_one_prompt_are_joined_in_order_and_the_others_are_kept(self, tmp_path: Path) -> None:
+        first, lonely, second = open_preferences(written(tmp_path / "a.jsonl", self.ROWS))
+        assert isinstance(first, PreferencePair)
+        assert first.raw == {
+            "prompt": "P", "score_chosen": 3, "score_rejected": 1, "source": "s", "chosen": "good", "rejected": "bad",
+        }  # fmt: skip
+        assert isinstance(second, PreferencePair)
+        assert (second.content.chosen[0]["content"], second.content.rejected[0]["content"]) == ("better", "worse")
+        assert isinstance(lonely, RejectedRow)
+        assert (lonely.reason, lonely.line) == ("no partner: there is no bad answer to its prompt", 2)
+        assert json.loads(lonely.raw if isinstance(lonely.raw, bytes) else b"") == self.ROWS[1]
+
+    @pytest.mark.parametrize(("good", "bad"), [(1, 0), ("yes", "no"), ("desirable", "undesirable"), ("1.0", "-1.0")])
+    def test_may_be_labelled_in_any_words(self, tmp_path: Path, good: object, bad: object) -> None:
+        (pair,) = open_preferences(
+            written(tmp_path / "a.jsonl", [labelled("P", "worse", bad), labelled("P", "better", good)])
+        )
+        assert isinstance(pair, PreferencePair)
+        assert pair.content.chosen[0]["content"] == "better"
+
+    def test_may_be_chats(self, tmp_path: Path) -> None:
+        rows = [{"messages": [user("P"), assistant(text)], "label": text == "C"} for text in ("R", "C")]
+        (pair,) = open_preferences(written(tmp_path / "a.jsonl", rows))
+        assert isinstance(pair, PreferencePair)
+        assert [m["content"] for m in (*pair.content.prompt, *pair.content.chosen)] == ["P", "C"]
+
+    def test_under_another_system_prompt_are_no_pair(self, tmp_path: Path) -> None:
+        rows = [labelled("P", "good", True, system="S"), labelled("P", "bad", False, system="T")]
+        with pytest.raises(InvalidData, match="label says which are good, and no prompt has a good and a bad one"):
+            open_preferences(written(tmp_path / "a.jsonl", rows))
+
+    def test_are_written_as_pairs_and_lonely_ones_as_they_came(
+        self, model: Model, two: list[PersonaVector], tmp_path: Path
+    ) -> None:
+        path = written(tmp_path / "a.jsonl", self.ROWS)
+        done = screened(open_preferences(path), model, two, tmp_path / "out", broken=0.5, fix="swap")
+        assert (done.rows, done.units, done.rejected) == (3, 2, {"no partner": 1})
+        lines = [(tmp_path / "out" / f"{stem}.jsonl").read_text() for stem in ("clean", "flagged", "rejected_rows")]
+        assert sorted(json.loads(line)["chosen"] for line in (lines[0] + lines[1]).splitlines()) == ["better", "good"]
+        assert json.loads(lines[2]) == self.ROWS[1]
+
+
 def screened(
     data: PreferenceData, model: Model, two: Sequence[PersonaVector], out: Path, **settings: Any
 ) -> ScreeningSummary:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from poise.data.dataset import DataPart, DataSet, first_rows, refuse_unfit
-from poise.data.locate import locate_sources
+from poise.data.labelled_answers import JoinedAnswers, find_label_columns
+from poise.data.locate import DataSource, locate_sources
 from poise.data.messages import AnswerPart, RejectedRow
 from poise.data.preference_rows import (
     SIDES,
@@ -19,6 +20,7 @@ from poise.data.preference_rows import (
     read_pair,
     side_messages,
 )
+from poise.data.preferences import PairColumns
 from poise.data.row_values import RowItem, RowReader, RowValue, to_columns
 from poise.data.shapes import DataShape
 from poise.errors import InvalidData, InvalidRow
@@ -138,10 +140,25 @@ class _BothAnswers:
         return chosen, rejected
 
 
+def _open_part(place: DataSource, request: PairColumns | None) -> tuple[DataPart, PreferenceShape]:
+    """One file, and how its rows become pairs: as they are, or labelled answers joined by their prompts."""
+    schema, rows = place.open_schema(), place.read
+    sample = first_rows(place.name, rows)
+    labels = find_label_columns(sample) if request is None else ()
+    if labels and (joined := JoinedAnswers(rows, labels)).has_pairs:
+        whole = DataShape("labelled answers, joined by their prompts", labels)
+        shape = detect_preference_shape(first_rows(place.name, joined))
+        return DataPart(name=place.name, paths=place.paths, read=joined, shape=whole), shape
+    shape = detect_preference_shape(sample, request)
+    return DataPart(name=place.name, paths=place.paths, read=rows, shape=shape.whole, schema=schema), shape
+
+
 def open_preferences(
     source: str | Path | Sequence[str | Path], *, shape: str = "auto", part: AnswerPart = "reply"
 ) -> PreferenceData:
     """Find files of preference pairs, and in their first rows the columns of each.
+
+    Labelled answers (KTO's) are joined into pairs where a prompt has a good and a bad one.
 
     Args:
         source: Files, folders and names, as in ``poise.data.open_data``.
@@ -161,9 +178,9 @@ def open_preferences(
     unfit: dict[str, list[str]] = {}
     for place in sources:
         try:
-            schema, rows = place.open_schema(), place.read
-            shapes.append(detect_preference_shape(first_rows(place.name, rows), request))
-            parts.append(DataPart(name=place.name, paths=place.paths, read=rows, shape=shapes[-1].whole, schema=schema))
+            part_of_file, pair_shape = _open_part(place, request)
+            parts.append(part_of_file)
+            shapes.append(pair_shape)
         except InvalidData as error:
             unfit.setdefault(str(error).removeprefix(f"{place.name}: "), []).append(place.name)
     refuse_unfit(unfit)

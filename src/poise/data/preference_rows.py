@@ -243,8 +243,8 @@ def _refusal(row: RowColumns, request: PairColumns | None) -> str:
         reason = f"{pair.chosen} and {pair.rejected} are not of one form; write both as text or both as lists of turns"
     elif seen:
         reason = (
-            f"labelled answers, one a row: {seen.columns[-1]} says which are good, and no row has two of them; join a "
-            'good and a bad answer to the same prompt into one row {"prompt", "chosen", "rejected"}'
+            f"labelled answers, one a row: {seen.columns[-1]} says which are good, and no prompt has a good and a bad "
+            'one to compare; add the other answer, or write pairs as rows {"prompt", "chosen", "rejected"}'
         )
     else:
         columns = ", ".join(f"{name} ({describe_type(value)})" for name, value in row.items())

@@ -11,7 +11,7 @@ from poise.data.columns import ANSWERS, CHATS, PROMPTS, RowColumns, as_list, fin
 from poise.data.messages import Need
 from poise.data.turn_parsing import ROLES
 
-__all__ = ["PairColumns", "Recognition", "find_pair_columns", "recognise_preference", "shape_of_answer"]
+__all__ = ["PairColumns", "Recognition", "find_pair_columns", "is_good", "recognise_preference", "shape_of_answer"]
 
 PREFERRED = (
     "chosen", "preferred", "preferred_output", "chosen_response", "response_chosen", "accepted", "chosen_messages",
@@ -28,6 +28,10 @@ VERDICTS = (
 VERDICT_WORDS = (
     "true", "false", "0", "1", "0.0", "1.0", "-1", "-1.0", "yes", "no", "good", "bad", "desirable", "undesirable",
     "chosen", "rejected", "accept", "accepted", "reject", "preferred", "dispreferred", "thumbs_up", "thumbs_down", "+1",
+)  # fmt: skip
+
+GOOD_WORDS = (
+    "true", "1", "1.0", "yes", "good", "desirable", "chosen", "accept", "accepted", "preferred", "thumbs_up", "+1",
 )  # fmt: skip
 
 
@@ -142,6 +146,11 @@ def shape_of_answer(row: RowColumns, answer: str, prompt: str | None, chat: str 
 
 def _is_answer_like(value: Any) -> bool:
     return is_text(value) or isinstance(value, Mapping) or is_chat(value)
+
+
+def is_good(verdict: Any) -> bool:
+    """Whether a verdict is in favour of its answer."""
+    return str(verdict).strip().lower() in GOOD_WORDS
 
 
 def _is_verdict(value: Any) -> bool:
