@@ -501,6 +501,7 @@ screen_preference_data(data, model, [vector.load_vector(path) for path in paths]
 """
 
 
+@pytest.mark.slow
 def test_killed_between_any_windows_it_ends_with_the_same_bytes(
     two: list[PersonaVector], folder: Path, tmp_path: Path
 ) -> None:

@@ -118,7 +118,8 @@ def _refuse_pair(row: RowColumns, preferred: str, rejected: str, shape: str) -> 
         kind="preference",
         columns=(preferred, rejected),
         refusal=f"preference data: {preferred} and {rejected} are two answers to one prompt",
-        remedy=f"to read the preferred answers alone, give the shape {shape}",
+        remedy=f"to read the preferred answers alone, give the shape {shape}; screening compares both by `method` "
+        "preference",
     )
 
 
