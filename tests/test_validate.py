@@ -26,6 +26,7 @@ from poise.steer import Steering
 from poise.validate import Certificate, ValidationRun, ValidationSettings, dose_curve
 from poise.validate.certificate import JudgeFacts
 from poise.validate.conditions import nanmean
+from poise.validate.cost import time_in_words
 from poise.validate.verdict import usable_doses
 from poise.vector import PersonaVector
 from poise.workflows import GenerationBudget, validate_vector
@@ -198,6 +199,14 @@ class TestRandomDirectionsThatChoose:
         for rises in (rng.normal(0, 6, (4000, 40)), rng.exponential(6, (4000, 40)) ** 2):
             share = (rises[:, 0] > rises[:, 1:].max(1)).mean()
             assert share == pytest.approx(0.025, abs=0.008)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(3, "less than a minute"), (240, "about 4 minutes"), (5000, "about 83 minutes"), (9e4, "about 25 hours")],
+)
+def test_time_is_said_in_the_unit_that_people_wait_in(seconds: float, words: str) -> None:
+    assert time_in_words(seconds) == words
 
 
 class TestTooThinForAVerdict:

@@ -38,7 +38,7 @@ class ValidationCost:
 
         def part(answers: int) -> str:
             line = f"{answers:,} answers, {answers * self.tokens:,} tokens at most"
-            return line if pace is None else f"{line}, {in_minutes(answers * pace)}"
+            return line if pace is None else f"{line}, {time_in_words(answers * pace)}"
 
         line = f"Validation takes {part(self.vector)}"
         if not self.searches:
@@ -47,9 +47,12 @@ class ValidationCost:
         return f"{line}; if nothing speaks against the vector, {what} take {part(self.search)} more."
 
 
-def in_minutes(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
     """A time in words."""
-    return "less than a minute" if seconds < 60 else f"about {round(seconds / 60):,} minutes"
+    if seconds < 60:
+        return "less than a minute"
+    hours = round(seconds / 3600)
+    return f"about {round(seconds / 60)} minutes" if hours < 2 else f"about {hours:,} hours"
 
 
 def validation_cost(
