@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator
@@ -195,7 +196,7 @@ def trainer_classes() -> dict[str, tuple[Any, Any, list[dict[str, Any]], dict[st
     out = {}
     for name, (modules, config, data, more) in wanted.items():
         for module in modules:
-            with contextlib.suppress(ImportError, AttributeError):
+            with contextlib.suppress(ImportError, AttributeError), no_warnings():
                 here = import_module(module)
                 out[name] = (getattr(here, name), getattr(here, config), data, more)
                 break
@@ -229,6 +230,8 @@ def trl_trainer(
         "seed": 0,
         **more,
     }
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
     arguments: dict[str, Any] = {"reward_funcs": lengths} if "num_generations" in more else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -236,7 +239,7 @@ def trl_trainer(
             model=model.lm,
             args=config(**(settings | options)),
             train_dataset=Dataset.from_list(data),
-            processing_class=model.tokenizer,
+            processing_class=tokenizer,
             callbacks=list(callbacks),
             eval_dataset=Dataset.from_list(data) if evaluated else None,
             **arguments,

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -75,14 +76,18 @@ def trainer(
         "train_sampling_strategy": "sequential",
         "average_tokens_across_devices": False,
     }
-    return Trainer(
+    arguments = {name: value for name, value in settings.items() if name in TrainingArguments.__dataclass_fields__}
+    run = Trainer(
         model=model.lm if lm is None else lm,
-        args=TrainingArguments(output_dir=str(folder), **(settings | options)),
+        args=TrainingArguments(output_dir=str(folder), **(arguments | options)),
         train_dataset=Dataset.from_list(rows(model) if data is None else data),
         processing_class=model.tokenizer,
         data_collator=collate(side),
         callbacks=list(callbacks),
     )
+    if arguments != settings:  # transformers before they had a setting for it
+        run._get_train_sampler = lambda *given: SequentialSampler(run.train_dataset)  # type: ignore[method-assign]
+    return run
 
 
 def by_hand(

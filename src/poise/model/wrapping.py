@@ -54,12 +54,13 @@ def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
         name: What artefacts record and messages call it.
 
     Raises:
-        UnsuitableModel: no decoder blocks, blocks that cannot be read or steered, or a tokenizer without character
-            offsets.
+        UnsuitableModel: no decoder blocks, blocks that cannot be read or steered, a tokenizer without character
+            offsets, or weights that are spread over processes.
     """
     check_offsets(tokenizer, name)
     check_decoder_only(lm.config, name)
     _check_adapter(lm, name)
+    _check_in_one_piece(lm, name)
     model = Model(
         name=name,
         lm=lm.eval(),
@@ -86,6 +87,24 @@ def _check_adapter(lm: Any, name: str) -> None:
                 f"{name} carries a {kind} adapter, whose learnt tokens are not part of the text that is read; use an "
                 "adapter of the weights, such as LoRA, or the base model."
             )
+
+
+def _check_in_one_piece(lm: Any, name: str) -> None:
+    """Refuse a model whose weights are spread over processes: it is recognised by them, and tried block by block.
+
+    Raises:
+        UnsuitableModel: names what spread it.
+    """
+    shards = {
+        "FSDP2": any(hasattr(weight, "full_tensor") for weight in lm.parameters()),
+        "FSDP": any(type(module).__name__ == "FullyShardedDataParallel" for module in lm.modules()),
+        "DeepSpeed ZeRO-3": any(hasattr(weight, "ds_id") and not weight.numel() for weight in lm.parameters()),
+    }
+    if way := next((way for way, spread in shards.items() if spread), None):
+        raise UnsuitableModel(
+            f"{name} is spread over processes ({way}), so that its weights are not all here to recognise it by; wrap "
+            "it before it is sharded, as docs/training.md shows for FSDP2, or use one copy a process."
+        )
 
 
 def _best_device() -> torch.device:
