@@ -1,11 +1,11 @@
-"""Which passes a vaccine steers, measured: trainer × checkpointing × precision on a tiny model, as docs/training.md shows.
+"""Which passes a vaccine steers, measured: trainer × checkpointing × precision on a tiny model; see docs/training.md.
 
     python benchmarks/vaccine_table.py [--trainers SFTTrainer ...]
 
 Two training steps at learning rate 0 each. What a block adds to its output is measured inside of it, without Poise's
-hooks (``tests/steered_passes.py``), over the length that the vaccine should have. Checkpointing wraps the block with its
-hooks, as transformers before 5.23 and Unsloth do. Each row spans the precisions of the base. Prints a table in Markdown,
-and the versions that it holds for.
+hooks (``tests/steered_passes.py``), over the length that the vaccine should have. Checkpointing wraps the block with
+its hooks, as transformers before 5.23 and Unsloth do. Each row spans the precisions of the base. Prints a table in
+Markdown, and the versions that it holds for.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ INVARIANTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One training: its block's runs in training steps, one in evaluation mode afterwards, and what was logged first."""
+    """One training: its block's runs in training steps, one in evaluation mode afterwards, and the first log line."""
 
     inside: list[BlockRun]
     after: list[BlockRun]

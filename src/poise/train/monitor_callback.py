@@ -18,7 +18,7 @@ from poise.model.hooks import around_pass, before_pass, observe
 from poise.progress import quiet
 from poise.steer.training import IGNORED, check_base
 from poise.train.training_steps import find_trainer, release_training_steps, surround_training_steps
-from poise.train.vaccine_callback import wrap_trainer_model
+from poise.train.vaccine_callback import unpacked_weights, wrap_trainer_model
 from poise.trait.library import evaluation_questions
 from poise.vector import Alarm, LayerDirection, PersonaVector
 
@@ -153,7 +153,7 @@ class PersonaMonitorCallback(TrainerCallback):
         training = lm.training
         lm.eval()
         try:
-            with quiet():
+            with quiet(), unpacked_weights(lm):
                 values = project(self._model, self._encoded, self._probes)
         finally:
             lm.train(training)

@@ -19,7 +19,7 @@ from poise.steer.training import Positions, TrainingSteering, check_bases
 from poise.train.trainer_kinds import check_arguments, check_parallelism, reference_model, steered_trainer
 from poise.train.training_steps import find_trainer, release_training_steps, surround_training_steps
 
-__all__ = ["VaccineCallback", "vaccine_steering", "wrap_trainer_model"]
+__all__ = ["VaccineCallback", "unpacked_weights", "vaccine_steering", "wrap_trainer_model"]
 
 
 class VaccineCallback(TrainerCallback):
@@ -160,7 +160,8 @@ class VaccineCallback(TrainerCallback):
         model = wrap_trainer_model(lm, tokenizer)
         check_bases(model, self.steering, allow_other_model=allow_other_model)
         learning = TrainingSteering(model, self.steering, self.positions, marked=self.marked)
-        learning.rehearse()
+        with unpacked_weights(lm):
+            learning.rehearse()
         return learning
 
     @contextlib.contextmanager
@@ -275,6 +276,25 @@ def wrap_trainer_model(lm: Any, tokenizer: Any) -> Model:
         )
     training = lm.training
     name = str(getattr(lm.config, "_name_or_path", "") or type(lm).__name__)
-    model = wrap(lm, getattr(tokenizer, "tokenizer", tokenizer), name=name)
+    with unpacked_weights(lm):
+        model = wrap(lm, getattr(tokenizer, "tokenizer", tokenizer), name=name)
     lm.train(training)
     return model
+
+
+@contextlib.contextmanager
+def unpacked_weights(lm: Any) -> Iterator[None]:
+    """Keep passes in evaluation mode inside the block from changing how a model learns afterwards.
+
+    On CPUs with AVX512-BF16 bitsandbytes packs 4-bit weights anew in the first such pass, and gradients through packed
+    weights are wrong (seen in 0.50.2: an adapter moved a tenth as far).
+    """
+    switch = "support_avx512bf16_for_cpu"
+    before = {module: vars(module)[switch] for module in lm.modules() if vars(module).get(switch)}
+    try:
+        for module in before:
+            setattr(module, switch, False)
+        yield
+    finally:
+        for module, value in before.items():
+            setattr(module, switch, value)
