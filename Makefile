@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Where PyTorch's build is taken from, if not from the package index: README.md names the index of CPU builds.
 TORCH_INDEX ?=
 
-.PHONY: setup demo test check lint types unit slow real browser docs replicate clean
+.PHONY: setup demo test check lint types unit slow real browser lowest docs replicate clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,15 @@ real: setup
 browser: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m browser
 
+# Training on the lowest versions of transformers, TRL and PEFT that are allowed, in an environment of its own; run by CI.
+LOWEST := .venv-lowest
+lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(if $(TORCH_INDEX),$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) $$(grep '^torch==' requirements-lowest.txt))
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -q -n 2 --dist loadfile -m "not slow and not real" tests/test_vaccine*.py tests/test_train.py
+
 docs: setup
 	$(BIN)/python docs/generate_cli.py
 
@@ -60,4 +69,4 @@ replicate: setup
 	$(BIN)/python -W ignore benchmarks/replicate.py --model $(MODEL) --data $(DATA) --judge $(JUDGE) --out $(REPLICATE)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache
