@@ -6,7 +6,8 @@ Each of the random directions, of the norms of the trait's own vector on SmolLM2
 vector: it chooses layer and dose on the even questions and is measured on the odd ones, beside three fixed random
 directions. Two verdicts are counted: what everything but the free random directions lets pass (until now that was
 `induced`), and what the ranks let pass as well, each direction against all the others. Some 320 answers a direction at
-the defaults, about ten thousand tokens. Finished answers are kept in the folder: a run that was stopped goes on.
+the defaults, about ten thousand tokens, two minutes of processor time: an hour and a quarter for 40. Finished answers
+are kept in the folder: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("random-directions"))
     arguments = parser.parse_args()
+    if arguments.directions < 2:
+        parser.error("--directions must be at least 2: each is ranked among the others.")
     model = load_model("smollm2-135m")
     vector = extract(exemplars(library.load_trait(arguments.trait), model), model)
     store = ResponseStore(arguments.out)
