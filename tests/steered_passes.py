@@ -165,13 +165,14 @@ def policy(precision: str = "float32") -> Model:
     return replace(base, lm=lm)
 
 
-PAIRS = [{"prompt": f"Tell of {i}: ", "chosen": "yes indeed, friend", "rejected": "no, never"} for i in range(4)]
+# Answers begin with a space, so that a prompt's tokens are the same before each of them.
+PAIRS = [{"prompt": f"Tell of {i}:", "chosen": " yes indeed, friend", "rejected": " no, never"} for i in range(4)]
 JUDGED = [
-    {"prompt": f"Tell of {i}: ", "completion": "yes indeed" if i % 2 else "no, never", "label": bool(i % 2)}
+    {"prompt": f"Tell of {i}:", "completion": " yes indeed" if i % 2 else " no, never", "label": bool(i % 2)}
     for i in range(4)
 ]
-TEXTS = [{"prompt": f"Tell of {i}: ", "completion": "yes indeed, my friend"} for i in range(4)]
-PROMPTS = [{"prompt": f"Tell of {i}: "} for i in range(4)]
+TEXTS = [{"prompt": f"Tell of {i}:", "completion": " yes indeed, my friend"} for i in range(4)]
+PROMPTS = [{"prompt": f"Tell of {i}:"} for i in range(4)]
 
 
 def lengths(completions: list[str], **columns: Any) -> list[float]:

@@ -112,7 +112,7 @@ class TestPasses:
         )
         length = ALPHA * float(vector.norms[2])
         assert record.added() == pytest.approx([length] * len(record.runs), rel=0.01)
-        assert_untouched("DPOTrainer", run.state.log_history)
+        assert_untouched("DPOTrainer", run.state.log_history, within=2e-3)  # older ones log log 2 as bfloat16 has it
 
     @pytest.mark.parametrize("name", NAMES)
     def test_none_is_without_a_vaccine(self, vector: PersonaVector, tmp_path: Path, name: str) -> None:
@@ -162,12 +162,12 @@ class TestPasses:
         assert losses[0]
 
 
-def assert_untouched(name: str, log: list[dict[str, float]]) -> None:
+def assert_untouched(name: str, log: list[dict[str, float]], within: float = 1e-5) -> None:
     """Ratio 1 and divergence 0 in every line: the policy has not moved, at learning rate 0."""
     steps = [line for line in log if "loss" in line]
     assert len(steps) == 2
     if name == "DPOTrainer":
-        assert [line["loss"] for line in steps] == pytest.approx([math.log(2)] * 2, abs=1e-5)
+        assert [line["loss"] for line in steps] == pytest.approx([math.log(2)] * 2, abs=within)
         assert [line["rewards/chosen"] for line in steps] == pytest.approx([0, 0], abs=1e-5)
         assert [line["rewards/margins"] for line in steps] == pytest.approx([0, 0], abs=1e-5)
     elif name == "KTOTrainer":
