@@ -622,7 +622,7 @@ class TestWhatGoesWrong:
             "line 5: lora.alfa is an unknown setting, did you mean alpha?",
             "line 6: lora.r is 0; it must be at least 1",
             "line 7: batch is 'many'; it must be a number (a whole one where things are counted)",
-            "line 8: epochs is inf; it must be a number (a whole one where things are counted)",
+            "line 8: epochs is inf; it must be a finite number",
             "line 9: learning_rates is an unknown setting, did you mean learning_rate?",
             "line 10: schedule is 'fast'; it must be 'linear', 'constant' or 'cosine'",
             "line 11: watch.stop is 'perhaps'; it must be true or false",

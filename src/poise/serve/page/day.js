@@ -8,6 +8,7 @@ import { count, extent, figure, known, number, shareOf } from "./words.js";
 
 const SIZES = { wide: 880, narrow: 350 };
 const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [180, 44, 8, 12, 42];
+const FEW = 10; // readings of a bucket whose interval sets the scale
 const BUCKETS = { 1: 2, 6: 10, 24: 30, 168: 240 }; // hours to minutes
 
 /** Ask the server and show what it says. */
@@ -77,9 +78,13 @@ function drawing(found, hours, words, size, width) {
   const [end, bucket] = [Date.now(), BUCKETS[hours] * 60e3];
   const begin = end - hours * 3600e3;
   const x = (time) => LEFT + Math.max(0, Math.min(1, (time - begin) / (end - begin))) * (width - LEFT - RIGHT);
-  const values = found.flatMap(({ mean, low, high, peak_p95: peak }) => [mean, low, high, peak]).filter(known);
+  // An interval of a few readings is many times as wide as they are: it is cut at the edge and sets no scale.
+  const values = found
+    .flatMap(({ n, mean, low, high, peak_p95: peak }) => [mean, peak, ...(n < FEW ? [] : [low, high])])
+    .filter(known);
   const [least, most] = extent(values);
-  const y = (value) => TOP + ((most - value) / (most - least || 1)) * (HEIGHT - TOP - BOTTOM);
+  const y = (value) =>
+    TOP + ((most - Math.max(least, Math.min(most, value))) / (most - least || 1)) * (HEIGHT - TOP - BOTTOM);
   const times = (size === "wide" ? [0, 0.25, 0.5, 0.75] : [0, 0.5]).map((share) => begin + share * (end - begin));
   const parts = [
     ...[least, (least + most) / 2, most].flatMap((value) => [
