@@ -89,3 +89,35 @@ class TestFineTunesOverSeeds:
         rows = [self.row("plain", 0, [10.0, 30.0], 1.0), self.row("one layer α=1", 0, [0.0, 8.0], 1.2)]
         assert "| one layer α=1 | 1 | +4.0 [" in shown.vaccine_table(rows)
         assert "| -16.0 [" in shown.benign_table(rows)
+
+
+class TestPreferenceShift:
+    @pytest.fixture
+    def shifts(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+        monkeypatch.syspath_prepend(str(FOLDER))
+        import preference_shift
+
+        return preference_shift
+
+    def test_flagged_pairs_are_dropped_or_swapped_and_as_many_at_random(self, shifts: ModuleType) -> None:
+        pairs = [shifts.pair(f"Q{i}", f"C{i}", f"R{i}") for i in range(8)]
+        flagged = [i in (1, 4, 6) for i in range(8)]
+        assert shifts.varied(pairs, flagged, "plain", 0) == pairs
+        assert shifts.varied(pairs, flagged, "drop", 0) == [pairs[i] for i in (0, 2, 3, 5, 7)]
+        swapped = shifts.varied(pairs, flagged, "swap", 0)
+        assert [new["chosen"] == old["rejected"] for new, old in zip(swapped, pairs, strict=True)] == flagged
+        assert len(shifts.varied(pairs, flagged, "random drop", 0)) == 5
+        random = shifts.varied(pairs, flagged, "random swap", 0)
+        assert sum(new != old for new, old in zip(random, pairs, strict=True)) == 3
+
+    def test_correlations_have_fishers_interval(self, shifts: ModuleType) -> None:
+        assert shifts.correlation([1, 2, 3, 4, 5], [1, 3, 2, 5, 4]) == "0.80 [-0.28, 0.99], n = 5"
+        assert shifts.correlation([1, 2], [1, 2]) == "– (n = 2)"
+
+    def test_pairs_of_a_trait_are_none_that_its_vector_is_made_of(self, shifts: ModuleType) -> None:
+        from poise.trait import library
+
+        pairs = shifts.exemplar_pairs("impolite")
+        seen = {one.question for one in library.load_trait("impolite").extraction_pairs}
+        assert len(pairs) > 40
+        assert not {one["prompt"][0]["content"] for one in pairs} & seen

@@ -24,6 +24,7 @@ from poise.cli import app
 from poise.data import RejectedRow
 from poise.data.preference_data import PreferenceData, open_preferences
 from poise.data.preference_rows import PreferencePair, detect_preference_shape, parse_preference_request, read_pair
+from poise.detector import DetectorSettings, fit_detector
 from poise.errors import InvalidArgument, InvalidData, InvalidRow, TooFewResponses
 from poise.model import Model
 from poise.model.chat_template import ask
@@ -32,6 +33,7 @@ from poise.screen.flagging import FlaggingRule
 from poise.screen.pair_swap import swap_answers
 from poise.screen.preference import PreferenceSettings, screen_preference_data
 from poise.screen.summary import ScreeningSummary
+from poise.trait import ExemplarPair
 from poise.vector import PersonaVector
 from screening import WORDS, files, states, written
 
@@ -317,6 +319,27 @@ class TestScores:
         line = table(tmp_path / "out")[0]
         assert line["chosen_tokens"] == len(tokens)
         assert line["grumpy_chosen"] == pytest.approx(sum(tokens) / len(tokens), abs=1e-4)
+
+    def test_are_read_by_a_vectors_detector_where_it_has_one(
+        self, model: Model, two: list[PersonaVector], tmp_path: Path
+    ) -> None:
+        exemplars = [
+            ExemplarPair.model_validate({"question": f"Is it {i}?", "with": f"{i}, you fool!", "without": f"{i}."})
+            for i in range(24)
+        ]
+        detected = fit_detector(two[0], model, pairs=exemplars, settings=DetectorSettings(layers=(2,)))
+        data = open_preferences(written(tmp_path / "a.jsonl", pair_rows(4)))
+        done = screened(data, model, [detected], tmp_path / "out")
+        place = detected.at("read")
+        assert place.detector
+        assert done.traits[0].detector == place.detector.facts.kind
+        assert "the detector's mean difference" in done.traits[0].predicts
+        row, line = pair_rows(4)[0], table(tmp_path / "out")[0]
+        text = model.encode(ask(row["prompt"]), row["chosen"])
+        hidden = states(model, text.ids, 2)[text.start : text.end]
+        assert line["grumpy_chosen"] == pytest.approx(float((hidden @ place.probe.direction).mean()), abs=1e-4)
+        plain = screened(data, model, [detected.without_detector()], tmp_path / "plain")
+        assert plain.traits[0].detector == ""
 
     def test_means_have_their_interval_over_prompts(
         self, model: Model, two: list[PersonaVector], tmp_path: Path

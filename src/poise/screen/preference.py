@@ -158,13 +158,15 @@ def _run_preferences(
     ]
     wanted = {int(scores.index[at]) for places in tops for at in places}
     earlier = earlier_row_files(out)
+    digest = data.source.digest()
+    reach = work.measure_reach(data.conversations(), digest)
     written, rows = write_pair_files(data, pairs, verdict, out, fix=plan.fix, wanted=wanted)
     places = [[(at, bool(flagged[k][at])) for at in some] for k, some in enumerate(tops)]
     shown = read_pair_examples(work.model, pairs, work.probes, places, rows)
     traits = [_summarize(work, k, pairs, usual, verdict) for k in range(len(cuts))]
     summary = ScreeningSummary(
         data=name or ", ".join(part.name for part in data.source.parts),
-        data_sha256=data.source.digest(),
+        data_sha256=digest,
         model=work.model.name,
         part=data.answer_part,
         method="preference",
@@ -176,9 +178,10 @@ def _run_preferences(
         cut=int(scores.cut.sum()),
         flagged_rows=int(verdict.any_trait.sum()),
         rate=plan.rule.promise(cuts, usual.scores if usual else None),
+        reach=tuple(reach),
         traits=tuple(t.model_copy(update={"top": some}) for t, some in zip(traits, shown, strict=True)),
         files=("scores.parquet", *written.names, "rejected.jsonl"),
-        notes=tuple(filter(None, _pair_notes(plan, survey, verdict, written))),
+        notes=(*(f"{one}." for one in reach), *filter(None, _pair_notes(plan, survey, verdict, written))),
     )
     for stale in set(earlier) - set(written.names):
         (out / stale).unlink(missing_ok=True)
