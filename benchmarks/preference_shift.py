@@ -17,9 +17,9 @@ interval; sets are few, and the traits' sets are what the traits are about.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
+import sys
 import tempfile
 import time
 import warnings
@@ -38,7 +38,7 @@ from poise.model import Model, load_model, wrap
 from poise.screen.flagging import FlaggingRule
 from poise.screen.preference import PreferenceSettings, screen_preference_data
 from poise.shift import ShiftSettings, shift
-from poise.statistics.estimates import Estimate, pearson
+from poise.statistics.estimates import Estimate, mean_estimate, pearson
 from poise.storage.atomic_write import saving
 from poise.storage.content_hash import content_key
 from poise.trait import library
@@ -147,34 +147,39 @@ def longest(model: Model, one: Pair) -> int:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-def predict(pairs: Sequence[Pair], model: Model, vectors: Sequence[PersonaVector], top: int) -> dict[str, Any]:
-    """Means by trait in parts of ‖v‖, and which pairs are among the ``top`` highest of the first trait."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pairs.jsonl"
-        path.write_text("".join(json.dumps(one) + "\n" for one in pairs), encoding="utf-8")
-        plan = PreferenceSettings(rule=FlaggingRule(top=top))
-        summary = screen_preference_data(open_preferences(path), model, vectors, Path(folder) / "out", plan)
-        import pyarrow.parquet as pq
+def predict(
+    pairs: Sequence[Pair], model: Model, vectors: Sequence[PersonaVector], kept: Path
+) -> dict[str, list[float]]:
+    """Scores of the pairs by trait in parts of ‖v‖, as ``poise screen --method preference`` gives them; kept."""
+    import pyarrow.parquet as pq
 
-        table = pq.read_table(Path(folder) / "out" / "scores.parquet")
-    means = {trait.trait: scaled(trait.mean, trait.norm) for trait in summary.traits}
-    return {"means": means, "flagged": table.column(f"{vectors[0].name}_flagged").to_pylist()}
+    kept.mkdir(parents=True, exist_ok=True)
+    path = kept / "pairs.jsonl"
+    with saving(path) as temporary:
+        temporary.write_text("".join(json.dumps(one) + "\n" for one in pairs), encoding="utf-8")
+    plan = PreferenceSettings(rule=FlaggingRule(top=1))
+    summary = screen_preference_data(open_preferences(path), model, vectors, kept / "screened", plan)
+    table = pq.read_table(kept / "screened" / "scores.parquet")
+    columns = {trait.trait: (table.column(f"{trait.trait}_score").to_pylist(), trait.norm) for trait in summary.traits}
+    return {trait: [score / norm for score in scores] for trait, (scores, norm) in columns.items()}
 
 
 def scaled(of: Estimate, norm: float) -> list[float | None]:
     return [None if x is None else x / norm for x in (of.value, of.low, of.high)]
 
 
-def varied(pairs: Sequence[Pair], flagged: Sequence[bool], variant: str, seed: int) -> list[Pair]:
-    """The pairs with the flagged ones, or as many at random, dropped or swapped."""
-    if variant == "plain":
-        return list(pairs)
-    chosen = np.array(flagged)
+def signs(scores: Sequence[float], variant: str, seed: int) -> list[int]:
+    """What becomes of each pair: 1 as it is, −1 swapped, 0 dropped; the higher half, or as many at random."""
+    flagged = np.zeros(len(scores), bool)
+    flagged[np.argsort(-np.array(scores), kind="stable")[: len(scores) // 2]] = variant != "plain"
     if variant.startswith("random"):
-        chosen = np.random.default_rng(seed + 2).permutation(chosen)
-    if variant.endswith("drop"):
-        return [one for one, out in zip(pairs, chosen, strict=True) if not out]
-    return [turned([one])[0] if out else one for one, out in zip(pairs, chosen, strict=True)]
+        flagged = np.random.default_rng(seed + 2).permutation(flagged)
+    return np.where(flagged, 0 if variant.endswith("drop") else -1, 1).tolist()
+
+
+def varied(pairs: Sequence[Pair], kinds: Sequence[int]) -> list[Pair]:
+    """The pairs that are learnt."""
+    return [one if kind > 0 else turned([one])[0] for one, kind in zip(pairs, kinds, strict=True) if kind]
 
 
 def learn(pairs: Sequence[Pair], plan: Plan, folder: Path) -> Model:
@@ -238,7 +243,6 @@ def finish(
 ) -> dict[str, Any]:
     """One set under one variant, from what is kept or anew."""
     about = name.removeprefix("mixed ").removeprefix("not ")
-    ordered = sorted(vectors, key=lambda vector: vector.name != about)
     pairs = drawn(name, sets, plan, base)
     key = content_key(plan=str(plan), variant=variant, pairs=pairs)[:16]
     path = out / f"{name}, {variant} {key}.json".replace(" ", "-")
@@ -246,12 +250,17 @@ def finish(
         kept: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return kept
     began = time.perf_counter()
-    before = predict(pairs, base, ordered, len(pairs) // 2)
-    learnt = varied(pairs, before["flagged"], variant, plan.seed)
-    means = predict(learnt, base, ordered, len(learnt) // 2)["means"]
+    scores = predict(pairs, base, vectors, out / "sets" / f"{name} {content_key(pairs=pairs)[:16]}".replace(" ", "-"))
+    kinds = signs(scores.get(about, [0.0] * len(pairs)), variant, plan.seed)
+    means = {
+        trait: mean_estimate([kind * score for kind, score in zip(kinds, column, strict=True) if kind])
+        for trait, column in scores.items()
+    }
+    learnt = varied(pairs, kinds)
     with tempfile.TemporaryDirectory() as folder:
         tuned = learn(learnt, plan, Path(folder))
-    result = {"set": name, "variant": variant, "trait": about, "pairs": len(learnt), "means": means}
+    result = {"set": name, "variant": variant, "trait": about, "pairs": len(learnt)}
+    result |= {"means": {trait: scaled(mean, 1.0) for trait, mean in means.items()}}
     result |= measure(tuned, base, vectors, plan, out / "shift") | {"seconds": time.perf_counter() - began}
     with saving(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -339,7 +348,7 @@ def main() -> None:
         "seed": 0,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--beta", type=float, default=0.1)
     options = vars(parser.parse_args())
     data, out = options.pop("data"), options.pop("out")
@@ -353,8 +362,7 @@ def main() -> None:
     for name in wanted.split(",") if wanted else sets:
         for variant in variants if name.startswith("mixed") else ["plain"]:
             results.append(finish(name, variant, sets, base, vectors, plan, out))
-            with contextlib.suppress(OSError):
-                print(f"<!-- {name}, {variant}: {results[-1]['seconds']:.0f} s -->", flush=True)
+            print(f"{name}, {variant}: {results[-1]['seconds']:.0f} s", file=sys.stderr, flush=True)
     print_page(results, plan)
 
 

@@ -101,14 +101,18 @@ class TestPreferenceShift:
 
     def test_flagged_pairs_are_dropped_or_swapped_and_as_many_at_random(self, shifts: ModuleType) -> None:
         pairs = [shifts.pair(f"Q{i}", f"C{i}", f"R{i}") for i in range(8)]
-        flagged = [i in (1, 4, 6) for i in range(8)]
-        assert shifts.varied(pairs, flagged, "plain", 0) == pairs
-        assert shifts.varied(pairs, flagged, "drop", 0) == [pairs[i] for i in (0, 2, 3, 5, 7)]
-        swapped = shifts.varied(pairs, flagged, "swap", 0)
-        assert [new["chosen"] == old["rejected"] for new, old in zip(swapped, pairs, strict=True)] == flagged
-        assert len(shifts.varied(pairs, flagged, "random drop", 0)) == 5
-        random = shifts.varied(pairs, flagged, "random swap", 0)
-        assert sum(new != old for new, old in zip(random, pairs, strict=True)) == 3
+        scores = [0.0, 3.0, -1.0, 0.5, 2.0, -2.0, 1.0, 0.9]  # 1, 4, 6 and 7 are the higher half
+
+        def learnt(variant: str) -> list[dict[str, Any]]:
+            pairs_left: list[dict[str, Any]] = shifts.varied(pairs, shifts.signs(scores, variant, 0))
+            return pairs_left
+
+        assert learnt("plain") == pairs
+        assert learnt("drop") == [pairs[i] for i in (0, 2, 3, 5)]
+        swapped = [new["chosen"] == old["rejected"] for new, old in zip(learnt("swap"), pairs, strict=True)]
+        assert swapped == [i in (1, 4, 6, 7) for i in range(8)]
+        assert len(learnt("random drop")) == 4
+        assert sum(new != old for new, old in zip(learnt("random swap"), pairs, strict=True)) == 4
 
     def test_correlations_have_fishers_interval(self, shifts: ModuleType) -> None:
         assert shifts.correlation([1, 2, 3, 4, 5], [1, 3, 2, 5, 4]) == "0.80 [-0.28, 0.99], n = 5"
