@@ -15,6 +15,7 @@ __all__ = [
     "CONTEXTS",
     "EXCHANGE_KEYS",
     "INSTRUCTIONS",
+    "NAMED_TURNS",
     "OUTPUTS",
     "PROMPTS",
     "STRONG_PROMPTS",
@@ -25,6 +26,7 @@ __all__ = [
     "chat_kind",
     "find_column",
     "is_chat",
+    "is_filled",
     "is_text",
     "last_words",
     "names_present",
@@ -37,8 +39,11 @@ RowColumns = Mapping[str, Any]
 CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "contents", "data", "turns")
 PROMPTS = ("prompt", "question", "instruction", "input", "query", "problem", "user", "human", "inputs")
 ANSWERS = ("response", "answer", "completion", "output", "reply", "solution", "assistant", "targets", "target")
-INSTRUCTIONS, CONTEXTS, OUTPUTS = ("instruction",), ("input", "context"), ("output", *ANSWERS)
-SYSTEMS = ("system", "system_prompt", "system_message", "systeminstruction", "system_instruction")
+INSTRUCTIONS, CONTEXTS, OUTPUTS = ("instruction",), ("input", "inputs", "context"), ("output", *ANSWERS)
+SYSTEMS = (
+    "system", "system_prompt", "system_message", "systeminstruction", "system_instruction", "systemprompt",
+    "systemmessage",
+)  # fmt: skip
 TEXTS = ("text", "content", "body", "document")
 EXCHANGE_KEYS = (
     ("human", "assistant"),
@@ -48,7 +53,14 @@ EXCHANGE_KEYS = (
     ("prompt", "response"),
     ("instruction", "output"),
 )
+NAMED_TURNS = ("messages", "sharegpt")  # kinds of chats whose turns say who speaks
 STRONG_PROMPTS = ("prompt", "question", "instruction", "query", "problem")
+
+
+def is_filled(value: Any) -> bool:
+    """Whether a cell says anything."""
+    value = unwrap(value)
+    return bool(value.strip()) if is_text(value) else bool(value)
 
 
 def find_column(row: RowColumns, names: Sequence[str], suits: Callable[[Any], bool]) -> str | None:

@@ -6,7 +6,7 @@ recognised, and what is refused with which remedy, is said in ``recognition``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,10 @@ from poise.data.columns import (
     as_list,
     chat_kind,
     find_column,
+    is_filled,
     is_text,
     last_words,
+    names_present,
     unwrap,
 )
 from poise.data.encoded_cells import decode_parts, decode_turns, refuse_repr
@@ -28,7 +30,7 @@ from poise.data.left_out import left_out_kinds, why_no_answer
 from poise.data.loss_marks import is_learnt
 from poise.data.media_columns import count_media
 from poise.data.messages import AnswerPart, Message, Need, is_answer
-from poise.data.recognition import objection
+from poise.data.recognition import answer_after, objection
 from poise.data.row_extras import add_row_thought, apply_loss_mask, history_of, tools_of
 from poise.data.shapes import DataShape, is_system
 from poise.data.turn_parsing import describe_type, excerpt, parse_turn, split_answer, text_of
@@ -116,7 +118,10 @@ def _check_turn(turn: Message, number: int, media: str | None) -> None:
 
 def _add_system(messages: list[Message], row: RowColumns, column: str | None) -> None:
     """The system prompt of a column of its own, unless the turns bring theirs."""
-    column = column or find_column(row, SYSTEMS, lambda value: value not in (None, "", [], {}))
+    filled = [name for name in names_present(row, SYSTEMS) if is_filled(row[name])]
+    if len({str(row[name]).strip() for name in filled if is_text(row[name])}) > 1:
+        raise InvalidRow(f"ambiguous: {' and '.join(filled)} are two system prompts; keep the one that is meant")
+    column = column if not filled or column in filled else filled[0]
     value = decode_parts(row.get(column)) if column else None
     if column is None or value is None or (messages and messages[0]["role"] == "system"):
         return
@@ -132,11 +137,20 @@ def _listed_messages(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     column, *answers = shape.columns
     cell = _cell(row, column)
     turns = _chat_messages(cell, column)
+    turns.add(_following_answer(shape, row, need, answers))
+    return turns
+
+
+def _following_answer(shape: DataShape, row: RowColumns, need: Need, answers: Sequence[str]) -> _Turns:
+    """The answer in a column of its own to a chat in which the user speaks last."""
+    answers = [name for name in answers if unwrap(row.get(name))]
+    turns = _Turns()
+    if shape.recognised and last_words(_cell(row, shape.columns[0]))[0] == "assistant":
+        return turns  # it repeats the last turn: another answer is refused
+    if shape.recognised and not answers and (late := answer_after(row, shape.columns[0])):
+        answers = [late]  # a column that begins late in the file
     for answer in answers if need == "assistant" else ():
-        value = unwrap(row.get(answer))
-        if not value or (shape.recognised and last_words(cell)[0] == "assistant"):
-            continue  # it repeats the last turn: another answer is refused
-        turns.add(_side_messages(value, answer, "assistant"))
+        turns.add(_side_messages(unwrap(row[answer]), answer, "assistant"))
     return turns
 
 
@@ -158,10 +172,13 @@ def _exchanges(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
 def _alternating(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     """A list of texts, the user's first; or each with the name of who speaks before it."""
     texts = _list(_cell(row, shape.columns[0]), shape.columns[0])
-    if all(map(is_text, texts)) and len(named := parse_markup("\n\n".join(texts)) or ()) == len(texts):
-        return _Turns(list(named))
     roles = ("user", "assistant")
-    return _Turns([_plain_message(roles[n % 2], text_of(text, f"turn {n + 1}")) for n, text in enumerate(texts)])
+    if all(map(is_text, texts)) and len(named := parse_markup("\n\n".join(texts)) or ()) == len(texts):
+        turns = _Turns(list(named))
+    else:
+        turns = _Turns([_plain_message(roles[n % 2], text_of(text, f"turn {n + 1}")) for n, text in enumerate(texts)])
+    turns.add(_following_answer(shape, row, need, shape.columns[1:]))
+    return turns
 
 
 def _pair_messages(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
@@ -185,7 +202,8 @@ def _alpaca(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     turns = _before(shape, row)
     question = _side_messages(_cell(row, instruction), instruction, "user")
     if about.strip() and question.messages:
-        question.messages[-1]["content"] += f"\n\n{about}"
+        asked = question.messages[-1]["content"]
+        question.messages[-1]["content"] = f"{asked}\n\n{about}" if asked.strip() else about
     turns.add(question)
     if need == "assistant" or row.get(output):
         turns.add(_side_messages(_cell(row, output), output, "assistant"))

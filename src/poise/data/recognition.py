@@ -7,15 +7,16 @@ for the text because it is the only one left: a name, an id or a version is not 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from poise.data.chat_markup import has_markup
+from poise.data.chat_markup import has_markup, parse_markup
 from poise.data.columns import (
     ANSWERS,
     CHATS,
     CONTEXTS,
     INSTRUCTIONS,
+    NAMED_TURNS,
     OUTPUTS,
     PROMPTS,
     STRONG_PROMPTS,
@@ -26,6 +27,7 @@ from poise.data.columns import (
     chat_kind,
     find_column,
     is_chat,
+    is_filled,
     is_text,
     last_words,
     names_present,
@@ -34,13 +36,15 @@ from poise.data.columns import (
 from poise.data.encoded_cells import decode_json, holds_repr
 from poise.data.messages import Need
 from poise.data.preferences import Recognition, recognise_preference
-from poise.data.turn_parsing import ROLE_KEYS, TEXT_KEYS, describe_type, excerpt
+from poise.data.turn_parsing import ROLE_KEYS, ROLES, TEXT_KEYS, describe_type, excerpt
 
 __all__ = ["Recognition", "objection", "recognise", "recognise_pair"]
 
 
 COLUMN_NAMES = frozenset((*CHATS, *PROMPTS, *ANSWERS, *SYSTEMS, *TEXTS))
 RESPONSES = ("response", "completion", "output", "reply", "assistant")  # an `answer` may be what is right
+LOOSE_CHATS = ("data", "contents")  # names that lists of other things have as well
+UNSPOKEN = ("turns", "contents")  # of MT-Bench the user's turns alone, of others passages
 ID_LIKE = re.compile(
     r"(?=\S*\d)[\w.:/#@%+=-]{3,}", re.ASCII
 )  # one word with a digit in it: an id, an address, a number
@@ -87,6 +91,11 @@ def _recognise_spread(row: RowColumns, need: Need) -> Recognition | None:
             refusal="one message of a tree, linked to others by parent_id",
             remedy='join each path from a root to a leaf into one row {"messages": [{"role", "content"}, …]}',
         )
+    if "columns" in names and "data" in names and ("index" in names or len(names) == 2):
+        return Recognition(
+            refusal='a table as pandas writes it with orient="split": columns apart from their data',
+            remedy='write it again with DataFrame.to_json(path, orient="records", lines=True)',
+        )
     tree = row.get("prompt")
     if isinstance(tree, Mapping) and isinstance(tree.get("replies"), list):
         return Recognition(
@@ -131,53 +140,133 @@ def _recognise_doubtful(row: RowColumns, need: Need) -> Recognition | None:
             return Recognition(
                 refusal=f"{column} ({_sketch(row[column])})", remedy="write the file again as JSON Lines or Parquet"
             )
-    chats = [column for column in names_present(row, CHATS) if is_chat(row[column])]
+    chats = chat_columns(row, need)
     for other in chats[1:]:
         if last_words(row[chats[0]]) != last_words(row[other]):
             return Recognition(
                 refusal=f"ambiguous: {chats[0]} and {other} are two chats",
                 remedy=f"give the shape {chat_kind(row[chats[0]])}:{chats[0]} or {chat_kind(row[other])}:{other}",
             )
-    answer = find_column(row, RESPONSES, _is_answer) if chats and need == "assistant" else None
-    if not answer or answer in chats or chat_kind(row[chats[0]]) not in ("messages", "sharegpt"):
+    systems = [name for name in names_present(row, SYSTEMS) if is_text(row[name]) and row[name].strip()]
+    if len({row[name].strip() for name in systems}) > 1:
+        return Recognition(
+            refusal=f"ambiguous: {' and '.join(systems)} are two system prompts", remedy="keep the one that is meant"
+        )
+    return _recognise_beside_chat(row, chats[0], need) if chats else None
+
+
+def _recognise_beside_chat(row: RowColumns, chat: str, need: Need) -> Recognition | None:
+    """A history, a prompt or an answer beside a chat that does not have it, so that either may be meant."""
+    kind, words = chat_kind(row[chat]), [_plain(text) for text in texts_in(as_list(row[chat]))]
+    history = find_column(row, ("history",), lambda value: isinstance(value, list | str) and bool(value))
+    turns = as_list(row[history]) if history else None
+    if turns and all(isinstance(turn, list | tuple | Mapping) for turn in turns):
+        new = [text for text in texts_in(turns) if _plain(text) not in words and text not in ROLES]
+        if new:
+            return Recognition(
+                refusal=f"ambiguous: {history} holds turns that {chat} does not",
+                remedy=f"put them into {chat}, or give the shape {kind}:{chat} to leave {history} out",
+            )
+    follows = answer_after(row, chat) if need == "assistant" else None
+    prompt = find_column(row, STRONG_PROMPTS, lambda value: is_text(value) and is_filled(value))
+    apart = prompt and not any(_plain(row[prompt]) in text for text in words)
+    if apart and (follows or kind not in NAMED_TURNS):
+        other = f" or pairs:{prompt},{follows}" if follows else f" or pairs:{prompt}" if need == "user" else ""
+        return Recognition(
+            refusal=f"ambiguous: {prompt} could be the prompt, or what {chat} holds",
+            remedy=f"give the shape {kind}:{','.join(filter(None, (chat, follows)))}{other}",
+        )
+    answer = find_column(row, RESPONSES if kind in NAMED_TURNS else ANSWERS, _is_answer) if need == "assistant" else ""
+    speaker, last = last_words(row[chat])
+    if not answer or answer == chat or speaker != "assistant":
         return None
-    speaker, words = last_words(row[chats[0]])
     text = unwrap(row[answer]) if is_text(unwrap(row[answer])) else last_words(row[answer])[1]
-    if speaker != "assistant" or text.strip() in words:
+    if text.strip() in last:
         return None
     prompt = find_column(row, PROMPTS, is_text)
-    instead = f"pairs:{prompt},{answer}" if prompt else f"messages:{chats[0]},{answer}"
+    instead = f" or messages:{chat},{answer}" if kind in NAMED_TURNS else ", or write its turns with their roles"
     return Recognition(
-        refusal=f"ambiguous: {chats[0]} ends with an answer, and {answer} holds another",
-        remedy=f"give the shape messages:{chats[0]} or {instead}",
+        refusal=f"ambiguous: {chat} ends with an answer, and {answer} holds another",
+        remedy=f"give the shape {'messages' if kind in NAMED_TURNS else kind}:{chat}"
+        + (f" or pairs:{prompt},{answer}" if prompt else instead),
     )
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in the turns of a chat, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(inner)
+
+
+def chat_columns(row: RowColumns, need: Need) -> list[str]:
+    """The columns that hold chats, the likeliest first.
+
+    A list whose turns do not say who speaks, under a name that other lists have as well, such as ``data``, is none
+    beside a chat with roles or a prompt with its answer: it holds passages, names of files or examples.
+    """
+    kinds = {column: chat_kind(row[column]) for column in names_present(row, CHATS)}
+    with_roles = any(kind in NAMED_TURNS for kind in kinds.values())
+    if not with_roles and any(kinds.values()):
+        prompt = find_column(row, PROMPTS, lambda value: is_text(value) and is_filled(value))
+        answered = need == "user" or find_column(row, ANSWERS, _is_answer)
+        with_roles = bool(prompt and answered)
+    loose = LOOSE_CHATS if with_roles else ()
+    return [
+        column
+        for column, kind in kinds.items()
+        if kind in NAMED_TURNS or (kind and column.strip().lower() not in loose)
+    ]
 
 
 def _is_answer(value: Any) -> bool:
     value = unwrap(value)
-    return bool(value.strip()) if is_text(value) else chat_kind(value) in ("messages", "sharegpt")
+    return bool(value.strip()) if is_text(value) else chat_kind(value) in NAMED_TURNS
 
 
 def _recognise_chat(row: RowColumns, need: Need) -> Recognition | None:
-    column = find_column(row, CHATS, is_chat)
+    column = next(iter(chat_columns(row, need)), None)
     if column is None:
         return None
     kind = chat_kind(row[column])
-    answer = find_column(row, ANSWERS, _is_answer) if need == "assistant" and kind in ("messages", "sharegpt") else None
-    if answer and answer != column and last_words(row[column])[0] in ("user", "tool"):
-        return Recognition(kind=kind, columns=(column, answer))
-    return Recognition(kind=kind, columns=(column,))
+    if kind == "alternating" and need == "assistant" and column.strip().lower() in UNSPOKEN:
+        texts = "\n\n".join(as_list(row[column]) or ())
+        if not parse_markup(texts):
+            return Recognition(
+                refusal=f"{column} is a list of texts, and does not say who speaks",
+                remedy=f"if user and assistant take turns in it, give the shape alternating:{column}; if all are the "
+                'user\'s, write rows {"prompt", "response"}',
+            )
+    answer = answer_after(row, column) if need == "assistant" else None
+    return Recognition(kind=kind, columns=(column, answer) if answer else (column,))
+
+
+def answer_after(row: RowColumns, chat: str) -> str | None:
+    """The column of the answer to a chat in which the user speaks last."""
+    if last_words(row[chat])[0] not in ("user", "tool"):
+        return None
+    answer = find_column(row, ANSWERS, _is_answer)
+    return None if answer == chat else answer
 
 
 def recognise_pair(row: RowColumns, need: Need) -> Recognition | None:
     """A prompt and its answer in columns of their own, with or without an input; or why that is ambiguous."""
 
     def side(value: Any) -> bool:
-        return is_text(unwrap(value)) or (chat_kind(value) in ("messages", "sharegpt") and not is_text(value))
+        return is_text(unwrap(value)) or (chat_kind(value) in NAMED_TURNS and not is_text(value))
 
-    instruction, context = find_column(row, INSTRUCTIONS, is_text), find_column(row, CONTEXTS, is_text)
-    output = find_column(row, OUTPUTS, is_text)
+    instruction, output = find_column(row, INSTRUCTIONS, is_text), find_column(row, OUTPUTS, is_text)
+    contexts = [name for name in names_present(row, CONTEXTS) if is_text(row[name])]
+    context = next((name for name in contexts if row[name].strip()), contexts[0] if contexts else None)
     prompts = [name for name in names_present(row, PROMPTS) if side(row[name])]
+    prompts = [name for name in prompts if is_filled(row[name])] or prompts
+    prompts.sort(key=lambda name: name.strip().lower() not in STRONG_PROMPTS)
     answers = [name for name in names_present(row, ANSWERS) if side(row[name]) and name not in prompts[:1]]
     answers = [name for name in dict.fromkeys(answers) if unwrap(row[name])] or answers
     if prompts and len({str(row[name]) for name in answers}) > 1 and need == "assistant":
@@ -186,18 +275,39 @@ def recognise_pair(row: RowColumns, need: Need) -> Recognition | None:
             refusal=f"ambiguous: {' and '.join(answers)} could each be the answer to {prompts[0]}",
             remedy=f"give the shape {ways}",
         )
-    strong = [name for name in prompts if name.strip().lower() in STRONG_PROMPTS and row[name]]
-    if len({str(row[name]) for name in strong}) > 1:
-        return Recognition(
-            refusal=f"ambiguous: {' and '.join(strong)} could each be the prompt",
-            remedy="give the shape "
-            + " or ".join(f"pairs:{name},{answers[0] if answers else 'ANSWER'}" for name in strong),
-        )
+    rivals = _rival_prompts(row, prompts, answers)
+    if len(rivals) > 1 and (answers or need == "user") and rivals != [instruction, context]:
+        return _refuse_prompts(row, rivals, answers[0] if answers else "")
     if instruction and context and (output or need == "user"):
         return Recognition(kind="alpaca", columns=(instruction, context, output or ""))
     if prompts and answers:
         return Recognition(kind="pairs", columns=(prompts[0], answers[0]))
     return Recognition(kind="pairs", columns=(prompts[0],)) if prompts and need == "user" else None
+
+
+def _rival_prompts(row: RowColumns, prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
+    """The prompt, and the columns beside it that may be the prompt as well, or a part of it."""
+    rivals = list(prompts[:1])
+    for name in prompts[1:]:
+        plain, text = name.strip().lower(), str(row[name])
+        speaks = any(answer.strip().lower() == "assistant" for answer in answers) or " " in text.strip()
+        if text in (str(row[rival]) for rival in rivals) or (plain in ("user", "human") and not speaks):
+            continue  # a user's name or number
+        if plain not in STRONG_PROMPTS and any(text in str(row[rival]) for rival in rivals):
+            continue  # the prompt was filled in with it
+        rivals.append(name)
+    return rivals
+
+
+def _refuse_prompts(row: RowColumns, rivals: Sequence[str], answer: str) -> Recognition:
+    rivals = sorted(rivals, key=lambda name: name.strip().lower() not in INSTRUCTIONS)
+    ways = [f"pairs:{name},{answer}".rstrip(",") for name in rivals]
+    if len(rivals) == 2 and all(is_text(row[name]) for name in rivals):
+        ways.insert(0, f"alpaca:{','.join(rivals)},{answer or 'ANSWER'} (both, one after the other)")
+    return Recognition(
+        refusal=f"ambiguous: {' and '.join(rivals)} could each be the prompt, or a part of it",
+        remedy=f"give the shape {' or '.join(ways)}",
+    )
 
 
 def _recognise_text(row: RowColumns, need: Need) -> Recognition | None:

@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise.arguments import check_type
-from poise.data.columns import CHATS, CONTEXTS, SYSTEMS, TEXTS, RowColumns, chat_kind, find_column, is_text, unwrap
+from poise.data.columns import (
+    CHATS,
+    CONTEXTS,
+    SYSTEMS,
+    TEXTS,
+    RowColumns,
+    chat_kind,
+    find_column,
+    is_chat,
+    is_filled,
+    is_text,
+    unwrap,
+)
 from poise.data.messages import Need
 from poise.data.recognition import Recognition, recognise, recognise_pair
 from poise.data.turn_parsing import excerpt
@@ -48,7 +60,7 @@ class DataShape:
         system: Column that holds a system prompt.
         recognised: Whether nobody stated it: a row whose columns say something else, such as a verdict on its answer,
             is then rejected.
-        unread: Columns of text that may belong to the prompt and are not in it, such as ``context`` beside a question.
+        unread: Columns that may belong to the prompt and are not in it, such as ``context`` beside a question.
     """
 
     kind: str
@@ -84,7 +96,7 @@ def parse_shape_request(text: str, need: Need) -> ShapeRequest:
     columns = tuple(name.strip() for name in names.split(",") if name.strip())
     if kind == "auto" and not names:
         return ShapeRequest()
-    chat_takes = dict.fromkeys(("messages", "sharegpt"), (1, 2))
+    chat_takes = dict.fromkeys(("messages", "sharegpt", "alternating"), (1, 2))
     takes = {"pairs": (2,) if need == "assistant" else (1, 2), "alpaca": (3,), **chat_takes}
     if kind not in SHAPES:
         raise InvalidArgument(f"There is no shape {excerpt(text)}; use auto, {', '.join(SHAPES)}.")
@@ -117,8 +129,15 @@ def detect_shape(rows: Sequence[RowColumns], request: ShapeRequest, need: Need) 
         kind, columns = max((key for key in shapes if key[0] == "alpaca"), key=shapes.__getitem__)
     if kind == "alpaca":
         columns = max((key for key in shapes if key[0] == kind), key=lambda key: (bool(key[1][1]), shapes[key]))[1]
-    systems = (find_column(row, SYSTEMS, is_system) for row in rows if kind not in ("text", "markup"))
-    names = (find_column(row, (name,), is_text) for name in MATERIALS for row in rows if kind in ("pairs", "alpaca"))
+    with_system = rows if kind not in ("text", "markup") else []
+    systems = (
+        find_column(row, SYSTEMS, suits)
+        for suits in (lambda value: is_filled(value) and is_system(value), is_system)
+        for row in with_system
+    )
+    pairs = rows if kind in ("pairs", "alpaca") else []
+    names = [find_column(row, (name,), is_text) for name in MATERIALS for row in pairs]
+    names += [find_column(row, (name,), is_chat) for name in CHATS for row in pairs]
     return DataShape(
         kind,
         columns,
