@@ -388,8 +388,8 @@ class TestMarksOfWhatIsLearnt:
                 "learnt",
             ),
             (
-                {"train_on_last_turn_only": True},
-                "loss mask: train_on_last_turn_only of the row is not known; name it train, with true for what is "
+                {"train_on_first_turn_only": True},
+                "loss mask: train_on_first_turn_only of the row is not known; name it train, with true for what is "
                 "learnt",
             ),
         ],

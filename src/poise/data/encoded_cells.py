@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from poise.data.thought_marks import names_thought
 from poise.errors import InvalidRow
 
 __all__ = ["decode_json", "decode_parts", "decode_turns", "holds_repr", "is_part", "is_turn", "refuse_repr"]
@@ -67,7 +68,9 @@ def is_turn(value: Any) -> bool:
 
 def is_part(value: Any) -> bool:
     """Whether a value has the form of a part of a turn."""
-    return isinstance(value, Mapping) and value.get("type") in _PARTS and len(value) > 1
+    if not isinstance(value, Mapping) or len(value) < 2:
+        return False
+    return value.get("type") in _PARTS or (names_thought(value.get("type")) and isinstance(value.get("text"), str))
 
 
 def holds_repr(text: str) -> bool:

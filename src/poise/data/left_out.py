@@ -17,6 +17,8 @@ PLURALS = {
     "audio": "audio clips",
     "reply": "replies",
     "thought without a reply": "thoughts without a reply",
+    "thought beside several answers": "thoughts beside several answers",
+    "thought not to be learnt": "thoughts not to be learnt",
     "tool call without words": "tool calls without words",
     "turn not to be learnt": "turns not to be learnt",
 }

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise.data.chat_markup import has_markup
-from poise.data.columns import ANSWERS, CHATS, PROMPTS, RowColumns, as_list, find_column, is_chat, is_text, last_words
+from poise.data.columns import (
+    ANSWERS,
+    CHATS,
+    PROMPTS,
+    TEXTS,
+    RowColumns,
+    as_list,
+    find_column,
+    is_chat,
+    is_text,
+    last_words,
+    names_present,
+)
 from poise.data.messages import Need
 from poise.data.turn_parsing import ROLES
 
@@ -75,8 +87,10 @@ def find_pair_columns(row: RowColumns) -> PairColumns | None:
     preferred, rejected = find_column(row, PREFERRED, _is_answer_like), find_column(row, REJECTED, _is_answer_like)
     answer = find_column(row, ANSWERS, _is_answer_like)
     answer = None if answer == prompt or not (prompt or chat) else answer
-    chosen = preferred or answer or chat
-    if not chosen or not rejected:
+    if not rejected:
+        return None
+    chosen = preferred or answer or chat or _text_beside(row, rejected)
+    if not chosen:
         return None
     return PairColumns(chosen=chosen, rejected=rejected, prompt=prompt, chat=chat)
 
@@ -102,6 +116,14 @@ def recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
             refusal=f"preference data: {label} says which answers are good, and the others are not",
             remedy=f"to read good and bad answers alike, give the shape {_shape_of(row, answer, prompt, None)}",
         )
+    marked_up = _marked_up(row) if label and not chat and not answer else None
+    if label and marked_up:
+        return Recognition(
+            kind="preference",
+            columns=(marked_up, label),
+            refusal=f"preference data: {label} says which conversations are good, and the others are not",
+            remedy=f"to read good and bad ones alike, give the shape markup:{marked_up}",
+        )
     if label and chat:
         shape = f"messages:{chat}" if answer is None else _shape_of(row, answer, None, chat)
         return Recognition(
@@ -111,6 +133,19 @@ def recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
             remedy=f"to read good and bad ones alike, give the shape {shape}",
         )
     return None
+
+
+def _text_beside(row: RowColumns, rejected: str) -> str | None:
+    """A text beside another answer that was rejected; a mark in words is no answer."""
+    if _is_verdict(row[rejected]) or not row[rejected]:
+        return None
+    return find_column(row, TEXTS, lambda value: is_text(value) and bool(value.strip()))
+
+
+def _marked_up(row: RowColumns) -> str | None:
+    """A column that holds a chat as marked-up text."""
+    names = names_present(row, (*TEXTS, *CHATS, *PROMPTS))
+    return next((name for name in names if is_text(row[name]) and has_markup(row[name])), None)
 
 
 def _refuse_pair(row: RowColumns, preferred: str, rejected: str, shape: str) -> Recognition:

@@ -27,7 +27,7 @@ from poise.data.columns import (
 )
 from poise.data.encoded_cells import decode_parts, decode_turns, refuse_repr
 from poise.data.left_out import left_out_kinds, why_no_answer
-from poise.data.loss_marks import is_learnt
+from poise.data.loss_marks import is_learnt, labelled_off
 from poise.data.media_columns import count_media
 from poise.data.messages import AnswerPart, Message, Need, is_answer
 from poise.data.recognition import answer_after, objection
@@ -80,8 +80,7 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
     if shape.recognised and (complaint := objection(shape.kind, row, need)):
         raise InvalidRow(complaint)
     turns = _READERS[shape.kind](shape, row, need)
-    if shape.kind in PAIR_SHAPES:
-        add_row_thought(turns.messages, row, shape.used)
+    beside = add_row_thought(turns.messages, row, shape.used, last=shape.kind in PAIR_SHAPES)
     apply_loss_mask(turns.messages, turns.in_file, row)
     if shape.kind != "text":
         _add_system(turns.messages, row, shape.system)
@@ -96,7 +95,8 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
     if not any(is_answer(turn, part) if need == "assistant" else turn["role"] == need for turn in messages):
         raise InvalidRow(why_no_answer(messages, part) if need == "assistant" else "no user turn")
     tools, unread = tools_of(row)
-    return RowContent(tuple(messages), tools, (*left_out_kinds(messages, media, need, part), *unread))
+    kinds = (*left_out_kinds(messages, media, need, part), *(beside if need == "assistant" else ()), *unread)
+    return RowContent(tuple(messages), tools, kinds)
 
 
 def is_utf8(text: str) -> bool:
@@ -295,8 +295,12 @@ def _plain_message(role: str, text: str) -> Message:
 
 def _chat_messages(value: Any, column: str) -> _Turns:
     turns = _Turns()
-    for number, turn in enumerate(_list(value, column), start=1):
+    listed = _list(value, column)
+    for number, (turn, off) in enumerate(zip(listed, labelled_off(listed), strict=True), start=1):
         parsed = parse_turn(turn, f"turn {number}")
+        for message in parsed.messages if off else ():
+            if message["role"] == "assistant":
+                message["learn"] = False
         turns.messages += parsed.messages
         turns.in_file.append(parsed.messages)
         turns.left_out += [(parsed.messages[-1], kind) for kind in parsed.left_out]

@@ -9,23 +9,28 @@ from poise.data.columns import RowColumns, as_list, find_column, is_text, names_
 from poise.data.encoded_cells import decode_json, is_turn
 from poise.data.loss_marks import (
     IGNORED_INDEX,
+    LAST_TURN_KEYS,
     LEARN_KEYS,
     MASK_KEYS,
+    VERDICT_KEYS,
     is_off,
     is_one,
     is_zero,
+    listed_marks,
+    mark_name,
     names_assistant,
     refuse_unknown_mark,
 )
 from poise.data.messages import Message
 from poise.data.turn_parsing import describe_type, parse_turn
-from poise.data.turn_thoughts import THOUGHT_KEYS
+from poise.data.turn_thoughts import THOUGHT_KEYS, read_thought
 from poise.errors import InvalidRow
 
 __all__ = ["add_row_thought", "apply_loss_mask", "history_of", "thought_columns", "tools_of"]
 
 ROW_MARKS = (*LEARN_KEYS, "sample_weight")
 MASK_COLUMNS = (*LEARN_KEYS, "loss_masks", "loss_weights", "turn_mask", "train_mask", "assistant_masks")
+THINKING_SWITCHES = ("", "on", "off", "true", "false", "yes", "no", "none", "null", "auto", "low", "medium", "high")
 UNCLEAR_MASKS = ("mask", "masks")
 TOKEN_COLUMNS = ("input_ids", "tokens")
 
@@ -41,7 +46,7 @@ def apply_loss_mask(messages: list[Message], in_file: Sequence[Sequence[Message]
     Raises:
         InvalidRow: there are more or fewer marks than turns, or they are not marks.
     """
-    if unclear := find_column(row, UNCLEAR_MASKS, _is_list):
+    if unclear := find_column(row, UNCLEAR_MASKS, lambda value: _is_list(value) or listed_marks(value) is not None):
         raise InvalidRow(
             f"loss mask: {unclear} may mark what is learnt or what is left out; name it loss_mask, with 1 for turns "
             "that are learnt"
@@ -50,17 +55,21 @@ def apply_loss_mask(messages: list[Message], in_file: Sequence[Sequence[Message]
         raise InvalidRow(
             f"loss mask: {other} may mark tokens; name it loss_mask if it marks turns, with 1 for the learnt"
         )
-    refuse_unknown_mark({str(name).strip().lower(): value for name, value in row.items()}, "the row")
-    if mapping := find_column(row, MASK_COLUMNS, lambda value: isinstance(value, Mapping)):
+    refuse_unknown_mark(row, "the row")
+    names = [(mark_name(name), name) for name in row if isinstance(name, str) and row[name] is not None]
+    if mapping := next((n for mark, n in names if mark in MASK_COLUMNS and isinstance(row[n], Mapping)), None):
         raise InvalidRow(f"loss mask: {mapping} holds {describe_type(row[mapping])}; write a list of 0 and 1")
     answers = [turn for turn in messages if turn["role"] == "assistant"]
-    whole_row = any(is_off(name.strip().lower(), row[name]) for name in names_present(row, ROW_MARKS))
-    if whole_row or find_column(row, MASK_KEYS, lambda mark: is_one(mark) or names_assistant(mark)):
-        for turn in answers:
+    off = any(mark in ROW_MARKS and is_off(mark, row[name]) for mark, name in names)
+    off |= any(mark in MASK_KEYS and (is_one(row[name]) or names_assistant(row[name])) for mark, name in names)
+    for turn in answers if off else ():
+        turn["learn"] = False
+    if any(mark in LAST_TURN_KEYS and is_one(row[name]) for mark, name in names):
+        for turn in answers[:-1]:
             turn["learn"] = False
-    if column := find_column(row, MASK_COLUMNS, _is_list):
-        marks = as_list(row[column]) or []
-        _mark(messages, in_file, [mark is None or is_zero(mark) for mark in marks], column)
+    for mark, name in names:
+        if (off_turns := _turns_off(mark, row[name])) is not None:
+            _mark(messages, in_file, off_turns, name)
     if column := find_column(row, ("labels", "label"), _has_ignored):
         marks = as_list(row[column]) or []
         tokens = find_column(row, TOKEN_COLUMNS, lambda value: isinstance(value, list) and len(value) == len(marks))
@@ -85,6 +94,20 @@ def _mark(messages: Sequence[Message], in_file: Sequence[Sequence[Message]], off
                 message["learn"] = False
 
 
+def _turns_off(mark: str, cell: Any) -> list[bool] | None:
+    """Which turns a column of this name leaves out; ``None`` where it does not hold a mark for each."""
+    marks = as_list(cell) if _is_list(cell) else listed_marks(cell, digits="mask" in mark)
+    if marks is None:
+        return None
+    if mark in MASK_COLUMNS:
+        return [one is None or is_zero(one) for one in marks]
+    if mark in MASK_KEYS and marks and all(one is None or is_one(one) or is_zero(one) for one in marks):
+        return [is_one(one) for one in marks]
+    if mark in VERDICT_KEYS and marks and all(isinstance(one, bool) for one in marks):
+        return [not one for one in marks]
+    return None
+
+
 def _is_list(value: Any) -> bool:
     """A list, or one that a cell keeps as JSON."""
     return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
@@ -92,7 +115,7 @@ def _is_list(value: Any) -> bool:
 
 def _is_other_mask(name: str, value: Any) -> bool:
     """A list of 0 and 1 under a name of a mask that is not known to be one of turns."""
-    name = name.strip().lower()
+    name = mark_name(name)
     if not name.endswith(("_mask", "_masks")) or name in (*MASK_COLUMNS, "attention_mask", "special_tokens_mask"):
         return False
     marks = as_list(value) if _is_list(value) else None
@@ -128,17 +151,45 @@ def history_of(row: RowColumns) -> Iterator[tuple[str, str]]:
 
 
 def thought_columns(row: RowColumns, used: tuple[str, ...]) -> list[str]:
-    """Columns beside a prompt and its answer that hold the thought before that answer."""
-    names = (name for name in names_present(row, THOUGHT_KEYS) if is_text(row[name]))
-    return [name for name in names if name and name not in used and row[name].strip()]
+    """Columns beside the turns that hold the thought before an answer, as text, a list of blocks or an object."""
+    return [name for name in names_present(row, THOUGHT_KEYS) if name not in used and _thought_text(row[name])]
 
 
-def add_row_thought(messages: list[Message], row: RowColumns, used: tuple[str, ...]) -> None:
-    """Give the only answer of a row the thought that a column of its own holds."""
+def add_row_thought(
+    messages: list[Message], row: RowColumns, used: tuple[str, ...], *, last: bool = False
+) -> list[str]:
+    """Give the only answer of a row the thought that a column of its own holds.
+
+    Args:
+        messages: The row's turns, changed in place.
+        row: Its columns.
+        used: Those that became turns.
+        last: Whether the row is one question and answer, after others: the thought is that of the last.
+
+    Returns:
+        What is not read, by kind: thoughts beside several answers, and such as have no text.
+    """
     answers = [message for message in messages if message["role"] == "assistant"]
+    names = names_present(row, THOUGHT_KEYS)
+    hidden = [kind for name in names if name not in used for kind in read_thought(row[name])[1]]
     columns = thought_columns(row, used)
-    if columns and len(answers) == 1 and not answers[0].get("thought"):
-        answers[0]["thought"] = "\n\n".join(row[name] for name in columns)
+    if not columns or not answers:
+        return hidden
+    if len(answers) > 1 and not last:
+        return [*hidden, *(["thought beside several answers"] * len(columns))]
+    inside = answers[-1].get("thought", "")
+    beside = "\n\n".join(dict.fromkeys(_thought_text(row[name]) for name in columns))
+    repeated = bool(inside) and " ".join(inside.split()) in " ".join(beside.split())
+    answers[-1]["thought"] = beside if repeated or not inside else f"{beside}\n\n{inside}"
+    return hidden
+
+
+def _thought_text(cell: Any) -> str:
+    """The text of a thought in a cell; empty for a switch such as ``on``."""
+    decoded = decode_json(cell) if isinstance(cell, str) else cell
+    texts, _ = read_thought(decoded if isinstance(decoded, list | Mapping) else cell)
+    text = "\n\n".join(texts)
+    return "" if text.strip().lower() in THINKING_SWITCHES else text
 
 
 def tools_of(row: RowColumns) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:

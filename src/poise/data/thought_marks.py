@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["REPLY_TAGS", "THOUGHT_TAGS", "OpenMark", "begins_with_mark", "closing_of", "open_mark"]
+__all__ = ["REPLY_TAGS", "THOUGHT_TAGS", "OpenMark", "begins_with_mark", "closing_of", "names_thought", "open_mark"]
 
 TAG_NAMES = (
     "think", "thinking", "thought", "thoughts", "reasoning", "reasoning_content", "chain_of_thought", "cot",
@@ -52,6 +52,13 @@ QUOTE_BEFORE = re.compile(r"(?:\A|\W)[rbf]{0,2}['‘“«]\Z", re.IGNORECASE)
 AMID_BEFORE, AMID_AFTER = re.compile(r"(?:[\w,;][ \t]|[(\[{/])\Z"), re.compile(r"[ \t.,;:!?/)\]}]|\Z")
 
 
+THOUGHT_NAME = re.compile(
+    r"reason|think|thought|scratch_?pad|monologue|chain_of|\Aplanning\Z|\Asummary_text\Z|reflection"
+    r"|(?:\A|[_.-])cot(?:\Z|[_.-])",
+    re.I,
+)
+
+
 class OpenMark(NamedTuple):
     """A mark that opens a thought, where it begins in a text, and the one that closes it."""
 
@@ -64,6 +71,11 @@ def open_mark(text: str) -> OpenMark | None:
     """The mark of a thought that a text ends in."""
     match = OPEN_MARK.search(text)
     return OpenMark(match.start(), match[1], closing_of(match[1])) if match else None
+
+
+def names_thought(kind: object) -> bool:
+    """Whether the type of a part says that it is a thought: ``reasoning.text``, ``summary_text``, ``scratchpad``."""
+    return isinstance(kind, str) and bool(THOUGHT_NAME.search(kind))
 
 
 def begins_with_mark(text: str) -> bool:

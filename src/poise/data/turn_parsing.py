@@ -60,6 +60,7 @@ MEDIA = {
 }
 CALL_PARTS = ("tool_use", "tool_call", "function_call")  # also server_tool_use and the like
 RESULT_PARTS = ("tool_result", "function_call_output")
+TEXT_TYPES = (None, "", "text", "input_text", "output_text", "refusal")  # of another type is no reply
 TOOL_RESPONSE = re.compile(r"\A\s*<tool_response>\s*(.*?)\s*</tool_response>\s*\Z", re.S)
 EXCERPT = 80  # characters of a row's own text that a message repeats
 
@@ -86,6 +87,7 @@ class _Content:
     calls: list[dict[str, Any]] = field(default_factory=list)
     results: list[Message] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    marked: list[Mapping[str, Any]] = field(default_factory=list)  # the texts as they stand, with marks of their own
 
 
 def parse_turn(turn: Any, place: str) -> ParsedTurn:
@@ -187,7 +189,7 @@ def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content, place:
             message["thought"] = "\n\n".join(thoughts)
         if content.calls:
             message["tool_calls"] = content.calls
-        if not is_learnt(turn, place):
+        if not is_learnt(turn, place) or not _parts_learnt(content, place):
             message["learn"] = False
     if role == "tool":
         message["content"] = TOOL_RESPONSE.sub(r"\1", text)
@@ -196,6 +198,18 @@ def _turn_messages(turn: Mapping[str, Any], role: str, content: _Content, place:
                 message[key] = turn[key]
     messages.append(message)
     return messages
+
+
+def _parts_learnt(content: _Content, place: str) -> bool:
+    """Whether the parts of a turn are to be learnt, as their own marks say.
+
+    Raises:
+        InvalidRow: some are, and some are not.
+    """
+    marks = {is_learnt(part, f"a part of {place}") for part in content.marked}
+    if len(marks) > 1:
+        raise InvalidRow(f"loss mask: a part of {place} is not to be learnt; only whole turns can be left out")
+    return marks != {False}
 
 
 def _split_reply(message: Message, thoughts: Sequence[str], place: str) -> list[str]:
@@ -238,6 +252,7 @@ def _add_content(content: _Content, value: Any, place: str) -> None:
         for part in value:
             if isinstance(part, str):
                 content.texts.append(part)
+                content.marked.append({})
             elif isinstance(part, Mapping):
                 _add_part(content, part, place)
             else:
@@ -250,12 +265,13 @@ def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
     """One part of a turn: text, a thought, a tool call, its result, or something that is not text."""
     part = {key: cell for key, cell in part.items() if cell is not None}  # a Parquet struct has all of its fields
     kind = part.get("type")
-    if not part.keys() - {"type"} and kind in (None, "text", "input_text", "output_text"):
+    if not part.keys() - {"type"} and kind in TEXT_TYPES:
         return
     if is_thought_part(part):
         thoughts, hidden = read_thought(part)
-        content.thoughts += thoughts
-        content.left_out += hidden
+        learnt = is_learnt(part, f"a part of {place}")
+        content.thoughts += thoughts if learnt else ()
+        content.left_out += hidden if learnt else ["thought not to be learnt"]
     elif str(kind).endswith(CALL_PARTS) or "toolUse" in part or "functionCall" in part:
         call = part.get("toolUse") or part.get("functionCall") or part.get("function") or part
         arguments: Any = next((call[key] for key in ("input", "args", "arguments") if key in call), {})
@@ -268,7 +284,12 @@ def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
         text = next((part[key] for key in ("text", "refusal", "output_text") if isinstance(part.get(key), str)), None)
         if text is None:
             raise InvalidRow(f"not text: {place} holds {excerpt(kind or ', '.join(map(str, part)))}")
+        if kind not in TEXT_TYPES:
+            content.left_out.append(f"{kind} part" if re.fullmatch(r"[\w. -]{1,40}", str(kind)) else "unknown part")
+            return
         content.texts.append(text)
+        if text.strip():
+            content.marked.append(part)
 
 
 def _result(part: Mapping[str, Any], content: _Content, place: str) -> Message:

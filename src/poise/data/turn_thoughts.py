@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from poise.data.messages import Message
+from poise.data.thought_marks import names_thought
 
 __all__ = [
     "HIDDEN_PART",
@@ -21,7 +22,8 @@ __all__ = [
 
 THOUGHT_KEYS = (
     "reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text", "thinking_content",
-    "chain_of_thought", "cot",
+    "chain_of_thought", "cot", "think", "thinking_text", "scratchpad", "reasoning_trace", "thinking_trace",
+    "thought_process", "inner_monologue",
 )  # fmt: skip
 TURN_THOUGHT_KEYS = (*THOUGHT_KEYS, "reasoning_details", "thinking_blocks")
 THOUGHT_PARTS = ("thinking", "reasoning", "thought", "reasoning_text")
@@ -50,7 +52,8 @@ def read_thought(value: Any) -> tuple[list[str], list[str]]:
         return ([value] if value.strip() else []), []
     if isinstance(value, Mapping):
         cells = {key: cell for key, cell in value.items() if cell is not None}
-        read = read_thought([cells[key] for key in TEXTS_OF_THOUGHT if cells.get(key)][:1])
+        names = (*TEXTS_OF_THOUGHT, *([str(cells["type"])] if names_thought(cells.get("type")) else ()), *THOUGHT_KEYS)
+        read = read_thought([cells[key] for key in names if cells.get(key)][:1])
         known = {"type", "id", "index", "format", "signature", "status", "thought", *TEXTS_OF_THOUGHT}
         return read if read != ([], []) or not cells.keys() - known else ([], [*HIDDEN])
     if isinstance(value, Sequence) and not isinstance(value, bytes):
@@ -61,9 +64,9 @@ def read_thought(value: Any) -> tuple[list[str], list[str]]:
 
 def is_thought_part(part: Any) -> bool:
     """Whether one part of a turn's content is a thought."""
-    return isinstance(part, Mapping) and (
-        part.get("type") in THOUGHT_PARTS or part.get("thought") is True or "reasoningContent" in part
-    )
+    if not isinstance(part, Mapping) or part.get("type") == HIDDEN_PART:
+        return False
+    return names_thought(part.get("type")) or part.get("thought") is True or "reasoningContent" in part
 
 
 def is_thought_turn(turn: Mapping[str, Any]) -> bool:
