@@ -62,6 +62,10 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("poise", "torch", "transformers")}
 
 
+def _effort_words(diagnosis: ModelDiagnosis) -> str:
+    return f", reasoning_effort {diagnosis.reasoning_effort}" if diagnosis.reasoning_effort else ""
+
+
 def _diagnosis_lines(diagnosis: ModelDiagnosis) -> list[str]:
     signs = {True: "works", False: "FAILS", None: "untried"}
     width = max(len(finding.name) for finding in diagnosis.findings)
@@ -71,7 +75,8 @@ def _diagnosis_lines(diagnosis: ModelDiagnosis) -> list[str]:
         f"  Blocks    {diagnosis.layers} of {diagnosis.block_class}, layers 0 to {diagnosis.layers - 1}, width "
         f"{diagnosis.width}",
         f"  Window    {diagnosis.window:,} tokens",
-        f"  Template  {diagnosis.template}; thinking: {diagnosis.thinking}",
+        f"  Template  {diagnosis.template}; thinking: {diagnosis.thinking}{_effort_words(diagnosis)}",
+        f"  Stops at  {' '.join(diagnosis.stop_tokens) or 'no token'}",
         "  Hashes    " + ", ".join(f"{name} {text or '-'}" for name, text in diagnosis.fingerprint.items()),
         "  Versions  " + ", ".join(f"{name} {text}" for name, text in _versions().items()),
         *(f"  {signs[f.works]:8}  {f.name:{width}}  {f.detail}" for f in diagnosis.findings),

@@ -17,8 +17,10 @@ from typing import Any, get_args
 
 from poise.arguments import check_choice, check_type
 from poise.data.messages import Message
+from poise.data.thought_marks import MARKS
 from poise.data.thoughts import locate_thought
-from poise.errors import InvalidArgument
+from poise.errors import InvalidArgument, UnsuitableModel
+from poise.model.generation_header import QUESTION, REPLY
 from poise.model.parts import Part
 from poise.model.rendering import Thinking, render_answer_prompt, render_prompt
 
@@ -209,14 +211,19 @@ def render_answer(
 
 def end_of_answer_ids(tokenizer: Any, stops: Collection[int]) -> tuple[int, ...]:
     """Token ids that the template puts after an answer, up to the one that ends it, which is among ``stops``."""
-    if tokenizer.chat_template:
-        messages: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        text = render_prompt(tokenizer, messages, header=False)
-        ids = tokenizer(text[text.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
-        places = [position for position, token in enumerate(ids) if token in stops]
-        if places:
-            return tuple(ids[: places[0] + 1])
+    ids = tokenizer(_after_answer(tokenizer), add_special_tokens=False)["input_ids"]
+    places = [position for position, token in enumerate(ids) if token in stops]
+    if places:
+        return tuple(ids[: places[0] + 1])
     return (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()
+
+
+def _after_answer(tokenizer: Any) -> str:
+    """What the template puts after an answer that ends the conversation."""
+    if not tokenizer.chat_template:
+        return ""
+    messages: list[Message] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": REPLY}]
+    return render_prompt(tokenizer, messages, header=False).rpartition(REPLY)[2]
 
 
 def template_text(tokenizer: Any) -> str:
@@ -226,9 +233,18 @@ def template_text(tokenizer: Any) -> str:
 
 
 def stop_ids(lm: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends an answer: the model's, the tokenizer's and the template's end of turn."""
+    """Every token that ends an answer: the model's, the tokenizer's and the template's end of turn.
+
+    That of the template is the first special token which it puts after an answer, the mark of a thought or reply aside.
+    """
     configured = getattr(lm.generation_config, "eos_token_id", None)
     ids = {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id}
     template, vocabulary = template_text(tokenizer), tokenizer.get_vocab()
     ids |= {vocabulary.get(t) for t in END_OF_TURN if t in template}
-    return frozenset(i for i in ids if i is not None)
+    try:
+        ending = tokenizer(_after_answer(tokenizer), add_special_tokens=False)["input_ids"]
+    except UnsuitableModel:  # a template that cannot render an answer is refused where it is used
+        ending = []
+    added = {token: str(one) for token, one in tokenizer.added_tokens_decoder.items()}
+    ends = [token for token in ending if token in added and added[token].strip().lower() not in MARKS]
+    return frozenset(i for i in (*ids, *ends[:1]) if i is not None)

@@ -13,7 +13,7 @@ from poise.model.architecture import text_config
 from poise.model.chat_template import Encoded, ask, encode
 from poise.model.hooks import observe
 from poise.model.language_model import Model
-from poise.model.rendering import FINAL_CHANNEL, render_prompt
+from poise.model.rendering import FINAL_CHANNEL, least_effort, render_prompt
 from poise.model.self_check import TEXT, SelfCheck, check_model
 from poise.settings import FrozenModel
 
@@ -53,6 +53,10 @@ class ModelDiagnosis(FrozenModel):
     block_class: str
     template: Literal["the model's own", "none: turns are named in plain words"]
     thinking: Thinking
+    reasoning_effort: str = Field(
+        "", description="What stands for no thinking; empty where the template has no levels."
+    )
+    stop_tokens: tuple[str, ...] = Field((), description="Tokens that end an answer.")
     fingerprint: dict[str, str]
     findings: tuple[Finding, ...]
 
@@ -85,6 +89,8 @@ def diagnose(model: Model) -> ModelDiagnosis:
         block_class=type(model.blocks[0]).__name__,
         template="the model's own" if model.tokenizer.chat_template else "none: turns are named in plain words",
         thinking=_thinking(model),
+        reasoning_effort=_effort(model),
+        stop_tokens=tuple(model.tokenizer.convert_ids_to_tokens(sorted(model.stop_ids))),
         fingerprint={
             "architecture": print_.architecture,
             "weights": print_.weights,
@@ -191,3 +197,9 @@ def _thinking(model: Model) -> Thinking:
     if prompt.rstrip().endswith(("</think>", "[/THINK]", "</thinking>", "</thought>", "</reasoning>")):
         return "opened block closed"
     return "switched off" if any(switch in template for switch in SWITCHES) else "none"
+
+
+def _effort(model: Model) -> str:
+    if "reasoning_effort" not in str(model.tokenizer.chat_template or ""):
+        return ""
+    return least_effort(model.tokenizer) or "left out"

@@ -1,8 +1,8 @@
 """The header under which a model answers, beside what the template puts before an answer that it is given.
 
 A header may open a thought, so that a reply would stand inside it. Known marks are closed; what the template has
-before a reply that it renders is completed; a header with anything else at its end is refused, since it may open a
-thought in marks that nobody knows.
+before a reply that it renders is completed; a header with anything else in it is refused, since it may open a thought
+in marks that nobody knows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ CLOSED_THOUGHT = re.compile(
 CLOSED_BLOCK = re.compile(
     "|".join(rf"{re.escape(opening)}.*?{re.escape(closing)}" for opening, closing in THOUGHT_TAGS)
     + "|"
-    + "|".join(re.escape(opening) for opening, _ in REPLY_TAGS),
+    + "|".join(
+        re.escape(mark) for mark in (*(closing for _, closing in THOUGHT_TAGS), *(tag for tag, _ in REPLY_TAGS))
+    ),
     re.S,
 )
 
@@ -78,7 +80,9 @@ class AnswerHeader:
             bare = headed[: headed.rindex(QUESTION) + len(QUESTION)]
         header = before[len(bare) :] if before.startswith(bare) else None
         if header and shown[len(before) + len(REPLY) :].strip().startswith(header.strip()):
-            header = ""  # that is how a turn ends; none has a header
+            if headed[len(bare) :].strip() == header.strip():
+                return cls()  # that is how a turn ends; none has a header
+            header = ""
         return cls(headed[len(bare) :], header)
 
     def opened(self, prompt: str) -> OpenMark | None:
@@ -94,17 +98,24 @@ class AnswerHeader:
         """Raises:
         UnsuitableModel: the header ends in what may open a thought.
         """
-        if not self.live or not (self.shown or "").strip() or not self.live.startswith(str(self.shown)):
+        if not self.live or not (self.shown or "").strip():
             return
-        extra = self.live[len(str(self.shown)) :]
-        if opened := self.opened(self.live):
-            extra = extra[: max(opened.start - len(str(self.shown)), 0)]
-        if extra := CLOSED_BLOCK.sub("", extra).strip():
+        shown, opened = str(self.shown), self.opened(self.live)
+        header = self.live[: opened.start] if opened else self.live
+        if _squeezed(shown).startswith(_squeezed(header)):
+            return
+        if header.startswith(shown):
+            extra = CLOSED_BLOCK.sub("", header[len(shown) :]).strip()
             raise UnsuitableModel(
                 f"The model's chat template puts {extra!r} before an answer that is to come and before none that it is "
                 "given: it may open a thought, inside of which replies would be read. Give the tokenizer a chat "
                 "template whose header ends as its assistant's turns begin."
             )
+        raise UnsuitableModel(
+            f"The model's chat template puts {self.live!r} before an answer that is to come, and {shown!r} before "
+            "one that it is given: the first may open a thought, inside of which replies would be read. Give the "
+            "tokenizer a chat template that puts the same before both."
+        )
 
     def closed(self, prompt: str) -> str:
         """A prompt whose thought is closed, or that goes on to where the template has a reply."""
@@ -121,6 +132,11 @@ class AnswerHeader:
             if missing.strip() and not _opens_thought(missing):
                 return prompt + missing
         return prompt
+
+
+def _squeezed(header: str) -> str:
+    """What a header has beside blanks and thoughts that are closed."""
+    return "".join(CLOSED_BLOCK.sub("", header).split())
 
 
 def _opens_thought(text: str) -> bool:

@@ -22,12 +22,14 @@ from poise.data.thoughts import AnswerSections, split_thought
 from poise.errors import UnsuitableModel
 from poise.model.generation_header import AnswerHeader, strip_closed_thought
 from poise.model.template_check import check_structure
+from poise.model.template_clock import DATE_STRING, check_repeats, pin_clock
 
 __all__ = [
     "Effort",
     "Thinking",
     "fold_system",
     "has_thinking_switch",
+    "least_effort",
     "opened_headers",
     "render_answer_prompt",
     "render_prompt",
@@ -37,9 +39,10 @@ Effort = Literal["minimal", "low", "medium", "high", "xhigh"]
 Thinking = bool | Effort
 """Whether the model is to think before it replies, or how much where its template has levels (which is on)."""
 
-# Templates may print today's date, which would make one text differ from run to run.
-TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024"}
-THINKING_OFF: dict[str, Any] = {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
+TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": DATE_STRING}
+THINKING_OFF: dict[str, Any] = {"enable_thinking": False, "thinking": False}
+EFFORTS_OFF = ("none", "minimal", "low")
+UNKNOWN_EFFORT = "Q00003zX"
 THINKING_ON: dict[str, Any] = {"enable_thinking": True, "thinking": True}
 THINKING_KEY = re.compile(r"""\.thinking\b|['"]thinking['"]\s+in\s|\[['"]thinking['"]\]""")
 HARMONY_HEADER, FINAL_CHANNEL = "<|start|>assistant", "<|channel|>final<|message|>"
@@ -55,9 +58,11 @@ class TemplateFacts:
         template: The template.
         headers: Headers of answers, by whether and how much the model is told to think.
         structures: What it does to conversations, by how they are rendered and by their structure.
+        effort: The ``reasoning_effort`` that stands for no thinking, as ``least_effort`` gives it.
     """
 
     template: Any
+    effort: str | None = None
     headers: dict[Thinking, AnswerHeader] = field(default_factory=dict)
     structures: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -115,7 +120,7 @@ def _render(
 ) -> str:
     if not tokenizer.chat_template:
         return _render_plain(tokenizer, messages, header=header)
-    options = _options(thinking, tools)
+    options = _options(tokenizer, thinking, tools)
     known = _facts(tokenizer).structures
     complaints: list[str] = []
     cause: Exception | None = None
@@ -132,6 +137,7 @@ def _render(
                 way = json.dumps([options, content is _as_parts, header], sort_keys=True, default=str)
                 render = functools.partial(_apply, tokenizer, content=content, options=options, header=header)
                 missing = check_structure(form, render, known.setdefault(way, {}))
+                missing = missing or check_repeats(str(tokenizer.chat_template), functools.partial(render, form))
             if missing:
                 complaints.append(missing)
                 continue
@@ -157,7 +163,7 @@ def answer_header(tokenizer: Any, thinking: Thinking) -> AnswerHeader:
     """What the template puts before an answer; found out once."""
     headers = _facts(tokenizer).headers
     if thinking not in headers:
-        options = _options(thinking, ())
+        options = _options(tokenizer, thinking, ())
 
         def render(messages: Sequence[Message], header: bool) -> str:
             try:
@@ -178,10 +184,40 @@ def _facts(tokenizer: Any) -> TemplateFacts:
     return facts
 
 
-def _options(thinking: Thinking, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _options(tokenizer: Any, thinking: Thinking, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     options = TEMPLATE_OPTIONS | (THINKING_ON if thinking else THINKING_OFF)
-    options |= {"reasoning_effort": thinking} if isinstance(thinking, str) else {}
+    if effort := thinking if isinstance(thinking, str) else "" if thinking else least_effort(tokenizer):
+        options["reasoning_effort"] = effort
     return options | ({"tools": [dict(tool) for tool in tools]} if tools else {})
+
+
+def least_effort(tokenizer: Any) -> str:
+    """The ``reasoning_effort`` that comes nearest to no thinking; empty where the template takes none of them.
+
+    ``none`` and ``minimal`` are taken where the template knows them: it does with them what it does not do with a word
+    that means nothing. ``low`` is taken where it renders.
+    """
+    facts = _facts(tokenizer)
+    if facts.effort is None:
+        facts.effort = EFFORTS_OFF[-1]
+        if "reasoning_effort" in str(tokenizer.chat_template):
+            texts = {effort: _with_effort(tokenizer, effort) for effort in (*EFFORTS_OFF, UNKNOWN_EFFORT)}
+            known = [effort for effort in EFFORTS_OFF[:-1] if texts[effort] not in (None, texts[UNKNOWN_EFFORT])]
+            low = [EFFORTS_OFF[-1]] if texts[EFFORTS_OFF[-1]] is not None else []
+            facts.effort = next(iter([*known, *low]), "")
+    return facts.effort
+
+
+def _with_effort(tokenizer: Any, effort: str) -> str | None:
+    """A question as it is rendered at some effort, whose word is left out; ``None`` where the template refuses it."""
+    question: list[Message] = [{"role": "user", "content": "?"}]
+    for content in (_as_text, _as_parts):
+        try:
+            options = TEMPLATE_OPTIONS | THINKING_OFF | {"reasoning_effort": effort}
+            return _apply(tokenizer, question, content, options, header=True).replace(effort, "")
+        except Exception:  # templates raise whatever their author chose
+            continue
+    return None
 
 
 def render_answer_prompt(
@@ -276,12 +312,14 @@ def _apply(
     tokenizer: Any, messages: Sequence[Message], content: Content, options: Mapping[str, Any], *, header: bool
 ) -> str:
     template = str(tokenizer.chat_template)
+    pinned = pin_clock(tokenizer.get_chat_template(tools=options.get("tools")))
     thought_key = "thinking" if "reasoning_content" not in template and THINKING_KEY.search(template) else ""
     return str(
         tokenizer.apply_chat_template(
             [_as_template_message(message, content, thought_key or "reasoning_content") for message in messages],
             tokenize=False,
             add_generation_prompt=header,
+            chat_template=pinned,
             **options,
         )
     )
