@@ -15,9 +15,10 @@ import torch
 from poise.arguments import check_type
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Encoded, Model
-from poise.model.batching import PaddedBatch, Side, pad, plan_batches
+from poise.model.batching import PaddedBatch, Side, pad
 from poise.model.hooks import checked_layers, observe
 from poise.model.probe import Probe
+from poise.model.rotary import plan_rows
 from poise.model.self_check import require_padding
 from poise.progress import track
 
@@ -81,7 +82,7 @@ def read(
     cut = [Encoded(t.ids[: max(last, 1)], first, last) for t, (first, last) in zip(texts, spans, strict=True)]
     usable = [i for i, (first, last) in enumerate(spans) if last > first]
     lengths = [len(cut[i].ids) for i in usable]
-    batches = plan_batches(lengths, budget=budget or _budget(model), most=READ_MOST_ROWS)
+    batches = _plan(model, lengths, budget)
     with track("Reading activations", total=len(usable)) as advance:
         for batch in batches:
             rows = [usable[j] for j in batch]
@@ -117,7 +118,7 @@ def read_layers(model: Model, texts: Sequence[Encoded], layers: Sequence[int]) -
         raise InvalidArgument("There are no layers to read; give at least one.")
     checked_layers(model, layers)
     out = torch.full((len(texts), len(layers), model.width), float("nan"))
-    for rows in plan_batches([len(t.ids) for t in texts], budget=_budget(model), most=READ_MOST_ROWS):
+    for rows in _plan(model, [len(t.ids) for t in texts]):
 
         def visit(layer: int, states: torch.Tensor, rows: list[int] = rows) -> None:
             for row, i in enumerate(rows):
@@ -142,7 +143,7 @@ def read_tokens(model: Model, texts: Sequence[Encoded], layers: Sequence[int]) -
     checked_layers(model, layers)
     out = [torch.empty((len(t.ids), len(layers), model.width)) for t in texts]
     columns = {layer: [k for k, other in enumerate(layers) if other == layer] for layer in layers}
-    for rows in plan_batches([len(t.ids) for t in texts], budget=_budget(model), most=READ_MOST_ROWS):
+    for rows in _plan(model, [len(t.ids) for t in texts]):
 
         def visit(layer: int, states: torch.Tensor, rows: list[int] = rows) -> None:
             for row, i in enumerate(rows):
@@ -174,7 +175,7 @@ def project(model: Model, texts: Sequence[Encoded], probes: Sequence[Probe]) -> 
     check_probes(probes, model)
     out = [torch.empty(0)] * len(texts)
     with track("Reading", total=len(texts)) as advance:
-        for rows in plan_batches([len(t.ids) for t in texts], budget=_budget(model), most=READ_MOST_ROWS):
+        for rows in _plan(model, [len(t.ids) for t in texts]):
             batch = pad([texts[i] for i in rows], side="right", device=model.device)
             read_by = project_batch(model, batch, probes).cpu()
             for row, i in enumerate(rows):
@@ -272,7 +273,7 @@ def reference_norm(model: Model, texts: Sequence[Encoded]) -> torch.Tensor:
         raise InvalidArgument(
             f"The texts ({len(texts)}) have no response token between them; give answers to measure on."
         )
-    for rows in plan_batches([len(t.ids) for t in texts], budget=_budget(model), most=READ_MOST_ROWS):
+    for rows in _plan(model, [len(t.ids) for t in texts]):
         batch = pad([texts[i] for i in rows], side="right", device=model.device)
         inside = batch.inside(batch.spans)
 
@@ -304,6 +305,12 @@ def _pool_span(text: Encoded, pool: Pool) -> tuple[int, int]:
         case "prompt_last":
             last = max(text.last_prompt, 0)
             return last, last + 1
+
+
+def _plan(model: Model, lengths: Sequence[int], budget: int | None = None) -> list[list[int]]:
+    """Batches whose rows are read as if each were alone."""
+    budget = budget or _budget(model)
+    return plan_rows(model.rotary_switch, lengths, budget=budget, most=READ_MOST_ROWS, name=model.name)
 
 
 def _budget(model: Model) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from poise.activations import Probe, by_layer
-from poise.engine.kv_cache import cache_budget, join, joinable, roomy_cache, select_rows, trim
+from poise.engine.kv_cache import cache_budget, check_room, join, joinable, roomy_cache, select_rows, trim
 from poise.engine.sampler import newest_logits, sample_tokens
 from poise.engine.sequence import Sequence, SequenceStatus
 from poise.engine.types import EngineOutput, GenerationRequest, check_count
@@ -120,11 +120,7 @@ class ContinuousEngine:
         prompt, new = len(request.prompt.ids), request.sampling.max_new_tokens
         if not prompt:
             raise InvalidArgument("The prompt is empty; give at least one token.")
-        if prompt + new > self.model.window:
-            raise InvalidArgument(
-                f"The prompt ({prompt} tokens) and {new} new tokens exceed the window of {self.model.name} "
-                f"({self.model.window}); shorten the prompt or ask for fewer new tokens."
-            )
+        check_room(self.model, prompt, new)
         terms = request.steering.terms if request.steering else ()
         for vector in {id(v): v for t in terms for v in (t.vector, *([t.when.vector] if t.when else []))}.values():
             vector.check_model(self.model, allow_other_model=self.allow_other_model)
@@ -177,6 +173,8 @@ class ContinuousEngine:
         longest, scheduled = max((sequence.max_tokens for sequence in running), default=0), list[Sequence]()
         while self._waiting and len(running) + len(scheduled) < self.max_sequences:
             sequence = self._waiting[0]
+            if self._is_long(sequence) != self._is_long([*running, *scheduled, sequence][0]):
+                break
             rows, longest = len(running) + len(scheduled) + 1, max(longest, sequence.max_tokens)
             prefill = (len(scheduled) + 1) * max(len(s.request.prompt.ids) for s in (*scheduled, sequence))
             if (rows > 1 and rows * longest > self.budget) or (scheduled and prefill > self.prefill_budget):
@@ -189,6 +187,10 @@ class ContinuousEngine:
                 break
             scheduled.append(self._waiting.popleft())
         return scheduled
+
+    def _is_long(self, sequence: Sequence) -> bool:
+        """On which side of the rotary embeddings' switch a sequence runs, to its end."""
+        return self.model.rotary_switch.is_long(len(sequence.request.prompt.ids))
 
     def _start(self, scheduled: list[Sequence]) -> list[EngineOutput]:
         """Read the scheduled prompts; where that fails, one by one, so that only the culprit does."""
@@ -235,6 +237,8 @@ class ContinuousEngine:
 
     def _decode(self, batch: RunningBatch) -> list[EngineOutput]:
         batch.position = batch.position + 1
+        if not self._is_long(batch.sequences[0]):  # a free slot runs on, and must not reach the switch for the others
+            batch.position = batch.position.clamp(max=self.model.rotary_switch.tokens - 1)
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones((len(batch.slots), 1))], dim=1)
         for group in batch.groups:
             trackers = [sequence.tracker for sequence in group.sequences]

@@ -9,9 +9,10 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
+from poise.errors import InvalidArgument
 from poise.model import Model
 
-__all__ = ["RoomyLayer", "cache_budget", "join", "joinable", "roomy_cache", "select_rows", "trim"]
+__all__ = ["RoomyLayer", "cache_budget", "check_room", "join", "joinable", "roomy_cache", "select_rows", "trim"]
 
 ROOM = 128  # positions added at a time
 CACHE_BUDGET_CPU = 16384  # cached tokens at once, padding included
@@ -86,6 +87,26 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 def cache_budget(model: Model) -> int:
     """Cached tokens that an engine holds at once where it is told no limit."""
     return CACHE_BUDGET_CPU if model.device.type == "cpu" else CACHE_BUDGET_GPU
+
+
+def check_room(model: Model, prompt: int, new: int) -> None:
+    """Raise where a prompt and an answer of so many tokens do not fit a model's window together.
+
+    Raises:
+        InvalidArgument: says which limit it is.
+    """
+    window = model.generation_window(prompt)
+    if prompt + new > model.window:
+        raise InvalidArgument(
+            f"A prompt of {prompt} tokens and {new} new tokens exceed the window of {model.name} ({model.window}); "
+            "shorten the prompt or ask for fewer new tokens."
+        )
+    if prompt + new > window:
+        raise InvalidArgument(
+            f"A prompt of {prompt} tokens and {new} new tokens go past {window}, where the rotary embeddings of "
+            f"{model.name} change, so that what is kept of the prompt would no longer hold; ask for at most "
+            f"{window - prompt} new tokens, or give a prompt of more than {window}."
+        )
 
 
 def roomy_cache(config: Any) -> DynamicCache:

@@ -11,12 +11,12 @@ from numbers import Integral
 import torch
 
 from poise.arguments import check_type
-from poise.engine.kv_cache import cache_budget
+from poise.engine.kv_cache import cache_budget, check_room
 from poise.engine.static_batch import StaticBatch
 from poise.engine.types import Generation, Probe, SamplingParams, TextChunk, check_count
 from poise.errors import InvalidArgument
 from poise.model import Encoded, Model
-from poise.model.batching import plan_batches
+from poise.model.rotary import plan_rows
 from poise.model.self_check import require_cache
 from poise.progress import track
 from poise.steer import Steering
@@ -48,7 +48,8 @@ class LocalEngine:
     def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         """The batches that ``generate`` will run: like lengths together, longest first."""
         lengths = [len(p.ids) + sampling.max_new_tokens for p in prompts]
-        batches = plan_batches(lengths, budget=cache_budget(self.model), most=self.batch)
+        budget, most = cache_budget(self.model), self.batch
+        batches = plan_rows(self.model.rotary_switch, lengths, budget=budget, most=most, name=self.model.name)
         if self.pads_left:
             return batches
         # What this model keeps between steps would be changed by padding: only prompts of one length share a batch.
@@ -97,12 +98,8 @@ class LocalEngine:
             raise InvalidArgument("prompts are not encoded; give a list of what model.encode(messages) gives.")
         if empty := [i for i, prompt in enumerate(prompts) if not prompt.ids]:
             raise InvalidArgument(f"Prompt {empty[0]} (counted from 0) has no tokens; give at least one.")
-        longest = max((len(p.ids) for p in prompts), default=0)
-        if longest + sampling.max_new_tokens > self.model.window:
-            raise InvalidArgument(
-                f"The longest prompt ({longest} tokens) and {sampling.max_new_tokens} new tokens exceed the window of "
-                f"{self.model.name} ({self.model.window}); shorten the prompt or ask for fewer new tokens."
-            )
+        for length in sorted({len(p.ids) for p in prompts}, reverse=True):
+            check_room(self.model, length, sampling.max_new_tokens)
 
     @torch.inference_mode()  # of the generator: in force while it runs, not while its reader does
     def stream(

@@ -100,6 +100,7 @@ def diagnose(model: Model) -> ModelDiagnosis:
         findings=(
             _tried("reading: blocks give one residual stream [B, T, d]", lambda: _streams(model)),
             _tried("reading equals transformers' hidden_states", lambda: _hidden_states(model)),
+            _rotary_finding(model),
             _cache_finding(check),
             _padding_finding(check),
             _tried("template: keeps every turn's words", lambda: _keeps_words(model)),
@@ -152,6 +153,19 @@ def _hidden_states(model: Model) -> tuple[bool | None, str]:
         f"block i is entry {entry}, largest difference {differences[shift]:.2g} over layers 0 to {model.layers - 2}"
     )
     return differences[shift] == 0, detail
+
+
+def _rotary_finding(model: Model) -> Finding:
+    switch = model.rotary_switch
+    detail = "its rotary embeddings, if any, are the same at every length"
+    if switch.kind == "longrope":
+        detail = (
+            f"LongRoPE: other frequencies from {switch.tokens + 1} tokens; texts on one side of it are read together, "
+            f"and an answer to a shorter prompt ends at {switch.tokens}"
+        )
+    elif switch.kind:
+        detail = f"dynamic NTK: other frequencies for each length beyond {switch.tokens} tokens; longer texts are refused"
+    return Finding(name="rotary embeddings do not change with a batch's longest text", works=True, detail=detail)
 
 
 def _cache_finding(check: SelfCheck) -> Finding:

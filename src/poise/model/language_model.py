@@ -17,6 +17,7 @@ from poise.model.fingerprint import Fingerprint
 from poise.model.forward_settings import ForwardSettings, forward_settings
 from poise.model.parts import ThoughtMarks
 from poise.model.rendering import Thinking
+from poise.model.rotary import RotarySwitch, rotary_switch
 from poise.model.sketch import WeightSketch, sketch_weights
 
 __all__ = ["Model"]
@@ -78,6 +79,19 @@ class Model:
     def window(self) -> int:
         """Most tokens the model takes at once."""
         return model_window(self.lm.config)
+
+    @cached_property
+    def rotary_switch(self) -> RotarySwitch:
+        """From which length its rotary embeddings are others."""
+        return rotary_switch(self.lm)
+
+    def generation_window(self, prompt: int = 0) -> int:
+        """Most tokens of prompt and answer together: an answer cannot go past the switch of the rotary embeddings.
+
+        What is kept between steps was computed with the frequencies of the prompt's length.
+        """
+        switch = self.rotary_switch
+        return self.window if switch.is_long(prompt) else min(self.window, switch.tokens)
 
     def encode(
         self,

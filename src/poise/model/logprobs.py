@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from poise.model.batching import pad, plan_batches
+from poise.model.batching import pad
 from poise.model.chat_template import Encoded
 from poise.model.language_model import Model
+from poise.model.rotary import plan_rows
 
 __all__ = ["token_logprobs"]
 
@@ -22,7 +23,9 @@ def token_logprobs(model: Model, texts: Sequence[Encoded]) -> list[torch.Tensor]
     T: tokens of that text's response; an empty response gives an empty tensor.
     """
     out = [torch.empty(0)] * len(texts)
-    for rows in plan_batches([len(t.ids) for t in texts], budget=LOGPROB_BUDGET, most=64):
+    for rows in plan_rows(
+        model.rotary_switch, [len(t.ids) for t in texts], budget=LOGPROB_BUDGET, most=64, name=model.name
+    ):
         batch = pad([texts[i] for i in rows], side="right", device=model.device)
         first = min(start for start, _ in batch.spans) - 1
         # As indices, not a count: a slice is not contiguous, and the head would copy its weights once a row.

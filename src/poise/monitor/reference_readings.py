@@ -86,11 +86,11 @@ def read_generated_answers(
     Raises:
         InvalidArgument: no room for an answer in the model's window; or no row has the field ``by``.
     """
-    room = model.window - sampling.max_new_tokens
+    room = model.generation_window() - sampling.max_new_tokens
     if room < 1:
         raise InvalidArgument(
             f"Answers of {sampling.max_new_tokens} tokens leave no room for a prompt in the window of {model.name} "
-            f"({model.window}); ask for fewer with `max_new_tokens`."
+            f"({model.generation_window()}); ask for fewer with `max_new_tokens`."
         )
     prompts: dict[tuple[int, ...], tuple[Encoded, Conversation]] = {}
     left_out = Counter[str]()

@@ -41,10 +41,10 @@ class BaseAnswers:
     """
 
     def __init__(self, model: Model, folder: Path, *, max_new_tokens: int, batch: int = 32) -> None:
-        if max_new_tokens >= model.window:
+        if max_new_tokens >= model.generation_window():
             raise InvalidArgument(
                 f"{max_new_tokens} new tokens leave no room for a prompt in the window of {model.name} "
-                f"({model.window}); ask for fewer with `max_new_tokens`."
+                f"({model.generation_window()}); ask for fewer with `max_new_tokens`."
             )
         self.engine = LocalEngine(model, batch=batch)
         self.sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0)
@@ -61,7 +61,7 @@ class BaseAnswers:
         the last user turn has room.
         """
         model, text = self.engine.model, place.text
-        room = model.window - self.sampling.max_new_tokens
+        room = model.generation_window() - self.sampling.max_new_tokens
         if text.start <= room:
             return Encoded(text.ids[: text.start], text.start, text.start)
         try:

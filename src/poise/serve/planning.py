@@ -174,11 +174,12 @@ def _encode_plain(prompt: str | Sequence[int], model: Model) -> Encoded:
 def _max_new_tokens(body: OpenAIRequest, prompts: Sequence[Encoded], model: Model, policy: Policy) -> int:
     wanted = body.max_new_tokens
     longest = max(len(p.ids) for p in prompts)
-    room = model.window - longest
+    window = min(model.generation_window(len(p.ids)) - len(p.ids) for p in prompts) + longest
+    room = window - longest
     if room < 1 or (wanted or 0) > room:
         raise RequestError(
             400,
-            f"The prompt has {longest} tokens and {wanted or 1} more are body for, but the window is {model.window}; "
+            f"The prompt has {longest} tokens and {wanted or 1} more are body for, but the window is {window}; "
             "shorten the prompt or ask for fewer.",
             code="context_length_exceeded",
             param="messages" if isinstance(body, ChatCompletionRequest) else "prompt",

@@ -129,7 +129,7 @@ def load_vectors(
     if not loaded:
         raise InvalidArgument("Alarms are a vector's; name the vectors that `normal` is to set them for as `vector`.")
     data = open_data(list(normal), need="user")
-    sampling = SamplingParams(max_new_tokens=normal_answer_length(model.window))
+    sampling = SamplingParams(max_new_tokens=normal_answer_length(model.generation_window()))
     settings = CalibrationSettings(rates=(rate,), sampling=sampling)
     done = calibrate_alarms(data, model, list(loaded.values()), settings, allow_other_model=True)  # checked above
     return dict(zip(loaded, done.vectors, strict=True))

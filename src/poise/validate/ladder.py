@@ -98,15 +98,17 @@ def shots(trait: Trait | OwnTrait, run: ValidationRun, questions: Sequence[str])
     steps = []
     for n in SHOTS:
         step = Step(f"{n} shots", before=tuple((p.question, p.positive) for p in pairs[:n]))
-        longest = max(
+        lengths = [
             len(model.encode(ResponseRequest(question=q, before=step.before).messages()).ids) for q in questions
-        )
+        ]
+        longest = max(lengths)
+        window = longest + min(model.generation_window(length) - length for length in lengths)
         if n > len(pairs):
             notes.append(f"There is no rung of {n} shots: the trait has {len(pairs)} pairs.")
-        elif longest + most > model.window:
+        elif longest + most > window:
             notes.append(
                 f"There is no rung of {n} shots: its longest prompt ({longest} tokens) and {most} new tokens exceed "
-                f"the window of {model.name} ({model.window})."
+                f"the window of {model.name} ({window})."
             )
         else:
             steps.append(step)

@@ -134,11 +134,12 @@ def remarks(turn: ChatTurn, setup: Setup, width: int) -> list[RenderableType]:
 
 def fitting(setup: Setup, prompt: Encoded) -> SamplingParams:
     """The sampling, with fewer new tokens where the window has no room for all of them."""
-    room = setup.model.window - len(prompt.ids)
+    window = setup.model.generation_window(len(prompt.ids))
+    room = window - len(prompt.ids)
     if room < 1:
         raise InvalidArgument(
             f"The conversation ({len(prompt.ids)} tokens) fills the window of {setup.model.name} "
-            f"({setup.model.window}); take turns back with /undo, or begin anew with /reset."
+            f"({window}); take turns back with /undo, or begin anew with /reset."
         )
     return replace(setup.sampling, max_new_tokens=min(setup.sampling.max_new_tokens, room))
 
