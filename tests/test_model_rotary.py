@@ -137,4 +137,4 @@ def test_lengths_that_each_have_their_own_frequencies_are_refused(dynamic: Model
 @pytest.mark.parametrize(("kind", "words"), [("phi", "from 41 tokens"), ("dynamic", "beyond 40 tokens")])
 def test_the_diagnosis_names_it(kind: str, words: str, request: pytest.FixtureRequest) -> None:
     findings = {finding.name: finding for finding in diagnose(request.getfixturevalue(kind)).findings}
-    assert words in findings["rotary embeddings do not change with a batch's longest text"].detail
+    assert words in findings["reading: a batch's longest text changes no other"].detail

@@ -165,7 +165,7 @@ def _rotary_finding(model: Model) -> Finding:
         )
     elif switch.kind:
         detail = f"dynamic NTK: other frequencies for each length beyond {switch.tokens} tokens; longer texts are refused"
-    return Finding(name="rotary embeddings do not change with a batch's longest text", works=True, detail=detail)
+    return Finding(name="reading: a batch's longest text changes no other", works=True, detail=detail)
 
 
 def _cache_finding(check: SelfCheck) -> Finding:
