@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from poise.errors import InvalidArgument
 from poise.judge.coherence import LikelihoodCoherence, repetition
 from poise.judge.factory import trait_judge
 from poise.judge.local_model import LocalJudge, _numbers
-from poise.model import Model, ask
+from poise.model import Encoded, Model, ask, wrap
 from poise.model.batching import pad
 from poise.model.logprobs import token_logprobs
 from poise.trait import library
@@ -96,3 +97,38 @@ def test_an_empty_answer_has_no_coherence(model: Model) -> None:
     assert judge(["Q?"], ["  "])[0].score is None
     nobody = LikelihoodCoherence.fit(model, ["Q?"], [""])
     assert nobody(["Q?"], ["An answer."])[0].reason == "no ordinary answers to compare with"
+
+
+CACHES = ("gemma2", "mistral", "rwkv", "mamba", "jamba", "recurrent_gemma", "qwen3_next", "minimax", "roberta/decoder")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", CACHES)
+def test_any_model_that_can_be_read_can_judge(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that slide, states that cannot be cropped, caches that do not fit, rows that padding changes."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import tiny_models
+
+    lm = tiny.lm(kind) if kind in tiny.ARCHITECTURES else tiny_models.build(kind)
+    model = wrap(lm, tiny.chatml(), name=kind)
+    prompts = [model.encode(ask("Rate it.")), model.encode(ask("Rate this longer thing, if you please."))]
+    numbers = _numbers(model, pad(prompts, side="left"))
+    for row, number in itertools.product(range(2), ("7", "42")):
+        assert numbers[row][number] == pytest.approx(by_hand(model, prompts[row].ids, number), rel=2e-3, abs=1e-12)
+
+
+@torch.inference_mode()
+def test_a_number_that_crosses_the_switch_of_longrope_is_read_anew() -> None:
+    switch = 18
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "factor": 6.0}
+    rope |= {"long_factor": [8.0, 4.0, 3.0, 2.0], "original_max_position_embeddings": switch}
+    lm = tiny.lm("phi3", rope_parameters=rope, original_max_position_embeddings=switch, pad_token_id=0)
+    model = wrap(lm, tiny.chatml(), name="phi3")
+    prompts = [model.encode(ask(words)) for words in ("Who?", "Rate it.", "Rate this longer thing, if you can.")]
+    lengths = [len(prompt.ids) for prompt in prompts]
+    assert lengths[0] <= switch < lengths[2]
+    crossing = Encoded(prompts[2].ids[-switch + 1 :], switch - 1, switch - 1)
+    rows = [*prompts, crossing]
+    numbers = _numbers(model, pad(rows, side="left"))
+    for row, number in itertools.product(range(len(rows)), ("7", "42", "100")):
+        assert numbers[row][number] == pytest.approx(by_hand(model, rows[row].ids, number), rel=2e-3, abs=1e-12)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from poise.activations import project, read, read_layers, read_tokens, reference_norm
 from poise.engine import GenerationRequest, SamplingParams
 from poise.engine.continuous import ContinuousEngine

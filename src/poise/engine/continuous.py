@@ -22,12 +22,13 @@ import torch
 
 from poise.activations import Probe, by_layer
 from poise.engine.kv_cache import cache_budget, check_room, join, joinable, roomy_cache, select_rows, trim
-from poise.engine.sampler import newest_logits, sample_tokens
+from poise.engine.sampler import sample_tokens
 from poise.engine.sequence import Sequence, SequenceStatus
 from poise.engine.types import EngineOutput, GenerationRequest, check_count
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Model
 from poise.model.batching import pad
+from poise.model.cached_pass import newest_logits
 from poise.model.hooks import observe
 from poise.model.self_check import require_cache
 from poise.steer import AppliedSteering, Steering

@@ -1,45 +1,14 @@
-"""One forward pass of a batch with its cache, and the sampling of one token for each row."""
+"""The sampling of one token for each row."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from poise.engine.types import SamplingParams
-from poise.model import Model
-from poise.model.self_check import cache_argument
 
-__all__ = ["newest_logits", "sample_tokens"]
-
-
-def newest_logits(
-    model: Model, cache: Any, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor
-) -> torch.Tensor:
-    """Run ids [B, T] after what is cached: logits of each row's last position, float32 [B, vocabulary].
-
-    Args:
-        model: Hooks on it see the pass.
-        cache: Key-value cache; grows by T positions.
-        ids: Left-padded, so that the last position is every row's newest.
-        mask: int64 [B, cached + T], 0 on padding; ``None`` where there is none.
-        positions: Position of each token, int64 [B, T].
-    """
-    extra: dict[str, Any] = {"position_ids": positions} if _takes_positions(model.backbone.__class__) else {}
-    # An index, not a count: a slice is not contiguous, and the head would copy its weights once a row.
-    newest = torch.tensor([ids.shape[1] - 1], device=ids.device)
-    extra[cache_argument(model.lm)] = cache
-    out = model.lm(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=newest, **extra)
-    logits: torch.Tensor = out.logits[:, -1].float()
-    return logits
-
-
-@functools.cache
-def _takes_positions(backbone: Any) -> bool:
-    return "position_ids" in inspect.signature(backbone.forward).parameters
+__all__ = ["sample_tokens"]
 
 
 def sample_tokens(logits: torch.Tensor, samplings: Sequence[SamplingParams], draws: Sequence[float]) -> torch.Tensor:

@@ -15,11 +15,12 @@ import torch
 from poise.activations import Probe, by_layer
 from poise.engine.answer_parts import AnswerParts
 from poise.engine.kv_cache import roomy_cache, select_rows
-from poise.engine.sampler import newest_logits, sample_tokens
+from poise.engine.sampler import sample_tokens
 from poise.engine.types import Generation, SamplingParams
 from poise.errors import NonFiniteActivation
 from poise.model import Encoded, Model
 from poise.model.batching import pad
+from poise.model.cached_pass import newest_logits
 from poise.model.hooks import observe
 from poise.steer import AppliedSteering, Steering, apply_steering
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from poise.judge.judgement import Judgement
 from poise.judge.prompts import coherence_prompt, expectation, trait_prompt
-from poise.model import Model, ask
+from poise.model import Encoded, Model, ask
 from poise.model.batching import PaddedBatch, pad, plan_batches
+from poise.model.cached_pass import newest_logits
+from poise.model.self_check import check_model
 from poise.trait import Trait
 
 __all__ = ["LocalJudge"]
@@ -78,24 +83,65 @@ def _continuations(
 ) -> dict[tuple[int, ...], torch.Tensor]:
     """Next-token probabilities [B, vocabulary] after the prompt and after each beginning of a number.
 
-    The prompt is run once; beginnings branch off its cache.
+    The prompt is run once and the beginnings branch off what is kept of it, where the model gives the same so;
+    otherwise prompt and beginning are read anew for each.
     """
-    last = torch.tensor([batch.ids.shape[1] - 1], device=model.device)
-    mask, cache = batch.real.long(), DynamicCache(config=model.lm.config)
-    out = model.lm(
-        input_ids=batch.ids,
-        attention_mask=mask,
-        position_ids=batch.positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=last,
-    )
-    steps: dict[tuple[int, ...], torch.Tensor] = {(): torch.softmax(out.logits[:, -1].float(), dim=-1)}
-    for start in beginnings:
-        ids = torch.tensor([start] * len(mask), device=model.device)
-        more = torch.cat([mask, torch.ones_like(ids)], dim=1)
+    prompts = [tuple(ids[real].tolist()) for ids, real in zip(batch.ids, batch.real, strict=True)]
+    starts = [(), *beginnings]
+    longest = max(map(len, starts))
+    parts: list[tuple[list[int], dict[tuple[int, ...], torch.Tensor]]] = []
+    for rows in _groups(model, [len(prompt) for prompt in prompts], longest):
+        texts = [prompts[row] for row in rows]
+        fits = len(texts[0]) + longest <= model.generation_window(len(texts[0]))
+        cached = fits and not check_model(model).cache_fault
+        branch = _branched if cached else _read_anew
+        parts.append((rows, branch(model, texts, starts)))
+    order = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
+    return {start: torch.cat([steps[start] for _, steps in parts])[order] for start in starts}
+
+
+def _groups(model: Model, lengths: Sequence[int], longest: int) -> list[list[int]]:
+    """Rows that may share a padded batch: all of them, or those of one length."""
+    check, switch = check_model(model), model.rotary_switch
+    apart = bool(check.cache_fault or check.padding_fault)
+
+    def kind(row: int) -> tuple[bool, bool, int]:
+        beyond, crosses = switch.is_long(lengths[row]), switch.is_long(lengths[row] + longest)
+        return beyond, crosses, lengths[row] if apart or crosses != beyond else 0
+
+    return [list(rows) for _, rows in groupby(sorted(range(len(lengths)), key=kind), key=kind)]
+
+
+def _branched(
+    model: Model, prompts: Sequence[tuple[int, ...]], starts: Sequence[tuple[int, ...]]
+) -> dict[tuple[int, ...], torch.Tensor]:
+    """Each beginning after the prompts' cache, which is put back where it can be cropped and else copied before."""
+    batch = pad([Encoded(ids, len(ids), len(ids)) for ids in prompts], side="left", device=model.device)
+    cache = DynamicCache(config=model.lm.config)
+    croppable = all(type(layer) is DynamicLayer for layer in cache.layers)
+    mask = batch.real.long() if batch.padded else None
+    steps = {(): _probabilities(newest_logits(model, cache, batch.ids, mask, batch.positions))}
+    for start in starts[1:]:
+        ids = torch.tensor([start] * len(prompts), device=model.device)
+        more = None if mask is None else torch.cat([mask, torch.ones_like(ids)], dim=1)
         at = batch.positions[:, -1:] + 1 + torch.arange(len(start), device=model.device)
-        out = model.lm(input_ids=ids, attention_mask=more, position_ids=at, past_key_values=cache, use_cache=True)
-        steps[start] = torch.softmax(out.logits[:, -1].float(), dim=-1)
-        cache.crop(-len(start))
+        branch = cache if croppable else copy.deepcopy(cache)
+        steps[start] = _probabilities(newest_logits(model, branch, ids, more, at))
+        if croppable:
+            cache.crop(-len(start))
     return steps
+
+
+def _read_anew(
+    model: Model, prompts: Sequence[tuple[int, ...]], starts: Sequence[tuple[int, ...]]
+) -> dict[tuple[int, ...], torch.Tensor]:
+    """Prompts of one length, each with every beginning, in passes that keep nothing."""
+    steps = {}
+    for start in starts:
+        ids = torch.tensor([(*prompt, *start) for prompt in prompts], device=model.device)
+        steps[start] = _probabilities(newest_logits(model, None, ids, None, None))
+    return steps
+
+
+def _probabilities(logits: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(logits, dim=-1)

@@ -164,7 +164,9 @@ def _rotary_finding(model: Model) -> Finding:
             f"and an answer to a shorter prompt ends at {switch.tokens}"
         )
     elif switch.kind:
-        detail = f"dynamic NTK: other frequencies for each length beyond {switch.tokens} tokens; longer texts are refused"
+        detail = (
+            f"dynamic NTK: other frequencies for each length beyond {switch.tokens} tokens; longer texts are refused"
+        )
     return Finding(name="reading: a batch's longest text changes no other", works=True, detail=detail)
 
 

@@ -16,7 +16,7 @@ from poise.model.batching import plan_batches
 
 __all__ = ["RotarySwitch", "plan_rows", "rotary_switch"]
 
-NEVER = 1 << 30
+NO_SWITCH = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class RotarySwitch:
         kind: ``longrope``: another set beyond; ``dynamic``: another for each length; empty where nothing changes.
     """
 
-    tokens: int = NEVER
+    tokens: int = NO_SWITCH
     kind: str = ""
 
     def is_long(self, length: int) -> bool:
@@ -88,5 +88,5 @@ def _switch(module: Any, kind: str, layer: str | None) -> list[RotarySwitch]:
         else (getattr(module, "original_max_seq_len", None),)
     )
     sizes += (getattr(config, "max_position_embeddings", None),)
-    tokens = next((int(size) for size in sizes if isinstance(size, int | float) and size > 0), NEVER)
+    tokens = next((int(size) for size in sizes if isinstance(size, int | float) and size > 0), NO_SWITCH)
     return [RotarySwitch(tokens, "longrope" if kind == "longrope" else "dynamic")]

@@ -8,6 +8,7 @@ import torch
 
 from poise.arguments import check_type
 from poise.errors import InvalidArgument, UnsuitableModel
+from poise.model.adapter_check import check_adapter_configs, check_adapter_effect
 from poise.model.architecture import decoder_blocks, model_width
 from poise.model.block_check import check_blocks
 from poise.model.chat_template import stop_ids, template_text
@@ -59,7 +60,7 @@ def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
     """
     check_offsets(tokenizer, name)
     check_decoder_only(lm.config, name)
-    _check_adapter(lm, name)
+    check_adapter_configs(lm, name)
     _check_in_one_piece(lm, name)
     model = Model(
         name=name,
@@ -70,23 +71,9 @@ def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
         fingerprint=fingerprint(lm, template_text(tokenizer)),
         stop_ids=stop_ids(lm, tokenizer),
     )
+    check_adapter_effect(model)
     check_blocks(model)
     return model
-
-
-def _check_adapter(lm: Any, name: str) -> None:
-    """Refuse adapters that put learnt tokens before the prompt: readings and steering would look past them.
-
-    Raises:
-        UnsuitableModel: names the kind.
-    """
-    for config in getattr(lm, "peft_config", {}).values() if isinstance(getattr(lm, "peft_config", {}), dict) else ():
-        if getattr(config, "is_prompt_learning", False):
-            kind = str(getattr(config.peft_type, "value", config.peft_type)).lower().replace("_", " ")
-            raise UnsuitableModel(
-                f"{name} carries a {kind} adapter, whose learnt tokens are not part of the text that is read; use an "
-                "adapter of the weights, such as LoRA, or the base model."
-            )
 
 
 def _check_in_one_piece(lm: Any, name: str) -> None:

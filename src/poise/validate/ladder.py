@@ -98,9 +98,7 @@ def shots(trait: Trait | OwnTrait, run: ValidationRun, questions: Sequence[str])
     steps = []
     for n in SHOTS:
         step = Step(f"{n} shots", before=tuple((p.question, p.positive) for p in pairs[:n]))
-        lengths = [
-            len(model.encode(ResponseRequest(question=q, before=step.before).messages()).ids) for q in questions
-        ]
+        lengths = [len(model.encode(ResponseRequest(question=q, before=step.before).messages()).ids) for q in questions]
         longest = max(lengths)
         window = longest + min(model.generation_window(length) - length for length in lengths)
         if n > len(pairs):

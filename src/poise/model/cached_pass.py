@@ -1,0 +1,43 @@
+"""One forward pass of a batch with what is kept between steps: logits of each row's newest token."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+
+from poise.model.language_model import Model
+from poise.model.self_check import cache_argument
+
+__all__ = ["newest_logits"]
+
+
+def newest_logits(
+    model: Model, cache: Any | None, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None
+) -> torch.Tensor:
+    """Run ids [B, T] after what is cached: logits of each row's last position, float32 [B, vocabulary].
+
+    Args:
+        model: Hooks on it see the pass.
+        cache: Key-value cache; grows by T positions. ``None`` to keep nothing.
+        ids: Left-padded, so that the last position is every row's newest.
+        mask: int64 [B, cached + T], 0 on padding; ``None`` where there is none.
+        positions: Position of each token, int64 [B, T]; ``None`` for the model's own.
+    """
+    extra: dict[str, Any] = (
+        {"position_ids": positions} if positions is not None and _takes_positions(model.backbone.__class__) else {}
+    )
+    # An index, not a count: a slice is not contiguous, and the head would copy its weights once a row.
+    newest = torch.tensor([ids.shape[1] - 1], device=ids.device)
+    if cache is not None:
+        extra[cache_argument(model.lm)] = cache
+    out = model.lm(input_ids=ids, attention_mask=mask, use_cache=cache is not None, logits_to_keep=newest, **extra)
+    logits: torch.Tensor = out.logits[:, -1].float()
+    return logits
+
+
+@functools.cache
+def _takes_positions(backbone: Any) -> bool:
+    return "position_ids" in inspect.signature(backbone.forward).parameters
