@@ -120,7 +120,9 @@ def _branched(
     cache = DynamicCache(config=model.lm.config)
     croppable = all(type(layer) is DynamicLayer for layer in cache.layers)
     mask = batch.real.long() if batch.padded else None
-    steps = {(): _probabilities(newest_logits(model, cache, batch.ids, mask, batch.positions))}
+    steps: dict[tuple[int, ...], torch.Tensor] = {
+        (): _probabilities(newest_logits(model, cache, batch.ids, mask, batch.positions))
+    }
     for start in starts[1:]:
         ids = torch.tensor([start] * len(prompts), device=model.device)
         more = None if mask is None else torch.cat([mask, torch.ones_like(ids)], dim=1)

@@ -82,7 +82,7 @@ def _switch(module: Any, kind: str, layer: str | None) -> list[RotarySwitch]:
     parameters = getattr(config, "rope_parameters", None) or {}
     parameters = parameters.get(layer) or {} if layer else parameters
     original = "original_max_position_embeddings"
-    sizes = (
+    sizes: tuple[Any, ...] = (
         (parameters.get(original), getattr(module, original, None), getattr(config, original, None))
         if kind == "longrope"
         else (getattr(module, "original_max_seq_len", None),)
