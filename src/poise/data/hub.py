@@ -13,7 +13,7 @@ from typing import Any
 
 from poise.data.input_files import import_extra
 from poise.data.row_values import RowItem, RowReader
-from poise.data.tables import batch_rows, table_rows
+from poise.data.tables import batch_rows, plain_schema, plain_table, table_rows
 from poise.errors import InvalidData
 
 __all__ = ["STATE_KEYS", "is_saved", "open_saved", "open_streamed", "saved_files"]
@@ -55,7 +55,7 @@ def open_saved(folder: Path, split: str | None) -> tuple[tuple[Path, ...], RowRe
         raise InvalidData(f"{folder} cannot be read as a saved data set: {_error_summary(error)}") from error
     data = _split(loaded, str(folder), split)
     paths = tuple(Path(file["filename"]) for file in data.cache_files)
-    return paths, partial(_saved_rows, data), data.features.arrow_schema
+    return paths, partial(_saved_rows, data), plain_schema(data.features.arrow_schema)
 
 
 def open_streamed(name: str, split: str | None) -> RowReader:
@@ -93,7 +93,7 @@ def _split(loaded: Any, name: str, split: str | None) -> Any:
 
 def _saved_rows(data: Any, skip: int) -> Generator[RowItem, None, int]:
     size = batch_rows(data.data.nbytes, len(data))
-    yield from table_rows(data.with_format("arrow").iter(batch_size=size), 0, skip)
+    yield from table_rows(map(plain_table, data.with_format("arrow").iter(batch_size=size)), 0, skip)
     return len(data)
 
 

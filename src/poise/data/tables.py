@@ -10,7 +10,17 @@ from poise.data.input_files import InputFile, import_extra, open_stored
 from poise.data.row_values import RowItem
 from poise.errors import InvalidData, InvalidRow, first_line
 
-__all__ = ["TABLES", "TableRow", "batch_rows", "check_columns", "json_default", "table_rows", "table_schema"]
+__all__ = [
+    "TABLES",
+    "TableRow",
+    "batch_rows",
+    "check_columns",
+    "json_default",
+    "plain_schema",
+    "plain_table",
+    "table_rows",
+    "table_schema",
+]
 
 BATCH_BYTES = 16 * 2**20
 
@@ -117,9 +127,68 @@ def table_schema(file: InputFile) -> Any:
     """
     if file.endings[1] == ".parquet":
         with _open_parquet(file) as opened:
-            return opened.schema_arrow
+            return plain_schema(opened.schema_arrow)
     batches, _ = _open_arrow(file)
-    return batches.schema
+    return plain_schema(batches.schema)
+
+
+def plain_schema(schema: Any) -> Any:
+    """A schema in whose types rows can be taken out of a table, and written: Arrow cannot do that with views of texts
+    and lists, nor with runs of one value."""
+    for number, field in enumerate(schema):
+        if (kind := _plain_type(field.type)) != field.type:
+            schema = schema.set(number, field.with_type(kind))
+    return schema
+
+
+def plain_table(table: Any) -> Any:
+    """A table or batch under its plain schema, as a table where that is another than its own."""
+    import pyarrow as pa
+
+    schema = plain_schema(table.schema)
+    if schema is table.schema or schema.equals(table.schema):
+        return table
+    columns = [
+        column if column.type == field.type else _plain_column(column, field.type)
+        for column, field in zip(table.columns, schema, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _plain_column(column: Any, kind: Any) -> Any:
+    import pyarrow as pa
+
+    if "list_view" in str(column.type):  # Arrow's cast loses count of its places
+        return pa.array(column.to_pylist(), kind)
+    try:
+        return column.cast(kind)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return pa.array(column.to_pylist(), kind)
+
+
+def _plain_type(kind: Any) -> Any:
+    import pyarrow as pa
+
+    types = pa.types
+
+    def inside(field: Any) -> Any:
+        return field.with_type(_plain_type(field.type))
+
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        return pa.string() if types.is_string_view(kind) else pa.binary()
+    if types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type)
+    if types.is_dictionary(kind):  # a plain one stays as it came
+        return kind if _plain_type(kind.value_type) == kind.value_type else _plain_type(kind.value_type)
+    if types.is_list(kind) or types.is_list_view(kind):
+        return pa.list_(inside(kind.value_field))
+    if types.is_large_list(kind) or types.is_large_list_view(kind):
+        return pa.large_list(inside(kind.value_field))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(inside(kind.value_field), kind.list_size)
+    if types.is_map(kind):
+        return pa.map_(inside(kind.key_field), inside(kind.item_field), kind.keys_sorted)
+    return pa.struct([inside(kind.field(at)) for at in range(kind.num_fields)]) if types.is_struct(kind) else kind
 
 
 def _open_parquet(file: InputFile) -> Any:
@@ -139,7 +208,7 @@ def _parquet(file: InputFile, skip: int) -> Generator[RowItem, None, int]:
             group = opened.metadata.row_group(number)
             if begin + group.num_rows > skip:
                 rows = batch_rows(group.total_byte_size, group.num_rows)
-                yield from table_rows(opened.iter_batches(rows, row_groups=[number]), begin, skip)
+                yield from table_rows(map(plain_table, opened.iter_batches(rows, row_groups=[number])), begin, skip)
             begin += group.num_rows
     return begin
 
@@ -165,7 +234,7 @@ def _arrow(file: InputFile, skip: int) -> Generator[RowItem, None, int]:
     check_columns(file.name, batches.schema.names)
     begin = 0
     for batch in map(batches.get_batch, range(batches.num_record_batches)) if is_file else batches:
-        yield from table_rows([batch], begin, skip)
+        yield from table_rows(map(plain_table, [batch]), begin, skip)
         begin += batch.num_rows
     return begin
 
