@@ -116,7 +116,7 @@ def recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
             refusal=f"preference data: {label} says which answers are good, and the others are not",
             remedy=f"to read good and bad answers alike, give the shape {_shape_of(row, answer, prompt, None)}",
         )
-    marked_up = _marked_up(row) if label and not chat and not answer else None
+    marked_up = _marked_up_column(row) if label and not chat and not answer else None
     if label and marked_up:
         return Recognition(
             kind="preference",
@@ -142,7 +142,7 @@ def _text_beside(row: RowColumns, rejected: str) -> str | None:
     return find_column(row, TEXTS, lambda value: is_text(value) and bool(value.strip()))
 
 
-def _marked_up(row: RowColumns) -> str | None:
+def _marked_up_column(row: RowColumns) -> str | None:
     """A column that holds a chat as marked-up text."""
     names = names_present(row, (*TEXTS, *CHATS, *PROMPTS))
     return next((name for name in names if is_text(row[name]) and has_markup(row[name])), None)

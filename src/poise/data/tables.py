@@ -65,7 +65,7 @@ def _table_to_rows(table: Any) -> list[TableRow | InvalidRow]:
         return [TableRow(columns, table, at) for at, columns in enumerate(table.to_pylist())]
     except UnicodeDecodeError:
         if table.num_rows == 1:
-            return [InvalidRow("not UTF-8 text", TableRow(_as_text(table), table, 0))]
+            return [InvalidRow("not UTF-8 text", TableRow(_text_of_row(table), table, 0))]
         return [row for number in range(table.num_rows) for row in _table_to_rows(table.slice(number, 1))]
     except (ValueError, OverflowError):  # a time that Python has no value for
         names = table.schema.names
@@ -83,7 +83,7 @@ def _column_values(column: Any) -> list[Any]:
         return list(column.cast("string").to_pylist())
 
 
-def _as_text(row: Any) -> dict[str, Any]:
+def _text_of_row(row: Any) -> dict[str, Any]:
     """The columns of a table of one row, with ``\\udc80`` to ``\\udcff`` for bytes that are not UTF-8."""
     values: dict[str, Any] = {}
     for name, column in zip(row.schema.names, row.columns, strict=True):

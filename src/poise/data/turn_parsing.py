@@ -34,6 +34,7 @@ __all__ = [
     "ROLES",
     "ROLE_KEYS",
     "TEXT_KEYS",
+    "TEXT_TYPES",
     "ParsedTurn",
     "describe_type",
     "excerpt",

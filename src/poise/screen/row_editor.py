@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from poise.data.chat_markup import has_markup
-from poise.data.columns import EXCHANGE_KEYS, as_list, chat_kind, find_column
+from poise.data.columns import EXCHANGE_KEYS, as_list, find_column
 from poise.data.encoded_cells import decode_turns, is_turn
 from poise.data.readers import read_row
 from poise.data.row_extras import history_of, thought_columns
 from poise.data.shapes import DataShape
 from poise.data.thoughts import split_thought
 from poise.data.tool_calls import call_marks, split_calls
-from poise.data.turn_parsing import TEXT_KEYS, parse_turn
+from poise.data.turn_parsing import ROLE_KEYS, TEXT_KEYS, TEXT_TYPES, parse_turn
 from poise.data.turn_thoughts import HIDDEN_PART, TURN_THOUGHT_KEYS, is_only_thought, is_thought_part, read_thought
 from poise.errors import InvalidRow
+from poise.screen.text_copies import cell_texts, comparable_text, holds_copy
 
 __all__ = ["replace_answers"]
 
 Replacements = Mapping[int, str]
 
-LONG = 8  # characters of an answer that are its own wherever they stand
-WORD = 3  # characters of an answer that are its own where they stand as a word of a text
+EDITED_CHATS = ("messages", "sharegpt", "exchanges")
+EDITED_CALLS = ("tool_calls", "function_call", "function_calls")
 
 
 def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replacements) -> dict[str, Any]:
-    """The row with other answers. Columns that repeat an old answer are emptied; nothing else changes.
+    """The row with other answers. Columns, and keys of turns, that repeat an old one are emptied; nothing else changes.
 
     Args:
         shape: How the row was read.
@@ -37,7 +36,7 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
         answers: New answers by turn, as ``poise.data.turns`` numbers them.
 
     Raises:
-        InvalidRow: the shape cannot be written, as text with chat marks cannot.
+        InvalidRow: the shape cannot be written, as text with chat marks cannot, or a tool call repeats an old answer.
     """
     if shape.kind == "markup" or (shape.kind == "text" and has_markup(str(row[shape.columns[0]]))):
         raise InvalidRow("an answer inside marked-up text cannot be replaced")
@@ -61,15 +60,63 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
             edited[column] = _in_list(cell, lambda texts: _in_alternating(texts, answers, replaced))
         elif column == shape.columns[-1]:
             edited[column] = _edit_text(cell, answers.get(turn), replaced)
-    if replaced and shape.kind in ("pairs", "alpaca"):  # it led to the answer that is gone
+    if replaced:  # it led to the answer that is gone
         thoughts = thought_columns(row, shape.used)
-        replaced += [text.strip() for name in thoughts for text in _texts_in(row[name])]
+        replaced += [text.strip() for name in thoughts for text in cell_texts(row[name])]
         edited |= dict.fromkeys(thoughts)
     questions = _questions(shape, row)
     for column in set(row) - {*shape.used, history}:
-        if _repeats(row[column], replaced, questions):
+        if holds_copy(row[column], replaced, questions):
             edited[column] = None
+    chats = shape.columns if shape.kind in EDITED_CHATS else ()
+    for column in chats:
+        if replaced and column and not isinstance(edited[column], str | None):
+            edited[column] = _without_copies(edited[column], replaced, questions)
+        elif replaced and column and (turns := decode_turns(edited[column])) is not edited[column]:
+            edited[column] = json.dumps(_without_copies(turns, replaced, questions), ensure_ascii=False)
     return edited
+
+
+def _without_copies(cell: Any, replaced: Sequence[str], questions: Sequence[str]) -> Any:
+    """The turns of a chat without what repeats an old answer beside their words.
+
+    Raises:
+        InvalidRow: a tool call does.
+    """
+    if isinstance(cell, list):
+        return [_without_copies(turn, replaced, questions) for turn in cell]
+    if not isinstance(cell, Mapping):
+        return cell
+    exchange = next((keys for keys in EXCHANGE_KEYS if set(keys) <= set(cell)), ())
+    words = {*ROLE_KEYS, *TEXT_KEYS, "messages", *exchange}
+    columnar = all(isinstance(value, list) for value in cell.values())
+    edited = dict(cell)
+    for key, value in cell.items():
+        if key in ("messages", *TEXT_KEYS) and isinstance(value, list):
+            parts = [_part_without_copies(part, replaced, questions) for part in value]
+            edited[key] = parts if columnar else [part for part in parts if part is not None]
+        elif key not in words and holds_copy(value, replaced, questions):
+            if key in EDITED_CALLS:
+                raise InvalidRow(f"{key} of a turn repeats the old answer")
+            edited[key] = [None] * len(value) if columnar else None
+    return edited
+
+
+def _part_without_copies(part: Any, replaced: Sequence[str], questions: Sequence[str]) -> Any:
+    """One part of a turn without what repeats an old answer; ``None`` for one that only repeats it.
+
+    Raises:
+        InvalidRow: a tool call or its result does.
+    """
+    if not isinstance(part, Mapping):
+        return part
+    is_text = part.get("type") in TEXT_TYPES
+    copies = [key for key in part if not (is_text and key == "text") and holds_copy(part[key], replaced, questions)]
+    if copies and any(word in f"{part.get('type')} {' '.join(part)}".lower() for word in ("tool", "function")):
+        raise InvalidRow(f"{copies[0]} of a tool's part of a turn repeats the old answer")
+    if copies and not is_text:
+        return None
+    return {**part, **dict.fromkeys(copies)}
 
 
 def _questions(shape: DataShape, row: Mapping[str, Any]) -> list[str]:
@@ -77,7 +124,7 @@ def _questions(shape: DataShape, row: Mapping[str, Any]) -> list[str]:
         messages = read_row(shape, row, "assistant").messages
     except InvalidRow:
         return []
-    return [_plain(turn["content"]) for turn in messages if turn["role"] == "user"]
+    return [comparable_text(turn["content"]) for turn in messages if turn["role"] == "user"]
 
 
 def _in_list(cell: Any, edit: Callable[[list[Any]], list[Any]]) -> Any:
@@ -223,49 +270,3 @@ def _edit_text(old: Any, new: str | None, replaced: list[str]) -> Any:
 def _is_thought(part: Any) -> bool:
     """Whether a part of an answer is the thought before it, which goes with the answer."""
     return is_thought_part(part) or (isinstance(part, Mapping) and part.get("type") == HIDDEN_PART)
-
-
-def _repeats(value: Any, replaced: Sequence[str], questions: Sequence[str]) -> bool:
-    """Whether a column holds an answer that was replaced: as its text, or inside a longer one, in any case or spacing.
-
-    A short answer inside a longer text counts as a word of it; one of a letter or two only where that text is a chat, a
-    filled-in template, or has the question as well: ``4`` is part of many an id.
-    """
-    texts = list(_texts_in(value))
-    chat = bool(chat_kind(value)) or any(map(has_markup, texts))
-    plain = [_plain(text) for text in texts]
-    for answer in filter(None, (_plain(text) for text in replaced)):
-        is_word = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)")
-        for text in plain:
-            if text == answer or (len(answer) >= LONG and answer in text):
-                return True
-            render = chat or any(question and question in text for question in questions)
-            if (render or (len(answer) >= WORD and " " in text)) and is_word.search(text):
-                return True
-    return False
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    """Every text in a cell, however deep, also in JSON text and in texts that are kept in pieces."""
-    if isinstance(value, str):
-        yield value
-        if value.lstrip()[:1] in ("[", "{"):
-            with contextlib.suppress(ValueError, RecursionError):
-                yield from _texts_in(json.loads(value))
-    elif isinstance(value, bytes):
-        yield value.decode(errors="ignore")
-    elif isinstance(value, Mapping):
-        yield from (text for inner in value.values() for text in _texts_in(inner))
-    elif isinstance(value, list | tuple):
-        if len(value) > 1 and all(isinstance(inner, str) for inner in value):
-            yield "".join(value)
-            yield " ".join(value)
-        yield from (text for inner in value for text in _texts_in(inner))
-    elif value is not None and not isinstance(value, bool):
-        yield str(value)
-
-
-def _plain(text: str) -> str:
-    """A text without what tells apart two copies of it: case, spacing, and signs at its ends."""
-    spaced = " ".join(text.casefold().split())
-    return spaced.strip(" .,;:!?\"'…") or spaced
