@@ -220,7 +220,6 @@ class TestACell:
     @pytest.mark.parametrize(
         ("answer", "mark"),
         [
-            ("hello\n\nHuman: more\n\nAssistant: sure", "Human: … Assistant:"),
             ("hello<|im_end|>\n<|im_start|>user\nmore", "<|im_start|>"),
             ("hello<|endoftext|>and more", "<|endoftext|>"),
             ("hello [INST] more [/INST] sure", "[INST]"),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from poise.data.headings import are_headings
 from poise.data.markup_styles import (
     BEGIN_MARKS,
     CONTROL_STYLES,
@@ -40,7 +41,6 @@ _STOCK_PREAMBLE = re.compile(r"\A\s*Below is an? ", re.I)  # Alpaca's, which say
 _GLM_CALL = re.compile(r"\A\s*([\w.-]+)\s*\n\s*(\{.*\})\s*\Z", re.S)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
 _QUOTES = "`'\"“‘«"
-_NEXT_HUMAN = re.compile(r"\n\n(?:Human|H):.*?\n\n(?:Assistant|A):", re.S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,6 @@ def clean_turn(message: Message, number: int) -> None:
         if calls:
             message["tool_calls"] = [*message.get("tool_calls", ()), *calls]
     mark = next(filter(None, (_control_mark(text, pattern) for pattern in patterns)), "")
-    if not mark and role == "assistant" and _NEXT_HUMAN.search(text):
-        mark = "Human: … Assistant:"
     if mark:
         raise InvalidRow(f"chat marks inside one turn: {role}, turn {number}, holds {mark}")
     message["content"] = text
@@ -124,7 +122,10 @@ def _control_mark(text: str, pattern: re.Pattern[str]) -> str:
 
 def _has_hashes(text: str) -> bool:
     """Whether a question and an answer, or a human and an assistant, stand under headings of three signs."""
-    names = [mark[1].lower() for mark in HASH_MARK.finditer(text)] if "##" in text else []
+    marks = list(HASH_MARK.finditer(text)) if "##" in text else []
+    if are_headings(text, marks):
+        return False
+    names = [mark[1].lower() for mark in marks]
     roles = [role_of_mark(name) for name in names]
     if any(name in ROLES or name in ("instruction", "response") for name in names):
         return True
@@ -222,6 +223,8 @@ def _parse_tags(text: str) -> _Markup | None:
 
 def _parse_hashes(text: str) -> _Markup | None:
     """``### Instruction:``, ``### Response:`` and their kin. A text has one name for each side; others are headings."""
+    if are_headings(text):
+        return None
     labels: dict[str, str] = {}
     marks: list[re.Match[str]] = []
     for mark in HASH_MARK.finditer(text):

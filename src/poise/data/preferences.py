@@ -10,10 +10,12 @@ from poise.data.chat_markup import has_markup
 from poise.data.columns import (
     ANSWERS,
     CHATS,
+    NAMED_TURNS,
     PROMPTS,
     TEXTS,
     RowColumns,
     as_list,
+    chat_kind,
     find_column,
     is_chat,
     is_text,
@@ -149,11 +151,14 @@ def _marked_up_column(row: RowColumns) -> str | None:
 
 
 def _refuse_pair(row: RowColumns, preferred: str, rejected: str, shape: str) -> Recognition:
+    listed = shape.startswith("pairs:") and chat_kind(row[preferred]) == "alternating"
     return Recognition(
         kind="preference",
         columns=(preferred, rejected),
         refusal=f"preference data: {preferred} and {rejected} are two answers to one prompt",
-        remedy=f"to read the preferred answers alone, give the shape {shape}; screening compares both by `method` "
+        remedy=f"{preferred} is a list of texts: write the one that is meant as text"
+        if listed
+        else f"to read the preferred answers alone, give the shape {shape}; screening compares both by `method` "
         "preference",
     )
 
@@ -166,6 +171,9 @@ def _shape_of(row: RowColumns, answer: str, prompt: str | None, chat: str | None
 def shape_of_answer(row: RowColumns, answer: str, prompt: str | None, chat: str | None) -> tuple[str, tuple[str, ...]]:
     """The shape that reads an answer with the prompt that belongs to it, and its columns."""
     value = row[answer]
+    kind = chat_kind(value)
+    if kind and kind not in NAMED_TURNS and not _is_list_of_answers(row, value, prompt):
+        return kind, (answer,)
     if turns := as_list(value) if is_chat(value) else None:
         first = turns[0] if isinstance(turns[0], Mapping) else {}
         speaker = next((first[key] for key in ("role", "from") if isinstance(first.get(key), str)), "")
@@ -178,6 +186,12 @@ def shape_of_answer(row: RowColumns, answer: str, prompt: str | None, chat: str 
     if chat:
         return "messages", (chat, answer)
     return ("messages" if turns else "text"), (answer,)
+
+
+def _is_list_of_answers(row: RowColumns, value: Any, prompt: str | None) -> bool:
+    """Whether texts beside a prompt do not begin with it: they are answers to it, and no turns."""
+    first = (as_list(value) or [""])[0]
+    return bool(prompt) and is_text(first) and str(row[str(prompt)]).strip() not in first
 
 
 def _is_answer_like(value: Any) -> bool:

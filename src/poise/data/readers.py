@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from poise.data.chat_markup import clean_turn, has_markup, parse_markup, parse_prompt
@@ -30,9 +31,10 @@ from poise.data.left_out import left_out_kinds, why_no_answer
 from poise.data.loss_marks import is_learnt, labelled_off
 from poise.data.media_columns import count_media
 from poise.data.messages import AnswerPart, Message, Need, is_answer
-from poise.data.recognition import answer_after, objection
+from poise.data.recognition import answer_after, objection, recognise_pair
 from poise.data.row_extras import add_row_thought, apply_loss_mask, history_of, tools_of
 from poise.data.shapes import DataShape, is_system
+from poise.data.tool_calls import calls_from_json
 from poise.data.turn_parsing import describe_type, excerpt, parse_turn, split_answer, text_of
 from poise.data.turn_thoughts import join_thought_turns
 from poise.errors import InvalidRow
@@ -62,10 +64,12 @@ class _Turns:
     messages: list[Message] = field(default_factory=list)
     left_out: list[tuple[Message, str]] = field(default_factory=list)  # what is no text, with the turn it stands in
     in_file: list[list[Message]] = field(default_factory=list)  # the messages of each turn of the file
+    tools: list[Any] = field(default_factory=list)  # definitions of tools that stand at a turn, as GLM's do
 
     def add(self, turns: _Turns) -> None:
         self.messages += turns.messages
         self.left_out += turns.left_out
+        self.tools += turns.tools
         self.in_file += turns.in_file or [[message] for message in turns.messages]
 
 
@@ -76,7 +80,8 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
         InvalidRow: it has no text where the shape wants some, or lacks the turn that is needed.
     """
     if not shape.columns:
-        raise InvalidRow(f"not {shape.kind}: it has the columns {excerpt(', '.join(row))}")
+        columns = ", ".join(f"{name} ({describe_type(value)})" for name, value in row.items())
+        raise InvalidRow(f"not {shape.kind}: it has the columns {excerpt(columns, 200)}")
     if shape.recognised and (complaint := objection(shape.kind, row, need)):
         raise InvalidRow(complaint)
     turns = _READERS[shape.kind](shape, row, need)
@@ -88,6 +93,9 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
     if shape.kind != "markup":
         for number, turn in enumerate(messages, start=1):
             clean_turn(turn, number)
+        for turn, following in pairwise(messages):
+            if following["role"] == "tool" and (calls := calls_from_json(turn["content"])):
+                turn["content"], turn["tool_calls"] = "", [*turn.get("tool_calls", ()), *calls]
     media = count_media(messages, turns.left_out, {name: row[name] for name in row if name not in shape.used})
     media_of = {id(turn): kind for turn, kind in media}
     for number, turn in enumerate(messages, start=1):
@@ -95,6 +103,10 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
     if not any(is_answer(turn, part) if need == "assistant" else turn["role"] == need for turn in messages):
         raise InvalidRow(why_no_answer(messages, part) if need == "assistant" else "no user turn")
     tools, unread = tools_of(row)
+    for cell in turns.tools:
+        at_turn, unread_there = tools_of({"tools": cell})
+        tools += tuple(tool for tool in at_turn if tool not in tools)
+        unread += unread_there
     kinds = (*left_out_kinds(messages, media, need, part), *(beside if need == "assistant" else ()), *unread)
     return RowContent(tuple(messages), tools, kinds)
 
@@ -161,12 +173,32 @@ def _exchanges(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
         keys = next((keys for keys in EXCHANGE_KEYS if isinstance(pair, Mapping) and set(keys) <= set(pair)), None)
         if keys is None:
             raise InvalidRow(f"not an exchange: number {number} is {describe_type(pair)}")
-        for key, role in zip(keys, ("user", "assistant"), strict=True):
-            turns.messages.append(_plain_message(role, text_of(decode_parts(pair[key]), f"{key} {number}")))
+        for name in names_present(pair, SYSTEMS):
+            text = text_of(decode_parts(pair[name]), f"{name} {number}")
+            if (
+                text.strip()
+                and text not in [turn["content"] for turn in turns.messages if turn["role"] == "system"][-1:]
+            ):
+                turns.messages.append(_plain_message("system", text))
+        prompts = _exchange_prompts(pair, keys, number)
+        texts = [text_of(decode_parts(pair[key]), f"{key} {number}") for key in prompts]
+        question = "\n\n".join(filter(str.strip, texts)) or texts[0]
+        answer = text_of(decode_parts(pair[keys[1]]), f"{keys[1]} {number}")
+        turns.messages += [_plain_message("user", question), _plain_message("assistant", answer)]
         add_row_thought(turns.messages[-1:], pair, keys)
         if not is_learnt(pair, f"exchange {number}"):
             turns.messages[-1]["learn"] = False
     return turns
+
+
+def _exchange_prompts(pair: Mapping[str, Any], keys: tuple[str, str], number: int) -> tuple[str, ...]:
+    """The keys of an exchange that make up its question: one, or an instruction and its input."""
+    seen = recognise_pair(pair, "assistant")
+    if seen and seen.refusal:
+        raise InvalidRow(f"{seen.refusal}, exchange {number}; write its turns with their roles")
+    if seen and seen.kind == "alpaca":
+        return seen.columns[:2]
+    return seen.columns[:1] if seen else keys[:1]
 
 
 def _alternating(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
@@ -276,7 +308,11 @@ def _side_messages(value: Any, column: str, role: str) -> _Turns:
                 return _Turns(prompt)
             return _Turns([_plain_message(role, value)])
         value = turns
-    return _Turns([_plain_message(role, "")]) if value is None else _chat_messages(value, column)
+    if value is None:
+        return _Turns([_plain_message(role, "")])
+    if not isinstance(value, list | Mapping):
+        raise InvalidRow(f"not text: {column} holds {describe_type(value)}")
+    return _chat_messages(value, column)
 
 
 def _speaker(turns: Any) -> str:
@@ -304,6 +340,7 @@ def _chat_messages(value: Any, column: str) -> _Turns:
         turns.messages += parsed.messages
         turns.in_file.append(parsed.messages)
         turns.left_out += [(parsed.messages[-1], kind) for kind in parsed.left_out]
+        turns.tools += [turn[key] for key in ("tools", "functions") if turn.get(key)]
     turns.messages = join_thought_turns(turns.messages)
     return turns
 

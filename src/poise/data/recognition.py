@@ -65,8 +65,27 @@ def recognise(row: RowColumns, need: Need) -> Recognition:
     shown = ", ".join(f"{name} ({_sketch(value)})" for name, value in row.items())
     example = "pairs:QUESTION,ANSWER or messages:CHAT" if need == "assistant" else "pairs:QUESTION or messages:CHAT"
     return Recognition(
-        refusal=f"no known shape; its columns are {shown}", remedy=f"name the columns with a shape like {example}"
+        refusal=f"no known shape; its columns are {shown}",
+        remedy=_mend(row) or f"name the columns with a shape like {example}",
     )
+
+
+def _mend(row: RowColumns) -> str:
+    """What would help where a column has the name of an answer, a prompt or a chat, and holds something else."""
+    for name in names_present(row, CHATS):
+        turns = as_list(row[name])
+        if turns and isinstance(turns[0], Mapping) and "content" in turns[0] and "type" in turns[0]:
+            return f"the turns in {name} say in type who speaks; name that key role"
+    for names, noun in ((PROMPTS, "prompt"), ((*ANSWERS, "answers", "responses", "completions"), "answer")):
+        present = names_present(row, names)
+        if not present or any(is_text(row[name]) for name in present):
+            continue
+        value = row[present[0]]
+        holds = f"{present[0]} holds {_sketch(value)}, and no text"
+        if isinstance(value, list | Mapping):
+            return f"{holds}: write one {noun} as text, in a column {noun}"
+        return f"{holds}: write it as text" if value is not None else f"{present[0]} holds nothing: write a text"
+    return ""
 
 
 def objection(kind: str, row: RowColumns, need: Need) -> str:

@@ -57,11 +57,15 @@ MEDIA = {
     **dict.fromkeys(("audio", "input_audio", "audio_url"), "audio"),
     **dict.fromkeys(("video", "video_url"), "video"),
     **dict.fromkeys(("file", "input_file", "document", "fileData", "file_data"), "file"),
+    **dict.fromkeys(("executableCode", "executable_code", "codeExecutionResult", "code_execution_result"), "code run"),
     HIDDEN_PART: "hidden thought",
 }
 CALL_PARTS = ("tool_use", "tool_call", "function_call")  # also server_tool_use and the like
 RESULT_PARTS = ("tool_result", "function_call_output")
 TEXT_TYPES = (None, "", "text", "input_text", "output_text", "refusal")  # of another type is no reply
+CALL_KEYS = ("toolUse", "functionCall", "function_call")
+RESULT_KEYS = ("toolResult", "functionResponse", "function_response")
+CACHE_KEYS = {"type", "cachePoint", "cache_point", "cache_control"}  # Bedrock's and Anthropic's, which say nothing
 TOOL_RESPONSE = re.compile(r"\A\s*<tool_response>\s*(.*?)\s*</tool_response>\s*\Z", re.S)
 EXCERPT = 80  # characters of a row's own text that a message repeats
 
@@ -112,7 +116,10 @@ def parse_turn(turn: Any, place: str) -> ParsedTurn:
     if role is None:
         raise InvalidRow(f"unknown role: {excerpt(name)}, {place}")
     content = _Content(left_out=media_in(turn))
-    _add_content(content, _text_cell(turn, role, place), place)
+    if role == "tool":
+        _add_result(content, _text_cell(turn, role, place), place)
+    else:
+        _add_content(content, _text_cell(turn, role, place), place)
     content.calls += calls_of_turn(turn, place)
     thoughts, hidden = thoughts_of_turn(turn)
     content.thoughts += thoughts
@@ -232,6 +239,8 @@ def _text_cell(turn: Mapping[str, Any], role: str, place: str) -> Any:
     cells = [cell for cell in cells if cell != ""] or cells[:1]
     for cell in cells:
         refuse_repr(cell, place)
+    if role == "assistant" and not any(cells) and isinstance(turn.get("refusal"), str):
+        return turn["refusal"]
     if role == "tool" and cells and isinstance(cells[0], Mapping) and "type" not in cells[0]:
         return json.dumps(cells[0], ensure_ascii=False, default=str)
     if len(cells) > 1 and any(cell != cells[0] for cell in cells):
@@ -262,27 +271,46 @@ def _add_content(content: _Content, value: Any, place: str) -> None:
         raise InvalidRow(f"not text: {place} holds {describe_type(value)}")
 
 
+def _add_result(content: _Content, value: Any, place: str) -> None:
+    """What a tool gave back: text and its parts, and whatever else as JSON."""
+    inner = _Content()
+    try:
+        _add_content(inner, [_as_text_part(one) for one in value] if isinstance(value, list) else value, place)
+    except InvalidRow:
+        content.texts.append(json.dumps(value, ensure_ascii=False, default=str))
+        return
+    content.texts += inner.texts
+    content.thoughts += inner.thoughts
+    content.calls += inner.calls
+    content.results += inner.results
+    content.left_out += inner.left_out
+
+
 def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
     """One part of a turn: text, a thought, a tool call, its result, or something that is not text."""
     part = {key: cell for key, cell in part.items() if cell is not None}  # a Parquet struct has all of its fields
     kind = part.get("type")
     if not part.keys() - {"type"} and kind in TEXT_TYPES:
         return
+    if part.keys() and part.keys() <= CACHE_KEYS:
+        return
     if is_thought_part(part):
         thoughts, hidden = read_thought(part)
         learnt = is_learnt(part, f"a part of {place}")
         content.thoughts += thoughts if learnt else ()
         content.left_out += hidden if learnt else ["thought not to be learnt"]
-    elif str(kind).endswith(CALL_PARTS) or "toolUse" in part or "functionCall" in part:
-        call = part.get("toolUse") or part.get("functionCall") or part.get("function") or part
+    elif str(kind).endswith(CALL_PARTS) or any(key in part for key in CALL_KEYS):
+        call = next((part[key] for key in (*CALL_KEYS, "function") if isinstance(part.get(key), Mapping)), part)
         arguments: Any = next((call[key] for key in ("input", "args", "arguments") if key in call), {})
         content.calls.append(parse_call(call.get("name"), arguments, part.get("id") or call.get("toolUseId")))
-    elif str(kind).endswith(RESULT_PARTS) or "toolResult" in part or "functionResponse" in part:
+    elif str(kind).endswith(RESULT_PARTS) or any(key in part for key in RESULT_KEYS):
         content.results.append(_result(part, content, place))
     elif media := MEDIA.get(str(kind)) or next((MEDIA[key] for key in part if key in MEDIA), None):
         content.left_out.append(media)
     else:
-        text = next((part[key] for key in ("text", "refusal", "output_text") if isinstance(part.get(key), str)), None)
+        cells = [part.get(key) for key in ("text", "refusal", "output_text")]
+        cells = [cell.get("value") if isinstance(cell, Mapping) else cell for cell in cells]  # OpenAI's Assistants
+        text = next((cell for cell in cells if isinstance(cell, str)), None)
         if text is None:
             raise InvalidRow(f"not text: {place} holds {excerpt(kind or ', '.join(map(str, part)))}")
         if kind not in TEXT_TYPES:
@@ -294,13 +322,13 @@ def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
 
 
 def _result(part: Mapping[str, Any], content: _Content, place: str) -> Message:
-    cell = part.get("toolResult") or part.get("functionResponse") or part
+    cell = next((part[key] for key in RESULT_KEYS if isinstance(part.get(key), Mapping)), part)
     value = next((cell[key] for key in ("content", "output", "response") if key in cell), "")
     inner = _Content()
     if isinstance(value, Mapping):
         inner.texts.append(json.dumps(value, ensure_ascii=False, default=str))
     else:
-        _add_content(inner, [_as_text_part(one) for one in value] if isinstance(value, list) else value, place)
+        _add_result(inner, value, place)
     content.left_out += inner.left_out
     message: Message = {"role": "tool", "content": join_parts(inner.texts)}
     if call_id := cell.get("tool_use_id") or cell.get("toolUseId") or cell.get("call_id"):
