@@ -171,7 +171,7 @@ class TestPreferences:
     def test_are_refused_with_a_shape_that_reads_the_good_answer_and_its_prompt(self, name: str) -> None:
         with pytest.raises(InvalidData, match="preference data") as caught:
             data_from_rows([PREFERENCES[name]])
-        shape = str(caught.value).split("give the shape ")[1].split(". A row")[0]
+        shape = str(caught.value).split("give the shape ")[1].split(". A row")[0].split(";")[0]
         question = "Q\n\nmore" if "input" in name else "Q"
         assert read(PREFERENCES[name], shape=shape) == [(U, question), (A, "good")]
 
@@ -182,7 +182,7 @@ class TestPreferences:
     def test_are_answers_with_a_verdict_too(self, row: Row, verdict: Row) -> None:
         with pytest.raises(InvalidData, match="preference data") as caught:
             data_from_rows([row | verdict])
-        shape = str(caught.value).split("give the shape ")[1].split(". A row")[0]
+        shape = str(caught.value).split("give the shape ")[1].split(". A row")[0].split(";")[0]
         assert read(row | verdict, shape=shape) == QA
 
     @pytest.mark.parametrize("label", ["toxic", 3, 0.8, ["a"], None])

@@ -26,7 +26,7 @@ _PARAMETERS = re.compile(
 )
 _LISTED = re.compile(r"<parameters>(.*?)</parameters>", re.S)
 _ELEMENT = re.compile(r"<([\w.-]+)>\n?(.*?)\n?</\1>", re.S)
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
+_CODE_SPAN = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
 _NO_CALLS = ("null", "none", "nan")
 
 
@@ -113,7 +113,7 @@ def _call_blocks(text: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
     if pattern in (_TAGS, _INSTRUCT_CALLS):
         return [block for block in pattern.finditer(text) if block[1][:1] in ("{", "[", "<") or _named_call(block[1])]
     blocks = list(pattern.finditer(text))
-    code = [span.span() for span in _CODE.finditer(text)] if blocks and "`" in text else []
+    code = [span.span() for span in _CODE_SPAN.finditer(text)] if blocks and "`" in text else []
     return [block for block in blocks if not any(first <= block.start() < end for first, end in code)]
 
 

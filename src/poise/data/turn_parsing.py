@@ -292,7 +292,7 @@ def _add_part(content: _Content, part: Mapping[str, Any], place: str) -> None:
     kind = part.get("type")
     if not part.keys() - {"type"} and kind in TEXT_TYPES:
         return
-    if part.keys() and part.keys() <= CACHE_KEYS:
+    if part.keys() - {"type"} and part.keys() <= CACHE_KEYS:
         return
     if is_thought_part(part):
         thoughts, hidden = read_thought(part)
