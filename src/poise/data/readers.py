@@ -253,7 +253,7 @@ def _before(shape: DataShape, row: RowColumns) -> _Turns:
     return turns
 
 
-def _marked_up(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
+def _markup_turns(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     text = text_of(_cell(row, shape.columns[0]), shape.columns[0])
     messages = parse_markup(text)
     if messages is None:
@@ -272,7 +272,7 @@ def _cell_text(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     if chat_kind(text) == "messages":
         return _chat_messages(text, shape.columns[0])
     if has_markup(text):
-        return _marked_up(shape, row, need)
+        return _markup_turns(shape, row, need)
     return _Turns([_plain_message("assistant", text)])
 
 
@@ -283,7 +283,7 @@ _READERS: dict[str, Callable[[DataShape, RowColumns, Need], _Turns]] = {
     "alternating": _alternating,
     "pairs": _pair_messages,
     "alpaca": _alpaca,
-    "markup": _marked_up,
+    "markup": _markup_turns,
     "text": _cell_text,
 }
 

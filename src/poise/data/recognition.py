@@ -176,11 +176,11 @@ def _recognise_doubtful(row: RowColumns, need: Need) -> Recognition | None:
 
 def _recognise_beside_chat(row: RowColumns, chat: str, need: Need) -> Recognition | None:
     """A history, a prompt or an answer beside a chat that does not have it, so that either may be meant."""
-    kind, words = chat_kind(row[chat]), [_one_line(text) for text in texts_in(as_list(row[chat]))]
+    kind, words = chat_kind(row[chat]), [_spaced(text) for text in texts_in(as_list(row[chat]))]
     history = find_column(row, ("history",), lambda value: isinstance(value, list | str) and bool(value))
     turns = as_list(row[history]) if history else None
     if turns and all(isinstance(turn, list | tuple | Mapping) for turn in turns):
-        new = [text for text in texts_in(turns) if _one_line(text) not in words and text not in ROLES]
+        new = [text for text in texts_in(turns) if _spaced(text) not in words and text not in ROLES]
         if new:
             return Recognition(
                 refusal=f"ambiguous: {history} holds turns that {chat} does not",
@@ -188,7 +188,7 @@ def _recognise_beside_chat(row: RowColumns, chat: str, need: Need) -> Recognitio
             )
     follows = answer_after(row, chat) if need == "assistant" else None
     prompt = find_column(row, STRONG_PROMPTS, lambda value: is_text(value) and is_filled(value))
-    apart = prompt and not any(_one_line(row[prompt]) in text for text in words)
+    apart = prompt and not any(_spaced(row[prompt]) in text for text in words)
     if apart and (follows or kind not in NAMED_TURNS):
         other = f" or pairs:{prompt},{follows}" if follows else f" or pairs:{prompt}" if need == "user" else ""
         return Recognition(
@@ -211,7 +211,7 @@ def _recognise_beside_chat(row: RowColumns, chat: str, need: Need) -> Recognitio
     )
 
 
-def _one_line(text: str) -> str:
+def _spaced(text: str) -> str:
     return " ".join(text.split())
 
 
