@@ -30,7 +30,12 @@ CHANNEL, MESSAGE, START, FINAL = "<|channel|>", "<|message|>", "<|start|>", "fin
 HEADER_MARKS = (START, CHANNEL, MESSAGE)
 BODY_ENDS = ("<|end|>", "<|return|>", "<|call|>", START, CHANNEL)
 HEADER_HEADS = (START, CHANNEL, *(f"{name}{MESSAGE}" for name in ("analysis", "commentary", FINAL)))
-CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)|\A\s*(?=\w)(\w+)\s*\Z")
+CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)|\A\s*(analysis|commentary|final)\b")
+HEADER_NAMES = ("assistant", "analysis", "commentary", FINAL)
+_NAMED = rf"\s*(?:(?:{'|'.join(HEADER_NAMES)})(?:\s+to=[^\s<]+)?|to=[^\s<]+)\s*"
+NAMED_HEADER = re.compile(rf"{_NAMED}(?=<\|(?:channel|message)\|>)")
+NAME_OF_HEADER = re.compile(_NAMED)
+HEADER_BEGIN = re.compile(rf"\s*(?:(?:{'|'.join(HEADER_NAMES)})(?:\s+(?:t|to|to=[^\s<]*)?)?|to=[^\s<]*)\s*")
 OPEN_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>\s*\Z")
 
 CLOSINGS = {opening.lower(): closing.lower() for opening, closing in THOUGHT_TAGS}
@@ -81,6 +86,23 @@ def names_thought(kind: object) -> bool:
 def begins_with_mark(text: str) -> bool:
     """Whether a text begins with a mark that opens a thought, or a channel."""
     return bool(ANY_HEAD.match(text.lstrip()))
+
+
+def begins_header(text: str) -> bool:
+    """Whether a text begins with the header of a channel, whose first mark may be left out."""
+    return text.lstrip().startswith(HEADER_MARKS) or bool(NAMED_HEADER.match(text))
+
+
+def may_begin_header(text: str) -> bool:
+    """Whether a text may become one that begins with the header of a channel, and is not yet."""
+    name, sign, _ = text.partition("<")
+    mark = text[len(name) :]
+    if sign and not name.strip():
+        return any(one.startswith(mark) for one in HEADER_MARKS)
+    if sign:
+        return bool(NAME_OF_HEADER.fullmatch(name)) and any(one.startswith(mark) for one in (CHANNEL, MESSAGE))
+    word = name.lstrip()
+    return bool(HEADER_BEGIN.fullmatch(name)) or any(one.startswith(word) for one in (*HEADER_NAMES, "to="))
 
 
 def closing_of(opening: str) -> str:

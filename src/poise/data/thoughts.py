@@ -24,17 +24,19 @@ from poise.data.thought_marks import (
     FINAL,
     HEAD_MARKS,
     HEADER_HEADS,
-    HEADER_MARKS,
     MARKS,
     MESSAGE,
+    NAMED_HEADER,
     OPEN_CHANNEL,
     OPENING,
     REPLY_ENDS,
     START,
+    begins_header,
     certain_length,
     first_of,
     is_amid,
     is_quoted,
+    may_begin_header,
     open_mark,
 )
 
@@ -190,8 +192,6 @@ class AnswerSplitter:
         self._finished = True
         self._settle()
         text = self._buffer.strip()
-        if self._state == "header" and text and not text.startswith(HEADER_MARKS):
-            self._state = "reply"
         if self.expected == "thought":
             self._check_cut_thought()
             self._emit(len(self._buffer.rstrip()), "thought")
@@ -216,7 +216,7 @@ class AnswerSplitter:
             self._emit(blank, "mark")
             blank = 0
         match = ANY_HEAD.match(self._buffer, blank)
-        if match and match[0].lower() in HEADER_HEADS:
+        if NAMED_HEADER.match(self._buffer, blank) or (match and match[0].lower() in HEADER_HEADS):
             self._emit(blank, "mark")
             self._state, self.marked = "header", True
             return True
@@ -229,7 +229,9 @@ class AnswerSplitter:
                 self._state, self._reply_end, self.marked, self._fresh = "reply", REPLY_ENDS[mark], True, True
             return True
         text = self._buffer[blank:].lower()
-        if not self._finished and any(mark.startswith(text) for mark in HEAD_MARKS):
+        if not self._finished and (
+            any(m.startswith(text) for m in HEAD_MARKS) or may_begin_header(self._buffer[blank:])
+        ):
             return False
         if text:
             self._state = "reply"
@@ -320,14 +322,14 @@ class AnswerSplitter:
     def _read_header(self) -> bool:
         """Before the text of a channel."""
         at = self._buffer.find(MESSAGE)
-        if at >= 0:
+        if begins_header(self._buffer):
+            if at < 0:
+                return False
             channel = CHANNEL_NAME.search(self._buffer[:at])
             self._emit(at + len(MESSAGE), "mark")
             self._open_channel(channel[1] or channel[2] if channel else FINAL)
             return True
-        text = self._buffer.lstrip()
-        starts = (*HEADER_MARKS, "to=")
-        if not text or any(text.startswith(start) or start.startswith(text) for start in starts):
+        if not self._buffer.strip() or (not self._finished and may_begin_header(self._buffer)):
             return False
         if self.stretches:
             self._open_channel(FINAL)
