@@ -15,7 +15,7 @@ from poise.model.hooks import observe
 from poise.model.language_model import Model
 from poise.model.self_check import TEXT
 
-__all__ = ["check_adapter_configs", "check_adapter_effect", "prompt_learning_kind"]
+__all__ = ["check_adapter_config", "check_adapter_configs", "check_adapter_effect"]
 
 ADAPTER_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # mean |difference| over mean |value|
 HALF_ADAPTER_TOLERANCE = 0.03
@@ -29,26 +29,35 @@ def check_adapter_configs(lm: Any, name: str) -> None:
         UnsuitableModel: names the kind.
     """
     for config in _configs(lm):
-        kind = _kind(config)
-        if prompt_learning_kind(config):
-            raise UnsuitableModel(
-                f"{name} carries a {kind} adapter, whose learnt tokens are not part of the text that is read; {REMEDY}."
-            )
-        if getattr(config, "alora_invocation_tokens", None) is not None:
-            raise UnsuitableModel(
-                f"{name} carries an activated LoRA (`alora_invocation_tokens`), which PEFT's own forward pass switches "
-                "on from certain tokens of a text, so that readings and answers would be the base model's; use an "
-                "ordinary LoRA, or the base model."
-            )
-        if getattr(config, "n_tasks", None) is not None:
-            raise UnsuitableModel(
-                f"{name} carries a {kind} adapter, which needs a task id with every pass and has none here; {REMEDY}."
-            )
-        if not hasattr(lm, "get_base_model") and not _is_built_in(config):
-            raise UnsuitableModel(
-                f"{name} carries a {kind} adapter, which works through PEFT's own forward pass alone, and was loaded "
-                f"without it; {REMEDY}."
-            )
+        check_adapter_config(config, name, alone=not hasattr(lm, "get_base_model"))
+
+
+def check_adapter_config(config: Any, name: str, *, alone: bool) -> None:
+    """As ``check_adapter_configs``, of one adapter; ``alone``: it is loaded without PEFT's own model around it.
+
+    Raises:
+        UnsuitableModel: names the kind.
+    """
+    kind = _kind(config)
+    if getattr(config, "is_prompt_learning", False):
+        raise UnsuitableModel(
+            f"{name} carries a {kind} adapter, whose learnt tokens are not part of the text that is read; {REMEDY}."
+        )
+    if getattr(config, "alora_invocation_tokens", None) is not None:
+        raise UnsuitableModel(
+            f"{name} carries an activated LoRA (`alora_invocation_tokens`), which PEFT's own forward pass switches "
+            "on from certain tokens of a text, so that readings and answers would be the base model's; use an "
+            "ordinary LoRA, or the base model."
+        )
+    if getattr(config, "n_tasks", None) is not None:
+        raise UnsuitableModel(
+            f"{name} carries a {kind} adapter, which needs a task id with every pass and has none here; {REMEDY}."
+        )
+    if alone and not _is_built_in(config):
+        raise UnsuitableModel(
+            f"{name} carries a {kind} adapter, which works through PEFT's own forward pass alone, and was loaded "
+            f"without it; {REMEDY}."
+        )
 
 
 @torch.inference_mode()
@@ -93,11 +102,6 @@ def check_adapter_effect(model: Model) -> None:
             f"{model.name} carries a {kinds} adapter that works through PEFT's own forward pass: what that gives "
             f"differs by {difference:.2g} from what would be read; {REMEDY}."
         )
-
-
-def prompt_learning_kind(config: Any) -> str:
-    """What an adapter's configuration calls its kind, where it learns tokens before the prompt; else empty."""
-    return _kind(config) if getattr(config, "is_prompt_learning", False) else ""
 
 
 def _configs(lm: Any) -> list[Any]:

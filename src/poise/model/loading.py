@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ import platformdirs
 import torch
 from safetensors import SafetensorError
 
-from poise.errors import BrokenModelFile, ModelNotFound, SaveFailed, UnsuitableModel, UserError, first_line
+from poise.errors import BrokenModelFile, ModelNotFound, SaveFailed, UserError, first_line
+from poise.model.adapter_folder import ADAPTER_FILE, adapter_config, load_adapter
+from poise.model.checkpoint import check_complete, check_decoder_only, check_writes_text, language_model_class
+from poise.model.template_file import tokenizer_with_template
 from poise.progress import track
 
 __all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "locate", "read_weights"]
@@ -49,7 +52,6 @@ BUNDLED = {
 }
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-SHOWN = 3  # names of weights that an error repeats
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """What a bundled model is called on the hub, for model cards and adapters."""
 
@@ -77,6 +79,9 @@ def locate(name: str) -> str:
         target = _target(path, _file_key(path))
         return str(target if _is_model(target) else _convert(path, target))
     if path.is_dir():
+        if (path / ADAPTER_FILE).is_file() and not _is_model(path):
+            adapter_base(str(path), name)  # that there is one
+            return str(path)
         if not _is_model(path):
             raise ModelNotFound(
                 f"The folder {name} holds no config.json, so it is not a model; name a folder saved by transformers."
@@ -89,6 +94,27 @@ def locate(name: str) -> str:
     if "/" not in name and (near := difflib.get_close_matches(name, BUNDLED, n=1)) and not in_hub_cache(name):
         raise ModelNotFound(f"There is no model {name} here; did you mean {near[0]}? On a hub, give OWNER/{name}.")
     return name
+
+
+def adapter_base(source: str, name: str) -> str | None:
+    """Where the base lies of an adapter that is alone in its folder; ``None`` for anything else.
+
+    Raises:
+        ModelNotFound: the adapter does not say of which model it is, or that is not to be found.
+    """
+    if _is_model(Path(source)) or (config := adapter_config(source, name)) is None:
+        return None
+    base = config.base_model_name_or_path
+    if not base:
+        raise ModelNotFound(
+            f"The folder {name} holds an adapter ({ADAPTER_FILE}) that does not say of which model it is; name that as "
+            f"`base_model_name_or_path` in its {ADAPTER_FILE}."
+        )
+    bundled = next((key for key, hub_id in HUB_IDS.items() if base == hub_id and not in_hub_cache(base)), base)
+    try:
+        return locate(bundled)
+    except ModelNotFound as error:
+        raise ModelNotFound(f"The folder {name} holds an adapter of {base}, its base: {error}") from error
 
 
 def converted_folder(name: str) -> Path | None:
@@ -129,15 +155,22 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
         ModelNotFound: the hub does not answer or has no such model.
         BrokenModelFile: files are there and cannot be read.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
+    if (base := adapter_base(source, source)) is not None:
+        lm, tokenizer = read_weights(base, dtype, device)
+        if (Path(source) / "tokenizer.json").is_file():
+            tokenizer = tokenizer_with_template(source, local_files_only=True)
+        return load_adapter(lm, source), tokenizer
+    adapter_config(source, source)
     local_only = is_only_local(source)
     try:
         with _no_bars():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
             check_decoder_only(config, source)
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
-            lm, info = _class_for(config).from_pretrained(
+            check_writes_text(config, source)
+            tokenizer = tokenizer_with_template(source, local_files_only=local_only)
+            lm, info = language_model_class(config, source).from_pretrained(
                 source,
                 dtype=dtype,
                 output_loading_info=True,
@@ -184,49 +217,6 @@ def _not_on_hub(source: str, error: Exception) -> ModelNotFound:
         f"No model {source!r} here, and the hub did not give it ({first_line(error)}); check the id and the "
         f"connection, or give a folder, a .gguf file or one of: {', '.join(BUNDLED)}."
     )
-
-
-def check_decoder_only(config: Any, name: str) -> None:
-    """Refuse encoder-decoders, which would run as their decoder alone and answer to nothing.
-
-    Raises:
-        UnsuitableModel: says what the model is.
-    """
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsuitableModel(
-            f"{name} is an encoder-decoder ({config.model_type}); Poise reads and steers decoder-only language models, "
-            "so give one of those."
-        )
-
-
-def check_complete(lm: Any, info: Mapping[str, Any], name: str) -> None:
-    """Refuse a checkpoint without some of its weights: those would be random numbers.
-
-    Tied weights and buffers that are computed at load are no weights of the file.
-
-    Raises:
-        BrokenModelFile: names the weights that are missing or have another shape.
-    """
-    parameters = {key for key, _ in lm.named_parameters(remove_duplicate=False)}
-    missing = sorted(key for key in info.get("missing_keys", ()) if key in parameters)
-    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
-    if faults := [*missing, *mismatched]:
-        more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        what = "lacks" if missing else "has in another shape"
-        raise BrokenModelFile(
-            f"The checkpoint {name} {what} {', '.join(faults[:SHOWN])}{more}, which would be random numbers; fetch or "
-            "save it again."
-        )
-
-
-def _class_for(config: Any) -> Any:
-    """The class that runs a checkpoint on text: of a vision-language model the whole, whose text side is used."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    kind = type(config)
-    seeing = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
-    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
 
 
 def _fetch(name: str) -> Path:

@@ -11,14 +11,16 @@ from typing import Any
 from poise.errors import BrokenModelFile, ModelNotFound, UnsuitableModel, UserError, first_line
 from poise.model.architecture import text_config
 from poise.model.chat_template import Encoded, Message, Part, encode, stop_ids
+from poise.model.checkpoint import check_decoder_only
 from poise.model.loading import (
     BUNDLED,
-    check_decoder_only,
+    adapter_base,
     check_has_tokenizer,
     converted_folder,
     is_only_local,
     locate,
 )
+from poise.model.template_file import tokenizer_with_template
 
 __all__ = ["ModelTokenizer", "check_offsets", "load_tokenizer", "token_texts"]
 
@@ -82,14 +84,18 @@ def load_tokenizer(name: str) -> ModelTokenizer:
         BrokenModelFile: there, and unreadable.
         UnsuitableModel: a tokenizer without character offsets, or no model that Poise can read.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     source, gguf = _locate_light(name)
+    tokens = ""
+    if not gguf and (base := adapter_base(source, name)) is not None:
+        tokens = source if (Path(source) / "tokenizer.json").is_file() else base
+        source = base
     try:
         options: dict[str, Any] = {"gguf_file": gguf} if gguf else {"local_files_only": is_only_local(source)}
         config = AutoConfig.from_pretrained(source, **options)
         check_decoder_only(config, name)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = tokenizer_with_template(tokens or source, **options)
         try:
             generation = GenerationConfig.from_pretrained(source, **({} if gguf else options))
         except OSError:  # a model without a file of its own for it

@@ -12,9 +12,10 @@ from poise.model.adapter_check import check_adapter_configs, check_adapter_effec
 from poise.model.architecture import decoder_blocks, model_width
 from poise.model.block_check import check_blocks
 from poise.model.chat_template import stop_ids, template_text
+from poise.model.checkpoint import check_decoder_only
 from poise.model.fingerprint import fingerprint
 from poise.model.language_model import Model
-from poise.model.loading import check_decoder_only, locate, read_weights
+from poise.model.loading import locate, read_weights
 from poise.model.tokenizing import check_offsets
 
 __all__ = ["load_model", "wrap"]
