@@ -90,7 +90,7 @@ def _continuations(
     starts = [(), *beginnings]
     longest = max(map(len, starts))
     parts: list[tuple[list[int], dict[tuple[int, ...], torch.Tensor]]] = []
-    for rows in _groups(model, [len(prompt) for prompt in prompts], longest):
+    for rows in _rows_together(model, [len(prompt) for prompt in prompts], longest):
         texts = [prompts[row] for row in rows]
         fits = len(texts[0]) + longest <= model.generation_window(len(texts[0]))
         cached = fits and not check_model(model).cache_fault
@@ -100,7 +100,7 @@ def _continuations(
     return {start: torch.cat([steps[start] for _, steps in parts])[order] for start in starts}
 
 
-def _groups(model: Model, lengths: Sequence[int], longest: int) -> list[list[int]]:
+def _rows_together(model: Model, lengths: Sequence[int], longest: int) -> list[list[int]]:
     """Rows that may share a padded batch: all of them, or those of one length."""
     check, switch = check_model(model), model.rotary_switch
     apart = bool(check.cache_fault or check.padding_fault)

@@ -94,9 +94,9 @@ def check_adapter_effect(model: Model) -> None:
     pairs = [(out.logits, base_logits), *((inside[layer], h) for layer, h in read.items())]
     states = getattr(out, "hidden_states", None) or ()
     if len(states) == model.layers + 1:
-        shift = min((1, 0), key=lambda shift: _difference(states[shift], read[0]))
+        shift = min((1, 0), key=lambda shift: _relative_difference(states[shift], read[0]))
         pairs += [(states[layer + shift], read[layer]) for layer in range(model.layers - 1)]
-    difference = max(_difference(*pair) for pair in pairs)
+    difference = max(_relative_difference(*pair) for pair in pairs)
     if difference > ADAPTER_TOLERANCE.get(lm.dtype, HALF_ADAPTER_TOLERANCE):
         raise UnsuitableModel(
             f"{model.name} carries a {kinds} adapter that works through PEFT's own forward pass: what that gives "
@@ -122,7 +122,7 @@ def _is_built_in(config: Any) -> bool:
     return tuner is not None and getattr(tuner, "forward", None) is BaseTuner.forward
 
 
-def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+def _relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """Mean |a − b| over mean |b|; 0 where it is not finite, which whoever reads names."""
     difference = float((a.float() - b.float()).abs().mean() / b.float().abs().mean().clamp(min=1e-9))
     return difference if difference == difference else 0.0

@@ -10,7 +10,7 @@ from poise.errors import BrokenModelFile, UnsuitableModel
 
 __all__ = ["check_complete", "check_decoder_only", "check_writes_text", "language_model_class"]
 
-SHOWN = 3  # names of weights that an error repeats
+KEYS_SHOWN = 3  # names of weights that an error repeats
 
 # Heads that a text is scored with; the language model under them was changed for that.
 SCORING_HEADS = (
@@ -34,13 +34,13 @@ OTHER_KINDS = (
     ("MODEL_FOR_TEXT_ENCODING", "an encoder"),
 )
 # Buffers that a model computes itself, and what quantisation leaves beside weights.
-COMPUTED = re.compile(
+COMPUTED_TENSORS = re.compile(
     r"(inv_freq|cos_cached|sin_cached|position_ids|masked_bias|\.(attn|attention|self_attention)\.bias"
     r"|scales?|scale_inv|zeros|zero_point|absmax|quant_map|nested_\w+|SCB|g_idx|weight_format|_amax)$|\.quant_state"
     r"|rotary_emb|rotary_pos_emb|rope_freqs|rope_factors"
 )
 # Modules beside the language model: other senses, drafts of later tokens, values of training.
-BESIDE = re.compile(
+OTHER_MODULES = re.compile(
     r"vision|visual|image|img|audio|speech|video|projector|multi_modal|mm_|embed_vision|embed_audio|talker|token2wav"
     r"|code2wav|codec|mtp|nextn|medusa|eagle|draft|v_head|value_head|adapter"
 )
@@ -114,25 +114,25 @@ def check_complete(lm: Any, info: Mapping[str, Any], name: str) -> None:
     Raises:
         BrokenModelFile: names the weights that are missing, have another shape or have no place.
     """
-    expected = {key for key in lm.state_dict() if not COMPUTED.search(key)}
+    expected = {key for key in lm.state_dict() if not COMPUTED_TENSORS.search(key)}
     expected |= {key for key, _ in lm.named_parameters(remove_duplicate=False)}
     missing = sorted(key for key in info.get("missing_keys", ()) if key in expected)
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
     if faults := [*missing, *mismatched]:
         what = "lacks" if missing else "has in another shape"
         raise BrokenModelFile(
-            f"The checkpoint {name} {what} {_listed(faults)}, which would be random numbers; fetch or save it again."
+            f"The checkpoint {name} {what} {_first_keys(faults)}, which would be random numbers; fetch or save it again."
         )
     if dropped := _without_place(lm, info.get("unexpected_keys", ())):
         raise BrokenModelFile(
-            f"The checkpoint {name} holds {_listed(dropped)}, which the model of its config.json does not take and "
+            f"The checkpoint {name} holds {_first_keys(dropped)}, which the model of its config.json does not take and "
             "which would be left out; fetch or save it again with the configuration of these weights."
         )
 
 
-def _listed(keys: list[str]) -> str:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return f"{', '.join(keys[:SHOWN])}{more}"
+def _first_keys(keys: list[str]) -> str:
+    more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+    return f"{', '.join(keys[:KEYS_SHOWN])}{more}"
 
 
 def _without_place(lm: Any, keys: Iterable[str]) -> list[str]:
@@ -144,9 +144,9 @@ def _without_place(lm: Any, keys: Iterable[str]) -> list[str]:
     for key in sorted(map(str, keys)):
         words = key.split(".")
         depth = next((n for n in range(len(words) - 1, 0, -1) if ".".join(words[:n]) in modules), 0)
-        outside = BESIDE.search(".".join(words[: depth + 1])) is not None
+        outside = OTHER_MODULES.search(".".join(words[: depth + 1])) is not None
         ignored = any(re.search(pattern, key) for pattern in patterns)
-        if not (outside or ignored or COMPUTED.search(key) or any(f".{layer}." in key for layer in later)):
+        if not (outside or ignored or COMPUTED_TENSORS.search(key) or any(f".{layer}." in key for layer in later)):
             dropped.append(key)
     return dropped
 
