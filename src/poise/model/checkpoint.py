@@ -121,7 +121,8 @@ def check_complete(lm: Any, info: Mapping[str, Any], name: str) -> None:
     if faults := [*missing, *mismatched]:
         what = "lacks" if missing else "has in another shape"
         raise BrokenModelFile(
-            f"The checkpoint {name} {what} {_first_keys(faults)}, which would be random numbers; fetch or save it again."
+            f"The checkpoint {name} {what} {_first_keys(faults)}, which would be random numbers; fetch or save it "
+            "again."
         )
     if dropped := _without_place(lm, info.get("unexpected_keys", ())):
         raise BrokenModelFile(

@@ -19,7 +19,7 @@ from poise.settings import FrozenModel
 
 __all__ = ["Finding", "ModelDiagnosis", "diagnose"]
 
-Thinking = Literal["none", "switched off", "opened block closed", "final channel taken"]
+ThinkingFinding = Literal["none", "switched off", "opened block closed", "final channel taken"]
 SWITCHES = ("enable_thinking", "thinking", "reasoning_effort")
 
 
@@ -52,7 +52,7 @@ class ModelDiagnosis(FrozenModel):
     memory_mib: float = Field(description="Weights and buffers.")
     block_class: str
     template: Literal["the model's own", "none: turns are named in plain words"]
-    thinking: Thinking
+    thinking: ThinkingFinding
     reasoning_effort: str = Field(
         "", description="What stands for no thinking; empty where the template has no levels."
     )
@@ -202,7 +202,7 @@ def _decodes_span(model: Model) -> tuple[bool, str]:
     return span.strip() == "Little, and that is well.", repr(span)
 
 
-def _thinking(model: Model) -> Thinking:
+def _thinking(model: Model) -> ThinkingFinding:
     template = str(model.tokenizer.chat_template or "")
     try:
         prompt = render_prompt(model.tokenizer, ask("What is new?"))

@@ -23,7 +23,7 @@ def tokenizer_with_template(source: str, **options: Any) -> Any:
 
 def _processor_template(source: str, **options: Any) -> Any:
     """The chat template that a processor holds; ``None`` where there is none."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     for name in TEMPLATE_FILES:
         path = cached_file(
