@@ -37,10 +37,17 @@ _INSTRUCT = re.compile(r"\[(/?)(INST|SYSTEM_PROMPT|TOOL_RESULTS|AVAILABLE_TOOLS)
 _SYS = re.compile(r"\A\s*<<SYS>>(.*?)<</SYS>>", re.S)
 _TAGGED = re.compile(r"<(user|human|assistant|system|bot)>(.*?)</\1>\s*", re.S | re.I)
 _ROUNDS = re.compile(r"\A\s*\[Round \d+\]")  # ChatGLM, LongCat
-_STOCK_PREAMBLE = re.compile(r"\A\s*Below is an? ", re.I)  # Alpaca's, which says nothing of the task
+_STOCK_PREAMBLE = re.compile(
+    r"\A\s*(?:Below is an? |以下は、|(?:以下|下面)是一?[个個条條]?描述|아래는 )", re.I
+)  # Alpaca's, which says nothing of the task
 _GLM_CALL = re.compile(r"\A\s*([\w.-]+)\s*\n\s*(\{.*\})\s*\Z", re.S)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
 _QUOTES = "`'\"“‘«"
+_PACKED = re.compile(  # a conversation that ended, and another after it
+    r"(?:<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|<\|end\|>|<end_of_turn>)\s*"
+    r"(?:<\|endoftext\|>|<\|end_of_text\|>|<eos>|<bos>|<\|begin_of_text\|>|</?s>)\s*(?=<)"
+    r"|(?<=\S)\s*(?:<\|begin_of_text\|>|<bos>|<[|｜]begin▁of▁sentence[|｜]>)\s*(?=<)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +145,7 @@ def _has_words(text: str) -> bool:
         roles = [role_of_mark(mark[1]) for mark in marks]
         if not marks or "user" not in roles or "assistant" not in roles[roles.index("user") :]:
             continue
-        begins_there = not text[: marks[0].start()].strip() and roles[0] in ("user", "system")
+        begins_there = not text[: marks[0].start()].strip() and roles[0] in ("user", "system", "context")
         if begins_there or (preamble and _alternate(roles)):
             return True
     return bool(re.match(r"\s*(?:Human|Assistant):", text))
@@ -153,6 +160,8 @@ def _alternate(roles: Sequence[str | None]) -> bool:
 
 
 def _take_apart(text: str) -> _Markup | None:
+    if _is_packed(text):
+        return None
     parsers: tuple[Callable[[str], _Markup | None], ...] = (
         _parse_harmony, _parse_mistral, _parse_control, _parse_tags, _parse_hashes, _parse_words,
     )  # fmt: skip
@@ -166,6 +175,12 @@ def _take_apart(text: str) -> _Markup | None:
         if markup is None and parse is _parse_control and TURN_TOKEN.search(text):
             return None  # words inside a text with control tokens are words
     return None
+
+
+def _is_packed(text: str) -> bool:
+    """Whether a text holds several conversations one after another."""
+    text = strip_end_marks(strip_begin_marks(text))
+    return may_have_tokens(text) and _PACKED.search(text) is not None
 
 
 def _has_marks(message: Message) -> bool:
@@ -249,7 +264,8 @@ def _parse_words(text: str) -> _Markup | None:
         fits = [
             group
             for group in ([marks, apart] if len(apart) < len(marks) else [marks])
-            if _alternate([role_of_mark(mark[1]) for mark in group])
+            if _alternate([role for role in (role_of_mark(mark[1]) for mark in group) if role != "context"])
+            and role_of_mark(group[-1][1]) != "context"
             and (preamble or not text[: group[0].start()].strip())
         ]
         if len(fits) == 2:
@@ -266,10 +282,20 @@ def _turns_between(text: str, marks: Sequence[re.Match[str]], roles: Sequence[st
     preamble = "" if _STOCK_PREAMBLE.match(preamble) else strip_end_marks(preamble)
     messages: list[Message] = [{"role": "system", "content": preamble}] if preamble else []
     bounds = [mark.start() for mark in marks[1:]] + [len(text)]
+    colons = control and all(
+        re.match(r"[ \t]*:(?:\s|\Z)", text[mark.end() : end]) for mark, end in zip(marks, bounds, strict=True)
+    )
+    about = ""
     for place, (role, mark, end) in enumerate(zip(roles, marks, bounds, strict=True)):
         body = strip_end_marks(text[mark.end() : end]).strip()
-        if role == "context":
+        body = body.removeprefix(":").strip() if colons else body
+        if role == "context" and not (messages and messages[-1]["role"] == "user"):
+            about = f"{about}{body}\n\n" if body else about  # of the question that follows
+        elif role == "context":
             messages[-1]["content"] += f"\n\n{body}" if body else ""
+        elif role == "user":
+            messages.append(_message(role, f"{about}{body}"))
+            about = ""
         elif role == "assistant" and roles[place + 1 : place + 2] == ["tool"] and (call := _GLM_CALL.match(body)):
             messages.append({"role": role, "content": "", "tool_calls": [parse_call(call[1], call[2])]})
         else:

@@ -23,14 +23,27 @@ __all__ = [
     "strip_end_marks",
 ]
 
+_ABROAD = {  # the names of Alpaca's headings in the languages that it was translated into
+    "user": (
+        "指示", "質問", "問題", "問", "指令", "질문", "지시", "지시사항", "명령", "명령어", "инструкция", "вопрос",
+        "instrucción", "pregunta", "consigne", "anweisung", "frage", "instrução", "pergunta", "istruzione", "domanda",
+    ),
+    "assistant": (
+        "応答", "出力", "返答", "回复", "回應", "响应", "输出", "輸出", "答案", "답변", "응답", "출력", "ответ",
+        "respuesta", "réponse", "antwort", "resposta", "risposta",
+    ),
+    "context": ("入力", "文脈", "输入", "輸入", "입력", "ввод", "контекст", "entrada", "entrée", "eingabe"),
+}  # fmt: skip
+_ABROAD_NAMES = "|".join(sorted((name for names in _ABROAD.values() for name in names), key=len, reverse=True))
+
 _ROLES = {
     **ROLES,
-    **dict.fromkeys(("prompt", "question", "instruction", "q", "user message"), "user"),
+    **dict.fromkeys(("prompt", "question", "instruction", "instruct", "q", "user message"), "user"),
     **dict.fromkeys(("answer", "response", "completion", "output", "a", "chatbot"), "assistant"),
     **dict.fromkeys(("system prompt", "system message"), "system"),
-    **dict.fromkeys(("问", "问题", "用户"), "user"),
-    **dict.fromkeys(("答", "回答", "助手"), "assistant"),
-    **dict.fromkeys(("input", "context"), "context"),
+    **dict.fromkeys(("问", "问题", "用户", *_ABROAD["user"]), "user"),
+    **dict.fromkeys(("答", "回答", "助手", *_ABROAD["assistant"]), "assistant"),
+    **dict.fromkeys(("input", "context", *_ABROAD["context"]), "context"),
 }
 _NAMES = r"human|user|prompter|assistant|system|bot|gpt|chatgpt|ai"
 _END_MARK = re.compile(
@@ -38,7 +51,7 @@ _END_MARK = re.compile(
     <\|im_end\|> | <\|eot_id\|> | <\|eom_id\|> | <\|eot\|> | <\|EOT\|> | <\|end_of_text\|> | <end_of_turn> | <eos>
     | </s> | </s>\s?<s> | <turn\|> | <\|endoftext\|> | <\|end\|> | <\|END_OF_TURN_TOKEN\|> | <\|end_of_turn\|>
     | <\|\w+_end\|> | <\|eos\|> | <[|｜]end▁of▁sentence[|｜]> | <\|return\|> | <\|eom\|> | <\|bom\|> | \[\|endofturn\|\]
-    | <seed:eos> | \[e~\[ | <\|separator\|> | <SPECIAL_12> | <\|end_of_sentence\|>
+    | <seed:eos> | </\|\w+\|> | <\|/\w+\|> | \[e~\[ | <\|separator\|> | <SPECIAL_12> | <\|end_of_sentence\|>
     )\Z""",
     re.X,
 )
@@ -72,7 +85,7 @@ TURN_TOKEN = re.compile(
 """A control token that begins a turn."""
 
 CONTROL_TOKEN = re.compile(
-    r"<[|｜][A-Za-z_▁][^\s<>|｜]{0,40}[|｜]>|<end_of_turn>|<turn\|>|\[TOOL_CALLS\]|<extra_id_\d+>"
+    r"<[|｜][A-Za-z_▁][^\s<>|｜]{0,40}[|｜]>|</\|\w{1,40}\|>|<\|/\w{1,40}\|>|<end_of_turn>|<turn\|>|\[TOOL_CALLS\]|<extra_id_\d+>"
 )
 """Any control token: a text that is one turn has none."""
 
@@ -106,12 +119,22 @@ WORD_STYLES: tuple[tuple[re.Pattern[str], bool], ...] = (
         ),
         False,
     ),
+    (re.compile(rf"^[ \t]*\[({_NAMES})\](?:[ \t]*:[ \t]*|[ \t]*(?=\n))", re.I | re.M), False),
+    (re.compile(r"^(system|user|assistant|model)[ \t]*\n", re.M), False),  # ChatML and Gemma without their tokens
+    (
+        re.compile(
+            r"^[ \t]*(Instruct|Instruction|Question|Prompt|Context|Input|Output|Response|Answer|Completion)"
+            r"[ \t]*:[ \t]*",
+            re.M,
+        ),
+        False,
+    ),
 )
 HASH_MARK = re.compile(
     rf"(?:^|(?<=\S)(?=#{{2,3}}[ \t]*(?:{_NAMES})[ \t]*:))#{{2,3}}[ \t]*"
     rf"({_NAMES}|user message|system prompt|instruction|input|context|response|output|answer|question|prompt"
-    r"|completion)"
-    r"[ \t]*(?::[ \t]*|(?=\n)|\Z)",
+    rf"|completion|问题|回答|{_ABROAD_NAMES})"
+    r"[ \t]*(?:[:：][ \t]*|(?=\n)|\Z)",
     re.I | re.M,
 )
 """``### Instruction:`` and its kin."""
