@@ -9,7 +9,8 @@ import pytest
 
 from poise.data import Conversation, data_from_rows
 from poise.data.messages import Need
-from poise.errors import InvalidData
+from poise.errors import InvalidData, InvalidRow
+from poise.screen.row_editor import replace_answers
 
 Row = dict[str, Any]
 Spoken = list[tuple[str, str]]
@@ -189,3 +190,21 @@ def test_a_user_s_turns_are_prompts_of_calibration() -> None:
 
 def test_a_list_that_is_no_chat_is_named_as_not_read() -> None:
     assert "prompt, response, without data (" in data_from_rows([READ["names of files beside a pair"][0]]).how
+
+
+def test_a_new_answer_is_written_where_the_old_one_was_read_or_not_at_all() -> None:
+    shape = data_from_rows([{"messages": chat("Q", "A")}]).parts[0].shape
+    late = {"messages": chat("Q"), "response": "OLD"}
+    assert replace_answers(shape, late, {0: "NEW"}) == {"messages": chat("Q"), "response": "NEW"}
+    refused = {"messages": [chat("Q")[0], {"role": "assistant", "content": None, "refusal": "OLD"}]}
+    assert replace_answers(shape, refused, {0: "NEW"})["messages"][1] == {
+        "role": "assistant",
+        "content": "NEW",
+        "refusal": None,
+    }
+    row = READ["an answer after a dialogue"][0]
+    shape = data_from_rows([row]).parts[0].shape
+    assert replace_answers(shape, row, {1: "NEW"}) == {**row, "response": "NEW"}
+    assert replace_answers(shape, row, {0: "NEW"}) == {**row, "dialog": ["hi", "NEW", "how are you?"]}
+    with pytest.raises(InvalidRow, match="answer 3 cannot be replaced"):
+        replace_answers(shape, row, {2: "NEW"})

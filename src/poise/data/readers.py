@@ -6,8 +6,8 @@ recognised, and what is refused with which remedy, is said in ``recognition``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from poise.data.chat_markup import clean_turn, has_markup, parse_markup, parse_p
 from poise.data.columns import (
     CONTEXTS,
     EXCHANGE_KEYS,
+    NAMED_TURNS,
     SYSTEMS,
     RowColumns,
     as_list,
@@ -39,7 +40,7 @@ from poise.data.turn_parsing import describe_type, excerpt, parse_turn, split_an
 from poise.data.turn_thoughts import join_thought_turns
 from poise.errors import InvalidRow
 
-__all__ = ["RowContent", "is_utf8", "read_row"]
+__all__ = ["RowContent", "is_utf8", "read_row", "shape_of_row"]
 
 PAIR_SHAPES = ("pairs", "alpaca")
 
@@ -84,6 +85,7 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
         raise InvalidRow(f"not {shape.kind}: it has the columns {excerpt(columns, 200)}")
     if shape.recognised and (complaint := objection(shape.kind, row, need)):
         raise InvalidRow(complaint)
+    shape = shape_of_row(shape, row)
     turns = _READERS[shape.kind](shape, row, need)
     beside = add_row_thought(turns.messages, row, shape.used, last=shape.kind in PAIR_SHAPES)
     apply_loss_mask(turns.messages, turns.in_file, row)
@@ -146,24 +148,29 @@ def _add_system(messages: list[Message], row: RowColumns, column: str | None) ->
 
 def _listed_messages(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     """The turns of a chat, and the answer beside it where the user speaks last."""
-    column, *answers = shape.columns
-    cell = _cell(row, column)
-    turns = _chat_messages(cell, column)
-    turns.add(_following_answer(shape, row, need, answers))
+    turns = _chat_messages(_cell(row, shape.columns[0]), shape.columns[0])
+    turns.add(_following_answer(shape, row, need))
     return turns
 
 
-def _following_answer(shape: DataShape, row: RowColumns, need: Need, answers: Sequence[str]) -> _Turns:
+def _following_answer(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     """The answer in a column of its own to a chat in which the user speaks last."""
-    answers = [name for name in answers if unwrap(row.get(name))]
     turns = _Turns()
     if shape.recognised and last_words(_cell(row, shape.columns[0]))[0] == "assistant":
         return turns  # it repeats the last turn: another answer is refused
-    if shape.recognised and not answers and (late := answer_after(row, shape.columns[0])):
-        answers = [late]  # a column that begins late in the file
-    for answer in answers if need == "assistant" else ():
-        turns.add(_side_messages(unwrap(row[answer]), answer, "assistant"))
+    for answer in shape.columns[1:] if need == "assistant" else ():
+        if value := unwrap(row.get(answer)):
+            turns.add(_side_messages(value, answer, "assistant"))
     return turns
+
+
+def shape_of_row(shape: DataShape, row: RowColumns) -> DataShape:
+    """The file's shape with the column of a row's answer to its chat, where that is another or begins late."""
+    chats = (*NAMED_TURNS, "alternating")
+    if not shape.recognised or shape.kind not in chats or any(unwrap(row.get(name)) for name in shape.columns[1:]):
+        return shape
+    answer = answer_after(row, shape.columns[0]) if shape.columns[0] in row else None
+    return replace(shape, columns=(shape.columns[0], answer)) if answer else shape
 
 
 def _exchanges(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
@@ -209,7 +216,7 @@ def _alternating(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
         turns = _Turns(list(named))
     else:
         turns = _Turns([_plain_message(roles[n % 2], text_of(text, f"turn {n + 1}")) for n, text in enumerate(texts)])
-    turns.add(_following_answer(shape, row, need, shape.columns[1:]))
+    turns.add(_following_answer(shape, row, need))
     return turns
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from poise.data.chat_markup import has_markup
 from poise.data.columns import EXCHANGE_KEYS, as_list, find_column
 from poise.data.encoded_cells import decode_turns, is_turn
-from poise.data.readers import read_row
+from poise.data.readers import read_row, shape_of_row
 from poise.data.row_extras import history_of, thought_columns
 from poise.data.shapes import DataShape
 from poise.data.thoughts import split_thought
@@ -40,6 +40,7 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
     """
     if shape.kind == "markup" or (shape.kind == "text" and has_markup(str(row[shape.columns[0]]))):
         raise InvalidRow("an answer inside marked-up text cannot be replaced")
+    shape = shape_of_row(shape, row)
     edited = dict(row)
     replaced: list[str] = []
     turn = 0
@@ -47,7 +48,9 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
     if history:
         turn = _edit_history(history, row, edited, answers, replaced)
     for column in shape.columns[-1:] if shape.kind == "alpaca" else shape.columns:
-        cell = row[column]
+        cell = row.get(column)
+        if cell is None and column != shape.columns[0]:
+            continue  # the chat ends with its answer
         if (
             _is_chat(cell)
             if shape.kind == "pairs" or column != shape.columns[0]
@@ -56,7 +59,8 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
             edited[column], turn = _in_chat(cell, answers, turn, replaced)
         elif shape.kind == "exchanges":
             edited[column] = _in_list(cell, lambda pairs: _in_exchanges(pairs, answers, replaced))
-        elif shape.kind == "alternating":
+        elif shape.kind == "alternating" and column == shape.columns[0]:
+            turn = len(as_list(cell) or ()) // 2
             edited[column] = _in_list(cell, lambda texts: _in_alternating(texts, answers, replaced))
         elif column == shape.columns[-1]:
             edited[column] = _edit_text(cell, answers.get(turn), replaced)
@@ -74,7 +78,26 @@ def replace_answers(shape: DataShape, row: Mapping[str, Any], answers: Replaceme
             edited[column] = _without_copies(edited[column], replaced, questions)
         elif replaced and column and (turns := decode_turns(edited[column])) is not edited[column]:
             edited[column] = json.dumps(_without_copies(turns, replaced, questions), ensure_ascii=False)
+    _refuse_unwritten(shape, row, edited, answers)
     return edited
+
+
+def _refuse_unwritten(
+    shape: DataShape, row: Mapping[str, Any], edited: Mapping[str, Any], answers: Replacements
+) -> None:
+    """Raise where the edited row does not read as it is meant to: an old answer would stay in it.
+
+    Raises:
+        InvalidRow: names the turn.
+    """
+    try:
+        read_row(shape, row, "assistant")
+    except InvalidRow:
+        return  # nothing of it was read before
+    messages = [turn for turn in read_row(shape, edited, "assistant").messages if turn["role"] == "assistant"]
+    for number, answer in answers.items():
+        if number >= len(messages) or messages[number]["content"].strip() != answer.strip():
+            raise InvalidRow(f"answer {number + 1} cannot be replaced where it stands")
 
 
 def _without_copies(cell: Any, replaced: Sequence[str], questions: Sequence[str]) -> Any:
@@ -208,6 +231,8 @@ def _in_chat(cell: Any, answers: Replacements, turn: int, replaced: list[str]) -
                 if leads:
                     continue
                 texts = {key: _edit_text(item[key], answer, replaced) for key in TEXT_KEYS if item.get(key) is not None}
+                if not texts or not any(item.get(key) for key in texts):  # OpenAI's refusal in the place of a content
+                    texts = {"content": answer, "refusal": None}
                 item = {**item, **texts, **dict.fromkeys(_thought_keys(item))}
             turn += not leads
         turns.append(item)
