@@ -72,6 +72,7 @@ READ: dict[str, tuple[Row, Spoken]] = {
     ),
     "an empty input first": ({"input": "", "query": "Q", "response": "A"}, [(U, "Q"), (A, "A")]),
     "a user's number": ({**PAIR, "user": "u17"}, [(U, "Q"), (A, "A")]),
+    "a user's name": ({**PAIR, "user": "Jane van Doe"}, [(U, "Q"), (A, "A")]),
     "an empty system prompt": ({"system": "", "system_prompt": "S", **PAIR}, [(S, "S"), (U, "Q"), (A, "A")]),
     "one system prompt twice": ({"system": "S", "system_prompt": "S", **PAIR}, [(S, "S"), (U, "Q"), (A, "A")]),
     "a history that the chat has": (
@@ -159,13 +160,14 @@ def test_refused_from_the_first_row_and_later(row: Row, words: list[str]) -> Non
             [[(U, "S\n\nQ"), (A, "A")], [(U, "S"), (A, "A")], [(U, "Q"), (A, "A")]],
         ),
         (REFUSED["a history beside a chat"][0], [[(U, "Q"), (A, "A")]]),
+        ({"history": [["q", "a"]], "messages": chat("Q"), "response": "A"}, [[(U, "Q"), (A, "A")]]),
         (
             REFUSED["a prompt beside a chat without an answer"][0],
             [[(U, "Q"), (A, "A")], [(U, "P"), (A, "A")]],
         ),
         (
             REFUSED["a dialogue beside a pair"][0],
-            [[(U, "hi"), (A, "hello")]],
+            [[(U, "hi"), (A, "hello")], [(U, "Q"), (A, "A")]],
         ),
     ],
 )

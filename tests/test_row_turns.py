@@ -114,7 +114,9 @@ class TestACallInAnAnswersWords:
         row = conversation({"messages": [asked("Q"), said('Let me.\n\n<function=f>{"a": 1}</function>')]})
         assert [turn.answer for turn in turns(row)] == ["Let me."]
 
-    @pytest.mark.parametrize("text", ["<functioncall> f(1)", "<function=f>a = 1", "<function_calls>f</function_calls>"])
+    @pytest.mark.parametrize(
+        "text", ["<functioncall> f(1)", "<function=f>a = 1</function>", "<function_calls>f</function_calls>"]
+    )
     def test_that_cannot_be_taken_apart_is_rejected(self, text: str) -> None:
         assert reason({"messages": [asked("Q"), said(text)]}).startswith("marks of a tool call that cannot be taken")
 
@@ -125,6 +127,7 @@ class TestACallInAnAnswersWords:
             '```xml\n<function_calls>\n<invoke name="f"></invoke>\n</function_calls>\n```',
             '{"name": "f", "arguments": {}}',
             "if a < b and c > d: [1]",
+            "Use <function=name> in the file.",
         ],
     )
     def test_is_words_in_code_and_where_nothing_was_called(self, text: str) -> None:

@@ -45,6 +45,7 @@ COLUMN_NAMES = frozenset((*CHATS, *PROMPTS, *ANSWERS, *SYSTEMS, *TEXTS))
 RESPONSES = ("response", "completion", "output", "reply", "assistant")  # an `answer` may be what is right
 LOOSE_CHATS = ("data", "contents")  # names that lists of other things have as well
 UNSPOKEN = ("turns", "contents")  # of MT-Bench the user's turns alone, of others passages
+SENTENCE = 4  # words from which on a column `user` holds what is asked, and no name
 ID_LIKE = re.compile(
     r"(?=\S*\d)[\w.:/#@%+=-]{3,}", re.ASCII
 )  # one word with a digit in it: an id, an address, a number
@@ -177,6 +178,8 @@ def _recognise_doubtful(row: RowColumns, need: Need) -> Recognition | None:
 def _recognise_beside_chat(row: RowColumns, chat: str, need: Need) -> Recognition | None:
     """A history, a prompt or an answer beside a chat that does not have it, so that either may be meant."""
     kind, words = chat_kind(row[chat]), [_spaced(text) for text in texts_in(as_list(row[chat]))]
+    follows = answer_after(row, chat) if need == "assistant" else None
+    ways = f"{kind}:{','.join(filter(None, (chat, follows)))}"
     history = find_column(row, ("history",), lambda value: isinstance(value, list | str) and bool(value))
     turns = as_list(row[history]) if history else None
     if turns and all(isinstance(turn, list | tuple | Mapping) for turn in turns):
@@ -184,16 +187,16 @@ def _recognise_beside_chat(row: RowColumns, chat: str, need: Need) -> Recognitio
         if new:
             return Recognition(
                 refusal=f"ambiguous: {history} holds turns that {chat} does not",
-                remedy=f"put them into {chat}, or give the shape {kind}:{chat} to leave {history} out",
+                remedy=f"put them into {chat}, or give the shape {ways} to leave {history} out",
             )
-    follows = answer_after(row, chat) if need == "assistant" else None
     prompt = find_column(row, STRONG_PROMPTS, lambda value: is_text(value) and is_filled(value))
     apart = prompt and not any(_spaced(row[prompt]) in text for text in words)
     if apart and (follows or kind not in NAMED_TURNS):
-        other = f" or pairs:{prompt},{follows}" if follows else f" or pairs:{prompt}" if need == "user" else ""
+        answer = follows or find_column(row, ANSWERS, _is_answer)
+        other = f" or pairs:{prompt}" if need == "user" else f" or pairs:{prompt},{answer}" if answer else ""
         return Recognition(
             refusal=f"ambiguous: {prompt} could be the prompt, or what {chat} holds",
-            remedy=f"give the shape {kind}:{','.join(filter(None, (chat, follows)))}{other}",
+            remedy=f"give the shape {ways}{other}",
         )
     answer = find_column(row, RESPONSES if kind in NAMED_TURNS else ANSWERS, _is_answer) if need == "assistant" else ""
     speaker, last = last_words(row[chat])
@@ -309,7 +312,7 @@ def _rival_prompts(row: RowColumns, prompts: Sequence[str], answers: Sequence[st
     rivals = list(prompts[:1])
     for name in prompts[1:]:
         plain, text = name.strip().lower(), str(row[name])
-        speaks = any(answer.strip().lower() == "assistant" for answer in answers) or " " in text.strip()
+        speaks = any(answer.strip().lower() == "assistant" for answer in answers) or len(text.split()) >= SENTENCE
         if text in (str(row[rival]) for rival in rivals) or (plain in ("user", "human") and not speaks):
             continue  # a user's name or number
         if plain not in STRONG_PROMPTS and any(text in str(row[rival]) for rival in rivals):

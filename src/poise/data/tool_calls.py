@@ -113,6 +113,8 @@ def _call_blocks(text: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
     if pattern in (_TAGS, _INSTRUCT_CALLS):
         return [block for block in pattern.finditer(text) if block[1][:1] in ("{", "[", "<") or _named_call(block[1])]
     blocks = list(pattern.finditer(text))
+    if pattern is _FUNCTION:  # words about such a mark neither close it nor give arguments
+        blocks = [block for block in blocks if block[0].endswith(">") or block[2][:1] == "{"]
     code = [span.span() for span in _CODE_SPAN.finditer(text)] if blocks and "`" in text else []
     return [block for block in blocks if not any(first <= block.start() < end for first, end in code)]
 
