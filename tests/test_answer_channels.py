@@ -12,7 +12,7 @@ MARKS = (
     "<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>", "assistant",
     "analysis", "commentary", "final", " to=self", "to=functions.f", "<|start|>assistant",
     "<|channel|>final<|message|>", "<|channel|>analysis<|message|>", "<think>", "</think>",
-    "<THINK>", "[THINK]", "[/THINK]", "<|begin_of_solution|>",
+    "<THINK>", "<think >", "[THINK]", "[/THINK]", "<|begin_of_solution|>",
     "<|end_of_solution|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
 )  # fmt: skip
 WORDS = (
@@ -62,6 +62,9 @@ def test_are_one_result_however_the_text_comes() -> None:
         ("<|channel|>analysis to=self<|message|>Hm.<|end|><|start|>assistant" + FINAL, "Hm.", "Hello."),
         ("assistant to=self is a phrase", "", "assistant to=self is a phrase"),
         ("to be or not", "", "to be or not"),
+        ("<think >Hm.</think>Four.", "Hm.", "Four."),
+        ("<think >a <think>b</think> c</think>Four.", "a <think>b</think> c", "Four."),
+        ("<｜think｜>Hm.<｜/think｜>Four.", "Hm.", "Four."),
     ],
 )
 def test_without_their_first_mark_and_words_between_are_told_apart(text: str, thought: str, reply: str) -> None:

@@ -28,7 +28,7 @@ from poise.data.tool_calls import calls_from_json, parse_call, split_calls
 from poise.data.turn_parsing import ROLES, split_answer
 from poise.errors import InvalidRow
 
-__all__ = ["clean_turn", "has_markup", "parse_markup", "parse_prompt"]
+__all__ = ["clean_turn", "doubtful_mark", "has_markup", "parse_markup", "parse_prompt"]
 
 _HARMONY = re.compile(r"<\|start\|>([^<]*)(?:<\|channel\|>([^<]*))?(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _HARMONY_END = re.compile(r"<\|(?:end|return|call)\|>\s*(?:<\|start\|>\s*assistant\s*)?\Z")
@@ -159,17 +159,30 @@ def _alternate(roles: Sequence[str | None]) -> bool:
     )
 
 
+def doubtful_mark(text: str) -> str:
+    """Why a mark of a thought inside a marked-up text may be a word; empty where none may be."""
+    try:
+        _take_apart_or_raise(text)
+    except InvalidRow as fault:
+        return str(fault) if str(fault).startswith("mark or word") else ""
+    return ""
+
+
 def _take_apart(text: str) -> _Markup | None:
+    try:
+        return _take_apart_or_raise(text)
+    except InvalidRow:
+        return None
+
+
+def _take_apart_or_raise(text: str) -> _Markup | None:
     if _is_packed(text):
         return None
     parsers: tuple[Callable[[str], _Markup | None], ...] = (
         _parse_harmony, _parse_mistral, _parse_control, _parse_tags, _parse_hashes, _parse_words,
     )  # fmt: skip
     for parse in parsers:
-        try:
-            markup = parse(text)
-        except InvalidRow:
-            return None
+        markup = parse(text)
         if markup and markup.messages:
             return None if any(_has_marks(message) for message in markup.messages) else markup
         if markup is None and parse is _parse_control and TURN_TOKEN.search(text):

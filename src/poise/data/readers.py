@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from poise.data.chat_markup import clean_turn, has_markup, parse_markup, parse_prompt
+from poise.data.chat_markup import clean_turn, doubtful_mark, has_markup, parse_markup, parse_prompt
 from poise.data.columns import (
     CONTEXTS,
     EXCHANGE_KEYS,
@@ -264,6 +264,8 @@ def _markup_turns(shape: DataShape, row: RowColumns, need: Need) -> _Turns:
     text = text_of(_cell(row, shape.columns[0]), shape.columns[0])
     messages = parse_markup(text)
     if messages is None:
+        if fault := doubtful_mark(text):
+            raise InvalidRow(fault)
         why = (
             "chat marks that cannot be taken apart"
             if has_markup(text)

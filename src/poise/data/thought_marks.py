@@ -15,9 +15,11 @@ TAG_NAMES = (
 )  # fmt: skip
 THOUGHT_TAGS = (
     *((f"<{name}>", f"</{name}>") for name in TAG_NAMES),
+    ("<think >", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
     ("<|think|>", "<|/think|>"),
+    ("<｜think｜>", "<｜/think｜>"),
     ("<|thinking|>", "<|/thinking|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
@@ -50,7 +52,7 @@ def _any_of(marks: Sequence[str]) -> re.Pattern[str]:
 
 ANY_OPENING, ANY_HEAD, ANY_MARK = _any_of([*CLOSINGS]), _any_of(HEAD_MARKS), _any_of(MARKS)
 CLOSING = {closing: _any_of([closing]) for closing in CLOSINGS.values()}
-OPENING = {closing: _any_of([opening]) for opening, closing in CLOSINGS.items()}
+OPENING = {closing: _any_of([one for one, end in CLOSINGS.items() if end == closing]) for closing in CLOSINGS.values()}
 OPEN_MARK = re.compile(rf"({ANY_OPENING.pattern})[ \t]*\n*\Z", re.IGNORECASE | re.ASCII)
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.M)
 QUOTE_BEFORE = re.compile(r"(?:\A|\W)[rbf]{0,2}['‘“«]\Z", re.IGNORECASE)
