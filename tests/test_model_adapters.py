@@ -73,6 +73,7 @@ def test_an_activated_lora_beside_its_base_is_refused(tmp_path: Path) -> None:
     "config",
     [
         peft.LoraConfig(r=2, target_modules="all-linear"),
+        peft.AdaLoraConfig(target_modules=["q_proj", "v_proj"], total_step=10),
         peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
         peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=2, task_type="CAUSAL_LM"),
     ],
@@ -88,3 +89,21 @@ def test_an_adapter_of_modules_is_read_as_the_model_gives_it(config: Any) -> Non
     assert torch.allclose(read(model, [text])[0, :-1], expected, rtol=1e-4, atol=1e-4)
     bare = tiny.model()
     assert not torch.allclose(read(model, [text])[0], read(bare, [text])[0], rtol=1e-2)
+
+
+def test_an_adalora_alone_in_its_folder_is_loaded_on_its_base(tmp_path: Path) -> None:
+    """Its rank is no weight of the file: PEFT takes it from the configuration, transformers leaves it unset."""
+    tiny.lm().save_pretrained(tmp_path / "base")
+    tiny.chatml().save_pretrained(tmp_path / "base")
+    lm = peft.get_peft_model(tiny.lm(), peft.AdaLoraConfig(target_modules=["q_proj"], total_step=10)).eval()
+    torch.manual_seed(1)
+    for name, parameter in lm.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter) * 0.3
+    lm.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    lm.save_pretrained(tmp_path / "adapter")
+    model = load_model(str(tmp_path / "adapter"), dtype=torch.float32)
+    ids = torch.arange(5, 20)[None]
+    with torch.inference_mode():
+        assert torch.allclose(model.lm(input_ids=ids).logits, lm(input_ids=ids).logits, atol=1e-4)
+        assert not torch.allclose(model.lm(input_ids=ids).logits, tiny.lm()(input_ids=ids).logits, atol=1e-2)

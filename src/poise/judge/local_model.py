@@ -78,6 +78,7 @@ def _numbers(model: Model, batch: PaddedBatch) -> list[dict[str, float]]:
     return probabilities_by_row
 
 
+@torch.inference_mode()
 def _continuations(
     model: Model, batch: PaddedBatch, beginnings: Sequence[tuple[int, ...]]
 ) -> dict[tuple[int, ...], torch.Tensor]:

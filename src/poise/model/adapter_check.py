@@ -116,10 +116,13 @@ def _kind(config: Any) -> str:
 def _is_built_in(config: Any) -> bool:
     """Whether all that an adapter does is in the modules that it changes: its kind brings no forward pass."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.lora import LoraModel
     from peft.tuners.tuners_utils import BaseTuner
 
     tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)
-    return tuner is not None and getattr(tuner, "forward", None) is BaseTuner.forward
+    if tuner is None:
+        return False
+    return issubclass(tuner, LoraModel) or getattr(tuner, "forward", None) is BaseTuner.forward  # AdaLoRA adds a loss
 
 
 def _relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:

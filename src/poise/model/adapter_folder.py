@@ -50,7 +50,7 @@ def load_adapter(lm: Any, source: str) -> Any:
             f"The adapter in {source} does not fit its base ({first_line(error)}); name the base that it was trained "
             f"on as `base_model_name_or_path` in its {ADAPTER_FILE}."
         ) from error
-    missing = [key for key in getattr(result, "missing_keys", ()) if ".default." in key]
+    missing = [key for key in getattr(result, "missing_keys", ()) if ".default." in key and ".ranknum." not in key]
     extra = list(getattr(result, "unexpected_keys", ()))
     if faults := [*missing, *extra]:
         raise BrokenModelFile(
