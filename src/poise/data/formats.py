@@ -17,10 +17,11 @@ from functools import partial
 from typing import Any
 
 from poise.data.columns import chat_kind
-from poise.data.input_files import READ_ERRORS, FileSpan, InputFile, open_unpacked
+from poise.data.input_files import READ_ERRORS, FileSpan, InputFile, open_unpacked, why_broken_off
 from poise.data.readers import is_utf8
 from poise.data.row_values import BOM, NOT_A_ROW, Lines, RowItem, RowReader, RowValue, json_problem, parse_json_line
 from poise.data.tables import TABLES, check_columns
+from poise.data.text_encoding import wide_encoding
 from poise.data.turn_parsing import ROLE_KEYS
 from poise.errors import InvalidData, InvalidRow
 
@@ -33,6 +34,7 @@ KNOWN = (
     ".jsonl, .ndjson, .json, .csv, .tsv or .txt (also with .gz, .bz2, .xz, .zst or .lz4), .parquet, .feather, .arrow "
     "or .zip"
 )
+JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 HEADS = 100  # lines that show whether an object is spread over several
 SPLITS = ("test", "validation", "valid", "val", "dev", "eval", "train_sft", "test_sft")
 TURNS = ("messages", "sharegpt")
@@ -75,12 +77,9 @@ def check_text(file: InputFile) -> None:
             head = stream.read(2**16)
     except READ_ERRORS:
         return  # whoever reads the rows says where it breaks off
-    wide = next((name for mark, name in _WIDE.items() if head.startswith(mark)), "")
-    if not wide and len(head) > 3 and 0 in (head[0], head[1]) and head[:4].replace(b"\0", b"").isascii():
-        wide = "utf-32" if head[:4].count(0) == 3 else "utf-16"
-    if wide:
+    if wide := wide_encoding(head, is_json=file.endings[1] in JSON_ENDINGS):
         raise InvalidData(
-            f"{file.name}: its text is {wide.upper()}, not UTF-8; convert it: iconv -f {wide} -t utf-8 OLD > NEW."
+            f"{file.name}: its text is {wide[:6].upper()}, not UTF-8; convert it: iconv -f {wide} -t utf-8 OLD > NEW."
         )
     lines_matter = file.endings[1] not in (".json", ".csv", ".tsv")
     if lines_matter and b"\n" not in head and b"\r" in head.rstrip(b"\r"):
@@ -88,9 +87,6 @@ def check_text(file: InputFile) -> None:
             f"{file.name}: its lines end in carriage returns alone, as old Macs wrote them; convert it: "
             "tr '\\r' '\\n' < OLD > NEW."
         )
-
-
-_WIDE = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def _text_rows(lines: Callable[[InputFile], Lines], file: InputFile, skip: int) -> Generator[RowItem, None, int]:
@@ -103,15 +99,9 @@ def _text_rows(lines: Callable[[InputFile], Lines], file: InputFile, skip: int) 
             row += 1
     except READ_ERRORS as error:
         if row >= skip:
-            yield row, None, InvalidRow(_broken_off(error))
+            yield row, None, InvalidRow(why_broken_off(error))
         row += 1
     return row
-
-
-def _broken_off(error: Exception) -> str:
-    if isinstance(error, EOFError) or "runcated" in str(error):
-        return "cut short: the packed file ends in the middle, and all after this place is lost"
-    return f"damaged: {error}; all after this place is lost"
 
 
 def _json_lines(file: InputFile) -> Lines:
@@ -156,15 +146,39 @@ def _objects(raw: bytes) -> list[bytes]:
 _JOINED = re.compile(rb"\}\s*\{")  # never inside one object but in its texts
 
 
-def _json_rows(file: InputFile) -> Lines:
-    """A list of rows, or one object written over several lines, or, as many name them, JSON Lines."""
+def _lines_or_rows(file: InputFile) -> Lines:
+    """JSON Lines, unless what bears that name is a list of rows, or objects that are spread over several lines."""
+    heads = _heads(file, 2)
+    spread = len(heads) > 1 and heads[0].endswith((b"{", b",", b"[")) and heads[1].startswith((b'"', b"{"))
+    if heads and heads[0][:1] in (b"[", b"{") and (spread or _is_list_of_rows(heads)):
+        return _json_rows(file)
+    return _json_lines(file)
+
+
+def _is_list_of_rows(heads: list[bytes]) -> bool:
+    """Whether the only line of a file is a list of rows, and not the turns of a chat."""
+    try:
+        value = json.loads(heads[0]) if len(heads) == 1 and heads[0].startswith(b"[") else None
+    except (ValueError, RecursionError):
+        return False
+    return bool(value) and all(isinstance(row, dict) for row in value or ()) and chat_kind(value) not in TURNS
+
+
+def _heads(file: InputFile, most: int) -> list[bytes]:
+    """The first lines that are not blank."""
     heads: list[bytes] = []
     with (
         open_unpacked(file) as stream,
         contextlib.suppress(*READ_ERRORS),
     ):  # whoever reads the rows says where it breaks off
-        while len(heads) < HEADS and (raw := stream.readline(2**16)):
+        while len(heads) < most and (raw := stream.readline(2**16)):
             heads += [head] if (head := raw.removeprefix(BOM).strip()) else []
+    return heads
+
+
+def _json_rows(file: InputFile) -> Lines:
+    """A list of rows, or one object written over several lines, or, as many name them, JSON Lines."""
+    heads = _heads(file, HEADS)
     if heads and heads[0].startswith(b"["):
         return _json_values(file)
     spread = any(head.startswith(b"{") and head.endswith((b",", b"{", b"[")) for head in heads)
@@ -376,8 +390,8 @@ def _plain_lines(file: InputFile) -> Lines:
 
 
 _TEXTS: dict[str, Callable[[InputFile], Lines]] = {
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
+    ".jsonl": _lines_or_rows,
+    ".ndjson": _lines_or_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
     ".tsv": _csv_rows,

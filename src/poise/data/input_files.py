@@ -17,7 +17,16 @@ from typing import Any, BinaryIO, cast
 
 from poise.errors import InvalidData, MissingExtra, first_line
 
-__all__ = ["PACKINGS", "READ_ERRORS", "FileSpan", "InputFile", "import_extra", "open_stored", "open_unpacked"]
+__all__ = [
+    "PACKINGS",
+    "READ_ERRORS",
+    "FileSpan",
+    "InputFile",
+    "import_extra",
+    "open_stored",
+    "open_unpacked",
+    "why_broken_off",
+]
 
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 BLOCK = 2**20
@@ -115,6 +124,13 @@ def open_stored(file: InputFile) -> BinaryIO:
             return cast(BinaryIO, archive.open(file.member))
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise _cannot_be_read(file, error) from error
+
+
+def why_broken_off(error: Exception) -> str:
+    """What a file that breaks off has lost."""
+    if isinstance(error, EOFError) or "runcated" in str(error):
+        return "cut short: the packed file ends in the middle, and all after this place is lost"
+    return f"damaged: {error}; all after this place is lost"
 
 
 def import_extra(module: str, what: str) -> Any:

@@ -27,6 +27,7 @@ from poise.errors import InvalidArgument, InvalidData
 
 __all__ = ["DataSource", "Located", "locate_source", "locate_sources"]
 
+NAMED_ALONE = 5  # files of one ending that are named one by one
 LIBRARY_NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
@@ -111,6 +112,8 @@ def locate_source(source: str) -> Located:
         InvalidData: there is nothing of that name, or nothing in it that can be read.
         MissingExtra: what reads it is not installed.
     """
+    if source.startswith(("file:///", "local:///")):
+        source = source.partition("://")[2]
     path, (name, _, split) = Path(source), source.rpartition(":")
     if source == STDIN:
         return _listed_files([spool_stdin()], "standard input holds no file")
@@ -128,7 +131,7 @@ def locate_source(source: str) -> Located:
         return _listed_files([file], f"{source} holds no file", root=source)
     if glob.has_magic(source):
         names = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  # a pattern may be absolute
-        return _listed_files([_on_disk(Path(name)) for name in names], f"{source} matches no file")
+        return _listed_files([_on_disk(Path(name)) for name in names], f"{source} matches no file", matched=True)
     if name and hub.is_saved(Path(name)):
         return Located([_saved(source, Path(name), split)])
     if not is_known(_on_disk(path)) and _HUB_NAME.fullmatch(name or source):
@@ -151,7 +154,7 @@ def _saved(source: str, folder: Path, split: str | None) -> DataSource:
     return DataSource(name=source, paths=paths, read=read, schema=schema)
 
 
-def _listed_files(files: Iterable[InputFile], nothing: str, root: str = "") -> Located:
+def _listed_files(files: Iterable[InputFile], nothing: str, root: str = "", *, matched: bool = False) -> Located:
     """Those of ``files`` that can be read.
 
     Args:
@@ -159,6 +162,7 @@ def _listed_files(files: Iterable[InputFile], nothing: str, root: str = "") -> L
         nothing: Beginning of the sentence that says that there are none.
         root: The folder or archive that they are listed from; empty where the user named them. Text beside other data
             and the library's notes are no data there.
+        matched: Whether they are what a pattern matches.
 
     Raises:
         InvalidData: there are none.
@@ -175,9 +179,25 @@ def _listed_files(files: Iterable[InputFile], nothing: str, root: str = "") -> L
             listed.left_out.append(f"{file.name}: plain text beside other data; name it to have it read")
         elif not _is_stray_arrow(file):
             listed.sources.append(_from_file(file))
+    others = [file for file in _once(members) if not is_known(file) and _is_there(file)]
+    listed.left_out += _unknown_files(others if root or matched or any(file.member for file in others) else [])
     if not listed.sources:
         raise InvalidData(f"{nothing} that ends in {KNOWN}.")
     return listed
+
+
+def _unknown_files(files: Sequence[InputFile]) -> list[str]:
+    """What is said of files whose names end like no format that is read; many of one ending are said together."""
+    by_ending: dict[str, list[InputFile]] = {}
+    for file in files:
+        by_ending.setdefault(file.endings[1], []).append(file)
+    notes: list[str] = []
+    for ending, alike in by_ending.items():
+        if len(alike) <= NAMED_ALONE:
+            notes += [f"{file.name}: its name does not say what is in it" for file in alike]
+        else:
+            notes.append(f"{len(alike):,} files like {alike[0].name}: names in {ending or 'nothing'} say no format")
+    return notes
 
 
 def _is_zip(file: InputFile) -> bool:
@@ -239,7 +259,7 @@ def _zip_members(file: InputFile) -> list[InputFile]:
         )
     if not known:
         raise InvalidData(f"{file.name} holds no file that ends in {KNOWN}.")
-    return sorted((member for _, member in known), key=lambda member: member.member)
+    return sorted(members, key=lambda member: member.member)
 
 
 def _is_library_note(file: InputFile) -> bool:

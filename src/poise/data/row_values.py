@@ -42,6 +42,8 @@ def parse_json_line(raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         place = f", character {error.pos} of the line" if isinstance(error, json.JSONDecodeError) else ""
         raise InvalidRow(f"broken JSON: {json_problem(error)}{place}") from error
+    if isinstance(row, list) and row and all(isinstance(turn, dict) and {"role", "from"} & {*turn} for turn in row):
+        raise InvalidRow(f'{NOT_A_ROW}: the turns of a chat alone; write {{"messages": […]}} around them on each line')
     if not isinstance(row, dict):
         raise InvalidRow(NOT_A_ROW)
     return row
