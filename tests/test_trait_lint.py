@@ -149,7 +149,9 @@ class TestShallowReaders:
                     pair["with"] += " grr grr"
                     pair["without"] += " weir ok"
 
-        assert lint(changed(mark)).words.low > 0.9
+        words = lint(changed(mark)).words
+        assert words.value == 1
+        assert words.low > 0.85  # what forty answers can show
 
     def test_length_of_one_side_gives_it_away(self) -> None:
         def stretch(data: dict[str, Any]) -> None:
