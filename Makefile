@@ -34,11 +34,11 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not real and not wide and not slow and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not real and not wide and not slow and not trainers and not browser"
 
-# What kills processes, compiles and builds architectures; not part of `make test`, and run by CI after it.
+# What kills processes, compiles, simulates, builds architectures and tries every trainer; not part of `make test`, and run by CI after it.
 slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "slow and not real and not wide and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "(slow or trainers) and not real and not wide and not browser"
 
 real: setup
 	$(BIN)/pytest -q -m "(real or wide) and not browser"

@@ -157,6 +157,7 @@ class TestDrift:
                 s, n = 0.0, 0
         assert np.mean(runs) == pytest.approx(stated, abs=4 * np.std(runs) / len(runs) ** 0.5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("shape", "likeness"), [("one", 0.0), ("five", 0.4), ("giant", 0.4)])
     @pytest.mark.parametrize(
         "law", [reference.norm(), reference.lognorm(1), reference.t(3)], ids=["normal", "log", "t"]

@@ -29,6 +29,8 @@ from steered_passes import (
     trl_trainer,
 )
 
+pytestmark = pytest.mark.trainers
+
 NAMES = ("SFTTrainer", "DPOTrainer", "KTOTrainer", "ORPOTrainer", "CPOTrainer", "GRPOTrainer", "RLOOTrainer")
 COMPARING = ("DPOTrainer", "KTOTrainer", "GRPOTrainer", "RLOOTrainer")
 ALPHA = 1.5
