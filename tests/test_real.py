@@ -44,7 +44,8 @@ def test_impolite_from_exemplars_passes_a_first_look_and_beats_random_directions
     done = validate_vector(path, model, tmp_path / "report", budget=SMALL, settings=NARROW)
     found = done.certificate
     assert found.verdict == "indicative", found.reasons
-    assert [reason.partition(":")[0] for reason in found.reasons] == ["this is a first look"]
+    reasons = {reason.partition(":")[0] for reason in found.reasons}
+    assert {"this is a first look"} <= reasons <= {"this is a first look", "the text may break"}  # by so few answers
     assert found.rise.low is not None
     assert found.rise.low > 10
     assert found.random.margin.low is not None
