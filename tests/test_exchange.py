@@ -214,7 +214,7 @@ class TestAnImport:
     @pytest.mark.slow
     def test_can_be_validated_where_it_has_directions(self, llama: Model) -> None:
         vector = adopted(FOREIGN / "steering_vectors.pt", llama)
-        found = test_validate.certify(llama, vector, test_validate.good, depth=(0.0, 1.0))
+        found = test_validate.certify(llama, vector, test_validate.good, depth=(0.0, 1.0), random_searches=39)
         assert found.verdict == "induced"
         assert found.layer in (1, 2)
         assert found.agreement is None
