@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -38,6 +37,7 @@ from steered_passes import (
     no_warnings,
     policy,
     record_runs,
+    record_steps,
     trainer_classes,
     trl_trainer,
 )
@@ -66,21 +66,11 @@ def measure(name: str, checkpointing: str, precision: str) -> Measured:
     model = policy(precision)
     vector = tiny.vector(tiny.model("llama"), scale=0.5)
     vaccine = VaccineCallback(Steering.add(vector, coef=ALPHA, layer=LAYER), allow_other_model=True)
-    inside: list[BlockRun] = []
     with no_warnings(), tempfile.TemporaryDirectory() as folder:
         run = trl_trainer(name, model, Path(folder), vaccine, precision=precision)
         record = record_runs(run.model, LAYER)
         checkpoint_blocks(run.model, checkpointing)
-        step = run.training_step
-
-        def watched(*args: Any, **arguments: Any) -> Any:
-            first = len(record.runs)
-            try:
-                return step(*args, **arguments)
-            finally:
-                inside.extend(record.runs[first:])
-
-        run.training_step = watched
+        inside = record_steps(run, record)
         run.train()
         before = len(record.runs)
         run.model.eval()

@@ -94,6 +94,22 @@ def record_runs(lm: Any, layer: int, record: BlockRecord | None = None) -> Block
     return record
 
 
+def record_steps(run: Any, record: BlockRecord) -> list[BlockRun]:
+    """The runs of a block that a trainer makes inside its training steps, filled while it trains."""
+    inside: list[BlockRun] = []
+    step = run.training_step
+
+    def watched(*args: Any, **arguments: Any) -> Any:
+        first = len(record.runs)
+        try:
+            return step(*args, **arguments)
+        finally:
+            inside.extend(record.runs[first:])
+
+    run.training_step = watched
+    return inside
+
+
 class OffloadedRun(torch.autograd.Function):
     """Checkpointing as Unsloth has it: forward without gradients, and once more with them in the backward pass."""
 

@@ -25,6 +25,7 @@ from steered_passes import (
     plain_model,
     policy,
     record_runs,
+    record_steps,
     trainer_classes,
     trl_trainer,
 )
@@ -63,17 +64,7 @@ def trained(
         run = trl_trainer(name, model, folder, *callbacks, **options)
         record = record_runs(run.model, 2)
         checkpoint_blocks(run.model, checkpointing)
-        step = run.training_step
-
-        def watched(*args: Any, **arguments: Any) -> Any:
-            first = len(record.runs)
-            try:
-                return step(*args, **arguments)
-            finally:
-                inside.extend(record.runs[first:])
-
-        inside: list[Any] = []
-        run.training_step = watched
+        inside = record_steps(run, record)
         run.train()
     return run, BlockRecord(inside)
 

@@ -29,6 +29,7 @@ __all__ = [
     "first_rows",
     "open_data",
     "refuse_unfit",
+    "rejected_row",
     "row_columns",
 ]
 
@@ -149,17 +150,9 @@ class DataSet:
             try:
                 content = read_row(part.shape, to_columns(value), self.need, self.answer_part)
             except InvalidRow as bad:
-                raw: Any = bad.content if bad.content is not None else value
-                yield RejectedRow(
-                    file=part.name,
-                    row=row,
-                    index=first + row,
-                    line=line,
-                    reason=str(bad),
-                    raw=None if isinstance(raw, InvalidRow) else raw,
-                )
+                yield rejected_row(part, (row, line, value), first + row, bad)
             else:
-                raw = value  # a row that cannot be read was raised
+                raw: Any = value  # a row that cannot be read was raised
                 media = value.media if isinstance(value, _OpenedRow) and self.need == "assistant" else ()
                 yield Conversation(
                     messages=content.messages,
@@ -172,6 +165,20 @@ class DataSet:
                     left_out=(*media, *content.left_out),
                     answer_part=self.answer_part,
                 )
+
+
+def rejected_row(part: DataPart, item: RowItem, index: int, fault: InvalidRow) -> RejectedRow:
+    """A row of a file that cannot be used, with its content where there is any; ``index`` is its place in the data."""
+    row, line, value = item
+    raw: Any = fault.content if fault.content is not None else value
+    return RejectedRow(
+        file=part.name,
+        row=row,
+        index=index,
+        line=line,
+        reason=str(fault),
+        raw=None if isinstance(raw, InvalidRow) else raw,
+    )
 
 
 def open_data(

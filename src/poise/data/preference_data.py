@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from poise.data.dataset import DataPart, DataSet, first_rows, refuse_unfit
+from poise.data.dataset import DataPart, DataSet, first_rows, refuse_unfit, rejected_row
 from poise.data.labelled_answers import JoinedAnswers, find_label_columns
 from poise.data.locate import DataSource, locate_sources
 from poise.data.messages import AnswerPart, RejectedRow
@@ -89,17 +89,9 @@ class PreferenceData:
             try:
                 content = read_pair(shape, to_columns(value), self.answer_part)
             except InvalidRow as bad:
-                raw: Any = bad.content if bad.content is not None else value
-                yield RejectedRow(
-                    file=part.name,
-                    row=row,
-                    index=first + row,
-                    line=line,
-                    reason=str(bad),
-                    raw=None if isinstance(raw, InvalidRow) else raw,
-                )
+                yield rejected_row(part, (row, line, value), first + row, bad)
             else:
-                raw = value  # a row that cannot be read was raised
+                raw: Any = value  # a row that cannot be read was raised
                 yield PreferencePair(
                     file=part.name,
                     row=row,

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -27,12 +28,14 @@ from poise.engine.sequence import Sequence, SequenceStatus
 from poise.engine.types import EngineOutput, GenerationRequest, check_count
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Model
+from poise.model.adapter_structure import adapters_in_force
 from poise.model.batching import pad
 from poise.model.cached_pass import newest_logits
 from poise.model.hooks import observe
 from poise.model.self_check import require_cache
 from poise.steer import AppliedSteering, Steering
 from poise.steer.joined_rows import SteeredRows, apply_joined_steering
+from poise.vector import PersonaVector
 
 __all__ = ["ContinuousEngine"]
 
@@ -102,6 +105,7 @@ class ContinuousEngine:
         self.budget = budget or cache_budget(model)
         self.prefill_budget = PREFILL_CPU if model.device.type == "cpu" else PREFILL_GPU
         self.allow_other_model = allow_other_model
+        self._checked: WeakKeyDictionary[PersonaVector, str] = WeakKeyDictionary()
         self._waiting: deque[Sequence] = deque()
         self._batch: RunningBatch | None = None
         self._last_probes: tuple[list[Probe], ProbesByLayer] = ([], {})
@@ -124,7 +128,10 @@ class ContinuousEngine:
         check_room(self.model, prompt, new)
         terms = request.steering.terms if request.steering else ()
         for vector in {id(v): v for t in terms for v in (t.vector, *([t.when.vector] if t.when else []))}.values():
-            vector.check_model(self.model, allow_other_model=self.allow_other_model)
+            in_force = adapters_in_force(self.model.lm)  # hashing what they add takes tens of milliseconds a request
+            if self._checked.get(vector) != in_force:
+                vector.check_model(self.model, allow_other_model=self.allow_other_model)
+                self._checked[vector] = in_force
 
     def add(self, key: Hashable, request: GenerationRequest) -> None:
         """Queue a request that has been checked; it begins at one of the next steps."""
