@@ -39,13 +39,11 @@ VERDICTS = (
     "label", "labels", "kto_tag", "kto_label", "is_chosen", "chosen", "is_preferred", "preferred", "desirable",
     "is_desirable", "accepted", "is_good", "is_correct_preference", "thumbs_up", "verdict", "preference",
 )  # fmt: skip
-VERDICT_WORDS = (
-    "true", "false", "0", "1", "0.0", "1.0", "-1", "-1.0", "yes", "no", "good", "bad", "desirable", "undesirable",
-    "chosen", "rejected", "accept", "accepted", "reject", "preferred", "dispreferred", "thumbs_up", "thumbs_down", "+1",
-)  # fmt: skip
-
 GOOD_WORDS = (
-    "true", "1", "1.0", "yes", "good", "desirable", "chosen", "accept", "accepted", "preferred", "thumbs_up", "+1",
+    "true", "1", "1.0", "+1", "yes", "good", "desirable", "chosen", "accept", "accepted", "preferred", "thumbs_up",
+)  # fmt: skip
+BAD_WORDS = (
+    "false", "0", "0.0", "-1", "-1.0", "no", "bad", "undesirable", "rejected", "reject", "dispreferred", "thumbs_down",
 )  # fmt: skip
 
 
@@ -112,29 +110,24 @@ def recognise_preference(row: RowColumns, need: Need) -> Recognition | None:
     answer = None if answer == prompt else answer
     label = find_column(row, VERDICTS, _is_verdict)
     if label and prompt and answer:
-        return Recognition(
-            kind="preference",
-            columns=(prompt, answer, label),
-            refusal=f"preference data: {label} says which answers are good, and the others are not",
-            remedy=f"to read good and bad answers alike, give the shape {_shape_of(row, answer, prompt, None)}",
-        )
-    marked_up = _marked_up_column(row) if label and not chat and not answer else None
-    if label and marked_up:
-        return Recognition(
-            kind="preference",
-            columns=(marked_up, label),
-            refusal=f"preference data: {label} says which conversations are good, and the others are not",
-            remedy=f"to read good and bad ones alike, give the shape markup:{marked_up}",
-        )
+        return _refuse_labelled(label, (prompt, answer), "answers", _shape_of(row, answer, prompt, None))
     if label and chat:
         shape = f"messages:{chat}" if answer is None else _shape_of(row, answer, None, chat)
-        return Recognition(
-            kind="preference",
-            columns=(chat, label),
-            refusal=f"preference data: {label} says which conversations are good, and the others are not",
-            remedy=f"to read good and bad ones alike, give the shape {shape}",
-        )
+        return _refuse_labelled(label, (chat,), "conversations", shape)
+    marked_up = _marked_up_column(row) if label and not answer else None
+    if label and marked_up:
+        return _refuse_labelled(label, (marked_up,), "conversations", f"markup:{marked_up}")
     return None
+
+
+def _refuse_labelled(label: str, columns: tuple[str, ...], noun: str, shape: str) -> Recognition:
+    """A row whose label says whether it is good; ``noun`` is what it labels."""
+    return Recognition(
+        kind="preference",
+        columns=(*columns, label),
+        refusal=f"preference data: {label} says which {noun} are good, and the others are not",
+        remedy=f"to read good and bad {'answers' if noun == 'answers' else 'ones'} alike, give the shape {shape}",
+    )
 
 
 def _text_beside(row: RowColumns, rejected: str) -> str | None:
@@ -205,4 +198,6 @@ def is_good(verdict: Any) -> bool:
 
 def _is_verdict(value: Any) -> bool:
     """Good or bad, as KTO's data say it."""
-    return isinstance(value, bool) or (not isinstance(value, list) and str(value).strip().lower() in VERDICT_WORDS)
+    return isinstance(value, bool) or (
+        not isinstance(value, list) and str(value).strip().lower() in (*GOOD_WORDS, *BAD_WORDS)
+    )

@@ -67,11 +67,11 @@ def recognise(row: RowColumns, need: Need) -> Recognition:
     example = "pairs:QUESTION,ANSWER or messages:CHAT" if need == "assistant" else "pairs:QUESTION or messages:CHAT"
     return Recognition(
         refusal=f"no known shape; its columns are {shown}",
-        remedy=_mend(row) or f"name the columns with a shape like {example}",
+        remedy=_remedy_for_columns(row) or f"name the columns with a shape like {example}",
     )
 
 
-def _mend(row: RowColumns) -> str:
+def _remedy_for_columns(row: RowColumns) -> str:
     """What would help where a column has the name of an answer, a prompt or a chat, and holds something else."""
     for name in names_present(row, CHATS):
         turns = as_list(row[name])

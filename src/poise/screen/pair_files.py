@@ -115,7 +115,8 @@ class _PairTable:
             ]
         )
         self.file = files.enter_context(pq.ParquetWriter(files.enter_context(saving(path)), self.schema))
-        self.begin, self.places = 0, [("", 0)] * 0
+        self.begin = 0
+        self.places: list[tuple[str, int]] = []
 
     def add(self, row: PreferencePair) -> None:
         """The next pair."""

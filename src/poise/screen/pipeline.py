@@ -95,9 +95,9 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
         pass  # empty where nothing is rejected
     scores = work.score_data(data, digest, Rejections(out / "rejected.jsonl", share=plan.broken), "Scoring")
     verdict = _flag_answers(work, scores, usual)
-    mender = AnswerReplacer(model, work.answers) if plan.fix and work.answers else None
-    if mender:
-        mender.generate_replacements(data, scores, verdict.any_trait)
+    replacer = AnswerReplacer(model, work.answers) if plan.fix and work.answers else None
+    if replacer:
+        replacer.generate_replacements(data, scores, verdict.any_trait)
     tops = [highest_answers(s, cut.limits(scores.tokens)) for s, cut in zip(scores.scores.T, verdict.cuts, strict=True)]
     strata = draw_cascades(work, scores, verdict) if trait_judges and plan.judge_budget else []
     sampled = [judged_places(some) for some in strata]
@@ -105,7 +105,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
         sampled = [draw_for_review(scores, verdict, k, seed=plan.seed) for k in range(len(trait_judges))]
     wanted = {int(scores.index[i]) for places in (*tops, *sampled) for i in places}
     earlier = earlier_row_files(out)
-    written = write_screened_files(data, scores, verdict, out, replacements=mender, wanted=wanted)
+    written = write_screened_files(data, scores, verdict, out, replacements=replacer, wanted=wanted)
     reach = work.measure_reach(data, digest)
     opinions = _review_traits(work, scores, trait_judges, sampled, written.wanted)
     traits = [summarize_trait(work, k, scores, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
@@ -138,7 +138,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
             *(one.note for one in opinions),
             *(describe_cascade(t.trait, t.cascade) for t in traits if t.cascade),
             describe_rejected(len(scores.rejected), written),
-            mender.note(written.names[2], written.unfixed) if mender else "",
+            replacer.note(written.names[2], written.unfixed) if replacer else "",
         ),
     )
     for name in set(earlier) - {*written.names, *judged}:
