@@ -21,7 +21,9 @@ from poise.statistics.estimates import Estimate
 from poise.trait import ExemplarPair, Trait, library
 from poise.validate import ValidationSettings, validate
 
-SETTINGS = ValidationSettings(layers=5, sweep_doses=(0.25,), doses=(0.15, 0.35), curve=(-1.0, -0.5, 0.5, 1.0))
+SETTINGS = ValidationSettings(
+    random_searches=0, layers=5, sweep_doses=(0.25,), doses=(0.15, 0.35), curve=(-1.0, -0.5, 0.5, 1.0)
+)
 
 
 def from_detector_pairs(trait: Trait) -> Trait:
