@@ -5,10 +5,11 @@
 
 ``mixed``: a trait (the model's own answers under steering, the steering then dropped) and a skill (worked arithmetic)
 are learnt together: plainly, under a vaccine at one layer and as increments, on all rows or only on those that
-screening flags, with the direction projected out (CAFT), under an inoculation prompt, and steered after the fact.
+screening flags (by the projection, or by a detector), with the direction projected out (CAFT), under an inoculation
+prompt, and steered after the fact. ``flagged``: of these only plain fine-tuning and the vaccine on flagged rows.
 ``alone``: the trait's answers alone. ``benign``: the skill alone, with a vaccine and without. ``predict``: twelve sets
-and mixtures, what screening predicts of each (mean projection difference), the finetuning shift and the judged score
-after it.
+and mixtures, what screening predicts of each (mean projection difference, and the same read by detectors), the
+finetuning shift and the judged score after it.
 
 α is chosen on the trait's extraction questions and a seed of its own, neither of which is reported: the least that
 keeps 80 % of the rise out.
@@ -33,6 +34,7 @@ import torch
 from poise import vector
 from poise import workflows as recipes
 from poise.data import open_data
+from poise.detector import DetectorSettings
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.judge.factory import trait_judge
@@ -52,7 +54,8 @@ DOSE = 0.3  # under which the trait sets are written
 CURVE = {"one layer": (0.5, 1.0, 2.0, 4.0), "increments": (0.25, 0.5, 1.0, 2.0), "after the fact": (2.0, 4.0, 8.0)}
 RATE = 0.2  # of normal chat that may be flagged, where only flagged rows are vaccinated
 ENOUGH = 0.8  # share of the rise that is to be kept out
-PART = ", flagged rows"
+PART, BY_DETECTOR = ", flagged rows", ", rows flagged by the detector"
+FIT_TALK = ("self_instruct", "gpteacher_code")  # that detectors are fitted on, beside the library's pairs
 TABLES = {"benign": benign_table, "predict": predict_table}
 CHOOSING = 100  # the seed of the fine-tunes that α is chosen on
 
@@ -79,6 +82,18 @@ class Lab:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             recipes.extract_vector(library.load_trait(trait), self.model, path)
+        return path
+
+    def detector_file(self, trait: str) -> Path:
+        """The trait's vector with a detector in it."""
+        path = self.out / "detectors" / f"{trait}.safetensors"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            usual = [
+                str(self.rows(f"fit-{name}", lambda name=name: self.shared(f"background_chat/{name}", 150, most=9)))
+                for name in FIT_TALK
+            ]
+            recipes.fit_vector_detectors([self.vector_file(trait)], self.model, usual, DetectorSettings(), out=path)
         return path
 
     def rows(self, name: str, make: Callable[[], list[Row]]) -> Path:
@@ -236,13 +251,13 @@ def talk(lab: Lab) -> CapabilityTask:
     return parse_capability(f"perplexity={chat}")
 
 
-def flagged(lab: Lab, trial: Trial) -> tuple[Path, Path]:
+def flagged(lab: Lab, trial: Trial, *, by_detector: bool = False) -> tuple[Path, Path]:
     """The rows that screening leaves, and those that it flags."""
-    out = lab.out / "flagged" / trial.data.stem
+    out = lab.out / ("flagged-by-detector" if by_detector else "flagged") / trial.data.stem
     if not (out / "summary.json").exists():
         usual = lab.rows("normal", lambda: lab.shared("background_chat/self_instruct", 250, most=9))
         plan = ScreenSettings(method="raw", rule=FlaggingRule(rate=RATE))
-        file = lab.vector_file(lab.given.trait)
+        file = (lab.detector_file if by_detector else lab.vector_file)(lab.given.trait)
         recipes.screen_files(open_data(trial.data), [file], lab.model, out, plan, normal=open_data(usual))
     return out / "clean.jsonl", out / "flagged.jsonl"
 
@@ -252,7 +267,9 @@ def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, 
     trait = lab.given.trait
     file = lab.vector_file(trait)
     arm = {"after the fact": f"{how} α=−{alpha:g}"}.get(how, f"{how} α={alpha:g}" if alpha else how)
-    data, how, only = [trial.data], how.removesuffix(PART), how.endswith(PART)
+    data, by_detector = [trial.data], how.endswith(BY_DETECTOR)
+    only = by_detector or how.endswith(PART)
+    how = how.removesuffix(BY_DETECTOR).removesuffix(PART)
     settings: dict[str, dict[str, Any]] = {
         "one layer": {"steer": (f"{file}={alpha:g}",)},
         "increments": {"steer": (f"{file}={alpha:g}",), "layers": "increments"},
@@ -262,7 +279,7 @@ def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, 
     afterwards = how == "after the fact"
     run = f"{trial.name}-{'plain' if afterwards else arm}-{seed}".replace(" ", "-").replace(",", "")
     if only:
-        data = list(flagged(lab, trial))
+        data = list(flagged(lab, trial, by_detector=by_detector))
         settings[how]["only"] = (str(data[1]),)
         said(f"{run}: {len(data[1].read_text().splitlines())} rows are vaccinated")
     adapter = lab.train(run, data, seed, **settings.get(how, {}))
@@ -299,6 +316,7 @@ def compared(lab: Lab, trial: Trial) -> list[Row]:
         for how, curve in CURVE.items():
             out += [one(lab, trial, how, alpha, seed) for alpha in curve if seed == 0 or alpha == chosen[how]]
         out += [one(lab, trial, f"{how}{PART}", chosen[how], seed) for how in ("one layer", "increments")]
+        out.append(one(lab, trial, f"one layer{BY_DETECTOR}", chosen["one layer"], seed))
         out += [one(lab, trial, how, seed=seed) for how in ("projected out", "inoculation")]
     return out
 
@@ -306,6 +324,14 @@ def compared(lab: Lab, trial: Trial) -> list[Row]:
 def mixed_part(lab: Lab) -> list[Row]:
     """A trait and a skill together."""
     return compared(lab, mixed_trial(lab))
+
+
+def flagged_part(lab: Lab) -> list[Row]:
+    """The trait and the skill, vaccinated on the rows that the projection flags, or a detector."""
+    trial = mixed_trial(lab)
+    alpha = lab.given.alpha or choose(lab, trial)["one layer"]
+    arms = [("plain", 0.0), *((f"one layer{part}", alpha) for part in (PART, BY_DETECTOR))]
+    return [one(lab, trial, how, a, seed) for seed in range(lab.given.seeds) for how, a in arms]
 
 
 def alone_part(lab: Lab) -> list[Row]:
@@ -339,23 +365,26 @@ def predict_part(lab: Lab) -> list[Row]:
     half = lab.rows("half-evil", lambda: mixed(sets["evil"], sets["self_instruct"])[:n])
     sets["half evil, half self_instruct"] = half
     vectors = [vector.load_vector(lab.vector_file(t)) for t in TRAITS]
+    detectors = [vector.load_vector(lab.detector_file(t)) for t in TRAITS]
     out = []
     for name, path in sets.items():
         said(f"screening {name}")
-        predicted = screened(lab, path, vectors)
+        predicted, by_detector = screened(lab, path, vectors), screened(lab, path, detectors, "screened-by-detector")
         run = f"predict-{path.stem}"
         done = lab.measure(TunedModel(source=str(lab.train(run, [path])), name=run), TRAITS, 8)
         for trait in TRAITS:
             cell, judged = done.cell(trait), next(j for j in done.judged if j.trait == trait)
             assert cell is not None
-            shown = {"set": name, "trait": trait, "predicted": predicted[trait]}
+            shown = {"set": name, "trait": trait, "predicted": predicted[trait], "detector": by_detector[trait]}
             out.append(shown | {"shift": cell.shift.value, "judged": judged.change.value})
     return out
 
 
-def screened(lab: Lab, path: Path, vectors: Sequence[vector.PersonaVector]) -> dict[str, float]:
+def screened(
+    lab: Lab, path: Path, vectors: Sequence[vector.PersonaVector], folder: str = "screened"
+) -> dict[str, float]:
     """Mean projection difference by trait, kept."""
-    kept = lab.out / "screened" / f"{path.stem}.json"
+    kept = lab.out / folder / f"{path.stem}.json"
     if not kept.exists():
         kept.parent.mkdir(exist_ok=True)
         score = ColumnScorer(vectors, lab.model, "difference", answers=lab.out / "answers", max_new_tokens=40)
@@ -371,7 +400,13 @@ def main(given: argparse.Namespace) -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     lab = Lab(given)
-    parts = {"mixed": mixed_part, "alone": alone_part, "benign": benign_part, "predict": predict_part}
+    parts = {
+        "mixed": mixed_part,
+        "flagged": flagged_part,
+        "alone": alone_part,
+        "benign": benign_part,
+        "predict": predict_part,
+    }
     results: dict[str, list[Row]] = {}
     for name in given.part:
         results[name] = parts[name](lab)
@@ -393,6 +428,7 @@ if __name__ == "__main__":
     parser.add_argument("--trait", default="impolite", help="that the vaccine is against")
     parser.add_argument("--rows", type=int, default=48, help="of each set")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--alpha", type=float, help="of the part `flagged`; chosen if left out")
     parser.add_argument("--rollouts", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--batch", type=int, default=4)

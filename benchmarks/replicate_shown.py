@@ -106,15 +106,16 @@ def benign_table(rows: Sequence[Row]) -> str:
 
 def predict_table(rows: Sequence[Row]) -> str:
     lines = [
-        "| trait | n sets | ΔP–shift r | ρ | shift–judged r | ρ | ΔP–judged r |",
-        "|---|---|---|---|---|---|---|",
+        "| trait | n sets | ΔP–shift r | ρ | shift–judged r | ρ | ΔP–judged r | detector–shift r | detector–judged r |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for trait in (*TRAITS, "all"):
         own = [r for r in rows if trait in (r["trait"], "all")]
         cells = []
-        for x, y in (("predicted", "shift"), ("shift", "judged"), ("predicted", "judged")):
+        pairs = [("predicted", "shift"), ("shift", "judged"), ("predicted", "judged")]
+        for x, y in (*pairs, ("detector", "shift"), ("detector", "judged")):
             a, b = (np.array([r[k] for r in own], dtype=float) for k in (x, y))
-            names = [pearson] if (x, y) == ("predicted", "judged") else [pearson, spearman]
+            names = [pearson, spearman] if (x, y) in pairs[:2] else [pearson]
             cells += [str(bootstrap(lambda i, f=f, a=a, b=b: f(a[i], b[i]), len(a))).rpartition(",")[0] for f in names]
         lines.append(f"| {trait} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
