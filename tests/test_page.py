@@ -306,6 +306,17 @@ class TestADial:
         )
         expect(card.get_by_role("slider")).to_have_attribute("aria-valuetext", words("expect broken text"))
 
+    def test_warns_of_several_that_are_strong_together(self, tab: Tab) -> None:
+        warning = tab.page.locator("#dials-warning")
+        tab.dial("impolite", "27")
+        tab.dial("evil", "-33")
+        expect(warning).to_be_hidden()
+        tab.dial("evil", "-34")
+        expect(warning).to_have_text(
+            "Warning: The dials come to a dose of 61 % in all (27 % of impolite + 34 % of evil): text usually breaks "
+            "near 100 %, and certificates cover one vector at one layer."
+        )
+
     def test_marks_the_certified_range_where_it_lies(self, tab: Tab) -> None:
         marked = tab.card("impolite").locator("rect.usable").bounding_box()
         slider = tab.card("impolite").locator(".marks svg").bounding_box()

@@ -11,7 +11,8 @@ from pydantic import Field, field_validator
 from poise.data import AnswerPart
 from poise.errors import RequestError, UserError
 from poise.settings import Settings, read_settings
-from poise.steer import Steering, SteeringExpression
+from poise.steer import Steering, SteeringExpression, total_dose
+from poise.steer.limits import DOSE_ROUNDING
 from poise.vector import PersonaVector
 
 __all__ = ["Action", "Policies", "Policy", "read_policies"]
@@ -25,7 +26,7 @@ class Policy(Settings):
 
     steer: str | None = Field(None, description="Steering that every answer gets, after what its request asks for.")
     may_steer: bool = Field(True, description="Whether requests may steer.")
-    most_dose: float = Field(3.0, gt=0, description="Strongest dose that a request may steer with, one way or other.")
+    most_dose: float = Field(3.0, gt=0, description="Most that a request's steering may come to in all.")
     most_tokens: int = Field(4096, ge=1, description="Longest answer that a request may ask for.")
     default_tokens: int = Field(512, ge=1, description="Longest answer where a request does not say.")
     on_alarm: Action | dict[str, Action] = Field(
@@ -76,18 +77,15 @@ class Policy(Settings):
         requested_steering = requested.steering(vectors) if requested else Steering(())
         if requested_steering.terms and not self.may_steer:
             raise RequestError(403, "This key may not steer.", code="steering_forbidden", param="poise.steer")
-        for term in requested_steering.terms:
-            if term.operation != "add":
-                continue
-            dose = max(abs(term.vector.dose(term.value, layer)) for layer in term.touched)
-            if not dose <= self.most_dose:
-                raise RequestError(
-                    400,
-                    f"A dose of {dose:.3g} of {term.vector.name} is more than the {self.most_dose:g} allowed here; "
-                    "text breaks near 1. Steer with less.",
-                    code="dose_too_strong",
-                    param="poise.steer",
-                )
+        total = total_dose(requested_steering)
+        if not total.dose <= self.most_dose + DOSE_ROUNDING:
+            raise RequestError(
+                400,
+                f"The steering comes to a dose of {total.dose:.3g} in all ({total}), which is more than the "
+                f"{self.most_dose:g} allowed here; text breaks near 1. Steer with less.",
+                code="dose_too_strong",
+                param="poise.steer",
+            )
         forced = SteeringExpression.parse(self.steer).steering(vectors) if self.steer else Steering(())
         both = requested_steering + forced
         return both if both.terms else None

@@ -10,6 +10,7 @@ from poise.steer.expression import SteeringExpression
 from poise.steer.limits import cautions
 from poise.steer.operators import Operation
 from poise.steer.steering import Condition, Phase, Steering, Term
+from poise.steer.total_dose import TotalDose, total_dose
 from poise.steer.training import steer_training
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "Steering",
     "SteeringExpression",
     "Term",
+    "TotalDose",
     "apply_steering",
     "cautions",
     "steer_training",
+    "total_dose",
 ]

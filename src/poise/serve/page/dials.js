@@ -60,6 +60,17 @@ function warning(vector, value = state.dials[vector.name] ?? 0) {
   return `Nobody has measured what this vector does here: it has no certificate for ${where}.${strong}`;
 }
 
+/** What is to be said of several dials together: a sentence, or nothing. */
+export function warningOfAll(vectors) {
+  const doses = vectors
+    .map((vector) => ({ vector, dose: Math.abs(asDose(vector, state.dials[vector.name] ?? 0) ?? 0) }))
+    .filter(({ dose }) => dose);
+  const total = doses.reduce((sum, { dose }) => sum + dose, 0);
+  if (doses.length < 2 || total <= doses[0].vector.dial.risky + doses[0].vector.dial.rounding) return "";
+  const sum = doses.map(({ vector, dose }) => `${percent(dose)} of ${vector.name}`).join(" + ");
+  return `Warning: The dials come to a dose of ${percent(total)} in all (${sum}): text usually breaks near 100 %, and certificates cover one vector at one layer.`;
+}
+
 /** The dial of a vector. */
 export function dial(vector) {
   const id = `dial-${vector.name}`;

@@ -1,7 +1,7 @@
 /** A card for each vector beside the conversation: its dial, its gauge, its timeline, and whether it tints the text. */
 
 import { byId, el, put, soon } from "./dom.js";
-import { converted, dial } from "./dials.js";
+import { converted, dial, warningOfAll } from "./dials.js";
 import { gauge } from "./gauges.js";
 import { legend, legendWords, scaleOf } from "./tint.js";
 import { timeline } from "./timeline.js";
@@ -11,6 +11,7 @@ import { sign, verdict } from "./words.js";
 
 let cards = [];
 let current = [];
+const together = el("p", { class: "caution", id: "dials-warning", role: "status" });
 
 /** The vector that tints the text, if one does. */
 export const tinting = () => current.find(({ name }) => name === state.tint) ?? null;
@@ -26,7 +27,7 @@ export function show(vectors) {
   put(
     byId("cards"),
     vectors.length
-      ? cards.map(({ node }) => node)
+      ? [together, ...cards.map(({ node }) => node)]
       : el(
           "p",
           {},
@@ -36,7 +37,12 @@ export function show(vectors) {
         ),
   );
   choices();
+  showTogether();
   refresh();
+}
+
+function showTogether() {
+  together.textContent = warningOfAll(current);
 }
 
 function card(vector) {
@@ -107,7 +113,10 @@ export function start() {
     change({ dials: converted(current, unit), unit });
   });
   onChange((fields) => {
-    if (fields.includes("dials") || fields.includes("unit")) cards.forEach(({ showDial }) => showDial());
+    if (fields.includes("dials") || fields.includes("unit")) {
+      cards.forEach(({ showDial }) => showDial());
+      showTogether();
+    }
     if (fields.includes("tint") || fields.includes("turns")) refresh();
   });
 }
