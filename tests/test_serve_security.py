@@ -21,7 +21,8 @@ import tiny
 from poise.cli import app as command_line
 from poise.errors import InvalidArgument
 from poise.model import Model
-from poise.serve.auth import ApiKeys, check_depth, is_loopback
+from poise.serve.auth import ApiKeys, is_loopback
+from poise.serve.request_body import BodyLimits, check_body
 from poise.serve.server import RunningServer, ServerOptions, check_options
 
 KEY = "k" * 24
@@ -248,7 +249,7 @@ class TestBadInput:
         self.refused(client.post("/v1/completions", json={"model": "tiny-llama", "prompt": prompt, "max_tokens": 1}))
 
     def test_of_braces_in_a_string_is_no_depth(self) -> None:
-        check_depth(json.dumps({"a": "[" * 1000 + '"\\' + "{" * 1000}).encode(), 3)
+        check_body(json.dumps({"a": "[" * 1000 + '"\\' + "{" * 1000}).encode(), BodyLimits(depth=1))
 
     def test_of_garbage_instead_of_http_ends_the_connection_alone(self, server: tuple[str, RunningServer]) -> None:
         assert b"400" in raw(server[0], b"\x00\xff\x01 nothing\r\n\r\n")

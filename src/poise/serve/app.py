@@ -1,4 +1,8 @@
-"""The routes: parse, one call, render."""
+"""The routes: parse, one call, render.
+
+What is ``async`` here runs on the event loop, where nothing may take a time that grows with a request: texts are worked
+on by ``Service.workers``, and every other route is a plain function, which FastAPI runs in a thread.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -25,6 +30,7 @@ from poise.serve.metrics import CONTENT_TYPE
 from poise.serve.page_data import history, vector_entry
 from poise.serve.readings_db import ReadingsQuery
 from poise.serve.rendering import chunk_body, completion_body, usage_body
+from poise.serve.request_body import json_pieces, read_request
 from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from poise.serve.service import CompletionExchange, Service
 from poise.serve.vector_registry import NAME
@@ -50,11 +56,11 @@ def build(service: Service) -> FastAPI:
         title="Poise",
         description="OpenAI's API with persona vectors: answers are watched, steered and warned of.",
         version=replies.VERSION,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         responses=replies.REFUSALS,
     )
-    app.openapi = lambda: replies.describe(app)  # type: ignore[method-assign]
     _errors(app)
     _openai(app, service)
     _vectors(app, service)
@@ -66,22 +72,24 @@ def build(service: Service) -> FastAPI:
 
 def _openai(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", response_model=replies.Models)
-    async def models() -> Any:
+    def models() -> Any:
         return {"object": "list", "data": [_model(service)]}
 
     @app.get("/v1/models/{name:path}", response_model=replies.ModelEntry)
-    async def model(name: str) -> Any:
+    def model(name: str) -> Any:
         if name != service.name:
             raise RequestError(404, f"There is no model {name!r} here; it is {service.name!r}.", code="model_not_found")
         return _model(service)
 
-    @app.post("/v1/chat/completions", responses=replies.answered(replies.ChatCompletion))
-    async def chat(body: ChatCompletionRequest, request: Request) -> Response:
-        return await _complete(service, body, request)
+    chat_body, plain_body = replies.taken(ChatCompletionRequest), replies.taken(CompletionRequest)
 
-    @app.post("/v1/completions", responses=replies.answered(replies.Completion))
-    async def complete(body: CompletionRequest, request: Request) -> Response:
-        return await _complete(service, body, request)
+    @app.post("/v1/chat/completions", responses=replies.answered(replies.ChatCompletion), openapi_extra=chat_body)
+    async def chat(request: Request) -> Response:
+        return await _complete(service, ChatCompletionRequest, request)
+
+    @app.post("/v1/completions", responses=replies.answered(replies.Completion), openapi_extra=plain_body)
+    async def complete(request: Request) -> Response:
+        return await _complete(service, CompletionRequest, request)
 
 
 def _model(service: Service) -> dict[str, Any]:
@@ -94,15 +102,21 @@ def _model(service: Service) -> dict[str, Any]:
     }
 
 
-async def _complete(service: Service, body: OpenAIRequest, request: Request) -> Response:
-    exchange = service.open(body, getattr(request.state, "key", None))
+async def _complete(service: Service, kind: type[OpenAIRequest], request: Request) -> Response:
+    data, content_type = await request.body(), request.headers.get("content-type", "")
+    body = await service.workers.run(partial(read_request, kind, data, content_type), size=len(data))
+    exchange = await service.open(body, getattr(request.state, "key", None), size=len(data))
     if body.stream:
         return _Stream(exchange, _event_stream(exchange, include_usage=body.stream_options.include_usage))
     gone = asyncio.ensure_future(_hung_up(request))
-    done = asyncio.ensure_future(_complete_body(exchange))
+    done = asyncio.ensure_future(_to_the_end(exchange))
     try:
         await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return JSONResponse(done.result()) if done.done() else Response(status_code=499)  # which nobody reads
+        if not done.done():
+            return Response(status_code=499)  # which nobody reads
+        done.result()
+        written = await service.workers.run(partial(_written, exchange), size=exchange.size)
+        return Response(written, media_type="application/json")
     finally:
         gone.cancel()
         done.cancel()
@@ -128,11 +142,15 @@ class _Stream(EventSourceResponse):
             self.exchange.close()
 
 
-async def _complete_body(exchange: CompletionExchange) -> dict[str, Any]:
+async def _to_the_end(exchange: CompletionExchange) -> None:
     async with contextlib.aclosing(exchange.steps()) as steps:
         async for _ in steps:
             pass
-    return completion_body(exchange.head, exchange.kind, exchange.plan, exchange.choices)
+
+
+def _written(exchange: CompletionExchange) -> bytes:
+    body = completion_body(exchange.head, exchange.kind, exchange.plan, exchange.choices)
+    return "".join(json_pieces(body)).encode()
 
 
 async def _event_stream(exchange: CompletionExchange, *, include_usage: bool) -> AsyncIterator[bytes]:
@@ -191,27 +209,28 @@ def _vectors(app: FastAPI, service: Service) -> None:
             raise RequestError(403, "This key may not change vectors.", code="vectors_forbidden")
 
     @app.get("/v1/poise/vectors", response_model=replies.VectorList)
-    async def vectors() -> Any:
+    def vectors() -> Any:
         return {"object": "list", "data": [vector_entry(w) for w in registry.entries.values()]}
 
     @app.post("/v1/poise/vectors", status_code=201, response_model=replies.Vector, openapi_extra=replies.UPLOAD)
     async def upload(request: Request, name: Annotated[str, Query(pattern=NAME)]) -> Any:
         check_allowed(request)
-        return vector_entry(await run_in_threadpool(registry.upload, name, await request.body()))
+        data = await request.body()
+        return await run_in_threadpool(lambda: vector_entry(registry.upload(name, data)))
 
     @app.delete("/v1/poise/vectors/{name}", response_model=replies.Deleted)
-    async def delete(request: Request, name: VectorName) -> Any:
+    def delete(request: Request, name: VectorName) -> Any:
         check_allowed(request)
         if name in service.policies.named:
             raise RequestError(409, f"{name} is part of the server's policy; change that first.", code="in_policy")
-        await run_in_threadpool(registry.delete, name)
+        registry.delete(name)
         service.metrics.projections.forget(name)
         return {"deleted": True, "id": name}
 
 
 def _readings_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/poise/readings", response_model=replies.ReadingsPage)
-    async def readings(
+    def readings(
         trait: Annotated[str | None, Query(max_length=64)] = None,
         part: Annotated[AnswerPart | None, Query(description="Answers read in this part.")] = None,
         since: Instant = None,
@@ -229,19 +248,19 @@ def _readings_routes(app: FastAPI, service: Service) -> None:
             limit=limit,
             after=after,
         )
-        rows, following = await run_in_threadpool(service.store.readings, query)
+        rows, following = service.store.readings(query)
         shown = [{**row, "time": replies.iso(row["time"])} for row in rows]
         return {"object": "list", "data": shown, "next": following}
 
     @app.get("/v1/poise/readings/summary", response_model=replies.ReadingsHistory)
-    async def summarised(
+    def summarised(
         hours: Annotated[float, Query(gt=0, le=24 * 366)] = 24,
         bucket_minutes: Annotated[float, Query(ge=1, le=24 * 60)] = 30,
     ) -> Any:
         if hours * 60 / bucket_minutes > 2000:
             raise RequestError(400, "That is more than 2,000 buckets; ask for longer ones.", param="bucket_minutes")
-        rows = await run_in_threadpool(service.store.since, time.time() - hours * 3600)
-        return {"data": await run_in_threadpool(history, rows, bucket_minutes * 60)}
+        rows = service.store.since(time.time() - hours * 3600)
+        return {"data": history(rows, bucket_minutes * 60)}
 
 
 def _instant(param: str, text: str | None) -> float | None:
@@ -265,8 +284,12 @@ def _state(app: FastAPI, service: Service) -> None:
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        return Response(await run_in_threadpool(service.metrics.text), media_type=CONTENT_TYPE)
+    def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def description() -> Response:
+        return JSONResponse(replies.describe(app, [ChatCompletionRequest, CompletionRequest]))
 
 
 def _page(app: FastAPI) -> None:
@@ -281,11 +304,11 @@ def _page(app: FastAPI) -> None:
         return Response(known[name].read_bytes(), media_type=PAGE["." + name.rpartition(".")[2]])
 
     @app.get("/", include_in_schema=False)
-    async def index() -> Response:
+    def index() -> Response:
         return page("index.html")
 
     @app.get("/page/{name}", include_in_schema=False)
-    async def asset(name: str) -> Response:
+    def asset(name: str) -> Response:
         return page(name)
 
 

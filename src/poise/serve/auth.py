@@ -11,13 +11,16 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from poise.errors import InvalidArgument, RequestError
+from poise.serve.request_body import BodyLimits, check_body
+from poise.serve.request_workers import RequestWorkers
 
-__all__ = ["ApiKeys", "BodyLimits", "RequestGate", "check_depth", "is_loopback"]
+__all__ = ["ApiKeys", "RequestGate", "is_loopback"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -38,23 +41,7 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cache-control": "no-store",
 }
-JSON_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
 MIN_KEY_LENGTH = 16  # characters
-
-
-@dataclass(frozen=True, slots=True)
-class BodyLimits:
-    """Limits of a request's body.
-
-    Attributes:
-        body: Most bytes of JSON.
-        upload: Most bytes of a vector file.
-        depth: Deepest nesting of JSON.
-    """
-
-    body: int = 4 * 2**20
-    upload: int = 32 * 2**20
-    depth: int = 32
 
 
 class ApiKeys:
@@ -121,15 +108,6 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or host == "::1" or bool(re.fullmatch(r"127(\.\d{1,3}){3}", host))
 
 
-def check_depth(body: bytes, most: int) -> None:
-    """Refuse JSON that is nested deeper than that, before a parser meets it."""
-    depth = 0
-    for token in JSON_TOKENS.finditer(body):
-        depth += 1 if token[0] in (b"[", b"{") else -1 if token[0] in (b"]", b"}") else 0
-        if depth > most:
-            raise RequestError(400, f"The JSON is nested more than {most} deep.", code="too_deep")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestGate:
     """The first to see a request and the last to see its answer.
@@ -138,6 +116,7 @@ class RequestGate:
         app: What is behind.
         keys: None at all lets everybody in who comes from this machine.
         limits: Limits of request bodies.
+        workers: Threads that check them.
         origins: Origins whose pages may send requests, besides this server's own.
         hosts: Names that the server may be called by; empty for any. Without a key this keeps out pages whose
             name was pointed at this machine.
@@ -146,6 +125,7 @@ class RequestGate:
     app: App
     keys: ApiKeys
     limits: BodyLimits = field(default_factory=BodyLimits)
+    workers: RequestWorkers = field(default_factory=RequestWorkers)
     origins: Sequence[str] = ()
     hosts: Sequence[str] = ()
 
@@ -211,11 +191,7 @@ class RequestGate:
             more = message.get("more_body", False)
         body = b"".join(parts)
         if not upload and body:
-            try:
-                body.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise RequestError(400, f"The body is not UTF-8 (byte {error.start}).", code="invalid_utf8") from error
-            check_depth(body, self.limits.depth)
+            await self.workers.run(partial(check_body, body, self.limits), size=size)
         return body
 
     def _with_headers(self, send: Send, origin: str | None) -> Send:

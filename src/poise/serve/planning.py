@@ -11,9 +11,11 @@ from typing import cast, get_args
 from poise.engine import GenerationRequest, SamplingParams
 from poise.errors import InvalidArgument, InvalidSteering, RequestError, UserError
 from poise.model import Encoded, Message, Model
+from poise.model.chat_template import render_prompt
 from poise.model.parts import TokenPart
 from poise.monitor.steering_offset import steering_offset
 from poise.serve.policy import Policy
+from poise.serve.prompt_length import check_text_length
 from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.steer import Steering, SteeringExpression, cautions
@@ -41,7 +43,7 @@ class RequestPlan:
     Attributes:
         requests: Requests to the engine, one for each choice, in order.
         watched: Vectors that read every answer, in the order of the requests' probes.
-        shown: Watched vectors whose readings the client body to see.
+        shown: Watched vectors whose readings the client asked to see.
         steer: The client's steering as an expression.
         cautions: Cautions of the certificates about all steering, forced steering included.
         policy: Rules in force for the client's key.
@@ -134,7 +136,15 @@ def _steering(
 def _encode_prompts(body: OpenAIRequest, model: Model) -> list[Encoded]:
     try:
         if isinstance(body, ChatCompletionRequest):
-            return [model.encode(_request_messages(body), thinking=body.thinking)]
+            messages = _request_messages(body)
+            check_text_length([m["content"] for m in messages], model, param="messages")
+            if any("thought" in m for m in messages):  # which the template may drop, so that only its text tells
+                rendered = render_prompt(model.tokenizer, messages, thinking=body.thinking)
+                check_text_length([rendered], model, param="messages")
+            return [model.encode(messages, thinking=body.thinking)]
+        for prompt in cast("CompletionRequest", body).prompts:
+            if isinstance(prompt, str):
+                check_text_length([prompt], model, param="prompt")
         return [_encode_plain(prompt, model) for prompt in cast("CompletionRequest", body).prompts]
     except UserError as error:
         if isinstance(body, ChatCompletionRequest):
@@ -179,7 +189,7 @@ def _max_new_tokens(body: OpenAIRequest, prompts: Sequence[Encoded], model: Mode
     if room < 1 or (wanted or 0) > room:
         raise RequestError(
             400,
-            f"The prompt has {longest} tokens and {wanted or 1} more are body for, but the window is {window}; "
+            f"The prompt has {longest} tokens and {wanted or 1} more are asked for, but the window is {window}; "
             "shorten the prompt or ask for fewer.",
             code="context_length_exceeded",
             param="messages" if isinstance(body, ChatCompletionRequest) else "prompt",

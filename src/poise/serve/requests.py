@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from poise.model.rendering import Thinking
 from poise.steer import SteeringExpression
@@ -19,6 +19,14 @@ def _complete_characters(text: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError("half of a character (a lone surrogate)") from error
     return text
+
+
+def _shape_of_prompt(prompt: Any) -> str:
+    """Which of its shapes a prompt is, by its first item, so that the others are not tried on a long one."""
+    if not isinstance(prompt, list):
+        return "as text"
+    first = prompt[0] if prompt else 0
+    return "as texts" if isinstance(first, str) else "as lists of tokens" if isinstance(first, list) else "as tokens"
 
 
 RequestText = Annotated[str, AfterValidator(_complete_characters)]
@@ -50,7 +58,7 @@ class ChatMessage(StrictRequest):
     """A turn. ``developer`` is OpenAI's newer name for ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: RequestText | list[TextPart]
+    content: RequestText | Annotated[list[TextPart], Field(fail_fast=True)]
     reasoning_content: RequestText | None = Field(
         None, description="The thought of an assistant's earlier turn, which the template shows or drops."
     )
@@ -126,7 +134,7 @@ class OpenAIRequest(StrictRequest):
 class ChatCompletionRequest(OpenAIRequest):
     """``POST /v1/chat/completions``."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, le=10_000_000)
     max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000, description="The newer name of max_tokens.")
     logprobs: bool = False
@@ -173,18 +181,20 @@ class ChatCompletionRequest(OpenAIRequest):
         return self.top_logprobs if self.logprobs else None
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
+Prompt = Annotated[
+    Annotated[RequestText, Tag("as text")]
+    | Annotated[TokenIds, Tag("as tokens")]
+    | Annotated[list[RequestText], Field(min_length=1, max_length=64, fail_fast=True), Tag("as texts")]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=64, fail_fast=True), Tag("as lists of tokens")],
+    Discriminator(_shape_of_prompt),
+]
 
 
 class CompletionRequest(OpenAIRequest):
     """``POST /v1/completions``: the prompt as it is, without a chat template."""
 
-    prompt: (
-        RequestText
-        | TokenIds
-        | Annotated[list[RequestText], Field(min_length=1, max_length=64)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=64)]
-    )
+    prompt: Prompt
     max_tokens: int = Field(16, ge=1, le=10_000_000)
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: Literal[False] = Field(False, description="Not supported; may only be false.")

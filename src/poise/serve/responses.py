@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from poise.data import AnswerPart
 from poise.errors import RequestError
@@ -36,6 +37,7 @@ __all__ = [
     "fault",
     "iso",
     "seconds",
+    "taken",
 ]
 
 VERSION = version("poise")
@@ -328,19 +330,33 @@ UPLOAD = {
 }
 
 
+def taken(request: type[BaseModel]) -> dict[str, Any]:
+    """Of a route that reads its body itself."""
+    schema = {"$ref": f"#/components/schemas/{request.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def answered(reply: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Of a route that answers whole or as a stream."""
     stream = {"text/event-stream": {"schema": {"type": "string", "description": "Chunks, then `data: [DONE]`."}}}
     return {200: {"model": reply, "content": stream}}
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI description: as FastAPI has it, but a request that does not validate is answered by 400."""
+def describe(app: FastAPI, requests: Sequence[type[BaseModel]]) -> dict[str, Any]:
+    """The OpenAPI description: as FastAPI has it, but a request that does not validate is answered by 400.
+
+    Args:
+        app: Its routes are described.
+        requests: Bodies that routes read themselves, so that FastAPI does not know them.
+    """
     if not app.openapi_schema:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+        modes: list[tuple[type[BaseModel], Literal["validation"]]] = [(request, "validation") for request in requests]
+        _, bodies = models_json_schema(modes, ref_template="#/components/schemas/{model}")
+        schema["components"]["schemas"] |= bodies["$defs"]
         schema["components"].setdefault("securitySchemes", {})["key"] = {"type": "http", "scheme": "bearer"}
         schema["security"] = [{"key": []}, {}]
         app.openapi_schema = schema

@@ -86,12 +86,12 @@ class Scheduler:
         """Number of answers that are being generated."""
         return len(self._live) - sum(not scheduled.begun for scheduled in tuple(self._live))
 
-    def submit(self, requests: Sequence[ScheduledRequest]) -> None:
-        """Accept all of these requests or none.
+    def check(self, requests: Sequence[ScheduledRequest]) -> None:
+        """Refuse what could never be run; any thread may ask.
 
         Raises:
             UserError: a request cannot be run.
-            RequestError: 429 where too many wait, with when to try again; 503 when shutting down.
+            RequestError: 400 for more answers than may wait.
         """
         if len(requests) > self.limit:
             raise RequestError(
@@ -102,6 +102,13 @@ class Scheduler:
             )
         for scheduled in requests:
             self.engine.check(scheduled.request)
+
+    def submit(self, requests: Sequence[ScheduledRequest]) -> None:
+        """Accept all of these requests, which have been checked, or none.
+
+        Raises:
+            RequestError: 429 where too many wait, with when to try again; 503 when shutting down.
+        """
         with self._changed:
             if not self.alive:
                 raise RequestError(

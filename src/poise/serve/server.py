@@ -20,10 +20,11 @@ from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms, normal_answer_length
 from poise.serve.app import build
-from poise.serve.auth import ApiKeys, BodyLimits, RequestGate, is_loopback
+from poise.serve.auth import ApiKeys, RequestGate, is_loopback
 from poise.serve.metrics import Counting
 from poise.serve.policy import Policies, Policy, read_policies
 from poise.serve.readings_db import ReadingsStore, check_database
+from poise.serve.request_body import BodyLimits
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.service import Service
 from poise.serve.vector_registry import VectorRegistry
@@ -179,7 +180,12 @@ def make_server(
     _gauges(service)
     hosts = ("localhost", "127.0.0.1", "::1", options.host) if is_loopback(options.host) and not keys else ()
     gate = RequestGate(
-        app=Counting(build(service), service.metrics), keys=keys, limits=BodyLimits(), origins=options.cors, hosts=hosts
+        app=Counting(build(service), service.metrics),
+        keys=keys,
+        limits=BodyLimits(),
+        workers=service.workers,
+        origins=options.cors,
+        hosts=hosts,
     )
     return RunningServer(service, gate, options)
 
@@ -281,6 +287,7 @@ class RunningServer:
 
     def _close(self) -> None:
         self.service.scheduler.stop()
+        self.service.workers.close()
         self.service.store.close()
         if self.service.webhook:
             self.service.webhook.close()

@@ -23,6 +23,7 @@ from poise.serve.planning import RequestPlan, plan_request
 from poise.serve.policy import Policies
 from poise.serve.readings_db import ReadingRecord, ReadingsStore
 from poise.serve.rendering import AnswerChoice, CompletionKind, answer_summary
+from poise.serve.request_workers import RequestWorkers
 from poise.serve.requests import ChatCompletionRequest, OpenAIRequest
 from poise.serve.scheduler import NEVER, ScheduledRequest, Scheduler
 from poise.serve.vector_registry import VectorRegistry
@@ -41,6 +42,7 @@ class Service:
         model: Model that answers.
         name: Name by which requests call the model.
         scheduler: Thread that runs the model.
+        workers: Threads for work on the texts of requests.
         registry: Vectors that watch, and that requests may steer with.
         policies: Rules for all, and for keys by their name.
         store: Database of readings.
@@ -58,6 +60,7 @@ class Service:
     policies: Policies
     store: ReadingsStore
     metrics: Metrics = field(default_factory=Metrics)
+    workers: RequestWorkers = field(default_factory=RequestWorkers)
     webhook: Webhook | None = None
     deadline: float = NEVER
     log_text: bool = False
@@ -68,25 +71,37 @@ class Service:
         """Whether requests may have the model think before it replies."""
         return has_thinking_switch(self.model.tokenizer)
 
-    def open(self, body: OpenAIRequest, key: str | None) -> CompletionExchange:
+    async def open(self, body: OpenAIRequest, key: str | None, *, size: int = 0) -> CompletionExchange:
         """Check a request and begin to answer it.
+
+        Args:
+            body: The request.
+            key: Name of the key that it came with.
+            size: Bytes that it came in.
 
         Raises:
             RequestError: it cannot be answered, or not now.
         """
+        loop = asyncio.get_running_loop()
+        exchange = await self.workers.run(lambda: self._plan(body, key, loop), size=size)
+        self.scheduler.submit(exchange.requests)
+        self.metrics.tokens.labels("prompt").inc(exchange.plan.prompt_tokens)
+        return exchange
+
+    def _plan(self, body: OpenAIRequest, key: str | None, loop: asyncio.AbstractEventLoop) -> CompletionExchange:
+        """All that takes a time which grows with the request; a worker's."""
         plan = plan_request(body, self.model, self.name, self.registry, self.policies.of(key))
         kind: CompletionKind = "chat" if isinstance(body, ChatCompletionRequest) else "text"
-        exchange = CompletionExchange(self, plan, kind, key, body)
+        exchange = CompletionExchange(self, plan, kind, key, body, loop)
         try:
-            self.scheduler.submit(exchange.requests)
+            self.scheduler.check(exchange.requests)
         except UserError as error:
             raise RequestError(400, str(error), code="invalid_request") from error
-        self.metrics.tokens.labels("prompt").inc(plan.prompt_tokens)
         return exchange
 
 
 class CompletionExchange:
-    """A request and its answers, as they come. It belongs to the event loop that made it.
+    """A request and its answers, as they come. It belongs to one event loop.
 
     Attributes:
         head: Id, time and model, as every answer and chunk has them.
@@ -94,7 +109,13 @@ class CompletionExchange:
     """
 
     def __init__(
-        self, service: Service, plan: RequestPlan, kind: CompletionKind, key: str | None, body: OpenAIRequest
+        self,
+        service: Service,
+        plan: RequestPlan,
+        kind: CompletionKind,
+        key: str | None,
+        body: OpenAIRequest,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.service, self.plan, self.kind, self.key, self.body = service, plan, kind, key, body
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
@@ -104,7 +125,7 @@ class CompletionExchange:
             "model": service.name,
         }
         self.choices = [AnswerChoice(index=index, plan=plan, kind=kind) for index in range(len(plan.requests))]
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._outputs: asyncio.Queue[tuple[int, GuardedOutput]] = asyncio.Queue()
         self._began = time.monotonic()
         self._first_token_seen = self._closed = False
@@ -125,6 +146,12 @@ class CompletionExchange:
                 self._loop.call_soon_threadsafe(self._outputs.put_nowait, (index, guarded))
 
         return sink
+
+    @property
+    def size(self) -> int:
+        """Tokens of all answers together, each with the likeliest ones that are reported beside it."""
+        beside = 1 + max(request.top_logprobs or 0 for request in self.plan.requests)
+        return beside * sum(len(choice.tokens) for choice in self.choices)
 
     async def steps(self) -> AsyncGenerator[tuple[AnswerChoice, GuardedOutput]]:
         """Outputs, step by step, until all answers are over. Leaving early gives the slots back at once.

@@ -1,0 +1,39 @@
+"""Threads for work on the texts of requests, so that the event loop only passes messages on.
+
+A body of some megabytes has a thread of its own to wait for, so that small requests never stand behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+__all__ = ["RequestWorkers"]
+
+LARGE = 2**16  # characters from which a request waits with the large ones
+T = TypeVar("T")
+
+
+class RequestWorkers:
+    """Two threads for small requests, one for large ones."""
+
+    def __init__(self) -> None:
+        self._small = ThreadPoolExecutor(2, thread_name_prefix="poise-requests")
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="poise-large-requests")
+
+    async def run(self, work: Callable[[], T], *, size: int = 0) -> T:
+        """What the work gives, done beside the event loop.
+
+        Args:
+            work: Anything that takes a time that grows with a request.
+            size: Characters or items that it is about.
+        """
+        pool = self._large if size >= LARGE else self._small
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+    def close(self) -> None:
+        """Take no more work."""
+        for pool in (self._small, self._large):
+            pool.shutdown(wait=False, cancel_futures=True)
