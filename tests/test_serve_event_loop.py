@@ -15,9 +15,9 @@ import serving
 import tiny
 from poise.errors import RequestError
 from poise.model import Model
-from poise.serve import app, service
-from poise.serve.prompt_length import CERTAIN, CHARACTERS_A_TOKEN, PIECE, check_text_length
-from poise.serve.request_body import PIECE as ITEMS
+from poise.serve import api_description, app, service
+from poise.serve.prompt_length import CERTAIN, CHARACTERS_A_TOKEN, PIECE_CHARACTERS, check_text_length
+from poise.serve.request_body import PIECE_ITEMS as ITEMS
 from poise.serve.request_body import BodyLimits, check_body, json_pieces, read_request
 from poise.serve.requests import CompletionRequest
 
@@ -88,8 +88,8 @@ class TestTheEventLoop:
             (app, "json_pieces"),
             (app, "vector_entry"),
             (app, "history"),
-            (app.replies, "describe"),
-            (app.replies, "get_openapi"),
+            (app, "describe"),
+            (api_description, "get_openapi"),
             (service, "plan_request"),
             (service, "AlarmGuard"),
         ):
@@ -181,7 +181,7 @@ class TestTheLengthOfAText:
         with pytest.raises(RequestError, match=f"more than {CERTAIN * model.window} tokens") as caught:
             check_text_length(["word " * 800_000], model, param="messages")
         assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
-        assert sum(seen) <= CERTAIN * model.window * 8 + PIECE
+        assert sum(seen) <= CERTAIN * model.window * 8 + PIECE_CHARACTERS
 
     def test_is_left_to_the_tokens_where_it_may_fit(self, model: Model) -> None:
         check_text_length([" " * CHARACTERS_A_TOKEN * model.window], model, param="messages")

@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException
 from poise.data import AnswerPart
 from poise.errors import RequestError
 from poise.serve import responses as replies
+from poise.serve.api_description import REFUSALS, UPLOAD, answered, describe, taken
 from poise.serve.metrics import CONTENT_TYPE
 from poise.serve.page_data import history, vector_entry
 from poise.serve.readings_db import ReadingsQuery
@@ -59,7 +60,7 @@ def build(service: Service) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        responses=replies.REFUSALS,
+        responses=REFUSALS,
     )
     _errors(app)
     _openai(app, service)
@@ -81,13 +82,13 @@ def _openai(app: FastAPI, service: Service) -> None:
             raise RequestError(404, f"There is no model {name!r} here; it is {service.name!r}.", code="model_not_found")
         return _model(service)
 
-    chat_body, plain_body = replies.taken(ChatCompletionRequest), replies.taken(CompletionRequest)
+    chat_body, plain_body = taken(ChatCompletionRequest), taken(CompletionRequest)
 
-    @app.post("/v1/chat/completions", responses=replies.answered(replies.ChatCompletion), openapi_extra=chat_body)
+    @app.post("/v1/chat/completions", responses=answered(replies.ChatCompletion), openapi_extra=chat_body)
     async def chat(request: Request) -> Response:
         return await _complete(service, ChatCompletionRequest, request)
 
-    @app.post("/v1/completions", responses=replies.answered(replies.Completion), openapi_extra=plain_body)
+    @app.post("/v1/completions", responses=answered(replies.Completion), openapi_extra=plain_body)
     async def complete(request: Request) -> Response:
         return await _complete(service, CompletionRequest, request)
 
@@ -212,7 +213,7 @@ def _vectors(app: FastAPI, service: Service) -> None:
     def vectors() -> Any:
         return {"object": "list", "data": [vector_entry(w) for w in registry.entries.values()]}
 
-    @app.post("/v1/poise/vectors", status_code=201, response_model=replies.Vector, openapi_extra=replies.UPLOAD)
+    @app.post("/v1/poise/vectors", status_code=201, response_model=replies.Vector, openapi_extra=UPLOAD)
     async def upload(request: Request, name: Annotated[str, Query(pattern=NAME)]) -> Any:
         check_allowed(request)
         data = await request.body()
@@ -289,7 +290,7 @@ def _state(app: FastAPI, service: Service) -> None:
 
     @app.get("/openapi.json", include_in_schema=False)
     def description() -> Response:
-        return JSONResponse(replies.describe(app, [ChatCompletionRequest, CompletionRequest]))
+        return JSONResponse(describe(app, [ChatCompletionRequest, CompletionRequest]))
 
 
 def _page(app: FastAPI) -> None:

@@ -10,7 +10,7 @@ from poise.model import Model
 __all__ = ["check_text_length"]
 
 CHARACTERS_A_TOKEN = 8  # texts with fewer for each token of the window are tokenised at once
-PIECE = 16_384  # characters that are counted together
+PIECE_CHARACTERS = 16_384  # characters that are counted together
 CERTAIN = 2  # cutting a text moves a few tokens, never as many as a window
 
 
@@ -28,8 +28,10 @@ def check_text_length(texts: Sequence[str], model: Model, *, param: str) -> None
         return
     tokens = 0
     for text in texts:
-        for first in range(0, len(text), PIECE):
-            tokens += len(model.tokenizer(text[first : first + PIECE], add_special_tokens=False)["input_ids"])
+        for first in range(0, len(text), PIECE_CHARACTERS):
+            tokens += len(
+                model.tokenizer(text[first : first + PIECE_CHARACTERS], add_special_tokens=False)["input_ids"]
+            )
             if tokens > CERTAIN * window:
                 raise RequestError(
                     400,

@@ -19,7 +19,7 @@ from poise.serve.responses import fault
 __all__ = ["BodyLimits", "check_body", "json_pieces", "read_request"]
 
 QUOTE, BACKSLASH, COMMA = b'"\\,'
-PIECE = 256  # items of a list that are written in one go
+PIECE_ITEMS = 256  # items of a list that are written in one go
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -115,10 +115,10 @@ def json_pieces(value: Any) -> Iterator[str]:
             yield f"{',' if number else ''}{_written(key)}:"
             yield from json_pieces(item)
         yield "}"
-    elif isinstance(value, list) and len(value) > PIECE:
-        for first in range(0, len(value), PIECE):
+    elif isinstance(value, list) and len(value) > PIECE_ITEMS:
+        for first in range(0, len(value), PIECE_ITEMS):
             yield "," if first else "["
-            yield _written(value[first : first + PIECE])[1:-1]
+            yield _written(value[first : first + PIECE_ITEMS])[1:-1]
         yield "]"
     elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         for number, item in enumerate(value):

@@ -182,7 +182,7 @@ class ChatCompletionRequest(OpenAIRequest):
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
-Prompt = Annotated[
+CompletionPrompt = Annotated[
     Annotated[RequestText, Tag("as text")]
     | Annotated[TokenIds, Tag("as tokens")]
     | Annotated[list[RequestText], Field(min_length=1, max_length=64, fail_fast=True), Tag("as texts")]
@@ -194,7 +194,7 @@ Prompt = Annotated[
 class CompletionRequest(OpenAIRequest):
     """``POST /v1/completions``: the prompt as it is, without a chat template."""
 
-    prompt: Prompt
+    prompt: CompletionPrompt
     max_tokens: int = Field(16, ge=1, le=10_000_000)
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: Literal[False] = Field(False, description="Not supported; may only be false.")
