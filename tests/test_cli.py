@@ -134,7 +134,7 @@ class TestAnOptionThatIsWrong:
         ],
     )
     def test_is_said_in_plain_words(self, arguments: list[str], words: str) -> None:
-        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
         assert result.exit_code == 2
         printed = " ".join(result.stderr.replace("│", " ").split())
         assert words in printed
