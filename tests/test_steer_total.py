@@ -138,11 +138,11 @@ class TestAPolicy:
 
     @pytest.mark.parametrize("text", ["up=49%; up=49% on prompt", "up=50% first 3; up=50% after 3"])
     def test_allows_what_never_meets_on_a_token(self, vectors: dict[str, PersonaVector], text: str) -> None:
-        assert Policy(most_dose=0.5).steering(SteeringExpression.parse(text), vectors) is not None
+        assert Policy(most_dose=0.5).steering(SteeringExpression.parse(text), vectors).steering.terms
 
     def test_does_not_count_what_it_forces_itself(self, vectors: dict[str, PersonaVector]) -> None:
         policy = Policy(steer="up=clamp:40", most_dose=0.5)
-        assert policy.steering(SteeringExpression.parse("down=50%"), vectors) is not None
+        assert len(policy.steering(SteeringExpression.parse("down=50%"), vectors).steering.terms) == 2
 
     def test_holds_in_a_running_server(self, llama: Model, vectors: dict[str, Any], tmp_path: Path) -> None:
         (tmp_path / "rules.yaml").write_text("default: {most_dose: 1.0}")

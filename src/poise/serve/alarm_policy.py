@@ -16,6 +16,7 @@ from poise.serve.planning import SteeringPush
 from poise.serve.policy import Action, Policy
 from poise.serve.vector_registry import WatchedVector
 from poise.steer import Steering, Term
+from poise.steer.hold import hold_again
 from poise.vector import Alarm
 
 __all__ = ["AlarmGuard", "Alert", "GuardedOutput", "PartGuard"]
@@ -139,10 +140,17 @@ class AlarmGuard:
         watched: k vectors, in the order of the request's probes.
         policy: Rules that say what is done on an alarm, and in which part.
         pushes: What steering adds to each one's reading; ``None`` where nobody knows.
+        requested: What the request steers, which no cap may be undone by.
     """
 
-    def __init__(self, watched: Sequence[WatchedVector], policy: Policy, pushes: Sequence[SteeringPush | None]) -> None:
-        self.watched, self.policy = tuple(watched), policy
+    def __init__(
+        self,
+        watched: Sequence[WatchedVector],
+        policy: Policy,
+        pushes: Sequence[SteeringPush | None],
+        requested: Steering | None = None,
+    ) -> None:
+        self.watched, self.policy, self.requested = tuple(watched), policy, requested
         columns: dict[AnswerPart, list[int]] = {}
         for column, w in enumerate(self.watched):
             columns.setdefault(policy.part_of(w.name), []).append(column)
@@ -235,4 +243,4 @@ class AlarmGuard:
                     part=raised.part,
                 )
             )
-        return Steering(tuple(terms)) if terms else None
+        return hold_again(Steering(tuple(terms)), self.requested) if terms else None

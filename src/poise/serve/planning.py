@@ -19,6 +19,7 @@ from poise.serve.prompt_length import check_text_length
 from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.steer import Steering, SteeringExpression, cautions
+from poise.steer.hold import hold_forced
 
 __all__ = ["RequestPlan", "SteeringPush", "plan_request"]
 
@@ -42,6 +43,7 @@ class RequestPlan:
 
     Attributes:
         requests: Requests to the engine, one for each choice, in order.
+        requested: What the client's steering does.
         watched: Vectors that read every answer, in the order of the requests' probes.
         shown: Watched vectors whose readings the client asked to see.
         steer: The client's steering as an expression.
@@ -52,6 +54,7 @@ class RequestPlan:
     """
 
     requests: tuple[GenerationRequest, ...]
+    requested: Steering
     watched: tuple[WatchedVector, ...]
     shown: tuple[WatchedVector, ...]
     steer: str | None
@@ -73,7 +76,9 @@ def plan_request(body: OpenAIRequest, model: Model, name: str, registry: VectorR
         )
     watched = tuple(registry.entries.values())
     shown = _shown_vectors(body, watched, registry)
-    spec, steering = _steering(body, registry, policy)
+    spec, requested, forced = _steering(body, registry, policy)
+    held = hold_forced(requested, forced)
+    steering = held.steering if held.steering.terms else None
     prompts = _encode_prompts(body, model)
     max_new_tokens = _max_new_tokens(body, prompts, model, policy)
     seed = secrets.randbits(63) if body.seed is None else body.seed
@@ -92,10 +97,11 @@ def plan_request(body: OpenAIRequest, model: Model, name: str, registry: VectorR
     ]
     return RequestPlan(
         requests=tuple(requests),
+        requested=requested,
         watched=watched,
         shown=shown,
         steer=str(spec) if spec and spec.terms else None,
-        cautions=tuple(cautions(steering)),
+        cautions=(*cautions(requested + forced), *held.notes),
         policy=policy,
         pushes=tuple(_steering_push(steering, w) for w in watched),
         prompt_tokens=sum(len(p.ids) for p in prompts),
@@ -123,12 +129,13 @@ def _shown_vectors(
 
 def _steering(
     body: OpenAIRequest, registry: VectorRegistry, policy: Policy
-) -> tuple[SteeringExpression | None, Steering | None]:
+) -> tuple[SteeringExpression | None, Steering, Steering]:
+    """The client's steering as it was written, what it does, and what the policy forces."""
     steer = (body.poise.steer or None) if body.poise else None  # an empty text has always meant no steering
     try:
         spec = SteeringExpression.parse(steer) if isinstance(steer, str) else steer
         vectors = {name: w.vector for name, w in registry.entries.items()}
-        return spec, policy.steering(spec, vectors)
+        return spec, policy.requested_steering(spec, vectors), policy.forced_steering(vectors)
     except InvalidSteering as error:
         raise RequestError(400, str(error), code="invalid_steering", param="poise.steer") from error
 

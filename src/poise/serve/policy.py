@@ -12,6 +12,7 @@ from poise.data import AnswerPart
 from poise.errors import RequestError, UserError
 from poise.settings import Settings, read_settings
 from poise.steer import Steering, SteeringExpression, total_dose
+from poise.steer.hold import HeldSteering, hold_forced
 from poise.steer.limits import DOSE_ROUNDING
 from poise.vector import PersonaVector
 
@@ -67,17 +68,32 @@ class Policy(Settings):
         by_vector = [rule for rule in (self.on_alarm, self.part) if isinstance(rule, dict)]
         return {*(SteeringExpression.parse(self.steer).names if self.steer else ()), *(n for r in by_vector for n in r)}
 
-    def steering(self, requested: SteeringExpression | None, vectors: Mapping[str, PersonaVector]) -> Steering | None:
-        """The request's steering and the forced one, together.
+    def steering(self, requested: SteeringExpression | None, vectors: Mapping[str, PersonaVector]) -> HeldSteering:
+        """The request's steering and the forced one, together; what is forced holds.
 
         Raises:
             RequestError: 403 where requests may not steer so.
             InvalidSteering: it cannot be done.
         """
-        requested_steering = requested.steering(vectors) if requested else Steering(())
-        if requested_steering.terms and not self.may_steer:
+        return hold_forced(self.requested_steering(requested, vectors), self.forced_steering(vectors))
+
+    def forced_steering(self, vectors: Mapping[str, PersonaVector]) -> Steering:
+        """What every answer gets."""
+        return SteeringExpression.parse(self.steer).steering(vectors) if self.steer else Steering(())
+
+    def requested_steering(
+        self, requested: SteeringExpression | None, vectors: Mapping[str, PersonaVector]
+    ) -> Steering:
+        """The request's steering alone, if the rules allow it.
+
+        Raises:
+            RequestError: 403 where requests may not steer, 400 where they may not so strongly.
+            InvalidSteering: it cannot be done.
+        """
+        steering = requested.steering(vectors) if requested else Steering(())
+        if steering.terms and not self.may_steer:
             raise RequestError(403, "This key may not steer.", code="steering_forbidden", param="poise.steer")
-        total = total_dose(requested_steering)
+        total = total_dose(steering)
         if not total.dose <= self.most_dose + DOSE_ROUNDING:
             raise RequestError(
                 400,
@@ -86,9 +102,7 @@ class Policy(Settings):
                 code="dose_too_strong",
                 param="poise.steer",
             )
-        forced = SteeringExpression.parse(self.steer).steering(vectors) if self.steer else Steering(())
-        both = requested_steering + forced
-        return both if both.terms else None
+        return steering
 
 
 class Policies(Settings):

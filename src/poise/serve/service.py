@@ -133,7 +133,7 @@ class CompletionExchange:
         self.requests = [
             ScheduledRequest(
                 request=request,
-                guard=AlarmGuard(plan.watched, plan.policy, plan.pushes),
+                guard=AlarmGuard(plan.watched, plan.policy, plan.pushes, plan.requested),
                 sink=self._sink(index),
                 deadline=deadline,
             )

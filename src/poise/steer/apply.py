@@ -280,7 +280,10 @@ def _compile_slots(
                 _fill(at[key], row, term, v)
     order = list(OPERATORS)
     ready = {
-        layer: sorted((_ready(s, model) for s in at.values()), key=lambda s: order.index(s.operation))
+        layer: [
+            _ready(at[key], model)
+            for key in sorted(at, key=lambda key: (order.index(at[key].operation), -1 if key[-1] is None else key[-1]))
+        ]
         for layer, at in slots.items()
     }
     read: dict[int, list[ConditionGate]] = {}

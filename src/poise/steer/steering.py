@@ -16,7 +16,7 @@ from poise.steer.operators import OPERATORS, Operation
 from poise.vector import PersonaVector
 from poise.vector.persona_vector import LARGEST
 
-__all__ = ["Condition", "Phase", "Steering", "Term"]
+__all__ = ["Condition", "Phase", "Steering", "Term", "orthogonal_part"]
 
 Phase = Literal["response", "prompt", "all"]
 ConditionReading = Literal["token", "prompt"]
@@ -326,11 +326,11 @@ class Steering:
         for term in self.terms:
             v = term.vector.directions
             if term.operation == "add" and self.orthogonal:
-                v = _orthogonal_part(v, added)
+                v = orthogonal_part(v, added)
                 added.append(_at_layers(v, term.touched))
             elif term.operation == "project_out":
                 earlier = removed.setdefault((term.phase, term.part, term.tokens, term.when), [])
-                v = _orthogonal_part(v, earlier)
+                v = orthogonal_part(v, earlier)
                 earlier.append(_at_layers(v, term.touched))
             by_term.append(term.directions(v))
         return by_term
@@ -343,7 +343,7 @@ def _at_layers(v: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
     return masked
 
 
-def _orthogonal_part(v: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
+def orthogonal_part(v: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
     """Directions [L, d] without their part along earlier ones (which are orthogonal to each other), layer by layer.
 
     What is left after removing all of a vector is rounding, and counts as zero.
