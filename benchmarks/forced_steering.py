@@ -51,8 +51,8 @@ class CapResult:
         """In a line."""
         above, excess = self.above, self.excess
         return (
-            f"{self.requests} requests, {self.tokens} tokens: above the level at the cap's layer {above[0]}, in the last "
-            f"block {above[1]}; highest reading less the level {excess[0]:.4f} and {excess[1]:.4f}"
+            f"{self.requests} requests, {self.tokens} tokens: above the level at the cap's layer {above[0]}, in the "
+            f"last block {above[1]}; highest reading less the level {excess[0]:.4f} and {excess[1]:.4f}"
         )
 
 
