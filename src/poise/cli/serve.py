@@ -71,6 +71,19 @@ Deadline = Annotated[
     float,
     typer.Option("--deadline", metavar="S", min=0, help="Seconds an answer may take; 0: any.", rich_help_panel=_LOAD),
 ]
+Connections = Annotated[
+    int, typer.Option("--connections", metavar="N", min=1, help="Most open connections.", rich_help_panel=_LOAD)
+]
+AddressConnections = Annotated[
+    int,
+    typer.Option(
+        "--address-connections",
+        metavar="N",
+        min=1,
+        help="Most from one address; behind a proxy all have the proxy's.",
+        rich_help_panel=_LOAD,
+    ),
+]
 Grace = Annotated[
     float, typer.Option("--grace", metavar="S", min=0, help="Seconds for answers at the end.", rich_help_panel=_LOAD)
 ]
@@ -96,6 +109,8 @@ def serve(
     batch: Batch = 32,
     queue: Queue = 256,
     deadline: Deadline = 600,
+    connections: Connections = 512,
+    address_connections: AddressConnections = 320,
     grace: Grace = 20,
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
@@ -125,6 +140,7 @@ def serve(
             batch=batch,
             queue=queue,
             deadline=deadline,
+            connections=run.ConnectionLimits(total=connections, per_address=address_connections),
             grace=grace,
             allow_other_model=allow_other_model,
         )
@@ -133,8 +149,13 @@ def serve(
         loaded = load_model(model, dtype, device)
         vectors = run.load_vectors(files, loaded, normal=normal or [], rate=rate, allow_other_model=allow_other_model)
         server = run.make_server(loaded, vectors, options, checked)
+    _run(server, loaded.device)
+
+
+def _run(server: Any, device: Any) -> None:
+    """Until a signal ends it."""
     watched = ", ".join(server.service.registry.entries) or "nothing yet"
-    note(f"{server.service.name} on {loaded.device}, watched by {watched}.")
+    note(f"{server.service.name} on {device}, watched by {watched}.")
     for sentence in server.notes:
         note(sentence)
     server.run(lambda address: note(f"Listening on {address}; Ctrl-C stops it."))

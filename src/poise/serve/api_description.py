@@ -20,6 +20,7 @@ WORDS = {
     403: "This key, or a page from there, may not do that.",
     404: "There is no such thing.",
     405: "Not with this method.",
+    408: "The body did not come in time.",
     409: "It clashes with what is there.",
     413: "Too large.",
     421: "The server is not called that.",

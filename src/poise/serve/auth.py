@@ -5,6 +5,7 @@ Pure ASGI, so that streams pass through. Nothing of a request's body or of a key
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -41,6 +42,7 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cache-control": "no-store",
 }
+BYTES_A_SECOND = 2**16  # by which a body may take longer
 MIN_KEY_LENGTH = 16  # characters
 
 
@@ -163,6 +165,13 @@ class RequestGate:
         origin = headers.get("origin")
         if origin is not None and origin not in self.origins and urlsplit(origin).netloc != headers.get("host"):
             raise RequestError(403, "Pages of another origin may not ask; name it with `cors`.", code="origin")
+        if scope.get("state", {}).get("overfull") and not OPEN.fullmatch(scope["path"]):
+            raise RequestError(
+                503,
+                "There are as many connections as this server takes; try again in a few seconds.",
+                code="too_many_connections",
+                headers={"Retry-After": "5", "Connection": "close"},
+            )
         key = self.keys.find(headers.get("authorization"))
         scope["state"] = {**scope.get("state", {}), "key": key}
         if self.keys and key is None and not OPEN.fullmatch(scope["path"]):
@@ -177,9 +186,19 @@ class RequestGate:
         if length.isdecimal() and (len(length) > 15 or int(length) > most):
             raise RequestError(413, f"The body has {length} bytes; at most {most} are taken.", code="too_large")
         parts: list[bytes] = []
-        size, more = 0, True
+        size, more, loop = 0, True, asyncio.get_running_loop()
+        began = loop.time()
         while more:
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(began + self.limits.seconds + size / BYTES_A_SECOND):
+                    message = await receive()
+            except TimeoutError as error:
+                raise RequestError(
+                    408,
+                    f"The body did not come in time: {size} bytes in {loop.time() - began:.0f} s. Send it faster.",
+                    code="body_timeout",
+                    headers={"Connection": "close"},
+                ) from error
             if message["type"] == "http.disconnect":
                 raise ConnectionError
             parts.append(message.get("body", b""))

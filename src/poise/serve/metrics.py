@@ -51,12 +51,22 @@ class Metrics:
             registry=self.registry,
         )
         self.finished = Counter("poise_answers", "Answers by how they ended.", ["finish"], registry=self.registry)
+        self.closed = Counter(
+            "poise_connections_closed",
+            "Connections that the server ended: no header in time, answer left unread, room for another, no room.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.projections = Projections()
         self.registry.register(self.projections)
 
     def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a gauge whose value is computed at each scrape."""
         Gauge(name, text, registry=self.registry).set_function(value)
+
+    def count_closed(self, reason: str) -> None:
+        """Count a connection that the server has ended."""
+        self.closed.labels(reason).inc()
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

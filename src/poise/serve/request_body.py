@@ -33,7 +33,7 @@ class BodyLimits:
         depth: Deepest nesting of JSON.
         parts: Most objects and lists, and most strings, of JSON.
         items: Most items of all lists and objects of JSON together.
-        seconds: Seconds within which a body must have come.
+        seconds: Seconds within which a body must have come, and one more for each 64 KiB.
     """
 
     body: int = 4 * 2**20
@@ -41,7 +41,7 @@ class BodyLimits:
     depth: int = 32
     parts: int = 20_000
     items: int = 600_000
-    seconds: float = 60.0
+    seconds: float = 30.0
 
 
 def check_body(body: bytes, limits: BodyLimits) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 __all__ = ["RequestWorkers"]
 
 LARGE = 2**16  # characters from which a request waits with the large ones
-T = TypeVar("T")
+WorkResult = TypeVar("WorkResult")
 
 
 class RequestWorkers:
@@ -23,7 +23,7 @@ class RequestWorkers:
         self._small = ThreadPoolExecutor(2, thread_name_prefix="poise-requests")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="poise-large-requests")
 
-    async def run(self, work: Callable[[], T], *, size: int = 0) -> T:
+    async def run(self, work: Callable[[], WorkResult], *, size: int = 0) -> WorkResult:
         """What the work gives, done beside the event loop.
 
         Args:

@@ -6,7 +6,8 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from poise.model import Model
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms, normal_answer_length
 from poise.serve.app import build
 from poise.serve.auth import ApiKeys, RequestGate, is_loopback
+from poise.serve.connections import ConnectionBook, ConnectionLimits, GuardedConnection, descriptors_left
 from poise.serve.metrics import Counting
 from poise.serve.policy import Policies, Policy, read_policies
 from poise.serve.readings_db import ReadingsStore, check_database
@@ -32,7 +34,7 @@ from poise.serve.webhook import Webhook
 from poise.storage.output import check_writable
 from poise.vector import PersonaVector
 
-__all__ = ["RunningServer", "ServerOptions", "check_options", "load_vectors", "make_server"]
+__all__ = ["ConnectionLimits", "RunningServer", "ServerOptions", "check_options", "load_vectors", "make_server"]
 
 log = logging.getLogger("poise.serve")
 
@@ -57,6 +59,7 @@ class ServerOptions:
         queue: Most requests that wait.
         deadline: Seconds that an answer may take, waiting included; 0 for any.
         grace: Seconds that running answers are given when the server is told to stop.
+        connections: How many clients there may be, and how slow.
         allow_other_model: Whether vectors of another model of the same shape are accepted.
     """
 
@@ -75,6 +78,7 @@ class ServerOptions:
     queue: int = 256
     deadline: float = 600.0
     grace: float = 20.0
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     allow_other_model: bool = False
 
 
@@ -182,7 +186,7 @@ def make_server(
     gate = RequestGate(
         app=Counting(build(service), service.metrics),
         keys=keys,
-        limits=BodyLimits(),
+        limits=BodyLimits(seconds=options.connections.body_seconds),
         workers=service.workers,
         origins=options.cors,
         hosts=hosts,
@@ -214,6 +218,8 @@ class RunningServer:
 
     def __init__(self, service: Service, app: Any, options: ServerOptions) -> None:
         self.service, self.options = service, options
+        self.connections = ConnectionBook(_possible(options.connections), service.metrics.count_closed)
+        service.metrics.add_gauge("poise_connections", "Open connections.", lambda: len(self.connections))
         config = uvicorn.Config(
             app,
             host=options.host,
@@ -223,7 +229,7 @@ class RunningServer:
             server_header=False,
             timeout_graceful_shutdown=round(options.grace) + 2,
             h11_max_incomplete_event_size=2**16,
-            http="h11",
+            http=partial(GuardedConnection, book=self.connections),  # type: ignore[arg-type] # called, never subclassed
             ws="none",
             lifespan="off",
         )
@@ -291,6 +297,19 @@ class RunningServer:
         self.service.store.close()
         if self.service.webhook:
             self.service.webhook.close()
+
+
+def _possible(limits: ConnectionLimits) -> ConnectionLimits:
+    """No more connections than the process may open: without descriptors it could not even refuse them."""
+    left = descriptors_left()
+    if left is None or left >= limits.total:
+        return limits
+    log.warning(
+        "%d connections are allowed, and this process may open %d files more; it takes %d connections. Raise the limit "
+        "of open files (ulimit -n) for more.",
+        *(limits.total, left, left),
+    )
+    return replace(limits, total=left)
 
 
 def _is_no_refused_address(record: logging.LogRecord) -> bool:

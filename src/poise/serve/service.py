@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from poise.engine import EngineOutput
 from poise.errors import NonFiniteActivation, RequestError, UserError
 from poise.model import Model
 from poise.model.rendering import has_thinking_switch
@@ -32,6 +33,8 @@ from poise.serve.webhook import Webhook
 __all__ = ["CompletionExchange", "Service"]
 
 log = logging.getLogger("poise.serve")
+
+MOST_UNREAD = 4096  # outputs of a choice that wait for their client to read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +146,19 @@ class CompletionExchange:
     def _sink(self, index: int) -> Any:
         def sink(guarded: GuardedOutput) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                self._loop.call_soon_threadsafe(self._outputs.put_nowait, (index, guarded))
+                self._loop.call_soon_threadsafe(self._take, index, guarded)
 
         return sink
+
+    def _take(self, index: int, guarded: GuardedOutput) -> None:
+        """Keep an output until it is read; where too many wait, the answer ends."""
+        unread = self._outputs.qsize()
+        if unread < MOST_UNREAD * len(self.choices):
+            self._outputs.put_nowait((index, guarded))
+        elif not self._closed:
+            late = RequestError(408, "The answer was not read while it came; read faster.", code="unread")
+            self._outputs.put_nowait((index, GuardedOutput(output=EngineOutput(key=index, error=late))))
+            self.close()
 
     @property
     def size(self) -> int:
