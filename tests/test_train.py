@@ -39,14 +39,17 @@ from poise.errors import (
 )
 from poise.model import Model, ask
 from poise.model.loading import HUB_IDS
+from poise.progress import remarks_by
 from poise.settings import read_settings
 from poise.steer import Steering
 from poise.storage.lock import locked
 from poise.train.checkpoints import COMPLETE_MARKER, last_complete_checkpoint, remove_incomplete_checkpoints
 from poise.train.config import TrainConfig
 from poise.train.examples import IGNORED, TrainingExample, TrainingExamples, build_examples, open_training_data
-from poise.train.lora import _split_held_out, train
+from poise.train.inputs import split_held_out
+from poise.train.lora import train
 from poise.train.monitor_callback import PersonaMonitorCallback
+from poise.train.setting_checks import remark_on_steps, remark_on_values, setting_faults
 from poise.train.vaccine_callback import VaccineCallback
 from poise.vector import Alarm, PersonaVector
 from test_vaccine import trainer
@@ -508,7 +511,7 @@ class TestARun:
 
     def test_what_is_held_out_shares_no_conversation_with_what_is_learnt(self) -> None:
         rows = tuple(TrainingExample(ids=(i,), labels=(i,), conversation=i // 3) for i in range(30))
-        learnt, kept_back = _split_held_out(TrainingExamples(rows=rows, cut=0, unread={}), 0.2, 0)
+        learnt, kept_back = split_held_out(TrainingExamples(rows=rows, cut=0, unread={}), 0.2, 0)
         assert len({row.conversation for row in kept_back}) == 2
         assert not {row.conversation for row in kept_back} & {row.conversation for row in learnt}
         assert len(learnt) + len(kept_back) == 30
@@ -593,7 +596,7 @@ class TestWhatGoesWrong:
         ("changes", "complaint"),
         [
             ({"lora": {"targets": ["q_proj", "qproj"]}}, "names qproj, .*q_proj"),
-            ({"report_to": ["tensorbord"]}, "tensorbord"),
+            ({"lora": {"modules_to_save": ["lm_heat"]}}, "names lm_heat, .*lm_head"),
         ],
     )
     def test_names_that_nothing_has_are_refused(
@@ -609,7 +612,7 @@ class TestWhatGoesWrong:
     def test_settings_name_every_mistake_with_line_limit_and_what_was_meant(self, tmp_path: Path) -> None:
         path = tmp_path / "train.yaml"
         path.write_text(
-            "model: m\ndata: rows.jsonl\nout: 3\nlora:\n  alfa: 3\n  r: 0\nbatch: many\nepochs: .inf\n"
+            "model: m\ndata: {rows: 1}\nout: 3\nlora:\n  alfa: 3\n  r: 0\nbatch: many\nepochs: .inf\n"
             "learning_rates: 1\nschedule: fast\nwatch: {stop: perhaps}\nheld_out: 1\n"
         )
         with pytest.raises(InvalidSettings) as caught:
@@ -617,7 +620,7 @@ class TestWhatGoesWrong:
         first, *lines = str(caught.value).splitlines()
         assert first.endswith("train.yaml has 10 mistakes; fix them and try again:")
         assert [line.strip() for line in lines] == [
-            "line 2: data is 'rows.jsonl'; it must be a list",
+            "line 2: data is {'rows': 1}; it must be a list",
             "line 3: out is 3; it must be text; put it in quotes",
             "line 5: lora.alfa is an unknown setting, did you mean alpha?",
             "line 6: lora.r is 0; it must be at least 1",
@@ -663,7 +666,35 @@ class TestWhatGoesWrong:
             ("vaccine: {steer: [e=1], layers: [-2]}", "vaccine.layers.0 is -2; it must be at least 0"),
             ("vaccine: {steer: [e=1], layers: []}", r"vaccine.layers is \[\]; it must be a list of at least 1"),
             ("vaccine: {steer: [e=1], layers: [1, true]}", "vaccine.layers.1 is True"),
-            ("vaccine: {steer: [e=1], layers: 3}", "vaccine.layers is 3; it must be a list"),
+            ("vaccine: {steer: [e=1], layers: 1.5}", "vaccine.layers is 1.5; it must be a list"),
+            ("lora: {targets: all_linear}", "it must be 'all-linear', did you mean all-linear"),
+            ("seed: -1", "seed is -1; it must be at least 0"),
+            ("seed: 4294967296", "seed is 4294967296; it must be less than 4294967296"),
+            ("micro_batch_size: 0", "line 4: micro_batch_size is 0; it must be at least 1"),
+            ("lora_dropout: 2", "line 4: lora_dropout is 2; it must be at most 1.0"),
+            ("batch: 2\nmicro_batch_size: 2", "line 5: micro_batch_size is another name of batch, which is there"),
+            ("fsdp: true", "fsdp is not supported: under a vaccine"),
+            ("train_on_inputs: true", "train_on_inputs is true; only answers are learnt"),
+            ("assistant_only_loss: false", "assistant_only_loss is false; only answers are learnt"),
+            ("eval_steps: 3", "eval_steps needs something to evaluate on"),
+            ("load_best_model_at_end: true", "load_best_model_at_end compares evaluations; set eval_steps"),
+            (
+                "eval_steps: 3\nheld_out: 0.1\nload_best_model_at_end: true",
+                r"save_every is 100; with load_best_model_at_end it must be eval_steps \(3\)",
+            ),
+            ("adapter: none\nlora: {r: 4}", "adapter: none trains all weights, without LoRA"),
+            ("adapter: none\nload_in_4bit: true", "load_in_4bit freezes the base"),
+            ("bf16: true\nfp16: true", "two kinds of mixed precision"),
+            ("lora: {start: a, r: 4}", "lora.start keeps the rank"),
+            ("beta: 0.5", "beta is a setting of method: dpo"),
+            ("method: dpo\npacking: true", "packing and padding_free are settings of method: sft"),
+            (
+                "method: dpo\nvaccine: {steer: e=1, only: d}",
+                "vaccine.only marks rows, and method: dpo learns from pairs",
+            ),
+            ("method: dpo\nvaccine: {steer: e=1, positions: response}", "vaccine.positions: response needs labels"),
+            ("packing: true\nvaccine: {steer: e=1, only: d}", "vaccine.only steers some rows, and packing"),
+            ("datasets: [{path: d, type: alpaca}]", "datasets is another name of data, which is there"),
             ("vaccine: {steer: [e=1], warmup: 0.8, decay: 0.8}", "warmup and vaccine.decay are shares"),
             ("lora: {targets: []}", r"lora.targets is \[\]; it must be a list of at least 1"),
             ("schedule: linaer", "'linear', 'constant' or 'cosine', did you mean linear"),
@@ -676,6 +707,105 @@ class TestWhatGoesWrong:
         with pytest.raises(InvalidSettings, match=complaint) as raised:
             read_settings(path, TrainConfig)
         assert "literal" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("lines", "complaint"),
+        [
+            ("device: banana", "line 5: device is 'banana', which is no device; use auto, cpu, cuda"),
+            ("device: meta", "line 5: device is 'meta'; there is none here"),
+            ("device: cuda:99", r"line 5: device is 'cuda:99'; there is none here"),
+            ("report_to: tensorbord", r"line 5: report_to\.0 is 'tensorbord'; installed here: "),
+            (
+                "vaccine: {steer: v=30%, layers: increments}",
+                r"line 5: vaccine\.steer\.0 is 'v=30%', a dose; .*as in v=1",
+            ),
+            (
+                "vaccine:\n  steer:\n  - nowhere=1",
+                r"line 7: vaccine\.steer\.0 names nowhere; there is no such vector file",
+            ),
+            ("vaccine: {steer: v}", r"line 5: vaccine\.steer\.0 is 'v'; "),
+            ("watch: {vectors: nowhere}", r"line 5: watch\.vectors\.0 names nowhere; there is no such vector file"),
+            (
+                "watch: {vectors: v, stop: true}",
+                r"line 5: watch\.stop cannot be used: Training cannot stop at an alarm",
+            ),
+            ("lora_model_dir: nowhere", r"line 5: lora_model_dir is 'nowhere'; there is no adapter_config.json in it"),
+            ("base_model: adapter", "line 5: base_model is 'adapter', an adapter; name its base"),
+            ("device: cpu\nfp16: true", "line 6: fp16 is true; mixed precision in float16 needs a GPU"),
+            ("load_in_4bit: true", "line 5: load_in_4bit is true; it needs bitsandbytes, which is not installed"),
+            ("adapter: qlora", "line 5: adapter is 'qlora'; it needs bitsandbytes"),
+            ("optimizer: adamw_8bit", "line 5: optimizer is 'adamw_8bit'; it needs bitsandbytes"),
+            ("report_to: wandb", r"line 5: report_to\.0 is 'wandb' and there is no key for it; set WANDB_API_KEY"),
+        ],
+    )
+    def test_what_is_not_here_is_said_by_line_before_a_model_is_loaded(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, complaint: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else name)
+        monkeypatch.setattr(
+            "transformers.integrations.integration_utils.get_available_reporting_integrations", lambda: ["wandb"]
+        )
+        shutil.copy(home / "v.safetensors", "v")
+        Path("adapter").mkdir()
+        Path("adapter/adapter_config.json").write_text("{}")
+        model = "" if "base_model" in lines else "model: m"
+        Path("c.yaml").write_text(f"# a comment\n{model}\ndata: d\nout: o\n{lines}\n")
+        with pytest.raises(InvalidSettings, match=complaint):
+            read_settings("c.yaml", TrainConfig, check=setting_faults)
+
+    def test_names_of_other_programs_are_read_and_said(self, tmp_path: Path) -> None:
+        path, remarks = tmp_path / "c.yaml", list[str]()
+        path.write_text(
+            "base_model: m\ndatasets: [{path: d}]\noutput_dir: o\nmicro_batch_size: 3\nnum_epochs: 2\nadapter: qlora\n"
+            "lora_r: 4\nlora: {targets: q_proj}\nlora_model_dir: null\nlr_scheduler_type: cosine\nrl: dpo\n"
+            "dpo_beta: 0.2\nuse_dora: true\nsave_steps: 7\noptimizer: sgd\nreport_to: none\ntrain_on_inputs: false\n"
+        )
+        with remarks_by(remarks.append):
+            config = read_settings(path, TrainConfig)
+        same = TrainConfig(
+            model="m", data="d", out="o", batch=3, epochs=2, adapter="qlora", schedule="cosine", method="dpo", beta=0.2,
+            lora={"r": 4, "targets": ["q_proj"], "dora": True}, save_every=7, optim="sgd",
+        )  # fmt: skip
+        assert config == same
+        assert config.four_bits
+        assert remarks[0].startswith("base_model, datasets, output_dir, micro_batch_size, num_epochs, lora_r")
+        assert ": read as model, data, out, batch, epochs, lora.r" in remarks[0]
+
+    @pytest.mark.parametrize(
+        ("changes", "remark_begins"),
+        [
+            ({"vaccine": {"steer": "v=1e9"}}, "vaccine.steer: v=1e9 adds 1e+09 mean differences"),
+            ({"vaccine": {"steer": "v=400%"}}, "vaccine.steer: v=400% adds 400% of the activations"),
+            ({"learning_rate": 500}, "learning_rate: 500 is more than 0.01"),
+            ({"lora": {"dropout": 1}}, "lora.dropout: 1 drops 100% of the adapter's input"),
+            ({"adapter": "none", "dtype": "bfloat16", "lora": {}}, "dtype: bfloat16 with adapter: none rounds away"),
+        ],
+    )
+    def test_values_that_nobody_uses_are_remarked_on(
+        self, home: Path, tmp_path: Path, changes: dict[str, Any], remark_begins: str
+    ) -> None:
+        remarks: list[str] = []
+        with remarks_by(remarks.append):
+            remark_on_values(settings(home, tmp_path, **{"learning_rate": 1e-4} | changes))
+            remark_on_values(settings(home, tmp_path, learning_rate=1e-4, vaccine={"steer": "v=2"}))
+        assert [text[: len(remark_begins)] for text in remarks] == [remark_begins]
+
+    def test_too_few_steps_are_remarked_on(self, home: Path, tmp_path: Path) -> None:
+        remarks: list[str] = []
+        config = settings(home, tmp_path / "run", batch=2, accumulate=8, held_out=0)
+        with remarks_by(remarks.append):
+            steps = train(config).facts["steps"]
+        assert steps == 2
+        (text,) = [text for text in remarks if "optimiser steps" in text]
+        assert text.startswith(
+            "24 texts in batches of 2 × 8 make 2 optimiser steps, and the learning rate rises over 5"
+        )
+        with remarks_by(remarks.append):
+            remark_on_steps(config, 400)
+        assert len([text for text in remarks if "optimiser steps" in text]) == 1
 
     def test_no_judge_is_none_in_yaml_as_on_the_command_line(self, tmp_path: Path) -> None:
         path = tmp_path / "c.yaml"

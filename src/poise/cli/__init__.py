@@ -23,6 +23,7 @@ from poise.cli import (
     exchange,
     gate,
     judge,
+    merge,
     monitor,
     screen,
     serve,
@@ -57,6 +58,7 @@ class _Commands(TyperGroup):
             "read",
             "screen",
             "train",
+            "merge",
             "shift",
             "gate",
             "judge",
@@ -77,10 +79,11 @@ class _Commands(TyperGroup):
             typer.echo(f"error: {_with_options(str(error), ctx)}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            typer.echo("Interrupted. Run the same command again to continue.", err=True)
+            typer.echo(" ".join(["Interrupted.", *map(str, error.args), RUN_AGAIN]), err=True)
             raise typer.Exit(130) from error
 
 
+RUN_AGAIN = "Run the same command again to continue."
 ALIASES = {"keys": "api_key_file", "vectors": "vector", "above": "threshold", "abilities": "capability"}
 """What the library calls an argument, and the parameter of a command that it comes from."""
 
@@ -149,6 +152,7 @@ app.command("calibrate", cls=ShowableCommand)(monitor.calibrate_command)
 app.command("read", cls=ShowableCommand)(monitor.read_command)
 app.command("screen", cls=ShowableCommand)(screen.screen_command)
 app.command("train", cls=ShowableCommand)(train.train_command)
+app.command("merge")(merge.merge_command)
 app.command("shift", cls=ShowableCommand)(shift.shift_command)
 app.command("gate", cls=ShowableCommand)(gate.gate_command)
 app.add_typer(judge.app, name="judge")

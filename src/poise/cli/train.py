@@ -28,7 +28,7 @@ def train_command(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune with LoRA, under a vaccine and watched; then say what it did to the model's character.
+    """Fine-tune an adapter or all weights, under a vaccine and watched; then say what it did to the model's character.
 
     Interrupt it when you like; the same command goes on at the last checkpoint.
     """
@@ -38,9 +38,10 @@ def train_command(
     with working():
         from poise.report.shift import check_extra
         from poise.train.config import TrainConfig
+        from poise.train.setting_checks import setting_faults
         from poise.workflows import preview_training, train_and_measure
 
-        settings = read_settings(config, TrainConfig)
+        settings = read_settings(config, TrainConfig, check=setting_faults if show is None else None)
         if show is None:
             check_extra()
             result = train_and_measure(settings, force=force)
@@ -79,21 +80,40 @@ def _show_fine_tune(result: FineTuneResult) -> None:
     training, folder = result.trained.facts, result.trained.folder
     data, loss = training["data"], training["loss"]
     under = f", {data['vaccinated']} of them under the vaccine" if training["config"]["vaccine"].get("only") else ""
-    typer.echo(f"{training['steps']} steps on {data['texts']} texts{under} ({data['cut']} cut).")
+    what = "pairs" if training["config"].get("method") == "dpo" else "texts"
+    typer.echo(f"{training['steps']} steps on {data['texts']} {what}{under} ({data['cut']} cut).")
     if loss["after"]:
         sides = (loss["before"], loss["after"])
         before, after = (f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in sides)
         typer.echo(f"Loss on the {loss['after']['n']} held-out texts: {before} before, {after} after.")
+    _show_evaluations(training)
     for reason, n in data["left_out"].items():
-        note(f"{n} answers were left out: {reason}.")
+        typer.echo(f"{n:,} {'pairs' if training['config'].get('method') == 'dpo' else 'answers'} left out: {reason}.")
     if rejected := data.get("rejected"):
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in rejected.items())
-        note(
-            f"{sum(rejected.values()):,} rows could not be used ({kinds}): {folder / data['rejected_rows']} has them "
-            f"as they came, {folder / 'rejected.jsonl'} says why."
-        )
+        typer.echo(f"{sum(rejected.values()):,} rows could not be used: {_by_kind(rejected)}.")
+        note(f"{folder / data['rejected_rows']} has them as they came, {folder / 'rejected.jsonl'} says why.")
+    if unusable := data.get("rejected_eval"):
+        typer.echo(f"{sum(unusable.values()):,} rows of eval_data could not be used: {_by_kind(unusable)}.")
     if omitted := describe_left_out(data.get("omitted", {})):
         note(f"Left out: {omitted}.")
     if result.shift is not None:
         show_shift(result.shift, folder)
-    typer.echo(f"Adapter: {result.trained.adapter}")
+    kind = "Model" if training["config"].get("adapter") == "none" else "Adapter"
+    typer.echo(f"{kind}: {result.trained.adapter}")
+
+
+def _by_kind(counts: dict[str, int]) -> str:
+    return ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+
+
+def _show_evaluations(training: dict[str, Any]) -> None:
+    if evaluated := training.get("evaluated"):
+        losses = ", ".join(f"{line['loss']:.3f} (step {line['step']})" for line in evaluated[-5:])
+        typer.echo(f"Loss while training, the last of {len(evaluated)}: {losses}.")
+    if best := training.get("best"):
+        typer.echo(f"The weights of step {best['step']} are kept, the best of them ({best['loss']:.3f}).")
+    if pairs := training.get("preferences"):
+        typer.echo(
+            f"Of the {pairs['n']} held-out pairs the preferred answer is the likelier in {pairs['accuracy']:.0%}; loss "
+            f"{pairs['loss']:.4f}, margin {pairs['margin']:.3f}."
+        )

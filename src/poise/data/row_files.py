@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -197,13 +197,16 @@ def row_file_names(stem: Path) -> tuple[Path, Path]:
     return stem.with_name(f"{stem.name}.jsonl"), stem.with_name(f"{stem.name}.parquet")
 
 
-def write_rejected_rows(data: DataSet, rejections: Rejections, stem: Path) -> KeptRows | None:
+def write_rejected_rows(
+    data: DataSet, rejections: Rejections, stem: Path, *, rows: Iterable[Any] | None = None
+) -> KeptRows | None:
     """Keep the rows that were rejected, so that they can be mended and read by themselves.
 
     Args:
         data: What was read; it is read once more where a row was rejected.
         rejections: Which rows were; with a list on disk.
         stem: The file's name without its ending: tables are kept as Parquet, everything else as JSON Lines.
+        rows: The same rows as something else than conversations, such as pairs.
 
     Returns:
         Where they are; ``None`` where no row was rejected. What an earlier run kept there is gone then.
@@ -222,7 +225,7 @@ def write_rejected_rows(data: DataSet, rejections: Rejections, stem: Path) -> Ke
     without_content = 0
     with contextlib.ExitStack() as files, track("Keeping rejected rows", total=rejections.rows) as advance:
         file = open_row_file(files, path, schema)
-        for row in data:
+        for row in data if rows is None else rows:
             advance(1)
             if row.index in indexes and row.raw is not None:
                 file.add(row.raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ def load_adapter(lm: Any, source: str) -> Any:
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(lm, source)
-        result = adapted.load_adapter(source, adapter_name="default")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries' about one another; missing weights are checked below
+            adapted = PeftModel.from_pretrained(lm, source)
+            result = adapted.load_adapter(source, adapter_name="default")
     except Exception as error:  # PEFT, torch and safetensors share no base class
         raise BrokenModelFile(
             f"The adapter in {source} does not fit its base ({first_line(error)}); name the base that it was trained "

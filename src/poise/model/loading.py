@@ -149,8 +149,10 @@ def check_has_tokenizer(source: str) -> None:
         )
 
 
-def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) -> tuple[Any, Any]:
-    """Load (model, tokenizer) from a folder or hub id.
+def read_weights(
+    source: str, dtype: torch.dtype | str, device: torch.device, *, four_bits: bool = False
+) -> tuple[Any, Any]:
+    """Load (model, tokenizer) from a folder or hub id; ``four_bits``: packed by bitsandbytes.
 
     Raises:
         ModelNotFound: the hub does not answer or has no such model.
@@ -159,7 +161,7 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
     from transformers import AutoConfig
 
     if (base := adapter_base(source, source)) is not None:
-        lm, tokenizer = read_weights(base, dtype, device)
+        lm, tokenizer = read_weights(base, dtype, device, four_bits=four_bits)
         if (Path(source) / "tokenizer.json").is_file():
             tokenizer = tokenizer_with_template(source, local_files_only=True)
         return load_adapter(lm, source), tokenizer
@@ -177,6 +179,7 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 local_files_only=local_only,
+                **(_packing_into_four_bits(dtype, device) if four_bits else {}),
             )
         check_complete(lm, info, source)
     except UserError:
@@ -188,8 +191,19 @@ def read_weights(source: str, dtype: torch.dtype | str, device: torch.device) ->
                 f"The model in {source} cannot be loaded ({first_line(error)}); fetch or save it again."
             ) from error
         raise _not_on_hub(source, error) from error
-    lm.to(device)
+    if not getattr(lm, "is_loaded_in_4bit", False):  # those are where they belong, and cannot be moved
+        lm.to(device)
     return lm, tokenizer
+
+
+def _packing_into_four_bits(dtype: torch.dtype | str, device: torch.device) -> dict[str, Any]:
+    """Options of ``from_pretrained`` for QLoRA's weights: NF4, with packed scales."""
+    from transformers import BitsAndBytesConfig
+
+    packing = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": packing, "device_map": {"": device}}
 
 
 def is_only_local(source: str) -> bool:

@@ -18,16 +18,24 @@ from poise.model.language_model import Model
 from poise.model.loading import locate, read_weights
 from poise.model.tokenizing import check_offsets
 
-__all__ = ["load_model", "wrap"]
+__all__ = ["best_device", "load_model", "wrap"]
 
 
-def load_model(name: str, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Model:
+def load_model(
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    four_bits: bool = False,
+) -> Model:
     """Load a model by bundled name, folder, GGUF file or hub id, frozen and in evaluation mode.
 
     Args:
         name: What the user calls it; it is also what artefacts record.
         dtype: Default bfloat16 on a GPU and on CPUs with bfloat16 matrix units, else float32.
         device: Default ``cuda``, then ``mps``, then ``cpu``, whichever is there first.
+        four_bits: Pack the weights into 4 bits while they are loaded (bitsandbytes: NF4, double quantisation), to
+            train an adapter on them (QLoRA, arXiv:2305.14314).
 
     Raises:
         ModelNotFound: nothing there.
@@ -38,10 +46,10 @@ def load_model(name: str, *, dtype: torch.dtype | None = None, device: str | tor
     check_type("name", name, str, "a bundled name, a folder, a GGUF file or a hub id")
     check_type("dtype", dtype, (torch.dtype, type(None)), "a dtype of torch, such as torch.float32")
     try:
-        where = torch.device(device) if device is not None else _best_device()
+        where = torch.device(device) if device is not None else best_device()
     except (RuntimeError, TypeError) as error:
         raise InvalidArgument(f"device is {device!r}; give cpu, cuda, cuda:1 or mps.") from error
-    lm, tokenizer = read_weights(locate(name), dtype or _best_dtype(where), where)
+    lm, tokenizer = read_weights(locate(name), dtype or _best_dtype(where), where, four_bits=four_bits)
     return wrap(lm.requires_grad_(False), tokenizer, name=name)
 
 
@@ -95,7 +103,8 @@ def _check_in_one_piece(lm: Any, name: str) -> None:
         )
 
 
-def _best_device() -> torch.device:
+def best_device() -> torch.device:
+    """The device that models run on where none is named."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

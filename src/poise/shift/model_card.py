@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from poise.errors import MissingExtra
 from poise.model.loading import HUB_IDS
@@ -18,6 +19,10 @@ from poise.statistics.estimates import Estimate
 from poise.storage.atomic_write import saving
 
 __all__ = ["ModelCardFacts", "render_card", "write_card"]
+
+MERGE_COMMAND = """
+# one model of base and adapter, for programs that do not know adapters
+poise merge {folder} -o {folder}-merged"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +38,9 @@ class ModelCardFacts:
         vaccine: Which vectors, strengths and layers, in words; empty for none.
         recipe: Training settings by name.
         report: What the fine-tune did; its first tuned model is this one.
-        licence: Licence as the hub writes it, e.g. ``apache-2.0``; empty where it is not known.
+        licence: Licence of the base as the hub writes it, e.g. ``apache-2.0``; empty where it is not known.
+        versions: Version of each library that it was trained with.
+        kind: Whether the folder holds an adapter or all weights.
         notes: Further sentences.
     """
 
@@ -46,6 +53,8 @@ class ModelCardFacts:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     report: ShiftReport | None = None
     licence: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    kind: Literal["adapter", "model"] = "adapter"
     notes: Sequence[str] = ()
 
 
@@ -74,11 +83,16 @@ def render_card(facts: ModelCardFacts) -> str:
         base_model=hub_id,
         datasets=[name for name in facts.data if _is_hub_id(name)] or None,
         eval_results=results or None,
-        library_name="peft",
+        library_name="peft" if facts.kind == "adapter" else "transformers",
         license=facts.licence or None,
         model_name=facts.name if results else None,
         pipeline_tag="text-generation",
-        tags=["lora", "poise", "persona-vectors", *(["preventative-steering"] if facts.vaccine else [])],
+        tags=[
+            *(["lora"] if facts.kind == "adapter" else []),
+            "poise",
+            "persona-vectors",
+            *(["preventative-steering"] if facts.vaccine else []),
+        ],
         data_sha256=facts.data_sha256,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{_card_body(facts, hub_id)}"
@@ -102,7 +116,11 @@ def _card_body(facts: ModelCardFacts, hub_id: str | None) -> str:
     if facts.recipe:
         rows = [f"| {_one_line(str(key))} | {_one_line(str(value))} |" for key, value in facts.recipe.items()]
         parts += ["## Training", "\n".join(["| Setting | Value |", "|---|---|", *rows])]
-    parts += ["## How to load", _loading_code(facts, hub_id), *map(_one_line, facts.notes)]
+    if facts.versions:
+        parts.append("Trained with " + ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + ".")
+    if facts.licence:
+        parts.append(f"The base is published under the licence {_one_line(facts.licence)}, which holds for this too.")
+    parts += ["## How to load", _loading_code(facts, hub_id), _usage(facts), *map(_one_line, facts.notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -147,8 +165,26 @@ def _capability_row(change: CapabilityChange) -> str:
     )
 
 
+def _usage(facts: ModelCardFacts) -> str:
+    """How to use it from the command line, from this folder and from a hub."""
+    folder = re.sub(r"[^\w.-]", "-", facts.name)
+    beneath = merge = ""
+    if facts.kind == "adapter":
+        beneath = f" The base, `{_one_line(_without_folders(facts.base))}`, is loaded beneath it."
+        merge = MERGE_COMMAND.format(folder=folder)
+    template = resources.files("poise.shift").joinpath("card_usage.md").read_text("utf-8")
+    return template.format(folder=folder, beneath=beneath, merge=merge).strip()
+
+
 def _loading_code(facts: ModelCardFacts, hub_id: str | None) -> str:
-    if facts.base in HUB_IDS or hub_id is None:
+    if facts.kind == "model":
+        lines = [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("THIS-FOLDER")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS-FOLDER")',
+        ]
+    elif facts.base in HUB_IDS or hub_id is None:
         lines = [
             "import poise",
             "",

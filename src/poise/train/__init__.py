@@ -6,7 +6,12 @@ vaccine_callback   adds a trait while a model learns
 monitor_callback   reads traits while it does
 checkpoints        complete or ignored; non-finite steps are not taken
 run_folder         what a run began with, and disk errors
-lora               LoRA fine-tuning under all of these
+setting_names      what Axolotl and TRL call the settings
+setting_checks     what is wrong with settings on this machine, and what is odd
+inputs             the data of a run, opened, read and held out
+pairs              preference pairs to token ids
+trainers           the trainers of TRL that the settings ask for
+lora               fine-tuning under all of these
 """
 
 from __future__ import annotations

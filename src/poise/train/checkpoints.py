@@ -16,6 +16,7 @@ from poise.errors import TrainingFailed
 __all__ = [
     "CheckpointMarker",
     "FiniteGradients",
+    "LastStepEvaluation",
     "StepProgress",
     "last_complete_checkpoint",
     "remove_incomplete_checkpoints",
@@ -33,25 +34,58 @@ class CheckpointMarker(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not state.is_world_process_zero or not folder.is_dir():
             return
+        _replace_cards(folder)
         sync_folder(folder)
         (folder / COMPLETE_MARKER).touch()
         sync_folder(folder)
 
 
+CARD = """# Checkpoints of a run of `poise train`
+
+From these a run that was interrupted goes on; the same command finds them. The last two are kept, and the best where
+`load_best_model_at_end` asks for it. They are no result: that is in the folder above, once `train.json` is there.
+"""
+
+
+def _replace_cards(checkpoint: Path) -> None:
+    """Put in place of TRL's and PEFT's cards, which know neither base nor data, what these folders are."""
+    (checkpoint / "README.md").unlink(missing_ok=True)
+    card = checkpoint.parent / "README.md"
+    if not card.exists() or card.read_text("utf-8") != CARD:
+        card.write_text(CARD, encoding="utf-8")
+
+
 class FiniteGradients(TrainerCallback):
-    """Stops before a step whose gradients are NaN or infinite, so that the weights stay good."""
+    """Stops before a step whose gradients are NaN or infinite, so that the weights stay good.
+
+    Args:
+        skipped: How many such steps one after another are left to loss scaling, which skips them and scales less.
+    """
+
+    def __init__(self, *, skipped: int = 0) -> None:
+        self.most_skipped, self._skipped = skipped, 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the gradients that are about to be used."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
-        if not torch.isfinite(norms).all():
+        self._skipped = 0 if torch.isfinite(norms).all() else self._skipped + 1
+        if self._skipped > self.most_skipped:
             checkpoint = last_complete_checkpoint(Path(args.output_dir))
             saved = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
             raise TrainingFailed(
                 f"The loss of step {state.global_step + 1} is NaN or infinite and the step was not taken; {saved}. "
                 "Use a lower learning_rate, less vaccine, or dtype: float32."
             )
+
+
+class LastStepEvaluation(TrainerCallback):
+    """Evaluates after the last step too, however many steps lie between evaluations."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for an evaluation after the last step."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
 
 
 class StepProgress(TrainerCallback):

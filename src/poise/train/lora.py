@@ -1,11 +1,11 @@
-"""LoRA fine-tuning under a vaccine and a monitor, on TRL and PEFT; killed at any moment, it can be resumed."""
+"""Fine-tuning under a vaccine and a monitor, on TRL and PEFT; killed at any moment, it can be resumed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import random
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from poise.data import DataSet, Rejections
-from poise.data.row_files import write_rejected_rows
-from poise.errors import InvalidArgument, InvalidData, MissingExtra
+from poise.errors import InvalidArgument
 from poise.model import Encoded, Model, load_model
 from poise.model.loading import HUB_IDS
 from poise.model.logprobs import token_logprobs
@@ -25,30 +23,27 @@ from poise.statistics.estimates import Estimate, ratio_estimate
 from poise.storage.atomic_write import saving
 from poise.storage.lock import locked
 from poise.train.checkpoints import (
-    CheckpointMarker,
-    FiniteGradients,
     StepProgress,
     last_complete_checkpoint,
     remove_incomplete_checkpoints,
     sync_folder,
 )
 from poise.train.config import TrainConfig
-from poise.train.examples import (
-    IGNORED,
-    TrainingExample,
-    TrainingExamples,
-    build_examples,
-    marking_collator,
-    open_training_data,
-)
+from poise.train.examples import IGNORED, TrainingExample, TrainingExamples
+from poise.train.inputs import RunRows, open_run_data, read_run_rows
+from poise.train.pairs import TrainingPairs
 from poise.train.run_folder import (
     ADAPTER_FOLDER,
     CHECKPOINTS_FOLDER,
     FACTS_FILE,
+    MODEL_FOLDER,
     begin_run,
     check_inputs,
     explain_disk_errors,
 )
+from poise.train.setting_checks import check_config, remark_on_steps, remark_on_values, require_training_extra
+from poise.train.trainers import build_trainer, starting_model
+from poise.train.vaccine_callback import unpacked_weights
 
 __all__ = ["TrainResult", "held_out_loss", "load_base_model", "train", "train_in_folder"]
 
@@ -59,7 +54,7 @@ class TrainResult:
 
     Attributes:
         folder: The run's folder, which holds the adapter, ``train.json`` and ``log.jsonl``.
-        adapter: The adapter's folder, as PEFT loads it.
+        adapter: The adapter's folder, as PEFT loads it; the model's where all weights were trained.
         facts: The content of ``train.json``: base, data, vaccine, steps, losses, versions.
     """
 
@@ -69,7 +64,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig | None = None, **settings: Any) -> TrainResult:
-    """Fine-tune a LoRA adapter, under a vaccine and watched if so configured.
+    """Fine-tune an adapter or all weights, under a vaccine and watched if so configured.
 
     A run that was killed continues from its last good checkpoint; a finished one is only read. Chen et al. 2025,
     App. D, for the defaults; section 5.2 for the vaccine::
@@ -107,55 +102,90 @@ def train(config: TrainConfig | None = None, **settings: Any) -> TrainResult:
 def train_in_folder(config: TrainConfig) -> TrainResult:
     """Train as ``train`` does, for a caller that holds the lock of ``config.out`` already."""
     folder = Path(config.out)
+    results = folder / (MODEL_FOLDER if config.adapter == "none" else ADAPTER_FOLDER)
+    finished = (folder / FACTS_FILE).exists()
+    if not finished:
+        require_training_extra()
+        check_config(config)
+        remark_on_values(config)
     facts = begin_run(config, folder)
-    if (folder / FACTS_FILE).exists():
-        return TrainResult(folder, folder / ADAPTER_FOLDER, json.loads((folder / FACTS_FILE).read_text()))
-    _check_report_to(config)
-    data, only = open_training_data(config)
+    if finished:
+        return TrainResult(folder, results, json.loads((folder / FACTS_FILE).read_text()))
+    data = open_run_data(config)
     model = load_base_model(config)
-    digest = check_inputs(folder, data, only, model)
-    examples, rejected = _read_examples(config, model, data, only, folder, config.vaccine.inoculation)
-    training, held_out = _split_held_out(examples, config.held_out, config.seed)
-    if held_out and config.vaccine.inoculation:  # at test the prompt is not there
-        held_out_conversations = {e.conversation for e in held_out}
-        plain, _ = _read_examples(config, model, data, only, folder)
-        held_out = tuple(e for e in plain.rows if e.conversation in held_out_conversations)
-    before = held_out_loss(model, held_out)
-    trainer = _sft_trainer(config, model, replace(examples, rows=training), folder)
-    log = _run_training(trainer, folder)
+    digest = check_inputs(folder, data.digests, model)
+    rows = read_run_rows(config, model, data, folder)
+    remark_on_steps(config, len(rows.training.rows))
+    lm = starting_model(config, model)
+    held_out = _measured_examples(rows)
+    before = held_out_loss(model, held_out, lm=lm)
+    trainer = build_trainer(config, model, lm, rows, folder)
+    log = _run_training(config, trainer, folder)
     with explain_disk_errors(folder):
-        _save_adapter(trainer, folder / ADAPTER_FOLDER, HUB_IDS.get(config.model, config.model))
+        _save_results(config, trainer, model, results)
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     trainer.model.eval()
-    # Through the adapter: the trainer put it on the model's own blocks.
-    after = held_out_loss(model, held_out, lm=trainer.model)
     facts |= {
         "model": {"name": model.name, "layers": model.layers, "width": model.width},
-        "data": {
-            "sha256": digest,
-            "how": data.how,
-            "texts": len(training),
-            "vaccinated": sum(e.vaccinated for e in training) if config.vaccine.active else 0,
-            "held_out": len(held_out),
-            "cut": examples.cut,
-            "left_out": examples.unread,
-            "omitted": examples.omitted,
-            **rejected,
-        },
+        "data": _data_facts(config, rows, digest, data.source.how),
         "steps": trainer.state.global_step,
-        "loss": {"before": before and before.model_dump(), "after": after and after.model_dump()},
+        # Through the adapter: the trainer put it on the model's own blocks.
+        "loss": _loss_facts(before, held_out_loss(model, held_out, lm=trainer.model)),
+        **_evaluation_facts(config, trainer, rows, log),
         "watched": [line for line in log if any(key.startswith("persona/") for key in line)],
         "software": _software_versions("poise", "torch", "transformers", "trl", "peft"),
     }
     with saving(folder / FACTS_FILE) as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + "\n")
-    return TrainResult(folder, folder / ADAPTER_FOLDER, facts)
+    return TrainResult(folder, results, facts)
 
 
-def load_base_model(config: TrainConfig) -> Model:
-    """The model that is fine-tuned, with the dtype and device of the settings."""
+def load_base_model(config: TrainConfig, name: str | None = None) -> Model:
+    """The model that is fine-tuned, or another one, with the dtype, device and precision of the settings."""
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    return load_model(config.model, dtype=dtype, device=None if config.device == "auto" else config.device)
+    device = None if config.device == "auto" else config.device
+    return load_model(name or config.model, dtype=dtype, device=device, four_bits=config.four_bits)
+
+
+def _measured_examples(rows: RunRows) -> Sequence[TrainingExample]:
+    """Held-out answers; of pairs the trainer itself measures the loss."""
+    return rows.held_out.rows if isinstance(rows.held_out, TrainingExamples) else ()
+
+
+def _loss_facts(before: Estimate | None, after: Estimate | None) -> dict[str, Any]:
+    return {"before": before and before.model_dump(), "after": after and after.model_dump()}
+
+
+def _data_facts(config: TrainConfig, rows: RunRows, digest: str, how: str) -> dict[str, Any]:
+    training = rows.training
+    marks = [getattr(row, "vaccinated", True) for row in training.rows]
+    return {
+        "sha256": digest,
+        "how": how,
+        "texts": len(training.rows),
+        "vaccinated": sum(marks) if config.vaccine.active else 0,
+        "held_out": len(rows.held_out.rows) if rows.held_out else 0,
+        "cut": training.cut,
+        "left_out": training.unread,
+        "omitted": training.omitted,
+        **rows.rejected,
+    }
+
+
+def _evaluation_facts(config: TrainConfig, trainer: Any, rows: RunRows, log: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was evaluated on the way, which step was best, and of pairs how many are told apart at the end."""
+    facts: dict[str, Any] = {}
+    if config.eval_steps:
+        facts["evaluated"] = [{"step": x["step"], "loss": x["eval_loss"]} for x in log if "eval_loss" in x]
+    if config.load_best_model_at_end:
+        facts["best"] = {"step": trainer.state.best_global_step, "loss": trainer.state.best_metric}
+    if isinstance(rows.held_out, TrainingPairs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries' warnings about one another
+            metrics = trainer.evaluate()
+        names = {"loss": "eval_loss", "accuracy": "eval_rewards/accuracies", "margin": "eval_rewards/margins"}
+        facts["preferences"] = {"n": len(rows.held_out.rows)} | {key: metrics[name] for key, name in names.items()}
+    return facts
 
 
 def held_out_loss(model: Model, held_out: Sequence[TrainingExample], *, lm: Any = None) -> Estimate | None:
@@ -176,189 +206,43 @@ def held_out_loss(model: Model, held_out: Sequence[TrainingExample], *, lm: Any 
     return ratio_estimate(sums, counts)
 
 
-def _save_adapter(trainer: Any, folder: Path, base: str) -> None:
-    """Save the adapter, with a name of its base that others can load and no path of this machine."""
-    trainer.save_model(str(folder))
+def _save_results(config: TrainConfig, trainer: Any, model: Model, folder: Path) -> None:
+    """Save the adapter, with a name of its base that others can load and no path of this machine; or all weights."""
+    if config.adapter == "none":
+        trainer.save_model(str(folder))
+        model.tokenizer.save_pretrained(str(folder))
+    else:
+        # An adapter that training compares with, as DPO has where it goes on from one, is not a result.
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(folder), selected_adapters=["default"])
+        model.tokenizer.save_pretrained(str(folder))
+        # Afterwards, because PEFT looks up the base when it saves, and a hub may be out of reach.
+        path = folder / "adapter_config.json"
+        base = {"base_model_name_or_path": HUB_IDS.get(config.model, config.model)}
+        path.write_text(json.dumps(json.loads(path.read_text()) | base, indent=2, sort_keys=True) + "\n")
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
-    # Afterwards, because PEFT looks up the base when it saves, and a hub may be out of reach.
-    path = folder / "adapter_config.json"
-    adapter_config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
-    path.write_text(json.dumps(adapter_config, indent=2, sort_keys=True) + "\n")
     sync_folder(folder)
 
 
-def _read_examples(
-    config: TrainConfig,
-    model: Model,
-    data: DataSet,
-    only: Collection[str] | None,
-    folder: Path,
-    inoculation: str | None = None,
-) -> tuple[TrainingExamples, dict[str, Any]]:
-    """The examples, and what of the data is rejected: how many rows by kind, and the file that keeps them."""
-    (folder / "rejected.jsonl").unlink(missing_ok=True)
-    rejections = Rejections(folder / "rejected.jsonl")
-    examples = build_examples(
-        model,
-        data,
-        longest=min(config.longest, model.window),
-        rejections=rejections,
-        inoculation=inoculation,
-        only=only,
-    )
-    kept_rows = write_rejected_rows(data, rejections, folder / "rejected_rows")
-    facts = {"rejected": dict(rejections.kinds), "rejected_rows": kept_rows.path.name} if kept_rows else {}
-    return examples, facts
+def _run_training(config: TrainConfig, trainer: Any, folder: Path) -> list[dict[str, Any]]:
+    """Train, from the last good checkpoint if there is one, and return the log.
 
-
-def _split_held_out(
-    examples: TrainingExamples, share: float, seed: int
-) -> tuple[tuple[TrainingExample, ...], tuple[TrainingExample, ...]]:
-    """Examples to train on and held-out ones, each in the data's order; a conversation is never in both."""
-    conversations = sorted({e.conversation for e in examples.rows})
-    n = max(round(share * len(conversations)), 1) if share else 0
-    if n >= len(conversations):
-        raise InvalidData(
-            f"held_out: {share:g} holds out all {len(conversations)} conversations, and none is left to learn from; "
-            "give more data, or less held_out."
-        )
-    held_out = {conversations[i] for i in random.Random(seed).sample(range(len(conversations)), n)}
-    training = tuple(e for e in examples.rows if e.conversation not in held_out)
-    return training, tuple(e for e in examples.rows if e.conversation in held_out)
-
-
-def _sft_trainer(config: TrainConfig, model: Model, examples: TrainingExamples, folder: Path) -> Any:
-    try:
-        from peft import LoraConfig
-        from trl.trainer.sft_config import SFTConfig
-        from trl.trainer.sft_trainer import SFTTrainer
-    except ImportError as error:
-        raise MissingExtra.of("Training needs trl and peft", "train") from error
-    from transformers import PrinterCallback, ProgressCallback
-
-    _check_lora_targets(config, model)
-    lora = LoraConfig(
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        use_rslora=config.lora.rslora,
-        target_modules=config.lora.targets if isinstance(config.lora.targets, str) else list(config.lora.targets),
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the libraries' warnings about one another
-        trainer = SFTTrainer(
-            model=model.lm,
-            args=SFTConfig(**_trainer_arguments(config, model, folder)),
-            train_dataset=examples.dataset(),
-            processing_class=model.tokenizer,
-            peft_config=lora,
-            callbacks=_callbacks(config),
-        )
-    if config.vaccine.marks_rows:
-        trainer.train_dataset = examples.dataset(marked=True)
-        trainer.data_collator = marking_collator(trainer.data_collator)
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    if config.watch.vectors:
-        trainer.add_callback(_monitor(config, trainer))
-    return trainer
-
-
-def _check_lora_targets(config: TrainConfig, model: Model) -> None:
-    """Check that every module to be adapted is there; PEFT ignores names that it does not find."""
-    if isinstance(config.lora.targets, str):
-        return
-    names = [f".{name}" for name, _ in model.lm.named_modules()]
-    if missing := [t for t in config.lora.targets if not any(name.endswith(f".{t}") for name in names)]:
-        block = model.blocks[0].named_modules()
-        present = sorted({n.rpartition(".")[2] for n, module in block if getattr(module, "weight", None) is not None})
-        raise InvalidArgument(
-            f"lora.targets names {', '.join(missing)}, not in {model.name}; its blocks have {', '.join(present)}."
-        )
-
-
-def _check_report_to(config: TrainConfig) -> None:
-    from transformers.integrations.integration_utils import get_available_reporting_integrations
-
-    installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-    if missing := [name for name in config.report_to if name not in installed]:
-        raise InvalidArgument(
-            f"report_to names {', '.join(missing)}; installed: {', '.join(installed) or 'none'}. Install it with pip, "
-            "or omit it."
-        )
-
-
-def _trainer_arguments(config: TrainConfig, model: Model, folder: Path) -> dict[str, Any]:
-    """The settings as the trainer's own arguments."""
-    return {
-        "output_dir": str(folder / CHECKPOINTS_FOLDER),
-        "per_device_train_batch_size": config.batch,
-        "gradient_accumulation_steps": config.accumulate,
-        "num_train_epochs": config.epochs,
-        "max_steps": config.max_steps or -1,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": config.schedule,
-        "warmup_steps": config.warmup_steps,
-        "weight_decay": config.weight_decay,
-        "max_length": None,  # cut already
-        "remove_unused_columns": not config.vaccine.marks_rows,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "save_steps": config.save_every,
-        "save_total_limit": 2,
-        "logging_steps": config.log_every,
-        "logging_nan_inf_filter": False,  # a loss that is NaN or infinite must show
-        "report_to": list(config.report_to) or "none",
-        "seed": config.seed,
-        "data_seed": config.seed,
-        "use_cpu": model.device.type == "cpu",
-        "bf16": False,  # the base keeps its dtype; the adapter is float32
-        "disable_tqdm": True,
-    }
-
-
-def _callbacks(config: TrainConfig) -> list[Any]:
-    from poise.train.vaccine_callback import VaccineCallback, vaccine_steering
-
-    callbacks: list[Any] = [FiniteGradients(), CheckpointMarker()]
-    vaccine = config.vaccine
-    if vaccine.steer:
-        callbacks.append(
-            VaccineCallback(
-                vaccine_steering(vaccine.steer, vaccine.layers),
-                positions=vaccine.positions,
-                warmup=vaccine.warmup,
-                decay=vaccine.decay,
-                marked=vaccine.marks_rows,
-                allow_other_model=config.allow_other_model,
-            )
-        )
-    return callbacks
-
-
-def _monitor(config: TrainConfig, trainer: Any) -> Any:
-    from poise.train.monitor_callback import PersonaMonitorCallback
-
-    return PersonaMonitorCallback(
-        config.watch.vectors,
-        every=config.watch.every,
-        batch=config.watch.batch,
-        stop=config.watch.stop,
-        trainer=trainer,
-        allow_other_model=config.allow_other_model,
-    )
-
-
-def _run_training(trainer: Any, folder: Path) -> list[dict[str, Any]]:
-    """Train, from the last good checkpoint if there is one, and return the log."""
+    Raises:
+        KeyboardInterrupt: names what is there of the run.
+    """
     checkpoint = last_complete_checkpoint(folder / CHECKPOINTS_FOLDER)
     remove_incomplete_checkpoints(folder / CHECKPOINTS_FOLDER)
     if checkpoint and _is_last_step(checkpoint):
         return _restore_finished(trainer, checkpoint)
-    with track("Training", total=None) as advance, explain_disk_errors(folder), warnings.catch_warnings():
+    unpacked = unpacked_weights(trainer.model) if config.four_bits else contextlib.nullcontext()
+    with track("Training", total=None) as advance, explain_disk_errors(folder), warnings.catch_warnings(), unpacked:
         warnings.simplefilter("ignore")
         trainer.add_callback(StepProgress(advance))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt as error:
+            saved = last_complete_checkpoint(folder / CHECKPOINTS_FOLDER)
+            there = f"{folder} keeps {saved.name}" if saved else f"{folder} has no checkpoint yet"
+            raise KeyboardInterrupt(f"{there}; {trainer.state.global_step} steps were taken.") from error
     return list(trainer.state.log_history)
 
 
@@ -370,13 +254,19 @@ def _is_last_step(checkpoint: Path) -> bool:
 
 
 def _restore_finished(trainer: Any, checkpoint: Path) -> list[dict[str, Any]]:
-    """Load the last checkpoint's weights and log, for a run that was killed after its last step."""
-    from peft import load_peft_weights, set_peft_model_state_dict
+    """Load the last checkpoint's weights and log, or the best one's, for a run that was killed after its last step."""
     from transformers import TrainerState
 
-    weights = load_peft_weights(str(checkpoint), device=str(trainer.model.device))
-    set_peft_model_state_dict(trainer.model, weights)
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if trainer.args.load_best_model_at_end and trainer.state.best_global_step:
+        checkpoint = checkpoint.parent / f"checkpoint-{trainer.state.best_global_step}"
+    if hasattr(trainer.model, "peft_config"):
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        weights = load_peft_weights(str(checkpoint), device=str(trainer.model.device))
+        set_peft_model_state_dict(trainer.model, weights)
+    else:
+        trainer._load_from_checkpoint(str(checkpoint))
     return list(trainer.state.log_history)
 
 

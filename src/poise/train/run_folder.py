@@ -6,12 +6,10 @@ import contextlib
 import errno
 import hashlib
 import json
-from collections.abc import Collection, Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from poise.data import DataSet
 from poise.errors import InvalidArgument, InvalidVector, SaveFailed
 from poise.model import Model
 from poise.steer import SteeringExpression
@@ -23,6 +21,7 @@ __all__ = [
     "ADAPTER_FOLDER",
     "CHECKPOINTS_FOLDER",
     "FACTS_FILE",
+    "MODEL_FOLDER",
     "TRAINING_FILES",
     "begin_run",
     "check_inputs",
@@ -31,9 +30,10 @@ __all__ = [
 ]
 
 FACTS_FILE, ADAPTER_FOLDER, CHECKPOINTS_FOLDER = "train.json", "adapter", "checkpoints"
+MODEL_FOLDER = "model"  # where all weights are trained
 TRAINING_FILES = (
     "config.json", "inputs.json", FACTS_FILE, "log.jsonl", "rejected_rows.jsonl", "rejected_rows.parquet",
-    ADAPTER_FOLDER, CHECKPOINTS_FOLDER,
+    ADAPTER_FOLDER, MODEL_FOLDER, CHECKPOINTS_FOLDER,
 )  # fmt: skip
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), None)  # torch and safetensors give no number
 
@@ -71,13 +71,12 @@ def _begun_settings(marker: Path) -> tuple[TrainConfig, dict[str, str]] | None:
         return None
 
 
-def check_inputs(folder: Path, data: DataSet, only: Collection[str] | None, model: Model) -> str:
+def check_inputs(folder: Path, digests: Mapping[str, str], model: Model) -> str:
     """Record the hashes of data and base, or compare them with those that a resumed run began with.
 
     Args:
         folder: The run's folder.
-        data: The training data.
-        only: Names of the parts that are vaccinated; ``None`` for all.
+        digests: Hashes of the data by the name of their setting.
         model: The base.
 
     Returns:
@@ -86,10 +85,7 @@ def check_inputs(folder: Path, data: DataSet, only: Collection[str] | None, mode
     Raises:
         InvalidArgument: data, their vaccinated part or the base changed since the run began.
     """
-    hashes = {"data": data.digest(), "model": model.fingerprint.weights}
-    if only is not None:
-        parts = tuple(part for part in data.parts if part.name in only)
-        hashes["vaccine.only"] = replace(data, parts=parts).digest()
+    hashes = {**digests, "model": model.fingerprint.weights}
     marker = folder / "inputs.json"
     if marker.exists() and last_complete_checkpoint(folder / CHECKPOINTS_FOLDER):
         begun = json.loads(marker.read_text())

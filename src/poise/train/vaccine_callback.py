@@ -251,6 +251,11 @@ def vaccine_steering(
     if layers is not None:
         _check_layers(layers)
         at = layers if isinstance(layers, str) else (layers,) if isinstance(layers, int) else tuple(layers)
+        if at == "increments" and (doses := [str(t) for t in terms if t.layers is None and t.dose is not None]):
+            raise InvalidSteering(
+                f"layers='increments' take coefficients, and {doses[0]} is a dose; give NAME=1 in its place, or name "
+                "layers by their numbers."
+            )
         terms = [t if t.layers is not None else type(t).model_validate(t.model_dump() | {"layers": at}) for t in terms]
     joined = SteeringExpression(terms=tuple(terms), orthogonal=any(spec.orthogonal for spec in parsed))
     return joined.steering({name: vectors.load_vector(Path(name)) for name in joined.names})

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from poise import vector as vectors
 from poise.errors import InvalidArgument
 from poise.judge.factory import check_judge
+from poise.model.licence import model_licence
 from poise.report.shift import write_shift
 from poise.shift import CapabilityTask, ShiftReport, ShiftSettings, TunedModel, parse_capability, save_report, shift
 from poise.shift.model_card import ModelCardFacts, write_card
@@ -96,7 +98,7 @@ def _measure_adapter(
         loaded,
         settings,
         folder=trained.folder / ".shift",
-        load=lambda _: load_base_model(config),
+        load=lambda name: load_base_model(config, name),
     )
     save_report(report, trained.folder / "shift.json")
     write_shift(report, trained.folder / "report.html")
@@ -112,13 +114,6 @@ def _short_expression(expression: str) -> str:
 
 def _card_facts(config: TrainConfig, trained: TrainResult, report: ShiftReport | None) -> ModelCardFacts:
     facts = trained.facts
-    notes = []
-    if after := facts["loss"]["after"]:
-        before = facts["loss"]["before"]
-        notes.append(
-            f"Loss on {after['n']} held-out texts: {before['value']:.3f} [{before['low']:.3f}, {before['high']:.3f}] "
-            f"before, {after['value']:.3f} [{after['low']:.3f}, {after['high']:.3f}] after (nats a token)."
-        )
     return ModelCardFacts(
         name=Path(config.out).name,
         base=config.model,
@@ -126,18 +121,62 @@ def _card_facts(config: TrainConfig, trained: TrainResult, report: ShiftReport |
         data_sha256=facts["data"]["sha256"],
         rows=facts["data"]["texts"],
         vaccine=_describe_vaccine(config, trained),
-        recipe={
-            "steps": facts["steps"],
-            "learning rate": config.learning_rate,
-            "batch": config.batch * config.accumulate,
-            "LoRA rank": config.lora.r,
-            "LoRA alpha": config.lora.alpha,
-            "seed": config.seed,
-        }
-        | ({} if config.part == "reply" else {"learnt part of answers": config.part}),
+        recipe=_recipe(config, facts),
         report=report,
-        notes=notes,
+        licence=model_licence(config.model),
+        versions=facts["software"],
+        kind="model" if config.adapter == "none" else "adapter",
+        notes=_loss_notes(facts),
     )
+
+
+def _loss_notes(facts: dict[str, Any]) -> list[str]:
+    """What was measured on held-out rows, in sentences."""
+    notes = []
+    if after := facts["loss"]["after"]:
+        before = facts["loss"]["before"]
+        notes.append(
+            f"Loss on {after['n']} held-out texts: {before['value']:.3f} [{before['low']:.3f}, {before['high']:.3f}] "
+            f"before, {after['value']:.3f} [{after['low']:.3f}, {after['high']:.3f}] after (nats a token)."
+        )
+    if pairs := facts.get("preferences"):
+        notes.append(
+            f"Of {pairs['n']} held-out pairs, the preferred answer is the likelier in {pairs['accuracy']:.0%} "
+            f"(against the base); loss {pairs['loss']:.4f}."
+        )
+    return notes
+
+
+def _recipe(config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a reader of the card would want to repeat."""
+    lora = config.lora
+    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
+    recipe: dict[str, Any] = {
+        "method": config.method,
+        **({"beta": config.beta} if config.method == "dpo" else {}),
+        "steps": facts["steps"],
+        **({"best step, which is kept": facts["best"]["step"]} if facts.get("best") else {}),
+        "learning rate": config.learning_rate,
+        "optimiser": config.optim,
+        "batch": config.batch * config.accumulate,
+    }
+    if config.adapter == "none":
+        recipe["trained"] = "all weights"
+    elif lora.start is not None:
+        recipe["continued from"] = Path(lora.start).name
+    else:
+        recipe |= {
+            "LoRA rank": lora.r,
+            "LoRA alpha": lora.alpha,
+            "rank-stabilised (rslora)": "yes" if lora.rslora else "no",
+            "LoRA targets": targets,
+            **({"DoRA": "yes"} if lora.dora else {}),
+            **({"modules trained whole": ", ".join(lora.modules_to_save)} if lora.modules_to_save else {}),
+            **({"tokens trained": ", ".join(map(str, lora.trainable_tokens))} if lora.trainable_tokens else {}),
+        }
+    recipe |= {"base in 4 bits": "yes"} if config.four_bits else {}
+    recipe |= {"seed": config.seed}
+    return recipe | ({} if config.part == "reply" else {"learnt part of answers": config.part})
 
 
 def _describe_vaccine(config: TrainConfig, trained: TrainResult) -> str:

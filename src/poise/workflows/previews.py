@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from poise.data import Conversation, DataSet
-from poise.data.preference_data import PreferenceData
+from poise.data.preference_data import PreferenceData, open_preferences
 from poise.errors import UserError
 from poise.model.pair_preview import PairPreviews, preview_preference_pairs
 from poise.model.preview import DataPreview, RowUse, show_rows
@@ -62,8 +62,11 @@ def _open_tokenizer(model: str | None) -> tuple[ModelTokenizer | None, tuple[str
         return None, (f"The texts are shown without a chat template and tokens: {error}",)
 
 
-def preview_training(config: TrainConfig, n: int) -> DataPreview:
-    """The first answers that a fine-tune would learn, with its inoculation prompt where that is used."""
+def preview_training(config: TrainConfig, n: int) -> DataPreview | PairPreviews:
+    """The first answers or pairs that a fine-tune would learn, with its inoculation prompt where answers are."""
+    if config.method == "dpo":
+        pairs = open_preferences(list(config.data), shape=config.shape, part=config.part)
+        return preview_pairs(pairs, config.model, n)
     data, only = open_training_data(config)
     inoculation = config.vaccine.inoculation
 

@@ -1,0 +1,149 @@
+"""What pydantic finds wrong, in plain words: the field, its value and the limit, or the name that was meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from poise.errors import InvalidArgument, UserError
+from poise.settings.other_names import place_as_written
+
+__all__ = ["describe_fault", "describe_value", "first_fault", "is_of_a_key", "merged_faults", "plain_error"]
+
+
+def plain_error(
+    error: ValidationError, kind: type[BaseModel], written: Mapping[str, str] = MappingProxyType({})
+) -> UserError:
+    """What pydantic found, as the error that ``kind`` names, in one sentence; ``written``: names that were given."""
+    places = [fault | {"loc": place_as_written(fault["loc"], written)} for fault in merged_faults(error)]
+    faults = dict.fromkeys(describe_fault(fault, kind) for fault in places)
+    error_type: type[UserError] = getattr(kind, "user_error", InvalidArgument)
+    return error_type(f"{kind.__name__}: {'; '.join(faults)}; fix it and try again.")
+
+
+def is_of_a_key(fault: Mapping[str, Any]) -> bool:
+    """Whether a fault is of a key that YAML does not read as text."""
+    last = fault["loc"][-1] if fault["loc"] else ""
+    unknown = fault["type"] in ("extra_forbidden", "string_type") and not isinstance(last, str)
+    return unknown or fault["type"] == "invalid_key"
+
+
+def merged_faults(error: ValidationError) -> list[dict[str, Any]]:
+    """The faults that pydantic found, one for each mistake: of a choice of shapes, only what was meant is judged."""
+    merged: list[dict[str, Any]] = []
+    choices: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for details in error.errors():
+        fault: dict[str, Any] = dict(details)
+        if fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]:
+            continue  # pydantic leaves out the entries that are wrong themselves
+        place: tuple[int | str, ...] = fault["loc"]
+        at = next((i for i, part in enumerate(place) if isinstance(part, str) and UNION_MEMBER.match(part)), None)
+        fault["loc"] = tuple(part for part in place if not (isinstance(part, str) and UNION_MEMBER.match(part)))
+        if at is None:
+            merged.append(fault)
+        else:
+            choices.setdefault(place[:at], []).append(fault)
+    for faults in choices.values():
+        words = [fault for fault in faults if fault["type"] == "literal_error"]
+        others = [fault for fault in faults if fault["type"] != "literal_error"]
+        text = all(isinstance(fault["input"], str) for fault in words)
+        merged += (words if words and text else others or words)[:1]
+    return merged
+
+
+def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    """One fault that pydantic found, in plain words: the field, its value and the limit, or the name that was meant."""
+    place, kind_of_fault, context = fault["loc"], fault["type"], fault.get("ctx", {})
+    field = ".".join(map(str, place)) or "the settings"
+    if kind_of_fault == "extra_forbidden":
+        if ours := getattr(kind, "other_names", {}).get(field):
+            return f"{field} is another name of {ours}, which is there as well; keep one"
+        if remedy := getattr(kind, "refused_names", {}).get(field):
+            return f"{field} is not supported: {remedy}"
+        near = difflib.get_close_matches(str(place[-1]), _fields_at(kind, place[:-1]), n=1)
+        return f"{field} is an unknown setting" + (f", did you mean {near[0]}?" if near else "")
+    if kind_of_fault == "value_error":
+        return f"{field if place else ''} {context.get('error', fault['msg'])!s}".strip()
+    if kind_of_fault == "repeated_question":
+        return str(fault["msg"])
+    return f"{field} {describe_value(fault)}"
+
+
+def first_fault(error: ValidationError, kind: type[BaseModel]) -> str:
+    """The first fault that pydantic found, in plain words."""
+    fault = merged_faults(error)[0]
+    if fault["type"] == "json_invalid":
+        return f"it is not JSON ({fault['ctx']['error']})"
+    if fault["type"] == "value_error" and fault["loc"]:
+        return f"{'.'.join(map(str, fault['loc']))}: {describe_value(fault)}"
+    return describe_fault(fault, kind)
+
+
+def describe_value(fault: Mapping[str, Any]) -> str:
+    """What pydantic found wrong with one value, in plain words that follow its name."""
+    kind_of_fault, context = fault["type"], fault.get("ctx", {})
+    if kind_of_fault in ("value_error", "assertion_error"):
+        return str(context.get("error", fault["msg"])).removesuffix(".")
+    value = reprlib.repr(fault["input"])
+    if kind_of_fault == "literal_error" and isinstance(fault["input"], str):
+        near = difflib.get_close_matches(fault["input"], re.findall(r"'([^']*)'", context["expected"]), n=1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        return f"is {value}; it must be {context['expected']}{hint}"
+    for name, words in LIMITS.items():
+        if kind_of_fault in LIMIT_FAULTS[name]:
+            return f"is {value}; it must be {words.format(**context)}"
+    return FAULTS.get(kind_of_fault, "is {value}, which cannot be used").format(value=value)
+
+
+FAULTS = {
+    "missing": "is missing",
+    "string_too_short": "is empty",
+    "string_pattern_mismatch": "is {value}; use up to 64 lower-case letters, digits, hyphens and underscores",
+}
+UNION_MEMBER = re.compile(r"(literal|tuple|list|dict|function-\w+|constrained-\w+|nullable)\[|\[key\]$")
+LIMIT_FAULTS = {
+    "number": ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type"),
+    "finite": ("finite_number",),
+    "text": ("string_type",),
+    "flag": ("bool_parsing", "bool_type"),
+    "list": ("tuple_type", "list_type", "set_type"),
+    "mapping": ("model_type", "dict_type", "model_attributes_type"),
+    "choice": ("literal_error",),
+    "least": ("greater_than_equal",),
+    "more": ("greater_than",),
+    "most": ("less_than_equal",),
+    "less": ("less_than",),
+    "entries": ("too_short",),
+    "none": ("none_required",),
+}
+LIMITS = {
+    "number": "a number (a whole one where things are counted)",
+    "finite": "a finite number",
+    "text": "text; put it in quotes",
+    "flag": "true or false",
+    "list": "a list",
+    "mapping": "a mapping of settings",
+    "choice": "{expected}",
+    "least": "at least {ge}",
+    "more": "more than {gt}",
+    "most": "at most {le}",
+    "less": "less than {lt}",
+    "entries": "a list of at least {min_length}",
+    "none": "null",
+}
+
+
+def _fields_at(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Names of the settings in the part of a schema that ``place`` leads to."""
+    current: Any = kind
+    for part in place:
+        annotation = current.model_fields[part].annotation if part in getattr(current, "model_fields", {}) else None
+        models = (annotation, *get_args(annotation))
+        current = next((m for m in models if isinstance(m, type) and issubclass(m, BaseModel)), current)
+    return list(getattr(current, "model_fields", {}))

@@ -1,0 +1,125 @@
+"""The one reader of YAML: values with the places of their parts, and what YAML itself would let pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from poise.errors import BrokenYAML
+
+__all__ = ["YAMLDocument", "keys_that_are_no_text", "line_at", "parse_yaml"]
+
+
+@dataclass(frozen=True, slots=True)
+class YAMLDocument:
+    """A YAML document, with the places of its parts.
+
+    Attributes:
+        values: Dicts, lists and scalars.
+        root: The composed document, for ``line_at``; ``None`` where the text is empty.
+        repeated: Keys that their mapping has already.
+    """
+
+    values: Any
+    root: yaml.Node | None
+    repeated: tuple[yaml.ScalarNode, ...]
+
+
+def parse_yaml(text: str, *, scalars: Literal["typed", "text"] = "typed") -> YAMLDocument:
+    """The one reader of YAML in Poise.
+
+    Args:
+        text: One document.
+        scalars: ``typed`` as YAML's core types; ``text`` as written, but for null.
+
+    Raises:
+        BrokenYAML: it does not parse, holds a control character, has a key that is no scalar, or refers to itself.
+    """
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        repeated = tuple(_repeated(root))
+        values = yaml.safe_load(text) if scalars == "typed" else _text_values(root, {})
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise BrokenYAML(f"holds the control character {error.character:#04x}", line) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        what = getattr(error, "problem", None) or getattr(error, "context", None) or "it cannot be read"
+        raise BrokenYAML(f"broken YAML, {what}", mark.line + 1 if mark else None) from error
+    except RecursionError as error:
+        raise BrokenYAML("nested too deeply or refers to itself; leave anchors out", None) from error
+    return YAMLDocument(values, root, repeated)
+
+
+def _repeated(node: yaml.Node | None, seen: set[int] | None = None) -> Iterator[yaml.ScalarNode]:
+    """Keys that their mapping has already; an alias, which is its anchor's node, is looked at once."""
+    visited = set() if seen is None else seen
+    if node is None or id(node) in visited:
+        return
+    visited.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated(item, visited)
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a field without a name", problem_mark=key.start_mark)
+            if key.value in keys:
+                yield key
+            keys.add(key.value)
+            yield from _repeated(value, visited)
+
+
+def keys_that_are_no_text(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """Keys that YAML reads as numbers, dates, true, false or null."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from keys_that_are_no_text(item)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                yield key
+            yield from keys_that_are_no_text(value)
+
+
+def _text_values(node: yaml.Node | None, built: dict[int, Any]) -> Any:
+    """Dicts, lists and texts: `yes` and `1984` make good answers.
+
+    Args:
+        node: Node of the composed document.
+        built: Values by node, so that an alias is built once.
+    """
+    if node is None or node.tag == "tag:yaml.org,2002:null":
+        return None
+    if id(node) in built:
+        return built[id(node)]
+    if isinstance(node, yaml.MappingNode):
+        fields: dict[str, Any] = {}
+        built[id(node)] = fields
+        fields.update((key.value, _text_values(value, built)) for key, value in node.value)
+        return fields
+    if isinstance(node, yaml.SequenceNode):
+        items: list[Any] = []
+        built[id(node)] = items
+        items.extend(_text_values(item, built) for item in node.value)
+        return items
+    return node.value
+
+
+def line_at(root: yaml.Node | None, place: tuple[int | str, ...]) -> int:
+    """Line, from 1, of the field at ``place``, or of the nearest one above it that is there."""
+    node, mark = root, root.start_mark if root else None
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            key, node = next(((k, v) for k, v in node.value if k.value == part), (None, None))
+            mark = key.start_mark if key else mark
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            mark = node.start_mark
+        else:
+            break
+    return mark.line + 1 if mark else 1
