@@ -136,7 +136,7 @@ class MeasurementSettings(Settings):
 class TrainConfig(Settings):
     """One fine-tune: model, data, output folder, vaccine, monitor, measurements and the usual training settings.
 
-    Names of Axolotl and of TRL's command line are taken too; see ``poise.train.setting_names``.
+    Names of Axolotl and of TRL's command line are taken too; see ``train/setting_names.py``.
     """
 
     other_names: ClassVar[Mapping[str, str]] = OTHER_NAMES
