@@ -17,6 +17,7 @@ import tiny
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.model import Model
+from poise.model.token_text import text_bytes
 from poise.monitor import summarize_projections
 from poise.serve.server import RunningServer
 from poise.steer import SteeringExpression
@@ -152,9 +153,11 @@ class TestAChat:
         assert len(content) == 10
         for token in content:
             assert token.logprob <= 0
-            assert bytes(token.bytes).decode() == token.token
+            assert text_bytes(token.token) == bytes(token.bytes)
             assert (token.top_logprobs[0].token, token.top_logprobs[0].logprob) == (token.token, token.logprob)
             assert len(token.top_logprobs) == 2
+        choice = ask(client, logprobs=True).choices[0]
+        assert b"".join(bytes(t.bytes) for t in content).decode(errors="replace") == choice.message.content
         assert ask(client).choices[0].logprobs is None
         chunks = [c.choices[0].logprobs for c in ask(client, logprobs=True, stream=True)]
         streamed = [token for found in chunks if found for token in found.content]
@@ -183,6 +186,25 @@ class TestACompletion:
             assert choice.text == model.tokenizer.decode(out, skip_special_tokens=True)
             assert choice.logprobs is not None
             assert len(choice.logprobs.tokens or ()) == len(choice.logprobs.token_logprobs or ()) == len(out)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_has_as_many_likeliest_tokens_as_are_asked_for_and_says_where_each_token_begins(
+        self, client: openai.OpenAI, seed: int
+    ) -> None:
+        given: dict[str, Any] = {"model": NAME, "prompt": "The boats", "max_tokens": 24, "seed": seed, "logprobs": 5}
+        whole = client.completions.create(**given).choices[0]
+        assert whole.logprobs is not None
+        assert [len(top) for top in whole.logprobs.top_logprobs or ()] == [5] * 24
+        assert whole.logprobs.text_offset is not None
+        places = [*whole.logprobs.text_offset, len(whole.text)]
+        assert places == sorted(places)
+        for token, first, last in zip(whole.logprobs.tokens or (), places, places[1:], strict=False):
+            piece = whole.text[first:last]
+            assert piece == "" or piece.endswith(token) or token.startswith("bytes:")
+        chunks = [c.choices[0].logprobs for c in client.completions.create(**given, stream=True)]
+        for name in ("tokens", "text_offset"):
+            streamed = [value for chunk in chunks if chunk for value in getattr(chunk, name)]
+            assert streamed == getattr(whole.logprobs, name), name
 
     def test_takes_token_ids(self, client: openai.OpenAI, model: Model) -> None:
         ids = model.tokenizer("The boats")["input_ids"]

@@ -62,7 +62,16 @@ Uploads = Annotated[
         "--uploads", metavar="DIR", file_okay=False, help="Keep uploaded vectors there.", rich_help_panel=_KEPT
     ),
 ]
-Hook = Annotated[str | None, typer.Option("--webhook", metavar="URL", help="Post alarms there.", rich_help_panel=_KEPT)]
+Hook = Annotated[
+    str | None,
+    typer.Option("--webhook", metavar="URL", envvar="POISE_WEBHOOK", help="Post alarms there.", rich_help_panel=_KEPT),
+]
+HookFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--webhook-file", metavar="F", dir_okay=False, help="Post them to the URL in it.", rich_help_panel=_KEPT
+    ),
+]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Most answers at once.", rich_help_panel=_LOAD)]
 Queue = Annotated[
     int, typer.Option("--queue", metavar="N", min=1, help="Most that wait; more get 429.", rich_help_panel=_LOAD)
@@ -106,6 +115,7 @@ def serve(
     keep_days: KeepDays = 30,
     uploads: Uploads = None,
     webhook: Hook = None,
+    webhook_file: HookFile = None,
     batch: Batch = 32,
     queue: Queue = 256,
     deadline: Deadline = 600,
@@ -136,6 +146,7 @@ def serve(
             log_text=log_text,
             uploads=uploads,
             webhook=webhook,
+            webhook_file=webhook_file,
             cors=tuple(cors or ()),
             batch=batch,
             queue=queue,

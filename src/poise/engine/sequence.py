@@ -14,6 +14,7 @@ from poise.engine.detokenizer import Detokenizer
 from poise.engine.types import EngineOutput, GeneratedToken, GenerationRequest
 from poise.model import Model
 from poise.model.parts import PartTracker
+from poise.model.token_text import token_text
 
 __all__ = ["Sequence", "SequenceStatus"]
 
@@ -149,7 +150,7 @@ class Sequence:
         )
 
     def _decoded(self, token: int) -> str:
-        return str(self.model.tokenizer.decode([token]))
+        return token_text(self.model.tokenizer, token)
 
     def _release(self, until: int) -> tuple[GeneratedToken, ...]:
         first, self.detokenizer.released = self.detokenizer.released, max(until, self.detokenizer.released)

@@ -198,9 +198,9 @@ class GeneratedToken:
         piece: What the token adds to the answer with the marks around a thought; ``None`` for no more than ``text``.
         ends_unopened_thought: Whether the token is the end of a thought that no mark had opened: what came before it
             was thought, though it was given out as reply.
-        decoded: The token decoded by itself, where log-probabilities are asked for.
+        decoded: The token by itself, as ``poise.model.token_text`` has it, where log-probabilities are asked for.
         logprob: Log-probability of the token under the steered model, before temperature and top-p.
-        top_logprobs: The likeliest tokens at this position, each decoded by itself, with its log-probability.
+        top_logprobs: The likeliest tokens at this position, each by itself, with its log-probability.
     """
 
     text: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sqlite3
 import tempfile
 import threading
@@ -146,9 +147,11 @@ class ReadingsStore:
     Args:
         path: The database; ``None`` for one that ends with the server.
         keep_days: Older records are deleted.
+        private: Whether texts are stored, so that an existing file too is to be read by its owner alone; a new one is
+            so in any case.
     """
 
-    def __init__(self, path: Path | None = None, *, keep_days: float = 30.0) -> None:
+    def __init__(self, path: Path | None = None, *, keep_days: float = 30.0, private: bool = False) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="poise-") if path is None else None
         self.path = path or Path(self._temporary.name if self._temporary else "") / "readings.sqlite"
         self.keep = keep_days * 86400
@@ -157,12 +160,13 @@ class ReadingsStore:
         self._changed = threading.Condition()
         self._closing = False
         try:
+            _make_private(self.path, existing=private)
             with self._connect(timeout=10.0) as db:
                 db.execute("PRAGMA journal_mode=WAL")
                 db.executescript(SCHEMA)
                 if "part" not in {row["name"] for row in db.execute("PRAGMA table_info(readings)")}:
                     db.execute(ADD_PART)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise InvalidArgument(f"Cannot keep readings in {self.path} ({error}); name another file.") from error
         self._thread = threading.Thread(target=self._run, name="poise-store", daemon=True)
         self._thread.start()
@@ -268,6 +272,19 @@ class ReadingsStore:
                 db.execute("DELETE FROM readings WHERE time < ?", [oldest])
                 db.execute("DELETE FROM texts WHERE time < ?", [oldest])
             db.execute("COMMIT")
+
+
+def _make_private(path: Path, *, existing: bool) -> None:
+    """A new file for its owner alone; SQLite gives the files beside it the same rights. An existing one, if wanted."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))) if existing else ():
+        with contextlib.suppress(FileNotFoundError):
+            if (rights := file.stat().st_mode & 0o777) & 0o077:
+                file.chmod(rights & 0o700)
+                log.warning(
+                    "%s could be read by others (%o); its owner alone can now, since texts are kept.", file, rights
+                )
 
 
 def _row_values(r: ReadingRecord) -> tuple[Any, ...]:

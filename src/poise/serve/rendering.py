@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from poise.data import AnswerPart
 from poise.engine import GeneratedToken
+from poise.model.token_text import text_bytes
 from poise.monitor import AnswerReadings
 from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import Alert, GuardedOutput
@@ -84,7 +85,7 @@ class AnswerChoice:
                 body["message"]["reasoning_content"] = self.reasoning
         else:
             body["text"] = self.text
-        body["logprobs"] = self._logprobs(self.tokens)
+        body["logprobs"] = self._logprobs(self.tokens, 0)
         if _has_poise_field(self.plan):
             body["poise"] = {
                 **self._steering_facts(),
@@ -108,6 +109,7 @@ class AnswerChoice:
         """The ``choices[i]`` of the chunks that a step makes, once it has been added."""
         out = []
         tokens, alerts = guarded.output.tokens, list(guarded.alerts)
+        offset = sum(len(_raw_text(token)) for token in self.tokens) - sum(map(len, map(_raw_text, tokens)))
         for part, same in groupby(tokens, key=lambda token: token.part):
             run = list(same)
             text = "".join(token.text for token in run)
@@ -118,8 +120,9 @@ class AnswerChoice:
             if any(token.ends_unopened_thought for token in run):
                 poise["ends_unopened_thought"] = True
             if delta or _has_poise_field(self.plan) or self.kind == "text":
-                out.append(self._chunk_choice(delta, raw, poise, logprobs=self._logprobs(run)))
+                out.append(self._chunk_choice(delta, raw, poise, logprobs=self._logprobs(run, offset)))
                 alerts = []
+            offset += len(raw)
         if self.finish == "content_filter":
             message = self.plan.policy.message
             poise = {**self._tokens(()), "alarms": self._alarms(alerts)}
@@ -175,11 +178,12 @@ class AnswerChoice:
     def _alarms(self, alerts: Sequence[Alert]) -> list[dict[str, Any]]:
         return [alert.facts for alert in alerts]
 
-    def _logprobs(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, Any] | None:
+        """Of these tokens, which begin at this character of the text."""
         if self.plan.requests[self.index].top_logprobs is None:
             return None
         if self.kind == "text":
-            return _text_logprobs(tokens)
+            return _text_logprobs(tokens, offset)
         return _chat_logprobs([token for token in tokens if token.part == "reply"])
 
 
@@ -228,23 +232,31 @@ def _has_poise_field(plan: RequestPlan) -> bool:
 
 def _chat_logprobs(tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
     def entry(text: str, logprob: float | None) -> dict[str, Any]:
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": text, "logprob": logprob, "bytes": list(text_bytes(text))}
 
     content = [{**entry(t.decoded, t.logprob), "top_logprobs": [entry(*top) for top in t.top_logprobs]} for t in tokens]
     return {"content": content, "refusal": None}
 
 
-def _text_logprobs(tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
-    offsets, at = [], 0
+def _text_logprobs(tokens: Sequence[GeneratedToken], offset: int) -> dict[str, Any]:
+    offsets = []
     for token in tokens:
-        offsets.append(at)
-        at += len(_raw_text(token))
+        offsets.append(offset)
+        offset += len(_raw_text(token))
     return {
         "tokens": [t.decoded for t in tokens],
         "token_logprobs": [t.logprob for t in tokens],
-        "top_logprobs": [dict(t.top_logprobs) for t in tokens],
+        "top_logprobs": [_distinct(t.top_logprobs) for t in tokens],
         "text_offset": offsets,
     }
+
+
+def _distinct(top: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """As many entries as there are tokens: of two with one text, the less likely gets its rank."""
+    out: dict[str, float] = {}
+    for rank, (text, logprob) in enumerate(top, start=1):
+        out[text if text not in out else f"{text} (rank {rank})"] = logprob
+    return out
 
 
 def usage_body(plan: RequestPlan, choices: Sequence[AnswerChoice]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from poise.serve.request_body import BodyLimits
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.service import Service
 from poise.serve.vector_registry import VectorRegistry
-from poise.serve.webhook import Webhook
+from poise.serve.webhook import Webhook, read_webhook
 from poise.storage.output import check_writable
 from poise.vector import PersonaVector
 
@@ -54,6 +54,7 @@ class ServerOptions:
         log_text: Whether prompts and answers are stored too.
         uploads: Folder of uploaded vectors; ``None`` keeps them until the server stops.
         webhook: Address that alarms are posted to.
+        webhook_file: File with that address, which then no list of processes shows.
         cors: Origins whose pages may send requests.
         batch: Most answers at once.
         queue: Most requests that wait.
@@ -73,6 +74,7 @@ class ServerOptions:
     log_text: bool = False
     uploads: Path | None = None
     webhook: str | None = None
+    webhook_file: Path | None = None
     cors: tuple[str, ...] = ()
     batch: int = 32
     queue: int = 256
@@ -106,10 +108,7 @@ def check_options(
         )
     if unknown := sorted(set(policies.keys) - set(keys.names)):
         raise InvalidArgument(f"The policy names the key {unknown[0]!r}, which the key file lacks; fix one of them.")
-    if options.webhook and not options.webhook.startswith(("http://", "https://")):
-        raise InvalidArgument(
-            f"`webhook` is {options.webhook!r}; give an address that begins with http:// or https://."
-        )
+    read_webhook(options.webhook, options.webhook_file)
     return keys, policies
 
 
@@ -176,8 +175,8 @@ def make_server(
         scheduler=scheduler,
         registry=registry,
         policies=policies,
-        store=ReadingsStore(options.log, keep_days=options.keep_days),
-        webhook=Webhook(url=options.webhook) if options.webhook else None,
+        store=ReadingsStore(options.log, keep_days=options.keep_days, private=options.log_text),
+        webhook=Webhook(url=hook) if (hook := read_webhook(options.webhook, options.webhook_file)) else None,
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
     )

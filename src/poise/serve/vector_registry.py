@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 import threading
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from poise import vector as vectors
 from poise.activations import Probe
@@ -18,10 +21,12 @@ from poise.model import Model
 from poise.model.relation import SAME_MODEL, ModelRelation
 from poise.monitor import alarms_in_force
 from poise.monitor.baseline import ReadingBaseline, measure_baseline
+from poise.steer import Steering, cautions
 from poise.vector import Alarm, PersonaVector
 
 __all__ = ["NAME", "VectorRegistry", "WatchedVector"]
 
+LARGEST_NORM_RATIO = 2  # between mean ‖h‖ of one model on two sets of answers
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
@@ -83,7 +88,8 @@ class VectorRegistry:
         self._lock = threading.Lock()
         self._entries: dict[str, WatchedVector] = {}
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not folder.exists():
+                folder.mkdir(parents=True, mode=0o700)
             for path in sorted(folder.glob("*.safetensors")):
                 self.add(path.stem, vectors.load_vector(path), fixed=False)
 
@@ -145,6 +151,7 @@ class VectorRegistry:
                 path = Path(folder) / "upload.safetensors"
                 path.write_bytes(data)
                 vector = vectors.load_vector(path)
+            self._check_usable(vector)
             entry = self.add(name, vector, fixed=False)
             if self.folder:
                 try:
@@ -155,6 +162,24 @@ class VectorRegistry:
         except UserError as error:
             raise RequestError(400, _without_paths(str(error)), code="invalid_vector", param="name") from error
         return entry
+
+    def _check_usable(self, vector: PersonaVector) -> None:
+        """Refuse what would fail at each use, or would let its doses be counted as less than they are."""
+        try:
+            cautions(Steering.add(vector, coef=1.0))
+            vector.at("read")
+            facts = json.dumps(vector.header.model_dump(mode="json"), allow_nan=False, ensure_ascii=False)
+            facts.encode()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidVector(
+                f"The header of {vector.name!r} cannot be used ({type(error).__name__}); extract and validate it again."
+            ) from error
+        known = [w.vector.reference_norm for w in self._entries.values() if w.fixed]
+        if known and (vector.reference_norm > LARGEST_NORM_RATIO * torch.stack(known).median(dim=0).values).any():
+            raise InvalidVector(
+                f"The reference norms of {vector.name!r} are more than {LARGEST_NORM_RATIO} times those of the vectors "
+                "that are here, so its doses would count for less than they are; extract it on this model."
+            )
 
     def delete(self, name: str) -> None:
         """Remove a vector, from disk too.

@@ -7,11 +7,14 @@ import logging
 import queue
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 
-__all__ = ["Webhook"]
+from poise.errors import InvalidArgument
+
+__all__ = ["Webhook", "read_webhook"]
 
 log = logging.getLogger("poise.serve")
 
@@ -77,3 +80,22 @@ class Webhook:
             pause *= 2
         log.warning("An alarm could not be told to the webhook in %d tries.", MAX_TRIES)
         return False
+
+
+def read_webhook(url: str | None, file: Path | None) -> str | None:
+    """The address that alarms are posted to, which may be a secret: no message has it.
+
+    Raises:
+        InvalidArgument: it comes from both, its file cannot be read, or it is no address.
+    """
+    if url and file:
+        raise InvalidArgument("There are two addresses, in `webhook` and in `webhook_file`; give one.")
+    if file:
+        try:
+            url = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidArgument(f"Cannot read `webhook_file` {file} ({type(error).__name__}); check it.") from error
+    where = f"the address in {file}" if file else "`webhook`"
+    if (url or file) and (not url or not url.startswith(("http://", "https://")) or len(url.split()) > 1):
+        raise InvalidArgument(f"{where[:1].upper()}{where[1:]} has to begin with http:// or https://; fix it.")
+    return url or None

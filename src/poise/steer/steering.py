@@ -14,6 +14,7 @@ from poise.errors import InvalidArgument, InvalidSteering
 from poise.model.parts import Part
 from poise.steer.operators import OPERATORS, Operation
 from poise.vector import PersonaVector
+from poise.vector.lengths import unit_direction
 from poise.vector.persona_vector import LARGEST
 
 __all__ = ["Condition", "Phase", "Steering", "Term", "orthogonal_part"]
@@ -147,7 +148,7 @@ class Term:
         """
         v = self.vector.directions if within is None else within
         if self.operation != "add":
-            return {i: v[i] / torch.linalg.vector_norm(v[i]).clamp(min=1e-12) for i in self.touched}
+            return {i: unit_direction(v[i]) for i in self.touched}
         if self.layers == "increments":
             v = torch.diff(v, dim=0, prepend=torch.zeros_like(v[:1]))
         return {i: self.value * v[i] for i in self.touched}
@@ -351,7 +352,7 @@ def orthogonal_part(v: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.T
     remainder = v.double()
     for other in earlier:
         u = other.double()
-        u = u / torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp(min=1e-12)
+        u = u / torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp(min=1e-100)
         remainder = remainder - (remainder * u).sum(-1, keepdim=True) * u
     norm_after = torch.linalg.vector_norm(remainder, dim=-1, keepdim=True)
     norm_before = torch.linalg.vector_norm(v.double(), dim=-1, keepdim=True)

@@ -27,6 +27,7 @@ from poise.vector.algebra import COMPUTED, check_one_model, computed_header
 from poise.vector.calibration import Alarm, Drift
 from poise.vector.detector import Detector
 from poise.vector.header import Header
+from poise.vector.lengths import row_cosines, row_lengths, unit_direction
 from poise.vector.placement import LayerDirection, Purpose, preferred_layer
 
 __all__ = ["PersonaVector", "as_vectors"]
@@ -105,8 +106,8 @@ class PersonaVector:
             )
         for slot, tensor in (("_directions", directions), ("_reference_norm", reference_norm)):
             single = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
-            if not torch.isfinite(single).all():  # after the cast: what float32 cannot hold is infinity
-                raise InvalidVector("The vector holds NaN or infinity in float32; extract it again.")
+            if not torch.isfinite(row_lengths(single)).all():  # after the cast: what float32 cannot hold is infinity
+                raise InvalidVector("The vector holds NaN or infinity in float32, or is that long; extract it again.")
             if slot == "_reference_norm" and (single < 0).any():
                 raise InvalidVector("The reference norms are mean lengths and cannot be negative; extract it again.")
             object.__setattr__(self, slot, single)
@@ -223,7 +224,7 @@ class PersonaVector:
     @property
     def norms(self) -> torch.Tensor:
         """‖v‖ at each layer, float32 [L]."""
-        return torch.as_tensor(torch.linalg.vector_norm(self._directions, dim=-1))
+        return row_lengths(self._directions)
 
     def at(self, purpose: Purpose, layer: int | None = None, *, part: AnswerPart = "reply") -> LayerDirection:
         """Where the vector works for a purpose: the layer, the direction and the alarms there.
@@ -265,7 +266,7 @@ class PersonaVector:
 
     def unit(self, layer: int) -> torch.Tensor:
         """v̂ at a layer, float32 [d]."""
-        return self._directions[self.check_layer(layer)] / self.norms[layer].clamp(min=1e-12)
+        return unit_direction(self._directions[self.check_layer(layer)])
 
     def project(self, activations: torch.Tensor, layer: int) -> torch.Tensor:
         """Activations [..., d] of that layer on the unit direction: float32 [...]."""
@@ -292,7 +293,7 @@ class PersonaVector:
                 f"{other.header.model.name} (L={other.layers}, d={other.width}) have different shapes, so there is no "
                 "cosine; compare vectors of one model."
             )
-        return torch.cosine_similarity(self._directions, other._directions, dim=-1)
+        return row_cosines(self._directions, other._directions)
 
     def dose(self, coef: float, layer: int) -> float:
         """``α‖v‖ / mean‖h‖`` at a layer."""
@@ -365,9 +366,8 @@ class PersonaVector:
     def with_certificate(self, certificate: Mapping[str, Any] | FrozenModel) -> PersonaVector:
         """The same vector with a certificate, as ``validate`` gave it or as JSON, in its header."""
         if not isinstance(certificate, FrozenModel | Mapping):
-            raise InvalidVector(
-                f"A certificate is what `validate` gives, or its JSON as a mapping, not {type(certificate).__name__}."
-            )
+            kind = type(certificate).__name__
+            raise InvalidVector(f"A certificate is what `validate` gives, or its JSON as a mapping, not {kind}.")
         facts = certificate.model_dump(mode="json") if isinstance(certificate, FrozenModel) else dict(certificate)
         header = self.header.model_copy(update={"certificate": ReadOnlyDict(facts)})
         return PersonaVector(self._directions, self._reference_norm, header, detector=self.detector)

@@ -15,6 +15,7 @@ from poise.data import AnswerPart
 from poise.model.probe import Probe
 from poise.vector.calibration import Alarm
 from poise.vector.detector import Detector
+from poise.vector.lengths import row_lengths
 
 if TYPE_CHECKING:
     from poise.vector.header import Header
@@ -69,7 +70,7 @@ class LayerDirection:
     @property
     def difference(self) -> float:
         """What the trait adds to a reading, on average over its pairs: ‖v‖, or the detector's own mean difference."""
-        return self.detector.facts.difference if self.detector else float(torch.linalg.vector_norm(self.direction))
+        return self.detector.facts.difference if self.detector else float(row_lengths(self.direction))
 
     def alarm(self, reading: str) -> Alarm | None:
         """The alarm of the lowest rate for a reading of any topic; ``None`` where calibration set none here."""

@@ -24,6 +24,7 @@ __all__ = ["load_vector", "save_vector", "vector_loss"]
 
 TENSORS = ("directions", "reference_norm")
 DETECTOR_WEIGHTS = "detector"
+DEEPEST_HEADER = 64  # objects and lists within each other; Poise writes a dozen
 
 
 def save_vector(vector: PersonaVector, path: str | Path, *, force: bool = False) -> None:
@@ -146,7 +147,7 @@ def _header(path: str | Path, file: Any) -> Header:
             "`poise extract`."
         )
     try:
-        header = Header.model_validate(json.loads(document))
+        header = Header.model_validate(_shallow_json(document))
     except (ValidationError, ValueError) as error:
         fault = first_fault(error, Header) if isinstance(error, ValidationError) else str(error)
         raise InvalidVector(
@@ -160,3 +161,25 @@ def _header(path: str | Path, file: Any) -> Header:
             f"{path} has a detector's figures without its weights, or the other way round; fit it again."
         )
     return header
+
+
+def _shallow_json(document: str) -> Any:
+    """What a JSON text says, if it can be walked through by calls within calls: anybody may have written it.
+
+    Raises:
+        ValueError: no JSON, or nested too deeply.
+    """
+    try:
+        value = json.loads(document)
+    except RecursionError as error:
+        raise ValueError(f"nested more than {DEEPEST_HEADER} deep") from error
+    level, depth = [value], 0
+    while level := [item for value in level for item in _items(value)]:
+        depth += 1
+        if depth > DEEPEST_HEADER:
+            raise ValueError(f"nested more than {DEEPEST_HEADER} deep")
+    return value
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
