@@ -105,10 +105,15 @@ def _model(service: Service) -> dict[str, Any]:
 
 async def _complete(service: Service, kind: type[OpenAIRequest], request: Request) -> Response:
     data, content_type = await request.body(), request.headers.get("content-type", "")
+    key = getattr(request.state, "key", None)
+    limits = service.policies.of(key).limits
+    service.rates.take_request(key, limits)
     body = await service.workers.run(partial(read_request, kind, data, content_type), size=len(data))
-    exchange = await service.open(body, getattr(request.state, "key", None), size=len(data))
+    exchange = await service.open(body, key, size=len(data))
+    headers = service.rates.headers(key, limits)
     if body.stream:
-        return _Stream(exchange, _event_stream(exchange, include_usage=body.stream_options.include_usage))
+        chunks = _event_stream(exchange, include_usage=body.stream_options.include_usage)
+        return _Stream(exchange, chunks, headers)
     gone = asyncio.ensure_future(_hung_up(request))
     done = asyncio.ensure_future(_to_the_end(exchange))
     try:
@@ -117,7 +122,7 @@ async def _complete(service: Service, kind: type[OpenAIRequest], request: Reques
             return Response(status_code=499)  # which nobody reads
         done.result()
         written = await service.workers.run(partial(_written, exchange), size=exchange.size)
-        return Response(written, media_type="application/json")
+        return Response(written, media_type="application/json", headers=headers)
     finally:
         gone.cancel()
         done.cancel()
@@ -132,8 +137,8 @@ async def _hung_up(request: Request) -> None:
 class _Stream(EventSourceResponse):
     """Gives the slots back however it ends, also where the client is gone before the first chunk."""
 
-    def __init__(self, exchange: CompletionExchange, chunks: AsyncIterator[bytes]) -> None:
-        super().__init__(chunks)
+    def __init__(self, exchange: CompletionExchange, chunks: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(chunks, headers=headers)
         self.exchange = exchange
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -9,7 +9,9 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +24,8 @@ from poise.serve.request_body import BodyLimits, check_body
 from poise.serve.request_workers import RequestWorkers
 
 __all__ = ["ApiKeys", "RequestGate", "is_loopback"]
+
+log = logging.getLogger("poise.serve")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -43,6 +47,7 @@ HEADERS = {
     "cache-control": "no-store",
 }
 BYTES_A_SECOND = 2**16  # by which a body may take longer
+SECONDS_BETWEEN_LOOKS = 1.0  # at the key file
 MIN_KEY_LENGTH = 16  # characters
 
 
@@ -51,10 +56,12 @@ class ApiKeys:
 
     Args:
         named: Key by name.
+        file: File that they came from; looked at again once a second at most, and read again once it has changed.
     """
 
-    def __init__(self, named: Mapping[str, str]) -> None:
+    def __init__(self, named: Mapping[str, str], *, file: Path | None = None) -> None:
         self._digests = {name: _digest(key) for name, key in named.items()}
+        self._file, self._version, self._looked = file, _file_version(file), time.monotonic()
 
     def __bool__(self) -> bool:
         return bool(self._digests)
@@ -66,10 +73,26 @@ class ApiKeys:
 
     def find(self, authorization: str | None) -> str | None:
         """The name of the key in an ``Authorization`` header, or ``None``."""
+        self._reload()
         scheme, _, key = (authorization or "").partition(" ")
         digest = _digest(key.strip() if scheme.lower() == "bearer" else "")
         names = [name for name, known in self._digests.items() if hmac.compare_digest(digest, known)]
         return names[0] if names else None
+
+    def _reload(self) -> None:
+        """Take the keys of a file that has changed; where it is faulty, go on with those that there were."""
+        if self._file is None or time.monotonic() < self._looked + SECONDS_BETWEEN_LOOKS:
+            return
+        self._looked = time.monotonic()
+        if (version := _file_version(self._file)) == self._version:
+            return
+        self._version = version
+        try:
+            self._digests = ApiKeys.read(self._file)._digests
+        except InvalidArgument as error:
+            log.error("%s The keys are those from before.", error)
+        else:
+            log.warning("The key file %s has changed: %d keys.", self._file, len(self._digests))
 
     @classmethod
     def read(cls, path: Path | None) -> ApiKeys:
@@ -98,7 +121,16 @@ class ApiKeys:
             named[name] = key
         if not named:
             raise InvalidArgument(f"The key file {path} has no key; write one a line.")
-        return cls(named)
+        return cls(named, file=path)
+
+
+def _file_version(file: Path | None) -> tuple[int, int, int] | None:
+    """What changes with a file; ``None`` where there is none."""
+    try:
+        facts = file.stat() if file else None
+    except OSError:
+        return None
+    return facts and (facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
 
 def _digest(key: str) -> bytes:

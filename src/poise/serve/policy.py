@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from poise.data import AnswerPart
 from poise.errors import RequestError, UserError
+from poise.serve.rate_limits import RateLimit
 from poise.settings import Settings, read_settings
 from poise.steer import Steering, SteeringExpression, total_dose
 from poise.steer.hold import HeldSteering, hold_forced
@@ -30,6 +31,9 @@ class Policy(Settings):
     most_dose: float = Field(3.0, gt=0, description="Most that a request's steering may come to in all.")
     most_tokens: int = Field(4096, ge=1, description="Longest answer that a request may ask for.")
     default_tokens: int = Field(512, ge=1, description="Longest answer where a request does not say.")
+    limits: tuple[RateLimit, ...] = Field(
+        (), description="Most requests and tokens in so many seconds or days; each key is counted by itself."
+    )
     on_alarm: Action | dict[str, Action] = Field(
         "note",
         description="note it; cap the trait at its threshold from the next token on; stop the answer. By vector, or "

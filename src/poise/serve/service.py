@@ -22,6 +22,7 @@ from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 from poise.serve.metrics import Metrics
 from poise.serve.planning import RequestPlan, plan_request
 from poise.serve.policy import Policies
+from poise.serve.rate_limits import RateLimiter, TokenReservation
 from poise.serve.readings_db import ReadingRecord, ReadingsStore
 from poise.serve.rendering import AnswerChoice, CompletionKind, answer_summary
 from poise.serve.request_workers import RequestWorkers
@@ -46,6 +47,7 @@ class Service:
         name: Name by which requests call the model.
         scheduler: Thread that runs the model.
         workers: Threads for work on the texts of requests.
+        rates: What each key has used of its limits.
         registry: Vectors that watch, and that requests may steer with.
         policies: Rules for all, and for keys by their name.
         store: Database of readings.
@@ -64,6 +66,7 @@ class Service:
     store: ReadingsStore
     metrics: Metrics = field(default_factory=Metrics)
     workers: RequestWorkers = field(default_factory=RequestWorkers)
+    rates: RateLimiter = field(default_factory=RateLimiter)
     webhook: Webhook | None = None
     deadline: float = NEVER
     log_text: bool = False
@@ -87,7 +90,13 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         exchange = await self.workers.run(lambda: self._plan(body, key, loop), size=size)
-        self.scheduler.submit(exchange.requests)
+        most = exchange.plan.prompt_tokens + sum(r.sampling.max_new_tokens for r in exchange.plan.requests)
+        exchange.reservation = self.rates.reserve(key, exchange.plan.policy.limits, most)
+        try:
+            self.scheduler.submit(exchange.requests)
+        except RequestError:
+            self.rates.settle(exchange.reservation, 0)
+            raise
         self.metrics.tokens.labels("prompt").inc(exchange.plan.prompt_tokens)
         return exchange
 
@@ -109,6 +118,7 @@ class CompletionExchange:
     Attributes:
         head: Id, time and model, as every answer and chunk has them.
         choices: Answers as far as they have come.
+        reservation: Tokens that the request's key is charged with until it is known how many they are.
     """
 
     def __init__(
@@ -132,6 +142,7 @@ class CompletionExchange:
         self._outputs: asyncio.Queue[tuple[int, GuardedOutput]] = asyncio.Queue()
         self._began = time.monotonic()
         self._first_token_seen = self._closed = False
+        self.reservation: TokenReservation | None = None
         deadline = self._began + service.deadline
         self.requests = [
             ScheduledRequest(
@@ -191,6 +202,9 @@ class CompletionExchange:
         if not self._closed:
             self._closed = True
             self.service.scheduler.drop(self.requests)
+            if self.reservation:
+                used = self.plan.prompt_tokens + sum(len(choice.tokens) for choice in self.choices)
+                self.service.rates.settle(self.reservation, used)
             self._record()
 
     def _failed(self, error: Exception) -> RequestError:
