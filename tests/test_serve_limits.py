@@ -174,7 +174,7 @@ class TestAServer:
             left = server.service.rates.headers("ana", server.service.policies.default.limits)
             assert left["x-ratelimit-remaining-tokens"] == str(300 - used)
             assert used < prompt + 100
-            many = chat(address, max_tokens=140, n=2)
+            many = chat(address, max_tokens=140, n=3)
             assert (many.status_code, many.json()["error"]["param"]) == (400, "max_tokens")
 
     def test_gives_back_what_a_request_reserved_that_never_began(

@@ -132,8 +132,8 @@ class RateLimiter:
             if tokens > limit.most:
                 raise RequestError(
                     400,
-                    f"The request may come to {tokens} tokens, prompt and longest answer together, and the limit here is "
-                    f"{limit}; shorten it, or lower max_tokens.",
+                    f"The request may come to {tokens} tokens, prompt and longest answer together, and the limit here "
+                    f"is {limit}; shorten it, or lower max_tokens.",
                     code="tokens_too_many",
                     param="max_tokens",
                 )
