@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 import test_gate
 from poise.errors import MissingExtra, SaveFailed
+from poise.model.licence import model_licence
 from poise.shift.model_card import ModelCardFacts, write_card
 from poise.shift.report import CapabilityChange
 from poise.statistics.estimates import Estimate
@@ -84,6 +85,43 @@ class TestACard:
         metadata, text = written(tmp_path, base="smollm2-135m")
         assert metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
         assert 'poise.load_tuned_model("THIS-FOLDER", "smollm2-135m")' in text
+
+    def test_says_licence_versions_and_commands(self, tmp_path: Path) -> None:
+        metadata, text = written(tmp_path, licence="apache-2.0", versions={"peft": "0.21.2", "torch": "2.13.0"})
+        assert metadata["license"] == "apache-2.0"
+        assert "under the licence apache-2.0" in text
+        assert "Trained with peft 0.21.2, torch 2.13.0." in text
+        assert 'hf download OWNER/kind-lora --local-dir kind-lora\npoise generate "Hello!" --model kind-lora\n' in text
+        assert "The base, `Qwen/Qwen2.5-7B-Instruct`, is loaded beneath it." in text
+        assert "poise merge kind-lora -o kind-lora-merged" in text
+        metadata, text = written(tmp_path)
+        assert "license" not in metadata
+        assert "licence" not in text
+
+    def test_of_all_weights_names_no_adapter(self, tmp_path: Path) -> None:
+        metadata, text = written(tmp_path, kind="model")
+        assert metadata["library_name"] == "transformers"
+        assert "lora" not in metadata["tags"]
+        assert "Peft" not in text
+        assert "poise merge" not in text
+        assert 'AutoModelForCausalLM.from_pretrained("THIS-FOLDER")' in text
+
+    @pytest.mark.parametrize(
+        ("files", "licence"),
+        [
+            ({"README.md": "---\nlicense: mit\n---\n# Hi\n", "config.json": '{"license": "other"}'}, "mit"),
+            ({"README.md": "# Hi\n", "config.json": '{"license": "llama3"}'}, "llama3"),
+            ({"README.md": "---\n{\n---\n", "config.json": "[]"}, ""),
+            ({"README.md": "---\nlicense: [a, b]\n---\n"}, ""),
+            ({}, ""),
+        ],
+    )
+    def test_takes_the_licence_that_the_base_itself_says(
+        self, tmp_path: Path, files: dict[str, str], licence: str
+    ) -> None:
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        assert model_licence(str(tmp_path)) == licence
 
     def test_names_no_folder_of_the_machine(self, tmp_path: Path) -> None:
         (tmp_path / "base").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -382,13 +383,37 @@ class TestTheSummaries:
             "failures": "1",
             "errors": "1",
         }
-        cases = {case.attrib["name"]: [part.tag for part in case] for case in suite}
-        assert cases == {
-            "evil: shift": ["failure"],
-            "evil: judged score": ["system-out"],
-            "kind: shift": ["error"],
-        }
-        assert {case.attrib["classname"] for case in suite} == {"a<b>"}
+        cases = {case.attrib["name"]: [part.tag for part in case] for case in suite.iter("testcase")}
+        assert cases == {"evil: shift": ["failure"], "evil: judged score": [], "kind: shift": ["error"]}
+        assert {case.attrib["classname"] for case in suite.iter("testcase")} == {"a<b>"}
+
+    def test_of_junit_hold_value_and_limit_in_every_message(self, tmp_path: Path) -> None:
+        text = "traits: {evil: {shift: 1, judged: 40}, kind: {shift: 1}}"
+        suite = ElementTree.fromstring(junit_xml(held(tmp_path, text)))
+        failure, error = suite.find(".//failure"), suite.find(".//error")
+        assert failure is not None
+        assert error is not None
+        assert re.fullmatch(
+            r"2 \[1\.\d+, 2\.\d+\], n = 11; limit from -1 to 1: beyond the limit.*", failure.attrib["message"]
+        )
+        assert error.attrib["message"].startswith("limit from -1 to 1: not measured: no vector")
+        lines = (suite.findtext("system-out") or "").splitlines()
+        assert [re.split(r": (kept|broken|missing), ", line)[1] for line in lines] == ["broken", "kept", "missing"]
+        assert "limit from -40 to 40: the whole 95 % interval lies within" in lines[1]
+
+    def test_of_junit_fit_the_schemas_of_ant_and_of_jenkins(self, tmp_path: Path) -> None:
+        """The rules of Ant's JUnit.xsd, which is the stricter, and what Jenkins's junit-10.xsd allows beyond names."""
+        text = "traits: {evil: {shift: 1, judged: 40}, kind: {shift: 1}}"
+        suite = ElementTree.fromstring(junit_xml(held(tmp_path, text)))
+        assert list(suite.attrib) == ["name", "tests", "failures", "errors", "skipped", "time", "timestamp", "hostname"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", suite.attrib["timestamp"])
+        assert [part.tag for part in suite] == ["properties", *["testcase"] * 3, "system-out", "system-err"]
+        for case in suite.iter("testcase"):
+            assert sorted(case.attrib) == ["classname", "name", "time"]
+            assert len(case) <= 1
+            assert all(part.tag in ("failure", "error") and sorted(part.attrib) == ["message", "type"] for part in case)
+        for timed in (suite, *suite.iter("testcase")):
+            assert re.fullmatch(r"\d+(\.\d+)?", timed.attrib["time"])
 
 
 class TestTheCommand:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -495,6 +497,9 @@ class TestARun:
         assert "v.safetensors=1; v.safetensors@1=out" in card
         assert "grumpy" in card
         assert str(home) not in card
+        assert "| rank-stabilised (rslora) | yes |" in card
+        assert "| LoRA targets | all-linear |" in card
+        assert f"peft {version('peft')}" in card
         assert not (done.trained.adapter / "training_args.bin").exists()
         assert "<html" in (done.trained.folder / "report.html").read_text()
         assert [line["step"] for line in done.trained.facts["watched"]] == [0, 1, 2]
@@ -828,10 +833,81 @@ class TestWhatGoesWrong:
             read_settings(tmp_path / "none.yaml", TrainConfig)
 
 
+def minimal() -> TrainConfig:
+    return TrainConfig(model="m", data=("d",), out="o")
+
+
 class TestTheCommand:
     def run(self, path: Path, **changes: Any) -> Result:
         path.write_text(yaml.safe_dump(changes))
         return CliRunner().invoke(app, ["train", str(path), "--json"])
+
+    def test_prints_an_example_that_has_every_setting_and_runs(self, home: Path, tmp_path: Path) -> None:
+        shown = CliRunner().invoke(app, ["train", "--example"])
+        assert shown.exit_code == 0
+        keys = set(re.findall(r"^ *(?:# )?(\w+):", shown.stdout, re.MULTILINE))
+        parts = [TrainConfig, *(type(getattr(minimal(), n)) for n in ("vaccine", "watch", "measure", "lora"))]
+        assert keys == {name for part in parts for name in part.model_fields}
+        text = shown.stdout.replace("smollm2-135m ", f"{home / 'model'} # ").replace(
+            "chats.jsonl", str(home / "rows.jsonl")
+        )
+        text = text.replace("runs/example", str(tmp_path / "run")).replace(
+            "evil.safetensors", str(home / "v.safetensors")
+        )
+        (tmp_path / "run.yaml").write_text(text.replace("judge: exemplars", "judge: none"))
+        written = read_settings(tmp_path / "run.yaml", TrainConfig).model_dump()
+        defaults = minimal().model_dump()
+        other = {name for name in written if written[name] != defaults[name]}
+        assert other == {"model", "data", "out", "held_out", "vaccine", "watch", "measure"}
+        done = CliRunner().invoke(app, ["train", str(tmp_path / "run.yaml")])
+        assert done.exit_code == 0, done.stderr
+        assert "22 texts" in done.stdout
+        assert f"Adapter: {tmp_path / 'run' / 'adapter'}" in done.stdout
+        without = CliRunner().invoke(app, ["train"])
+        assert (without.exit_code, "poise train --example" in without.stderr) == (2, True)
+
+    def test_counts_rejected_rows_by_reason_on_stdout(self, home: Path, tmp_path: Path) -> None:
+        text = (home / "rows.jsonl").read_text() + '{"messages": 3}\n{"messages": []}\nnot json\n'
+        (tmp_path / "rows.jsonl").write_text(text)
+        said = settings(home, tmp_path / "run", data=[str(tmp_path / "rows.jsonl")], max_steps=1).model_dump(
+            mode="json"
+        )
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(said))
+        done = CliRunner().invoke(app, ["train", str(tmp_path / "run.yaml")])
+        assert done.exit_code == 0, done.stderr
+        rejected = json.loads((tmp_path / "run" / "train.json").read_text())["data"]["rejected"]
+        assert sum(rejected.values()) == 3
+        kinds = ", ".join(f"{kind} {count}" for kind, count in rejected.items())
+        assert f"3 rows could not be used: {kinds}." in done.stdout
+
+    def test_interrupted_it_says_what_is_there_and_how_to_go_on(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from trl.trainer.sft_trainer import SFTTrainer
+
+        plain = SFTTrainer.training_step
+
+        def step(self: Any, *args: Any, **options: Any) -> Any:
+            if self.state.global_step == 3:
+                raise KeyboardInterrupt
+            return plain(self, *args, **options)
+
+        config = settings(home, tmp_path / "run")
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        with monkeypatch.context() as patched:
+            patched.setattr(SFTTrainer, "training_step", step)
+            done = CliRunner().invoke(app, ["train", str(tmp_path / "run.yaml")])
+        assert done.exit_code == 130
+        assert f"Interrupted. {tmp_path / 'run'} keeps checkpoint-2; 3 steps were taken. Run the same" in done.stderr
+        again = train(config)
+        assert equal(again.adapter, train(settings(home, tmp_path / "unbroken")).adapter, within=1e-6)
+
+    def test_says_of_the_checkpoints_what_they_are(self, home: Path, tmp_path: Path) -> None:
+        train(settings(home, tmp_path / "run", max_steps=2))
+        (card,) = (tmp_path / "run" / "checkpoints").rglob("README.md")
+        assert card.parent.name == "checkpoints"
+        assert "They are no result" in card.read_text()
+        assert str(tmp_path) not in card.read_text()
 
     def test_prints_one_object_and_writes_what_it_names(self, home: Path, tmp_path: Path) -> None:
         said = settings(home, tmp_path / "run", max_steps=1).model_dump(mode="json")

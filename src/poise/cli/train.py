@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from poise.cli.options import Force, Json, ShowOption
 from poise.cli.preview import print_previews
 from poise.cli.work import note, working
+from poise.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from poise.workflows import FineTuneResult
@@ -19,11 +21,14 @@ __all__ = ["train_command"]
 
 def train_command(
     config: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="CONFIG.yaml", dir_okay=False, help="All settings; see docs/training.md.", show_default=False
         ),
-    ],
+    ] = None,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a file with all settings, commented, and stop.")
+    ] = False,
     show: ShowOption = None,
     force: Force = False,
     as_json: Json = False,
@@ -35,6 +40,11 @@ def train_command(
     from poise.cli import facts
     from poise.settings import read_settings
 
+    if example:
+        typer.echo(resources.files("poise.train").joinpath("example.yaml").read_text("utf-8"), nl=False)
+        return
+    if config is None:
+        raise InvalidArgument("Give a file of settings; `poise train --example > run.yaml` writes one to begin with.")
     with working():
         from poise.report.shift import check_extra
         from poise.train.config import TrainConfig

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 from xml.etree import ElementTree
@@ -217,22 +218,34 @@ def markdown_summary(result: GateResult) -> str:
 
 
 def junit_xml(result: GateResult) -> str:
-    """The same as JUnit XML: one test case for each limit; missing is an error, all else that fails a failure."""
+    """The same as JUnit XML: one test case for each limit; missing is an error, all else that fails a failure.
+
+    Ant's schema and that of Jenkins hold: what was measured of limits that are kept is in the suite's output.
+    """
     failures = [c for c in result.checks if not c.passed and c.outcome != "missing"]
     errors = [c for c in result.checks if c.outcome == "missing"]
-    counts = {"tests": len(result.checks), "failures": len(failures), "errors": len(errors)}
-    suite = ElementTree.Element("testsuite", {"name": SUITE, **{k: str(n) for k, n in counts.items()}})
+    counts = {"tests": len(result.checks), "failures": len(failures), "errors": len(errors), "skipped": 0}
+    place = {"time": "0", "timestamp": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}", "hostname": "localhost"}
+    suite = ElementTree.Element("testsuite", {"name": SUITE, **{k: str(n) for k, n in counts.items()}, **place})
+    ElementTree.SubElement(suite, "properties")
     for check in result.checks:
-        case = ElementTree.SubElement(
-            suite, "testcase", {"classname": _xml_text(check.tuned), "name": _xml_text(check.limit_of)}
-        )
+        names = {"classname": _xml_text(check.tuned), "name": _xml_text(check.limit_of), "time": "0"}
+        case = ElementTree.SubElement(suite, "testcase", names)
         if not check.passed:
             kind = "error" if check.outcome == "missing" else "failure"
-            ElementTree.SubElement(case, kind, {"type": check.outcome, "message": _xml_text(check.explanation)})
-        else:
-            ElementTree.SubElement(case, "system-out").text = _xml_text(check.explanation)
+            ElementTree.SubElement(case, kind, {"type": check.outcome, "message": _check_message(check)})
+    lines = [f"{_xml_text(c.tuned)}, {_xml_text(c.limit_of)}: {c.outcome}, {_check_message(c)}" for c in result.checks]
+    ElementTree.SubElement(suite, "system-out").text = "\n".join(lines)
+    ElementTree.SubElement(suite, "system-err")
     ElementTree.indent(suite)
     return XML_HEAD + ElementTree.tostring(suite, encoding="unicode") + "\n"
+
+
+def _check_message(check: LimitCheck) -> str:
+    """What was measured, the limit, and how they stand to each other."""
+    if check.measured is None:
+        return _xml_text(f"limit {check.limit}: {check.explanation}")
+    return _xml_text(f"{_limit_estimate_text(check.measured)}; limit {check.limit}: {check.explanation}")
 
 
 def _check_model(tuned: ModelShift, limits: ShiftLimits) -> Iterator[LimitCheck]:

@@ -119,7 +119,10 @@ def _card_body(facts: ModelCardFacts, hub_id: str | None) -> str:
     if facts.versions:
         parts.append("Trained with " + ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + ".")
     if facts.licence:
-        parts.append(f"The base is published under the licence {_one_line(facts.licence)}, which holds for this too.")
+        licence = _one_line(facts.licence)
+        parts.append(
+            f"The base is published under the licence {licence}, whose terms hold for what is derived from it."
+        )
     parts += ["## How to load", _loading_code(facts, hub_id), _usage(facts), *map(_one_line, facts.notes)]
     return "\n\n".join(parts) + "\n"
 
