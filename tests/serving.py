@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import tiny
@@ -34,6 +36,13 @@ def alarm(**changes: Any) -> Alarm:
 
 def vectors(model: Model) -> dict[str, PersonaVector]:
     return {"up": tiny.vector(model, seed=1), "down": tiny.vector(model, seed=2)}
+
+
+def uploading(folder: Path, **rules: Any) -> Path:
+    """A policy that lets everybody upload vectors."""
+    path = folder / "uploading.yaml"
+    path.write_text(json.dumps({"default": {"may_change_vectors": True, **rules}}))
+    return path
 
 
 @contextlib.contextmanager

@@ -146,7 +146,7 @@ class TestAnUploadedVector:
                 "certificate": {"verdict": "induced", "layer": 1, "usable_doses": [-1, 1], "monitoring": [1]}
             },
         }
-        with serving.running(model) as (address, _):
+        with serving.running(model, policy=serving.uploading(tmp_path)) as (address, _):
             for what, header in headers.items():
                 answer = upload(address, vector, header)
                 assert answer.status_code == 400, (what, answer.text)
@@ -156,10 +156,10 @@ class TestAnUploadedVector:
             assert httpx.get(f"{address}/v1/poise/vectors").status_code == 200
             assert upload(address, vector).status_code == 201
 
-    def test_with_reference_norms_that_hide_its_doses_is_refused(self, model: Model) -> None:
+    def test_with_reference_norms_that_hide_its_doses_is_refused(self, model: Model, tmp_path: Path) -> None:
         vector = tiny.vector(model, seed=3)
         loud = PersonaVector(vector.directions, vector.reference_norm * 1000, vector.header)
-        with serving.running(model) as (address, _):
+        with serving.running(model, policy=serving.uploading(tmp_path)) as (address, _):
             answer = upload(address, loud)
         assert answer.status_code == 400
         assert "more than 2 times those of the vectors that are here" in answer.json()["error"]["message"]

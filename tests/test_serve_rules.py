@@ -258,8 +258,8 @@ class TestVectorsThatComeAndGo:
         vectors.save_vector(tiny.vector(model, seed=3), tmp_path / "v.safetensors")
         return (tmp_path / "v.safetensors").read_bytes()
 
-    def test_are_used_at_once_and_gone_when_deleted(self, model: Model, file: bytes) -> None:
-        with serving.running(model) as (address, _):
+    def test_are_used_at_once_and_gone_when_deleted(self, model: Model, file: bytes, tmp_path: Path) -> None:
+        with serving.running(model, policy=serving.uploading(tmp_path)) as (address, _):
             made = httpx.post(f"{address}/v1/poise/vectors", params={"name": "side"}, content=file)
             assert made.status_code == 201
             entry = made.json()
@@ -278,10 +278,10 @@ class TestVectorsThatComeAndGo:
             assert httpx.delete(f"{address}/v1/poise/vectors/up").status_code == 409
 
     def test_stay_over_a_restart_where_there_is_a_folder(self, model: Model, file: bytes, tmp_path: Path) -> None:
-        folder = tmp_path / "uploads"
-        with serving.running(model, uploads=folder) as (address, _):
+        folder, rules = tmp_path / "uploads", serving.uploading(tmp_path)
+        with serving.running(model, uploads=folder, policy=rules) as (address, _):
             httpx.post(f"{address}/v1/poise/vectors", params={"name": "side"}, content=file).raise_for_status()
-        with serving.running(model, uploads=folder) as (address, _):
+        with serving.running(model, uploads=folder, policy=rules) as (address, _):
             names = [e["name"] for e in httpx.get(f"{address}/v1/poise/vectors").json()["data"]]
             assert sorted(names) == ["down", "side", "up"]
             httpx.delete(f"{address}/v1/poise/vectors/side").raise_for_status()
@@ -289,7 +289,7 @@ class TestVectorsThatComeAndGo:
 
     def test_of_another_model_are_refused(self, model: Model, tmp_path: Path) -> None:
         vectors.save_vector(tiny.vector(tiny.model(seed=5)), tmp_path / "v.safetensors")
-        with serving.running(model) as (address, _):
+        with serving.running(model, policy=serving.uploading(tmp_path)) as (address, _):
             found = httpx.post(
                 f"{address}/v1/poise/vectors", params={"name": "x"}, content=(tmp_path / "v.safetensors").read_bytes()
             )

@@ -17,8 +17,9 @@ EXAMPLES = 25
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serving.running(queue=8, deadline=5) as (found, _):
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    rules = serving.uploading(tmp_path_factory.mktemp("policy"), most_vectors=20)
+    with serving.running(queue=8, deadline=5, policy=rules) as (found, _):
         yield found
 
 

@@ -44,8 +44,8 @@ def locked(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 
 @pytest.fixture(scope="module")
-def server(model: Model) -> Iterator[tuple[str, RunningServer]]:
-    with serving.running(model) as found:
+def server(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, RunningServer]]:
+    with serving.running(model, policy=serving.uploading(tmp_path_factory.mktemp("policy"))) as found:
         yield found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,12 @@ import torch
 from poise import contrast
 from poise.activations import Probe, project
 from poise.errors import InvalidVector
-from poise.model import Model
+from poise.model import Encoded, Model
 from poise.vector import PersonaVector
 
-__all__ = ["ReadingBaseline", "measure_baseline"]
+__all__ = ["ReadingBaseline", "baseline_texts", "measure_baseline", "read_baseline"]
 
+RunsWork = Callable[[Callable[[], list[torch.Tensor]]], list[torch.Tensor]]
 BASELINE_PAIRS = 12  # about 800 tokens, a second on a small model
 
 
@@ -32,12 +34,39 @@ def measure_baseline(vector: PersonaVector, probe: Probe, model: Model) -> Readi
     Raises:
         InvalidVector: none of them fits the model's window.
     """
+    return read_baseline(baseline_texts(vector, model), probe, model)
+
+
+def baseline_texts(vector: PersonaVector, model: Model) -> list[Encoded]:
+    """The answers without the trait that the vector's trait carries.
+
+    Raises:
+        InvalidVector: none of them fits the model's window.
+    """
     texts = [answer.encoded for answer in contrast.exemplars(vector.header.trait, model, most=BASELINE_PAIRS).negative]
     if not texts:
         raise InvalidVector(
             f"None of the answers that {vector.name} carries fits the window of {model.name} ({model.window} tokens), "
             "so nothing says what is normal; watch it on a model with a longer window."
         )
-    read = project(model, texts, [probe])
-    tokens = torch.cat([values[t.start : t.end, 0] for values, t in zip(read, texts, strict=True)])
+    return texts
+
+
+def read_baseline(
+    texts: Sequence[Encoded], probe: Probe, model: Model, between: RunsWork = lambda work: work()
+) -> ReadingBaseline:
+    """What a probe reads in answers.
+
+    Args:
+        texts: At least one.
+        probe: What reads.
+        model: What is read.
+        between: Runs each text's forward pass, where the model is shared with others.
+    """
+
+    def read(text: Encoded) -> torch.Tensor:
+        [values] = between(lambda: project(model, [text], [probe]))
+        return values[text.start : text.end, 0]
+
+    tokens = torch.cat([read(text) for text in texts])
     return ReadingBaseline(float(tokens.mean()), max(float(tokens.std(correction=0)), 1e-6), len(tokens))

@@ -27,6 +27,7 @@ from poise.data import AnswerPart
 from poise.errors import RequestError
 from poise.serve import responses as replies
 from poise.serve.api_description import REFUSALS, UPLOAD, answered, describe, taken
+from poise.serve.auth import VECTORS_FORBIDDEN
 from poise.serve.metrics import CONTENT_TYPE
 from poise.serve.page_data import history, vector_entry
 from poise.serve.readings_db import ReadingsQuery
@@ -48,6 +49,7 @@ PAGE = {
 }
 QUIET = 15.0  # seconds without a chunk after which a stream says that it is alive
 VectorName = Annotated[str, Path(pattern=NAME, description="A vector's name.")]
+KeyName = Annotated[str | None, Query(max_length=200, description="Readings of this key alone; others' for admins.")]
 Instant = Annotated[str | None, Query(max_length=40, description="A time, ISO 8601 in UTC.")]
 
 
@@ -105,7 +107,7 @@ def _model(service: Service) -> dict[str, Any]:
 
 async def _complete(service: Service, kind: type[OpenAIRequest], request: Request) -> Response:
     data, content_type = await request.body(), request.headers.get("content-type", "")
-    key = getattr(request.state, "key", None)
+    key = _key(request)
     limits = service.policies.of(key).limits
     service.rates.take_request(key, limits)
     body = await service.workers.run(partial(read_request, kind, data, content_type), size=len(data))
@@ -210,33 +212,64 @@ def _event(body: dict[str, Any]) -> bytes:
 def _vectors(app: FastAPI, service: Service) -> None:
     registry = service.registry
 
-    def check_allowed(request: Request) -> None:
-        if not service.policies.of(getattr(request.state, "key", None)).may_change_vectors:
-            raise RequestError(403, "This key may not change vectors.", code="vectors_forbidden")
-
     @app.get("/v1/poise/vectors", response_model=replies.VectorList)
-    def vectors() -> Any:
-        return {"object": "list", "data": [vector_entry(w) for w in registry.entries.values()]}
+    def vectors(
+        request: Request, everyone: Annotated[bool, Query(description="The uploads of all keys too; admins.")] = False
+    ) -> Any:
+        key = _key(request)
+        entries = list(registry.of(key).values())
+        if everyone:
+            _check_admin(service, key)
+            entries = [w for w in entries if w.fixed] + registry.uploaded
+        return {"object": "list", "data": [vector_entry(w) for w in entries]}
 
     @app.post("/v1/poise/vectors", status_code=201, response_model=replies.Vector, openapi_extra=UPLOAD)
     async def upload(request: Request, name: Annotated[str, Query(pattern=NAME)]) -> Any:
-        check_allowed(request)
-        data = await request.body()
-        return await run_in_threadpool(lambda: vector_entry(registry.upload(name, data)))
+        key, data = _key(request), await request.body()  # the gate has asked whether the key may
+        most = service.policies.of(key).most_vectors
+        return await run_in_threadpool(lambda: vector_entry(registry.upload(name, data, owner=key, most=most)))
 
     @app.delete("/v1/poise/vectors/{name}", response_model=replies.Deleted)
-    def delete(request: Request, name: VectorName) -> Any:
-        check_allowed(request)
+    def delete(
+        request: Request,
+        name: VectorName,
+        owner: Annotated[str | None, Query(max_length=200, description="The key whose upload it is; admins.")] = None,
+    ) -> Any:
+        key = _key(request)
+        if owner is not None and owner != key:
+            _check_admin(service, key)
+        elif not (service.policies.of(key).may_change_vectors or service.policies.of(key).admin):
+            raise RequestError(403, VECTORS_FORBIDDEN, code="vectors_forbidden")
         if name in service.policies.named:
             raise RequestError(409, f"{name} is part of the server's policy; change that first.", code="in_policy")
-        registry.delete(name)
-        service.metrics.projections.forget(name)
+        registry.delete(name, key if owner is None else owner)
         return {"deleted": True, "id": name}
+
+
+def _key(request: Request) -> str | None:
+    """Name of the key that a request came with."""
+    key: str | None = getattr(request.state, "key", None)
+    return key
+
+
+def _check_admin(service: Service, key: str | None) -> None:
+    if not service.is_admin(key):
+        raise RequestError(403, "Only an admin key may see or change what is other keys'.", code="admin_only")
+
+
+def _readings_of(service: Service, request: Request, key: str | None) -> str | None:
+    """The key whose readings a request may have; ``None`` for all."""
+    asking = _key(request)
+    if key is not None and key != asking:
+        _check_admin(service, asking)
+    return key if key is not None or service.is_admin(asking) else asking
 
 
 def _readings_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/poise/readings", response_model=replies.ReadingsPage)
     def readings(
+        request: Request,
+        key: KeyName = None,
         trait: Annotated[str | None, Query(max_length=64)] = None,
         part: Annotated[AnswerPart | None, Query(description="Answers read in this part.")] = None,
         since: Instant = None,
@@ -246,6 +279,7 @@ def _readings_routes(app: FastAPI, service: Service) -> None:
         after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last answer's `next`.")] = None,
     ) -> Any:
         query = ReadingsQuery(
+            key=_readings_of(service, request, key),
             trait=trait,
             part=part,
             since=_instant("since", since),
@@ -260,12 +294,14 @@ def _readings_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/poise/readings/summary", response_model=replies.ReadingsHistory)
     def summarised(
+        request: Request,
+        key: KeyName = None,
         hours: Annotated[float, Query(gt=0, le=24 * 366)] = 24,
         bucket_minutes: Annotated[float, Query(ge=1, le=24 * 60)] = 30,
     ) -> Any:
         if hours * 60 / bucket_minutes > 2000:
             raise RequestError(400, "That is more than 2,000 buckets; ask for longer ones.", param="bucket_minutes")
-        rows = service.store.since(time.time() - hours * 3600)
+        rows = service.store.since(time.time() - hours * 3600, _readings_of(service, request, key))
         return {"data": history(rows, bucket_minutes * 60)}
 
 

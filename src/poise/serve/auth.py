@@ -23,7 +23,7 @@ from poise.errors import InvalidArgument, RequestError
 from poise.serve.request_body import BodyLimits, check_body
 from poise.serve.request_workers import RequestWorkers
 
-__all__ = ["ApiKeys", "RequestGate", "is_loopback"]
+__all__ = ["VECTORS_FORBIDDEN", "ApiKeys", "RequestGate", "is_loopback"]
 
 log = logging.getLogger("poise.serve")
 
@@ -46,6 +46,7 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cache-control": "no-store",
 }
+VECTORS_FORBIDDEN = "This key may not change vectors; `may_change_vectors` in the server's policy lets it."
 BYTES_A_SECOND = 2**16  # by which a body may take longer
 SECONDS_BETWEEN_LOOKS = 1.0  # at the key file
 MIN_KEY_LENGTH = 16  # characters
@@ -151,6 +152,7 @@ class RequestGate:
         keys: None at all lets everybody in who comes from this machine.
         limits: Limits of request bodies.
         workers: Threads that check them.
+        may_upload: Whether a key may upload vectors, asked before a body is read.
         origins: Origins whose pages may send requests, besides this server's own.
         hosts: Names that the server may be called by; empty for any. Without a key this keeps out pages whose
             name was pointed at this machine.
@@ -160,6 +162,7 @@ class RequestGate:
     keys: ApiKeys
     limits: BodyLimits = field(default_factory=BodyLimits)
     workers: RequestWorkers = field(default_factory=RequestWorkers)
+    may_upload: Callable[[str | None], bool] = lambda key: False
     origins: Sequence[str] = ()
     hosts: Sequence[str] = ()
 
@@ -212,7 +215,9 @@ class RequestGate:
             )
 
     async def _body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> bytes:
-        upload = scope["path"] == "/v1/poise/vectors"
+        upload = scope["path"] == "/v1/poise/vectors" and scope["method"] == "POST"
+        if upload and not self.may_upload(scope["state"]["key"]):
+            raise RequestError(403, VECTORS_FORBIDDEN, code="vectors_forbidden")
         most = self.limits.upload if upload else self.limits.body
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > most):

@@ -91,12 +91,6 @@ class Projections:
             n, total = self._counts.get(key, (0, 0.0))
             self._counts[key] = (n + 1, total + value)
 
-    def forget(self, trait: str) -> None:
-        """Drop the readings of a vector that is no longer there."""
-        with self._lock:
-            for key in [key for key in self._values if key[0] == trait]:
-                del self._values[key], self._counts[key]
-
     def describe(self) -> Iterable[Metric]:
         """Its names, without values."""
         return [Metric("poise_projection", "Readings over the last 2,000 answers.", "summary")]

@@ -41,6 +41,7 @@ def vector_entry(watched: WatchedVector) -> dict[str, Any]:
         },
         "relation": watched.relation.kind,
         "fixed": watched.fixed,
+        "owner": watched.owner,
         "certificate": header.certificate,
         "normal": normal and {"mean": normal.mean, "sd": normal.spread, "n": normal.n},
         "alarms": [alarm.model_dump(mode="json") for alarm in watched.alarms],

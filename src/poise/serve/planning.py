@@ -64,7 +64,9 @@ class RequestPlan:
     prompt_tokens: int
 
 
-def plan_request(body: OpenAIRequest, model: Model, name: str, registry: VectorRegistry, policy: Policy) -> RequestPlan:
+def plan_request(
+    body: OpenAIRequest, model: Model, name: str, registry: VectorRegistry, policy: Policy, key: str | None = None
+) -> RequestPlan:
     """Check a request against what there is, and say what is to be generated.
 
     Raises:
@@ -74,9 +76,10 @@ def plan_request(body: OpenAIRequest, model: Model, name: str, registry: VectorR
         raise RequestError(
             404, f"There is no model {body.model!r} here; it is {name!r}.", code="model_not_found", param="model"
         )
-    watched = tuple(registry.entries.values())
-    shown = _shown_vectors(body, watched, registry)
-    spec, requested, forced = _steering(body, registry, policy)
+    entries = registry.of(key)
+    watched = tuple(entries.values())
+    shown = _shown_vectors(body, watched, registry, key)
+    spec, requested, forced = _steering(body, entries, policy)
     held = hold_forced(requested, forced)
     steering = held.steering if held.steering.terms else None
     prompts = _encode_prompts(body, model)
@@ -118,23 +121,23 @@ def _steering_push(steering: Steering | None, watched: WatchedVector) -> Steerin
 
 
 def _shown_vectors(
-    body: OpenAIRequest, watched: tuple[WatchedVector, ...], registry: VectorRegistry
+    body: OpenAIRequest, watched: tuple[WatchedVector, ...], registry: VectorRegistry, key: str | None
 ) -> tuple[WatchedVector, ...]:
     watch = body.poise.watch if body.poise else False
     if isinstance(watch, bool):
         return watched if watch else ()
-    shown = registry.find(watch)
+    shown = registry.find(watch, key)
     return tuple(w for w in watched if w in shown)
 
 
 def _steering(
-    body: OpenAIRequest, registry: VectorRegistry, policy: Policy
+    body: OpenAIRequest, entries: Mapping[str, WatchedVector], policy: Policy
 ) -> tuple[SteeringExpression | None, Steering, Steering]:
     """The client's steering as it was written, what it does, and what the policy forces."""
     steer = (body.poise.steer or None) if body.poise else None  # an empty text has always meant no steering
     try:
         spec = SteeringExpression.parse(steer) if isinstance(steer, str) else steer
-        vectors = {name: w.vector for name, w in registry.entries.items()}
+        vectors = {name: w.vector for name, w in entries.items()}
         return spec, policy.requested_steering(spec, vectors), policy.forced_steering(vectors)
     except InvalidSteering as error:
         raise RequestError(400, str(error), code="invalid_steering", param="poise.steer") from error

@@ -45,7 +45,11 @@ class Policy(Settings):
         "vector, or one for all; of vectors that are not named it is the reply.",
     )
     message: str = Field(STOPPED, description="What follows an answer that was stopped.")
-    may_change_vectors: bool = Field(True, description="Whether vectors may be uploaded and deleted.")
+    may_change_vectors: bool = Field(
+        False, description="Whether vectors may be uploaded, which this key alone can see, use and delete."
+    )
+    most_vectors: int = Field(4, ge=1, description="Most uploaded vectors at once.")
+    admin: bool = Field(False, description="Whether the readings and uploads of all keys may be seen and deleted.")
 
     @field_validator("steer")
     @classmethod

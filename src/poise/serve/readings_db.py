@@ -92,8 +92,9 @@ class WriteCounts:
 
 @dataclass(slots=True, kw_only=True)
 class ReadingsQuery:
-    """Which readings: of a trait and part, from and until a time, with alarms or not, newest first, before an id."""
+    """Which readings: of a key, a trait and a part, of some time, with alarms or not, newest first, before an id."""
 
+    key: str | None = None
     trait: str | None = None
     part: AnswerPart | None = None
     since: float | None = None
@@ -107,6 +108,7 @@ class ReadingsQuery:
         """As SQL, with ``values`` for its question marks."""
         parts = ["1"]
         for clause, value in (
+            ("key = ?", self.key),
             ("trait = ?", self.trait),
             ("part = ?", self.part),
             ("time >= ?", self.since),
@@ -200,10 +202,12 @@ class ReadingsStore:
         ]
         return shown, (int(shown[-1]["id"]) if len(rows) > query.limit else None)
 
-    def since(self, time: float) -> list[StoredMean]:
-        """Every reading since then."""
-        sql = "SELECT trait, part, time, mean, peak, alarmed FROM readings WHERE time >= ? ORDER BY time LIMIT 500000"
-        return [tuple(row) for row in self._read(sql, [time])]
+    def since(self, time: float, key: str | None = None) -> list[StoredMean]:
+        """Every reading since then, of one key or of all."""
+        query = ReadingsQuery(key=key, since=time)
+        where = query.where()
+        sql = f"SELECT trait, part, time, mean, peak, alarmed FROM readings WHERE {where} ORDER BY time LIMIT 500000"
+        return [tuple(row) for row in self._read(sql, query.values)]
 
     def _read(self, sql: str, values: Sequence[Any]) -> list[sqlite3.Row]:
         try:

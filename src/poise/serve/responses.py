@@ -205,6 +205,7 @@ class Vector(BaseModel):
     dose_of_one: float | None
     dial: DialLimits
     fixed: bool
+    owner: str | None
     certificate: dict[str, Any] | None
     normal: NormalReading | None
     alarms: list[dict[str, Any]]

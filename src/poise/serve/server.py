@@ -29,7 +29,7 @@ from poise.serve.readings_db import ReadingsStore, check_database
 from poise.serve.request_body import BodyLimits
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.service import Service
-from poise.serve.vector_registry import VectorRegistry
+from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.serve.webhook import Webhook, read_webhook
 from poise.storage.output import check_writable
 from poise.vector import PersonaVector
@@ -160,15 +160,16 @@ def make_server(
     engine = ContinuousEngine(model, batch=options.batch, allow_other_model=options.allow_other_model)
     scheduler = Scheduler(engine, queue=options.queue)
     registry = VectorRegistry(
-        model, folder=options.uploads, allow_other_model=options.allow_other_model, between=scheduler.call
+        model,
+        folder=options.uploads,
+        owners=keys.names,
+        allow_other_model=options.allow_other_model,
+        between=scheduler.call,
     )
     for name, vector in vectors.items():
         registry.add(name, vector, fixed=True)
-    if unknown := sorted(policies.named - set(registry.entries)):
-        raise InvalidArgument(f"The policy names the vector {unknown[0]!r}, which is not here; give it as `vector`.")
-    for rules in (policies.default, *policies.keys.values()):
-        rules.steering(None, {name: w.vector for name, w in registry.entries.items()})
-        _check_parts(rules, registry)
+    for key, rules in ((None, policies.default), *policies.keys.items()):
+        _check_rules(rules, registry.of(key))
     service = Service(
         model=model,
         name=options.name or (Path(model.name).name if Path(model.name).exists() else model.name),
@@ -187,15 +188,19 @@ def make_server(
         keys=keys,
         limits=BodyLimits(seconds=options.connections.body_seconds),
         workers=service.workers,
+        may_upload=lambda key: policies.of(key).may_change_vectors,
         origins=options.cors,
         hosts=hosts,
     )
     return RunningServer(service, gate, options)
 
 
-def _check_parts(rules: Policy, registry: VectorRegistry) -> None:
-    """Refuse to watch one part of answers by alarms that were set on another: there would be none."""
-    for name, watched in registry.entries.items():
+def _check_rules(rules: Policy, entries: Mapping[str, WatchedVector]) -> None:
+    """Refuse rules about vectors that are not there, or that watch a part of answers with alarms set on another."""
+    if unknown := sorted(rules.named - set(entries)):
+        raise InvalidArgument(f"The policy names the vector {unknown[0]!r}, which is not here; give it as `vector`.")
+    rules.steering(None, {name: watched.vector for name, watched in entries.items()})
+    for name, watched in entries.items():
         if (part := rules.part_of(name)) != "reply" and (missing := watched.missing_alarms(part)):
             raise InvalidArgument(f"The policy watches the {part} of answers by {name}: {missing}.")
 
@@ -237,10 +242,18 @@ class RunningServer:
 
     @property
     def notes(self) -> list[str]:
-        """What its user should know: vectors whose alarms are not in force, and why."""
-        rules, entries = self.service.policies.default, self.service.registry.entries
-        missing = (watched.missing_alarms(rules.part_of(name)) for name, watched in entries.items())
-        return [f"{sentence}, or set `part` in the policy." for sentence in missing if sentence]
+        """What its user should know: vectors whose alarms are not in force, and uploads that nobody can make or use."""
+        policies, registry, folder = self.service.policies, self.service.registry, self.options.uploads
+        missing = (w.missing_alarms(policies.default.part_of(name)) for name, w in registry.entries.items())
+        notes = [f"{sentence}, or set `part` in the policy." for sentence in missing if sentence]
+        if folder and not any(rules.may_change_vectors for rules in (policies.default, *policies.keys.values())):
+            notes.append("Nobody may upload vectors; set `may_change_vectors` in the policy for a key or for all.")
+        if folder and self.options.keys and (files := sorted(path.name for path in folder.glob("*.safetensors"))):
+            notes.append(
+                f"{', '.join(files)} in {folder} are no key's and not in use; give them as `vector`, or move them into "
+                "the folder key-NAME of a key."
+            )
+        return notes
 
     def run(self, listening: Callable[[str], None] = lambda address: None) -> None:
         """Serve until a signal ends it; running answers get their grace, and their streams an end.

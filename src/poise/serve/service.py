@@ -35,6 +35,7 @@ __all__ = ["CompletionExchange", "Service"]
 
 log = logging.getLogger("poise.serve")
 
+UPLOADED = "uploaded"  # stands in metrics for all vectors that single keys have uploaded
 MOST_UNREAD = 4096  # outputs of a choice that wait for their client to read
 
 
@@ -77,6 +78,10 @@ class Service:
         """Whether requests may have the model think before it replies."""
         return has_thinking_switch(self.model.tokenizer)
 
+    def is_admin(self, key: str | None) -> bool:
+        """Whether everybody's readings and uploads may be seen; without keys there is one user."""
+        return key is None or self.policies.of(key).admin
+
     async def open(self, body: OpenAIRequest, key: str | None, *, size: int = 0) -> CompletionExchange:
         """Check a request and begin to answer it.
 
@@ -102,7 +107,7 @@ class Service:
 
     def _plan(self, body: OpenAIRequest, key: str | None, loop: asyncio.AbstractEventLoop) -> CompletionExchange:
         """All that takes a time which grows with the request; a worker's."""
-        plan = plan_request(body, self.model, self.name, self.registry, self.policies.of(key))
+        plan = plan_request(body, self.model, self.name, self.registry, self.policies.of(key), key)
         kind: CompletionKind = "chat" if isinstance(body, ChatCompletionRequest) else "text"
         exchange = CompletionExchange(self, plan, kind, key, body, loop)
         try:
@@ -139,6 +144,7 @@ class CompletionExchange:
         }
         self.choices = [AnswerChoice(index=index, plan=plan, kind=kind) for index in range(len(plan.requests))]
         self._loop = loop
+        self._shared_names = {watched.name for watched in plan.watched if watched.fixed}
         self._outputs: asyncio.Queue[tuple[int, GuardedOutput]] = asyncio.Queue()
         self._began = time.monotonic()
         self._first_token_seen = self._closed = False
@@ -225,7 +231,8 @@ class CompletionExchange:
             self._first_token_seen = True
             metrics.first.observe(time.monotonic() - self._began)
         for alert in guarded.alerts:
-            metrics.alarms.labels(alert.trait, alert.raised.alarm.reading, alert.action).inc()
+            trait = alert.trait if alert.trait in self._shared_names else UPLOADED
+            metrics.alarms.labels(trait, alert.raised.alarm.reading, alert.action).inc()
             if self.service.webhook:
                 facts = {"request": self.head["id"], "model": self.service.name, "time": time.time(), "key": self.key}
                 self.service.webhook.put({**facts, **alert.facts})
@@ -242,7 +249,7 @@ class CompletionExchange:
             name = str(self.head["id"]) if len(self.choices) == 1 else f"{self.head['id']}/{choice.index}"
             for column, watched in enumerate(self.plan.watched):
                 summary, part = answer_summary(readings[column]), self.plan.policy.part_of(watched.name)
-                for reading in READING_NAMES:
+                for reading in READING_NAMES if watched.fixed else ():
                     self.service.metrics.projections.observe(watched.name, reading, summary[reading], part)
                 alarms = [a.facts for a in choice.alerts if a.trait == watched.name]
                 records.append(

@@ -6,10 +6,11 @@ import json
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
@@ -20,13 +21,15 @@ from poise.errors import InvalidVector, RequestError, UserError
 from poise.model import Model
 from poise.model.relation import SAME_MODEL, ModelRelation
 from poise.monitor import alarms_in_force
-from poise.monitor.baseline import ReadingBaseline, measure_baseline
+from poise.monitor.baseline import ReadingBaseline, baseline_texts, read_baseline
 from poise.steer import Steering, cautions
 from poise.vector import Alarm, PersonaVector
 
 __all__ = ["NAME", "VectorRegistry", "WatchedVector"]
 
 LARGEST_NORM_RATIO = 2  # between mean ‖h‖ of one model on two sets of answers
+MOST_HEADER = 2**20  # bytes of an uploaded vector's texts
+MOST_TOKENS = 512  # of an answer that it carries, which is read in one piece between two steps of other answers
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
@@ -38,7 +41,8 @@ class WatchedVector:
         name: Name that is unique in the registry.
         vector: The persona vector.
         probe: Probe that reads it, at the layer where it is watched.
-        fixed: Whether it was named when the server was started; such a vector cannot be deleted.
+        fixed: Whether it was named when the server was started, watches all answers and cannot be deleted.
+        owner: Name of the key that uploaded it, and whose answers alone it watches; ``None`` without keys.
         normal: Readings of tokens in answers without the trait; ``None`` where the vector carries no such answers.
         relation: What the served model is to the vector's own.
     """
@@ -47,6 +51,7 @@ class WatchedVector:
     vector: PersonaVector
     probe: Probe
     fixed: bool
+    owner: str | None = None
     normal: ReadingBaseline | None = None
     relation: ModelRelation = SAME_MODEL
 
@@ -67,11 +72,13 @@ class WatchedVector:
 
 
 class VectorRegistry:
-    """All vectors of a server; uploaded ones also on disk where there is a folder for them.
+    """The vectors of a server: some for all, and uploaded ones for one key each, also on disk where there is a folder.
 
     Args:
         model: Model that they must belong to.
-        folder: Folder in which uploads are stored, one file each; ``None`` keeps them until the server stops.
+        folder: Folder in which uploads are stored, one file each, in a folder for each key; ``None`` keeps them until
+            the server stops.
+        owners: Names of the keys whose uploads are read from there; none where the server has no keys.
         allow_other_model: Take vectors of another model of the same shape.
         between: Function that runs work on the model while nothing else uses it.
     """
@@ -81,41 +88,62 @@ class VectorRegistry:
         model: Model,
         *,
         folder: Path | None = None,
+        owners: Sequence[str] = (),
         allow_other_model: bool = False,
         between: Callable[[Callable[[], Any]], Any] = lambda work: work(),
     ) -> None:
         self.model, self.folder, self.allow_other_model, self._between = model, folder, allow_other_model, between
-        self._lock = threading.Lock()
-        self._entries: dict[str, WatchedVector] = {}
+        self._lock, self._upload_lock = threading.Lock(), threading.Lock()
+        self._shared: dict[str, WatchedVector] = {}
+        self._uploaded: dict[str | None, dict[str, WatchedVector]] = {}
         if folder:
             if not folder.exists():
                 folder.mkdir(parents=True, mode=0o700)
-            for path in sorted(folder.glob("*.safetensors")):
-                self.add(path.stem, vectors.load_vector(path), fixed=False)
+            for owner in owners or (None,):
+                for path in sorted(self._folder(owner).glob("*.safetensors")):
+                    self.add(path.stem, vectors.load_vector(path), fixed=False, owner=owner)
 
     @property
     def entries(self) -> Mapping[str, WatchedVector]:
-        """All vectors by name, as they are now."""
-        return self._entries
+        """The vectors of a server without keys; else those for all."""
+        return self.of(None)
 
-    def find(self, names: Iterable[str]) -> list[WatchedVector]:
-        """Those of these names, each once.
+    def of(self, owner: str | None) -> Mapping[str, WatchedVector]:
+        """What watches the answers of a key, and what its requests may name: the vectors for all, and its own."""
+        return {**self._shared, **self._uploaded.get(owner, {})}
+
+    @property
+    def uploaded(self) -> list[WatchedVector]:
+        """The uploads of all keys."""
+        return [watched for entries in self._uploaded.values() for watched in entries.values()]
+
+    def find(self, names: Iterable[str], owner: str | None = None) -> list[WatchedVector]:
+        """Those of these names that a key may name, each once.
 
         Raises:
             RequestError: 404 for one that is not there; says what is.
         """
-        entries, unique_names = self._entries, list(dict.fromkeys(names))
+        entries, unique_names = self.of(owner), list(dict.fromkeys(names))
         for name in unique_names:
             if name not in entries:
                 known = ", ".join(entries) or "none"
                 raise RequestError(404, f"There is no vector {name!r}; there are: {known}.", code="vector_not_found")
         return [entries[name] for name in unique_names]
 
-    def add(self, name: str, vector: PersonaVector, *, fixed: bool) -> WatchedVector:
+    def add(
+        self,
+        name: str,
+        vector: PersonaVector,
+        *,
+        fixed: bool,
+        owner: str | None = None,
+        most_tokens: int | None = None,
+    ) -> WatchedVector:
         """Add a vector.
 
         Raises:
-            InvalidVector: the name cannot be written in a steering expression.
+            InvalidVector: the name cannot be written in a steering expression, or an answer that it carries is longer
+                than ``most_tokens``.
             OtherModel: it is not this model's.
             InvalidSteering: it is zero where it would be read.
             RequestError: 409 for a name that is taken.
@@ -124,43 +152,79 @@ class VectorRegistry:
             raise InvalidVector(f"{name!r} is not a name for a vector here; use letters, digits, _ and -, at most 64.")
         relation = vector.check_model(self.model, allow_other_model=self.allow_other_model)
         probe = vector.at("read").probe
-        self._check_free(name)
-        normal = self._between(lambda: _normal_readings(vector, probe, self.model))
+        self._check_free(name, owner)
+        normal = self._normal_readings(vector, probe, most_tokens)
         with self._lock:
-            self._check_free(name)
-            self._entries = {
-                **self._entries,
-                name: WatchedVector(
-                    name=name, vector=vector, probe=probe, fixed=fixed, normal=normal, relation=relation
-                ),
-            }
-            return self._entries[name]
+            self._check_free(name, owner)
+            entry = WatchedVector(
+                name=name, vector=vector, probe=probe, fixed=fixed, owner=owner, normal=normal, relation=relation
+            )
+            if fixed:
+                self._shared = {**self._shared, name: entry}
+            else:
+                self._uploaded = {**self._uploaded, owner: {**self._uploaded.get(owner, {}), name: entry}}
+            return entry
 
-    def _check_free(self, name: str) -> None:
-        if name in self._entries:
+    def _check_free(self, name: str, owner: str | None) -> None:
+        if name in self.of(owner):
             raise RequestError(409, f"There is a vector {name!r} already; delete it first.", code="vector_exists")
 
-    def upload(self, name: str, data: bytes) -> WatchedVector:
+    def _normal_readings(self, vector: PersonaVector, probe: Probe, most_tokens: int | None) -> ReadingBaseline | None:
+        try:
+            texts = baseline_texts(vector, self.model)
+        except UserError:
+            return None
+        longest = max(len(text.ids) for text in texts)
+        if most_tokens is not None and longest > most_tokens:
+            raise InvalidVector(
+                f"An answer that {vector.name} carries has {longest} tokens with its question; at most {most_tokens} "
+                "are read of an upload. Shorten its trait's pairs, or name the file when the server is started."
+            )
+        return read_baseline(texts, probe, self.model, self._between)
+
+    def upload(self, name: str, data: bytes, *, owner: str | None = None, most: int = 4) -> WatchedVector:
         """Add the vector in the bytes of a file, once they have been read and checked.
 
+        Args:
+            name: Name by which requests call it.
+            data: The file.
+            owner: Key that uploads it.
+            most: Most uploads that the key may have.
+
         Raises:
-            RequestError: 400 for anything else than a vector of this model; 409 for a name that is taken.
+            RequestError: 400 for anything else than a vector of this model, or one with too much text; 409 for a name
+                that is taken, or one vector too many; 429 while another one is read.
         """
+        if not self._upload_lock.acquire(blocking=False):
+            text = "Another vector is being read; try again in 2 s."
+            raise RequestError(429, text, code="upload_busy", headers={"Retry-After": "2"})
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "upload.safetensors"
-                path.write_bytes(data)
-                vector = vectors.load_vector(path)
-            self._check_usable(vector)
-            entry = self.add(name, vector, fixed=False)
-            if self.folder:
-                try:
-                    vectors.save_vector(vector, self.folder / f"{name}.safetensors")
-                except UserError:
-                    self._remove(name)
-                    raise
+            return self._upload(name, data, owner, most)
         except UserError as error:
             raise RequestError(400, _without_paths(str(error)), code="invalid_vector", param="name") from error
+        finally:
+            self._upload_lock.release()
+
+    def _upload(self, name: str, data: bytes, owner: str | None, most: int) -> WatchedVector:
+        if len(self._uploaded.get(owner, {})) >= most:
+            text = f"There are {most} uploaded vectors already, which is all that may be; delete one first."
+            raise RequestError(409, text, code="too_many_vectors")
+        header = int.from_bytes(data[:8], "little")
+        if MOST_HEADER < header < len(data):
+            raise InvalidVector(f"The texts of the vector have {header} bytes; at most {MOST_HEADER} are taken.")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "upload.safetensors"
+            path.write_bytes(data)
+            vector = vectors.load_vector(path)
+        self._check_usable(vector)
+        entry = self.add(name, vector, fixed=False, owner=owner, most_tokens=MOST_TOKENS)
+        if self.folder:
+            try:
+                self._folder(owner).mkdir(mode=0o700, parents=True, exist_ok=True)
+                vectors.save_vector(vector, self._folder(owner) / f"{name}.safetensors")
+            except UserError:
+                self._remove(name, owner)
+                raise
         return entry
 
     def _check_usable(self, vector: PersonaVector) -> None:
@@ -174,36 +238,35 @@ class VectorRegistry:
             raise InvalidVector(
                 f"The header of {vector.name!r} cannot be used ({type(error).__name__}); extract and validate it again."
             ) from error
-        known = [w.vector.reference_norm for w in self._entries.values() if w.fixed]
+        known = [w.vector.reference_norm for w in self._shared.values()]
         if known and (vector.reference_norm > LARGEST_NORM_RATIO * torch.stack(known).median(dim=0).values).any():
             raise InvalidVector(
                 f"The reference norms of {vector.name!r} are more than {LARGEST_NORM_RATIO} times those of the vectors "
                 "that are here, so its doses would count for less than they are; extract it on this model."
             )
 
-    def delete(self, name: str) -> None:
-        """Remove a vector, from disk too.
+    def delete(self, name: str, owner: str | None = None) -> None:
+        """Remove an upload of a key, from disk too.
 
         Raises:
             RequestError: 404 where there is none; 409 for one that the server was started with.
         """
-        [entry] = self.find([name])
+        [entry] = self.find([name], owner)
         if entry.fixed:
             raise RequestError(409, f"{name} was named when the server was started; restart without it.", code="fixed")
-        self._remove(name)
+        self._remove(name, owner)
         if self.folder:
-            (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
+            (self._folder(owner) / f"{name}.safetensors").unlink(missing_ok=True)
 
-    def _remove(self, name: str) -> None:
+    def _remove(self, name: str, owner: str | None) -> None:
         with self._lock:
-            self._entries = {k: v for k, v in self._entries.items() if k != name}
+            remaining = {k: v for k, v in self._uploaded.get(owner, {}).items() if k != name}
+            self._uploaded = {**self._uploaded, owner: remaining}
 
-
-def _normal_readings(vector: PersonaVector, probe: Probe, model: Model) -> ReadingBaseline | None:
-    try:
-        return measure_baseline(vector, probe, model)
-    except UserError:
-        return None
+    def _folder(self, owner: str | None) -> Path:
+        """Where the uploads of a key are: names of keys may hold any character, file names may not."""
+        folder = self.folder or Path()
+        return folder if owner is None else folder / f"key-{quote(owner, safe='')}"
 
 
 def _without_paths(message: str) -> str:
