@@ -126,7 +126,7 @@ def upload(address: str, vector: PersonaVector, header: Any = None, name: str = 
 
 
 class TestAnUploadedVector:
-    def test_with_a_hostile_header_is_refused(self, model: Model) -> None:
+    def test_with_a_hostile_header_is_refused(self, model: Model, tmp_path: Path) -> None:
         vector, nested = tiny.vector(model, seed=3), '{"a": ' * 5000 + "1" + "}" * 5000
         headers = {
             "deep": nested,
