@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from poise.cli.contexts import (
+    ContextData,
+    ContextOptions,
+    ContextShare,
+    ContextTexts,
+    ExtractAgain,
+    MostContexts,
+    format_estimate,
+)
 from poise.cli.options import (
     BatchOption,
     Device,
@@ -33,7 +42,6 @@ from poise.cli.shift import (
     GenerationOptions,
     JudgeOrNone,
     MeasurementOptions,
-    format_estimate,
     measure_now,
 )
 from poise.cli.work import load_model, note, working
@@ -107,6 +115,11 @@ def gate_command(
     capability: CapabilityTexts = None,
     capability_limit: CapabilityLimit = None,
     method: ScreeningMethod = "difference",
+    contexts: ContextData = None,
+    context: ContextTexts = None,
+    context_share: ContextShare = 0.02,
+    most_contexts: MostContexts = 6,
+    extract_again: ExtractAgain = False,
     layer: LayerOption = None,
     questions: QuestionsOption = 20,
     rollouts: Rollouts = 3,
@@ -130,35 +143,47 @@ def gate_command(
     if show is not None:
         _show_data(data or [], capability or [], base, show, as_json=as_json)
         return
-    from poise.shift.limits import read_limits
-
-    checked = read_limits(limits)
+    checked = _read_limits(limits)
     inputs = [limits, measured, *(vector or ()), *map(Path, data or ())]
     summary, junit = _check_outputs(summary, junit, out, inputs, force=force)
     if measured is not None:
         result = _check_measured(measured, checked, alone=not (base or tuned or vector or data))
-    elif not (base and vector and out and (tuned or data)):
-        raise InvalidArgument(
-            "Give --measured shift.json, or --base, --vector, --out and --tuned, --data or both to measure now."
-        )
     else:
+        base, vector, out = _check_named(base, vector, out, work=tuned or data)
+        how: dict[str, Any] = {"judge": judge, "capability_limit": capability_limit, "extract_again": extract_again}
         amount = {"questions": questions, "rollouts": rollouts, "max_new_tokens": max_new_tokens, "batch": batch}
         options = MeasurementOptions(
             base=base,
             tuned=tuned or [],
             vectors=vector,
             out=out,
-            judge=judge,
             capability=capability or [],
-            capability_limit=capability_limit,
             layer=layer,
             generation=GenerationOptions(temperature=temperature, seed=seed, **amount),
             device=DeviceOptions(dtype=dtype, device=device, allow_other_model=allow_other_model),
+            contexts=ContextOptions(data=contexts or [], texts=context or [], share=context_share, most=most_contexts),
             force=force,
+            **how,
         )
         result = _measure_and_check(options, checked, data or [], method)
-    _write_summaries(result, summary, junit)
-    _finish(result, as_json=as_json)
+    _finish(result, summary, junit, as_json=as_json)
+
+
+def _read_limits(path: Path) -> ShiftLimits:
+    from poise.shift.limits import read_limits
+
+    return read_limits(path)
+
+
+def _check_named(
+    base: str | None, vectors: list[Path] | None, out: Path | None, *, work: list[str] | None
+) -> tuple[str, list[Path], Path]:
+    """What measuring needs, if all of it is named."""
+    if base and vectors and out and work:
+        return base, vectors, out
+    raise InvalidArgument(
+        "Give --measured shift.json, or --base, --vector, --out and --tuned, --data or both to measure now."
+    )
 
 
 def _show_data(data: list[str], capability: list[str], model: str | None, n: int, *, as_json: bool) -> None:
@@ -175,10 +200,11 @@ def _show_data(data: list[str], capability: list[str], model: str | None, n: int
     show_data(*opened, *(open_data([source]) for source in texts), model=model, n=n, as_json=as_json)
 
 
-def _finish(result: GateResult, *, as_json: bool) -> None:
-    """Show the result, and end with its exit code."""
+def _finish(result: GateResult, summary: Path | None, junit: Path | None, *, as_json: bool) -> None:
+    """Write and show the result, and end with its exit code."""
     from poise.cli import facts
 
+    _write_summaries(result, summary, junit)
     if as_json:
         facts.print_json(_gate_json(result))
     else:
@@ -236,7 +262,8 @@ def _measure_and_check(
         names = [vector.name for vector in opened]
         tasks = [parse_capability(text).name for text in options.capability]
         judged, tuned, screened = options.judge != "none", bool(options.tuned), bool(data)
-        check_limits_are_measured(limits, names, tasks, judged=judged, tuned=tuned, screened=screened)
+        measured = {"judged": judged, "tuned": tuned, "screened": screened, "contexts": options.contexts.chosen}
+        check_limits_are_measured(limits, names, tasks, **measured)
     folder = _screen_data(options, limits, data, method) if data else None
     if folder and not options.tuned:
         return gate_predictions(", ".join(data), read_predictions(folder), limits)

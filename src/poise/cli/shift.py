@@ -8,6 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from poise.cli.contexts import (
+    ContextData,
+    ContextOptions,
+    ContextShare,
+    ContextTexts,
+    ExtractAgain,
+    MostContexts,
+    context_tables,
+    direction_table,
+    find_all_contexts,
+    format_estimate,
+)
 from poise.cli.options import (
     BatchOption,
     Device,
@@ -34,7 +46,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from poise.shift.report import CapabilityChange, ModelShift, ShiftReport
-    from poise.statistics.estimates import Estimate
 
 __all__ = [
     "MEASURED_PANEL",
@@ -44,7 +55,6 @@ __all__ = [
     "GenerationOptions",
     "JudgeOrNone",
     "MeasurementOptions",
-    "format_estimate",
     "measure_now",
     "shift_command",
     "show_shift",
@@ -145,6 +155,8 @@ class MeasurementOptions:
     layer: int | None
     generation: GenerationOptions
     device: DeviceOptions
+    contexts: ContextOptions
+    extract_again: bool
     force: bool
 
 
@@ -158,6 +170,11 @@ def shift_command(
     capability: CapabilityTexts = None,
     capability_limit: CapabilityLimit = None,
     screened: ScreenedFolders = None,
+    contexts: ContextData = None,
+    context: ContextTexts = None,
+    context_share: ContextShare = 0.02,
+    most_contexts: MostContexts = 6,
+    extract_again: ExtractAgain = False,
     layer: LayerOption = None,
     questions: QuestionsOption = 20,
     rollouts: Rollouts = 3,
@@ -174,7 +191,8 @@ def shift_command(
     """Say what fine-tuning did to a model's character.
 
     Base and tuned model are read on every trait's evaluation questions, answer them, and are scored by a judge;
-    differences are paired by question.
+    differences are paired by question. With --contexts or --context the questions are also asked under prompts like
+    those of the training data, behind which a trait may hide; each context costs as much as the questions alone.
 
     Interrupt it when you like; the same command goes on where it stopped.
     """
@@ -201,6 +219,8 @@ def shift_command(
             batch=batch,
         ),
         device=DeviceOptions(dtype=dtype, device=device, allow_other_model=allow_other_model),
+        contexts=ContextOptions(data=contexts or [], texts=context or [], share=context_share, most=most_contexts),
+        extract_again=extract_again,
         force=force,
     )
     report = measure_now(options, screened)
@@ -231,11 +251,15 @@ def measure_now(options: MeasurementOptions, screened: list[Path] | None = None)
         from poise.workflows import measure_shift_files
 
         seed, limit = options.generation.seed, options.capability_limit
+        contexts, context_notes = find_all_contexts(options.contexts, seed)
         settings = ShiftSettings(
             judge=None if options.judge == "none" else options.judge,
             layer=options.layer,
             allow_other_model=options.device.allow_other_model,
             capability=tuple(parse_capability(text, limit=limit, seed=seed) for text in options.capability),
+            contexts=contexts,
+            context_notes=context_notes,
+            extract_again=options.extract_again,
             **asdict(options.generation),
         )
         predictions = [read_predictions(path) for path in screened] if screened else [{}] * len(options.tuned)
@@ -247,7 +271,7 @@ def measure_now(options: MeasurementOptions, screened: list[Path] | None = None)
             options.out,
             settings,
             load=lambda name: load_model(name, options.device.dtype, options.device.device),
-            inputs=screened or (),
+            inputs=(*(screened or ()), *options.contexts.files),
             force=options.force,
         )
 
@@ -256,7 +280,8 @@ def _shift_json(report: ShiftReport, out: Path) -> dict[str, Any]:
     """All figures without the single changes behind them, which ``shift.json`` has."""
     changes = {"__all__": {"changes"}}
     units = {"__all__": {"units_before", "units_after", "weights"}}
-    omitted: Any = {"matrix": changes, "judged": changes, "capability": units, "samples": True}
+    under = {"__all__": {"cells": changes, "judged": changes}}
+    omitted: Any = {"matrix": changes, "judged": changes, "capability": units, "samples": True, "contexts": under}
     figures = report.model_dump(mode="json", exclude={"asked": True, "tuned": {"__all__": omitted}})
     return {"out": str(out), "shift": str(out / "shift.json"), "report": str(out / "report.html"), **figures}
 
@@ -285,7 +310,7 @@ def show_shift(report: ShiftReport, out: Path) -> None:
                 capability.add_row(change.name, *sides, _capability_change(change))
             parts.append(capability)
             parts += [f"{c.name}, left out: {describe_left_out(c.omitted)}." for c in tuned.capability if c.omitted]
-        parts += [*_remarks(tuned), *tuned.notes, ""]
+        parts += [*context_tables(tuned, report), *direction_table(tuned), *_remarks(tuned), *tuned.notes, ""]
     n = sorted({len(a.questions) for a in report.asked})
     parts += [
         f"n: {' or '.join(map(str, n))} questions read a trait{_answer_counts(report)}. Brackets hold 95 % intervals.",
@@ -334,12 +359,3 @@ def _remarks(tuned: ModelShift) -> list[str]:
 def _capability_change(capability: CapabilityChange) -> str:
     change = format_estimate(capability.change, 3)
     return f"× {change}" if capability.kind == "perplexity" else f"lost {change}"
-
-
-def format_estimate(estimate: Estimate | None, digits: int = 1) -> str:
-    """``1.5 [1.2, 1.8]``."""
-    if estimate is None or estimate.value is None:
-        return "–"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.{digits}f}"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poise.report import check_extra, naming_the_extra
+from poise.report.shift_contexts import ContextTable, heat_tables, hidden_traits
 from poise.report.tinted import plain
 from poise.report.wording import number
 from poise.storage.atomic_write import saving
@@ -50,6 +51,8 @@ class Section:
     matrix: tuple[tuple[str, tuple[ShiftCell, ...]], ...]
     picture: Markup | None
     samples: tuple[AnswerPair, ...]
+    contexts: tuple[ContextTable, ...]
+    hidden: tuple[str, ...]
 
 
 def html_shift(report: ShiftReport) -> str:
@@ -99,6 +102,8 @@ def _section(name: str, t: ModelShift, report: ShiftReport) -> Section:
         matrix=matrix,
         picture=_picture(name, rows),
         samples=t.samples,
+        contexts=heat_tables(t, report),
+        hidden=tuple(hidden_traits(t)),
     )
 
 

@@ -2,7 +2,11 @@
 
 evaluation   one model, base or tuned: its readings, judged answers and capability
 capability   perplexity, local question sets, lm-eval's tasks
+contexts     what may stand around a question
+context_search, recurring_text   training data to the contexts that recur in them
 comparison   two evaluations to one comparison
+worst_context   the worst context beside the mean of all
+extracted_again   directions extracted again on the tuned model
 measure      tuned models beside their base
 report       the comparison as a value
 limits       limits on it, and whether it keeps them
@@ -17,22 +21,38 @@ from poise._lazy import lazy_names
 
 if TYPE_CHECKING:
     from poise.shift.capability import CapabilityTask, parse_capability
+    from poise.shift.context_search import ContextSearch, find_contexts
+    from poise.shift.contexts import ContextTurn, PromptContext
     from poise.shift.evaluation import load_tuned_model
-    from poise.shift.limits import GateResult, LimitCheck, ShiftLimits, TraitLimits, gate, gate_predictions, read_limits
+    from poise.shift.limits import (
+        ContextLimits,
+        GateResult,
+        LimitCheck,
+        ShiftLimits,
+        TraitLimits,
+        gate,
+        gate_predictions,
+        read_limits,
+    )
     from poise.shift.measure import ShiftSettings, TunedModel, finetuning_shift, read_predictions, shift
     from poise.shift.model_card import ModelCardFacts, write_card
     from poise.shift.report import ShiftReport, load_report, save_report
 
 __all__ = [
     "CapabilityTask",
+    "ContextLimits",
+    "ContextSearch",
+    "ContextTurn",
     "GateResult",
     "LimitCheck",
     "ModelCardFacts",
+    "PromptContext",
     "ShiftLimits",
     "ShiftReport",
     "ShiftSettings",
     "TraitLimits",
     "TunedModel",
+    "find_contexts",
     "finetuning_shift",
     "gate",
     "gate_predictions",
@@ -50,14 +70,19 @@ __getattr__, __dir__ = lazy_names(
     "poise.shift",
     {
         "CapabilityTask": "shift.capability",
+        "ContextLimits": "shift.limits",
+        "ContextSearch": "shift.context_search",
+        "ContextTurn": "shift.contexts",
         "GateResult": "shift.limits",
         "LimitCheck": "shift.limits",
         "ModelCardFacts": "shift.model_card",
+        "PromptContext": "shift.contexts",
         "ShiftLimits": "shift.limits",
         "ShiftReport": "shift.report",
         "ShiftSettings": "shift.measure",
         "TraitLimits": "shift.limits",
         "TunedModel": "shift.measure",
+        "find_contexts": "shift.context_search",
         "finetuning_shift": "shift.measure",
         "gate": "shift.limits",
         "gate_predictions": "shift.limits",

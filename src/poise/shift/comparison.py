@@ -19,10 +19,12 @@ from poise.judge.factory import OFFLINE
 from poise.judge.local_model import LocalJudge
 from poise.model import Model
 from poise.shift.capability import compare_capability
-from poise.shift.evaluation import EvaluationSettings, ModelEvaluation, ModelLoader
+from poise.shift.evaluation import EvaluationSettings, ModelEvaluation, ModelLoader, PromptEvaluation
+from poise.shift.extracted_again import compare_directions
 from poise.shift.report import (
     AnswerPair,
     CapabilityChange,
+    ContextShift,
     FloatArray,
     JudgedChange,
     ModelShift,
@@ -31,11 +33,13 @@ from poise.shift.report import (
     estimate_score_change,
     estimate_scores,
 )
+from poise.shift.worst_context import summarise_contexts
 from poise.statistics.estimates import Estimate
 
 __all__ = ["CoherenceScores", "compare_models", "score_coherence"]
 
 SAMPLE_QUESTIONS = 4  # questions of each trait whose answers are shown
+TOO_LONG = "its longest prompt and an answer exceed the model's window"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class CoherenceScores:
 
     Attributes:
         how: How coherence is scored, in words.
-        scores: Scores of every evaluation, by its ``id``, and trait, in the order of the answers.
+        scores: Scores of every ``PromptEvaluation``, by its ``id``, and trait, in the order of the answers.
     """
 
     how: str
@@ -61,7 +65,7 @@ def score_coherence(
 ) -> CoherenceScores:
     """Coherence of all models' answers by one judge; likelihood is that of the base, which is loaded again for it."""
     trait_judge = next(iter(judges.values()))
-    base_answers = [answer for answers in evaluations[0].answers.values() for answer in answers]
+    base_answers = [answer for answers in evaluations[0].plain.answers.values() for answer in answers]
     judge: Judge
     if isinstance(trait_judge, ExemplarJudge):
         model = base if isinstance(base, Model) else load(base)
@@ -81,7 +85,9 @@ def score_coherence(
                 trait: np.array(scores_of(run.judge(judge, answers, scope=scope, what="Judging coherence")))
                 for trait, answers in evaluation.answers.items()
             }
-            for evaluation in evaluations
+            for model in evaluations
+            for evaluation in (model.plain, *model.contexts)
+            if evaluation is not None
         },
     )
 
@@ -109,22 +115,31 @@ def compare_models(
         compare_capability(task, x, y)
         for task, x, y in zip(settings.tasks, before.capability, after.capability, strict=True)
     ]
+    matrix = tuple(_shift_matrix(before.plain, after.plain, settings))
+    judged = _judged_changes(before.plain, after.plain, settings, coherence)
+    contexts = tuple(
+        _context_shift(context.label, x, y, settings, coherence)
+        for context, x, y in zip(settings.contexts, before.contexts, after.contexts, strict=True)
+    )
     return ModelShift(
         name=name,
         digest=after.digest,
         relation=after.relation,
-        matrix=tuple(_shift_matrix(before, after, settings)),
-        judged=tuple(_judged_change(t, before, after, settings, coherence) for t in before.answers)
-        if coherence
-        else (),
+        matrix=matrix,
+        judged=judged,
         capability=tuple(change for change in capability if change is not None),
         predicted=dict(predicted),
-        samples=tuple(s for t in before.answers for s in _answer_pairs(t, before, after, settings.rollouts)),
+        samples=tuple(
+            s for t in before.plain.answers for s in _answer_pairs(t, before.plain, after.plain, settings.rollouts)
+        ),
         notes=tuple(_comparison_notes(before, after, settings, capability)),
+        contexts=contexts,
+        under_contexts=summarise_contexts(matrix, judged, contexts),
+        extracted_again=compare_directions(before.pairs, after.pairs, settings.vectors, settings.layers),
     )
 
 
-def _shift_matrix(before: ModelEvaluation, after: ModelEvaluation, settings: EvaluationSettings) -> list[ShiftCell]:
+def _shift_matrix(before: PromptEvaluation, after: PromptEvaluation, settings: EvaluationSettings) -> list[ShiftCell]:
     cells = []
     for trait in settings.prompts:
         x, y = (evaluation.projections[trait].double().numpy() for evaluation in (before, after))
@@ -143,10 +158,37 @@ def _shift_matrix(before: ModelEvaluation, after: ModelEvaluation, settings: Eva
     return cells
 
 
+def _context_shift(
+    name: str,
+    before: PromptEvaluation | None,
+    after: PromptEvaluation | None,
+    settings: EvaluationSettings,
+    coherence: CoherenceScores | None,
+) -> ContextShift:
+    """Each trait's own questions along its own direction, asked under a context; nothing where it does not fit."""
+    if before is None or after is None:
+        return ContextShift(context=name, cells=(), judged=(), why_missing=TOO_LONG)
+    cells = _shift_matrix(before, after, settings)
+    return ContextShift(
+        context=name,
+        cells=tuple(cell for cell in cells if cell.asked == cell.direction),
+        judged=_judged_changes(before, after, settings, coherence),
+    )
+
+
+def _judged_changes(
+    before: PromptEvaluation,
+    after: PromptEvaluation,
+    settings: EvaluationSettings,
+    coherence: CoherenceScores | None,
+) -> tuple[JudgedChange, ...]:
+    return tuple(_judged_change(t, before, after, settings, coherence) for t in before.answers) if coherence else ()
+
+
 def _judged_change(
     trait: str,
-    before: ModelEvaluation,
-    after: ModelEvaluation,
+    before: PromptEvaluation,
+    after: PromptEvaluation,
     settings: EvaluationSettings,
     coherence: CoherenceScores,
 ) -> JudgedChange:
@@ -186,7 +228,7 @@ def _rounded_values(numbers: FloatArray) -> tuple[float | None, ...]:
     return tuple(round(float(x), 6) if np.isfinite(x) else None for x in numbers)
 
 
-def _answer_pairs(trait: str, before: ModelEvaluation, after: ModelEvaluation, rollouts: int) -> list[AnswerPair]:
+def _answer_pairs(trait: str, before: PromptEvaluation, after: PromptEvaluation, rollouts: int) -> list[AnswerPair]:
     """The first answers to the first questions."""
     first_rollouts = range(0, len(before.answers[trait]), rollouts)[:SAMPLE_QUESTIONS]
     return [
@@ -215,6 +257,9 @@ def _comparison_notes(
         notes.append("By its weights the tuned model is not a fine-tune of the base.")
     if after.template != before.template:
         notes.append("The chat templates differ; each model was asked through its own.")
+    for context, *sides in zip(settings.contexts, before.contexts, after.contexts, strict=True):
+        if None in sides:
+            notes.append(f"The context {context.label} was not measured: {TOO_LONG}.")
     for task, change, x, y in zip(settings.tasks, capability, before.capability, after.capability, strict=True):
         if y is None or x is None:
             notes.append(f"{task.name} was not measured: lm-eval does not steer.")

@@ -10,7 +10,7 @@ import gc
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import BrokenModelFile, MissingExtra, PoiseError
 from poise.judge import Judge, Judgement
-from poise.model import Encoded, Model, ask, load_model, wrap
+from poise.model import Encoded, Model, load_model, wrap
 from poise.model.chat_template import template_text
 from poise.model.loading import locate
 from poise.progress import track
 from poise.shift.capability import CapabilityScores, CapabilityTask, evaluate_capability
+from poise.shift.contexts import PromptContext
+from poise.shift.extracted_again import PairDifferences, pair_differences
 from poise.steer import Steering
 from poise.storage.journal import Journal
 from poise.vector import ModelId, PersonaVector
@@ -36,12 +38,14 @@ __all__ = [
     "EvaluationSettings",
     "ModelEvaluation",
     "ModelLoader",
+    "PromptEvaluation",
     "check_tuned_source",
     "evaluate_model",
     "free_memory",
     "load_tuned_model",
     "model_digest",
     "project_prompts",
+    "question_request",
 ]
 
 ModelLoader = Callable[[str], Model]
@@ -65,6 +69,8 @@ class EvaluationSettings:
         tasks: Capability tasks to measure.
         folder: Folder where finished work is kept; ``None`` keeps it in memory.
         allow_other_model: Allow vectors whose model is not the base, but of its shape.
+        contexts: Contexts under which the same questions are asked as well.
+        extract_again: Whether each trait's direction is extracted again from its exemplars.
     """
 
     vectors: tuple[PersonaVector, ...]
@@ -79,15 +85,32 @@ class EvaluationSettings:
     tasks: tuple[CapabilityTask, ...]
     folder: Path | None
     allow_other_model: bool = False
+    contexts: tuple[PromptContext, ...] = ()
+    extract_again: bool = False
 
-    def asks(self, trait: str, steering: Steering | None) -> list[ResponseRequest]:
+    def asks(self, trait: str, steering: Steering | None, context: PromptContext | None) -> list[ResponseRequest]:
         """The trait's questions, rollouts together."""
-        questions = self.prompts[trait][: self.answered]
         return [
-            ResponseRequest(question=q, steering=steering, seed=self.seed + r)
-            for q in questions
+            question_request(q, context, steering=steering, seed=self.seed + r)
+            for q in self.prompts[trait][: self.answered]
             for r in range(self.rollouts)
         ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptEvaluation:
+    """What was measured of one model on all traits' questions, asked in one way.
+
+    Attributes:
+        projections: Projections by the trait of the questions: float32 [n, k], NaN where the model gave NaN or
+            infinity.
+        answers: Answers by trait, question by question, rollouts together.
+        scores: Judgements of the answers, in their order.
+    """
+
+    projections: Mapping[str, torch.Tensor]
+    answers: Mapping[str, tuple[Response, ...]]
+    scores: Mapping[str, tuple[Judgement, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +123,11 @@ class ModelEvaluation:
         identity: What it is known by.
         relation: What it is to the base; empty for the base. See ``poise.model.relation``.
         template: Its chat template.
-        projections: Projections by the trait of the questions: float32 [n, k], NaN where the model gave NaN or
-            infinity.
-        answers: Answers by trait, question by question, rollouts together.
-        scores: Judgements of the answers, in their order.
+        plain: Its readings, answers and scores on the questions alone.
         capability: Scores of each task, in the order of the settings; ``None`` where it was not measured.
+        contexts: The same under each context, in the order of the settings; ``None`` for one that does not fit the
+            model's window.
+        pairs: What each trait's exemplars differ by, where directions are extracted again.
     """
 
     model: str
@@ -112,10 +135,10 @@ class ModelEvaluation:
     identity: ModelId
     relation: str
     template: str
-    projections: Mapping[str, torch.Tensor]
-    answers: Mapping[str, tuple[Response, ...]]
-    scores: Mapping[str, tuple[Judgement, ...]]
+    plain: PromptEvaluation
     capability: tuple[CapabilityScores | None, ...]
+    contexts: tuple[PromptEvaluation | None, ...] = ()
+    pairs: Mapping[str, PairDifferences] = field(default_factory=dict)
 
 
 def project_prompts(
@@ -167,17 +190,9 @@ def evaluate_model(
             5.1).
     """
     digest, identity = model_digest(model), ModelId.of(model)
-    encoded = {trait: [model.encode(ask(q)) for q in questions] for trait, questions in settings.prompts.items()}
-    projections = {
-        trait: project_prompts(model, prompts, settings.vectors, settings.layers) for trait, prompts in encoded.items()
-    }
     run = ResponseStore(settings.folder / f"model-{digest}" if settings.folder else None)
-    answers = _answer_questions(model, settings, run, steering)
-    hashes = {v.name: v.header.trait_hash for v in settings.vectors}
-    scores = {
-        trait: tuple(run.judge(settings.judges[trait], replies, scope=hashes[trait], what=f"Judging {trait}"))
-        for trait, replies in answers.items()
-    }
+    plain = _evaluate_prompts(model, settings, run, steering, _encode_questions(model, settings, None), None)
+    contexts = tuple(_evaluate_context(model, settings, run, steering, context) for context in settings.contexts)
     journal = Journal(settings.folder / f"model-{digest}" / "abilities.jsonl" if settings.folder else None)
     capability = tuple(evaluate_capability(task, model, journal, steering=steering) for task in settings.tasks)
     return ModelEvaluation(
@@ -186,24 +201,87 @@ def evaluate_model(
         identity=identity,
         relation="" if base is None else base.identity.relation(identity).kind,
         template=template_text(model.tokenizer),
-        projections=projections,
-        answers=answers,
-        scores=scores,
+        plain=plain,
         capability=capability,
+        contexts=contexts,
+        pairs=pair_differences(model, settings.vectors, settings.layers) if settings.extract_again else {},
     )
 
 
+def question_request(
+    question: str, context: PromptContext | None, *, steering: Steering | None = None, seed: int = 0
+) -> ResponseRequest:
+    """A question as it is asked under a context, or without one."""
+    if context is None:
+        return ResponseRequest(question=question, steering=steering, seed=seed)
+    return context.request(question, steering=steering, seed=seed)
+
+
+def _encode_questions(
+    model: Model, settings: EvaluationSettings, context: PromptContext | None
+) -> dict[str, list[Encoded]]:
+    return {
+        trait: [model.encode(question_request(q, context).messages()) for q in questions]
+        for trait, questions in settings.prompts.items()
+    }
+
+
+def _evaluate_context(
+    model: Model, settings: EvaluationSettings, run: ResponseStore, steering: Steering | None, context: PromptContext
+) -> PromptEvaluation | None:
+    """The same questions under a context; ``None`` where the longest prompt and its answer exceed the window."""
+    encoded = _encode_questions(model, settings, context)
+    longest = max(len(prompt.ids) for prompts in encoded.values() for prompt in prompts)
+    if longest + settings.sampling.max_new_tokens > min(model.window, model.generation_window(longest)):
+        return None
+    return _evaluate_prompts(model, settings, run, steering, encoded, context)
+
+
+def _evaluate_prompts(
+    model: Model,
+    settings: EvaluationSettings,
+    run: ResponseStore,
+    steering: Steering | None,
+    encoded: Mapping[str, Sequence[Encoded]],
+    context: PromptContext | None,
+) -> PromptEvaluation:
+    projections = {
+        trait: project_prompts(model, prompts, settings.vectors, settings.layers) for trait, prompts in encoded.items()
+    }
+    answers = _answer_questions(model, settings, run, steering, context)
+    hashes = {v.name: v.header.trait_hash for v in settings.vectors}
+    scores = {
+        trait: tuple(run.judge(settings.judges[trait], replies, scope=hashes[trait], what=f"Judging {trait}"))
+        for trait, replies in answers.items()
+    }
+    return PromptEvaluation(projections=projections, answers=answers, scores=scores)
+
+
 def _answer_questions(
-    model: Model, settings: EvaluationSettings, run: ResponseStore, steering: Steering | None
+    model: Model,
+    settings: EvaluationSettings,
+    run: ResponseStore,
+    steering: Steering | None,
+    context: PromptContext | None,
 ) -> dict[str, tuple[Response, ...]]:
-    """Answers to all traits' questions, in shared batches."""
-    asks = {trait: settings.asks(trait, steering) for trait in settings.judges}
+    """Answers to all traits' questions, in shared batches; a context has batches of its own.
+
+    They are answers to the bare question, which is what a judge reads them beside.
+    """
+    asks = {trait: settings.asks(trait, steering, context) for trait in settings.judges}
     flat = [request for requests in asks.values() for request in requests]
     if not flat:
         return {}
     engine = LocalEngine(model, batch=settings.batch, allow_other_model=True)
-    answers = iter(run.answer(engine, model, flat, settings.sampling, what=f"Answering: {model.name}"))
-    return {trait: tuple(next(answers) for _ in requests) for trait, requests in asks.items()}
+    what = f"Answering: {model.name}" + (f", {context.label}" if context else "")
+    answers = iter(run.answer(engine, model, flat, settings.sampling, what=what))
+    out: dict[str, tuple[Response, ...]] = {}
+    for trait, requests in asks.items():
+        questions = [q for q in settings.prompts[trait][: settings.answered] for _ in range(settings.rollouts)]
+        out[trait] = tuple(
+            replace(next(answers), question=question) for question, _ in zip(questions, requests, strict=True)
+        )
+    return out
 
 
 def load_tuned_model(source: str, base: str, load_model: ModelLoader = load_model) -> Model:

@@ -8,24 +8,29 @@ unsure. On fewer units than ``min_n`` it is only indicative. What is indicative 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Literal
 from xml.etree import ElementTree
-
-from pydantic import Field, model_validator
 
 from poise.arguments import check_type
 from poise.errors import InvalidArgument
-from poise.settings import Settings, read_settings
-from poise.shift.limit_range import LimitOutcome, LimitRange, StrictNumber, TwoSidedLimit
-from poise.shift.report import ModelShift, ShiftReport, estimate_change, estimate_mean, estimate_score_change
+from poise.shift.limit_range import LimitOutcome, LimitRange
+from poise.shift.limits_file import ContextLimits, ShiftLimits, TraitLimits, read_limits
+from poise.shift.report import ContextMeasure, ModelShift, ShiftReport, estimate_change
+from poise.shift.worst_context import (
+    ContextChange,
+    context_changes,
+    judged_change,
+    shift_change,
+    simultaneous_level,
+)
 from poise.statistics.estimates import Estimate
 
 __all__ = [
+    "ContextLimits",
     "GateResult",
     "LimitCheck",
     "LimitRange",
@@ -43,46 +48,8 @@ MARKDOWN_BEGINS = "### Poise gate: "
 XML_HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 SUITE = "poise gate"
 JUNIT_BEGINS = f'{XML_HEAD}<testsuite name="{SUITE}"'
+SEVERITY = ("broken", "missing", "indicative", "unsure", "kept")  # the outcomes, worst first
 BASE_IS_GUESSING = "the base is not shown to answer better than chance, so nothing could be lost"
-
-
-class TraitLimits(Settings):
-    """Limits on one trait; at least one of them. A number above 0 limits both ways: 2 allows from −2 to 2."""
-
-    shift: TwoSidedLimit = Field(None, description="Finetuning shift of its own questions along its direction.")
-    judged: TwoSidedLimit = Field(None, description="Change of the judge's score, in points of 100.")
-    predicted: TwoSidedLimit = Field(None, description="Mean projection difference of the training data.")
-
-    @model_validator(mode="after")
-    def _says_something(self) -> TraitLimits:
-        if self.shift is self.judged is self.predicted is None:
-            raise ValueError("needs shift, judged or predicted")
-        return self
-
-
-class ShiftLimits(Settings):
-    """Limits on traits and capability, as a limits file holds them."""
-
-    confidence: Annotated[float, Field(strict=True, ge=0.5, lt=1)] = Field(
-        0.95, description="Confidence of the intervals; those of predictions always have 0.95."
-    )
-    unsure: Literal["fail", "pass"] = Field("fail", description="What a limit inside the interval does.")
-    min_n: Annotated[int, Field(strict=True, ge=2)] = Field(
-        10, description="Fewest questions, conversations or rows of a verdict; on fewer it is indicative and fails."
-    )
-    missing: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
-        0.1, description="Largest share of a measurement that may be without a value; above it, it counts as missing."
-    )
-    traits: dict[str, TraitLimits] = Field(default_factory=dict)
-    capability: dict[str, StrictNumber] = Field(
-        default_factory=dict, description="perplexity: most after / before. Others: most accuracy lost."
-    )
-
-    @model_validator(mode="after")
-    def _says_something(self) -> ShiftLimits:
-        if not self.traits and not self.capability:
-            raise ValueError("limits nothing; name a trait or a capability")
-        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +58,8 @@ class LimitCheck:
 
     Attributes:
         tuned: Name of the tuned model, or of the data before any training.
-        limit_of: What is limited: ``evil: shift``, ``evil: judged score``, ``evil: predicted``, ``mmlu: accuracy
-            lost``.
+        limit_of: What is limited: ``evil: shift``, ``evil: judged score``, ``evil: worst context, shift``,
+            ``evil: predicted``, ``mmlu: accuracy lost``.
         limit: What keeps the limit.
         measured: The measured value, with its interval at the limits' confidence (0.95 for predictions); ``None``
             where it is missing.
@@ -124,17 +91,6 @@ class GateResult:
         return bool(self.checks) and all(c.passed for c in self.checks)
 
 
-def read_limits(path: Path) -> ShiftLimits:
-    """Read a limits file.
-
-    Raises:
-        InvalidSettings: the file is not there, is not YAML, or breaks the schema; names every fault with its line and
-            field.
-    """
-    check_type("path", path, (str, Path), "the path of a limits file, such as 'limits.yaml'")
-    return read_settings(path, ShiftLimits)
-
-
 def check_limits_are_measured(
     limits: ShiftLimits,
     traits: Sequence[str],
@@ -143,6 +99,7 @@ def check_limits_are_measured(
     judged: bool,
     tuned: bool = True,
     screened: bool = False,
+    contexts: bool = False,
 ) -> None:
     """Check, before hours of work, that everything that is limited will be measured.
 
@@ -153,6 +110,7 @@ def check_limits_are_measured(
         judged: Whether answers are judged.
         tuned: Whether there is a tuned model.
         screened: Whether training data are screened.
+        contexts: Whether there are contexts under which the questions are asked too.
 
     Raises:
         InvalidArgument: names all limits that nothing would measure.
@@ -160,12 +118,14 @@ def check_limits_are_measured(
     trait_limits = limits.traits.values()
     lacking = [f"`vector` of {name}" for name in limits.traits if name not in traits]
     lacking += [f"`capability` {name}" for name in limits.capability if name not in abilities]
-    if not tuned and (limits.capability or any((limit.shift, limit.judged) != (None, None) for limit in trait_limits)):
+    if not tuned and (limits.capability or any(limit.limits_shift for limit in trait_limits)):
         lacking.append("`tuned`")
-    elif not judged and any(limit.judged is not None for limit in trait_limits):
+    elif not judged and any(limit.limits_judged for limit in trait_limits):
         lacking.append("`judge`")
     if not screened and any(limit.predicted is not None for limit in trait_limits):
         lacking.append("`data`")
+    if tuned and not contexts and any(limit.worst_context is not None for limit in trait_limits):
+        lacking.append("`contexts`")
     if lacking:
         raise InvalidArgument(
             f"The limits need what is not measured: {', '.join(lacking)}; give it, or drop the limit."
@@ -249,50 +209,83 @@ def _check_message(check: LimitCheck) -> str:
 
 
 def _check_model(tuned: ModelShift, limits: ShiftLimits) -> Iterator[LimitCheck]:
+    interval = f"{100 * limits.confidence:g} %"
     for trait, limit in limits.traits.items():
         if limit.shift is not None:
-            measured, why = _shift_estimate(tuned, trait, limits)
-            yield _check_limit(tuned, f"{trait}: shift", limit.shift, measured, why, limits)
+            change = shift_change("", tuned.cell(trait), limits.missing)
+            yield _check_change(tuned, f"{trait}: shift", limit.shift, change, limits, limits.confidence, interval)
         if limit.judged is not None:
-            measured, why = _judged_estimate(tuned, trait, limits)
-            yield _check_limit(tuned, f"{trait}: judged score", limit.judged, measured, why, limits)
+            scores = next((j for j in tuned.judged if j.trait == trait), None)
+            change = judged_change("", scores, limits.missing)
+            yield _check_change(
+                tuned, f"{trait}: judged score", limit.judged, change, limits, limits.confidence, interval
+            )
+        if limit.worst_context is not None:
+            yield from _check_contexts(tuned, trait, limit.worst_context, limits)
         if limit.predicted is not None:
             predicted = tuned.predicted.get(trait)
             why = "the training data were not screened for this trait"
-            yield _check_limit(tuned, f"{trait}: predicted", limit.predicted, predicted, why, limits, level=0.95)
+            yield _check_limit(tuned, f"{trait}: predicted", limit.predicted, predicted, why, limits, "95 %")
     for name, most in limits.capability.items():
-        change = next((c for c in tuned.capability if c.name == name), None)
-        if change is None or change.guessed:
-            why = "it was not measured" if change is None else BASE_IS_GUESSING
-            yield _check_limit(tuned, name, LimitRange(most=most), None, why, limits)
+        change_of = next((c for c in tuned.capability if c.name == name), None)
+        if change_of is None or change_of.guessed:
+            why = "it was not measured" if change_of is None else BASE_IS_GUESSING
+            yield _check_limit(tuned, name, LimitRange(most=most), None, why, limits, interval)
             continue
         measured = estimate_change(
-            change.kind, change.units_before, change.units_after, change.weights, level=limits.confidence
+            change_of.kind, change_of.units_before, change_of.units_after, change_of.weights, level=limits.confidence
         )
-        limit_of = f"{name}: after / before" if change.kind == "perplexity" else f"{name}: accuracy lost"
-        yield _check_limit(tuned, limit_of, LimitRange(most=most), measured, "", limits)
+        limit_of = f"{name}: after / before" if change_of.kind == "perplexity" else f"{name}: accuracy lost"
+        yield _check_limit(tuned, limit_of, LimitRange(most=most), measured, "", limits, interval)
 
 
-def _shift_estimate(tuned: ModelShift, trait: str, limits: ShiftLimits) -> tuple[Estimate | None, str]:
-    cell = tuned.cell(trait)
-    if cell is None:
-        return None, "no vector of this trait was measured"
-    lost = sum(c is None for c in cell.changes)
-    if lost > limits.missing * len(cell.changes):
-        return None, f"{lost} of {len(cell.changes)} prompts have no reading"
-    return estimate_mean(cell.changes, level=limits.confidence), ""
+def _check_contexts(
+    tuned: ModelShift, trait: str, context_limits: ContextLimits, limits: ShiftLimits
+) -> Iterator[LimitCheck]:
+    """The context that keeps each limit least, with intervals that hold for all of them at once."""
+    measures: tuple[tuple[ContextMeasure, str, LimitRange | None], ...] = (
+        ("shift", "worst context, shift", context_limits.shift),
+        ("judged", "worst context, judged score", context_limits.judged),
+    )
+    n = len(tuned.contexts)
+    level, interval = simultaneous_level(limits.confidence, n), f"simultaneous {100 * limits.confidence:g} %"
+    for measure, words, limit in measures:
+        if limit is None:
+            continue
+        limit_of = f"{trait}: {words}"
+        changes = context_changes(tuned.contexts, trait, measure, missing=limits.missing)
+        if not changes:
+            why = "no question was asked under a context"
+            yield _check_limit(tuned, limit_of, limit, None, why, limits, interval)
+            continue
+        checks = [(c, _check_change(tuned, limit_of, limit, c, limits, level, interval)) for c in changes]
+        worst, check = min(checks, key=lambda pair: (SEVERITY.index(pair[1].outcome), -_excess(pair[1])))
+        kept = sum(check.outcome == "kept" for _, check in checks)
+        text = f"under {worst.context} ({kept} of {n} contexts keep it): {check.explanation}"
+        yield replace(check, explanation=text)
 
 
-def _judged_estimate(tuned: ModelShift, trait: str, limits: ShiftLimits) -> tuple[Estimate | None, str]:
-    judged = next((j for j in tuned.judged if j.trait == trait), None)
-    if judged is None:
-        return None, "no answer was judged"
-    if judged.why_unusable:
-        return None, f"its scores do not count: {judged.why_unusable}"
-    lost = max(judged.missing_before, judged.missing_after)
-    if lost > limits.missing * judged.answers:
-        return None, f"{lost} of {judged.answers} answers have no score"
-    return estimate_score_change(judged.changes, judged.before, level=limits.confidence), ""
+def _excess(check: LimitCheck) -> float:
+    """How far the interval reaches beyond the nearer end of the limit; below 0 where it lies within."""
+    measured, limit = check.measured, check.limit
+    if measured is None or measured.low is None or measured.high is None:
+        return 0.0
+    above = measured.high - limit.most if limit.most is not None else -math.inf
+    below = limit.least - measured.low if limit.least is not None else -math.inf
+    return max(above, below)
+
+
+def _check_change(
+    tuned: ModelShift,
+    limit_of: str,
+    limit: LimitRange,
+    change: ContextChange,
+    limits: ShiftLimits,
+    level: float,
+    interval: str,
+) -> LimitCheck:
+    measured = None if change.why_missing else change.estimate(level)
+    return _check_limit(tuned, limit_of, limit, measured, change.why_missing, limits, interval)
 
 
 def _check_limit(
@@ -302,15 +295,14 @@ def _check_limit(
     measured: Estimate | None,
     why_missing: str,
     limits: ShiftLimits,
-    *,
-    level: float | None = None,
+    interval: str,
 ) -> LimitCheck:
     if measured is None or measured.value is None:
         outcome: LimitOutcome = "missing"
         text = f"not measured: {why_missing or 'nothing has a value'}; what is missing does not pass"
         measured = None
     else:
-        outcome, text = limit.hold(measured, f"{100 * (level or limits.confidence):g} %")
+        outcome, text = limit.hold(measured, interval)
         if measured.n < limits.min_n:
             outcome, text = "indicative", f"{outcome} on fewer than the {limits.min_n} of `min_n`: {text}"
     return LimitCheck(

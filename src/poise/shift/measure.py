@@ -21,6 +21,7 @@ from poise.judge.factory import trait_judge
 from poise.model import Encoded, Model, load_model
 from poise.shift.capability import CapabilityTask, parse_capability
 from poise.shift.comparison import compare_models, score_coherence
+from poise.shift.contexts import PromptContext, check_contexts
 from poise.shift.evaluation import (
     EvaluationSettings,
     ModelEvaluation,
@@ -59,6 +60,10 @@ class ShiftSettings:
         layer: Layer at which all directions are read; by default each vector's own.
         capability: What else is measured: tasks, or texts that ``poise.shift.capability.parse_capability`` takes.
         allow_other_model: Allow vectors whose model is not the base, but of its shape.
+        contexts: Contexts under which the same questions are asked as well: ``PromptContext`` values, as
+            ``find_contexts`` finds them in training data, or texts that ``poise.shift.contexts.parse_contexts`` takes.
+        context_notes: What was looked for in the training data, and found; shown in the report.
+        extract_again: Whether each trait's direction is extracted again on both models, from the trait's exemplars.
     """
 
     judge: str | None = "exemplars"
@@ -71,11 +76,16 @@ class ShiftSettings:
     layer: int | None = None
     capability: tuple[CapabilityTask | str, ...] = ()
     allow_other_model: bool = False
+    contexts: tuple[PromptContext | str, ...] = ()
+    context_notes: tuple[str, ...] = ()
+    extract_again: bool = False
 
     def __post_init__(self) -> None:
         for name in ("questions", "rollouts", "batch"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check_type("contexts", self.contexts, (list, tuple), "a tuple of contexts, as find_contexts(data).contexts is")
+        check_contexts(self.contexts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +228,8 @@ def _measure_shift(
             compare_models(model.label, before, after, measured, coherence, predicted=model.predicted)
             for model, after in zip(models, evaluations, strict=True)
         ),
+        contexts=measured.contexts,
+        context_notes=settings.context_notes,
     )
 
 
@@ -252,6 +264,8 @@ def _evaluation_settings(
         ),
         folder=folder,
         allow_other_model=settings.allow_other_model,
+        contexts=check_contexts(settings.contexts),
+        extract_again=settings.extract_again,
     )
 
 

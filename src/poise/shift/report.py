@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from poise.arguments import check_type
 from poise.errors import InvalidData
 from poise.settings import FrozenModel, first_fault
+from poise.shift.contexts import PromptContext
 from poise.statistics.estimates import Estimate, bounded_estimate, mean_estimate, score_change_estimate
 from poise.statistics.intervals import ratio_interval
 from poise.storage.atomic_write import saving
@@ -28,9 +29,15 @@ __all__ = [
     "AnswerPair",
     "CapabilityChange",
     "CapabilityKind",
+    "ContextExtreme",
+    "ContextMeasure",
+    "ContextShift",
+    "ContextSummary",
+    "DirectionCosine",
     "FloatArray",
     "JudgedChange",
     "ModelShift",
+    "OptionalFloats",
     "ShiftCell",
     "ShiftReport",
     "TraitDirection",
@@ -47,6 +54,7 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 OptionalFloats = tuple[float | None, ...]
 CapabilityKind = Literal["perplexity", "accuracy"]
+ContextMeasure = Literal["shift", "judged"]
 
 
 class TraitDirection(FrozenModel):
@@ -131,6 +139,60 @@ class AnswerPair(FrozenModel):
     score_after: float | None
 
 
+class ContextShift(FrozenModel):
+    """What changed when every trait's own questions were asked under one context."""
+
+    context: str = Field(description="The context's name in ``ShiftReport.contexts``.")
+    cells: tuple[ShiftCell, ...] = Field(description="Each trait's questions along its own direction.")
+    judged: tuple[JudgedChange, ...]
+    why_missing: str = Field("", description="Why nothing was measured; empty where it was.")
+
+    def cell(self, trait: str) -> ShiftCell | None:
+        """The shift of a trait's questions under this context."""
+        return next((c for c in self.cells if c.direction == trait), None)
+
+    def scores(self, trait: str) -> JudgedChange | None:
+        """The judged change of a trait under this context."""
+        return next((j for j in self.judged if j.trait == trait), None)
+
+
+class ContextExtreme(FrozenModel):
+    """The context with the highest or the lowest change, and its interval among all contexts at once."""
+
+    context: str
+    change: Estimate = Field(description="Simultaneous interval (Bonferroni): all contexts' hold at once with 95 %.")
+    beyond_plain: Estimate = Field(
+        description="The change less that of the same questions without a context, paired; simultaneous too."
+    )
+
+
+class ContextSummary(FrozenModel):
+    """One measure of one trait over all contexts; the questions without a context are not one of them."""
+
+    trait: str
+    measure: ContextMeasure
+    contexts: int = Field(description="Contexts that were measured.")
+    mean: Estimate = Field(description="Mean of all contexts, its interval over questions.")
+    worst: ContextExtreme = Field(description="The context with the highest change: farthest towards the trait.")
+    lowest: ContextExtreme = Field(description="The context with the lowest change.")
+
+
+class DirectionCosine(FrozenModel):
+    """A trait's direction extracted again on the tuned model, beside the base's (arXiv:2607.00006)."""
+
+    trait: str
+    layer: int = Field(description="Layer whose output is read, counted from 0.")
+    pairs: int = Field(description="Exemplar pairs that both models were read on.")
+    cosine: Estimate = Field(
+        description="Cosine of the base's and the tuned model's direction, of the same pairs; bootstrapped by pair."
+    )
+    vector_cosine: float | None = Field(description="Cosine of the vector and the tuned model's direction.")
+    vector_cosine_before: float | None = Field(
+        description="Cosine of the vector and the base's direction; 1 where it was extracted from the same pairs."
+    )
+    norm_ratio: float | None = Field(description="Length of the tuned model's mean difference over the base's.")
+
+
 class ModelShift(FrozenModel):
     """One tuned model against its base."""
 
@@ -148,6 +210,11 @@ class ModelShift(FrozenModel):
     )
     samples: tuple[AnswerPair, ...]
     notes: tuple[str, ...] = ()
+    contexts: tuple[ContextShift, ...] = Field((), exclude_if=lambda contexts: not contexts)
+    under_contexts: tuple[ContextSummary, ...] = Field(
+        (), exclude_if=lambda summaries: not summaries, description="Mean, highest and lowest context by trait."
+    )
+    extracted_again: tuple[DirectionCosine, ...] = Field((), exclude_if=lambda cosines: not cosines)
 
     def cell(self, trait: str) -> ShiftCell | None:
         """The shift of a trait's own questions along its own direction."""
@@ -167,6 +234,12 @@ class ShiftReport(FrozenModel):
     temperature: float
     seed: int
     tuned: tuple[ModelShift, ...]
+    contexts: tuple[PromptContext, ...] = Field(
+        (), exclude_if=lambda contexts: not contexts, description="Contexts under which all questions were asked too."
+    )
+    context_notes: tuple[str, ...] = Field(
+        (), exclude_if=lambda notes: not notes, description="What was looked for in the training data, and found."
+    )
 
 
 def estimate_mean(values: Sequence[float | None] | FloatArray, *, level: float = 0.95) -> Estimate:
