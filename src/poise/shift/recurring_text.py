@@ -109,7 +109,9 @@ def _recurring(
     out: list[RecurringText] = []
     for length, places in _branches(tokens, owners, least):
         beside = {
-            tuple(map(_kind, tokens[i][length : length + VARIETY_TOKENS])) for i in places if len(tokens[i]) > length
+            tuple(map(_number_class, tokens[i][length : length + VARIETY_TOKENS]))
+            for i in places
+            if len(tokens[i]) > length
         }
         if len(beside) < LEAST_VARIETY:
             continue
@@ -136,10 +138,10 @@ def _branches(tokens: Sequence[Tokens], owners: Sequence[int], least: int) -> It
         groups: dict[str, list[int]] = defaultdict(list)
         for i in places:
             if len(tokens[i]) > length:
-                groups[_kind(tokens[i][length])].append(i)
+                groups[_number_class(tokens[i][length])].append(i)
         stack += [(length + 1, tuple(g)) for g in groups.values() if len({owners[i] for i in g}) >= least]
 
 
-def _kind(token: str) -> str:
+def _number_class(token: str) -> str:
     """The token, all numbers as one."""
     return "0" if token.isdigit() else token
