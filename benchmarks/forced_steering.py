@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--margin", type=float, default=1e-2, help="above the level by less is rounding")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
-    model = load_model(options.model, dtype=options.dtype)
+    model = load_model(options.model, dtype=getattr(torch, options.dtype))
     vectors = {f"v{n}": load_vector(path) for n, path in enumerate(options.vector)}
     questions = [q for name in library.names() for q in library.evaluation_questions(library.load_trait(name))]
     prompts = [model.encode(ask(question)) for question in list(dict.fromkeys(questions))[:PROMPTS]]

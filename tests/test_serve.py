@@ -336,7 +336,6 @@ UNSUPPORTED: list[dict[str, Any]] = [
     {"frequency_penalty": 0.5},
     {"presence_penalty": -1},
     {"logit_bias": {"5": 1}},
-    {"user": "someone"},
     {"modalities": ["audio"]},
     {"reasoning_effort": "low"},
 ]

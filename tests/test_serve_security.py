@@ -227,7 +227,10 @@ class TestBadInput:
             (json.dumps({**ASK, "\ud800": 1}).encode(), ""),
             (json.dumps({**ASK, "poise": {"steer": "\ud800=1"}}).encode(), ""),
             (json.dumps({**ASK, "poise": {"steer": "up=1" * 5000}}).encode(), ""),
-            (json.dumps({**ASK, "messages": [{"role": "user", "content": "a" * 50_000}]}).encode(), "window"),
+            (
+                json.dumps({**ASK, "messages": [{"role": "user", "content": "a" * 50_000}]}).encode(),
+                "maximum context length is 256 tokens",
+            ),
             (json.dumps({**ASK, "poise": {"steer": {"terms": [{"vector": "up", "coef": 1e309}]}}}).encode(), "poise"),
         ],
     )

@@ -13,23 +13,22 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
 from poise.data import AnswerPart
 from poise.errors import RequestError
 from poise.serve import responses as replies
 from poise.serve.api_description import REFUSALS, UPLOAD, answered, describe, taken
 from poise.serve.auth import VECTORS_FORBIDDEN
+from poise.serve.error_answers import add_error_answers
 from poise.serve.metrics import CONTENT_TYPE
 from poise.serve.page_data import history, vector_entry
+from poise.serve.page_files import add_page
 from poise.serve.readings_db import ReadingsQuery
 from poise.serve.rendering import chunk_body, completion_body, usage_body
 from poise.serve.request_body import json_pieces, read_request
@@ -41,12 +40,6 @@ __all__ = ["build"]
 
 log = logging.getLogger("poise.serve")
 
-PAGE = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
 QUIET = 15.0  # seconds without a chunk after which a stream says that it is alive
 VectorName = Annotated[str, Path(pattern=NAME, description="A vector's name.")]
 KeyName = Annotated[str | None, Query(max_length=200, description="Readings of this key alone; others' for admins.")]
@@ -64,12 +57,12 @@ def build(service: Service) -> FastAPI:
         redoc_url=None,
         responses=REFUSALS,
     )
-    _errors(app)
+    add_error_answers(app)
     _openai(app, service)
     _vectors(app, service)
     _readings_routes(app, service)
     _state(app, service)
-    _page(app)
+    add_page(app)
     return app
 
 
@@ -332,45 +325,3 @@ def _state(app: FastAPI, service: Service) -> None:
     @app.get("/openapi.json", include_in_schema=False)
     def description() -> Response:
         return JSONResponse(describe(app, [ChatCompletionRequest, CompletionRequest]))
-
-
-def _page(app: FastAPI) -> None:
-    folder = files("poise.serve") / "page"
-    known = {}
-    if folder.is_dir():
-        known = {f.name: f for f in folder.iterdir() if "." + f.name.rpartition(".")[2] in PAGE}
-
-    def page(name: str) -> Response:
-        if name not in known:
-            raise RequestError(404, "There is no such page.", code="not_found")
-        return Response(known[name].read_bytes(), media_type=PAGE["." + name.rpartition(".")[2]])
-
-    @app.get("/", include_in_schema=False)
-    def index() -> Response:
-        return page("index.html")
-
-    @app.get("/page/{name}", include_in_schema=False)
-    def asset(name: str) -> Response:
-        return page(name)
-
-
-def _errors(app: FastAPI) -> None:
-    @app.exception_handler(RequestError)
-    async def request_error(request: Request, error: RequestError) -> Response:
-        return JSONResponse(error.body, error.status, headers=error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        fault = replies.fault(error.errors())
-        return JSONResponse(fault.body, fault.status)
-
-    @app.exception_handler(HTTPException)
-    async def other(request: Request, error: HTTPException) -> Response:
-        words = {404: "There is nothing at this address.", 405: "This address does not take that method."}
-        fault = RequestError(error.status_code, words.get(error.status_code, str(error.detail)), code="http_error")
-        return JSONResponse(fault.body, fault.status, headers=dict(error.headers or {}))
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        log.error("%s failed", request.url.path, exc_info=error)
-        return JSONResponse(RequestError(500, "The server failed on this request.", code="internal").body, 500)

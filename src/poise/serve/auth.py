@@ -11,6 +11,7 @@ import hmac
 import json
 import logging
 import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,14 @@ HEADERS = {
     "cache-control": "no-store",
 }
 VECTORS_FORBIDDEN = "This key may not change vectors; `may_change_vectors` in the server's policy lets it."
+CLIENT_HEADERS = re.compile(
+    r"accept|accept-language|authorization|content-type|http-referer|idempotency-key|openai-[a-z-]+|user-agent|"
+    r"x-request-id|x-stainless-[a-z-]+|x-title"
+)
+"""Headers that OpenAI's clients and those built on them send, from a page too."""
+EXPOSED_HEADERS = "x-request-id, retry-after, retry-after-ms, " + ", ".join(
+    f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
+)
 BYTES_A_SECOND = 2**16  # by which a body may take longer
 SECONDS_BETWEEN_LOOKS = 1.0  # at the key file
 MIN_KEY_LENGTH = 16  # characters
@@ -172,7 +181,7 @@ class RequestGate:
             await self.app(scope, receive, send)
             return
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
-        guarded = self._with_headers(send, headers.get("origin"))
+        guarded = self._with_headers(send, headers)
         try:
             if self._is_preflight(scope, headers):
                 await _send_response(guarded, 204, b"", {})
@@ -250,14 +259,18 @@ class RequestGate:
             await self.workers.run(partial(check_body, body, self.limits), size=size)
         return body
 
-    def _with_headers(self, send: Send, origin: str | None) -> Send:
-        added = dict(HEADERS)
+    def _with_headers(self, send: Send, headers: Mapping[str, str]) -> Send:
+        added, origin = {**HEADERS, "x-request-id": _request_id(headers.get("x-request-id", ""))}, headers.get("origin")
         if origin is not None and origin in self.origins:
+            requested = headers.get("access-control-request-headers", "").lower().split(",")
+            allowed = [name for name in map(str.strip, requested) if CLIENT_HEADERS.fullmatch(name)]
             added |= {
                 "access-control-allow-origin": origin,
-                "access-control-allow-headers": "authorization, content-type",
-                "access-control-allow-methods": "GET, POST, DELETE",
-                "vary": "origin",
+                "access-control-allow-headers": ", ".join(dict.fromkeys(["authorization", "content-type", *allowed])),
+                "access-control-allow-methods": "GET, HEAD, POST, DELETE",
+                "access-control-expose-headers": EXPOSED_HEADERS,
+                "access-control-max-age": "600",
+                "vary": "origin, access-control-request-headers",
             }
 
         async def guarded(message: MutableMapping[str, Any]) -> None:
@@ -268,6 +281,11 @@ class RequestGate:
             await send(message)
 
         return guarded
+
+
+def _request_id(given: str) -> str:
+    """The client's own, where it is one that can stand in a log; else a new one."""
+    return given if re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given) else f"req_{secrets.token_hex(16)}"
 
 
 def _is_host(text: str) -> bool:

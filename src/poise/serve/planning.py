@@ -199,8 +199,8 @@ def _max_new_tokens(body: OpenAIRequest, prompts: Sequence[Encoded], model: Mode
     if room < 1 or (wanted or 0) > room:
         raise RequestError(
             400,
-            f"The prompt has {longest} tokens and {wanted or 1} more are asked for, but the window is {window}; "
-            "shorten the prompt or ask for fewer.",
+            f"This model's maximum context length is {window} tokens, but the prompt has {longest} and {wanted or 1} "
+            "more are asked for; shorten the prompt or ask for fewer.",
             code="context_length_exceeded",
             param="messages" if isinstance(body, ChatCompletionRequest) else "prompt",
         )

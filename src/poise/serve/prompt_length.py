@@ -35,7 +35,8 @@ def check_text_length(texts: Sequence[str], model: Model, *, param: str) -> None
             if tokens > CERTAIN * window:
                 raise RequestError(
                     400,
-                    f"The prompt has more than {CERTAIN * window} tokens, but the window is {window}; shorten it.",
+                    f"This model's maximum context length is {window} tokens, but the prompt has more than "
+                    f"{CERTAIN * window}; shorten it.",
                     code="context_length_exceeded",
                     param=param,
                 )

@@ -33,6 +33,7 @@ RequestText = Annotated[str, AfterValidator(_complete_characters)]
 RequestName = Annotated[RequestText, Field(min_length=1, max_length=200)]
 StopString = Annotated[RequestText, Field(min_length=1, max_length=200)]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Nothing = list[Any]
 OnlyZero = Annotated[float, Field(ge=0, le=0, description="Not supported; may only be 0.")]
 
 
@@ -47,6 +48,12 @@ class StrictRequest(BaseModel):
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
+class TextFormat(StrictRequest):
+    """The format that answers have anyway."""
+
+    type: Literal["text"]
+
+
 class TextPart(StrictRequest):
     """A part of a message."""
 
@@ -59,6 +66,10 @@ class ChatMessage(StrictRequest):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: RequestText | Annotated[list[TextPart], Field(fail_fast=True)]
+    name: RequestText | None = Field(None, max_length=200, description="Who speaks; templates do not show it.")
+    refusal: Literal[""] | None = None
+    tool_calls: Nothing = Field(default=[], max_length=0)
+    annotations: Nothing = Field(default=[], max_length=0)
     reasoning_content: RequestText | None = Field(
         None, description="The thought of an assistant's earlier turn, which the template shows or drops."
     )
@@ -73,6 +84,7 @@ class StreamOptions(StrictRequest):
     """Of a streamed answer."""
 
     include_usage: bool = Field(False, description="One more chunk at the end, with the usage and without choices.")
+    include_obfuscation: bool = Field(False, description="Accepted without effect: nothing is padded here.")
 
 
 class TemplateSwitches(StrictRequest):
@@ -107,6 +119,21 @@ class OpenAIRequest(StrictRequest):
     stream_options: StreamOptions = StreamOptions()
     frequency_penalty: OnlyZero = 0
     presence_penalty: OnlyZero = 0
+    user: RequestText | None = Field(None, max_length=1000, description="Accepted without effect, and not kept.")
+    safety_identifier: RequestText | None = Field(
+        None, max_length=1000, description="Accepted without effect, like `user`."
+    )
+    prompt_cache_key: RequestText | None = Field(
+        None, max_length=1000, description="Accepted without effect, like `user`."
+    )
+    metadata: dict[RequestName, Annotated[RequestText, Field(max_length=512)]] | None = Field(
+        None, max_length=16, description="Accepted without effect, like `user`."
+    )
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = Field(
+        None, description="Accepted without effect: there is one."
+    )
+    store: Literal[False] | None = Field(None, description="Not supported; may only be false.")
+    logit_bias: dict[str, float] = Field(default={}, max_length=0, description="Not supported; may only be empty.")
     poise: PoiseField | None = None
 
     @property
@@ -143,6 +170,13 @@ class ChatCompletionRequest(OpenAIRequest):
         None, description="Think before the reply, as much as the template has levels for; `none` switches it off."
     )
     chat_template_kwargs: TemplateSwitches = TemplateSwitches()
+    response_format: TextFormat | None = Field(None, description="Not supported; may only be text.")
+    tools: Nothing = Field(default=[], max_length=0, description="Not supported; may only be empty.")
+    tool_choice: Literal["none", "auto"] | None = Field(None, description="Without tools nothing is called.")
+    parallel_tool_calls: bool | None = Field(None, description="Accepted without effect: there are no tools.")
+    functions: Nothing = Field(default=[], max_length=0, description="Not supported; may only be empty.")
+    function_call: Literal["none", "auto"] | None = Field(None, description="Without functions nothing is called.")
+    modalities: list[Literal["text"]] | None = Field(None, max_length=1, description="Not supported beyond text.")
 
     @property
     def thinking(self) -> Thinking:
@@ -198,6 +232,8 @@ class CompletionRequest(OpenAIRequest):
     max_tokens: int = Field(16, ge=1, le=10_000_000)
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: Literal[False] = Field(False, description="Not supported; may only be false.")
+    best_of: int | None = Field(None, ge=1, le=1, description="Not supported; may only be 1.")
+    suffix: Literal[""] | None = Field(None, description="Not supported; may only be empty.")
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

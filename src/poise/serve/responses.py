@@ -33,6 +33,13 @@ __all__ = [
 ]
 
 VERSION = version("poise")
+ONLY_HARMLESS = frozenset(
+    {
+        *("audio", "best_of", "echo", "frequency_penalty", "function_call", "functions", "logit_bias", "modalities"),
+        *("presence_penalty", "response_format", "store", "suffix", "tool_choice", "tools", "web_search_options"),
+    }
+)
+"""Fields of OpenAI's requests that are taken where they ask for nothing."""
 ValuesByVector = dict[str, float | None]
 
 
@@ -298,17 +305,16 @@ class ErrorReply(BaseModel):
 
 
 def fault(errors: Sequence[Any]) -> RequestError:
-    """The first fault of a request that does not validate, by the field's name."""
+    """What is wrong with a request that does not validate: all fields that are not supported, else the first fault."""
+    if unsupported := _unsupported(errors):
+        are = "is" if len(unsupported) == 1 else "are"
+        it = "it" if len(unsupported) == 1 else "them"
+        names = ", ".join(unsupported[:-1]) + (" and " if unsupported[1:] else "") + unsupported[-1]
+        text = f"{_encodable(names)} {are} not supported here; leave {it} out."
+        return RequestError(400, text, code="unsupported", param=_encodable(unsupported[0]))
     same = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
     first = max(same, key=lambda e: len(e["loc"]))  # of what may have several shapes, the one that it is nearest to
-    param = ".".join(str(part) for part in first["loc"] if _is_field(part)) or None
-    if first["type"] == "extra_forbidden":
-        return RequestError(
-            400,
-            f"{_encodable(param)} is not supported here; leave it out.",
-            code="unsupported",
-            param=_encodable(param),
-        )
+    param = _field_name(first["loc"]) or None
     if first["type"].startswith("json"):
         return RequestError(400, "The body is not JSON.", code="invalid_json")
     if not param and first["loc"][:1] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
@@ -317,6 +323,21 @@ def fault(errors: Sequence[Any]) -> RequestError:
         colon = ":" if first["type"] == "value_error" else ""
         text = f"{_encodable(param) or 'The request'}{colon} {_encodable(describe_value(first))}."
     return RequestError(400, text, code="invalid_value", param=_encodable(param))
+
+
+def _unsupported(errors: Sequence[Any]) -> list[str]:
+    """Fields that are not known, and those of OpenAI's that may only have the value that changes nothing."""
+    names = []
+    for error in errors:
+        if error["type"] == "extra_forbidden":
+            names.append(_field_name(error["loc"]))
+        elif error["loc"][:1] == ("body",) and error["loc"][1:2] and error["loc"][1] in ONLY_HARMLESS:
+            names.append(error["loc"][1])
+    return list(dict.fromkeys(names))
+
+
+def _field_name(loc: Sequence[str | int]) -> str:
+    return ".".join(str(part) for part in loc if _is_field(part))
 
 
 def _is_field(part: str | int) -> bool:

@@ -1,0 +1,87 @@
+"""The page's files: read and packed once, and sent again only to those who do not have them yet."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from poise.errors import RequestError
+
+__all__ = ["add_page"]
+
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PageFile:
+    """A file as it is, and as gzip; each has a tag of its own, since a tag names bytes."""
+
+    media_type: str
+    plain: bytes
+    packed: bytes
+
+    def response(self, request: Request) -> Response:
+        """The file, or 304 where the client has it; without a body for HEAD."""
+        packed = _accepts_gzip(request.headers.get("accept-encoding", ""))
+        content = self.packed if packed else self.plain
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        headers = {"etag": tag, "vary": "accept-encoding, origin", "cache-control": "no-cache"}
+        known = {t.strip().removeprefix("W/") for t in request.headers.get("if-none-match", "").split(",")}
+        if tag in known or "*" in known:
+            return Response(status_code=304, headers=headers)
+        headers |= {"content-encoding": "gzip"} if packed else {}
+        if request.method == "HEAD":
+            headers["content-length"] = str(len(content))
+            return Response(headers=headers, media_type=self.media_type)
+        return Response(content, headers=headers, media_type=self.media_type)
+
+
+def add_page(app: FastAPI) -> None:
+    """The page at ``/`` and its parts below ``/page/``."""
+    known = _page_files()
+
+    def page(name: str, request: Request) -> Response:
+        if name not in known:
+            parts = f"its parts are {', '.join(sorted(known))}" if known else "it is not installed"
+            raise RequestError(404, f"The page has no part of that name: it is at /, and {parts}.", code="not_found")
+        return known[name].response(request)
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    def index(request: Request) -> Response:
+        return page("index.html", request)
+
+    @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    def asset(name: str, request: Request) -> Response:
+        return page(name, request)
+
+
+def _page_files() -> dict[str, PageFile]:
+    folder, out = files("poise.serve") / "page", {}
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if media_type := MEDIA_TYPES.get("." + file.name.rpartition(".")[2]):
+            content = file.read_bytes()
+            out[file.name] = PageFile(media_type, content, gzip.compress(content, mtime=0))
+    return out
+
+
+def _accepts_gzip(header: str) -> bool:
+    """Whether an ``Accept-Encoding`` has gzip, by name or by ``*``, with a quality above 0."""
+    qualities: dict[str, float] = {}
+    for part in header.lower().split(","):
+        name, _, parameters = part.partition(";")
+        quality = parameters.replace(" ", "").removeprefix("q=") or "1"
+        try:
+            qualities[name.strip()] = float(quality)
+        except ValueError:
+            qualities[name.strip()] = 0.0
+    return qualities.get("gzip", qualities.get("*", 0.0)) > 0
