@@ -315,10 +315,8 @@ class TestWhatIsNotThere:
         )
 
     def test_by_name_says_which_there_are(self, http: httpx.Client) -> None:
-        for path, says in (
-            ("/v1/models/gpt-5", "There is no model 'gpt-5' here; it is 'tiny-llama'."),
-            ("/v1/poise/vectors/none", "There is no vector 'none'; there are: up, down."),
-        ):
-            method = "DELETE" if "vectors" in path else "GET"
-            answer = http.request(method, path)
-            assert (answer.status_code, answer.json()["error"]["message"]) == (404, says)
+        model = http.get("/v1/models/gpt-5")
+        assert model.json()["error"]["message"] == "There is no model 'gpt-5' here; it is 'tiny-llama'."
+        vector = http.post(CHAT, json={**ASK, "poise": {"watch": ["none"]}})
+        assert vector.json()["error"]["message"] == "There is no vector 'none'; there are: up, down."
+        assert [model.status_code, vector.status_code] == [404, 404]
