@@ -4,6 +4,10 @@
 probes, sampling and length, and gives what it would give alone. New sequences are read as a batch of their own; their
 cache is then written into free slots of the running one, aligned at its end, where the next token of every row goes.
 
+Sequences are admitted by what they use of the cache, not by what they may come to use. Where it grows full, or a client
+waits while another has several answers under way, the newest sequence of the client that has most is put aside, cache
+and all, and goes on later as if nothing had happened. Long prompts are read a part at a step.
+
 By hand, because steering, probes and sampling belong to each row of one batch. Static batches
 (``poise.engine.static_batch``) are a second loop, not a case of this one: they sum activations at every layer for
 response means, take the readings as one tensor at the end instead of a list at every token, and carry no text, stop
@@ -13,19 +17,20 @@ strings or slots.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable
 from weakref import WeakKeyDictionary
 
 import torch
 
 from poise.activations import Probe, by_layer
-from poise.engine.kv_cache import cache_budget, check_room, join, joinable, roomy_cache, select_rows, trim
+from poise.engine.kv_cache import cache_budget, check_room, joinable, roomy_cache
+from poise.engine.prompt_reading import PromptReading, can_read_in_parts
+from poise.engine.running_batch import RunningBatch, SteeredGroup
 from poise.engine.sampler import sample_tokens
 from poise.engine.sequence import Sequence, SequenceStatus
 from poise.engine.types import EngineOutput, GenerationRequest, check_count
+from poise.engine.waiting import WaitingSequences, to_put_aside
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Model
 from poise.model.adapter_structure import adapters_in_force
@@ -34,50 +39,17 @@ from poise.model.cached_pass import newest_logits
 from poise.model.hooks import observe
 from poise.model.self_check import require_cache
 from poise.steer import AppliedSteering, Steering
-from poise.steer.joined_rows import SteeredRows, apply_joined_steering
+from poise.steer.joined_rows import apply_joined_steering
 from poise.vector import PersonaVector
 
 __all__ = ["ContinuousEngine"]
 
-PREFILL_CPU = 2048  # padded prompt tokens read at once, while the others wait
+PREFILL_CPU = 2048  # padded prompt tokens read between two tokens of the others
 PREFILL_GPU = 16384
+PROMPTS_CPU = 512  # of them in one pass, after which its sequences have their first token
+PROMPTS_GPU = 4096
+HEADROOM, ENDLESS = 64, 1 << 40  # positions that a sequence is to find when it begins
 ProbesByLayer = dict[int, tuple[list[int], torch.Tensor]]
-FREE_SHARE = 0.25  # free slots are run along with the others until they are more than this share
-
-
-@dataclass(slots=True, eq=False)
-class SteeredGroup:
-    """Sequences that began together, and what steers them; ``part`` is known while none joins or leaves."""
-
-    applied: AppliedSteering
-    sequences: list[Sequence]
-    part: SteeredRows | None = None
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class RunningBatch:
-    """The running sequences. S: slots, W: cached positions. Every row ends at the same position; a free slot runs idly.
-
-    Attributes:
-        slots: Sequence in each slot; ``None`` for a free one.
-        cache: Key-value cache of S rows and W positions.
-        mask: int64 [S, W], 0 on padding.
-        position: Position of each slot's newest cached token, int64 [S, 1].
-        next_tokens: Tokens that the next pass takes in, int64 [S].
-        groups: Steered groups in the order in which they are applied.
-    """
-
-    slots: list[Sequence | None]
-    cache: Any
-    mask: torch.Tensor
-    position: torch.Tensor
-    next_tokens: torch.Tensor
-    groups: list[SteeredGroup] = field(default_factory=list)
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        """Those that run, in the order of their slots."""
-        return [sequence for sequence in self.slots if sequence is not None]
 
 
 class ContinuousEngine:
@@ -86,7 +58,7 @@ class ContinuousEngine:
     Args:
         model: Model in evaluation mode.
         batch: Most sequences at once.
-        budget: Most cached tokens at once, by the longest that each sequence may become; default by device.
+        budget: Most cached tokens at once, padding included; default by device.
         allow_other_model: Let vectors of another model steer.
 
     Raises:
@@ -104,21 +76,25 @@ class ContinuousEngine:
         self.model, self.max_sequences = model, batch
         self.budget = budget or cache_budget(model)
         self.prefill_budget = PREFILL_CPU if model.device.type == "cpu" else PREFILL_GPU
+        self.prompt_budget = PROMPTS_CPU if model.device.type == "cpu" else PROMPTS_GPU
         self.allow_other_model = allow_other_model
+        self._joins = self.pads_left and joinable(roomy_cache(model.lm.config))
         self._checked: WeakKeyDictionary[PersonaVector, str] = WeakKeyDictionary()
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingSequences()
+        self._reading: PromptReading | None = None
         self._batch: RunningBatch | None = None
+        self._added = self._prefilled = 0
         self._last_probes: tuple[list[Probe], ProbesByLayer] = ([], {})
 
     @property
     def waiting(self) -> int:
         """Number of requests that have not begun."""
-        return len(self._waiting)
+        return len(self._waiting.new) + (self._reading is not None)
 
     @property
     def running(self) -> int:
-        """Number of answers that are being generated."""
-        return len(self._running)
+        """Number of answers that are being generated, those put aside among them."""
+        return len(self._running) + len(self._waiting.aside)
 
     def check(self, request: GenerationRequest) -> None:
         """Raise where a request cannot be run; see ``poise.engine.StepEngine``."""
@@ -135,21 +111,24 @@ class ContinuousEngine:
 
     def add(self, key: Hashable, request: GenerationRequest) -> None:
         """Queue a request that has been checked; it begins at one of the next steps."""
-        self._waiting.append(Sequence(key, request, self.model))
+        self._added += 1
+        self._waiting.new.append(Sequence(key, request, self.model, self._added))
 
     @torch.inference_mode()
     def abort(self, key: Hashable) -> None:
         """Drop a request, waiting or running; it gives no further output."""
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.key != key)
+        self._waiting.drop(key)
+        if self._reading and self._reading.sequence.key == key:
+            self._reading = None
         self._remove([sequence for sequence in self._running if sequence.key == key])
 
     def steer(self, key: Hashable, steering: Steering) -> None:
         """Add this steering to an answer's own, from its next token on."""
-        sequences = [sequence for sequence in self._running if sequence.key == key]
-        if self._batch and sequences:
-            applied = AppliedSteering(self.model, [steering] * len(sequences))
-            applied.decoding()
-            self._batch.groups.append(SteeredGroup(applied, sequences))
+        for batch in (*([self._batch] if self._batch else []), *self._waiting.aside):
+            if sequences := [sequence for sequence in batch.sequences if sequence.key == key]:
+                applied = AppliedSteering(self.model, [steering] * len(sequences))
+                applied.decoding()
+                batch.groups.append(SteeredGroup(applied, sequences))
 
     @torch.inference_mode()
     def step(self) -> list[EngineOutput]:
@@ -161,40 +140,99 @@ class ContinuousEngine:
         any_running = bool(self._running)
         if scheduled := self._schedule():
             outputs += self._start(scheduled)
+        if self._reading:
+            outputs += self._read_part(self._reading)
+        elif scheduled and self._waiting.new and self._prefilled < self.prefill_budget:
+            return outputs  # more prompts can be read before the others go on
         if any_running and self._batch:
-            try:
-                outputs += self._decode(self._batch)
-            except Exception as error:  # whatever it was, these sequences are lost and the next ones need not be
-                outputs += [EngineOutput(key=sequence.key, error=error) for sequence in self._running]
-                self._batch = None
+            outputs += self._continue(self._batch)
+        self._prefilled = 0
         return outputs
+
+    def _continue(self, batch: RunningBatch) -> list[EngineOutput]:
+        """One token of each running answer that the cache has room for."""
+        while self._joins and len(batch.sequences) > 1 and not self._has_room(batch.sequences, 1):
+            self._put_aside(to_put_aside(batch.sequences))
+        try:
+            return self._decode(batch)
+        except Exception as error:  # whatever it was, these sequences are lost and the next ones need not be
+            self._batch = None
+            return [EngineOutput(key=sequence.key, error=error) for sequence in batch.sequences]
 
     @property
     def _running(self) -> list[Sequence]:
         return self._batch.sequences if self._batch else []
 
     def _schedule(self) -> list[Sequence]:
-        """The longest-waiting requests that fit beside what runs."""
-        running = self._running
-        if running and self._batch and not (self.pads_left and joinable(self._batch.cache)):
+        """The sequences to be read now; what was put aside and fits again is back when they are known."""
+        if self._running and not self._joins:
             return []
-        longest, scheduled = max((sequence.max_tokens for sequence in running), default=0), list[Sequence]()
-        while self._waiting and len(running) + len(scheduled) < self.max_sequences:
-            sequence = self._waiting[0]
-            if self._is_long(sequence) != self._is_long([*running, *scheduled, sequence][0]):
+        scheduled: list[Sequence] = []
+        active = self._running + ([self._reading.sequence] if self._reading else [])
+        while upcoming := self._waiting.next(active, self._may_begin):
+            sequence, aside = upcoming
+            if scheduled and not aside and not self._reads_beside(sequence, scheduled):
                 break
-            rows, longest = len(running) + len(scheduled) + 1, max(longest, sequence.max_tokens)
-            prefill = (len(scheduled) + 1) * max(len(s.request.prompt.ids) for s in (*scheduled, sequence))
-            if (rows > 1 and rows * longest > self.budget) or (scheduled and prefill > self.prefill_budget):
+            if not (self._fits(sequence, active) or self._make_room(sequence, active)):
                 break
-            if (
-                scheduled
-                and not self.pads_left
-                and len(sequence.request.prompt.ids) != len(scheduled[0].request.prompt.ids)
-            ):
-                break
-            scheduled.append(self._waiting.popleft())
+            self._waiting.take(sequence)
+            if aside:
+                self._join(aside)
+            elif self._is_read_in_parts(sequence):
+                self._reading = PromptReading(sequence, self.model)
+            else:
+                scheduled.append(sequence)
+            waiting_aside = set(self._waiting.sequences_aside)
+            active = [each for each in (*active, sequence) if each not in waiting_aside]
         return scheduled
+
+    def _may_begin(self, sequence: Sequence) -> bool:
+        """One long prompt is read at a time; short ones need not wait for it."""
+        return not (self._reading and self._is_read_in_parts(sequence))
+
+    def _is_read_in_parts(self, sequence: Sequence) -> bool:
+        long = len(sequence.request.prompt.ids) > self.prompt_budget
+        return long and self._joins and can_read_in_parts(sequence, self.model)
+
+    def _reads_beside(self, sequence: Sequence, scheduled: list[Sequence]) -> bool:
+        """Whether a prompt can be read in one pass with others."""
+        lengths = [len(each.request.prompt.ids) for each in (*scheduled, sequence)]
+        return len(lengths) * max(lengths) <= self.prompt_budget and (self.pads_left or len(set(lengths)) == 1)
+
+    def _fits(self, sequence: Sequence, active: list[Sequence]) -> bool:
+        """Whether a sequence can run beside others."""
+        if any(self._is_long(other) != self._is_long(sequence) for other in active[:1]):
+            return False
+        return len(active) < self.max_sequences and self._has_room([*active, sequence], HEADROOM)
+
+    def _has_room(self, sequences: list[Sequence], ahead: int) -> bool:
+        """Whether the cache holds these for a while; one alone may take all of it."""
+        ahead = ahead if self._joins else ENDLESS  # nothing could be put aside later on
+        width = max(min(each.cached_tokens + ahead, each.max_tokens) for each in sequences)
+        return len(sequences) == 1 or len(sequences) * width <= self.budget
+
+    def _make_room(self, sequence: Sequence, active: list[Sequence]) -> bool:
+        """Put answers of the client that has most aside, for one that has at least two fewer; or do nothing."""
+        remaining, chosen = list(active), list[Sequence]()
+        running = set(self._running) if self._joins else set()
+        while not self._fits(sequence, remaining):
+            candidates = [each for each in remaining if each in running]
+            if not candidates:
+                return False
+            newest = to_put_aside(candidates)
+            clients = Counter(each.request.client for each in remaining)
+            if clients[newest.request.client] - clients[sequence.request.client] < 2:
+                return False
+            remaining.remove(newest)
+            chosen.append(newest)
+        for each in chosen:
+            self._put_aside(each)
+        return True
+
+    def _put_aside(self, sequence: Sequence) -> None:
+        if self._batch:
+            self._waiting.aside.append(self._batch.take_out(sequence))
+            self._remove([sequence])
 
     def _is_long(self, sequence: Sequence) -> bool:
         """On which side of the rotary embeddings' switch a sequence runs, to its end."""
@@ -208,6 +246,11 @@ class ContinuousEngine:
             if len(scheduled) == 1:
                 return [EngineOutput(key=scheduled[0].key, error=error)]
             return [output for sequence in scheduled for output in self._retry(sequence.restarted())]
+        return self._begin(fresh, outputs)
+
+    def _begin(self, fresh: RunningBatch, outputs: list[EngineOutput]) -> list[EngineOutput]:
+        """Let a batch that has been read run; its outputs, or the errors of all that are lost."""
+        scheduled = fresh.sequences
         try:
             self._join(fresh)
             self._remove([sequence for sequence in scheduled if sequence.finished])
@@ -217,9 +260,31 @@ class ContinuousEngine:
             return [EngineOutput(key=key, error=error) for key in lost]
         return outputs
 
+    def _read_part(self, reading: PromptReading) -> list[EngineOutput]:
+        """Read the next part of a long prompt; its answer begins with the last one."""
+        try:
+            part = reading.advance(self.prompt_budget)
+            logits, readings = self._forward(reading.batch, part.ids, part.mask, part.positions)
+            if not reading.done:
+                return []
+            outputs = self._first_tokens(reading.batch, logits, readings)
+        except Exception as error:  # as in ``step``
+            self._reading = None
+            return [EngineOutput(key=reading.sequence.key, error=error)]
+        self._reading = None
+        return self._begin(reading.batch, outputs)
+
+    def _first_tokens(
+        self, fresh: RunningBatch, logits: torch.Tensor, readings: dict[Sequence, tuple[float, ...]]
+    ) -> list[EngineOutput]:
+        fresh.unsteer({sequence for sequence in fresh.sequences if not sequence.request.steering})
+        for group in fresh.groups:
+            group.applied.decoding()
+        return self._postprocess(fresh, logits, self._sample(fresh, logits), readings)
+
     def _retry(self, sequence: Sequence) -> list[EngineOutput]:
-        if self._batch and not joinable(self._batch.cache):
-            self._waiting.append(sequence)
+        if self._batch and not self._joins:
+            self._waiting.new.append(sequence)
             return []
         return self._start([sequence])
 
@@ -238,10 +303,8 @@ class ContinuousEngine:
             fresh.groups = [SteeredGroup(applied, sequences)]
         mask = fresh.mask if padded.padded else None
         logits, readings = self._forward(fresh, padded.ids, mask, padded.positions)
-        fresh.groups = _groups_without(fresh, {sequence for sequence in sequences if not sequence.request.steering})
-        for group in fresh.groups:
-            group.applied.decoding()
-        return fresh, self._postprocess(fresh, logits, self._sample(fresh, logits), readings)
+        self._prefilled += padded.ids.numel()
+        return fresh, self._first_tokens(fresh, logits, readings)
 
     def _decode(self, batch: RunningBatch) -> list[EngineOutput]:
         batch.position = batch.position + 1
@@ -275,7 +338,7 @@ class ContinuousEngine:
             values[:, columns] = h[:, -1].float() @ directions
 
         with contextlib.ExitStack() as hooks:
-            hooks.enter_context(apply_joined_steering(self.model, [_part_of(group, batch) for group in batch.groups]))
+            hooks.enter_context(apply_joined_steering(self.model, batch.steered_rows()))
             if probes:
                 hooks.enter_context(observe(self.model, visit, sorted(probes_by_layer)))
             logits = newest_logits(self.model, batch.cache, ids, mask, positions)
@@ -321,79 +384,15 @@ class ContinuousEngine:
         )
 
     def _join(self, fresh: RunningBatch) -> None:
-        """Put a batch that has just been read beside what runs."""
-        batch = self._batch
-        if batch is None:
+        """Put a batch that has just been read, or was put aside, beside what runs."""
+        if self._batch is None:
             self._batch = fresh
-            return
-        free = [slot for slot, sequence in enumerate(batch.slots) if sequence is None]
-        slots = [*free, *range(len(batch.slots), len(batch.slots) + len(fresh.slots))][: len(fresh.slots)]
-        total = max(len(batch.slots), max(slots) + 1)
-        at = torch.tensor(slots, device=self.model.device)
-        join(batch.cache, fresh.cache, at, total)
-        width = max(batch.mask.shape[1], fresh.mask.shape[1])
-        mask = batch.mask.new_zeros((total, width))
-        mask[: len(batch.slots), width - batch.mask.shape[1] :] = batch.mask
-        mask[at] = 0
-        mask[at, width - fresh.mask.shape[1] :] = fresh.mask
-        batch.mask = mask
-        batch.position = _with_rows(batch.position, fresh.position, at, total)
-        batch.next_tokens = _with_rows(batch.next_tokens, fresh.next_tokens, at, total)
-        for group in (*batch.groups, *fresh.groups):
-            group.part = None
-        batch.slots += [None] * (total - len(batch.slots))
-        for slot, sequence in zip(slots, fresh.slots, strict=True):
-            batch.slots[slot] = sequence
-        batch.groups += fresh.groups
+        else:
+            self._batch.join(fresh)
 
-    def _remove(self, sequences: Iterable[Sequence]) -> None:
+    def _remove(self, sequences: list[Sequence]) -> None:
         """Free the slots of these sequences, and what no other needs."""
-        batch, removed = self._batch, set(sequences)
-        if batch is None or not removed:
-            return
-        batch.slots = [None if sequence in removed else sequence for sequence in batch.slots]
-        batch.groups = _groups_without(batch, removed)
-        for group in batch.groups:
-            group.part = None
-        running = [slot for slot, sequence in enumerate(batch.slots) if sequence is not None]
-        if not running:
-            self._batch = None
-            return
-        if not self._waiting and len(running) < (1 - FREE_SHARE) * len(batch.slots):
-            at = torch.tensor(running, device=self.model.device)
-            select_rows(batch.cache, at)
-            batch.mask, batch.position, batch.next_tokens = batch.mask[at], batch.position[at], batch.next_tokens[at]
-            batch.slots = [batch.slots[slot] for slot in running]
-        spare = batch.mask.shape[1] - max(sequence.cached_tokens for sequence in batch.sequences)
-        if spare and joinable(batch.cache):
-            trim(batch.cache, spare)
-            batch.mask = batch.mask[:, spare:]
-
-
-def _part_of(group: SteeredGroup, batch: RunningBatch) -> SteeredRows:
-    """What the group steers, by the slots that its sequences hold now."""
-    if group.part is None:
-        slot_of = {sequence: slot for slot, sequence in enumerate(batch.slots) if sequence is not None}
-        slots = [slot_of[sequence] for sequence in group.sequences]
-        every_slot = slots == list(range(len(batch.slots)))
-        rows = None if every_slot else torch.tensor(slots, device=batch.mask.device)
-        group.part = SteeredRows(group.applied, rows)
-    return group.part
-
-
-def _groups_without(batch: RunningBatch, removed: set[Sequence]) -> list[SteeredGroup]:
-    """The batch's groups that still have a sequence when these are gone."""
-    for group in batch.groups:
-        remaining = [n for n, sequence in enumerate(group.sequences) if sequence not in removed]
-        if len(remaining) < len(group.sequences):
-            group.part = None
-            group.sequences = [group.sequences[n] for n in remaining]
-            group.applied.select(torch.tensor(remaining, dtype=torch.long, device=batch.mask.device))
-    return [group for group in batch.groups if group.sequences]
-
-
-def _with_rows(ours: torch.Tensor, theirs: torch.Tensor, at: torch.Tensor, total: int) -> torch.Tensor:
-    out = ours.new_zeros((total, *ours.shape[1:]))
-    out[: len(ours)] = ours
-    out[at] = theirs
-    return out
+        if self._batch and sequences:
+            self._batch.remove(sequences, refill=bool(self._waiting.new or self._waiting.aside))
+            if not self._batch.sequences:
+                self._batch = None

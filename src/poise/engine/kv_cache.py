@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,17 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, Li
 from poise.errors import InvalidArgument
 from poise.model import Model
 
-__all__ = ["RoomyLayer", "cache_budget", "check_room", "join", "joinable", "roomy_cache", "select_rows", "trim"]
+__all__ = [
+    "RoomyLayer",
+    "cache_budget",
+    "check_room",
+    "join",
+    "joinable",
+    "roomy_cache",
+    "select_rows",
+    "take_row",
+    "trim",
+]
 
 ROOM = 128  # positions added at a time
 CACHE_BUDGET_CPU = 16384  # cached tokens at once, padding included
@@ -70,6 +81,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._first, self._end = first, end
         self.keys, self.values = (room[: self._rows, :, first:end] for room in (self._keys, self._values))
         self._view = self.keys
+
+    def forget_room(self) -> None:
+        """Keep no more than the states themselves; the next change makes room again."""
+        self._keys, self._values, self._view = self.keys, self.values, None
+        self._rows, self._first, self._end = self.keys.shape[0], 0, self.keys.shape[-2]
 
     def _move(self, *, rows: int, left: int, right: int) -> None:
         """To a larger room, or to one of fewer rows."""
@@ -165,6 +181,29 @@ def select_rows(cache: Any, rows: torch.Tensor) -> None:
             layer.reorder_cache(rows)  # type: ignore[arg-type] # a name for int64 tensors
         else:
             layer.batch_select_indices(rows)
+
+
+def take_row(cache: Any, row: int, length: int) -> Any:
+    """A copy of one row's newest positions, as a cache that can join another.
+
+    Args:
+        cache: A joinable cache.
+        row: Which row.
+        length: Positions that the row holds.
+    """
+    out = copy.copy(cache)
+    out.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in out.layers:
+        if not layer.is_initialized:
+            continue
+        newest = length if isinstance(layer, RoomyLayer) else min(length, layer.sliding_window - 1)
+        first = layer.keys.shape[-2] - newest
+        layer.keys, layer.values = (s[row : row + 1, :, first:].clone() for s in (layer.keys, layer.values))
+        if isinstance(layer, RoomyLayer):
+            layer.forget_room()
+        else:
+            layer.cumulative_length = length
+    return out
 
 
 def trim(cache: Any, columns: int) -> None:

@@ -34,10 +34,11 @@ class Sequence:
         key: The caller's name for it.
         request: What is generated, and how.
         model: The model that generates it.
+        number: Place in the order in which requests came.
     """
 
-    def __init__(self, key: Hashable, request: GenerationRequest, model: Model) -> None:
-        self.key, self.request, self.model = key, request, model
+    def __init__(self, key: Hashable, request: GenerationRequest, model: Model, number: int = 0) -> None:
+        self.key, self.request, self.model, self.number = key, request, model, number
         self.detokenizer = Detokenizer(model.tokenizer, request.stop)
         self.tracker = self._new_tracker()
         self._heed_stops()
@@ -50,7 +51,7 @@ class Sequence:
 
     def restarted(self) -> Sequence:
         """The same request from its beginning."""
-        return Sequence(self.key, self.request, self.model)
+        return Sequence(self.key, self.request, self.model, self.number)
 
     @property
     def finished(self) -> bool:

@@ -176,6 +176,7 @@ class GenerationRequest:
         probes: Probes that read this answer.
         stop: Strings that end the answer; they are no part of it. Those in a thought do not.
         top_logprobs: Likeliest tokens to report beside each chosen one; ``None`` for no log-probabilities at all.
+        client: Who asks: those with fewer answers under way come first.
     """
 
     prompt: Encoded
@@ -185,6 +186,7 @@ class GenerationRequest:
     probes: tuple[Probe, ...] = ()
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
+    client: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,7 @@ def plan_request(
             probes=tuple(w.probe for w in watched),
             stop=body.stops,
             top_logprobs=body.logprobs_count,
+            client=key,
         )
         for prompt in prompts
         for choice in range(body.n)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class Scheduler:
 
     Args:
         engine: Engine that only this thread calls, but for ``check``.
-        queue: Most requests that wait to begin; more are refused.
+        queue: Most requests that wait to begin; more are refused. One key may have half of them.
     """
 
     def __init__(self, engine: StepEngine, *, queue: int = 256) -> None:
@@ -61,7 +61,7 @@ class Scheduler:
         self._dropped: list[ScheduledRequest] = []
         self._calls: deque[Callable[[], None]] = deque()
         self._live: set[ScheduledRequest] = set()  # in the engine; only this thread changes it
-        self._waiting = 0  # requests that have not begun
+        self._waiting: Counter[str | None] = Counter()  # requests that have not begun, by client
         self._pace = 1.0  # seconds an answer, lately, over all rows
         self._ended_at = time.monotonic()
         self._draining = self._stopping = False
@@ -79,7 +79,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Number of requests that have not begun."""
-        return self._waiting
+        return sum(list(self._waiting.values()))
 
     @property
     def running(self) -> int:
@@ -93,10 +93,10 @@ class Scheduler:
             UserError: a request cannot be run.
             RequestError: 400 for more answers than may wait.
         """
-        if len(requests) > self.limit:
+        if len(requests) > (most := self._most(requests)):
             raise RequestError(
                 400,
-                f"The request asks for {len(requests)} answers, and {self.limit} may wait here; ask for fewer.",
+                f"The request asks for {len(requests)} answers, and {most} may wait here; ask for fewer.",
                 code="too_many_answers",
                 param="n",
             )
@@ -114,17 +114,26 @@ class Scheduler:
                 raise RequestError(
                     503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "5"}
                 )
-            if self._waiting + len(requests) > self.limit:
-                wait = str(min(max(round(self._waiting * self._pace), 1), 60))
+            client, most = requests[0].request.client if requests else None, self._most(requests)
+            mine, waiting = self._waiting[client], self.waiting
+            if waiting + len(requests) > self.limit or mine + len(requests) > most:
+                wait = str(min(max(round(waiting * self._pace), 1), 60))
+                everybody = mine + len(requests) <= most
+                whose, number, limit = ("", waiting, self.limit) if everybody else (" of this key", mine, most)
                 raise RequestError(
                     429,
-                    f"{self._waiting} requests are waiting already, and {self.limit} may; try again in {wait} s.",
+                    f"{number} requests{whose} are waiting already, and {limit} may; try again in {wait} s.",
                     code="queue_full",
                     headers={"Retry-After": wait},
                 )
             self._new.extend(requests)
-            self._waiting += len(requests)
+            self._waiting[client] += len(requests)
             self._changed.notify()
+
+    def _most(self, requests: Sequence[ScheduledRequest]) -> int:
+        """Requests that may wait of whoever asks, so that no key fills the queue for the others."""
+        has_key = bool(requests) and requests[0].request.client is not None
+        return max(self.limit // 2, 1) if has_key else self.limit
 
     def drop(self, requests: Sequence[ScheduledRequest]) -> None:
         """End requests that nobody waits for any more; their slots are free at the next step."""
@@ -247,7 +256,7 @@ class Scheduler:
         if not scheduled.begun:
             scheduled.begun = True
             with self._changed:
-                self._waiting -= 1
+                self._waiting[scheduled.request.client] -= 1
 
     def _end(self, scheduled: ScheduledRequest) -> None:
         if not scheduled.over:
