@@ -54,7 +54,7 @@ lowest:
 	$(if $(TORCH_INDEX),$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) $$(grep '^torch==' requirements-lowest.txt))
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -q -n 2 --dist loadfile -m "not slow and not real" tests/test_vaccine*.py tests/test_train.py
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -q -n 2 --dist loadfile -m "not slow and not real" tests/test_vaccine*.py tests/test_train*.py
 
 docs: setup
 	$(BIN)/python docs/generate_cli.py

@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
+from poise import vector as vectors
 from poise.errors import InvalidArgument, InvalidData
 from poise.model import load_model
 from poise.model.rendering import render_prompt
 from poise.train import trainers
 from poise.train.lora import train
+from steered_passes import no_warnings
 from test_train import equal, home, settings, weights
+from test_vaccine_kinds import SHAPE
 
 __all__ = ["home"]
 
@@ -181,6 +185,53 @@ class TestAdapters:
         alone = train(settings(home, tmp_path / "alone", **options | {"batch": 1}))
         assert equal(plain.adapter, joined.adapter, within=1e-5)
         assert not equal(plain.adapter, alone.adapter, within=1e-5)
+
+
+@pytest.mark.wide
+class TestFourBits:
+    @pytest.fixture(autouse=True)
+    def _bitsandbytes(self) -> None:
+        pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+
+    @pytest.fixture
+    def wide_home(self, home: Path, tmp_path: Path) -> Path:
+        """A model whose rows are whole blocks of 64 weights, as packing needs, and the same data."""
+        model = tiny.model("llama", **SHAPE)
+        with no_warnings():
+            model.lm.save_pretrained(tmp_path / "model")
+            model.tokenizer.save_pretrained(tmp_path / "model")
+        loaded = load_model(str(tmp_path / "model"), dtype=torch.float32)
+        vectors.save_vector(tiny.vector(loaded, scale=0.5), tmp_path / "v.safetensors")
+        shutil.copy(home / "rows.jsonl", tmp_path / "rows.jsonl")
+        return tmp_path
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_hold_the_base_and_evaluation_leaves_training_alone(
+        self, wide_home: Path, tmp_path: Path, seen: list[Any]
+    ) -> None:
+        """With one vaccine, in runs that evaluate after each step and never: the same adapters, which learn."""
+        options = {"vaccine": {"steer": f"{wide_home / 'v.safetensors'}=1.5"}, "adapter": "qlora"}
+        every = train(settings(wide_home, tmp_path / "every", eval_steps=1, **options))
+        never = train(settings(wide_home, tmp_path / "never", **options))
+        plain = train(settings(wide_home, tmp_path / "plain", adapter="qlora"))
+        assert seen[0].model.get_base_model().is_loaded_in_4bit
+        assert equal(every.adapter, never.adapter)
+        assert not equal(every.adapter, plain.adapter, within=1e-4)
+        assert plain.facts["loss"]["after"]["value"] < plain.facts["loss"]["before"]["value"]
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_start_preferences_at_the_loss_of_an_untouched_policy(self, wide_home: Path, tmp_path: Path) -> None:
+        vaccine = {"steer": f"{wide_home / 'v.safetensors'}=1.5"}
+        data = str(pairs(wide_home, tmp_path))
+        config = settings(wide_home, tmp_path / "run", data=data, method="dpo", load_in_4bit=True, vaccine=vaccine)
+        log = (train(config).folder / "log.jsonl").read_text().splitlines()
+        assert next(x["loss"] for x in map(json.loads, log) if "loss" in x) == pytest.approx(0.6931, abs=1e-4)
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("optim", ["adamw_8bit", "lion_8bit"])
+    def test_hold_the_optimiser_too(self, wide_home: Path, tmp_path: Path, seen: list[Any], optim: str) -> None:
+        train(settings(wide_home, tmp_path / "run", optim=optim, max_steps=2))
+        assert type(seen[0].optimizer.optimizer).__module__.startswith("bitsandbytes")
 
 
 def pairs(home: Path, folder: Path) -> Path:

@@ -16,6 +16,7 @@ from poise.model.checkpoint import check_decoder_only
 from poise.model.fingerprint import fingerprint
 from poise.model.language_model import Model
 from poise.model.loading import locate, read_weights
+from poise.model.packed_weights import unpacked_weights
 from poise.model.tokenizing import check_offsets
 
 __all__ = ["best_device", "load_model", "wrap"]
@@ -80,8 +81,9 @@ def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
         fingerprint=fingerprint(lm, template_text(tokenizer)),
         stop_ids=stop_ids(lm, tokenizer),
     )
-    check_adapter_effect(model)
-    check_blocks(model)
+    with unpacked_weights(lm):
+        check_adapter_effect(model)
+        check_blocks(model)
     return model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from poise.errors import InvalidArgument
 from poise.model import Encoded, Model, load_model
 from poise.model.loading import HUB_IDS
 from poise.model.logprobs import token_logprobs
+from poise.model.packed_weights import unpacked_weights
 from poise.progress import track
 from poise.settings import check_settings
 from poise.statistics.estimates import Estimate, ratio_estimate
@@ -43,7 +43,6 @@ from poise.train.run_folder import (
 )
 from poise.train.setting_checks import check_config, remark_on_steps, remark_on_values, require_training_extra
 from poise.train.trainers import build_trainer, starting_model
-from poise.train.vaccine_callback import unpacked_weights
 
 __all__ = ["TrainResult", "held_out_loss", "load_base_model", "train", "train_in_folder"]
 
@@ -118,9 +117,10 @@ def train_in_folder(config: TrainConfig) -> TrainResult:
     remark_on_steps(config, len(rows.training.rows))
     lm = starting_model(config, model)
     held_out = _measured_examples(rows)
-    before = held_out_loss(model, held_out, lm=lm)
-    trainer = build_trainer(config, model, lm, rows, folder)
-    log = _run_training(config, trainer, folder)
+    with unpacked_weights(lm):
+        before = held_out_loss(model, held_out, lm=lm)
+        trainer = build_trainer(config, model, lm, rows, folder)
+        log = _run_training(trainer, folder)
     with explain_disk_errors(folder):
         _save_results(config, trainer, model, results)
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
@@ -182,7 +182,8 @@ def _evaluation_facts(config: TrainConfig, trainer: Any, rows: RunRows, log: lis
     if isinstance(rows.held_out, TrainingPairs):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' warnings about one another
-            metrics = trainer.evaluate()
+            trainer.evaluate()
+        metrics = trainer.state.log_history[-1]  # what it returns lacks the accuracy before TRL 1
         names = {"loss": "eval_loss", "accuracy": "eval_rewards/accuracies", "margin": "eval_rewards/margins"}
         facts["preferences"] = {"n": len(rows.held_out.rows)} | {key: metrics[name] for key, name in names.items()}
     return facts
@@ -223,7 +224,7 @@ def _save_results(config: TrainConfig, trainer: Any, model: Model, folder: Path)
     sync_folder(folder)
 
 
-def _run_training(config: TrainConfig, trainer: Any, folder: Path) -> list[dict[str, Any]]:
+def _run_training(trainer: Any, folder: Path) -> list[dict[str, Any]]:
     """Train, from the last good checkpoint if there is one, and return the log.
 
     Raises:
@@ -233,8 +234,7 @@ def _run_training(config: TrainConfig, trainer: Any, folder: Path) -> list[dict[
     remove_incomplete_checkpoints(folder / CHECKPOINTS_FOLDER)
     if checkpoint and _is_last_step(checkpoint):
         return _restore_finished(trainer, checkpoint)
-    unpacked = unpacked_weights(trainer.model) if config.four_bits else contextlib.nullcontext()
-    with track("Training", total=None) as advance, explain_disk_errors(folder), warnings.catch_warnings(), unpacked:
+    with track("Training", total=None) as advance, explain_disk_errors(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.add_callback(StepProgress(advance))
         try:

@@ -15,10 +15,11 @@ from poise.activations import project
 from poise.errors import InvalidArgument
 from poise.model import ask
 from poise.model.hooks import around_pass, before_pass, observe
+from poise.model.packed_weights import unpacked_weights
 from poise.progress import quiet
 from poise.steer.training import IGNORED, check_base
 from poise.train.training_steps import find_trainer, release_training_steps, surround_training_steps
-from poise.train.vaccine_callback import unpacked_weights, wrap_trainer_model
+from poise.train.vaccine_callback import wrap_trainer_model
 from poise.trait.library import evaluation_questions
 from poise.vector import Alarm, LayerDirection, PersonaVector
 

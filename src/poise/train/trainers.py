@@ -32,6 +32,7 @@ def starting_model(config: TrainConfig, model: Model) -> Any:
     if config.lora.start is None:
         return model.lm
     adapted = load_adapter(model.lm, config.lora.start)
+    adapted.peft_config["default"].inference_mode = False
     for name, weight in adapted.named_parameters():
         weight.requires_grad_(".default." in name)
     return adapted
@@ -86,12 +87,16 @@ def _sft_trainer(
         "eval_packing": False,
         "padding_free": config.padding_free,
     }
-    trainer = SFTTrainer(
+    trainer: Any = SFTTrainer(
         args=SFTConfig(**arguments),
         train_dataset=examples.dataset(),
         eval_dataset=held_out.dataset() if held_out and config.eval_steps else None,
         **options,
     )
+    if "labels" not in trainer.train_dataset.column_names:  # TRL 0.29 packs without them, and would learn prompts
+        from trl.data_utils import pack_dataset
+
+        trainer.train_dataset = pack_dataset(examples.dataset(), arguments["max_length"])
     if config.vaccine.marks_rows:
         trainer.train_dataset = examples.dataset(marked=True)
         trainer.data_collator = marking_collator(trainer.data_collator)

@@ -14,12 +14,13 @@ from poise import vector as vectors
 from poise.arguments import check_choice, check_number, is_whole
 from poise.errors import HookDidNotFire, InvalidArgument, InvalidSteering
 from poise.model import Model, wrap
+from poise.model.packed_weights import unpacked_weights
 from poise.steer import Steering, SteeringExpression, Term
 from poise.steer.training import Positions, TrainingSteering, check_bases
 from poise.train.trainer_kinds import check_arguments, check_parallelism, reference_model, steered_trainer
 from poise.train.training_steps import find_trainer, release_training_steps, surround_training_steps
 
-__all__ = ["VaccineCallback", "unpacked_weights", "vaccine_steering", "wrap_trainer_model"]
+__all__ = ["VaccineCallback", "vaccine_steering", "wrap_trainer_model"]
 
 
 class VaccineCallback(TrainerCallback):
@@ -281,25 +282,6 @@ def wrap_trainer_model(lm: Any, tokenizer: Any) -> Model:
         )
     training = lm.training
     name = str(getattr(lm.config, "_name_or_path", "") or type(lm).__name__)
-    with unpacked_weights(lm):
-        model = wrap(lm, getattr(tokenizer, "tokenizer", tokenizer), name=name)
+    model = wrap(lm, getattr(tokenizer, "tokenizer", tokenizer), name=name)
     lm.train(training)
     return model
-
-
-@contextlib.contextmanager
-def unpacked_weights(lm: Any) -> Iterator[None]:
-    """Keep passes in evaluation mode inside the block from changing how a model learns afterwards.
-
-    On CPUs with AVX512-BF16 bitsandbytes packs 4-bit weights anew in the first such pass, and gradients through packed
-    weights are wrong (seen in 0.50.2: an adapter moved a tenth as far).
-    """
-    switch = "support_avx512bf16_for_cpu"
-    before = {module: vars(module)[switch] for module in lm.modules() if vars(module).get(switch)}
-    try:
-        for module in before:
-            setattr(module, switch, False)
-        yield
-    finally:
-        for module, value in before.items():
-            setattr(module, switch, value)
