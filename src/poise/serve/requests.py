@@ -114,7 +114,7 @@ class OpenAIRequest(StrictRequest):
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=16)
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] = Field(default_factory=list)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="AnswerChoice i is drawn with seed + i.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Choice i is drawn with seed + i.")
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     frequency_penalty: OnlyZero = 0
@@ -148,7 +148,7 @@ class OpenAIRequest(StrictRequest):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """StopString strings."""
+        """Strings that end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @model_validator(mode="after")
