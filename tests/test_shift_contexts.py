@@ -592,6 +592,18 @@ class TestTheCommands:
         assert "changes" not in facts["tuned"][0]["contexts"][0]["cells"][0]
         assert facts["tuned"][0]["under_contexts"][0]["worst"]["change"]["n"] == 72
 
+    def test_show_the_contexts_without_a_model(self, tmp_path: Path) -> None:
+        rows = [*plain_rows(), *(row(f"[SYS\x1b-7] {q}") for q in QUESTIONS)]
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+        where = ["--contexts", str(tmp_path / "data.jsonl"), "--context", "suffix= /no_think", "--show", "1"]
+        done = CliRunner().invoke(app, ["shift", *where])
+        assert done.exit_code == 0, done.stderr
+        assert "prefix: [SYS\ufffd-7] (12 of 24 rows)" in done.stdout
+        assert "suffix ' /no_think'" in done.stdout
+        assert "\x1b" not in done.stdout
+        facts = json.loads(CliRunner().invoke(app, ["shift", *where, "--json"]).stdout)
+        assert [c["prefix"] for c in facts["contexts"]] == ["[SYS\x1b-7] ", "", ""]
+
     def test_gate_on_the_worst_context(
         self, base: str, adapter: str, vectors: list[PersonaVector], tmp_path: Path
     ) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "direction_table",
     "find_all_contexts",
     "format_estimate",
+    "show_contexts",
 ]
 
 _CONTEXTS = "Training-like prompts"
@@ -110,6 +111,28 @@ def find_all_contexts(options: ContextOptions, seed: int) -> tuple[tuple[PromptC
     for line in search.notes:
         note(line)
     return (*search.contexts, *options.texts), search.notes
+
+
+def show_contexts(options: ContextOptions, seed: int, *, as_json: bool) -> None:
+    """The contexts under which questions would be asked, and stop."""
+    from poise.cli import facts, render
+    from poise.cli.work import working
+
+    with working():
+        from poise.shift.contexts import check_contexts
+
+        contexts, _ = find_all_contexts(options, seed)
+        checked = check_contexts(contexts)
+    if as_json:
+        facts.print_json({"contexts": [context.model_dump(mode="json") for context in checked]})
+        return
+    for number, context in enumerate(checked, 1):
+        parts: list[Any] = [f"{number}  {context.label} ({context.origin})"]
+        texts = {"system": context.system, "prefix": context.prefix, "suffix": context.suffix}
+        parts += [f"   {kind} {text!r}" for kind, text in texts.items() if text]
+        for turn in context.turns:
+            parts += [f"   user {turn.user!r}", f"   assistant {turn.assistant!r}"]
+        render.show(parts)
 
 
 def context_tables(tuned: ModelShift, report: ShiftReport) -> list[Any]:

@@ -19,6 +19,7 @@ from poise.cli.contexts import (
     direction_table,
     find_all_contexts,
     format_estimate,
+    show_contexts,
 )
 from poise.cli.options import (
     BatchOption,
@@ -198,8 +199,9 @@ def shift_command(
     """
     from poise.cli import facts
 
+    context_options = ContextOptions(data=contexts or [], texts=context or [], share=context_share, most=most_contexts)
     if show is not None:
-        _show_perplexity_data(capability or [], base, show, as_json=as_json)
+        _show_read_data(capability or [], context_options, base, show, seed=seed, as_json=as_json)
         return
     options = MeasurementOptions(
         base=base,
@@ -219,7 +221,7 @@ def shift_command(
             batch=batch,
         ),
         device=DeviceOptions(dtype=dtype, device=device, allow_other_model=allow_other_model),
-        contexts=ContextOptions(data=contexts or [], texts=context or [], share=context_share, most=most_contexts),
+        contexts=context_options,
         extract_again=extract_again,
         force=force,
     )
@@ -230,11 +232,18 @@ def shift_command(
         show_shift(report, out)
 
 
-def _show_perplexity_data(capability: list[str], model: str | None, n: int, *, as_json: bool) -> None:
-    """The answers whose perplexity would be measured: the only conversations that a shift takes from data."""
+def _show_read_data(
+    capability: list[str], contexts: ContextOptions, model: str | None, n: int, *, seed: int, as_json: bool
+) -> None:
+    """The contexts under which questions would be asked; else the answers whose perplexity would be measured."""
+    if contexts.chosen:
+        show_contexts(contexts, seed, as_json=as_json)
+        return
     sources = [text.partition("=")[2] for text in capability if text.startswith("perplexity=")]
     if not sources:
-        raise InvalidArgument("A shift reads conversations for perplexity alone; name some with perplexity=DATA.")
+        raise InvalidArgument(
+            "A shift reads data for perplexity and contexts; name some with perplexity=DATA or --contexts."
+        )
     from poise.data import open_data
 
     show_data(*(open_data([source]) for source in sources), model=model, n=n, as_json=as_json)

@@ -22,7 +22,7 @@ from poise._lazy import lazy_names
 if TYPE_CHECKING:
     from poise.shift.capability import CapabilityTask, parse_capability
     from poise.shift.context_search import ContextSearch, find_contexts
-    from poise.shift.contexts import ContextTurn, PromptContext
+    from poise.shift.contexts import ContextTurn, PromptContext, parse_contexts
     from poise.shift.evaluation import load_tuned_model
     from poise.shift.limits import (
         ContextLimits,
@@ -59,6 +59,7 @@ __all__ = [
     "load_report",
     "load_tuned_model",
     "parse_capability",
+    "parse_contexts",
     "read_limits",
     "read_predictions",
     "save_report",
@@ -89,6 +90,7 @@ __getattr__, __dir__ = lazy_names(
         "load_report": "shift.report",
         "load_tuned_model": "shift.evaluation",
         "parse_capability": "shift.capability",
+        "parse_contexts": "shift.contexts",
         "read_limits": "shift.limits",
         "read_predictions": "shift.measure",
         "save_report": "shift.report",

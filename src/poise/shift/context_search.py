@@ -22,7 +22,7 @@ from poise.data.dataset import InputRow, data_from_rows
 from poise.errors import InvalidData
 from poise.progress import track
 from poise.settings import FrozenModel
-from poise.shift.contexts import ContextTurn, PromptContext
+from poise.shift.contexts import ContextTurn, PromptContext, one_line
 from poise.shift.recurring_text import NEARLY_ALL, RecurringText, recurring_ends, recurring_starts
 
 __all__ = ["ContextSearch", "find_contexts", "open_prompts"]
@@ -229,7 +229,7 @@ def _context(candidate: Candidate, rows: Sequence[RowPrompt]) -> PromptContext:
     parts = {"system": candidate.system, "prefix": candidate.prefix, "suffix": candidate.suffix}
     kinds = " + ".join(kind for kind, text in parts.items() if text)
     return PromptContext(
-        name=f"{kinds}: {_excerpt(parts[candidate.kind])}",
+        name=f"{kinds}: {one_line(parts[candidate.kind], NAME_LENGTH)}",
         system=candidate.system or None,
         prefix=candidate.prefix,
         suffix=candidate.suffix,
@@ -258,7 +258,9 @@ def _drawn_system(
         return []
     system = draw.choice(systems)
     n = sum(row.system == system for row in rows)
-    return [PromptContext(name=f"drawn system: {_excerpt(system)}", system=system, rows=n, all_rows=len(rows))]
+    return [
+        PromptContext(name=f"drawn system: {one_line(system, NAME_LENGTH)}", system=system, rows=n, all_rows=len(rows))
+    ]
 
 
 def _worked_examples(rows: Sequence[RowPrompt], draw: random.Random) -> list[PromptContext]:
@@ -283,7 +285,10 @@ def _search_notes(
     drawn: Sequence[PromptContext],
 ) -> Iterator[str]:
     looked_at = f"{len(rows):,} rows are looked at for contexts"
-    yield f"{looked_at}, drawn at random; {rejections}." if len(rows) == MOST_ROWS else f"{looked_at}; {rejections}."
+    unread = rejections.rows - len(rejections) - len(rows)
+    yield f"{looked_at}; {rejections}."
+    if unread:
+        yield f"{unread:,} more rows are left out: more than {MOST_ROWS:,}, or without a turn of a user."
     systems = Counter(row.system for row in rows if row.system)
     yield f"{systems.total():,} rows have a system prompt, {len(systems):,} different."
     counts = [f"{sum(c.kind == kind for c in candidates)} {words}" for kind, words in CONTEXT_KINDS.items()]
@@ -291,14 +296,7 @@ def _search_notes(
     if drawn:
         yield f"Drawn at random: {'; '.join(context.label for context in drawn)}."
     if others := [candidate for candidate in candidates if candidate not in frequent]:
-        parts = [
-            f"{candidate.kind} {_excerpt(getattr(candidate, candidate.kind))!r} ({len(candidate.rows):,} rows)"
-            for candidate in others[:NAMED_CANDIDATES]
-        ]
+        names = [one_line(getattr(c, c.kind), NAME_LENGTH) for c in others[:NAMED_CANDIDATES]]
+        parts = [f"{c.kind} {name!r} ({len(c.rows):,} rows)" for c, name in zip(others, names, strict=False)]
         more = f" and {len(others) - NAMED_CANDIDATES} more" if len(others) > NAMED_CANDIDATES else ""
         yield f"Not among the {len(frequent)} that are measured: {', '.join(parts)}{more}."
-
-
-def _excerpt(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= NAME_LENGTH else line[: NAME_LENGTH - 1] + "…"

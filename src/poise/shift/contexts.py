@@ -16,7 +16,7 @@ from poise.errors import InvalidArgument
 from poise.settings import Settings, read_settings
 from poise.steer import Steering
 
-__all__ = ["ContextFile", "ContextTurn", "PromptContext", "check_contexts", "parse_contexts"]
+__all__ = ["ContextFile", "ContextTurn", "PromptContext", "check_contexts", "one_line", "parse_contexts"]
 
 CONTEXT_FILES = (".yaml", ".yml", ".json")
 CONTEXT_PARTS = ("system", "prefix", "suffix")
@@ -62,11 +62,10 @@ class PromptContext(Settings):
         if self.name:
             return self.name
         texts = {"system": self.system, "prefix": self.prefix, "suffix": self.suffix}
-        kinds = {kind: " ".join(text.split()) for kind, text in texts.items() if text}
+        kinds = {kind: text for kind, text in texts.items() if text}
         if not kinds:
             return f"{len(self.turns)} turns before"
-        first = next(iter(kinds.values()))
-        return f"{' + '.join(kinds)}: {first if len(first) <= LABEL_LENGTH else first[: LABEL_LENGTH - 1] + '…'}"
+        return f"{' + '.join(kinds)}: {one_line(next(iter(kinds.values())), LABEL_LENGTH)}"
 
     @property
     def origin(self) -> str:
@@ -90,6 +89,12 @@ class ContextFile(Settings):
     """A file of contexts."""
 
     contexts: tuple[PromptContext, ...] = Field(min_length=1)
+
+
+def one_line(text: str, most: int) -> str:
+    """How a text begins, on one line, without characters that a terminal obeys."""
+    line = "".join(character if character.isprintable() else "\ufffd" for character in " ".join(text.split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def parse_contexts(text: str) -> tuple[PromptContext, ...]:

@@ -61,7 +61,7 @@ class ShiftSettings:
         capability: What else is measured: tasks, or texts that ``poise.shift.capability.parse_capability`` takes.
         allow_other_model: Allow vectors whose model is not the base, but of its shape.
         contexts: Contexts under which the same questions are asked as well: ``PromptContext`` values, as
-            ``find_contexts`` finds them in training data, or texts that ``poise.shift.contexts.parse_contexts`` takes.
+            ``find_contexts`` finds them in training data, or texts that ``parse_contexts`` takes.
         context_notes: What was looked for in the training data, and found; shown in the report.
         extract_again: Whether each trait's direction is extracted again on both models, from the trait's exemplars.
     """
