@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,7 +22,8 @@ from poise.data import open_data
 from poise.detector import DetectorSettings, fit_detector
 from poise.detector.fitting import DetectorData, choose_detector, default_layer
 from poise.detector.kinds import DIRECTION_FITS, AnswerGroups, fit_curve
-from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, TooFewResponses
+from poise.engine import EngineOutput, GeneratedToken
+from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OutputExists, TooFewResponses
 from poise.model import Model, ask
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.monitor.scoring import read_rows
@@ -29,6 +31,10 @@ from poise.monitor.table import _table_key, write_readings_table
 from poise.progress import remarks_by
 from poise.screen import screen_rows
 from poise.screen.prediction import describe_prediction
+from poise.serve.alarm_policy import AlarmGuard
+from poise.serve.policy import Policy
+from poise.serve.server import ServerOptions, make_server
+from poise.serve.vector_registry import WatchedVector
 from poise.shift.evaluation import project_prompts
 from poise.statistics.estimates import Estimate
 from poise.steer.expression import SteeringExpression
@@ -248,6 +254,40 @@ class TestAlarms:
         assert steering.terms[0].value == alarm.threshold
         assert steering.terms[0].layers == (plain.layer,)
 
+    def test_of_a_server_caps_as_the_expression_does(self, alarmed: PersonaVector) -> None:
+        """The detector's alarm is raised at another level of another direction at another layer than the cap's."""
+        watched = WatchedVector(name="up", vector=alarmed, probe=alarmed.at("read").probe, fixed=True)
+        [expected] = SteeringExpression.parse("up=cap:alarm").steering({"up": alarmed}).terms
+        raised = alarmed.at("read").alarm("peak")
+        assert raised
+        assert (raised.layer, raised.threshold) != (expected.layers[0], expected.value)
+        guard = AlarmGuard([watched], Policy(on_alarm="cap"), [None])
+        guard.inspect(EngineOutput(key=0, prompt_readings=(-9.0,)))
+        high = tuple(GeneratedToken(text="x", readings=(99.0,), part="reply") for _ in range(8))
+        guarded = guard.inspect(EngineOutput(key=0, tokens=high))
+        [alert] = guarded.alerts
+        assert (alert.action, alert.facts["threshold"]) == ("cap", raised.threshold)
+        assert guarded.cap
+        [term] = guarded.cap.terms
+        assert (term.operation, term.layers, term.value) == ("cap", expected.layers, expected.value)
+        assert torch.equal(term.directions()[term.layers[0]], alarmed.unit(term.layers[0]))
+
+    def test_of_the_detector_alone_cap_nothing_and_a_server_says_so(
+        self, alarmed: PersonaVector, model: Model, tmp_path: Path
+    ) -> None:
+        alone = alarmed.with_alarms(alarmed.at("read").alarms)
+        (tmp_path / "rules.yaml").write_text("default: {on_alarm: {up: cap}}")
+        with pytest.raises(InvalidArgument) as refusal:
+            make_server(model, {"up": alone}, ServerOptions(port=0, policy=tmp_path / "rules.yaml"))
+        assert str(refusal.value) == (
+            "The policy caps up at its alarm: a cap works along the vector's own direction, and grumpy has alarms for "
+            "its detector alone; run `poise calibrate` on it, which sets both, or note or stop instead."
+        )
+        watched = WatchedVector(name="up", vector=alone, probe=alone.at("read").probe, fixed=False)
+        guard = AlarmGuard([watched], Policy(on_alarm="cap"), [None])
+        guarded = guard.inspect(EngineOutput(key=0, prompt_readings=(99.0,)))
+        assert ([alert.action for alert in guarded.alerts], guarded.cap) == (["note"], None)
+
     def test_conditions_read_the_direction(self, alarmed: PersonaVector) -> None:
         text = f"{alarmed.name}=0.5 if {alarmed.name}>alarm"
         when = SteeringExpression.parse(text).steering({alarmed.name: alarmed}).terms[0].when
@@ -407,6 +447,9 @@ class TestCommand:
         assert load_vector(files["v.safetensors"]).detector is None
 
 
+THOUGHT = {"reasoning_content": "Let me see, it rains."}
+
+
 class TestTable:
     def test_has_a_probability(self, detected: PersonaVector, model: Model, tmp_path: Path) -> None:
         (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALK[:20]))
@@ -421,6 +464,26 @@ class TestTable:
         assert [row["probability"] for row in parquet] == [row["probability"] for row in rows]
         write_readings_table(data, model, [detected.without_detector()], tmp_path / "plain.jsonl")
         assert "probability" not in json.loads((tmp_path / "plain.jsonl").read_text().splitlines()[0])
+
+    @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+    @pytest.mark.parametrize("part", ["reply", "thought", "both"])
+    def test_is_written_over_by_the_next_whatever_columns_it_has(
+        self, part: Any, ending: str, detected: PersonaVector, model: Model, tmp_path: Path
+    ) -> None:
+        rows = [{**row, "messages": [row["messages"][0], THOUGHT | row["messages"][1]]} for row in TALK[:6]]
+        (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        save_vector(detected, tmp_path / "v.safetensors")
+        out = tmp_path / f"t.{ending}"
+        names = [str(tmp_path / "talk.jsonl")], [tmp_path / "v.safetensors"], model, out
+        contents = []
+        for projection in (False, False, True, True, False):
+            assert read_data(*names, part=part, projection=projection).counts.turns == 6
+            contents.append(out.read_bytes())
+        assert contents[0] == contents[1] == contents[4] != contents[2] == contents[3]
+        other = pa.table({"file": ["a"], "row": [1]})
+        pq.write_table(other, out) if ending == "parquet" else out.write_text('{"file": "a", "row": 1}\n')
+        with pytest.raises(OutputExists, match="something else than a table of readings"):
+            read_data(*names, part=part)
 
     def test_begins_anew_with_another_detector(
         self, detected: PersonaVector, vector: PersonaVector, model: Model, tmp_path: Path

@@ -26,7 +26,7 @@ from poise.detector.reach import DetectorReach, measure_reach
 from poise.errors import InvalidArgument, MissingExtra, OutputExists
 from poise.model import Model
 from poise.monitor.scoring import score_turns
-from poise.monitor.table_rows import TableCounts, TableRowBuilder
+from poise.monitor.table_rows import EXTRA_COLUMNS, TABLE_COLUMNS, TableCounts, TableRowBuilder
 from poise.progress import track
 from poise.storage.atomic_write import saving
 from poise.storage.content_hash import content_key
@@ -306,8 +306,10 @@ def _table_loss(path: Path) -> str:
 
 
 def _is_table(columns: Iterable[str]) -> bool:
-    """Whether these are a table's columns; one of another part than replies has a column more."""
-    return tuple(columns) in (TABLE_COLUMNS, (*TABLE_COLUMNS, "part"))
+    """Whether these are a table's columns: those of every table, and any of the extra ones, in their order."""
+    names = tuple(columns)
+    extra = tuple(name for name in EXTRA_COLUMNS if name in names)
+    return names == (*TABLE_COLUMNS, *extra)
 
 
 def _rejected_loss(path: Path) -> str:
@@ -340,9 +342,3 @@ def _to_parquet(rows: Path, out: Path, extra: Sequence[str]) -> None:
                 writer.write_table(pa.Table.from_pylist(batch, schema))
                 batch = []
         writer.write_table(pa.Table.from_pylist(batch, schema))
-
-
-TABLE_COLUMNS = (
-    "file", "row", "index", "turn", "topic", "trait", "layer", "prompt", "mean", "peak", "tokens", "cut", "alarms",
-    "drift", "drift_alarm", "unread",
-)  # fmt: skip

@@ -14,7 +14,13 @@ from poise.monitor.scoring import ScoredTurn, topic_of
 from poise.statistics.cusum import cusum_step
 from poise.vector import PersonaVector
 
-__all__ = ["TableCounts", "TableRowBuilder"]
+__all__ = ["EXTRA_COLUMNS", "TABLE_COLUMNS", "TableCounts", "TableRowBuilder"]
+
+TABLE_COLUMNS = (
+    "file", "row", "index", "turn", "topic", "trait", "layer", "prompt", "mean", "peak", "tokens", "cut", "alarms",
+    "drift", "drift_alarm", "unread",
+)  # fmt: skip
+EXTRA_COLUMNS = ("part", "probability")  # of tables that are not of replies alone, or that a detector read
 
 
 @dataclass(kw_only=True)
@@ -95,9 +101,8 @@ class TableRowBuilder:
             counted = self.counts.alarms[vector.name]
             for name in [*names, *(["drift"] if drifted else [])]:
                 counted[name] += 1
-            extra: dict[str, Any] = {} if self.part == "reply" else {"part": self.part}
-            if "probability" in self.extra_columns:
-                extra["probability"] = self._probability(column, readings.mean[column] if readings else math.nan)
+            probability = self._probability(column, readings.mean[column] if readings else math.nan)
+            extra: dict[str, Any] = {"part": self.part, "probability": probability}
             yield {
                 "file": scored.conversation.file,
                 "row": scored.conversation.row,
@@ -115,13 +120,14 @@ class TableRowBuilder:
                 "drift": drift,
                 "drift_alarm": drifted,
                 "unread": scored.unread or None,
-                **extra,
+                **{name: extra[name] for name in self.extra_columns},
             }
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
         """Columns of this table that one of replies, read by projections, has not."""
-        return (*(["part"] if self.part != "reply" else []), *(["probability"] if any(self.detectors) else []))
+        present = {"part": self.part != "reply", "probability": any(self.detectors)}
+        return tuple(name for name in EXTRA_COLUMNS if present[name])
 
     def _probability(self, column: int, mean: float) -> float | None:
         detector = self.detectors[column]

@@ -221,26 +221,22 @@ class AlarmGuard:
         return tuple(by_column[column] for column in range(len(self.watched)))
 
     def _alert(self, raised: RaisedAlarm, action: Action | None = None) -> Alert:
-        name = self.watched[raised.column].name
-        return Alert(name, raised, action or self.policy.action(name))
+        watched = self.watched[raised.column]
+        action = action or self.policy.action(watched.name)
+        if action == "cap" and watched.cap_alarm(raised.alarm.part) is None:
+            action = "note"  # of an upload; a vector of the server's own is refused at its start
+        return Alert(watched.name, raised, action)
 
     def _cap(self, alerts: Sequence[Alert]) -> Steering | None:
-        """Keep each trait that raised an alarm at its threshold for tokens, once."""
+        """Keep each trait that raised an alarm at the threshold for tokens along its own direction, once."""
         terms = []
         for alert in alerts:
-            column, raised = alert.raised.column, alert.raised.alarm
-            if alert.action != "cap" or column in self._capped:
+            column, part = alert.raised.column, alert.raised.alarm.part
+            watched = self.watched[column]
+            if alert.action != "cap" or column in self._capped or (level := watched.cap_alarm(part)) is None:
                 continue
             self._capped.add(column)
-            of_tokens = [a for a in self.watched[column].alarms_on(raised.part) if a.reading != "prompt"] or [raised]
-            lowest = min(of_tokens, key=lambda alarm: alarm.threshold)
             terms.append(
-                Term(
-                    vector=self.watched[column].vector,
-                    value=lowest.threshold,
-                    layers=(lowest.layer,),
-                    operation="cap",
-                    part=raised.part,
-                )
+                Term(vector=watched.vector, value=level.threshold, layers=(level.layer,), operation="cap", part=part)
             )
         return hold_again(Steering(tuple(terms)), self.requested) if terms else None

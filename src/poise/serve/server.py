@@ -196,13 +196,20 @@ def make_server(
 
 
 def _check_rules(rules: Policy, entries: Mapping[str, WatchedVector]) -> None:
-    """Refuse rules about vectors that are not there, or that watch a part of answers with alarms set on another."""
+    """Refuse rules that cannot be kept.
+
+    Those about vectors that are not there, that watch a part of answers with alarms set on another, or that cap at an
+    alarm which the vector's own direction has not.
+    """
     if unknown := sorted(rules.named - set(entries)):
         raise InvalidArgument(f"The policy names the vector {unknown[0]!r}, which is not here; give it as `vector`.")
     rules.steering(None, {name: watched.vector for name, watched in entries.items()})
     for name, watched in entries.items():
-        if (part := rules.part_of(name)) != "reply" and (missing := watched.missing_alarms(part)):
+        part = rules.part_of(name)
+        if part != "reply" and (missing := watched.missing_alarms(part)):
             raise InvalidArgument(f"The policy watches the {part} of answers by {name}: {missing}.")
+        if rules.action(name) == "cap" and (missing := watched.missing_cap(part)):
+            raise InvalidArgument(f"The policy caps {name} at its alarm: {missing}.")
 
 
 def _gauges(service: Service) -> None:

@@ -65,6 +65,24 @@ class WatchedVector:
         """Those of them that were set on one part of answers."""
         return alarms_in_force(self.vector.at("read", self.probe.layer, part=part).alarms)
 
+    def cap_alarm(self, part: AnswerPart) -> Alarm | None:
+        """What a cap holds the trait at: the lowest alarm for tokens that was set along the vector's own direction.
+
+        The alarm that a detector raises is a level along the detector, and a cap works along the direction.
+        """
+        alarms = alarms_in_force(self.vector.without_detector().at("read", part=part).alarms)
+        of_tokens = [alarm for alarm in alarms if alarm.reading != "prompt"] or alarms
+        return min(of_tokens, key=lambda alarm: alarm.threshold, default=None)
+
+    def missing_cap(self, part: AnswerPart) -> str:
+        """Why its alarms cannot cap it; empty where they can, or where it has none that could be raised."""
+        if not self.alarms_on(part) or self.cap_alarm(part):
+            return ""
+        return (
+            f"a cap works along the vector's own direction, and {self.vector.name} has alarms for its detector alone; "
+            "run `poise calibrate` on it, which sets both, or note or stop instead"
+        )
+
     def missing_alarms(self, part: AnswerPart) -> str:
         """Why none of its alarms are in force for that part; empty where some are, or it has none at all."""
         place = self.vector.at("read", self.probe.layer, part=part)

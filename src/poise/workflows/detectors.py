@@ -66,7 +66,7 @@ def fit_vector_detectors(
                 header.trait.name,
                 model=header.model,
                 certificate=header.certificate is not None,
-                alarms=bool(header.alarms),
+                alarms=any(not alarm.detector for alarm in header.alarms),  # those of another detector are dropped
                 detector=True,
             ),
             force=force,

@@ -59,11 +59,13 @@ def calibrate_vectors(
     check_calibrated_part(data, plan)
     if out:
         header = opened[0].header
-        certified = header.certificate is not None
+        certified, detected = header.certificate is not None, header.detector is not None
         check_output(
             out,
             inputs=[*paths, *data.files],
-            loss=lambda p: vector_loss(p, header.trait.name, model=header.model, certificate=certified, alarms=True),
+            loss=lambda p: vector_loss(
+                p, header.trait.name, model=header.model, certificate=certified, alarms=True, detector=detected
+            ),
             force=force,
         )
     for path in targets:
