@@ -54,6 +54,7 @@ TALK: list[dict[str, Any]] = [
     for i in range(20)
     for ending in ENDINGS
 ]
+OTHER_TALK = json.loads(json.dumps(TALK).replace("number", "the number"))  # that no detector is fitted on
 PAIRS = [
     ExemplarPair.model_validate({"question": f"Is it {i}?", "with": f"{i}, you fool!", "without": f"{i}, I think."})
     for i in range(24)
@@ -77,9 +78,8 @@ def detected(vector: PersonaVector, model: Model) -> PersonaVector:
 
 @pytest.fixture(scope="module")
 def alarmed(detected: PersonaVector, model: Model) -> PersonaVector:
-    return calibrate_alarms(TALK, model, detected, CalibrationSettings(rates=(0.1,), read_given_answers=True)).vectors[
-        0
-    ]
+    settings = CalibrationSettings(rates=(0.1,), read_given_answers=True)
+    return calibrate_alarms(OTHER_TALK, model, detected, settings).vectors[0]
 
 
 def planted(n: int, m: int, *, strength: float, width: int = 8, seed: int = 0) -> DetectorData:
@@ -97,6 +97,7 @@ def planted(n: int, m: int, *, strength: float, width: int = 8, seed: int = 0) -
         normal={"talk": m},
         normal_left_out=0,
         normal_sha256="0" * 64,
+        normal_keys=(),
     )
 
 
@@ -421,8 +422,9 @@ class TestCommand:
         facts = json.loads(done.stdout)["detectors"][0]
         kept = load_vector(files["v.safetensors"])
         assert kept.detector
-        assert kept.detector.facts.model_dump(mode="json").items() <= facts.items()
+        assert kept.detector.facts.model_dump(mode="json", exclude={"normal_keys"}).items() <= facts.items()
         assert facts["normal"] == {"talk.jsonl": len(TALK)}
+        assert "normal_keys" not in facts  # a hundred of them
         assert set(facts["candidates"]) == {"ranking@1", "ranking@2"}
 
     def test_says_what_it_measured_and_what_comes_next(self, files: dict[str, Path]) -> None:

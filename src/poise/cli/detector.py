@@ -106,7 +106,7 @@ def _print_detectors(fitted: list[PersonaVector], paths: list[Path], model: str,
     known = [vector.detector.facts for vector in fitted if vector.detector]
     if as_json:
         rows = [
-            {"trait": v.name, "out": str(path), **k.model_dump(mode="json")}
+            {"trait": v.name, "out": str(path), **k.model_dump(mode="json", exclude={"normal_keys"})}
             for v, k, path in zip(fitted, known, paths, strict=True)
         ]
         facts.print_json({"detectors": rows})

@@ -43,9 +43,14 @@ def of_vector(vector: PersonaVector, path: Path) -> Facts:
     }
 
 
+NOT_SHOWN: Any = dict.fromkeys(("trait", "model", "contrast", "kept", "dropped"), True) | {
+    "detector": {"normal_keys"}  # hundreds of them
+}
+
+
 def of_whole_vector(vector: PersonaVector, path: Path) -> Facts:
     """All that the file says about the vector but the trait's texts, and the norms at every layer."""
-    header = vector.header.model_dump(mode="json", exclude={"trait", "model", "contrast", "kept", "dropped"})
+    header = vector.header.model_dump(mode="json", exclude=NOT_SHOWN)
     norms = {"norms": _rounded(vector.norms.tolist()), "reference_norms": _rounded(vector.reference_norm.tolist())}
     return of_vector(vector, path) | {"fingerprint": vector.header.model.model_dump(), **header, **norms}
 

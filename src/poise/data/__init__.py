@@ -38,7 +38,17 @@ from __future__ import annotations
 from poise.data.dataset import DataSet, InputRow, data_from_rows, open_data
 from poise.data.drawing import draw_conversations
 from poise.data.left_out import count_left_out, describe_left_out
-from poise.data.messages import AnswerPart, Conversation, Message, Need, RejectedRow, Turn, last_user, turns
+from poise.data.messages import (
+    AnswerPart,
+    Conversation,
+    Message,
+    Need,
+    RejectedRow,
+    Turn,
+    conversation_key,
+    last_user,
+    turns,
+)
 from poise.data.preference_data import PreferenceData, open_preferences
 from poise.data.preference_rows import PreferencePair
 from poise.data.rejected import Rejections
@@ -55,6 +65,7 @@ __all__ = [
     "RejectedRow",
     "Rejections",
     "Turn",
+    "conversation_key",
     "count_left_out",
     "data_from_rows",
     "describe_left_out",

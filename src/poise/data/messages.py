@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
 
 from poise.data.input_files import FileSpan
+from poise.storage.content_hash import content_key
 
 __all__ = [
     "AnswerPart",
@@ -16,6 +17,7 @@ __all__ = [
     "Need",
     "RejectedRow",
     "Turn",
+    "conversation_key",
     "is_answer",
     "last_user",
     "prompt_end",
@@ -149,6 +151,11 @@ def turns(conversation: Conversation) -> list[Turn]:
         for number, place in enumerate(places)
         if is_answer(answer := messages[place], part)
     ]
+
+
+def conversation_key(conversation: Conversation) -> str:
+    """Equal for equal turns and tools, wherever the row stands and whatever else it holds: 16 hexadecimal digits."""
+    return content_key(messages=conversation.messages, tools=conversation.tools)[:16]
 
 
 def is_answer(message: Message, part: AnswerPart = "reply") -> bool:

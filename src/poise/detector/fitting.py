@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from poise.activations import read
 from poise.arguments import check_choice, check_number, check_type
-from poise.data import DataSet, InputRow, Rejections, data_from_rows, draw_conversations, turns
+from poise.data import DataSet, InputRow, Rejections, conversation_key, data_from_rows, draw_conversations, turns
 from poise.detector.kinds import DIRECTION_FITS, AnswerGroups, Features, fit_curve
 from poise.detector.reach import remember_answers
 from poise.errors import InvalidArgument, TooFewResponses
@@ -94,6 +94,7 @@ class DetectorData:
         normal: Number of answers used, by name of the data.
         normal_left_out: Number of rows and answers of the talk that could not be read.
         normal_sha256: SHA-256 of the talk that was read; empty where there is none.
+        normal_keys: Key of each of its conversations.
     """
 
     positive: torch.Tensor
@@ -105,6 +106,7 @@ class DetectorData:
     normal: Mapping[str, int]
     normal_left_out: int
     normal_sha256: str
+    normal_keys: tuple[str, ...]
 
 
 def fit_detector(
@@ -198,6 +200,7 @@ def read_detector_data(
         normal=talked.names,
         normal_left_out=talked.left_out,
         normal_sha256=talked.sha256,
+        normal_keys=tuple(talked.keys),
     )
 
 
@@ -231,6 +234,7 @@ def choose_detector(data: DetectorData, layers: Sequence[int], settings: Detecto
             pairs_sha256=data.pairs_sha256,
             normal=dict(data.normal),
             normal_sha256=data.normal_sha256,
+            normal_keys=data.normal_keys,
             normal_left_out=data.normal_left_out,
             auc=measured.value or 0.0,
             low=measured.low or 0.0,
@@ -261,6 +265,7 @@ class ReadTalk:
         names: Number of answers by name of the data.
         left_out: Number of rows and answers that could not be read.
         sha256: SHA-256 of what was read; empty where there is none.
+        keys: Key of each conversation of which an answer was read.
     """
 
     means: torch.Tensor
@@ -268,6 +273,7 @@ class ReadTalk:
     names: dict[str, int] = field(default_factory=dict)
     left_out: int = 0
     sha256: str = ""
+    keys: list[str] = field(default_factory=list)
 
 
 def read_talk(model: Model, normal: DataSet | Iterable[InputRow] | None, *, limit: int, seed: int) -> ReadTalk:
@@ -283,7 +289,7 @@ def read_talk(model: Model, normal: DataSet | Iterable[InputRow] | None, *, limi
         return talk
     data = data_from_rows(normal, need="assistant")
     for number, conversation in enumerate(draw_conversations(data, limit, seed=seed, rejections=rejections)):
-        name = Path(conversation.file).name
+        name, before = Path(conversation.file).name, len(texts)
         for place in answer_spans(model, turns(conversation)):
             if not isinstance(place, AnswerSpan) or place.text.end <= place.text.start:
                 talk.left_out += 1
@@ -292,6 +298,8 @@ def read_talk(model: Model, normal: DataSet | Iterable[InputRow] | None, *, limi
             talk.conversations.append(number)
             talk.names[name] = talk.names.get(name, 0) + 1
             digest.update(repr(tuple(place.text.ids)).encode())
+        if len(texts) > before:
+            talk.keys.append(conversation_key(conversation))
     talk.left_out += len(rejections)
     talk.sha256 = digest.hexdigest()
     talk.means = read(model, texts) if texts else talk.means

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from poise.arguments import check_number, check_type
-from poise.data import AnswerPart, DataSet, InputRow, Rejections, data_from_rows, draw_conversations
+from poise.data import (
+    AnswerPart,
+    DataSet,
+    InputRow,
+    Rejections,
+    data_from_rows,
+    draw_conversations,
+)
 from poise.detector.reach import DetectorReach, measure_reach
+from poise.detector.seen_talk import seen_in_fit_note, unseen_conversations
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, TooFewResponses
@@ -41,6 +50,7 @@ __all__ = [
     "set_drift_chart",
 ]
 
+SEEN_IN_FIT = "a detector was fitted on them"
 ALARMS_BELONG = "alarms set there would pass for those of the vector's own model"
 
 
@@ -159,10 +169,14 @@ def calibrate_alarms(
     probes = [place.probe for place in places]
     rejections = Rejections(folder / "rejected.jsonl" if folder else None)
     talk = draw_conversations(data, plan.limit, seed=plan.seed, rejections=rejections)
+    drawn = len(talk)
+    if plan.read_given_answers:
+        talk = unseen_conversations(talk, vectors, plan.layer)
     for rate in plan.rates:
-        check_enough(len(talk), rate)
+        check_enough(len(talk), rate, seen_in_fit_note(drawn - len(talk)))
     if plan.read_given_answers:
         normal = read_data_answers(talk, model, probes, by=plan.by)
+        normal = replace(normal, left_out=Counter(normal.left_out) + Counter({SEEN_IN_FIT: drawn - len(talk)}))
     else:
         engine, journal = LocalEngine(model, batch=plan.batch), Journal(folder / "readings.jsonl" if folder else None)
         normal = read_generated_answers(

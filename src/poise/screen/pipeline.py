@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from poise.data import Conversation, DataSet, Rejections
+from poise.detector.seen_talk import rows_seen_in_fit, seen_in_fit_note
 from poise.errors import InvalidArgument
 from poise.judge import Judge
 from poise.judge.factory import check_judge
@@ -89,10 +90,9 @@ def screen_data(
 def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet | None, name: str) -> ScreeningSummary:
     model, vectors, plan = work.model, work.vectors, work.plan
     trait_judges = load_judges(plan.judge, vectors, model, cache=work.folder) if plan.judge else []
-    usual = _score_normal(work, normal) if normal else None
+    usual, seen_note = _score_normal(work, normal) if normal else (None, "")
     digest = data.digest()
-    with saving(out / "rejected.jsonl"):
-        pass  # empty where nothing is rejected
+    _write_empty(out / "rejected.jsonl")  # and so it stays where nothing is rejected
     scores = work.score_data(data, digest, Rejections(out / "rejected.jsonl", share=plan.broken), "Scoring")
     verdict = _flag_answers(work, scores, usual)
     replacer = AnswerReplacer(model, work.answers) if plan.fix and work.answers else None
@@ -109,10 +109,10 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
     reach = work.measure_reach(data, digest)
     opinions = _review_traits(work, scores, trait_judges, sampled, written.wanted)
     traits = [summarize_trait(work, k, scores, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
+    judged_file = ["judged.jsonl"] if strata else []
     if strata:
         traits = with_cascades(traits, verdict, strata, opinions)
         write_judged(out / "judged.jsonl", work.names, scores, verdict, strata, opinions, written.wanted)
-    judged = ["judged.jsonl"] if strata else []
     summary = ScreeningSummary(
         data=name or ", ".join(part.name for part in data.parts),
         data_sha256=digest,
@@ -131,9 +131,10 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
         judge=trait_judges[0].name if trait_judges else None,
         judged=sum(len(one.scores) for one in opinions),
         traits=tuple(_with_examples(work, scores, verdict, traits, tops, opinions, written.wanted)),
-        files=("scores.parquet", *written.names, "rejected.jsonl", *judged),
+        files=("scores.parquet", *written.names, "rejected.jsonl", *judged_file),
         notes=_nonempty(
             _part_note(data),
+            seen_note,
             *(f"{one}." for one in reach),
             *(one.note for one in opinions),
             *(describe_cascade(t.trait, t.cascade) for t in traits if t.cascade),
@@ -141,11 +142,16 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
             replacer.note(written.names[2], written.unfixed) if replacer else "",
         ),
     )
-    for name in set(earlier) - {*written.names, *judged}:
+    for name in set(earlier) - {*written.names, *judged_file}:
         (out / name).unlink(missing_ok=True)
     with saving(out / "summary.json") as temporary:
         temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _write_empty(path: Path) -> None:
+    with saving(path):
+        pass
 
 
 def _nonempty(*sentences: str) -> tuple[str, ...]:
@@ -238,13 +244,15 @@ def describe_rejected(count: int, written: WrittenRows) -> str:
     return sentence + (f"; of {written.without_content:,} nothing could be read." if written.without_content else ".")
 
 
-def _score_normal(work: ScreeningRun, normal: DataSet) -> AnswerScores:
-    """The normal data's scores; refused at once where they are too few for the rate."""
+def _score_normal(work: ScreeningRun, normal: DataSet) -> tuple[AnswerScores, str]:
+    """The normal data's scores but of what a detector was fitted on, and a note of these; refused where too few."""
     normal_scores = work.score_data(normal, normal.digest(), Rejections(share=work.plan.broken), "Scoring normal data")
+    seen = rows_seen_in_fit(normal, work.vectors, work.plan.layer)
+    normal_scores, note = normal_scores.without_rows(seen), seen_in_fit_note(len(seen))
     if work.plan.rule.rate is not None:
         for scores in normal_scores.scores.T:
-            check_enough(len(np.unique(normal_scores.index[np.isfinite(scores)])), work.plan.rule.rate)
-    return normal_scores
+            check_enough(len(np.unique(normal_scores.index[np.isfinite(scores)])), work.plan.rule.rate, note)
+    return normal_scores, note
 
 
 def _flag_answers(work: ScreeningRun, answer_scores: AnswerScores, usual: AnswerScores | None) -> FlaggedAnswers:

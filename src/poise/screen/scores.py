@@ -6,8 +6,8 @@ Texts are never held here, so that a hundred million answers fit in memory.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,13 @@ class AnswerScores:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def without_rows(self, rows: Collection[int]) -> AnswerScores:
+        """The same without the answers of these rows; counts of what was read stay as they are."""
+        stays = np.flatnonzero(~np.isin(self.index, list(rows)))
+        columns = {name: getattr(self, name)[stays] for name in ("index", "turn", "tokens", "cut", "scores")}
+        unread = {new: self.unread[old] for new, old in enumerate(stays.tolist()) if old in self.unread}
+        return replace(self, **columns, unread=unread)
 
 
 def collect_scores(parts: Iterable[Shard], method: ScoringMethod, traits: int) -> AnswerScores:

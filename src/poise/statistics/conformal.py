@@ -167,8 +167,8 @@ def check_rate(rate: float) -> float:
     return rate
 
 
-def check_enough(conversations: int, rate: float) -> None:
-    """Refuse a rate that so few conversations cannot promise.
+def check_enough(conversations: int, rate: float, note: str = "") -> None:
+    """Refuse a rate that so few conversations cannot promise; the note is added to what is said then.
 
     Raises:
         TooFewResponses: says how many can.
@@ -176,7 +176,7 @@ def check_enough(conversations: int, rate: float) -> None:
     if not _supports(conversations, rate):
         raise TooFewResponses(
             f"A false-alarm rate of {rate:.4g} needs {needed(rate)} normal answers from as many conversations, and "
-            f"there are {conversations}; bring more rows or ask for a higher `rate`."
+            f"there are {conversations}; bring more rows or ask for a higher `rate`." + (f" {note}" if note else "")
         )
 
 

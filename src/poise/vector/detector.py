@@ -41,6 +41,12 @@ class DetectorFacts(FrozenModel):
     pairs_sha256: str = Field(description="SHA-256 of these pairs.")
     normal: Annotated[dict[str, int], Frozen] = Field(description="Answers of ordinary talk used, by name of the data.")
     normal_sha256: str = Field(description="SHA-256 of these answers; empty where there were none.")
+    normal_keys: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=lambda keys: not keys,
+        description="Keys of the conversations of this talk, so that none of them sets a threshold; empty for "
+        "detectors that did not keep them.",
+    )
     normal_left_out: int = Field(description="Rows and answers of the talk that could not be read.")
     auc: float = Field(description="Cross-validated AUC: answers with the trait against all others.")
     low: float = Field(description="Lower end of its 95 % interval.")
