@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,7 +47,12 @@ from poise.progress import remarks_by
 from poise.settings import read_settings
 from poise.steer import Steering
 from poise.storage.lock import locked
-from poise.train.checkpoints import COMPLETE_MARKER, last_complete_checkpoint, remove_incomplete_checkpoints
+from poise.train.checkpoints import (
+    COMPLETE_MARKER,
+    FiniteGradients,
+    last_complete_checkpoint,
+    remove_incomplete_checkpoints,
+)
 from poise.train.config import TrainConfig
 from poise.train.examples import IGNORED, TrainingExample, TrainingExamples, build_examples, open_training_data
 from poise.train.inputs import split_held_out
@@ -540,6 +547,21 @@ class TestWhatGoesWrong:
         kept = last_complete_checkpoint(tmp_path / "run" / "checkpoints")
         assert kept is not None
         assert all(torch.isfinite(w).all() for w in weights(kept).values())
+
+    def test_steps_that_loss_scaling_skips_are_left_to_it_until_they_are_too_many(self, tmp_path: Path) -> None:
+        """As fp16 has them, whose first steps overflow; one that is finite starts the count anew."""
+        weight = torch.nn.Linear(2, 2)
+        watch = FiniteGradients(skipped=2)
+        args, state = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=0)
+
+        def step(value: float) -> None:
+            weight.weight.grad = torch.full((2, 2), value)
+            watch.on_pre_optimizer_step(args, state, None, model=weight)
+
+        for value in (math.inf, math.nan, 1.0, math.inf, math.inf):
+            step(value)
+        with pytest.raises(TrainingFailed, match="NaN or infinite"):
+            step(math.inf)
 
     def test_a_checkpoint_cut_short_is_not_taken_for_good(self, tmp_path: Path) -> None:
         for step, whole in ((2, True), (4, False)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def build_trainer(config: TrainConfig, model: Model, lm: Any, rows: RunRows, fol
         "callbacks": _callbacks(config),
     }
     arguments = _trainer_arguments(config, model, folder)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_bars_of_datasets():
         warnings.simplefilter("ignore")  # the libraries' warnings about one another
         if isinstance(rows.training, TrainingPairs):
             trainer = _dpo_trainer(config, arguments, options, rows)
@@ -71,6 +73,20 @@ def build_trainer(config: TrainConfig, model: Model, lm: Any, rows: RunRows, fol
     if config.watch.vectors:
         trainer.add_callback(_monitor(config, trainer))
     return trainer
+
+
+@contextlib.contextmanager
+def _no_bars_of_datasets() -> Iterator[None]:
+    """Keep the bars of preparing data off the screen; ours say what is going on."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _sft_trainer(
