@@ -685,7 +685,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     file = tmp_path_factory.mktemp("page") / "kind.safetensors"
     vectors.save_vector(tiny.vector(model, seed=1), file)
     watched = tiny.vector(model, alarms=(serving.alarm(reading="mean", threshold=-1e6),))
-    with serving.running(model, {"grumpy": watched}) as (address, _):
+    with serving.running(model, {"grumpy": watched}, policy=serving.uploading(file.parent)) as (address, _):
         yield address, file
 
 

@@ -178,7 +178,7 @@ class TestTheLengthOfAText:
             return real(self, text, **options)
 
         monkeypatch.setattr(type(model.tokenizer), "__call__", counted)
-        with pytest.raises(RequestError, match=f"more than {CERTAIN * model.window} tokens") as caught:
+        with pytest.raises(RequestError, match=f"has {CERTAIN * model.window} or more") as caught:
             check_text_length(["word " * 800_000], model, param="messages")
         assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
         assert sum(seen) <= CERTAIN * model.window * 8 + PIECE_CHARACTERS

@@ -15,7 +15,7 @@ from poise.model.chat_template import render_prompt
 from poise.model.parts import TokenPart
 from poise.monitor.steering_offset import steering_offset
 from poise.serve.policy import Policy
-from poise.serve.prompt_length import check_text_length
+from poise.serve.prompt_length import check_text_length, too_long
 from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.steer import Steering, SteeringExpression, cautions
@@ -153,9 +153,6 @@ def _encode_prompts(body: OpenAIRequest, model: Model) -> list[Encoded]:
                 rendered = render_prompt(model.tokenizer, messages, thinking=body.thinking)
                 check_text_length([rendered], model, param="messages")
             return [model.encode(messages, thinking=body.thinking)]
-        for prompt in cast("CompletionRequest", body).prompts:
-            if isinstance(prompt, str):
-                check_text_length([prompt], model, param="prompt")
         return [_encode_plain(prompt, model) for prompt in cast("CompletionRequest", body).prompts]
     except UserError as error:
         if isinstance(body, ChatCompletionRequest):
@@ -185,7 +182,11 @@ def _request_messages(body: ChatCompletionRequest) -> list[Message]:
 
 
 def _encode_plain(prompt: str | Sequence[int], model: Model) -> Encoded:
+    if isinstance(prompt, str):
+        check_text_length([prompt], model, param="prompt")
     ids = model.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
+    if len(ids) > model.window:  # said at once, before the next of many prompts is worked on
+        raise too_long(len(ids), model, param="prompt")
     size = model.lm.get_input_embeddings().weight.shape[0]
     if not ids or max(ids) >= size:
         raise InvalidArgument(f"A prompt is empty or has a token that {model.name} lacks (it has {size}).")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from poise.errors import RequestError
 from poise.model import Model
 
-__all__ = ["check_text_length"]
+__all__ = ["check_text_length", "too_long"]
 
 CHARACTERS_A_TOKEN = 8  # texts with fewer for each token of the window are tokenised at once
 PIECE_CHARACTERS = 16_384  # characters that are counted together
@@ -29,14 +29,18 @@ def check_text_length(texts: Sequence[str], model: Model, *, param: str) -> None
     tokens = 0
     for text in texts:
         for first in range(0, len(text), PIECE_CHARACTERS):
-            tokens += len(
-                model.tokenizer(text[first : first + PIECE_CHARACTERS], add_special_tokens=False)["input_ids"]
-            )
+            piece = text[first : first + PIECE_CHARACTERS]
+            tokens += len(model.tokenizer(piece, add_special_tokens=False)["input_ids"])
             if tokens > CERTAIN * window:
-                raise RequestError(
-                    400,
-                    f"This model's maximum context length is {window} tokens, but the prompt has more than "
-                    f"{CERTAIN * window}; shorten it.",
-                    code="context_length_exceeded",
-                    param=param,
-                )
+                raise too_long(CERTAIN * window, model, param=param)
+
+
+def too_long(tokens: int, model: Model, *, param: str) -> RequestError:
+    """What a prompt of at least that many tokens is told."""
+    return RequestError(
+        400,
+        f"This model's maximum context length is {model.window} tokens, but the prompt has {tokens} or more; "
+        "shorten it.",
+        code="context_length_exceeded",
+        param=param,
+    )
