@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -166,6 +167,15 @@ class TestTheEventLoop:
             finally:
                 go.set()
             assert [each.result().status_code for each in large] == [400] * 4
+
+
+class TestTheRubbish:
+    def test_is_not_looked_for_in_the_model_and_its_libraries(self, model: Model) -> None:
+        """A full collection holds every thread: half a second for what is there before the first request."""
+        before = gc.get_freeze_count()
+        with serving.running(model):
+            assert gc.get_freeze_count() > before + 100_000
+        assert gc.get_freeze_count() == 0
 
 
 class TestTheLengthOfAText:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
@@ -272,6 +273,9 @@ class RunningServer:
             InvalidArgument: the port is taken, or the host is not here.
         """
         self.server.listening = lambda: listening(self.address)
+        # A full collection would look through the model and all libraries, and hold every thread for half a second.
+        gc.collect()
+        gc.freeze()
         self.service.scheduler.start()
         main = threading.current_thread() is threading.main_thread()
         # Uvicorn raises the signal again once it has ended; by then there is something left to write.
@@ -284,6 +288,7 @@ class RunningServer:
             ) from error
         finally:
             self._close()
+            gc.unfreeze()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
