@@ -140,7 +140,7 @@ class TestThePage:
         shots = tuple(rung(f"{n} shots", n / 5, prompt="") for n in (0, 5, 10))
         said = Page(report.html(vector(), whole(monitoring=monitoring(ladder="many-shot", rungs=shots)))).words
         assert "system prompts are ignored" in said
-        assert "3 numbers of earlier turns" in said
+        assert "3 lengths of history" in said
         assert "and the prompts" not in said
 
     def test_without_scores_or_exemplars_says_what_is_missing(self) -> None:

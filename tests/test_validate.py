@@ -16,7 +16,7 @@ import tiny
 from poise import vector as vectors
 from poise.contrast import ResponseStore
 from poise.engine import Generation, Probe, SamplingParams
-from poise.errors import InvalidArgument
+from poise.errors import InvalidArgument, OutputExists
 from poise.judge import Judgement
 from poise.model import Encoded, Model
 from poise.model.batching import plan_batches
@@ -293,6 +293,24 @@ def test_a_judge_that_learnt_from_too_few_pairs_is_said_to_have_just_that(
     assert done.certificate.judge.why_unusable == why
     assert f"{why}, so no score of it counts" in done.certificate.reasons
     assert not any("cannot tell" in reason for reason in done.certificate.reasons)
+
+
+def test_a_certificate_is_not_replaced_by_one_that_rests_on_less(
+    model: Model, vector: PersonaVector, tmp_path: Path
+) -> None:
+    path = tmp_path / "v.safetensors"
+    vectors.save_vector(vector, path)
+    narrow = ValidationSettings(layers=1, sweep_doses=(0.2,), doses=(), curve=(-1.0, 1.0), random_draws=1)
+    budgets = [GenerationBudget(questions=4, rollouts=n, max_new_tokens=4) for n in (2, 1)]
+    validate_vector(path, model, tmp_path / "out", budget=budgets[0], settings=narrow)
+    before = path.read_bytes()
+    with pytest.raises(OutputExists, match=r"by 4 questions × 2 answers, which 4 answers would replace; .*copy"):
+        validate_vector(path, model, tmp_path / "less", budget=budgets[1], settings=narrow)
+    assert path.read_bytes() == before
+    validate_vector(path, model, tmp_path / "out", budget=budgets[0], settings=narrow)  # as much is taken
+    done = validate_vector(path, model, tmp_path / "less", budget=budgets[1], settings=narrow, force=True)
+    assert done.vector.header.certificate
+    assert done.vector.header.certificate["rollouts"] == 1
 
 
 def test_facts_of_a_judge_from_before_reasons_were_kept_still_load() -> None:

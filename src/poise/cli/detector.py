@@ -140,8 +140,9 @@ def _detector_parts(name: str, facts: DetectorFacts, layers: int) -> list[Any]:
         ("Recall", recall),
         *([("Log-loss", ", ".join(others))] if len(others) > 1 else []),
     ]
+    talk = " and the same talk" if facts.normal else ""
     return [
         Text.assemble((name, "bold")),
         render.facts_table(*rows),
-        "Cross-validated: on answers that the fit did not see, but from the same pairs' kind and the same talk.",
+        f"Cross-validated: on answers that the fit did not see, but of the same kind{talk}.",
     ]

@@ -326,9 +326,10 @@ def _show_summary(done: ScreeningSummary, out: Path) -> None:
     lost = ", ".join(f"{n:,} {why}" for why, n in (done.rejected | done.unread).items())
     left_out = describe_left_out(done.omitted)
     unit = "pair" if done.method == "preference" else "answer"
+    flagged = f"{done.flagged_rows:,} {'row' if done.flagged_rows == 1 else 'rows'}"
     render.show(
         [
-            f"{done.rows:,} rows, {done.units:,} {unit}s, {done.flagged_rows:,} rows flagged by {done.method}",
+            f"{done.rows:,} rows, {done.units:,} {unit}s, {flagged} flagged by {done.method}",
             table,
             *(f"{t.trait}, layer {t.layer} of {t.layers}: {t.predicts}" for t in done.traits),
             *(f"{names}, the rule: {rule}." for rule, names in rules.items()),

@@ -151,7 +151,7 @@ def _refuse_pair(row: RowColumns, preferred: str, rejected: str, shape: str) -> 
         refusal=f"preference data: {preferred} and {rejected} are two answers to one prompt",
         remedy=f"{preferred} is a list of texts: write the one that is meant as text"
         if listed
-        else f"to read the preferred answers alone, give the shape {shape}; screening compares both by `method` "
+        else f"to read the preferred answers alone, give the shape {shape}; to compare both, screen by `method` "
         "preference",
     )
 

@@ -237,7 +237,7 @@ def check_table_format(out: Path) -> None:
         MissingExtra: Parquet without pyarrow.
     """
     if out.suffix not in (".jsonl", ".parquet"):
-        raise InvalidArgument(f"{out} ends in neither .jsonl nor .parquet; name the output one of these.")
+        raise InvalidArgument(f"{out} ends in neither .jsonl nor .parquet; give `out` a name that ends in one of them.")
     if out.suffix == ".parquet":
         try:
             importlib.import_module("pyarrow.parquet")

@@ -158,7 +158,7 @@ def monitored(of: Monitoring) -> str:
     if of.ladder == "system-prompts":
         ladder = f"{len(of.rungs)} system prompts"
     else:
-        ladder = f"{len(of.rungs)} numbers of earlier turns"
+        ladder = f"{len(of.rungs)} lengths of history"
     if of.obeys is not None and of.ladder != "system-prompts":
         ladder += f" (system prompts are ignored: Spearman of prompt and score {figure(of.obeys, 2)})"
     if chosen.overall.value is None:

@@ -74,6 +74,9 @@ def load_vector(path: str | Path) -> PersonaVector:
     if Path(path).is_dir():
         raise InvalidVector(f"{path} is a folder; name the vector file in it, which ends in .safetensors.")
     if not Path(path).is_file():
+        beside = Path(f"{path}.safetensors")
+        if beside.is_file():
+            raise InvalidVector(f"There is no vector file at {path}; did you mean {beside}?")
         raise InvalidVector(
             f"There is no vector file at {path}; make one with `poise extract TRAIT --model M --out {path}`."
         )

@@ -10,7 +10,7 @@ import torch
 from poise import report
 from poise import vector as vectors
 from poise.contrast import ResponseStore
-from poise.errors import InvalidArgument
+from poise.errors import InvalidArgument, OutputExists
 from poise.judge.factory import check_judge
 from poise.storage.atomic_write import saving
 from poise.storage.lock import locked
@@ -54,10 +54,11 @@ def validate_vector(
     """Validate the vector at ``path``, write the certificate into it and ``report.html`` and the run into ``out``.
 
     With ``monitor`` also test its readings; with ``beside``, another vector's file, what is lost when both steer.
-    ``force`` writes over a report that this command did not write.
+    ``force`` writes over a report that this command did not write, and over a certificate that rests on more.
 
     Raises:
-        OutputExists: files in ``out`` would be lost; before the model is loaded, as all that can be checked then.
+        OutputExists: files in ``out`` would be lost, or a certificate that rests on more answers or on random
+            directions that this validation leaves out; before the model is loaded, as all that can be checked then.
         FolderInUse: another run is at work in ``out``.
     """
     vector = vectors.load_vector(path)
@@ -75,7 +76,10 @@ def validate_vector(
     check_judge(judge, *(v.header.trait for v in (vector, other) if v))
     report.check_extra()
     amount = budget or GenerationBudget()
-    check_question_count(len(evaluation_questions(vector.header.trait)[: amount.questions]))
+    questions = evaluation_questions(vector.header.trait)[: amount.questions]
+    check_question_count(len(questions))
+    if not force:
+        _check_stronger(path, vector, len(questions) * amount.rollouts, settings or ValidationSettings())
     with locked(out / "run", "validate", results=out):
         loaded = load_checked(
             [vector, *([other] if other else [])],
@@ -104,6 +108,22 @@ def validate_vector(
             temporary.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
         report.write(certified, certificate, out / "report.html")
         return ValidatedVector(certified, certificate, out / "report.html")
+
+
+def _check_stronger(path: Path, vector: PersonaVector, answers: int, settings: ValidationSettings) -> None:
+    """Refuse to replace a certificate by one that rests on less."""
+    before = vector.header.certificate
+    if before is None:
+        return
+    questions = len(before["selected_on"]) + len(before.get("asked", before.get("questions", ())))
+    searched = bool(before["random"].get("search"))
+    if questions * before["rollouts"] > answers or (searched and not settings.random_searches):
+        random = ", beside random directions" if searched else ""
+        raise OutputExists(
+            f"{path} is certified {before['verdict']} by {questions} questions × {before['rollouts']} answers{random}, "
+            f"which {answers} answers{'' if settings.random_searches else ' without them'} would replace; validate a "
+            "copy of the file, or pass `force`."
+        )
 
 
 def _other(path: Path | None, vector: PersonaVector) -> PersonaVector | None:
