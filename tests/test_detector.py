@@ -20,11 +20,12 @@ from poise.activations import read
 from poise.cli import app
 from poise.data import open_data
 from poise.detector import DetectorSettings, fit_detector
-from poise.detector.fitting import DetectorData, choose_detector, default_layer
+from poise.detector.fit_data import DetectorData
+from poise.detector.fitting import _folds, _recall, choose_detector, default_layer
 from poise.detector.kinds import DIRECTION_FITS, AnswerGroups, fit_curve
 from poise.engine import EngineOutput, GeneratedToken
 from poise.errors import InvalidArgument, InvalidSteering, InvalidVector, OutputExists, TooFewResponses
-from poise.model import Model, ask
+from poise.model import Model, ask, wrap
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.monitor.scoring import read_rows
 from poise.monitor.table import _table_key, write_readings_table
@@ -176,6 +177,82 @@ class TestCrossValidation:
         facts = choose_detector(replace(once, **twice), [0], DetectorSettings(layers=(0,))).facts
         assert facts.auc < 0.75
 
+    def test_counts_equal_texts_once(self, vector: PersonaVector, model: Model) -> None:
+        settings = DetectorSettings(layers=(2,))
+        once = fit_detector(vector, model, normal=TALK, pairs=PAIRS, settings=settings).header.detector
+        again = fit_detector(vector, model, normal=[*TALK, *TALK], pairs=[*PAIRS, *PAIRS], settings=settings)
+        twice = again.header.detector
+        assert once
+        assert twice
+        assert (once.n_with, once.n_without, once.repeated) == (24, 144, 0)
+        assert (twice.pairs, twice.n_with, twice.n_without, twice.repeated) == (24, 24, 144, 144)
+        assert dict(twice.normal) == {"rows": 120} == dict(once.normal)
+        assert once.seen
+        assert twice.seen
+        assert twice.seen.held_out == once.seen.held_out == 120
+        shared = [p.model_copy(update={"negative": PAIRS[n // 2].negative}) for n, p in enumerate(PAIRS)]
+        facts = fit_detector(vector, model, pairs=shared, settings=settings).header.detector
+        assert facts
+        assert (facts.pairs, facts.n_with, facts.n_without) == (24, 24, 12)
+
+    def test_holds_pairs_that_share_an_answer_out_together(self) -> None:
+        data = planted(24, 0, strength=1.0)
+        data = replace(data, pair_groups=tuple(n // 2 for n in range(24)))
+        folds = list(_folds(data, DetectorSettings()))
+        assert sum(pairs.sum() for pairs, _ in folds) == 24
+        for pairs, _ in folds:
+            assert (pairs[0::2] == pairs[1::2]).all()
+
+    @pytest.mark.parametrize("side", ["positive", "negative"])
+    def test_counts_pairs_with_one_answer_as_one(self, side: str, vector: PersonaVector, model: Model) -> None:
+        pairs = [p.model_copy(update={side: "Bad it is"}) for p in PAIRS]
+        with pytest.raises(TooFewResponses, match=r"There are 1 different .*share an answer count as one.* needs 12"):
+            fit_detector(vector, model, pairs=pairs)
+
+    def test_never_prefers_the_wrong_way_round(self) -> None:
+        """Held-out pairs that read the other way at one layer lose to a layer that tells a little."""
+        wrong = planted(40, 0, strength=0.0)
+        draw = np.random.default_rng(0)
+        signs = torch.tensor(np.repeat([1.0, -1.0], 20) * draw.uniform(0.9, 1.1, 40)).float()
+        flipped = {k: torch.zeros(40, 1, 8) for k in ("positive", "negative")}
+        flipped["positive"][:, 0, 0], flipped["negative"][:, 0, 0] = signs, -signs
+        right = planted(40, 0, strength=0.6, seed=4)
+        both = {k: torch.cat([flipped[k], getattr(right, k)], dim=1) for k in flipped}
+        data = replace(wrong, **both, talk=torch.zeros(0, 2, 8))
+        settings = DetectorSettings(kinds=("mean-difference",), layers=(0, 1), folds=2)
+        facts = choose_detector(data, [0, 1], settings).facts
+        assert facts.layer == 1
+        assert facts.slope > 0
+        alone = choose_detector(data, [0], replace(settings, layers=(0,))).facts
+        assert alone.auc < 0.5
+        assert (alone.slope, alone.intercept) == (0.0, 0.0)
+        assert alone.candidates["mean-difference@0"] == pytest.approx(np.log(2), abs=1e-4)
+
+    def test_of_no_use_is_warned_of(self, vector: PersonaVector, model: Model) -> None:
+        same = [p.model_copy(update={"positive": f"{n} a", "negative": f"{n} b"}) for n, p in enumerate(PAIRS)]
+        mixed = [p.model_copy(update={"positive": p.negative, "negative": p.positive}) for p in same[::2]] + same[1::2]
+        remarks: list[str] = []
+        with remarks_by(remarks.append):
+            facts = fit_detector(vector, model, pairs=mixed).header.detector
+        assert facts
+        assert facts.low <= 0.5
+        assert remarks == [
+            "The detector of grumpy tells its trait no better than chance: cross-validated AUC "
+            f"{facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}], and 0.5 is chance. Do not rely on it: give more "
+            "pairs, pairs whose sides differ in the trait alone, or other layers, or read by the vector's own "
+            "direction (`projection`)."
+        ]
+
+    def test_recall_lets_no_more_pass_than_it_promises(self) -> None:
+        others = np.arange(174.0)
+        assert _recall(np.full(5, 172.5), others) == 1.0  # 1 of 174 passes
+        assert _recall(np.full(5, 171.5), others) == 0.0  # 2 of 174 would
+        assert _recall(np.full(5, 171.5), np.arange(99.0)) is None
+
+    def test_interval_holds_its_value(self) -> None:
+        facts = choose_detector(planted(24, 150, strength=30.0), [0], DetectorSettings(layers=(0,))).facts
+        assert facts.low < facts.auc == facts.high == 1.0
+
     def test_is_the_same_twice(self, vector: PersonaVector, model: Model, detected: PersonaVector) -> None:
         again = fit_detector(vector, model, normal=TALK, pairs=PAIRS, settings=DetectorSettings(layers=(2,)))
         assert again.detector
@@ -254,6 +331,36 @@ class TestAlarms:
         assert alarm
         assert steering.terms[0].value == alarm.threshold
         assert steering.terms[0].layers == (plain.layer,)
+
+    def test_at_another_layer_stand_beside_the_detectors(self, alarmed: PersonaVector, model: Model) -> None:
+        settings = CalibrationSettings(rates=(0.1,), read_given_answers=True, layer=3)
+        remarks: list[str] = []
+        with remarks_by(remarks.append):
+            [both] = calibrate_alarms(OTHER_TALK, model, alarmed, settings).vectors
+        [remark] = remarks
+        assert remark.startswith(
+            "grumpy is read with its detector at layer 2, and these alarms are for its own direction"
+        )
+        assert both.at("read").alarms == alarmed.at("read").alarms
+        assert both.header.drift == alarmed.header.drift
+        assert {a.layer for a in both.at("read", 3).alarms} == {3}
+        assert both.without_detector().at("read").layer == 3
+
+    def test_of_the_direction_alone_are_named_with_their_layer(
+        self, detected: PersonaVector, model: Model, tmp_path: Path
+    ) -> None:
+        settings = CalibrationSettings(rates=(0.1,), read_given_answers=True, layer=3)
+        [vector] = calibrate_alarms(OTHER_TALK, model, detected, settings).vectors
+        (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALK[:8]))
+        done = write_readings_table(open_data(tmp_path / "talk.jsonl"), model, [vector], tmp_path / "t.jsonl")
+        expected = (
+            "grumpy has no calibrated alarm for the mean reading at layer 2; that is its detector's, and its alarms "
+            "are for its own direction at layer 3: read it there with `layer`, or run `poise calibrate` without a layer"
+        )
+        assert done.notes[0] == expected
+        watched = WatchedVector(name="up", vector=vector, probe=vector.at("read").probe, fixed=True)
+        assert watched.missing_alarms("reply") == expected
+        assert vector.at("read", 3).alarm("mean") is not None
 
     def test_of_a_server_caps_as_the_expression_does(self, alarmed: PersonaVector) -> None:
         """The detector's alarm is raised at another level of another direction at another layer than the cap's."""
@@ -356,6 +463,39 @@ class TestFile:
             with pytest.raises(InvalidVector, match=message):
                 load_vector(tmp_path / "broken.safetensors")
 
+    @pytest.mark.parametrize(
+        ("place", "value"),
+        [
+            ("detector.slope", float("nan")),
+            ("detector.intercept", float("inf")),
+            ("detector.seen.limit", -1),
+            ("detector.seen.limit", float("nan")),
+            ("alarms.0.threshold", float("nan")),
+            ("drift.sd", 0),
+            ("drift.sd", float("nan")),
+            ("drift.mean", float("nan")),
+        ],
+    )
+    def test_with_broken_numbers_is_refused(
+        self, place: str, value: float, alarmed: PersonaVector, tmp_path: Path
+    ) -> None:
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        save_vector(alarmed, tmp_path / "v.safetensors")
+        with safe_open(tmp_path / "v.safetensors", "pt") as file:
+            tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
+        header = json.loads(metadata["poise"])
+        *parents, name = place.split(".")
+        holder = header
+        for parent in parents:
+            holder = holder[int(parent) if parent.isdigit() else parent]
+        assert name in holder
+        holder[name] = value
+        save_file(tensors, tmp_path / "v.safetensors", {"poise": json.dumps(header)})
+        with pytest.raises(InvalidVector, match=rf"{place} .*extract it again"):
+            load_vector(tmp_path / "v.safetensors")
+
     def test_computed_vectors_have_none(self, detected: PersonaVector) -> None:
         for computed in (2.0 * detected, -detected, detected + detected, detected.normalized()):
             assert computed.detector is None
@@ -400,6 +540,28 @@ class TestWrongInput:
         assert (dict(facts.normal), facts.normal_left_out) == ({"talk.jsonl": 40}, 1)
 
 
+class TestAModelThatBreaks:
+    @pytest.fixture
+    def broken(self) -> Model:
+        lm = tiny.lm()
+        with torch.no_grad():
+            lm.get_input_embeddings().weight[tiny.chatml().encode("@", add_special_tokens=False)[-1]] = float("nan")
+        return wrap(lm, tiny.chatml(), name="broken")
+
+    def test_leaves_answers_and_pairs_out_and_counts_them(self, broken: Model) -> None:
+        vector = tiny.vector(broken)
+        bad = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "at @ once"}]}
+        pair = ExemplarPair.model_validate({"question": "Is it?", "with": "you @ fool", "without": "no"})
+        settings = DetectorSettings(layers=(2,))
+        clean = fit_detector(vector, broken, normal=TALK[:40], pairs=PAIRS, settings=settings)
+        nan = fit_detector(vector, broken, normal=[*TALK[:40], bad], pairs=[*PAIRS, pair], settings=settings)
+        assert nan.header.detector
+        assert clean.header.detector
+        assert (nan.header.detector.normal_left_out, nan.header.detector.pairs_left_out) == (1, 1)
+        assert (nan.header.detector.pairs, dict(nan.header.detector.normal)) == (24, {"rows": 40})
+        assert nan.header.detector.auc == pytest.approx(clean.header.detector.auc, abs=0.1)
+
+
 class TestCommand:
     @pytest.fixture
     def files(self, vector: PersonaVector, model: Model, tmp_path: Path) -> dict[str, Path]:
@@ -438,6 +600,7 @@ class TestCommand:
     def test_wrong_input_is_one_sentence(self, files: dict[str, Path], tmp_path: Path) -> None:
         for more, message in (
             (["--kind", "svm"], "svm"),
+            ([str(files["v.safetensors"])], "name one file twice"),
             (["--layer", "99"], "Layer 99 is out of range"),
             (["--normal", str(tmp_path / "absent.jsonl")], "absent.jsonl"),
             (["--out", str(files["talk.jsonl"])], "talk.jsonl"),
@@ -496,6 +659,12 @@ class TestTable:
         keys = [_table_key(data, model, [v], [2], None) for v in (vector, detected, other, detected.without_detector())]
         assert len(set(keys)) == 3
         assert keys[0] == keys[3]
+        assert detected.detector
+        facts = detected.detector.facts
+        for name in ("slope", "intercept"):  # the same weights with another curve: other probabilities
+            curve = facts.model_copy(update={name: getattr(facts, name) + 0.1})
+            changed = detected.with_detector(replace(detected.detector, facts=curve))
+            assert _table_key(data, model, [changed], [2], None) not in keys
 
     def test_of_the_projection_is_one_flag(self, detected: PersonaVector, model: Model, tmp_path: Path) -> None:
         (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALK[:8]))

@@ -129,6 +129,16 @@ class TestReach:
         assert once.answers == other.answers == 40
         assert once.cosine != other.cosine
 
+    def test_of_few_answers_has_no_cosine_and_says_so(self, detected: PersonaVector, model: Model) -> None:
+        [one] = measure_reach(talk(1, 1), detected, model)
+        assert (one.answers, one.beyond, one.low, one.high, one.cosine) == (1, 0, 0.0, 0.975, None)
+        assert "too few for a Mahalanobis cosine, which takes 20" in str(one)
+        [nineteen], [twenty] = (measure_reach(talk(n, 1), detected, model) for n in (19, 20))
+        assert nineteen.cosine is None
+        assert twenty.cosine is not None
+        [repeated] = measure_reach(talk(1, 1) * 50, detected, model)
+        assert repeated == one
+
     def test_is_of_detectors_that_kept_what_they_were_fitted_on(self, detected: PersonaVector, model: Model) -> None:
         assert measure_reach(talk(20, 1), detected.without_detector(), model) == []
         assert measure_reach(talk(20, 1), detected, model, layer=1) == []

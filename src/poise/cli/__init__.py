@@ -34,7 +34,7 @@ from poise.cli import (
     vectors,
 )
 from poise.cli.preview import ShowableCommand
-from poise.errors import UserError
+from poise.errors import NonFiniteActivation, UserError
 from poise.progress import remarks_by
 
 __all__ = ["app", "main"]
@@ -75,7 +75,7 @@ class _Commands(TyperGroup):
         except typer.BadParameter as error:
             error.message = _plain_words(error)
             raise
-        except UserError as error:
+        except (UserError, NonFiniteActivation) as error:  # a model that breaks is no fault of ours to trace
             typer.echo(f"error: {_with_options(str(error), ctx)}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:

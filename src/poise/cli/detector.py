@@ -128,17 +128,19 @@ def _detector_parts(name: str, facts: DetectorFacts, layers: int) -> list[Any]:
     normal = ", ".join(f"{count:,} answers of {data}" for data, count in facts.normal.items()) or "none"
     if facts.normal_left_out:
         normal += f"; {facts.normal_left_out:,} rows or answers could not be read"
-    left_out = f" ({facts.pairs_left_out} left out: too long)" if facts.pairs_left_out else ""
-    recall = f"not measured: 1 % of the {facts.n_without} others is less than one"
+    left_out = f" ({facts.pairs_left_out} left out: too long or not readable)" if facts.pairs_left_out else ""
+    repeated = f"; {facts.repeated:,} pairs or answers repeat others and count once" if facts.repeated else ""
+    others = facts.n_without
+    recall = f"not measured: 1 % of the {others} others is less than one"
     if facts.recall is not None:
-        recall = f"{100 * facts.recall:.0f} % of them at 1 % of the {facts.n_without} others"
-    others = [f"{place} {loss:.3f}" for place, loss in facts.candidates.items()]
+        recall = f"{100 * facts.recall:.0f} % of them where at most {others // 100} of the {others} others pass"
+    losses = [f"{place} {loss:.3f}" for place, loss in facts.candidates.items()]
     rows = [
         ("Read with", f"{facts.kind}, layer {facts.layer} of {layers}, counted from 0"),
-        ("Fitted on", f"{facts.pairs} exemplar pairs{left_out}; ordinary talk: {normal}"),
+        ("Fitted on", f"{facts.pairs} exemplar pairs{left_out}; ordinary talk: {normal}{repeated}"),
         ("AUC", f"{facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}], {facts.n_with} answers with the trait"),
         ("Recall", recall),
-        *([("Log-loss", ", ".join(others))] if len(others) > 1 else []),
+        *([("Log-loss", ", ".join(losses))] if len(losses) > 1 else []),
     ]
     talk = " and the same talk" if facts.normal else ""
     return [

@@ -289,7 +289,8 @@ def _show_calibration(done: Calibration) -> None:
         for a in (alarm for alarm in vector.header.alarms if alarm.detector == first.detector):
             cells = (a.reading, f"{a.rate:.3g}", f"{a.low:.4f} to {a.high:.4f}", f"{a.threshold:.4g}", str(a.n_answers))
             table.add_row(*cells, "all" if a.topic is None else Text(_printable(a.topic)))
-        drift = vector.header.drift
+        chart = vector.header.drift
+        drift = chart if chart and (chart.layer, chart.detector) == (first.layer, first.detector) else None
         sentence = (
             f"Drift: CUSUM of the answers' means, alarm above {drift.h:.3g} standard deviations; a false one every "
             f"{drift.arl:.0f} answers [{drift.low:.0f}, {'∞' if drift.high is None else f'{drift.high:.0f}'}]"

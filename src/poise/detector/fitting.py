@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from poise.activations import read
 from poise.arguments import check_choice, check_number, check_type
-from poise.data import DataSet, InputRow, Rejections, conversation_key, data_from_rows, draw_conversations, turns
+from poise.data import DataSet, InputRow
+from poise.detector.fit_data import DetectorData, ReadTalk, read_detector_data, read_talk
 from poise.detector.kinds import DIRECTION_FITS, AnswerGroups, Features, fit_curve
 from poise.detector.reach import remember_answers
-from poise.errors import InvalidArgument, TooFewResponses
-from poise.model import Encoded, Model, ask
-from poise.model.spans import AnswerSpan, answer_spans
-from poise.statistics.estimates import Estimate, grouped_auc_estimate
-from poise.storage.content_hash import content_key
+from poise.errors import InvalidArgument
+from poise.model import Model
+from poise.progress import remark
+from poise.statistics.estimates import Estimate, auc, grouped_auc_estimate
 from poise.trait import ExemplarPair
 from poise.vector import Detector, DetectorFacts, PersonaVector
 from poise.vector.detector import DetectorKind, weights_digest
@@ -41,9 +38,9 @@ DEFAULT_KINDS: tuple[DetectorKind, ...] = ("ranking",)
 DETECTOR_DEPTH = 0.6
 Fold = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # which pairs and which answers of talk
 
-FEWEST_FIT_PAIRS = 12
 DETECTOR_BELONGS = "a detector fitted there would pass for one of the vector's own model"
 FALSE_ALARMS = 0.01
+CHANCE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,35 +75,6 @@ class DetectorSettings:
         check_number("folds", self.folds, least=2, most=100)
         check_number("limit", self.limit, least=1, most=2**31)
         check_number("seed", self.seed, least=0, most=2**32 - 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DetectorData:
-    """What a detector is fitted on, read once at all layers. n: pairs, m: talk, L: decoder blocks, d: model width.
-
-    Attributes:
-        positive: Response means with the trait, float32 [n, L, d].
-        negative: Response means without it, pair by pair, float32 [n, L, d].
-        talk: Response means of ordinary talk, float32 [m, L, d].
-        pairs_left_out: Number of pairs that the model's window has no room for, or whose answer has no token.
-        talk_groups: Number of the conversation that each of them came from.
-        pairs_sha256: SHA-256 of the pairs.
-        normal: Number of answers used, by name of the data.
-        normal_left_out: Number of rows and answers of the talk that could not be read.
-        normal_sha256: SHA-256 of the talk that was read; empty where there is none.
-        normal_keys: Key of each of its conversations.
-    """
-
-    positive: torch.Tensor
-    negative: torch.Tensor
-    talk: torch.Tensor
-    talk_groups: tuple[int, ...]
-    pairs_left_out: int
-    pairs_sha256: str
-    normal: Mapping[str, int]
-    normal_left_out: int
-    normal_sha256: str
-    normal_keys: tuple[str, ...]
 
 
 def fit_detector(
@@ -158,50 +126,21 @@ def fit_checked(
     for layer in layers:
         vector.check_layer(layer)
     data = read_detector_data(pairs, model, normal, limit=settings.limit, seed=settings.seed)
-    return vector.with_detector(choose_detector(data, layers, settings))
+    detector = choose_detector(data, layers, settings)
+    facts = detector.facts
+    if not facts.low > CHANCE:
+        remark(
+            f"The detector of {vector.name} tells its trait no better than chance: cross-validated AUC {facts.auc:.2f} "
+            f"[{facts.low:.2f}, {facts.high:.2f}], and {CHANCE} is chance. Do not rely on it: give more pairs, pairs "
+            "whose sides differ in the trait alone, or other layers, or read by the vector's own direction "
+            "(`projection`)."
+        )
+    return vector.with_detector(detector)
 
 
 def default_layer(layers: int) -> int:
     """The layer at 0.6 of the depth; see docs/detectors.md for the figures."""
     return min(round(layers * DETECTOR_DEPTH), layers - 1)
-
-
-def read_detector_data(
-    pairs: Sequence[ExemplarPair],
-    model: Model,
-    normal: DataSet | Iterable[InputRow] | ReadTalk | None,
-    *,
-    limit: int = 500,
-    seed: int = 0,
-) -> DetectorData:
-    """Read pairs and talk at all layers in one pass each.
-
-    Raises:
-        TooFewResponses: fewer than 12 pairs that fit the model's window.
-        InvalidData: too many rows of the talk are rejected.
-    """
-    sides = [(_encode(model, p.question, p.positive), _encode(model, p.question, p.negative)) for p in pairs]
-    usable = [i for i, side in enumerate(sides) if all(text and len(text.ids) <= model.window for text in side)]
-    distinct = {(pairs[i].positive, pairs[i].negative) for i in usable}
-    if len(distinct) < FEWEST_FIT_PAIRS:
-        raise TooFewResponses(
-            f"There are {len(distinct)} different exemplar pairs to fit a detector on ({len(pairs) - len(usable)} more "
-            f"are too long for the model's window), and it needs {FEWEST_FIT_PAIRS}; give more pairs."
-        )
-    talked = normal if isinstance(normal, ReadTalk) else read_talk(model, normal, limit=limit, seed=seed)
-    both = read(model, [text for column in (0, 1) for i in usable if (text := sides[i][column])])
-    return DetectorData(
-        positive=both[: len(usable)],
-        negative=both[len(usable) :],
-        talk=talked.means,
-        talk_groups=tuple(talked.conversations),
-        pairs_left_out=len(pairs) - len(usable),
-        pairs_sha256=content_key(pairs=[[p.question, p.positive, p.negative] for p in pairs]),
-        normal=talked.names,
-        normal_left_out=talked.left_out,
-        normal_sha256=talked.sha256,
-        normal_keys=tuple(talked.keys),
-    )
 
 
 def choose_detector(data: DetectorData, layers: Sequence[int], settings: DetectorSettings) -> Detector:
@@ -210,7 +149,7 @@ def choose_detector(data: DetectorData, layers: Sequence[int], settings: Detecto
     folds = list(_folds(data, settings))
     scored = {candidate: _cross_validated(data, *candidate, folds) for candidate in candidates}
     losses = {candidate: _log_loss(*scores) for candidate, scores in scored.items()}
-    kind, layer = min(candidates, key=lambda candidate: losses[candidate])
+    kind, layer = min(candidates, key=lambda candidate: (losses[candidate], -_pooled_auc(*scored[candidate])))
     groups = _answer_groups(data, layer)
     direction = DIRECTION_FITS[kind](groups)
     weights = torch.from_numpy(direction / np.linalg.norm(direction)).float()
@@ -236,6 +175,7 @@ def choose_detector(data: DetectorData, layers: Sequence[int], settings: Detecto
             normal_sha256=data.normal_sha256,
             normal_keys=data.normal_keys,
             normal_left_out=data.normal_left_out,
+            repeated=data.repeated,
             auc=measured.value or 0.0,
             low=measured.low or 0.0,
             high=measured.high or 0.0,
@@ -250,62 +190,6 @@ def choose_detector(data: DetectorData, layers: Sequence[int], settings: Detecto
     )
 
 
-def _encode(model: Model, question: str, answer: str) -> Encoded | None:
-    text = model.encode(ask(question), answer)
-    return text if text.start < text.end else None
-
-
-@dataclass(slots=True)
-class ReadTalk:
-    """Ordinary talk, read once for any number of vectors. m: answers, L: decoder blocks, d: model width.
-
-    Attributes:
-        means: Response means, float32 [m, L, d].
-        conversations: Number of the conversation that each answer came from.
-        names: Number of answers by name of the data.
-        left_out: Number of rows and answers that could not be read.
-        sha256: SHA-256 of what was read; empty where there is none.
-        keys: Key of each conversation of which an answer was read.
-    """
-
-    means: torch.Tensor
-    conversations: list[int] = field(default_factory=list)
-    names: dict[str, int] = field(default_factory=dict)
-    left_out: int = 0
-    sha256: str = ""
-    keys: list[str] = field(default_factory=list)
-
-
-def read_talk(model: Model, normal: DataSet | Iterable[InputRow] | None, *, limit: int, seed: int) -> ReadTalk:
-    """The answers of conversations drawn at random, at all layers.
-
-    Raises:
-        InvalidData: too many rows are rejected.
-    """
-    talk = ReadTalk(torch.empty((0, model.layers, model.width)))
-    texts: list[Encoded] = []
-    digest, rejections = hashlib.sha256(), Rejections()
-    if normal is None:
-        return talk
-    data = data_from_rows(normal, need="assistant")
-    for number, conversation in enumerate(draw_conversations(data, limit, seed=seed, rejections=rejections)):
-        name, before = Path(conversation.file).name, len(texts)
-        for place in answer_spans(model, turns(conversation)):
-            if not isinstance(place, AnswerSpan) or place.text.end <= place.text.start:
-                talk.left_out += 1
-                continue
-            texts.append(place.text)
-            talk.conversations.append(number)
-            talk.names[name] = talk.names.get(name, 0) + 1
-            digest.update(repr(tuple(place.text.ids)).encode())
-        if len(texts) > before:
-            talk.keys.append(conversation_key(conversation))
-    talk.left_out += len(rejections)
-    talk.sha256 = digest.hexdigest()
-    talk.means = read(model, texts) if texts else talk.means
-    return talk
-
-
 def _answer_groups(data: DetectorData, layer: int, keep: Fold | None = None) -> AnswerGroups:
     pairs, talk = keep or (np.ones(len(data.positive), bool), np.ones(len(data.talk), bool))
     return AnswerGroups(
@@ -316,11 +200,12 @@ def _answer_groups(data: DetectorData, layer: int, keep: Fold | None = None) -> 
 
 
 def _folds(data: DetectorData, settings: DetectorSettings) -> Iterator[Fold]:
-    """Which pairs and which talk each fold holds out: whole pairs, equal ones together, and whole conversations."""
+    """Which pairs and talk each fold holds out: whole pairs, those that share an answer together, and conversations."""
     draw = np.random.default_rng(settings.seed)
-    distinct, group = np.unique(_flat(data), axis=0, return_inverse=True)
-    folds = min(settings.folds, len(distinct))
-    of_pair = (draw.permutation(len(distinct)) % folds)[group.ravel()]
+    groups = _pair_groups(data)
+    count = int(groups.max()) + 1
+    folds = min(settings.folds, count)
+    of_pair = (draw.permutation(count) % folds)[groups]
     conversations = max(data.talk_groups, default=-1) + 1
     of_talk = (draw.permutation(conversations) % folds)[list(data.talk_groups)] if conversations else np.empty(0, int)
     for fold in range(folds):
@@ -342,22 +227,37 @@ def _cross_validated(
         positive[pairs] = (everything.positive[pairs] @ direction - centre) / spread
         negative[pairs] = (everything.negative[pairs] @ direction - centre) / spread
         talk[conversations] = (everything.talk[conversations] @ direction - centre) / spread
-    return positive, np.concatenate([negative, talk])
+    of_positive, of_negative = _first_of_equals(data)
+    return positive[of_positive], np.concatenate([negative[of_negative], talk])
 
 
 def _auc(data: DetectorData, with_trait: Features, without: Features, *, seed: int) -> Estimate:
-    """AUC over all answers, its interval by pair and by conversation."""
-    pairs = np.arange(len(data.positive))
-    talk = len(pairs) + np.unique(np.array(data.talk_groups, dtype=int), return_inverse=True)[1]
-    negatives = np.concatenate([pairs, talk]).astype(int)
-    return grouped_auc_estimate(with_trait, without, (pairs, negatives), seed=seed)
+    """AUC over all answers, its interval by pair (those that share an answer are one) and by conversation."""
+    groups = _pair_groups(data)
+    talk = int(groups.max()) + 1 + np.unique(np.array(data.talk_groups, dtype=int), return_inverse=True)[1]
+    of_positive, of_negative = _first_of_equals(data)
+    negatives = np.concatenate([groups[of_negative], talk]).astype(int)
+    return grouped_auc_estimate(with_trait, without, (groups[of_positive], negatives), seed=seed)
+
+
+def _pooled_auc(with_trait: Features, without: Features) -> float:
+    """The AUC without its interval."""
+    return float(
+        auc(np.concatenate([with_trait, without]), np.arange(len(with_trait) + len(without)) < len(with_trait))
+    )
 
 
 def _recall(with_trait: Features, without: Features) -> float | None:
-    """Share of answers with the trait above all but 1 % of the others; ``None`` where 1 % of these is none of them."""
-    if len(without) * FALSE_ALARMS < 1:
+    """Share of answers with the trait above a level that at most 1 % of the others pass; ``None`` for too few."""
+    if not (passing := _most_passing(len(without))):
         return None
-    return round(float((with_trait > np.quantile(without, 1 - FALSE_ALARMS)).mean()), 4)
+    level = np.sort(without)[-1 - passing]
+    return round(float((with_trait > level).mean()), 4)
+
+
+def _most_passing(others: int) -> int:
+    """How many of that many answers without the trait may pass the level of the recall."""
+    return int(others * FALSE_ALARMS + 1e-9)
 
 
 def _log_loss(with_trait: Features, without: Features) -> float:
@@ -367,7 +267,17 @@ def _log_loss(with_trait: Features, without: Features) -> float:
     return float(np.mean([loss.mean() for loss in losses]))
 
 
-def _flat(data: DetectorData) -> Features:
-    """A row for each pair, equal for equal answers."""
-    both = torch.cat([data.positive.flatten(1), data.negative.flatten(1)], dim=1)
-    return both.double().numpy()
+def _pair_groups(data: DetectorData) -> NDArray[np.intp]:
+    """Number of each pair's group, from 0 without gaps: those that share an answer, or whose means are equal."""
+    both = torch.cat([data.positive.flatten(1), data.negative.flatten(1)], dim=1).double().numpy()
+    groups = np.unique(both, axis=0, return_inverse=True)[1] if not data.pair_groups else np.array(data.pair_groups)
+    return np.unique(groups.ravel(), return_inverse=True)[1].ravel()
+
+
+def _first_of_equals(data: DetectorData) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Places of the different answers of each side; an answer that several pairs share counts once."""
+    if not data.positive_texts:
+        return np.arange(len(data.positive)), np.arange(len(data.negative))
+    sides = (data.positive_texts, data.negative_texts)
+    first, second = (np.sort(np.unique(np.array(texts), return_index=True)[1]) for texts in sides)
+    return first, second

@@ -104,7 +104,10 @@ DIRECTION_FITS: Mapping[DetectorKind, Callable[[AnswerGroups], Features]] = {
 
 
 def fit_curve(with_trait: Features, without: Features) -> tuple[float, float]:
-    """Slope and intercept of Platt's logistic curve from readings to a probability, both sides weighing the same."""
+    """Slope and intercept of Platt's logistic curve from readings to a probability, both sides weighing the same.
+
+    A slope is never below 0: readings that lie the wrong way round tell nothing, which is a half for every answer.
+    """
     from sklearn.linear_model import LogisticRegression
 
     readings = np.concatenate([with_trait, without])
@@ -112,4 +115,6 @@ def fit_curve(with_trait: Features, without: Features) -> tuple[float, float]:
     curve = LogisticRegression(C=1e3, class_weight="balanced")
     curve.fit(((readings - centre) / spread)[:, None], np.arange(len(readings)) < len(with_trait))
     slope = float(curve.coef_[0, 0]) / spread
+    if slope <= 0:
+        return 0.0, 0.0
     return slope, float(curve.intercept_[0]) - slope * centre

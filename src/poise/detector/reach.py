@@ -31,6 +31,7 @@ __all__ = ["DetectorReach", "measure_reach", "remember_answers"]
 
 ANSWERS_TRIED = 200
 FEWEST_TALK = 100  # held-out answers of talk that can show one in a hundred
+FEWEST_FOR_COSINE = 20  # answers of the data, whose covariance it takes
 BEYOND = 0.01
 FAR = 0.05  # a share beyond what was seen that is surely above this is warned of
 
@@ -39,13 +40,17 @@ class DetectorReach(FrozenModel):
     """How far data lie from what a detector was fitted on."""
 
     trait: str
-    answers: int = Field(description="Answers of the data that were tried, one a conversation, drawn at random.")
+    answers: int = Field(
+        description="Different answers of the data that were tried, one a conversation, drawn at random."
+    )
     beyond: int = Field(description="Those of them that lie beyond what the detector was fitted on.")
     share: float = Field(description="Their share.")
     low: float = Field(description="Lower end of its exact 95 % interval.")
     high: float = Field(description="Upper end.")
     expected: float = Field(description="The share to be expected of answers like those that it was fitted on.")
-    cosine: float = Field(description="Mahalanobis cosine of the detector among the data.")
+    cosine: float | None = Field(
+        description="Mahalanobis cosine of the detector among the data; None for fewer than 20 answers."
+    )
     cosine_when_fitted: float = Field(description="The same among the talk that it was fitted on.")
 
     @property
@@ -60,10 +65,15 @@ class DetectorReach(FrozenModel):
             if self.far
             else ""
         )
+        cosine = (
+            f"too few for a Mahalanobis cosine, which takes {FEWEST_FOR_COSINE}"
+            if self.cosine is None
+            else f"Mahalanobis cosine {self.cosine:.2f}"
+        )
         return (
             f"{self.trait}: {self.beyond:,} of {self.answers:,} answers tried ({self.share:.1%} "
             f"[{self.low:.1%}, {self.high:.1%}]) lie beyond what its detector was fitted on, where {self.expected:.1%} "
-            f"is usual; Mahalanobis cosine {self.cosine:.2f}, {self.cosine_when_fitted:.2f} when it was fitted{advice}"
+            f"is usual; {cosine}, {self.cosine_when_fitted:.2f} when it was fitted{advice}"
         )
 
 
@@ -130,7 +140,7 @@ def measure_reach(
     layers = sorted({detector.layer for _, detector, _, _ in detectors})
     means = read_layers(model, texts, layers).double().numpy()
     means = means[np.isfinite(means).all((1, 2))]
-    if len(means) < 2:
+    if not len(means):
         return []
     return [
         _reach_of(name, means[:, layers.index(detector.layer)], detector, seen, facts)
@@ -147,7 +157,8 @@ def _draw_texts(data: DataSet, model: Model, limit: int, seed: int) -> list[Enco
         return []
     rows = answer_spans_together(model, [turns(conversation) for conversation in conversations])
     readable = [[p.text for p in places if isinstance(p, AnswerSpan) and p.text.end > p.text.start] for places in rows]
-    return [draw.choice(answers) for answers in readable if answers]
+    texts = [draw.choice(answers) for answers in readable if answers]
+    return list({text.ids[text.start : text.end]: text for text in texts}.values())  # equal answers count once
 
 
 def _reach_of(
@@ -155,8 +166,10 @@ def _reach_of(
 ) -> DetectorReach:
     beyond, n = int((seen.spread.distances(means) > facts.limit).sum()), len(means)
     low, high = exact_interval(beyond, n)
-    cosine = AnswerSpread.of(means).cosine(detector.weights.double().numpy(), seen.difference)
-    share, low, high, cosine = (float(f"{x:.4g}") for x in (beyond / n, low, high, cosine))
+    share, low, high = (float(f"{x:.4g}") for x in (beyond / n, low, high))
+    cosine = None
+    if n >= FEWEST_FOR_COSINE:
+        cosine = float(f"{AnswerSpread.of(means).cosine(detector.weights.double().numpy(), seen.difference):.4g}")
     return DetectorReach(
         trait=name,
         answers=n,

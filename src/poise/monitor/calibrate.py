@@ -31,6 +31,7 @@ from poise.monitor.reference_readings import (
     read_data_answers,
     read_generated_answers,
 )
+from poise.progress import remark
 from poise.statistics.conformal import check_enough, check_rate, threshold
 from poise.statistics.cusum import fit_cusum
 from poise.storage.journal import Journal
@@ -239,8 +240,27 @@ def _calibrated(
         chart = charts[0]
         if isinstance(chart, str):
             without_chart[vector.name] = chart
-        done.append(vector.with_alarms(alarms, None if isinstance(chart, str) else chart))
+        new = None if isinstance(chart, str) else chart
+        done.append(_beside_the_detectors(vector, alarms, new, plan.layer))
     return done, without, without_chart
+
+
+def _beside_the_detectors(
+    vector: PersonaVector, alarms: Sequence[Alarm], chart: Drift | None, layer: int | None
+) -> PersonaVector:
+    """The vector with these alarms, which leave those of its detector alone where they are of its own direction."""
+    detector = vector.detector
+    if detector is None or vector.at("read", layer).detector:
+        return vector.with_alarms(alarms, chart)
+    remark(
+        f"{vector.name} is read with its detector at layer {detector.layer}, and these alarms are for its own "
+        f"direction at layer {layer}: they hold where it is read at that layer or by the projection, and for caps and "
+        "conditions. Leave `layer` out to set alarms for the detector."
+    )
+    digest = detector.facts.weights_sha256
+    earlier = [alarm for alarm in vector.header.alarms if alarm.detector == digest]
+    drift = d if (d := vector.header.drift) and d.detector == digest else chart
+    return vector.with_alarms([*alarms, *earlier], drift)
 
 
 def check_calibrated_part(data: DataSet, plan: CalibrationSettings) -> None:

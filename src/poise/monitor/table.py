@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from poise.data import AnswerPart, DataSet, Rejections
 from poise.data.row_files import KeptRows, row_file_names, write_rejected_rows
 from poise.detector.reach import DetectorReach, measure_reach
@@ -33,7 +31,7 @@ from poise.storage.content_hash import content_key
 from poise.storage.disk_errors import save_failed
 from poise.storage.lock import locked
 from poise.storage.output import check_output
-from poise.vector import PersonaVector
+from poise.vector import LayerDirection, PersonaVector
 
 __all__ = ["FinishedTable", "TableWriter", "check_table_format", "check_table_output", "write_readings_table"]
 
@@ -139,18 +137,18 @@ def _table_key(
         shapes=[[part.name, str(part.shape)] for part in data.parts],
         model=asdict(model.fingerprint),
         dtype=str(model.lm.dtype),
-        vectors=[
-            [v.name, v.at("read", layer).read_with or _direction_digest(v.directions[layer]), layer]
-            for v, layer in zip(vectors, layers, strict=True)
-        ],
+        vectors=[[v.name, *_reading_key(v.at("read", layer)), layer] for v, layer in zip(vectors, layers, strict=True)],
         alarms=[v.header.model_dump(mode="json", include={"alarms", "drift"}) for v in vectors],
         by=by,
         **data.part_key,
     )
 
 
-def _direction_digest(direction: torch.Tensor) -> str:
-    return hashlib.sha256(direction.numpy().tobytes()).hexdigest()
+def _reading_key(place: LayerDirection) -> list[Any]:
+    """What decides a row: the direction, or the detector's with the curve of its probability."""
+    if (detector := place.detector) is None:
+        return [hashlib.sha256(place.direction.numpy().tobytes()).hexdigest()]
+    return [place.read_with, detector.facts.slope, detector.facts.intercept]
 
 
 class TableWriter:

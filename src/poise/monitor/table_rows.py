@@ -76,7 +76,7 @@ class TableRowBuilder:
     ) -> None:
         self.vectors, self.layers, self.by, self.counts, self.part = vectors, layers, by, counts, part
         places = [vector.at("read", layer, part=part) for vector, layer in zip(vectors, layers, strict=True)]
-        self.notes = tuple(place.missing_alarm("mean") for place in places if place.alarm_parts and not place.alarms)
+        self.notes = tuple(place.missing_alarm("mean") for place in places if place.lacks_alarms)
         self.alarms = [place.alarms for place in places]
         self.detectors = [place.detector for place in places]
         self.charts = [

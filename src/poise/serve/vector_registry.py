@@ -86,7 +86,7 @@ class WatchedVector:
     def missing_alarms(self, part: AnswerPart) -> str:
         """Why none of its alarms are in force for that part; empty where some are, or it has none at all."""
         place = self.vector.at("read", self.probe.layer, part=part)
-        return place.missing_alarm("mean") if place.alarm_parts and not place.alarms else ""
+        return place.missing_alarm("mean") if place.lacks_alarms else ""
 
 
 class VectorRegistry:

@@ -294,7 +294,8 @@ def grouped_auc_estimate(
     if not len(p) or not len(q):
         return Estimate(value=None, low=None, high=None, n=n)
     value = float(auc(np.concatenate([p, q]), np.arange(len(p) + len(q)) < len(p)))
-    return Estimate.of(value, *auc_interval(p, q, units, seed=seed), n)
+    low, high = auc_interval(p, q, units, seed=seed)  # which no draw of weights brings to the ends, where all are told
+    return Estimate.of(value, min(low, value), max(high, value), n)  # NaN stays: no number is less than it
 
 
 def kappa(a: ArrayLike, b: ArrayLike) -> StatisticArray:

@@ -37,7 +37,7 @@ class Alarm(FrozenModel):
 
     reading: Literal["prompt", "mean", "peak"]
     layer: int
-    threshold: float = Field(description="In residual-stream units, along the unit direction.")
+    threshold: float = Field(allow_inf_nan=False, description="In residual-stream units, along the unit direction.")
     rate: float = Field(description="False alarms a normal answer, as asked for.")
     low: float = Field(description="Lower end of the 95 % interval of the rate that the threshold has.")
     high: float = Field(description="Upper end.")
@@ -71,10 +71,10 @@ class Drift(FrozenModel):
 
     reading: Literal["prompt", "mean", "peak"]
     layer: int
-    mean: float
-    sd: float
-    k: float = Field(description="Allowance, in standard deviations.")
-    h: float = Field(description="Limit, in standard deviations.")
+    mean: float = Field(allow_inf_nan=False)
+    sd: float = Field(gt=0, allow_inf_nan=False)
+    k: float = Field(ge=0, allow_inf_nan=False, description="Allowance, in standard deviations.")
+    h: float = Field(ge=0, allow_inf_nan=False, description="Limit, in standard deviations.")
     arl: float = Field(description="Average run length: normal answers to a false alarm.")
     low: float = Field(description="Lower end of its 95 % interval.")
     high: float | None = Field(description="Upper end; None for one without bound.")

@@ -31,15 +31,21 @@ class DetectorFacts(FrozenModel):
     kind: DetectorKind = Field(description="How its direction was fitted.")
     layer: int = Field(description="Layer that it is read at, counted from 0.")
     weights_sha256: str = Field(description="SHA-256 of its direction; alarms name it.")
-    slope: float = Field(description="Log-odds a unit of an answer's mean reading.")
+    slope: float = Field(allow_inf_nan=False, description="Log-odds a unit of an answer's mean reading.")
     intercept: float = Field(
-        description="Log-odds at a mean reading of 0, where trait and ordinary talk are as likely."
+        allow_inf_nan=False, description="Log-odds at a mean reading of 0, where trait and ordinary talk are as likely."
     )
-    difference: float = Field(description="Mean reading of its pairs with the trait less that of the other sides.")
-    pairs: int = Field(description="Exemplar pairs that it was fitted on.")
-    pairs_left_out: int = Field(description="Pairs that the model's window has no room for, or without a token.")
+    difference: float = Field(
+        allow_inf_nan=False, description="Mean reading of its pairs with the trait less that of the other sides."
+    )
+    pairs: int = Field(description="Different exemplar pairs that it was fitted on.")
+    pairs_left_out: int = Field(
+        description="Pairs that the model's window has no room for, without a token, or on which it gave NaN."
+    )
     pairs_sha256: str = Field(description="SHA-256 of these pairs.")
-    normal: Annotated[dict[str, int], Frozen] = Field(description="Answers of ordinary talk used, by name of the data.")
+    normal: Annotated[dict[str, int], Frozen] = Field(
+        description="Different answers of ordinary talk used, by name of the data."
+    )
     normal_sha256: str = Field(description="SHA-256 of these answers; empty where there were none.")
     normal_keys: tuple[str, ...] = Field(
         default=(),
@@ -48,13 +54,19 @@ class DetectorFacts(FrozenModel):
         "detectors that did not keep them.",
     )
     normal_left_out: int = Field(description="Rows and answers of the talk that could not be read.")
-    auc: float = Field(description="Cross-validated AUC: answers with the trait against all others.")
+    repeated: int = Field(
+        default=0,
+        exclude_if=lambda count: not count,
+        description="Pairs and answers of the talk whose texts had been there before; they count once.",
+    )
+    auc: float = Field(ge=0, le=1, description="Cross-validated AUC: answers with the trait against all others.")
     low: float = Field(description="Lower end of its 95 % interval.")
     high: float = Field(description="Upper end.")
-    n_with: int = Field(description="Answers with the trait that the AUC counts.")
-    n_without: int = Field(description="Answers without it, ordinary talk included.")
+    n_with: int = Field(description="Different answers with the trait that the AUC counts.")
+    n_without: int = Field(description="Different answers without it, ordinary talk included.")
     recall: float | None = Field(
-        description="Cross-validated share of answers with the trait above all but 1 % of the others; None below 100."
+        description="Cross-validated share of answers with the trait above a level that at most 1 % of others pass; "
+        "None below 100 others."
     )
     candidates: Annotated[dict[str, float], Frozen] = Field(
         description="Cross-validated log-loss of every kind and layer that was tried, as ``kind@layer``."

@@ -28,7 +28,7 @@ from poise.vector.calibration import Alarm, Drift
 from poise.vector.detector import Detector
 from poise.vector.header import Header
 from poise.vector.lengths import row_cosines, row_lengths, unit_direction
-from poise.vector.placement import LayerDirection, Purpose, preferred_layer
+from poise.vector.placement import LayerDirection, Purpose, alarm_places, preferred_layer
 
 __all__ = ["PersonaVector", "as_vectors"]
 
@@ -248,7 +248,6 @@ class PersonaVector:
             layer = preferred_layer(purpose, self.header, self.norms)
         self.check_layer(layer)
         detector = d if purpose == "read" and (d := self.detector) and d.layer == layer else None
-        alarms = [a for a in self.header.alarms if a.detector == (detector.facts.weights_sha256 if detector else "")]
         if purpose == "read" and not detector and not self.norms[layer]:
             raise InvalidSteering(f"{self.name} is zero at layer {layer} of {self.layers}: it reads nothing there.")
         return LayerDirection(
@@ -259,9 +258,7 @@ class PersonaVector:
             unit=detector.weights if detector else self.unit(layer),
             detector=detector,
             part=part,
-            alarms=tuple(alarm for alarm in alarms if alarm.layer == layer and alarm.part == part),
-            alarm_layers=tuple(sorted({alarm.layer for alarm in alarms if alarm.part == part})),
-            alarm_parts=tuple(dict.fromkeys(alarm.part for alarm in alarms)),
+            **alarm_places(self.header.alarms, layer, part, detector, self.detector),
         )
 
     def unit(self, layer: int) -> torch.Tensor:

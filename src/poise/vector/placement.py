@@ -6,8 +6,9 @@ its alarms were set, or where the certificate's monitoring test found that it re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -20,7 +21,7 @@ from poise.vector.lengths import row_lengths
 if TYPE_CHECKING:
     from poise.vector.header import Header
 
-__all__ = ["LayerDirection", "Purpose", "preferred_layer"]
+__all__ = ["LayerDirection", "Purpose", "alarm_places", "preferred_layer"]
 
 Purpose = Literal["steer", "read"]
 
@@ -40,6 +41,8 @@ class LayerDirection:
         alarms: All alarms that calibration set at this layer on that part.
         alarm_layers: Layers at which calibration set any alarm on that part, ascending.
         alarm_parts: Parts on which calibration set any alarm.
+        other_alarm_layers: Layers at which it set alarms on another way of reading: the vector's own direction where a
+            detector reads, or the detector where the direction is read.
     """
 
     trait: str
@@ -52,6 +55,7 @@ class LayerDirection:
     part: AnswerPart = "reply"
     alarm_parts: tuple[AnswerPart, ...] = ()
     detector: Detector | None = None
+    other_alarm_layers: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         size = f"layer={self.layer}, L={self.layers}, d={len(self.unit)}"
@@ -72,6 +76,11 @@ class LayerDirection:
         """What the trait adds to a reading, on average over its pairs: ‖v‖, or the detector's own mean difference."""
         return self.detector.facts.difference if self.detector else float(row_lengths(self.direction))
 
+    @property
+    def lacks_alarms(self) -> bool:
+        """Whether the vector has alarms, and none of them holds for what is read here."""
+        return not self.alarms and bool(self.alarm_parts or self.other_alarm_layers)
+
     def alarm(self, reading: str) -> Alarm | None:
         """The alarm of the lowest rate for a reading of any topic; ``None`` where calibration set none here."""
         alarms = [a for a in self.alarms if a.reading == reading and a.topic is None]
@@ -86,9 +95,33 @@ class LayerDirection:
             names = {"reply": "replies", "thought": "thoughts", "both": "thoughts and replies together"}
             was, now = (names[part] for part in (self.alarm_parts[0], self.part))
             remedy = f"its alarms were set on {was}, and {now} are read: run `poise calibrate` on these"
+        elif self.other_alarm_layers:
+            at = " and ".join(map(str, self.other_alarm_layers))
+            if self.detector:
+                remedy = (
+                    f"that is its detector's, and its alarms are for its own direction at layer {at}: read it there "
+                    "with `layer`, or run `poise calibrate` without a layer"
+                )
+            else:
+                remedy = f"its alarms are for its detector at layer {at}: leave the layer out, or run `poise calibrate`"
         else:
             remedy = "run `poise calibrate` on it"
         return f"{self.trait} has no calibrated alarm for the {reading} reading at layer {self.layer}; {remedy}"
+
+
+def alarm_places(
+    alarms: Sequence[Alarm], layer: int, part: AnswerPart, detector: Detector | None, vectors_own: Detector | None
+) -> dict[str, Any]:
+    """Which of a vector's alarms hold at a layer for what reads it there, and where there are others."""
+    digest, other = ("" if one is None else one.facts.weights_sha256 for one in (detector, vectors_own))
+    holding = [alarm for alarm in alarms if alarm.detector == digest]
+    others = [alarm for alarm in alarms if alarm.detector in ({"", other} - {digest})]
+    return {
+        "alarms": tuple(alarm for alarm in holding if alarm.layer == layer and alarm.part == part),
+        "alarm_layers": tuple(sorted({alarm.layer for alarm in holding if alarm.part == part})),
+        "alarm_parts": tuple(dict.fromkeys(alarm.part for alarm in holding)),
+        "other_alarm_layers": tuple(sorted({alarm.layer for alarm in others if alarm.part == part})),
+    }
 
 
 def preferred_layer(purpose: Purpose, header: Header, norms: torch.Tensor) -> int:

@@ -30,10 +30,13 @@ class SeenFacts(FrozenModel):
 
     answers: int = Field(description="Answers that it was fitted on, with the trait and without, and ordinary talk.")
     held_out: int = Field(description="Held-out answers that the limit was set on: the talk, or without any all.")
-    limit: float = Field(description="Distance beyond which one in a hundred of the held-out answers lies.")
-    beyond: float = Field(description="Share of answers like the held-out ones that is expected beyond it.")
+    limit: float = Field(
+        ge=0, allow_inf_nan=False, description="Distance beyond which one in a hundred of the held-out answers lies."
+    )
+    beyond: float = Field(ge=0, le=1, description="Share of answers like the held-out ones that is expected beyond it.")
     cosine: float = Field(
-        description="Mahalanobis cosine of the detector among the talk, or without any among all answers."
+        allow_inf_nan=False,
+        description="Mahalanobis cosine of the detector among the talk, or without any among all answers.",
     )
 
 

@@ -51,6 +51,8 @@ def fit_vector_detectors(
             f"{out} cannot take {len(paths)} vectors; leave `out` away to write into their own files."
         )
     opened = [vectors.load_vector(path) for path in paths]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InvalidArgument(f"{', '.join(map(str, paths))} name one file twice; name each vector once.")
     pairs = library.read_pairs(exemplars) if exemplars else None
     data = open_data(list(normal), shape=shape, need="assistant") if normal else None
     for vector in opened:

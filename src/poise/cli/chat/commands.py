@@ -133,7 +133,7 @@ def _watch(argument: str, dialogue: Dialogue, setup: Setup) -> Outcome:
 
 def _why_no_alarm(watched: WatchedTrait) -> str:
     place = watched.vector.at("read", watched.probe.layer)
-    if place.alarm_parts:
+    if place.lacks_alarms:
         return place.missing_alarm("mean").replace("`", "")
     return "no alarm is set; poise calibrate sets one"
 
