@@ -197,8 +197,6 @@ def shift_command(
 
     Interrupt it when you like; the same command goes on where it stopped.
     """
-    from poise.cli import facts
-
     context_options = ContextOptions(data=contexts or [], texts=context or [], share=context_share, most=most_contexts)
     if show is not None:
         _show_read_data(capability or [], context_options, base, show, seed=seed, as_json=as_json)
@@ -225,7 +223,12 @@ def shift_command(
         extract_again=extract_again,
         force=force,
     )
-    report = measure_now(options, screened)
+    _print_report(measure_now(options, screened), out, as_json=as_json)
+
+
+def _print_report(report: ShiftReport, out: Path, *, as_json: bool) -> None:
+    from poise.cli import facts
+
     if as_json:
         facts.print_json(_shift_json(report, out))
     else:

@@ -78,8 +78,7 @@ def validate_vector(
     amount = budget or GenerationBudget()
     questions = evaluation_questions(vector.header.trait)[: amount.questions]
     check_question_count(len(questions))
-    if not force:
-        _check_stronger(path, vector, len(questions) * amount.rollouts, settings or ValidationSettings())
+    _check_stronger(path, vector, len(questions) * amount.rollouts, settings or ValidationSettings(), force=force)
     with locked(out / "run", "validate", results=out):
         loaded = load_checked(
             [vector, *([other] if other else [])],
@@ -110,10 +109,12 @@ def validate_vector(
         return ValidatedVector(certified, certificate, out / "report.html")
 
 
-def _check_stronger(path: Path, vector: PersonaVector, answers: int, settings: ValidationSettings) -> None:
+def _check_stronger(
+    path: Path, vector: PersonaVector, answers: int, settings: ValidationSettings, *, force: bool
+) -> None:
     """Refuse to replace a certificate by one that rests on less."""
     before = vector.header.certificate
-    if before is None:
+    if before is None or force:
         return
     questions = len(before["selected_on"]) + len(before.get("asked", before.get("questions", ())))
     searched = bool(before["random"].get("search"))
