@@ -423,13 +423,28 @@ class TestFiles:
         rule = FlaggingRule(rate=0.1)
         done = screened(data, model, two, tmp_path / "out", rule=rule, normal=data)
         assert done.rate is not None
-        assert done.rate.normal_rows == 40
+        assert (done.rate.unit, done.rate.normal_rows, done.rate.normal_rows_reaching) == ("prompt", 20, 2)
+        assert done.rate.expected == pytest.approx(2 / 21, rel=1e-3)
+        assert "normal prompts are flagged by any of 2 traits at a rate of 0.1, whatever number of pairs" in (
+            done.traits[0].rule
+        )
         assert done.flagged_rows <= 4
         with pytest.raises(InvalidArgument, match="needs normal preference pairs"):
             screened(data, model, two, tmp_path / "out", rule=rule)
         few = open_preferences(written(tmp_path / "few.jsonl", pair_rows(4)))
         with pytest.raises(TooFewResponses):
             screened(data, model, two, tmp_path / "out", rule=rule, normal=few)
+
+    @pytest.mark.parametrize("per", ["row", "answer"])
+    def test_pairs_of_one_prompt_are_one_of_the_rate(
+        self, per: Any, model: Model, two: list[PersonaVector], tmp_path: Path
+    ) -> None:
+        """150 pairs of 10 prompts passed for 150 independent rows."""
+        rows = [{**row, "prompt": f"What of {i % 10}?"} for i, row in enumerate(pair_rows(40))]
+        alike = open_preferences(written(tmp_path / "alike.jsonl", rows))
+        rule = FlaggingRule(rate=0.1, rate_per=per)
+        with pytest.raises(TooFewResponses, match="needs 11 normal answers from as many prompts, and there are 10"):
+            screened(alike, model, two, tmp_path / "out", rule=rule, normal=alike)
 
     def test_too_many_broken_rows_stop_it_before_the_model_reads(
         self, model: Model, two: list[PersonaVector], tmp_path: Path

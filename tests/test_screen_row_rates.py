@@ -112,7 +112,7 @@ def test_a_rate_of_answers_flags_many_times_as_many_rows() -> None:
     normal, later = (as_scores(rows_of(rng, 2000, 10, 4)) for _ in range(2))
     shares = {}
     for per in ("row", "answer"):
-        cuts = FlaggingRule(rate=0.05, rate_per=per).thresholds_for(later, normal)  # type: ignore[arg-type]
+        cuts = FlaggingRule(rate=0.05, rate_per=per).thresholds_for(later, normal).cuts  # type: ignore[arg-type]
         flags = np.any([c.flags(x, later.tokens) for c, x in zip(cuts, later.scores.T, strict=True)], axis=0)
         shares[per] = len(np.unique(later.index[flags])) / later.rows
     assert shares["row"] == pytest.approx(0.05, abs=0.012)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import sys
 from typing import Annotated, Any
 
@@ -34,6 +33,7 @@ from poise.cli import (
     vectors,
 )
 from poise.cli.preview import ShowableCommand
+from poise.cli.work import with_options
 from poise.errors import NonFiniteActivation, UserError
 from poise.progress import remarks_by
 
@@ -76,7 +76,7 @@ class _Commands(TyperGroup):
             error.message = _plain_words(error)
             raise
         except (UserError, NonFiniteActivation) as error:  # a model that breaks is no fault of ours to trace
-            typer.echo(f"error: {_with_options(str(error), ctx)}", err=True)
+            typer.echo(f"error: {with_options(str(error), ctx)}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             typer.echo(" ".join(["Interrupted.", *map(str, error.args), RUN_AGAIN]), err=True)
@@ -84,8 +84,6 @@ class _Commands(TyperGroup):
 
 
 RUN_AGAIN = "Run the same command again to continue."
-ALIASES = {"keys": "api_key_file", "vectors": "vector", "above": "threshold", "abilities": "capability"}
-"""What the library calls an argument, and the parameter of a command that it comes from."""
 
 
 def _plain_words(error: typer.BadParameter) -> str:
@@ -97,19 +95,6 @@ def _plain_words(error: typer.BadParameter) -> str:
     from poise.settings import describe_value
 
     return f"it {describe_value(faults[0])}.".replace("it '", "'")
-
-
-def _with_options(text: str, ctx: Any) -> str:
-    """A message of the library, whose `argument` names are the running command's --options."""
-    options: dict[str, str] = {}
-    commands = [ctx.command.commands.get(ctx.invoked_subcommand)]
-    while commands:
-        command = commands.pop()
-        commands += getattr(command, "commands", {}).values()
-        for parameter in getattr(command, "params", ()):
-            options |= dict.fromkeys([parameter.name], next((o for o in parameter.opts if o.startswith("--")), ""))
-    options |= {alias: options[name] for alias, name in ALIASES.items() if name in options}
-    return re.sub(r"`(\w+)`", lambda match: options.get(match[1]) or match[0], text)
 
 
 app = typer.Typer(

@@ -25,7 +25,7 @@ from poise.cli.options import (
     Temperature,
 )
 from poise.cli.preview import show_data
-from poise.cli.work import load_model, note, working
+from poise.cli.work import load_model, note, with_options, working
 
 if TYPE_CHECKING:
     from poise.data import AnswerPart, Rejections
@@ -91,6 +91,7 @@ ConversationLimit = Annotated[
 
 
 def calibrate_command(
+    ctx: typer.Context,
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE", dir_okay=False, help="Vector files.", show_default=False)
     ],
@@ -152,7 +153,7 @@ def calibrate_command(
             allow_other_model=allow_other_model,
             force=force,
         )
-    _print_calibration(done, as_json=as_json)
+    _print_calibration(done, ctx, as_json=as_json)
 
 
 def read_command(
@@ -242,11 +243,11 @@ def _show_normal(
         show_data(opened, model=model, n=n, as_json=as_json, use="answer", max_new_tokens=max_new_tokens)
 
 
-def _print_calibration(done: Calibration, *, as_json: bool) -> None:
+def _print_calibration(done: Calibration, ctx: typer.Context, *, as_json: bool) -> None:
     from poise.cli import facts
 
     for topic, why in list(done.topics_without_alarms.items())[:TOPICS_SHOWN]:
-        note(f"{_printable(topic)} goes by the alarms of all topics: {why}")
+        note(f"{_printable(topic)} goes by the alarms of all topics: {with_options(why, ctx.find_root())}")
     if len(done.topics_without_alarms) > TOPICS_SHOWN:
         more = len(done.topics_without_alarms) - TOPICS_SHOWN
         note(f"{more:,} more topics have none; those of all topics are used there.")

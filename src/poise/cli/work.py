@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poise.cli.options import DtypeName
 from poise.errors import InvalidArgument
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
     from poise.model import Model
 
-__all__ = ["load_model", "note", "working"]
+__all__ = ["load_model", "note", "with_options", "working"]
+
+ALIASES = {"keys": "api_key_file", "vectors": "vector", "above": "threshold", "abilities": "capability"}
+"""What the library calls an argument, and the parameter of a command that it comes from."""
 
 
 @contextlib.contextmanager
@@ -73,3 +77,16 @@ def _device(text: str) -> torch.device:
             f"There is no device {text!r} here ({str(error).splitlines()[0]}); use cpu, cuda, cuda:1, mps or auto."
         ) from error
     return device
+
+
+def with_options(text: str, ctx: Any) -> str:
+    """A message of the library, whose `argument` names are the running command's --options."""
+    options: dict[str, str] = {}
+    commands = [ctx.command.commands.get(ctx.invoked_subcommand)]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        for parameter in getattr(command, "params", ()):
+            options |= dict.fromkeys([parameter.name], next((o for o in parameter.opts if o.startswith("--")), ""))
+    options |= {alias: options[name] for alias, name in ALIASES.items() if name in options}
+    return re.sub(r"`(\w+)`", lambda match: options.get(match[1]) or match[0], text)

@@ -28,6 +28,7 @@ with its place and the reason, never an exception. Knows nothing of models.
     stdin          standard input, kept so that it can be read again
     locate         what a name of data stands for
     dataset        all of these as one ``DataSet``
+    repeats        conversations that say again what another one says
     left_out       what of a row is not read, counted by kind
     row_files      rows written as they came
     rejected       rows that cannot be used and why, and when that is too much
@@ -52,6 +53,7 @@ from poise.data.messages import (
 from poise.data.preference_data import PreferenceData, open_preferences
 from poise.data.preference_rows import PreferencePair
 from poise.data.rejected import Rejections
+from poise.data.repeats import describe_repeats, repeated_conversations
 
 __all__ = [
     "AnswerPart",
@@ -69,9 +71,11 @@ __all__ = [
     "count_left_out",
     "data_from_rows",
     "describe_left_out",
+    "describe_repeats",
     "draw_conversations",
     "last_user",
     "open_data",
     "open_preferences",
+    "repeated_conversations",
     "turns",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,11 +14,14 @@ from typing import Literal
 from poise.arguments import check_number, check_type
 from poise.data import (
     AnswerPart,
+    Conversation,
     DataSet,
     InputRow,
     Rejections,
     data_from_rows,
     draw_conversations,
+    last_user,
+    repeated_conversations,
 )
 from poise.detector.reach import DetectorReach, measure_reach
 from poise.detector.seen_talk import seen_in_fit_note, unseen_conversations
@@ -106,6 +110,10 @@ class CalibrationSettings:
         for rate in self.rates:
             check_type("A rate", rate, (int, float), "a number above 0, such as 0.01")
             check_rate(rate)
+        if repeated := [rate for rate, count in Counter(self.rates).items() if count > 1]:
+            raise InvalidArgument(
+                f"The rate {repeated[0]:g} is given twice, and would set each alarm twice; give it once."
+            )
         for name in ("limit", "batch"):
             check_number(name, getattr(self, name), least=1, most=2**31)
 
@@ -173,8 +181,7 @@ def calibrate_alarms(
     drawn = len(talk)
     if plan.read_given_answers:
         talk = unseen_conversations(talk, vectors, plan.layer)
-    for rate in plan.rates:
-        check_enough(len(talk), rate, seen_in_fit_note(drawn - len(talk)))
+    _check_rates(talk, plan, seen_in_fit_note(drawn - len(talk)))
     if plan.read_given_answers:
         normal = read_data_answers(talk, model, probes, by=plan.by)
         normal = replace(normal, left_out=Counter(normal.left_out) + Counter({SEEN_IN_FIT: drawn - len(talk)}))
@@ -206,6 +213,20 @@ def calibrate_alarms(
         without_drift_chart=without_chart,
         reach=tuple(measure_reach(data, vectors, model, layer=plan.layer)) if plan.read_given_answers else (),
     )
+
+
+def _check_rates(talk: Sequence[Conversation], plan: CalibrationSettings, seen_note: str) -> None:
+    """Refuse rates that so little talk cannot promise, before anything is read or generated; equal texts count once.
+
+    Raises:
+        TooFewResponses: says how many conversations can.
+    """
+    if plan.read_given_answers:
+        distinct = len(talk) - len(repeated_conversations(talk))
+    else:
+        distinct = len({json.dumps([last_user(one), one.tools], sort_keys=True, default=str) for one in talk})
+    for rate in plan.rates:
+        check_enough(distinct, rate, seen_note, repeats=len(talk) - distinct)
 
 
 def _read_places(vector: PersonaVector, layer: int | None) -> list[LayerDirection]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.activations import Probe
-from poise.data import Conversation, Rejections, count_left_out, last_user
+from poise.data import Conversation, Rejections, count_left_out, last_user, repeated_conversations
 from poise.engine import Engine, SamplingParams
 from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model import Encoded, Model
@@ -30,6 +30,9 @@ __all__ = [
     "read_data_answers",
     "read_generated_answers",
 ]
+
+
+REPEATED = "repeat another conversation or its beginning"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,24 +132,30 @@ def read_data_answers(
 ) -> ReferenceReadings:
     """Read the answers that conversations hold; those of one conversation count as one for intervals.
 
+    A conversation that repeats another one or its beginning is left out; where the two are of different topics it is
+    read for its own topic, and the two count as one.
+
     Raises:
         InvalidArgument: no row has the field ``by``.
     """
     topics = _topics(conversations, by)
     unreadable = Rejections()
-    left_out, done = Counter[str](), 0
+    repeats = repeated_conversations(replace(one, index=i) for i, one in enumerate(conversations))
+    copies = {i for i, other in repeats.items() if topics[i] == topics[other]}
+    chosen = [i for i in range(len(conversations)) if i not in copies]
+    numbered = [replace(conversations[i], index=n) for n, i in enumerate(chosen)]  # drawn from far apart, read together
+    left_out, done = Counter[str]({REPEATED: len(copies)} if copies else {}), 0
     readings: list[tuple[AnswerReadings, int]] = []
-    numbered = [replace(c, index=i) for i, c in enumerate(conversations)]  # drawn from far apart, read side by side
-    with track("Reading answers", total=len(conversations)) as advance:
+    with track("Reading answers", total=len(numbered)) as advance:
         for following, scored in score_turns(numbered, model, probes, unreadable):
             readings += [(one.readings, one.conversation.index) for one in scored if one.readings]
             left_out.update(one.unread.partition(":")[0] for one in scored if not one.readings)
             advance(following - done)
             done = following
-    which = tuple(i for _, i in readings)
+    which = tuple(chosen[n] for _, n in readings)
     return ReferenceReadings(
         readings=tuple(r for r, _ in readings),
-        conversations=which,
+        conversations=tuple(repeats.get(i, i) for i in which),
         topics=tuple(topics[i] for i in which),
         left_out=left_out + unreadable.kinds,
         omitted=count_left_out(conversations[i] for i in dict.fromkeys(which)),

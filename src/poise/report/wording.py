@@ -239,12 +239,13 @@ def promised_rate(summary: ScreeningSummary) -> str:
     if rate is None:
         return ""
     interval = f"95\N{NO-BREAK SPACE}%: {number(100 * rate.low)} to {number(100 * rate.high)}"
-    itself = f"{rate.normal_rows_reaching:,} of the {rate.normal_rows:,} normal rows reach a threshold themselves."
+    unit = rate.unit
+    itself = f"{rate.normal_rows_reaching:,} of the {rate.normal_rows:,} normal {unit}s reach a threshold themselves."
     if rate.expected is not None:
         return (
-            f"Of rows like the normal ones {number(100 * rate.expected)}\N{NO-BREAK SPACE}% are flagged by chance "
-            f"({interval}): the rate of {number(100 * rate.rate)}\N{NO-BREAK SPACE}% is a share of rows, over all "
-            f"answers and traits. {itself}"
+            f"Of {unit}s like the normal ones {number(100 * rate.expected)}\N{NO-BREAK SPACE}% are flagged by chance "
+            f"({interval}): the rate of {number(100 * rate.rate)}\N{NO-BREAK SPACE}% is a share of {unit}s, over all "
+            f"{'answers' if unit == 'row' else 'pairs'} and traits. {itself}"
         )
     return (
         f"The rate of {number(100 * rate.rate)}\N{NO-BREAK SPACE}% is a share of normal answers, for each trait and "

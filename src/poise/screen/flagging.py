@@ -18,12 +18,13 @@ from poise.arguments import check_choice
 from poise.errors import InvalidArgument
 from poise.screen.scores import AnswerScores
 from poise.screen.summary import PromisedRate
-from poise.statistics.conformal import Band, bands, check_rate, rank_of_threshold, rate_interval
+from poise.statistics.conformal import Band, bands, check_rate
 from poise.statistics.row_rates import RowThresholds, row_thresholds
 
-__all__ = ["FlaggingRule", "FlaggingThreshold", "RatePer"]
+__all__ = ["FlaggingRule", "FlaggingThreshold", "FlaggingThresholds", "RatePer"]
 
 RatePer = Literal["row", "answer"]
+RowUnit = Literal["row", "prompt"]
 
 DEFAULT_SHARE = 0.01  # flagged where nothing is said
 
@@ -69,6 +70,19 @@ class FlaggingThreshold:
         return f"above {band.threshold.value:.4g}, which normal answers of {lengths} {self.why}"
 
 
+@dataclass(frozen=True, slots=True)
+class FlaggingThresholds:
+    """The thresholds of k traits.
+
+    Attributes:
+        cuts: One a trait.
+        promise: What they promise together; ``None`` where no rate was asked for.
+    """
+
+    cuts: tuple[FlaggingThreshold, ...]
+    promise: PromisedRate | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlaggingRule:
     """At most one of three; with none, the highest hundredth is flagged.
@@ -95,48 +109,74 @@ class FlaggingRule:
         check_choice("rate_per", self.rate_per, get_args(RatePer))
         if self.rate is not None:
             check_rate(self.rate)
+        elif self.rate_per != "row":
+            raise InvalidArgument(
+                f"`rate_per` is {self.rate_per}, and no rate is asked for; give `rate`, or leave `rate_per` out."
+            )
         if self.top is not None and self.top < 1:
             raise InvalidArgument(f"`top` is {self.top}; it must be at least 1.")
         if self.above is not None and not math.isfinite(self.above):
             raise InvalidArgument(f"`threshold` is {self.above}; it must be a number.")
 
-    def thresholds_for(self, scores: AnswerScores, normal: AnswerScores | None = None) -> tuple[FlaggingThreshold, ...]:
-        """The thresholds of all traits.
+    def thresholds_for(
+        self, scores: AnswerScores, normal: AnswerScores | None = None, *, unit: RowUnit = "row"
+    ) -> FlaggingThresholds:
+        """The thresholds of all traits, and what they promise where a rate is asked for.
+
+        Args:
+            scores: The data's.
+            normal: The normal data's; answers of one index are one row.
+            unit: What such a row is.
 
         Raises:
             TooFewResponses: so few normal rows cannot promise the rate.
         """
         if self.rate is not None and self.rate_per == "row" and normal is not None:
-            return _shared_thresholds(row_thresholds(normal.scores, normal.tokens, normal.index, self.rate))
+            rows = row_thresholds(normal.scores, normal.tokens, normal.index, self.rate)
+            cuts = _shared_thresholds(rows, unit)
+            ends = (rows.low, rows.high)
+            return FlaggingThresholds(cuts, self._promise(cuts, normal, rows.members, rows.expected, ends, unit))
         if normal is None:
-            return tuple(self.threshold_for(column) for column in scores.scores.T)
+            return FlaggingThresholds(tuple(self.threshold_for(column) for column in scores.scores.T))
+        return self._thresholds_by_answer(scores, normal, unit)
+
+    def _thresholds_by_answer(self, scores: AnswerScores, normal: AnswerScores, unit: RowUnit) -> FlaggingThresholds:
         cuts = []
         for column, usual in zip(scores.scores.T, normal.scores.T, strict=True):
             known = np.isfinite(usual)
             tokens, rows = normal.tokens[known].tolist(), normal.index[known].tolist()
             cuts.append(self.threshold_for(column, usual[known], tokens, rows))
-        return tuple(cuts)
+        if self.rate is None:
+            return FlaggingThresholds(tuple(cuts))
+        limits = [band.threshold for cut in cuts for band in cut.bands]
+        ends = (min(one.low for one in limits), max(one.high for one in limits))
+        members = np.unique(normal.index[np.isfinite(normal.scores).any(axis=1)])
+        return FlaggingThresholds(tuple(cuts), self._promise(cuts, normal, members, None, ends, unit))
 
-    def promise(self, cuts: Sequence[FlaggingThreshold], normal: AnswerScores | None) -> PromisedRate | None:
-        """What thresholds promise of false alarms; ``None`` where no rate was asked for."""
-        if self.rate is None or normal is None:
+    def _promise(
+        self,
+        cuts: Sequence[FlaggingThreshold],
+        normal: AnswerScores,
+        members: NDArray[np.int64],
+        expected: float | None,
+        ends: tuple[float, float],
+        unit: RowUnit,
+    ) -> PromisedRate | None:
+        """What thresholds promise that were set on these rows of the normal data; ``None`` without a rate."""
+        if self.rate is None:
             return None
         reach = [column >= cut.limits(normal.tokens) for cut, column in zip(cuts, normal.scores.T, strict=True)]
-        rows = len(np.unique(normal.index[np.isfinite(normal.scores).any(axis=1)]))
-        blocks = rank_of_threshold(rows, self.rate)
-        if self.rate_per == "row":
-            low, high = rate_interval(blocks, rows)
-        else:
-            limits = [band.threshold for cut in cuts for band in cut.bands]
-            low, high = min(one.low for one in limits), max(one.high for one in limits)
+        reaching = normal.index[np.any(reach, axis=0)]
         return PromisedRate(
             rate=self.rate,
             per=self.rate_per,
-            expected=_rounded_rate(blocks / (rows + 1)) if self.rate_per == "row" else None,
-            low=_rounded_rate(low),
-            high=_rounded_rate(high),
-            normal_rows=rows,
-            normal_rows_reaching=len(np.unique(normal.index[np.any(reach, axis=0)])),
+            unit=unit,
+            expected=None if expected is None else _rounded_rate(expected),
+            low=_rounded_rate(ends[0]),
+            high=_rounded_rate(ends[1]),
+            normal_rows=len(members),
+            normal_rows_reaching=len(np.intersect1d(members, reaching)),
+            normal_rows_repeated=normal.repeated,
         )
 
     def threshold_for(
@@ -201,22 +241,24 @@ def _banded_threshold(lengths: tuple[Band, ...], rate: float) -> FlaggingThresho
     )
 
 
-def _shared_thresholds(rows: RowThresholds) -> tuple[FlaggingThreshold, ...]:
+def _shared_thresholds(rows: RowThresholds, unit: RowUnit) -> tuple[FlaggingThreshold, ...]:
     """Thresholds of all traits that keep a rate of rows together."""
     traits, lengths = len(rows.bands), len(rows.bands[0])
     shared = "" if traits == 1 else f" by any of {traits} traits"
     banded = "all lengths together" if lengths == 1 else f"{lengths} bands of length"
+    members = "answers" if unit == "row" else "pairs"
+    measuring = f" ({rows.measuring:,} more measured the traits' spreads)" if rows.measuring else ""
     rule = (
-        f"normal rows are flagged{shared} at a rate of {rows.rate:.3g}, whatever number of answers they have: set on "
-        f"{rows.rows:,} normal rows, {banded}, which makes it {rows.expected:.3g} on average and puts the true rate "
-        f"between {rows.low:.3g} and {rows.high:.3g} (95 %)"
+        f"normal {unit}s are flagged{shared} at a rate of {rows.rate:.3g}, whatever number of {members} they have: set "
+        f"on {rows.rows:,} normal {unit}s{measuring}, {banded}, which makes it {rows.expected:.3g} on average and puts "
+        f"the true rate between {rows.low:.3g} and {rows.high:.3g} (95 %)"
     )
-    why = f"pass so seldom that {rows.rate:.3g} of normal rows are flagged"
+    why = f"pass so seldom that {rows.rate:.3g} of normal {unit}s are flagged"
     return tuple(
         FlaggingThreshold(
             threshold=some[0].threshold.value if lengths == 1 else None,
             rule=rule,
-            why=f"above {some[0].threshold.value:.4g}, which normal answers {why}" if lengths == 1 else why,
+            why=f"above {some[0].threshold.value:.4g}, which normal {members} {why}" if lengths == 1 else why,
             bands=some,
         )
         for some in rows.bands

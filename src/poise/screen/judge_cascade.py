@@ -69,7 +69,12 @@ def check_budget(budget: int | None, judge: str | None, traits: int) -> None:
 
 
 def draw_strata(
-    above: NDArray[np.float64], flagged: NDArray[np.bool_], budget: int, *, seed: Sequence[int]
+    above: NDArray[np.float64],
+    flagged: NDArray[np.bool_],
+    budget: int,
+    *,
+    seed: Sequence[int],
+    texts: NDArray[np.int64] | None = None,
 ) -> list[Stratum]:
     """Which answers the judge sees of one trait.
 
@@ -81,25 +86,65 @@ def draw_strata(
         flagged: Bool [m].
         budget: Most answers that the judge sees.
         seed: Decides what is drawn.
+        texts: [m], equal for answers that say the same, which the judge sees once; default, all differ.
     """
+    texts = np.arange(len(above)) if texts is None else texts
     known = np.flatnonzero(~np.isnan(above))
     order = known[np.argsort(-above[known], kind="stable")]
-    size = len(order) if len(order) <= budget else budget - budget // 2
-    top, others = np.sort(order[:size]), np.sort(order[size:])
+    distinct = _count_texts(texts, order)
+    size = distinct if distinct <= budget else budget - budget // 2
+    is_top = np.isin(texts[order], texts[order][_first_texts(texts[order], size)])
+    top, others = np.sort(order[is_top]), np.sort(order[~is_top])
     draw = np.random.default_rng(list(seed))
     strata = [Stratum(name="top", places=top, drawn=top)]
     room = budget - size
     left_flagged, unflagged = others[flagged[others]], others[~flagged[others]]
-    share = max(min(len(left_flagged), room // 2), room - len(unflagged))
+    share = max(min(_count_texts(texts, left_flagged), room // 2), room - _count_texts(texts, unflagged))
     controls: tuple[tuple[StratumName, NDArray[np.int64], int], ...] = (
         ("flagged", left_flagged, share),
         ("unflagged", unflagged, room - share),
     )
     for name, places, most in controls:
         if len(places):
-            drawn = np.sort(draw.choice(places, min(most, len(places)), replace=False))
-            strata.append(Stratum(name=name, places=places, drawn=drawn))
+            drawn = draw.choice(places, _answers_with_texts(texts[places], most), replace=False)
+            drawn = (
+                drawn[: _first_texts(texts[drawn], most + 1)[most:][0]] if _count_texts(texts, drawn) > most else drawn
+            )
+            strata.append(Stratum(name=name, places=places, drawn=np.sort(drawn)))
     return strata
+
+
+def _count_texts(texts: NDArray[np.int64], places: NDArray[np.int64]) -> int:
+    return len(np.unique(texts[places]))
+
+
+def _first_texts(texts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Where each of the first ``count`` texts is met for the first time, in order."""
+    return np.sort(np.unique(texts, return_index=True)[1])[:count]
+
+
+def _answers_with_texts(texts: NDArray[np.int64], most: int) -> int:
+    """How many answers, drawn at random, have that many different texts on average, or fewer.
+
+    The number does not depend on the draw, so that the sample stays one without replacement, of answers.
+    """
+    from scipy.special import gammaln
+
+    n, copies = len(texts), np.unique(texts, return_counts=True)[1]
+    if len(copies) <= most:
+        return n
+    sizes, times = np.unique(copies, return_counts=True)
+
+    def different(m: int) -> float:
+        left = np.maximum(n - sizes - m, -1)
+        missed = np.exp(gammaln(n - sizes + 1) - gammaln(np.maximum(left, 0) + 1) + gammaln(n - m + 1) - gammaln(n + 1))
+        return float((times * (1 - np.where(left < 0, 0.0, missed))).sum())
+
+    low, high = min(most, n), n
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if different(middle) <= most + 1e-6 else (low, middle - 1)
+    return low
 
 
 def estimate_cascade(

@@ -90,7 +90,8 @@ def review_answers(
         )
         for i in order
     }
-    new = [i for i in order if keys[i] not in journal]
+    unknown_texts = {keys[i]: i for i in reversed(order) if keys[i] not in journal}
+    new = sorted(unknown_texts.values())  # of equal questions and answers the first is judged
     with track(f"Judging {trait}", total=len(order)) as advance:
         advance(len(order) - len(new))
         for batch in (new[first : first + REVIEWED_AT_ONCE] for first in range(0, len(new), REVIEWED_AT_ONCE)):

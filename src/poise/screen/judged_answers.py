@@ -24,10 +24,12 @@ def draw_cascades(work: ScreeningRun, scores: AnswerScores, verdict: FlaggedAnsw
     """Of each trait the answers that the judge sees, by strata."""
     budgets = shared_budget(work.plan.judge_budget or 0, len(work.names))
     drawn = []
+    same = np.column_stack([scores.tokens, np.ascontiguousarray(scores.scores).view(np.int32)])
+    texts = np.unique(same, axis=0, return_inverse=True)[1].reshape(-1)  # equal texts have equal scores
     for k, (budget, cut) in enumerate(zip(budgets, verdict.cuts, strict=True)):
         column = scores.scores[:, k].astype(float)
         above = np.where(np.isfinite(column), column - cut.limits(scores.tokens), np.nan)
-        drawn.append(draw_strata(above, verdict.flagged[:, k], budget, seed=(work.plan.seed, k)))
+        drawn.append(draw_strata(above, verdict.flagged[:, k], budget, seed=(work.plan.seed, k), texts=texts))
     return drawn
 
 

@@ -22,9 +22,10 @@ from poise.data.row_files import RowFile, common_schema, open_row_file, row_colu
 from poise.data.shapes import DataShape
 from poise.errors import InvalidRow, MissingExtra
 from poise.progress import track
-from poise.screen.flagging import FlaggingThreshold
+from poise.screen.flagging import FlaggingThreshold, FlaggingThresholds
 from poise.screen.row_editor import replace_answers
 from poise.screen.scores import AnswerScores, rank_scores, score_percentiles
+from poise.screen.summary import PromisedRate
 from poise.storage.atomic_write import saving
 
 __all__ = ["FlaggedAnswers", "WrittenRows", "check_parquet", "iterate_scored_rows", "write_screened_files"]
@@ -43,11 +44,20 @@ class FlaggedAnswers:
         traits: Names.
         cuts: A threshold a trait.
         flagged: Bool [m, k].
+        promise: What the thresholds promise of false alarms; ``None`` where no rate was asked for.
     """
 
     traits: tuple[str, ...]
     cuts: tuple[FlaggingThreshold, ...]
     flagged: NDArray[np.bool_]
+    promise: PromisedRate | None = None
+
+    @classmethod
+    def by(cls, traits: tuple[str, ...], thresholds: FlaggingThresholds, scores: AnswerScores) -> FlaggedAnswers:
+        """The answers that pass the thresholds."""
+        columns = zip(thresholds.cuts, scores.scores.T, strict=True)
+        flagged = np.stack([cut.flags(column, scores.tokens) for cut, column in columns], axis=1)
+        return cls(traits, thresholds.cuts, flagged, thresholds.promise)
 
     @property
     def any_trait(self) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from poise.data import Conversation, DataSet, Rejections
+from poise.data import Conversation, DataSet, Rejections, describe_repeats, repeated_conversations
 from poise.detector.seen_talk import rows_seen_in_fit, seen_in_fit_note
 from poise.errors import InvalidArgument
 from poise.judge import Judge
@@ -126,14 +126,14 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
         omitted=dict(sorted(scores.left_out.items())),
         cut=int(scores.cut.sum()),
         flagged_rows=len(np.unique(scores.index[verdict.any_trait])),
-        rate=plan.rule.promise(verdict.cuts, usual),
+        rate=verdict.promise,
         reach=tuple(reach),
         judge=trait_judges[0].name if trait_judges else None,
         judged=sum(len(one.scores) for one in opinions),
         traits=tuple(_with_examples(work, scores, verdict, traits, tops, opinions, written.wanted)),
         files=("scores.parquet", *written.names, "rejected.jsonl", *judged_file),
         notes=_nonempty(
-            _part_note(data),
+            *_data_notes(data, usual, normal),
             seen_note,
             *(f"{one}." for one in reach),
             *(one.note for one in opinions),
@@ -159,9 +159,28 @@ def _nonempty(*sentences: str) -> tuple[str, ...]:
     return tuple(filter(None, sentences))
 
 
-def _part_note(data: DataSet) -> str:
-    notes = {"thought": "Scored are the thoughts alone.", "both": "Scored are thoughts and replies together."}
-    return notes.get(data.answer_part, "")
+def _data_notes(data: DataSet, usual: AnswerScores | None, normal: DataSet | None) -> tuple[str, ...]:
+    """What to know of the data and of the normal data."""
+    parts = {"thought": "Scored are the thoughts alone.", "both": "Scored are thoughts and replies together."}
+    repeats = describe_repeats(usual.repeated, usual.rows) if usual else ""
+    return (
+        parts.get(data.answer_part, ""),
+        f"Normal data: {repeats}." if repeats else "",
+        describe_own_normal(data, normal),
+    )
+
+
+def describe_own_normal(data: DataSet, normal: DataSet | None) -> str:
+    """A warning where data are compared with themselves; empty where they are not."""
+    if normal is None:
+        return ""
+    files = {path.resolve() for path in data.files}
+    if not (files & {path.resolve() for path in normal.files} or data.digest() == normal.digest()):
+        return ""
+    return (
+        "The data are among the normal data, which they are compared with: about as many of their rows are flagged as "
+        "the rate allows, whatever they hold. Compare them with others, without what is looked for."
+    )
 
 
 def check_screening(
@@ -245,22 +264,24 @@ def describe_rejected(count: int, written: WrittenRows) -> str:
 
 
 def _score_normal(work: ScreeningRun, normal: DataSet) -> tuple[AnswerScores, str]:
-    """The normal data's scores but of what a detector was fitted on, and a note of these; refused where too few."""
-    normal_scores = work.score_data(normal, normal.digest(), Rejections(share=work.plan.broken), "Scoring normal data")
+    """The normal data's scores, each text once and without what a detector was fitted on, and a note of that.
+
+    Refused at once where they are too few for the rate.
+    """
+    all_scores = work.score_data(normal, normal.digest(), Rejections(share=work.plan.broken), "Scoring normal data")
     seen = rows_seen_in_fit(normal, work.vectors, work.plan.layer)
-    normal_scores, note = normal_scores.without_rows(seen), seen_in_fit_note(len(seen))
+    rows = (row for row in normal if isinstance(row, Conversation) and row.index not in seen)
+    normal_scores = all_scores.without_rows(seen).without_repeats(repeated_conversations(rows))
+    note = seen_in_fit_note(len(seen))
     if work.plan.rule.rate is not None:
         for scores in normal_scores.scores.T:
-            check_enough(len(np.unique(normal_scores.index[np.isfinite(scores)])), work.plan.rule.rate, note)
+            distinct = len(np.unique(normal_scores.index[np.isfinite(scores)]))
+            check_enough(distinct, work.plan.rule.rate, note, repeats=normal_scores.repeated)
     return normal_scores, note
 
 
 def _flag_answers(work: ScreeningRun, answer_scores: AnswerScores, usual: AnswerScores | None) -> FlaggedAnswers:
-    cuts = work.plan.rule.thresholds_for(answer_scores, usual)
-    flagged = [
-        cut.flags(scores, answer_scores.tokens) for cut, scores in zip(cuts, answer_scores.scores.T, strict=True)
-    ]
-    return FlaggedAnswers(work.names, cuts, np.stack(flagged, axis=1))
+    return FlaggedAnswers.by(work.names, work.plan.rule.thresholds_for(answer_scores, usual), answer_scores)
 
 
 def _review_traits(

@@ -8,7 +8,7 @@ likelihood of the one and lowers that of the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -24,9 +24,9 @@ from poise.screen.output import FlaggedAnswers, WrittenRows, check_parquet
 from poise.screen.pair_examples import read_pair_examples
 from poise.screen.pair_files import PairFix, write_pair_files
 from poise.screen.pair_scores import PairScores, PairSurvey, collect_pair_scores, survey_pairs
-from poise.screen.pipeline import RESULTS, check_data_outside, describe_rejected, earlier_row_files
+from poise.screen.pipeline import RESULTS, check_data_outside, describe_own_normal, describe_rejected, earlier_row_files
 from poise.screen.prediction import describe_preference
-from poise.screen.scores import mean_score
+from poise.screen.scores import AnswerScores, mean_score
 from poise.screen.scoring import ScreeningEngine, ScreeningRun, ScreenSettings
 from poise.screen.summary import ScreeningSummary, TraitSummary
 from poise.screen.trait_summary import highest_answers, summarize_trait
@@ -146,24 +146,25 @@ def _run_preferences(
     name: str,
 ) -> ScreeningSummary:
     usual = _score_pairs(work, normal, "Scoring normal pairs")[0] if normal else None
-    if usual and plan.rule.rate is not None:
-        check_enough(len(usual.scores), plan.rule.rate)
+    normal_scores = _by_prompt(usual) if usual else None
+    if normal_scores and plan.rule.rate is not None:
+        check_enough(len(np.unique(normal_scores.index)), plan.rule.rate, unit="prompts")
     pairs, survey = _score_pairs(work, data, "Scoring both answers", out / "rejected.jsonl")
     scores = pairs.scores
-    cuts = plan.rule.thresholds_for(scores, usual.scores if usual else None)
-    flagged = [cut.flags(column, scores.tokens) for cut, column in zip(cuts, scores.scores.T, strict=True)]
-    verdict = FlaggedAnswers(work.names, cuts, np.stack(flagged, axis=1))
+    thresholds = plan.rule.thresholds_for(scores, normal_scores, unit="prompt")
+    verdict = FlaggedAnswers.by(work.names, thresholds, scores)
     tops = [
-        highest_answers(column, cut.limits(scores.tokens)) for column, cut in zip(scores.scores.T, cuts, strict=True)
+        highest_answers(column, cut.limits(scores.tokens))
+        for column, cut in zip(scores.scores.T, verdict.cuts, strict=True)
     ]
     wanted = {int(scores.index[at]) for places in tops for at in places}
     earlier = earlier_row_files(out)
     digest = data.source.digest()
     reach = work.measure_reach(data.conversations(), digest)
     written, rows = write_pair_files(data, pairs, verdict, out, fix=plan.fix, wanted=wanted)
-    places = [[(at, bool(flagged[k][at])) for at in some] for k, some in enumerate(tops)]
+    places = [[(at, bool(verdict.flagged[at, k])) for at in some] for k, some in enumerate(tops)]
     shown = read_pair_examples(work.model, pairs, work.probes, places, rows)
-    traits = [_summarize(work, k, pairs, usual, verdict) for k in range(len(cuts))]
+    traits = [_summarize(work, k, pairs, usual, verdict) for k in range(len(verdict.cuts))]
     summary = ScreeningSummary(
         data=name or ", ".join(part.name for part in data.source.parts),
         data_sha256=digest,
@@ -177,17 +178,31 @@ def _run_preferences(
         omitted=dict(sorted(scores.left_out.items())),
         cut=int(scores.cut.sum()),
         flagged_rows=int(verdict.any_trait.sum()),
-        rate=plan.rule.promise(cuts, usual.scores if usual else None),
+        rate=verdict.promise,
         reach=tuple(reach),
         traits=tuple(t.model_copy(update={"top": some}) for t, some in zip(traits, shown, strict=True)),
         files=("scores.parquet", *written.names, "rejected.jsonl"),
-        notes=(*(f"{one}." for one in reach), *filter(None, _pair_notes(plan, survey, verdict, written))),
+        notes=(
+            *(f"{one}." for one in reach),
+            *filter(
+                None,
+                [
+                    describe_own_normal(data.source, normal.source if normal else None),
+                    *_pair_notes(plan, survey, verdict, written),
+                ],
+            ),
+        ),
     )
     for stale in set(earlier) - set(written.names):
         (out / stale).unlink(missing_ok=True)
     with saving(out / "summary.json") as temporary:
         temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _by_prompt(pairs: PairScores) -> AnswerScores:
+    """The pairs' scores with those of one prompt as one row: they are alike, and a rate counts what is independent."""
+    return replace(pairs.scores, index=np.unique(pairs.prompts, return_inverse=True)[1])
 
 
 def _score_pairs(

@@ -46,6 +46,7 @@ class AnswerScores:
         kinds: Their reasons, counted.
         rows: Rows of the data, good and bad.
         left_out: What the rows with scores leave out, by kind.
+        repeated: Rows that say again what others say, and are not among the answers.
     """
 
     index: NDArray[np.int64]
@@ -58,6 +59,7 @@ class AnswerScores:
     kinds: Counter[str]
     rows: int
     left_out: Counter[str] = field(default_factory=Counter)
+    repeated: int = 0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -68,6 +70,10 @@ class AnswerScores:
         columns = {name: getattr(self, name)[stays] for name in ("index", "turn", "tokens", "cut", "scores")}
         unread = {new: self.unread[old] for new, old in enumerate(stays.tolist()) if old in self.unread}
         return replace(self, **columns, unread=unread)
+
+    def without_repeats(self, rows: Collection[int]) -> AnswerScores:
+        """The same without the answers of these rows, which say again what others say."""
+        return replace(self.without_rows(rows), repeated=self.repeated + len(rows))
 
 
 def collect_scores(parts: Iterable[Shard], method: ScoringMethod, traits: int) -> AnswerScores:
@@ -98,7 +104,12 @@ def collect_scores(parts: Iterable[Shard], method: ScoringMethod, traits: int) -
     }
     joined = {name: np.concatenate([empty[name], *values]) for name, values in columns.items()}
     return AnswerScores(
-        **joined, unread=unread, rejected=frozenset(rejected), kinds=kinds, rows=rows, left_out=left_out
+        **joined,  # type: ignore[arg-type]
+        unread=unread,
+        rejected=frozenset(rejected),
+        kinds=kinds,
+        rows=rows,
+        left_out=left_out,
     )
 
 

@@ -6,6 +6,7 @@ under another rule are ready at once, and of changed data only what is new is re
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter, deque
@@ -149,7 +150,7 @@ class ScreeningRun:
             seed=seed,
         )
         path = self.folder / f"reach-{key[:16]}.json"
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # one that was cut off is measured again
             return [DetectorReach.model_validate(one) for one in json.loads(path.read_text(encoding="utf-8"))]
         reach = measure_reach(data, self.vectors, self.model, layer=self.plan.layer, seed=seed)
         with saving(path) as temporary:

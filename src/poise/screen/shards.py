@@ -7,6 +7,8 @@ made of the parts is therefore the same after any number of kills, on any number
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from poise.activations import Probe
 from poise.data import Conversation, DataSet, RejectedRow, count_left_out
+from poise.errors import SaveFailed
 from poise.model import Model
 from poise.model.spans_ahead import SpansByRow, spans_ahead, window_spans
 from poise.screen.base_answers import BaseAnswers
@@ -76,14 +79,15 @@ class ShardStore:
     def __init__(self, folder: Path, job: str, beside: ShardStore | None = None) -> None:
         self.folder, self.beside = folder, beside
         stamp = folder / "job"
-        if not stamp.exists() or stamp.read_text() != job:
+        if not stamp.exists() or stamp.read_bytes() != job.encode():
             for old in folder.glob("part-*.npz"):
                 old.unlink()
             with saving(stamp) as temporary:
                 temporary.write_text(job)
 
     def __contains__(self, window: int) -> bool:
-        return self._path(window).exists() or (self.beside is not None and window in self.beside)
+        """Whether a window is kept; one that was cut off or overwritten is not, and is scored again."""
+        return zipfile.is_zipfile(self._path(window)) or (self.beside is not None and window in self.beside)
 
     def save(self, window: int, part: Shard) -> None:
         """Keep a window's result.
@@ -102,21 +106,21 @@ class ShardStore:
             np.savez(file, words=np.array(json.dumps(words)), **arrays)
 
     def load(self, window: int) -> Shard:
-        """A kept window."""
+        """A kept window.
+
+        Raises:
+            SaveFailed: the file is damaged.
+        """
         if self.beside is not None and window in self.beside:
             return self.beside.load(window)
-        with np.load(self._path(window), allow_pickle=False) as arrays:
-            words = json.loads(str(arrays["words"]))
-            return Shard(
-                **{name: arrays[key] for name, key in SHARD_ARRAYS.items()},
-                unread={int(at): reason for at, reason in words["unread"].items()},
-                rejected=tuple(
-                    RejectedRow(file=file, row=row, index=index, line=line, reason=reason)
-                    for file, row, index, line, reason in words["rejected"]
-                ),
-                rows=words["rows"],
-                left_out=words.get("left_out", {}),
-            )
+        path = self._path(window)
+        try:
+            return _read_shard(path)
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise SaveFailed(
+                f"Cannot use the kept scores {path}: {error}; delete the file, which is damaged, then run the same "
+                "command again."
+            ) from error
 
     def __iter__(self) -> Iterator[Shard]:
         window = 0
@@ -126,6 +130,21 @@ class ShardStore:
 
     def _path(self, window: int) -> Path:
         return self.folder / f"part-{window:08d}.npz"
+
+
+def _read_shard(path: Path) -> Shard:
+    with np.load(path, allow_pickle=False) as arrays:
+        words = json.loads(str(arrays["words"]))
+        return Shard(
+            **{name: arrays[key] for name, key in SHARD_ARRAYS.items()},
+            unread={int(at): reason for at, reason in words["unread"].items()},
+            rejected=tuple(
+                RejectedRow(file=file, row=row, index=index, line=line, reason=reason)
+                for file, row, index, line, reason in words["rejected"]
+            ),
+            rows=words["rows"],
+            left_out=words.get("left_out", {}),
+        )
 
 
 SHARD_ARRAYS = {name: name for name in ("index", "turn", "tokens", "cut", "mean", "last")} | {"base_mean": "own"}

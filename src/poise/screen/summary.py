@@ -135,11 +135,21 @@ class PromisedRate(FrozenModel):
         description="row: a share of normal rows, over all answers and traits. answer: a share of normal answers, for "
         "each trait alone; more rows are flagged then."
     )
+    unit: Literal["row", "prompt"] = Field(
+        "row",
+        exclude_if=lambda unit: unit == "row",
+        description="What counts as a row: pairs of one prompt are one, which is flagged if any of them is.",
+    )
     expected: float | None = Field(description="Share of normal rows flagged on average; None for a rate per answer.")
     low: float = Field(description="95 % interval of the true rate; per answer, over all bands and traits.")
     high: float
-    normal_rows: int = Field(description="Normal rows that the thresholds were set on.")
+    normal_rows: int = Field(description="Normal rows that the thresholds were set on, each text once.")
     normal_rows_reaching: int = Field(description="Those of them that reach a threshold, or pass it.")
+    normal_rows_repeated: int = Field(
+        0,
+        exclude_if=lambda repeats: not repeats,
+        description="Further normal rows that say again what others say, and were left out.",
+    )
 
 
 class ScreeningSummary(FrozenModel):

@@ -167,16 +167,27 @@ def check_rate(rate: float) -> float:
     return rate
 
 
-def check_enough(conversations: int, rate: float, note: str = "") -> None:
-    """Refuse a rate that so few conversations cannot promise; the note is added to what is said then.
+def check_enough(
+    conversations: int, rate: float, note: str = "", *, repeats: int = 0, unit: str = "conversations"
+) -> None:
+    """Refuse a rate that so few conversations cannot promise.
+
+    Args:
+        conversations: How many there are, each once.
+        rate: Rate that is asked for.
+        note: Added to what is said then.
+        repeats: How many more say again what these say.
+        unit: What is counted, in the plural.
 
     Raises:
         TooFewResponses: says how many can.
     """
     if not _supports(conversations, rate):
+        again = f" ({repeats} more repeat them or their beginnings)" if repeats else ""
         raise TooFewResponses(
-            f"A false-alarm rate of {rate:.4g} needs {needed(rate)} normal answers from as many conversations, and "
-            f"there are {conversations}; bring more rows or ask for a higher `rate`." + (f" {note}" if note else "")
+            f"A false-alarm rate of {rate:.4g} needs {needed(rate)} normal answers from as many {unit}, and "
+            f"there are {conversations}{again}; bring more rows or ask for a higher `rate`."
+            + (f" {note}" if note else "")
         )
 
 

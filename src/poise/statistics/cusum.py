@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from poise.errors import TooFewResponses
+from poise.errors import InvalidArgument, TooFewResponses
 from poise.statistics.estimates import Indices, group_sizes
 from poise.statistics.tails import ReadingsArray, TailedDistribution, fit_tail
 
@@ -35,6 +35,8 @@ FEWEST_CONVERSATIONS = 100  # a mean and a spread from fewer make a chart that p
 CAUTION = 0.1  # of all calibrations may have a shorter run length than is asked for
 FARTHEST_BELOW = 20.0  # the interval's lower end may at worst be this many times shorter than the asked run length
 WIDENING = 5.0  # errors are larger than those of resampling by 1 + this / √n, which understates them in small samples
+MOST_OF_SPREAD = 0.5  # of the variance may be one conversation's
+SIGHTINGS = 10  # of a reading tell how often it comes
 LONGEST_RUN = 1000.0  # times the asked run length; a longer run is without end
 STATES = 150
 COARSE_STATES = 50  # where two run lengths are compared
@@ -93,9 +95,13 @@ def fit_cusum(
             same and are resampled as they are.
 
     Raises:
-        TooFewResponses: so few conversations of so heavy a tail say nothing about so rare an event; says how many may.
+        InvalidArgument: a reading is NaN or infinite.
+        TooFewResponses: so few conversations of so heavy a tail say nothing about so rare an event, or one conversation
+            alone makes most of the spread; says how many may.
     """
     x = np.asarray(readings, dtype=float)
+    if missing := int(np.sum(~np.isfinite(x))):
+        raise InvalidArgument(f"{missing:,} of {len(x):,} readings are NaN or infinite; leave these answers out.")
     if len(x) < 2 or np.ptp(x) == 0:
         return None
     talk, sizes = group_sizes(len(x), conversations)
@@ -105,13 +111,16 @@ def fit_cusum(
             f"A chart for drift needs normal answers from {FEWEST_CONVERSATIONS} conversations, and there are {count}; "
             "bring more rows."
         )
+    _check_spread(x, talk, sizes)
     errors = _RunLengthErrors(x, talk, sizes, k, LONGEST_RUN * arl)
     normal, sd = errors.normal, errors.normal.sd * math.sqrt(count / (count - 1))
     widening = 1 + WIDENING / math.sqrt(count)
     caution = widening * float(np.quantile(errors.at(_limit(normal, k, arl)), CAUTION))
-    h = _limit(normal, k, arl * math.exp(-min(0.0, caution)))
+    h = max(_limit(normal, k, arl * math.exp(-min(0.0, caution))), _limit(normal, k, arl, normal.observed))
     low, high = widening * np.quantile(errors.at(h), [0.025, 0.975])
-    estimate = errors.run_length(normal, normal.mean, normal.sd, h, states=STATES)
+    estimate = min(
+        errors.run_length(each, normal.mean, normal.sd, h, states=STATES) for each in (normal, normal.observed)
+    )
     highest = estimate * math.exp(high)
     chart = CusumChart(
         mean=normal.mean,
@@ -129,7 +138,38 @@ def fit_cusum(
             f"readings as widely spread as these, and there are {count:,}, which leave it between {chart.low:,.0f} and "
             f"{chart.high:,.0f}; bring more rows."
         )
-    return chart
+    return replace(chart, low=min(chart.low, _shortest_by_outliers(x, talk, sizes, chart)))
+
+
+def _check_spread(x: ReadingsArray, talk: Indices, sizes: Indices) -> None:
+    """Refuse readings whose spread is that of one conversation.
+
+    Raises:
+        TooFewResponses: nothing tells how often such readings come; says how many conversations may.
+    """
+    weights = 1 / (len(sizes) * sizes[talk])
+    squares = np.bincount(talk, weights=weights * (x - weights @ x) ** 2)
+    share = float(squares.max() / squares.sum())
+    if share > MOST_OF_SPREAD:
+        raise TooFewResponses(
+            f"A chart for drift cannot be set on readings that hardly vary: one of {len(sizes):,} conversations alone "
+            f"makes {share:.0%} of their spread, and how often such readings come cannot be told from one. "
+            f"{SIGHTINGS * len(sizes):,} conversations would show about {SIGHTINGS} of them; bring more rows."
+        )
+
+
+def _shortest_by_outliers(x: ReadingsArray, talk: Indices, sizes: Indices, chart: CusumChart) -> float:
+    """The lower end of the run length if outliers come as often as their count allows, each of them an alarm.
+
+    Outliers are readings that take the sum half of the way to the limit at once. No tail that is fitted on the others
+    tells of them; their share has an exact interval, which says of none seen among n that they may be 3.7 of n.
+    """
+    from scipy.special import betaincinv
+
+    outliers = (x - chart.mean) / chart.sd > chart.k + chart.h / 2
+    seen = float(np.sum(outliers / sizes[talk]))
+    most = float(betaincinv(seen + 1, max(len(sizes) - seen, 1e-9), 0.975))
+    return 1 / most
 
 
 class _RunLengthErrors:
@@ -169,11 +209,12 @@ class _RunLengthErrors:
         return min(average_run_length(lambda z: distribution(mean + sd * z), self.k, h, states=states), self.longest)
 
 
-def _limit(normal: TailedDistribution, k: float, arl: float) -> float:
-    """The lowest h whose average run length is at least ``arl``."""
+def _limit(normal: TailedDistribution, k: float, arl: float, readings: Distribution | None = None) -> float:
+    """The lowest h whose average run length is at least ``arl``; default, of readings as ``normal`` has them."""
+    readings = readings or normal
 
     def run(h: float) -> float:
-        return average_run_length(lambda z: normal(normal.mean + normal.sd * z), k, h, states=COARSE_STATES)
+        return average_run_length(lambda z: readings(normal.mean + normal.sd * z), k, h, states=COARSE_STATES)
 
     low, high = 0.0, 1.0
     while run(high) < arl:

@@ -46,6 +46,8 @@ class RowThresholds:
         low: Lower end of the 95 % interval of the share that is flagged.
         high: Upper end.
         rows: Normal rows that they were set on; half of all where the other half measured the traits' spreads.
+        measuring: Normal rows that measured the traits' spreads, and set nothing.
+        members: The rows that they were set on, as the argument ``rows`` numbers them.
     """
 
     bands: tuple[tuple[Band, ...], ...]
@@ -54,6 +56,8 @@ class RowThresholds:
     low: float
     high: float
     rows: int
+    measuring: int
+    members: RowNumbers
 
 
 def row_thresholds(readings: ArrayLike, sizes: ArrayLike, rows: ArrayLike, rate: float) -> RowThresholds:
@@ -78,13 +82,14 @@ def row_thresholds(readings: ArrayLike, sizes: ArrayLike, rows: ArrayLike, rate:
     table, size = np.asarray(readings, dtype=float), np.asarray(sizes)
     known = np.isfinite(table).any(axis=1)
     table, size = table[known], size[known]
-    row = np.unique(np.asarray(rows)[known], return_inverse=True)[1]
-    n = int(row.max()) + 1 if len(row) else 0
+    members, row = np.unique(np.asarray(rows)[known], return_inverse=True)
+    count = n = len(members)
     check_enough(n, rate)
     blocks = rank_of_threshold(n, rate)
     if together := blocks < table.shape[1]:
         n = _cut_half(n, table.shape[1], rate)
         blocks = rank_of_threshold(n, rate)
+        members = members[::2]
     low, high = rate_interval(blocks, n)
     return RowThresholds(
         bands=_cut_together(table, size, row, rate, blocks)
@@ -95,6 +100,8 @@ def row_thresholds(readings: ArrayLike, sizes: ArrayLike, rows: ArrayLike, rate:
         low=low,
         high=high,
         rows=n,
+        measuring=count - n,
+        members=members,
     )
 
 

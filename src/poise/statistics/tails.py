@@ -60,10 +60,14 @@ class TailedDistribution:
         """The same with another tail of the same mean excess."""
         return replace(self, shape=min(max(shape, TAIL_SHAPES[0]), TAIL_SHAPES[1]))
 
+    def observed(self, at: ReadingsArray) -> ReadingsArray:
+        """P(x ≤ value) for each value, as observed, without the tail."""
+        place = np.searchsorted(self.values, at, side="right")
+        return np.where(place > 0, self.cumulative[np.maximum(place - 1, 0)], 0.0)
+
     def __call__(self, at: ReadingsArray) -> ReadingsArray:
         """P(x ≤ value) for each value."""
-        place = np.searchsorted(self.values, at, side="right")
-        observed = np.where(place > 0, self.cumulative[np.maximum(place - 1, 0)], 0.0)
+        observed = self.observed(at)
         if self.excess <= 0:
             return observed
         ratio = np.maximum(at - self.start, 0.0) / (self.excess * (1 - self.shape))
