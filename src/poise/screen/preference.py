@@ -153,10 +153,8 @@ def _run_preferences(
     scores = pairs.scores
     thresholds = plan.rule.thresholds_for(scores, normal_scores, unit="prompt")
     verdict = FlaggedAnswers.by(work.names, thresholds, scores)
-    tops = [
-        highest_answers(column, cut.limits(scores.tokens))
-        for column, cut in zip(scores.scores.T, verdict.cuts, strict=True)
-    ]
+    columns = zip(scores.scores.T, verdict.cuts, strict=True)
+    tops = [highest_answers(column, cut.limits(scores.tokens)) for column, cut in columns]
     wanted = {int(scores.index[at]) for places in tops for at in places}
     earlier = earlier_row_files(out)
     digest = data.source.digest()
