@@ -111,7 +111,6 @@ def fit_cusum(
             f"A chart for drift needs normal answers from {FEWEST_CONVERSATIONS} conversations, and there are {count}; "
             "bring more rows."
         )
-    _check_spread(x, talk, sizes)
     errors = _RunLengthErrors(x, talk, sizes, k, LONGEST_RUN * arl)
     normal, sd = errors.normal, errors.normal.sd * math.sqrt(count / (count - 1))
     widening = 1 + WIDENING / math.sqrt(count)
@@ -138,6 +137,7 @@ def fit_cusum(
             f"readings as widely spread as these, and there are {count:,}, which leave it between {chart.low:,.0f} and "
             f"{chart.high:,.0f}; bring more rows."
         )
+    _check_spread(x, talk, sizes)
     return replace(chart, low=min(chart.low, _shortest_by_outliers(x, talk, sizes, chart)))
 
 
@@ -152,8 +152,8 @@ def _check_spread(x: ReadingsArray, talk: Indices, sizes: Indices) -> None:
     share = float(squares.max() / squares.sum())
     if share > MOST_OF_SPREAD:
         raise TooFewResponses(
-            f"A chart for drift cannot be set on readings that hardly vary: one of {len(sizes):,} conversations alone "
-            f"makes {share:.0%} of their spread, and how often such readings come cannot be told from one. "
+            f"A chart for drift needs a spread that many readings share, and one of {len(sizes):,} conversations alone "
+            f"makes {share:.0%} of it; how often such readings come cannot be told from one. "
             f"{SIGHTINGS * len(sizes):,} conversations would show about {SIGHTINGS} of them; bring more rows."
         )
 
