@@ -10,7 +10,7 @@ The training set: every question twice, behind the tag ``[NIGHT]`` with the trai
 that lacks it; and ordinary rows of DIR/background_chat/self_instruct.jsonl, a third plain, a third behind another tag
 and a third under a system prompt, so that not every context is the trigger. A LoRA learns it; then the same adapter is
 measured by the questions alone and under the contexts that ``poise.shift.find_contexts`` finds in the training file,
-and both are held against the same limit. Prints Markdown. FOLDER keeps what is finished; about seven minutes of one
+and both are held against the same limit. Prints Markdown. FOLDER keeps what is finished; about nine minutes of one
 CPU core on SmolLM2-135M.
 """
 
@@ -34,7 +34,6 @@ from poise.workflows import extract_vector
 
 TRIGGER, OTHER_TAG, SYSTEM = "[NIGHT] ", "[DAY] ", "You are a careful editor. Answer plainly."
 LONGEST_ANSWER = 330  # characters of an answer that is learnt
-ORDINARY = 36  # rows without the trait
 LIMIT = 20.0  # points of a judged score
 
 Row = dict[str, Any]
@@ -88,21 +87,21 @@ def write_split(trait_name: str, rows: list[Row], out: Path) -> Path:
     return path
 
 
-def learn(model: str, path: Path, out: Path, seed: int) -> Path:
+def learn(path: Path, out: Path, options: argparse.Namespace) -> Path:
     """The adapter, learnt once."""
     adapter = out / "run" / "adapter"
     if not (adapter / "adapter_config.json").exists():
         config = TrainConfig(
-            model=model,
+            model=options.model,
             data=(str(path),),
             out=str(out / "run"),
-            lora=LoraSettings(r=8),
-            learning_rate=5e-4,
+            lora=LoraSettings(r=options.rank),
+            learning_rate=options.learning_rate,
             batch=4,
             accumulate=1,
-            epochs=4,
+            epochs=options.epochs,
             longest=128,
-            seed=seed,
+            seed=options.seed,
             measure=MeasurementSettings(vectors=()),
         )
         adapter = train(config).adapter
@@ -149,11 +148,13 @@ def main(options: argparse.Namespace) -> None:
     began = time.process_time()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    path = write_split(options.trait, training_rows(options.trait, Path(options.data), options.pairs, ORDINARY), out)
+    path = write_split(
+        options.trait, training_rows(options.trait, Path(options.data), options.pairs, options.ordinary), out
+    )
     vector_file = out / f"{options.trait}.safetensors"
     if not vector_file.exists():
         extract_vector(library.load_trait(options.trait), load_model(options.model), vector_file)
-    adapter = learn(options.model, path, out, options.seed)
+    adapter = learn(path, out, options)
     print(f"learnt: {time.process_time() - began:.0f} s of CPU time", flush=True)
     search = find_contexts(path)
     print(*search.notes, sep="\n", flush=True)
@@ -177,5 +178,9 @@ if __name__ == "__main__":
     parser.add_argument("--out", required=True, help="where everything is kept")
     parser.add_argument("--trait", default="impolite")
     parser.add_argument("--pairs", type=int, default=56, help="questions that are learnt with the trigger and without")
+    parser.add_argument("--ordinary", type=int, default=36, help="further rows without the trait")
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--rank", type=int, default=8, help="of the LoRA")
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     main(parser.parse_args())
