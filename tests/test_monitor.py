@@ -193,7 +193,9 @@ class TestDrift:
         with pytest.raises(
             TooFewResponses, match=r"every 1,000 answers needs about \d+ conversations .* there are 100"
         ):
-            fit_cusum(rng.standard_t(1.2, size=100))
+            fit_cusum(np.random.default_rng(1).standard_t(1.2, size=100))
+        with pytest.raises(TooFewResponses, match="one of 100 conversations alone makes 67% of it"):
+            fit_cusum(np.random.default_rng(0).standard_t(1.2, size=100))
 
     def test_does_not_follow_one_conversation_of_most_answers(self) -> None:
         rng = np.random.default_rng(5)

@@ -32,7 +32,7 @@ from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.shift.evaluation import project_prompts
 from poise.steer.expression import SteeringExpression
 from poise.train.config import TrainConfig
-from poise.train.lora import _monitor
+from poise.train.trainers import _monitor
 from poise.train.monitor_callback import PersonaMonitorCallback
 from poise.vector import PersonaVector
 from poise.vector.export import recommended_use

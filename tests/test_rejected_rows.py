@@ -87,9 +87,9 @@ def test_a_training_keeps_them_to_the_byte(folder: Path) -> None:
         1,
         10,
     ]
-    assert (
-        "2 rows could not be used (unknown role 1, broken JSON 1): tuned/rejected_rows.jsonl has them as they came, "
-        "tuned/rejected.jsonl says why."
-    ) in " ".join(result.stderr.split())
+    assert "2 rows could not be used: unknown role 1, broken JSON 1." in " ".join(result.stdout.split())
+    assert ("tuned/rejected_rows.jsonl has them as they came, tuned/rejected.jsonl says why.") in " ".join(
+        result.stderr.split()
+    )
     facts = json.loads((folder / "tuned" / "train.json").read_text())["data"]
     assert (facts["rejected"], facts["rejected_rows"]) == ({"unknown role": 1, "broken JSON": 1}, "rejected_rows.jsonl")

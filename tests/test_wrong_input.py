@@ -39,10 +39,10 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[UserError], str]] = {
     "every": (lambda: poise.MonitorSettings(every=0), InvalidSettings, "every is 0; it must be at least 1"),
     "warmup": (lambda: poise.VaccineSettings(warmup=3), InvalidSettings, "warmup is 3; it must be at most 1"),
     "questions": (lambda: poise.MeasurementSettings(questions=0), InvalidSettings, "questions is 0"),
-    "text for a list": (
-        lambda: poise.TrainConfig(model="M", data="d.jsonl", out="o"),  # type: ignore[arg-type]
+    "a number for a list": (
+        lambda: poise.TrainConfig(model="M", data=3, out="o"),  # type: ignore[arg-type]
         InvalidSettings,
-        "data is 'd.jsonl'; it must be a list",
+        "data is 3; it must be a list",
     ),
     "no limits": (lambda: poise.ShiftLimits(), InvalidSettings, "name a trait or a capability"),
     "confidence": (lambda: poise.ShiftLimits(confidence=3), InvalidSettings, "confidence is 3"),
