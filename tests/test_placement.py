@@ -32,8 +32,8 @@ from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.shift.evaluation import project_prompts
 from poise.steer.expression import SteeringExpression
 from poise.train.config import TrainConfig
-from poise.train.trainers import _monitor
 from poise.train.monitor_callback import PersonaMonitorCallback
+from poise.train.trainers import _monitor
 from poise.vector import PersonaVector
 from poise.vector.export import recommended_use
 from serving import alarm
@@ -69,7 +69,11 @@ def file(vector: PersonaVector, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def talk(tmp_path: Path) -> DataSet:
-    rows = [{"messages": [*ask(s), {"role": "assistant", "content": s[:20]}]} for s in tiny.SENTENCES] * 20
+    rows = [
+        {"messages": [*ask(f"{i}: {s}"), {"role": "assistant", "content": s[:20]}]}
+        for i in range(20)
+        for s in tiny.SENTENCES
+    ]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return open_data(tmp_path / "talk.jsonl")
 
