@@ -21,6 +21,8 @@ from steered_passes import no_warnings
 from test_train import equal, home, settings, weights
 from test_vaccine_kinds import SHAPE
 
+pytestmark = pytest.mark.trainers
+
 __all__ = ["home"]
 
 
