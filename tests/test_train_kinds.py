@@ -178,6 +178,14 @@ class TestAdapters:
         again = load_model(str(train(config).adapter), dtype=torch.float32).lm.state_dict()
         assert all(torch.equal(again[name], after[name]) for name in after)
 
+    def test_first_weights_come_from_the_seed_alone(self, home: Path, tmp_path: Path) -> None:
+        options = {"optim": "sgd", "max_steps": 1, "held_out": 0}
+        runs = []
+        for name in ("one", "other"):
+            torch.manual_seed(len(name))
+            runs.append(train(settings(home, tmp_path / name, **options)).adapter)
+        assert equal(*runs)
+
     @pytest.mark.parametrize("layout", ["packing", "padding_free"])
     def test_texts_in_one_row_are_kept_apart(self, home: Path, tmp_path: Path, layout: str) -> None:
         """One step on all rows at once, joined and not, in SGD: the same mean over tokens, and so the same weights."""

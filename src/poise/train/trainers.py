@@ -53,8 +53,9 @@ def build_trainer(config: TrainConfig, model: Model, lm: Any, rows: RunRows, fol
     Raises:
         InvalidArgument: the base has no such module or token.
     """
-    from transformers import PrinterCallback, ProgressCallback
+    from transformers import PrinterCallback, ProgressCallback, set_seed
 
+    set_seed(config.seed)  # TRL 0.29 makes the adapter's first weights before it takes the seed itself
     options = {
         "model": lm,
         "processing_class": model.tokenizer,
