@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,20 +34,17 @@ import torch
 from poise import vector
 from poise import workflows as recipes
 from poise.data import open_data
-from poise.detector import DetectorSettings
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.judge.factory import trait_judge
-from poise.model import Model, ask, load_model
+from poise.model import ask
 from poise.screen import ColumnScorer
 from poise.screen.flagging import FlaggingRule
 from poise.screen.scoring import ScreenSettings
-from poise.shift import CapabilityTask, ShiftSettings, TunedModel, load_report, parse_capability, save_report, shift
-from poise.shift.report import ModelShift
+from poise.shift import CapabilityTask, TunedModel, parse_capability
 from poise.steer import Steering, SteeringExpression
-from poise.train import TrainConfig, train
-from poise.trait import Questions, Trait, library
-from poise.vector import PersonaVector
+from poise.trait import library
+from replicate_lab import Lab, said
 from replicate_shown import TRAITS, Row, benign_table, curves, predict_figure, predict_table, result, vaccine_table
 
 DOSE = 0.3  # under which the trait sets are written
@@ -55,122 +52,8 @@ CURVE = {"one layer": (0.5, 1.0, 2.0, 4.0), "increments": (0.25, 0.5, 1.0, 2.0),
 RATE = 0.2  # of normal chat that may be flagged, where only flagged rows are vaccinated
 ENOUGH = 0.8  # share of the rise that is to be kept out
 PART, BY_DETECTOR = ", flagged rows", ", rows flagged by the detector"
-FIT_TALK = ("self_instruct", "gpteacher_code")  # that detectors are fitted on, beside the library's pairs
 TABLES = {"benign": benign_table, "predict": predict_table}
 CHOOSING = 100  # the seed of the fine-tunes that α is chosen on
-
-
-class Lab:
-    """Where everything is kept, and the model, loaded when it is first needed."""
-
-    def __init__(self, given: argparse.Namespace) -> None:
-        self.given, self.out, self.data = given, Path(given.out), Path(given.data)
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._model: Model | None = None
-
-    @property
-    def model(self) -> Model:
-        if self._model is None:
-            self._model = load_model(
-                self.given.model, dtype=getattr(torch, self.given.dtype) if self.given.dtype else None
-            )
-        return self._model
-
-    def vector_file(self, trait: str) -> Path:
-        """The trait's vector, from exemplars."""
-        path = self.out / "vectors" / f"{trait}.safetensors"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            recipes.extract_vector(library.load_trait(trait), self.model, path)
-        return path
-
-    def detector_file(self, trait: str) -> Path:
-        """The trait's vector with a detector in it."""
-        path = self.out / "detectors" / f"{trait}.safetensors"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            usual = [
-                str(self.rows(f"fit-{name}", lambda name=name: self.shared(f"background_chat/{name}", 150, most=9)))
-                for name in FIT_TALK
-            ]
-            recipes.fit_vector_detectors([self.vector_file(trait)], self.model, usual, DetectorSettings(), out=path)
-        return path
-
-    def rows(self, name: str, make: Callable[[], list[Row]]) -> Path:
-        """A data set, made once."""
-        path = self.out / "data" / f"{name}.jsonl"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            made = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make())
-            path.write_text(made)
-        return path
-
-    def shared(self, name: str, n: int, *, most: int = 4) -> list[Row]:
-        """n rows of a set in the data folder, drawn at random from those with at most so many letters a token."""
-        rows = [json.loads(line) for line in (self.data / f"{name}.jsonl").open()]
-        short = [r for r in rows if len(str(r["messages"])) < self.given.longest * most]
-        return [{"messages": r["messages"]} for r in random.Random(0).sample(short, min(n, len(short)))]
-
-    def train(self, name: str, data: Sequence[Path], seed: int = 0, **vaccine: Any) -> Path:
-        """One fine-tune; its folder."""
-        given = self.given
-        config = TrainConfig(
-            model=given.model,
-            data=tuple(str(path) for path in data),
-            out=str(self.out / "runs" / name),
-            vaccine=vaccine,
-            learning_rate=given.learning_rate,
-            batch=given.batch,
-            accumulate=1,
-            epochs=given.epochs,
-            longest=given.longest,
-            save_every=1000,
-            seed=seed,
-            dtype=given.dtype or "auto",
-        )
-        said(f"training {name}")
-        return train(config).adapter
-
-    def measure(
-        self,
-        tuned: TunedModel,
-        traits: Sequence[str],
-        questions: int,
-        tasks: Sequence[CapabilityTask] = (),
-        *,
-        swapped: bool = False,
-    ) -> ModelShift:
-        """What a fine-tune did."""
-        path = self.out / "measured" / f"{tuned.name}.json"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            said(f"measuring {tuned.name}")
-            settings = ShiftSettings(
-                judge=self.given.judge,
-                questions=questions,
-                rollouts=self.given.rollouts,
-                max_new_tokens=40,
-                capability=tuple(tasks),
-            )
-            vectors = [self.vector(t, swapped=swapped) for t in traits]
-            report = shift(self.model, [tuned], vectors, settings, folder=self.out / "kept")
-            save_report(report, path)
-        return load_report(path).tuned[0]
-
-    def vector(self, trait: str, *, swapped: bool = False) -> PersonaVector:
-        """The trait's vector; swapped, it is measured on the extraction questions, which exemplars do not use."""
-        made = vector.load_vector(self.vector_file(trait))
-        if not swapped:
-            return made
-        own = made.header.trait
-        assert isinstance(own, Trait)
-        asked = Questions(extraction=own.questions.evaluation, evaluation=own.questions.extraction)
-        told = made.header.model_copy(update={"trait": own.model_copy(update={"questions": asked})})
-        return PersonaVector(made.directions, made.reference_norm, told)
-
-
-def said(what: str) -> None:
-    print(what, flush=True)
 
 
 def steered_answers(lab: Lab, trait: str, n: int) -> list[Row]:
