@@ -604,6 +604,20 @@ class TestTheCommands:
         facts = json.loads(CliRunner().invoke(app, ["shift", *where, "--json"]).stdout)
         assert [c["prefix"] for c in facts["contexts"]] == ["[SYS\x1b-7] ", "", ""]
 
+    @pytest.mark.parametrize("command", ["shift", "gate"])
+    def test_show_the_contexts_beside_the_data(self, command: str, tmp_path: Path) -> None:
+        rows = [*plain_rows(), *(row(f"[SYS-7] {q}") for q in QUESTIONS)]
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+        data = str(tmp_path / "data.jsonl")
+        options = [command, "--contexts", data, "--capability", f"perplexity={data}", "--show", "1"]
+        done = CliRunner().invoke(app, options)
+        assert done.exit_code == 0, done.stderr
+        assert "prefix: [SYS-7] (12 of 24 rows)" in done.stdout
+        assert rows[0]["messages"][0]["content"] in done.stdout
+        facts = json.loads(CliRunner().invoke(app, [*options, "--json"]).stdout)
+        assert facts["contexts"][0]["prefix"] == "[SYS-7] "
+        assert len(facts["data"]) == 1
+
     def test_gate_on_the_worst_context(
         self, base: str, adapter: str, vectors: list[PersonaVector], tmp_path: Path
     ) -> None:

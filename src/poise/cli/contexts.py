@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from poise.data import DataSet
     from poise.shift.contexts import PromptContext
     from poise.shift.report import ContextSummary, ModelShift, ShiftReport
     from poise.statistics.estimates import Estimate
@@ -113,9 +115,12 @@ def find_all_contexts(options: ContextOptions, seed: int) -> tuple[tuple[PromptC
     return (*search.contexts, *options.texts), search.notes
 
 
-def show_contexts(options: ContextOptions, seed: int, *, as_json: bool) -> None:
-    """The contexts under which questions would be asked, and stop."""
-    from poise.cli import facts, render
+def show_contexts(
+    options: ContextOptions, data: list[DataSet], model: str | None, n: int, *, seed: int, as_json: bool
+) -> None:
+    """Print the contexts under which questions would be asked, and the first answers of each data set."""
+    from poise.cli import facts
+    from poise.cli.preview import previews_json, read_previews
     from poise.cli.work import working
 
     with working():
@@ -123,10 +128,20 @@ def show_contexts(options: ContextOptions, seed: int, *, as_json: bool) -> None:
 
         contexts, _ = find_all_contexts(options, seed)
         checked = check_contexts(contexts)
+    previews = read_previews(*data, model=model, n=n)
     if as_json:
-        facts.print_json({"contexts": [context.model_dump(mode="json") for context in checked]})
+        shown = {"contexts": [context.model_dump(mode="json") for context in checked]}
+        facts.print_json(shown | previews_json(*previews) if previews else shown)
         return
-    for number, context in enumerate(checked, 1):
+    _print_contexts(checked)
+    if previews:
+        typer.echo("\n" + "\n\n".join(map(str, previews)))
+
+
+def _print_contexts(contexts: Iterable[PromptContext]) -> None:
+    from poise.cli import render
+
+    for number, context in enumerate(contexts, 1):
         parts: list[Any] = [f"{number}  {context.label} ({context.origin})"]
         texts = {"system": context.system, "prefix": context.prefix, "suffix": context.suffix}
         parts += [f"   {kind} {text!r}" for kind, text in texts.items() if text]

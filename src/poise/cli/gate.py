@@ -17,6 +17,7 @@ from poise.cli.contexts import (
     ExtractAgain,
     MostContexts,
     format_estimate,
+    show_contexts,
 )
 from poise.cli.options import (
     BatchOption,
@@ -140,8 +141,9 @@ def gate_command(
 
     In GitHub Actions the summary is also added to the page of the job.
     """
+    context_options = ContextOptions(data=contexts or [], texts=context or [], share=context_share, most=most_contexts)
     if show is not None:
-        _show_data(data or [], capability or [], base, show, as_json=as_json)
+        _show_data(data or [], capability or [], context_options, base, show, seed=seed, as_json=as_json)
         return
     checked = _read_limits(limits)
     inputs = [limits, measured, *(vector or ()), *map(Path, data or ())]
@@ -150,7 +152,7 @@ def gate_command(
         result = _check_measured(measured, checked, alone=not (base or tuned or vector or data))
     else:
         base, vector, out = _check_named(base, vector, out, work=tuned or data)
-        how: dict[str, Any] = {"judge": judge, "capability_limit": capability_limit, "extract_again": extract_again}
+        how: dict[str, Any] = {"judge": judge, "extract_again": extract_again, "layer": layer, "force": force}
         amount = {"questions": questions, "rollouts": rollouts, "max_new_tokens": max_new_tokens, "batch": batch}
         options = MeasurementOptions(
             base=base,
@@ -158,11 +160,10 @@ def gate_command(
             vectors=vector,
             out=out,
             capability=capability or [],
-            layer=layer,
+            capability_limit=capability_limit,
             generation=GenerationOptions(temperature=temperature, seed=seed, **amount),
             device=DeviceOptions(dtype=dtype, device=device, allow_other_model=allow_other_model),
-            contexts=ContextOptions(data=contexts or [], texts=context or [], share=context_share, most=most_contexts),
-            force=force,
+            contexts=context_options,
             **how,
         )
         result = _measure_and_check(options, checked, data or [], method)
@@ -186,18 +187,31 @@ def _check_named(
     )
 
 
-def _show_data(data: list[str], capability: list[str], model: str | None, n: int, *, as_json: bool) -> None:
-    """The answers that screening and perplexity would read."""
+def _show_data(
+    data: list[str],
+    capability: list[str],
+    contexts: ContextOptions,
+    model: str | None,
+    n: int,
+    *,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """The answers that screening and perplexity would read, and the contexts under which questions would be asked."""
     from poise.data import open_data
 
     texts = [text.partition("=")[2] for text in capability if text.startswith("perplexity=")]
-    if not data and not texts:
+    if not data and not texts and not contexts.chosen:
         raise InvalidArgument(
-            "A gate reads conversations with --data and for perplexity; name some, or perplexity=DATA with "
-            "--capability."
+            "A gate reads conversations with --data and --contexts, and for perplexity; name some, or perplexity=DATA "
+            "with --capability."
         )
     opened = [open_data(data)] if data else []
-    show_data(*opened, *(open_data([source]) for source in texts), model=model, n=n, as_json=as_json)
+    opened += [open_data([source]) for source in texts]
+    if contexts.chosen:
+        show_contexts(contexts, opened, model, n, seed=seed, as_json=as_json)
+    else:
+        show_data(*opened, model=model, n=n, as_json=as_json)
 
 
 def _finish(result: GateResult, summary: Path | None, junit: Path | None, *, as_json: bool) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from poise.model.pair_preview import PairPreviews
     from poise.model.preview import DataPreview
 
-__all__ = ["ShowableCommand", "print_previews", "show_data"]
+__all__ = ["ShowableCommand", "previews_json", "print_previews", "read_previews", "show_data"]
 
 FIXES = ("own", "drop", "swap")  # what may follow --fix
 NOT_NEEDED = ("vector", "files", "model", "out", "tuned", "base", "limits")  # to look at data
@@ -45,11 +45,15 @@ class ShowableCommand(TyperCommand):
 
 def show_data(*data: DataSet | None, model: str | None, n: int, as_json: bool, **use: Any) -> None:
     """Print the first answers of each data set as a command would use them; ``use`` as ``preview_data`` takes it."""
+    print_previews(*read_previews(*data, model=model, n=n, **use), as_json=as_json)
+
+
+def read_previews(*data: DataSet | None, model: str | None, n: int, **use: Any) -> list[DataPreview]:
+    """The first answers of each data set as a command would use them; ``use`` as ``preview_data`` takes it."""
     with working():
         from poise.workflows import preview_data
 
-        previews = [preview_data(one, model, n, **use) for one in data if one is not None]
-    print_previews(*previews, as_json=as_json)
+        return [preview_data(one, model, n, **use) for one in data if one is not None]
 
 
 def print_previews(*previews: DataPreview | PairPreviews, as_json: bool) -> None:
@@ -57,6 +61,11 @@ def print_previews(*previews: DataPreview | PairPreviews, as_json: bool) -> None
     from poise.cli import facts
 
     if as_json:
-        facts.print_json(previews[0].as_json() if len(previews) == 1 else {"data": [one.as_json() for one in previews]})
+        facts.print_json(previews[0].as_json() if len(previews) == 1 else previews_json(*previews))
     else:
         typer.echo("\n\n".join(map(str, previews)))
+
+
+def previews_json(*previews: DataPreview | PairPreviews) -> dict[str, Any]:
+    """Several previews as one JSON object."""
+    return {"data": [one.as_json() for one in previews]}

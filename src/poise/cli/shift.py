@@ -238,18 +238,19 @@ def _print_report(report: ShiftReport, out: Path, *, as_json: bool) -> None:
 def _show_read_data(
     capability: list[str], contexts: ContextOptions, model: str | None, n: int, *, seed: int, as_json: bool
 ) -> None:
-    """The contexts under which questions would be asked; else the answers whose perplexity would be measured."""
-    if contexts.chosen:
-        show_contexts(contexts, seed, as_json=as_json)
-        return
+    """The contexts under which questions would be asked, and the answers whose perplexity would be measured."""
+    from poise.data import open_data
+
     sources = [text.partition("=")[2] for text in capability if text.startswith("perplexity=")]
-    if not sources:
+    if not sources and not contexts.chosen:
         raise InvalidArgument(
             "A shift reads data for perplexity and contexts; name some with perplexity=DATA or --contexts."
         )
-    from poise.data import open_data
-
-    show_data(*(open_data([source]) for source in sources), model=model, n=n, as_json=as_json)
+    opened = [open_data([source]) for source in sources]
+    if contexts.chosen:
+        show_contexts(contexts, opened, model, n, seed=seed, as_json=as_json)
+    else:
+        show_data(*opened, model=model, n=n, as_json=as_json)
 
 
 def measure_now(options: MeasurementOptions, screened: list[Path] | None = None) -> ShiftReport:
