@@ -119,7 +119,7 @@ class TestUnsupportedFields:
             "code": "unsupported",
         }
 
-    @pytest.mark.parametrize("fields", [{"echo": True}, {"best_of": 2}, {"suffix": "x"}])
+    @pytest.mark.parametrize("fields", [{"best_of": 2}, {"suffix": "x"}])
     def test_of_plain_completions_too(self, http: httpx.Client, fields: dict[str, Any]) -> None:
         error = http.post(PLAIN, json={**TEXT, **fields}).json()["error"]
         assert (error["code"], error["param"]) == ("unsupported", next(iter(fields)))

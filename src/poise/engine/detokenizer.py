@@ -23,10 +23,11 @@ class Detokenizer:
     Args:
         tokenizer: The model's tokenizer.
         stop: Strings that end the answer; they are no part of it.
+        special: Whether special tokens are shown.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stop = tokenizer, tuple(stop)
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, special: bool = False) -> None:
+        self.tokenizer, self.stop, self._special = tokenizer, tuple(stop), special
         self.tokens: list[int] = []
         self.pieces: list[str] = []
         self.text = ""
@@ -102,4 +103,4 @@ class Detokenizer:
         self._decoded = self._context = tokens
 
     def _decode(self, first: int, last: int) -> str:
-        return str(self.tokenizer.decode(self.tokens[first:last], skip_special_tokens=True))
+        return str(self.tokenizer.decode(self.tokens[first:last], skip_special_tokens=not self._special))

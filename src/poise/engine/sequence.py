@@ -48,6 +48,7 @@ class Sequence:
         self._logprobs: list[GeneratedToken] = []
         self._readings: list[tuple[float, ...]] = []
         self._finish: Literal["stop", "length"] | None = None
+        self._end: GeneratedToken | None = None  # the token that ended it
 
     def restarted(self) -> Sequence:
         """The same request from its beginning."""
@@ -95,11 +96,13 @@ class Sequence:
             prompt_readings=prompt_readings,
             tokens=tokens,
             finish=self._finish if self.finished else None,
+            end=self._end if self.finished else None,
         )
 
     def _append_token(self, token: int, logits: torch.Tensor) -> None:
         if token in self.model.stop_ids and not self.tracker.goes_on(token):
             self._finish = "stop"
+            self._end = self._with_logprobs(token, logits) if self.request.top_logprobs is not None else None
         else:
             self._logprobs.append(self._with_logprobs(token, logits))
             if self._add(token):

@@ -224,6 +224,7 @@ class EngineOutput:
         prompt_readings: Projections [k] at the last prompt token; set once, before any token.
         tokens: New tokens, each with its readings: a token is released when it has been read.
         finish: Reason why the answer ended; set at its end.
+        end: Token that ended the answer and is no part of it, where log-probabilities are asked for.
         error: What went wrong with this answer or its batch; set where the answer ended without a finish.
     """
 
@@ -231,6 +232,7 @@ class EngineOutput:
     prompt_readings: tuple[float, ...] | None = None
     tokens: tuple[GeneratedToken, ...] = ()
     finish: Literal["stop", "length"] | None = None
+    end: GeneratedToken | None = None
     error: Exception | None = None
 
 

@@ -1,4 +1,4 @@
-"""One forward pass of a batch with what is kept between steps: logits of each row's newest token."""
+"""One forward pass of a batch with what is kept between steps: logits of each row's newest token, or of all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from poise.model.language_model import Model
 from poise.model.self_check import cache_argument
 
-__all__ = ["newest_logits"]
+__all__ = ["all_logits", "newest_logits"]
 
 
 def newest_logits(
@@ -26,15 +26,34 @@ def newest_logits(
         mask: int64 [B, cached + T], 0 on padding; ``None`` where there is none.
         positions: Position of each token, int64 [B, T]; ``None`` for the model's own.
     """
+    # An index, not a count: a slice is not contiguous, and the head would copy its weights once a row.
+    newest = torch.tensor([ids.shape[1] - 1], device=ids.device)
+    logits: torch.Tensor = _run(model, cache, ids, mask, positions, newest)[:, -1].float()
+    return logits
+
+
+def all_logits(
+    model: Model, cache: Any | None, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None
+) -> torch.Tensor:
+    """As ``newest_logits``, of every position: [B, T, vocabulary], in the model's dtype."""
+    return _run(model, cache, ids, mask, positions, torch.arange(ids.shape[1], device=ids.device))
+
+
+def _run(
+    model: Model,
+    cache: Any | None,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    wanted: torch.Tensor,
+) -> torch.Tensor:
     extra: dict[str, Any] = (
         {"position_ids": positions} if positions is not None and _takes_positions(model.backbone.__class__) else {}
     )
-    # An index, not a count: a slice is not contiguous, and the head would copy its weights once a row.
-    newest = torch.tensor([ids.shape[1] - 1], device=ids.device)
     if cache is not None:
         extra[cache_argument(model.lm)] = cache
-    out = model.lm(input_ids=ids, attention_mask=mask, use_cache=cache is not None, logits_to_keep=newest, **extra)
-    logits: torch.Tensor = out.logits[:, -1].float()
+    out = model.lm(input_ids=ids, attention_mask=mask, use_cache=cache is not None, logits_to_keep=wanted, **extra)
+    logits: torch.Tensor = out.logits
     return logits
 
 

@@ -174,7 +174,7 @@ class AlarmGuard:
         stops = [a.raised.token for a in alerts if a.action == "stop"]
         if stops:
             before_alarm = max(min(stops) - 1 - self._tokens, 0)
-            cut = replace(output, tokens=output.tokens[:before_alarm], finish=None)
+            cut = replace(output, tokens=output.tokens[:before_alarm], finish=None, end=None)
             return GuardedOutput(output=cut, alerts=tuple(alerts), stopped=True, readings=self.readings())
         self._tokens += len(output.tokens)
         if output.finish is None:

@@ -167,7 +167,7 @@ async def _event_stream(exchange: CompletionExchange, *, include_usage: bool) ->
                 choice, guarded = step
                 if choice.index not in opened:
                     opened.add(choice.index)
-                    yield _event(chunk_body(head, kind, [choice.opening_chunk()], **more))
+                    yield await _opening_event(exchange, chunk_body(head, kind, [choice.opening_chunk()], **more))
                 for piece in choice.chunks(guarded):
                     yield _event(chunk_body(head, kind, [piece], **more))
     except RequestError as error:
@@ -176,6 +176,14 @@ async def _event_stream(exchange: CompletionExchange, *, include_usage: bool) ->
         if include_usage:
             yield _event(chunk_body(head, kind, [], usage=usage_body(exchange.plan, exchange.choices)))
     yield format_sse_event(data_str="[DONE]")
+
+
+async def _opening_event(exchange: CompletionExchange, body: dict[str, Any]) -> bytes:
+    """The first chunk, which may hold the scores of a whole prompt."""
+    if exchange.plan.scoring is None:
+        return _event(body)
+    text = await exchange.service.workers.run(lambda: "".join(json_pieces(body)), size=exchange.size)
+    return format_sse_event(data_str=text)
 
 
 async def _with_signs_of_life(steps: Any) -> AsyncIterator[Any]:

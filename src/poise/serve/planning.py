@@ -6,14 +6,16 @@ import contextlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from poise.engine import GenerationRequest, SamplingParams
+from poise.engine.prompt_scores import PromptScoring
 from poise.errors import InvalidArgument, InvalidSteering, RequestError, UserError
 from poise.model import Encoded, Message, Model
 from poise.model.chat_template import render_prompt
 from poise.model.parts import TokenPart
 from poise.monitor.steering_offset import steering_offset
+from poise.serve.echo import EchoedPrompt, echoed_prompt
 from poise.serve.policy import Policy
 from poise.serve.prompt_length import check_text_length, too_long
 from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
@@ -22,6 +24,8 @@ from poise.steer import Steering, SteeringExpression, cautions
 from poise.steer.hold import hold_forced
 
 __all__ = ["RequestPlan", "SteeringPush", "plan_request"]
+
+MOST_SCORED = 131_072  # tokens of prompts whose log-probabilities one request may have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,9 @@ class RequestPlan:
         policy: Rules in force for the client's key.
         pushes: What the steering by itself adds to the readings of each watched vector; ``None`` where it is not known.
         prompt_tokens: Number of tokens of all prompts, each counted once.
+        most_new_tokens: Tokens of all answers together, at most; 0 where only prompts are scored.
+        echoes: The prompts, where answers begin with them.
+        scoring: What scores the prompts, where their log-probabilities are asked for.
     """
 
     requests: tuple[GenerationRequest, ...]
@@ -62,6 +69,9 @@ class RequestPlan:
     policy: Policy
     pushes: tuple[SteeringPush | None, ...]
     prompt_tokens: int
+    most_new_tokens: int
+    echoes: tuple[EchoedPrompt, ...] = ()
+    scoring: PromptScoring | None = None
 
 
 def plan_request(
@@ -88,7 +98,7 @@ def plan_request(
     requests = [
         GenerationRequest(
             prompt=prompt,
-            sampling=SamplingParams(max_new_tokens, body.temperature, body.top_p),
+            sampling=SamplingParams(max(max_new_tokens, 1), body.temperature, body.top_p),
             seed=(seed + choice) % 2**64,
             steering=steering,
             probes=tuple(w.probe for w in watched),
@@ -109,7 +119,29 @@ def plan_request(
         policy=policy,
         pushes=tuple(_steering_push(steering, w) for w in watched),
         prompt_tokens=sum(len(p.ids) for p in prompts),
+        most_new_tokens=max_new_tokens * len(requests),
+        **_echo(body, prompts, steering, model),
     )
+
+
+def _echo(body: OpenAIRequest, prompts: Sequence[Encoded], steering: Steering | None, model: Model) -> dict[str, Any]:
+    """What is given back of the prompts, and how they are scored."""
+    if not isinstance(body, CompletionRequest) or not body.echo:
+        return {}
+    sent: list[str] | list[list[int]] = body.prompts
+    echoes = tuple(echoed_prompt(sent[place], ids, model) for place, ids in enumerate(prompts))
+    if body.logprobs is None:
+        return {"echoes": echoes}
+    if (total := sum(len(p.ids) for p in prompts)) > MOST_SCORED:
+        text = f"The prompts have {total} tokens, and at most {MOST_SCORED} are scored in one request; send several."
+        raise RequestError(400, text, code="too_many_tokens", param="prompt")
+    try:
+        scoring = PromptScoring(model, [p.ids for p in prompts], steering=steering, top=body.logprobs)
+    except InvalidSteering as error:
+        raise RequestError(400, str(error), code="invalid_steering", param="poise.steer") from error
+    except InvalidArgument as error:
+        raise RequestError(400, str(error), code="invalid_prompt", param="prompt") from error
+    return {"echoes": echoes, "scoring": scoring}
 
 
 def _steering_push(steering: Steering | None, watched: WatchedVector) -> SteeringPush | None:
@@ -198,10 +230,11 @@ def _max_new_tokens(body: OpenAIRequest, prompts: Sequence[Encoded], model: Mode
     longest = max(len(p.ids) for p in prompts)
     window = min(model.generation_window(len(p.ids)) - len(p.ids) for p in prompts) + longest
     room = window - longest
-    if room < 1 or (wanted or 0) > room:
+    needed = 1 if wanted is None else wanted
+    if needed > room:
         raise RequestError(
             400,
-            f"This model's maximum context length is {window} tokens, but the prompt has {longest} and {wanted or 1} "
+            f"This model's maximum context length is {window} tokens, but the prompt has {longest} and {needed} "
             "more are asked for; shorten the prompt or ask for fewer.",
             code="context_length_exceeded",
             param="messages" if isinstance(body, ChatCompletionRequest) else "prompt",

@@ -39,6 +39,8 @@ class AnswerChoice:
         alerts: Alarms so far.
         finish: Reason why the answer ended; set once it is over.
         readings: Readings of the complete answer by each watched vector, once it is over and where any watched.
+        end: Token that ended the answer, where log-probabilities are asked for.
+        echoed_logprobs: Log-probabilities of the prompt that the answer begins with, where they are asked for.
     """
 
     index: int
@@ -49,6 +51,18 @@ class AnswerChoice:
     alerts: list[Alert] = field(default_factory=list)
     finish: str | None = None
     readings: tuple[AnswerReadings, ...] | None = None
+    end: GeneratedToken | None = None
+    echoed_logprobs: dict[str, Any] | None = None
+
+    @property
+    def prompt_number(self) -> int:
+        """Place among the request's prompts of the one that is answered."""
+        return self.index * len(self.plan.echoes) // len(self.plan.requests)
+
+    @property
+    def echo(self) -> str:
+        """The prompt that the answer begins with; empty where it was not asked for."""
+        return self.plan.echoes[self.prompt_number].text if self.plan.echoes else ""
 
     def add(self, guarded: GuardedOutput) -> None:
         """Add the output of a step."""
@@ -59,6 +73,7 @@ class AnswerChoice:
         self.tokens += output.tokens
         self.alerts += guarded.alerts
         self.readings = guarded.readings or self.readings
+        self.end = output.end or self.end
         self.finish = "content_filter" if guarded.stopped else output.finish
 
     @property
@@ -67,7 +82,7 @@ class AnswerChoice:
         if self.kind == "chat":
             text = "".join(token.text for token in self.tokens if token.part == "reply")
         else:
-            text = "".join(_raw_text(token) for token in self.tokens)
+            text = self.echo + "".join(_raw_text(token) for token in self.tokens)
         return text + (self.plan.policy.message if self.finish == "content_filter" else "")
 
     @property
@@ -85,7 +100,7 @@ class AnswerChoice:
                 body["message"]["reasoning_content"] = self.reasoning
         else:
             body["text"] = self.text
-        body["logprobs"] = self._logprobs(self.tokens, 0)
+        body["logprobs"] = self._joined_logprobs()
         if _has_poise_field(self.plan):
             body["poise"] = {
                 **self._steering_facts(),
@@ -103,13 +118,15 @@ class AnswerChoice:
             "prompt": self._values_by_name(self.prompt),
             "alarms": self._alarms(self.alerts),
         }
-        return self._chunk_choice({"role": "assistant", "content": ""}, "", poise)
+        logprobs = _with_distinct(self.echoed_logprobs) if self.echoed_logprobs else None
+        return self._chunk_choice({"role": "assistant", "content": ""}, self.echo, poise, logprobs=logprobs)
 
     def chunks(self, guarded: GuardedOutput) -> list[dict[str, Any]]:
         """The ``choices[i]`` of the chunks that a step makes, once it has been added."""
         out = []
         tokens, alerts = guarded.output.tokens, list(guarded.alerts)
-        offset = sum(len(_raw_text(token)) for token in self.tokens) - sum(map(len, map(_raw_text, tokens)))
+        offset = len(self.echo) + sum(len(_raw_text(token)) for token in self.tokens)
+        offset -= sum(len(_raw_text(token)) for token in tokens)
         for part, same in groupby(tokens, key=lambda token: token.part):
             run = list(same)
             text = "".join(token.text for token in run)
@@ -130,7 +147,8 @@ class AnswerChoice:
             alerts = []
         if self.finish:
             poise = {"summary": self._summary(), "alarms": self._alarms(alerts)}
-            out.append(self._chunk_choice({}, "", poise, finish=self.finish))
+            end = self._logprobs([self.end], offset) if self.end and self.plan.echoes else None
+            out.append(self._chunk_choice({}, "", poise, logprobs=end, finish=self.finish))
         return out
 
     def _chunk_choice(
@@ -177,6 +195,16 @@ class AnswerChoice:
 
     def _alarms(self, alerts: Sequence[Alert]) -> list[dict[str, Any]]:
         return [alert.facts for alert in alerts]
+
+    def _joined_logprobs(self) -> dict[str, Any] | None:
+        """Of the complete answer. Beside an echoed prompt stands the token that ended it, so that the last is always
+        one that was generated: what scores a text leaves that out.
+        """
+        if not self.echoed_logprobs:
+            return self._logprobs(self.tokens, 0)
+        end = [self.end] if self.end else []
+        generated = _text_logprobs([*self.tokens, *end], len(self.echo))
+        return {name: [*values, *generated[name]] for name, values in _with_distinct(self.echoed_logprobs).items()}
 
     def _logprobs(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, Any] | None:
         """Of these tokens, which begin at this character of the text."""
@@ -249,6 +277,11 @@ def _text_logprobs(tokens: Sequence[GeneratedToken], offset: int) -> dict[str, A
         "top_logprobs": [_distinct(t.top_logprobs) for t in tokens],
         "text_offset": offsets,
     }
+
+
+def _with_distinct(logprobs: dict[str, Any]) -> dict[str, Any]:
+    tops = [None if top is None else _distinct(top) for top in logprobs["top_logprobs"]]
+    return {**logprobs, "top_logprobs": tops}
 
 
 def _distinct(top: Sequence[tuple[str, float]]) -> dict[str, float]:

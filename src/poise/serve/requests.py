@@ -229,11 +229,19 @@ class CompletionRequest(OpenAIRequest):
     """``POST /v1/completions``: the prompt as it is, without a chat template."""
 
     prompt: CompletionPrompt
-    max_tokens: int = Field(16, ge=1, le=10_000_000)
+    max_tokens: int = Field(16, ge=0, le=10_000_000, description="0, to score the prompt alone, only with echo.")
     logprobs: int | None = Field(None, ge=0, le=5)
-    echo: Literal[False] = Field(False, description="Not supported; may only be false.")
+    echo: bool = Field(False, description="Give the prompt back before the answer, with its own log-probabilities.")
     best_of: int | None = Field(None, ge=1, le=1, description="Not supported; may only be 1.")
     suffix: Literal[""] | None = Field(None, description="Not supported; may only be empty.")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> CompletionRequest:
+        if not self.max_tokens and not self.echo:
+            raise ValueError("max_tokens may only be 0 with echo=true")
+        if not self.max_tokens and self.poise and self.poise.watch:
+            raise ValueError("poise.watch reads answers, and max_tokens is 0; ask for at least 1 token")
+        return self
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

@@ -35,7 +35,7 @@ __all__ = [
 VERSION = version("poise")
 ONLY_HARMLESS = frozenset(
     {
-        *("audio", "best_of", "echo", "frequency_penalty", "function_call", "functions", "logit_bias", "modalities"),
+        *("audio", "best_of", "frequency_penalty", "function_call", "functions", "logit_bias", "modalities"),
         *("presence_penalty", "response_format", "store", "suffix", "tool_choice", "tools", "web_search_options"),
     }
 )

@@ -9,19 +9,21 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from poise.engine import EngineOutput
 from poise.errors import NonFiniteActivation, RequestError, UserError
-from poise.model import Model
+from poise.model import Encoded, Model
 from poise.model.rendering import has_thinking_switch
 from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
+from poise.serve.echo import echoed_logprobs
 from poise.serve.metrics import Metrics
 from poise.serve.planning import RequestPlan, plan_request
 from poise.serve.policy import Policies
+from poise.serve.prompt_scorer import PromptScorer
 from poise.serve.rate_limits import RateLimiter, TokenReservation
 from poise.serve.readings_db import ReadingRecord, ReadingsStore
 from poise.serve.rendering import AnswerChoice, CompletionKind, answer_summary
@@ -74,6 +76,11 @@ class Service:
     began: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
+    def scorer(self) -> PromptScorer:
+        """Scores the prompts of requests."""
+        return PromptScorer(self.scheduler)
+
+    @cached_property
     def thinks(self) -> bool:
         """Whether requests may have the model think before it replies."""
         return has_thinking_switch(self.model.tokenizer)
@@ -95,12 +102,18 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         exchange = await self.workers.run(lambda: self._plan(body, key, loop), size=size)
-        most = exchange.plan.prompt_tokens + sum(r.sampling.max_new_tokens for r in exchange.plan.requests)
+        most = exchange.plan.prompt_tokens + exchange.plan.most_new_tokens
         exchange.reservation = self.rates.reserve(key, exchange.plan.policy.limits, most)
         try:
-            self.scheduler.submit(exchange.requests)
+            if exchange.plan.scoring:
+                self.scorer.admit(key)
+                exchange.scored = True
+            if exchange.plan.most_new_tokens:
+                self.scheduler.submit(exchange.requests)
         except RequestError:
             self.rates.settle(exchange.reservation, 0)
+            if exchange.scored:
+                self.scorer.release(key)
             raise
         self.metrics.tokens.labels("prompt").inc(exchange.plan.prompt_tokens)
         return exchange
@@ -111,7 +124,11 @@ class Service:
         kind: CompletionKind = "chat" if isinstance(body, ChatCompletionRequest) else "text"
         exchange = CompletionExchange(self, plan, kind, key, body, loop)
         try:
-            self.scheduler.check(exchange.requests)
+            if plan.most_new_tokens:
+                self.scheduler.check(exchange.requests)
+            else:  # of the steering alone: there need be no room for an answer
+                first = plan.requests[0]
+                self.scheduler.engine.check(replace(first, prompt=Encoded(first.prompt.ids[:1], 1, 1)))
         except UserError as error:
             raise RequestError(400, str(error), code="invalid_request") from error
         return exchange
@@ -124,6 +141,7 @@ class CompletionExchange:
         head: Id, time and model, as every answer and chunk has them.
         choices: Answers as far as they have come.
         reservation: Tokens that the request's key is charged with until it is known how many they are.
+        scored: Whether the request counts among those whose prompts are scored.
     """
 
     def __init__(
@@ -143,6 +161,7 @@ class CompletionExchange:
             "model": service.name,
         }
         self.choices = [AnswerChoice(index=index, plan=plan, kind=kind) for index in range(len(plan.requests))]
+        self.scored = False
         self._loop = loop
         self._shared_names = {watched.name for watched in plan.watched if watched.fixed}
         self._outputs: asyncio.Queue[tuple[int, GuardedOutput]] = asyncio.Queue()
@@ -159,6 +178,8 @@ class CompletionExchange:
             )
             for index, request in enumerate(plan.requests)
         ]
+        for index in range(0 if plan.most_new_tokens else len(self.choices)):
+            self._outputs.put_nowait((index, GuardedOutput(output=EngineOutput(key=index, finish="length"))))
 
     def _sink(self, index: int) -> Any:
         def sink(guarded: GuardedOutput) -> None:
@@ -181,7 +202,8 @@ class CompletionExchange:
     def size(self) -> int:
         """Tokens of all answers together, each with the likeliest ones that are reported beside it."""
         beside = 1 + max(request.top_logprobs or 0 for request in self.plan.requests)
-        return beside * sum(len(choice.tokens) for choice in self.choices)
+        echoed = self.plan.prompt_tokens if self.plan.echoes else 0
+        return beside * (echoed + sum(len(choice.tokens) for choice in self.choices))
 
     async def steps(self) -> AsyncGenerator[tuple[AnswerChoice, GuardedOutput]]:
         """Outputs, step by step, until all answers are over. Leaving early gives the slots back at once.
@@ -191,6 +213,7 @@ class CompletionExchange:
         """
         waiting = len(self.choices)
         try:
+            await self._score_prompts()
             while waiting:
                 index, guarded = await self._outputs.get()
                 if guarded.output.error is not None:
@@ -203,11 +226,29 @@ class CompletionExchange:
         finally:
             self.close()
 
+    async def _score_prompts(self) -> None:
+        if (scoring := self.plan.scoring) is None:
+            return
+        try:
+            await self.service.scorer.run(scoring, deadline=self.requests[0].deadline)
+        except (UserError, NonFiniteActivation) as error:
+            raise self._failed(error) from error
+
+        def render() -> list[dict[str, Any]]:
+            pairs = zip(self.plan.echoes, scoring.scores, strict=True)
+            return [echoed_logprobs(echo, scores, self.service.model) for echo, scores in pairs]
+
+        rendered = await self.service.workers.run(render, size=self.size)
+        for choice in self.choices:
+            choice.echoed_logprobs = rendered[choice.prompt_number]
+
     def close(self) -> None:
         """Nobody waits any more: give the slots back, and keep what was read. Once is enough."""
         if not self._closed:
             self._closed = True
             self.service.scheduler.drop(self.requests)
+            if self.scored:
+                self.service.scorer.release(self.key)
             if self.reservation:
                 used = self.plan.prompt_tokens + sum(len(choice.tokens) for choice in self.choices)
                 self.service.rates.settle(self.reservation, used)
