@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +74,16 @@ HookFile = Annotated[
         "--webhook-file", metavar="F", dir_okay=False, help="Post them to the URL in it.", rich_help_panel=_KEPT
     ),
 ]
+HookSecret = Annotated[
+    Path | None,
+    typer.Option(
+        "--webhook-secret-file",
+        metavar="F",
+        dir_okay=False,
+        help="Sign them with the secrets in it; or with $POISE_WEBHOOK_SECRET.",
+        rich_help_panel=_KEPT,
+    ),
+]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Most answers at once.", rich_help_panel=_LOAD)]
 Queue = Annotated[
     int, typer.Option("--queue", metavar="N", min=1, help="Most that wait; more get 429.", rich_help_panel=_LOAD)
@@ -116,6 +128,7 @@ def serve(
     uploads: Uploads = None,
     webhook: Hook = None,
     webhook_file: HookFile = None,
+    webhook_secret_file: HookSecret = None,
     batch: Batch = 32,
     queue: Queue = 256,
     deadline: Deadline = 600,
@@ -130,37 +143,27 @@ def serve(
 
     Answers of different steering share batches. Ctrl-C stops taking requests and lets running answers end.
     """
+    settings = dict(locals())
     if show is not None:
         _show_alarm_prompts(normal or [], model, show)
         return
     with working():
         run = _server_module()
-        options = run.ServerOptions(
-            host=host,
-            port=port,
-            name=name,
-            keys=api_key_file,
-            policy=policy,
-            log=log,
-            keep_days=keep_days,
-            log_text=log_text,
-            uploads=uploads,
-            webhook=webhook,
-            webhook_file=webhook_file,
-            cors=tuple(cors or ()),
-            batch=batch,
-            queue=queue,
-            deadline=deadline,
-            connections=run.ConnectionLimits(total=connections, per_address=address_connections),
-            grace=grace,
-            allow_other_model=allow_other_model,
-        )
+        options = _server_options(run, settings)
         files = _named_files(vector or [])
         checked = run.check_options(options, files, normal or [])
         loaded = load_model(model, dtype, device)
         vectors = run.load_vectors(files, loaded, normal=normal or [], rate=rate, allow_other_model=allow_other_model)
         server = run.make_server(loaded, vectors, options, checked)
     _run(server, loaded.device)
+
+
+def _server_options(run: Any, settings: Mapping[str, Any]) -> Any:
+    """The command's parameters as the library has them."""
+    known = {each.name for each in dataclasses.fields(run.ServerOptions)}
+    limits = run.ConnectionLimits(total=settings["connections"], per_address=settings["address_connections"])
+    renamed = {"keys": settings["api_key_file"], "cors": tuple(settings["cors"] or ()), "connections": limits}
+    return run.ServerOptions(**{name: value for name, value in settings.items() if name in known} | renamed)
 
 
 def _run(server: Any, device: Any) -> None:

@@ -43,6 +43,7 @@ class Sequence:
         self.tracker = self._new_tracker()
         self._heed_stops()
         self.status = SequenceStatus.WAITING
+        self.began: float | None = None
         self.cached_tokens = len(request.prompt.ids)  # positions that the model has taken in
         self._random = np.random.Generator(np.random.Philox(key=request.seed))
         self._logprobs: list[GeneratedToken] = []
@@ -97,6 +98,7 @@ class Sequence:
             tokens=tokens,
             finish=self._finish if self.finished else None,
             end=self._end if self.finished else None,
+            began=self.began,
         )
 
     def _append_token(self, token: int, logits: torch.Tensor) -> None:

@@ -226,6 +226,7 @@ class EngineOutput:
         finish: Reason why the answer ended; set at its end.
         end: Token that ended the answer and is no part of it, where log-probabilities are asked for.
         error: What went wrong with this answer or its batch; set where the answer ended without a finish.
+        began: Time on the monotonic clock at which the prompt began to be read, where the engine knows it.
     """
 
     key: Hashable
@@ -234,6 +235,7 @@ class EngineOutput:
     finish: Literal["stop", "length"] | None = None
     end: GeneratedToken | None = None
     error: Exception | None = None
+    began: float | None = None
 
 
 class StepEngine(Protocol):

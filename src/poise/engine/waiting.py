@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 
@@ -50,6 +51,7 @@ class WaitingSequences:
 
     def take(self, sequence: Sequence) -> None:
         """It runs now."""
+        sequence.began = sequence.began or time.monotonic()
         self.new = [each for each in self.new if each is not sequence]
         self.aside = [batch for batch in self.aside if batch.sequences[0] is not sequence]
 

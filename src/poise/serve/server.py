@@ -31,7 +31,7 @@ from poise.serve.request_body import BodyLimits
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.service import Service
 from poise.serve.vector_registry import VectorRegistry, WatchedVector
-from poise.serve.webhook import Webhook, read_webhook
+from poise.serve.webhook import Webhook, read_webhook, read_webhook_secrets
 from poise.storage.output import check_writable
 from poise.vector import PersonaVector
 
@@ -56,6 +56,7 @@ class ServerOptions:
         uploads: Folder of uploaded vectors; ``None`` keeps them until the server stops.
         webhook: Address that alarms are posted to.
         webhook_file: File with that address, which then no list of processes shows.
+        webhook_secret_file: File with the secrets that alarms are signed with, one a line.
         cors: Origins whose pages may send requests.
         batch: Most answers at once.
         queue: Most requests that wait.
@@ -76,6 +77,7 @@ class ServerOptions:
     uploads: Path | None = None
     webhook: str | None = None
     webhook_file: Path | None = None
+    webhook_secret_file: Path | None = None
     cors: tuple[str, ...] = ()
     batch: int = 32
     queue: int = 256
@@ -109,8 +111,17 @@ def check_options(
         )
     if unknown := sorted(set(policies.keys) - set(keys.names)):
         raise InvalidArgument(f"The policy names the key {unknown[0]!r}, which the key file lacks; fix one of them.")
-    read_webhook(options.webhook, options.webhook_file)
+    _webhook_target(options)
     return keys, policies
+
+
+def _webhook_target(options: ServerOptions) -> tuple[str, tuple[bytes, ...]] | None:
+    """The address that alarms are posted to, and what they are signed with."""
+    url = read_webhook(options.webhook, options.webhook_file)
+    secrets = read_webhook_secrets(options.webhook_secret_file)
+    if options.webhook_secret_file and not url:
+        raise InvalidArgument("Alarms are signed for a webhook; give its address as `webhook` or `webhook_file`.")
+    return (url, secrets) if url else None
 
 
 def load_vectors(
@@ -178,7 +189,7 @@ def make_server(
         registry=registry,
         policies=policies,
         store=ReadingsStore(options.log, keep_days=options.keep_days, private=options.log_text),
-        webhook=Webhook(url=hook) if (hook := read_webhook(options.webhook, options.webhook_file)) else None,
+        webhook=Webhook(url=hook[0], secrets=hook[1]) if (hook := _webhook_target(options)) else None,
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
     )

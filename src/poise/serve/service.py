@@ -275,8 +275,8 @@ class CompletionExchange:
             trait = alert.trait if alert.trait in self._shared_names else UPLOADED
             metrics.alarms.labels(trait, alert.raised.alarm.reading, alert.action).inc()
             if self.service.webhook:
-                facts = {"request": self.head["id"], "model": self.service.name, "time": time.time(), "key": self.key}
-                self.service.webhook.put({**facts, **alert.facts})
+                facts = {"type": "poise.alarm", "request": self.head["id"], "model": self.service.name}
+                self.service.webhook.put({**facts, "time": time.time(), "key": self.key, **alert.facts})
         if choice.finish:
             metrics.finished.labels(choice.finish).inc()
 
