@@ -179,30 +179,30 @@ class TestAFault:
         engine.add(1, asked[1])
         engine.step()
         with monkeypatch.context() as patch:
-            patch.setattr("poise.engine.continuous.newest_logits", lambda *a: 1 / 0)
+            patch.setattr("poise.engine.model_pass.newest_logits", lambda *a: 1 / 0)
             lost = engine.step()
         assert {said.key for said in lost if isinstance(said.error, ZeroDivisionError)} == {0, 1}
         assert engine.running == 0
         assert text(finish(engine, [[(2, asked[2])]])[2]) == alone(llama, asked[2]).text
 
     def test_in_reading_a_prompt_ends_only_the_culprit(self, llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-        from poise.engine import continuous
+        from poise.engine import model_pass
 
         asked = jobs(llama, 3)
-        real, bad = continuous.newest_logits, torch.tensor(asked[1].prompt.ids)
+        real, bad = model_pass.newest_logits, torch.tensor(asked[1].prompt.ids)
 
         def fails(model: Model, cache: Any, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
             if any(row[-len(bad) :].equal(bad) for row in ids):
                 raise RuntimeError("this prompt")
             return real(model, cache, ids, *rest)
 
-        monkeypatch.setattr(continuous, "newest_logits", fails)
+        monkeypatch.setattr(model_pass, "newest_logits", fails)
         found = finish(ContinuousEngine(llama), [list(enumerate(asked))])
         assert str(found[1][-1].error) == "this prompt"
         assert [text(found[key]) for key in (0, 2)] == [alone(llama, asked[key]).text for key in (0, 2)]
 
     def test_leaves_no_hook_behind(self, llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("poise.engine.continuous.newest_logits", lambda *a: 1 / 0)
+        monkeypatch.setattr("poise.engine.model_pass.newest_logits", lambda *a: 1 / 0)
         finish(ContinuousEngine(llama), [list(enumerate(jobs(llama, 4)))])
         assert not any(block._forward_hooks for block in llama.blocks)
 

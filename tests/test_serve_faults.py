@@ -22,7 +22,7 @@ import pytest
 import serving
 import tiny
 from poise import vector as vectors
-from poise.engine import continuous
+from poise.engine import model_pass
 from poise.model import Model
 from poise.serve.readings_db import ReadingRecord, ReadingsQuery, ReadingsStore
 from poise.serve.server import RunningServer
@@ -74,13 +74,13 @@ class Held:
 class TestClientsThatHangUp:
     @pytest.mark.slow
     def test_leave_no_slot_taken_a_hundred_times(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = continuous.newest_logits
+        real = model_pass.newest_logits
 
         def slow(*given: Any) -> Any:
             time.sleep(0.01)  # 200 tokens take far longer than a client stays
             return real(*given)
 
-        monkeypatch.setattr(continuous, "newest_logits", slow)
+        monkeypatch.setattr(model_pass, "newest_logits", slow)
         with serving.running(model, batch=8) as (address, server):
 
             def hang_up(number: int) -> None:
@@ -137,14 +137,14 @@ class TestAnExceptionInAForwardPass:
     ) -> None:
         with serving.running(model) as (address, server), ThreadPoolExecutor(4) as pool:
             expected = chat(address).json()["choices"]
-            real, broken = continuous.newest_logits, threading.Event()
+            real, broken = model_pass.newest_logits, threading.Event()
 
             def fails(m: Any, cache: Any, ids: Any, *rest: Any) -> Any:
                 if ids.shape[1] == 1 and not broken.is_set():
                     raise RuntimeError("secret words of a prompt")
                 return real(m, cache, ids, *rest)
 
-            monkeypatch.setattr(continuous, "newest_logits", fails)
+            monkeypatch.setattr(model_pass, "newest_logits", fails)
             held = Held(server)
             asked = [pool.submit(chat, address, stream=i == 0) for i in range(4)]
             eventually(lambda: server.service.scheduler.waiting == 4)
@@ -164,8 +164,8 @@ class TestAnExceptionInAForwardPass:
         self, model: Model, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with serving.running(model) as (address, _):
-            real = continuous.newest_logits
-            monkeypatch.setattr(continuous, "newest_logits", lambda *given: real(*given) * float("nan"))
+            real = model_pass.newest_logits
+            monkeypatch.setattr(model_pass, "newest_logits", lambda *given: real(*given) * float("nan"))
             found = chat(address, poise={"steer": "up=0.2"})
             assert (found.status_code, found.json()["error"]["param"]) == (400, "poise.steer")
             assert chat(address).status_code == 500 or chat(address).status_code == 400

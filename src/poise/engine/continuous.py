@@ -16,30 +16,31 @@ strings or slots.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Hashable
 from weakref import WeakKeyDictionary
 
 import torch
 
-from poise.activations import Probe, by_layer
 from poise.engine.kv_cache import cache_budget, check_room, joinable, roomy_cache
-from poise.engine.prompt_reading import PromptReading, can_read_in_parts
+from poise.engine.model_pass import ModelPass, sample_next
+from poise.engine.prefix_cache import PrefixCache
+from poise.engine.prompt_reading import (
+    PromptPart,
+    PromptReading,
+    can_read_in_parts,
+    match_prefix,
+    prompts_in_one_pass,
+)
 from poise.engine.running_batch import RunningBatch, SteeredGroup
-from poise.engine.sampler import sample_tokens
 from poise.engine.sequence import Sequence, SequenceStatus
 from poise.engine.types import EngineOutput, GenerationRequest, check_count
 from poise.engine.waiting import WaitingSequences, to_put_aside
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Model
 from poise.model.adapter_structure import adapters_in_force
-from poise.model.batching import pad
-from poise.model.cached_pass import newest_logits
-from poise.model.hooks import observe
 from poise.model.self_check import require_cache
 from poise.steer import AppliedSteering, Steering
-from poise.steer.joined_rows import apply_joined_steering
 from poise.vector import PersonaVector
 
 __all__ = ["ContinuousEngine"]
@@ -48,8 +49,8 @@ PREFILL_CPU = 2048  # padded prompt tokens read between two tokens of the others
 PREFILL_GPU = 16384
 PROMPTS_CPU = 512  # of them in one pass, after which its sequences have their first token
 PROMPTS_GPU = 4096
+PREFIX_SHARE = 0.5  # of the cache that what was read before may take while nobody else needs it
 HEADROOM, ENDLESS = 64, 1 << 40  # positions that a sequence is to find when it begins
-ProbesByLayer = dict[int, tuple[list[int], torch.Tensor]]
 
 
 class ContinuousEngine:
@@ -84,7 +85,8 @@ class ContinuousEngine:
         self._reading: PromptReading | None = None
         self._batch: RunningBatch | None = None
         self._added = self._prefilled = 0
-        self._last_probes: tuple[list[Probe], ProbesByLayer] = ([], {})
+        self._pass = ModelPass(model)
+        self.prefixes = PrefixCache(int(self.budget * PREFIX_SHARE) if self._joins else 0)
 
     @property
     def waiting(self) -> int:
@@ -153,6 +155,7 @@ class ContinuousEngine:
         """One token of each running answer that the cache has room for."""
         while self._joins and len(batch.sequences) > 1 and not self._has_room(batch.sequences, 1):
             self._put_aside(to_put_aside(batch.sequences))
+        self._leave_room(batch.sequences)
         try:
             return self._decode(batch)
         except Exception as error:  # whatever it was, these sequences are lost and the next ones need not be
@@ -176,28 +179,43 @@ class ContinuousEngine:
             if not (self._fits(sequence, active) or self._make_room(sequence, active)):
                 break
             self._waiting.take(sequence)
+            self._match(sequence)
             if aside:
                 self._join(aside)
             elif self._is_read_in_parts(sequence):
-                self._reading = PromptReading(sequence, self.model)
+                self._reading = PromptReading(sequence, self.model, self.prefixes)
             else:
                 scheduled.append(sequence)
             waiting_aside = set(self._waiting.sequences_aside)
             active = [each for each in (*active, sequence) if each not in waiting_aside]
+        self._leave_room(active)
         return scheduled
+
+    def _leave_room(self, sequences: list[Sequence]) -> None:
+        """What was read before is forgotten before anybody has to wait for its place."""
+        width = max((each.cached_tokens for each in sequences), default=0) + 1
+        self.prefixes.leave(self.budget - len(sequences) * width)
 
     def _may_begin(self, sequence: Sequence) -> bool:
         """One long prompt is read at a time; short ones need not wait for it."""
         return not (self._reading and self._is_read_in_parts(sequence))
 
     def _is_read_in_parts(self, sequence: Sequence) -> bool:
-        long = len(sequence.request.prompt.ids) > self.prompt_budget
-        return long and self._joins and can_read_in_parts(sequence, self.model)
+        if len(sequence.request.prompt.ids) <= self.prompt_budget:
+            return False
+        self._match(sequence)
+        long = sequence.unread_tokens > self.prompt_budget
+        return long and self._joins and can_read_in_parts(sequence.request, self.model)
 
     def _reads_beside(self, sequence: Sequence, scheduled: list[Sequence]) -> bool:
         """Whether a prompt can be read in one pass with others."""
-        lengths = [len(each.request.prompt.ids) for each in (*scheduled, sequence)]
+        self._match(sequence)
+        lengths = [each.unread_tokens for each in (*scheduled, sequence)]
         return len(lengths) * max(lengths) <= self.prompt_budget and (self.pads_left or len(set(lengths)) == 1)
+
+    def _match(self, sequence: Sequence) -> None:
+        if self._joins and self.prefixes.capacity:
+            match_prefix(sequence, self.model, self.prefixes)
 
     def _fits(self, sequence: Sequence, active: list[Sequence]) -> bool:
         """Whether a sequence can run beside others."""
@@ -264,7 +282,8 @@ class ContinuousEngine:
         """Read the next part of a long prompt; its answer begins with the last one."""
         try:
             part = reading.advance(self.prompt_budget)
-            logits, readings = self._forward(reading.batch, part.ids, part.mask, part.positions)
+            logits, readings = self._pass.run(reading.batch, part)
+            self._keep_prompts(reading.batch, logits)
             if not reading.done:
                 return []
             outputs = self._first_tokens(reading.batch, logits, readings)
@@ -280,7 +299,7 @@ class ContinuousEngine:
         fresh.unsteer({sequence for sequence in fresh.sequences if not sequence.request.steering})
         for group in fresh.groups:
             group.applied.decoding()
-        return self._postprocess(fresh, logits, self._sample(fresh, logits), readings)
+        return self._postprocess(fresh, logits, sample_next(fresh, logits), readings)
 
     def _retry(self, sequence: Sequence) -> list[EngineOutput]:
         if self._batch and not self._joins:
@@ -289,22 +308,28 @@ class ContinuousEngine:
         return self._start([sequence])
 
     def _prefill(self, sequences: list[Sequence]) -> tuple[RunningBatch, list[EngineOutput]]:
-        padded = pad([sequence.request.prompt for sequence in sequences], side="left", device=self.model.device)
-        fresh = RunningBatch(
-            slots=list(sequences),
-            cache=roomy_cache(self.model.lm.config),
-            mask=padded.real.long(),
-            position=padded.positions[:, -1:],
-            next_tokens=padded.ids[:, -1],
-        )
-        if any(sequence.request.steering for sequence in sequences):
-            applied = AppliedSteering(self.model, [sequence.request.steering for sequence in sequences])
-            applied.announce(padded)
-            fresh.groups = [SteeredGroup(applied, sequences)]
-        mask = fresh.mask if padded.padded else None
-        logits, readings = self._forward(fresh, padded.ids, mask, padded.positions)
-        self._prefilled += padded.ids.numel()
+        fresh, part = prompts_in_one_pass(sequences, self.model, self.prefixes)
+        logits, readings = self._pass.run(fresh, part)
+        self._prefilled += part.ids.numel()
+        self._keep_prompts(fresh, logits)
         return fresh, self._first_tokens(fresh, logits, readings)
+
+    def _keep_prompts(self, batch: RunningBatch, logits: torch.Tensor) -> None:
+        """What has been read of prompts is there for others that begin like them."""
+        sound = torch.isfinite(logits.amax(dim=-1)).tolist()
+        for row, sequence in enumerate(batch.slots):
+            if sequence and sound[row] and sequence.prefix.scope is not None:
+                read = min(batch.width, len(sequence.request.prompt.ids))
+                self.prefixes.add(sequence.prefix.scope, sequence.request.prompt.ids[:read], batch.cache, row)
+
+    def _keep_answers(self, batch: RunningBatch) -> None:
+        """Answers that have ended stay for their conversations' next turns, where nothing has steered them."""
+        steered = {sequence for group in batch.groups for sequence in group.sequences}
+        for row, sequence in enumerate(batch.slots):
+            if sequence and sequence.finished and sequence.prefix.scope is not None and sequence not in steered:
+                length = sequence.cached_tokens
+                ids = (*sequence.request.prompt.ids, *sequence.detokenizer.tokens)[:length]
+                self.prefixes.add(sequence.prefix.scope, ids, batch.cache, row, length)
 
     def _decode(self, batch: RunningBatch) -> list[EngineOutput]:
         batch.position = batch.position + 1
@@ -315,48 +340,12 @@ class ContinuousEngine:
             trackers = [sequence.tracker for sequence in group.sequences]
             marked = any(tracker.marked for tracker in trackers)
             group.applied.announce_tokens([(t.part, t.place) for t in trackers] if marked else None)
-        logits, readings = self._forward(batch, batch.next_tokens.unsqueeze(1), batch.mask, batch.position)
-        outputs = self._postprocess(batch, logits, self._sample(batch, logits), readings)
+        part = PromptPart(ids=batch.next_tokens.unsqueeze(1), positions=batch.position, mask=batch.mask)
+        logits, readings = self._pass.run(batch, part)
+        outputs = self._postprocess(batch, logits, sample_next(batch, logits), readings)
+        self._keep_answers(batch)
         self._remove([sequence for sequence in batch.sequences if sequence.finished])
         return outputs
-
-    def _forward(
-        self, batch: RunningBatch, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[Sequence, tuple[float, ...]]]:
-        """Logits float32 [S, vocabulary], and every sequence's projections on its own probes."""
-        probes: dict[Probe, int] = {}
-        for sequence in batch.sequences:
-            for probe in sequence.request.probes:
-                probes.setdefault(probe, len(probes))
-        if list(probes) != self._last_probes[0]:
-            self._last_probes = (list(probes), by_layer(list(probes), self.model))
-        probes_by_layer = self._last_probes[1]
-        values = torch.empty((len(ids), len(probes)), device=self.model.device)
-
-        def visit(layer: int, h: torch.Tensor) -> None:
-            columns, directions = probes_by_layer[layer]
-            values[:, columns] = h[:, -1].float() @ directions
-
-        with contextlib.ExitStack() as hooks:
-            hooks.enter_context(apply_joined_steering(self.model, batch.steered_rows()))
-            if probes:
-                hooks.enter_context(observe(self.model, visit, sorted(probes_by_layer)))
-            logits = newest_logits(self.model, batch.cache, ids, mask, positions)
-        rows = values.tolist()
-        return logits, {
-            sequence: tuple(rows[slot][probes[p]] for p in sequence.request.probes)
-            for slot, sequence in enumerate(batch.slots)
-            if sequence is not None
-        }
-
-    def _sample(self, batch: RunningBatch, logits: torch.Tensor) -> list[int]:
-        """The next token of every sequence, in the order of their slots; the batch takes them in at its next pass."""
-        slots = torch.tensor([n for n, s in enumerate(batch.slots) if s is not None], device=logits.device)
-        sequences = batch.sequences
-        live_logits = logits if len(sequences) == len(batch.slots) else logits[slots]
-        tokens = sample_tokens(live_logits, [s.request.sampling for s in sequences], [s.draw() for s in sequences])
-        batch.next_tokens = batch.next_tokens.new_zeros(len(batch.slots)).index_copy(0, slots, tokens)
-        return tokens.tolist()
 
     def _postprocess(
         self,

@@ -15,6 +15,7 @@ from poise.model import Model
 
 __all__ = [
     "RoomyLayer",
+    "WindowLayer",
     "cache_budget",
     "check_room",
     "join",
@@ -100,6 +101,28 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._look(left, left + used)
 
 
+class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[no-untyped-call]
+    """Transformers' layer of a sliding window, which also knows what left the window in the newest pass."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Append the new states and return all that they may look at."""
+        states = super().update(key_states, value_states, *args, **kwargs)
+        self._pass: tuple[torch.Tensor, torch.Tensor] | None = states
+        self._after_pass: torch.Tensor | None = self.keys
+        return states
+
+    def of_pass(self, side: str) -> torch.Tensor:
+        """Keys or values as the newest pass saw them; those in the window where rows have changed since."""
+        if self._pass is not None and self.keys is self._after_pass:
+            return self._pass[0 if side == "keys" else 1]
+        inside: torch.Tensor = getattr(self, side)
+        return inside
+
+    def forget_pass(self) -> None:
+        """Hold no more memory than the window's."""
+        self._pass = self._after_pass = None
+
+
 def cache_budget(model: Model) -> int:
     """Cached tokens that an engine holds at once where it is told no limit."""
     return CACHE_BUDGET_CPU if model.device.type == "cpu" else CACHE_BUDGET_GPU
@@ -126,16 +149,21 @@ def check_room(model: Model, prompt: int, new: int) -> None:
 
 
 def roomy_cache(config: Any) -> DynamicCache:
-    """Transformers' own choice of cache layers for this model, with the plain ones replaced by roomy ones."""
+    """Transformers' own choice of cache layers for this model, with ours in place of those that rows may join."""
     cache = DynamicCache(config=config)
     roomy: Callable[[], DynamicLayer] = RoomyLayer
-    cache.layers = [roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    window: Callable[[int], DynamicSlidingWindowLayer] = WindowLayer
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[number] = roomy()
+        elif type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[number] = window(layer.sliding_window)
     return cache
 
 
 def joinable(cache: Any) -> bool:
     """Whether rows can join it: all of its layers hold keys and values a position, and nothing else."""
-    return all(type(layer) in (RoomyLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    return all(type(layer) in (RoomyLayer, WindowLayer) for layer in cache.layers)
 
 
 def join(cache: Any, other: Any, slots: torch.Tensor, rows: int) -> None:
@@ -203,6 +231,7 @@ def take_row(cache: Any, row: int, length: int) -> Any:
             layer.forget_room()
         else:
             layer.cumulative_length = length
+            layer.forget_pass()
     return out
 
 

@@ -1,40 +1,130 @@
-"""A long prompt that is read a part at a step, so that the answers that run go on between its parts."""
+"""Prompts on their way into a cache: several in one pass, or a long one a part at a step, answers going on in between.
+
+Either way what an earlier text began with is taken from the prefix cache, where it holds for this prompt.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from poise.engine.kv_cache import joinable, roomy_cache
+from poise.engine.prefix_cache import PrefixCache
 from poise.engine.running_batch import RunningBatch, SteeredGroup
-from poise.engine.sequence import Sequence
+from poise.engine.sequence import MatchedPrefix
+from poise.engine.sequence import Sequence as AnswerSequence
+from poise.engine.types import GenerationRequest
 from poise.model import Encoded, Model
+from poise.model.adapter_structure import adapters_in_force
 from poise.model.batching import pad
-from poise.steer import AppliedSteering
+from poise.steer import AppliedSteering, Steering
 
-__all__ = ["PromptPart", "PromptReading", "can_read_in_parts"]
+__all__ = ["PromptPart", "PromptReading", "can_read_in_parts", "match_prefix", "prompt_scope", "prompts_in_one_pass"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class PromptPart:
-    """What a pass takes in: ids and positions int64 [1, T], and the mask where something is cached already."""
+    """What a pass takes in: ids and positions int64 [B, T], and the mask where something is cached or padded."""
 
     ids: torch.Tensor
     positions: torch.Tensor
     mask: torch.Tensor | None
 
 
-def can_read_in_parts(sequence: Sequence, model: Model) -> bool:
+def can_read_in_parts(request: GenerationRequest, model: Model) -> bool:
     """Whether the parts of a prompt give what the prompt in one piece gives.
 
     Not where the frequencies of positions depend on the prompt's length, nor where tokens of the prompt are steered by
     what its last token shows.
     """
-    if model.rotary_switch.is_long(len(sequence.request.prompt.ids)) or not joinable(roomy_cache(model.lm.config)):
+    if model.rotary_switch.is_long(len(request.prompt.ids)) or not joinable(roomy_cache(model.lm.config)):
         return False
-    terms = sequence.request.steering.terms if sequence.request.steering else ()
+    terms = request.steering.terms if request.steering else ()
     return not any(t.when and t.when.reading == "prompt" and t.phase in ("prompt", "all") for t in terms)
+
+
+def prompt_scope(request: GenerationRequest, model: Model) -> Hashable:
+    """All that the states of a prompt's tokens depend on besides the tokens themselves, and who may reuse them.
+
+    ``None`` where they are not to be reused at all: where parts of the prompt do not give what all of it gives.
+    """
+    prompt = request.prompt
+    if prompt.start != len(prompt.ids) or not can_read_in_parts(request, model):
+        return None
+    adapters = (adapters_in_force(model.lm), tuple(getattr(model.lm, "peft_config", ())))
+    return (request.client, adapters, prompt_steering_digest(request.steering))
+
+
+def prompt_steering_digest(steering: Steering | None) -> bytes:
+    """What a steering does to the tokens of a prompt, as a digest; empty where it does nothing there."""
+    if steering is None:
+        return b""
+    parts: list[bytes] = []
+    for term, directions in zip(steering.terms, steering.directions(), strict=True):
+        if term.phase == "response":
+            continue
+        parts.append(repr((term.operation, term.phase, term.part, term.value, sorted(directions))).encode())
+        parts += [directions[layer].numpy().tobytes() for layer in sorted(directions)]
+        if when := term.when:
+            parts.append(repr((when.layer, when.value, when.above, when.reading)).encode())
+            parts.append(when.vector.unit(when.layer).numpy().tobytes())
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest() if parts else b""
+
+
+def match_prefix(sequence: AnswerSequence, model: Model, prefixes: PrefixCache) -> None:
+    """Look for what an earlier text began with, unless nothing has changed since it was last looked for."""
+    matched = sequence.prefix
+    if matched.version == prefixes.version or (matched.version >= 0 and matched.scope is None):
+        return
+    scope = matched.scope if matched.version >= 0 else prompt_scope(sequence.request, model)
+    blocks = () if scope is None else tuple(prefixes.match(scope, sequence.request.prompt.ids))
+    sequence.prefix = MatchedPrefix(scope=scope, blocks=blocks, version=prefixes.version)
+
+
+def prompts_in_one_pass(
+    sequences: Sequence[AnswerSequence], model: Model, prefixes: PrefixCache
+) -> tuple[RunningBatch, PromptPart]:
+    """Prompts whose last tokens are read together, as many of each as the longest of them needs.
+
+    A prompt that needs fewer has some of its prefix read again, so that no row has a hole between prefix and rest.
+    """
+    prompts = [sequence.request.prompt.ids for sequence in sequences]
+    unread = max(sequence.unread_tokens for sequence in sequences)
+    firsts = [max(len(ids) - unread, 0) for ids in prompts]
+    padded = pad(
+        [Encoded(ids[first:], len(ids) - first, len(ids) - first) for ids, first in zip(prompts, firsts, strict=True)],
+        side="left",
+        device=model.device,
+    )
+    cache, positions = roomy_cache(model.lm.config), padded.positions
+    width = max(firsts) + unread
+    mask = padded.real.long()
+    if any(firsts):
+        prefixes.write(cache, [sequence.prefix.blocks for sequence in sequences], firsts)
+        positions = positions + torch.tensor(firsts, device=model.device).unsqueeze(1)
+        lengths = torch.tensor([len(ids) for ids in prompts], device=model.device).unsqueeze(1)
+        mask = (torch.arange(width, device=model.device).unsqueeze(0) >= width - lengths).long()
+    for sequence, first in zip(sequences, firsts, strict=True):
+        sequence.reused_tokens = first
+    fresh = RunningBatch(
+        slots=list(sequences),
+        cache=cache,
+        mask=mask,
+        position=positions[:, -1:],
+        next_tokens=padded.ids[:, -1],
+    )
+    if any(sequence.request.steering for sequence in sequences):
+        applied = AppliedSteering(model, [sequence.request.steering for sequence in sequences])
+        applied.announce(padded)
+        fresh.groups = [SteeredGroup(applied, list(sequences))]
+    whole = not any(firsts) and not padded.padded
+    return fresh, PromptPart(ids=padded.ids, positions=positions, mask=None if whole else mask)
 
 
 class PromptReading:
@@ -43,16 +133,21 @@ class PromptReading:
     Args:
         sequence: Sequence whose prompt it is.
         model: Model that reads.
+        prefixes: What has been read before.
     """
 
-    def __init__(self, sequence: Sequence, model: Model) -> None:
+    def __init__(self, sequence: AnswerSequence, model: Model, prefixes: PrefixCache) -> None:
         self.sequence, self._device = sequence, model.device
         self._ids = torch.tensor(sequence.request.prompt.ids, device=model.device)
         empty = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+        cache, first = roomy_cache(model.lm.config), sequence.prefix.tokens
+        if first:
+            prefixes.write(cache, [sequence.prefix.blocks], [first])
+        sequence.reused_tokens = first
         self.batch = RunningBatch(
             slots=[sequence],
-            cache=roomy_cache(model.lm.config),
-            mask=empty[:, :0],
+            cache=cache,
+            mask=torch.ones((1, first), dtype=torch.long, device=model.device),
             position=empty,
             next_tokens=empty[:, 0],
         )

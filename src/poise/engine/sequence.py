@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from enum import Enum, auto
 from math import inf
 from typing import Literal
@@ -11,12 +12,13 @@ import numpy as np
 import torch
 
 from poise.engine.detokenizer import Detokenizer
+from poise.engine.prefix_cache import PrefixBlock
 from poise.engine.types import EngineOutput, GeneratedToken, GenerationRequest
 from poise.model import Model
 from poise.model.parts import PartTracker
 from poise.model.token_text import token_text
 
-__all__ = ["Sequence", "SequenceStatus"]
+__all__ = ["MatchedPrefix", "Sequence", "SequenceStatus"]
 
 
 class SequenceStatus(Enum):
@@ -25,6 +27,26 @@ class SequenceStatus(Enum):
     WAITING = auto()
     RUNNING = auto()
     FINISHED = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchedPrefix:
+    """What was read before and a prompt begins with.
+
+    Attributes:
+        scope: What the prompt's states depend on besides its tokens; ``None`` where they cannot be reused.
+        blocks: Blocks of the prefix cache, in order.
+        version: Version of the cache that they were looked for in.
+    """
+
+    scope: Hashable = None
+    blocks: tuple[PrefixBlock, ...] = ()
+    version: int = -1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that need not be read."""
+        return sum(len(block.ids) for block in self.blocks)
 
 
 class Sequence:
@@ -45,6 +67,8 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.began: float | None = None
         self.cached_tokens = len(request.prompt.ids)  # positions that the model has taken in
+        self.prefix = MatchedPrefix()
+        self.reused_tokens = 0  # of the prompt, which was not all read
         self._random = np.random.Generator(np.random.Philox(key=request.seed))
         self._logprobs: list[GeneratedToken] = []
         self._readings: list[tuple[float, ...]] = []
@@ -59,6 +83,11 @@ class Sequence:
     def finished(self) -> bool:
         """Whether nothing of it remains to be run or released."""
         return self.status is SequenceStatus.FINISHED
+
+    @property
+    def unread_tokens(self) -> int:
+        """Tokens of the prompt that have to be read."""
+        return len(self.request.prompt.ids) - self.prefix.tokens
 
     @property
     def max_tokens(self) -> int:
@@ -99,6 +128,7 @@ class Sequence:
             finish=self._finish if self.finished else None,
             end=self._end if self.finished else None,
             began=self.began,
+            reused_tokens=self.reused_tokens,
         )
 
     def _append_token(self, token: int, logits: torch.Tensor) -> None:

@@ -176,7 +176,8 @@ class GenerationRequest:
         probes: Probes that read this answer.
         stop: Strings that end the answer; they are no part of it. Those in a thought do not.
         top_logprobs: Likeliest tokens to report beside each chosen one; ``None`` for no log-probabilities at all.
-        client: Who asks: those with fewer answers under way come first.
+        client: Who asks: those with fewer answers under way come first, and what was read for one is reused for no
+            other.
     """
 
     prompt: Encoded
@@ -227,6 +228,7 @@ class EngineOutput:
         end: Token that ended the answer and is no part of it, where log-probabilities are asked for.
         error: What went wrong with this answer or its batch; set where the answer ended without a finish.
         began: Time on the monotonic clock at which the prompt began to be read, where the engine knows it.
+        reused_tokens: Prompt tokens that were not read again, since an earlier text began with them.
     """
 
     key: Hashable
@@ -236,6 +238,7 @@ class EngineOutput:
     end: GeneratedToken | None = None
     error: Exception | None = None
     began: float | None = None
+    reused_tokens: int = 0
 
 
 class StepEngine(Protocol):
