@@ -233,9 +233,9 @@ class TestItsRoom:
         assert rows[0] == rows[1]
 
     def test_holds_a_beginning_of_what_is_longer(self, llama: Model) -> None:
-        watched, ids = Watched(ContinuousEngine(llama, budget=40)), words(llama, 60)
+        watched, ids = Watched(ContinuousEngine(llama, budget=100)), words(llama, 60)
         asked = {n: request(llama, ids) for n in range(2)}
-        assert [answer(watched, n, asked[n]) for n in asked] == [0, 20]
+        assert [answer(watched, n, asked[n]) for n in asked] == [0, 32]
         watched.check(llama, asked)
 
 

@@ -111,7 +111,8 @@ class TestAChat:
         assert chunks[0].choices[0].delta.role == "assistant"
         assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == ask(client).choices[0].message.content
         assert [c.choices[0].finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 2) + ["length"]
-        assert (chunks[-1].choices, chunks[-1].usage) == ([], ask(client).usage)
+        again = list(ask(client, stream=True, stream_options={"include_usage": True}))
+        assert (again[-1].choices, again[-1].usage) == ([], ask(client).usage)
         assert len({c.id for c in chunks}) == 1
 
     def test_draws_by_its_seed_temperature_and_top_p(self, client: openai.OpenAI, model: Model) -> None:

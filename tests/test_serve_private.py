@@ -180,3 +180,30 @@ class TestAnUploadedVector:
         assert torch.allclose(scaled.cosine(plain), torch.ones(tiny.L), atol=1e-5)
         assert scaled.dose(1 / scale, 1) == pytest.approx(plain.dose(1.0, 1), rel=1e-4)
         assert scaled.at("read").difference == pytest.approx(plain.at("read").difference * scale, rel=1e-4)
+
+
+class TestPromptsReadBefore:
+    def test_are_reused_by_the_key_that_sent_them_alone(self, model: Model, tmp_path: Path) -> None:
+        """What another key has asked cannot be told from how much of a prompt is read again."""
+        keys = tmp_path / "keys"
+        keys.write_text("ana aaaaaaaaaaaaaaaaaaaa\nben bbbbbbbbbbbbbbbbbbbb\n")
+        body = BODY | {"messages": [{"role": "user", "content": "my very secret words " * 9}]}
+        tokens = len(model.encode(body["messages"]).ids)
+        with serving.running(model, keys=keys) as (address, _):
+
+            def cached(letter: str, **more: Any) -> int:
+                headers = {"authorization": f"Bearer {letter * 20}"}
+                answer = httpx.post(f"{address}/v1/chat/completions", json=body | more, headers=headers, timeout=30)
+                usage = answer.json()["usage"]
+                assert usage["prompt_tokens"] == tokens
+                return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+            block = (tokens - 1) // 32 * 32
+            assert block >= 32
+            assert [cached("a"), cached("a"), cached("b"), cached("b")] == [0, block, 0, block]
+            assert [cached("a", n=3), cached("a", poise={"steer": "up=0.2"})] == [block, block]
+            assert [cached("a", poise={"steer": "up=0.2 on all"}) for _ in range(2)] == [0, block]
+            metrics = httpx.get(f"{address}/metrics", headers={"authorization": f"Bearer {'a' * 20}"}).text
+        assert "poise_prefix_hits_total 7.0" in metrics
+        assert f"poise_prompt_tokens_reused_total {7.0 * block}" in metrics
+        assert "poise_prefix_tokens " in metrics

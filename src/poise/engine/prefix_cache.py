@@ -58,7 +58,7 @@ class PrefixCache:
         """The longest chain of blocks that a text begins with, at least its last token left out."""
         chain: list[PrefixBlock] = []
         following = self._roots.get(scope, {})
-        for block_ids in _blocks(ids[:-1]):
+        for block_ids in _id_blocks(ids[:-1]):
             if (block := following.get(block_ids)) is None:
                 break
             chain.append(block)
@@ -79,7 +79,7 @@ class PrefixCache:
         length = length or len(ids)
         chain: list[PrefixBlock] = []
         following = self._roots.get(scope, {})
-        for number, block_ids in enumerate(_blocks(ids)):
+        for number, block_ids in enumerate(_id_blocks(ids)):
             block = following.get(block_ids)
             if block is None:
                 if (len(chain) + 1) * BLOCK_TOKENS > self.room:
@@ -156,7 +156,7 @@ class PrefixCache:
         return blocks
 
 
-def _blocks(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
+def _id_blocks(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
     for first in range(0, len(ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
         yield tuple(ids[first : first + BLOCK_TOKENS])
 

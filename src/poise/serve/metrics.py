@@ -34,6 +34,12 @@ class Metrics:
         self.tokens = Counter(
             "poise_tokens", "Tokens read (prompt) and generated (completion).", ["kind"], registry=self.registry
         )
+        self.reused = Counter(
+            "poise_prompt_tokens_reused", "Prompt tokens that were not read again.", registry=self.registry
+        )
+        self.prefix_hits = Counter(
+            "poise_prefix_hits", "Answers whose prompts began like an earlier text.", registry=self.registry
+        )
         self.seconds = Histogram(
             "poise_request_seconds",
             "From request to the answer's end.",

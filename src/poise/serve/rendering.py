@@ -41,6 +41,7 @@ class AnswerChoice:
         readings: Readings of the complete answer by each watched vector, once it is over and where any watched.
         end: Token that ended the answer, where log-probabilities are asked for.
         echoed_logprobs: Log-probabilities of the prompt that the answer begins with, where they are asked for.
+        reused_tokens: Tokens of the prompt that were not read again.
     """
 
     index: int
@@ -53,6 +54,7 @@ class AnswerChoice:
     readings: tuple[AnswerReadings, ...] | None = None
     end: GeneratedToken | None = None
     echoed_logprobs: dict[str, Any] | None = None
+    reused_tokens: int = 0
 
     @property
     def prompt_number(self) -> int:
@@ -74,6 +76,7 @@ class AnswerChoice:
         self.alerts += guarded.alerts
         self.readings = guarded.readings or self.readings
         self.end = output.end or self.end
+        self.reused_tokens = max(self.reused_tokens, output.reused_tokens)
         self.finish = "content_filter" if guarded.stopped else output.finish
 
     @property
@@ -295,10 +298,15 @@ def _distinct(top: Sequence[tuple[str, float]]) -> dict[str, float]:
 def usage_body(plan: RequestPlan, choices: Sequence[AnswerChoice]) -> dict[str, Any]:
     """Tokens of a request. The token that ended an answer is not counted."""
     generated = sum(len(choice.tokens) for choice in choices)
+    reused: dict[int, int] = {}  # by prompt, which is counted once whatever the number of its choices
+    for choice, request in zip(choices, plan.requests, strict=True):
+        prompt = id(request.prompt)
+        reused[prompt] = min(choice.reused_tokens, reused.get(prompt, choice.reused_tokens))
     return {
         "prompt_tokens": plan.prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": plan.prompt_tokens + generated,
+        "prompt_tokens_details": {"cached_tokens": sum(reused.values())},
         "completion_tokens_details": {
             "reasoning_tokens": sum(token.part == "thought" for choice in choices for token in choice.tokens)
         },

@@ -66,12 +66,19 @@ class CompletionTokensDetails(BaseModel):
     reasoning_tokens: int
 
 
+class PromptTokensDetails(BaseModel):
+    """Of a request's prompt tokens those that an earlier text of the same key began with, and were not read again."""
+
+    cached_tokens: int
+
+
 class TokenUsage(BaseModel):
     """Tokens of a request."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
 
 

@@ -194,6 +194,9 @@ def make_server(
         log_text=options.log_text,
     )
     _gauges(service)
+    service.metrics.add_gauge(
+        "poise_prefix_tokens", "Tokens of earlier texts that are kept.", lambda: engine.prefixes.tokens
+    )
     hosts = ("localhost", "127.0.0.1", "::1", options.host) if is_loopback(options.host) and not keys else ()
     gate = RequestGate(
         app=Counting(build(service), service.metrics),

@@ -219,6 +219,9 @@ class CompletionExchange:
                 if guarded.output.error is not None:
                     raise self._failed(guarded.output.error)
                 choice = self.choices[index]
+                if guarded.output.reused_tokens and not choice.reused_tokens:
+                    self.service.metrics.prefix_hits.inc()
+                    self.service.metrics.reused.inc(guarded.output.reused_tokens)
                 choice.add(guarded)
                 self._count(choice, guarded)
                 waiting -= choice.finish is not None
