@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Where PyTorch's build is taken from, if not from the package index: README.md names the index of CPU builds.
 TORCH_INDEX ?=
 
-.PHONY: setup demo test check lint types unit slow real browser lowest docs replicate clean
+.PHONY: setup demo test check lint types unit slow real browser lowest test-vllm docs replicate clean
 
 setup: $(STAMP)
 
@@ -34,7 +34,7 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not real and not wide and not slow and not trainers and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not real and not wide and not slow and not trainers and not browser and not vllm"
 
 # What kills processes, compiles, simulates, builds architectures and tries every trainer; not part of `make test`, and run by CI after it.
 slow: setup
@@ -42,6 +42,15 @@ slow: setup
 
 real: setup
 	$(BIN)/pytest -q -m "(real or wide) and not browser"
+
+# Steering and reading inside vLLM, in an environment of its own; run by CI at the end.
+TEST_VLLM := .venv-vllm
+test-vllm:
+	test -x $(TEST_VLLM)/bin/python || $(PYTHON) -m venv $(TEST_VLLM)
+	$(TEST_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-vllm.txt
+	$(TEST_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(TEST_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	OMP_NUM_THREADS=1 $(TEST_VLLM)/bin/pytest -q -m vllm tests/test_vllm_engine.py
 
 # Needs Chromium; not part of `make test`, and run by CI after it.
 browser: setup
@@ -69,4 +78,4 @@ replicate: setup
 	$(BIN)/python -W ignore benchmarks/replicate.py --model $(MODEL) --data $(DATA) --judge $(JUDGE) --out $(REPLICATE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(TEST_VLLM) .mypy_cache .pytest_cache .ruff_cache

@@ -19,15 +19,18 @@ __all__ = ["doctor"]
 
 def doctor(
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(metavar="MODEL", help="A bundled name, a folder, a .gguf file or a hub id.", show_default=False),
-    ],
+    ] = None,
     vector: Annotated[
         list[Path] | None,
         typer.Option(
             "--vector", metavar="FILE", dir_okay=False, help="Also say whether this vector may be used on the model."
         ),
     ] = None,
+    vllm: Annotated[
+        bool, typer.Option("--vllm", help="Check instead whether the plugin fits the vLLM that is installed.")
+    ] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     as_json: Json = False,
@@ -38,6 +41,11 @@ def doctor(
     """
     from poise.cli import facts, render
 
+    if vllm == (model is not None):
+        raise typer.BadParameter("give a model, or --vllm alone.", param_hint="MODEL")
+    if model is None:
+        _check_vllm(as_json=as_json)
+        return
     with working():
         from poise import workflows
         from poise.model.diagnosis import diagnose
@@ -52,6 +60,28 @@ def doctor(
         facts.print_json(_versions() | diagnosis.model_dump(mode="json") | vector_facts | {"works": works})
     else:
         render.show([*_diagnosis_lines(diagnosis), *map(_vector_line, relations)])
+    if not works:
+        raise typer.Exit(1)
+
+
+def _check_vllm(*, as_json: bool) -> None:
+    """The private names of vLLM that the plugin relies on, and whether they are there."""
+    from poise.cli import facts, render
+
+    with working():
+        from poise.vllm.private_names import TESTED_VERSIONS, check_names, installed_version
+
+        version, checks = installed_version(), check_names()
+    works = not any(fault for _, fault in checks)
+    if as_json:
+        names = [
+            {"name": str(name), "works": not fault, "fault": fault, "breaks": name.breaks} for name, fault in checks
+        ]
+        facts.print_json({"vllm": version, "tested": list(TESTED_VERSIONS), "names": names, "works": works})
+    else:
+        states = (f"  {'FAILS' if fault else 'works':8}  {fault or name}" for name, fault in checks)
+        losses = (f"            without it {name.breaks}" for name, fault in checks if fault)
+        render.show([f"vLLM {version}; the plugin is tested with {', '.join(TESTED_VERSIONS)}", *states, *losses])
     if not works:
         raise typer.Exit(1)
 

@@ -26,7 +26,7 @@ from poise.model.fingerprint import half_weights, sample_values
 from poise.model.rounding import quantisation
 from poise.settings import FrozenModel
 
-__all__ = ["WeightSketch", "sketch_weights"]
+__all__ = ["WeightSketch", "embedding_correlation", "sketch_weights"]
 
 SKETCHED_MATRICES = 16  # that are sketched, spread over the blocks
 SKETCHED_OUTPUTS = 16  # that are kept of each
@@ -69,6 +69,13 @@ class WeightSketch(FrozenModel):
         return _cosine(self.token_outputs, other.token_outputs)
 
 
+def embedding_correlation(sketch: WeightSketch, weight: torch.Tensor) -> float:
+    """Correlation of a sketched model's token embeddings with a matrix of embeddings [vocabulary, d]."""
+    ids = [token for token in SKETCHED_TOKENS if token < min(weight.shape[0], sketch.vocabulary)]
+    rows = weight[torch.tensor(ids, device=weight.device)].float().cpu()
+    return _cosine(sketch.token_outputs, _packed([_token_outputs(row) for row in rows]))
+
+
 @torch.no_grad()
 def sketch_weights(lm: Any) -> WeightSketch:
     """Sketch a loaded model's base weights. An adapter that is merged into them counts, one beside them does not."""
@@ -92,7 +99,7 @@ def sketch_weights(lm: Any) -> WeightSketch:
         embeddings=_short_hash([sample_values(row, half=True) for row in tokens]),
         outputs=_packed([_outputs(layer) for layer in chosen]),
         block_outputs=_packed_blocks(named),
-        token_outputs=_packed([_project(row.expand(TOKEN_OUTPUTS, -1), shifted=True) for row in tokens]),
+        token_outputs=_packed([_token_outputs(row) for row in tokens]),
     )
 
 
@@ -150,6 +157,11 @@ def _embed(embedding: nn.Module) -> torch.Tensor:
         ids = torch.tensor([token for token in SKETCHED_TOKENS if token < weight.shape[0]], device=weight.device)
         return weight[ids].float().cpu()
     return embedding(torch.tensor(SKETCHED_TOKENS, device=weight.device)).float().cpu()  # type: ignore[no-any-return]
+
+
+def _token_outputs(row: torch.Tensor) -> torch.Tensor:
+    """[8] of a token's embedding [d]."""
+    return _project(row.expand(TOKEN_OUTPUTS, -1), shifted=True)
 
 
 def _project(rows: torch.Tensor, *, shifted: bool = False) -> torch.Tensor:

@@ -35,14 +35,14 @@ from poise.serve.rendering import chunk_body, completion_body, usage_body
 from poise.serve.request_body import json_pieces, read_request
 from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from poise.serve.service import CompletionExchange, Service
-from poise.serve.vector_registry import NAME
+from poise.steer.request_field import VECTOR_NAME
 
 __all__ = ["build"]
 
 log = logging.getLogger("poise.serve")
 
 QUIET = 15.0  # seconds without a chunk after which a stream says that it is alive
-VectorName = Annotated[str, Path(pattern=NAME, description="A vector's name.")]
+VectorName = Annotated[str, Path(pattern=VECTOR_NAME, description="A vector's name.")]
 KeyName = Annotated[str | None, Query(max_length=200, description="Readings of this key alone; others' for admins.")]
 Result = TypeVar("Result")
 Instant = Annotated[str | None, Query(max_length=40, description="A time, ISO 8601 in UTC.")]
@@ -264,7 +264,7 @@ def _vectors(app: FastAPI, service: Service) -> None:
         return {"object": "list", "data": [vector_entry(w) for w in entries]}
 
     @app.post("/v1/poise/vectors", status_code=201, response_model=replies.Vector, openapi_extra=UPLOAD)
-    async def upload(request: Request, name: Annotated[str, Query(pattern=NAME)]) -> Any:
+    async def upload(request: Request, name: Annotated[str, Query(pattern=VECTOR_NAME)]) -> Any:
         key, data = _key(request), await request.body()  # the gate has asked whether the key may
         most = service.policies.of(key).most_vectors
         return await run_in_threadpool(lambda: vector_entry(registry.upload(name, data, owner=key, most=most)))

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from poise.model.rendering import Thinking
-from poise.steer import SteeringExpression
+from poise.steer.request_field import PoiseField, RequestName, RequestText, StrictRequest
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "PoiseField", "StreamOptions"]
-
-
-def _complete_characters(text: str) -> str:
-    """JSON can write halves of characters, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("half of a character (a lone surrogate)") from error
-    return text
 
 
 def _shape_of_prompt(prompt: Any) -> str:
@@ -29,23 +20,10 @@ def _shape_of_prompt(prompt: Any) -> str:
     return "as texts" if isinstance(first, str) else "as lists of tokens" if isinstance(first, list) else "as tokens"
 
 
-RequestText = Annotated[str, AfterValidator(_complete_characters)]
-RequestName = Annotated[RequestText, Field(min_length=1, max_length=200)]
 StopString = Annotated[RequestText, Field(min_length=1, max_length=200)]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Nothing = list[Any]
 OnlyZero = Annotated[float, Field(ge=0, le=0, description="Not supported; may only be 0.")]
-
-
-class StrictRequest(BaseModel):
-    """Base of what a request says. A field that is null counts as not given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
 class TextFormat(StrictRequest):
@@ -93,17 +71,6 @@ class TemplateSwitches(StrictRequest):
     enable_thinking: bool | None = None
     thinking: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
-
-
-class PoiseField(StrictRequest):
-    """What Poise adds to OpenAI's requests (the client's ``extra_body``)."""
-
-    steer: Annotated[RequestText, Field(max_length=4000)] | SteeringExpression | None = Field(
-        None, description="A steering expression such as `evil=30%; kind=-1`, or its JSON form."
-    )
-    watch: bool | Annotated[list[RequestName], Field(max_length=64)] = Field(
-        False, description="Give the readings of these vectors, or of all (true)."
-    )
 
 
 class OpenAIRequest(StrictRequest):

@@ -23,14 +23,14 @@ from poise.model.relation import SAME_MODEL, ModelRelation
 from poise.monitor import alarms_in_force
 from poise.monitor.baseline import ReadingBaseline, baseline_texts, read_baseline
 from poise.steer import Steering, cautions
+from poise.steer.request_field import VECTOR_NAME
 from poise.vector import Alarm, PersonaVector
 
-__all__ = ["NAME", "VectorRegistry", "WatchedVector"]
+__all__ = ["VectorRegistry", "WatchedVector"]
 
 LARGEST_NORM_RATIO = 2  # between mean ‖h‖ of one model on two sets of answers
 MOST_HEADER = 2**20  # bytes of an uploaded vector's texts
 MOST_TOKENS = 512  # of an answer that it carries, which is read in one piece between two steps of other answers
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -166,7 +166,7 @@ class VectorRegistry:
             InvalidSteering: it is zero where it would be read.
             RequestError: 409 for a name that is taken.
         """
-        if not re.fullmatch(NAME, name):
+        if not re.fullmatch(VECTOR_NAME, name):
             raise InvalidVector(f"{name!r} is not a name for a vector here; use letters, digits, _ and -, at most 64.")
         relation = vector.check_model(self.model, allow_other_model=self.allow_other_model)
         probe = vector.at("read").probe

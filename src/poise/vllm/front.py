@@ -1,0 +1,143 @@
+"""In front of vLLM's engine: requests are checked where they come in, and readings put on their outputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from poise.errors import UserError
+from poise.vllm.runner import FIELD
+
+__all__ = ["OutputReadings", "install_front"]
+
+
+@dataclass(eq=False, kw_only=True)
+class OutputReadings:
+    """The readings of one answer, which grow while it is generated. k: watched vectors.
+
+    The last token that is sampled is not run by vLLM, and so is not read: the token that ends an answer, or the last
+    one where the limit does.
+
+    Attributes:
+        names: Names of the k vectors.
+        layers: Layer at which each is read.
+        values: Projections float32 [1 + T, k]: the last prompt token, then each token that was run.
+    """
+
+    names: tuple[str, ...]
+    layers: tuple[int, ...]
+    values: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def extend(self, rows: npt.NDArray[np.float32]) -> None:
+        """Add what a step brought."""
+        self.values = np.concatenate([self.values, rows]) if len(self.values) else rows
+
+    def body(self, first: int = 0) -> dict[str, Any]:
+        """As JSON, from row ``first`` of the values on."""
+        columns = dict(zip(self.names, self.values.T.tolist() if len(self.values) else (), strict=False))
+        body: dict[str, Any] = {"layers": dict(zip(self.names, self.layers, strict=True))}
+        if first == 0 and len(self.values):
+            body["prompt"] = {name: column[0] for name, column in columns.items()}
+        body["first_token"] = max(first - 1, 0)
+        body["readings"] = {name: column[max(first, 1) :] for name, column in columns.items()}
+        return body
+
+
+CheckField = Callable[[Any, Any], Any]
+WatchedLayers = Callable[[Any], tuple[Sequence[str], Sequence[int]]]
+
+
+def install_front(check_field: CheckField, watched: WatchedLayers) -> None:
+    """Patch the front of this process.
+
+    Args:
+        check_field: Checks a request's field, given the input processor; gives what the engine is to get.
+        watched: Names and layers of the vectors that a checked field watches.
+    """
+    _check_requests(check_field)
+    _name_readings(watched)
+    _refuse_beam_search()
+
+
+def _validation_error(message: str) -> Exception:
+    from vllm.exceptions import VLLMValidationError
+
+    refusal: Exception = VLLMValidationError(message, parameter=f"vllm_xargs.{FIELD}")
+    return refusal
+
+
+def _check_requests(check_field: CheckField) -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    process = InputProcessor.process_inputs
+
+    @functools.wraps(process)
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        extra = getattr(params, "extra_args", None) or {}
+        if extra.get(FIELD) is None:
+            return process(self, request_id, prompt, params, *args, **kwargs)
+        try:
+            checked = check_field(extra[FIELD], self)
+        except UserError as error:
+            raise _validation_error(str(error)) from error
+        if kwargs.get("resumable"):
+            raise _validation_error(
+                "A request whose prompt comes in parts cannot be steered or watched; send all of it at once."
+            )
+        request = process(self, request_id, prompt, params, *args, **kwargs)
+        request.sampling_params.extra_args = {**extra, FIELD: checked}
+        return request
+
+    InputProcessor.process_inputs = process_inputs
+
+
+def _name_readings(watched: WatchedLayers) -> None:
+    from vllm.v1.engine.output_processor import RequestState
+
+    make, complete = RequestState.from_new_request.__func__, RequestState._new_completion_output
+
+    @functools.wraps(make)
+    def from_new_request(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        state = make(cls, *args, **kwargs)
+        request = kwargs["request"] if "request" in kwargs else args[1]
+        extra = getattr(request.sampling_params, "extra_args", None) or {}
+        names, layers = watched(extra[FIELD]) if extra.get(FIELD) is not None else ((), ())
+        state.poise_readings = OutputReadings(names=tuple(names), layers=tuple(layers)) if names else None
+        return state
+
+    @functools.wraps(complete)
+    def new_completion_output(self: Any, *args: Any, **kwargs: Any) -> Any:
+        readings = self.poise_readings
+        if readings is not None:
+            for rows in self.routed_experts_chunks:
+                readings.extend(rows)
+            self.routed_experts_chunks.clear()
+        output = complete(self, *args, **kwargs)
+        output.poise = readings
+        return output
+
+    RequestState.from_new_request = classmethod(from_new_request)
+    RequestState._new_completion_output = new_completion_output
+
+
+def _refuse_beam_search() -> None:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    for kind in (ChatCompletionRequest, CompletionRequest):
+        kind.to_beam_search_params = _without_poise(kind.to_beam_search_params)
+
+
+def _without_poise(to_params: Any) -> Any:
+    @functools.wraps(to_params)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if FIELD in (self.vllm_xargs or {}):
+            raise _validation_error("Beam search drops vllm_xargs, and so the steering; leave use_beam_search out.")
+        return to_params(self, *args, **kwargs)
+
+    return checked
