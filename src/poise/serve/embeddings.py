@@ -13,7 +13,7 @@ from pydantic import Field
 
 from poise.errors import MissingExtra, RequestError
 from poise.judge.exemplars import LONGEST_SENTENCE, sentence_embeddings, sentence_tokens
-from poise.serve.requests import RequestName, RequestText, StrictRequest
+from poise.steer.request_field import RequestName, RequestText, StrictRequest
 
 __all__ = ["ENCODER", "EmbeddingRequest", "SentenceEncoder", "embedding_body"]
 
