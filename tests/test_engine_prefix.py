@@ -227,7 +227,7 @@ class TestItsRoom:
                 engine.add(f"late {n}", request(llama, words(llama, 30, seed=n), tokens=12))
             while engine.waiting or engine.running:
                 watched.step()
-                used = len(engine._running) * (engine._batch.width if engine._batch else 0)
+                used = sum(len(batch.sequences) * batch.width for batch in engine._batches)
                 assert used + engine.prefixes.tokens <= 200
             rows.append([len(each) for each in watched.rows if each])
         assert rows[0] == rows[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import tiny
 from poise.engine import EngineOutput, GenerationRequest, Probe, SamplingParams
+from poise.engine.batch_groups import plan_groups, regroup
 from poise.engine.continuous import ContinuousEngine
 from poise.engine.static import LocalEngine
 from poise.engine.waiting import WaitingSequences, to_put_aside
@@ -181,6 +183,85 @@ class TestTheCache:
         readings = [token.readings[0] for output in watched.outputs[key] for token in output.tokens]
         assert readings[released + 1 :] == pytest.approx([-5.0] * (len(readings) - released - 1), abs=1e-3)
         watched.check(llama, {n: request for n, request in enumerate(asked) if n != key})
+
+
+class TestLongAndShortAnswers:
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
+    def test_run_together_where_padding_all_to_the_longest_would_not_fit(
+        self, architecture: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("poise.engine.continuous.HEADROOM", 4)
+        model = dataclasses.replace(tiny.model(architecture), stop_ids=frozenset())
+        asked: dict[Any, GenerationRequest] = dict(enumerate(requests(model, 8, tokens=[20, 12, 30])))
+        ids = tuple(range(5, 175))
+        asked["long"] = dataclasses.replace(asked[0], prompt=Encoded(ids, 170, 170), sampling=SamplingParams(25))
+        engine = ContinuousEngine(model, budget=700)
+        watched = Watched(engine)
+        for key, request in asked.items():
+            engine.add(key, request)
+        groups = []
+        while engine.waiting or engine.running:
+            watched.step()
+            groups.append([len(batch.sequences) for batch in engine._batches])
+            used = sum(len(batch.sequences) * batch.width for batch in engine._batches)
+            assert used <= engine.budget
+        assert max(map(sum, groups)) == 9, "padded together five rows would fit"
+        assert max(map(len, groups)) == 2
+        apart = [len(step) == 2 for step in groups].index(True)
+        assert any(len(step) == 1 and step[0] > 1 for step in groups[apart:]), "one batch again once that fits"
+        watched.check(model, asked)
+
+    @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+    def test_say_the_same_wherever_they_are_moved(self, architecture: str) -> None:
+        model = dataclasses.replace(tiny.model(architecture), stop_ids=frozenset())
+        asked: dict[Any, GenerationRequest] = dict(enumerate(requests(model, 8, tokens=[5, 20, 9])))
+        engine, rng = ContinuousEngine(model), random.Random(0)
+
+        def shuffle() -> None:
+            running = engine._running
+            rng.shuffle(running)
+            cut = rng.randrange(len(running) + 1)
+            groups = [group for group in (running[:cut], running[cut:]) if group]
+            engine._batches = regroup(engine._batches, groups, refill=bool(rng.randrange(2)))
+            assert sorted(map(len, groups)) == sorted(len(batch.sequences) for batch in engine._batches)
+
+        engine._arrange = shuffle  # type: ignore[method-assign]
+        watched = Watched(engine)
+        for key, request in asked.items():
+            engine.add(key, request)
+            watched.step()
+        watched.finish()
+        watched.check(model, asked)
+
+    def test_share_as_few_batches_as_fit(self) -> None:
+        assert plan_groups([], 10) == []
+        assert plan_groups([3, 5, 4], 15) == [[0, 2, 1]]
+        assert plan_groups([3, 50, 4], 58) == [[0, 2], [1]]
+        assert plan_groups([3, 50, 4], 57) is None
+        assert plan_groups([9, 1, 9, 1, 9], 30) == [[1, 3], [0, 2, 4]]
+
+    def test_one_batchs_fault_is_its_own(self, llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: dict[Any, GenerationRequest] = dict(enumerate(requests(llama, 4, tokens=[9])))
+        ids = tuple(range(5, 175))
+        asked["long"] = dataclasses.replace(asked[0], prompt=Encoded(ids, 170, 170))
+        engine = ContinuousEngine(llama, budget=480)
+        watched = Watched(engine)
+        for key, request in asked.items():
+            engine.add(key, request)
+        while engine.waiting:
+            watched.step()
+        assert sorted(len(batch.sequences) for batch in engine._batches) == [1, 4]
+        run = engine._pass.run
+
+        def broken(batch: Any, part: Any) -> Any:
+            return 1 / 0 if len(batch.sequences) == 1 else run(batch, part)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._pass, "run", broken)
+            watched.step()
+        assert isinstance(watched.outputs.pop("long")[-1].error, ZeroDivisionError)
+        watched.finish()
+        watched.check(llama, {key: request for key, request in asked.items() if key != "long"})
 
 
 class TestClients:

@@ -6,7 +6,8 @@ cache is then written into free slots of the running one, aligned at its end, wh
 
 Sequences are admitted by what they use of the cache, not by what they may come to use. Where it grows full, or a client
 waits while another has several answers under way, the newest sequence of the client that has most is put aside, cache
-and all, and goes on later as if nothing had happened. Long prompts are read a part at a step.
+and all, and goes on later as if nothing had happened. Long prompts are read a part at a step, and what an earlier text
+began with is not read again. Long sequences run in a batch of their own where padding all to them would not fit.
 
 By hand, because steering, probes and sampling belong to each row of one batch. Static batches
 (``poise.engine.static_batch``) are a second loop, not a case of this one: they sum activations at every layer for
@@ -17,26 +18,29 @@ strings or slots.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from weakref import WeakKeyDictionary
 
 import torch
 
+from poise.engine.batch_groups import padded_positions, plan_groups, regroup
 from poise.engine.kv_cache import cache_budget, check_room, joinable, roomy_cache
-from poise.engine.model_pass import ModelPass, sample_next
+from poise.engine.model_pass import ModelPass, postprocess, sample_next
 from poise.engine.prefix_cache import PrefixCache
 from poise.engine.prompt_reading import (
     PromptPart,
     PromptReading,
     can_read_in_parts,
+    keep_answers,
+    keep_prompts,
     match_prefix,
     prompts_in_one_pass,
 )
 from poise.engine.running_batch import RunningBatch, SteeredGroup
-from poise.engine.sequence import Sequence, SequenceStatus
+from poise.engine.sequence import Sequence
 from poise.engine.types import EngineOutput, GenerationRequest, check_count
 from poise.engine.waiting import WaitingSequences, to_put_aside
-from poise.errors import InvalidArgument, NonFiniteActivation
+from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.model.adapter_structure import adapters_in_force
 from poise.model.self_check import require_cache
@@ -50,7 +54,7 @@ PREFILL_GPU = 16384
 PROMPTS_CPU = 512  # of them in one pass, after which its sequences have their first token
 PROMPTS_GPU = 4096
 PREFIX_SHARE = 0.5  # of the cache that what was read before may take while nobody else needs it
-HEADROOM, ENDLESS = 64, 1 << 40  # positions that a sequence is to find when it begins
+HEADROOM = 64  # positions that a sequence is to find when it begins
 
 
 class ContinuousEngine:
@@ -83,7 +87,7 @@ class ContinuousEngine:
         self._checked: WeakKeyDictionary[PersonaVector, str] = WeakKeyDictionary()
         self._waiting = WaitingSequences()
         self._reading: PromptReading | None = None
-        self._batch: RunningBatch | None = None
+        self._batches: list[RunningBatch] = []
         self._added = self._prefilled = 0
         self._pass = ModelPass(model)
         self.prefixes = PrefixCache(int(self.budget * PREFIX_SHARE) if self._joins else 0)
@@ -126,7 +130,7 @@ class ContinuousEngine:
 
     def steer(self, key: Hashable, steering: Steering) -> None:
         """Add this steering to an answer's own, from its next token on."""
-        for batch in (*([self._batch] if self._batch else []), *self._waiting.aside):
+        for batch in (*self._batches, *self._waiting.aside):
             if sequences := [sequence for sequence in batch.sequences if sequence.key == key]:
                 applied = AppliedSteering(self.model, [steering] * len(sequences))
                 applied.decoding()
@@ -146,25 +150,58 @@ class ContinuousEngine:
             outputs += self._read_part(self._reading)
         elif scheduled and self._waiting.new and self._prefilled < self.prefill_budget:
             return outputs  # more prompts can be read before the others go on
-        if any_running and self._batch:
-            outputs += self._continue(self._batch)
+        if any_running:
+            outputs += self._continue()
         self._prefilled = 0
         return outputs
 
-    def _continue(self, batch: RunningBatch) -> list[EngineOutput]:
+    def _continue(self) -> list[EngineOutput]:
         """One token of each running answer that the cache has room for."""
-        while self._joins and len(batch.sequences) > 1 and not self._has_room(batch.sequences, 1):
-            self._put_aside(to_put_aside(batch.sequences))
-        self._leave_room(batch.sequences)
+        while self._joins and len(running := self._running) > 1 and not self._has_room(running, 1):
+            self._put_aside(to_put_aside(running))
+        self._leave_room(self._running)
+        outputs = self._lost_in(self._arrange, self._running)
+        for batch in list(self._batches):
+            try:
+                outputs += self._decode(batch)
+            except Exception as error:  # whatever it was, these sequences are lost and the next ones need not be
+                self._batches.remove(batch)
+                outputs += [EngineOutput(key=sequence.key, error=error) for sequence in batch.sequences]
+        return outputs
+
+    def _arrange(self) -> None:
+        """Have the running rows in as few batches as the cache has room for, and move them only where that changes."""
+        running, widths = self._running, [sequence.cached_tokens + 1 for sequence in self._running]
+        if not self._joins or len(running) < 2:
+            return
+        wanted = self._groups(running, HEADROOM) or self._groups(running, 1) or [running]
+        number = {sequence: row for row, sequence in enumerate(running)}
+        present = [[number[sequence] for sequence in batch.sequences] for batch in self._batches]
+        if len(present) > len(wanted) or padded_positions(present, widths) > self.budget:
+            self._batches = regroup(self._batches, wanted, refill=self._others_wait)
+
+    def _groups(self, sequences: list[Sequence], ahead: int) -> list[list[Sequence]] | None:
+        """The sequences that share a batch each, so that the cache holds them for a while; ``None`` where it cannot."""
+        widths = [min(each.cached_tokens + ahead, each.max_tokens) for each in sequences]
+        groups = plan_groups(widths, self.budget)
+        return None if groups is None else [[sequences[row] for row in group] for group in groups]
+
+    def _lost_in(self, work: Callable[[], None], sequences: list[Sequence]) -> list[EngineOutput]:
+        """Do what may leave the running batches half changed, so that none of these can go on; errors if it fails."""
         try:
-            return self._decode(batch)
-        except Exception as error:  # whatever it was, these sequences are lost and the next ones need not be
-            self._batch = None
-            return [EngineOutput(key=sequence.key, error=error) for sequence in batch.sequences]
+            work()
+        except Exception as error:  # as in ``step``
+            self._batches = []
+            return [EngineOutput(key=key, error=error) for key in {sequence.key: sequence for sequence in sequences}]
+        return []
 
     @property
     def _running(self) -> list[Sequence]:
-        return self._batch.sequences if self._batch else []
+        return [sequence for batch in self._batches for sequence in batch.sequences]
+
+    @property
+    def _others_wait(self) -> bool:
+        return bool(self._waiting.new or self._waiting.aside)
 
     def _schedule(self) -> list[Sequence]:
         """The sequences to be read now; what was put aside and fits again is back when they are known."""
@@ -193,8 +230,9 @@ class ContinuousEngine:
 
     def _leave_room(self, sequences: list[Sequence]) -> None:
         """What was read before is forgotten before anybody has to wait for its place."""
-        width = max((each.cached_tokens for each in sequences), default=0) + 1
-        self.prefixes.leave(self.budget - len(sequences) * width)
+        widths = [each.cached_tokens + 1 for each in sequences]
+        groups = plan_groups(widths, self.budget)
+        self.prefixes.leave(0 if groups is None else self.budget - padded_positions(groups, widths))
 
     def _may_begin(self, sequence: Sequence) -> bool:
         """One long prompt is read at a time; short ones need not wait for it."""
@@ -211,7 +249,11 @@ class ContinuousEngine:
         """Whether a prompt can be read in one pass with others."""
         self._match(sequence)
         lengths = [each.unread_tokens for each in (*scheduled, sequence)]
-        return len(lengths) * max(lengths) <= self.prompt_budget and (self.pads_left or len(set(lengths)) == 1)
+        widths = [len(each.request.prompt.ids) for each in (*scheduled, sequence)]
+        padding = len(widths) * max(widths) - sum(widths)  # more than what is read where some is known already
+        if padding > self.prefill_budget or len(lengths) * max(lengths) > self.prompt_budget:
+            return False
+        return self.pads_left or len(set(lengths)) == 1
 
     def _match(self, sequence: Sequence) -> None:
         if self._joins and self.prefixes.capacity:
@@ -225,8 +267,9 @@ class ContinuousEngine:
 
     def _has_room(self, sequences: list[Sequence], ahead: int) -> bool:
         """Whether the cache holds these for a while; one alone may take all of it."""
-        ahead = ahead if self._joins else ENDLESS  # nothing could be put aside later on
-        width = max(min(each.cached_tokens + ahead, each.max_tokens) for each in sequences)
+        if self._joins:
+            return len(sequences) == 1 or self._groups(sequences, ahead) is not None
+        width = max(each.max_tokens for each in sequences)  # nothing could be put aside later on, nor moved
         return len(sequences) == 1 or len(sequences) * width <= self.budget
 
     def _make_room(self, sequence: Sequence, active: list[Sequence]) -> bool:
@@ -248,9 +291,10 @@ class ContinuousEngine:
         return True
 
     def _put_aside(self, sequence: Sequence) -> None:
-        if self._batch:
-            self._waiting.aside.append(self._batch.take_out(sequence))
-            self._remove([sequence])
+        for batch in self._batches:
+            if sequence in batch.sequences:
+                self._waiting.aside.append(batch.take_out(sequence))
+        self._remove([sequence])
 
     def _is_long(self, sequence: Sequence) -> bool:
         """On which side of the rotary embeddings' switch a sequence runs, to its end."""
@@ -269,21 +313,19 @@ class ContinuousEngine:
     def _begin(self, fresh: RunningBatch, outputs: list[EngineOutput]) -> list[EngineOutput]:
         """Let a batch that has been read run; its outputs, or the errors of all that are lost."""
         scheduled = fresh.sequences
-        try:
+
+        def join() -> None:
             self._join(fresh)
             self._remove([sequence for sequence in scheduled if sequence.finished])
-        except Exception as error:  # the running batch may be half changed, so that none can go on
-            lost = {sequence.key: sequence for sequence in (*self._running, *scheduled)}
-            self._batch = None
-            return [EngineOutput(key=key, error=error) for key in lost]
-        return outputs
+
+        return self._lost_in(join, [*self._running, *scheduled]) or outputs
 
     def _read_part(self, reading: PromptReading) -> list[EngineOutput]:
         """Read the next part of a long prompt; its answer begins with the last one."""
         try:
             part = reading.advance(self.prompt_budget)
             logits, readings = self._pass.run(reading.batch, part)
-            self._keep_prompts(reading.batch, logits)
+            keep_prompts(self.prefixes, reading.batch, logits)
             if not reading.done:
                 return []
             outputs = self._first_tokens(reading.batch, logits, readings)
@@ -299,10 +341,10 @@ class ContinuousEngine:
         fresh.unsteer({sequence for sequence in fresh.sequences if not sequence.request.steering})
         for group in fresh.groups:
             group.applied.decoding()
-        return self._postprocess(fresh, logits, sample_next(fresh, logits), readings)
+        return postprocess(fresh, logits, sample_next(fresh, logits), readings)
 
     def _retry(self, sequence: Sequence) -> list[EngineOutput]:
-        if self._batch and not self._joins:
+        if self._batches and not self._joins:
             self._waiting.new.append(sequence)
             return []
         return self._start([sequence])
@@ -311,25 +353,8 @@ class ContinuousEngine:
         fresh, part = prompts_in_one_pass(sequences, self.model, self.prefixes)
         logits, readings = self._pass.run(fresh, part)
         self._prefilled += part.ids.numel()
-        self._keep_prompts(fresh, logits)
+        keep_prompts(self.prefixes, fresh, logits)
         return fresh, self._first_tokens(fresh, logits, readings)
-
-    def _keep_prompts(self, batch: RunningBatch, logits: torch.Tensor) -> None:
-        """What has been read of prompts is there for others that begin like them."""
-        sound = torch.isfinite(logits.amax(dim=-1)).tolist()
-        for row, sequence in enumerate(batch.slots):
-            if sequence and sound[row] and sequence.prefix.scope is not None:
-                read = min(batch.width, len(sequence.request.prompt.ids))
-                self.prefixes.add(sequence.prefix.scope, sequence.request.prompt.ids[:read], batch.cache, row)
-
-    def _keep_answers(self, batch: RunningBatch) -> None:
-        """Answers that have ended stay for their conversations' next turns, where nothing has steered them."""
-        steered = {sequence for group in batch.groups for sequence in group.sequences}
-        for row, sequence in enumerate(batch.slots):
-            if sequence and sequence.finished and sequence.prefix.scope is not None and sequence not in steered:
-                length = sequence.cached_tokens
-                ids = (*sequence.request.prompt.ids, *sequence.detokenizer.tokens)[:length]
-                self.prefixes.add(sequence.prefix.scope, ids, batch.cache, row, length)
 
     def _decode(self, batch: RunningBatch) -> list[EngineOutput]:
         batch.position = batch.position + 1
@@ -342,46 +367,20 @@ class ContinuousEngine:
             group.applied.announce_tokens([(t.part, t.place) for t in trackers] if marked else None)
         part = PromptPart(ids=batch.next_tokens.unsqueeze(1), positions=batch.position, mask=batch.mask)
         logits, readings = self._pass.run(batch, part)
-        outputs = self._postprocess(batch, logits, sample_next(batch, logits), readings)
-        self._keep_answers(batch)
+        outputs = postprocess(batch, logits, sample_next(batch, logits), readings)
+        keep_answers(self.prefixes, batch)
         self._remove([sequence for sequence in batch.sequences if sequence.finished])
         return outputs
 
-    def _postprocess(
-        self,
-        batch: RunningBatch,
-        logits: torch.Tensor,
-        tokens: list[int],
-        readings: dict[Sequence, tuple[float, ...]],
-    ) -> list[EngineOutput]:
-        """Give every sequence its token and readings; what each can release."""
-        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
-        outputs = []
-        live = [(slot, sequence) for slot, sequence in enumerate(batch.slots) if sequence is not None]
-        for (slot, sequence), token in zip(live, tokens, strict=True):
-            if not finite[slot]:
-                sequence.status = SequenceStatus.FINISHED
-                outputs.append(EngineOutput(key=sequence.key, error=self._non_finite(sequence)))
-            elif output := sequence.append(token, logits[slot], readings[sequence]):
-                outputs.append(output)
-        return outputs
-
-    def _non_finite(self, sequence: Sequence) -> NonFiniteActivation:
-        return NonFiniteActivation(
-            f"{self.model.name} gave NaN or infinite logits at token {len(sequence.detokenizer.tokens)}; steer with "
-            "less strength, or load the model with dtype=torch.float32."
-        )
-
     def _join(self, fresh: RunningBatch) -> None:
         """Put a batch that has just been read, or was put aside, beside what runs."""
-        if self._batch is None:
-            self._batch = fresh
-        else:
-            self._batch.join(fresh)
+        self._batches.append(fresh)
+        self._arrange()
 
     def _remove(self, sequences: list[Sequence]) -> None:
         """Free the slots of these sequences, and what no other needs."""
-        if self._batch and sequences:
-            self._batch.remove(sequences, refill=bool(self._waiting.new or self._waiting.aside))
-            if not self._batch.sequences:
-                self._batch = None
+        removed = set(sequences)
+        for batch in self._batches:
+            if not removed.isdisjoint(batch.sequences):
+                batch.remove(removed, refill=self._others_wait)
+        self._batches = [batch for batch in self._batches if batch.sequences]

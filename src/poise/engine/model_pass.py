@@ -10,13 +10,15 @@ from poise.activations import Probe, by_layer
 from poise.engine.prompt_reading import PromptPart
 from poise.engine.running_batch import RunningBatch
 from poise.engine.sampler import sample_tokens
-from poise.engine.sequence import Sequence
+from poise.engine.sequence import Sequence, SequenceStatus
+from poise.engine.types import EngineOutput
+from poise.errors import NonFiniteActivation
 from poise.model import Model
 from poise.model.cached_pass import newest_logits
 from poise.model.hooks import observe
 from poise.steer.joined_rows import apply_joined_steering
 
-__all__ = ["ModelPass", "sample_next"]
+__all__ = ["ModelPass", "postprocess", "sample_next"]
 
 ProbesByLayer = dict[int, tuple[list[int], torch.Tensor]]
 
@@ -68,3 +70,29 @@ def sample_next(batch: RunningBatch, logits: torch.Tensor) -> list[int]:
     tokens = sample_tokens(live_logits, [s.request.sampling for s in sequences], [s.draw() for s in sequences])
     batch.next_tokens = batch.next_tokens.new_zeros(len(batch.slots)).index_copy(0, slots, tokens)
     return tokens.tolist()
+
+
+def postprocess(
+    batch: RunningBatch,
+    logits: torch.Tensor,
+    tokens: list[int],
+    readings: dict[Sequence, tuple[float, ...]],
+) -> list[EngineOutput]:
+    """Give every sequence its token and readings; what each can release."""
+    finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+    outputs = []
+    live = [(slot, sequence) for slot, sequence in enumerate(batch.slots) if sequence is not None]
+    for (slot, sequence), token in zip(live, tokens, strict=True):
+        if not finite[slot]:
+            sequence.status = SequenceStatus.FINISHED
+            outputs.append(EngineOutput(key=sequence.key, error=_non_finite(sequence)))
+        elif output := sequence.append(token, logits[slot], readings[sequence]):
+            outputs.append(output)
+    return outputs
+
+
+def _non_finite(sequence: Sequence) -> NonFiniteActivation:
+    return NonFiniteActivation(
+        f"{sequence.model.name} gave NaN or infinite logits at token {len(sequence.detokenizer.tokens)}; steer with "
+        "less strength, or load the model with dtype=torch.float32."
+    )

@@ -22,7 +22,16 @@ from poise.model.adapter_structure import adapters_in_force
 from poise.model.batching import pad
 from poise.steer import AppliedSteering, Steering
 
-__all__ = ["PromptPart", "PromptReading", "can_read_in_parts", "match_prefix", "prompt_scope", "prompts_in_one_pass"]
+__all__ = [
+    "PromptPart",
+    "PromptReading",
+    "can_read_in_parts",
+    "keep_answers",
+    "keep_prompts",
+    "match_prefix",
+    "prompt_scope",
+    "prompts_in_one_pass",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -85,6 +94,25 @@ def match_prefix(sequence: AnswerSequence, model: Model, prefixes: PrefixCache) 
     scope = matched.scope if matched.version >= 0 else prompt_scope(sequence.request, model)
     blocks = () if scope is None else tuple(prefixes.match(scope, sequence.request.prompt.ids))
     sequence.prefix = MatchedPrefix(scope=scope, blocks=blocks, version=prefixes.version)
+
+
+def keep_prompts(prefixes: PrefixCache, batch: RunningBatch, logits: torch.Tensor) -> None:
+    """What has been read of prompts is there for others that begin like them; call it while all end with the newest."""
+    sound = torch.isfinite(logits.amax(dim=-1)).tolist()
+    for row, sequence in enumerate(batch.slots):
+        if sequence and sound[row] and sequence.prefix.scope is not None:
+            ids = sequence.request.prompt.ids[: batch.width]
+            prefixes.add(sequence.prefix.scope, ids, batch.cache, row)
+
+
+def keep_answers(prefixes: PrefixCache, batch: RunningBatch) -> None:
+    """Answers that have ended stay for their conversations' next turns, where nothing has steered them."""
+    steered = {sequence for group in batch.groups for sequence in group.sequences}
+    for row, sequence in enumerate(batch.slots):
+        if sequence and sequence.finished and sequence.prefix.scope is not None and sequence not in steered:
+            length = sequence.cached_tokens
+            ids = (*sequence.request.prompt.ids, *sequence.detokenizer.tokens)[:length]
+            prefixes.add(sequence.prefix.scope, ids, batch.cache, row, length)
 
 
 def prompts_in_one_pass(
