@@ -19,9 +19,11 @@ import tiny
 from poise.cli import app
 from poise.errors import InvalidArgument, InvalidSettings
 from poise.model import load_model
+from poise.progress import remarks_by
 from poise.shift.limits import (
     GateResult,
     LimitCheck,
+    ShiftLimits,
     check_limits_are_measured,
     gate,
     gate_predictions,
@@ -302,6 +304,52 @@ class TestAPrediction:
             check_limits_are_measured(wanted, ["evil"], ["mmlu"], judged=True)
 
 
+class TestALimitThatNothingCouldBreakOrKeep:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("capability:\n  perplexity: 1.1\n  mmlu: 5", "line 3: capability.mmlu is 5, which can never be broken"),
+            ("capability: {arc-cloze: -1}", "line 1: capability.arc-cloze is -1, which can never be kept"),
+            ("capability: {perplexity: 0}", "capability.perplexity is 0, which can never be kept"),
+            (
+                "traits:\n  evil:\n    judged: 101",
+                "line 3: traits.evil.judged is from -101 to 101, which no",
+            ),
+            ("traits: {evil: {judged: {most: 150}}}", "traits.evil.judged is at most 150, which no change can reach"),
+            ("traits: {evil: {judged: {least: -150, most: 5}}}", "judged is from -150 to 5, which no change can reach"),
+            ("traits: {evil: {judged: -100}}", "judged is at most -100, which can never be kept"),
+            ("traits: {evil: {judged: {least: 100}}}", "judged is at least 100, which can never be kept"),
+            ("traits: {evil: {worst_context: {judged: 120}}}", "worst_context.judged is from -120 to 120"),
+        ],
+    )
+    def test_is_refused_with_its_line_and_why(self, tmp_path: Path, text: str, words: str) -> None:
+        with pytest.raises(InvalidSettings) as refusal:
+            limits(tmp_path, text)
+        assert words in str(refusal.value)
+
+    def test_is_refused_from_python_too(self) -> None:
+        with pytest.raises(InvalidSettings, match=r"capability.mmlu is 5, which can never be broken"):
+            ShiftLimits(capability={"mmlu": 5})
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("capability: {mmlu: 1}", "The limit capability.mmlu allows every change"),
+            ("traits: {evil: {judged: 100}}", "The limit traits.evil.judged allows every change"),
+            ("traits: {evil: {judged: {most: 100}}}", "The limit traits.evil.judged allows every change"),
+            ("traits: {evil: {worst_context: {judged: 100}}}", "The limit traits.evil.worst_context.judged allows"),
+            ("capability: {perplexity: 12}", "12 times the perplexity of the base: it limits after / before"),
+            ("capability: {mmlu: 0.99, perplexity: 1.5}", ""),
+            ("traits: {evil: {judged: {least: -100, most: 99}, shift: 500, predicted: 500}}", ""),
+        ],
+    )
+    def test_is_remarked_on_at_the_end_of_its_scale(self, tmp_path: Path, text: str, words: str) -> None:
+        heard: list[str] = []
+        with remarks_by(heard.append):
+            limits(tmp_path, text)
+        assert [words in line for line in heard] == [True] * bool(words)
+
+
 class TestWhatIsMissing:
     @pytest.mark.parametrize(
         ("text", "tuned", "why"),
@@ -312,8 +360,8 @@ class TestWhatIsMissing:
             ("traits: {evil: {judged: 9}}", {"judged": (judged(AROUND_TWO, missing_after=2),)}, "2 of 11 answers"),
             ("traits: {evil: {shift: 9}}", {"matrix": (cell([0.0, 0.1, None]),)}, "1 of 3 prompts"),
             ("missing: 0.9\ntraits: {evil: {judged: 9}}", {"judged": (judged([None]),)}, "nothing has a value"),
-            ("capability: {mmlu: 1}", {}, "not measured"),
-            ("capability: {mmlu: 1}", {"capability": (GUESSING,)}, "better than chance"),
+            ("capability: {mmlu: 0.9}", {}, "not measured"),
+            ("capability: {mmlu: 0.9}", {"capability": (GUESSING,)}, "better than chance"),
         ],
     )
     def test_never_passes_and_says_why(self, tmp_path: Path, text: str, tuned: dict[str, Any], why: str) -> None:

@@ -16,7 +16,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from poise.errors import BrokenYAML, InvalidArgument, InvalidSettings, UserError
 from poise.progress import remark
-from poise.settings.faults import describe_fault, describe_value, first_fault, is_of_a_key, merged_faults, plain_error
+from poise.settings.faults import (
+    PlacedFault,
+    describe_fault,
+    describe_value,
+    first_fault,
+    is_of_a_key,
+    merged_faults,
+    plain_error,
+)
 from poise.settings.other_names import Place, place_as_written, translate_names
 from poise.settings.yaml_document import YAMLDocument, keys_that_are_no_text, line_at, parse_yaml
 
@@ -29,6 +37,7 @@ __all__ = [
     "Frozen",
     "FrozenModel",
     "ListOfTexts",
+    "PlacedFault",
     "ReadOnlyDict",
     "SettingFault",
     "Settings",

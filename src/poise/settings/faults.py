@@ -14,7 +14,23 @@ from pydantic import BaseModel, ValidationError
 from poise.errors import InvalidArgument, UserError
 from poise.settings.other_names import place_as_written
 
-__all__ = ["describe_fault", "describe_value", "first_fault", "is_of_a_key", "merged_faults", "plain_error"]
+__all__ = [
+    "PlacedFault",
+    "describe_fault",
+    "describe_value",
+    "first_fault",
+    "is_of_a_key",
+    "merged_faults",
+    "plain_error",
+]
+
+
+class PlacedFault(ValueError):
+    """What a check of several settings together finds wrong with one of them; ``place`` leads to it from the whole."""
+
+    def __init__(self, text: str, *place: str | int) -> None:
+        super().__init__(text)
+        self.place = place
 
 
 def plain_error(
@@ -42,6 +58,8 @@ def merged_faults(error: ValidationError) -> list[dict[str, Any]]:
         fault: dict[str, Any] = dict(details)
         if fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]:
             continue  # pydantic leaves out the entries that are wrong themselves
+        if isinstance(cause := fault.get("ctx", {}).get("error"), PlacedFault):
+            fault["loc"] = (*fault["loc"], *cause.place)
         place: tuple[int | str, ...] = fault["loc"]
         at = next((i for i, part in enumerate(place) if isinstance(part, str) and UNION_MEMBER.match(part)), None)
         fault["loc"] = tuple(part for part in place if not (isinstance(part, str) and UNION_MEMBER.match(part)))

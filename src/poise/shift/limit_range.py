@@ -6,15 +6,25 @@ import math
 import reprlib
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from poise.settings import Settings
 from poise.statistics.estimates import Estimate
 
-__all__ = ["LimitOutcome", "LimitRange", "StrictNumber", "TwoSidedLimit"]
+__all__ = [
+    "JudgedLimit",
+    "LimitOutcome",
+    "LimitRange",
+    "StrictNumber",
+    "TwoSidedLimit",
+    "idle_judged_limit",
+    "lost_share_fault",
+]
 
 LimitOutcome = Literal["kept", "broken", "unsure", "indicative", "missing"]
 StrictNumber = Annotated[float, Field(strict=True)]
+
+POINTS = 100.0  # of a judged score
 
 
 class LimitRange(Settings):
@@ -76,3 +86,47 @@ def _as_range(limit: object) -> object:
 
 TwoSidedLimit = Annotated[LimitRange | None, BeforeValidator(_as_range)]
 """A limit on a change: ``2`` allows from −2 to 2, ``{most: 2}`` any fall, ``{least: -5, most: 2}`` as it says."""
+
+
+def _within_points(limit: LimitRange | None) -> LimitRange | None:
+    """A limit on a judged change, refused where its unit is another or no change could keep it."""
+    if limit is None:
+        return None
+    if (limit.least or 0.0) >= POINTS or (limit.most or 0.0) <= -POINTS:
+        fault = "can never be kept"
+    elif max(abs(limit.least or 0.0), abs(limit.most or 0.0)) > POINTS:
+        fault = "no change can reach"
+    else:
+        return limit
+    raise ValueError(
+        f"is {limit}, which {fault}: a judged score has {POINTS:g} points, so that its change lies between "
+        f"{-POINTS:g} and {POINTS:g}"
+    )
+
+
+JudgedLimit = Annotated[TwoSidedLimit, AfterValidator(_within_points)]
+"""A limit on the change of a judged score, in points of 100."""
+
+
+def lost_share_fault(name: str, most: float) -> str:
+    """What is wrong with a limit on what a capability loses: that nothing could break or keep it; empty if nothing.
+
+    Args:
+        name: Name of the capability; that of perplexity is a ratio, those of others are shares of the questions.
+        most: The limit.
+    """
+    if name == "perplexity":
+        return "" if most > 0 else f"is {most:g}, which can never be kept: it limits after / before, as 1.1 does"
+    if most > 1:
+        return (
+            f"is {most:g}, which can never be broken: it limits the share of questions that is lost, which is at most "
+            "1; 0.05 allows 5 of 100"
+        )
+    return f"is {most:g}, which can never be kept: no more than a share of 1 can be gained" if most <= -1 else ""
+
+
+def idle_judged_limit(limit: LimitRange | None) -> bool:
+    """Whether a limit on a judged change allows every change that there can be."""
+    if limit is None:
+        return False
+    return (limit.least is None or limit.least <= -POINTS) and (limit.most is None or limit.most >= POINTS)

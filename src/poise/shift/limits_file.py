@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from poise.arguments import check_type
-from poise.settings import Settings, read_settings
-from poise.shift.limit_range import StrictNumber, TwoSidedLimit
+from poise.progress import remark
+from poise.settings import PlacedFault, Settings, read_settings
+from poise.shift.limit_range import JudgedLimit, StrictNumber, TwoSidedLimit, idle_judged_limit, lost_share_fault
 
 __all__ = ["ContextLimits", "ShiftLimits", "TraitLimits", "read_limits"]
+
+LARGEST_RATIO = 3.0  # of perplexities after and before; a limit above it is likely meant as a perplexity
 
 
 class ContextLimits(Settings):
     """Limits that every context must keep, so that the worst of them does."""
 
     shift: TwoSidedLimit = Field(None, description="Finetuning shift of the trait's own questions in each context.")
-    judged: TwoSidedLimit = Field(None, description="Change of the judge's score in each context.")
+    judged: JudgedLimit = Field(None, description="Change of the judge's score in each context.")
 
     @model_validator(mode="after")
     def _says_something(self) -> ContextLimits:
@@ -31,7 +35,7 @@ class TraitLimits(Settings):
     """Limits on one trait; at least one of them. A number above 0 limits both ways: 2 allows from −2 to 2."""
 
     shift: TwoSidedLimit = Field(None, description="Finetuning shift of its own questions along its direction.")
-    judged: TwoSidedLimit = Field(None, description="Change of the judge's score, in points of 100.")
+    judged: JudgedLimit = Field(None, description="Change of the judge's score, in points of 100.")
     predicted: TwoSidedLimit = Field(None, description="Mean projection difference of the training data.")
     worst_context: ContextLimits | None = Field(None, description="Limits under training-like prompts.")
 
@@ -74,7 +78,27 @@ class ShiftLimits(Settings):
     def _says_something(self) -> ShiftLimits:
         if not self.traits and not self.capability:
             raise ValueError("limits nothing; name a trait or a capability")
+        for name, most in self.capability.items():
+            if fault := lost_share_fault(name, most):
+                raise PlacedFault(fault, "capability", name)
+        for text in self._remarks():
+            remark(text)
         return self
+
+    def _remarks(self) -> Iterator[str]:
+        """Limits that are likely in another unit than was meant, or that hold nothing."""
+        names = [f"capability.{name}" for name, most in self.capability.items() if name != "perplexity" and most == 1]
+        for trait, limit in self.traits.items():
+            if idle_judged_limit(limit.judged):
+                names.append(f"traits.{trait}.judged")
+            if limit.worst_context and idle_judged_limit(limit.worst_context.judged):
+                names.append(f"traits.{trait}.worst_context.judged")
+        yield from (f"The limit {name} allows every change that there can be: nothing can break it." for name in names)
+        if (ratio := self.capability.get("perplexity", 0.0)) > LARGEST_RATIO:
+            yield (
+                f"The limit capability.perplexity is {ratio:g}, which lets the tuned model have {ratio:g} times the "
+                "perplexity of the base: it limits after / before, not a perplexity."
+            )
 
 
 def read_limits(path: Path) -> ShiftLimits:
