@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tiny
-from poise.engine import continuous, static_batch
+from poise.engine import model_pass, static_batch
 from poise.model import Model, wrap
 
 # Qwen3's: a switch; off is an empty block after the header. Thoughts are shown after the last question only.
@@ -90,4 +90,4 @@ def script(monkeypatch: pytest.MonkeyPatch, model: Model, answers: Mapping[int, 
         return torch.tensor([tokens.get(float(draw), end) for draw in draws], device=logits.device)
 
     monkeypatch.setattr(static_batch, "sample_tokens", sample)
-    monkeypatch.setattr(continuous, "sample_tokens", sample)
+    monkeypatch.setattr(model_pass, "sample_tokens", sample)

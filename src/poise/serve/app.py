@@ -13,11 +13,11 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from fastapi.sse import EventSourceResponse, format_sse_event
+from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from poise.data import AnswerPart
@@ -25,7 +25,7 @@ from poise.errors import RequestError
 from poise.serve import responses as replies
 from poise.serve.api_description import REFUSALS, UPLOAD, answered, describe, taken
 from poise.serve.auth import VECTORS_FORBIDDEN
-from poise.serve.embeddings import EmbeddingRequest, embedding_body
+from poise.serve.embeddings import EmbeddingRequest, Embeddings, embedding_body
 from poise.serve.error_answers import add_error_answers
 from poise.serve.metrics import CONTENT_TYPE
 from poise.serve.page_data import history, vector_entry
@@ -34,17 +34,19 @@ from poise.serve.readings_db import ReadingsQuery
 from poise.serve.rendering import chunk_body, completion_body, usage_body
 from poise.serve.request_body import json_pieces, read_request
 from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
+from poise.serve.response_events import ResponseReply
+from poise.serve.response_requests import ResponseRequest
+from poise.serve.response_route import open_response, response_events, written_response
 from poise.serve.service import CompletionExchange, Service
+from poise.serve.streaming import ExchangeStream, unless_hung_up, with_signs_of_life
 from poise.steer.request_field import VECTOR_NAME
 
 __all__ = ["build"]
 
 log = logging.getLogger("poise.serve")
 
-QUIET = 15.0  # seconds without a chunk after which a stream says that it is alive
 VectorName = Annotated[str, Path(pattern=VECTOR_NAME, description="A vector's name.")]
 KeyName = Annotated[str | None, Query(max_length=200, description="Readings of this key alone; others' for admins.")]
-Result = TypeVar("Result")
 Instant = Annotated[str | None, Query(max_length=40, description="A time, ISO 8601 in UTC.")]
 
 
@@ -89,9 +91,32 @@ def _openai(app: FastAPI, service: Service) -> None:
     async def complete(request: Request) -> Response:
         return await _complete(service, CompletionRequest, request)
 
-    @app.post("/v1/embeddings", response_model=replies.Embeddings, openapi_extra=taken(EmbeddingRequest))
+    @app.post("/v1/embeddings", response_model=Embeddings, openapi_extra=taken(EmbeddingRequest))
     async def embed(request: Request) -> Response:
         return await _answer_embeddings(service, request)
+
+    responses_body = taken(ResponseRequest)
+
+    @app.post("/v1/responses", responses=answered(ResponseReply), openapi_extra=responses_body)
+    async def respond(request: Request) -> Response:
+        return await _respond(service, request)
+
+
+async def _respond(service: Service, request: Request) -> Response:
+    data, content_type, key = await request.body(), request.headers.get("content-type", ""), _key(request)
+    limits = service.policies.of(key).limits
+    service.rates.take_request(key, limits)
+    body, exchange = await open_response(service, data, content_type, key)
+    headers = service.rates.headers(key, limits)
+    if body.stream:
+        return ExchangeStream(exchange, response_events(body, exchange), headers)
+    try:
+        if await unless_hung_up(request, asyncio.ensure_future(_to_the_end(exchange))) is None:
+            return Response(status_code=499)  # which nobody reads
+        written = await service.workers.run(partial(written_response, body, exchange), size=exchange.size)
+        return Response(written, media_type="application/json", headers=headers)
+    finally:
+        exchange.close()
 
 
 async def _answer_embeddings(service: Service, request: Request) -> Response:
@@ -105,7 +130,7 @@ async def _answer_embeddings(service: Service, request: Request) -> Response:
     reservation = service.rates.reserve(key, limits, tokens)
     try:
         work = asyncio.ensure_future(service.sentences.embed(texts))
-        vectors = await _unless_hung_up(request, work)
+        vectors = await unless_hung_up(request, work)
     except BaseException:
         service.rates.settle(reservation, 0)
         raise
@@ -140,45 +165,14 @@ async def _complete(service: Service, kind: type[OpenAIRequest], request: Reques
     headers = service.rates.headers(key, limits)
     if body.stream:
         chunks = _event_stream(exchange, include_usage=body.stream_options.include_usage)
-        return _Stream(exchange, chunks, headers)
+        return ExchangeStream(exchange, chunks, headers)
     try:
-        if await _unless_hung_up(request, asyncio.ensure_future(_to_the_end(exchange))) is None:
+        if await unless_hung_up(request, asyncio.ensure_future(_to_the_end(exchange))) is None:
             return Response(status_code=499)  # which nobody reads
         written = await service.workers.run(partial(_written, exchange), size=exchange.size)
         return Response(written, media_type="application/json", headers=headers)
     finally:
         exchange.close()
-
-
-async def _unless_hung_up(request: Request, work: asyncio.Future[Result]) -> Result | None:
-    """What the work gives; nothing, and the work is cancelled, where the client goes before."""
-    gone = asyncio.ensure_future(_hung_up(request))
-    both: set[asyncio.Future[Any]] = {work, gone}
-    try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else None
-    finally:
-        gone.cancel()
-        work.cancel()
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-class _Stream(EventSourceResponse):
-    """Gives the slots back however it ends, also where the client is gone before the first chunk."""
-
-    def __init__(self, exchange: CompletionExchange, chunks: AsyncIterator[bytes], headers: dict[str, str]) -> None:
-        super().__init__(chunks, headers=headers)
-        self.exchange = exchange
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.exchange.close()
 
 
 async def _to_the_end(exchange: CompletionExchange) -> bool:
@@ -199,7 +193,7 @@ async def _event_stream(exchange: CompletionExchange, *, include_usage: bool) ->
     opened: set[int] = set()
     try:
         async with contextlib.aclosing(exchange.steps()) as steps:
-            async for step in _with_signs_of_life(steps):
+            async for step in with_signs_of_life(steps):
                 if step is None:
                     yield format_sse_event(comment="waiting")
                     continue
@@ -223,26 +217,6 @@ async def _opening_event(exchange: CompletionExchange, body: dict[str, Any]) -> 
         return _event(body)
     text = await exchange.service.workers.run(lambda: "".join(json_pieces(body)), size=exchange.size)
     return format_sse_event(data_str=text)
-
-
-async def _with_signs_of_life(steps: Any) -> AsyncIterator[Any]:
-    """The steps, and ``None`` after every while without one."""
-    upcoming = asyncio.ensure_future(anext(steps, StopAsyncIteration))
-    try:
-        while True:
-            done, _ = await asyncio.wait({upcoming}, timeout=QUIET)
-            if not done:
-                yield None
-                continue
-            step = upcoming.result()
-            if step is StopAsyncIteration:
-                return
-            yield step
-            upcoming = asyncio.ensure_future(anext(steps, StopAsyncIteration))
-    finally:
-        upcoming.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await upcoming
 
 
 def _event(body: dict[str, Any]) -> bytes:
@@ -371,4 +345,6 @@ def _state(app: FastAPI, service: Service) -> None:
 
     @app.get("/openapi.json", include_in_schema=False)
     def description() -> Response:
-        return JSONResponse(describe(app, [ChatCompletionRequest, CompletionRequest, EmbeddingRequest]))
+        return JSONResponse(
+            describe(app, [ChatCompletionRequest, CompletionRequest, EmbeddingRequest, ResponseRequest])
+        )

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from poise.errors import MissingExtra, RequestError
 from poise.judge.exemplars import LONGEST_SENTENCE, sentence_embeddings, sentence_tokens
 from poise.steer.request_field import RequestName, RequestText, StrictRequest
 
-__all__ = ["ENCODER", "EmbeddingRequest", "SentenceEncoder", "embedding_body"]
+__all__ = ["ENCODER", "EmbeddingRequest", "Embeddings", "SentenceEncoder", "embedding_body"]
 
 ENCODER = "all-MiniLM-L6-v2"
 WIDTH = 384
@@ -65,6 +65,30 @@ class EmbeddingRequest(StrictRequest):
         if self.dimensions not in (None, WIDTH):
             text = f"dimensions is {self.dimensions}; {ENCODER} has {WIDTH} and cannot be shortened. Leave it out."
             raise RequestError(400, text, code="unsupported", param="dimensions")
+
+
+class Embedding(BaseModel):
+    """One text's: numbers, or the bytes of little-endian float32 in base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens of all texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    """Those of all texts of a request, in order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
 
 
 class SentenceEncoder:

@@ -20,12 +20,12 @@ __all__ = [
     "ChatCompletion",
     "Completion",
     "Deleted",
-    "Embeddings",
     "ModelEntry",
     "Models",
     "ReadingsHistory",
     "ReadingsPage",
     "State",
+    "Told",
     "Vector",
     "VectorList",
     "fault",
@@ -36,8 +36,26 @@ __all__ = [
 VERSION = version("poise")
 ONLY_HARMLESS = frozenset(
     {
-        *("audio", "best_of", "frequency_penalty", "function_call", "functions", "logit_bias", "modalities"),
-        *("presence_penalty", "response_format", "store", "suffix", "tool_choice", "tools", "web_search_options"),
+        *(
+            "audio",
+            "background",
+            "best_of",
+            "frequency_penalty",
+            "function_call",
+            "functions",
+            "logit_bias",
+            "modalities",
+        ),
+        *(
+            "presence_penalty",
+            "response_format",
+            "store",
+            "suffix",
+            "tool_choice",
+            "tools",
+            "truncation",
+            "web_search_options",
+        ),
     }
 )
 """Fields of OpenAI's requests that are taken where they ask for nothing."""
@@ -185,30 +203,6 @@ class Completion(BaseModel):
     model: str
     choices: list[TextChoice]
     usage: TokenUsage
-
-
-class Embedding(BaseModel):
-    """One text's: numbers, or the bytes of little-endian float32 in base64."""
-
-    object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str
-
-
-class EmbeddingUsage(BaseModel):
-    """Tokens of all texts."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Embeddings(BaseModel):
-    """Those of all texts of a request, in order."""
-
-    object: Literal["list"]
-    data: list[Embedding]
-    model: str
-    usage: EmbeddingUsage
 
 
 class NormalReading(BaseModel):
