@@ -7,7 +7,7 @@ no end: an unfinished character would be lost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["Detokenizer"]
@@ -24,10 +24,19 @@ class Detokenizer:
         tokenizer: The model's tokenizer.
         stop: Strings that end the answer; they are no part of it.
         special: Whether special tokens are shown.
+        shown: Texts of tokens that the tokenizer would decode to nothing.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, special: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: Sequence[str] = (),
+        *,
+        special: bool = False,
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
         self.tokenizer, self.stop, self._special = tokenizer, tuple(stop), special
+        self.shown = shown or {}
         self.tokens: list[int] = []
         self.pieces: list[str] = []
         self.text = ""
@@ -38,6 +47,8 @@ class Detokenizer:
 
     def add(self, token: int) -> bool:
         """Add a token; true when a stop string is complete, and the answer cut before it."""
+        if token in self.shown:
+            return self._add_shown(token)
         self.tokens.append(token)
         before = self._decode(self._context, self._decoded)
         after = self._decode(self._context, len(self.tokens))
@@ -81,6 +92,13 @@ class Detokenizer:
             return False
         longest = max(map(len, self.stop), default=0)
         return self._cut_at_stop(max(start - longest + 1, int(self.stops_from)))
+
+    def _add_shown(self, token: int) -> bool:
+        """Add a token by its text; a character that is incomplete before it stays so."""
+        self.finish()
+        self.tokens.append(token)
+        self._context = self._decoded = len(self.tokens)
+        return self._append_piece(self.shown[token])
 
     def _cut_at_stop(self, first: int) -> bool:
         stops = [at for s in self.stop if (at := self.text.find(s, first)) >= 0]

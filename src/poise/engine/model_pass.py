@@ -8,6 +8,7 @@ import torch
 
 from poise.activations import Probe, by_layer
 from poise.engine.prompt_reading import PromptPart
+from poise.engine.grammar import constrain
 from poise.engine.running_batch import RunningBatch
 from poise.engine.sampler import sample_tokens
 from poise.engine.sequence import Sequence, SequenceStatus
@@ -67,7 +68,8 @@ def sample_next(batch: RunningBatch, logits: torch.Tensor) -> list[int]:
     slots = torch.tensor([n for n, s in enumerate(batch.slots) if s is not None], device=logits.device)
     sequences = batch.sequences
     live_logits = logits if len(sequences) == len(batch.slots) else logits[slots]
-    tokens = sample_tokens(live_logits, [s.request.sampling for s in sequences], [s.draw() for s in sequences])
+    held = constrain(live_logits, [s.constraint for s in sequences], [s.tracker for s in sequences])
+    tokens = sample_tokens(held, [s.request.sampling for s in sequences], [s.draw() for s in sequences])
     batch.next_tokens = batch.next_tokens.new_zeros(len(batch.slots)).index_copy(0, slots, tokens)
     return tokens.tolist()
 

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from poise.engine.detokenizer import Detokenizer
+from poise.engine.grammar import AnswerConstraint
 from poise.engine.prefix_cache import PrefixBlock
 from poise.engine.types import EngineOutput, GeneratedToken, GenerationRequest
+from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.model.parts import PartTracker
 from poise.model.token_text import token_text
@@ -61,8 +63,10 @@ class Sequence:
 
     def __init__(self, key: Hashable, request: GenerationRequest, model: Model, number: int = 0) -> None:
         self.key, self.request, self.model, self.number = key, request, model, number
-        self.detokenizer = Detokenizer(model.tokenizer, request.stop)
+        self.detokenizer = Detokenizer(model.tokenizer, request.stop, shown=request.shown)
         self.tracker = self._new_tracker()
+        grammar = request.grammar
+        self._constraint = AnswerConstraint(grammar, model, may_think=request.may_think) if grammar else None
         self._heed_stops()
         self.status = SequenceStatus.WAITING
         self.began: float | None = None
@@ -94,6 +98,11 @@ class Sequence:
         """Positions of the cache that it may come to take."""
         return len(self.request.prompt.ids) + self.request.sampling.max_new_tokens
 
+    @property
+    def constraint(self) -> AnswerConstraint | None:
+        """What its next token is held to, while there is one to come."""
+        return self._constraint if self._finish is None else None
+
     def draw(self) -> float:
         """The next number of its own random stream, in [0, 1)."""
         return float(self._random.random())
@@ -111,6 +120,9 @@ class Sequence:
             self.cached_tokens += 1
             if self.request.probes:
                 self._readings.append(readings)
+        if self.constraint and self.constraint.fault:
+            self.status = SequenceStatus.FINISHED
+            return EngineOutput(key=self.key, error=self._too_complex(self.constraint.fault))
         if self._finish is None:
             self._append_token(token, logits)
         generated = len(self.detokenizer.tokens)
@@ -137,6 +149,8 @@ class Sequence:
             self._end = self._with_logprobs(token, logits) if self.request.top_logprobs is not None else None
         else:
             self._logprobs.append(self._with_logprobs(token, logits))
+            if self._constraint:
+                self._constraint.take(token, self.tracker)
             if self._add(token):
                 self._finish = "stop"
             elif len(self.detokenizer.tokens) >= self.request.sampling.max_new_tokens:
@@ -158,6 +172,10 @@ class Sequence:
         if self.detokenizer.stops_from == inf:
             return self.detokenizer.stop_from(len(self.detokenizer.text) - len(self.tracker.texts[-1]))
         return False
+
+    def _too_complex(self, fault: str) -> InvalidArgument:
+        place = len(self.detokenizer.tokens)
+        return InvalidArgument(f"The schema cannot be followed at token {place}: {fault}. Give a simpler one.")
 
     def _end_text(self) -> None:
         """Settle the last tokens; where the end has changed their texts, the parts are those of what is left."""

@@ -8,8 +8,8 @@ An engine knows nothing of traits or judges.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from numbers import Integral, Real
 from typing import Literal, Protocol
@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import torch
 
 from poise.activations import Probe
+from poise.engine.grammar import Grammar
 from poise.errors import InvalidArgument
 from poise.model import Encoded
 from poise.model.parts import Part, TokenPart, in_part
@@ -178,6 +179,9 @@ class GenerationRequest:
         top_logprobs: Likeliest tokens to report beside each chosen one; ``None`` for no log-probabilities at all.
         client: Who asks: those with fewer answers under way come first, and what was read for one is reused for no
             other.
+        grammar: What the reply may be; ``None`` for anything.
+        may_think: Whether an answer with a grammar may begin with a thought, which is not held to it.
+        shown: Texts of tokens that the tokenizer decodes to nothing and that are text in this answer.
     """
 
     prompt: Encoded
@@ -188,6 +192,9 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     client: str | None = None
+    grammar: Grammar | None = None
+    may_think: bool = False
+    shown: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

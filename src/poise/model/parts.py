@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from poise.data.messages import AnswerPart
-from poise.data.thought_marks import BODY_ENDS, CHANNEL, MESSAGE, REPLY_TAGS, THOUGHT_TAGS
+from poise.data.thought_marks import BODY_ENDS, CHANNEL, CLOSINGS, MESSAGE, REPLY_TAGS, THOUGHT_TAGS
 from poise.data.thoughts import AnswerSplitter, TokenPart, gap_after
 from poise.model.rendering import opened_headers
 
@@ -68,6 +68,11 @@ class ThoughtMarks:
         tail = str(tokenizer.decode(list(prompt[-PROMPT_TAIL:]), skip_special_tokens=False))
         return PartTracker(self, tail)
 
+    @property
+    def openings(self) -> frozenset[int]:
+        """Tokens that open a thought by themselves."""
+        return frozenset(number for number, text in self.ids.items() if text.lower() in CLOSINGS)
+
     def may_mark(self, token: int) -> bool:
         """Whether a mark may begin in a token."""
         return token in self.signs or token in self.ids
@@ -121,6 +126,11 @@ class PartTracker:
     def part(self) -> TokenPart:
         """Part of the newest token, as far as it is known."""
         return (self._parts[-1] if self._parts else None) or self._splitter.expected
+
+    @property
+    def upcoming(self) -> TokenPart:
+        """Part of what comes next, as far as it is known: of a channel's header that it is a mark."""
+        return self._splitter.expected
 
     @property
     def place(self) -> int:

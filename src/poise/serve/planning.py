@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
+from poise.data.tool_calls import parse_call
 from poise.engine import GenerationRequest, SamplingParams
 from poise.engine.prompt_scores import PromptScoring
 from poise.errors import InvalidArgument, InvalidSteering, RequestError, UserError
@@ -15,6 +16,7 @@ from poise.model import Encoded, Message, Model
 from poise.model.chat_template import render_prompt
 from poise.model.parts import TokenPart
 from poise.monitor.steering_offset import steering_offset
+from poise.serve.answer_form import AnswerForm, answer_form, check_tool_history, check_tools_shown, template_call_id
 from poise.serve.echo import EchoedPrompt, echoed_prompt
 from poise.serve.policy import Policy
 from poise.serve.prompt_length import check_text_length, too_long
@@ -58,6 +60,7 @@ class RequestPlan:
         most_new_tokens: Tokens of all answers together, at most; 0 where only prompts are scored.
         echoes: The prompts, where answers begin with them.
         scoring: What scores the prompts, where their log-probabilities are asked for.
+        form: What every answer may be.
     """
 
     requests: tuple[GenerationRequest, ...]
@@ -70,6 +73,7 @@ class RequestPlan:
     pushes: tuple[SteeringPush | None, ...]
     prompt_tokens: int
     most_new_tokens: int
+    form: AnswerForm
     echoes: tuple[EchoedPrompt, ...] = ()
     scoring: PromptScoring | None = None
 
@@ -92,7 +96,8 @@ def plan_request(
     spec, requested, forced = _steering(body, entries, policy)
     held = hold_forced(requested, forced)
     steering = held.steering if held.steering.terms else None
-    prompts = _encode_prompts(body, model)
+    form = _answer_form(body, model)
+    prompts = _encode_prompts(body, model, form)
     max_new_tokens = _max_new_tokens(body, prompts, model, policy)
     seed = secrets.randbits(63) if body.seed is None else body.seed
     requests = [
@@ -105,6 +110,9 @@ def plan_request(
             stop=body.stops,
             top_logprobs=body.logprobs_count,
             client=key,
+            grammar=form.grammar,
+            may_think=isinstance(body, ChatCompletionRequest) and bool(body.thinking),
+            shown=form.shown,
         )
         for prompt in prompts
         for choice in range(body.n)
@@ -121,6 +129,7 @@ def plan_request(
         prompt_tokens=sum(len(p.ids) for p in prompts),
         most_new_tokens=max_new_tokens * len(requests),
         **_echo(body, prompts, steering, model),
+        form=form,
     )
 
 
@@ -176,15 +185,30 @@ def _steering(
         raise RequestError(400, str(error), code="invalid_steering", param="poise.steer") from error
 
 
-def _encode_prompts(body: OpenAIRequest, model: Model) -> list[Encoded]:
+def _answer_form(body: OpenAIRequest, model: Model) -> AnswerForm:
+    if not isinstance(body, ChatCompletionRequest):
+        return AnswerForm()
+    return answer_form(
+        model,
+        tools=body.tools,
+        choice=body.tool_choice,
+        parallel=body.parallel_tool_calls,
+        response_format=body.response_format,
+        may_think=bool(body.thinking),
+    )
+
+
+def _encode_prompts(body: OpenAIRequest, model: Model, form: AnswerForm) -> list[Encoded]:
     try:
         if isinstance(body, ChatCompletionRequest):
             messages = _request_messages(body)
             check_text_length([m["content"] for m in messages], model, param="messages")
-            if any("thought" in m for m in messages):  # which the template may drop, so that only its text tells
-                rendered = render_prompt(model.tokenizer, messages, thinking=body.thinking)
+            check_tool_history(messages, model)
+            if form.tools or any(m.keys() - {"role", "content"} for m in messages):  # of which only its text tells
+                rendered = render_prompt(model.tokenizer, messages, tools=form.tools, thinking=body.thinking)
                 check_text_length([rendered], model, param="messages")
-            return [model.encode(messages, thinking=body.thinking)]
+                check_tools_shown(rendered, form)
+            return [model.encode(messages, tools=form.tools, thinking=body.thinking)]
         return [_encode_plain(prompt, model) for prompt in cast("CompletionRequest", body).prompts]
     except UserError as error:
         if isinstance(body, ChatCompletionRequest):
@@ -198,17 +222,26 @@ def _faulty_field(body: ChatCompletionRequest, model: Model) -> str:
     """Which field of a chat cannot be rendered: the switch for thinking, where the same messages can be without it."""
     if body.thinking:
         with contextlib.suppress(UserError):
-            model.encode(_request_messages(body))
+            model.encode(_request_messages(body), tools=_answer_form(body, model).tools)
             return "reasoning_effort" if body.reasoning_effort else "chat_template_kwargs"
     return "messages"
 
 
 def _request_messages(body: ChatCompletionRequest) -> list[Message]:
     messages: list[Message] = []
+    names: dict[str, str] = {}
     for m in body.messages:
         message: Message = {"role": "system" if m.role == "developer" else m.role, "content": m.text}
         if m.reasoning_content and m.role == "assistant":
             message["thought"] = m.reasoning_content
+        if m.tool_calls:
+            names |= {call.id: call.function.name for call in m.tool_calls}
+            message["tool_calls"] = [
+                parse_call(call.function.name, call.function.arguments, template_call_id(call.id))
+                for call in m.tool_calls
+            ]
+        if m.tool_call_id is not None:
+            message["tool_call_id"], message["name"] = template_call_id(m.tool_call_id), names[m.tool_call_id]
         messages.append(message)
     return messages
 

@@ -19,6 +19,7 @@ from poise.model.token_text import text_bytes
 from poise.monitor import AnswerReadings
 from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import Alert, GuardedOutput
+from poise.serve.call_splitter import CallPiece, CallSplitter, ShownPart
 from poise.serve.planning import RequestPlan, SteeringPush
 
 __all__ = ["AnswerChoice", "CompletionKind", "chunk_body", "completion_body", "usage_body"]
@@ -55,6 +56,11 @@ class AnswerChoice:
     end: GeneratedToken | None = None
     echoed_logprobs: dict[str, Any] | None = None
     reused_tokens: int = 0
+    _calls: CallSplitter | None = field(default=None, init=False)
+    _pieces: list[CallPiece] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._calls = CallSplitter.of(self.plan.form)
 
     @property
     def prompt_number(self) -> int:
@@ -72,17 +78,24 @@ class AnswerChoice:
         self.prompt = output.prompt_readings if output.prompt_readings is not None else self.prompt
         if any(token.ends_unopened_thought for token in output.tokens):
             self.tokens = _as_thought(self.tokens)
+            self._calls = CallSplitter.of(self.plan.form)
         self.tokens += output.tokens
         self.alerts += guarded.alerts
         self.readings = guarded.readings or self.readings
         self.end = output.end or self.end
         self.reused_tokens = max(self.reused_tokens, output.reused_tokens)
         self.finish = "content_filter" if guarded.stopped else output.finish
+        if self._calls:
+            self._pieces = self._calls.split(output.tokens, last=self.finish is not None)
+            if self.finish == "stop" and self._calls.calls:
+                self.finish = "tool_calls"
 
     @property
     def text(self) -> str:
         """The reply of a chat, or all of a completion; and the message after it where an alarm stopped it."""
-        if self.kind == "chat":
+        if self._calls:
+            text = self._calls.words
+        elif self.kind == "chat":
             text = "".join(token.text for token in self.tokens if token.part == "reply")
         else:
             text = self.echo + "".join(_raw_text(token) for token in self.tokens)
@@ -98,9 +111,13 @@ class AnswerChoice:
         """The ``choices[i]`` of a complete answer."""
         body: dict[str, Any] = {"index": self.index, "finish_reason": self.finish}
         if self.kind == "chat":
-            body["message"] = {"role": "assistant", "content": self.text, "refusal": None}
+            calls = self._calls.calls if self._calls else []
+            content = self.text or (None if calls else "")
+            body["message"] = {"role": "assistant", "content": content, "refusal": None}
             if self.reasoning:
                 body["message"]["reasoning_content"] = self.reasoning
+            if calls:
+                body["message"]["tool_calls"] = [call.body for call in calls]
         else:
             body["text"] = self.text
         body["logprobs"] = self._joined_logprobs()
@@ -109,6 +126,7 @@ class AnswerChoice:
                 **self._steering_facts(),
                 "prompt": self._values_by_name(self.prompt),
                 **self._tokens(self.tokens),
+                **({"parts": self._calls.parts_of(self.tokens)} if self._calls else {}),
                 "summary": self._summary(),
                 "alarms": self._alarms(self.alerts),
             }
@@ -126,8 +144,40 @@ class AnswerChoice:
 
     def chunks(self, guarded: GuardedOutput) -> list[dict[str, Any]]:
         """The ``choices[i]`` of the chunks that a step makes, once it has been added."""
+        alerts = list(guarded.alerts)
+        out = self._call_chunks(alerts) if self._calls else self._part_chunks(guarded.output.tokens, alerts)
+        if out:
+            alerts = []
+        if self.finish == "content_filter":
+            message = self.plan.policy.message
+            poise = {**self._tokens(()), "alarms": self._alarms(alerts)}
+            out.append(self._chunk_choice({"content": message}, message, poise))
+            alerts = []
+        if self.finish:
+            poise = {"summary": self._summary(), "alarms": self._alarms(alerts)}
+            length = len(self.echo) + sum(len(_raw_text(token)) for token in self.tokens)
+            end = self._logprobs([self.end], length) if self.end and self.plan.echoes else None
+            out.append(self._chunk_choice({}, "", poise, logprobs=end, finish=self.finish))
+        return out
+
+    def _call_chunks(self, alerts: Sequence[Alert]) -> list[dict[str, Any]]:
+        """Those of an answer that may call tools."""
+        out: list[dict[str, Any]] = []
+        for piece in self._pieces:
+            name = "reasoning_content" if piece.part == "thought" else "content"
+            delta: dict[str, Any] = {name: piece.text} if piece.text else {}
+            if piece.calls:
+                delta["tool_calls"] = [call.body for call in piece.calls]
+            poise = {**self._tokens(piece.tokens, piece.part), "alarms": self._alarms(() if out else alerts)}
+            if any(token.ends_unopened_thought for token in piece.tokens):
+                poise["ends_unopened_thought"] = True
+            if delta or _has_poise_field(self.plan):
+                out.append(self._chunk_choice(delta, "", poise, logprobs=self._logprobs(piece.tokens, 0)))
+        return out
+
+    def _part_chunks(self, tokens: Sequence[GeneratedToken], alerts: Sequence[Alert]) -> list[dict[str, Any]]:
+        """Those of an answer that is words alone."""
         out = []
-        tokens, alerts = guarded.output.tokens, list(guarded.alerts)
         offset = len(self.echo) + sum(len(_raw_text(token)) for token in self.tokens)
         offset -= sum(len(_raw_text(token)) for token in tokens)
         for part, same in groupby(tokens, key=lambda token: token.part):
@@ -141,17 +191,8 @@ class AnswerChoice:
                 poise["ends_unopened_thought"] = True
             if delta or _has_poise_field(self.plan) or self.kind == "text":
                 out.append(self._chunk_choice(delta, raw, poise, logprobs=self._logprobs(run, offset)))
-                alerts = []
+                alerts = ()
             offset += len(raw)
-        if self.finish == "content_filter":
-            message = self.plan.policy.message
-            poise = {**self._tokens(()), "alarms": self._alarms(alerts)}
-            out.append(self._chunk_choice({"content": message}, message, poise))
-            alerts = []
-        if self.finish:
-            poise = {"summary": self._summary(), "alarms": self._alarms(alerts)}
-            end = self._logprobs([self.end], offset) if self.end and self.plan.echoes else None
-            out.append(self._chunk_choice({}, "", poise, logprobs=end, finish=self.finish))
         return out
 
     def _chunk_choice(
@@ -183,10 +224,11 @@ class AnswerChoice:
         place = {w: n for n, w in enumerate(self.plan.watched)}
         return {w.name: None if values is None else finite(values[place[w]]) for w in self.plan.shown}
 
-    def _tokens(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
+    def _tokens(self, tokens: Sequence[GeneratedToken], part: ShownPart | None = None) -> dict[str, Any]:
+        """What is shown of tokens, all of one part where it is given."""
         place = {w: n for n, w in enumerate(self.plan.watched)}
         readings = {w.name: [finite(t.readings[place[w]]) for t in tokens] for w in self.plan.shown}
-        return {"tokens": [t.text for t in tokens], "readings": readings, "parts": [t.part for t in tokens]}
+        return {"tokens": [t.text for t in tokens], "readings": readings, "parts": [part or t.part for t in tokens]}
 
     def _summary(self) -> dict[str, Any]:
         place = {w: n for n, w in enumerate(self.plan.watched)}

@@ -7,6 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from poise.model.rendering import Thinking
+from poise.serve.tool_requests import (
+    FunctionTool,
+    JSONObjectFormat,
+    JSONSchemaFormat,
+    TextFormat,
+    ToolCallMessage,
+    ToolChoice,
+)
 from poise.steer.request_field import PoiseField, RequestName, RequestText, StrictRequest
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "PoiseField", "StreamOptions"]
@@ -26,12 +34,6 @@ Nothing = list[Any]
 OnlyZero = Annotated[float, Field(ge=0, le=0, description="Not supported; may only be 0.")]
 
 
-class TextFormat(StrictRequest):
-    """The format that answers have anyway."""
-
-    type: Literal["text"]
-
-
 class TextPart(StrictRequest):
     """A part of a message."""
 
@@ -42,11 +44,14 @@ class TextPart(StrictRequest):
 class ChatMessage(StrictRequest):
     """A turn. ``developer`` is OpenAI's newer name for ``system``."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: RequestText | Annotated[list[TextPart], Field(fail_fast=True)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: RequestText | Annotated[list[TextPart], Field(fail_fast=True)] | None = Field(
+        None, description="Only an assistant's turn with calls may be without."
+    )
     name: RequestText | None = Field(None, max_length=200, description="Who speaks; templates do not show it.")
     refusal: Literal[""] | None = None
-    tool_calls: Nothing = Field(default=[], max_length=0)
+    tool_calls: list[ToolCallMessage] = Field(default=[], max_length=128, description="Of an assistant's turn.")
+    tool_call_id: RequestText | None = Field(None, max_length=200, description="The call that a tool's turn answers.")
     annotations: Nothing = Field(default=[], max_length=0)
     reasoning_content: RequestText | None = Field(
         None, description="The thought of an assistant's earlier turn, which the template shows or drops."
@@ -55,7 +60,17 @@ class ChatMessage(StrictRequest):
     @property
     def text(self) -> str:
         """All of its parts."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+
+    @model_validator(mode="after")
+    def _fields_of_its_role(self) -> ChatMessage:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing; only an assistant's turn with tool_calls may be without")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"tool_calls of a turn of the {self.role}; only the assistant's may have them")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id is missing" if self.role == "tool" else "tool_call_id is a tool's alone")
+        return self
 
 
 class StreamOptions(StrictRequest):
@@ -137,10 +152,12 @@ class ChatCompletionRequest(OpenAIRequest):
         None, description="Think before the reply, as much as the template has levels for; `none` switches it off."
     )
     chat_template_kwargs: TemplateSwitches = TemplateSwitches()
-    response_format: TextFormat | None = Field(None, description="Not supported; may only be text.")
-    tools: Nothing = Field(default=[], max_length=0, description="Not supported; may only be empty.")
-    tool_choice: Literal["none", "auto"] | None = Field(None, description="Without tools nothing is called.")
-    parallel_tool_calls: bool | None = Field(None, description="Accepted without effect: there are no tools.")
+    response_format: Annotated[TextFormat | JSONObjectFormat | JSONSchemaFormat, Field(discriminator="type")] | None = (
+        Field(None, description="Hold the answer to JSON, or to a schema.")
+    )
+    tools: list[FunctionTool] = Field(default=[], max_length=128, description="Functions that the model may call.")
+    tool_choice: ToolChoice | None = Field(None, description="Which tools may or must be called.")
+    parallel_tool_calls: bool = Field(True, description="Whether one answer may have several calls.")
     functions: Nothing = Field(default=[], max_length=0, description="Not supported; may only be empty.")
     function_call: Literal["none", "auto"] | None = Field(None, description="Without functions nothing is called.")
     modalities: list[Literal["text"]] | None = Field(None, max_length=1, description="Not supported beyond text.")
@@ -169,6 +186,20 @@ class ChatCompletionRequest(OpenAIRequest):
             raise ValueError("max_tokens and max_completion_tokens differ; give one")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
+        return self
+
+    @model_validator(mode="after")
+    def _tools_once_and_answered(self) -> ChatCompletionRequest:
+        names = [tool.function.name for tool in self.tools]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"tools has two functions named {repeated[0]!r}; give each a name of its own")
+        called: set[str] = set()
+        for place, message in enumerate(self.messages):
+            called |= {call.id for call in message.tool_calls}
+            if message.tool_call_id is not None and message.tool_call_id not in called:
+                raise ValueError(
+                    f"messages.{place} answers the call {message.tool_call_id!r}, which no turn before it has"
+                )
         return self
 
     @property

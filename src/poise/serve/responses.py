@@ -36,26 +36,8 @@ __all__ = [
 VERSION = version("poise")
 ONLY_HARMLESS = frozenset(
     {
-        *(
-            "audio",
-            "background",
-            "best_of",
-            "frequency_penalty",
-            "function_call",
-            "functions",
-            "logit_bias",
-            "modalities",
-        ),
-        *(
-            "presence_penalty",
-            "response_format",
-            "store",
-            "suffix",
-            "tool_choice",
-            "tools",
-            "truncation",
-            "web_search_options",
-        ),
+        *("audio", "background", "best_of", "frequency_penalty", "function_call", "functions", "logit_bias"),
+        *("modalities", "presence_penalty", "store", "suffix", "truncation", "web_search_options"),
     }
 )
 """Fields of OpenAI's requests that are taken where they ask for nothing."""
@@ -145,22 +127,38 @@ class Told(BaseModel):
     prompt: ValuesByVector
     tokens: list[str]
     readings: dict[str, list[float | None]]
-    parts: list[Literal["thought", "mark", "reply"]]
+    parts: list[Literal["thought", "mark", "reply", "tool_call"]]
     ends_unopened_thought: bool = False
     summary: dict[str, OneSummary]
     alarms: list[AlarmRaised]
+
+
+class AnsweredFunction(BaseModel):
+    """A function, and the arguments that it is called with as JSON."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(BaseModel):
+    """A call that the client is to make."""
+
+    id: str
+    type: Literal["function"]
+    function: AnsweredFunction
 
 
 class AssistantMessage(BaseModel):
     """The assistant's turn."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
     reasoning_content: str | None = None
+    tool_calls: list[AnsweredCall] | None = None
 
 
-Finish = Literal["stop", "length", "content_filter"]
+Finish = Literal["stop", "length", "content_filter", "tool_calls"]
 
 
 class ChatChoice(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import signal
@@ -18,7 +19,8 @@ from poise import vector as vector_file
 from poise.data import open_data
 from poise.engine import SamplingParams
 from poise.engine.continuous import ContinuousEngine
-from poise.errors import InvalidArgument
+from poise.engine.grammar import grammar_compiler
+from poise.errors import InvalidArgument, UserError
 from poise.model import Model
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms, normal_answer_length
 from poise.serve.app import build
@@ -180,6 +182,8 @@ def make_server(
     )
     for name, vector in vectors.items():
         registry.add(name, vector, fixed=True)
+    with contextlib.suppress(UserError):  # said where a request needs it
+        grammar_compiler(model)
     for key, rules in ((None, policies.default), *policies.keys.items()):
         _check_rules(rules, registry.of(key))
     service = Service(
