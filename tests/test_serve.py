@@ -333,7 +333,6 @@ class TestSixteenClientsAtOnce:
 
 UNSUPPORTED: list[dict[str, Any]] = [
     {"tools": [{"type": "function", "function": {"name": "f"}}]},
-    {"response_format": {"type": "json_object"}},
     {"frequency_penalty": 0.5},
     {"presence_penalty": -1},
     {"logit_bias": {"5": 1}},

@@ -7,8 +7,8 @@ import contextlib
 import torch
 
 from poise.activations import Probe, by_layer
-from poise.engine.prompt_reading import PromptPart
 from poise.engine.grammar import constrain
+from poise.engine.prompt_reading import PromptPart
 from poise.engine.running_batch import RunningBatch
 from poise.engine.sampler import sample_tokens
 from poise.engine.sequence import Sequence, SequenceStatus

@@ -32,7 +32,7 @@ def schema_fault(schema: Mapping[str, Any], reason: str) -> str:
     keyword = next((key for key in part if _sound_without(part, key, definitions, trials)), None)
     where = f" at {'.'.join(place)}" if place else ""
     what = f"its keyword {keyword}{where}" if keyword else f"its part{where}" if place else "it"
-    return f"The schema cannot be kept to because of {what}: {_first_sentence(reason)}"
+    return f"The schema cannot be kept to because of {what}: {_plain_reason(reason)}"
 
 
 def _schema_parts(schema: Mapping[str, Any]) -> Iterator[tuple[SchemaPlace, Mapping[str, Any]]]:
@@ -64,7 +64,7 @@ def _reason(part: Mapping[str, Any], definitions: Mapping[str, Any], trials: Ite
     return messages[0] if fault else ""
 
 
-def _first_sentence(reason: str) -> str:
+def _plain_reason(reason: str) -> str:
     """Its first line that says something."""
     lines = [line.strip() for line in reason.splitlines() if line.strip(" ^\t")]
     last = next((line for line in lines if line.startswith("error:")), lines[0] if lines else "no reason is known")

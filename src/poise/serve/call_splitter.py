@@ -24,7 +24,7 @@ class CallPiece:
 
     Attributes:
         part: Part that all of them are in.
-        tokens: The tokens; there may be none.
+        tokens: Tokens that come together; there may be none.
         text: What is added to the thought or to the words.
         calls: What is added to calls.
     """

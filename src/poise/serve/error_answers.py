@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from poise.errors import RequestError
-from poise.serve import responses as replies
+from poise.serve.request_faults import fault
 
 __all__ = ["add_error_answers"]
 
@@ -31,13 +31,13 @@ def add_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        fault = replies.fault(error.errors())
-        return JSONResponse(fault.body, fault.status)
+        refusal = fault(error.errors())
+        return JSONResponse(refusal.body, refusal.status)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        fault = _routing_fault(app, request, error)
-        return JSONResponse(fault.body, fault.status, headers={**(error.headers or {}), **fault.headers})
+        refusal = _routing_fault(app, request, error)
+        return JSONResponse(refusal.body, refusal.status, headers={**(error.headers or {}), **refusal.headers})
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:

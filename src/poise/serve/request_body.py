@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from poise.errors import RequestError
-from poise.serve.responses import fault
+from poise.serve.request_faults import fault
 
 __all__ = ["BodyLimits", "check_body", "json_pieces", "read_request"]
 

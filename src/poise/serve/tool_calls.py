@@ -21,7 +21,7 @@ from poise.model.tool_format import CALL_ID_LENGTH, ToolCallFormat
 
 __all__ = ["CallDelta", "OfferedTool", "ToolCall", "ToolCallReader", "tool_grammar"]
 
-WORDS = r"/(.|\n)*/"
+ANY_WORDS = r"/(.|\n)*/"
 WORDS_WITHOUT_BRACE = r"/[^{ \n](.|\n)*/"
 BLANK = r"/[ \n]{0,4}/"
 
@@ -31,7 +31,7 @@ class OfferedTool:
     """A function that the model may call.
 
     Attributes:
-        name: Its name.
+        name: Name that calls use.
         parameters: JSON Schema of its arguments.
         strict: Whether a schema that cannot be kept to is refused; else what of it cannot be kept to is skipped.
     """
@@ -94,7 +94,7 @@ def tool_grammar(
             head = f"start: TEXT | TEXT {literal(form.trigger)} {behind}"
         else:
             head = f"start: head {behind} | TEXT\nhead[lazy]: TEXT {literal(form.trigger)}"
-        rules.insert(0, f"{head}\nTEXT: {WORDS}")
+        rules.insert(0, f"{head}\nTEXT: {ANY_WORDS}")
     try:
         return compiler.lark("\n".join(rules))
     except InvalidArgument as error:
@@ -146,7 +146,7 @@ class CallDelta:
 
     Attributes:
         index: Which of the answer's calls, from 0.
-        call: The call.
+        call: Call that it is a piece of.
         arguments: Text that is added to its arguments.
         first: Whether the call begins with it.
     """

@@ -1,0 +1,67 @@
+"""The faults of requests as sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from poise.errors import RequestError
+from poise.settings import describe_value
+
+__all__ = ["fault"]
+
+ONLY_HARMLESS = frozenset(
+    {
+        *("audio", "background", "best_of", "frequency_penalty", "function_call", "functions", "logit_bias"),
+        *("modalities", "presence_penalty", "store", "suffix", "truncation", "web_search_options"),
+    }
+)
+"""Fields of OpenAI's requests that are taken where they ask for nothing."""
+
+
+def fault(errors: Sequence[Any]) -> RequestError:
+    """What is wrong with a request that does not validate: all fields that are not supported, else the first fault."""
+    if unsupported := _unsupported(errors):
+        are = "is" if len(unsupported) == 1 else "are"
+        it = "it" if len(unsupported) == 1 else "them"
+        names = ", ".join(unsupported[:-1]) + (" and " if unsupported[1:] else "") + unsupported[-1]
+        text = f"{_encodable(names)} {are} not supported here; leave {it} out."
+        return RequestError(400, text, code="unsupported", param=_encodable(unsupported[0]))
+    same = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
+    first = max(same, key=lambda e: len(e["loc"]))  # of what may have several shapes, the one that it is nearest to
+    param = _field_name(first["loc"]) or None
+    if first["type"].startswith("json"):
+        return RequestError(400, "The body is not JSON.", code="invalid_json")
+    if not param and first["loc"][:1] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
+        text = "The request needs a JSON object as its body, with Content-Type: application/json."
+    else:
+        colon = ":" if first["type"] == "value_error" else ""
+        text = f"{_encodable(param) or 'The request'}{colon} {_encodable(describe_value(first))}."
+    return RequestError(400, text, code="invalid_value", param=_encodable(param))
+
+
+def _unsupported(errors: Sequence[Any]) -> list[str]:
+    """Fields that are not known, and those of OpenAI's that may only have the value that changes nothing."""
+    names = []
+    for error in errors:
+        if error["type"] == "extra_forbidden":
+            names.append(_field_name(error["loc"]))
+        elif error["loc"][:1] == ("body",) and error["loc"][1:2] and error["loc"][1] in ONLY_HARMLESS:
+            names.append(error["loc"][1])
+    return list(dict.fromkeys(names))
+
+
+def _field_name(loc: Sequence[str | int]) -> str:
+    return ".".join(str(part) for part in loc if _is_field(part))
+
+
+def _is_field(part: str | int) -> bool:
+    """Rather than the place in the request or the name of a shape that pydantic tried."""
+    shapes = {"body", "query", "path", "str", "int", "bool", "float"}
+    return isinstance(part, int) or (part not in shapes and re.fullmatch(r"[a-z0-9_]+", part) is not None)
+
+
+def _encodable(text: str | None) -> str | None:
+    """What can be written in any answer: a request may hold halves of characters."""
+    return None if text is None else text[:300].encode("utf-8", "replace").decode()
