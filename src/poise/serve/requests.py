@@ -50,7 +50,9 @@ class ChatMessage(StrictRequest):
     )
     name: RequestText | None = Field(None, max_length=200, description="Who speaks; templates do not show it.")
     refusal: Literal[""] | None = None
-    tool_calls: list[ToolCallMessage] = Field(default=[], max_length=128, description="Of an assistant's turn.")
+    tool_calls: list[ToolCallMessage] = Field(
+        default=[], max_length=128, description="Calls that an assistant's turn makes."
+    )
     tool_call_id: RequestText | None = Field(None, max_length=200, description="The call that a tool's turn answers.")
     annotations: Nothing = Field(default=[], max_length=0)
     reasoning_content: RequestText | None = Field(
