@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError
 
 from poise.errors import RequestError
+from poise.serve.request_faults import fault
 from poise.serve.requests import ChatCompletionRequest, ReasoningEffort
 from poise.serve.response_items import (
     FunctionCallItem,
@@ -16,7 +17,6 @@ from poise.serve.response_items import (
     ReasoningItem,
     chat_messages,
 )
-from poise.serve.responses import fault
 from poise.steer.request_field import PoiseField, RequestName, RequestText, StrictRequest
 
 __all__ = ["ResponseRequest", "as_chat", "in_its_words"]
