@@ -38,10 +38,10 @@ unit: setup
 
 # What kills processes, compiles, simulates, builds architectures and tries every trainer; not part of `make test`, and run by CI after it.
 slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "(slow or trainers) and not real and not wide and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "(slow or trainers) and not real and not wide and not browser and not vllm"
 
 real: setup
-	$(BIN)/pytest -q -m "(real or wide) and not browser"
+	$(BIN)/pytest -q -m "(real or wide) and not browser and not vllm"
 
 # Steering and reading inside vLLM, in an environment of its own; run by CI at the end.
 TEST_VLLM := .venv-vllm
@@ -50,7 +50,7 @@ test-vllm:
 	$(TEST_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-vllm.txt
 	$(TEST_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(TEST_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	OMP_NUM_THREADS=1 $(TEST_VLLM)/bin/pytest -q -m vllm tests/test_vllm_engine.py
+	OMP_NUM_THREADS=1 $(TEST_VLLM)/bin/pytest -q -m vllm tests/test_vllm_engine.py tests/test_vllm_server.py
 
 # Needs Chromium; not part of `make test`, and run by CI after it.
 browser: setup

@@ -12,13 +12,15 @@ import pytest
 import torch
 
 import tiny
-from poise.activations import Probe
+from poise.activations import Probe, project_each
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
 from poise.model import Encoded, Model
 from poise.steer import SteeringExpression
 from poise.steer.operators import LEVELED, OPERATORS
 from poise.vector import PersonaVector, save_vector
+from poise.vllm import passes, programs, scheduling
+from random_steering import random_probes, random_steering
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 vllm = pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -26,6 +28,8 @@ vllm = pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 TOKENS = 16
 NAMES = ("evil", "kind", "rude", "sly")
 SIZES = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+SPECULATIVE = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+TRANSFER = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -110,7 +114,8 @@ def fields(n: int, model: Model, seed: int) -> list[dict[str, Any]]:
 
 
 def parameters(field: dict[str, Any], **changes: Any) -> Any:
-    return vllm.SamplingParams(temperature=0, max_tokens=TOKENS, extra_args={"poise": field}, **changes)
+    options = {"temperature": 0, "max_tokens": TOKENS, **changes}
+    return vllm.SamplingParams(extra_args={"poise": field}, **options)
 
 
 def check_parity(
@@ -157,3 +162,168 @@ def test_requests_in_shared_batches_are_steered_and_read_as_by_our_engine(
     llm: Any, model: Model, vectors: dict[str, PersonaVector]
 ) -> None:
     check_parity(llm, model, vectors, fields(200, model, seed=1), varied_prompts(model, 200))
+
+
+class TestTheCache:
+    def test_is_told_apart_by_steering_also_where_an_answer_becomes_a_prompt(
+        self, llm: Any, model: Model, vectors: dict[str, PersonaVector]
+    ) -> None:
+        steers = ["evil@1=2 on all", None, "kind@1=out on prompt", "evil@1=2", "evil@0=-2 first 40", "rude@1=cap:-1"]
+        requests = [{"steer": steer, "watch": ["evil"]} for steer in steers]
+        [prompt] = varied_prompts(model, 1)
+        for _ in range(2):
+            check_parity(llm, model, vectors, requests, [prompt] * len(requests))
+        [first] = llm.generate(
+            {"prompt_token_ids": list(prompt.ids)}, parameters(requests[3], max_tokens=60), use_tqdm=False
+        )
+        ids = (*prompt.ids, *first.outputs[0].token_ids)
+        second = Encoded(ids, len(ids), len(ids))
+        check_parity(llm, model, vectors, requests, [second] * len(requests))
+
+    def test_with_broken_keys_is_noticed(
+        self, llm: Any, model: Model, vectors: dict[str, PersonaVector], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        llm.reset_prefix_cache()
+        monkeypatch.setattr(scheduling, "steering_keys", lambda *arguments: [])
+        requests = [{"steer": "evil@1=2 on all", "watch": ["evil"]}, {"steer": None, "watch": ["evil"]}]
+        [prompt] = varied_prompts(model, 1)
+        check_parity(llm, model, vectors, requests[:1], [prompt])
+        with pytest.raises(AssertionError):
+            check_parity(llm, model, vectors, requests[1:], [prompt])
+        llm.reset_prefix_cache()
+
+
+class TestBrokenOnPurpose:
+    """What a fault in the plugin would look like: the comparison with our engine fails."""
+
+    @pytest.fixture(autouse=True)
+    def empty_cache(self, llm: Any) -> Iterator[None]:
+        llm.reset_prefix_cache()
+        yield
+        llm.reset_prefix_cache()
+
+    def test_the_rows_of_a_request(
+        self, llm: Any, model: Model, vectors: dict[str, PersonaVector], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = passes.PassPiece.rows
+        shifted = lambda piece, first, last: tuple(max(0, row - 1) for row in rows(piece, first, last))  # noqa: E731
+        monkeypatch.setattr(passes.PassPiece, "rows", shifted)
+        with pytest.raises(AssertionError):
+            check_parity(llm, model, vectors, fields(12, model, seed=5), varied_prompts(model, 12))
+
+    def test_where_the_response_begins(
+        self, llm: Any, model: Model, vectors: dict[str, PersonaVector], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        positions = programs.SteeringWork.positions
+        late = lambda work, prompt, first, last: positions(work, prompt + 1, first, last)  # noqa: E731
+        monkeypatch.setattr(programs.SteeringWork, "positions", late)
+        with pytest.raises(AssertionError):
+            check_parity(llm, model, vectors, fields(12, model, seed=5), varied_prompts(model, 12))
+
+
+def test_choices_of_one_request_have_readings_of_their_own(
+    llm: Any, model: Model, vectors: dict[str, PersonaVector]
+) -> None:
+    [prompt] = varied_prompts(model, 1)
+    field = {"steer": None, "watch": ["evil", "kind"]}
+    inputs = {"prompt_token_ids": list(prompt.ids)}
+    [output] = llm.generate(inputs, parameters(field, n=3, temperature=2, seed=1), use_tqdm=False)
+    assert len({tuple(choice.token_ids) for choice in output.outputs}) == 3
+    texts = [(*prompt.ids, *choice.token_ids[:-1]) for choice in output.outputs]
+    probes = [vectors[name].at("read").probe for name in field["watch"]]
+    read = project_each(model, [Encoded(ids, 0, len(ids)) for ids in texts], probes)
+    for choice, values in zip(output.outputs, read, strict=True):
+        assert values is not None
+        expected = values[len(prompt.ids) - 1 :].cpu()
+        torch.testing.assert_close(torch.from_numpy(choice.poise.values), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_request_that_is_aborted_leaves_nothing_behind(
+    llm: Any, model: Model, vectors: dict[str, PersonaVector]
+) -> None:
+    prompts = varied_prompts(model, 4)
+    field = {"steer": "evil@1=1", "watch": ["evil"]}
+    for number, prompt in enumerate(prompts):
+        llm.llm_engine.add_request(
+            f"r{number}", {"prompt_token_ids": list(prompt.ids)}, parameters(field, max_tokens=40)
+        )
+    for _ in range(3):
+        llm.llm_engine.step()
+    llm.llm_engine.abort_request(["r1", "r2"])
+    finished = {}
+    while llm.llm_engine.has_unfinished_requests():
+        finished |= {output.request_id: output for output in llm.llm_engine.step() if output.finished}
+    assert sorted(finished) == ["r0", "r3"]
+    check_parity(llm, model, vectors, [field] * 4, prompts)
+    llm.llm_engine.step()
+    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    assert len(runner.poise_requests) <= 4  # those that finished in the last step are dropped at the next
+
+
+def test_prompts_in_chunks_and_answers_begun_again_come_out_the_same(
+    folder: Path, model: Model, vectors: dict[str, PersonaVector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    preempted = []
+    preempt = Scheduler._preempt_request
+
+    def count(self: Any, request: Any, *arguments: Any, **options: Any) -> Any:
+        preempted.append(request.request_id)
+        return preempt(self, request, *arguments, **options)
+
+    monkeypatch.setattr(Scheduler, "_preempt_request", count)
+    for caching in (True, False):
+        preempted.clear()
+        engine = make_engine(
+            folder,
+            max_num_batched_tokens=64,
+            max_num_seqs=8,
+            num_gpu_blocks_override=13,
+            enable_prefix_caching=caching,
+        )
+        check_parity(engine, model, vectors, fields(60, model, seed=2), varied_prompts(model, 60))
+        assert preempted
+        engine.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
+            "speculative",
+        ),
+        ({"pipeline_parallel_size": 2}, "pipelines of several stages"),
+        ({"tensor_parallel_size": 2}, "tensor parallelism"),
+        (
+            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+            "transfer of cached tokens",
+        ),
+    ],
+)
+def test_what_cannot_be_right_does_not_start(folder: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(Exception, match=words):
+        make_engine(folder, **changes)
+
+
+def test_the_engine_behind_our_protocol_gives_what_ours_gives(folder: Path, model: Model) -> None:
+    from poise.vllm.engine import VllmEngine
+
+    options = {"dtype": "float32", "enforce_eager": True, "block_size": 32, "max_model_len": 256}
+    engine = VllmEngine(str(folder), **options)
+    prompts = varied_prompts(model, 24)
+    steering = [random_steering(seed, model) for seed in range(24)]
+    probes = [random_probes(seed, model) for seed in range(24)]
+    sampling = SamplingParams(max_new_tokens=TOKENS, temperature=0)
+    answers = engine.generate(prompts, sampling, steering=steering, probes=probes, keep_means=True)
+    expected = LocalEngine(model).generate(prompts, sampling, steering=steering, probes=probes, keep_means=True)
+    for answer, ours in zip(answers, expected, strict=True):
+        assert (answer.ids, answer.finish, answer.text) == (ours.ids, ours.finish, ours.text)
+        for mine, theirs in ((answer.readings, ours.readings), (answer.mean, ours.mean)):
+            assert mine is not None
+            assert theirs is not None
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()), equal_nan=True)
+    drawn = [engine.generate(prompts[:4], SamplingParams(8, 1.5), seeds=[5, 6, 7, 8]) for _ in range(2)]
+    assert [answer.ids for answer in drawn[0]] == [answer.ids for answer in drawn[1]]
+    assert engine.plan(prompts, sampling) == [list(range(24))]

@@ -7,6 +7,8 @@ in a flat batch, and the plugin's work is called at each block's output.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +18,16 @@ import tiny
 from poise.activations import Probe
 from poise.engine import Generation, SamplingParams
 from poise.engine.static import LocalEngine
+from poise.errors import HookDidNotFire
 from poise.model import Model
 from poise.model.hooks import rewrite
 from poise.steer import Steering
-from poise.vllm import block_work
+from poise.vllm import block_work, programs
+from poise.vllm.configuration import unsupported
 from poise.vllm.passes import PassPiece, PassPlan, RequestState
 from poise.vllm.programs import compile_steering
+from poise.vllm.request import canonical_text, phase_keys
+from poise.vllm.scheduling import steering_keys
 from random_steering import random_probes, random_steering
 
 TOKENS = 7
@@ -91,7 +97,101 @@ def check(model: Model, seed: int, cuts: Cuts) -> None:
     torch.testing.assert_close(readings, expected.readings[:-1], rtol=1e-3, atol=1e-3)
 
 
+def check_all(model: Model, seeds: Sequence[int], cuts: Cuts) -> None:
+    for seed in seeds:
+        check(model, seed, cuts)
+
+
 @pytest.mark.parametrize("cuts", CUTS)
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 def test_a_request_is_steered_and_read_as_by_our_engine(llama: Model, seed: int, cuts: str) -> None:
     check(llama, seed, CUTS[cuts])
+
+
+class TestBrokenOnPurpose:
+    """The comparison above notices what a fault would do."""
+
+    def test_where_the_response_begins(self, llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        positions = programs.SteeringWork.positions
+        late = lambda work, prompt, first, last: positions(work, prompt + 1, first, last)  # noqa: E731
+        monkeypatch.setattr(programs.SteeringWork, "positions", late)
+        with pytest.raises(AssertionError):
+            check_all(llama, range(8), CUTS["in chunks of 3"])
+
+    def test_a_layer_that_is_not_visited(self, llama: Model) -> None:
+        state = RequestState(program=compile_steering(random_steering(1, llama), random_probes(1, llama)), prompt=2)
+        plan = PassPlan([PassPiece(state=state, row=0, count=2, start=0)], 2, CPU)
+        with pytest.raises(HookDidNotFire, match="without Poise's work at layer"):
+            list(plan.finish())
+
+
+def test_cached_tokens_are_told_apart_by_the_steering_of_their_phase() -> None:
+    @dataclass
+    class Request:
+        field: str | None
+        num_prompt_tokens: int = 40
+
+        @property
+        def sampling_params(self) -> Any:
+            return SimpleNamespace(extra_args={"poise": self.field} if self.field else None)
+
+    def keys(field: Any, first: int, last: int, prompt: int = 40) -> list[tuple[str, str]]:
+        text = canonical_text(field) if field else None
+        return steering_keys(Request(text, prompt), first, last, lambda text: phase_keys(text, "digest"))
+
+    response, both = {"steer": "evil=1"}, {"steer": "evil=1 on all"}
+    assert keys(None, 0, 32) == keys({"watch": True}, 0, 32) == keys(response, 0, 32) == []
+    assert keys(both, 0, 32) == keys({"steer": "evil=1 on all", "watch": True}, 0, 32, prompt=99) != []
+    assert keys(response, 32, 64) == keys({"steer": "evil=1.0"}, 32, 64) != []
+    distinct = [
+        keys(response, 32, 64),
+        keys(response, 32, 64, prompt=41),  # the response begins elsewhere
+        keys({"steer": "evil=2"}, 32, 64),
+        keys({"steer": "evil=1 first 3"}, 32, 64),
+        keys({"steer": "evil=1 if prompt kind>0"}, 32, 64),
+        keys(both, 32, 64),
+        keys({"steer": "evil=1 on prompt"}, 32, 64),
+        keys(None, 32, 64),
+    ]
+    assert len({tuple(found) for found in distinct}) == len(distinct)
+
+
+def test_every_configuration_that_cannot_be_right_is_named() -> None:
+    def config(**changes: Any) -> Any:
+        flat: dict[str, Any] = {
+            "use_v2_model_runner": False,
+            "speculative_config": None,
+            "kv_transfer_config": None,
+            "parallel_config.pipeline_parallel_size": 1,
+            "parallel_config.tensor_parallel_size": 1,
+            "parallel_config.data_parallel_size": 1,
+            "compilation_config.cudagraph_mode": SimpleNamespace(name="PIECEWISE"),
+            "aux_output_config.enabled": False,
+            "cache_config.kv_sharing_fast_prefill": False,
+            "scheduler_config.async_scheduling": False,
+        } | {name.replace("__", "."): value for name, value in changes.items()}
+        result = SimpleNamespace()
+        for name, value in flat.items():
+            group, _, key = name.rpartition(".")
+            if group and not hasattr(result, group):
+                setattr(result, group, SimpleNamespace())
+            setattr(getattr(result, group) if group else result, key, value)
+        return result
+
+    assert unsupported(config()) == []
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"use_v2_model_runner": True}, "V2 model runner"),
+        ({"speculative_config": object()}, "speculative"),
+        ({"kv_transfer_config": object()}, "transfer"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "pipelines"),
+        ({"parallel_config__tensor_parallel_size": 2}, "tensor"),
+        ({"parallel_config__data_parallel_size": 2}, "data parallelism"),
+        ({"compilation_config__cudagraph_mode": SimpleNamespace(name="FULL_AND_PIECEWISE")}, "CUDA graphs"),
+        ({"aux_output_config__enabled": True}, "routed experts"),
+        ({"cache_config__kv_sharing_fast_prefill": True}, "skip layers"),
+        ({"scheduler_config__async_scheduling": True}, "asynchronous"),
+    ]
+    for change, words in changes:
+        [fault] = unsupported(config(**change))
+        assert words in fault
+        assert "; " in fault  # and what to do

@@ -21,7 +21,7 @@ from poise.model.self_check import require_cache
 from poise.progress import track
 from poise.steer import Steering
 
-__all__ = ["LocalEngine"]
+__all__ = ["LocalEngine", "probes_per_row", "seeds_per_row", "steering_per_row"]
 
 
 class LocalEngine:
@@ -68,9 +68,9 @@ class LocalEngine:
     ) -> list[Generation]:
         """Answer each prompt, in order; see ``poise.engine.Engine``."""
         self._check_prompts(prompts, sampling)
-        steering_rows = _steering_per_row(steering, len(prompts))
-        probe_rows = _probes_per_row(probes, len(prompts))
-        seed_rows = _seeds_per_row(seeds, len(prompts))
+        steering_rows = steering_per_row(steering, len(prompts))
+        probe_rows = probes_per_row(probes, len(prompts))
+        seed_rows = seeds_per_row(seeds, len(prompts))
         out: dict[int, Generation] = {}
         with track("Generating", total=len(prompts)) as advance:
             for batch in self.plan(prompts, sampling):
@@ -158,7 +158,8 @@ def _text_chunks(static_batch: StaticBatch, steps: Iterator[list[int]], *, watch
             first = n + 1
 
 
-def _seeds_per_row(seeds: Sequence[int] | None, n: int) -> list[int]:
+def seeds_per_row(seeds: Sequence[int] | None, n: int) -> list[int]:
+    """A seed for each of n prompts."""
     if seeds is None:
         return list(range(n))
     if len(seeds) != n:
@@ -169,7 +170,8 @@ def _seeds_per_row(seeds: Sequence[int] | None, n: int) -> list[int]:
     return list(seeds)
 
 
-def _steering_per_row(steering: Steering | Sequence[Steering | None] | None, n: int) -> list[Steering | None]:
+def steering_per_row(steering: Steering | Sequence[Steering | None] | None, n: int) -> list[Steering | None]:
+    """A steering or none for each of n prompts."""
     if steering is None or isinstance(steering, Steering):
         return [steering] * n
     check_type("steering", steering, Sequence, "a Steering, or a list with one or None for each prompt")
@@ -182,7 +184,8 @@ def _steering_per_row(steering: Steering | Sequence[Steering | None] | None, n: 
     return rows
 
 
-def _probes_per_row(probes: Sequence[Probe] | Sequence[Sequence[Probe]], n: int) -> list[list[Probe]]:
+def probes_per_row(probes: Sequence[Probe] | Sequence[Sequence[Probe]], n: int) -> list[list[Probe]]:
+    """The probes of each of n prompts."""
     shared = [p for p in probes if isinstance(p, Probe)]
     if len(shared) == len(probes):
         return [shared] * n

@@ -35,6 +35,9 @@ def work_at_layer(plan: PassPlan, layer: int, hidden: torch.Tensor, residual: to
         _operate(plan, step, hidden, residual)
     if work.reads is not None:
         _take_readings(plan, work.reads, hidden, residual)
+    if work.summed is not None and plan.sums is not None:
+        rows, owners = work.summed
+        plan.sums[:, layer].index_add_(0, owners, _stream(rows, hidden, residual))
 
 
 def _stream(rows: Rows, hidden: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from poise.errors import InvalidArgument
+from poise.storage.content_hash import content_key
 
 __all__ = ["install_configuration", "unsupported"]
 
@@ -33,12 +33,8 @@ def unsupported(config: Any) -> list[str]:
     return [fault for fault, there in faults.items() if there]
 
 
-def install_configuration(fingerprint: Callable[[], str]) -> None:
-    """Patch the configuration of this process.
-
-    Args:
-        fingerprint: What a compiled graph must not be shared across.
-    """
+def install_configuration() -> None:
+    """Patch the configuration of this process."""
     from vllm.config import VllmConfig
 
     prepare, compute_hash = VllmConfig.__post_init__, VllmConfig.compute_hash
@@ -58,7 +54,8 @@ def install_configuration(fingerprint: Callable[[], str]) -> None:
 
     @functools.wraps(compute_hash)
     def hashed(self: Any, *args: Any, **kwargs: Any) -> str:
-        return f"{fingerprint()[:4]}{compute_hash(self, *args, **kwargs)}"[:10]
+        # A graph without the operation must not be taken for one that has it; what it does is no part of the graph.
+        return content_key(vllm=compute_hash(self, *args, **kwargs), operation=BLOCK_OP)[:10]
 
     VllmConfig.__post_init__ = checked
     VllmConfig.compute_hash = hashed

@@ -48,6 +48,7 @@ class OutputReadings:
         return body
 
 
+_PROCESSORS: list[Any] = []  # the input processor of this process, once there is one
 CheckField = Callable[[Any, Any], Any]
 WatchedLayers = Callable[[Any], tuple[Sequence[str], Sequence[int]]]
 
@@ -61,7 +62,7 @@ def install_front(check_field: CheckField, watched: WatchedLayers) -> None:
     """
     _check_requests(check_field)
     _name_readings(watched)
-    _refuse_beam_search()
+    _check_http_requests(check_field)
 
 
 def _validation_error(message: str) -> Exception:
@@ -74,7 +75,12 @@ def _validation_error(message: str) -> Exception:
 def _check_requests(check_field: CheckField) -> None:
     from vllm.v1.engine.input_processor import InputProcessor
 
-    process = InputProcessor.process_inputs
+    process, initialise = InputProcessor.process_inputs, InputProcessor.__init__
+
+    @functools.wraps(initialise)
+    def remembered(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialise(self, *args, **kwargs)
+        _PROCESSORS[:] = [self]
 
     @functools.wraps(process)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -93,6 +99,7 @@ def _check_requests(check_field: CheckField) -> None:
         request.sampling_params.extra_args = {**extra, FIELD: checked}
         return request
 
+    InputProcessor.__init__ = remembered
     InputProcessor.process_inputs = process_inputs
 
 
@@ -125,19 +132,31 @@ def _name_readings(watched: WatchedLayers) -> None:
     RequestState._new_completion_output = new_completion_output
 
 
-def _refuse_beam_search() -> None:
+def _check_http_requests(check_field: CheckField) -> None:
+    """Refuse what cannot be done before a stream begins, whose status could not say so any more."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
+    def refuse_beams(field: Any) -> None:
+        raise _validation_error("Beam search drops vllm_xargs, and so the steering; leave use_beam_search out.")
+
+    def check(field: Any) -> None:
+        try:
+            check_field(field, _PROCESSORS[0])
+        except UserError as error:
+            raise _validation_error(str(error)) from error
+
     for kind in (ChatCompletionRequest, CompletionRequest):
-        kind.to_beam_search_params = _without_poise(kind.to_beam_search_params)
+        kind.to_beam_search_params = _checked_first(kind.to_beam_search_params, refuse_beams)
+        kind.to_sampling_params = _checked_first(kind.to_sampling_params, check)
 
 
-def _without_poise(to_params: Any) -> Any:
+def _checked_first(to_params: Any, check: Callable[[Any], None]) -> Any:
     @functools.wraps(to_params)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if FIELD in (self.vllm_xargs or {}):
-            raise _validation_error("Beam search drops vllm_xargs, and so the steering; leave use_beam_search out.")
+        field = (self.vllm_xargs or {}).get(FIELD)
+        if field is not None:
+            check(field)
         return to_params(self, *args, **kwargs)
 
     return checked

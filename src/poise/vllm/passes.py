@@ -55,11 +55,19 @@ class PassPiece:
         """Equal for pieces for which the same is done in the same rows."""
         program, token = self.state.program, self.start - self.state.prompt
         where = "steady" if token >= program.steady_from and token >= 0 else (token, self.start)
-        return (id(program), self.row, self.count, where, tuple(self.state.decisions))
+        summed = program.response.tokens - token if program.response else None
+        return (id(program), self.row, self.count, where, summed, tuple(self.state.decisions))
 
     def rows(self, first: int, last: int) -> tuple[int, int]:
         """The rows of positions of the piece."""
         return self.row + first - self.start, self.row + last - self.start
+
+    def sum_rows(self) -> tuple[int, int]:
+        """The rows of the response that are to be summed: those that were not yet."""
+        last = self.start + self.count
+        if (response := self.state.program.response) is None:
+            return self.row, self.row
+        return self.rows(min(last, max(self.start, self.state.prompt + response.tokens)), last)
 
     def read_rows(self) -> tuple[int, int]:
         """The rows that are read: the last prompt token, and those of the response."""
@@ -119,6 +127,7 @@ class LayerPlan:
     prompt_gates: list[PromptGate] = field(default_factory=list)
     rounds: list[OperationRound] = field(default_factory=list)
     reads: ReadRows | None = None
+    summed: tuple[Rows, torch.Tensor] | None = None  # rows [m], and whose of the pass's sums they belong to [m]
 
 
 class PassPlan:
@@ -138,6 +147,7 @@ class PassPlan:
         self.begin(pieces)
         self._plan_operations()
         self._plan_reads()
+        self._plan_sums()
 
     def begin(self, pieces: Sequence[PassPiece]) -> None:
         """The plan is about to be run for these pieces, of equal signatures."""
@@ -149,6 +159,8 @@ class PassPlan:
         read = sum(last - first for first, last in (p.read_rows() for p in pieces if p.state.program.probes))
         width = max((len(p.state.program.probes) for p in pieces), default=0)
         self.readings = torch.full((read, width), torch.nan, device=self._device)
+        summed = [p.state.program.response for p in pieces if p.state.program.response]
+        self.sums = torch.zeros((len(summed), *summed[0].total.shape), device=self._device) if summed else None
 
     def fits(self, pieces: Sequence[PassPiece], rows: int) -> bool:
         """Whether the plan does for these pieces what is to be done."""
@@ -164,6 +176,7 @@ class PassPlan:
             raise HookDidNotFire(
                 f"vLLM ran a pass without Poise's work at layer {missing[0]}; run it without full CUDA graphs."
             )
+        self._add_sums()
         values = self.readings.cpu()
         for piece, (first, last) in zip(self.pieces, self.read_ranges, strict=True):
             if last > first:
@@ -246,6 +259,28 @@ class PassPlan:
                 columns=torch.full((piece.count,), index + 1, device=self._device),
             )
             plan.gates = gates if plan.gates is None else _joined_gates(plan.gates, gates)
+
+    def _plan_sums(self) -> None:
+        summed = [piece for piece in self.pieces if piece.state.program.response]
+        ranges = [piece.sum_rows() for piece in summed]
+        counts = torch.tensor([last - first for first, last in ranges], dtype=torch.long)
+        if self.sums is None or not counts.sum():
+            return
+        owners = torch.arange(len(summed)).repeat_interleave(counts).to(self._device)
+        rows = self._row_index([(first, last) for first, last in ranges if last > first])
+        for layer in range(self.sums.shape[1]):
+            self._at(layer).summed = (rows, owners)
+
+    def _add_sums(self) -> None:
+        if self.sums is None:
+            return
+        summed = [piece for piece in self.pieces if piece.state.program.response]
+        for piece, total in zip(summed, self.sums.cpu(), strict=True):
+            first, last = piece.sum_rows()
+            response = piece.state.program.response
+            assert response is not None
+            response.total += total
+            response.tokens += last - first
 
     def _plan_reads(self) -> None:
         entries: dict[int, list[tuple[int, int, int, int, torch.Tensor]]] = {}

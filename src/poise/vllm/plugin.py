@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from poise.vllm.programs import RequestProgram
     from poise.vllm.vector_folder import VectorFolder
 
-__all__ = ["register"]
+__all__ = ["register", "register_for_engine"]
 
 FOLDER = "POISE_VECTORS"
-_registered = False
+_patched: set[str] = set()
 
 
 def register() -> None:
@@ -26,17 +26,26 @@ def register() -> None:
         UnsuitableModel: this vLLM lacks a private name that the plugin relies on.
         InvalidVector: the folder cannot be used.
     """
-    global _registered
-    if _registered:
-        return
+    _patch_front()
+    if os.environ.get(FOLDER):
+        _folder()  # what is wrong with it is said at the start
+        _patch_engine()
+
+
+def register_for_engine() -> None:
+    """Patch this process for programs that are handed over inside of it, with a folder of vectors or without."""
+    _patch_front()
+    _patch_engine()
+
+
+def _patch_front() -> None:
     from poise.errors import UnsuitableModel
-    from poise.vllm.configuration import install_configuration
     from poise.vllm.front import install_front
     from poise.vllm.http import install_http
     from poise.vllm.private_names import TESTED_VERSIONS, missing_names
-    from poise.vllm.runner import install_runner
-    from poise.vllm.scheduling import install_scheduling
 
+    if "front" in _patched:
+        return
     if missing := missing_names():
         raise UnsuitableModel(
             f"Poise's plugin does not fit this vLLM: {missing[0]}. It is tested with vllm "
@@ -44,12 +53,20 @@ def register() -> None:
         )
     install_front(_check_field, _watched_layers)
     install_http()
-    if os.environ.get(FOLDER):
-        digest = _folder().digest
-        install_configuration(lambda: digest)
-        install_scheduling(_phase_keys)
-        install_runner(_program, _check_served_model)
-    _registered = True
+    _patched.add("front")
+
+
+def _patch_engine() -> None:
+    from poise.vllm.configuration import install_configuration
+    from poise.vllm.runner import install_runner
+    from poise.vllm.scheduling import install_scheduling
+
+    if "engine" in _patched:
+        return
+    install_configuration()
+    install_scheduling(_phase_keys)
+    install_runner(_program, _check_served_model)
+    _patched.add("engine")
 
 
 @functools.cache
@@ -59,11 +76,14 @@ def _folder() -> VectorFolder:
     return VectorFolder.read(Path(os.environ[FOLDER]).expanduser())
 
 
-def _check_field(value: Any, processor: Any) -> str:
+def _check_field(value: Any, processor: Any) -> Any:
     from poise.errors import InvalidSteering
+    from poise.vllm.programs import RequestProgram
     from poise.vllm.request import canonical_text, read_field
     from poise.vllm.tokens import marks_thoughts
 
+    if isinstance(value, RequestProgram):
+        return value
     if not os.environ.get(FOLDER):
         raise InvalidSteering(
             f"This server was started without vectors; start it with {FOLDER} naming the folder that holds them."
@@ -72,26 +92,34 @@ def _check_field(value: Any, processor: Any) -> str:
     return canonical_text(value)
 
 
-def _watched_layers(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    program = _program(text)
+def _watched_layers(field: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    program = _program(field)
     return program.names, tuple(probe.layer for probe in program.probes)
 
 
+def _program(field: Any) -> RequestProgram:
+    from poise.vllm.programs import RequestProgram
+
+    return field if isinstance(field, RequestProgram) else _program_of_text(field)
+
+
 @functools.lru_cache(maxsize=1024)
-def _program(text: str) -> RequestProgram:
+def _program_of_text(text: str) -> RequestProgram:
     from poise.vllm.programs import compile_program
     from poise.vllm.request import read_field
 
     return compile_program(read_field(text, _folder()), _folder())
 
 
-def _phase_keys(text: str) -> tuple[str, str]:
+def _phase_keys(field: Any) -> tuple[str, str]:
+    from poise.vllm.programs import RequestProgram
     from poise.vllm.request import phase_keys
 
-    return phase_keys(text, _folder().digest)
+    return field.phase_keys() if isinstance(field, RequestProgram) else phase_keys(field, _folder().digest)
 
 
 def _check_served_model(model: Any, blocks: Any) -> None:
     from poise.vllm.model_check import check_served_model
 
-    check_served_model(_folder(), model, blocks)
+    if os.environ.get(FOLDER):
+        check_served_model(_folder(), model, blocks)

@@ -144,6 +144,16 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
         breaks="beam search would drop the steering",
     ),
     PrivateName(
+        module="vllm.entrypoints.openai.chat_completion.protocol",
+        path="ChatCompletionRequest.to_sampling_params",
+        breaks="wrong streamed requests would be answered 200, and the error be their first event",
+    ),
+    PrivateName(
+        module="vllm.entrypoints.openai.completion.protocol",
+        path="CompletionRequest.to_sampling_params",
+        breaks="wrong streamed requests would be answered 200, and the error be their first event",
+    ),
+    PrivateName(
         module="vllm.entrypoints.openai.chat_completion.serving",
         path="OpenAIServingChat.chat_completion_stream_generator",
         parameters=("request", "result_generator"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 import torch
 
@@ -13,7 +14,9 @@ from poise.steer.operators import LEVELED, OPERATORS
 from poise.vllm.request import PluginRequest
 from poise.vllm.vector_folder import VectorFolder
 
-__all__ = ["ConditionUnit", "RequestProgram", "SteeringWork", "compile_program", "compile_steering"]
+__all__ = ["ConditionUnit", "RequestProgram", "ResponseSum", "SteeringWork", "compile_program", "compile_steering"]
+
+_NUMBERS = count()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,6 +63,19 @@ class SteeringWork:
         return low, max(low, high)
 
 
+@dataclass(eq=False)
+class ResponseSum:
+    """The sum of a response's hidden states at all layers, which grows while it is generated.
+
+    Attributes:
+        total: float32 [L, d].
+        tokens: Number of tokens that were summed.
+    """
+
+    total: torch.Tensor
+    tokens: int = 0
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RequestProgram:
     """All that is done for a request.
@@ -69,14 +85,29 @@ class RequestProgram:
         conditions: Conditions that the works hang on.
         probes: Probes whose readings the request wants.
         names: Names of the probes' vectors.
-        keeps_sum: Whether the hidden states of its response are summed at all layers.
+        response: Where the hidden states of its response are summed; ``None`` where they are not.
+        number: Number that no other program of this process has.
     """
 
     works: tuple[SteeringWork, ...] = ()
     conditions: tuple[ConditionUnit, ...] = ()
     probes: tuple[Probe, ...] = ()
     names: tuple[str, ...] = ()
-    keeps_sum: bool = False
+    response: ResponseSum | None = None
+    number: int = field(default_factory=_NUMBERS.__next__)
+
+    def __deepcopy__(self, memo: object) -> RequestProgram:
+        """Itself: vLLM copies what a request asks for, and nothing here changes but the response's sum."""
+        return self
+
+    def phase_keys(self) -> tuple[str, str]:
+        """What tells cached tokens of its prompt, and of its response, apart from all others': empty for unsteered.
+
+        A program has no text that others could have too, so that nothing steered is shared between programs.
+        """
+        phases = {work.phase for work in self.works}
+        prompt, response = (bool(phases & {phase, "all"}) for phase in ("prompt", "response"))
+        return f"{self.number}" if prompt else "", f"{self.number}" if response else ""
 
     @property
     def steady_from(self) -> int:

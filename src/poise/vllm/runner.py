@@ -26,7 +26,7 @@ Programs = Callable[[Any], RequestProgram]
 
 
 class WorkerRequests:
-    """The steered and watched requests of a worker.
+    """The steered and watched requests of one model runner.
 
     Args:
         programs: The program for what a request has as its field.
@@ -39,6 +39,9 @@ class WorkerRequests:
         self._next: dict[str, int] = {}  # position whose reading is to be sent next
         self._names: dict[int, str] = {}
         self._last: PassPlan | None = None
+
+    def __len__(self) -> int:
+        return len(self._states)
 
     def drop(self, finished: Any) -> None:
         """Forget requests that have ended or were aborted."""
@@ -109,9 +112,14 @@ def install_runner(programs: Programs, check_model: Callable[[Any, tuple[torch.n
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     define_block_op()
-    requests = WorkerRequests(programs)
     for kind in (GPUModelRunner, CPUModelRunner):
         kind.load_model = _with_blocks(kind.load_model, check_model)
+
+    def requests_of(runner: Any) -> WorkerRequests:
+        if not hasattr(runner, "poise_requests"):
+            runner.poise_requests = WorkerRequests(programs)
+        requests: WorkerRequests = runner.poise_requests
+        return requests
 
     update, prepare, sample = (
         GPUModelRunner._update_states,
@@ -121,21 +129,21 @@ def install_runner(programs: Programs, check_model: Callable[[Any, tuple[torch.n
 
     @functools.wraps(update)
     def update_states(self: Any, scheduler_output: Any) -> Any:
-        requests.drop(scheduler_output.finished_req_ids)
+        requests_of(self).drop(scheduler_output.finished_req_ids)
         return update(self, scheduler_output)
 
     @functools.wraps(prepare)
     def prepare_inputs(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        requests.begin_pass(self, scheduler_output)
+        requests_of(self).begin_pass(self, scheduler_output)
         return prepare(self, scheduler_output, *args, **kwargs)
 
     @functools.wraps(sample)
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.execute_model_state is None:
             return sample(self, *args, **kwargs)
-        requests.end_pass()
+        requests_of(self).end_pass()
         output = sample(self, *args, **kwargs)
-        output.aux_output_connector_output = requests.outgoing(output)
+        output.aux_output_connector_output = requests_of(self).outgoing(output)
         return output
 
     GPUModelRunner._update_states = update_states

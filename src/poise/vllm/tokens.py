@@ -16,6 +16,8 @@ def marks_thoughts(tokenizer: Any) -> bool:
     """Whether a tokenizer or its chat template has marks of thoughts."""
     if tokenizer is None:
         return False
+    if not hasattr(tokenizer, "get_added_vocab"):  # none of transformers': nobody can tell
+        return True
     if tokenizer not in _KNOWN:
         marks = ThoughtMarks.of(tokenizer)
         _KNOWN[tokenizer] = bool(marks.channels or marks.ids or marks.headers)

@@ -1,0 +1,157 @@
+"""``VllmEngine``: whole answers from vLLM in this process, behind the protocol that every engine has.
+
+Activations for extraction come from the passes themselves: the hidden states of a response are summed at all layers
+while it is generated, so that nothing is read a second time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import torch
+
+from poise.activations import Probe
+from poise.engine.static import probes_per_row, seeds_per_row, steering_per_row
+from poise.engine.types import Generation, SamplingParams
+from poise.errors import InvalidArgument, MissingExtra, NonFiniteActivation, OtherModel, UnsuitableModel
+from poise.model import Encoded
+from poise.model.loading import locate
+from poise.model.tokenizing import load_tokenizer, token_texts
+from poise.steer import Steering
+from poise.vllm.programs import RequestProgram, ResponseSum, compile_steering
+from poise.vllm.runner import FIELD
+from poise.vllm.tokens import marks_thoughts
+
+__all__ = ["VllmEngine"]
+
+BATCH = 256  # prompts that are handed to vLLM at once, which schedules them itself
+
+
+class VllmEngine:
+    """An engine on vLLM's offline ``LLM``, for one model a process.
+
+    Answers are drawn by vLLM's own random streams: at a temperature above 0 they are others than those of the engines
+    on transformers, of the same distribution.
+
+    Args:
+        name: Model by the name that ``load_model`` takes.
+        options: Further arguments of ``vllm.LLM``, such as ``dtype`` or ``gpu_memory_utilization``.
+
+    Raises:
+        MissingExtra: vLLM is not installed.
+        UnsuitableModel: a model whose answers have thoughts, or whose blocks the plugin does not know.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        self.model = load_tokenizer(name)
+        if marks_thoughts(self.model.tokenizer):
+            raise UnsuitableModel(f"The answers of {name} have thoughts, which vLLM's engine does not tell apart here.")
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # steering is handed over as it is, in this process
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise MissingExtra.of(f"The engine needs vllm ({error})", "vllm") from error
+        from poise.vllm.plugin import register_for_engine
+
+        register_for_engine()
+        options = {"max_model_len": self.model.window, **options}
+        self._llm = LLM(model=locate(name), disable_log_stats=True, **options)
+        config = self._llm.llm_engine.vllm_config.model_config
+        self._shape = (config.get_total_num_hidden_layers(), config.get_hidden_size())
+        self._window = int(config.max_model_len)
+        self._checked: dict[int, object] = {}
+
+    def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
+        """The batches that ``generate`` will run; see ``poise.engine.Engine``."""
+        places = range(len(prompts))
+        return [list(places[first : first + BATCH]) for first in range(0, len(prompts), BATCH)]
+
+    def generate(
+        self,
+        prompts: Sequence[Encoded],
+        sampling: SamplingParams,
+        *,
+        seeds: Sequence[int] | None = None,
+        steering: Steering | Sequence[Steering | None] | None = None,
+        probes: Sequence[Probe] | Sequence[Sequence[Probe]] = (),
+        keep_means: bool = False,
+    ) -> list[Generation]:
+        """Answer each prompt, in order; see ``poise.engine.Engine``."""
+        steering_rows = steering_per_row(steering, len(prompts))
+        probe_rows = probes_per_row(probes, len(prompts))
+        seed_rows = seeds_per_row(seeds, len(prompts))
+        longest = max((len(prompt.ids) for prompt in prompts), default=0)
+        if longest + sampling.max_new_tokens + 1 > self._window:
+            raise InvalidArgument(
+                f"max_new_tokens is {sampling.max_new_tokens}, and the longest prompt has {longest} tokens; with one "
+                f"more for the last reading they may have {self._window} together."
+            )
+        programs = [
+            self._program(steered, rows, keep_means=keep_means)
+            for steered, rows in zip(steering_rows, probe_rows, strict=True)
+        ]
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompt.ids)} for prompt in prompts],
+            [self._parameters(sampling, s, p) for s, p in zip(seed_rows, programs, strict=True)],
+            use_tqdm=False,
+        )
+        return [
+            self._generation(output.outputs[0], program, sampling)
+            for output, program in zip(outputs, programs, strict=True)
+        ]
+
+    def _program(self, steering: Steering | None, probes: Sequence[Probe], *, keep_means: bool) -> RequestProgram:
+        for term in steering.terms if steering else ():
+            for vector in (term.vector, *([term.when.vector] if term.when else ())):
+                if (vector.layers, vector.width) != self._shape:
+                    raise OtherModel(
+                        f"{vector.name} has {vector.layers} layers of width {vector.width}, and {self.model.name} has "
+                        f"{self._shape[0]} of {self._shape[1]}; extract it on this model."
+                    )
+        program = compile_steering(steering, probes)
+        names = tuple(f"{number}" for number, _ in zip(count(), probes, strict=False))
+        response = ResponseSum(torch.zeros(self._shape)) if keep_means else None
+        return replace(program, names=names, response=response)
+
+    def _parameters(self, sampling: SamplingParams, seed: int, program: RequestProgram) -> Any:
+        from vllm import SamplingParams as VllmSamplingParams
+
+        read = bool(program.probes or program.response)
+        used = read or bool(program.works)
+        return VllmSamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens + read,  # vLLM does not run the last token, so does not read it
+            seed=seed % 2**63,
+            stop_token_ids=sorted(self.model.stop_ids),
+            ignore_eos=True,  # the model's own stop tokens are named above
+            detokenize=False,
+            extra_args={FIELD: program} if used else None,
+        )
+
+    def _generation(self, output: Any, program: RequestProgram, sampling: SamplingParams) -> Generation:
+        ids = tuple(output.token_ids)[: sampling.max_new_tokens]
+        stops = [place for place, token in enumerate(ids) if token in self.model.stop_ids]
+        ids = ids[: stops[0]] if stops else ids
+        pieces: tuple[str, ...] = ()
+        readings, mean = None, None
+        if program.probes:
+            readings = torch.from_numpy(output.poise.values[: 1 + len(ids)])
+            if not torch.isfinite(readings).all():
+                raise NonFiniteActivation(f"{self.model.name} gave NaN or infinity; steer with less strength.")
+            pieces = token_texts(self.model.tokenizer, ids)
+        if program.response is not None:
+            total, tokens = program.response.total, program.response.tokens
+            mean = total / tokens if tokens else torch.full_like(total, torch.nan)
+        return Generation(
+            ids=ids,
+            text=str(self.model.tokenizer.decode(ids, skip_special_tokens=True)),
+            finish="stop" if stops else "length",
+            mean=mean,
+            readings=readings,
+            pieces=pieces,
+        )
