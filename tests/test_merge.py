@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,48 @@ class TestAMergedModel:
         merge_adapter(folders[1], tmp_path / "out", force=True)
         assert not (tmp_path / "out" / "mine").exists()
         assert (tmp_path / "out" / "config.json").exists()
+
+    @pytest.mark.parametrize("named", [False, True])
+    def test_takes_no_place_of_its_base_or_adapter_even_if_asked(
+        self, folders: tuple[Path, Path], tmp_path: Path, named: bool
+    ) -> None:
+        base, adapter = tmp_path / "models" / "base", tmp_path / "runs" / "adapter"
+        shutil.copytree(folders[0], base)
+        shutil.copytree(folders[1], adapter)
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(base)
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+        (tmp_path / "link").symlink_to(base)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        places = {
+            base: "is the adapter's base itself",
+            tmp_path / "link": "is the adapter's base itself",
+            tmp_path / "models" / ".." / "models" / "base": "is the adapter's base itself",
+            tmp_path / "models": f"holds the adapter's base, {base}",
+            base / "merged": f"lies in the adapter's base, {base}",
+            adapter: "is the adapter itself",
+            tmp_path / "runs": f"holds the adapter, {adapter}",
+        }
+        for out, words in places.items():
+            with pytest.raises(OutputExists, match=f"{re.escape(words)}; choose another output"):
+                merge_adapter(adapter, out, base=str(base) if named else None, force=True)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        done = CliRunner().invoke(app, ["merge", str(adapter), "--out", str(base), "--force"])
+        assert (done.exit_code, "is the adapter's base itself" in done.stderr) == (2, True)
+
+    def test_says_when_the_adapter_names_another_base(
+        self, folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        base, adapter = folders
+        shutil.copytree(base, tmp_path / "twin")
+        merge_adapter(adapter, tmp_path / "out", base=str(base))
+        assert not caplog.messages
+        merge_adapter(adapter, tmp_path / "other", base=str(tmp_path / "twin"))
+        (text,) = caplog.messages
+        assert text == (
+            f"The adapter in {adapter} says that it is of {base}, and it is put on {tmp_path / 'twin'}. If these are "
+            "not the same weights, it does something else here than what it was trained for."
+        )
 
     @pytest.mark.parametrize("fault", ["disk", "logits"])
     def test_is_whole_or_not_there(

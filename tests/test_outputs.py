@@ -114,8 +114,9 @@ class TestAFile:
         if name.endswith(suffix(command)) or command != "read":
             spellings += [Path(name), home / name, Path(f"./folder/../{name}")]
         for out in spellings:
-            assert_is_one_sentence(poise(*FILES[command](out)), "--force" if command != "serve" else "another")
-            assert (home / name).read_bytes() == before
+            for force in ((),) if command in ("serve", "draft") else ((), ("--force",)):  # draft reads no file
+                assert_is_one_sentence(poise(*FILES[command](out), *force), "another")
+                assert (home / name).read_bytes() == before
 
     def test_of_another_program_stays(self, command: str, home: Path) -> None:
         out = home / f"out{suffix(command)}"
@@ -151,6 +152,35 @@ class TestAFolder:
             result = poise(*arguments(out))
             assert result.exit_code == 2, (result.exception, result.output)
             assert "space" not in result.stderr
+
+
+class TestAnInput:
+    """Stays whatever is forced: a result never takes the place of what the same job reads."""
+
+    def test_that_is_a_models_folder_keeps_its_files(self, home: Path) -> None:
+        (home / "base").mkdir()
+        (home / "base" / "config.json").write_text('{"model_type": "llama"}')
+        Path("train.yaml").write_text(SETTINGS.format(model="base", data="rows.jsonl", out="base"))
+        commands: list[tuple[object, ...]] = [("train", "train.yaml")]
+        read = ("limits.yaml", "--base", "base", "--tuned", "base", "--vector", "v.safetensors", "--out", "o")
+        commands += [("gate", *read, flag, "base/config.json") for flag in ("--summary", "--junit")]
+        for command in commands:
+            assert_is_one_sentence(poise(*command, "--force"), "an input of this job", "another output")
+            assert (home / "base" / "config.json").read_text() == '{"model_type": "llama"}'
+
+    def test_that_a_training_goes_on_from_stays(self, home: Path) -> None:
+        (home / "run" / "adapter").mkdir(parents=True)
+        (home / "run" / "adapter" / "adapter_config.json").write_text("{}")
+        text = SETTINGS.format(model="base", data="rows.jsonl", out="run")
+        Path("train.yaml").write_text(text + "lora: {start: run/adapter}\n")
+        assert_is_one_sentence(poise("train", "train.yaml", "--force"), "run/adapter is an input of this job")
+        Path("run/config.json").write_text(SETTINGS.format(model="base", data="rows.jsonl", out="run"))
+        assert_is_one_sentence(poise("train", "run/config.json", "--force"), "run/config.json is an input of this job")
+
+    def test_that_measures_an_ability_stays(self, home: Path) -> None:
+        read = ("limits.yaml", "--base", "b", "--tuned", "t", "--vector", "v.safetensors", "--out", "o")
+        result = poise("gate", *read, "--capability", "facts=rows.jsonl", "--summary", "rows.jsonl", "--force")
+        assert_is_one_sentence(result, "rows.jsonl is an input of this job")
 
 
 class TestBeforeTheModelLoads:

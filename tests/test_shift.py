@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -260,7 +261,7 @@ class TestTheModels:
         weights = load_file(tmp_path / "adapter_model.safetensors")
         kept = {name: value for name, value in weights.items() if ".h.1." not in name}
         save_file(kept, tmp_path / "adapter_model.safetensors")
-        with pytest.raises(BrokenModelFile, match="missing adapter keys"):
+        with pytest.raises(BrokenModelFile, match=r"lacks .*\.h\.1\..* more\), unlike its configuration"):
             load_tuned_model(str(tmp_path), base, load32)
 
     def test_are_refused_where_an_adapter_has_another_shape(self, adapter: str, tmp_path: Path) -> None:
@@ -268,6 +269,32 @@ class TestTheModels:
         tiny.chatml().save_pretrained(tmp_path)
         with pytest.raises(BrokenModelFile, match="name the base that it was trained on"):
             load_tuned_model(adapter, str(tmp_path), load32)
+
+    def test_are_refused_where_an_adapter_is_of_a_deeper_model(self, base: str, tmp_path: Path) -> None:
+        """PEFT leaves what it has no place for aside; half an adapter is no adapter."""
+        tiny.adapted(tiny.lm("gpt2", n_positions=1024, n_layer=6)).save_pretrained(tmp_path)
+        words = r"holds base_model\.model\.transformer\.h\.4\..* unlike its configuration and .*; name the base that it"
+        with pytest.raises(BrokenModelFile, match=words):
+            load_tuned_model(str(tmp_path), base, load32)
+
+    def test_say_when_an_adapter_names_another_base(
+        self, base: str, pushed: str, adapter: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shutil.copytree(adapter, tmp_path / "a")
+        config = json.loads(Path(adapter, "adapter_config.json").read_text())
+
+        def remarks(named: str, put_on: str) -> list[str]:
+            caplog.clear()
+            (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": named}))
+            load_tuned_model(str(tmp_path / "a"), put_on, load32)
+            return caplog.messages
+
+        assert remarks(base, base) == []
+        assert remarks(f"/elsewhere/{Path(base).name}", base) == []  # moved with its name
+        assert remarks(f"/root/.cache/hub/models--owner--{Path(base).name}/snapshots/0123", base) == []
+        for named in (pushed, "owner/other", f"/cache/models--{Path(base).name}--other/snapshots/0123"):
+            (text,) = remarks(named, base)
+            assert f"says that it is of {named}, and it is put on {base}. If these are not the same weights" in text
 
     def test_may_be_adapters_only_where_peft_is_installed(
         self, base: str, adapter: str, monkeypatch: pytest.MonkeyPatch

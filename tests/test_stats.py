@@ -275,6 +275,13 @@ class TestAnInterval:
         assert ranks([]).tolist() == []
         assert all(math.isnan(f([], [])) for f in (auc, kappa, pearson, spearman))
 
+    def test_is_written_with_words_for_what_there_is_not(self) -> None:
+        nothing = Estimate(value=None, low=None, high=None, n=0)
+        texts = [f"{e:.3f} | {e:.2g} | {e} | {e!s}" for e in (nothing, Estimate(value=2.0, low=None, high=None, n=1))]
+        assert texts[0] == "no value | no value | no value, n=0 | no value, n=0"
+        assert texts[1] == "2.000 (no interval) | 2 (no interval) | 2.00 (no interval), n=1 | 2.00 (no interval), n=1"
+        assert f"{Estimate(value=2.0, low=-1.0, high=3.25, n=9):.1f}" == "2.0 [-1.0, 3.2]"
+
     def test_is_above_a_bound_only_with_its_whole_interval(self) -> None:
         assert Estimate(value=2.0, low=1.0, high=3.0, n=9).above(0.5)
         assert not Estimate(value=2.0, low=1.0, high=3.0, n=9).above(1.0)

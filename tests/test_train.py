@@ -632,6 +632,20 @@ class TestWhatGoesWrong:
         with pytest.raises(InvalidArgument, match=complaint):
             train(settings(home, tmp_path / "run", **changes))
 
+    def test_one_text_held_out_has_a_loss_without_an_interval(self, home: Path, tmp_path: Path) -> None:
+        config = settings(home, tmp_path / "run", held_out=0.001, max_steps=1).model_dump(mode="json")
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+        for _ in range(2):  # a finished run is read again
+            done = CliRunner().invoke(app, ["train", str(tmp_path / "run.yaml")])
+            assert done.exit_code == 0, (done.exception, done.output)
+            assert re.search(
+                r"^Loss on the one held-out text: \d\.\d{3} \(no interval\) before, \d\.\d{3} \(no interval\) after\.$",
+                done.stdout,
+                re.MULTILINE,
+            )
+        card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+        assert re.search(r"Loss on 1 held-out text: \d\.\d{3} \(no interval\) before", card)
+
     def test_all_data_held_out_are_refused(self, home: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidData, match="less held_out"):
             train(settings(home, tmp_path / "run", held_out=0.99))

@@ -146,7 +146,9 @@ def gate_command(
         _show_data(data or [], capability or [], context_options, base, show, seed=seed, as_json=as_json)
         return
     checked = _read_limits(limits)
-    inputs = [limits, measured, *(vector or ()), *map(Path, data or ())]
+    texts = [text.rpartition("=")[2] for text in capability or ()]
+    inputs = [limits, measured, *(vector or ()), *map(Path, (*(data or ()), *([base] if base else ()), *(tuned or ())))]
+    inputs += [*map(Path, texts), *context_options.files]
     summary, junit = _check_outputs(summary, junit, out, inputs, force=force)
     if measured is not None:
         result = _check_measured(measured, checked, alone=not (base or tuned or vector or data))

@@ -194,7 +194,9 @@ Device = Annotated[
 BatchOption = Annotated[
     int, typer.Option("--batch", metavar="N", min=1, help="Most answers generated at once.", rich_help_panel=_MODEL)
 ]
-Force = Annotated[bool, typer.Option("--force", help="Write over existing files, whatever they hold, and over inputs.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Write over existing files, whatever they hold, but never over inputs.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
 SecondJudge = Annotated[
     str | None,

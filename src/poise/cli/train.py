@@ -54,7 +54,7 @@ def train_command(
         settings = read_settings(config, TrainConfig, check=setting_faults if show is None else None)
         if show is None:
             check_extra()
-            result = train_and_measure(settings, force=force)
+            result = train_and_measure(settings, inputs=[config], force=force)
         else:
             preview = preview_training(settings, show)
     if show is not None:
@@ -86,6 +86,7 @@ def _fine_tune_json(result: FineTuneResult) -> dict[str, Any]:
 def _show_fine_tune(result: FineTuneResult) -> None:
     from poise.cli.shift import show_shift
     from poise.data import describe_left_out
+    from poise.statistics.estimates import Estimate
 
     training, folder = result.trained.facts, result.trained.folder
     data, loss = training["data"], training["loss"]
@@ -93,9 +94,9 @@ def _show_fine_tune(result: FineTuneResult) -> None:
     what = "pairs" if training["config"].get("method") == "dpo" else "texts"
     typer.echo(f"{training['steps']} steps on {data['texts']} {what}{under} ({data['cut']} cut).")
     if loss["after"]:
-        sides = (loss["before"], loss["after"])
-        before, after = (f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in sides)
-        typer.echo(f"Loss on the {loss['after']['n']} held-out texts: {before} before, {after} after.")
+        before, after = (Estimate.model_validate(loss[side]) for side in ("before", "after"))
+        texts = "one held-out text" if after.n == 1 else f"{after.n} held-out texts"
+        typer.echo(f"Loss on the {texts}: {before:.3f} before, {after:.3f} after.")
     _show_evaluations(training)
     for reason, n in data["left_out"].items():
         typer.echo(f"{n:,} {'pairs' if training['config'].get('method') == 'dpo' else 'answers'} left out: {reason}.")

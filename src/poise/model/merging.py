@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from poise.errors import ModelNotFound, OutputExists, UnsuitableModel
-from poise.model.adapter_folder import ADAPTER_FILE, load_adapter
-from poise.model.loading import adapter_base, locate, read_weights
+from poise.model.adapter_folder import ADAPTER_FILE, load_adapter, named_base, remark_on_base
+from poise.model.loading import HUB_IDS, adapter_base, locate, read_weights
 from poise.model.self_check import TEXT
 from poise.progress import track
 from poise.storage.disk_errors import save_failed
-from poise.storage.output import check_writable, same_file
+from poise.storage.output import check_writable, lies_in
 
 __all__ = ["MERGE_TOLERANCE", "MergedModel", "merge_adapter"]
 
@@ -61,20 +61,22 @@ def merge_adapter(adapter: str | Path, out: str | Path, *, base: str | None = No
         ModelNotFound: no adapter, or no base.
         UnsuitableModel: the base is in 4 or 8 bits, the adapter's kind cannot be merged, or the merged model gives
             other logits.
-        OutputExists: something is at ``out``.
+        OutputExists: something is at ``out``; it is, holds or lies in the base or the adapter, with ``force`` too.
         SaveFailed: the disk refused; what was there is untouched.
     """
     source, target = str(Path(adapter).expanduser()), Path(out)
-    _check_output(Path(source), target, force=force)
     if not (Path(source) / ADAPTER_FILE).is_file():
         raise ModelNotFound(f"{adapter} holds no {ADAPTER_FILE}, so it is no adapter; name the folder of one.")
+    _check_output(target, list(_read_places(source, base)), force=force)
     with track(f"Loading {adapter}"):
         lm, tokenizer, dtype = _load_both(source, base)
     ids = torch.tensor([tokenizer(TEXT, add_special_tokens=False)["input_ids"]])
     wanted = _logits(lm, ids)
     with track("Merging"):
         merged = _merged(lm, str(adapter)).to(dtype)
-    base_name = base or str(json.loads((Path(source) / ADAPTER_FILE).read_text())["base_model_name_or_path"])
+    base_name = base or str(named_base(source))
+    if base:
+        remark_on_base(source, base, HUB_IDS.get(base, base))
     with _replacing(target) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -117,7 +119,7 @@ def _load_both(source: str, base: str | None) -> tuple[Any, Any, torch.dtype]:
         from poise.model.template_file import tokenizer_with_template
 
         tokenizer = tokenizer_with_template(source, local_files_only=True)
-    return load_adapter(lm, source), tokenizer, dtype
+    return load_adapter(lm, source, base=base or ""), tokenizer, dtype
 
 
 def _merged(lm: Any, name: str) -> Any:
@@ -135,10 +137,25 @@ def _logits(lm: Any, ids: torch.Tensor) -> torch.Tensor:
     return logits.float().clone()
 
 
-def _check_output(source: Path, target: Path, *, force: bool) -> None:
+def _read_places(source: str, base: str | None) -> Iterator[tuple[str, Path]]:
+    """What merging reads, in words, and where it lies: the adapter, and each base below it as named and as loaded."""
+    yield "the adapter", Path(source)
+    named = base or named_base(source)
+    folder = locate(base) if base else adapter_base(source, source)
+    while named is not None and folder is not None:
+        yield from (("the adapter's base", Path(place).expanduser()) for place in dict.fromkeys((named, folder)))
+        named, folder = named_base(folder), adapter_base(folder, folder)
+
+
+def _check_output(target: Path, read_places: Sequence[tuple[str, Path]], *, force: bool) -> None:
     check_writable(target.parent / f".{target.name}")
-    if target.exists() and (same_file(source, target) or not target.is_dir()):
-        raise OutputExists(f"{target} is the adapter itself, or no folder; choose another output.")
+    if target.exists() and not target.is_dir():
+        raise OutputExists(f"{target} is no folder; choose another output.")
+    for what, place in read_places:
+        if place.exists() and (lies_in(place, target) or lies_in(target, place)):
+            how = "holds" if not lies_in(target, place) else "lies in" if not lies_in(place, target) else "is"
+            which = f"{what} itself" if how == "is" else f"{what}, {place}"
+            raise OutputExists(f"{target} {how} {which}; choose another output, outside of it.")
     if target.exists() and any(target.iterdir()) and not force:
         raise OutputExists(f"{target} is there and holds files; choose another output, or pass `force` to replace it.")
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,11 +19,11 @@ from poise.arguments import check_type
 from poise.contrast import Response, ResponseRequest, ResponseStore
 from poise.engine import SamplingParams
 from poise.engine.static import LocalEngine
-from poise.errors import BrokenModelFile, MissingExtra, PoiseError
 from poise.judge import Judge, Judgement
 from poise.model import Encoded, Model, load_model, wrap
+from poise.model.adapter_folder import ADAPTER_FILE, load_adapter, remark_on_base
 from poise.model.chat_template import template_text
-from poise.model.loading import locate
+from poise.model.loading import HUB_IDS, locate
 from poise.progress import track
 from poise.shift.capability import CapabilityScores, CapabilityTask, evaluate_capability
 from poise.shift.contexts import PromptContext
@@ -49,7 +47,6 @@ __all__ = [
 ]
 
 ModelLoader = Callable[[str], Model]
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,27 +295,12 @@ def load_tuned_model(source: str, base: str, load_model: ModelLoader = load_mode
         ModelNotFound: there is no such model.
     """
     check_type("source", source, (str, Path), "a folder or a hub id")
-    if not (Path(source).expanduser() / ADAPTER_CONFIG).is_file():
+    folder = str(Path(source).expanduser())
+    if not (Path(folder) / ADAPTER_FILE).is_file():
         return load_model(source)
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise MissingExtra.of(f"{source} is a PEFT adapter, which needs peft", "train") from error
+    remark_on_base(folder, base, HUB_IDS.get(base, base))
     model = load_model(base)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Weights that the folder lacks would be left as they were initialised: an adapter that does nothing.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapted: Any = PeftModel.from_pretrained(model.lm, str(Path(source).expanduser()), is_trainable=False)
-        return wrap(adapted, model.tokenizer, name=source)
-    except PoiseError:
-        raise
-    except Exception as error:  # peft, safetensors and torch share no base class
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BrokenModelFile(
-            f"The adapter in {source} does not load on {base} ({reason[:200]}); name the base that it was trained on."
-        ) from error
+    return wrap(load_adapter(model.lm, folder, base=base), model.tokenizer, name=source)
 
 
 def check_tuned_source(source: str) -> None:
@@ -328,7 +310,7 @@ def check_tuned_source(source: str) -> None:
         ModelNotFound: nothing there.
     """
     check_type("source", source, (str, Path), "a folder or a hub id")
-    if not (Path(source).expanduser() / ADAPTER_CONFIG).is_file():
+    if not (Path(source).expanduser() / ADAPTER_FILE).is_file():
         locate(source)
 
 

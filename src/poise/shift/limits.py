@@ -319,9 +319,7 @@ def _check_limit(
 def _limit_estimate_text(estimate: Estimate | None) -> str:
     if estimate is None or estimate.value is None:
         return "–"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3g} (no interval), n = {estimate.n}"
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}], n = {estimate.n}"
+    return f"{estimate:.3g}, n = {estimate.n}"
 
 
 def _escape(text: str) -> str:

@@ -239,9 +239,7 @@ def _without_folders(name: str) -> str:
 def _estimate_text(estimate: Estimate | None, digits: int = 1) -> str:
     if estimate is None or estimate.value is None:
         return "–"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.{digits}f} (no interval), n = {estimate.n}"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}], n = {estimate.n}"
+    return f"{estimate:.{digits}f}, n = {estimate.n}"
 
 
 def _one_line(text: str) -> str:

@@ -83,11 +83,17 @@ class Estimate(FrozenModel):
         return self.low is not None and self.low > bound
 
     def __str__(self) -> str:
+        return f"{self:.2f}, n={self.n}"
+
+    def __format__(self, spec: str) -> str:
+        """``f"{estimate:.3f}"`` is ``1.234 [1.100, 1.400]``, and says in words what there is not."""
+        if not spec:
+            return str(self)
         if self.value is None:
-            return f"no value, n={self.n}"
+            return "no value"
         if self.low is None or self.high is None:
-            return f"{self.value:.2f} (no interval), n={self.n}"
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n={self.n}"
+            return f"{self.value:{spec}} (no interval)"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 NOTHING = Estimate(value=None, low=None, high=None, n=0)

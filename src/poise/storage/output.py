@@ -1,4 +1,4 @@
-"""Where results may be written: never over an input, nor over a file that this kind of job did not write.
+"""Where results may be written: never over an input, nor unasked over a file that this kind of job did not write.
 
 A job says what it would lose by writing over a file, by looking into it; nothing is known by name or by time. All of
 this is asked before a model is loaded.
@@ -16,7 +16,7 @@ from poise.errors import OutputExists, SaveFailed
 from poise.storage.disk_errors import save_failed
 from poise.storage.lock import check_free, other_job
 
-__all__ = ["Loss", "anything", "check_output", "check_output_folder", "check_writable", "same_file"]
+__all__ = ["Loss", "anything", "check_output", "check_output_folder", "check_writable", "lies_in", "same_file"]
 
 Loss = Callable[[Path], str]
 """What writing over an existing file would lose, as the end of "It holds …"; empty where nothing is lost."""
@@ -34,28 +34,36 @@ def same_file(first: Path, second: Path) -> bool:
     return os.path.realpath(first) == os.path.realpath(second)  # at least one of them is not there yet
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder, or lies anywhere in it, however both are spelt."""
+    place = Path(os.path.realpath(path))
+    return any(same_file(parent, folder) for parent in (path, place, *place.parents))
+
+
 def check_output(out: Path, *, inputs: Iterable[Path] = (), loss: Loss = anything, force: bool = False) -> None:
     """Check that a file may be written, before any work is done.
 
     Args:
         out: The file to write.
-        inputs: What the same job reads.
+        inputs: What the same job reads, files and folders; never written over.
         loss: Looks into an existing file.
-        force: Write over it all the same.
+        force: Write over it whatever it holds, unless it is an input.
 
     Raises:
-        OutputExists: it is one of the inputs, or something would be lost; says what.
+        OutputExists: it is one of the inputs or a file of one, or something would be lost; says what.
         SaveFailed: it cannot be written; says why.
     """
     check_writable(out)
-    if force or not out.exists():
+    if not out.exists():
         return
     for path in inputs:
         if same_file(path, out):
+            raise OutputExists(f"{out} is an input of this job and would be written over; choose another output.")
+        if path.is_dir() and lies_in(out, path) and loss(out):
             raise OutputExists(
-                f"{out} is an input of this job and would be written over; choose another output, or pass `force`."
+                f"{out} belongs to {path}, an input of this job, and would be written over; choose another output."
             )
-    if lost := loss(out):
+    if not force and (lost := loss(out)):
         raise OutputExists(f"{out} exists and holds {lost}; choose another output, or pass `force` to write over it.")
 
 
@@ -77,8 +85,8 @@ def check_output_folder(
         job: The kind of job.
         run_folder: Folder that the job keeps its finished work in; see ``poise.storage.lock``.
         marks: Files in ``out`` that only this kind of job leaves, if the run folder does not tell.
-        inputs: What the same job reads.
-        force: Write over existing files all the same.
+        inputs: What the same job reads, files and folders; never written over.
+        force: Write over existing files all the same, unless they are inputs.
 
     Raises:
         OutputExists: an input would be written over, or files that this kind of job did not write, or the folder is a
@@ -92,27 +100,37 @@ def check_output_folder(
     if other := other_job(run_folder, job):
         raise OutputExists(other)
     check_free(run_folder, results=out)
+    results = [out / name for name in names]
+    existing = [result.name for result in results if result.exists()]
+    ours = any((run_folder / name).exists() for name in ("job", "lock")) or any((out / mark).exists() for mark in marks)
+    foreign = [] if ours else existing
+    _check_inputs_stay(out, results, inputs, foreign, force=force)
     if force:
         return
     if _is_model_folder(out):
         raise OutputExists(f"{out} is a model's folder; choose another output, or pass `force` to write into it.")
-    results = [out / name for name in names]
-    for path in inputs:
-        if same_file(path, out) or any(same_file(path, result) for result in results):
-            raise OutputExists(
-                f"{path} is an input of this job and would be written over by its results in {out}; choose another "
-                "output, or pass `force`."
-            )
-    foreign = [result.name for result in results if result.exists()]
-    if (
-        foreign
-        and not any((run_folder / name).exists() for name in ("job", "lock"))
-        and not any((out / mark).exists() for mark in marks)
-    ):
+    if foreign:
         raise OutputExists(
             f"{out} holds {', '.join(foreign)}, not written by `poise {job}`; choose another output, or pass `force` "
             "to write over them."
         )
+
+
+def _check_inputs_stay(
+    out: Path, results: Sequence[Path], inputs: Iterable[Path], foreign: Sequence[str], *, force: bool
+) -> None:
+    """Refuse to write over inputs; ``foreign`` names results that another program wrote."""
+    for path in inputs:
+        is_target = same_file(path, out)
+        if any(lies_in(path, result) for result in results) or (is_target and foreign):
+            raise OutputExists(
+                f"{path} is an input of this job and would be written over by its results in {out}; choose another "
+                "output."
+            )
+        if is_target and not force:
+            raise OutputExists(
+                f"{out} is an input of this job; choose another output, or pass `force` to write results beside it."
+            )
 
 
 def _is_model_folder(folder: Path) -> bool:

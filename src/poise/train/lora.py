@@ -177,7 +177,7 @@ def _evaluation_facts(config: TrainConfig, trainer: Any, rows: RunRows, log: lis
     facts: dict[str, Any] = {}
     if config.eval_steps:
         facts["evaluated"] = [{"step": x["step"], "loss": x["eval_loss"]} for x in log if "eval_loss" in x]
-    if config.load_best_model_at_end:
+    if config.load_best_model_at_end and trainer.state.best_global_step:  # a loss that is NaN is never the best
         facts["best"] = {"step": trainer.state.best_global_step, "loss": trainer.state.best_metric}
     if isinstance(rows.held_out, TrainingPairs):
         with warnings.catch_warnings():

@@ -10,7 +10,8 @@ from typing import Any
 
 from poise.errors import InvalidArgument
 from poise.model import Model
-from poise.model.adapter_folder import load_adapter
+from poise.model.adapter_folder import load_adapter, remark_on_base
+from poise.model.loading import HUB_IDS
 from poise.train.checkpoints import CheckpointMarker, FiniteGradients, LastStepEvaluation
 from poise.train.config import TrainConfig
 from poise.train.examples import marking_collator
@@ -33,7 +34,8 @@ def starting_model(config: TrainConfig, model: Model) -> Any:
         return model.lm.requires_grad_(True)
     if config.lora.start is None:
         return model.lm
-    adapted = load_adapter(model.lm, config.lora.start)
+    remark_on_base(config.lora.start, config.model, HUB_IDS.get(config.model, config.model))
+    adapted = load_adapter(model.lm, config.lora.start, base=config.model)
     adapted.peft_config["default"].inference_mode = False
     for name, weight in adapted.named_parameters():
         weight.requires_grad_(".default." in name)

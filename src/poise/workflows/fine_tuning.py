@@ -14,6 +14,7 @@ from poise.model.licence import model_licence
 from poise.report.shift import write_shift
 from poise.shift import CapabilityTask, ShiftReport, ShiftSettings, TunedModel, parse_capability, save_report, shift
 from poise.shift.model_card import ModelCardFacts, write_card
+from poise.statistics.estimates import Estimate
 from poise.steer import SteeringExpression
 from poise.storage.lock import locked
 from poise.storage.output import check_output_folder
@@ -40,11 +41,11 @@ class FineTuneResult:
     card: Path
 
 
-def train_and_measure(config: TrainConfig, *, force: bool = False) -> FineTuneResult:
+def train_and_measure(config: TrainConfig, *, inputs: Sequence[Path] = (), force: bool = False) -> FineTuneResult:
     """Fine-tune, measure what it did, and write ``shift.json``, ``report.html`` and the adapter's model card.
 
-    Run again after a kill, it continues; finished work is not done again. ``force`` writes over files in the folder
-    that no training wrote.
+    Run again after a kill, it continues; finished work is not done again. ``inputs`` are files that are read besides
+    those that the settings name; ``force`` writes over files in the folder that no training wrote.
 
     Raises:
         OutputExists: the folder holds such files, or what is read; before the model is loaded.
@@ -68,7 +69,7 @@ def train_and_measure(config: TrainConfig, *, force: bool = False) -> FineTuneRe
         job="train",
         run_folder=out / ".run",
         marks=(".run", CHECKPOINTS_FOLDER),
-        inputs=[Path(name) for name in (config.model, *config.data, *vector_files(config))],
+        inputs=[*inputs, *(Path(name).expanduser() for name in _input_names(config))],
         force=force,
     )
     with locked(out / ".run", "train", results=out):
@@ -76,6 +77,13 @@ def train_and_measure(config: TrainConfig, *, force: bool = False) -> FineTuneRe
         report = _measure_adapter(config, trained, loaded, tasks) if loaded else None
         card = write_card(trained.adapter, _card_facts(config, trained, report))
         return FineTuneResult(trained, report, card)
+
+
+def _input_names(config: TrainConfig) -> list[str]:
+    """What a run reads, as the settings name it; some may be no paths."""
+    start = [config.lora.start] if config.lora.start else []
+    sets = [text.rpartition("=")[2] for text in config.measure.capability]
+    return [config.model, *config.data, *config.eval_data, *config.vaccine.only, *vector_files(config), *start, *sets]
 
 
 def _measure_adapter(
@@ -133,12 +141,10 @@ def _card_facts(config: TrainConfig, trained: TrainResult, report: ShiftReport |
 def _loss_notes(facts: dict[str, Any]) -> list[str]:
     """What was measured on held-out rows, in sentences."""
     notes = []
-    if after := facts["loss"]["after"]:
-        before = facts["loss"]["before"]
-        notes.append(
-            f"Loss on {after['n']} held-out texts: {before['value']:.3f} [{before['low']:.3f}, {before['high']:.3f}] "
-            f"before, {after['value']:.3f} [{after['low']:.3f}, {after['high']:.3f}] after (nats a token)."
-        )
+    if facts["loss"]["after"]:
+        before, after = (Estimate.model_validate(facts["loss"][side]) for side in ("before", "after"))
+        texts = "1 held-out text" if after.n == 1 else f"{after.n} held-out texts"
+        notes.append(f"Loss on {texts}: {before:.3f} before, {after:.3f} after (nats a token).")
     if pairs := facts.get("preferences"):
         notes.append(
             f"Of {pairs['n']} held-out pairs, the preferred answer is the likelier in {pairs['accuracy']:.0%} "

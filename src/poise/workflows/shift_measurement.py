@@ -41,13 +41,14 @@ def measure_shift_files(
     loaded = [vectors.load_vector(path) for path in paths]
     check_distinct(loaded)
     models = [Path(source) for source in (base, *(model.source for model in tuned)) if isinstance(source, str)]
+    sources = [Path(task.rpartition("=")[2] if isinstance(task, str) else task.source) for task in settings.capability]
     check_output_folder(
         out,
         ("shift.json", "report.html"),
         job="shift",
         run_folder=out / ".run",
         marks=(".run",),
-        inputs=[*paths, *models, *inputs],
+        inputs=[*paths, *models, *sources, *inputs],
         force=force,
     )
     if settings.judge:
