@@ -146,9 +146,8 @@ def gate_command(
         _show_data(data or [], capability or [], context_options, base, show, seed=seed, as_json=as_json)
         return
     checked = _read_limits(limits)
-    texts = [text.rpartition("=")[2] for text in capability or ()]
-    inputs = [limits, measured, *(vector or ()), *map(Path, (*(data or ()), *([base] if base else ()), *(tuned or ())))]
-    inputs += [*map(Path, texts), *context_options.files]
+    named = [*(data or ()), *([base] if base else ()), *(tuned or ()), *(capability or ())]
+    inputs = [limits, measured, *(vector or ()), *_named_paths(named), *context_options.files]
     summary, junit = _check_outputs(summary, junit, out, inputs, force=force)
     if measured is not None:
         result = _check_measured(measured, checked, alone=not (base or tuned or vector or data))
@@ -176,6 +175,11 @@ def _read_limits(path: Path) -> ShiftLimits:
     from poise.shift.limits import read_limits
 
     return read_limits(path)
+
+
+def _named_paths(names: list[str]) -> list[Path]:
+    """Data, models and capability sets as paths; some may be names of something else."""
+    return [Path(name.removeprefix(f"{name.partition('=')[0]}=")).expanduser() for name in names]
 
 
 def _check_named(

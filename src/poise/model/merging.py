@@ -67,7 +67,7 @@ def merge_adapter(adapter: str | Path, out: str | Path, *, base: str | None = No
     source, target = str(Path(adapter).expanduser()), Path(out)
     if not (Path(source) / ADAPTER_FILE).is_file():
         raise ModelNotFound(f"{adapter} holds no {ADAPTER_FILE}, so it is no adapter; name the folder of one.")
-    _check_output(target, list(_read_places(source, base)), force=force)
+    _check_output(target, list(_merged_places(source, base)), force=force)
     with track(f"Loading {adapter}"):
         lm, tokenizer, dtype = _load_both(source, base)
     ids = torch.tensor([tokenizer(TEXT, add_special_tokens=False)["input_ids"]])
@@ -137,7 +137,7 @@ def _logits(lm: Any, ids: torch.Tensor) -> torch.Tensor:
     return logits.float().clone()
 
 
-def _read_places(source: str, base: str | None) -> Iterator[tuple[str, Path]]:
+def _merged_places(source: str, base: str | None) -> Iterator[tuple[str, Path]]:
     """What merging reads, in words, and where it lies: the adapter, and each base below it as named and as loaded."""
     yield "the adapter", Path(source)
     named = base or named_base(source)

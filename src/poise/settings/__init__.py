@@ -1,6 +1,7 @@
 """Settings files: YAML checked against a pydantic model, with every mistake named by file, line and field.
 
 yaml_document   YAML with line numbers
+scalar_types    which scalars a field takes
 faults          what pydantic finds wrong, in plain words
 other_names     names that other programs have for a setting
 """
@@ -12,7 +13,16 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from poise.errors import BrokenYAML, InvalidArgument, InvalidSettings, UserError
 from poise.progress import remark
@@ -26,6 +36,7 @@ from poise.settings.faults import (
     plain_error,
 )
 from poise.settings.other_names import Place, place_as_written, translate_names
+from poise.settings.scalar_types import check_scalar
 from poise.settings.yaml_document import YAMLDocument, keys_that_are_no_text, line_at, parse_yaml
 
 if TYPE_CHECKING:
@@ -108,7 +119,7 @@ class FrozenModel(BaseModel, metaclass=_PlainErrors):
 
 
 class Settings(FrozenModel):
-    """Base of what a settings file may say; numbers are finite.
+    """Base of what a settings file may say; numbers are finite, and nothing is turned into another type.
 
     Attributes:
         other_names: The setting that each other name stands for; ``lora.r`` is a setting of a part.
@@ -124,6 +135,11 @@ class Settings(FrozenModel):
     @classmethod
     def _under_our_names(cls, values: Any) -> Any:
         return translate_names(values, cls.other_names)[0]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_it_says(cls, value: Any, info: ValidationInfo) -> Any:
+        return check_scalar(value, cls.model_fields[str(info.field_name)].annotation)
 
 
 def read_settings(path: str | Path, kind: type[S], *, check: Callable[[S], Iterable[SettingFault]] | None = None) -> S:

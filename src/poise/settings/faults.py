@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, get_args
@@ -22,6 +23,7 @@ __all__ = [
     "is_of_a_key",
     "merged_faults",
     "plain_error",
+    "shown_value",
 ]
 
 
@@ -108,7 +110,9 @@ def describe_value(fault: Mapping[str, Any]) -> str:
     kind_of_fault, context = fault["type"], fault.get("ctx", {})
     if kind_of_fault in ("value_error", "assertion_error"):
         return str(context.get("error", fault["msg"])).removesuffix(".")
-    value = reprlib.repr(fault["input"])
+    value = shown_value(fault["input"])
+    if kind_of_fault == "float_type" and isinstance(fault["input"], int) and not isinstance(fault["input"], bool):
+        kind_of_fault = "int_parsing_size"  # in a list or a mapping; a float cannot hold it
     if kind_of_fault == "literal_error" and isinstance(fault["input"], str):
         near = difflib.get_close_matches(fault["input"], re.findall(r"'([^']*)'", context["expected"]), n=1)
         hint = f", did you mean {near[0]}?" if near else ""
@@ -119,6 +123,14 @@ def describe_value(fault: Mapping[str, Any]) -> str:
     return FAULTS.get(kind_of_fault, "is {value}, which cannot be used").format(value=value)
 
 
+def shown_value(value: Any) -> str:
+    """A value in few characters, however large."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no longer numbers
+        return f"a number of more than {sys.get_int_max_str_digits():,} digits"
+
+
 FAULTS = {
     "missing": "is missing",
     "string_too_short": "is empty",
@@ -127,6 +139,7 @@ FAULTS = {
 UNION_MEMBER = re.compile(r"(literal|tuple|list|dict|function-\w+|constrained-\w+|nullable)\[|\[key\]$")
 LIMIT_FAULTS = {
     "number": ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type"),
+    "size": ("int_parsing_size",),
     "finite": ("finite_number",),
     "text": ("string_type",),
     "flag": ("bool_parsing", "bool_type"),
@@ -142,6 +155,7 @@ LIMIT_FAULTS = {
 }
 LIMITS = {
     "number": "a number (a whole one where things are counted)",
+    "size": "a number of 64 bits, at most 9.2e18",
     "finite": "a finite number",
     "text": "text; put it in quotes",
     "flag": "true or false",

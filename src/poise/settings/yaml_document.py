@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +29,43 @@ class YAMLDocument:
     repeated: tuple[yaml.ScalarNode, ...]
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML's core types as YAML 1.1 and 1.2 both read them.
+
+    ``1e-5`` is a number, as in 1.2. What 1.1 reads as octal or in sixties (``010`` as 8, ``1:30`` as 90), and what
+    Python makes no number or date of, is an error with its line.
+    """
+
+
+def _construct_scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    text, kind = str(node.value), node.tag.rpartition(":")[2]
+    if kind in ("int", "float") and (re.fullmatch(r"[-+]?0[0-9_]+", text) or ":" in text):
+        problem = f"{text} is read as one number by some programs and as another by others"
+        remedy = "write it without leading zeros and colons, or in quotes where it is text"
+        raise yaml.constructor.ConstructorError(None, None, f"{problem}: {remedy}", node.start_mark)
+    try:
+        return CONSTRUCTORS[kind](loader, node)
+    except ValueError as error:
+        shown = text if len(text) < 40 else f"{text[:20]}… ({len(text):,} characters)"
+        what = "no date" if kind == "timestamp" else "no number that can be read"
+        problem = f"{shown} is {what}; put it in quotes where it is text"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+
+CONSTRUCTORS: dict[str, Callable[[yaml.SafeLoader, yaml.ScalarNode], Any]] = {
+    "int": yaml.SafeLoader.construct_yaml_int,
+    "float": yaml.SafeLoader.construct_yaml_float,
+    "timestamp": yaml.SafeLoader.construct_yaml_timestamp,
+}
+for kind in CONSTRUCTORS:
+    PlainLoader.add_constructor(f"tag:yaml.org,2002:{kind}", _construct_scalar)
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
 def parse_yaml(text: str, *, scalars: Literal["typed", "text"] = "typed") -> YAMLDocument:
     """The one reader of YAML in Poise.
 
@@ -39,9 +77,9 @@ def parse_yaml(text: str, *, scalars: Literal["typed", "text"] = "typed") -> YAM
         BrokenYAML: it does not parse, holds a control character, has a key that is no scalar, or refers to itself.
     """
     try:
-        root = yaml.compose(text, yaml.SafeLoader)
+        root = yaml.compose(text, PlainLoader)
         repeated = tuple(_repeated(root))
-        values = yaml.safe_load(text) if scalars == "typed" else _text_values(root, {})
+        values = yaml.load(text, PlainLoader) if scalars == "typed" else _text_values(root, {})
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise BrokenYAML(f"holds the control character {error.character:#04x}", line) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import reprlib
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from poise.settings import Settings
+from poise.settings.faults import shown_value
+from poise.settings.scalar_types import LARGEST_NUMBER
 from poise.statistics.estimates import Estimate
 
 __all__ = [
@@ -79,8 +79,8 @@ def _as_range(limit: object) -> object:
     """A number above 0 limits both ways, one that is not limits what may be reached at most."""
     if limit is None or isinstance(limit, (dict, LimitRange)):
         return limit
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
-        raise ValueError(f"is {reprlib.repr(limit)}; it must be a number, or a mapping of least and most")
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not abs(limit) < LARGEST_NUMBER:
+        raise ValueError(f"is {shown_value(limit)}; it must be a finite number, or a mapping of least and most")
     return {"least": -limit, "most": limit} if limit > 0 else {"most": limit}
 
 
