@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -146,8 +147,7 @@ def gate_command(
         _show_data(data or [], capability or [], context_options, base, show, seed=seed, as_json=as_json)
         return
     checked = _read_limits(limits)
-    named = [*(data or ()), *([base] if base else ()), *(tuned or ()), *(capability or ())]
-    inputs = [limits, measured, *(vector or ()), *_named_paths(named), *context_options.files]
+    inputs = _named_paths([limits, measured, base], vector, data, tuned, capability, context_options.files)
     summary, junit = _check_outputs(summary, junit, out, inputs, force=force)
     if measured is not None:
         result = _check_measured(measured, checked, alone=not (base or tuned or vector or data))
@@ -177,8 +177,9 @@ def _read_limits(path: Path) -> ShiftLimits:
     return read_limits(path)
 
 
-def _named_paths(names: list[str]) -> list[Path]:
-    """Data, models and capability sets as paths; some may be names of something else."""
+def _named_paths(*options: Iterable[str | Path | None] | None) -> list[Path]:
+    """Files, data, models and capability sets as paths; some may be names of something else."""
+    names = [str(name) for option in options for name in option or () if name]
     return [Path(name.removeprefix(f"{name.partition('=')[0]}=")).expanduser() for name in names]
 
 
@@ -234,7 +235,7 @@ def _finish(result: GateResult, summary: Path | None, junit: Path | None, *, as_
 
 
 def _check_outputs(
-    summary: Path | None, junit: Path | None, out: Path | None, inputs: list[Path | None], *, force: bool
+    summary: Path | None, junit: Path | None, out: Path | None, inputs: list[Path], *, force: bool
 ) -> tuple[Path | None, Path | None]:
     """The files for people and machines, checked before any measurement to be such as can be written."""
     from poise.shift.limits import JUNIT_BEGINS, MARKDOWN_BEGINS
@@ -246,8 +247,7 @@ def _check_outputs(
         raise InvalidArgument(f"{summary} is both `summary` and `junit`; name two files.")
     for path, begins in ((summary, MARKDOWN_BEGINS), (junit, JUNIT_BEGINS)):
         if path is not None:
-            read = [file for file in inputs if file]
-            check_output(path, inputs=read, loss=partial(_foreign_summary, begins), force=force)
+            check_output(path, inputs=inputs, loss=partial(_foreign_summary, begins), force=force)
     return summary, junit
 
 
