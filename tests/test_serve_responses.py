@@ -17,7 +17,7 @@ import thinking
 import tiny
 from poise.serve.response_events import ResponseStream
 from poise.serve.response_items import chat_messages
-from poise.serve.response_requests import ResponseRequest, as_chat
+from poise.serve.response_requests import CreateResponse, as_chat
 from thinking import ANSWERS, REPLY, THOUGHT
 
 NAME = "tiny-llama"
@@ -156,7 +156,7 @@ class TestAStream:
     def test_that_fails_says_so(self) -> None:
         from poise.errors import RequestError
 
-        body = ResponseRequest(model="m", input="x")
+        body = CreateResponse(model="m", input="x")
         stream = ResponseStream({"id": "resp_1", "created": 1, "model": "m"}, body)
         events = stream.opening() + stream.failing(RequestError(504, "It took longer than allowed.", code="x"))
         for event in events:
@@ -224,7 +224,7 @@ class TestItems:
             {"role": "assistant", "content": "It is 3."},
             _user("Thanks."),
         ]
-        body = ResponseRequest.model_validate({"model": "m", "input": items, "instructions": "Be brief."})
+        body = CreateResponse.model_validate({"model": "m", "input": items, "instructions": "Be brief."})
         calls = [
             {"id": name, "type": "function", "function": {"name": function, "arguments": "{}"}}
             for name, function in (("a", "f"), ("b", "g"))
@@ -250,7 +250,7 @@ class TestItems:
 
 class TestCalls:
     def test_are_streamed_under_openais_events(self) -> None:
-        stream = ResponseStream({"id": "resp_1", "created": 1, "model": "m"}, ResponseRequest(model="m", input="x"))
+        stream = ResponseStream({"id": "resp_1", "created": 1, "model": "m"}, CreateResponse(model="m", input="x"))
         function = {"name": "f", "arguments": ""}
         chunks: list[dict[str, Any]] = [
             {"content": "Let me see."},
@@ -311,5 +311,5 @@ class TestRefusals:
         assert error["param"] in (param, param.split(".")[0])
 
     def test_of_a_chat_are_in_the_words_of_a_response(self) -> None:
-        body = ResponseRequest(model="m", input="x", max_output_tokens=5)
+        body = CreateResponse(model="m", input="x", max_output_tokens=5)
         assert as_chat(body).max_new_tokens == 5

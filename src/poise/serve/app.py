@@ -35,7 +35,7 @@ from poise.serve.rendering import chunk_body, completion_body, usage_body
 from poise.serve.request_body import json_pieces, read_request
 from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from poise.serve.response_events import ResponseReply
-from poise.serve.response_requests import ResponseRequest
+from poise.serve.response_requests import CreateResponse
 from poise.serve.response_route import open_response, response_events, written_response
 from poise.serve.service import CompletionExchange, Service
 from poise.serve.streaming import ExchangeStream, unless_hung_up, with_signs_of_life
@@ -95,7 +95,7 @@ def _openai(app: FastAPI, service: Service) -> None:
     async def embed(request: Request) -> Response:
         return await _answer_embeddings(service, request)
 
-    responses_body = taken(ResponseRequest)
+    responses_body = taken(CreateResponse)
 
     @app.post("/v1/responses", responses=answered(ResponseReply), openapi_extra=responses_body)
     async def respond(request: Request) -> Response:
@@ -345,6 +345,4 @@ def _state(app: FastAPI, service: Service) -> None:
 
     @app.get("/openapi.json", include_in_schema=False)
     def description() -> Response:
-        return JSONResponse(
-            describe(app, [ChatCompletionRequest, CompletionRequest, EmbeddingRequest, ResponseRequest])
-        )
+        return JSONResponse(describe(app, [ChatCompletionRequest, CompletionRequest, EmbeddingRequest, CreateResponse]))

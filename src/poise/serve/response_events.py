@@ -15,7 +15,7 @@ from poise.serve.response_items import (
     reasoning_item,
     text_part,
 )
-from poise.serve.response_requests import ResponseRequest
+from poise.serve.response_requests import CreateResponse
 from poise.serve.responses import Told
 
 __all__ = ["ResponseReply", "ResponseStream", "response_body", "response_usage"]
@@ -57,7 +57,7 @@ class ResponseReply(BaseModel):
 
 def response_body(
     head: dict[str, Any],
-    body: ResponseRequest,
+    body: CreateResponse,
     *,
     output: Sequence[dict[str, Any]] = (),
     finish: str | None = None,
@@ -98,8 +98,8 @@ def response_body(
         "store": False,
         "temperature": body.temperature,
         "text": {"format": body.text.format.model_dump(by_alias=True, exclude_none=True), "verbosity": "medium"},
-        "tool_choice": _shown(body.tool_choice) if body.tool_choice is not None else "auto",
-        "tools": [{"parameters": None, "strict": None, **_shown(tool)} for tool in body.tools],
+        "tool_choice": _repeated(body.tool_choice) if body.tool_choice is not None else "auto",
+        "tools": [{"parameters": None, "strict": None, **_repeated(tool)} for tool in body.tools],
         "top_logprobs": body.top_logprobs,
         "top_p": body.top_p,
         "truncation": "disabled",
@@ -109,7 +109,7 @@ def response_body(
     }
 
 
-def _shown(value: Any) -> Any:
+def _repeated(value: Any) -> Any:
     """A tool or a choice of one, as OpenAI's answers repeat it."""
     return value if isinstance(value, str) else value.model_dump(exclude_none=True)
 
@@ -134,7 +134,7 @@ class ResponseStream:
         body: The request.
     """
 
-    def __init__(self, head: dict[str, Any], body: ResponseRequest) -> None:
+    def __init__(self, head: dict[str, Any], body: CreateResponse) -> None:
         self.head, self.body = head, body
         self.items: list[dict[str, Any]] = []
         self._number = 0

@@ -19,7 +19,7 @@ from poise.serve.response_items import (
 )
 from poise.steer.request_field import PoiseField, RequestName, RequestText, StrictRequest
 
-__all__ = ["ResponseRequest", "as_chat", "in_its_words"]
+__all__ = ["CreateResponse", "as_chat", "in_its_words"]
 
 STATELESS = (
     "Nothing is stored here: send the items of earlier turns in input, with store=false (of the AI SDK "
@@ -115,7 +115,7 @@ class ResponseStreamOptions(StrictRequest):
     include_obfuscation: bool = Field(False, description="Accepted without effect: nothing is padded here.")
 
 
-class ResponseRequest(StrictRequest):
+class CreateResponse(StrictRequest):
     """``POST /v1/responses``: one answer to the items of its input; nothing is kept between requests."""
 
     model: RequestName
@@ -137,7 +137,7 @@ class ResponseRequest(StrictRequest):
         description="`message.output_text.logprobs`; encrypted thoughts are accepted without effect: they are given.",
     )
     top_logprobs: int = Field(0, ge=0, le=20)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="As in chat completions.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Seed of the answer, as in chat completions.")
     store: bool | None = Field(None, description="Not supported; may only be false, and is that where it is not given.")
     previous_response_id: str | None = Field(None, description="Not supported: nothing is stored.")
     conversation: Any = Field(None, description="Not supported: nothing is stored.")
@@ -160,7 +160,7 @@ class ResponseRequest(StrictRequest):
         return bool(self.top_logprobs) or "message.output_text.logprobs" in self.include
 
 
-def as_chat(body: ResponseRequest) -> ChatCompletionRequest:
+def as_chat(body: CreateResponse) -> ChatCompletionRequest:
     """The chat that a request comes to.
 
     Raises:
@@ -197,7 +197,7 @@ def as_chat(body: ResponseRequest) -> ChatCompletionRequest:
         raise in_its_words(fault([{**each, "loc": ("body", *each["loc"])} for each in faults])) from error
 
 
-def _check_nothing_stored(body: ResponseRequest) -> None:
+def _check_nothing_stored(body: CreateResponse) -> None:
     items = body.input if isinstance(body.input, list) else []
     faults = {
         "store": (bool(body.store), "store may only be false."),

@@ -16,7 +16,7 @@ from poise.serve.rendering import usage_body
 from poise.serve.request_body import json_pieces, read_request
 from poise.serve.response_events import ResponseEvent, ResponseStream, response_body
 from poise.serve.response_items import output_items
-from poise.serve.response_requests import ResponseRequest, as_chat, in_its_words
+from poise.serve.response_requests import CreateResponse, as_chat, in_its_words
 from poise.serve.service import CompletionExchange, Service
 from poise.serve.streaming import with_signs_of_life
 
@@ -27,13 +27,13 @@ MANY_TOKENS = 1024  # of an answer, from which its last events are written by a 
 
 async def open_response(
     service: Service, data: bytes, content_type: str, key: str | None
-) -> tuple[ResponseRequest, CompletionExchange]:
+) -> tuple[CreateResponse, CompletionExchange]:
     """Read a request and begin to answer it.
 
     Raises:
         RequestError: it cannot be answered, or not now.
     """
-    body = await service.workers.run(partial(read_request, ResponseRequest, data, content_type), size=len(data))
+    body = await service.workers.run(partial(read_request, CreateResponse, data, content_type), size=len(data))
     chat = await service.workers.run(partial(as_chat, body), size=len(data))
     try:
         exchange = await service.open(chat, key, size=len(data))
@@ -43,7 +43,7 @@ async def open_response(
     return body, exchange
 
 
-def written_response(body: ResponseRequest, exchange: CompletionExchange) -> bytes:
+def written_response(body: CreateResponse, exchange: CompletionExchange) -> bytes:
     """The complete response as JSON."""
     choice = exchange.choices[0].body
     response = response_body(
@@ -57,7 +57,7 @@ def written_response(body: ResponseRequest, exchange: CompletionExchange) -> byt
     return "".join(json_pieces(response)).encode()
 
 
-async def response_events(body: ResponseRequest, exchange: CompletionExchange) -> AsyncIterator[bytes]:
+async def response_events(body: CreateResponse, exchange: CompletionExchange) -> AsyncIterator[bytes]:
     """The stream of a response, as it comes."""
     stream = ResponseStream(exchange.head, body)
     for event in stream.opening():
