@@ -1,4 +1,4 @@
-"""A thousand requests that no client would send are answered without a fault of the server; see the benchmark for more."""
+"""A thousand requests that no client would send are answered without a fault of the server."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 import serving
 import thinking
 import tiny
+import tool_templates
 from poise.serve.response_events import ResponseStream
 from poise.serve.response_items import chat_messages
 from poise.serve.response_requests import CreateResponse, as_chat
@@ -281,6 +282,50 @@ class TestCalls:
         assert [item["type"] for item in output] == ["message", "function_call", "function_call"]
         assert (output[1]["call_id"], output[1]["name"], output[1]["arguments"]) == ("abc", "f", '{"a": 1}')
         assert [event["output_index"] for event in events if event["type"] == "response.output_item.done"] == [0, 1, 2]
+
+
+WEATHER = {"type": "function", "strict": True, **tool_templates.WEATHER["function"]}
+ENUM = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.fixture(scope="module")
+def tools_http() -> Iterator[httpx.Client]:
+    model = tiny.model(tokenizer=tool_templates.tokenizer("hermes"), max_position_embeddings=2048)
+    with serving.running(model) as (address, _), httpx.Client(base_url=f"{address}/v1", timeout=60) as client:
+        yield client
+
+
+class TestTools:
+    @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}])
+    def test_are_called_and_answered(self, tools_http: httpx.Client, choice: Any) -> None:
+        fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": choice, "parallel_tool_calls": False, "seed": 3}
+        fields |= {"max_output_tokens": 200, "temperature": 1.0}
+        body, events = respond(tools_http, **fields), streamed(tools_http, **fields)
+        Response.model_validate_json(json.dumps(body), strict=True)
+        [call] = body["output"]
+        assert (call["type"], call["name"], body["status"]) == ("function_call", "get_weather", "completed")
+        assert json.loads(call["arguments"]).keys() == {"city", "days"}
+        [streamed_call] = events[-1]["response"]["output"]
+        assert streamed_call["arguments"] == call["arguments"]
+        assert events[-1]["type"] == "response.completed"
+        names = [event["type"] for event in events]
+        assert "response.function_call_arguments.delta" in names
+        assert "response.output_text.delta" not in names
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "Sunny."}
+        later = respond(tools_http, tools=[WEATHER], input=[{"role": "user", "content": ASK}, call, result])
+        assert later["usage"]["input_tokens"] > body["usage"]["input_tokens"]
+
+    def test_a_schema_is_held_to(self, tools_http: httpx.Client) -> None:
+        form = {"type": "json_schema", "name": "s", "schema": ENUM, "strict": True}
+        body = respond(tools_http, text={"format": form}, temperature=1.0, seed=2, max_output_tokens=100)
+        Response.model_validate_json(json.dumps(body), strict=True)
+        assert json.loads(body["output"][0]["content"][0]["text"])["a"] in ("x", "y")
+        assert body["text"]["format"] == form
+
+    def test_what_cannot_be_kept_to_is_named_as_here(self, http: httpx.Client) -> None:
+        body = {"model": NAME, "input": ASK, "tools": [WEATHER]}
+        error = http.post("/responses", json=body).json()["error"]
+        assert (error["code"], error["param"]) == ("tools_unsupported", "tools")
 
 
 class TestRefusals:
