@@ -64,6 +64,19 @@ Uploads = Annotated[
         "--uploads", metavar="DIR", file_okay=False, help="Keep uploaded vectors there.", rich_help_panel=_KEPT
     ),
 ]
+RequestLog = Annotated[
+    Path | None,
+    typer.Option(
+        "--access-log",
+        metavar="F",
+        dir_okay=False,
+        help="A line of JSON a request, without texts; - for stdout.",
+        rich_help_panel=_KEPT,
+    ),
+]
+Traces = Annotated[
+    bool, typer.Option("--traces", help="Trace requests by OpenTelemetry (OTEL_* variables).", rich_help_panel=_KEPT)
+]
 Hook = Annotated[
     str | None,
     typer.Option("--webhook", metavar="URL", envvar="POISE_WEBHOOK", help="Post alarms there.", rich_help_panel=_KEPT),
@@ -105,6 +118,15 @@ AddressConnections = Annotated[
         rich_help_panel=_LOAD,
     ),
 ]
+Proxies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--proxy",
+        metavar="ADDRESS",
+        help="Take this proxy's word (X-Forwarded-For) on who asks. Repeat for more.",
+        rich_help_panel=_LOAD,
+    ),
+]
 Grace = Annotated[
     float, typer.Option("--grace", metavar="S", min=0, help="Seconds for answers at the end.", rich_help_panel=_LOAD)
 ]
@@ -126,6 +148,8 @@ def serve(
     log_text: LogText = False,
     keep_days: KeepDays = 30,
     uploads: Uploads = None,
+    access_log: RequestLog = None,
+    traces: Traces = False,
     webhook: Hook = None,
     webhook_file: HookFile = None,
     webhook_secret_file: HookSecret = None,
@@ -134,6 +158,7 @@ def serve(
     deadline: Deadline = 600,
     connections: Connections = 512,
     address_connections: AddressConnections = 320,
+    proxy: Proxies = None,
     grace: Grace = 20,
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
@@ -154,7 +179,7 @@ def serve(
         checked = run.check_options(options, files, normal or [])
         loaded = load_model(model, dtype, device)
         vectors = run.load_vectors(files, loaded, normal=normal or [], rate=rate, allow_other_model=allow_other_model)
-        server = run.make_server(loaded, vectors, options, checked)
+        server = run.make_server(loaded, vectors, options, checked, files=None if normal else files)
     _run(server, loaded.device)
 
 
@@ -162,7 +187,12 @@ def _server_options(run: Any, settings: Mapping[str, Any]) -> Any:
     """The command's parameters as the library has them."""
     known = {each.name for each in dataclasses.fields(run.ServerOptions)}
     limits = run.ConnectionLimits(total=settings["connections"], per_address=settings["address_connections"])
-    renamed = {"keys": settings["api_key_file"], "cors": tuple(settings["cors"] or ()), "connections": limits}
+    renamed = {
+        "keys": settings["api_key_file"],
+        "cors": tuple(settings["cors"] or ()),
+        "proxies": tuple(settings["proxy"] or ()),
+        "connections": limits,
+    }
     return run.ServerOptions(**{name: value for name, value in settings.items() if name in known} | renamed)
 
 

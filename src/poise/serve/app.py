@@ -331,12 +331,15 @@ def _instant(param: str, text: str | None) -> float | None:
 def _state(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", response_model=replies.State)
     async def healthz() -> Any:
+        if not service.scheduler.healthy:
+            raise RequestError(503, "The model fails at every step; restart the server.", code="unhealthy")
         return {"status": "ok"}
 
     @app.get("/readyz", response_model=replies.State)
     async def readyz() -> Any:
         if not service.scheduler.alive:
-            raise RequestError(503, "Not ready: the model's thread has ended or is ending.", code="not_ready")
+            text = "Not ready: the model's thread has ended or is ending."
+            raise RequestError(503, text, code="not_ready", headers={"Retry-After": "5"})
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -24,7 +24,7 @@ from poise.errors import InvalidArgument, RequestError
 from poise.serve.request_body import BodyLimits, check_body
 from poise.serve.request_workers import RequestWorkers
 
-__all__ = ["VECTORS_FORBIDDEN", "ApiKeys", "RequestGate", "is_loopback"]
+__all__ = ["VECTORS_FORBIDDEN", "ApiKeys", "RequestGate", "file_version", "is_loopback"]
 
 log = logging.getLogger("poise.serve")
 
@@ -71,7 +71,7 @@ class ApiKeys:
 
     def __init__(self, named: Mapping[str, str], *, file: Path | None = None) -> None:
         self._digests = {name: _digest(key) for name, key in named.items()}
-        self._file, self._version, self._looked = file, _file_version(file), time.monotonic()
+        self._file, self._version, self._looked = file, file_version(file), time.monotonic()
 
     def __bool__(self) -> bool:
         return bool(self._digests)
@@ -94,7 +94,7 @@ class ApiKeys:
         if self._file is None or time.monotonic() < self._looked + SECONDS_BETWEEN_LOOKS:
             return
         self._looked = time.monotonic()
-        if (version := _file_version(self._file)) == self._version:
+        if (version := file_version(self._file)) == self._version:
             return
         self._version = version
         try:
@@ -103,6 +103,10 @@ class ApiKeys:
             log.error("%s The keys are those from before.", error)
         else:
             log.warning("The key file %s has changed: %d keys.", self._file, len(self._digests))
+
+    def replace(self, keys: ApiKeys) -> None:
+        """Take these keys in place of those that there are."""
+        self._version, self._digests = keys._version, keys._digests
 
     @classmethod
     def read(cls, path: Path | None) -> ApiKeys:
@@ -134,7 +138,7 @@ class ApiKeys:
         return cls(named, file=path)
 
 
-def _file_version(file: Path | None) -> tuple[int, int, int] | None:
+def file_version(file: Path | None) -> tuple[int, int, int] | None:
     """What changes with a file; ``None`` where there is none."""
     try:
         facts = file.stat() if file else None

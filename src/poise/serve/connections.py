@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["ConnectionBook", "ConnectionLimits", "GuardedConnection", "descriptors_left"]
+__all__ = ["ConnectionBook", "ConnectionLimits", "GuardedConnection", "possible_limits"]
+
+log = logging.getLogger("poise.serve")
 
 RESERVED_DESCRIPTORS = 32  # for the database, files and the webhook
 SPARE = 16  # connections above the limit that are told so, or ask whether the server is alive
@@ -54,6 +57,19 @@ def descriptors_left() -> int | None:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else max(soft - used - RESERVED_DESCRIPTORS - SPARE, 1)
+
+
+def possible_limits(limits: ConnectionLimits) -> ConnectionLimits:
+    """No more connections than the process may open: without descriptors it could not even refuse them."""
+    left = descriptors_left()
+    if left is None or left >= limits.total:
+        return limits
+    log.warning(
+        "%d connections are allowed, and this process may open %d files more; it takes %d connections. Raise the limit "
+        "of open files (ulimit -n) for more.",
+        *(limits.total, left, left),
+    )
+    return replace(limits, total=left)
 
 
 class ConnectionBook:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
 
 from poise.data import AnswerPart
 
-__all__ = ["CONTENT_TYPE", "Counting", "Metrics"]
+if TYPE_CHECKING:
+    from poise.serve.observing import RequestRecord
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LATELY = 2000  # answers that quantiles are taken over
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+TOKENS = tuple(4.0**n for n in range(1, 10))  # 4 to 262,144
 
 
 class Metrics:
@@ -28,6 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "poise_requests", "Answered requests by route and status.", ["route", "status"], registry=self.registry
         )
@@ -63,12 +68,55 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.errors = self._counter("poise_errors", "Requests that ended with an error, by its code.", ["code"])
+        self.queued = self._histogram(
+            "poise_queue_seconds", "Time that answers waited before their prompt was read.", SECONDS
+        )
+        self.token_seconds = self._histogram(
+            "poise_token_seconds", "Time a token of an answer after the first, a request's mean.", TOKEN_SECONDS
+        )
+        self.prompt_size = self._histogram("poise_request_prompt_tokens", "Tokens of a request's prompts.", TOKENS)
+        self.answer_size = self._histogram("poise_request_completion_tokens", "Tokens of a request's answers.", TOKENS)
+        self.reloads = self._counter("poise_reloads", "Times that keys, rules and vectors were read again.", ["result"])
         self.projections = Projections()
         self.registry.register(self.projections)
 
     def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a gauge whose value is computed at each scrape."""
         Gauge(name, text, registry=self.registry).set_function(value)
+
+    def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+    def add_info(self, name: str, text: str, labels: Mapping[str, str]) -> None:
+        """Add facts that do not change, as labels of a 1."""
+        Gauge(name, text, list(labels), registry=self.registry).labels(**labels).set(1)
+
+    def add_counter(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a counter that something else counts; its name ends in ``_total`` where it is scraped."""
+        self.registry.register(CountedElsewhere(name, text, value))
+
+    def observe(self, record: RequestRecord) -> None:
+        """Take in a request that is over."""
+        self.requests.labels(record.route, str(record.status or "none")).inc()
+        self.seconds.labels(record.route).observe(record.seconds)
+        if record.error:
+            self.errors.labels(record.error).inc()
+        if (exchange := record.exchange) is None:
+            return
+        times, tokens = exchange.times, exchange.completion_tokens
+        self.prompt_size.observe(exchange.plan.prompt_tokens)
+        self.answer_size.observe(tokens)
+        for histogram, seconds in (
+            (self.queued, times.queue_seconds),
+            (self.first, times.first_token_seconds),
+            (self.token_seconds, times.token_seconds(tokens)),
+        ):
+            if seconds is not None:
+                histogram.observe(seconds)
 
     def count_closed(self, reason: str) -> None:
         """Count a connection that the server has ended."""
@@ -77,6 +125,19 @@ class Metrics:
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+@dataclass(frozen=True, slots=True)
+class CountedElsewhere:
+    """A counter whose value is asked for at each scrape."""
+
+    name: str
+    text: str
+    value: Callable[[], float]
+
+    def collect(self) -> Iterator[Metric]:
+        """For a scrape."""
+        yield CounterMetricFamily(self.name, self.text, value=self.value())
 
 
 class Projections:
@@ -114,28 +175,3 @@ class Projections:
                 metric.add_sample("poise_projection_count", labels, n)
                 metric.add_sample("poise_projection_sum", labels, total)
         yield metric
-
-
-@dataclass(frozen=True, slots=True)
-class Counting:
-    """Counts requests and their time, streams to their end. Pure ASGI."""
-
-    app: Any
-    metrics: Metrics
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        """Pass one request on."""
-        began, status = time.monotonic(), "none"
-
-        async def seen(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = str(message["status"])
-            await send(message)
-
-        try:
-            await self.app(scope, receive, seen)
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            self.metrics.requests.labels(route, status).inc()
-            self.metrics.seconds.labels(route).observe(time.monotonic() - began)

@@ -25,6 +25,7 @@ __all__ = ["ReadingRecord", "ReadingsQuery", "ReadingsStore", "StoredMean", "che
 log = logging.getLogger("poise.serve")
 
 BACKLOG = 20_000  # records that wait for the disk at most; older ones are given up
+MOST_CLOCK_CHANGE = 3600.0  # seconds that the clock may be set by while the server runs
 PAUSE = 0.2  # seconds between commits
 SWEEP = 600.0  # seconds between looks for what is too old
 SCHEMA = """
@@ -161,6 +162,7 @@ class ReadingsStore:
         self._waiting: deque[ReadingRecord] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._clock_offset = _clock_offset()
         try:
             _make_private(self.path, existing=private)
             with self._connect(timeout=10.0) as db:
@@ -172,6 +174,11 @@ class ReadingsStore:
             raise InvalidArgument(f"Cannot keep readings in {self.path} ({error}); name another file.") from error
         self._thread = threading.Thread(target=self._run, name="poise-store", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not on disk yet."""
+        return len(self._waiting)
 
     def put(self, records: Sequence[ReadingRecord]) -> None:
         """Take records; they are on disk a moment later."""
@@ -260,6 +267,17 @@ class ReadingsStore:
             if not closing:
                 time.sleep(PAUSE)
 
+    def _clock_is_steady(self) -> bool:
+        """Whether it can be told what is too old: a clock that jumps ahead would have everything deleted."""
+        moved = _clock_offset() - self._clock_offset
+        if abs(moved) > MOST_CLOCK_CHANGE:
+            log.error(
+                "The clock was changed by %.1f hours since the server was started; no readings are deleted until it "
+                "is started again.",
+                moved / 3600,
+            )
+        return abs(moved) <= MOST_CLOCK_CHANGE
+
     def _write(self, batch: Sequence[ReadingRecord], *, sweep: bool) -> None:
         with self._connect(timeout=1.0) as db:
             db.execute("BEGIN IMMEDIATE")
@@ -271,11 +289,18 @@ class ReadingsStore:
                 "INSERT INTO texts (time, request, prompt, answer) VALUES (?,?,?,?)",
                 [(r.time, r.request, *r.texts) for r in batch if r.texts is not None],
             )
-            if sweep:
+            if sweep and self._clock_is_steady():
                 oldest = time.time() - self.keep
                 db.execute("DELETE FROM readings WHERE time < ?", [oldest])
                 db.execute("DELETE FROM texts WHERE time < ?", [oldest])
             db.execute("COMMIT")
+
+
+def _clock_offset() -> float:
+    """Seconds between the clock that people set and the one that only runs on, in sleep too where there is such."""
+    return time.time() - (
+        time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+    )
 
 
 def _make_private(path: Path, *, existing: bool) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 from poise.engine import EngineOutput, GenerationRequest, StepEngine
-from poise.errors import RequestError
+from poise.errors import NonFiniteActivation, RequestError, UserError
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 
 __all__ = ["NEVER", "ScheduledRequest", "Scheduler"]
@@ -21,6 +21,7 @@ __all__ = ["NEVER", "ScheduledRequest", "Scheduler"]
 log = logging.getLogger("poise.serve")
 
 NEVER = float("inf")
+MOST_FAILURES = 10  # steps in a row; a broken GPU fails them all
 T = TypeVar("T")
 
 
@@ -52,6 +53,9 @@ class Scheduler:
     Args:
         engine: Engine that only this thread calls, but for ``check``.
         queue: Most requests that wait to begin; more are refused. One key may have half of them.
+
+    Attributes:
+        failed_steps: Steps in which the model failed.
     """
 
     def __init__(self, engine: StepEngine, *, queue: int = 256) -> None:
@@ -65,6 +69,9 @@ class Scheduler:
         self._pace = 1.0  # seconds an answer, lately, over all rows
         self._ended_at = time.monotonic()
         self._draining = self._stopping = False
+        self._step_began: float | None = None
+        self._failures = 0  # steps in a row that failed and brought nothing
+        self.failed_steps = 0
         self._thread = threading.Thread(target=self._run, name="poise-model", daemon=True)
 
     def start(self) -> None:
@@ -75,6 +82,24 @@ class Scheduler:
     def alive(self) -> bool:
         """Whether requests are accepted and worked on."""
         return self._thread.is_alive() and not self._draining
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it may still answer; false where its thread has died, or each of many steps in a row failed."""
+        died = self._thread.ident is not None and not self._thread.is_alive()
+        return self._stopping or not (died or self._failures >= MOST_FAILURES)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is being generated."""
+        with self._changed:
+            return not (self.waiting or self._live or self._calls)
+
+    @property
+    def step_age(self) -> float:
+        """Seconds that the model has been in its present step; 0 between two."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     @property
     def waiting(self) -> int:
@@ -220,13 +245,22 @@ class Scheduler:
             )
 
     def _step(self) -> None:
+        self._step_began = time.monotonic()
         try:
             outputs = self.engine.step()
         except Exception as error:  # the engine answers for its passes; this would be a fault of its own
             log.exception("A step failed")
+            self._count_step(failed=True)
             for scheduled in list(self._live):
                 self._fail(scheduled, error)
             return
+        finally:
+            self._step_began = None
+        errors = [output.error for output in outputs if output.error is not None]
+        self._count_step(
+            failed=any(not isinstance(error, UserError | NonFiniteActivation) for error in errors),
+            brought=any(output.tokens or output.finish for output in outputs),
+        )
         for output in outputs:
             scheduled = cast("ScheduledRequest", output.key)  # ``_take`` gave the engine no other
             try:
@@ -234,6 +268,10 @@ class Scheduler:
             except Exception as error:  # one answer's guard or sink must not end the others
                 log.exception("An answer could not be handed out")
                 self._fail(scheduled, error)
+
+    def _count_step(self, *, failed: bool, brought: bool = False) -> None:
+        self.failed_steps += failed
+        self._failures = 0 if brought else self._failures + failed
 
     def _hand_out(self, scheduled: ScheduledRequest, output: EngineOutput) -> None:
         if scheduled.over:

@@ -6,9 +6,11 @@ import contextlib
 import gc
 import logging
 import signal
+import stat
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,22 @@ from poise.engine.grammar import grammar_compiler
 from poise.errors import InvalidArgument, UserError
 from poise.model import Model
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms, normal_answer_length
+from poise.serve.access_log import AccessLog, check_access_log
 from poise.serve.app import build
 from poise.serve.auth import ApiKeys, RequestGate, is_loopback
-from poise.serve.connections import ConnectionBook, ConnectionLimits, GuardedConnection, descriptors_left
-from poise.serve.metrics import Counting
-from poise.serve.policy import Policies, Policy, read_policies
+from poise.serve.connections import ConnectionBook, ConnectionLimits, GuardedConnection, possible_limits
+from poise.serve.gauges import add_gauges
+from poise.serve.http_server import DrainingServer, check_address, tell_systemd
+from poise.serve.observing import RequestObserver, RequestRecord
+from poise.serve.policy import Policies, read_policies
 from poise.serve.readings_db import ReadingsStore, check_database
+from poise.serve.reload import Reloader, check_policies, check_rules, webhook_target
 from poise.serve.request_body import BodyLimits
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.service import Service
-from poise.serve.vector_registry import VectorRegistry, WatchedVector
-from poise.serve.webhook import Webhook, read_webhook, read_webhook_secrets
+from poise.serve.tracing import RequestTracer, exporting_processor
+from poise.serve.vector_registry import VectorRegistry
+from poise.serve.webhook import Webhook
 from poise.storage.output import check_writable
 from poise.vector import PersonaVector
 
@@ -59,6 +66,9 @@ class ServerOptions:
         webhook: Address that alarms are posted to.
         webhook_file: File with that address, which then no list of processes shows.
         webhook_secret_file: File with the secrets that alarms are signed with, one a line.
+        traces: Whether requests are traced by OpenTelemetry, to where its environment variables say.
+        access_log: File for a line of JSON a request; ``-`` for stdout.
+        proxies: Addresses of proxies whose word on a client's address is taken.
         cors: Origins whose pages may send requests.
         batch: Most answers at once.
         queue: Most requests that wait.
@@ -80,6 +90,9 @@ class ServerOptions:
     webhook: str | None = None
     webhook_file: Path | None = None
     webhook_secret_file: Path | None = None
+    traces: bool = False
+    access_log: Path | None = None
+    proxies: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
     batch: int = 32
     queue: int = 256
@@ -111,19 +124,14 @@ def check_options(
             f"{options.host} can be reached from other machines, and there is no key; name a file of keys with "
             "`keys`, or listen on 127.0.0.1."
         )
-    if unknown := sorted(set(policies.keys) - set(keys.names)):
-        raise InvalidArgument(f"The policy names the key {unknown[0]!r}, which the key file lacks; fix one of them.")
-    _webhook_target(options)
+    check_policies(policies, keys)
+    webhook_target(options)
+    if options.traces:
+        exporting_processor().shutdown()
+    if options.access_log:
+        check_access_log(options.access_log)
+    check_address(options.host, options.port)
     return keys, policies
-
-
-def _webhook_target(options: ServerOptions) -> tuple[str, tuple[bytes, ...]] | None:
-    """The address that alarms are posted to, and what they are signed with."""
-    url = read_webhook(options.webhook, options.webhook_file)
-    secrets = read_webhook_secrets(options.webhook_secret_file)
-    if options.webhook_secret_file and not url:
-        raise InvalidArgument("Alarms are signed for a webhook; give its address as `webhook` or `webhook_file`.")
-    return (url, secrets) if url else None
 
 
 def load_vectors(
@@ -158,6 +166,8 @@ def make_server(
     vectors: Mapping[str, PersonaVector],
     options: ServerOptions,
     checked: tuple[ApiKeys, Policies] | None = None,
+    *,
+    files: Mapping[str, Path] | None = None,
 ) -> RunningServer:
     """A server that is ready to be run.
 
@@ -165,7 +175,8 @@ def make_server(
         model: Who answers.
         vectors: By the name that requests use.
         options: How.
-        checked: What ``check`` gave.
+        checked: What ``check_options`` gave.
+        files: Files of the vectors, for a reload; without those whose alarms ``load_vectors`` has set.
 
     Raises:
         InvalidArgument: the policy names a vector that is not there.
@@ -185,7 +196,7 @@ def make_server(
     with contextlib.suppress(UserError):  # said where a request needs it
         grammar_compiler(model)
     for key, rules in ((None, policies.default), *policies.keys.items()):
-        _check_rules(rules, registry.of(key))
+        check_rules(rules, registry.of(key))
     service = Service(
         model=model,
         name=options.name or (Path(model.name).name if Path(model.name).exists() else model.name),
@@ -193,62 +204,59 @@ def make_server(
         registry=registry,
         policies=policies,
         store=ReadingsStore(options.log, keep_days=options.keep_days, private=options.log_text),
-        webhook=Webhook(url=hook[0], secrets=hook[1]) if (hook := _webhook_target(options)) else None,
+        webhook=Webhook(url=hook[0], secrets=hook[1]) if (hook := webhook_target(options)) else None,
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
     )
-    _gauges(service)
     service.metrics.add_gauge(
         "poise_prefix_tokens", "Tokens of earlier texts that are kept.", lambda: engine.prefixes.tokens
     )
+    reloader = Reloader(service=service, keys=keys, options=options, files=files or {})
+    access_log = AccessLog(options.access_log) if options.access_log else None
+    add_gauges(service, access_log, reloader)
     hosts = ("localhost", "127.0.0.1", "::1", options.host) if is_loopback(options.host) and not keys else ()
+    app = build(service)
     gate = RequestGate(
-        app=Counting(build(service), service.metrics),
+        app=app,
         keys=keys,
         limits=BodyLimits(seconds=options.connections.body_seconds),
         workers=service.workers,
-        may_upload=lambda key: policies.of(key).may_change_vectors,
+        may_upload=lambda key: service.policies.of(key).may_change_vectors,
         origins=options.cors,
         hosts=hosts,
     )
-    return RunningServer(service, gate, options)
+    paths = frozenset(getattr(route, "path", "none") for route in app.routes)
+    tracer = RequestTracer(exporting_processor()) if options.traces else None
+    observer = RequestObserver(gate, paths, tuple(_listeners(service, access_log, tracer)))
+    ends = tuple(part.close for part in (access_log, tracer) if part)
+    return RunningServer(service, observer, options, reloader=reloader, ends=ends)
 
 
-def _check_rules(rules: Policy, entries: Mapping[str, WatchedVector]) -> None:
-    """Refuse rules that cannot be kept.
-
-    Those about vectors that are not there, that watch a part of answers with alarms set on another, or that cap at an
-    alarm which the vector's own direction has not.
-    """
-    if unknown := sorted(rules.named - set(entries)):
-        raise InvalidArgument(f"The policy names the vector {unknown[0]!r}, which is not here; give it as `vector`.")
-    rules.steering(None, {name: watched.vector for name, watched in entries.items()})
-    for name, watched in entries.items():
-        part = rules.part_of(name)
-        if part != "reply" and (missing := watched.missing_alarms(part)):
-            raise InvalidArgument(f"The policy watches the {part} of answers by {name}: {missing}.")
-        if rules.action(name) == "cap" and (missing := watched.missing_cap(part)):
-            raise InvalidArgument(f"The policy caps {name} at its alarm: {missing}.")
-
-
-def _gauges(service: Service) -> None:
-    add_gauge, store = service.metrics.add_gauge, service.store
-    add_gauge("poise_queue", "Answers that wait to begin.", lambda: service.scheduler.waiting)
-    add_gauge("poise_running", "Answers that are being generated.", lambda: service.scheduler.running)
-    add_gauge("poise_readings_written", "Readings on disk since the start.", lambda: store.counts.written)
-    add_gauge("poise_readings_lost", "Readings given up because the disk refused too long.", lambda: store.counts.lost)
-    add_gauge("poise_store_failures", "Writes that were refused and tried again.", lambda: store.counts.failures)
-    if hook := service.webhook:
-        add_gauge("poise_webhook_sent", "Alarms that the webhook took.", lambda: hook.sent)
-        add_gauge("poise_webhook_lost", "Alarms that the webhook never took.", lambda: hook.lost)
+def _listeners(
+    service: Service, access_log: AccessLog | None, tracer: RequestTracer | None
+) -> Iterator[Callable[[RequestRecord], None]]:
+    """Who is told of each request that is over."""
+    yield service.metrics.observe
+    if access_log:
+        yield lambda record: access_log.put(record.facts) if record.is_logged else None
+    if tracer:
+        yield tracer.trace
 
 
 class RunningServer:
     """A server with its parts. ``run`` in the main thread, or ``start`` and ``stop`` from another."""
 
-    def __init__(self, service: Service, app: Any, options: ServerOptions) -> None:
-        self.service, self.options = service, options
-        self.connections = ConnectionBook(_possible(options.connections), service.metrics.count_closed)
+    def __init__(
+        self,
+        service: Service,
+        app: Any,
+        options: ServerOptions,
+        *,
+        reloader: Reloader,
+        ends: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        self.service, self.options, self.reloader, self._ends = service, options, reloader, ends
+        self.connections = ConnectionBook(possible_limits(options.connections), service.metrics.count_closed)
         service.metrics.add_gauge("poise_connections", "Open connections.", lambda: len(self.connections))
         config = uvicorn.Config(
             app,
@@ -257,13 +265,14 @@ class RunningServer:
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=round(options.grace) + 2,
+            proxy_headers=bool(options.proxies),
+            forwarded_allow_ips=list(options.proxies),
             h11_max_incomplete_event_size=2**16,
             http=partial(GuardedConnection, book=self.connections),  # type: ignore[arg-type] # called, never subclassed
             ws="none",
             lifespan="off",
         )
-        self.server = _Server(config, service, options.grace)
+        self.server = DrainingServer(config, service.scheduler, options.grace)
         self._thread: threading.Thread | None = None
 
     @property
@@ -279,7 +288,12 @@ class RunningServer:
                 f"{', '.join(files)} in {folder} are no key's and not in use; give them as `vector`, or move them into "
                 "the folder key-NAME of a key."
             )
-        return notes
+        secrets = (self.options.keys, self.options.webhook_file, self.options.webhook_secret_file)
+        return notes + [
+            f"{path} can be read by everybody on this machine; close it with `chmod 600 {path}`."
+            for path in secrets
+            if path and path.stat().st_mode & stat.S_IROTH
+        ]
 
     def run(self, listening: Callable[[str], None] = lambda address: None) -> None:
         """Serve until a signal ends it; running answers get their grace, and their streams an end.
@@ -298,6 +312,8 @@ class RunningServer:
         main = threading.current_thread() is threading.main_thread()
         # Uvicorn raises the signal again once it has ended; by then there is something left to write.
         before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        if main and hasattr(signal, "SIGHUP"):
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self.reload())
         try:
             self.server.run()
         except SystemExit as error:  # uvicorn's, once it has logged why
@@ -320,6 +336,15 @@ class RunningServer:
             self._thread.join(0.02)
         return self.address
 
+    def reload(self) -> None:
+        """Read keys, rules and changed vectors again, in a thread of its own; what ``SIGHUP`` does."""
+        threading.Thread(target=self._reload, name="poise-reload", daemon=True).start()
+
+    def _reload(self) -> None:
+        tell_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self.reloader.reload()
+        tell_systemd("READY=1")
+
     def stop(self) -> None:
         """As a signal would."""
         self.server.handle_exit(15, None)
@@ -339,46 +364,5 @@ class RunningServer:
         self.service.store.close()
         if self.service.webhook:
             self.service.webhook.close()
-
-
-def _possible(limits: ConnectionLimits) -> ConnectionLimits:
-    """No more connections than the process may open: without descriptors it could not even refuse them."""
-    left = descriptors_left()
-    if left is None or left >= limits.total:
-        return limits
-    log.warning(
-        "%d connections are allowed, and this process may open %d files more; it takes %d connections. Raise the limit "
-        "of open files (ulimit -n) for more.",
-        *(limits.total, left, left),
-    )
-    return replace(limits, total=left)
-
-
-def _is_no_refused_address(record: logging.LogRecord) -> bool:
-    """Uvicorn logs the system's words for a port that is taken; whoever called ``run`` gets a sentence."""
-    return not isinstance(record.msg, OSError)
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn's, which at a signal takes no more requests and ends what still runs after the grace."""
-
-    def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
-        super().__init__(config)
-        self.service, self.grace = service, grace
-        self.listening: Callable[[], None] = lambda: None
-
-    async def startup(self, sockets: Any = None) -> None:
-        log = logging.getLogger("uvicorn.error")
-        log.addFilter(_is_no_refused_address)
-        try:
-            await super().startup(sockets)
-        finally:
-            log.removeFilter(_is_no_refused_address)
-        self.listening()
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        self.service.scheduler.drain()
-        timer = threading.Timer(self.grace, self.service.scheduler.stop)
-        timer.daemon = True
-        timer.start()
-        super().handle_exit(sig, frame)
+        for end in self._ends:
+            end()

@@ -22,6 +22,7 @@ from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 from poise.serve.echo import echoed_logprobs
 from poise.serve.embeddings import SentenceEncoder
 from poise.serve.metrics import Metrics
+from poise.serve.observing import AnswerTimes, note_exchange
 from poise.serve.planning import RequestPlan, plan_request
 from poise.serve.policy import Policies
 from poise.serve.prompt_scorer import PromptScorer
@@ -42,7 +43,7 @@ UPLOADED = "uploaded"  # stands in metrics for all vectors that single keys have
 MOST_UNREAD = 4096  # outputs of a choice that wait for their client to read
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Service:
     """A server's parts.
 
@@ -53,7 +54,7 @@ class Service:
         workers: Threads for work on the texts of requests.
         rates: What each key has used of its limits.
         registry: Vectors that watch, and that requests may steer with.
-        policies: Rules for all, and for keys by their name.
+        policies: Rules for all, and for keys by their name; replaced as a whole where they are read again.
         store: Database of readings.
         metrics: Counters for Prometheus.
         webhook: Address that alarms are posted to.
@@ -108,6 +109,7 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         exchange = await self.workers.run(lambda: self._plan(body, key, loop), size=size)
+        note_exchange(exchange)
         most = exchange.plan.prompt_tokens + exchange.plan.most_new_tokens
         exchange.reservation = self.rates.reserve(key, exchange.plan.policy.limits, most)
         try:
@@ -116,6 +118,7 @@ class Service:
                 exchange.scored = True
             if exchange.plan.most_new_tokens:
                 self.scheduler.submit(exchange.requests)
+            exchange.times.submitted = time.monotonic()
         except RequestError:
             self.rates.settle(exchange.reservation, 0)
             if exchange.scored:
@@ -148,6 +151,8 @@ class CompletionExchange:
         choices: Answers as far as they have come.
         reservation: Tokens that the request's key is charged with until it is known how many they are.
         scored: Whether the request counts among those whose prompts are scored.
+        times: When its answers got how far.
+        failure: Code of the error that the answers ended with; ``disconnected`` where the client went away.
     """
 
     def __init__(
@@ -171,10 +176,11 @@ class CompletionExchange:
         self._loop = loop
         self._shared_names = {watched.name for watched in plan.watched if watched.fixed}
         self._outputs: asyncio.Queue[tuple[int, GuardedOutput]] = asyncio.Queue()
-        self._began = time.monotonic()
-        self._first_token_seen = self._closed = False
+        self.times = AnswerTimes()
+        self.failure: str | None = None
+        self._closed = False
         self.reservation: TokenReservation | None = None
-        deadline = self._began + service.deadline
+        deadline = self.times.opened + service.deadline
         self.requests = [
             ScheduledRequest(
                 request=request,
@@ -205,11 +211,16 @@ class CompletionExchange:
             self.close()
 
     @property
+    def completion_tokens(self) -> int:
+        """Tokens of all answers, as far as they have come."""
+        return sum(len(choice.tokens) for choice in self.choices)
+
+    @property
     def size(self) -> int:
         """Tokens of all answers together, each with the likeliest ones that are reported beside it."""
         beside = 1 + max(request.top_logprobs or 0 for request in self.plan.requests)
         echoed = self.plan.prompt_tokens if self.plan.echoes else 0
-        return beside * (echoed + sum(len(choice.tokens) for choice in self.choices))
+        return beside * (echoed + self.completion_tokens)
 
     async def steps(self) -> AsyncGenerator[tuple[AnswerChoice, GuardedOutput]]:
         """Outputs, step by step, until all answers are over. Leaving early gives the slots back at once.
@@ -255,15 +266,22 @@ class CompletionExchange:
         """Nobody waits any more: give the slots back, and keep what was read. Once is enough."""
         if not self._closed:
             self._closed = True
+            self.times.ended = time.monotonic()
+            if self.failure is None and any(choice.finish is None for choice in self.choices):
+                self.failure = "disconnected"
             self.service.scheduler.drop(self.requests)
             if self.scored:
                 self.service.scorer.release(self.key)
             if self.reservation:
-                used = self.plan.prompt_tokens + sum(len(choice.tokens) for choice in self.choices)
-                self.service.rates.settle(self.reservation, used)
+                self.service.rates.settle(self.reservation, self.plan.prompt_tokens + self.completion_tokens)
             self._record()
 
     def _failed(self, error: Exception) -> RequestError:
+        refusal = self._refusal(error)
+        self.failure = refusal.code
+        return refusal
+
+    def _refusal(self, error: Exception) -> RequestError:
         if isinstance(error, RequestError):
             return error
         if isinstance(error, NonFiniteActivation) and self.plan.requests[0].steering:
@@ -277,9 +295,7 @@ class CompletionExchange:
     def _count(self, choice: AnswerChoice, guarded: GuardedOutput) -> None:
         metrics = self.service.metrics
         metrics.tokens.labels("completion").inc(len(guarded.output.tokens))
-        if guarded.output.tokens and not self._first_token_seen:
-            self._first_token_seen = True
-            metrics.first.observe(time.monotonic() - self._began)
+        self.times.note(guarded.output)
         for alert in guarded.alerts:
             trait = alert.trait if alert.trait in self._shared_names else UPLOADED
             metrics.alarms.labels(trait, alert.raised.alarm.reading, alert.action).inc()

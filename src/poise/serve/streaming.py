@@ -39,7 +39,7 @@ class ExchangeStream(EventSourceResponse):
     """Gives the slots back however it ends, also where the client is gone before the first chunk."""
 
     def __init__(self, exchange: CompletionExchange, chunks: AsyncIterator[bytes], headers: dict[str, str]) -> None:
-        super().__init__(chunks, headers=headers)
+        super().__init__(chunks, headers={**headers, "X-Accel-Buffering": "no"})  # which nginx would hold back
         self.exchange = exchange
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

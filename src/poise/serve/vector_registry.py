@@ -168,20 +168,38 @@ class VectorRegistry:
         """
         if not re.fullmatch(VECTOR_NAME, name):
             raise InvalidVector(f"{name!r} is not a name for a vector here; use letters, digits, _ and -, at most 64.")
-        relation = vector.check_model(self.model, allow_other_model=self.allow_other_model)
-        probe = vector.at("read").probe
         self._check_free(name, owner)
-        normal = self._normal_readings(vector, probe, most_tokens)
+        entry = self._entry(name, vector, fixed=fixed, owner=owner, most_tokens=most_tokens)
         with self._lock:
             self._check_free(name, owner)
-            entry = WatchedVector(
-                name=name, vector=vector, probe=probe, fixed=fixed, owner=owner, normal=normal, relation=relation
-            )
             if fixed:
                 self._shared = {**self._shared, name: entry}
             else:
                 self._uploaded = {**self._uploaded, owner: {**self._uploaded.get(owner, {}), name: entry}}
             return entry
+
+    def _entry(
+        self, name: str, vector: PersonaVector, *, fixed: bool, owner: str | None = None, most_tokens: int | None = None
+    ) -> WatchedVector:
+        relation = vector.check_model(self.model, allow_other_model=self.allow_other_model)
+        probe = vector.at("read").probe
+        normal = self._normal_readings(vector, probe, most_tokens)
+        return WatchedVector(
+            name=name, vector=vector, probe=probe, fixed=fixed, owner=owner, normal=normal, relation=relation
+        )
+
+    def prepared(self, name: str, vector: PersonaVector) -> WatchedVector:
+        """What is to take the place of a vector for all, checked like one that is added.
+
+        Raises:
+            UserError: it is not this model's, or cannot be read.
+        """
+        return self._entry(name, vector, fixed=True)
+
+    def replace_shared(self, entries: Mapping[str, WatchedVector]) -> None:
+        """Put these in the places of the vectors for all that have their names; answers under way keep theirs."""
+        with self._lock:
+            self._shared = {**self._shared, **entries}
 
     def _check_free(self, name: str, owner: str | None) -> None:
         if name in self.of(owner):
@@ -227,6 +245,9 @@ class VectorRegistry:
         if len(self._uploaded.get(owner, {})) >= most:
             text = f"There are {most} uploaded vectors already, which is all that may be; delete one first."
             raise RequestError(409, text, code="too_many_vectors")
+        if self.folder and (self._folder(owner) / f"{name}.safetensors").exists():
+            text = f"There is a file of {name} from before, which is not in use; its operator has to move it away."
+            raise RequestError(409, text, code="vector_exists")
         header = int.from_bytes(data[:8], "little")
         if MOST_HEADER < header < len(data):
             raise InvalidVector(f"The texts of the vector have {header} bytes; at most {MOST_HEADER} are taken.")
