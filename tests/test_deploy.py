@@ -152,6 +152,8 @@ class TestTheDockerfile:
         [line] = [text for text in values("RUN") if "case" in text]
         assert re.findall(r"(\w+|\*)\) (?:pip|echo)", line) == ["cpu", "cuda", "*"]
         assert len(re.findall(r"(?m)^torch==\S+$", (ROOT / "requirements.lock").read_text())) == 1
+        pins = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+        assert all(re.fullmatch(r"[\w.-]+==[\w.!+-]+", line) for line in pins)  # what constraints may be
         minimum = project["requires-python"].removeprefix(">=")
         assert tuple(map(int, arguments["PYTHON"].split("."))) >= tuple(map(int, minimum.split(".")))
         for name in ("readme", "license-files"):  # what the build backend reads
@@ -207,7 +209,7 @@ class TestKubernetes:
 class TestSystemd:
     def test_gives_secrets_as_credentials_and_reloads_by_the_signal(self) -> None:
         unit = service_unit()
-        assert {credential.split(":")[0] for credential in unit["LoadCredential"]} == {"keys", "webhook-secret"}
+        assert {credential.split(":")[0] for credential in unit["LoadCredential"]} == {"keys"}
         assert unit["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
         assert unit["Type"] == ["notify"]
         for setting in ("NoNewPrivileges", "PrivateDevices", "PrivateTmp", "ProtectHome", "DynamicUser"):

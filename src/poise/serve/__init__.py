@@ -16,7 +16,13 @@ From the model up:
     page_data        vectors and readings as the page shows them
     auth             keys, limits and headers, before any route
     service          the parts together, and the life of one request
+    observing        what is told of a request once it is over
+    access_log       to a file, a line each
+    tracing          to OpenTelemetry, as spans
+    gauges           the state of the parts, for Prometheus
     app              the routes
+    reload           keys, rules and vectors read again
+    http_server      uvicorn's server, drained in order
     server           the process: start, stop, shut down
 """
 

@@ -39,11 +39,11 @@ def check_address(host: str, port: int) -> None:
             probe.bind(address)
     except (OSError, UnicodeError) as error:
         raise InvalidArgument(
-            f"Cannot listen on {host}:{port} ({_reason(error)}); try another `port` or `host`."
+            f"Cannot listen on {host}:{port} ({_system_reason(error)}); try another `port` or `host`."
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def _system_reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
 
 
