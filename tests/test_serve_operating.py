@@ -393,6 +393,21 @@ class TestAReload:
         assert chat(address, ANA, max_tokens=8).status_code == 400
 
 
+class TestAHangup:
+    @pytest.mark.parametrize(("terminal", "there", "reloads"), [(False, False, 1), (True, True, 1), (True, False, 0)])
+    def test_reloads_unless_a_terminal_was_closed(
+        self, model: Model, monkeypatch: pytest.MonkeyPatch, terminal: bool, there: bool, reloads: int
+    ) -> None:
+        monkeypatch.setattr("poise.serve.server.has_terminal", lambda: terminal)
+        with serving.running(model) as (_, server):
+            monkeypatch.setattr("poise.serve.server.has_terminal", lambda: there)
+            calls: list[int] = []
+            monkeypatch.setattr(server, "reload", lambda: calls.append(1))
+            server._hear_hangup(1, None)
+            assert len(calls) == reloads
+            assert server.service.scheduler.alive == bool(reloads)
+
+
 class TestSecretFiles:
     def test_that_everybody_can_read_are_told_of(self, model: Model, tmp_path: Path) -> None:
         (tmp_path / "keys").write_text(KEYS)

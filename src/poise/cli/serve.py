@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -173,6 +175,7 @@ def serve(
         _show_alarm_prompts(normal or [], model, show)
         return
     with working():
+        _ignore_reloads()
         run = _server_module()
         options = _server_options(run, settings)
         files = _named_files(vector or [])
@@ -204,6 +207,12 @@ def _run(server: Any, device: Any) -> None:
         note(sentence)
     server.run(lambda address: note(f"Listening on {address}; Ctrl-C stops it."))
     note("Stopped.")
+
+
+def _ignore_reloads() -> None:
+    """While the model loads: who asks for a reload then would end the server. Closing a terminal still does."""
+    if hasattr(signal, "SIGHUP") and not os.isatty(0):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _server_module() -> Any:

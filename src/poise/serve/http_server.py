@@ -20,7 +20,7 @@ import uvicorn
 from poise.errors import InvalidArgument
 from poise.serve.scheduler import Scheduler
 
-__all__ = ["DrainingServer", "check_address", "tell_systemd"]
+__all__ = ["DrainingServer", "check_address", "has_terminal", "tell_systemd"]
 
 FLUSH_SECONDS = 5.0  # in which the last words of streams are written
 
@@ -53,6 +53,11 @@ def tell_systemd(state: str) -> None:
     if address.startswith(("/", "@")):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+
+
+def has_terminal() -> bool:
+    """Whether the process was started in a terminal that is still there."""
+    return any(os.isatty(number) for number in (0, 2))
 
 
 def _is_no_refused_address(record: logging.LogRecord) -> bool:

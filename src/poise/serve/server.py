@@ -30,7 +30,7 @@ from poise.serve.app import build
 from poise.serve.auth import ApiKeys, RequestGate, is_loopback
 from poise.serve.connections import ConnectionBook, ConnectionLimits, GuardedConnection, possible_limits
 from poise.serve.gauges import add_gauges
-from poise.serve.http_server import DrainingServer, check_address, tell_systemd
+from poise.serve.http_server import DrainingServer, check_address, has_terminal, tell_systemd
 from poise.serve.observing import RequestObserver, RequestRecord
 from poise.serve.policy import Policies, read_policies
 from poise.serve.readings_db import ReadingsStore, check_database
@@ -274,6 +274,7 @@ class RunningServer:
         )
         self.server = DrainingServer(config, service.scheduler, options.grace)
         self._thread: threading.Thread | None = None
+        self._terminal = has_terminal()
 
     @property
     def notes(self) -> list[str]:
@@ -313,7 +314,7 @@ class RunningServer:
         # Uvicorn raises the signal again once it has ended; by then there is something left to write.
         before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
         if main and hasattr(signal, "SIGHUP"):
-            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self.reload())
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._hear_hangup)
         try:
             self.server.run()
         except SystemExit as error:  # uvicorn's, once it has logged why
@@ -339,6 +340,13 @@ class RunningServer:
     def reload(self) -> None:
         """Read keys, rules and changed vectors again, in a thread of its own; what ``SIGHUP`` does."""
         threading.Thread(target=self._reload, name="poise-reload", daemon=True).start()
+
+    def _hear_hangup(self, number: int, frame: Any) -> None:
+        """Reload, or end where the signal means that the terminal was closed."""
+        if self._terminal and not has_terminal():
+            self.server.handle_exit(number, frame)
+        else:
+            self.reload()
 
     def _reload(self) -> None:
         tell_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
