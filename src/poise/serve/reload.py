@@ -146,4 +146,4 @@ class Reloader:
         if target and self.service.webhook:
             self.service.webhook.url, self.service.webhook.secrets = target
         which = f"{', '.join(changed)} anew" if changed else "vectors as before"
-        return f"{len(keys.names)} keys, rules for all and {len(policies.keys)} keys, {which}"
+        return f"{len(keys.names)} keys, rules for all and for {len(policies.keys)} of them, {which}"

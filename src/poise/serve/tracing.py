@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RequestTracer", "exporting_processor"]
 
-MOST_INT = 2**63 - 1  # that the protocol has room for
-
 
 def exporting_processor() -> SpanProcessor:
     """Sends spans in batches to where ``OTEL_EXPORTER_OTLP_ENDPOINT`` and its like say, from a thread of its own.
@@ -140,7 +138,7 @@ def _answer_attributes(record: RequestRecord) -> dict[str, Any]:
             "gen_ai.request.max_tokens": plan.requests[0].sampling.max_new_tokens,
             "gen_ai.request.temperature": body.temperature,
             "gen_ai.request.top_p": body.top_p,
-            "gen_ai.request.seed": body.seed if body.seed is None or abs(body.seed) <= MOST_INT else None,
+            "gen_ai.request.seed": body.seed,
             "gen_ai.request.choice.count": len(exchange.choices) if len(exchange.choices) > 1 else None,
             "gen_ai.request.stream": bool(body.stream) or None,
             "gen_ai.usage.input_tokens": plan.prompt_tokens,
