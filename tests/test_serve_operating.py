@@ -23,6 +23,7 @@ import yaml
 import serving
 import tiny
 from poise import vector as vectors
+from poise.engine import model_pass
 from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.serve.access_log import AccessLog
@@ -233,7 +234,7 @@ class TestProbes:
 
         with serving.running(model) as (address, server):
             with monkeypatch.context() as patch:
-                patch.setattr(server.service.scheduler.engine, "_forward", broken)
+                patch.setattr(model_pass, "newest_logits", broken)
                 statuses = [(chat(address).status_code, httpx.get(f"{address}/healthz").status_code) for _ in range(10)]
             assert statuses == [*[(500, 200)] * 9, (500, 503)]
             assert chat(address).status_code == 200  # it was not so bad after all
