@@ -252,6 +252,16 @@ def screened(
     return screen_preference_data(data, model, two, out, PreferenceSettings(**settings), normal=normal)
 
 
+def opposed_rows(model: Model, vector: Sequence[PersonaVector]) -> list[Row]:
+    """Pairs that all prefer the absence of the trait."""
+    rows = pair_rows(40)
+    scores = [next(iter(pair.scores.values())) for pair in poise.screen_preferences(rows, vector, model)]
+    return [
+        row if score < 0 else {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+        for row, score in zip(rows, scores, strict=True)
+    ]
+
+
 def table(out: Path) -> list[Row]:
     rows: list[Row] = pq.read_table(out / "scores.parquet").to_pylist()
     return rows
@@ -407,6 +417,67 @@ class TestFiles:
             turned = {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
             assert new == (turned if is_flagged else row)
         assert f"fixed.jsonl: {sum(flagged)} flagged pairs have their answers swapped" in done.notes
+
+    @pytest.mark.parametrize("fix", ["drop", "swap"])
+    @pytest.mark.parametrize("rule", [FlaggingRule(), FlaggingRule(top=100_000), FlaggingRule(above=0)])
+    def test_pairs_that_do_not_prefer_the_trait_are_never_flagged(
+        self, rule: FlaggingRule, fix: Any, model: Model, two: list[PersonaVector], tmp_path: Path
+    ) -> None:
+        rows, out = opposed_rows(model, two[:1]), tmp_path / "out"
+        path = written(tmp_path / "a.jsonl", rows)
+        done = screened(open_preferences(path), model, two[:1], out, rule=rule, fix=fix)
+        assert all(line["grumpy_score"] < 0 for line in table(out))
+        assert (done.flagged_rows, done.traits[0].flagged, done.traits[0].threshold) == (0, 0, 0.0)
+        assert (out / "fixed.jsonl").read_bytes() == (out / "clean.jsonl").read_bytes() == path.read_bytes()
+        reached = {None: 1, 100_000: len(rows)}[rule.top] if rule.above is None else 0
+        spared = [note for note in done.notes if note.startswith(f"grumpy: {reached} of the pairs that the rule reach")]
+        assert len(spared) == (reached > 0)
+
+    def test_only_pairs_above_0_are_flagged_whatever_number_is_asked_for(
+        self, model: Model, two: list[PersonaVector], tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        data = open_preferences(written(tmp_path / "a.jsonl", pair_rows(24)))
+        done = screened(data, model, two, out, rule=FlaggingRule(top=100_000), fix="drop")
+        for line in table(out):
+            assert line["grumpy_flagged"] == (line["grumpy_score"] > 0)
+            assert line["gloomy_flagged"] == (line["gloomy_score"] > 0)
+        below = sum(line["gloomy_score"] <= 0 for line in table(out))
+        assert 0 < below < 24
+        assert (
+            f"gloomy: {below} of the pairs that the rule reaches score 0 or less, which is no preference for the"
+            in (" ".join(done.notes))
+        )
+        assert done.traits[1].rule.endswith("; where that is below 0, only scores above 0")
+
+    def test_pairs_of_equal_answers_score_0_and_are_not_flagged(
+        self, model: Model, two: list[PersonaVector], tmp_path: Path
+    ) -> None:
+        rows = [{"prompt": f"P {i}", "chosen": answer(i), "rejected": answer(i)} for i in range(30)]
+        done = screened(open_preferences(written(tmp_path / "a.jsonl", rows)), model, two, tmp_path / "out", fix="swap")
+        assert {line["grumpy_score"] for line in table(tmp_path / "out")} == {0.0}
+        assert (done.flagged_rows, done.traits[0].threshold) == (0, 0.0)
+        assert [pair.scores["grumpy"] for pair in poise.screen_preferences(rows, two, model)] == [0.0] * 30
+
+    @pytest.mark.parametrize("per", ["row", "answer"])
+    def test_a_rate_set_below_0_is_raised_to_0(
+        self, per: Any, model: Model, two: list[PersonaVector], tmp_path: Path
+    ) -> None:
+        normal = open_preferences(written(tmp_path / "normal.jsonl", opposed_rows(model, two[:1])))
+        data = open_preferences(written(tmp_path / "a.jsonl", pair_rows(24)))
+        rule = FlaggingRule(rate=0.1, rate_per=per)
+        done = screened(data, model, two[:1], tmp_path / "out", rule=rule, normal=normal)
+        for line in table(tmp_path / "out"):
+            assert line["grumpy_flagged"] == (line["grumpy_score"] > 0)
+            assert ("above 0, which normal" in (line["why"] or "")) == line["grumpy_flagged"]
+        assert done.rate is not None
+        assert (done.rate.low, done.rate.normal_rows_reaching) == (0, 0)
+        assert done.rate.expected == (0 if per == "row" else None)
+        assert {band.threshold for band in done.traits[0].bands} == {0}
+
+    def test_a_threshold_below_0_is_refused(self) -> None:
+        with pytest.raises(InvalidArgument, match="`threshold` is -1; a pair that scores 0 or less does not prefer"):
+            PreferenceSettings(rule=FlaggingRule(above=-1))
 
     def test_parquet_stays_parquet(self, model: Model, two: list[PersonaVector], tmp_path: Path) -> None:
         source = pa.Table.from_pylist(pair_rows(12))

@@ -82,6 +82,11 @@ class PairContent:
     tools: tuple[dict[str, Any], ...] = ()
     left_out: tuple[str, ...] = ()
 
+    @property
+    def same(self) -> bool:
+        """Whether the two answers are the same."""
+        return self.chosen == self.rejected
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencePair:

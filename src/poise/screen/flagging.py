@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = ["FlaggingRule", "FlaggingThreshold", "FlaggingThresholds", "RatePer"]
 
 RatePer = Literal["row", "answer"]
 RowUnit = Literal["row", "prompt"]
+ScoredUnit = Literal["answers", "pairs"]
 
 DEFAULT_SHARE = 0.01  # flagged where nothing is said
 
@@ -38,12 +39,29 @@ class FlaggingThreshold:
         rule: How it was set, in words.
         why: The same in short, as a flagged row gives it.
         bands: Bands of length, where normal data set the threshold; the first and the last go on beyond their ends.
+        members: What normal data set it on.
     """
 
     threshold: float | None
     rule: str
     why: str
     bands: tuple[Band, ...] = ()
+    members: ScoredUnit = "answers"
+
+    def raised_to(self, least: float) -> FlaggingThreshold:
+        """The same threshold where nothing is flagged that scores ``least`` or below."""
+        bands = tuple(
+            replace(band, threshold=replace(band.threshold, value=max(band.threshold.value, least)))
+            for band in self.bands
+        )
+        below = any(band.threshold.value < least for band in self.bands)
+        below = below or (self.threshold is not None and self.threshold < least)
+        return replace(
+            self,
+            threshold=None if self.threshold is None else max(self.threshold, least),
+            rule=self.rule + (f"; where that is below {least:g}, only scores above {least:g}" if below else ""),
+            bands=bands,
+        )
 
     def limits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         """float32 [m]: what answers of these lengths are flagged above."""
@@ -63,11 +81,11 @@ class FlaggingThreshold:
 
     def reason(self, tokens: int) -> str:
         """Why an answer of this length is flagged."""
-        if len(self.bands) < 2:
+        if not self.bands:
             return self.why
         band = self.bands[int(self.band_of(np.array([tokens], dtype=np.int32))[0])]
-        lengths = f"{band.smallest:,} to {band.largest:,} tokens"
-        return f"above {band.threshold.value:.4g}, which normal answers of {lengths} {self.why}"
+        lengths = "" if len(self.bands) == 1 else f" of {band.smallest:,} to {band.largest:,} tokens"
+        return f"above {band.threshold.value:.4g}, which normal {self.members}{lengths} {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +99,23 @@ class FlaggingThresholds:
 
     cuts: tuple[FlaggingThreshold, ...]
     promise: PromisedRate | None = None
+
+    def raised_to(self, least: float, normal: AnswerScores | None) -> FlaggingThresholds:
+        """The same thresholds where nothing is flagged that scores ``least`` or below; a promised rate is kept.
+
+        Args:
+            least: The score.
+            normal: The scores that a rate was set by.
+        """
+        cuts = tuple(cut.raised_to(least) for cut in self.cuts)
+        if self.promise is None or normal is None or [cut.bands for cut in cuts] == [cut.bands for cut in self.cuts]:
+            return FlaggingThresholds(cuts, self.promise)
+        reaching = min(_rows_reaching(cuts, normal), self.promise.normal_rows_reaching)
+        expected = self.promise.expected
+        if expected is not None:
+            expected = min(expected, _rounded_rate(reaching / (self.promise.normal_rows + 1)))
+        changed = {"expected": expected, "low": 0.0, "normal_rows_reaching": reaching}
+        return FlaggingThresholds(cuts, self.promise.model_copy(update=changed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +200,6 @@ class FlaggingRule:
         """What thresholds promise that were set on these rows of the normal data; ``None`` without a rate."""
         if self.rate is None:
             return None
-        reach = [column >= cut.limits(normal.tokens) for cut, column in zip(cuts, normal.scores.T, strict=True)]
-        reaching = normal.index[np.any(reach, axis=0)]
         return PromisedRate(
             rate=self.rate,
             per=self.rate_per,
@@ -175,7 +208,7 @@ class FlaggingRule:
             low=_rounded_rate(ends[0]),
             high=_rounded_rate(ends[1]),
             normal_rows=len(members),
-            normal_rows_reaching=len(np.intersect1d(members, reaching)),
+            normal_rows_reaching=_rows_reaching(cuts, normal, members),
             normal_rows_repeated=normal.repeated,
         )
 
@@ -226,7 +259,7 @@ def _banded_threshold(lengths: tuple[Band, ...], rate: float) -> FlaggingThresho
             rule=f"normal answers pass it at a rate of {rate:.3g}: set on {first.answers:,} of them from "
             f"{first.conversations:,} conversations, all lengths together, which puts the true rate between "
             f"{first.low:.3g} and {first.high:.3g} (95 %)",
-            why=f"above {first.value:.4g}, which normal answers pass at a rate of {rate:.3g}",
+            why=f"pass at a rate of {rate:.3g}",
             bands=lengths,
         )
     least = min(band.threshold.conversations for band in lengths)
@@ -246,7 +279,7 @@ def _shared_thresholds(rows: RowThresholds, unit: RowUnit) -> tuple[FlaggingThre
     traits, lengths = len(rows.bands), len(rows.bands[0])
     shared = "" if traits == 1 else f" by any of {traits} traits"
     banded = "all lengths together" if lengths == 1 else f"{lengths} bands of length"
-    members = "answers" if unit == "row" else "pairs"
+    members: ScoredUnit = "answers" if unit == "row" else "pairs"
     measuring = f" ({rows.measuring:,} more measured the traits' spreads)" if rows.measuring else ""
     rule = (
         f"normal {unit}s are flagged{shared} at a rate of {rows.rate:.3g}, whatever number of {members} they have: set "
@@ -258,11 +291,21 @@ def _shared_thresholds(rows: RowThresholds, unit: RowUnit) -> tuple[FlaggingThre
         FlaggingThreshold(
             threshold=some[0].threshold.value if lengths == 1 else None,
             rule=rule,
-            why=f"above {some[0].threshold.value:.4g}, which normal {members} {why}" if lengths == 1 else why,
+            why=why,
             bands=some,
+            members=members,
         )
         for some in rows.bands
     )
+
+
+def _rows_reaching(
+    cuts: Sequence[FlaggingThreshold], normal: AnswerScores, members: NDArray[np.int64] | None = None
+) -> int:
+    """How many rows of the normal data, or of ``members`` of them, reach a threshold."""
+    reach = [column >= cut.limits(normal.tokens) for cut, column in zip(cuts, normal.scores.T, strict=True)]
+    reaching = np.unique(normal.index[np.any(reach, axis=0)])
+    return len(reaching if members is None else np.intersect1d(members, reaching))
 
 
 def _rounded_rate(share: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Any
 
@@ -122,7 +122,10 @@ def _score_pair_windows(
         for pair in window:
             reason = pair.reason if isinstance(pair, RejectedRow) else ""
             sides = [by_side.get(2 * pair.index + number, []) for number in range(len(SIDES))]
-            yield _scored_pair(pair.index, names, sides, reason)
+            scored = _scored_pair(pair.index, names, sides, reason)
+            if isinstance(pair, PreferencePair) and pair.content.same and not scored.unread:
+                scored = replace(scored, scores=dict.fromkeys(names, 0.0))
+            yield scored
 
 
 def _scored_pair(index: int, names: Sequence[str], sides: Sequence[Sequence[ScoredAnswer]], reason: str) -> ScoredPair:

@@ -35,7 +35,7 @@ class PairSurvey:
         rejected: Rows that are no pair, by index.
         index: Place of each pair in the data set, [n].
         prompts: Which prompt each pair has, as a number that equal prompts share, [n].
-        same: Pairs whose two answers are the same.
+        same: Pairs whose two answers are the same, by index.
         left_out: What the pairs leave out, by kind.
         starts: Index of each file's first row; ``files`` has the names.
     """
@@ -44,7 +44,7 @@ class PairSurvey:
     rejected: dict[int, RejectedRow] = field(default_factory=dict)
     index: list[int] = field(default_factory=list)
     prompts: list[int] = field(default_factory=list)
-    same: int = 0
+    same: set[int] = field(default_factory=set)
     left_out: Counter[str] = field(default_factory=Counter)
     starts: list[int] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -108,12 +108,14 @@ def collect_pair_scores(shards: Iterable[Shard], survey: PairSurvey, traits: int
     at = np.stack([np.searchsorted(places, 2 * pairs + side) for side in range(len(SIDES))])
     lengths, both = tokens[at], readings[at]
     prompts = dict(zip(survey.index, survey.prompts, strict=True))
+    differences = both[0] - both[1]
+    differences[np.isin(pairs, [*survey.same])] = 0.0  # whatever rounding makes of two batches
     scores = AnswerScores(
         index=pairs,
         turn=np.zeros(len(pairs), np.int32),
         tokens=lengths.min(axis=0),
         cut=np.logical_or(*cut[at]),
-        scores=both[0] - both[1],
+        scores=differences,
         unread={},
         rejected=frozenset(survey.rejected),
         kinds=Counter(row.kind for row in survey.rejected.values()),
@@ -140,7 +142,8 @@ def _noted_rows(data: PreferenceData, survey: PairSurvey) -> Iterator[Conversati
             continue
         survey.index.append(row.index)
         survey.prompts.append(_prompt_number(row.content))
-        survey.same += row.content.chosen == row.content.rejected
+        if row.content.same:
+            survey.same.add(row.index)
         survey.left_out.update(row.content.left_out)
         yield USABLE_ROW
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from poise.screen.judge_cascade import check_budget, describe_cascade
 from poise.screen.judge_review import JudgeReview, draw_for_review, load_judges, review_answers
 from poise.screen.judged_answers import draw_cascades, judged_places, with_cascades, write_judged
 from poise.screen.output import FlaggedAnswers, WrittenRows, check_parquet, write_screened_files
-from poise.screen.projection import check_part
+from poise.screen.projection import ScoringMethod, check_part
 from poise.screen.replacement import AnswerReplacer
 from poise.screen.scores import AnswerScores
 from poise.screen.scoring import ScreeningRun, ScreenSettings
@@ -137,6 +137,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
             seen_note,
             *(f"{one}." for one in reach),
             *(one.note for one in opinions),
+            *_below_own_note(plan.method, verdict, scores),
             *(describe_cascade(t.trait, t.cascade) for t in traits if t.cascade),
             describe_rejected(len(scores.rejected), written),
             replacer.note(written.names[2], written.unfixed) if replacer else "",
@@ -147,6 +148,18 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
     with saving(out / "summary.json") as temporary:
         temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _below_own_note(method: ScoringMethod, verdict: FlaggedAnswers, scores: AnswerScores) -> Iterator[str]:
+    """Flagged answers that show no more of a trait than the model's own: replacing them takes none of it out."""
+    if method != "difference":
+        return
+    for trait, flagged, column in zip(verdict.traits, verdict.flagged.T, scores.scores.T, strict=True):
+        if count := int((flagged & (column <= 0)).sum()):
+            yield (
+                f"{trait}: {count:,} of the {int(flagged.sum()):,} flagged answers score 0 or less: they show no more "
+                "of the trait than the model's own answer, and replacing them takes none of it out."
+            )
 
 
 def _write_empty(path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from poise.arguments import check_choice
 from poise.data import Rejections
@@ -38,6 +39,8 @@ from poise.vector import PersonaVector
 
 __all__ = ["PreferenceSettings", "check_preferences", "screen_preference_data"]
 
+NO_PREFERENCE = 0.0  # a pair with this score or less does not prefer the trait, and is never flagged
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceSettings:
@@ -61,6 +64,11 @@ class PreferenceSettings:
 
     def __post_init__(self) -> None:
         check_choice("fix", self.fix, get_args(PairFix))
+        if self.rule.above is not None and self.rule.above < NO_PREFERENCE:
+            raise InvalidArgument(
+                f"`threshold` is {self.rule.above:g}; a pair that scores {NO_PREFERENCE:g} or less does not prefer the "
+                f"trait and is not flagged, so that it must be at least {NO_PREFERENCE:g}."
+            )
 
     @property
     def scoring(self) -> ScreenSettings:
@@ -152,7 +160,8 @@ def _run_preferences(
     pairs, survey = _score_pairs(work, data, "Scoring both answers", out / "rejected.jsonl")
     scores = pairs.scores
     thresholds = plan.rule.thresholds_for(scores, normal_scores, unit="prompt")
-    verdict = FlaggedAnswers.by(work.names, thresholds, scores)
+    verdict = FlaggedAnswers.by(work.names, thresholds.raised_to(NO_PREFERENCE, normal_scores), scores)
+    spared = FlaggedAnswers.by(work.names, thresholds, scores).flagged & ~verdict.flagged
     columns = zip(scores.scores.T, verdict.cuts, strict=True)
     tops = [highest_answers(column, cut.limits(scores.tokens)) for column, cut in columns]
     wanted = {int(scores.index[at]) for places in tops for at in places}
@@ -186,6 +195,7 @@ def _run_preferences(
                 None,
                 [
                     describe_own_normal(data.source, normal.source if normal else None),
+                    *_spared_notes(work.names, spared),
                     *_pair_notes(plan, survey, verdict, written),
                 ],
             ),
@@ -234,14 +244,25 @@ def _summarize(
     )
 
 
+def _spared_notes(traits: Sequence[str], spared: NDArray[np.bool_]) -> list[str]:
+    """Pairs that the rule reaches and that do not prefer the trait, trait by trait; bool [m, k]."""
+    counts = [int(column.sum()) for column in spared.T]
+    return [
+        f"{trait}: {count:,} of the pairs that the rule reaches {'score' if count > 1 else 'scores'} 0 or less, which "
+        f"is no preference for the trait; {'they are' if count > 1 else 'it is'} not flagged."
+        for trait, count in zip(traits, counts, strict=True)
+        if count
+    ]
+
+
 def _pair_notes(
     plan: PreferenceSettings, survey: PairSurvey, verdict: FlaggedAnswers, written: WrittenRows
 ) -> list[str]:
     count, flagged = len(survey.rejected), int(verdict.any_trait.sum())
     notes = [describe_rejected(count, written)]
     if survey.same:
-        verb = "pair has" if survey.same == 1 else "pairs have"
-        notes.append(f"{survey.same:,} {verb} the same answer twice, which scores 0.")
+        verb = "pair has" if len(survey.same) == 1 else "pairs have"
+        notes.append(f"{len(survey.same):,} {verb} the same answer twice, which scores 0.")
     if plan.fix == "drop":
         notes.append(f"{written.names[2]}: without the {flagged:,} flagged pairs")
     if plan.fix == "swap":
