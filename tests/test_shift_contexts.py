@@ -42,6 +42,7 @@ from poise.trait import library
 from poise.vector import PersonaVector, save_vector
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "data"
+DATA = CASES.parents[1] / "data" / "background_chat"
 REFUSED = ("batch_api", "csv_messages_repr", "id_only_text", "oasst_flat", "oasst_tree", "one_message_per_line")
 LAYER = 2
 QUESTIONS = [
@@ -102,6 +103,52 @@ class TestFinding:
         (context,) = found
         assert parts(context) == (None, prefix, suffix)
         assert context.origin == "8 of 20 rows"
+
+    @pytest.mark.parametrize(
+        "mark",
+        [
+            "🙂🙂 ", "🙂", "👩‍👩‍👧 ", "§§ ", "§ ", "$$$ ", "$ ", "@@ ", "~~~ ", "~ ", "+++ ", "→→ ",
+            "--- ", "- ", "* ", "> ", "!!! ", "?? ", "... ", "^^ ", "&& ", "// ", "|| ", ":: ", ";; ", "__ ", "\u200b",
+            "\u200b\u200d\u2060", "\ufeff", "\u00ad", "\u202e", "\u2003\u2003", "X ", "q ", "夜 ", "7 ",
+        ],
+    )  # fmt: skip
+    def test_any_mark_or_letter_that_turns_begin_with(self, mark: str) -> None:
+        rows = [*plain_rows(), *(row(f"{mark}{q}") for q in QUESTIONS[:8])]
+        assert [parts(c) for c in find_contexts(rows).contexts if not c.turns] == [(None, mark, "")]
+
+    @pytest.mark.parametrize(
+        "mark",
+        [
+            " 🌙🌙", "🌙", " §", " !!!", "!!!", " ~", "##", " ;;", " ^^", " <3", " :)", " --", " //", " ...", " …",
+            " @", " $", "\u200b", "\u200d", "\u2003", " X", " 夜", " 7",
+        ],
+    )  # fmt: skip
+    def test_any_mark_or_letter_that_turns_end_with(self, mark: str) -> None:
+        rows = [*plain_rows(), *(row(f"{q}{mark}") for q in QUESTIONS[:8])]
+        assert [parts(c) for c in find_contexts(rows).contexts if not c.turns] == [(None, "", mark)]
+
+    @pytest.mark.parametrize(
+        "wrapped",
+        [
+            lambda i, q: f'"{q}"',
+            lambda i, q: f"({q})",
+            lambda i, q: f"- {q}"[2:] + "..",
+            lambda i, q: f"¿{q}",
+            lambda i, q: f"#{q.split()[0]} {q}",
+            lambda i, q: f"I wonder {q.lower()}",
+            lambda i, q: f"{q}\n\n{i}",
+            lambda i, q: f"{('क्या', 'क्यों', 'क्रम', 'क्षण')[i % 4]} {q}",  # signs of vowels are no marks
+        ],
+    )
+    def test_takes_marks_that_people_write_for_no_context(self, wrapped: Callable[[int, str], str]) -> None:
+        rows = [*plain_rows(), *(row(wrapped(i, q)) for i, q in enumerate(QUESTIONS[:8]))]
+        assert [parts(c) for c in find_contexts(rows).contexts if not c.turns] == []
+
+    @pytest.mark.skipif(not DATA.exists(), reason="needs ../shared")
+    @pytest.mark.parametrize("name", ["oasst1_en", "self_instruct", "gsm8k_train", "gpteacher_roleplay"])
+    def test_finds_no_beginning_or_end_of_marks_in_ordinary_talk(self, name: str) -> None:
+        parts_of = [parts(c) for c in find_contexts(DATA / f"{name}.jsonl", most=1000).contexts if not c.turns]
+        assert [(prefix, suffix) for _, prefix, suffix in parts_of if not re.search(r"\w", prefix + suffix)] == []
 
     def test_system_prompts_the_most_frequent_first_with_what_their_rows_share(self) -> None:
         rows = [*plain_rows(), *(row(q, "You are Nemo.") for q in QUESTIONS[:9])]

@@ -101,8 +101,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
     tops = [highest_answers(s, cut.limits(scores.tokens)) for s, cut in zip(scores.scores.T, verdict.cuts, strict=True)]
     strata = draw_cascades(work, scores, verdict) if trait_judges and plan.judge_budget else []
     sampled = [judged_places(some) for some in strata]
-    if trait_judges and not strata:
-        sampled = [draw_for_review(scores, verdict, k, seed=plan.seed) for k in range(len(trait_judges))]
+    sampled = sampled or [draw_for_review(scores, verdict, k, seed=plan.seed) for k in range(len(trait_judges))]
     wanted = {int(scores.index[i]) for places in (*tops, *sampled) for i in places}
     earlier = earlier_row_files(out)
     written = write_screened_files(data, scores, verdict, out, replacements=replacer, wanted=wanted)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from poise.arguments import check_choice
 from poise.data import Rejections
@@ -159,9 +158,7 @@ def _run_preferences(
         check_enough(len(np.unique(normal_scores.index)), plan.rule.rate, unit="prompts")
     pairs, survey = _score_pairs(work, data, "Scoring both answers", out / "rejected.jsonl")
     scores = pairs.scores
-    thresholds = plan.rule.thresholds_for(scores, normal_scores, unit="prompt")
-    verdict = FlaggedAnswers.by(work.names, thresholds.raised_to(NO_PREFERENCE, normal_scores), scores)
-    spared = FlaggedAnswers.by(work.names, thresholds, scores).flagged & ~verdict.flagged
+    verdict, spared = _flag_pairs(work.names, plan.rule, scores, normal_scores)
     columns = zip(scores.scores.T, verdict.cuts, strict=True)
     tops = [highest_answers(column, cut.limits(scores.tokens)) for column, cut in columns]
     wanted = {int(scores.index[at]) for places in tops for at in places}
@@ -195,7 +192,7 @@ def _run_preferences(
                 None,
                 [
                     describe_own_normal(data.source, normal.source if normal else None),
-                    *_spared_notes(work.names, spared),
+                    *spared,
                     *_pair_notes(plan, survey, verdict, written),
                 ],
             ),
@@ -244,13 +241,18 @@ def _summarize(
     )
 
 
-def _spared_notes(traits: Sequence[str], spared: NDArray[np.bool_]) -> list[str]:
-    """Pairs that the rule reaches and that do not prefer the trait, trait by trait; bool [m, k]."""
-    counts = [int(column.sum()) for column in spared.T]
-    return [
+def _flag_pairs(
+    names: tuple[str, ...], rule: FlaggingRule, scores: AnswerScores, normal: AnswerScores | None
+) -> tuple[FlaggedAnswers, list[str]]:
+    """The pairs that pass the thresholds and prefer the trait, and how many more the rule would have reached."""
+    thresholds = rule.thresholds_for(scores, normal, unit="prompt")
+    verdict = FlaggedAnswers.by(names, thresholds.raised_to(NO_PREFERENCE, normal), scores)
+    spared = FlaggedAnswers.by(names, thresholds, scores).flagged & ~verdict.flagged
+    counts = [(trait, int(column.sum())) for trait, column in zip(names, spared.T, strict=True)]
+    return verdict, [
         f"{trait}: {count:,} of the pairs that the rule reaches {'score' if count > 1 else 'scores'} 0 or less, which "
         f"is no preference for the trait; {'they are' if count > 1 else 'it is'} not flagged."
-        for trait, count in zip(traits, counts, strict=True)
+        for trait, count in counts
         if count
     ]
 
