@@ -1,13 +1,15 @@
 """A stand-in for the server, for tests of the page: the same wire, scripted answers, faults on demand.
 
 The words of a question choose what happens: ``slow``, ``busy`` (429 once), ``cut`` (the stream breaks), ``broken`` (an
-error in the stream), ``alarm`` (noted), ``stopped`` (an alarm that ends the answer); anything else is answered.
+error in the stream), ``alarm`` (noted), ``stopped`` (an alarm that ends the answer), ``weather`` (a tool is called);
+one that begins with ``say:`` is answered by what follows; anything else by the same words.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -92,6 +94,9 @@ class Stub(ThreadingHTTPServer):
         self.key: str | None = None
         self.thinks = False
         self.vectors = two_vectors()
+        self.policy = {"steer": None, "may_steer": True, "most_dose": 3.0, "most_tokens": 4096}
+        self.hours_up = 1e9
+        self.paths: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.busy = 0
         self.hung_up = threading.Event()
@@ -112,17 +117,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
+        self.server.paths.append(path)
         if path == "/" or path.startswith("/page/"):
             self.file("index.html" if path == "/" else path.removeprefix("/page/"))
         elif not self.allowed():
             return
         elif path == "/v1/models":
-            entry = {"id": "tiny-llama", "object": "model", "thinking": self.server.thinks}
+            entry = {"id": "tiny-llama", "object": "model", "thinking": self.server.thinks, "context_window": 2048}
+            entry["policy"] = self.server.policy
             self.json({"object": "list", "data": [entry]})
         elif path == "/v1/poise/vectors":
             self.json({"object": "list", "data": list(self.server.vectors.values())})
         elif path == "/v1/poise/readings/summary":
-            self.json({"data": day(int(query["hours"][0]), int(query["bucket_minutes"][0]))})
+            hours, minutes = float(query["hours"][0]), int(query["bucket_minutes"][0])
+            self.json({"data": day(hours, minutes, self.server.hours_up)})
         elif path == "/v1/poise/readings":
             self.json({"object": "list", "data": [reading()], "next": None})
         else:
@@ -162,6 +170,8 @@ class Handler(BaseHTTPRequestHandler):
     def chat(self, request: dict[str, Any]) -> None:
         self.server.requests.append(request)
         question = request["messages"][-1]["content"]
+        if request["messages"][-1]["role"] == "tool":
+            question = "the result of a tool"
         if "busy" in question and not self.server.busy:
             self.server.busy += 1
             self.refuse(429, "The queue is full (8 requests).", {"Retry-After": "1"})
@@ -180,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def file(self, name: str) -> None:
         path = PAGE / name
-        if path.parent != PAGE or not path.is_file():
+        if path.parent not in (PAGE, PAGE / "vendor") or not path.is_file():
             self.refuse(404, "There is no such file.")
             return
         body = path.read_bytes()
@@ -204,6 +214,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def tokens_of(question: str) -> list[str]:
+    if question.startswith("say:"):
+        return re.findall(r"\s*\S+|\s+$", question.removeprefix("say:"))
     text = SAID * 20 if "slow" in question else SAID
     words = text.split(" ")
     return [words[0], *(f" {word}" for word in words[1:])]
@@ -247,7 +259,21 @@ def chunks(request: dict[str, Any], question: str) -> Iterator[dict[str, Any]]:
             return
         if i == 4 and "cut" in question:
             return
-    yield chunk({}, {"summary": {}, "alarms": []}, "stop")
+    if "weather" in question:
+        yield from call_chunks()
+        yield chunk({}, {"summary": {}, "alarms": []}, "tool_calls")
+    else:
+        yield chunk({}, {"summary": {}, "alarms": []}, "stop")
+    usage = {"prompt_tokens": 1000, "completion_tokens": len(tokens), "total_tokens": 1000 + len(tokens)}
+    yield {"id": "x", "object": "chat.completion.chunk", "model": "tiny-llama", "choices": [], "usage": usage}
+
+
+def call_chunks() -> Iterator[dict[str, Any]]:
+    """A call as OpenAI streams it: its name first, its arguments in pieces."""
+    opening = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+    yield chunk({"tool_calls": [opening]}, {})
+    for part in ('{"city": ', '"<b>Oslo</b>"}'):
+        yield chunk({"tool_calls": [{"index": 0, "function": {"arguments": part}}]}, {})
 
 
 def thought_chunks(question: str) -> Iterator[dict[str, Any]]:
@@ -283,9 +309,10 @@ def chunk(delta: dict[str, Any], poise: dict[str, Any], finish: str | None = Non
     return {"id": "x", "object": "chat.completion.chunk", "model": "tiny-llama", "choices": [choice]}
 
 
-def day(hours: int, minutes: int) -> list[dict[str, Any]]:
+def day(hours: float, minutes: int, hours_up: float = 1e9) -> list[dict[str, Any]]:
+    """Readings of a server that has been up for so long."""
     now = datetime.now(UTC)
-    count = hours * 60 // minutes
+    count = max(1, int(min(hours, hours_up) * 60 // minutes))
     buckets = []
     for i in range(count):
         start = now - timedelta(minutes=minutes * (count - i))

@@ -164,7 +164,8 @@ class TestARequestsId:
         assert answer.headers["x-request-id"] == "mine"
 
 
-FILES = sorted(f.name for f in (Path(page_files.__file__).parent / "page").iterdir())
+PAGE = Path(page_files.__file__).parent / "page"
+FILES = sorted(f.relative_to(PAGE).as_posix() for f in PAGE.rglob("*.*") if f.suffix in page_files.MEDIA_TYPES)
 
 
 class TestThePagesFiles:

@@ -28,6 +28,7 @@ from poise.serve.auth import VECTORS_FORBIDDEN
 from poise.serve.embeddings import EmbeddingRequest, Embeddings, embedding_body
 from poise.serve.error_answers import add_error_answers
 from poise.serve.metrics import CONTENT_TYPE
+from poise.serve.model_entry import ModelEntry, Models, model_entry
 from poise.serve.page_data import history, vector_entry
 from poise.serve.page_files import add_page
 from poise.serve.readings_db import ReadingsQuery
@@ -71,15 +72,15 @@ def build(service: Service) -> FastAPI:
 
 
 def _openai(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", response_model=replies.Models)
-    def models() -> Any:
-        return {"object": "list", "data": [_model(service)]}
+    @app.get("/v1/models", response_model=Models)
+    def models(request: Request) -> Any:
+        return {"object": "list", "data": [model_entry(service, _key(request))]}
 
-    @app.get("/v1/models/{name:path}", response_model=replies.ModelEntry)
-    def model(name: str) -> Any:
+    @app.get("/v1/models/{name:path}", response_model=ModelEntry)
+    def model(request: Request, name: str) -> Any:
         if name != service.name:
             raise RequestError(404, f"There is no model {name!r} here; it is {service.name!r}.", code="model_not_found")
-        return _model(service)
+        return model_entry(service, _key(request))
 
     chat_body, plain_body = taken(ChatCompletionRequest), taken(CompletionRequest)
 
@@ -143,16 +144,6 @@ async def _answer_embeddings(service: Service, request: Request) -> Response:
 
     written = await service.workers.run(write, size=vectors.size)
     return Response(written, media_type="application/json", headers=service.rates.headers(key, limits))
-
-
-def _model(service: Service) -> dict[str, Any]:
-    return {
-        "id": service.name,
-        "object": "model",
-        "created": service.began,
-        "owned_by": "poise",
-        "thinking": service.thinks,
-    }
 
 
 async def _complete(service: Service, kind: type[OpenAIRequest], request: Request) -> Response:

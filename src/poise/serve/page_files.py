@@ -19,6 +19,7 @@ MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
 }
 
 
@@ -60,17 +61,20 @@ def add_page(app: FastAPI) -> None:
     def index(request: Request) -> Response:
         return page("index.html", request)
 
-    @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.api_route("/page/{name:path}", methods=["GET", "HEAD"], include_in_schema=False)
     def asset(name: str, request: Request) -> Response:
         return page(name, request)
 
 
 def _page_files() -> dict[str, PageFile]:
+    """The page's files by their path below it; libraries that it brings along lie in ``vendor``."""
     folder, out = files("poise.serve") / "page", {}
-    for file in folder.iterdir() if folder.is_dir() else ():
-        if media_type := MEDIA_TYPES.get("." + file.name.rpartition(".")[2]):
-            content = file.read_bytes()
-            out[file.name] = PageFile(media_type, content, gzip.compress(content, mtime=0))
+    folders = [("", folder), ("vendor/", folder / "vendor")]
+    for prefix, place in folders:
+        for file in place.iterdir() if place.is_dir() else ():
+            if media_type := MEDIA_TYPES.get("." + file.name.rpartition(".")[2]):
+                content = file.read_bytes()
+                out[prefix + file.name] = PageFile(media_type, content, gzip.compress(content, mtime=0))
     return out
 
 

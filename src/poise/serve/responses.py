@@ -16,8 +16,6 @@ __all__ = [
     "ChatCompletion",
     "Completion",
     "Deleted",
-    "ModelEntry",
-    "Models",
     "ReadingsHistory",
     "ReadingsPage",
     "State",
@@ -30,23 +28,6 @@ __all__ = [
 
 VERSION = version("poise")
 ValuesByVector = dict[str, float | None]
-
-
-class ModelEntry(BaseModel):
-    """A model that answers; ``thinking`` says whether requests may switch that on."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    thinking: bool
-
-
-class Models(BaseModel):
-    """All of them, which is one."""
-
-    object: Literal["list"]
-    data: list[ModelEntry]
 
 
 class CompletionTokensDetails(BaseModel):

@@ -1,9 +1,13 @@
-/** An answer on the page: its tokens, tinted; one of them in numbers; how it ended; what it set off. */
+/** An answer on the page: its words, tinted; one token in numbers; its thought and calls; how it ended; what it set off. */
 
+import { bodyOf, spanOf } from "./body.js";
+import { callsView } from "./calls.js";
+import { copyButton } from "./copying.js";
 import { el, put } from "./dom.js";
+import { state, textOf } from "./state.js";
 import { levelOf, said, toneOf } from "./tint.js";
-import { placeOf, readingOf } from "./turn.js";
-import { known, number, plain, rate } from "./words.js";
+import { paceOf, placeOf, readingOf } from "./turn.js";
+import { count, known, number, plain, rate } from "./words.js";
 
 const ENDED = {
   stopped: "You stopped it here.",
@@ -19,22 +23,27 @@ const IN_PART = { thought: ", in the thought", both: ", of thought and reply" };
  *
  * @param {object} turn From `turn.js`.
  * @param {string} label Names it, such as “Answer 2”.
- * @returns `node`; `update()` shows what is new, `tint(vector, scale)` paints, `point(alarm)` leads to its token.
+ * @returns `node`; `update()` shows what is new, `tint(vector, scale)` paints, `point(alarm)` leads to its token,
+ *   `tools` is the row of buttons below.
  */
 export function answerView(turn, label) {
-  const nodes = nodesOf(label);
+  const nodes = nodesOf(turn, label);
   const { text, cursor, readout } = nodes;
+  const body = bodyOf(text);
   let [by, scale, lit, remarked, restarts] = [null, null, null, "", turn.restarts];
 
   const valueAt = (i) => (by && i >= 0 ? readingOf(turn, turn.pieces[i], by.name) : null);
-  const paint = (span, i) => paintPiece(span, valueAt(i), valueAt(i - 1), scale);
+  const paint = (i) => body.spans(i).forEach((span) => paintPiece(span, valueAt(i), valueAt(i - 1), scale));
   const thoughtAt = (i) => (by && i >= 0 ? readingOf(turn, turn.thought[i], by.name, "thought") : null);
   const paintThought = (span, i) => paintPiece(span, thoughtAt(i), thoughtAt(i - 1), scale);
+  const light = () => {
+    for (const span of text.querySelectorAll(".at")) span.classList.remove("at");
+    if (lit !== null) body.spans(lit).forEach((span) => span.classList.add("at"));
+  };
   const point = (i) => {
-    lit?.classList.remove("at");
-    lit = text.children[i] ?? null;
-    if (!lit) return;
-    lit.classList.add("at");
+    lit = turn.pieces[i] ? i : null;
+    light();
+    if (lit === null) return;
     const reading = by ? `: ${by.name} ${said(valueAt(i), scale)}` : "";
     const shown = plain(turn.pieces[i].text).trim() || "blank";
     cursor.value = String(i + 1);
@@ -48,59 +57,71 @@ export function answerView(turn, label) {
     else cursor.focus();
   };
   const update = () => {
-    if (turn.restarts !== restarts) [text, nodes.thoughts].forEach((node) => node.replaceChildren());
+    if (turn.restarts !== restarts) [body, { reset: () => nodes.thoughts.replaceChildren() }].forEach((one) => one.reset());
     restarts = turn.restarts;
-    for (let i = text.children.length; i < turn.pieces.length; i += 1) {
-      text.append(spanOf(turn.pieces[i]));
-      paint(text.lastChild, i);
-    }
+    const [first, end] = body.update(turn.pieces, state.formatted, turn.finish === null);
+    for (let i = first; i < end; i += 1) paint(i);
+    if (lit !== null && lit >= first) light();
     const thought = turn.thought ?? []; // a conversation kept by an older page has none
     nodes.thought.hidden = thought.length === 0;
     for (let i = nodes.thoughts.children.length; i < thought.length; i += 1) {
-      nodes.thoughts.append(spanOf(thought[i]));
+      nodes.thoughts.append(spanOf(thought[i].text, i));
       paintThought(nodes.thoughts.lastChild, i);
     }
     cursor.max = String(Math.max(1, turn.pieces.length));
-    nodes.foot.hidden = turn.pieces.length === 0;
+    nodes.foot.classList.toggle("unused", turn.pieces.length === 0);
     nodes.node.classList.toggle("waiting", turn.finish === null);
-    const now = [turn.alarms.length, turn.cautions.length, turn.finish].join();
-    if (now !== remarked) put(nodes.remarks, remarksOn(turn, lead));
+    nodes.pace.textContent = paceWords(turn);
+    nodes.copy.disabled = !textOf(turn);
+    nodes.calls.update();
+    const now = [turn.alarms.length, turn.cautions.length, turn.finish, body.problem()].join();
+    if (now !== remarked) put(nodes.remarks, remarksOn(turn, lead, body.problem()));
     remarked = now;
   };
   const tint = (vector, itsScale) => {
     [by, scale] = [vector, itsScale];
-    [...text.children].forEach(paint);
+    turn.pieces.forEach((_, i) => paint(i));
     [...nodes.thoughts.children].forEach(paintThought);
-    if (lit) point([...text.children].indexOf(lit));
+    if (lit !== null) point(lit);
     else readout.textContent = "Point at a token, or move the slider, for its number.";
   };
-  text.addEventListener("click", (event) => point([...text.children].indexOf(event.target.closest("span"))));
+  text.addEventListener("click", (event) => {
+    const token = event.target.closest("[data-token]")?.dataset.token;
+    if (token !== undefined) point(Number(token));
+  });
   text.addEventListener("mouseover", (event) => {
-    const span = event.target.closest("span");
-    span?.classList.toggle("right", span.offsetLeft > text.clientWidth / 2);
+    const span = event.target.closest("[data-token]");
+    span?.classList.toggle("right", span.getBoundingClientRect().left - text.getBoundingClientRect().left > text.clientWidth / 2);
   });
   for (const event of ["input", "focus"]) cursor.addEventListener(event, () => point(Number(cursor.value) - 1));
   update();
-  return { node: nodes.node, update, tint, point: lead };
+  return { node: nodes.node, update, tint, point: lead, tools: nodes.tools };
 }
 
-function nodesOf(label) {
-  const text = el("p", { class: "tokens", dir: "auto" });
+function nodesOf(turn, label) {
+  const text = el("div", { class: "tokens", dir: "auto" });
   const thoughts = el("p", { class: "thoughts", dir: "auto" });
   const thought = el("details", { class: "thought" }, el("summary", {}, "Thought before the reply"), thoughts);
+  const calls = callsView(turn);
   const options = { type: "range", min: "1", max: "1", step: "1", value: "1" };
   const cursor = el("input", { ...options, "aria-label": `${label}: read token by token` });
   const readout = el("output", { class: "readout" });
   const foot = el("div", { class: "foot" }, cursor, readout);
+  const copy = copyButton(() => textOf(turn));
+  const pace = el("span", { class: "pace small" });
+  const tools = el("div", { class: "row tools" }, copy, pace);
   const remarks = el("div", { class: "remarks" });
-  const node = el("div", { class: "answer", "aria-label": label, role: "group" }, thought, text, foot, remarks);
-  return { node, thought, thoughts, text, cursor, readout, foot, remarks };
+  const parts = [thought, text, calls.node, foot, tools, remarks];
+  const node = el("div", { class: "answer", "aria-label": label, role: "group" }, parts);
+  return { node, thought, thoughts, text, calls, cursor, readout, foot, copy, pace, tools, remarks };
 }
 
-/** A piece’s blank and its word: a blank is tinted inside of a passage only. */
-function spanOf(piece) {
-  const [, blank, word] = plain(piece.text).match(/^(\s*)([^]*)$/);
-  return el("span", {}, el("i", {}, blank), el("i", {}, word));
+/** How many tokens came, and how fast, as the browser saw them. */
+function paceWords(turn) {
+  const { tokens, first, perSecond } = paceOf(turn);
+  if (!tokens) return "";
+  const speed = known(perSecond) ? `, ${number(perSecond, perSecond < 10 ? 1 : 0)} a second` : "";
+  return `${count(tokens, "token")}${speed}${known(first) ? `, the first after ${number(first, 1)} s` : ""}`;
 }
 
 function paintPiece(span, value, before, scale) {
@@ -112,12 +133,13 @@ function paintPiece(span, value, before, scale) {
   else delete span.dataset.reading;
 }
 
-function remarksOn(turn, point) {
+function remarksOn(turn, point, problem) {
   const ended = turn.finish === "stop" && turn.pieces.length === 0 ? "(an empty answer)" : ENDED[turn.finish];
   return [
     turn.alarms.map((alarm) => el("p", { class: "alarm" }, alarmButton(alarm, point))),
     turn.cautions.map((caution) => el("p", { class: "caution" }, `Warning: ${caution}`)),
     ended && el("p", { class: "ended" }, ended),
+    problem && el("p", { class: "ended" }, problem),
   ].flat();
 }
 

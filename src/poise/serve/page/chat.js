@@ -1,25 +1,34 @@
-/** The conversation: ask, watch the answer come, stop it, ask again, begin anew, save. */
+/** The conversation: ask, watch the answer come, stop it, ask again, branch off. */
 
 import { announced } from "./alarms.js";
 import { say, sentences } from "./announce.js";
 import { answerView } from "./answer.js";
+import { newestBelow, pathTo, siblingsOf } from "./branches.js";
+import * as composer from "./composer.js";
 import { steeredBy } from "./dials.js";
-import { byId, el, put, soon } from "./dom.js";
+import { byId, put, soon } from "./dom.js";
+import { download, exported } from "./export.js";
+import * as keeping from "./keeping.js";
 import * as notice from "./notice.js";
 import * as panel from "./panel.js";
-import { thinks } from "./settings.js";
-import { change, exported, fits, messages, onChange, state, steering, textOf } from "./state.js";
+import { thinks, tools } from "./settings.js";
+import { changeTurns, messages, onChange, questionOf, state, steering, textOf } from "./state.js";
 import { begun, hear } from "./turn.js";
+import { turnArticle } from "./turn_view.js";
 import { count } from "./words.js";
 
 let views = [];
 let running = null;
+let following = Promise.resolve(); // until the answer that comes, or the last, has ended
 let vectors = [];
+let isReady;
+const ready = new Promise((resolve) => (isReady = resolve)); // conversation and vectors are there
 
 /** The page’s vectors changed. */
 export function show(loaded) {
   vectors = loaded;
   draw();
+  isReady();
 }
 
 /** Lead to the token of an answer that raised an alarm. */
@@ -28,7 +37,8 @@ export function point(turn, alarm) {
   views[turn]?.point(alarm);
 }
 
-function draw() {
+/** Everything anew, as after another conversation was opened. */
+export function draw() {
   views = state.turns.map(viewOf);
   put(
     byId("turns"),
@@ -42,15 +52,24 @@ function viewOf(turn, i) {
   return answerView(turn, `Answer ${i + 1}`);
 }
 
+const actions = {
+  edit: (turn, text) => ask({ user: text }, turn.parent),
+  again: (turn) => ask(turn.results ? { results: turn.results } : { user: turn.user }, turn.parent, nextSeed(turn)),
+  results: (turn, results) => ask({ results }, turn.id),
+  switchTo: (turn) => {
+    changeTurns(state.all, newestBelow(state.all, turn));
+    draw();
+    panel.refresh();
+    const siblings = siblingsOf(state.all, turn);
+    say(`Branch ${siblings.indexOf(turn) + 1} of ${siblings.length}.`);
+  },
+};
+
+const nextSeed = (turn) => Math.max(...siblingsOf(state.all, turn).map(({ seed }) => seed ?? 0)) + 1;
+
 function article(turn, i) {
-  return el(
-    "article",
-    { class: "turn", "aria-label": `Question and answer ${i + 1}` },
-    el("h3", { class: "who" }, "You"),
-    el("p", { class: "asked", dir: "auto" }, turn.user),
-    el("h3", { class: "who" }, `Answer ${i + 1}: `, el("span", { class: "how" }, steeredBy(turn, vectors))),
-    views[i].node,
-  );
+  const last = i === state.turns.length - 1;
+  return turnArticle({ turn, i, view: views[i], how: steeredBy(turn, vectors), all: state.all, last }, actions);
 }
 
 function paint() {
@@ -60,46 +79,59 @@ function paint() {
 
 function buttons() {
   const busy = running !== null;
-  byId("send").disabled = busy;
-  byId("stop").disabled = !busy;
-  byId("again").disabled = busy || !state.turns.length;
-  byId("anew").disabled = busy || !state.turns.length;
-  byId("save").disabled = busy || !state.turns.length;
+  composer.busy(busy);
+  for (const id of ["again", "save"]) byId(id).disabled = busy || !state.turns.length;
+  byId("anew").disabled = !state.turns.length;
   byId("empty").hidden = state.turns.length > 0;
+  for (const button of document.querySelectorAll("#turns .idle")) {
+    button.disabled = busy || button.dataset.stays === "disabled";
+  }
 }
 
 /** Ask the model; a question that fails before a word is said goes back into the box. */
-async function send(user) {
-  if (running || !user.trim()) return;
+export async function send(user) {
+  if (!user.trim()) return;
+  await ready; // lest a dial be left out
+  if (running) {
+    composer.queue(user);
+    return;
+  }
+  composer.empty();
+  await ask({ user }, state.turns.at(-1)?.id ?? null);
+}
+
+async function ask(question, parent, seed = null) {
+  if (running) return;
   notice.clear();
-  const { model, system, temperature, maxTokens, seed } = state;
-  const turn = begun({
-    user,
-    system,
-    steer: steering(vectors),
-    seed: seed + state.turns.length,
-    temperature,
-    maxTokens,
-    model,
-    thinking: thinks(),
-  });
-  const asked = messages(state.turns, system, user);
-  const heldBy = new AbortController();
-  running = heldBy;
-  change({ turns: [...state.turns, turn], draft: "" });
-  byId("question").value = "";
-  const at = state.turns.length - 1;
-  views.push(viewOf(turn, at));
-  byId("turns").append(article(turn, at));
+  const { system, temperature, maxTokens, model, leaf } = state;
+  const before = pathTo(state.all, parent);
+  const facts = { system, temperature, maxTokens, model, thinking: thinks(), tools: tools(), steer: steering(vectors) };
+  const turn = begun({ ...question, ...facts, parent, seed: seed ?? state.seed + before.length });
+  const asked = [...messages(before, system), ...questionOf(turn)];
+  running = new AbortController();
+  keeping.named(question.user);
+  const grows = parent === (state.turns.at(-1)?.id ?? null);
+  changeTurns([...state.all, turn], turn.id);
+  if (grows) append(turn);
+  else draw();
   buttons();
   paint();
   toEnd();
+  keeping.keep();
   say("The model answers.");
-  await follow(turn, asked, at);
+  following = follow(turn, asked, leaf);
+  await following;
 }
 
-async function follow(turn, asked, at) {
-  const view = views[at];
+function append(turn) {
+  const at = state.turns.length - 1;
+  for (const form of byId("turns").querySelectorAll(".results")) form.remove();
+  views.push(viewOf(turn, at));
+  byId("turns").append(article(turn, at));
+}
+
+async function follow(turn, asked, leafBefore) {
+  const view = views[state.turns.indexOf(turn)];
   const spoken = sentences();
   let [heard, alarms] = [0, 0];
   const showAll = () => {
@@ -109,11 +141,13 @@ async function follow(turn, asked, at) {
     if (atEnd) toEnd();
   };
   const shown = soon(showAll);
+  const kept = soon(keeping.keep, 1000);
   const onChunk = () => {
     heard = Math.min(heard, turn.pieces.length);
     for (; heard < turn.pieces.length; heard += 1) spoken.hear(turn.pieces[heard].text);
     for (; alarms < turn.alarms.length; alarms += 1) announced(turn.alarms[alarms]);
     shown();
+    kept();
   };
   view.node.setAttribute("aria-busy", "true");
   try {
@@ -123,30 +157,36 @@ async function follow(turn, asked, at) {
   }
   view.node.removeAttribute("aria-busy");
   running = null;
-  const words = {
-    stopped: "Stopped.",
-    cut: "The answer broke off.",
-    content_filter: "Stopped by the server’s policy.",
-  };
-  if (turn.pieces.length)
-    spoken.end(`${words[turn.finish] ?? "End of the answer."} ${count(turn.pieces.length, "token")}.`);
+  toldToTheEnd(turn, spoken);
   showAll();
-  if (!textOf(turn) && turn.finish !== "stop" && turn.finish !== "length") takeBack(turn);
-  change({ turns: state.turns });
+  if (cameToNothing(turn)) takeBack(turn, leafBefore);
+  changeTurns(state.all, state.leaf);
+  if (turn.finish === "tool_calls") draw();
   paint();
   buttons();
-  if (!fits()) notice.complain(new Error("This conversation is too long to be kept for a reload; save it as a file."));
+  await keeping.keep();
+  composer.next(["stop", "length", "content_filter"].includes(turn.finish), send);
 }
 
+const ENDS = { stopped: "Stopped.", cut: "The answer broke off.", content_filter: "Stopped by the server’s policy.", tool_calls: "The model calls a tool." };
+
+function toldToTheEnd(turn, spoken) {
+  if (turn.pieces.length || turn.calls.length)
+    spoken.end(`${ENDS[turn.finish] ?? "End of the answer."} ${count(turn.pieces.length, "token")}.`);
+}
+
+const cameToNothing = (turn) => !textOf(turn) && ["stopped", "cut", null].includes(turn.finish) && !turn.calls.length;
+
 function failed(turn, error) {
-  const retry = textOf(turn) ? null : () => send(byId("question").value || turn.user);
+  const retry = textOf(turn) || turn.results ? null : () => send(byId("question").value || turn.user);
   notice.complain(error, retry);
 }
 
-/** A question that nothing was said to is no part of the conversation. */
-function takeBack(turn) {
-  if (!byId("question").value) byId("question").value = turn.user;
-  change({ turns: state.turns.filter((one) => one !== turn), draft: byId("question").value });
+/** A question that nothing was said to is no part of the conversation; one that was typed goes back into the box. */
+function takeBack(turn, leafBefore) {
+  if (!byId("question").value && turn.user) byId("question").value = turn.user;
+  changeTurns(state.all.filter((one) => one !== turn), leafBefore, { draft: byId("question").value });
+  keeping.drop(turn);
   draw();
 }
 
@@ -158,50 +198,36 @@ function toEnd() {
   if (covered() > 0) window.scrollBy(0, covered() + 16);
 }
 
-function again() {
-  const { user } = state.turns.at(-1);
-  change({ turns: state.turns.slice(0, -1), seed: state.seed + 1 });
-  draw();
-  send(user);
+/** Stop the answer that comes, if one does; done when it has ended and is kept. */
+export function stop() {
+  running?.abort();
+  return following;
 }
 
-function anew() {
-  change({ turns: [] });
+/** Leave for an empty conversation; this one is kept. */
+export async function anew() {
+  await stop();
+  await keeping.begin();
   draw();
   notice.clear();
   byId("question").focus();
   say("The conversation begins anew.");
 }
 
-function download() {
-  const file = new Blob([`${JSON.stringify(exported(vectors))}\n`], { type: "application/json" });
-  const link = el("a", {
-    href: URL.createObjectURL(file),
-    download: `poise-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.json`,
-  });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  say("The conversation is saved as a file.");
-}
-
-/** Listen to the form, its buttons and the keyboard. */
+/** Listen to the buttons and to the state. */
 export function start() {
-  const question = byId("question");
-  question.value = state.draft;
-  question.addEventListener("input", () => change({ draft: question.value }));
-  question.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    event.preventDefault();
-    send(question.value);
-  });
-  byId("ask").addEventListener("submit", (event) => {
-    event.preventDefault();
-    send(question.value);
-  });
-  byId("stop").addEventListener("click", () => running?.abort());
-  document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
-  byId("again").addEventListener("click", again);
+  composer.start({ send, stop });
+  byId("again").addEventListener("click", () => actions.again(state.turns.at(-1)));
   byId("anew").addEventListener("click", anew);
-  byId("save").addEventListener("click", download);
+  byId("save").addEventListener("click", () => {
+    download(exported(state, vectors));
+    say("The conversation is saved as a file.");
+  });
+  byId("formatted").checked = state.formatted;
+  byId("formatted").addEventListener("change", () => {
+    state.formatted = byId("formatted").checked;
+    changeTurns(state.all, state.leaf, { formatted: state.formatted });
+    draw();
+  });
   onChange((fields) => fields.includes("tint") && paint());
 }

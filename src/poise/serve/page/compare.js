@@ -7,7 +7,7 @@ import { gauge } from "./gauges.js";
 import * as notice from "./notice.js";
 import * as panel from "./panel.js";
 import { say } from "./announce.js";
-import { thinks } from "./settings.js";
+import { thinks, tools } from "./settings.js";
 import { change, messages, onChange, state, steering } from "./state.js";
 import { scaleOf } from "./tint.js";
 import { begun, hear, summary } from "./turn.js";
@@ -45,12 +45,21 @@ function draw() {
 
 function paint() {
   const vector = panel.tinting();
-  const scale = vector && scaleOf(vector, [...state.turns, ...pair()]);
+  const scale = scaleOfPair(vector);
   views.forEach((view) => view.tint(vector, scale));
+  measure();
+}
+
+const scaleOfPair = (vector) => vector && scaleOf(vector, [...state.turns, ...pair()]);
+
+/** Gauges and figures of what is there so far. */
+function measure() {
+  const vector = panel.tinting();
+  const scale = scaleOfPair(vector);
   [...byId("pair").querySelectorAll(".pair-gauges")].forEach((place, i) =>
     put(place, vector && pair()[i] ? [el("h4", {}, vector.name), gauge(vector, scale, pair()[i])] : []),
   );
-  put(byId("differences"), state.compared && vectors.length && !running ? differences() : []);
+  put(byId("differences"), state.compared && vectors.length ? differences() : []);
 }
 
 function differences() {
@@ -74,7 +83,7 @@ function differences() {
     el(
       "p",
       { class: "small" },
-      `One answer each (${n}), seed ${plain.seed}: an example, not a measurement. A certificate is the measurement.`,
+      `${running ? "So far. " : ""}One answer each (${n}), seed ${plain.seed}: an example, not a measurement. A certificate is the measurement.`,
     ),
   ];
 }
@@ -86,7 +95,7 @@ async function run(user) {
   const steer = steering(vectors);
   byId("compare-hint").hidden = steer !== null;
   if (!steer) return;
-  const asked = { user, system, seed, temperature, maxTokens, model, thinking: thinks() };
+  const asked = { user, system, seed, temperature, maxTokens, model, thinking: thinks(), tools: tools() };
   const turns = [begun({ ...asked, steer: null }), begun({ ...asked, steer })];
   running = new AbortController();
   change({ compared: { plain: turns[0], steered: turns[1] } });
@@ -94,7 +103,11 @@ async function run(user) {
   buttons();
   say("Two answers are on their way.");
   const sent = messages([], system, user);
-  const update = soon(() => views.forEach((view) => view.update()));
+  const measured = soon(measure, 150);
+  const update = soon(() => {
+    views.forEach((view) => view.update());
+    measured();
+  });
   const ends = await Promise.allSettled(turns.map((turn) => hear(turn, sent, running.signal, update)));
   running = null;
   views.forEach((view) => view.update());
@@ -128,6 +141,7 @@ export function start() {
   document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
   onChange((fields) => {
     if (fields.includes("tint")) paint();
+    if (fields.includes("formatted")) draw();
     if (fields.includes("dials")) byId("compare-hint").hidden = true;
   });
   buttons();

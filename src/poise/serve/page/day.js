@@ -10,19 +10,24 @@ const SIZES = { wide: 880, narrow: 350 };
 const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [180, 44, 8, 12, 42];
 const FEW = 10; // readings of a bucket whose interval sets the scale
 const BUCKETS = { 1: 2, 6: 10, 24: 30, 168: 240 }; // hours to minutes
+const MINUTES = [1, 2, 5, 10, 30, 60, 120, 240];
+const MOST_BUCKETS = 60;
+const LEAST_HOURS = 1 / 6;
 
-/** Ask the server and show what it says. */
+/** Ask the server and show what it says: as far back as is chosen, or as there are answers where that is much less. */
 export async function show() {
   const hours = Number(byId("hours").value);
-  const since = new Date(Date.now() - hours * 3600e3).toISOString();
   byId("day-said").textContent = "Asking the server …";
   try {
-    const [{ data }, alarmed] = await Promise.all([api.dayOf(hours, BUCKETS[hours]), api.alarmedSince(since)]);
+    const since = new Date(Date.now() - hours * 3600e3).toISOString();
+    const [longest, alarmed] = await Promise.all([api.dayOf(hours, BUCKETS[hours]), api.alarmedSince(since)]);
+    const { span, data } = await fitting({ hours, minutes: BUCKETS[hours] }, longest.data);
     const answered = data.filter(({ buckets }) => buckets.some(({ n }) => n > 0));
-    byId("day-said").textContent = answered.length ? "" : "No answer was read in this time.";
+    const shorter = span.hours < hours ? `The first answer came ${ago(span.age)} ago, so less is shown.` : "";
+    byId("day-said").textContent = answered.length ? shorter : "No answer was read in this time.";
     put(
       byId("day-charts"),
-      answered.map((one) => chart(one, hours)),
+      answered.map((one) => chart(one, span)),
     );
     put(byId("day-alarms"), alarms(alarmed.data));
   } catch (error) {
@@ -31,10 +36,23 @@ export async function show() {
   }
 }
 
-function chart({ trait: vector, part, buckets }, hours) {
+/** The same in finer stretches where the answers fill less than half of the time that is chosen. */
+async function fitting(span, data) {
+  const starts = data.flatMap(({ buckets }) => buckets.filter(({ n }) => n > 0).map(({ start }) => new Date(start).getTime()));
+  const age = starts.length ? (Date.now() - Math.min(...starts)) / 3600e3 : span.hours;
+  if (age > span.hours / 2) return { span, data };
+  const hours = Math.max(LEAST_HOURS, 1.05 * age);
+  const minutes = MINUTES.find((candidate) => candidate >= (hours * 60) / MOST_BUCKETS) ?? span.minutes;
+  if (minutes >= span.minutes) return { span: { ...span, hours, age }, data };
+  return fitting({ hours, minutes, age }, (await api.dayOf(hours, minutes)).data);
+}
+
+const ago = (hours) => (hours < 1 ? count(Math.max(1, Math.round(hours * 60)), "minute") : count(Math.round(hours), "hour"));
+
+function chart({ trait: vector, part, buckets }, span) {
+  const { hours, minutes } = span;
   const trait = { thought: `${vector}, thoughts`, both: `${vector}, thoughts and replies` }[part] ?? vector;
   const id = `day-${vector}${trait === vector ? "" : `-${part}`}`;
-  const minutes = BUCKETS[hours];
   const total = buckets.reduce((sum, { n }) => sum + n, 0);
   const raised = buckets.reduce((sum, { alarms: n }) => sum + n, 0);
   const words = `${count(total, "answer")}; an alarm in ${shareOf(raised, total)}.`;
@@ -54,11 +72,11 @@ function chart({ trait: vector, part, buckets }, hours) {
     el(
       "figure",
       {},
-      Object.entries(SIZES).map(([size, width]) => drawing(found, hours, `${trait}: ${words}`, size, width)),
+      Object.entries(SIZES).map(([size, width]) => drawing(found, span, `${trait}: ${words}`, size, width)),
       el(
         "figcaption",
         {},
-        `● mean of ${minutes} minutes’ answers, with its 95 % interval; △ 95th percentile of their peaks; ▲ with an alarm.`,
+        `● mean of ${minutes === 1 ? "a minute’s" : `${minutes} minutes’`} answers, with its 95 % interval; △ 95th percentile of their peaks; ▲ with an alarm.`,
       ),
     ),
     el(
@@ -66,7 +84,7 @@ function chart({ trait: vector, part, buckets }, hours) {
       {},
       el("summary", {}, "In numbers"),
       table(
-        `${trait}, ${minutes} minutes a row`,
+        `${trait}, ${count(minutes, "minute")} a row`,
         ["From", "Mean", "Peak, 95th percentile", "n answers", "With an alarm"],
         rows,
       ),
@@ -74,8 +92,8 @@ function chart({ trait: vector, part, buckets }, hours) {
   );
 }
 
-function drawing(found, hours, words, size, width) {
-  const [end, bucket] = [Date.now(), BUCKETS[hours] * 60e3];
+function drawing(found, { hours, minutes }, words, size, width) {
+  const [end, bucket] = [Date.now(), minutes * 60e3];
   const begin = end - hours * 3600e3;
   const x = (time) => LEFT + Math.max(0, Math.min(1, (time - begin) / (end - begin))) * (width - LEFT - RIGHT);
   // An interval of a few readings is many times as wide as they are: it is cut at the edge and sets no scale.

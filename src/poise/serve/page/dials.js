@@ -1,7 +1,10 @@
 /** A dial for each vector: how far to turn its trait, the range that its certificate covers, and a warning beyond. */
 
 import { draw, el, put } from "./dom.js";
+import { alarmOf } from "./gauges.js";
+import { levelRange, shapeForm } from "./shapes.js";
 import { change, state } from "./state.js";
+import { OPERATIONS, scheduleWords, shapeOf, termsOf, termWords } from "./terms.js";
 import { known, number, percent } from "./words.js";
 
 /** Doses at which the certificate saw coherent text, at the layer that the dial works at; null where it says nothing. */
@@ -22,33 +25,38 @@ function reach(vector) {
 }
 
 /** What a value is, in words: “dose 20 %, α 1.99”. */
-function settingOf(vector, value = state.dials[vector.name] ?? 0) {
-  if (!value) return "off";
+function settingOf(vector) {
+  const [term] = termsOf(vector, state);
+  if (!term) return "off";
+  if (term.operation) return `${termWords(term, [vector]).slice(vector.name.length + 1)}`;
+  const value = state.dials[vector.name];
   const dose = asDose(vector, value);
   const alpha = inDoses(vector) ? value / vector.dose_of_one : value;
-  return [known(dose) ? `dose ${percent(dose)}` : null, `α ${number(alpha, 2, true)}`].filter(Boolean).join(", ");
+  const strength = [known(dose) ? `dose ${percent(dose)}` : null, `α ${number(alpha, 2, true)}`].filter(Boolean).join(", ");
+  return strength + scheduleWords(term);
 }
 
 /** What steers an answer, in words: “impolite at dose 20 %”. */
-export function steeredBy({ steer }, vectors) {
-  if (!steer) return "not steered";
-  const words = steer.terms.map(({ vector: name, dose, coef }) => {
-    const vector = vectors.find((one) => one.name === name);
-    const of = dose ?? (vector && known(vector.dose_of_one) ? coef * vector.dose_of_one : null);
-    return known(of) ? `${name} at dose ${percent(of)}` : `${name} at α ${number(coef, 2, true)}`;
-  });
-  return words.join(", ");
+export const steeredBy = ({ steer }, vectors) =>
+  steer ? steer.terms.map((term) => termWords(term, vectors)).join(", ") : "not steered";
+
+/** What the dials do together, in words; nothing where all are off. */
+export function dialsInWords(vectors) {
+  const terms = vectors.flatMap((vector) => termsOf(vector, state));
+  return terms.map((term) => termWords(term, vectors)).join(", ");
 }
 
 /** What is to be said of a value: a sentence, or nothing. */
-function warning(vector, value = state.dials[vector.name] ?? 0) {
+function warning(vector) {
   const { certificate, name } = vector;
-  if (!value) return "";
+  const [value, shape] = [state.dials[vector.name] ?? 0, shapeOf(vector, state)];
+  if (termsOf(vector, state).length === 0) return "";
   if (certificate && certificate.verdict === "not-induced") {
     return `${name} is certified as not induced on this model: steering with it does something else, or nothing.`;
   }
+  if (shape.operation !== "add") return "";
   const dose = asDose(vector, value);
-  const range = usable(vector);
+  const range = known(shape.layer) && shape.layer !== vector.default_layer ? null : usable(vector);
   if (range && known(dose)) {
     const [low, high] = range;
     if (dose >= low - vector.dial.rounding && dose <= high + vector.dial.rounding) return "";
@@ -56,13 +64,14 @@ function warning(vector, value = state.dials[vector.name] ?? 0) {
     return `Beyond ${covered}, the doses at which the certificate saw coherent text: expect broken text.`;
   }
   const strong = known(dose) && Math.abs(dose) > vector.dial.risky ? " This is strong: text usually breaks near 100 %." : "";
-  const where = `layer ${vector.default_layer}`;
+  const where = `layer ${shape.layer ?? vector.default_layer}`;
   return `Nobody has measured what this vector does here: it has no certificate for ${where}.${strong}`;
 }
 
 /** What is to be said of several dials together: a sentence, or nothing. */
 export function warningOfAll(vectors) {
   const doses = vectors
+    .filter((vector) => shapeOf(vector, state).operation === "add")
     .map((vector) => ({ vector, dose: Math.abs(asDose(vector, state.dials[vector.name] ?? 0) ?? 0) }))
     .filter(({ dose }) => dose);
   const total = doses.reduce((sum, { dose }) => sum + dose, 0);
@@ -71,8 +80,28 @@ export function warningOfAll(vectors) {
   return `Warning: The dials come to a dose of ${percent(total)} in all (${sum}): text usually breaks near 100 %, and certificates cover one vector at one layer.`;
 }
 
+/** How a dial turns: by dose, by α, or, where it caps, floors or clamps, by level. */
+function gearOf(vector) {
+  const { operation, level } = shapeOf(vector, state);
+  if (OPERATIONS[operation].leveled) {
+    const [least, most, step] = levelRange(vector);
+    const set = (value) => setShape(vector, { level: value });
+    const value = level === "alarm" ? vector.alarms?.[0]?.threshold : level;
+    return { value: value ?? (least + most) / 2, least, most, step, exactStep: step, scale: 1, unit: "", set };
+  }
+  const value = state.dials[vector.name] ?? 0;
+  const most = Math.max(reach(vector), Math.abs(value));
+  const [step, exactStep, scale, unit] = inDoses(vector) ? [0.01, "1", 100, "%"] : [0.05, "0.1", 1, "α"];
+  const set = (turned) => change({ dials: { ...state.dials, [vector.name]: turned } });
+  return { value, least: -most, most, step, exactStep, scale, unit, set };
+}
+
+function setShape(vector, fields) {
+  change({ shapes: { ...state.shapes, [vector.name]: { ...shapeOf(vector, state), ...fields } } });
+}
+
 /** The dial of a vector. */
-export function dial(vector) {
+export function dial(vector, vectors = [vector]) {
   const id = `dial-${vector.name}`;
   const warn = el("p", { class: "caution", id: `${id}-warning` });
   const shown = el("output", { class: "value", for: id });
@@ -82,47 +111,57 @@ export function dial(vector) {
   const marks = el("div", { class: "marks", "aria-hidden": "true" });
   const range = el("p", { class: "small", id: `${id}-range` });
   const off = el("button", { type: "button", class: "quiet", "aria-label": `Turn ${vector.name} off` }, "Off");
+  const form = shapeForm(vector, vectors, (fields) => setShape(vector, fields));
+  const track = el("div", { class: "track" }, marks, slider);
 
-  const set = (value) => change({ dials: { ...state.dials, [vector.name]: value } });
   const show = () => {
-    const value = state.dials[vector.name] ?? 0;
-    const most = Math.max(reach(vector), Math.abs(value));
-    const scale = inDoses(vector) ? 100 : 1;
-    Object.assign(slider, { min: -most, max: most, step: inDoses(vector) ? 0.01 : 0.05, value });
+    const gear = gearOf(vector);
+    const { operation } = shapeOf(vector, state);
+    const isOff = termsOf(vector, state).length === 0;
+    Object.assign(slider, { min: gear.least, max: gear.most, step: gear.step, value: gear.value });
     slider.setAttribute("aria-valuetext", [settingOf(vector), warning(vector)].filter(Boolean).join(". "));
-    if (document.activeElement !== exact) exact.value = String(Number((scale * value).toFixed(2)));
-    exact.step = inDoses(vector) ? "1" : "0.1";
-    unit.textContent = inDoses(vector) ? "%" : "α";
+    if (document.activeElement !== exact) exact.value = isOff && gear.scale === 1 && !gear.unit ? "" : String(Number((gear.scale * gear.value).toFixed(2)));
+    exact.step = gear.exactStep;
+    unit.textContent = gear.unit;
     shown.textContent = settingOf(vector);
     warn.textContent = warning(vector) && `Warning: ${warning(vector)}`;
-    off.disabled = !value;
-    put(marks, markings(vector, most));
-    range.textContent = rangeWords(vector);
+    off.disabled = isOff;
+    track.hidden = exact.hidden = operation === "project_out";
+    put(marks, operation === "add" ? markings(vector, gear.most) : levelMarkings(vector, gear));
+    range.textContent = operation === "add" ? rangeWords(vector) : levelWords(vector, operation);
+    form.show();
   };
-  slider.addEventListener("input", () => set(Number(Number(slider.value).toFixed(4))));
+  slider.addEventListener("input", () => gearOf(vector).set(Number(Number(slider.value).toFixed(4))));
   exact.addEventListener("input", () => {
-    const value = Number(exact.value) / (inDoses(vector) ? 100 : 1);
-    if (exact.value !== "" && Number.isFinite(value)) set(value);
+    const value = Number(exact.value) / gearOf(vector).scale;
+    if (exact.value !== "" && Number.isFinite(value)) gearOf(vector).set(value);
   });
   off.addEventListener("click", () => {
-    set(0);
+    if (shapeOf(vector, state).operation === "add") gearOf(vector).set(0);
+    else setShape(vector, { operation: "add", level: null });
     slider.focus();
   });
   show();
-  const node = el(
-    "div",
-    { class: "dial" },
-    el(
-      "div",
-      { class: "line" },
-      el("span", {}, el("label", { for: id }, "Dial"), " ", shown),
-      el("span", { class: "set" }, exact, unit, off),
-    ),
-    el("div", { class: "track" }, marks, slider),
-    range,
-    warn,
-  );
-  return { node, show };
+  const name = el("span", {}, el("label", { for: id }, "Dial"), " ", shown);
+  const line = el("div", { class: "line" }, name, el("span", { class: "set" }, exact, unit, off));
+  return { node: el("div", { class: "dial" }, line, track, range, warn, form.node), show };
+}
+
+function levelWords(vector, operation) {
+  if (operation === "project_out") return "What of each activation lies along the vector is taken out.";
+  const normal = vector.normal ? ` Normal is ${number(vector.normal.mean, 2, true)}, the line in the middle.` : "";
+  return `A level of the projection, as readings are.${normal}`;
+}
+
+/** Normal and the alarm’s threshold behind a slider of levels. */
+function levelMarkings(vector, { least, most }) {
+  const at = (value) => (100 * (value - least)) / (most - least);
+  const lines = [draw("line", { x1: "0", x2: "100", y1: "8", y2: "8", class: "rail" })];
+  const mark = (value, kind) =>
+    known(value) && lines.push(draw("line", { x1: at(value), x2: at(value), y1: "0", y2: "16", class: kind }));
+  mark(vector.normal?.mean, "zero");
+  mark(alarmOf(vector, "mean")?.threshold, "threshold");
+  return draw("svg", { viewBox: "0 0 100 16", preserveAspectRatio: "none" }, lines);
 }
 
 function rangeWords(vector) {

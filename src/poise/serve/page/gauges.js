@@ -2,11 +2,12 @@
 
 import { draw, el } from "./dom.js";
 import { summary } from "./turn.js";
-import { known, number, READINGS } from "./words.js";
+import { decimalsOfTicks, known, number, READINGS, ticks } from "./words.js";
 
 const SPAN = 4; // spreads to either side of normal
 const WIDTH = 360;
-const MIDDLE = 14;
+const MIDDLE = 26;
+const HEIGHT = 54;
 
 /** Whether an alarm is for replies, which is what gauges and lines show. */
 export const ofReply = (alarm) => (alarm.part ?? "reply") === "reply";
@@ -18,6 +19,12 @@ export function alarmOf(vector, reading) {
   );
   return own.sort((one, other) => one.rate - other.rate)[0] ?? null;
 }
+
+/** The alarms of a vector for replies, one a reading, in the order of the readings. */
+export const alarmsOf = (vector) =>
+  Object.keys(READINGS)
+    .map((reading) => alarmOf(vector, reading))
+    .filter(Boolean);
 
 /** The gauge of a turn; with no turn yet, what it will show. */
 export function gauge(vector, scale, turn) {
@@ -53,14 +60,23 @@ export function gauge(vector, scale, turn) {
 }
 
 function bar(vector, scale, found, decimals) {
-  const alarm = alarmOf(vector, "mean");
+  const alarms = alarmsOf(vector);
   const spreads = (value) => (value - scale.centre) / scale.step;
-  const span = Math.max(SPAN, alarm ? 1.2 * Math.abs(spreads(alarm.threshold)) : 0);
-  const place = (value) => WIDTH / 2 + (Math.max(-1, Math.min(1, spreads(value) / span)) * (WIDTH - 20)) / 2;
+  const span = Math.max(SPAN, ...alarms.map(({ threshold }) => 1.2 * Math.abs(spreads(threshold))));
+  const place = (value) => WIDTH / 2 + (Math.max(-1, Math.min(1, spreads(value) / span)) * (WIDTH - 40)) / 2;
   const parts = [
     draw("line", { x1: 8, x2: WIDTH - 8, y1: MIDDLE, y2: MIDDLE, class: "axis" }),
-    draw("line", { x1: WIDTH / 2, x2: WIDTH / 2, y1: 5, y2: 23, class: "normal" }),
+    draw("line", { x1: WIDTH / 2, x2: WIDTH / 2, y1: MIDDLE - 9, y2: MIDDLE + 9, class: "normal" }),
   ];
+  const [low, high] = [scale.centre - span * scale.step, scale.centre + span * scale.step];
+  const round = ticks(low, high, 4);
+  for (const value of round) {
+    const x = place(value);
+    parts.push(
+      draw("line", { x1: x, x2: x, y1: MIDDLE, y2: MIDDLE + 5, class: "axis" }),
+      draw("text", { x, y: HEIGHT - 1, "text-anchor": "middle" }, number(value, decimalsOfTicks(round), true)),
+    );
+  }
   if (known(found.mean)) {
     const [x, y] = [place(found.mean), MIDDLE];
     parts.push(
@@ -72,13 +88,23 @@ function bar(vector, scale, found, decimals) {
     const x = place(found.peak);
     parts.push(draw("path", { d: `M${x} ${MIDDLE - 6} l6 11 h-12 z`, class: "peak" }));
   }
-  if (alarm) {
-    const x = place(alarm.threshold);
-    parts.push(draw("line", { x1: x, x2: x, y1: 2, y2: 26, class: "threshold" }));
+  if (known(found.prompt)) {
+    const x = place(found.prompt);
+    parts.push(draw("path", { d: `M${x} ${MIDDLE - 6} l5 6 l-5 6 l-5 -6 z`, class: "peak" }));
+  }
+  let edge = -Infinity;
+  for (const { reading, threshold } of [...alarms].sort((one, other) => one.threshold - other.threshold)) {
+    const x = place(threshold);
+    const at = Math.max(x, edge + 6); // names side by side where thresholds are close
+    edge = at + 6.6 * reading.length;
+    parts.push(
+      draw("line", { x1: x, x2: x, y1: 12, y2: MIDDLE + 10, class: "threshold" }),
+      draw("text", { x: Math.min(at, WIDTH - 6.6 * reading.length), y: 9, class: "alarm-name" }, reading),
+    );
   }
   const words =
-    `${vector.name}: mean ${number(found.mean, decimals, true)}, peak ${number(found.peak, decimals, true)}, ` +
-    `normal ${number(scale.centre, decimals, true)}` +
-    (alarm ? `, alarm for the mean at ${number(alarm.threshold, decimals, true)}` : "");
-  return draw("svg", { viewBox: `0 0 ${WIDTH} 28`, role: "img", class: "gauge", "aria-label": words }, parts);
+    `${vector.name}: prompt ${number(found.prompt, decimals, true)}, mean ${number(found.mean, decimals, true)}, ` +
+    `peak ${number(found.peak, decimals, true)}, normal ${number(scale.centre, decimals, true)}` +
+    alarms.map(({ reading, threshold }) => `, alarm for the ${reading} at ${number(threshold, decimals, true)}`).join("");
+  return draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", class: "gauge", "aria-label": words }, parts);
 }

@@ -5,20 +5,25 @@ import * as api from "./api.js";
 import * as chat from "./chat.js";
 import * as compare from "./compare.js";
 import * as day from "./day.js";
+import * as drawer from "./drawer.js";
 import { byId } from "./dom.js";
+import * as keeping from "./keeping.js";
 import * as notice from "./notice.js";
 import * as panel from "./panel.js";
 import * as settings from "./settings.js";
+import * as sheet from "./sheet.js";
 import * as vectors from "./vectors.js";
 
 const VIEWS = ["chat", "compare", "vectors", "day"];
 const TITLES = { chat: "Chat", compare: "Side by side", vectors: "Vectors", day: "Last day" };
 
+const restored = keeping.restore();
+
 let connected = false;
 
 async function load() {
   try {
-    const [models, loaded] = await Promise.all([api.models(), api.vectors()]);
+    const [models, loaded] = await Promise.all([api.models(), api.vectors(), restored]);
     settings.show(models);
     showVectors(loaded);
     byId("status").textContent = `connected to ${models.map(({ id }) => id).join(", ")}`;
@@ -27,6 +32,7 @@ async function load() {
   } catch (error) {
     connected = false;
     byId("status").textContent = error.status === 401 ? "needs a key" : "not connected";
+    await restored;
     chat.show([]);
     notice.complain(error, load);
   }
@@ -40,6 +46,7 @@ function showVectors(loaded) {
   panel.show(loaded);
   chat.show(loaded);
   compare.show(loaded);
+  drawer.show(loaded);
   vectors.show(loaded, reloadVectors);
 }
 
@@ -64,6 +71,16 @@ compare.start();
 day.start();
 vectors.start(reloadVectors);
 alarms.start(chat.point);
+keeping.start();
+sheet.start();
+drawer.start({
+  redraw: () => {
+    chat.draw();
+    panel.refresh();
+  },
+  anew: chat.anew,
+  stop: chat.stop,
+});
 window.addEventListener("hashchange", navigate);
 byId("key-change").hidden = !api.key.get();
 byId("key-change").addEventListener("click", () => notice.askForKey(load));

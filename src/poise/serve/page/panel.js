@@ -1,13 +1,14 @@
 /** A card for each vector beside the conversation: its dial, its gauge, its timeline, and whether it tints the text. */
 
 import { byId, el, put, soon } from "./dom.js";
-import { converted, dial, warningOfAll } from "./dials.js";
+import { converted, dial, dialsInWords, warningOfAll } from "./dials.js";
 import { gauge } from "./gauges.js";
 import { legend, legendWords, scaleOf } from "./tint.js";
+import { policy } from "./settings.js";
 import { timeline } from "./timeline.js";
 import { change, onChange, state } from "./state.js";
 import { open } from "./vectors.js";
-import { sign, verdict } from "./words.js";
+import { percent, sign, verdict } from "./words.js";
 
 let cards = [];
 let current = [];
@@ -37,17 +38,32 @@ export function show(vectors) {
         ),
   );
   choices();
+  showPolicy();
   showTogether();
   refresh();
 }
 
 function showTogether() {
   together.textContent = warningOfAll(current);
+  const words = dialsInWords(current);
+  for (const button of document.querySelectorAll(".sheet-open")) button.textContent = `Dials: ${words || "off"}`;
+}
+
+/** What the server’s rules do to every answer, and what they leave to the dials. */
+function showPolicy() {
+  const rules = policy();
+  const sentences = [
+    rules?.steer && `The server steers every answer by its policy, whatever the dials say: ${rules.steer}.`,
+    rules && !rules.may_steer && "Its policy lets this key not steer, so dials that are turned are refused.",
+    rules?.may_steer && rules.most_dose < 1 && `Its policy allows dials a dose of ${percent(rules.most_dose)} in all.`,
+  ].filter(Boolean);
+  byId("policy").textContent = sentences.join(" ");
+  byId("policy").hidden = sentences.length === 0;
 }
 
 function card(vector) {
   const { name, description, certificate } = vector;
-  const turned = dial(vector);
+  const turned = dial(vector, current);
   const read = el("div", { class: "of-chat" });
   const mark = certificate ? `${sign(certificate)} ` : "";
   const tone = certificate ? certificate.verdict : "none";
@@ -113,7 +129,8 @@ export function start() {
     change({ dials: converted(current, unit), unit });
   });
   onChange((fields) => {
-    if (fields.includes("dials") || fields.includes("unit")) {
+    if (fields.includes("model")) showPolicy();
+    if (["dials", "unit", "shapes"].some((field) => fields.includes(field))) {
       cards.forEach(({ showDial }) => showDial());
       showTogether();
     }

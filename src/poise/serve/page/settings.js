@@ -1,5 +1,6 @@
 /** How answers are drawn: model, system prompt, temperature, longest answer, seed, thinking. */
 
+import { showWindow } from "./composer.js";
 import { byId, el, put } from "./dom.js";
 import { change, onChange, state } from "./state.js";
 
@@ -9,6 +10,27 @@ let offered = [];
 
 /** Whether the model is to think before it replies: only where its template has a switch for that. */
 export const thinks = () => state.thinking && offered.some(({ id, thinking }) => id === state.model && thinking);
+
+/** The tools that the model may call; null for none. */
+export const tools = () => toolsOf(state.tools);
+
+/** @throws {Error} One sentence, where the text is no list of tools. */
+function toolsOf(text) {
+  if (!text.trim()) return null;
+  let parsed;
+  try {
+    parsed = JSON.parse(text);
+  } catch {
+    throw new Error("The tools are not JSON.");
+  }
+  if (!Array.isArray(parsed) || parsed.some((tool) => typeof tool?.function?.name !== "string")) {
+    throw new Error('The tools are no list of {"type": "function", "function": {"name": …}}.');
+  }
+  return parsed.length ? parsed : null;
+}
+
+/** The server’s rules for this key, where it says any. */
+export const policy = () => offered.find(({ id }) => id === state.model)?.policy ?? null;
 
 /** Offer the server’s models. */
 export function show(models) {
@@ -25,6 +47,10 @@ export function show(models) {
 
 function showSwitch() {
   byId("thinking-row").hidden = !offered.some(({ id, thinking }) => id === state.model && thinking);
+  showWindow(offered.find(({ id }) => id === state.model)?.context_window);
+  const most = policy()?.most_tokens;
+  if (most) byId("max-tokens").max = String(most);
+  if (most && state.maxTokens > most) change({ maxTokens: most });
 }
 
 /** Listen to the fields; a number that is out of bounds is not taken. */
@@ -37,6 +63,20 @@ export function start() {
   byId("thinking").addEventListener("change", (event) => change({ thinking: event.target.checked }));
   byId("system").value = state.system;
   byId("system").addEventListener("input", (event) => change({ system: event.target.value }));
+  const box = byId("tools");
+  box.value = state.tools;
+  const checkTools = () => {
+    let problem = "";
+    try {
+      toolsOf(box.value);
+      change({ tools: box.value });
+    } catch (error) {
+      problem = `${error.message} They are not sent until they are.`;
+      change({ tools: "" });
+    }
+    byId("tools-problem").textContent = problem;
+  };
+  box.addEventListener("input", checkTools);
   for (const [id, field] of Object.entries(NUMBERS)) {
     const input = byId(id);
     input.value = state[field];

@@ -1,11 +1,11 @@
-/** A trait over the whole conversation: every token, the mean of 8 in a row, and the threshold of the alarm for it. */
+/** A trait over the whole conversation: every token, the mean of 8 in a row, and the thresholds of the alarms. */
 
 import { draw, el } from "./dom.js";
-import { alarmOf, ofReply } from "./gauges.js";
+import { alarmsOf, ofReply } from "./gauges.js";
 import { placeOf, promptOf, seriesOf, summary } from "./turn.js";
-import { count, extent, known, number, promise } from "./words.js";
+import { count, decimalsOfTicks, extent, known, number, promise, ticks } from "./words.js";
 
-const [WIDTH, HEIGHT] = [360, 132];
+const [WIDTH, HEIGHT] = [360, 150];
 const [LEFT, RIGHT, TOP, BOTTOM] = [40, 8, 14, 18];
 
 /** The drawing, with its words; nothing before the first token. */
@@ -13,15 +13,15 @@ export function timeline(vector, scale, turns) {
   const answers = turns.map((turn) => seriesOf(turn, vector.name));
   const total = answers.reduce((sum, { values }) => sum + values.length, 0);
   if (total === 0) return [];
-  const alarm = alarmOf(vector, "peak");
+  const alarms = alarmsOf(vector);
   const axes = axesOf(
     scale,
-    alarm,
+    alarms,
     answers.flatMap(({ values }) => values),
     total,
   );
   const decimals = scale?.decimals ?? 2;
-  const parts = [...background(axes, scale, decimals), ...(alarm ? threshold(axes, alarm, decimals) : [])];
+  const parts = [...background(axes, scale), ...thresholds(axes, alarms, decimals)];
   let start = 0;
   answers.forEach((series, i) => {
     parts.push(...answerMarks(axes, turns[i], i, start, series, vector));
@@ -36,23 +36,25 @@ export function timeline(vector, scale, turns) {
         {
           viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
           role: "img",
-          "aria-label": wordsOf(vector, turns, total, alarm, decimals),
+          "aria-label": wordsOf(vector, turns, total, alarms, decimals),
         },
         parts,
       ),
       el(
         "figcaption",
         {},
-        alarm ? `Alarm of the peak: ${promise(alarm)}.` : `No alarm is set${vector.alarms?.length ? " on replies" : ""}; poise calibrate sets one.`,
+        alarms.length
+          ? promises(alarms).map((words) => el("span", { class: "promise" }, words))
+          : `No alarm is set${vector.alarms?.length ? " on replies" : ""}; poise calibrate sets one.`,
       ),
     ),
   ];
 }
 
-function axesOf(scale, alarm, values, total) {
+function axesOf(scale, alarms, values, total) {
   const shown = [
     ...values,
-    alarm?.threshold,
+    ...alarms.map(({ threshold }) => threshold),
     scale && scale.centre - 2 * scale.step,
     scale && scale.centre + 2 * scale.step,
   ];
@@ -67,25 +69,51 @@ function axesOf(scale, alarm, values, total) {
   };
 }
 
-function background({ y }, scale, decimals) {
+function background({ from, to, y }, scale) {
   const bottom = HEIGHT - BOTTOM;
+  const round = ticks(from, to);
+  const numbered = round.flatMap((value) => [
+    draw("line", { x1: LEFT - 3, x2: LEFT, y1: y(value), y2: y(value), class: "axis" }),
+    draw("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, number(value, decimalsOfTicks(round), true)),
+  ]);
   const frame = draw("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: bottom, y2: bottom, class: "axis" });
-  if (!scale) return [frame];
+  if (!scale) return [frame, ...numbered];
   const [top, low, middle] = [scale.centre + scale.step, scale.centre - scale.step, scale.centre].map(y);
   return [
     draw("rect", { x: LEFT, width: WIDTH - LEFT - RIGHT, y: top, height: Math.max(0, low - top), class: "band" }),
     draw("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: middle, y2: middle, class: "normal" }),
-    draw("text", { x: LEFT - 4, y: middle + 4, "text-anchor": "end" }, number(scale.centre, decimals, true)),
     frame,
+    ...numbered,
   ];
 }
 
-function threshold({ y }, alarm, decimals) {
-  const at = y(alarm.threshold);
-  return [
-    draw("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at, class: "threshold" }),
-    draw("text", { x: LEFT + 3, y: at - 5, class: "named" }, `alarm ${number(alarm.threshold, decimals, true)}`),
-  ];
+const DASHES = { prompt: "1 3", mean: "8 3", peak: "5 3" };
+
+const LINE = 11; // height of a name
+
+/** A line for each alarm, with its name above: beside the one before where the lines are close. */
+function thresholds({ y }, alarms, decimals) {
+  let [last, column] = [Infinity, LEFT + 3];
+  return [...alarms]
+    .sort((one, other) => one.threshold - other.threshold)
+    .flatMap(({ reading, threshold }) => {
+      const at = y(threshold);
+      const words = `${reading} ${number(threshold, decimals, true)}`;
+      column = last - at < LINE ? column : LEFT + 3;
+      const name = draw("text", { x: column, y: at - 3, class: "named" }, words);
+      [last, column] = [at, column + 7 * words.length + 8];
+      return [
+        draw("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at, class: "threshold", "stroke-dasharray": DASHES[reading] }),
+        name,
+      ];
+    });
+}
+
+/** What the alarms promise: one sentence for those that promise the same. */
+function promises(alarms) {
+  const readings = new Map();
+  for (const alarm of alarms) readings.set(promise(alarm), [...(readings.get(promise(alarm)) ?? []), alarm.reading]);
+  return [...readings].map(([words, names]) => `Dashed: alarm of ${names.join(", ")}. ${words}${names.length > 1 ? ", each" : ""}.`);
 }
 
 function answerMarks({ x, y }, turn, i, start, { values, line }, vector) {
@@ -95,7 +123,7 @@ function answerMarks({ x, y }, turn, i, start, { values, line }, vector) {
     parts.push(draw("line", { x1: x(start - 0.5), x2: x(start - 0.5), y1: TOP, y2: bottom, class: "between" }));
   if (values.length)
     parts.push(
-      draw("text", { x: x(start + (values.length - 1) / 2), y: HEIGHT - 5, "text-anchor": "middle" }, String(i + 1)),
+      draw("text", { x: x(start + (values.length - 1) / 2), y: HEIGHT - 5, "text-anchor": "middle" }, i ? String(i + 1) : "answer 1"),
     );
   const dots = values.map((value, k) => (known(value) ? `M${x(start + k).toFixed(1)} ${y(value).toFixed(1)}h.01` : ""));
   parts.push(draw("path", { d: dots.join(""), class: "token" }));
@@ -129,12 +157,12 @@ function runs(line) {
   return found.filter((points) => points.length);
 }
 
-function wordsOf(vector, turns, total, alarm, decimals) {
+function wordsOf(vector, turns, total, alarms, decimals) {
   const means = turns.map((turn) => number(summary(turn, vector.name).mean, decimals, true));
-  const alarms = turns.flatMap((turn) => turn.alarms).filter((one) => one.trait === vector.name).length;
-  const line = alarm ? `Alarm threshold ${number(alarm.threshold, decimals, true)}. ` : "No alarm is set. ";
+  const raised = turns.flatMap((turn) => turn.alarms).filter((one) => one.trait === vector.name).length;
+  const lines = alarms.map(({ reading, threshold }) => `${reading} ${number(threshold, decimals, true)}`).join(", ");
   return (
     `${vector.name} over ${count(turns.length, "answer")}, ${count(total, "token")}. ` +
-    `Means: ${means.join(", ")}. ${line}${count(alarms, "alarm")}.`
+    `Means: ${means.join(", ")}. ${lines ? `Alarm thresholds: ${lines}.` : "No alarm is set."} ${count(raised, "alarm")}.`
   );
 }

@@ -2,11 +2,17 @@
 
 import { known } from "./words.js";
 import * as api from "./api.js";
+import { addCalls } from "./calls.js";
 
 const WINDOW = 8; // tokens of a peak, as in `poise.monitor`
 
-/** A turn before its first chunk. `asked`: user, system, steer, seed, temperature, maxTokens, model, thinking. */
+/**
+ * A turn before its first chunk. `asked`: user, system, steer, seed, temperature, maxTokens, model, thinking, tools; for
+ * what tools gave back `results` instead of `user`. `parent` is the turn before it.
+ */
 export const begun = (asked) => ({
+  id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, // which only https and localhost have
+  parent: null,
   ...asked,
   time: new Date().toISOString(),
   pieces: [],
@@ -20,6 +26,9 @@ export const begun = (asked) => ({
   alarms: [],
   cautions: [],
   finish: null,
+  calls: [],
+  usage: null,
+  pace: null, // seconds to the first token, and from it to the last
   waiting: {},
 });
 
@@ -38,12 +47,16 @@ export async function hear(turn, messages, signal, heard) {
     temperature: turn.temperature,
     max_tokens: turn.maxTokens,
     seed: turn.seed,
+    stream_options: { include_usage: true },
+    ...(turn.tools ? { tools: turn.tools } : {}),
     ...(turn.thinking ? { chat_template_kwargs: { enable_thinking: true } } : {}),
     poise: { watch: true, ...(turn.steer ? { steer: turn.steer } : {}) },
   };
+  const began = performance.now();
   try {
     for await (const chunk of api.stream(request, signal)) {
-      if (chunk.choices?.length) take(turn, chunk.choices[0]);
+      turn.usage = chunk.usage ?? turn.usage;
+      if (chunk.choices?.length) take(turn, chunk.choices[0], (performance.now() - began) / 1000);
       heard();
     }
   } catch (error) {
@@ -54,7 +67,9 @@ export async function hear(turn, messages, signal, heard) {
   }
 }
 
-function take(turn, { delta = {}, poise = {}, finish_reason: finish }) {
+function take(turn, { delta = {}, poise = {}, finish_reason: finish }, seconds) {
+  if (poise.tokens?.length || delta.content) turn.pace = { first: turn.pace?.first ?? seconds, last: seconds };
+  addCalls(turn.calls, delta.tool_calls ?? []);
   for (const field of ["prompt", "push", "layers"]) Object.assign(turn[field], poise[field] ?? {});
   turn.cautions.push(...(poise.cautions ?? []));
   turn.alarms.push(...(poise.alarms ?? []));
@@ -96,6 +111,13 @@ function makeThought(turn) {
 }
 
 const tokensOf = (piece) => Math.max(1, ...Object.values(piece.readings).map((values) => values.length));
+
+/** Tokens of an answer so far, seconds to the first, and how many a second came after it; null where that says nothing. */
+export function paceOf({ thought = [], pieces, pace }) {
+  const tokens = [...thought, ...pieces].reduce((sum, piece) => sum + tokensOf(piece), 0);
+  const seconds = pace ? pace.last - pace.first : 0;
+  return { tokens, first: pace?.first ?? null, perSecond: tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : null };
+}
 
 /** A token, or the few that share a character: those without a text of their own wait for the one that has it. */
 function add(turn, text, readings) {

@@ -18,6 +18,24 @@ export function number(value, decimals = 1, signed = false) {
   return value < 0 ? `−${text}` : signed ? `+${text}` : text;
 }
 
+/** Round numbers between two: as few as there can be, but at least so many. */
+export function ticks(from, to, least = 3) {
+  if (!(to > from)) return [];
+  for (let power = Math.ceil(Math.log10(to - from)); ; power -= 1) {
+    for (const step of [5, 2, 1].map((factor) => factor * 10 ** power)) {
+      const [first, last] = [Math.ceil(from / step), Math.floor(to / step)];
+      if (last - first + 1 < least) continue;
+      return Array.from({ length: last - first + 1 }, (_, k) => Number(((first + k) * step).toPrecision(12)));
+    }
+  }
+}
+
+/** Decimals that tell round numbers apart. */
+export const decimalsOfTicks = (values) => {
+  const step = Math.min(...values.slice(1).map((value, i) => value - values[i]), 1);
+  return Math.min(6, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
+};
+
 /** A share as a percentage: 0.2 is 20 %. */
 export const percent = (share, decimals = 0) => (known(share) ? `${number(100 * share, decimals)} %` : MISSING);
 
