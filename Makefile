@@ -52,7 +52,7 @@ test-vllm:
 	$(TEST_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	OMP_NUM_THREADS=1 $(TEST_VLLM)/bin/pytest -q -m vllm tests/test_vllm_engine.py tests/test_vllm_server.py
 
-# Needs Chromium; not part of `make test`, and run by CI after it.
+# Needs Chromium, and Firefox for one file; not part of `make test`, and run by CI after it.
 browser: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m browser
 
