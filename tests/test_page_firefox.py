@@ -37,7 +37,7 @@ def stub() -> Iterator[Stub]:
 
 
 def text(firefox: Firefox, selector: str) -> str:
-    return str(firefox.evaluate(f"document.querySelector({selector!r})?.textContent"))
+    return str(firefox.evaluate(f"document.querySelector({selector!r})?.textContent.trim()"))
 
 
 class TestInFirefox:
