@@ -85,7 +85,7 @@ class RequestProgram:
         conditions: Conditions that the works hang on.
         probes: Probes whose readings the request wants.
         names: Names of the probes' vectors.
-        response: Where the hidden states of its response are summed; ``None`` where they are not.
+        response: Sum that the hidden states of its response are added to; ``None`` for none.
         number: Number that no other program of this process has.
     """
 
