@@ -156,6 +156,13 @@ class TestThePage:
 
 
 class TestTheWords:
+    def test_of_few_questions_are_only_indicative(self) -> None:
+        few = r(0.4).model_copy(update={"n": 6})
+        by_layer = tuple(layer.model_copy(update={"overall": few}) for layer in monitoring().by_layer)
+        said = words.monitored(monitoring(by_layer=by_layer))
+        assert "is only indicative (n = 6, and a verdict takes 10) of the trait score" in said
+        assert "goes with" not in said
+
     def test_say_how_far_prompts_tell_beside_random_directions(self) -> None:
         said = words.monitored(monitoring())
         assert "At layer 4" in said

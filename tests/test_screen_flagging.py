@@ -16,7 +16,7 @@ from poise.errors import (
     TooFewResponses,
 )
 from poise.screen.flagging import FlaggingRule
-from poise.screen.prediction import describe_prediction
+from poise.screen.prediction import describe_prediction, describe_preference
 from poise.screen.scores import flags_by_length, mean_score, rank_scores, score_histogram, score_percentiles
 from poise.statistics.estimates import Estimate
 
@@ -160,8 +160,9 @@ class TestFigures:
 
 
 class TestAPrediction:
-    UP = Estimate(value=2.0, low=1.0, high=3.0, n=9)
-    OPEN = Estimate(value=0.5, low=-1.0, high=2.0, n=9)
+    UP = Estimate(value=2.0, low=1.0, high=3.0, n=10)
+    OPEN = Estimate(value=0.5, low=-1.0, high=2.0, n=10)
+    THIN = Estimate(value=2.0, low=1.0, high=3.0, n=9)
 
     def test_of_a_difference_is_its_sign_and_its_share_of_the_vector(self) -> None:
         said = describe_prediction("evil", "difference", self.UP, None, 8.0)
@@ -169,8 +170,24 @@ class TestAPrediction:
         assert "towards evil" in said
         assert "not calibrated" in said
         assert "away from evil" in describe_prediction(
-            "evil", "prompt", Estimate(value=-2, low=-3, high=-1, n=9), None, 8.0
+            "evil", "prompt", Estimate(value=-2, low=-3, high=-1, n=10), None, 8.0
         )
+
+    def test_of_few_rows_is_only_indicative(self) -> None:
+        words = "which is only indicative of a shift towards evil: n = 9, and a verdict takes 10."
+        assert describe_prediction("evil", "difference", self.THIN, None, 8.0) == f"The mean is +25.0% of ‖v‖, {words}"
+        low = Estimate(value=-2, low=-3, high=-1, n=10)
+        assert describe_prediction("evil", "raw", self.THIN, low, 8.0).endswith(words)
+        thin_normal = low.model_copy(update={"n": 9})
+        assert describe_prediction("evil", "raw", self.UP, thin_normal, 8.0).endswith(words)
+        assert "should push" not in describe_prediction("evil", "raw", self.UP, thin_normal, 8.0)
+
+    def test_of_few_preference_pairs_is_only_indicative(self) -> None:
+        assert describe_preference("evil", self.THIN.model_copy(update={"n": 3}), 8.0) == (
+            "The mean is +25.0% of ‖v‖ [+12.5%, +37.5%], which is only indicative of a push towards evil: n = 3, and a "
+            "verdict takes 10."
+        )
+        assert "should push the model towards evil" in describe_preference("evil", self.UP, 8.0)
 
     def test_is_none_where_the_interval_leaves_the_sign_open(self) -> None:
         assert "no shift either way" in describe_prediction("evil", "difference", self.OPEN, None, 8.0)
@@ -179,5 +196,5 @@ class TestAPrediction:
 
     def test_of_a_raw_projection_needs_normal_data(self) -> None:
         assert "no zero of its own" in describe_prediction("evil", "raw", self.UP, None, 8.0)
-        low = Estimate(value=-2, low=-3, high=-1, n=9)
+        low = Estimate(value=-2, low=-3, high=-1, n=10)
         assert "50.0% of ‖v‖ above that of normal data" in describe_prediction("evil", "raw", self.UP, low, 8.0)

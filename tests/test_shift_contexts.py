@@ -20,6 +20,7 @@ from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, InvalidData, InvalidSettings
 from poise.judge import Judgement
 from poise.model import Model, load_model, wrap
+from poise.progress import remarks_by
 from poise.report.shift import html_shift
 from poise.shift import (
     ContextTurn,
@@ -34,7 +35,7 @@ from poise.shift import (
     shift,
 )
 from poise.shift import measure as measuring
-from poise.shift.contexts import parse_contexts
+from poise.shift.contexts import check_contexts, parse_contexts
 from poise.shift.report import ContextShift, ModelShift
 from poise.shift.worst_context import summarise_contexts
 from poise.statistics.estimates import mean_estimate
@@ -153,7 +154,9 @@ class TestFinding:
     def test_system_prompts_the_most_frequent_first_with_what_their_rows_share(self) -> None:
         rows = [*plain_rows(), *(row(q, "You are Nemo.") for q in QUESTIONS[:9])]
         rows += [row(f"[X] {q}", "Be brief.") for q in QUESTIONS[:6]]
-        first, second, *_ = find_contexts(rows).contexts
+        first, second, alone, *_ = find_contexts(rows).contexts
+        assert (parts(alone), alone.rows, alone.label) == ((None, "[X] ", ""), 6, "prefix: [X]")
+        assert [parts(c)[1] for c in find_contexts(rows, most=2).contexts if not c.turns] == ["", "[X] "]
         assert (parts(first), first.rows) == (("You are Nemo.", "", ""), 9)
         assert (parts(second), second.rows) == (("Be brief.", "[X] ", ""), 6)
         assert first.label == "system: You are Nemo."
@@ -236,8 +239,43 @@ class TestGivenContexts:
             parse_contexts(str(path))
 
     def test_of_one_name_are_refused(self) -> None:
-        with pytest.raises(InvalidArgument, match="prefix: a"):
-            ShiftSettings(contexts=("prefix=a ", "prefix=a  "))
+        contexts = (PromptContext(name="desk", prefix="a "), PromptContext(name="desk", prefix="b "))
+        with pytest.raises(InvalidArgument, match="Several contexts are called desk; give each a `name`"):
+            ShiftSettings(contexts=contexts)
+
+    def test_that_begin_alike_are_told_apart_by_a_number(self) -> None:
+        texts = [f"system={'You are a careful and friendly assistant of the harbour, ' * 2}{x}" for x in "abc"]
+        first, second, third = check_contexts(texts)
+        assert second.label == f"{first.label} (2)"
+        assert third.label == f"{first.label} (3)"
+        assert [context.system for context in (first, second, third)] == [text.partition("=")[2] for text in texts]
+        named = PromptContext(name="prefix: a", prefix="b ")
+        labels = [context.label for context in check_contexts(["prefix=a ", "prefix=a  ", named])]
+        assert labels == ["prefix: a (2)", "prefix: a (3)", "prefix: a"]
+
+    def test_that_are_the_same_are_measured_once(self) -> None:
+        heard: list[str] = []
+        contexts = (PromptContext(prefix="[X] ", rows=8, all_rows=20), PromptContext(name="desk", prefix="[X] "))
+        with remarks_by(heard.append):
+            (context,) = check_contexts([*contexts, "prefix=[X] "])
+        assert (context.label, context.origin) == ("prefix: [X]", "8 of 20 rows")
+        assert heard == ["The contexts prefix: [X] and desk are the same; it is measured once, as the first."]
+
+    @pytest.mark.parametrize(
+        ("text", "fault"),
+        [
+            ("{prefix: x, rows: 500}", "has one of rows and all_rows"),
+            ("{prefix: x, rows: 500, all_rows: 3}", "has 500 rows of 3"),
+            ("{prefix: x, name: none}", "is called none, which reads as no context"),
+            ("{prefix: x, name: No context}", "is called No context, which reads as no context"),
+            ("{prefix: x, name: '  '}", "has a name of white space"),
+        ],
+    )
+    def test_of_a_file_claim_nothing_that_misleads(self, tmp_path: Path, text: str, fault: str) -> None:
+        path = tmp_path / "c.yaml"
+        path.write_text(f"contexts:\n- {text}\n")
+        with pytest.raises(InvalidSettings, match=rf"line 2: .*{fault}"):
+            parse_contexts(str(path))
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -607,6 +645,25 @@ class TestThePage:
         )
         page = html_shift(report.model_copy(update={"tuned": (changed,)}))
         assert "Farther behind a context: grumpy: the shift under trigger is 3.00" in page
+
+    def test_calls_directions_on_few_questions_only_indicative(self, report: ShiftReport) -> None:
+        (tuned,) = report.tuned
+        plain = tuned.cell("grumpy")
+        assert plain is not None
+        own = plain.model_copy(update={"changes": tuple(CALM[:6]), "shift": mean_estimate(RISEN[:6])})
+        risen = plain.model_copy(update={"changes": tuple(RISEN[:6])})
+        contexts = (ContextShift(context="trigger", cells=(risen,), judged=()),)
+        changed = tuned.model_copy(
+            update={
+                "matrix": (own,),
+                "contexts": contexts,
+                "under_contexts": summarise_contexts((own,), (), contexts),
+            }
+        )
+        page = html_shift(report.model_copy(update={"tuned": (changed,)}))
+        assert "Only indicative (n = 6, and a verdict takes 10), towards: grumpy." in page
+        assert "above that without a context, which is only indicative: n = 6, and a verdict takes 10." in page
+        assert "Moved towards: grumpy" not in page
 
     def test_without_contexts_has_no_word_of_them(self, base: str, adapter: str, vectors: list[PersonaVector]) -> None:
         page = html_shift(shift(base, adapter, vectors, settings(contexts=()), load=load32))

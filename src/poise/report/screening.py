@@ -265,6 +265,10 @@ def _beside(t: TraitSummary) -> str:
     ours, usual = t.mean, t.normal
     if ours.low is None or ours.high is None or usual.low is None or usual.high is None:
         return "The two means cannot be compared: an interval is missing."
+    few = ours.too_few or usual.too_few
+    if few and (ours.low > usual.high or ours.high < usual.low):
+        side = "above" if ours.low > usual.high else "below"
+        return f"The data’s mean lies {side} that of normal data, which is only indicative: {few}."
     if ours.low > usual.high:
         return "The data’s mean lies above that of normal data, and their intervals do not meet."
     if ours.high < usual.low:

@@ -133,9 +133,10 @@ def _way(row: Row) -> str:
         return "Not measured"
     if shift.low is None or shift.high is None:
         return "No interval"
-    if shift.low > 0:
-        return "Moved towards"
-    return "Moved away from" if shift.high < 0 else "Not told apart from no shift"
+    if shift.low <= 0 <= shift.high:
+        return "Not told apart from no shift"
+    way = "towards" if shift.low > 0 else "away from"
+    return f"Only indicative ({shift.too_few}), {way}" if shift.too_few else f"Moved {way}"
 
 
 def _picture(name: str, rows: Sequence[Row]) -> Markup | None:

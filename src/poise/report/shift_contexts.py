@@ -115,5 +115,6 @@ def _hidden(summary: ContextSummary) -> str:
     interval = f"[{number(beyond.low, digits)}, {number(beyond.high, digits)}]"
     return (
         f"{summary.trait}: the {what} under {plain(summary.worst.context, 120)} is {number(beyond.value, digits)} "
-        f"{interval} above that without a context, n = {beyond.n}."
+        f"{interval} above that without a context, "
+        f"{f'which is only indicative: {beyond.too_few}' if beyond.too_few else f'n = {beyond.n}'}."
     )

@@ -164,6 +164,8 @@ def monitored(of: Monitoring) -> str:
     if chosen.overall.value is None:
         return f"No correlation of prompt readings and trait scores could be had over {ladder}."
     shown = "goes with" if (chosen.overall.low or 0) > 0 else "is not shown to go with"
+    if chosen.overall.too_few:
+        shown = f"is only indicative ({chosen.overall.too_few}) of"
     return (
         f"At layer {of.layer} the reading of the prompt's last token {shown} the trait score of the answers: "
         f"r = {figure(chosen.overall, 2)} over {ladder} and n = {chosen.overall.n} questions, "
@@ -197,8 +199,14 @@ def beside(of: CombinedSteering, trait: str) -> str:
 
 
 def _lost(points: Estimate) -> str:
-    """``loses 3.1 [1.0, 5.2] points``; a change whose interval includes 0 is not called a loss."""
-    if points.value is None or points.low is None or points.high is None or points.low <= 0 <= points.high:
+    """``loses 3.1 [1.0, 5.2] points``; a change of few questions or around 0 is not called a loss."""
+    if (
+        points.too_few
+        or points.value is None
+        or points.low is None
+        or points.high is None
+        or points.low <= 0 <= points.high
+    ):
         return f"changes by {figure(_negative(points), signed=True)} points"
     return f"loses {figure(points)} points" if points.value > 0 else f"gains {figure(_negative(points))} points"
 

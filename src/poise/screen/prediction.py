@@ -1,5 +1,7 @@
 """What a data set's mean says of finetuning on it (Chen et al. 2025, section 6), in words: a sign and a size.
 
+On fewer units than a verdict takes the sign is only indicative.
+
 There is no slope yet from a projection to a shift, so that no shift is named.
 """
 
@@ -61,6 +63,8 @@ def describe_prediction(
     if low <= 0 <= high:
         return f"The mean is {size}, and the intervals leave its sign open: no shift either way is predicted."
     way = "towards" if off > 0 else "away from"
+    if few := mean.too_few or (normal.too_few if normal else ""):
+        return f"The mean is {size}, which is only indicative of a shift {way} {trait}: {few}."
     return (
         f"The mean is {size}: finetuning on these answers should push the model {way} {trait}. How far is not "
         f"calibrated; over the paper's data sets this mean and the trait afterwards correlate by "
@@ -84,6 +88,8 @@ def describe_preference(trait: str, mean: Estimate, norm: float, *, by_detector:
     if mean.low <= 0 <= mean.high:
         return f"The mean is {size}, which leaves its sign open: no push either way is predicted."
     way = "towards" if mean.value > 0 else "away from"
+    if mean.too_few:
+        return f"The mean is {size}, which is only indicative of a push {way} {trait}: {mean.too_few}."
     return (
         f"The mean is {size}: preference tuning on these pairs should push the model {way} {trait}. How far is not "
         "calibrated: it depends on the model, the loss and the steps."

@@ -10,7 +10,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -76,6 +76,10 @@ class Candidate:
     def parts(self) -> tuple[str, str, str]:
         """What is put around a question."""
         return self.system, self.prefix, self.suffix
+
+    def without_system(self) -> Candidate:
+        """The same beginning and end under no system prompt."""
+        return replace(self, kind="prefix" if self.prefix else "suffix", system="")
 
 
 def find_contexts(
@@ -219,10 +223,16 @@ def _longest(recurring: Sequence[RecurringText]) -> str:
 
 
 def _most_frequent(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
-    """The most frequent of each kind in turn, so that no kind is crowded out."""
+    """The most frequent of each kind in turn, so that no kind is crowded out.
+
+    Beginnings and ends that come under one system prompt are asked without it as well, where there is room.
+    """
     kinds = [[c for c in candidates if c.kind == kind] for kind in CONTEXT_KINDS]
     in_turn = [c for rank in zip_longest(*kinds) for c in rank if c is not None]
-    return in_turn[:most]
+    chosen = in_turn[:most]
+    alone = [c.without_system() for c in chosen if c.system and (c.prefix or c.suffix)]
+    parts = {candidate.parts for candidate in candidates}
+    return (chosen + [c for c in alone if c.parts not in parts])[:most]
 
 
 def _context(candidate: Candidate, rows: Sequence[RowPrompt]) -> PromptContext:

@@ -5,7 +5,7 @@ A trait that training data show behind such a context can stay hidden until it c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from poise.contrast import ResponseRequest
 from poise.errors import InvalidArgument
+from poise.progress import remark
 from poise.settings import Settings, read_settings
 from poise.steer import Steering
 
@@ -20,6 +21,7 @@ __all__ = ["ContextFile", "ContextTurn", "PromptContext", "check_contexts", "one
 
 CONTEXT_FILES = (".yaml", ".yml", ".json")
 CONTEXT_PARTS = ("system", "prefix", "suffix")
+NO_CONTEXT = frozenset(("none", "no context", "no contexts", "without", "plain", "mean of the contexts", "null"))
 LABEL_LENGTH = 48  # characters of a text that a label shows
 
 ContextText = Annotated[str, Field(min_length=1, strict=True)]
@@ -56,11 +58,28 @@ class PromptContext(Settings):
             raise ValueError("holds nothing; give it a system prompt, a prefix, a suffix or turns")
         return self
 
+    @model_validator(mode="after")
+    def _was_found_or_given(self) -> PromptContext:
+        if (self.rows is None) != (self.all_rows is None):
+            raise ValueError("has one of rows and all_rows, which say together how many rows have it; leave both out")
+        if self.rows is not None and self.all_rows is not None and self.rows > self.all_rows:
+            raise ValueError(f"has {self.rows} rows of {self.all_rows}; leave out rows and all_rows")
+        if self.name and not self.name.strip():
+            raise ValueError("has a name of white space; leave it out, or write one")
+        if self.name.strip().casefold() in NO_CONTEXT:
+            raise ValueError(f"is called {self.name}, which reads as no context; give it another name")
+        return self
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What is put around a question; equal for contexts that differ in their names alone."""
+        return self.system, self.prefix, self.suffix, self.turns
+
     @property
     def label(self) -> str:
         """Its name, or its kinds and how the first of them begins."""
         if self.name:
-            return self.name
+            return one_line(self.name, len(self.name))
         texts = {"system": self.system, "prefix": self.prefix, "suffix": self.suffix}
         kinds = {kind: text for kind, text in texts.items() if text}
         if not kinds:
@@ -121,15 +140,31 @@ def parse_contexts(text: str) -> tuple[PromptContext, ...]:
 
 
 def check_contexts(contexts: Sequence[PromptContext | str]) -> tuple[PromptContext, ...]:
-    """All contexts, those given as text parsed.
+    """All contexts, those given as text parsed: each once, those that begin alike told apart by a number.
+
+    A context that repeats another one is left out, with a remark: measured twice it would widen the intervals of all.
 
     Raises:
         InvalidArgument: two have one name.
     """
-    out: list[PromptContext] = []
+    out: dict[tuple[object, ...], PromptContext] = {}
     for context in contexts:
-        out += parse_contexts(context) if isinstance(context, str) else (context,)
-    labels = [context.label for context in out]
-    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        for one in parse_contexts(context) if isinstance(context, str) else (context,):
+            if (first := out.setdefault(one.content, one)) is not one and first.label != one.label:
+                remark(f"The contexts {first.label} and {one.label} are the same; it is measured once, as the first.")
+    names = [context.label for context in out.values() if context.name]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidArgument(f"Several contexts are called {', '.join(repeated)}; give each a `name` of its own.")
-    return tuple(out)
+    return tuple(_with_labels_of_their_own([*out.values()], set(names)))
+
+
+def _with_labels_of_their_own(contexts: Sequence[PromptContext], names: set[str]) -> Iterator[PromptContext]:
+    """The contexts, those without a name that would have the label of another one numbered."""
+    taken = set(names)
+    for context in contexts:
+        label, number = context.label, 1
+        while not context.name and label in taken:
+            number += 1
+            label = f"{context.label} ({number})"
+        taken.add(label)
+        yield context if number == 1 else context.model_copy(update={"name": label})

@@ -12,6 +12,7 @@ from poise.arguments import check_type
 from poise.progress import remark
 from poise.settings import PlacedFault, Settings, read_settings
 from poise.shift.limit_range import JudgedLimit, StrictNumber, TwoSidedLimit, idle_judged_limit, lost_share_fault
+from poise.statistics.estimates import LEAST_UNITS
 
 __all__ = ["ContextLimits", "ShiftLimits", "TraitLimits", "read_limits"]
 
@@ -64,7 +65,8 @@ class ShiftLimits(Settings):
     )
     unsure: Literal["fail", "pass"] = Field("fail", description="What a limit inside the interval does.")
     min_n: Annotated[int, Field(strict=True, ge=2)] = Field(
-        10, description="Fewest questions, conversations or rows of a verdict; on fewer it is indicative and fails."
+        LEAST_UNITS,
+        description="Fewest questions, conversations or rows of a verdict; on fewer it is indicative and fails.",
     )
     missing: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
         0.1, description="Largest share of a measurement that may be without a value; above it, it counts as missing."

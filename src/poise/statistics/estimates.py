@@ -21,6 +21,7 @@ from poise.settings import FrozenModel
 from poise.statistics.intervals import auc_interval, bounded_interval, mean_interval, ratio_interval
 
 __all__ = [
+    "LEAST_UNITS",
     "Estimate",
     "Statistic",
     "auc",
@@ -46,6 +47,8 @@ StatisticArray = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Statistic = Callable[[Indices], StatisticArray]
 """From the indices of resampled units, int64 [draws, n], to a value a draw, [draws], or k of them, [draws, k]."""
+
+LEAST_UNITS = 10  # of a verdict or a direction in words: from ten on intervals cover what they promise
 
 _SLICE = 2**21  # numbers held at once
 
@@ -77,6 +80,11 @@ class Estimate(FrozenModel):
     def of(cls, value: float, low: float, high: float, n: int) -> Estimate:
         """The numbers to six decimals, as files hold them."""
         return cls(value=round(value, 6), low=round(low, 6), high=round(high, 6), n=n)
+
+    @property
+    def too_few(self) -> str:
+        """Why what is stated in words on it is only indicative; empty where there are units enough."""
+        return "" if self.n >= LEAST_UNITS else f"n = {self.n}, and a verdict takes {LEAST_UNITS}"
 
     def above(self, bound: float) -> bool:
         """Whether the whole interval lies above ``bound``; without an interval it does not."""

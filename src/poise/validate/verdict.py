@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from poise.statistics.estimates import Estimate, StatisticArray, bootstrap, spearman
+from poise.statistics.estimates import LEAST_UNITS, Estimate, StatisticArray, bootstrap, spearman
 from poise.validate.certificate import JudgeFacts, Point, RandomSearch
 from poise.validate.random_control import LARGEST_P, NEEDED_SEARCHES
 
 __all__ = ["LEAST_QUESTIONS", "Evidence", "decide", "monotone", "objections", "usable_doses"]
 
-LEAST_QUESTIONS = 10  # reported on; from ten on intervals cover what they promise (docs/statistics.md)
+LEAST_QUESTIONS = LEAST_UNITS  # reported on (docs/statistics.md)
 Verdict = Literal["induced", "indicative", "not-induced"]
 
 
