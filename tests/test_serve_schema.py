@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 import serving
+from poise.serve.embeddings import ENCODER
 
 schemathesis = pytest.importorskip("schemathesis")
 EXAMPLES = 25
@@ -26,12 +27,18 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 ROUTES = [
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /v1/responses",
+    "POST /v1/embeddings",
     "GET /v1/models/{name}",
     "POST /v1/poise/vectors",
     "DELETE /v1/poise/vectors/{name}",
     "GET /v1/poise/readings",
     "GET /v1/poise/readings/summary",
 ]
+
+
+def limit_of(path: str) -> str:
+    return "max_output_tokens" if path.endswith("responses") else "max_tokens"
 
 
 @pytest.mark.slow
@@ -69,7 +76,9 @@ class TestEveryRoute:
                 )
                 def ask(case: Any) -> None:
                     if isinstance(case.body, dict) and "model" in case.body and case.body["model"]:
-                        case.body |= {"model": "tiny-llama", "max_tokens": 2}  # so that some get as far as the model
+                        # So that some get as far as the model.
+                        case.body |= {"model": ENCODER if path.endswith("embeddings") else "tiny-llama"}
+                        case.body |= {} if path.endswith("embeddings") else {limit_of(path): 2}
                         case.body.pop("max_completion_tokens", None)
                     case.call_and_validate(checks=checks)
 

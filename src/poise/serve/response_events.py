@@ -79,6 +79,8 @@ def response_body(
     status = "in_progress" if finish is None else "incomplete" if finish in REASONS else "completed"
     if error:
         status = "failed"
+    chosen = body.text.format
+    text_format = {"type": "text"} if chosen is None else chosen.model_dump(by_alias=True, exclude_none=True)
     return {
         "id": head["id"],
         "object": "response",
@@ -97,7 +99,7 @@ def response_body(
         "service_tier": "default",
         "store": False,
         "temperature": body.temperature,
-        "text": {"format": body.text.format.model_dump(by_alias=True, exclude_none=True), "verbosity": "medium"},
+        "text": {"format": text_format, "verbosity": "medium"},
         "tool_choice": _repeated(body.tool_choice) if body.tool_choice is not None else "auto",
         "tools": [{"parameters": None, "strict": None, **_repeated(tool)} for tool in body.tools],
         "top_logprobs": body.top_logprobs,

@@ -96,7 +96,7 @@ class SchemaFormat(StrictRequest):
 class TextSettings(StrictRequest):
     """Of the answer's text."""
 
-    format: PlainFormat | SchemaFormat = Field(PlainFormat(type="text"), discriminator="type")
+    format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
     verbosity: Literal["medium"] | None = Field(None, description="Not supported; may only be medium.")
 
 
@@ -129,8 +129,8 @@ class CreateResponse(StrictRequest):
     tools: list[ResponseTool] = Field(default=[], max_length=128)
     tool_choice: Literal["none", "auto", "required"] | ChosenFunction | ChosenSubset | None = None
     parallel_tool_calls: bool = True
-    text: TextSettings = TextSettings()
-    reasoning: ReasoningSettings = ReasoningSettings()
+    text: TextSettings = Field(default_factory=TextSettings)
+    reasoning: ReasoningSettings = Field(default_factory=ReasoningSettings)
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(
         default=[],
         max_length=8,
@@ -188,7 +188,7 @@ def as_chat(body: CreateResponse) -> ChatCompletionRequest:
     if isinstance(body.text.format, SchemaFormat):
         schema = _without_nulls(body.text.format, "type")
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}
-    elif body.text.format.type != "text":
+    elif body.text.format is not None and body.text.format.type != "text":
         chat["response_format"] = {"type": body.text.format.type}
     try:
         return ChatCompletionRequest.model_validate(chat)
