@@ -207,6 +207,8 @@ Boil **water** and *wait*, see [the guide](https://example.org/tea "a title") & 
 ```python
 print("tea")  # not *emphasis*
 ```
+
+7. Pour
 """
 HOSTILE = """<script>window.hit = 1</script> <img src=x onerror="window.hit = 2"> <svg onload="window.hit = 3">
 
@@ -230,8 +232,10 @@ class TestFormatting:
         body = tab.answer().locator(".tokens")
         expect(body.locator("h4")).to_have_text("Tea")
         expect(body.locator("strong")).to_have_text("water")
-        expect(body.locator("ol > li")).to_have_text(["Warm the pot", "Add leaves"])
+        expect(body.locator("ol > li")).to_have_text(["Warm the pot", "Add leaves", "Pour"])
         expect(body.locator("td")).to_have_text(["green", "2"])
+        expect(body.locator("td").last).to_have_css("text-align", "right")
+        expect(body.locator("ol").last).to_have_attribute("start", "7")
         expect(body.locator("pre code")).to_have_text('print("tea")  # not *emphasis*\n')
         link = body.get_by_role("link", name="the guide")
         expect(link).to_have_attribute("href", "https://example.org/tea")
@@ -241,7 +245,7 @@ class TestFormatting:
         for i, text in body.evaluate(script):
             assert text.strip() in tokens[i], (i, text, tokens[i])
         shown = {i for i, _ in body.evaluate(script)}
-        left_out = {"", "#", '"a', 'title")', "1.", "2.", "|", "|---|--:|", "```python", "```"}
+        left_out = {"", "#", '"a', 'title")', "1.", "2.", "7.", "|", "|---|--:|", "```python", "```"}
         assert {token.strip() for i, token in enumerate(tokens) if i not in shown} <= left_out
 
     def test_can_be_switched_off(self, tab: Tab) -> None:

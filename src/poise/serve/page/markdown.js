@@ -21,6 +21,7 @@ const ALLOWED = {
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  ADD_URI_SAFE_ATTR: ["align", "start"], // or their values would have to be addresses
   RETURN_DOM_FRAGMENT: true,
 };
 
