@@ -106,6 +106,10 @@ export function start({ send, stop }) {
     if (text) putBack(text);
   });
   onChange((fields) => fields.includes("turns") && fill());
-  const measured = new ResizeObserver(() => document.body.style.setProperty("--composer", `${byId("ask").offsetHeight}px`));
-  measured.observe(byId("ask"));
+  const measure = () => {
+    const below = window.innerHeight - byId("ask").getBoundingClientRect().top;
+    document.body.style.setProperty("--composer", `${Math.max(0, below)}px`); // where the sheet of dials ends
+  };
+  new ResizeObserver(measure).observe(byId("ask"));
+  for (const event of ["scroll", "resize"]) window.addEventListener(event, measure, { passive: true });
 }

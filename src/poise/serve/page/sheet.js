@@ -6,6 +6,7 @@ import { byId } from "./dom.js";
 export function start() {
   let opener = null;
   const set = (open) => {
+    window.dispatchEvent(new Event("resize")); // the composer’s place, which may have moved
     document.body.dataset.sheet = open ? "open" : "";
     for (const button of document.querySelectorAll(".sheet-open")) button.setAttribute("aria-expanded", String(open));
   };
