@@ -225,12 +225,15 @@ class TestTheNumbers:
         assert screening._share(0, 0).value is None
 
     def test_say_how_the_means_lie(self, page: Page) -> None:
-        def beside(low: float, high: float) -> str:
-            return screening._beside(trait(mean=Estimate(value=(low + high) / 2, low=low, high=high, n=9)))
+        def beside(low: float, high: float, n: int = 10) -> str:
+            return screening._beside(trait(mean=Estimate(value=(low + high) / 2, low=low, high=high, n=n)))
 
         assert "lies above that of normal data, and their intervals do not meet" in beside(0.3, 0.5)
         assert "lies below that of normal data" in beside(-2, -1)
         assert "are not told apart" in beside(0, 0.5)
+        few = "which is only indicative: n = 9, and a verdict takes 10."
+        assert beside(0.3, 0.5, 9) == f"The data’s mean lies above that of normal data, {few}"
+        assert beside(-2, -1, 9) == f"The data’s mean lies below that of normal data, {few}"
         assert screening._beside(trait()) in page.words
 
     def test_of_lengths_name_the_tenth_that_stands_out(self, page: Page) -> None:
