@@ -100,8 +100,8 @@ def response_body(
         "store": False,
         "temperature": body.temperature,
         "text": {"format": text_format, "verbosity": "medium"},
-        "tool_choice": _repeated(body.tool_choice) if body.tool_choice is not None else "auto",
-        "tools": [{"parameters": None, "strict": None, **_repeated(tool)} for tool in body.tools],
+        "tool_choice": _setting_given_back(body.tool_choice) if body.tool_choice is not None else "auto",
+        "tools": [{"parameters": None, "strict": None, **_setting_given_back(tool)} for tool in body.tools],
         "top_logprobs": body.top_logprobs,
         "top_p": body.top_p,
         "truncation": "disabled",
@@ -111,7 +111,7 @@ def response_body(
     }
 
 
-def _repeated(value: Any) -> Any:
+def _setting_given_back(value: Any) -> Any:
     """A tool or a choice of one, as OpenAI's answers repeat it."""
     return value if isinstance(value, str) else value.model_dump(exclude_none=True)
 

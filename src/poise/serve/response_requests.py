@@ -34,7 +34,6 @@ FIELDS = {
     "max_tokens": "max_output_tokens",
 }
 """Fields of a chat, and what they are here."""
-Schema = dict[str, Any]
 
 
 def _item_kind(item: Any) -> str:
@@ -58,7 +57,9 @@ class ResponseTool(StrictRequest):
     type: Literal["function"]
     name: RequestText = Field(min_length=1, max_length=64)
     description: RequestText | None = None
-    parameters: Schema | None = Field(None, description="JSON Schema of its arguments; without one, any object.")
+    parameters: dict[str, Any] | None = Field(
+        None, description="JSON Schema of its arguments; without one, any object."
+    )
     strict: bool | None = None
 
 
@@ -88,7 +89,7 @@ class SchemaFormat(StrictRequest):
 
     type: Literal["json_schema"]
     name: RequestText = Field(min_length=1, max_length=64)
-    json_schema: Schema = Field(alias="schema")
+    json_schema: dict[str, Any] = Field(alias="schema")
     description: RequestText | None = None
     strict: bool | None = None
 
