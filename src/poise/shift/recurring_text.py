@@ -33,10 +33,10 @@ SENTENCE_ENDS = frozenset(".?!…")
 REPEATED_MARK = re.compile(r"^.*?((.)\2*)$", re.DOTALL)  # what a run of marks ends with
 CLOSING_MARKS = frozenset("\"'”’`)]}>|:;")
 CONTENT = re.compile(r"[\w{}\[\]<>|#*=\\`]")  # something beyond punctuation, from two characters on
-QUOTES = "\"'“”‘’«»„‹›`"
-OPENING = f"[{QUOTES}¿¡]{{0,3}}[(\\[{{<（「『【《〈]?[{QUOTES}]{{0,3}}"
-USUAL_STARTS = re.compile(rf"{OPENING}(?:[-–—−*•·]|--|\.{{2,4}}|…|[#$€£@/\\~+%&=|_^.,:;!?])?")
-CLOSERS = f"[{QUOTES}()\\]}}>）」』】》〉$*]{{0,4}}"
+QUOTE_MARKS = "\"'“”‘’«»„‹›`"
+OPENING_MARKS = f"[{QUOTE_MARKS}¿¡]{{0,3}}[(\\[{{<（「『【《〈]?[{QUOTE_MARKS}]{{0,3}}"
+USUAL_STARTS = re.compile(rf"{OPENING_MARKS}(?:[-–—−*•·]|--|\.{{2,4}}|…|[#$€£@/\\~+%&=|_^.,:;!?])?")
+CLOSERS = f"[{QUOTE_MARKS}()\\]}}>）」』】》〉$*]{{0,4}}"
 USUAL_ENDS = re.compile(rf"{CLOSERS}(?:[.?!…,。？！：，、؟।]|[:;](?![()\[\]])|\.{{2,4}}|[?!]{{2}}|[-–—−%])?{CLOSERS}")
 
 Tokens = Sequence[str]
