@@ -28,7 +28,7 @@ def newest_logits(
     """
     # An index, not a count: a slice is not contiguous, and the head would copy its weights once a row.
     newest = torch.tensor([ids.shape[1] - 1], device=ids.device)
-    logits: torch.Tensor = _run(model, cache, ids, mask, positions, newest)[:, -1].float()
+    logits: torch.Tensor = _all_of_pass(model, cache, ids, mask, positions, newest)[:, -1].float()
     return logits
 
 
@@ -36,10 +36,10 @@ def all_logits(
     model: Model, cache: Any | None, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None
 ) -> torch.Tensor:
     """As ``newest_logits``, of every position: [B, T, vocabulary], in the model's dtype."""
-    return _run(model, cache, ids, mask, positions, torch.arange(ids.shape[1], device=ids.device))
+    return _all_of_pass(model, cache, ids, mask, positions, torch.arange(ids.shape[1], device=ids.device))
 
 
-def _run(
+def _all_of_pass(
     model: Model,
     cache: Any | None,
     ids: torch.Tensor,

@@ -160,7 +160,7 @@ async def _complete(service: Service, kind: type[OpenAIRequest], request: Reques
     try:
         if await unless_hung_up(request, asyncio.ensure_future(_to_the_end(exchange))) is None:
             return Response(status_code=499)  # which nobody reads
-        written = await service.workers.run(partial(_written, exchange), size=exchange.size)
+        written = await service.workers.run(partial(_completion_json, exchange), size=exchange.size)
         return Response(written, media_type="application/json", headers=headers)
     finally:
         exchange.close()
@@ -173,7 +173,7 @@ async def _to_the_end(exchange: CompletionExchange) -> bool:
     return True
 
 
-def _written(exchange: CompletionExchange) -> bytes:
+def _completion_json(exchange: CompletionExchange) -> bytes:
     body = completion_body(exchange.head, exchange.kind, exchange.plan, exchange.choices)
     return "".join(json_pieces(body)).encode()
 
