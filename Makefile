@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Where PyTorch's build is taken from, if not from the package index: README.md names the index of CPU builds.
 TORCH_INDEX ?=
 
-.PHONY: setup demo test check lint types unit slow real browser lowest test-vllm docs replicate clean
+.PHONY: setup demo test check lint types unit slow real browser lowest test-clients test-vllm docs replicate clean
 
 setup: $(STAMP)
 
@@ -65,6 +65,16 @@ lowest:
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -q -n 2 --dist loadfile -m "not slow and not real" tests/test_vaccine*.py tests/test_train*.py
 
+# The clients that people have, against a tiny model: each package in an environment of its own, without Poise; run by CI.
+CLIENTS := .venv-clients
+NODE := tests/clients/node
+test-clients: setup
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-clients.txt
+	@if command -v npm >/dev/null; then cd $(NODE) && npm install --no-package-lock --no-audit --no-fund --silent; \
+	else echo "npm is not installed: the clients for JavaScript will be skipped."; fi
+	cd tests/clients && POISE_PYTHON=$(abspath $(BIN))/python ../../$(CLIENTS)/bin/python -m pytest -q -c pytest.ini -m clients .
+
 docs: setup
 	$(BIN)/python docs/generate_cli.py
 
@@ -78,4 +88,4 @@ replicate: setup
 	$(BIN)/python -W ignore benchmarks/replicate.py --model $(MODEL) --data $(DATA) --judge $(JUDGE) --out $(REPLICATE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(TEST_VLLM) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(CLIENTS) $(NODE)/node_modules $(TEST_VLLM) .mypy_cache .pytest_cache .ruff_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
@@ -17,6 +18,7 @@ from tool_templates import CLOCK, WEATHER
 
 ASK: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
 TOOLS = [WEATHER, CLOCK]
+PARAMETERS = WEATHER["function"]["parameters"]
 STYLES = list(tool_templates.STYLES)
 
 
@@ -189,3 +191,37 @@ class TestARefusal:
     def test_says_what_is_wrong(self, clients: dict[str, openai.OpenAI], fields: dict[str, Any], match: str) -> None:
         with pytest.raises(openai.BadRequestError, match=match):
             ask(clients["hermes"], **fields)
+
+
+class TestSixteenClients:
+    """Each with steering of its own, tools and schemas, gets what it would get alone."""
+
+    STEERINGS = ("", "up=0.3", "up=-0.4", "down=0.3", "up=out", "up=cap:0.5", "up=0.3 first 4", "down=-0.2")
+
+    def fields(self, number: int) -> dict[str, Any]:
+        forms: list[dict[str, Any]] = [
+            {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False},
+            {"tools": TOOLS},
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": PARAMETERS}}},
+            {},
+        ]
+        steer = self.STEERINGS[number % len(self.STEERINGS)]
+        own = {"temperature": [0, 1.2][number % 2], "seed": number, "max_tokens": 30 + number}
+        return {**forms[number // 4], **own, "extra_body": {"poise": {"steer": steer, "watch": True}}}
+
+    def get(self, client: openai.OpenAI, number: int) -> Any:
+        fields: dict[str, Any] = {"model": "tiny-llama", "messages": ASK} | self.fields(number)
+        choice = client.chat.completions.create(**fields).choices[0]
+        calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
+        poise = choice.model_extra["poise"]
+        return (choice.message.content, calls, choice.finish_reason, poise["parts"]), poise["readings"]
+
+    def test_get_what_they_would_get_alone(self, clients: dict[str, openai.OpenAI]) -> None:
+        client = clients["hermes"]
+        alone = [self.get(client, number) for number in range(16)]
+        with ThreadPoolExecutor(16) as pool:
+            together = list(pool.map(lambda number: self.get(client, number), range(16)))
+        assert [answer for answer, _ in together] == [answer for answer, _ in alone]
+        for (_, ours), (_, theirs) in zip(together, alone, strict=True):
+            for name, values in ours.items():
+                assert values == pytest.approx(theirs[name], abs=1e-3)

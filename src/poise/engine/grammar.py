@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["AnswerConstraint", "Grammar", "GrammarCompiler", "constrain", "grammar_compiler", "json_options"]
 
 MOST_SCHEMA = 65_536  # characters of a schema
+MOST_JOINED = 8  # sixteen would take minutes
+ANNOTATIONS = ("$defs", "definitions", "$schema", "$id", "title", "description", "default", "examples", "deprecated")
 KEPT = 64  # compiled grammars
 GRAMMAR_LIMITS: dict[str, Any] = {  # llguidance's units of work; the first is some ten milliseconds
     "initial_lexer_fuel": 1_000_000,
@@ -128,9 +130,29 @@ class GrammarCompiler:
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """Refuse a schema that is too large to be looked at."""
+    """Refuse a schema that would keep llguidance busy: what has to hold at once is worked out for every combination.
+
+    Raises:
+        InvalidArgument: it is too large, or has too many parts that have to hold at once; names the limit.
+    """
     if (size := len(json.dumps(schema))) > MOST_SCHEMA:
         raise InvalidArgument(f"The schema has {size} characters of JSON; at most {MOST_SCHEMA} are taken.")
+    if (number := _joined_schemas(schema)) > MOST_JOINED:
+        raise InvalidArgument(
+            f"The schema has {number} parts that have to hold at once, in allOf or beside a $ref; at most "
+            f"{MOST_JOINED} are taken. Write them as one."
+        )
+
+
+def _joined_schemas(value: Any) -> int:
+    """Members of every allOf, and every $ref with other conditions beside it."""
+    if isinstance(value, list):
+        return sum(map(_joined_schemas, value))
+    if not isinstance(value, dict):
+        return 0
+    members = len(value["allOf"]) if isinstance(value.get("allOf"), list) else 0
+    joined = "$ref" in value and bool(value.keys() - {"$ref", *ANNOTATIONS})
+    return members + joined + sum(map(_joined_schemas, value.values()))
 
 
 def json_options(schema: Mapping[str, Any], **options: Any) -> str:

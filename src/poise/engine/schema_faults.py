@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 __all__ = ["schema_fault"]
 
+COMPILING = re.compile(r"\A\s*at \d+\(\d+\): failed to compile JSON schema: ")
 MOST_TRIALS = 300  # parts of a schema that are tried by themselves
 SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # whose values are schemas by name
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -29,10 +31,11 @@ def schema_fault(schema: Mapping[str, Any], reason: str) -> str:
     while inner := next((each for each in _schema_parts(part) if _reason(each[1], definitions, trials)), None):
         place, part = (*place, *inner[0]), inner[1]
         reason = _reason(part, definitions, trials) or reason
-    keyword = next((key for key in part if _sound_without(part, key, definitions, trials)), None)
+    named_first = sorted(part, key=lambda key: key not in reason)
+    keyword = next((key for key in named_first if _sound_without(part, key, definitions, trials)), None)
     where = f" at {'.'.join(place)}" if place else ""
-    what = f"its keyword {keyword}{where}" if keyword else f"its part{where}" if place else "it"
-    return f"The schema cannot be kept to because of {what}: {_plain_reason(reason)}"
+    what = f" because of its keyword {keyword}{where}" if keyword else f" because of its part{where}" if place else ""
+    return f"The schema cannot be kept to{what}: {_plain_reason(reason)}"
 
 
 def _schema_parts(schema: Mapping[str, Any]) -> Iterator[tuple[SchemaPlace, Mapping[str, Any]]]:
@@ -66,6 +69,6 @@ def _reason(part: Mapping[str, Any], definitions: Mapping[str, Any], trials: Ite
 
 def _plain_reason(reason: str) -> str:
     """Its first line that says something."""
-    lines = [line.strip() for line in reason.splitlines() if line.strip(" ^\t")]
+    lines = [COMPILING.sub("", line).strip() for line in reason.splitlines() if line.strip(" ^\t")]
     last = next((line for line in lines if line.startswith("error:")), lines[0] if lines else "no reason is known")
     return last.removeprefix("error:").strip()[:300].rstrip(".") + "."

@@ -102,6 +102,14 @@ class AnswerChoice:
         return text + (self.plan.policy.message if self.finish == "content_filter" else "")
 
     @property
+    def text_with_calls(self) -> str:
+        """The same, with calls as the model wrote them."""
+        if self._calls is None:
+            return self.text
+        reply = "".join(token.text for token in self.tokens if token.part == "reply")
+        return reply + (self.plan.policy.message if self.finish == "content_filter" else "")
+
+    @property
     def reasoning(self) -> str:
         """What the model thought before its reply."""
         return "".join(token.text for token in self.tokens if token.part == "thought")

@@ -332,7 +332,9 @@ class CompletionExchange:
                     )
                 )
             if self.service.log_text:
-                records.append(ReadingRecord(time=now, request=name, texts=(self._request_text(), choice.text)))
+                records.append(
+                    ReadingRecord(time=now, request=name, texts=(self._request_text(), choice.text_with_calls))
+                )
         self.service.store.put(records)
 
     def _request_text(self) -> str:

@@ -21,6 +21,7 @@ from poise.model.tool_format import CALL_ID_LENGTH, ToolCallFormat
 
 __all__ = ["CallDelta", "OfferedTool", "ToolCall", "ToolCallReader", "tool_grammar"]
 
+MOST_PARAMETERS = 262_144  # characters of all schemas of a request
 ANY_WORDS = r"/(.|\n)*/"
 WORDS_WITHOUT_BRACE = r"/[^{ \n](.|\n)*/"
 BLANK = r"/[ \n]{0,4}/"
@@ -72,6 +73,10 @@ def tool_grammar(
         return _grammar_literal(text, special)
 
     form, rules = call_format, []
+    if (size := sum(len(json.dumps(tool.parameters)) for tool in tools)) > MOST_PARAMETERS:
+        raise InvalidArgument(
+            f"The parameters of the tools have {size} characters of JSON together; at most {MOST_PARAMETERS} are taken."
+        )
     for number, tool in enumerate(tools):
         check_schema(tool.parameters)
         rules.append(f"arguments_{number}: %json {json_options(tool.parameters, lenient=not tool.strict)}")
