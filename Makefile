@@ -71,6 +71,7 @@ NODE := tests/clients/node
 test-clients: setup
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-clients.txt
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps instructor==1.17.0  # wants an older jiter
 	@if command -v npm >/dev/null; then cd $(NODE) && npm install --no-package-lock --no-audit --no-fund --silent; \
 	else echo "npm is not installed: the clients for JavaScript will be skipped."; fi
 	cd tests/clients && POISE_PYTHON=$(abspath $(BIN))/python ../../$(CLIENTS)/bin/python -m pytest -q -c pytest.ini -m clients .

@@ -36,7 +36,7 @@ MISTRAL = (
     '[TOOL_RESULTS]{"content": {{ m.content }}, "call_id": "{{ m.tool_call_id }}"}[/TOOL_RESULTS]'
     "{% elif m.role == 'system' %}{{ m.content }}\n\n{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
 )
-STYLES = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL}
+STYLES = {"hermes": HERMES, "qwen": HERMES, "llama": LLAMA, "mistral": MISTRAL}
 MARKS = [
     "<s>",
     "</s>",
@@ -50,9 +50,11 @@ MARKS = [
 
 
 def tokenizer(style: str) -> Any:
-    """A tiny tokenizer with a template of that style; Mistral's marks are special tokens, as they are there."""
+    """A tiny tokenizer with a template of that style; marks are tokens of their own as they are there."""
     made = copy.deepcopy(tiny.chatml())
     made.chat_template = STYLES[style]
+    if style == "qwen":  # not special, and yet llguidance takes them for such
+        made.add_tokens(["<tool_call>", "</tool_call>"])
     if style == "mistral":
         made.add_special_tokens({"additional_special_tokens": [*MARKS, "[/TOOL_RESULTS]"]})
         made.eos_token = "</s>"

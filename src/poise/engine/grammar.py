@@ -61,6 +61,9 @@ class Grammar:
 class GrammarCompiler:
     """Makes grammars for the tokens of one model; any thread may.
 
+    Attributes:
+        special: Tokens by their texts that no text is made of: in grammars they stand by their numbers.
+
     Raises:
         MissingExtra: llguidance is not installed.
         InvalidArgument: the tokenizer is of a kind that llguidance does not know.
@@ -79,6 +82,9 @@ class GrammarCompiler:
                 f"Answers of {model.name} cannot be held to a schema: its tokenizer is of a kind that llguidance does "
                 f"not know ({error})."
             ) from error
+        added = model.tokenizer.added_tokens_decoder.items()
+        # Its own view: it takes Qwen's <tool_call> for special, which the tokenizer does not.
+        self.special = {str(token): number for number, token in added if self.tokenizer.is_special_token(number)}
         self._matchers: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 

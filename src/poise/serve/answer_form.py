@@ -111,7 +111,7 @@ def answer_form(
             parallel=parallel,
             reply=schema,
             blank=may_think,
-            special=_special_tokens(model),
+            special=compiler.special,
         )
     except UserError as error:
         raise RequestError(400, str(error), code="invalid_schema", param="tools") from error
@@ -164,12 +164,6 @@ def _schema_grammar(
         raise RequestError(400, str(error), code="invalid_schema", param=param) from error
     except UserError as error:
         raise RequestError(400, str(error), code="unsupported", param="response_format") from error
-
-
-def _special_tokens(model: Model) -> dict[str, int]:
-    """Tokens that no text is made of: in grammars they stand by their numbers."""
-    added = model.tokenizer.added_tokens_decoder.items()
-    return {str(token): number for number, token in added if token.special}
 
 
 def check_tool_history(messages: Sequence[Message], model: Model) -> None:
