@@ -98,7 +98,7 @@ def main() -> None:
             model=arguments.model,
             dtype=arguments.dtype,
             enforce_eager=not arguments.compiled,
-            max_model_len=1024,
+            max_model_len=32 + arguments.tokens + 16,
             max_num_seqs=max(arguments.batch),
         )
         print(f"{arguments.model}, {'compiled' if arguments.compiled else 'eager'}, {arguments.traits} vectors")
