@@ -395,7 +395,7 @@ class TestALimitsFile:
             ("traits:\n  evil: {shift: {most: a}}\n", "line 2: traits.evil.shift.most is 'a'"),
             ("traits:\n  evil: {shift: {mots: 1}}\n", "line 2: traits.evil.shift.mots"),
             ("traits:\n  evil: {shift: {least: 3, most: 1}}\n", "least must be below most"),
-            ("traits:\n  evil: {shift: one}\n", "is 'one'; it must be a number, or a mapping of least and most"),
+            ("traits:\n  evil: {shift: one}\n", "is 'one'; it must be a finite number, or a mapping of least and most"),
             ("traits:\n  evil: {}\n", "needs shift, judged, predicted or worst_context"),
             ("confidence: 95\ntraits: {evil: {shift: 1}}\n", "line 1: confidence"),
             ("unsure: maybe\ntraits: {evil: {shift: 1}}\n", "line 1: unsure"),

@@ -27,12 +27,12 @@ from pydantic import (
 from poise.errors import BrokenYAML, InvalidArgument, InvalidSettings, UserError
 from poise.progress import remark
 from poise.settings.faults import (
-    PlacedFault,
     describe_fault,
     describe_value,
     first_fault,
     is_of_a_key,
     merged_faults,
+    placed_fault,
     plain_error,
 )
 from poise.settings.other_names import Place, place_as_written, translate_names
@@ -48,7 +48,6 @@ __all__ = [
     "Frozen",
     "FrozenModel",
     "ListOfTexts",
-    "PlacedFault",
     "ReadOnlyDict",
     "SettingFault",
     "Settings",
@@ -59,6 +58,7 @@ __all__ = [
     "first_fault",
     "line_at",
     "parse_yaml",
+    "placed_fault",
     "read_settings",
 ]
 

@@ -11,28 +11,26 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 from poise.errors import InvalidArgument, UserError
 from poise.settings.other_names import place_as_written
 
 __all__ = [
-    "PlacedFault",
     "describe_fault",
     "describe_value",
     "first_fault",
     "is_of_a_key",
     "merged_faults",
+    "placed_fault",
     "plain_error",
     "shown_value",
 ]
 
 
-class PlacedFault(ValueError):
-    """What a check of several settings together finds wrong with one of them; ``place`` leads to it from the whole."""
-
-    def __init__(self, text: str, *place: str | int) -> None:
-        super().__init__(text)
-        self.place = place
+def placed_fault(text: str, *place: str | int) -> PydanticCustomError:
+    """What a check of several settings together, which raises it, finds wrong with one; ``place`` leads to that one."""
+    return PydanticCustomError("value_error", "{error}", {"error": text, "place": place})
 
 
 def plain_error(
@@ -60,8 +58,7 @@ def merged_faults(error: ValidationError) -> list[dict[str, Any]]:
         fault: dict[str, Any] = dict(details)
         if fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]:
             continue  # pydantic leaves out the entries that are wrong themselves
-        if isinstance(cause := fault.get("ctx", {}).get("error"), PlacedFault):
-            fault["loc"] = (*fault["loc"], *cause.place)
+        fault["loc"] = (*fault["loc"], *fault.get("ctx", {}).get("place", ()))
         place: tuple[int | str, ...] = fault["loc"]
         at = next((i for i, part in enumerate(place) if isinstance(part, str) and UNION_MEMBER.match(part)), None)
         fault["loc"] = tuple(part for part in place if not (isinstance(part, str) and UNION_MEMBER.match(part)))

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from poise.arguments import check_type
 from poise.progress import remark
-from poise.settings import PlacedFault, Settings, read_settings
+from poise.settings import Settings, placed_fault, read_settings
 from poise.shift.limit_range import JudgedLimit, StrictNumber, TwoSidedLimit, idle_judged_limit, lost_share_fault
 from poise.statistics.estimates import LEAST_UNITS
 
@@ -82,7 +82,7 @@ class ShiftLimits(Settings):
             raise ValueError("limits nothing; name a trait or a capability")
         for name, most in self.capability.items():
             if fault := lost_share_fault(name, most):
-                raise PlacedFault(fault, "capability", name)
+                raise placed_fault(fault, "capability", name)
         for text in self._remarks():
             remark(text)
         return self
