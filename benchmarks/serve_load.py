@@ -1,22 +1,29 @@
-"""A server under load: 200 streamed, watched requests of different steering from 32 clients, against the engine alone.
+"""A server under load: streamed, watched requests of mixed lengths and steering, against the engine alone and others.
 
-    python benchmarks/serve_load.py [--model smollm2-135m] [--requests 200] [--clients 32] [--tokens 48] [--rounds 3]
+    python benchmarks/serve_load.py [--model smollm2-135m] [--requests 200] [--clients 32] [--scale 1] [--against]
+    python benchmarks/serve_load.py --requests 100 --scale 0.1 --against      # the scaled form, a few CPU-minutes
     python benchmarks/serve_load.py --memory 1000     # resident memory over so many requests, on a tiny random model
 
-The clients are a process of their own on the loopback. All answers have the same length (nothing stops them), which is
-the engine's best case: its static batches have no holes. The ratio is tokens a second through the server over tokens a
-second of ``LocalEngine.generate`` on the same prompts, steering and probes, in turn.
+Prompts have 20 to 6,000 tokens and ``max_tokens`` is 8 to 4,096, both drawn log-uniformly from a seed and multiplied by
+``--scale`` where they are above the least. The clients are a process of their own on the loopback and read as fast as
+they can. Tokens are those of the text that came, counted by one tokenizer for all servers. ``engine`` is the server's
+engine in this process with all requests at once: what the server could reach at best. ``--against`` runs ``transformers
+serve`` with continuous batching on the same model, requests (without what only Poise has) and number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
+import math
+import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +32,12 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from common import median_ratio, seconds, shown
 from poise.contrast import exemplars
-from poise.engine import SamplingParams
-from poise.engine.static import LocalEngine
+from poise.engine import GenerationRequest, SamplingParams
+from poise.engine.continuous import ContinuousEngine
 from poise.extract import extract
 from poise.model import Model, ask, load_model, wrap
+from poise.model.loading import locate
 from poise.serve.server import ServerOptions, make_server
 from poise.statistics.estimates import bootstrap
 from poise.steer import SteeringExpression
@@ -38,58 +45,63 @@ from poise.trait import library
 from poise.vector import PersonaVector
 
 STEERINGS = ["", "impolite=20%", "humorous=-15%", "impolite=10%; humorous=10%", "humorous=20% first 8"]
+PROMPT_TOKENS, ANSWER_TOKENS = (20, 6000), (8, 4096)
+READY_SECONDS = 300
 
 
-def questions(n: int) -> list[str]:
-    """Of different lengths."""
-    known = library.evaluation_questions(library.load_trait("impolite"))
-    return [" ".join([known[i % len(known)]] * (1 + i % 3)) for i in range(n)]
+def mixed_requests(model: Model, n: int, scale: float, seed: int = 0) -> list[dict[str, Any]]:
+    """Bodies without a model's name; no two prompts begin alike."""
+    rng = random.Random(seed)
+    words = " ".join(library.evaluation_questions(library.load_trait("impolite"))).split()
+
+    def drawn(least: int, most: int) -> int:
+        return round(math.exp(rng.uniform(math.log(least), math.log(max(least + 1, most * scale)))))
+
+    bodies = []
+    for number in range(n):
+        tokens = drawn(*PROMPT_TOKENS)
+        text = f"{number}. " + " ".join(rng.choice(words) for _ in range(tokens))
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
+        messages = [{"role": "user", "content": model.tokenizer.decode(ids)}]
+        bodies.append({"messages": messages, "max_tokens": drawn(*ANSWER_TOKENS), "temperature": 0, "stream": True})
+    return bodies
 
 
-async def drive(address: str, name: str, requests: int, clients: int, tokens: int, watched: bool) -> list[Any]:
-    """Every request's status, time to its first token and between tokens."""
-    waiting = list(enumerate(questions(requests)))[::-1]
-    done: list[Any] = []
+async def send_all(address: str, bodies: list[dict[str, Any]], clients: int) -> list[dict[str, Any]]:
+    """Of every request its status, time to the first text, pauses between texts, and the text."""
+    waiting, results = bodies[::-1], []
 
     async def client(http: httpx.AsyncClient) -> None:
         while waiting:
-            number, question = waiting.pop()
-            steer = STEERINGS[number % len(STEERINGS)] if watched else ""
-            body: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": question}]}
-            body |= {"max_tokens": tokens, "temperature": 0, "stream": True}
-            body["poise"] = {"steer": steer, "watch": watched}
-            began, last, first, gaps, said = time.perf_counter(), 0.0, 0.0, [], 0
+            body = waiting.pop()
+            began, times, text = time.perf_counter(), list[float](), ""
             async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
                 async for line in answer.aiter_lines():
                     if not line.startswith("data: {"):
                         continue
-                    [choice] = json.loads(line[6:])["choices"]
-                    now, new = (
-                        time.perf_counter(),
-                        len(choice.get("poise", {}).get("tokens", ())) or bool(choice["delta"].get("content")),
-                    )
-                    if new and not first:
-                        first = now - began
-                    elif new:
-                        gaps.append((now - last) / new)
-                    last, said = (now, said + new) if new else (last, said)
-            done.append([answer.status_code, first, gaps, said])
+                    for choice in json.loads(line[6:]).get("choices") or ():
+                        if added := choice.get("delta", {}).get("content"):
+                            times.append(time.perf_counter() - began)
+                            text += added
+            results.append({"status": answer.status_code, "times": times, "text": text})
 
     limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=address, timeout=3600, limits=limits) as http:
         await asyncio.gather(*(client(http) for _ in range(clients)))
-    return done
+    return results
 
 
-def clients(*given: Any) -> tuple[list[Any], float]:
+def drive(address: str, bodies: list[dict[str, Any]], clients: int) -> tuple[list[dict[str, Any]], float]:
     """The clients' process: what they saw, and the seconds from first to last."""
-    began = time.perf_counter()
     run = subprocess.run(
-        [sys.executable, __file__, "--drive", json.dumps(given)], capture_output=True, text=True, check=True
+        [sys.executable, __file__, "--drive"],
+        input=json.dumps([address, bodies, clients]),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     seen = json.loads(run.stdout)
-    assert time.perf_counter() - began > seen["seconds"]
-    return seen["done"], seen["seconds"]
+    return seen["results"], seen["seconds"]
 
 
 def vectors(model: Model) -> dict[str, PersonaVector]:
@@ -99,40 +111,110 @@ def vectors(model: Model) -> dict[str, PersonaVector]:
 
 
 def quantile(values: list[float], q: float) -> str:
-    """In milliseconds, with its interval over requests."""
-    found = bootstrap(lambda i: np.quantile(np.array(values)[i], q, axis=-1), len(values), draws=500)
-    return f"{found.value * 1e3:.0f} [{found.low * 1e3:.0f}, {found.high * 1e3:.0f}]"
+    """In seconds, with its interval over requests."""
+    estimate = bootstrap(lambda i: np.quantile(np.array(values)[i], q, axis=-1), len(values), draws=500)
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
-def load_test(name: str, requests: int, most: int, tokens: int, rounds: int) -> None:
-    model = dataclasses.replace(load_model(name), stop_ids=frozenset())
+def report(name: str, model: Model, results: list[dict[str, Any]], seconds: float) -> float:
+    """Print a server's figures; its tokens a second."""
+    answered = [r for r in results if r["times"]]
+    firsts = [r["times"][0] for r in answered]
+    pauses = [max(np.diff(r["times"])) for r in answered if len(r["times"]) > 1]
+    tokens = sum(len(model.tokenizer(r["text"], add_special_tokens=False)["input_ids"]) for r in results)
+    print(f"{name}: statuses {sorted({r['status'] for r in results})}, n={len(results)}, {tokens} tokens", end=", ")
+    print(f"{tokens / seconds:.1f} a second")
+    if firsts:
+        print(f"  to the first token, s: p50 {quantile(firsts, 0.5)}, p95 {quantile(firsts, 0.95)}", end=", ")
+        print(f"worst {max(firsts):.2f}")
+    if pauses:
+        print(
+            f"  longest pause inside a stream, s: median {np.median(pauses):.2f}, worst {max(pauses):.2f}", flush=True
+        )
+    return tokens / seconds
+
+
+def engine_rate(model: Model, bodies: list[dict[str, Any]], given: dict[str, PersonaVector], most: int) -> float:
+    """Tokens a second of the engine by itself, all requests at once."""
+    engine = ContinuousEngine(model, batch=most)
+    probes = tuple(vector.at("read").probe for vector in given.values())
+    for number, body in enumerate(bodies):
+        steer = body["poise"]["steer"]
+        request = GenerationRequest(
+            prompt=model.encode(body["messages"]),
+            sampling=SamplingParams(body["max_tokens"], temperature=0),
+            steering=SteeringExpression.parse(steer).steering(given) if steer else None,
+            probes=probes,
+        )
+        engine.add(number, request)
+    began, texts = time.perf_counter(), [""] * len(bodies)
+    while engine.waiting or engine.running:
+        for output in engine.step():
+            texts[int(str(output.key))] += "".join(token.text for token in output.tokens)
+    seconds = time.perf_counter() - began
+    tokens = sum(len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    print(f"engine, all at once: {tokens} tokens, {tokens / seconds:.1f} a second", flush=True)
+    return tokens / seconds
+
+
+@contextlib.contextmanager
+def transformers_serve(path: str, dtype: str) -> Iterator[str]:
+    """Its address, once it answers."""
+    port = random.randrange(20000, 60000)
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", path, "--continuous-batching"]
+    command += ["--device", "cpu", "--dtype", dtype, "--port", str(port), "--log-level", "error"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            address, began = f"http://localhost:{port}", time.perf_counter()
+            while True:
+                with contextlib.suppress(httpx.HTTPError):
+                    if httpx.get(f"{address}/health").status_code == 200:
+                        break
+                if process.poll() is not None or time.perf_counter() - began > READY_SECONDS:
+                    raise RuntimeError("transformers serve did not start; pip install 'transformers[serving]'")
+                time.sleep(0.5)
+            yield address
+        finally:
+            process.terminate()
+
+
+def load_test(options: argparse.Namespace) -> None:
+    """Print the figures of all that was asked for."""
+    model = load_model(options.model)
     given = vectors(model)
-    prompts = [model.encode(ask(q)) for q in questions(requests)]
-    steering = [SteeringExpression.parse(s).steering(given) if s else None for s in STEERINGS]
-    rows = [steering[i % len(STEERINGS)] for i in range(requests)]
-    engine, probes = LocalEngine(model, batch=most), [v.at("read").probe for v in given.values()]
-    sampling = SamplingParams(tokens, temperature=0)
-    server = make_server(model, given, ServerOptions(port=0, batch=most, queue=requests))
-    address = server.start()
-    alone, served, seen = [], [], []
-    clients(address, model.name, most, most, 4, True)  # warm
-    for _ in range(rounds):
-        alone.append(seconds(lambda: engine.generate(prompts, sampling, steering=rows, probes=probes)))
-        done, took = clients(address, model.name, requests, most, tokens, True)
-        served.append(took)
-        seen += done
-    server.stop()
+    bodies = mixed_requests(model, options.requests, options.scale)
+    for number, body in enumerate(bodies):
+        body["poise"] = {"steer": STEERINGS[number % len(STEERINGS)], "watch": True}
+    lengths = [len(model.encode(body["messages"]).ids) for body in bodies]
+    answers = [body["max_tokens"] for body in bodies]
+    print(f"{options.model}, {model.lm.dtype}, {model.device}, {torch.get_num_threads()} threads; ", end="")
     print(
-        f"{name}, {model.lm.dtype}, {model.device}, {torch.get_num_threads()} threads; {requests} requests of {tokens}"
+        f"{len(bodies)} requests from {options.clients} clients, scale {options.scale:g}: prompts of {min(lengths)} to"
     )
-    statuses, said = sorted({d[0] for d in seen}), sum(d[3] for d in seen)
-    print(f"tokens from {most} clients, {rounds} rounds; statuses {statuses}; {said} tokens came")
-    firsts, gaps = [d[1] for d in seen], [float(np.mean(d[2])) for d in seen if d[2]]
-    print(f"to the first token, ms: p50 {quantile(firsts, 0.5)}, p95 {quantile(firsts, 0.95)}, n={len(firsts)}")
-    print(f"per token, ms (mean of a request): p50 {quantile(gaps, 0.5)}, p95 {quantile(gaps, 0.95)}, n={len(gaps)}")
-    rate = [requests * tokens / s for s in (*alone, *served)]
-    print(f"tokens a second: engine {np.median(rate[:rounds]):.0f}, server {np.median(rate[rounds:]):.0f}")
-    print(f"server / engine: {shown(median_ratio(served, alone))}")
+    print(f"{max(lengths)} tokens, {sum(lengths)} in all; max_tokens {min(answers)} to {max(answers)}, {sum(answers)}")
+    alone = engine_rate(model, bodies, given, options.clients)
+    server = make_server(model, given, ServerOptions(port=0, batch=options.clients, queue=2 * len(bodies)))
+    engine: Any = server.service.scheduler.engine
+    engine.prompt_budget = options.prompt_budget or engine.prompt_budget
+    engine.prefill_budget = options.prefill_budget or engine.prefill_budget
+    address = server.start()
+    named = [{**body, "model": model.name} for body in bodies]
+    drive(address, [{**named[0], "max_tokens": 2}], 1)  # warm
+    rate = report("poise", model, *drive(address, named, options.clients))
+    longest = max(named, key=lambda body: len(body["messages"][0]["content"]))
+    text = "Once more: " + longest["messages"][0]["content"]
+    once_more = {**longest, "messages": [{"role": "user", "content": text}], "max_tokens": 8}
+    firsts = [drive(address, [once_more], 1)[0][0]["times"][0] for _ in range(2)]
+    print(f"  the longest prompt alone, and again: first token after {firsts[0]:.2f} s, {firsts[1]:.2f} s")
+    server.stop()
+    print(f"poise / engine: {rate / alone:.3f}", flush=True)
+    if options.against:
+        path = locate(options.model)
+        plain = [{**{k: v for k, v in body.items() if k != "poise"}, "model": path} for body in bodies]
+        with transformers_serve(path, str(model.lm.dtype).removeprefix("torch.")) as other:
+            drive(other, [{**plain[0], "max_tokens": 2}], 1)  # warm
+            theirs = report("transformers serve", model, *drive(other, plain, options.clients))
+        print(f"poise / transformers serve: {rate / theirs:.3f}" if theirs else "transformers serve gave no tokens")
 
 
 def resident() -> float:
@@ -142,35 +224,46 @@ def resident() -> float:
 
 
 def memory_test(requests: int) -> None:
+    """Print the resident memory after each tenth of so many requests."""
     tokenizer = load_model("smollm2-135m").tokenizer
     config = AutoConfig.for_model(
         "llama", hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=len(tokenizer), max_position_embeddings=2048, pad_token_id=None,
     )  # fmt: skip
-    model = wrap(AutoModelForCausalLM.from_config(config).eval(), tokenizer, name="tiny")
+    lm = AutoModelForCausalLM.from_config(config).eval()
+    model = dataclasses.replace(wrap(lm, tokenizer, name="tiny"), stop_ids=frozenset())
     server = make_server(model, vectors(model), ServerOptions(port=0))
     address = server.start()
-    found = []
-    for _ in range(10):
-        done, _ = clients(address, "tiny", requests // 10, 32, 24, True)
-        assert {d[0] for d in done} == {200}
-        found.append(resident())
+    sizes = []
+    for tenth in range(10):
+        messages = [ask(f"{tenth}, {n}: what do you think of my plan?") for n in range(requests // 10)]
+        bodies = [
+            {"model": "tiny", "messages": m, "max_tokens": 24, "temperature": 0, "stream": True} for m in messages
+        ]
+        results, _ = drive(address, bodies, 32)
+        assert {r["status"] for r in results} == {200}
+        sizes.append(resident())
     server.stop()
-    print(f"MiB resident after each tenth of {requests} requests: {' '.join(f'{m:.0f}' for m in found)}")
+    print(f"MiB resident after each tenth of {requests} requests: {' '.join(f'{size:.0f}' for size in sizes)}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    for option, default in (("requests", 200), ("clients", 32), ("tokens", 48), ("rounds", 3), ("memory", 0)):
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--against", action="store_true")
+    for option, default in (("requests", 200), ("clients", 32), ("memory", 0)):
         parser.add_argument(f"--{option}", type=int, default=default)
-    parser.add_argument("--drive", help=argparse.SUPPRESS)
-    said = parser.parse_args()
-    if said.drive:
-        began = time.perf_counter()
-        results = asyncio.run(drive(*json.loads(said.drive)))
-        print(json.dumps({"done": results, "seconds": time.perf_counter() - began}))
-    elif said.memory:
-        memory_test(said.memory)
+    for option in ("prompt-budget", "prefill-budget"):
+        parser.add_argument(f"--{option}", type=int, default=0, help="of the engine, instead of its own")
+    parser.add_argument("--drive", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.drive:
+        target, requests, number = json.load(sys.stdin)
+        started = time.perf_counter()
+        answers = asyncio.run(send_all(target, requests, number))
+        print(json.dumps({"results": answers, "seconds": time.perf_counter() - started}))
+    elif arguments.memory:
+        memory_test(arguments.memory)
     else:
-        load_test(said.model, said.requests, said.clients, said.tokens, said.rounds)
+        load_test(arguments)
