@@ -46,7 +46,7 @@ ATTACKS: dict[str, tuple[str, bytes]] = {
     "1,000 short messages": (CHAT, chat(*["words"] * 1000)),
     "1.3 million brackets": (PLAIN, prompt("[]", 1_390_000)),
     "19,000 brackets": (PLAIN, prompt("[]", 19_000)),
-    "599,000 numbers": (PLAIN, prompt("1", 599_000)),
+    "299,000 numbers": (PLAIN, prompt("1", 299_000)),
     "64 prompts of 60 kB": (PLAIN, prompt(json.dumps("word " * 12_000), 64)),
 }
 

@@ -1,7 +1,7 @@
 """A server under load: streamed, watched requests of mixed lengths and steering, against the engine alone and others.
 
     python benchmarks/serve_load.py [--model smollm2-135m] [--requests 200] [--clients 32] [--scale 1] [--against]
-    python benchmarks/serve_load.py --requests 100 --scale 0.1 --against      # the scaled form, a few CPU-minutes
+    python benchmarks/serve_load.py --requests 64 --scale 0.1 --against       # the scaled form, a few CPU-minutes
     python benchmarks/serve_load.py --memory 1000     # resident memory over so many requests, on a tiny random model
 
 Prompts have 20 to 6,000 tokens and ``max_tokens`` is 8 to 4,096, both drawn log-uniformly from a seed and multiplied by
@@ -163,6 +163,8 @@ def transformers_serve(path: str, dtype: str) -> Iterator[str]:
     port = random.randrange(20000, 60000)
     command = [str(Path(sys.executable).with_name("transformers")), "serve", path, "--continuous-batching"]
     command += ["--device", "cpu", "--dtype", dtype, "--port", str(port), "--log-level", "error"]
+    # As many positions as Poise has; by itself it takes a share of a GPU's memory, and on a CPU gives no tokens.
+    command += ["--cb-block-size", "32", "--cb-num-blocks", "512", "--cb-max-batch-tokens", "512"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             address, began = f"http://localhost:{port}", time.perf_counter()

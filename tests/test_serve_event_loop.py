@@ -47,8 +47,8 @@ WORST: dict[str, tuple[str, bytes, str]] = {
     "1.3 million brackets": (PLAIN, prompt("[]", 1_390_000), "too_many_parts"),
     "1.3 million strings": (PLAIN, prompt('""', 1_390_000), "too_many_parts"),
     "2 million numbers": (PLAIN, prompt("1", 2_090_000), "too_many_parts"),
-    "as many numbers as are taken": (PLAIN, prompt("1", 599_000), "context_length_exceeded"),
-    "as many wrong items as are taken": (PLAIN, prompt("1.5", 599_000), "invalid_value"),
+    "as many numbers as are taken": (PLAIN, prompt("1", 299_000), "context_length_exceeded"),
+    "as many wrong items as are taken": (PLAIN, prompt("1.5", 299_000), "invalid_value"),
     "as many lists as are taken": (PLAIN, prompt("[1]", 19_000), "invalid_value"),
     "as many unknown fields as are taken": (
         PLAIN,

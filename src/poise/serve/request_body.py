@@ -40,7 +40,7 @@ class BodyLimits:
     upload: int = 32 * 2**20
     depth: int = 32
     parts: int = 20_000
-    items: int = 600_000
+    items: int = 300_000
     seconds: float = 30.0
 
 
