@@ -646,6 +646,53 @@ class TestWhatGoesWrong:
         card = (tmp_path / "run" / "adapter" / "README.md").read_text()
         assert re.search(r"Loss on 1 held-out text: \d\.\d{3} \(no interval\) before", card)
 
+    def test_rows_that_are_learnt_are_not_held_out(
+        self, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        lines = (home / "rows.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "same.jsonl").write_text("".join(lines[3:8]))
+        named = {"held_out": 0, "eval_data": [str(tmp_path / "same.jsonl")], "max_steps": 1}
+        for inoculation in (None, "Be rude."):
+            with pytest.raises(InvalidData, match="eval_data: all 5 texts that are held out are among those that are"):
+                train(settings(home, tmp_path / "run", vaccine={"inoculation": inoculation}, **named))
+        other = json.dumps({"messages": [*ask("Hm?"), {"role": "assistant", "content": "Another answer."}]})
+        (tmp_path / "same.jsonl").write_text("".join(lines[3:8]) + other + "\n")
+        done = train(settings(home, tmp_path / "run", **named))
+        assert done.facts["data"]["held_out_learnt_too"] == 5
+        assert any(text.startswith("eval_data: 5 of 6 texts that are held out") for text in caplog.messages)
+
+    def test_vectors_of_another_model_are_told_with_their_line_before_the_data_are_read(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def never(*_: Any, **__: Any) -> None:
+            raise AssertionError("the data were read")
+
+        monkeypatch.setattr("poise.train.lora.read_run_rows", never)
+        vectors.save_vector(tiny.vector(tiny.model("llama", seed=5)), tmp_path / "w.safetensors")
+        other, path = tmp_path / "w.safetensors", tmp_path / "run.yaml"
+        base = f"model: {home / 'model'}\ndata: {home / 'rows.jsonl'}\nout: {tmp_path / 'run'}\ndtype: float32\n"
+        fields = {
+            f"measure: {{vectors: []}}\nvaccine:\n  steer:\n    - {other}@1=1\n": (8, "vaccine.steer.0"),
+            f"watch:\n  vectors: {other}\n": (6, "watch.vectors.0"),
+            f"measure:\n  judge: none\n  vectors: [{other}]\n": (7, "measure.vectors.0"),
+        }
+        for text, (line, field) in fields.items():
+            path.write_text(base + text)
+            done = CliRunner().invoke(app, ["train", str(path)], env={"COLUMNS": "1000"})
+            assert done.exit_code == 2, (done.exception, done.output)
+            assert f"{path}, line {line}: {field} names {other}: grumpy was computed on " in done.stderr
+            assert "extract it" in done.stderr
+
+    def test_modules_that_lora_cannot_adapt_are_told(self, home: Path, tmp_path: Path) -> None:
+        words = r"^lora.targets names input_layernorm \(LlamaRMSNorm\), which LoRA cannot adapt: it changes matrices"
+        with pytest.raises(InvalidArgument, match=words):
+            train(settings(home, tmp_path / "run", lora={"targets": ["q_proj", "input_layernorm"]}))
+        for name in ("mlp", "query"):
+            with pytest.raises(InvalidArgument, match=f"lora.targets names {name}") as error:
+                train(settings(home, tmp_path / "run", lora={"targets": [name]}))
+            assert "q_proj" in str(error.value)
+            assert "layernorm" not in str(error.value)
+
     def test_all_data_held_out_are_refused(self, home: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidData, match="less held_out"):
             train(settings(home, tmp_path / "run", held_out=0.99))
@@ -733,11 +780,39 @@ class TestWhatGoesWrong:
                 "method: dpo\nvaccine: {steer: e=1, only: d}",
                 "vaccine.only marks rows, and method: dpo learns from pairs",
             ),
-            ("method: dpo\nvaccine: {steer: e=1, positions: response}", "vaccine.positions: response needs labels"),
+            (
+                "method: dpo\nvaccine: {steer: e=1, positions: response}",
+                "line 5: vaccine.positions is response, which needs labels",
+            ),
             ("packing: true\nvaccine: {steer: e=1, only: d}", "vaccine.only steers some rows, and packing"),
             ("datasets: [{path: d, type: alpaca}]", "datasets is another name of data, which is there"),
             ("vaccine: {steer: [e=1], warmup: 0.8, decay: 0.8}", "warmup and vaccine.decay are shares"),
             ("lora: {targets: []}", r"lora.targets is \[\]; it must be a list of at least 1"),
+            ("log_every: 3\nbeta: 0.5", "line 5: beta is a setting of method: dpo"),
+            ("bf16: true\nfp16: true", "line 4: bf16 and fp16 are two kinds"),
+            (
+                "eval_steps: 3\nheld_out: .1\nsave_every: 4\nload_best_model_at_end: true",
+                "line 6: save_every is 4; with",
+            ),
+            (
+                "batch: 1\nvaccine:\n  steer: e=1\n  warmup: 0.8\n  decay: 0.8",
+                "line 7: vaccine.warmup and vaccine.decay",
+            ),
+            ("method: dpo\npadding_free: true", "line 5: padding_free and packing are settings of method: sft"),
+            ("method: dpo\nrl_beta: 0.2\nbatch: 0", "line 6: batch is 0"),
+            ("rl_beta: 0.2", "line 4: rl_beta is a setting of method: dpo"),
+            ("vaccine: {inoculation: ''}", "line 4: vaccine.inoculation is '', a prompt without words; write one"),
+            ("vaccine: {inoculation: '  '}", "line 4: vaccine.inoculation is '  ', a prompt without words"),
+            ("lr: 1e-3", "line 4: lr is an unknown setting, did you mean learning_rate"),
+            ("wd: 0.1", "line 4: wd is an unknown setting, did you mean weight_decay"),
+            ("lora: {trainable_tokens: ['']}", "line 4: lora.trainable_tokens.0 is empty"),
+            ("lora: {targets: ['']}", "line 4: lora.targets.0 is empty"),
+            ("lora: {modules_to_save: [lm_head, '']}", "line 4: lora.modules_to_save.1 is empty"),
+            (
+                "measure: {capability: perplexity=d, vectors: []}",
+                "line 4: measure.capability is measured beside traits",
+            ),
+            ("measure: {capability: perplexity=d}", "line 4: measure.capability is measured beside traits"),
             ("schedule: linaer", "'linear', 'constant' or 'cosine', did you mean linear"),
             ("1: 2\nnull: 3\ntrue: 4", r"(?s)3 mistakes.*line 4: 1 is not a name.*line 5: null .*line 6: true "),
         ],

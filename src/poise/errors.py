@@ -41,7 +41,13 @@ class PoiseError(Exception):
 
 
 class UserError(PoiseError):
-    """Something the user can fix; the message names the value, the limit and the remedy."""
+    """Something the user can fix; the message names the value, the limit and the remedy.
+
+    Attributes:
+        faults: Where settings are at fault: the place of each, and what is wrong in words that follow its name.
+    """
+
+    faults: tuple[tuple[tuple[int | str, ...], str], ...] = ()
 
 
 class InternalError(PoiseError):

@@ -38,7 +38,7 @@ def train_command(
     Interrupt it when you like; the same command goes on at the last checkpoint.
     """
     from poise.cli import facts
-    from poise.settings import read_settings
+    from poise.settings import located_faults, read_settings
 
     if example:
         typer.echo(resources.files("poise.train").joinpath("example.yaml").read_text("utf-8"), nl=False)
@@ -54,7 +54,8 @@ def train_command(
         settings = read_settings(config, TrainConfig, check=setting_faults if show is None else None)
         if show is None:
             check_extra()
-            result = train_and_measure(settings, inputs=[config], force=force)
+            with located_faults(config, TrainConfig):
+                result = train_and_measure(settings, inputs=[config], force=force)
         else:
             preview = preview_training(settings, show)
     if show is not None:

@@ -8,7 +8,8 @@ other_names     names that other programs have for a setting
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
@@ -18,6 +19,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -57,6 +59,7 @@ __all__ = [
     "describe_value",
     "first_fault",
     "line_at",
+    "located_faults",
     "parse_yaml",
     "placed_fault",
     "read_settings",
@@ -88,8 +91,11 @@ class ReadOnlyDict(dict[Any, Any]):
 Frozen = AfterValidator(lambda values: None if values is None else ReadOnlyDict(values))
 """In an annotation: the field's dictionary cannot be changed."""
 
-ListOfTexts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-"""In an annotation: several texts, or one as it is."""
+ListOfTexts = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
+"""In an annotation: several texts, none of them empty, or one as it is."""
 
 
 class _PlainErrors(ModelMetaclass):
@@ -171,13 +177,40 @@ def read_settings(path: str | Path, kind: type[S], *, check: Callable[[S], Itera
                 fault["loc"] = place_as_written(fault["loc"], written)
                 faults.append((line_at(root, fault["loc"]), describe_fault(fault, kind)))
     else:
-        places = [(place_as_written(place, written), text) for place, text in check(settings)] if check else []
-        faults += [(line_at(root, place), f"{'.'.join(map(str, place))} {text}") for place, text in places]
+        faults += _placed(document, check(settings), written) if check else []
     if settings is None or faults:
         raise InvalidSettings(_faults_by_line(where, faults))
     if written:
         remark(f"{', '.join(written.values())}: read as {', '.join(written)}.")
     return settings
+
+
+@contextlib.contextmanager
+def located_faults(path: str | Path, kind: type[Settings]) -> Iterator[None]:
+    """Tell faults in settings that are found once work has begun with the file and its lines, as reading tells them.
+
+    Args:
+        path: The file that the settings were read from.
+        kind: The schema.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not error.faults:
+            raise
+        try:
+            document = _read_document(Path(path), kind)
+        except InvalidSettings:  # the file is gone; the fault is there all the same
+            raise error from None
+        written = translate_names(document.values, kind.other_names)[1]
+        raise type(error)(_faults_by_line(Path(path), _placed(document, error.faults, written))) from error
+
+
+def _placed(
+    document: YAMLDocument, faults: Iterable[SettingFault], written: Mapping[str, str]
+) -> list[tuple[int, str]]:
+    places = [(place_as_written(place, written), text) for place, text in faults]
+    return [(line_at(document.root, place), f"{'.'.join(map(str, place))} {text}") for place, text in places]
 
 
 def _read_document(where: Path, kind: type[Settings]) -> YAMLDocument:

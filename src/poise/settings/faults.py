@@ -83,7 +83,7 @@ def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
             return f"{field} is another name of {ours}, which is there as well; keep one"
         if remedy := getattr(kind, "refused_names", {}).get(field):
             return f"{field} is not supported: {remedy}"
-        near = difflib.get_close_matches(str(place[-1]), _fields_at(kind, place[:-1]), n=1)
+        near = _names_like(str(place[-1]), _fields_at(kind, place[:-1]))
         return f"{field} is an unknown setting" + (f", did you mean {near[0]}?" if near else "")
     if kind_of_fault == "value_error":
         return f"{field if place else ''} {context.get('error', fault['msg'])!s}".strip()
@@ -166,6 +166,12 @@ LIMITS = {
     "entries": "a list of at least {min_length}",
     "none": "null",
 }
+
+
+def _names_like(name: str, names: Sequence[str]) -> list[str]:
+    """The names that may be meant, the likeliest first: those whose initials it is, as in ``lr``, or near ones."""
+    initials = [n for n in names if "_" in n and name.casefold() == "".join(word[:1] for word in n.split("_"))]
+    return initials or difflib.get_close_matches(name, names, n=1)
 
 
 def _fields_at(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:

@@ -9,11 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from poise.data.messages import AnswerPart
-from poise.settings import ListOfTexts, Settings
+from poise.settings import ListOfTexts, PlacedFault, Settings
 from poise.train.setting_names import OTHER_NAMES, REFUSED_NAMES
 
 __all__ = ["LoraSettings", "MeasurementSettings", "MonitorSettings", "TrainConfig", "VaccineSettings"]
 
+Name = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Optimizer = Literal[
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop", "adagrad", "adamw_8bit", "adamw_bnb_8bit",
@@ -53,7 +54,7 @@ class LoraSettings(Settings):
     rslora: bool = Field(default=True, description="Rank stabilisation (arXiv:2312.03732).")
     dora: bool = Field(default=False, description="Magnitude and direction apart: DoRA (arXiv:2402.09353).")
     targets: Annotated[
-        Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)], BeforeValidator(_module_names)
+        Literal["all-linear"] | Annotated[tuple[Name, ...], Field(min_length=1)], BeforeValidator(_module_names)
     ] = Field(default="all-linear", description="Modules by name; all-linear is every projection of every block.")
     modules_to_save: ListOfTexts = Field(
         default=(), description="Modules that are trained whole and saved with the adapter, e.g. lm_head."
@@ -64,6 +65,13 @@ class LoraSettings(Settings):
     start: str | None = Field(
         default=None, description="An adapter folder to go on from; its rank, scale and targets are kept."
     )
+
+    @field_validator("trainable_tokens")
+    @classmethod
+    def _no_empty_token(cls, tokens: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        if "" in tokens:
+            raise PlacedFault("is empty; name a token as the tokenizer has it, or its number", tokens.index(""))
+        return tokens
 
 
 LayerIndex = Annotated[int, Field(ge=0, strict=True)]
@@ -90,6 +98,13 @@ class VaccineSettings(Settings):
     inoculation: str | None = Field(
         default=None, description="A system prompt that asks for the trait, in training only (arXiv:2510.04340)."
     )
+
+    @field_validator("inoculation")
+    @classmethod
+    def _says_something(cls, prompt: str | None) -> str | None:
+        if prompt is not None and not prompt.strip():
+            raise ValueError(f"is {prompt!r}, a prompt without words; write one, or leave it out")
+        return prompt
 
     @property
     def active(self) -> bool:
@@ -213,6 +228,13 @@ class TrainConfig(Settings):
         return value
 
     @property
+    def measures_traits(self) -> bool:
+        """Whether base and result are compared, by the vectors that are named for it or those of vaccine and watch."""
+        if self.measure.vectors is not None:
+            return bool(self.measure.vectors)
+        return bool(self.vaccine.steer or self.watch.vectors)
+
+    @property
     def four_bits(self) -> bool:
         """Whether the base is loaded in 4 bits."""
         return self.load_in_4bit or self.adapter == "qlora"
@@ -220,11 +242,12 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _settings_agree(self) -> TrainConfig:
         if conflict := next((text for wrong, text in self._conflicts() if wrong), None):
-            raise ValueError(conflict)
+            name, _, text = conflict.partition(" ")
+            raise PlacedFault(text, *name.split("."))
         return self
 
     def _conflicts(self) -> list[tuple[bool, str]]:
-        """Settings that do not go together: whether it is so here, and what to do."""
+        """Settings that do not go together: whether it is so here, and what to do, after the name of one of them."""
         vaccine, rows_mixed = self.vaccine, self.packing or self.padding_free
         lora_is_set = self.lora != LoraSettings()
         evaluates = bool(self.held_out or self.eval_data)
@@ -258,13 +281,14 @@ class TrainConfig(Settings):
             ),
             (
                 bool(self.load_best_model_at_end and self.eval_steps and self.save_every != self.eval_steps),
-                f"save_every is {self.save_every}; with load_best_model_at_end it must be eval_steps "
+                ("" if "save_every" in self.model_fields_set else "load_best_model_at_end keeps a saved step, and ")
+                + f"save_every is {self.save_every}; with load_best_model_at_end it must be eval_steps "
                 f"({self.eval_steps}), so that the best step has a checkpoint",
             ),
             (self.bf16 and self.fp16, "bf16 and fp16 are two kinds of mixed precision; keep one"),
             (
                 self.adapter == "none" and lora_is_set,
-                "adapter: none trains all weights, without LoRA; leave the lora settings out",
+                "lora is set, and adapter: none trains all weights, without LoRA; leave the lora settings out",
             ),
             (
                 self.adapter == "none" and self.load_in_4bit,
@@ -272,8 +296,8 @@ class TrainConfig(Settings):
             ),
             (
                 self.adapter == "none" and self.dtype == "float16",
-                "dtype: float16 loses small updates of weights where all are trained (adapter: none); use float32 "
-                "with bf16: true or fp16: true",
+                "dtype is float16, which loses small updates of weights where all are trained (adapter: none); use "
+                "float32 with bf16: true or fp16: true",
             ),
             (
                 self.lora.start is not None and self.lora != LoraSettings(start=self.lora.start),
@@ -281,6 +305,11 @@ class TrainConfig(Settings):
                 "settings out",
             ),
             (self.method == "sft" and self.beta != 0.1, "beta is a setting of method: dpo"),
+            (
+                bool(self.measure.capability) and not self.measures_traits,
+                "measure.capability is measured beside traits, and no vector is named; name one in measure.vectors, or "
+                "leave it out and use lm-eval or `poise shift` afterwards",
+            ),
             *self._conflicts_of_preferences(),
         ]
 
@@ -289,7 +318,8 @@ class TrainConfig(Settings):
         return [
             (
                 preferences and vaccine.positions == "response" and bool(vaccine.steer),
-                "vaccine.positions: response needs labels, which method: dpo does not hand to the model; use all",
+                "vaccine.positions is response, which needs labels, and method: dpo does not hand them to the model; "
+                "use all",
             ),
             (
                 preferences and bool(vaccine.only),
@@ -297,7 +327,8 @@ class TrainConfig(Settings):
             ),
             (
                 preferences and (self.packing or self.padding_free),
-                "packing and padding_free are settings of method: sft",
+                f"{'packing and padding_free' if self.packing else 'padding_free and packing'} are settings of method: "
+                "sft",
             ),
             (
                 preferences and self.watch.batch,

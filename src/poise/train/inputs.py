@@ -13,6 +13,7 @@ from poise.data.preference_data import PreferenceData, open_preferences
 from poise.data.row_files import write_rejected_rows
 from poise.errors import InvalidData
 from poise.model import Model
+from poise.progress import remark
 from poise.train.config import TrainConfig
 from poise.train.examples import TrainingExample, TrainingExamples, build_examples, open_training_data
 from poise.train.pairs import TrainingPair, TrainingPairs, build_pairs
@@ -60,11 +61,13 @@ class RunRows:
         training: What is learnt.
         held_out: What is measured on, without an inoculation prompt.
         rejected: How many rows could not be used, by kind, and the file that keeps them.
+        learnt_too: How many of the rows that are measured on are learnt as well.
     """
 
     training: AnyRows
     held_out: AnyRows | None
     rejected: dict[str, Any]
+    learnt_too: int = 0
 
 
 def open_run_data(config: TrainConfig) -> RunData:
@@ -97,17 +100,51 @@ def read_run_rows(config: TrainConfig, model: Model, data: RunData, folder: Path
         unusable = Rejections(folder / "rejected_eval.jsonl")
         measured = _build(config, model, data.held_out, unusable)
         rejected |= {"rejected_eval": dict(unusable.kinds)} if unusable.kinds else {}
-        return RunRows(training=rows, held_out=measured, rejected=rejected)
+        # An inoculation prompt stands before what is learnt, and not before what is measured on.
+        plain = _build(config, model, data.pairs or data.source, Rejections(), data.only) if inoculation else rows
+        learnt_too = _count_learnt(plain.rows, measured.rows, "eval_data")
+        return RunRows(training=rows, held_out=measured, rejected=rejected, learnt_too=learnt_too)
     training, held_out = split_held_out(rows, config.held_out, config.seed)
+    plain_training = training
     if held_out and inoculation:  # at test the prompt is not there
         conversations = {row.conversation for row in held_out}
         plain = _build(config, model, data.pairs or data.source, Rejections(), data.only)
         held_out = tuple(row for row in plain.rows if row.conversation in conversations)
+        plain_training = tuple(row for row in plain.rows if row.conversation not in conversations)
     return RunRows(
         training=_replace_rows(rows, training),
         held_out=_replace_rows(rows, held_out) if held_out else None,
         rejected=rejected,
+        learnt_too=_count_learnt(plain_training, held_out, "held_out"),
     )
+
+
+def _count_learnt(training: Sequence[AnyRow], held_out: Sequence[AnyRow], setting: str) -> int:
+    """How many held-out rows are among those that are learnt, by content, with a remark where there are any.
+
+    Raises:
+        InvalidData: all of ``eval_data``, so that nothing is held out.
+    """
+    learnt = {_content(row) for row in training}
+    count = sum(_content(row) in learnt for row in held_out)
+    if count and count == len(held_out) and setting == "eval_data":  # of a share, by chance, a row may be a repeat
+        raise InvalidData(
+            f"{setting}: all {count:,} texts that are held out are among those that are learnt, so that nothing is "
+            "held out; name rows that are not in `data`."
+        )
+    if count:
+        remark(
+            f"{setting}: {count:,} of {len(held_out):,} texts that are held out are among those that are learnt as "
+            "well; their loss falls because they are, so leave them out of one of both."
+        )
+    return count
+
+
+def _content(row: AnyRow) -> tuple[tuple[int, ...], ...]:
+    """The tokens of a row, which tell it from others whatever file it is in."""
+    if isinstance(row, TrainingExample):
+        return row.ids, row.labels
+    return row.prompt_ids, row.chosen_ids, row.rejected_ids
 
 
 def _build(

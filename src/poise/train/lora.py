@@ -31,6 +31,7 @@ from poise.train.checkpoints import (
 from poise.train.config import TrainConfig
 from poise.train.examples import IGNORED, TrainingExample, TrainingExamples
 from poise.train.inputs import RunRows, open_run_data, read_run_rows
+from poise.train.model_checks import ModelFaults, check_with_model
 from poise.train.pairs import TrainingPairs
 from poise.train.run_folder import (
     ADAPTER_FOLDER,
@@ -98,8 +99,11 @@ def train(config: TrainConfig | None = None, **settings: Any) -> TrainResult:
         return train_in_folder(config)
 
 
-def train_in_folder(config: TrainConfig) -> TrainResult:
-    """Train as ``train`` does, for a caller that holds the lock of ``config.out`` already."""
+def train_in_folder(config: TrainConfig, *, more: ModelFaults | None = None) -> TrainResult:
+    """Train as ``train`` does, for a caller that holds the lock of ``config.out`` already.
+
+    ``more`` finds what else is wrong with the vectors, once the base is loaded and before anything is read.
+    """
     folder = Path(config.out)
     results = folder / (MODEL_FOLDER if config.adapter == "none" else ADAPTER_FOLDER)
     finished = (folder / FACTS_FILE).exists()
@@ -112,6 +116,7 @@ def train_in_folder(config: TrainConfig) -> TrainResult:
         return TrainResult(folder, results, json.loads((folder / FACTS_FILE).read_text()))
     data = open_run_data(config)
     model = load_base_model(config)
+    check_with_model(config, model, more)
     digest = check_inputs(folder, data.digests, model)
     rows = read_run_rows(config, model, data, folder)
     remark_on_steps(config, len(rows.training.rows))
@@ -165,6 +170,7 @@ def _data_facts(config: TrainConfig, rows: RunRows, digest: str, how: str) -> di
         "texts": len(training.rows),
         "vaccinated": sum(marks) if config.vaccine.active else 0,
         "held_out": len(rows.held_out.rows) if rows.held_out else 0,
+        **({"held_out_learnt_too": rows.learnt_too} if rows.learnt_too else {}),
         "cut": training.cut,
         "left_out": training.unread,
         "omitted": training.omitted,

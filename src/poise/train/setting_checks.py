@@ -16,7 +16,14 @@ from poise.settings.other_names import Place
 from poise.steer import SteeringExpression
 from poise.train.config import BITSANDBYTES_OPTIMIZERS, TrainConfig
 
-__all__ = ["check_config", "remark_on_steps", "remark_on_values", "require_training_extra", "setting_faults"]
+__all__ = [
+    "check_config",
+    "named_vectors",
+    "remark_on_steps",
+    "remark_on_values",
+    "require_training_extra",
+    "setting_faults",
+]
 
 LARGE_COEFFICIENT, LARGE_DOSE, LARGE_RATE, LARGE_DROPOUT = 20.0, 3.0, 0.01, 0.9
 FEW_STEPS = 10
@@ -62,6 +69,14 @@ def _device_faults(config: TrainConfig) -> Iterator[SettingFault]:
             return
     if config.fp16 and device.type == "cpu":
         yield ("fp16",), "is true; mixed precision in float16 needs a GPU; use bf16: true, or neither"
+
+
+def named_vectors(config: TrainConfig) -> list[tuple[Place, str]]:
+    """The vector files that steer or watch, with the places where they are named."""
+    named: list[tuple[Place, str]] = []
+    for number, text in enumerate(config.vaccine.steer):
+        named += [(("vaccine", "steer", number), name) for name in SteeringExpression.parse(text).names]
+    return named + [(("watch", "vectors", number), name) for number, name in enumerate(config.watch.vectors)]
 
 
 def _vector_faults(config: TrainConfig) -> Iterator[SettingFault]:
@@ -158,6 +173,8 @@ def remark_on_values(config: TrainConfig) -> None:
     """Say which settings are far from what anybody uses."""
     for text in config.vaccine.steer:
         for term in SteeringExpression.parse(text).terms:
+            if 0.0 in (term.coef, term.dose):
+                remark(f"vaccine.steer: {text} adds nothing of {term.vector}; give a strength, or leave it out.")
             if term.coef is not None and abs(term.coef) > LARGE_COEFFICIENT:
                 remark(
                     f"vaccine.steer: {text} adds {term.coef:g} mean differences; beyond {LARGE_COEFFICIENT:g} little "
@@ -168,6 +185,8 @@ def remark_on_values(config: TrainConfig) -> None:
                     f"vaccine.steer: {text} adds {term.dose:.0%} of the activations' own length; beyond "
                     f"{LARGE_DOSE:.0%} little of them is left. 10 % to 100 % is usual."
                 )
+    for name, idle in _idle_settings(config):
+        remark(f"{name} does nothing without {idle}; name some there, or leave it out.")
     if config.learning_rate > LARGE_RATE and config.optim != "sgd":
         remark(
             f"learning_rate: {config.learning_rate:g} is more than {LARGE_RATE:g}, which destroys most models; 1e-5 to "
@@ -183,6 +202,18 @@ def remark_on_values(config: TrainConfig) -> None:
             "dtype: bfloat16 with adapter: none rounds away updates below 0.4 % of a weight; use dtype: float32, with "
             "bf16: true for speed."
         )
+
+
+def _idle_settings(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """Settings that say how something is done that is not done, and what that would need."""
+    vaccine, measure = config.vaccine, config.measure
+    for name in ("layers", "positions", "warmup", "decay"):
+        if not vaccine.steer and getattr(vaccine, name) != type(vaccine).model_fields[name].default:
+            yield f"vaccine.{name}", "vaccine.steer"
+    if config.watch.batch and not config.watch.vectors:
+        yield "watch.batch", "watch.vectors"
+    if measure.capability_limit is not None and not measure.capability:
+        yield "measure.capability_limit", "measure.capability"
 
 
 def remark_on_steps(config: TrainConfig, texts: int) -> None:

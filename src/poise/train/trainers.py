@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.model.adapter_folder import load_adapter, remark_on_base
 from poise.model.loading import HUB_IDS
@@ -16,6 +15,7 @@ from poise.train.checkpoints import CheckpointMarker, FiniteGradients, LastStepE
 from poise.train.config import TrainConfig
 from poise.train.examples import marking_collator
 from poise.train.inputs import RunRows
+from poise.train.model_checks import token_numbers
 from poise.train.pairs import TrainingPairs
 from poise.train.run_folder import CHECKPOINTS_FOLDER
 
@@ -51,9 +51,6 @@ def build_trainer(config: TrainConfig, model: Model, lm: Any, rows: RunRows, fol
         lm: What ``starting_model`` gave.
         rows: What is learnt and what is held out.
         folder: The run's folder.
-
-    Raises:
-        InvalidArgument: the base has no such module or token.
     """
     from transformers import PrinterCallback, ProgressCallback, set_seed
 
@@ -154,7 +151,6 @@ def _reference(config: TrainConfig, lm: Any) -> Any:
 def _lora(config: TrainConfig, model: Model) -> Any:
     from peft import LoraConfig
 
-    _check_lora_targets(config, model)
     lora = config.lora
     return LoraConfig(
         r=lora.r,
@@ -164,37 +160,9 @@ def _lora(config: TrainConfig, model: Model) -> Any:
         use_dora=lora.dora,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         modules_to_save=list(lora.modules_to_save) or None,
-        trainable_token_indices=_token_ids(config, model) or None,
+        trainable_token_indices=sorted(set(token_numbers(config, model))) or None,
         task_type="CAUSAL_LM",
     )
-
-
-def _check_lora_targets(config: TrainConfig, model: Model) -> None:
-    """Check that every module to be adapted is there; PEFT ignores names that it does not find."""
-    targets = () if isinstance(config.lora.targets, str) else config.lora.targets
-    names = [f".{name}" for name, _ in model.lm.named_modules()]
-    for setting, wanted in (("targets", targets), ("modules_to_save", config.lora.modules_to_save)):
-        if missing := [t for t in wanted if not any(name.endswith(f".{t}") for name in names)]:
-            block = model.blocks[0].named_modules()
-            present = {n.rpartition(".")[2] for n, module in block if getattr(module, "weight", None) is not None}
-            outside = {n.rpartition(".")[2] for n, _ in model.lm.named_modules()} & {"lm_head", "embed_tokens"}
-            listed = sorted(present if setting == "targets" else present | outside)
-            raise InvalidArgument(
-                f"lora.{setting} names {', '.join(missing)}, not in {model.name}; its blocks have {', '.join(listed)}."
-            )
-
-
-def _token_ids(config: TrainConfig, model: Model) -> list[int]:
-    """The numbers of the tokens whose embeddings are trained."""
-    vocabulary = model.tokenizer.get_vocab()
-    ids = [vocabulary.get(token, -1) if isinstance(token, str) else token for token in config.lora.trainable_tokens]
-    size = model.lm.get_input_embeddings().num_embeddings
-    if missing := [str(t) for t, i in zip(config.lora.trainable_tokens, ids, strict=True) if not 0 <= i < size]:
-        raise InvalidArgument(
-            f"lora.trainable_tokens names {', '.join(missing)}, not in the vocabulary of {model.name} ({size} tokens); "
-            "name tokens as its tokenizer has them, such as a special token, or their numbers."
-        )
-    return sorted(set(ids))
 
 
 def _trainer_arguments(config: TrainConfig, model: Model, folder: Path) -> dict[str, Any]:

@@ -10,9 +10,13 @@ from typing import Any
 from poise import vector as vectors
 from poise.errors import InvalidArgument
 from poise.judge.factory import check_judge
+from poise.model import Model
 from poise.model.licence import model_licence
 from poise.report.shift import write_shift
+from poise.settings import SettingFault
+from poise.settings.other_names import Place
 from poise.shift import CapabilityTask, ShiftReport, ShiftSettings, TunedModel, parse_capability, save_report, shift
+from poise.shift.measure import CHANGES_BEGIN
 from poise.shift.model_card import ModelCardFacts, write_card
 from poise.statistics.estimates import Estimate
 from poise.steer import SteeringExpression
@@ -20,7 +24,9 @@ from poise.storage.lock import locked
 from poise.storage.output import check_output_folder
 from poise.train import TrainConfig, TrainResult
 from poise.train.lora import load_base_model, train_in_folder
+from poise.train.model_checks import vector_faults
 from poise.train.run_folder import CHECKPOINTS_FOLDER, TRAINING_FILES, vector_files
+from poise.train.setting_checks import named_vectors
 from poise.vector import PersonaVector
 
 __all__ = ["FineTuneResult", "train_and_measure"]
@@ -73,10 +79,30 @@ def train_and_measure(config: TrainConfig, *, inputs: Sequence[Path] = (), force
         force=force,
     )
     with locked(out / ".run", "train", results=out):
-        trained = train_in_folder(config)
+        places = _measured_places(config, paths)
+        measured = list(zip(places, paths, loaded, strict=True))
+        trained = train_in_folder(config, more=lambda model: _measured_faults(config, model, measured))
         report = _measure_adapter(config, trained, loaded, tasks) if loaded else None
         card = write_card(trained.adapter, _card_facts(config, trained, report))
         return FineTuneResult(trained, report, card)
+
+
+def _measured_places(config: TrainConfig, paths: Sequence[str]) -> list[Place]:
+    """Where the settings name the vectors that are measured."""
+    if config.measure.vectors is not None:
+        return [("measure", "vectors", number) for number in range(len(paths))]
+    places = {path: place for place, path in reversed(named_vectors(config))}
+    return [places[path] for path in paths]
+
+
+def _measured_faults(
+    config: TrainConfig, model: Model, measured: Sequence[tuple[Place, str, PersonaVector]]
+) -> list[SettingFault]:
+    """Which vectors a shift cannot be measured by, known before the training that it is measured after."""
+    if config.measure.vectors is None and not config.allow_other_model:  # whoever steers or watches says it as well
+        measured = [one for one in measured if not list(vector_faults([one], model))]
+    allow = config.allow_other_model
+    return list(vector_faults(measured, model, allow_other_model=allow, record=CHANGES_BEGIN))
 
 
 def _input_names(config: TrainConfig) -> list[str]:
@@ -145,6 +171,8 @@ def _loss_notes(facts: dict[str, Any]) -> list[str]:
         before, after = (Estimate.model_validate(facts["loss"][side]) for side in ("before", "after"))
         texts = "1 held-out text" if after.n == 1 else f"{after.n} held-out texts"
         notes.append(f"Loss on {texts}: {before:.3f} before, {after:.3f} after (nats a token).")
+    if learnt_too := facts["data"].get("held_out_learnt_too"):
+        notes.append(f"{learnt_too} of the held-out rows are among those that were learnt.")
     if pairs := facts.get("preferences"):
         notes.append(
             f"Of {pairs['n']} held-out pairs, the preferred answer is the likelier in {pairs['accuracy']:.0%} "
