@@ -41,13 +41,10 @@ class PoiseError(Exception):
 
 
 class UserError(PoiseError):
-    """Something the user can fix; the message names the value, the limit and the remedy.
-
-    Attributes:
-        faults: Where settings are at fault: the place of each, and what is wrong in words that follow its name.
-    """
+    """Something the user can fix; the message names the value, the limit and the remedy."""
 
     faults: tuple[tuple[tuple[int | str, ...], str], ...] = ()
+    """The place of each setting that is at fault, and what is wrong in words that follow its name."""
 
 
 class InternalError(PoiseError):

@@ -177,7 +177,7 @@ def read_settings(path: str | Path, kind: type[S], *, check: Callable[[S], Itera
                 fault["loc"] = place_as_written(fault["loc"], written)
                 faults.append((line_at(root, fault["loc"]), describe_fault(fault, kind)))
     else:
-        faults += _placed(document, check(settings), written) if check else []
+        faults += _faults_with_lines(document, check(settings), written) if check else []
     if settings is None or faults:
         raise InvalidSettings(_faults_by_line(where, faults))
     if written:
@@ -203,10 +203,10 @@ def located_faults(path: str | Path, kind: type[Settings]) -> Iterator[None]:
         except InvalidSettings:  # the file is gone; the fault is there all the same
             raise error from None
         written = translate_names(document.values, kind.other_names)[1]
-        raise type(error)(_faults_by_line(Path(path), _placed(document, error.faults, written))) from error
+        raise type(error)(_faults_by_line(Path(path), _faults_with_lines(document, error.faults, written))) from error
 
 
-def _placed(
+def _faults_with_lines(
     document: YAMLDocument, faults: Iterable[SettingFault], written: Mapping[str, str]
 ) -> list[tuple[int, str]]:
     places = [(place_as_written(place, written), text) for place, text in faults]

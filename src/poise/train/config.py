@@ -14,7 +14,7 @@ from poise.train.setting_names import OTHER_NAMES, REFUSED_NAMES
 
 __all__ = ["LoraSettings", "MeasurementSettings", "MonitorSettings", "TrainConfig", "VaccineSettings"]
 
-Name = Annotated[str, Field(min_length=1)]
+ModuleName = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Optimizer = Literal[
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop", "adagrad", "adamw_8bit", "adamw_bnb_8bit",
@@ -54,7 +54,7 @@ class LoraSettings(Settings):
     rslora: bool = Field(default=True, description="Rank stabilisation (arXiv:2312.03732).")
     dora: bool = Field(default=False, description="Magnitude and direction apart: DoRA (arXiv:2402.09353).")
     targets: Annotated[
-        Literal["all-linear"] | Annotated[tuple[Name, ...], Field(min_length=1)], BeforeValidator(_module_names)
+        Literal["all-linear"] | Annotated[tuple[ModuleName, ...], Field(min_length=1)], BeforeValidator(_module_names)
     ] = Field(default="all-linear", description="Modules by name; all-linear is every projection of every block.")
     modules_to_save: ListOfTexts = Field(
         default=(), description="Modules that are trained whole and saved with the adapter, e.g. lm_head."
@@ -249,7 +249,6 @@ class TrainConfig(Settings):
     def _conflicts(self) -> list[tuple[bool, str]]:
         """Settings that do not go together: whether it is so here, and what to do, after the name of one of them."""
         vaccine, rows_mixed = self.vaccine, self.packing or self.padding_free
-        lora_is_set = self.lora != LoraSettings()
         evaluates = bool(self.held_out or self.eval_data)
         return [
             (bool(vaccine.only and not vaccine.active), "vaccine.only needs vaccine.steer or vaccine.inoculation"),
@@ -286,6 +285,19 @@ class TrainConfig(Settings):
                 f"({self.eval_steps}), so that the best step has a checkpoint",
             ),
             (self.bf16 and self.fp16, "bf16 and fp16 are two kinds of mixed precision; keep one"),
+            *self._conflicts_of_adapters(),
+            (self.method == "sft" and self.beta != 0.1, "beta is a setting of method: dpo"),
+            (
+                bool(self.measure.capability) and not self.measures_traits,
+                "measure.capability is measured beside traits, and no vector is named; name one in measure.vectors, or "
+                "leave it out and use lm-eval or `poise shift` afterwards",
+            ),
+            *self._conflicts_of_preferences(),
+        ]
+
+    def _conflicts_of_adapters(self) -> list[tuple[bool, str]]:
+        lora_is_set = self.lora != LoraSettings()
+        return [
             (
                 self.adapter == "none" and lora_is_set,
                 "lora is set, and adapter: none trains all weights, without LoRA; leave the lora settings out",
@@ -304,13 +316,6 @@ class TrainConfig(Settings):
                 "lora.start keeps the rank, scale, dropout and targets of that adapter; leave the other lora "
                 "settings out",
             ),
-            (self.method == "sft" and self.beta != 0.1, "beta is a setting of method: dpo"),
-            (
-                bool(self.measure.capability) and not self.measures_traits,
-                "measure.capability is measured beside traits, and no vector is named; name one in measure.vectors, or "
-                "leave it out and use lm-eval or `poise shift` afterwards",
-            ),
-            *self._conflicts_of_preferences(),
         ]
 
     def _conflicts_of_preferences(self) -> list[tuple[bool, str]]:
