@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from poise.data.messages import AnswerPart
-from poise.settings import ListOfTexts, PlacedFault, Settings
+from poise.settings import ListOfTexts, Settings, placed_fault
 from poise.train.setting_names import OTHER_NAMES, REFUSED_NAMES
 
 __all__ = ["LoraSettings", "MeasurementSettings", "MonitorSettings", "TrainConfig", "VaccineSettings"]
@@ -70,7 +70,7 @@ class LoraSettings(Settings):
     @classmethod
     def _no_empty_token(cls, tokens: tuple[int | str, ...]) -> tuple[int | str, ...]:
         if "" in tokens:
-            raise PlacedFault("is empty; name a token as the tokenizer has it, or its number", tokens.index(""))
+            raise placed_fault("is empty; name a token as the tokenizer has it, or its number", tokens.index(""))
         return tokens
 
 
@@ -243,7 +243,7 @@ class TrainConfig(Settings):
     def _settings_agree(self) -> TrainConfig:
         if conflict := next((text for wrong, text in self._conflicts() if wrong), None):
             name, _, text = conflict.partition(" ")
-            raise PlacedFault(text, *name.split("."))
+            raise placed_fault(text, *name.split("."))
         return self
 
     def _conflicts(self) -> list[tuple[bool, str]]:
