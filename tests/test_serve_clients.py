@@ -287,7 +287,7 @@ class TestWhatIsNotThere:
         )
         assert error["code"] == "http_error"
 
-    @pytest.mark.parametrize("path", ["/v1/embeddings", "/none", "/v1/" + "x" * 5000])
+    @pytest.mark.parametrize("path", ["/v1/images", "/none", "/v1/" + "x" * 5000])
     def test_is_answered_by_what_there_is(self, http: httpx.Client, path: str) -> None:
         message = http.get(path).json()["error"]["message"]
         assert message.startswith(f"There is nothing at {path[:100]}; there are: GET /v1/models, ")
