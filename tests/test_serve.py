@@ -365,7 +365,10 @@ class TestWhatIsNotSupported:
             ({"stop": [""]}, "stop"),
             ({"seed": 2**70}, "seed"),
             ({"messages": []}, "messages"),
-            ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+            ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
+            ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]}, "messages.0.tool_call_id"),
+            ({"messages": [{"role": "user", "content": "x", "tool_call_id": "a"}]}, "messages.0.tool_call_id"),
+            ({"messages": [{"role": "x", "content": "x"}]}, "messages.0.role"),
             (
                 {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
                 "messages.0.content",

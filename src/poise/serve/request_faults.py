@@ -30,13 +30,14 @@ def fault(errors: Sequence[Any]) -> RequestError:
         return RequestError(400, text, code="unsupported", param=_encodable(unsupported[0]))
     same = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
     first = max(same, key=lambda e: len(e["loc"]))  # of what may have several shapes, the one that it is nearest to
-    param = _field_name(first["loc"]) or None
+    place = first.get("ctx", {}).get("place", ())
+    param = _field_name((*first["loc"], *place)) or None
     if first["type"].startswith("json"):
         return RequestError(400, "The body is not JSON.", code="invalid_json")
     if not param and first["loc"][:1] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
         text = "The request needs a JSON object as its body, with Content-Type: application/json."
     else:
-        colon = ":" if first["type"] == "value_error" else ""
+        colon = ":" if first["type"] == "value_error" and not place else ""
         text = f"{_encodable(param) or 'The request'}{colon} {_encodable(describe_value(first))}."
     return RequestError(400, text, code="invalid_value", param=_encodable(param))
 

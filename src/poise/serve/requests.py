@@ -15,6 +15,7 @@ from poise.serve.tool_requests import (
     ToolCallMessage,
     ToolChoice,
 )
+from poise.settings import placed_fault
 from poise.steer.request_field import PoiseField, RequestName, RequestText, StrictRequest
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "PoiseField", "StreamOptions"]
@@ -67,11 +68,11 @@ class ChatMessage(StrictRequest):
     @model_validator(mode="after")
     def _fields_of_its_role(self) -> ChatMessage:
         if self.content is None and not self.tool_calls:
-            raise ValueError("content is missing; only an assistant's turn with tool_calls may be without")
+            raise placed_fault("is missing; only an assistant's turn with tool_calls may be without", "content")
         if self.tool_calls and self.role != "assistant":
-            raise ValueError(f"tool_calls of a turn of the {self.role}; only the assistant's may have them")
+            raise placed_fault(f"are of a turn of the {self.role}; only the assistant's may have them", "tool_calls")
         if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise ValueError("tool_call_id is missing" if self.role == "tool" else "tool_call_id is a tool's alone")
+            raise placed_fault("is missing" if self.role == "tool" else "is for a tool's turn alone", "tool_call_id")
         return self
 
 
@@ -199,9 +200,8 @@ class ChatCompletionRequest(OpenAIRequest):
         for place, message in enumerate(self.messages):
             called |= {call.id for call in message.tool_calls}
             if message.tool_call_id is not None and message.tool_call_id not in called:
-                raise ValueError(
-                    f"messages.{place} answers the call {message.tool_call_id!r}, which no turn before it has"
-                )
+                text = f"is {message.tool_call_id!r}, a call that no turn before it has"
+                raise placed_fault(text, "messages", place, "tool_call_id")
         return self
 
     @property
