@@ -50,7 +50,7 @@ def schema_format(schema: Any) -> dict[str, Any]:
 
 
 def ask(client: openai.OpenAI, **more: Any) -> Any:
-    fields: dict[str, Any] = {"model": "tiny-llama", "messages": ASK, "max_tokens": 150, "seed": 1}
+    fields: dict[str, Any] = {"model": "tiny-llama", "messages": ASK, "max_tokens": 400, "seed": 1}
     return client.chat.completions.create(**(fields | more))
 
 

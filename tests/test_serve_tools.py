@@ -164,7 +164,10 @@ class TestARefusal:
             ({"tool_choice": "required", "tools": []}, "there are no tools"),
             ({"tools": [CLOCK, CLOCK]}, "two functions named 'tell_time'"),
             ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0"),
-            ({"messages": [*ASK, {"role": "tool", "content": "5", "tool_call_id": "x"}]}, "tool_call_id is 'x', a call that no turn"),
+            (
+                {"messages": [*ASK, {"role": "tool", "content": "5", "tool_call_id": "x"}]},
+                "tool_call_id is 'x', a call",
+            ),
             ({"messages": [*ASK, {"role": "tool", "content": "5"}]}, "tool_call_id is missing"),
             ({"messages": [*ASK, {"role": "assistant", "content": None}]}, "content is missing"),
             (

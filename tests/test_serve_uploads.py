@@ -151,7 +151,7 @@ class TestUploads:
         traits = {row["trait"] for row in running.service.store.readings(ReadingsQuery(key="cy"))[0]}
         assert traits == {"up", "down"}
         metrics = call(address, "cy", "GET", "/metrics").text
-        assert "side" not in metrics
+        assert '"side"' not in metrics
         assert 'trait="uploaded"' in metrics
 
     def test_are_bounded_in_number(self, model: Model, server: tuple[str, RunningServer], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def schema_fault(schema: Mapping[str, Any], reason: str) -> str:
     while inner := next((each for each in _schema_parts(part) if _reason(each[1], definitions, trials)), None):
         place, part = (*place, *inner[0]), inner[1]
         reason = _reason(part, definitions, trials) or reason
-    named_first = sorted(part, key=lambda key: key not in reason)
+    named_first = sorted(part, key=lambda key: key not in _plain_reason(reason))
     keyword = next((key for key in named_first if _sound_without(part, key, definitions, trials)), None)
     where = f" at {'.'.join(place)}" if place else ""
     what = f" because of its keyword {keyword}{where}" if keyword else f" because of its part{where}" if place else ""
