@@ -19,7 +19,7 @@ from poise.engine.static import LocalEngine
 from poise.model import Model, ask
 from poise.serve.policy import Policy
 from poise.steer import Steering, SteeringExpression, Term
-from poise.steer.hold import hold_again, hold_forced
+from poise.steer.hold import hold_again, hold_forced, hold_later
 from poise.vector import PersonaVector
 
 LAST = tiny.L - 1
@@ -229,6 +229,64 @@ class TestAnAlarmsCap:
         assert poise["layers"]["seen"] == LAST
         assert max(poise["readings"]["up"]) <= -5 + 1e-4
         assert max(poise["readings"]["seen"]) <= -5 + 1e-4
+
+    @pytest.mark.parametrize("cosine", [-1.0, -0.6])
+    @pytest.mark.parametrize(
+        ("rules", "uploads", "action"),
+        [
+            ({}, False, "cap"),
+            ({"may_steer": False, "most_dose": 0.1}, False, "cap"),
+            ({"may_steer": False}, True, "note"),
+            ({}, True, "note"),
+            ({"most_dose": 1e9}, True, "cap"),
+        ],
+    )
+    def test_undoes_no_forced_one(
+        self, model: Model, tmp_path: Path, rules: dict[str, Any], uploads: bool, action: str, cosine: float
+    ) -> None:
+        """Of a vector that points against the forced one, which is pushed up where the other is held down."""
+        given = serving.vectors(model)
+        up, side = given["up"].directions, given["down"].directions
+        against = cosine * up / up.norm(dim=1, keepdim=True) + (1 - cosine**2) ** 0.5 * side / side.norm(
+            dim=1, keepdim=True
+        )
+        anti = PersonaVector(against, given["up"].reference_norm, given["up"].header)
+        anti = anti.with_alarms([serving.alarm(reading="peak", threshold=-50.0)])
+        given["last"] = PersonaVector(up[1].expand(tiny.L, -1), anti.reference_norm, given["up"].header).with_alarms(
+            [serving.alarm(reading="mean", layer=LAST, threshold=1e6)]
+        )
+        policy = serving.uploading(tmp_path, on_alarm="cap", steer="up@1=cap:0", **rules)
+        body: dict[str, Any] = {
+            "model": "tiny-llama",
+            "messages": [{"role": "user", "content": "Where do the boats go?"}],
+            "max_tokens": 8,
+            "temperature": 1.0,
+            "seed": 1,
+            "poise": {"watch": True},
+        }
+        with serving.running(model, given if uploads else {**given, "anti": anti}, policy=policy) as (address, server):
+            if uploads:
+                server.service.registry.add("anti", anti, fixed=False)
+            poise = httpx.post(f"{address}/v1/chat/completions", json=body).json()["choices"][0]["poise"]
+        assert poise["alarms"][0]["action"] == action
+        assert max(poise["readings"]["up"]) <= 1e-4
+        assert action == "note" or poise["readings"]["last"][-1] <= 1e-4
+
+    def test_of_an_upload_undoes_no_alarms_cap_of_the_servers_own(self, vectors: dict[str, PersonaVector]) -> None:
+        up = vectors["up"]
+        anti = PersonaVector(-up.directions, up.reference_norm, up.header)
+        upload, servers = parsed("anti@2=cap:-9", {"anti": anti}), parsed("up@1=cap:1", vectors)
+        low, high = hold_later([upload, servers], None).terms
+        assert not low.directions()[2].abs().max() > 1 - 1e-6
+        assert (high.layers, high.value) == ((1, 2, LAST), 1)
+
+    def test_counts_tokens_and_conditions_of_what_is_forced_as_the_answer_does(
+        self, vectors: dict[str, PersonaVector]
+    ) -> None:
+        forced = parsed("up@1=cap:-1 after 4; up@1=cap:-2 if prompt side@0>-100; up@1=-30%", vectors)
+        first, second = hold_later([forced], parsed("side@2=1", vectors)).terms
+        assert (first.tokens, first.layers) == ((4, None), (1, 2, LAST))
+        assert (second.value, second.when) == (-2, None)
 
     def test_is_told_of_in_a_server_that_forces_one(self, model: Model, tmp_path: Path) -> None:
         (tmp_path / "rules.yaml").write_text("default: {steer: 'up@1=cap:-1'}")

@@ -133,7 +133,7 @@ class ContinuousEngine:
         for batch in (*self._batches, *self._waiting.aside):
             if sequences := [sequence for sequence in batch.sequences if sequence.key == key]:
                 applied = AppliedSteering(self.model, [steering] * len(sequences))
-                applied.decoding()
+                applied.decoding(after=sequences[0].cached_tokens - len(sequences[0].request.prompt.ids))
                 batch.groups.append(SteeredGroup(applied, sequences))
 
     @torch.inference_mode()

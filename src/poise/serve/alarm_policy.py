@@ -10,13 +10,14 @@ import torch
 
 from poise.data import AnswerPart
 from poise.engine import EngineOutput
+from poise.errors import RequestError
 from poise.model.parts import TokenPart, in_part
 from poise.monitor import AlarmWatcher, AnswerReadings, RaisedAlarm
 from poise.serve.planning import SteeringPush
 from poise.serve.policy import Action, Policy
 from poise.serve.vector_registry import WatchedVector
 from poise.steer import Steering, Term
-from poise.steer.hold import hold_again
+from poise.steer.hold import hold_later
 from poise.vector import Alarm
 
 __all__ = ["AlarmGuard", "Alert", "GuardedOutput", "PartGuard"]
@@ -141,6 +142,7 @@ class AlarmGuard:
         policy: Rules that say what is done on an alarm, and in which part.
         pushes: What steering adds to each one's reading; ``None`` where nobody knows.
         requested: What the request steers, which no cap may be undone by.
+        forced: What the policy steers, which no cap may undo.
     """
 
     def __init__(
@@ -148,9 +150,12 @@ class AlarmGuard:
         watched: Sequence[WatchedVector],
         policy: Policy,
         pushes: Sequence[SteeringPush | None],
+        *,
         requested: Steering | None = None,
+        forced: Steering | None = None,
     ) -> None:
-        self.watched, self.policy, self.requested = tuple(watched), policy, requested
+        self.watched, self.policy = tuple(watched), policy
+        self.requested, self.forced = requested or Steering(), forced or Steering()
         columns: dict[AnswerPart, list[int]] = {}
         for column, w in enumerate(self.watched):
             columns.setdefault(policy.part_of(w.name), []).append(column)
@@ -164,7 +169,8 @@ class AlarmGuard:
         }
         self._tokens = 0  # of the answer
         self._seen: list[tuple[int, TokenPart, torch.Tensor]] = []  # while they may turn out to be thought
-        self._capped: set[int] = set()
+        self._caps: dict[int, Term] = {}  # by the column of the vector
+        self._new_caps = False
 
     def inspect(self, output: EngineOutput) -> GuardedOutput:
         """Read a step's output, and decide whether the answer goes on."""
@@ -178,7 +184,7 @@ class AlarmGuard:
             return GuardedOutput(output=cut, alerts=tuple(alerts), stopped=True, readings=self.readings())
         self._tokens += len(output.tokens)
         if output.finish is None:
-            return GuardedOutput(output=output, alerts=tuple(alerts), cap=self._cap(alerts))
+            return GuardedOutput(output=output, alerts=tuple(alerts), cap=self._cap())
         late = [self._alert(raised, "note") for part in self._parts for raised in part.end()]  # nothing is left to stop
         return GuardedOutput(output=output, alerts=(*alerts, *late), readings=self.readings())
 
@@ -223,20 +229,38 @@ class AlarmGuard:
     def _alert(self, raised: RaisedAlarm, action: Action | None = None) -> Alert:
         watched = self.watched[raised.column]
         action = action or self.policy.action(watched.name)
-        if action == "cap" and watched.cap_alarm(raised.alarm.part) is None:
-            action = "note"  # of an upload; a vector of the server's own is refused at its start
+        if action == "cap" and not self._is_capped(raised.column, raised.alarm.part):
+            action = "note"
         return Alert(watched.name, raised, action)
 
-    def _cap(self, alerts: Sequence[Alert]) -> Steering | None:
-        """Keep each trait that raised an alarm at the threshold for tokens along its own direction, once."""
-        terms = []
-        for alert in alerts:
-            column, part = alert.raised.column, alert.raised.alarm.part
-            watched = self.watched[column]
-            if alert.action != "cap" or column in self._capped or (level := watched.cap_alarm(part)) is None:
-                continue
-            self._capped.add(column)
-            terms.append(
-                Term(vector=watched.vector, value=level.threshold, layers=(level.layer,), operation="cap", part=part)
-            )
-        return hold_again(Steering(tuple(terms)), self.requested) if terms else None
+    def _is_capped(self, column: int, part: AnswerPart) -> bool:
+        """Whether a trait is kept at the threshold for tokens along its own direction, from the next token on at least.
+
+        A key's upload caps as the key itself may steer. One that may not, or has no such threshold, caps nothing; a
+        vector of the server's own without one is refused at its start.
+        """
+        if column in self._caps:
+            return True
+        watched = self.watched[column]
+        if (level := watched.cap_alarm(part)) is None:
+            return False
+        term = Term(vector=watched.vector, value=level.threshold, layers=(level.layer,), operation="cap", part=part)
+        if not watched.fixed:
+            try:
+                self.policy.check_steering(self.requested + self._caps_of(fixed=False) + Steering((term,)))
+            except RequestError:
+                return False
+        self._caps[column], self._new_caps = term, True
+        return True
+
+    def _caps_of(self, *, fixed: bool) -> Steering:
+        return Steering(tuple(term for column, term in self._caps.items() if self.watched[column].fixed == fixed))
+
+    def _cap(self) -> Steering | None:
+        """What caps from the next token on, where a cap is new: no upload undoes a cap of the server's, nor any of them
+        what the policy forces.
+        """
+        if not self._new_caps:
+            return None
+        self._new_caps = False
+        return hold_later([self._caps_of(fixed=False), self._caps_of(fixed=True), self.forced], self.requested)

@@ -50,6 +50,7 @@ class RequestPlan:
     Attributes:
         requests: Requests to the engine, one for each choice, in order.
         requested: What the client's steering does.
+        forced: What the policy steers.
         watched: Vectors that read every answer, in the order of the requests' probes.
         shown: Watched vectors whose readings the client asked to see.
         steer: The client's steering as an expression.
@@ -65,6 +66,7 @@ class RequestPlan:
 
     requests: tuple[GenerationRequest, ...]
     requested: Steering
+    forced: Steering
     watched: tuple[WatchedVector, ...]
     shown: tuple[WatchedVector, ...]
     steer: str | None
@@ -120,6 +122,7 @@ def plan_request(
     return RequestPlan(
         requests=tuple(requests),
         requested=requested,
+        forced=forced,
         watched=watched,
         shown=shown,
         steer=str(spec) if spec and spec.terms else None,

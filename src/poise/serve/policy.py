@@ -99,6 +99,15 @@ class Policy(Settings):
             InvalidSteering: it cannot be done.
         """
         steering = requested.steering(vectors) if requested else Steering(())
+        self.check_steering(steering)
+        return steering
+
+    def check_steering(self, steering: Steering) -> None:
+        """Refuse what the key may not steer.
+
+        Raises:
+            RequestError: 403 where it may not steer, 400 where it may not so strongly.
+        """
         if steering.terms and not self.may_steer:
             raise RequestError(403, "This key may not steer.", code="steering_forbidden", param="poise.steer")
         total = total_dose(steering)
@@ -110,7 +119,6 @@ class Policy(Settings):
                 code="dose_too_strong",
                 param="poise.steer",
             )
-        return steering
 
 
 class Policies(Settings):

@@ -184,7 +184,7 @@ class CompletionExchange:
         self.requests = [
             ScheduledRequest(
                 request=request,
-                guard=AlarmGuard(plan.watched, plan.policy, plan.pushes, plan.requested),
+                guard=AlarmGuard(plan.watched, plan.policy, plan.pushes, requested=plan.requested, forced=plan.forced),
                 sink=self._sink(index),
                 deadline=deadline,
             )

@@ -116,9 +116,15 @@ class AppliedSteering:
         self._announced, self._age = True, -1
         self._forget()
 
-    def decoding(self) -> None:
-        """From now on every pass runs one response token a row; there may be none, where all answers end at once."""
+    def decoding(self, after: int | None = None) -> None:
+        """From now on every pass runs one response token a row; there may be none, where all answers end at once.
+
+        Args:
+            after: Tokens of the response that have been run already, where the steering begins within it.
+        """
         self._pass, self._announced = PassPositions(), False
+        if after is not None:
+            self._age = after - 1
         self.touched = True
 
     def announce_tokens(self, tokens: Sequence[tuple[TokenPart, int]] | None) -> None:

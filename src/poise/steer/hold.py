@@ -17,9 +17,10 @@ from poise.model.parts import Part
 from poise.steer.steering import Phase, Steering, Term, orthogonal_part
 from poise.vector import PersonaVector
 
-__all__ = ["HeldSteering", "hold_again", "hold_forced"]
+__all__ = ["HeldSteering", "hold_again", "hold_forced", "hold_later"]
 
 NEGLIGIBLE = 1e-5  # share of a direction's length that is rounding
+PUSHES = {"add": 1, "floor": 1, "cap": -1}  # which way along its direction an operator moves; the others, both
 HOLD_WORDS = {"cap": "caps", "floor": "holds up", "clamp": "clamps", "project_out": "projects out"}
 
 
@@ -68,6 +69,29 @@ def hold_again(holds: Steering, requested: Steering | None) -> Steering:
     if requested is None or not requested.terms:
         return holds
     return Steering(tuple(_done_again(hold, requested.terms) for hold in _single_layers(holds.terms)))
+
+
+def hold_later(ranks: Sequence[Steering], requested: Steering | None) -> Steering:
+    """Caps and other holds that begin within an answer, each of which holds against those before it.
+
+    Each is done again wherever the request or an earlier one acts, and acts without what works against a later one.
+    A condition on the prompt, which has been read by then, counts as met.
+
+    Args:
+        ranks: What is to hold, the weakest first.
+        requested: What is steered already.
+    """
+    below, done = requested.terms if requested else (), list[Term]()
+    holds = [[_without_prompt_condition(t) for t in rank.terms if t.operation != "add"] for rank in ranks]
+    for number, rank in enumerate(holds):
+        above = _single_layers([term for stronger in holds[number + 1 :] for term in stronger])
+        again = hold_again(Steering(tuple(rank)), Steering((*below, *done)))
+        done += [_without_holds(term, above)[0] for term in again.terms]
+    return Steering(tuple(done))
+
+
+def _without_prompt_condition(term: Term) -> Term:
+    return replace(term, when=None) if term.when and term.when.reading == "prompt" else term
 
 
 def _single_layers(holds: Sequence[Term]) -> list[Term]:
@@ -134,7 +158,7 @@ def _without_holds(term: Term, holds: Sequence[Term]) -> tuple[Term, list[tuple[
     along, lost = term.directions(), []
     for layer in term.touched:
         for hold in holds:
-            changed = _without_part(along[layer], hold, layer, adds=term.operation == "add")
+            changed = _without_part(along[layer], hold, layer, PUSHES.get(term.operation))
             if changed is not along[layer]:
                 along[layer] = changed
                 lost.append((layer, hold))
@@ -148,15 +172,16 @@ def _without_holds(term: Term, holds: Sequence[Term]) -> tuple[Term, list[tuple[
     return replace(term, vector=PersonaVector(directions, term.vector.reference_norm, term.vector.header)), lost
 
 
-def _without_part(v: torch.Tensor, hold: Term, layer: int, *, adds: bool) -> torch.Tensor:
+def _without_part(v: torch.Tensor, hold: Term, layer: int, pushes: int | None) -> torch.Tensor:
     """v without what works against a hold at a layer; v itself where nothing does."""
     [first] = hold.touched
     if layer < first or (layer == first and hold.operation == "cap"):
         return v
     unit = hold.vector.unit(layer)
-    push = float(v.double() @ unit.double())
-    if adds and ((hold.operation == "cap" and push <= 0) or (hold.operation == "floor" and push >= 0)):
-        return v
+    if pushes is not None:
+        push = pushes * float(v.double() @ unit.double())
+        if (hold.operation == "cap" and push <= 0) or (hold.operation == "floor" and push >= 0):
+            return v
     against = [unit]
     if hold.operation != "cap":  # which alone comes after every other operator
         against.append(orthogonal_part(hold.vector.unit(first)[None], [unit[None]])[0])
