@@ -78,7 +78,8 @@ class TestACall:
     def test_of_a_tool_by_name_is_of_that(self, clients: dict[str, openai.OpenAI], style: str, name: str) -> None:
         chosen = {"type": "function", "function": {"name": name}}
         for choice in (chosen, {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [chosen]}}):
-            [call] = ask(clients[style], tool_choice=choice, parallel_tool_calls=False).choices[0].message.tool_calls
+            once = {} if choice is chosen else {"parallel_tool_calls": False}
+            [call] = ask(clients[style], tool_choice=choice, **once).choices[0].message.tool_calls
             assert call.function.name == name
             check_calls([call])
 

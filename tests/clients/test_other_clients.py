@@ -19,7 +19,9 @@ KEY = "0123456789abcdef-ana"
 
 
 class Boat(pydantic.BaseModel):
-    """A boat."""
+    """A boat. Nothing may be added to it, as a random model would without an end."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
 
     kind: Literal["sail", "steam"]
     masts: Literal[1, 2, 3]
@@ -30,7 +32,7 @@ class TestLangChain:
     def chat(self, address: str) -> Any:
         langchain = pytest.importorskip("langchain_openai")
         return langchain.ChatOpenAI(
-            model="poise-test", base_url=f"{address}/v1", api_key="none", max_tokens=120, seed=1, max_retries=0
+            model="poise-test", base_url=f"{address}/v1", api_key="none", max_tokens=400, seed=1, max_retries=0
         )
 
     def test_answers_plain_and_streamed(self, chat: Any) -> None:
@@ -100,7 +102,7 @@ class TestInstructor:
 
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         wrapped = instructor.from_openai(client, mode=getattr(instructor.Mode, mode))
-        fields: dict[str, Any] = {"model": "poise-test", "messages": MESSAGES, "max_tokens": 200, "seed": 1}
+        fields: dict[str, Any] = {"model": "poise-test", "messages": MESSAGES, "max_tokens": 400, "seed": 1}
         if mode == "JSON":  # any object, so that a random model need not fit
             with pytest.raises(Exception, match=r"Boat|validation|retr|max_tokens|incomplete"):
                 wrapped.chat.completions.create(**fields, response_model=Boat, max_retries=0)

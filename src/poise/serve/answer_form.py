@@ -75,7 +75,7 @@ def answer_form(
         model: The model that answers.
         tools: Tools of the request; with the choice ``none`` it is as if there were none.
         choice: Which of them may or must be called; ``auto`` by default.
-        parallel: Whether one answer may have several calls.
+        parallel: Whether one answer may have several calls; of a named function there is one.
         response_format: What the answer is where it calls nothing.
         may_think: Whether a thought may come before it.
 
@@ -108,7 +108,7 @@ def answer_form(
             call_format,
             offered,
             required=required,
-            parallel=parallel,
+            parallel=parallel and not isinstance(choice, NamedTool),
             reply=schema,
             blank=may_think,
             special=compiler.special,
