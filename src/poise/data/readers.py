@@ -6,6 +6,7 @@ recognised, and what is refused with which remedy, is said in ``recognition``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -109,6 +110,8 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
         at_turn, unread_there = tools_of({"tools": cell})
         tools += tuple(tool for tool in at_turn if tool not in tools)
         unread += unread_there
+    if tools and not is_utf8(json.dumps(tools, ensure_ascii=False, default=str)):
+        raise InvalidRow("not UTF-8 text: half a character in the definitions of tools")
     kinds = (*left_out_kinds(messages, media, need, part), *(beside if need == "assistant" else ()), *unread)
     return RowContent(tuple(messages), tools, kinds)
 
@@ -126,7 +129,8 @@ def _check_turn(turn: Message, number: int, media: str | None) -> None:
     if empty and not turn.get("tool_calls") and not turn.get("thought"):
         what = f", holds only: {media}" if media else ""
         raise InvalidRow(f"empty turn: {turn['role']}, turn {number}{what}")
-    if not is_utf8(turn["content"]) or not is_utf8(turn.get("thought", "")):
+    calls = json.dumps(turn.get("tool_calls", ()), ensure_ascii=False, default=str) if "tool_calls" in turn else ""
+    if not all(map(is_utf8, (turn["content"], turn.get("thought", ""), calls))):
         raise InvalidRow(f"not UTF-8 text: half a character in turn {number}")
 
 

@@ -42,7 +42,8 @@ def add_error_answers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
         log.error("%s failed", request.url.path, exc_info=error)
-        return JSONResponse(RequestError(500, "The server failed on this request.", code="internal").body, 500)
+        refusal = RequestError(500, "The server failed on this request.", code="internal")
+        return JSONResponse(refusal.body, 500, headers={"Connection": "close"})  # as the server does after a failure
 
 
 def _routing_fault(app: FastAPI, request: Request, error: HTTPException) -> RequestError:

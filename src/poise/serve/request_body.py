@@ -6,6 +6,7 @@ All of it takes a time that grows with the body: it belongs in a worker, never o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,11 +15,13 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from poise.errors import RequestError
-from poise.serve.request_faults import fault
+from poise.serve.request_faults import encodable, fault
+from poise.steer.request_field import check_characters
 
 __all__ = ["BodyLimits", "check_body", "json_pieces", "read_request"]
 
 QUOTE, BACKSLASH, COMMA = b'"\\,'
+HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # also of those that another half makes complete
 PIECE_ITEMS = 256  # items of a list that are written in one go
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -94,17 +97,38 @@ def read_request(kind: type[Body], body: bytes, content_type: str) -> Body:
     """
     subtype = content_type.split(";")[0].strip().lower().removeprefix("application/")
     try:
-        data = json.loads(body) if body and (subtype == "json" or subtype.endswith("+json")) else None
+        is_json = subtype == "json" or subtype.endswith("+json")
+        data = json.loads(body.decode("utf-8-sig")) if body and is_json else None
     except (ValueError, RecursionError) as error:
         raise RequestError(400, "The body is not JSON.", code="invalid_json") from error
     if not isinstance(data, dict):
         text = "The request needs a JSON object as its body, with Content-Type: application/json."
         raise RequestError(400, text, code="invalid_value")
     try:
-        return kind.model_validate(data)
+        request = kind.model_validate(data)
     except ValidationError as error:
         faults: Sequence[Any] = error.errors(include_url=False)
-        raise fault([{**each, "loc": ("body", *each["loc"])} for each in faults]) from error
+        raise fault([{**each, "loc": ("body", *each["loc"])} for each in faults], data) from error
+    if HALF_CHARACTER.search(body):
+        _check_all_characters(data)
+    return request
+
+
+def _check_all_characters(value: Any, *place: str | int) -> None:
+    """Refuse halves of characters in every part, those that no field describes, such as schemas, included."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_all_characters(key, *place)
+            _check_all_characters(item, *place, key)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_all_characters(item, *place, number)
+    elif isinstance(value, str):
+        try:
+            check_characters(value)
+        except ValueError as error:
+            param = encodable(".".join(map(str, place))) or None
+            raise RequestError(400, f"{param or 'The request'}: {error}.", code="invalid_value", param=param) from error
 
 
 def json_pieces(value: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from poise.serve.tool_requests import ArgumentsText
 from poise.steer.request_field import RequestText, StrictRequest
 
 __all__ = [
@@ -60,7 +61,7 @@ class FunctionCallItem(StrictRequest):
     type: Literal["function_call"]
     call_id: ItemID = Field(min_length=1)
     name: RequestText = Field(min_length=1, max_length=64)
-    arguments: RequestText
+    arguments: ArgumentsText
     id: ItemID | None = None
     status: ItemStatus | None = None
 

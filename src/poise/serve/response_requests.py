@@ -195,7 +195,7 @@ def as_chat(body: CreateResponse) -> ChatCompletionRequest:
         return ChatCompletionRequest.model_validate(chat)
     except ValidationError as error:
         faults: list[Any] = list(error.errors(include_url=False))
-        raise in_its_words(fault([{**each, "loc": ("body", *each["loc"])} for each in faults])) from error
+        raise in_its_words(fault([{**each, "loc": ("body", *each["loc"])} for each in faults], chat)) from error
 
 
 def _check_nothing_stored(body: CreateResponse) -> None:

@@ -11,20 +11,22 @@ import re
 import secrets
 import string
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from poise.engine.grammar import Grammar, GrammarCompiler, check_schema, json_options
+from poise.engine.grammar import ANNOTATIONS, Grammar, GrammarCompiler, check_schema, json_options
 from poise.engine.schema_faults import schema_fault
 from poise.errors import InvalidArgument
 from poise.model.tool_format import CALL_ID_LENGTH, ToolCallFormat
 
 __all__ = ["CallDelta", "OfferedTool", "ToolCall", "ToolCallReader", "tool_grammar"]
 
+MOST_KEYWORDS = 16  # that are tried to find the one at fault
 MOST_PARAMETERS = 262_144  # characters of all schemas of a request
 ANY_WORDS = r"/(.|\n)*/"
 WORDS_WITHOUT_BRACE = r"/[^{ \n](.|\n)*/"
 BLANK = r"/[ \n]{0,4}/"
+OTHER_TYPES = ("array", "boolean", "integer", "null", "number", "string")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +35,36 @@ class OfferedTool:
 
     Attributes:
         name: Name that calls use.
-        parameters: JSON Schema of its arguments.
+        parameters: JSON Schema of its arguments, which are an object whatever else it allows.
         strict: Whether a schema that cannot be kept to is refused; else what of it cannot be kept to is skipped.
     """
 
     name: str
     parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
     strict: bool = False
+
+    @property
+    def arguments_options(self) -> str:
+        """What its arguments are held to, as text.
+
+        Raises:
+            InvalidArgument: the type that the parameters have is none of an object's.
+        """
+        schema, types = self.parameters, self.parameters.get("type", "object")
+        types = [types] if isinstance(types, str) else types
+        if isinstance(types, list) and "object" in types:
+            schema = {**schema, "type": "object"}
+        elif isinstance(types, list) and all(isinstance(name, str) and name in OTHER_TYPES for name in types):
+            raise InvalidArgument(self.excludes_objects("type"))
+        return json_options(schema, lenient=not self.strict)
+
+    def excludes_objects(self, keyword: str | None) -> str:
+        """What is wrong with parameters that no object fits, because of this keyword where one is to blame."""
+        reason = f" because of their keyword {keyword}" if keyword else ""
+        return (
+            f"The tool {self.name}: no JSON object fits its parameters{reason}, and arguments are always one; write "
+            "what the function takes as properties of an object."
+        )
 
 
 def tool_grammar(
@@ -79,7 +104,7 @@ def tool_grammar(
         )
     for number, tool in enumerate(tools):
         check_schema(tool.parameters)
-        rules.append(f"arguments_{number}: %json {json_options(tool.parameters, lenient=not tool.strict)}")
+        rules.append(f"arguments_{number}: %json {tool.arguments_options}")
         rules.append(f"call_{number}: {literal(tool.name + form.middle)} arguments_{number}")
     rules.append("call: " + " | ".join(f"call_{number}" for number in range(len(tools))))
     more = f"({literal(form.between)} call)*" if parallel and form.between is not None else ""
@@ -109,11 +134,29 @@ def tool_grammar(
 def _tool_fault(compiler: GrammarCompiler, tools: Sequence[OfferedTool], reason: str) -> str:
     for tool in tools:
         options = json_options(tool.parameters, lenient=not tool.strict)
-        try:
-            compiler.lark(f"start: %json {options}")
-        except InvalidArgument as error:
-            return f"The tool {tool.name}: {schema_fault(json.loads(options), str(error))}"
+        if fault := _compile_fault(compiler, options):
+            return f"The tool {tool.name}: {schema_fault(json.loads(options), fault)}"
+        if _compile_fault(compiler, tool.arguments_options):
+            return tool.excludes_objects(_excluding_keyword(compiler, tool))
     return f"The tools are too many or too large to be kept to together: {reason}; offer fewer."
+
+
+def _excluding_keyword(compiler: GrammarCompiler, tool: OfferedTool) -> str | None:
+    """The keyword of a tool's parameters without which an object would fit them."""
+    for keyword in [name for name in tool.parameters if name not in ANNOTATIONS][:MOST_KEYWORDS]:
+        fewer = {name: value for name, value in tool.parameters.items() if name != keyword}
+        if not _compile_fault(compiler, replace(tool, parameters=fewer).arguments_options):
+            return keyword
+    return None
+
+
+def _compile_fault(compiler: GrammarCompiler, options: str) -> str:
+    """Why there is no JSON of a schema; empty where there is."""
+    try:
+        compiler.lark(f"start: %json {options}")
+    except InvalidArgument as error:
+        return str(error)
+    return ""
 
 
 def _grammar_literal(text: str, special: Mapping[str, int]) -> str:
@@ -277,7 +320,7 @@ def new_call_id() -> str:
 
 
 class JSONScanner:
-    """Finds the end of a JSON object or list that comes in pieces.
+    """Finds the end of a JSON object that comes in pieces: arguments are held to be one.
 
     Attributes:
         done: Whether the end has come.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from poise.steer.request_field import RequestText, StrictRequest
+from poise.steer.request_field import RequestText, StrictRequest, check_characters
 
 __all__ = [
     "AllowedTools",
+    "ArgumentsText",
     "CalledFunction",
     "FunctionTool",
     "JSONObjectFormat",
@@ -23,6 +26,21 @@ __all__ = [
 
 FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
 Schema = dict[str, Any]
+HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _complete_when_parsed(text: str) -> str:
+    """Templates show arguments as they parse, with every character that is escaped in them."""
+    if HALF_ESCAPED.search(text):
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):  # which templates show as it is
+            return text
+        check_characters(json.dumps(parsed, ensure_ascii=False))
+    return text
+
+
+ArgumentsText = Annotated[RequestText, AfterValidator(_complete_when_parsed)]
 
 
 class FunctionDefinition(StrictRequest):
@@ -75,7 +93,7 @@ class CalledFunction(StrictRequest):
     """The function of a call, and its arguments as JSON."""
 
     name: FunctionName
-    arguments: RequestText
+    arguments: ArgumentsText
 
 
 class ToolCallMessage(StrictRequest):

@@ -8,14 +8,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from poise.steer.expression import SteeringExpression
 
-__all__ = ["VECTOR_NAME", "PoiseField", "RequestName", "RequestText", "StrictRequest"]
+__all__ = ["VECTOR_NAME", "PoiseField", "RequestName", "RequestText", "StrictRequest", "check_characters"]
 
 VECTOR_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 """What a vector may be called by, so that steering expressions and addresses can name it."""
 
 
-def _complete_characters(text: str) -> str:
-    """JSON can write halves of characters, which no tokenizer takes."""
+def check_characters(text: str) -> str:
+    """The text, unless it has halves of characters, which JSON can write and no tokenizer takes.
+
+    Raises:
+        ValueError: it has one.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -23,7 +27,7 @@ def _complete_characters(text: str) -> str:
     return text
 
 
-RequestText = Annotated[str, AfterValidator(_complete_characters)]
+RequestText = Annotated[str, AfterValidator(check_characters)]
 RequestName = Annotated[RequestText, Field(min_length=1, max_length=200)]
 
 

@@ -176,6 +176,10 @@ def _shallow_json(document: str) -> Any:
         value = json.loads(document)
     except RecursionError as error:
         raise ValueError(f"nested more than {DEEPEST_HEADER} deep") from error
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("half of a character (a lone surrogate)") from error
     level, depth = [value], 0
     while level := [item for value in level for item in _items(value)]:
         depth += 1
