@@ -95,6 +95,7 @@ class Stub(ThreadingHTTPServer):
         self.thinks = False
         self.vectors = two_vectors()
         self.policy = {"steer": None, "may_steer": True, "most_dose": 3.0, "most_tokens": 4096}
+        self.policy |= {"may_change_vectors": True, "admin": False}
         self.hours_up = 1e9
         self.paths: list[str] = []
         self.requests: list[dict[str, Any]] = []

@@ -291,7 +291,13 @@ class TestWhatIsNotThere:
     def test_is_answered_by_what_there_is(self, http: httpx.Client, path: str) -> None:
         message = http.get(path).json()["error"]["message"]
         assert message.startswith(f"There is nothing at {path[:100]}; there are: GET /v1/models, ")
-        for route in ("POST /v1/chat/completions", "GET /v1/poise/readings", "DELETE /v1/poise/vectors/{name}"):
+        for route in (
+            "POST /v1/chat/completions",
+            "GET /v1/poise/readings",
+            "DELETE /v1/poise/vectors/{name}",
+            "GET /openapi.json",
+            "GET /,",
+        ):
             assert route in message
 
     @pytest.mark.parametrize(

@@ -110,6 +110,8 @@ class TestTooMuchWork:
             eventually(lambda: server.service.scheduler.waiting == 2)
             refused = chat(address)
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+            says = "2 requests are waiting already, and 2 may; try again in "
+            assert refused.json()["error"]["message"].startswith(says), "of a server without keys"
             assert 1 <= int(refused.headers["retry-after"]) <= 60
             too_many = chat(address, n=3)
             assert (too_many.status_code, too_many.json()["error"]["param"]) == (400, "n")

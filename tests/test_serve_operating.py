@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import socket
@@ -13,23 +14,29 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import typer
 import yaml
 
 import serving
 import tiny
 from poise import vector as vectors
+from poise.cli import app
+from poise.cli.serve import _options_in_logs
+from poise.cli.work import working
 from poise.engine import model_pass
-from poise.errors import InvalidArgument
+from poise.errors import InvalidArgument, OutputExists
 from poise.model import Model
 from poise.serve.access_log import AccessLog
 from poise.serve.http_server import check_address, tell_systemd
-from poise.serve.readings_db import ReadingRecord, ReadingsStore
+from poise.serve.readings_db import ReadingRecord, ReadingsStore, check_database
 from poise.serve.server import ServerOptions, check_options, make_server
+from poise.serve.vector_registry import VectorRegistry
 from test_serve_faults import BODY, Held
 from test_serve_rules import chat, eventually
 
@@ -353,8 +360,23 @@ class TestAReload:
         ("file", "text", "says"),
         [
             ("rules.yaml", "default: {most_tokens: -3}", "most_tokens"),
-            ("rules.yaml", "keys: {carla: {}}", "the key 'carla', which the key file lacks"),
-            ("rules.yaml", "default: {steer: down=10%}", "the vector 'down', which is not here"),
+            (
+                "rules.yaml",
+                "default: {}\nkeys:\n  carla: {}",
+                "rules.yaml, line 3: keys.carla are rules for the key 'carla', which the key file lacks; "
+                "it has: ana, bob; fix it",
+            ),
+            (
+                "rules.yaml",
+                "default:\n  steer: down=10%",
+                "rules.yaml, line 2: default.steer names the vector 'down', which is not here; name one that "
+                "is (up), or start the server with it as `vector`; fix it and try again.",
+            ),
+            (
+                "rules.yaml",
+                "keys:\n  bob:\n    on_alarm:\n      up: note\n      down: stop",
+                "rules.yaml, line 5: keys.bob.on_alarm.down names the vector 'down', which is not here",
+            ),
             ("keys", "ana short\n", "Line 1 of the key file"),
             ("keys", None, "Cannot read the key file"),
             ("up.safetensors", "not a vector", "up.safetensors"),
@@ -379,6 +401,35 @@ class TestAReload:
         assert value("poise_reloads_total", {"result": "refused"}) == 1
         assert value("poise_reload_last_successful") == 0
         assert httpx.get(f"{address}/readyz").status_code == 200
+
+    def test_refuses_another_trait_s_vector(
+        self, model: Model, reloading: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        _, server, folder = reloading
+        other = tiny.trait().model_copy(update={"name": "envy"})
+        envy = tiny.vector(model, seed=2, trait=other, trait_hash=other.hash)
+        vectors.save_vector(envy, folder / "up.safetensors", force=True)
+        before = server.service.registry.entries["up"]
+        assert not server.reloader.reload()
+        assert server.service.registry.entries["up"] is before
+        mine = tiny.trait().name
+        says = f"holds a vector of 'envy' now, and 'up' was one of {mine!r}; put one of {mine!r} there, or start"
+        assert says in caplog.text
+
+    def test_says_which_alarms_a_vector_has_no_longer(
+        self, model: Model, reloading: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        _, server, folder = reloading
+        plain = tiny.vector(model, seed=1)
+        for readings in (("prompt", "mean", "peak"), ("mean",), ()):
+            alarms = [serving.alarm(reading=reading) for reading in readings]
+            vectors.save_vector(plain.with_alarms(alarms), folder / "up.safetensors", force=True)
+            assert server.reloader.reload()
+        remarks = [r.getMessage() for r in caplog.records if "any more" in r.getMessage()]
+        assert remarks == [
+            "up has no alarm for its prompt, peak any more; run `poise calibrate` on its file and reload again.",
+            "up has no alarms any more; run `poise calibrate` on its file and reload again.",
+        ]
 
     def test_leaves_answers_under_way_as_they_are(self, model: Model, reloading: Any) -> None:
         address, server, folder = reloading
@@ -451,3 +502,47 @@ class TestAClockThatIsMoved:
         db.close()
         assert rows == left
         assert ("The clock was changed by 8760.0 hours" in caplog.text) == (left == 2)
+
+
+class TestAskingFor:
+    def test_readings_of_an_unknown_trait_names_those_that_there_are(self, model: Model) -> None:
+        with serving.running(model) as (address, server):
+            server.service.store.put([ReadingRecord(time=time.time(), request="r", trait="gone")])
+            eventually(lambda: server.service.store.traits())
+            ask = partial(httpx.get, f"{address}/v1/poise/readings")
+            assert ask(params={"trait": "up"}).json()["data"] == []
+            assert [row["trait"] for row in ask(params={"trait": "gone"}).json()["data"]] == ["gone"]
+            refused = ask(params={"trait": "envy"})
+            error = refused.json()["error"]
+            assert (refused.status_code, error["param"], error["code"]) == (404, "trait", "vector_not_found")
+            assert error["message"] == "There are no readings by 'envy'; there are readings by: up, down, gone."
+
+    @pytest.mark.parametrize("allowed", [False, True])
+    def test_the_model_says_whether_vectors_may_be_uploaded(self, model: Model, tmp_path: Path, allowed: bool) -> None:
+        rules = serving.uploading(tmp_path, may_change_vectors=allowed)
+        with serving.running(model, policy=rules) as (address, _):
+            [entry] = httpx.get(f"{address}/v1/models").json()["data"]
+            assert entry["policy"]["may_change_vectors"] is allowed
+
+
+class TestTheStart:
+    def test_tells_of_each_vector_once(self, model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+        with working():
+            VectorRegistry(model).add("up", tiny.vector(model, seed=1), fixed=True)
+        shown = capsys.readouterr().err.splitlines()
+        assert len(shown) == 1
+        assert shown[0].startswith("Reading answers without the trait (")
+
+    def test_refuses_a_log_that_is_no_database_without_advice_that_it_cannot_take(self, tmp_path: Path) -> None:
+        (tmp_path / "log").write_text("notes\n" * 200)
+        with pytest.raises(OutputExists) as refusal:
+            check_database(tmp_path / "log")
+        says = "exists and holds something that is not a database; choose another file."
+        assert str(refusal.value) == f"{tmp_path / 'log'} {says}"
+
+    def test_names_options_in_what_is_logged_later(self, caplog: pytest.LogCaptureFixture) -> None:
+        context = typer.Context(typer.main.get_command(app), info_name="poise")
+        context.invoked_subcommand = "serve"
+        with _options_in_logs(context):
+            logging.getLogger("poise.serve").error("Start with %s, `keys` and `poise calibrate`.", "`vector`")
+        assert caplog.messages == ["Start with --vector, --api-key-file and `poise calibrate`."]

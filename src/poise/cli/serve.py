@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ import typer
 
 from poise.cli.options import Device, Dtype, ModelName, OnOtherModel, ShowOption
 from poise.cli.preview import show_data
-from poise.cli.work import load_model, note, working
+from poise.cli.work import load_model, note, with_options, working
 from poise.errors import InvalidArgument, MissingExtra
 
 __all__ = ["serve"]
@@ -135,6 +137,7 @@ Grace = Annotated[
 
 
 def serve(
+    ctx: typer.Context,
     model: ModelName,
     vector: Vectors = None,
     host: Host = "127.0.0.1",
@@ -183,7 +186,9 @@ def serve(
         loaded = load_model(model, dtype, device)
         vectors = run.load_vectors(files, loaded, normal=normal or [], rate=rate, allow_other_model=allow_other_model)
         server = run.make_server(loaded, vectors, options, checked, files=None if normal else files)
-    _run(server, loaded.device)
+    root = ctx.find_root()
+    with _options_in_logs(root):
+        _run(server, loaded.device, root)
 
 
 def _server_options(run: Any, settings: Mapping[str, Any]) -> Any:
@@ -199,12 +204,28 @@ def _server_options(run: Any, settings: Mapping[str, Any]) -> Any:
     return run.ServerOptions(**{name: value for name, value in settings.items() if name in known} | renamed)
 
 
-def _run(server: Any, device: Any) -> None:
+@contextlib.contextmanager
+def _options_in_logs(root: Any) -> Iterator[None]:
+    """What the library logs while it serves, such as of a reload, has the command's options for its arguments."""
+    logger = logging.getLogger("poise.serve")
+
+    def name_options(record: logging.LogRecord) -> bool:
+        record.msg, record.args = with_options(record.getMessage(), root), ()
+        return True
+
+    logger.addFilter(name_options)
+    try:
+        yield
+    finally:
+        logger.removeFilter(name_options)
+
+
+def _run(server: Any, device: Any, root: Any) -> None:
     """Until a signal ends it."""
     watched = ", ".join(server.service.registry.entries) or "nothing yet"
     note(f"{server.service.name} on {device}, watched by {watched}.")
     for sentence in server.notes:
-        note(sentence)
+        note(with_options(sentence, root))
     server.run(lambda address: note(f"Listening on {address}; Ctrl-C stops it."))
     note("Stopped.")
 

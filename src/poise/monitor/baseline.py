@@ -11,6 +11,7 @@ from poise import contrast
 from poise.activations import Probe, project
 from poise.errors import InvalidVector
 from poise.model import Encoded, Model
+from poise.progress import quiet, track
 from poise.vector import PersonaVector
 
 __all__ = ["ReadingBaseline", "baseline_texts", "measure_baseline", "read_baseline"]
@@ -65,8 +66,11 @@ def read_baseline(
     """
 
     def read(text: Encoded) -> torch.Tensor:
-        [values] = between(lambda: project(model, [text], [probe]))
+        with quiet():
+            [values] = between(lambda: project(model, [text], [probe]))
+        advance(1)
         return values[text.start : text.end, 0]
 
-    tokens = torch.cat([read(text) for text in texts])
+    with track("Reading answers without the trait", total=len(texts)) as advance:
+        tokens = torch.cat([read(text) for text in texts])
     return ReadingBaseline(float(tokens.mean()), max(float(tokens.std(correction=0)), 1e-6), len(tokens))

@@ -283,8 +283,11 @@ def _readings_routes(app: FastAPI, service: Service) -> None:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last answer's `next`.")] = None,
     ) -> Any:
+        shown_key = _readings_of(service, request, key)
+        if trait is not None:
+            _check_trait(service, trait, shown_key)
         query = ReadingsQuery(
-            key=_readings_of(service, request, key),
+            key=shown_key,
             trait=trait,
             part=part,
             since=_instant("since", since),
@@ -308,6 +311,15 @@ def _readings_routes(app: FastAPI, service: Service) -> None:
             raise RequestError(400, "That is more than 2,000 buckets; ask for longer ones.", param="bucket_minutes")
         rows = service.store.since(time.time() - hours * 3600, _readings_of(service, request, key))
         return {"data": history(rows, bucket_minutes * 60)}
+
+
+def _check_trait(service: Service, trait: str, key: str | None) -> None:
+    """Refuse a name that no vector has or had: readings outlive the vectors that they came from."""
+    served = {**service.registry.of(key), **{w.name: w for w in service.registry.uploaded if key is None}}
+    if trait not in served and trait not in (read := service.store.traits(key)):
+        names = ", ".join(dict.fromkeys([*served, *read])) or "none"
+        text = f"There are no readings by {trait!r}; there are readings by: {names}."
+        raise RequestError(404, text, code="vector_not_found", param="trait")
 
 
 def _instant(param: str, text: str | None) -> float | None:

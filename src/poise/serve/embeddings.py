@@ -132,7 +132,8 @@ class SentenceEncoder:
             RequestError: 429 where too many requests are there.
         """
         if self._open >= self.most:
-            text = f"{self._open} requests for embeddings are waiting already; try again in 2 s."
+            are = "request for embeddings is" if self._open == 1 else "requests for embeddings are"
+            text = f"{self._open} {are} waiting already; try again in 2 s."
             raise RequestError(429, text, code="queue_full", headers={"Retry-After": "2"})
         self._open += 1
         try:

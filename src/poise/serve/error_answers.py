@@ -69,10 +69,10 @@ def _routes(app: FastAPI) -> list[APIRoute]:
 
 
 def _addresses(app: FastAPI) -> dict[str, list[str]]:
-    """All addresses that are described, with their methods."""
+    """All addresses, with their methods; of the page the first alone."""
     out: dict[str, list[str]] = {}
     for route in _routes(app):
-        if route.include_in_schema:
+        if not route.path_format.startswith("/page/"):
             out.setdefault(route.path_format, []).extend(route.methods or ())
     return out
 

@@ -14,12 +14,15 @@ UNKNOWN_WINDOW = 1 << 30  # tokens, of a model whose configuration says none
 
 
 class PolicyOfKey(BaseModel):
-    """What the server's rules do to the answers of the key that asks: ``steer`` is forced on every one."""
+    """What the server's rules do to the answers of the key that asks: ``steer`` is forced on every one. And whether it
+    may upload vectors, or see and delete everybody's."""
 
     steer: str | None
     may_steer: bool
     most_dose: float
     most_tokens: int
+    may_change_vectors: bool
+    admin: bool
 
 
 class ModelEntry(BaseModel):

@@ -12,6 +12,7 @@ from poise.data import AnswerPart
 from poise.errors import RequestError, UserError
 from poise.serve.rate_limits import RateLimit
 from poise.settings import Settings, read_settings
+from poise.settings.other_names import Place
 from poise.steer import Steering, SteeringExpression, total_dose
 from poise.steer.hold import HeldSteering, hold_forced
 from poise.steer.limits import DOSE_ROUNDING
@@ -70,11 +71,25 @@ class Policy(Settings):
         """The part of answers that this vector watches."""
         return self.part if isinstance(self.part, str) else self.part.get(vector, "reply")
 
+    def field_of(self, rule: Literal["on_alarm", "part"], vector: str) -> Place:
+        """Where a rule speaks of a vector: in its entry, or in the one for all."""
+        return (rule, vector) if isinstance(getattr(self, rule), dict) else (rule,)
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """Vectors that the rules speak of by name, each with the first field that does."""
+        places: dict[str, Place] = {}
+        if self.steer:
+            places |= dict.fromkeys(SteeringExpression.parse(self.steer).names, ("steer",))
+        for field, rule in (("on_alarm", self.on_alarm), ("part", self.part)):
+            for name in rule if isinstance(rule, dict) else ():
+                places.setdefault(name, (field, name))
+        return places
+
     @property
     def named(self) -> set[str]:
         """Vectors that the rules speak of."""
-        by_vector = [rule for rule in (self.on_alarm, self.part) if isinstance(rule, dict)]
-        return {*(SteeringExpression.parse(self.steer).names if self.steer else ()), *(n for r in by_vector for n in r)}
+        return set(self.places)
 
     def steering(self, requested: SteeringExpression | None, vectors: Mapping[str, PersonaVector]) -> HeldSteering:
         """The request's steering and the forced one, together; what is forced holds.

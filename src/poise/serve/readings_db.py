@@ -130,7 +130,7 @@ def check_database(path: Path) -> None:
         OutputExists: the file is something else.
         SaveFailed: it cannot be written.
     """
-    check_output(path, loss=_database_loss)
+    check_output(path, loss=_database_loss, force=None)
 
 
 def _database_loss(path: Path) -> str:
@@ -208,6 +208,12 @@ class ReadingsStore:
             for row in rows[: query.limit]
         ]
         return shown, (int(shown[-1]["id"]) if len(rows) > query.limit else None)
+
+    def traits(self, key: str | None = None) -> list[str]:
+        """Names of the vectors that answers were read by, of one key or of all."""
+        query = ReadingsQuery(key=key)
+        rows = self._read(f"SELECT DISTINCT trait FROM readings WHERE {query.where()} ORDER BY trait", query.values)
+        return [row["trait"] for row in rows]
 
     def since(self, time: float, key: str | None = None) -> list[StoredMean]:
         """Every reading since then, of one key or of all."""

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from poise import vector as vector_file
-from poise.errors import InvalidArgument, UserError
+from poise.errors import InvalidArgument, InvalidVector, UserError
 from poise.serve.auth import ApiKeys, file_version
 from poise.serve.policy import Policies, Policy, read_policies
 from poise.serve.service import Service
-from poise.serve.vector_registry import WatchedVector
+from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.serve.webhook import read_webhook, read_webhook_secrets
+from poise.settings import SettingFault, located_faults
+from poise.settings.other_names import Place
+from poise.vector import PersonaVector
 
-__all__ = ["Reloader", "check_policies", "check_rules", "webhook_target"]
+__all__ = ["Reloader", "alarm_remarks", "check_policies", "check_rules", "policy_lines", "webhook_target"]
 
 log = logging.getLogger("poise.serve")
 
@@ -47,34 +51,117 @@ class ConfigurationFiles(Protocol):
         """File with what they are signed with."""
 
 
+def policy_lines(path: Path | None) -> contextlib.AbstractContextManager[None]:
+    """Inside the block, rules that cannot be kept are told with the policy's file and line."""
+    return located_faults(path, Policies) if path else contextlib.nullcontext()
+
+
 def check_policies(policies: Policies, keys: ApiKeys) -> None:
     """Refuse rules for keys that there are not.
 
     Raises:
         InvalidArgument: names the key.
     """
-    if unknown := sorted(set(policies.keys) - set(keys.names)):
-        raise InvalidArgument(f"The policy names the key {unknown[0]!r}, which the key file lacks; fix one of them.")
+    unknown = [name for name in policies.keys if name not in keys.names]
+    if unknown and not keys:
+        raise _refusal(
+            [
+                (("keys", name), "are rules for a key, and there is no key; name a file of keys with `keys`")
+                for name in unknown
+            ]
+        )
+    if unknown:
+        known = ", ".join(keys.names)
+        raise _refusal(
+            [
+                (("keys", name), f"are rules for the key {name!r}, which the key file lacks; it has: {known}")
+                for name in unknown
+            ]
+        )
 
 
-def check_rules(rules: Policy, entries: Mapping[str, WatchedVector]) -> None:
+def check_rules(
+    policies: Policies,
+    registry: VectorRegistry,
+    keys: Sequence[str],
+    anew: Mapping[str, WatchedVector] | None = None,
+) -> None:
     """Refuse rules that cannot be kept.
 
     Those about vectors that are not there, that watch a part of answers with alarms set on another, or that cap at an
     alarm which the vector's own direction has not.
 
+    Args:
+        policies: The rules.
+        registry: Where the vectors are.
+        keys: Names of the keys, some of which have vectors of their own.
+        anew: Vectors that are to take the places of those for all.
+
     Raises:
-        InvalidArgument: names the vector.
+        InvalidArgument: names field and vector.
     """
-    if unknown := sorted(rules.named - set(entries)):
-        raise InvalidArgument(f"The policy names the vector {unknown[0]!r}, which is not here; give it as `vector`.")
-    rules.steering(None, {name: watched.vector for name, watched in entries.items()})
+    faults: dict[SettingFault, None] = {}
+    for key in (None, *keys):
+        place: Place = ("keys", key) if key in policies.keys else ("default",)
+        faults |= dict.fromkeys(_rule_faults(policies.of(key), {**registry.of(key), **(anew or {})}, place))
+    if faults:
+        raise _refusal(list(faults))
+
+
+def _rule_faults(rules: Policy, entries: Mapping[str, WatchedVector], place: Place) -> Iterator[SettingFault]:
+    unknown = {name: setting for name, setting in rules.places.items() if name not in entries}
+    for name, setting in unknown.items():
+        known = f"name one that is ({', '.join(entries)})" if entries else "leave it out"
+        yield (
+            (*place, *setting),
+            f"names the vector {name!r}, which is not here; {known}, or start the server with it as `vector`",
+        )
+    if "steer" not in {setting[0] for setting in unknown.values()}:
+        try:
+            rules.steering(None, {name: watched.vector for name, watched in entries.items()})
+        except UserError as error:
+            yield (*place, "steer"), f"is {rules.steer!r}: {str(error).removesuffix('.')}"
     for name, watched in entries.items():
         part = rules.part_of(name)
         if part != "reply" and (missing := watched.missing_alarms(part)):
-            raise InvalidArgument(f"The policy watches the {part} of answers by {name}: {missing}.")
+            yield (*place, *rules.field_of("part", name)), f"is {part!r} for {name!r}: {missing}"
         if rules.action(name) == "cap" and (missing := watched.missing_cap(part)):
-            raise InvalidArgument(f"The policy caps {name} at its alarm: {missing}.")
+            yield (*place, *rules.field_of("on_alarm", name)), f"caps {name!r} at its alarm: {missing}"
+
+
+def _refusal(faults: Sequence[SettingFault]) -> InvalidArgument:
+    error = InvalidArgument("; ".join(f"{'.'.join(map(str, place))} {text}" for place, text in faults) + ".")
+    error.faults = tuple(faults)
+    return error
+
+
+def check_same_trait(path: Path, before: WatchedVector, vector: PersonaVector) -> None:
+    """Refuse another trait's vector in the place of one that is served: its readings would go under a wrong name.
+
+    Raises:
+        InvalidVector: names both traits.
+    """
+    if vector.name != before.vector.name:
+        raise InvalidVector(
+            f"{path} holds a vector of {vector.name!r} now, and {before.name!r} was one of {before.vector.name!r}; put "
+            f"one of {before.vector.name!r} there, or start the server again for the other trait."
+        )
+
+
+def lost_alarms(before: WatchedVector, after: WatchedVector) -> str:
+    """The alarms that a vector no longer has in its new file, as a sentence; empty where it has them all."""
+    remaining = {(alarm.part, alarm.reading) for alarm in after.alarms}
+    lost = dict.fromkeys(a.reading for a in before.alarms if (a.part, a.reading) not in remaining)
+    if not lost:
+        return ""
+    what = f"alarm for its {', '.join(lost)}" if remaining else "alarms"
+    return f"{after.name} has no {what} any more; run `poise calibrate` on its file and reload again."
+
+
+def alarm_remarks(policies: Policies, registry: VectorRegistry) -> list[str]:
+    """A sentence for each vector for all whose alarms were set on another part of answers than is watched."""
+    missing = (w.missing_alarms(policies.default.part_of(name)) for name, w in registry.entries.items())
+    return [f"{sentence}, or set `part` in the policy." for sentence in missing if sentence]
 
 
 def webhook_target(options: ConfigurationFiles) -> tuple[str, tuple[bytes, ...]] | None:
@@ -118,27 +205,35 @@ class Reloader:
         """Take what the files have now, where all of it can be; whether it could, which is logged too."""
         with self._lock:
             try:
-                changes = self._reload()
+                changes, remarks = self._reload()
             except UserError as error:
                 self.failed = True
                 log.error("Not reloaded, all is as before: %s", error)
             else:
                 self.failed, self.succeeded = False, time.time()
                 log.warning("Reloaded: %s.", changes)
+                for sentence in remarks:
+                    log.warning("%s", sentence)
             self.service.metrics.reloads.labels("refused" if self.failed else "taken").inc()
             return not self.failed
 
-    def _reload(self) -> str:
+    def _reload(self) -> tuple[str, list[str]]:
+        """What has changed, and what should be known of it."""
         keys, policies = ApiKeys.read(self.options.keys), read_policies(self.options.policy)
-        check_policies(policies, keys)
+        with policy_lines(self.options.policy):
+            check_policies(policies, keys)
         target = webhook_target(self.options)
         registry = self.service.registry
         versions = {name: file_version(path) for name, path in self.files.items()}
         changed = [name for name, version in versions.items() if version != self._versions[name]]
-        vectors = {name: registry.prepared(name, vector_file.load_vector(self.files[name])) for name in changed}
-        for key in (None, *keys.names):
-            entries = registry.of(key)
-            check_rules(policies.of(key), {**entries, **vectors})
+        before, vectors = registry.of(None), dict[str, WatchedVector]()
+        for name in changed:
+            vector = vector_file.load_vector(self.files[name])
+            check_same_trait(self.files[name], before[name], vector)
+            vectors[name] = registry.prepared(name, vector)
+        with policy_lines(self.options.policy):
+            check_rules(policies, registry, keys.names, vectors)
+        lost = [sentence for name in changed if (sentence := lost_alarms(before[name], vectors[name]))]
         registry.replace_shared(vectors)
         self._versions = versions
         self.service.policies = policies
@@ -146,4 +241,5 @@ class Reloader:
         if target and self.service.webhook:
             self.service.webhook.url, self.service.webhook.secrets = target
         which = f"{', '.join(changed)} anew" if changed else "vectors as before"
-        return f"{len(keys.names)} keys, rules for all and for {len(policies.keys)} of them, {which}"
+        changes = f"{len(keys.names)} keys, rules for all and for {len(policies.keys)} of them, {which}"
+        return changes, [*lost, *alarm_remarks(policies, registry)]

@@ -143,11 +143,12 @@ class Scheduler:
             mine, waiting = self._waiting[client], self.waiting
             if waiting + len(requests) > self.limit or mine + len(requests) > most:
                 wait = str(min(max(round(waiting * self._pace), 1), 60))
-                everybody = mine + len(requests) <= most
-                whose, number, limit = ("", waiting, self.limit) if everybody else (" of this key", mine, most)
+                of_key = client is not None and mine + len(requests) > most
+                whose, number, limit = (" of this key", mine, most) if of_key else ("", waiting, self.limit)
+                are = "request{} is" if number == 1 else "requests{} are"
                 raise RequestError(
                     429,
-                    f"{number} requests{whose} are waiting already, and {limit} may; try again in {wait} s.",
+                    f"{number} {are.format(whose)} waiting already, and {limit} may; try again in {wait} s.",
                     code="queue_full",
                     headers={"Retry-After": wait},
                 )

@@ -34,7 +34,7 @@ from poise.serve.http_server import DrainingServer, check_address, has_terminal,
 from poise.serve.observing import RequestObserver, RequestRecord
 from poise.serve.policy import Policies, read_policies
 from poise.serve.readings_db import ReadingsStore, check_database
-from poise.serve.reload import Reloader, check_policies, check_rules, webhook_target
+from poise.serve.reload import Reloader, alarm_remarks, check_policies, check_rules, policy_lines, webhook_target
 from poise.serve.request_body import BodyLimits
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.service import Service
@@ -124,7 +124,8 @@ def check_options(
             f"{options.host} can be reached from other machines, and there is no key; name a file of keys with "
             "`keys`, or listen on 127.0.0.1."
         )
-    check_policies(policies, keys)
+    with policy_lines(options.policy):
+        check_policies(policies, keys)
     webhook_target(options)
     if options.traces:
         exporting_processor().shutdown()
@@ -195,8 +196,8 @@ def make_server(
         registry.add(name, vector, fixed=True)
     with contextlib.suppress(UserError):  # said where a request needs it
         grammar_compiler(model)
-    for key, rules in ((None, policies.default), *policies.keys.items()):
-        check_rules(rules, registry.of(key))
+    with policy_lines(options.policy):
+        check_rules(policies, registry, keys.names)
     service = Service(
         model=model,
         name=options.name or (Path(model.name).name if Path(model.name).exists() else model.name),
@@ -279,9 +280,8 @@ class RunningServer:
     @property
     def notes(self) -> list[str]:
         """What its user should know: vectors whose alarms are not in force, and uploads that nobody can make or use."""
-        policies, registry, folder = self.service.policies, self.service.registry, self.options.uploads
-        missing = (w.missing_alarms(policies.default.part_of(name)) for name, w in registry.entries.items())
-        notes = [f"{sentence}, or set `part` in the policy." for sentence in missing if sentence]
+        policies, folder = self.service.policies, self.options.uploads
+        notes = alarm_remarks(policies, self.service.registry)
         if folder and not any(rules.may_change_vectors for rules in (policies.default, *policies.keys.values())):
             notes.append("Nobody may upload vectors; set `may_change_vectors` in the policy for a key or for all.")
         if folder and self.options.keys and (files := sorted(path.name for path in folder.glob("*.safetensors"))):

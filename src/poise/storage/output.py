@@ -40,14 +40,14 @@ def lies_in(path: Path, folder: Path) -> bool:
     return any(same_file(parent, folder) for parent in (path, place, *place.parents))
 
 
-def check_output(out: Path, *, inputs: Iterable[Path] = (), loss: Loss = anything, force: bool = False) -> None:
+def check_output(out: Path, *, inputs: Iterable[Path] = (), loss: Loss = anything, force: bool | None = False) -> None:
     """Check that a file may be written, before any work is done.
 
     Args:
         out: The file to write.
         inputs: What the same job reads, files and folders; never written over.
         loss: Looks into an existing file.
-        force: Write over it whatever it holds, unless it is an input.
+        force: Write over it whatever it holds, unless it is an input; ``None`` where the job never does.
 
     Raises:
         OutputExists: it is one of the inputs or a file of one, or something would be lost; says what.
@@ -64,7 +64,8 @@ def check_output(out: Path, *, inputs: Iterable[Path] = (), loss: Loss = anythin
                 f"{out} belongs to {path}, an input of this job, and would be written over; choose another output."
             )
     if not force and (lost := loss(out)):
-        raise OutputExists(f"{out} exists and holds {lost}; choose another output, or pass `force` to write over it.")
+        remedy = "choose another file" if force is None else "choose another output, or pass `force` to write over it"
+        raise OutputExists(f"{out} exists and holds {lost}; {remedy}.")
 
 
 def check_output_folder(

@@ -5,15 +5,21 @@ import * as api from "./api.js";
 import { certificateView } from "./certificate.js";
 import { byId, el, put } from "./dom.js";
 import * as notice from "./notice.js";
+import { policy } from "./settings.js";
 import { number, percent, verdict } from "./words.js";
+
+const mayDelete = () => mayUpload() || policy().admin;
+const mayUpload = () => policy()?.may_change_vectors ?? true; // of a server that does not say, the answer will
 
 /** Show them; `reload` asks the server for them again. */
 export function show(vectors, reload) {
+  byId("upload").hidden = !mayUpload();
+  byId("upload-closed").hidden = mayUpload();
   put(
     byId("vector-list"),
     vectors.length
       ? vectors.map((vector) => entry(vector, vectors.length === 1, reload))
-      : el("p", {}, "None yet. poise extract makes one; upload its file here."),
+      : el("p", {}, `None yet. poise extract makes one; ${mayUpload() ? "upload its file here" : "start the server with --vector FILE"}.`),
   );
 }
 
@@ -38,7 +44,7 @@ function entry(vector, alone, reload) {
     ),
     vector.fixed
       ? el("p", { class: "small given" }, "The server was started with it, so it cannot be deleted here.")
-      : el("p", { class: "row" }, deleteButton(name, reload)),
+      : mayDelete() && el("p", { class: "row" }, deleteButton(name, reload)),
   );
 }
 
