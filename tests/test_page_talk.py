@@ -106,6 +106,9 @@ class TestAQuestionDuringAnAnswer:
         tab.page.keyboard.press("Enter")
         expect(tab.page.locator("#queued")).to_contain_text("And then?")
         expect(tab.page.get_by_label("Your question")).to_have_value("")
+        expect(tab.answer(1).locator(".tokens")).to_contain_text(
+            "Well,"
+        )  # else nothing was answered, and it is taken back
         button(tab, "Ask now").click()
         expect(tab.answer(2).locator(".tokens")).to_have_text(SAID)
         expect(tab.answer(1)).to_contain_text("You stopped it here.")
