@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -18,7 +19,7 @@ import serving  # noqa: E402
 import tiny  # noqa: E402
 from page_tab import NARROW, Tab, chromium_tab  # noqa: E402
 from poise import vector as vectors  # noqa: E402
-from stub_server import SAID, THOUGHT, Stub  # noqa: E402
+from stub_server import SAID, THOUGHT, Stub, alarm  # noqa: E402
 
 expect = playwright.expect
 pytestmark = pytest.mark.browser
@@ -308,6 +309,42 @@ class TestGaugesAndTimelines:
         expect(tab.card("impolite").locator(".timeline")).to_contain_text("5 % of normal answers raise it")
         expect(tab.card("evil").locator(".timeline")).to_contain_text("No alarm is set")
 
+    def test_write_each_alarm_s_name_at_its_own_line(self, tab: Tab, stub: Stub) -> None:
+        close = [alarm("prompt", 6.6), alarm("mean", 6.4), alarm("peak", 6.8)]
+        stub.vectors["impolite"]["alarms"] = close
+        tab.page.reload()
+        tab.ask("One?")
+        lines, names = (
+            tab.card("impolite")
+            .locator(f".gauge {part}")
+            .evaluate_all("(all) => all.map((n) => [n.textContent, n.getBBox().x, n.getBBox().y, n.getBBox().width])")
+            for part in ("line.threshold", "text.alarm-name")
+        )
+        assert [name for name, *_ in names] == ["peak", "prompt", "mean"], "from the right line to the left one"
+        for (_, at, top, _), (name, start, above, width) in zip(lines, names, strict=True):
+            assert 0 < start - at < 6, name
+            assert above <= top + 3, "the line goes up to its name"
+            crossing = [x for _, x, y, _ in lines if start < x < start + width and y < above + 8]
+            assert crossing == [], name
+        drawing = tab.card("impolite").locator(".timeline svg")
+        right = float(drawing.locator("line.threshold").first.get_attribute("x2"))
+        places = drawing.locator("text.named").evaluate_all(
+            "(all) => all.map((n) => [n.textContent, +n.getAttribute('x'), +n.getAttribute('y')])"
+        )
+        assert [name for name, *_ in places] == ["peak +6.8", "prompt +6.6", "mean +6.4"]
+        assert all(x > right for _, x, _ in places)
+        heights = [y for *_, y in places]
+        assert all(below - above >= 11 for above, below in itertools.pairwise(heights))
+
+    @pytest.mark.parametrize("width", [400, 1400])
+    def test_leave_each_step_of_the_legend_in_one_line(self, tab: Tab, width: int) -> None:
+        tab.page.set_viewport_size({"width": width, "height": 800})
+        tab.ask("One?")
+        cells = tab.page.locator(".legend li").evaluate_all(
+            "(all) => all.map((n) => [n.scrollWidth - n.clientWidth, n.clientHeight])"
+        )
+        assert all(beyond <= 0 and height < 36 for beyond, height in cells), cells
+
 
 class TestSideBySide:
     def test_asks_the_same_twice_once_plain_and_once_steered(self, tab: Tab, stub: Stub) -> None:
@@ -348,6 +385,22 @@ class TestAlarms:
         expect(tab.card("impolite").locator(".readings .raised")).to_contain_text("▲ alarm")
         expect(tab.page.locator("#live")).to_contain_text("impolite peak +8.25 by token 5, above +7.00")
 
+    def test_stand_in_one_order_in_the_panel_and_below_the_answer(self, tab: Tab, stub: Stub) -> None:
+        for n in (1, 2):
+            tab.ask(f"{n}? alarm")
+        tab.page.evaluate(
+            """async () => {
+              const { state, change } = await import("/page/state.js");
+              for (const turn of state.turns) turn.alarms.push({ ...turn.alarms[0], reading: "mean" });
+              change({ turns: [...state.turns] });
+            }"""
+        )
+        listed = [
+            text.split("impolite ")[1].split()[0] for text in tab.page.locator("#alarm-list li").all_inner_texts()
+        ]
+        numbers = [text.split()[1] for text in tab.page.locator("#alarm-list li").all_inner_texts()]
+        assert (numbers, listed) == (["2", "2", "1", "1"], ["peak", "mean"] * 2)
+
     def test_may_stop_the_answer(self, tab: Tab) -> None:
         tab.ask("stopped")
         expect(tab.answer()).to_contain_text("[This answer was stopped.]")
@@ -381,6 +434,14 @@ class TestVectors:
         expect(tab.page.locator("#upload-said")).to_contain_text("kind-one is loaded")
         tab.view("chat")
         expect(tab.card("kind-one").get_by_role("slider")).to_be_visible()
+
+    def test_are_not_asked_for_where_the_key_may_not_upload(self, tab: Tab, stub: Stub) -> None:
+        stub.policy |= {"may_change_vectors": False}
+        tab.page.goto(f"{stub.url}/#vectors")
+        tab.page.reload()
+        expect(tab.page.locator("#upload-closed")).to_contain_text("Your key may not upload vectors")
+        expect(tab.page.locator("#upload")).to_be_hidden()
+        expect(tab.page.locator("#vector-list").get_by_role("button", name="Delete")).to_have_count(0)
 
     def test_that_are_refused_say_why(self, tab: Tab) -> None:
         tab.expected = ("Failed to load resource",)

@@ -462,3 +462,27 @@ class TestANarrowScreen:
         tab.page.keyboard.press("Escape")
         expect(tab.page.locator("#panel")).to_be_hidden()
         expect(button(tab, "Dials: impolite at dose 20 %")).to_be_focused()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "links"),
+    [
+        ("Take f[0 and go on", "Take f[0 and go on", 0),
+        ("An array [1, 2 and **more", "An array [1, 2 and more", 0),
+        ("See [this", "See [this", 0),
+        ("See ![this", "See ![this", 0),
+        ("See [this](https://exam", "See this", 1),
+        ("See [this](https://example.com) and [1", "See this and [1", 1),
+    ],
+)
+def test_a_bracket_that_is_open_yet_stays_as_it_was_written(tab: Tab, text: str, shown: str, links: int) -> None:
+    result = tab.page.evaluate(
+        """async (text) => {
+          const { blocksOf } = await import("/page/markdown.js");
+          const node = document.createElement("div");
+          for (const block of blocksOf(text, true)) node.append(block.nodes());
+          return [node.textContent.trim(), node.querySelectorAll("a").length];
+        }""",
+        text,
+    )
+    assert result == [shown, links]

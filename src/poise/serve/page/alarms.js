@@ -1,4 +1,4 @@
-/** Every alarm of the conversation, newest first, each a way to its token. */
+/** Every alarm of the conversation, the newest answer’s first and in the order below it, each a way to its token. */
 
 import { say } from "./announce.js";
 import { alarmWords } from "./answer.js";
@@ -12,7 +12,7 @@ export const announced = (alarm) => say(alarmWords(alarm));
 /** Show the list, and its length beside its title; `point(turn, alarm)` leads to its token. */
 export function start(point) {
   const show = () => {
-    const found = state.turns.flatMap((turn, i) => turn.alarms.map((alarm) => ({ i, alarm }))).reverse();
+    const found = state.turns.map((turn, i) => turn.alarms.map((alarm) => ({ i, alarm }))).reverse().flat();
     byId("alarm-count").textContent = found.length ? `▲ ${count(found.length, "alarm")}` : "none in this conversation";
     byId("alarm-count").classList.toggle("raised", found.length > 0);
     put(

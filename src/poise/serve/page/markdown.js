@@ -83,7 +83,9 @@ function healed(text) {
   let first = lines.length;
   while (first > 0 && /^ {0,3}\|/.test(lines[first - 1])) first -= 1;
   const rows = lines.length - first;
-  return remend(rows === 1 || rows === 2 ? lines.slice(0, first).join("\n") : text, { katex: false });
+  const settled = rows === 1 || rows === 2 ? lines.slice(0, first).join("\n") : text;
+  const links = /\]\([^\s()]*$/.test(settled); // a bracket alone may close nothing: it stays as it was written
+  return remend(settled, { katex: false, links, images: links });
 }
 
 function nodesOf(token, links) {

@@ -6,7 +6,8 @@ import { placeOf, promptOf, seriesOf, summary } from "./turn.js";
 import { count, decimalsOfTicks, extent, known, number, promise, ticks } from "./words.js";
 
 const [WIDTH, HEIGHT] = [360, 150];
-const [LEFT, RIGHT, TOP, BOTTOM] = [40, 8, 14, 18];
+const [LEFT, TOP, BOTTOM] = [40, 14, 18];
+const LETTER = 6.2; // width of a letter of an alarm's name, at most
 
 /** The drawing, with its words; nothing before the first token. */
 export function timeline(vector, scale, turns) {
@@ -14,14 +15,16 @@ export function timeline(vector, scale, turns) {
   const total = answers.reduce((sum, { values }) => sum + values.length, 0);
   if (total === 0) return [];
   const alarms = alarmsOf(vector);
+  const decimals = scale?.decimals ?? 2;
+  const names = alarms.map(({ reading, threshold }) => `${reading} ${number(threshold, decimals, true)}`);
   const axes = axesOf(
     scale,
     alarms,
     answers.flatMap(({ values }) => values),
     total,
+    WIDTH - 8 - (names.length && 6 + LETTER * Math.max(...names.map((name) => name.length))),
   );
-  const decimals = scale?.decimals ?? 2;
-  const parts = [...background(axes, scale), ...thresholds(axes, alarms, decimals)];
+  const parts = [...background(axes, scale), ...thresholds(axes, alarms, names)];
   let start = 0;
   answers.forEach((series, i) => {
     parts.push(...answerMarks(axes, turns[i], i, start, series, vector));
@@ -51,7 +54,7 @@ export function timeline(vector, scale, turns) {
   ];
 }
 
-function axesOf(scale, alarms, values, total) {
+function axesOf(scale, alarms, values, total, right) {
   const shown = [
     ...values,
     ...alarms.map(({ threshold }) => threshold),
@@ -64,24 +67,25 @@ function axesOf(scale, alarms, values, total) {
   return {
     from,
     to,
-    x: (i) => LEFT + ((i + 0.5) / total) * (WIDTH - LEFT - RIGHT),
+    right,
+    x: (i) => LEFT + ((i + 0.5) / total) * (right - LEFT),
     y: (value) => TOP + ((to - value) / (to - from)) * (HEIGHT - TOP - BOTTOM),
   };
 }
 
-function background({ from, to, y }, scale) {
+function background({ from, to, right, y }, scale) {
   const bottom = HEIGHT - BOTTOM;
   const round = ticks(from, to);
   const numbered = round.flatMap((value) => [
     draw("line", { x1: LEFT - 3, x2: LEFT, y1: y(value), y2: y(value), class: "axis" }),
     draw("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, number(value, decimalsOfTicks(round), true)),
   ]);
-  const frame = draw("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: bottom, y2: bottom, class: "axis" });
+  const frame = draw("line", { x1: LEFT, x2: right, y1: bottom, y2: bottom, class: "axis" });
   if (!scale) return [frame, ...numbered];
   const [top, low, middle] = [scale.centre + scale.step, scale.centre - scale.step, scale.centre].map(y);
   return [
-    draw("rect", { x: LEFT, width: WIDTH - LEFT - RIGHT, y: top, height: Math.max(0, low - top), class: "band" }),
-    draw("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: middle, y2: middle, class: "normal" }),
+    draw("rect", { x: LEFT, width: right - LEFT, y: top, height: Math.max(0, low - top), class: "band" }),
+    draw("line", { x1: LEFT, x2: right, y1: middle, y2: middle, class: "normal" }),
     frame,
     ...numbered,
   ];
@@ -91,22 +95,20 @@ const DASHES = { prompt: "1 3", mean: "8 3", peak: "5 3" };
 
 const LINE = 11; // height of a name
 
-/** A line for each alarm, with its name above: beside the one before where the lines are close. */
-function thresholds({ y }, alarms, decimals) {
-  let [last, column] = [Infinity, LEFT + 3];
-  return [...alarms]
-    .sort((one, other) => one.threshold - other.threshold)
-    .flatMap(({ reading, threshold }) => {
-      const at = y(threshold);
-      const words = `${reading} ${number(threshold, decimals, true)}`;
-      column = last - at < LINE ? column : LEFT + 3;
-      const name = draw("text", { x: column, y: at - 3, class: "named" }, words);
-      [last, column] = [at, column + 7 * words.length + 8];
-      return [
-        draw("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at, class: "threshold", "stroke-dasharray": DASHES[reading] }),
-        name,
-      ];
-    });
+/** A line for each alarm, with its name in the margin at its end: clear of the curve, and of the other names. */
+function thresholds({ right, y }, alarms, names) {
+  const lines = alarms
+    .map(({ reading, threshold }, i) => ({ reading, name: names[i], at: y(threshold) }))
+    .sort((one, other) => one.at - other.at);
+  let last = -Infinity;
+  for (const line of lines) line.place = last = Math.max(line.at, last + LINE);
+  let next = HEIGHT - BOTTOM + LINE;
+  for (const line of lines.toReversed()) line.place = next = Math.min(line.place, next - LINE);
+  return lines.flatMap(({ reading, name, at, place }) => [
+    draw("line", { x1: LEFT, x2: right, y1: at, y2: at, class: "threshold", "stroke-dasharray": DASHES[reading] }),
+    draw("line", { x1: right, x2: right + 8, y1: at, y2: place, class: "leader" }),
+    draw("text", { x: right + 11, y: place + 4, class: "named" }, name),
+  ]);
 }
 
 /** What the alarms promise: one sentence for those that promise the same. */
