@@ -259,7 +259,7 @@ class TestAnAlarmsCap:
         body: dict[str, Any] = {
             "model": "tiny-llama",
             "messages": [{"role": "user", "content": "Where do the boats go?"}],
-            "max_tokens": 8,
+            "max_tokens": 20,
             "temperature": 1.0,
             "seed": 1,
             "poise": {"watch": True},
@@ -270,7 +270,8 @@ class TestAnAlarmsCap:
             poise = httpx.post(f"{address}/v1/chat/completions", json=body).json()["choices"][0]["poise"]
         assert poise["alarms"][0]["action"] == action
         assert max(poise["readings"]["up"]) <= 1e-4
-        assert action == "note" or poise["readings"]["last"][-1] <= 1e-4
+        assert [alarm["token"] for alarm in poise["alarms"]] == [8]
+        assert (max(poise["readings"]["last"][8:]) <= 1e-4) == (action == "cap")
 
     def test_of_an_upload_undoes_no_alarms_cap_of_the_servers_own(self, vectors: dict[str, PersonaVector]) -> None:
         up = vectors["up"]

@@ -38,7 +38,7 @@ from poise.engine.prompt_reading import (
 )
 from poise.engine.running_batch import RunningBatch, SteeredGroup
 from poise.engine.sequence import Sequence
-from poise.engine.types import EngineOutput, GenerationRequest, check_count
+from poise.engine.types import EngineOutput, GeneratedToken, GenerationRequest, check_count
 from poise.engine.waiting import WaitingSequences, to_put_aside
 from poise.errors import InvalidArgument
 from poise.model import Model
@@ -135,6 +135,13 @@ class ContinuousEngine:
                 applied = AppliedSteering(self.model, [steering] * len(sequences))
                 applied.decoding(after=sequences[0].cached_tokens - len(sequences[0].request.prompt.ids))
                 batch.groups.append(SteeredGroup(applied, sequences))
+
+    def cut(self, key: Hashable, tokens: int) -> tuple[GeneratedToken, ...]:
+        """End a running answer after so many tokens, which have been read; those of them that were not released yet."""
+        sequences = [s for batch in (*self._batches, *self._waiting.aside) for s in batch.sequences if s.key == key]
+        released = tuple(token for sequence in sequences for token in sequence.cut(tokens))
+        self.abort(key)
+        return released
 
     @torch.inference_mode()
     def step(self) -> list[EngineOutput]:

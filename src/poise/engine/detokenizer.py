@@ -67,6 +67,15 @@ class Detokenizer:
             self.text += remainder
             self._decoded = len(self.tokens)
 
+    def keep(self, tokens: int) -> None:
+        """End the text after so many tokens, or after those that have been released."""
+        tokens = max(tokens, self.released)
+        del self.pieces[tokens:], self.tokens[tokens:]
+        self.text = "".join(self.pieces)
+        self._decoded = min(self._decoded, tokens)
+        self._context = min(self._context, self._decoded)
+        self.finish()
+
     def stop_from(self, character: float) -> bool:
         """Heed stop strings from this character of the text on; true when one is complete, and the answer cut."""
         self.stops_from = character

@@ -76,6 +76,7 @@ class Sequence:
         self._random = np.random.Generator(np.random.Philox(key=request.seed))
         self._logprobs: list[GeneratedToken] = []
         self._readings: list[tuple[float, ...]] = []
+        self._shown = 0  # tokens whose readings have been given out, with or before their text
         self._finish: Literal["stop", "length"] | None = None
         self._end: GeneratedToken | None = None  # the token that ended it
 
@@ -131,16 +132,39 @@ class Sequence:
             self.status = SequenceStatus.FINISHED
         settled = min(self.detokenizer.releasable, self.tracker.settled, read)
         tokens = self._release(generated if self.finished else settled)
-        if prompt_readings is None and not tokens and not self.finished:
+        ahead = self._read_ahead(min(self.tracker.foreseen, read)) if self.request.probes else ()
+        if prompt_readings is None and not tokens and not ahead and not self.finished:
             return None
         return EngineOutput(
             key=self.key,
             prompt_readings=prompt_readings,
             tokens=tokens,
+            ahead=ahead,
             finish=self._finish if self.finished else None,
             end=self._end if self.finished else None,
             began=self.began,
             reused_tokens=self.reused_tokens,
+        )
+
+    def cut(self, tokens: int) -> tuple[GeneratedToken, ...]:
+        """End the answer after so many tokens; those of them that were not released yet."""
+        self.detokenizer.keep(tokens)
+        self._end_text()
+        self.status = SequenceStatus.FINISHED
+        return self._release(tokens)
+
+    def _read_ahead(self, until: int) -> tuple[GeneratedToken, ...]:
+        """Readings of tokens whose text waits, each once."""
+        first = max(self._shown, self.detokenizer.released)
+        self._shown = max(first, until)
+        return tuple(
+            GeneratedToken(
+                text="",
+                readings=self._readings[n],
+                part=self.tracker.part_of(n),
+                ends_unopened_thought=self.tracker.unopened == n,
+            )
+            for n in range(first, self._shown)
         )
 
     def _append_token(self, token: int, logits: torch.Tensor) -> None:

@@ -231,6 +231,8 @@ class EngineOutput:
         key: The caller's name for the request.
         prompt_readings: Projections [k] at the last prompt token; set once, before any token.
         tokens: New tokens, each with its readings: a token is released when it has been read.
+        ahead: Tokens after them that have been read and are not released yet, since their text may still change, each
+            once: part, as far as it is known, and readings.
         finish: Reason why the answer ended; set at its end.
         end: Token that ended the answer and is no part of it, where log-probabilities are asked for.
         error: What went wrong with this answer or its batch; set where the answer ended without a finish.
@@ -241,6 +243,7 @@ class EngineOutput:
     key: Hashable
     prompt_readings: tuple[float, ...] | None = None
     tokens: tuple[GeneratedToken, ...] = ()
+    ahead: tuple[GeneratedToken, ...] = ()
     finish: Literal["stop", "length"] | None = None
     end: GeneratedToken | None = None
     error: Exception | None = None
@@ -275,6 +278,10 @@ class StepEngine(Protocol):
 
     def steer(self, key: Hashable, steering: Steering) -> None:
         """Add this steering to an answer's own, from its next token on."""
+        ...
+
+    def cut(self, key: Hashable, tokens: int) -> tuple[GeneratedToken, ...]:
+        """End a running answer after so many tokens, which have been read; those of them that were not released yet."""
         ...
 
     def abort(self, key: Hashable) -> None:

@@ -148,6 +148,12 @@ class PartTracker:
         return self._token
 
     @property
+    def foreseen(self) -> int:
+        """The same with those of blank or incomplete text, which are more of the same unless a mark comes."""
+        waiting = "".join(self.pieces[self._token :])[self._at - self._ends[self._token] :]
+        return self._token if waiting.strip() else len(self.pieces)
+
+    @property
     def revision(self) -> int:
         """How often tokens that were settled have become thought."""
         return self._splitter.revision

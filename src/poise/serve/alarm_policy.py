@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 
 from poise.data import AnswerPart
-from poise.engine import EngineOutput
+from poise.engine import EngineOutput, GeneratedToken
 from poise.errors import RequestError
 from poise.model.parts import TokenPart, in_part
 from poise.monitor import AlarmWatcher, AnswerReadings, RaisedAlarm
@@ -56,6 +56,7 @@ class GuardedOutput:
         output: The engine's output, without the tokens that came with an alarm that stops the answer.
         alerts: Alarms raised in this step.
         stopped: Whether an alarm ends the answer here.
+        length: Tokens of an answer that is stopped; those that have not come yet may be released.
         cap: Steering to apply from the next token on.
         readings: Readings of the complete answer, one a watched vector; set at its end where anything was watched.
     """
@@ -63,8 +64,15 @@ class GuardedOutput:
     output: EngineOutput
     alerts: tuple[Alert, ...] = ()
     stopped: bool = False
+    length: int = 0
     cap: Steering | None = None
     readings: tuple[AnswerReadings, ...] | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is anything in it for whoever waits for the answer."""
+        output = self.output
+        return bool(output.prompt_readings is not None or output.tokens or output.finish or self.alerts or self.stopped)
 
 
 class PartGuard:
@@ -168,7 +176,9 @@ class AlarmGuard:
             part: torch.tensor([push.tokens[part] if push else 0.0 for push in pushes]) for part in get_args(TokenPart)
         }
         self._tokens = 0  # of the answer
-        self._seen: list[tuple[int, TokenPart, torch.Tensor]] = []  # while they may turn out to be thought
+        self._seen: dict[int, tuple[TokenPart, torch.Tensor]] = {}  # tokens by their number in the answer, from 1
+        self._unopened = 1  # the first of them that may turn out to be thought
+        self._raised: set[tuple[int, int]] = set()  # columns, with the alarm's identity
         self._caps: dict[int, Term] = {}  # by the column of the vector
         self._new_caps = False
 
@@ -179,12 +189,16 @@ class AlarmGuard:
         alerts = [self._alert(raised) for raised in self._see(output)]
         stops = [a.raised.token for a in alerts if a.action == "stop"]
         if stops:
-            before_alarm = max(min(stops) - 1 - self._tokens, 0)
-            cut = replace(output, tokens=output.tokens[:before_alarm], finish=None, end=None)
-            return GuardedOutput(output=cut, alerts=tuple(alerts), stopped=True, readings=self.readings())
+            length = max(min(stops) - 1, 0)
+            before_alarm = max(length - self._tokens, 0)
+            cut = replace(output, tokens=output.tokens[:before_alarm], ahead=(), finish=None, end=None)
+            return GuardedOutput(
+                output=cut, alerts=tuple(alerts), stopped=True, length=length, readings=self.readings()
+            )
         self._tokens += len(output.tokens)
         if output.finish is None:
             return GuardedOutput(output=output, alerts=tuple(alerts), cap=self._cap())
+        self._forget_after(self._tokens)
         late = [self._alert(raised, "note") for part in self._parts for raised in part.end()]  # nothing is left to stop
         return GuardedOutput(output=output, alerts=(*alerts, *late), readings=self.readings())
 
@@ -194,29 +208,65 @@ class AlarmGuard:
         if output.prompt_readings is not None:
             prompt = torch.tensor(output.prompt_readings) - self._prompt_push
             raised += [alarm for part in self._parts for alarm in part.begin(prompt)]
-        tokens = [
-            (self._tokens + n, token.part, torch.tensor(token.readings) - self._token_push[token.part])
-            for n, token in enumerate(output.tokens, start=1)
+        raised += self._correct(output.tokens)
+        released = self._tokens + len(output.tokens)
+        numbered = [
+            *enumerate(output.tokens, start=self._tokens + 1),
+            *enumerate(output.ahead, start=max(released, len(self._seen)) + 1),
         ]
-        ends = [n for n, token in enumerate(output.tokens) if token.ends_unopened_thought]
+        new = [(number, token) for number, token in numbered if number > len(self._seen)]
+        ends = [n for n, (_, token) in enumerate(new) if token.ends_unopened_thought]
+        tokens = [(number, token.part, self._row(token)) for number, token in new]
+        self._seen |= {number: (part, row) for number, part, row in tokens}
         if ends:
-            raised += self._turn_into_thought(tokens[: ends[-1]])
+            raised += self._turn_into_thought(tokens[: ends[-1]], before=tokens[ends[-1]][0])
             tokens = tokens[ends[-1] :]
-        self._seen += tokens
-        return raised + [alarm for part in self._parts for alarm in part.see(tokens)]
+        raised += [alarm for part in self._parts for alarm in part.see(tokens)]
+        self._raised |= {(alarm.column, id(alarm.alarm)) for alarm in raised}
+        return raised
 
-    def _turn_into_thought(self, tokens: Sequence[tuple[int, TokenPart, torch.Tensor]]) -> list[RaisedAlarm]:
+    def _row(self, token: GeneratedToken) -> torch.Tensor:
+        return torch.tensor(token.readings) - self._token_push[token.part]
+
+    def _correct(self, released: Sequence[GeneratedToken]) -> list[RaisedAlarm]:
+        """Tokens that were read before their text was known count for the parts that they turned out to be in."""
+        corrected = False
+        for number, token in enumerate(released, start=self._tokens + 1):
+            if number in self._seen and self._seen[number][0] != token.part:
+                self._seen[number], corrected = (token.part, self._row(token)), True
+        return self._recount() if corrected else []
+
+    def _recount(self) -> list[RaisedAlarm]:
+        """Count all tokens anew; what that raises for the first time."""
+        raised: list[RaisedAlarm] = []
+        for part in self._parts:
+            part.restart()
+            raised += part.see([(number, p, row) for number, (p, row) in self._seen.items()])
+        return [alarm for alarm in raised if (alarm.column, id(alarm.alarm)) not in self._raised]
+
+    def _forget_after(self, length: int) -> None:
+        """The answer has ended, and a stop string has taken tokens after these away."""
+        if len(self._seen) > length:
+            self._seen = {number: token for number, token in self._seen.items() if number <= length}
+            self._recount()
+
+    def _turn_into_thought(
+        self, tokens: Sequence[tuple[int, TokenPart, torch.Tensor]], *, before: int
+    ) -> list[RaisedAlarm]:
         """What was taken for a reply was thought: it counts as that from here on."""
+        numbers = [number for number in self._seen if self._unopened <= number < before - len(tokens)]
+        first = next((number for number in numbers if self._seen[number][0] != "mark"), self._unopened)
+        for number in numbers:
+            if number >= first:
+                self._seen[number] = ("thought", self._seen[number][1])
+        self._unopened = before
         raised: list[RaisedAlarm] = []
         for part in self._parts:
             if part.part == "both":
                 raised += part.see(tokens)
             else:
                 part.restart()
-                first = next((n for n, (_, p, _) in enumerate(self._seen) if p != "mark"), 0)
-                thought = [(n, "thought" if at >= first else p, row) for at, (n, p, row) in enumerate(self._seen)]
-                raised += part.see([*thought, *tokens])
-        self._seen = []
+                raised += part.see([(n, p, row) for n, (p, row) in self._seen.items() if n < before])
         return raised
 
     def readings(self) -> tuple[AnswerReadings, ...] | None:

@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 
 from poise.engine import EngineOutput, GenerationRequest, StepEngine
@@ -282,6 +282,9 @@ class Scheduler:
             self._fail(scheduled, output.error)
             return
         guarded = scheduled.guard.inspect(output)
+        if guarded.stopped and not output.finish:
+            unreleased = self.engine.cut(scheduled, guarded.length)
+            guarded = replace(guarded, output=replace(guarded.output, tokens=guarded.output.tokens + unreleased))
         if guarded.cap:
             self.engine.steer(scheduled, guarded.cap)
         if guarded.stopped or output.finish:
@@ -289,7 +292,8 @@ class Scheduler:
             self._pace += 0.1 * (min(now - self._ended_at, 60.0) - self._pace)
             self._ended_at = now
             self._end(scheduled)
-        scheduled.sink(guarded)
+        if guarded.has_news:
+            scheduled.sink(guarded)
 
     def _begin(self, scheduled: ScheduledRequest) -> None:
         if not scheduled.begun:
