@@ -10,6 +10,9 @@ from poise.engine.types import SamplingParams
 
 __all__ = ["sample_tokens"]
 
+COLDEST = 1e-20  # below, logits divided by the temperature may overflow, and nothing but the likeliest is drawn
+HOTTEST = 1e30  # beyond, all tokens are as good as equally likely, and those that are ruled out have to stay so
+
 
 def sample_tokens(logits: torch.Tensor, samplings: Sequence[SamplingParams], draws: Sequence[float]) -> torch.Tensor:
     """The next token of each row, int64 [B]: greedy, or where its own draw in [0, 1) falls.
@@ -28,7 +31,7 @@ def sample_tokens(logits: torch.Tensor, samplings: Sequence[SamplingParams], dra
 
 
 def _sampling_kind(sampling: SamplingParams) -> str:
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return "greedy"
     return "top_p" if sampling.top_p < 1 else "plain"
 
@@ -39,11 +42,13 @@ def _sampled(
     def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=logits.device).unsqueeze(1)
 
-    p = torch.softmax(logits / column([s.temperature for s in samplings], logits.dtype), dim=-1)
+    p = torch.softmax(logits / column([min(s.temperature, HOTTEST) for s in samplings], logits.dtype), dim=-1)
     order: torch.Tensor | None = None
     if top:
         p, order = p.sort(dim=-1, descending=True)
-        p = p * (p.cumsum(-1) - p < column([s.top_p for s in samplings], p.dtype))
+        likely = p.cumsum(-1) - p < column([s.top_p for s in samplings], p.dtype)
+        likely[:, 0] = True  # also where top_p is too small for its type
+        p = p * likely
     cumulative = p.double().cumsum(-1)
     u = column(list(draws), torch.float64)
     picked = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=p.shape[-1] - 1)
