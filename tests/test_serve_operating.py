@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -27,7 +28,7 @@ import serving
 import tiny
 from poise import vector as vectors
 from poise.cli import app
-from poise.cli.serve import _options_in_logs
+from poise.cli.serve import _end_in_order, _options_in_logs
 from poise.cli.work import working
 from poise.engine import model_pass
 from poise.errors import InvalidArgument, OutputExists
@@ -523,6 +524,25 @@ class TestAskingFor:
         with serving.running(model, policy=rules) as (address, _):
             [entry] = httpx.get(f"{address}/v1/models").json()["data"]
             assert entry["policy"]["may_change_vectors"] is allowed
+
+
+class TestSigterm:
+    def test_while_the_model_loads_is_obeyed_with_a_word(self, capsys: pytest.CaptureFixture[str]) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            _end_in_order()
+            with pytest.raises(SystemExit) as end:
+                signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert end.value.code == 0
+        assert capsys.readouterr().err == "Stopped before it was listening.\n"
+
+    def test_after_the_end_is_no_failure(self) -> None:
+        code = (
+            "import signal; from poise.cli.serve import _end_at_once; _end_at_once(); signal.raise_signal(15); exit(3)"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 class TestTheStart:

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,6 +180,7 @@ def serve(
         return
     with working():
         _ignore_reloads()
+        _end_in_order()
         run = _server_module()
         options = _server_options(run, settings)
         files = _named_files(vector or [])
@@ -227,6 +229,7 @@ def _run(server: Any, device: Any, root: Any) -> None:
     for sentence in server.notes:
         note(with_options(sentence, root))
     server.run(lambda address: note(f"Listening on {address}; Ctrl-C stops it."))
+    _end_at_once()
     note("Stopped.")
 
 
@@ -234,6 +237,23 @@ def _ignore_reloads() -> None:
     """While the model loads: who asks for a reload then would end the server. Closing a terminal still does."""
     if hasattr(signal, "SIGHUP") and not os.isatty(0):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _end_in_order() -> None:
+    """While the model loads, a signal to end is obeyed as it is afterwards: with a word, and no failure."""
+
+    def end(number: int, frame: Any) -> None:
+        note("Stopped before it was listening.")
+        raise SystemExit(0)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+
+
+def _end_at_once() -> None:
+    """All is written and closed: one more signal leaves nothing undone, so it is no failure either."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _server_module() -> Any:
