@@ -93,7 +93,7 @@ def check_rules(
 
     Args:
         policies: The rules.
-        registry: Where the vectors are.
+        registry: Registry of the vectors.
         keys: Names of the keys, some of which have vectors of their own.
         anew: Vectors that are to take the places of those for all.
 
