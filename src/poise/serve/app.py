@@ -11,12 +11,13 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
 
@@ -67,8 +68,22 @@ def build(service: Service) -> FastAPI:
     _vectors(app, service)
     _readings_routes(app, service)
     _state(app, service)
+    _answer_heads(app)
     add_page(app)
     return app
+
+
+def _answer_heads(app: FastAPI) -> None:
+    """Take HEAD wherever there is GET, as probes and proxies expect; the connection leaves the body out."""
+    for route in [route for route in app.routes if isinstance(route, APIRoute) and "GET" in (route.methods or ())]:
+        app.add_api_route(
+            route.path,
+            route.endpoint,
+            methods=["HEAD"],
+            response_model=route.response_model,
+            response_class=route.response_class,
+            include_in_schema=False,
+        )
 
 
 def _openai(app: FastAPI, service: Service) -> None:
@@ -103,11 +118,22 @@ def _openai(app: FastAPI, service: Service) -> None:
         return await _respond(service, request)
 
 
+@contextlib.contextmanager
+def _rates_on_refusals(service: Service, key: str | None) -> Iterator[None]:
+    """Say in a refusal too what is left of the limits: it counts as a request."""
+    try:
+        yield
+    except RequestError as error:
+        error.headers = {**service.rates.headers(key, service.policies.of(key).limits), **error.headers}
+        raise
+
+
 async def _respond(service: Service, request: Request) -> Response:
     data, content_type, key = await request.body(), request.headers.get("content-type", ""), _key(request)
     limits = service.policies.of(key).limits
     service.rates.take_request(key, limits)
-    body, exchange = await open_response(service, data, content_type, key)
+    with _rates_on_refusals(service, key):
+        body, exchange = await open_response(service, data, content_type, key)
     headers = service.rates.headers(key, limits)
     if body.stream:
         return ExchangeStream(exchange, response_events(body, exchange), headers)
@@ -124,17 +150,18 @@ async def _answer_embeddings(service: Service, request: Request) -> Response:
     data, content_type, key = await request.body(), request.headers.get("content-type", ""), _key(request)
     limits = service.policies.of(key).limits
     service.rates.take_request(key, limits)
-    body = await service.workers.run(partial(read_request, EmbeddingRequest, data, content_type), size=len(data))
-    body.check()
-    texts = body.texts
-    tokens = await service.sentences.count(texts)
-    reservation = service.rates.reserve(key, limits, tokens)
-    try:
-        work = asyncio.ensure_future(service.sentences.embed(texts))
-        vectors = await unless_hung_up(request, work)
-    except BaseException:
-        service.rates.settle(reservation, 0)
-        raise
+    with _rates_on_refusals(service, key):
+        body = await service.workers.run(partial(read_request, EmbeddingRequest, data, content_type), size=len(data))
+        body.check()
+        texts = body.texts
+        tokens = await service.sentences.count(texts)
+        reservation = service.rates.reserve(key, limits, tokens)
+        try:
+            work = asyncio.ensure_future(service.sentences.embed(texts))
+            vectors = await unless_hung_up(request, work)
+        except BaseException:
+            service.rates.settle(reservation, 0)
+            raise
     service.rates.settle(reservation, tokens)
     if vectors is None:
         return Response(status_code=499)  # which nobody reads
@@ -151,8 +178,9 @@ async def _complete(service: Service, kind: type[OpenAIRequest], request: Reques
     key = _key(request)
     limits = service.policies.of(key).limits
     service.rates.take_request(key, limits)
-    body = await service.workers.run(partial(read_request, kind, data, content_type), size=len(data))
-    exchange = await service.open(body, key, size=len(data))
+    with _rates_on_refusals(service, key):
+        body = await service.workers.run(partial(read_request, kind, data, content_type), size=len(data))
+        exchange = await service.open(body, key, size=len(data))
     headers = service.rates.headers(key, limits)
     if body.stream:
         chunks = _event_stream(exchange, include_usage=body.stream_options.include_usage)

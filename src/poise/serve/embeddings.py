@@ -6,10 +6,11 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic_core import PydanticKnownError
 
 from poise.errors import MissingExtra, RequestError
 from poise.judge.exemplars import LONGEST_SENTENCE, sentence_embeddings, sentence_tokens
@@ -20,16 +21,28 @@ __all__ = ["ENCODER", "EmbeddingRequest", "Embeddings", "SentenceEncoder", "embe
 ENCODER = "all-MiniLM-L6-v2"
 WIDTH = 384
 MOST_EMBEDDED = 65_536  # of one request
+MOST_TEXTS = 2048
 SLICE = 32  # texts that are read between two looks at whether anybody waits
+
+
+def _check_number_of_texts(value: str | list[Any]) -> str | list[Any]:
+    """There is something to embed, and not too much of it; how long one text may be is counted in tokens."""
+    if value == "":
+        raise PydanticKnownError("string_too_short", {"min_length": 1})
+    if not value or (isinstance(value, list) and len(value) > MOST_TEXTS):
+        kind: Literal["too_short", "too_long"] = "too_long" if value else "too_short"
+        limit = {"max_length": MOST_TEXTS} if value else {"min_length": 1}
+        raise PydanticKnownError(kind, {"field_type": "List", "actual_length": len(value), **limit})
+    return value
 
 
 class EmbeddingRequest(StrictRequest):
     """``POST /v1/embeddings``."""
 
     model: RequestName
-    input: RequestText | list[RequestText] | list[int] | list[list[int]] = Field(
-        min_length=1, max_length=2048, description="A text or several; token ids are refused."
-    )
+    input: Annotated[
+        RequestText | list[RequestText] | list[int] | list[list[int]], AfterValidator(_check_number_of_texts)
+    ] = Field(description="A text, or 1 to 2048; token ids are refused.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Not supported; may only be 384.")
     user: RequestText | None = Field(None, max_length=1000, description="Accepted without effect, and not kept.")

@@ -127,9 +127,10 @@ class Policy(Settings):
             raise RequestError(403, "This key may not steer.", code="steering_forbidden", param="poise.steer")
         total = total_dose(steering)
         if not total.dose <= self.most_dose + DOSE_ROUNDING:
+            dose = next(text for n in range(3, 18) if (text := f"{total.dose:.{n}g}") != f"{self.most_dose:.{n}g}")
             raise RequestError(
                 400,
-                f"The steering comes to a dose of {total.dose:.3g} in all ({total}), which is more than the "
+                f"The steering comes to a dose of {dose} in all ({total}), which is more than the "
                 f"{self.most_dose:g} allowed here; text breaks near 1. Steer with less.",
                 code="dose_too_strong",
                 param="poise.steer",

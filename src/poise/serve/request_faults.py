@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from poise.errors import RequestError
-from poise.settings import describe_value
+from poise.settings import describe_value, shown_value
 
 __all__ = ["encodable", "fault"]
 
@@ -34,13 +34,17 @@ def fault(errors: Sequence[Any], body: Any = None) -> RequestError:
         text = f"{encodable(names)} {are} not supported here; leave {it} out."
         return RequestError(400, text, code="unsupported", param=encodable(unsupported[0]))
     same = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
-    first = max(same, key=lambda e: len(e["loc"]))  # of what may have several shapes, the one that it is nearest to
+    # Of what may have several shapes, the one that it is nearest to.
+    first = max(same, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
     place = first.get("ctx", {}).get("place", ())
     param = _field_name(first, body) or None
     if first["type"].startswith("json"):
         return RequestError(400, "The body is not JSON.", code="invalid_json")
     if not param and first["loc"][:1] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
         text = "The request needs a JSON object as its body, with Content-Type: application/json."
+    elif first["loc"][-1:] == ("[key]",):
+        param = ".".join((param or "").split(".")[:-1]) or None
+        text = f"{encodable(param)}: the name {shown_value(first['input'])} {encodable(describe_value(first))}."
     else:
         colon = ":" if first["type"] == "value_error" and not place else ""
         text = f"{encodable(param) or 'The request'}{colon} {encodable(describe_value(first))}."

@@ -195,7 +195,7 @@ class ChatCompletionRequest(OpenAIRequest):
     def _tools_once_and_answered(self) -> ChatCompletionRequest:
         names = [tool.function.name for tool in self.tools]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"tools has two functions named {repeated[0]!r}; give each a name of its own")
+            raise placed_fault(f"has two functions named {repeated[0]!r}; give each a name of its own", "tools")
         called: set[str] = set()
         for place, message in enumerate(self.messages):
             called |= {call.id for call in message.tool_calls}

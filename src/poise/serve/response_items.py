@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from poise.serve.tool_requests import ArgumentsText
+from poise.serve.tool_requests import ArgumentsText, CallID, FunctionName
 from poise.steer.request_field import RequestText, StrictRequest
 
 __all__ = [
@@ -59,8 +59,8 @@ class FunctionCallItem(StrictRequest):
     """A call of a function in an earlier answer."""
 
     type: Literal["function_call"]
-    call_id: ItemID = Field(min_length=1)
-    name: RequestText = Field(min_length=1, max_length=64)
+    call_id: CallID
+    name: FunctionName
     arguments: ArgumentsText
     id: ItemID | None = None
     status: ItemStatus | None = None
@@ -70,7 +70,7 @@ class FunctionCallOutputItem(StrictRequest):
     """What a function gave."""
 
     type: Literal["function_call_output"]
-    call_id: ItemID = Field(min_length=1)
+    call_id: CallID
     output: RequestText | Annotated[list[InputText], Field(fail_fast=True)]
     id: ItemID | None = None
     status: ItemStatus | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from poise.errors import RequestError
 from poise.serve.request_faults import fault
@@ -17,6 +18,8 @@ from poise.serve.response_items import (
     ReasoningItem,
     chat_messages,
 )
+from poise.serve.tool_requests import FunctionName, kind_of_choice
+from poise.settings import placed_fault
 from poise.steer.request_field import PoiseField, RequestName, RequestText, StrictRequest
 
 __all__ = ["CreateResponse", "as_chat", "in_its_words"]
@@ -26,14 +29,15 @@ STATELESS = (
     "providerOptions.openai.store)"
 )
 FIELDS = {
-    "messages": "input",
-    "response_format": "text.format",
+    r"messages\b.*": "input",
+    r"tools\.(\d+)\.function": r"tools.\1",
+    r"response_format(\.json_schema)?": "text.format",
     "reasoning_effort": "reasoning.effort",
     "chat_template_kwargs": "reasoning.effort",
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
 }
-"""Fields of a chat, and what they are here."""
+"""How fields of a chat begin, and what they are here."""
 
 
 def _item_kind(item: Any) -> str:
@@ -55,7 +59,7 @@ class ResponseTool(StrictRequest):
     """A function that the model may call; functions are the only tools."""
 
     type: Literal["function"]
-    name: RequestText = Field(min_length=1, max_length=64)
+    name: FunctionName
     description: RequestText | None = None
     parameters: dict[str, Any] | None = Field(
         None, description="JSON Schema of its arguments; without one, any object."
@@ -67,7 +71,7 @@ class ChosenFunction(StrictRequest):
     """A tool by its name."""
 
     type: Literal["function"]
-    name: RequestText = Field(min_length=1, max_length=64)
+    name: FunctionName
 
 
 class ChosenSubset(StrictRequest):
@@ -76,6 +80,14 @@ class ChosenSubset(StrictRequest):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: list[ChosenFunction] = Field(min_length=1, max_length=128)
+
+
+ResponseToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("word")]
+    | Annotated[ChosenFunction, Tag("function")]
+    | Annotated[ChosenSubset, Tag("allowed_tools")],
+    Discriminator(kind_of_choice),
+]
 
 
 class PlainFormat(StrictRequest):
@@ -90,7 +102,7 @@ class SchemaFormat(StrictRequest):
     type: Literal["json_schema"]
     name: RequestText = Field(min_length=1, max_length=64)
     json_schema: dict[str, Any] = Field(alias="schema")
-    description: RequestText | None = None
+    description: RequestText | None = Field(None, max_length=4000)
     strict: bool | None = None
 
 
@@ -128,7 +140,7 @@ class CreateResponse(StrictRequest):
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
     tools: list[ResponseTool] = Field(default=[], max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | ChosenSubset | None = None
+    tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool = True
     text: TextSettings = Field(default_factory=TextSettings)
     reasoning: ReasoningSettings = Field(default_factory=ReasoningSettings)
@@ -154,6 +166,17 @@ class CreateResponse(StrictRequest):
         None, description="Accepted without effect: there is one."
     )
     poise: PoiseField | None = None
+
+    @model_validator(mode="after")
+    def _calls_answered(self) -> CreateResponse:
+        called: set[str] = set()
+        for place, item in enumerate(self.input if isinstance(self.input, list) else ()):
+            if isinstance(item, FunctionCallItem):
+                called.add(item.call_id)
+            elif isinstance(item, FunctionCallOutputItem) and item.call_id not in called:
+                text = f"is {item.call_id!r}, a call that no item before it has"
+                raise placed_fault(text, "input", place, "call_id")
+        return self
 
     @property
     def wants_logprobs(self) -> bool:
@@ -228,9 +251,9 @@ def in_its_words(error: RequestError) -> RequestError:
     """A fault of a chat, with the field that it has here."""
     body = error.body["error"]
     param, message = body["param"], body["message"]
-    name, dot, place = (param or "").partition(".")
-    if name not in FIELDS:
+    begins = next((pattern for pattern in FIELDS if re.match(rf"{pattern}(\.|$)", param or "")), None)
+    if begins is None:
         return error
-    field = FIELDS[name] + dot + place
+    field = re.sub(rf"^{begins}", FIELDS[begins], param)
     message = message.replace(param, field, 1)
     return RequestError(error.status, message, code=body["code"], param=field, headers=error.headers)

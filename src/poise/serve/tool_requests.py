@@ -6,14 +6,16 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from poise.steer.request_field import RequestText, StrictRequest, check_characters
 
 __all__ = [
     "AllowedTools",
     "ArgumentsText",
+    "CallID",
     "CalledFunction",
+    "FunctionName",
     "FunctionTool",
     "JSONObjectFormat",
     "JSONSchemaFormat",
@@ -21,10 +23,12 @@ __all__ = [
     "TextFormat",
     "ToolCallMessage",
     "ToolChoice",
+    "kind_of_choice",
 ]
 
 
 FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
+CallID = Annotated[RequestText, Field(min_length=1, max_length=200)]
 Schema = dict[str, Any]
 HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -38,6 +42,13 @@ def _complete_when_parsed(text: str) -> str:
             return text
         check_characters(json.dumps(parsed, ensure_ascii=False))
     return text
+
+
+def kind_of_choice(choice: Any) -> str:
+    """Which of its shapes a choice of tools has, so that it is not judged by another's fields."""
+    if isinstance(choice, dict):
+        return "allowed_tools" if choice.get("type") == "allowed_tools" else "function"
+    return "word" if isinstance(choice, str) or choice is None else str(getattr(choice, "type", "word"))
 
 
 ArgumentsText = Annotated[RequestText, AfterValidator(_complete_when_parsed)]
@@ -86,7 +97,12 @@ class AllowedTools(StrictRequest):
     allowed_tools: ToolSubset
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("word")]
+    | Annotated[NamedTool, Tag("function")]
+    | Annotated[AllowedTools, Tag("allowed_tools")],
+    Discriminator(kind_of_choice),
+]
 
 
 class CalledFunction(StrictRequest):
@@ -99,7 +115,7 @@ class CalledFunction(StrictRequest):
 class ToolCallMessage(StrictRequest):
     """A call in an earlier turn of the assistant."""
 
-    id: RequestText = Field(min_length=1, max_length=200)
+    id: CallID
     type: Literal["function"] = "function"
     function: CalledFunction
 

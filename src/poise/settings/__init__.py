@@ -36,6 +36,7 @@ from poise.settings.faults import (
     merged_faults,
     placed_fault,
     plain_error,
+    shown_value,
 )
 from poise.settings.other_names import Place, place_as_written, translate_names
 from poise.settings.scalar_types import check_scalar
@@ -63,6 +64,7 @@ __all__ = [
     "parse_yaml",
     "placed_fault",
     "read_settings",
+    "shown_value",
 ]
 
 S = TypeVar("S", bound="Settings")

@@ -114,6 +114,16 @@ def describe_value(fault: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(fault["input"], re.findall(r"'([^']*)'", context["expected"]), n=1)
         hint = f", did you mean {near[0]}?" if near else ""
         return f"is {value}; it must be {context['expected']}{hint}"
+    if kind_of_fault in ("string_too_long", "too_long"):
+        noun = "characters" if isinstance(fault["input"], str) else "entries"
+        most = context["max_length"]
+        return f"has {len(fault['input'])} {noun}; at most {most} are taken" if most else "must be empty"
+    if kind_of_fault == "string_pattern_mismatch":
+        return f"is {value}; use {PATTERNS.get(context['pattern'], 'what matches ' + context['pattern'])}"
+    if kind_of_fault == "union_tag_invalid":
+        return f"is of the type {shown_value(context['tag'])}; the types are {context['expected_tags']}"
+    if kind_of_fault == "union_tag_not_found":
+        return f"lacks its {context['discriminator']}, which says what it is"
     for name, words in LIMITS.items():
         if kind_of_fault in LIMIT_FAULTS[name]:
             return f"is {value}; it must be {words.format(**context)}"
@@ -131,8 +141,13 @@ def shown_value(value: Any) -> str:
 FAULTS = {
     "missing": "is missing",
     "string_too_short": "is empty",
-    "string_pattern_mismatch": "is {value}; use up to 64 lower-case letters, digits, hyphens and underscores",
 }
+PATTERNS = {
+    "^[a-z0-9][a-z0-9_-]{0,63}$": "up to 64 lower-case letters, digits, hyphens and underscores",
+    "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$": "up to 64 letters, digits, hyphens and underscores",
+    "^[a-zA-Z0-9_.-]+$": "up to 64 letters, digits, dots, hyphens and underscores",
+}
+"""What the patterns of names ask for, in words."""
 UNION_MEMBER = re.compile(r"(literal|tuple|list|dict|function-\w+|constrained-\w+|nullable)\[|\[key\]$")
 LIMIT_FAULTS = {
     "number": ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type"),

@@ -46,8 +46,8 @@ def _vector_cautions(vector: PersonaVector, terms: Sequence[Term]) -> list[str]:
         low, high = certificate["usable_doses"]
         if not low - DOSE_ROUNDING <= dose <= high + DOSE_ROUNDING:
             out.append(
-                f"A dose of {dose:.0%} of {vector.name} lies outside {low:.0%} to {high:.0%}, where its certificate "
-                "saw coherent text; expect broken text."
+                f"A dose of {_percent_apart(dose, low, high)} of {vector.name} lies outside {low:.0%} to {high:.0%}, "
+                "where its certificate saw coherent text; expect broken text."
             )
     layer, dose = max(doses.items(), key=lambda item: abs(item[1]), default=(0, 0.0))
     if abs(dose) > RISKY_DOSE + DOSE_ROUNDING:
@@ -59,6 +59,14 @@ def _vector_cautions(vector: PersonaVector, terms: Sequence[Term]) -> list[str]:
             "usually breaks near 100%; run `poise validate`, or use less."
         )
     return out
+
+
+def _percent_apart(dose: float, *bounds: float) -> str:
+    """A dose with as many decimals as it takes to tell it from these."""
+    for decimals in range(17):
+        if (text := f"{dose:.{decimals}%}") not in [f"{bound:.{decimals}%}" for bound in bounds]:
+            break
+    return text
 
 
 def _strongest(terms: Sequence[Term], layer: int) -> float:
