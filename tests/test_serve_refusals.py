@@ -116,11 +116,7 @@ class TestChatsNameTheirFields:
                 f"is 'a b'; {BAD_NAME}.",
             ),
             ({"tool_choice": "maybe"}, "tool_choice", "is 'maybe'; it must be 'none', 'auto' or 'required'."),
-            (
-                {"tool_choice": {"type": "x"}},
-                "tool_choice",
-                "is of the type 'x'; the types are 'function', 'allowed_tools'.",
-            ),
+            ({"tool_choice": {"type": "x"}}, "tool_choice.type", "is 'x'; it must be 'function'."),
             ({"response_format": {}}, "response_format", "lacks its 'type', which says what it is."),
             (
                 {"response_format": {"type": "json_schema", "json_schema": {"name": "n" * 65, "schema": {}}}},
