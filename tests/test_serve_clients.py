@@ -304,8 +304,8 @@ class TestWhatIsNotThere:
         ("method", "path", "allowed"),
         [
             ("GET", CHAT, "POST"),
-            ("PUT", "/v1/models", "GET"),
-            ("PATCH", "/v1/poise/vectors", "GET, POST"),
+            ("PUT", "/v1/models", "GET, HEAD"),
+            ("PATCH", "/v1/poise/vectors", "GET, HEAD, POST"),
             ("POST", "/", "GET, HEAD"),
         ],
     )
