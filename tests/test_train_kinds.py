@@ -100,11 +100,12 @@ class TestEvaluation:
 
     def test_takes_rows_from_files_of_their_own(self, home: Path, tmp_path: Path) -> None:
         rows = (home / "rows.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "data.jsonl").write_text("".join(rows[3:]))
         (tmp_path / "eval.jsonl").write_text("".join(rows[:3]))
-        config = settings(home, tmp_path / "run", held_out=0, eval_data=str(tmp_path / "eval.jsonl"), max_steps=1)
-        done = train(config)
+        files = {"data": str(tmp_path / "data.jsonl"), "eval_data": str(tmp_path / "eval.jsonl")}
+        done = train(settings(home, tmp_path / "run", held_out=0, max_steps=1, **files))
         assert done.facts["loss"]["before"]["n"] == 3
-        assert done.facts["data"]["texts"] == 24
+        assert done.facts["data"]["texts"] == 21
 
     def test_the_best_checkpoint_is_the_one_kept(self, home: Path, tmp_path: Path) -> None:
         """The best evaluation is one of the first."""
