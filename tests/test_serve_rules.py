@@ -226,7 +226,7 @@ class TestAPolicy:
             ({"default": {"on_alarm": "shout"}}, "default.on_alarm"),
             ({"default": {"stear": "up=1"}}, "stear"),
             ({"default": {"steer": "evil=1"}}, "names the vector 'evil'"),
-            ({"keys": {"carl": {}}}, "names the key 'carl'"),
+            ({"keys": {"carl": {}}}, "line 2: keys.carl are rules for the key 'carl'"),
         ],
     )
     def test_with_a_mistake_is_refused_at_the_start(
