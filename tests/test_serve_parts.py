@@ -134,8 +134,9 @@ class TestAServer:
         with pytest.raises(InvalidArgument) as refusal:
             make_server(model, alarmed(model, "reply"), ServerOptions(port=0, policy=policy))
         assert str(refusal.value) == (
-            "The policy watches the thought of answers by up: grumpy has no calibrated alarm for the mean reading at "
-            "layer 1; its alarms were set on replies, and thoughts are read: run `poise calibrate` on these."
+            f"{policy}, line 3: default.part.up is 'thought' for 'up': grumpy has no calibrated alarm for the mean "
+            "reading at layer 1; its alarms were set on replies, and thoughts are read: run `poise calibrate` on "
+            "these; fix it and try again."
         )
 
     def test_says_that_alarms_of_another_part_are_not_in_force(self, model: Model) -> None:
