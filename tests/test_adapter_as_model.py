@@ -69,7 +69,7 @@ def chatted(home: Path, name: str, out: Path, monkeypatch: pytest.MonkeyPatch) -
 def served(home: Path, name: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     texts: list[str] = []
 
-    def ask_and_stop(server: Any, device: Any) -> None:
+    def ask_and_stop(server: Any, *more: Any) -> None:
         address = server.start()
         try:
             client = OpenAI(base_url=f"{address}/v1", api_key="none")
