@@ -17,21 +17,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-import planted_rows
 from detector_comparisons import FIT_TALK, TEST_TALK, talk
-from planted_rows import (
-    RATES,
-    Array,
-    Row,
-    Scored,
-    cut,
-    extracted,
-    gather,
-    judged,
-    project,
-    short,
-    table,
-)
+from planted_data import Row, cut, draw, gather, short
+from planted_rows import RATES, WATCHED, Array, Scored, extracted, judged, project, table
 from poise.detector.fitting import DetectorSettings, fit_checked, read_talk
 from poise.judge.exemplars import embed
 from poise.model import Model, ask, load_model
@@ -47,9 +35,7 @@ def background(data: Path, model: Model) -> list[Row]:
     rows: list[Row] = []
     for source in TEST_TALK:
         drawn = [Row("background", "background", tuple(ask(q)), a) for _, q, a in talk(source).rows(data) if a.strip()]
-        usable = [
-            row for row in (drawn[i] for i in planted_rows.draw(len(drawn), 2 * BACKGROUND_ROWS)) if short(model, row)
-        ]
+        usable = [row for row in (drawn[i] for i in draw(len(drawn), 2 * BACKGROUND_ROWS)) if short(model, row)]
         rows += usable[:BACKGROUND_ROWS]
     return [cut(model, row) for row in rows]
 
@@ -67,7 +53,7 @@ def report(rows: Sequence[Row], readers: dict[str, Array], names: Sequence[str])
     fit = np.random.default_rng(1).permutation(len(normal)) % 2 == 0
     heads = ["planted", "n", "trait", "reader", "AUC", "AUC against matched", "recall, %", "false alarms, %"]
     table([*heads, *(f"{what} at {r:.0%}" for what in ("precision", "average precision") for r in RATES)])
-    for where, name in ({f"exemplars: {name}": name for name in names} | planted_rows.WATCHED).items():
+    for where, name in ({f"exemplars: {name}": name for name in names} | WATCHED).items():
         sides = [
             np.array([i for i, r in enumerate(rows) if (r.where, r.side) == (where, s)], int)
             for s in ("planted", "matched")

@@ -28,14 +28,6 @@ def firefox() -> Iterator[Firefox]:
     browser.close()
 
 
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    server = Stub()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def text(firefox: Firefox, selector: str) -> str:
     return str(firefox.evaluate(f"document.querySelector({selector!r})?.textContent.trim()"))
 

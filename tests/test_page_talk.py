@@ -28,20 +28,6 @@ def page() -> Iterator[Any]:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def stand_in() -> Iterator[Stub]:
-    server = Stub()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def stub(stand_in: Stub) -> Stub:
-    stand_in.reset()
-    return stand_in
-
-
 @pytest.fixture
 def tab(page: Any, stub: Stub) -> Iterator[Tab]:
     opened = Tab(page, stub.url)

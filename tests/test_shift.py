@@ -291,7 +291,7 @@ class TestTheModels:
 
         assert remarks(base, base) == []
         assert remarks(f"/elsewhere/{Path(base).name}", base) == []  # moved with its name
-        assert remarks(f"/root/.cache/hub/models--owner--{Path(base).name}/snapshots/0123", base) == []
+        assert remarks(f"/home/someone/.cache/hub/models--owner--{Path(base).name}/snapshots/0123", base) == []
         for named in (pushed, "owner/other", f"/cache/models--{Path(base).name}--other/snapshots/0123"):
             (text,) = remarks(named, base)
             assert f"says that it is of {named}, and it is put on {base}. If these are not the same weights" in text

@@ -62,22 +62,15 @@ def check_policies(policies: Policies, keys: ApiKeys) -> None:
     Raises:
         InvalidArgument: names the key.
     """
-    unknown = [name for name in policies.keys if name not in keys.names]
-    if unknown and not keys:
-        raise _refusal(
-            [
-                (("keys", name), "are rules for a key, and there is no key; name a file of keys with `keys`")
-                for name in unknown
-            ]
-        )
-    if unknown:
-        known = ", ".join(keys.names)
-        raise _refusal(
-            [
-                (("keys", name), f"are rules for the key {name!r}, which the key file lacks; it has: {known}")
-                for name in unknown
-            ]
-        )
+    faults: list[SettingFault] = []
+    for name in policies.keys:
+        if not keys:
+            faults.append((("keys", name), "are rules for a key, and there is no key; name a file of keys with `keys`"))
+        elif name not in keys.names:
+            text = f"are rules for the key {name!r}, which the key file lacks; it has: {', '.join(keys.names)}"
+            faults.append((("keys", name), text))
+    if faults:
+        raise _refusal(faults)
 
 
 def check_rules(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -122,14 +123,14 @@ class OpenAIRequest(StrictRequest):
     poise: PoiseField | None = None
 
     @property
+    @abstractmethod
     def max_new_tokens(self) -> int | None:
         """Most tokens of the answer, where the request says."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def logprobs_count(self) -> int | None:
         """Likeliest tokens to report, as a job has it."""
-        raise NotImplementedError
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import torch
@@ -63,7 +62,6 @@ class VllmEngine:
         config = self._llm.llm_engine.vllm_config.model_config
         self._shape = (config.get_total_num_hidden_layers(), config.get_hidden_size())
         self._window = int(config.max_model_len)
-        self._checked: dict[int, object] = {}
 
     def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         """The batches that ``generate`` will run; see ``poise.engine.Engine``."""
@@ -113,7 +111,7 @@ class VllmEngine:
                         f"{self._shape[0]} of {self._shape[1]}; extract it on this model."
                     )
         program = compile_steering(steering, probes)
-        names = tuple(f"{number}" for number, _ in zip(count(), probes, strict=False))
+        names = tuple(map(str, range(len(probes))))
         response = ResponseSum(torch.zeros(self._shape)) if keep_means else None
         return replace(program, names=names, response=response)
 
