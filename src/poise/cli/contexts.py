@@ -26,7 +26,7 @@ __all__ = [
     "direction_table",
     "find_all_contexts",
     "format_estimate",
-    "show_contexts",
+    "show_inputs",
 ]
 
 _CONTEXTS = "Training-like prompts"
@@ -115,12 +115,12 @@ def find_all_contexts(options: ContextOptions, seed: int) -> tuple[tuple[PromptC
     return (*search.contexts, *options.texts), search.notes
 
 
-def show_contexts(
+def show_inputs(
     options: ContextOptions, data: list[DataSet], model: str | None, n: int, *, seed: int, as_json: bool
 ) -> None:
-    """Print the contexts under which questions would be asked, and the first answers of each data set."""
+    """Print the contexts under which questions would be asked, if any, and the first answers of each data set."""
     from poise.cli import facts
-    from poise.cli.preview import previews_json, read_previews
+    from poise.cli.preview import previews_json, print_previews, read_previews
     from poise.cli.work import working
 
     with working():
@@ -129,6 +129,9 @@ def show_contexts(
         contexts, _ = find_all_contexts(options, seed)
         checked = check_contexts(contexts)
     previews = read_previews(*data, model=model, n=n)
+    if not options.chosen:
+        print_previews(*previews, as_json=as_json)
+        return
     if as_json:
         shown = {"contexts": [context.model_dump(mode="json") for context in checked]}
         facts.print_json(shown | previews_json(*previews) if previews else shown)

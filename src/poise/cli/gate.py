@@ -18,7 +18,7 @@ from poise.cli.contexts import (
     ExtractAgain,
     MostContexts,
     format_estimate,
-    show_contexts,
+    show_inputs,
 )
 from poise.cli.options import (
     BatchOption,
@@ -35,7 +35,6 @@ from poise.cli.options import (
     ShowOption,
     Temperature,
 )
-from poise.cli.preview import show_data
 from poise.cli.shift import (
     MEASURED_PANEL,
     CapabilityLimit,
@@ -215,10 +214,7 @@ def _show_data(
         )
     opened = [open_data(data)] if data else []
     opened += [open_data([source]) for source in texts]
-    if contexts.chosen:
-        show_contexts(contexts, opened, model, n, seed=seed, as_json=as_json)
-    else:
-        show_data(*opened, model=model, n=n, as_json=as_json)
+    show_inputs(contexts, opened, model, n, seed=seed, as_json=as_json)
 
 
 def _finish(result: GateResult, summary: Path | None, junit: Path | None, *, as_json: bool) -> None:

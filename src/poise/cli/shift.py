@@ -19,7 +19,7 @@ from poise.cli.contexts import (
     direction_table,
     find_all_contexts,
     format_estimate,
-    show_contexts,
+    show_inputs,
 )
 from poise.cli.options import (
     BatchOption,
@@ -39,7 +39,6 @@ from poise.cli.options import (
     Temperature,
     VectorsOption,
 )
-from poise.cli.preview import show_data
 from poise.cli.work import load_model, working
 from poise.errors import InvalidArgument
 
@@ -246,11 +245,7 @@ def _show_read_data(
         raise InvalidArgument(
             "A shift reads data for perplexity and contexts; name some with perplexity=DATA or --contexts."
         )
-    opened = [open_data([source]) for source in sources]
-    if contexts.chosen:
-        show_contexts(contexts, opened, model, n, seed=seed, as_json=as_json)
-    else:
-        show_data(*opened, model=model, n=n, as_json=as_json)
+    show_inputs(contexts, [open_data([source]) for source in sources], model, n, seed=seed, as_json=as_json)
 
 
 def measure_now(options: MeasurementOptions, screened: list[Path] | None = None) -> ShiftReport:

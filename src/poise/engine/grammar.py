@@ -46,12 +46,11 @@ class Grammar:
     """What an answer may be.
 
     Args:
-        text: The grammar in llguidance's form.
         matcher: A matcher at its beginning.
     """
 
-    def __init__(self, text: str, matcher: LLMatcher) -> None:
-        self.text, self._matcher = text, matcher
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
 
     def matcher(self) -> LLMatcher:
         """A matcher for one answer, at its beginning."""
@@ -105,10 +104,6 @@ class GrammarCompiler:
         except InvalidArgument as error:
             raise InvalidArgument(schema_fault(schema, str(error))) from error
 
-    def json_object(self, *, blank: bool = False) -> Grammar:
-        """Any JSON object."""
-        return self.json_schema({"type": "object"}, blank=blank)
-
     def lark(self, text: str) -> Grammar:
         """A grammar in llguidance's dialect of Lark.
 
@@ -121,7 +116,7 @@ class GrammarCompiler:
             matcher = self._matchers.get(text)
             if matcher is not None:
                 self._matchers.move_to_end(text)
-                return Grammar(text, matcher)
+                return Grammar(matcher)
         limits = llguidance.LLParserLimits(**GRAMMAR_LIMITS, verbose_errors=False)
         matcher = llguidance.LLMatcher(
             self.tokenizer, llguidance.LLMatcher.grammar_from_lark(text), log_level=0, limits=limits
@@ -132,7 +127,7 @@ class GrammarCompiler:
             self._matchers[text] = matcher
             while len(self._matchers) > KEPT:
                 self._matchers.popitem(last=False)
-        return Grammar(text, matcher)
+        return Grammar(matcher)
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:

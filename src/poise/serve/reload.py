@@ -18,7 +18,7 @@ from poise.serve.policy import Policies, Policy, read_policies
 from poise.serve.service import Service
 from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.serve.webhook import read_webhook, read_webhook_secrets
-from poise.settings import SettingFault, located_faults
+from poise.settings import SettingFault, faults_error, located_faults
 from poise.settings.other_names import Place
 from poise.vector import PersonaVector
 
@@ -70,7 +70,7 @@ def check_policies(policies: Policies, keys: ApiKeys) -> None:
             text = f"are rules for the key {name!r}, which the key file lacks; it has: {', '.join(keys.names)}"
             faults.append((("keys", name), text))
     if faults:
-        raise _refusal(faults)
+        raise faults_error(faults)
 
 
 def check_rules(
@@ -98,7 +98,7 @@ def check_rules(
         place: Place = ("keys", key) if key in policies.keys else ("default",)
         faults |= dict.fromkeys(_rule_faults(policies.of(key), {**registry.of(key), **(anew or {})}, place))
     if faults:
-        raise _refusal(list(faults))
+        raise faults_error(faults)
 
 
 def _rule_faults(rules: Policy, entries: Mapping[str, WatchedVector], place: Place) -> Iterator[SettingFault]:
@@ -120,12 +120,6 @@ def _rule_faults(rules: Policy, entries: Mapping[str, WatchedVector], place: Pla
             yield (*place, *rules.field_of("part", name)), f"is {part!r} for {name!r}: {missing}"
         if rules.action(name) == "cap" and (missing := watched.missing_cap(part)):
             yield (*place, *rules.field_of("on_alarm", name)), f"caps {name!r} at its alarm: {missing}"
-
-
-def _refusal(faults: Sequence[SettingFault]) -> InvalidArgument:
-    error = InvalidArgument("; ".join(f"{'.'.join(map(str, place))} {text}" for place, text in faults) + ".")
-    error.faults = tuple(faults)
-    return error
 
 
 def check_same_trait(path: Path, before: WatchedVector, vector: PersonaVector) -> None:

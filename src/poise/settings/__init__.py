@@ -58,6 +58,7 @@ __all__ = [
     "check_settings",
     "describe_fault",
     "describe_value",
+    "faults_error",
     "first_fault",
     "line_at",
     "located_faults",
@@ -185,6 +186,14 @@ def read_settings(path: str | Path, kind: type[S], *, check: Callable[[S], Itera
     if written:
         remark(f"{', '.join(written.values())}: read as {', '.join(written)}.")
     return settings
+
+
+def faults_error(faults: Iterable[SettingFault], kind: type[UserError] = InvalidArgument) -> UserError:
+    """Faults in settings that are found once work has begun, as one error; see ``located_faults``."""
+    listed = tuple(faults)
+    error = kind("; ".join(f"{'.'.join(map(str, place))} {text}" for place, text in listed) + ".")
+    error.faults = listed
+    return error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from poise.errors import InvalidArgument, OtherModel, first_line
 from poise.model import Model
-from poise.settings import SettingFault
+from poise.settings import SettingFault, faults_error
 from poise.settings.other_names import Place
 from poise.train.config import TrainConfig
 from poise.train.setting_checks import named_vectors
@@ -35,10 +35,7 @@ def check_with_model(config: TrainConfig, model: Model, more: ModelFaults | None
     of_vectors += more(model) if more else ()
     faults = [*of_vectors, *_module_faults(config, model)]
     if faults:
-        kind = OtherModel if of_vectors else InvalidArgument
-        error = kind("; ".join(f"{'.'.join(map(str, place))} {text}" for place, text in faults) + ".")
-        error.faults = tuple(faults)
-        raise error
+        raise faults_error(faults, OtherModel if of_vectors else InvalidArgument)
 
 
 def vector_faults(

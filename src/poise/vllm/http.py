@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -66,7 +67,7 @@ def _watches(request: Any) -> bool:
 
 
 def _streaming(generate: Any) -> Any:
-    parameters = _positions(generate)
+    parameters = list(inspect.signature(generate).parameters)
 
     @functools.wraps(generate)
     async def stream(self: Any, request: Any, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
@@ -82,12 +83,6 @@ def _streaming(generate: Any) -> Any:
             yield readings.add_to(event)
 
     return stream
-
-
-def _positions(function: Any) -> list[str]:
-    import inspect
-
-    return list(inspect.signature(function).parameters)
 
 
 def _whole_chat(generate: Any) -> Any:
