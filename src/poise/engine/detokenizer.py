@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from poise.model.token_text import byte_starts, text_bytes, token_text
+
 __all__ = ["Detokenizer"]
 
 BROKEN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
@@ -57,6 +59,31 @@ class Detokenizer:
             return False
         self._context, self._decoded = self._decoded, len(self.tokens)
         return self._append_piece(after[len(before) :])
+
+    def begins(self, first: int, last: int) -> list[int]:
+        """For each of these tokens, the character at which it begins, from where its piece does.
+
+        Nothing but 0 where every token is whole characters: one that follows an incomplete character, and so comes in
+        one piece with it, begins later.
+        """
+        start = first  # of the pieces that these tokens are in
+        while start > 0 and not self.pieces[start - 1]:
+            start -= 1
+        out: list[int] = []
+        while len(out) < last - start:
+            run = start + len(out)
+            ends = (n + 1 for n in range(run, len(self.pieces)) if self.pieces[n])
+            end = next(ends, len(self.pieces))
+            raw = [self._bytes_of(token) for token in self.tokens[run:end]] if end > run + 1 else []
+            out += byte_starts(raw, self.pieces[end - 1]) if raw else [0]
+        return out[first - start : last - start]
+
+    def _bytes_of(self, token: int) -> bytes:
+        """What a token has of the text."""
+        if token in self.shown:
+            return self.shown[token].encode()
+        hidden = not self._special and token in self.tokenizer.all_special_ids
+        return b"" if hidden else text_bytes(token_text(self.tokenizer, token))
 
     def finish(self) -> None:
         """No more tokens follow: what there is of an incomplete character goes with the last one."""

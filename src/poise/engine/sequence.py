@@ -232,6 +232,9 @@ class Sequence:
 
     def _release(self, until: int) -> tuple[GeneratedToken, ...]:
         first, self.detokenizer.released = self.detokenizer.released, max(until, self.detokenizer.released)
+        numbers = range(first, self.detokenizer.released)
+        scored = self.request.top_logprobs is not None
+        begins = self.detokenizer.begins(first, numbers.stop) if scored else [0] * len(numbers)
         return tuple(
             GeneratedToken(
                 text=self.tracker.texts[n],
@@ -240,8 +243,9 @@ class Sequence:
                 piece=self.tracker.pieces[n] if self.tracker.marked else None,
                 ends_unopened_thought=self.tracker.unopened == n,
                 decoded=self._logprobs[n].decoded,
+                begins=begins[n - first],
                 logprob=self._logprobs[n].logprob,
                 top_logprobs=self._logprobs[n].top_logprobs,
             )
-            for n in range(first, self.detokenizer.released)
+            for n in numbers
         )

@@ -209,6 +209,8 @@ class GeneratedToken:
         ends_unopened_thought: Whether the token is the end of a thought that no mark had opened: what came before it
             was thought, though it was given out as reply.
         decoded: The token by itself, as ``poise.model.token_text`` has it, where log-probabilities are asked for.
+        begins: Characters from the beginning of its piece to its own, where log-probabilities are asked for: more than
+            0 where it comes in one piece with an incomplete character before it.
         logprob: Log-probability of the token under the steered model, before temperature and top-p.
         top_logprobs: The likeliest tokens at this position, each by itself, with its log-probability.
     """
@@ -219,6 +221,7 @@ class GeneratedToken:
     piece: str | None = None
     ends_unopened_thought: bool = False
     decoded: str = ""
+    begins: int = 0
     logprob: float | None = None
     top_logprobs: tuple[tuple[str, float], ...] = ()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["text_bytes", "token_text"]
+__all__ = ["byte_starts", "text_bytes", "token_text"]
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 PREFIX = "bytes:"  # OpenAI's way to write a token that is no text
@@ -35,6 +36,26 @@ def text_bytes(text: str) -> bytes:
     if matched := BYTES_TEXT.fullmatch(text):
         return bytes.fromhex(matched[1].replace("\\x", ""))
     return text.encode()
+
+
+def byte_starts(raw: Sequence[bytes], text: str) -> list[int]:
+    """Character of a text at which each token's bytes begin; bytes that go on with a character begin where it does.
+
+    Args:
+        raw: Bytes of each token; none of one that the text leaves out.
+        text: What they read together, each byte that is no part of a character replaced; it may lack the end, where a
+            stop string cut it, or the space that it begins with.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    starts, characters = [], 0
+    for one in raw:
+        waits = bool(decoder.getstate()[0])
+        begun = decoder.decode(one[:1])
+        starts.append(characters + (waits and begun.startswith(BROKEN)))
+        characters += len(begun) + len(decoder.decode(one[1:]))
+    joined = b"".join(raw).decode(errors="replace")
+    dropped = 0 if joined.startswith(text) else len(joined) - len(text)
+    return [min(max(start - dropped, 0), len(text)) for start in starts]
 
 
 def _piece_bytes(piece: str) -> bytes | None:

@@ -46,8 +46,8 @@ def echoed_prompt(prompt: str | Sequence[int], encoded: Encoded, model: Model) -
         detokenizer.add(token)
     detokenizer.finish()
     offsets, at = [], 0
-    for piece in detokenizer.pieces:
-        offsets.append(at)
+    for piece, begins in zip(detokenizer.pieces, detokenizer.begins(0, len(detokenizer.pieces)), strict=True):
+        offsets.append(at + begins)
         at += len(piece)
     return EchoedPrompt(ids=encoded.ids, text=detokenizer.text, offsets=tuple(offsets))
 

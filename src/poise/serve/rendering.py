@@ -322,7 +322,7 @@ def _chat_logprobs(tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
 def _text_logprobs(tokens: Sequence[GeneratedToken], offset: int) -> dict[str, Any]:
     offsets = []
     for token in tokens:
-        offsets.append(offset)
+        offsets.append(offset + token.begins)
         offset += len(_raw_text(token))
     return {
         "tokens": [t.decoded for t in tokens],
