@@ -31,13 +31,14 @@ from poise.cli import app
 from poise.cli.serve import _end_in_order, _options_in_logs
 from poise.cli.work import working
 from poise.engine import model_pass
-from poise.errors import InvalidArgument, OutputExists
+from poise.errors import InvalidArgument, InvalidSteering, OutputExists
 from poise.model import Model
 from poise.serve.access_log import AccessLog
 from poise.serve.http_server import check_address, tell_systemd
 from poise.serve.readings_db import ReadingRecord, ReadingsStore, check_database
 from poise.serve.server import ServerOptions, check_options, make_server
 from poise.serve.vector_registry import VectorRegistry
+from poise.steer import Steering, cautions
 from test_serve_faults import BODY, Held
 from test_serve_rules import chat, eventually
 
@@ -552,6 +553,14 @@ class TestTheStart:
         shown = capsys.readouterr().err.splitlines()
         assert len(shown) == 1
         assert shown[0].startswith("Reading answers without the trait (")
+
+    def test_calls_a_vector_as_requests_call_it(self, model: Model) -> None:
+        watched = VectorRegistry(model).add("courtesy", tiny.vector(model, seed=1), fixed=True)
+        [caution] = cautions(Steering.add(watched.vector, coef=0.5))
+        assert "of courtesy at layer" in caution
+        with pytest.raises(InvalidSteering, match="courtesy has layers 0 to 3"):
+            Steering.add(watched.vector, coef=0.5, layer=-1)
+        assert watched.vector.header.trait.name == tiny.vector(model, seed=1).name
 
     def test_refuses_a_log_that_is_no_database_without_advice_that_it_cannot_take(self, tmp_path: Path) -> None:
         (tmp_path / "log").write_text("notes\n" * 200)

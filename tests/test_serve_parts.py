@@ -134,7 +134,7 @@ class TestAServer:
         with pytest.raises(InvalidArgument) as refusal:
             make_server(model, alarmed(model, "reply"), ServerOptions(port=0, policy=policy))
         assert str(refusal.value) == (
-            f"{policy}, line 3: default.part.up is 'thought' for 'up': grumpy has no calibrated alarm for the mean "
+            f"{policy}, line 3: default.part.up is 'thought' for 'up': up has no calibrated alarm for the mean "
             "reading at layer 1; its alarms were set on replies, and thoughts are read: run `poise calibrate` on "
             "these; fix it and try again."
         )
@@ -142,7 +142,7 @@ class TestAServer:
     def test_says_that_alarms_of_another_part_are_not_in_force(self, model: Model) -> None:
         with serving.running(model, alarmed(model, "thought")) as (address, server):
             assert server.notes == [
-                "grumpy has no calibrated alarm for the mean reading at layer 1; its alarms were set on thoughts, and "
+                "up has no calibrated alarm for the mean reading at layer 1; its alarms were set on thoughts, and "
                 "replies are read: run `poise calibrate` on these, or set `part` in the policy."
             ]
             assert answer(address)["poise"]["alarms"] == []

@@ -128,10 +128,11 @@ def check_same_trait(path: Path, before: WatchedVector, vector: PersonaVector) -
     Raises:
         InvalidVector: names both traits.
     """
-    if vector.name != before.vector.name:
+    trait, trait_before = vector.header.trait.name, before.vector.header.trait.name
+    if trait != trait_before:
         raise InvalidVector(
-            f"{path} holds a vector of {vector.name!r} now, and {before.name!r} was one of {before.vector.name!r}; put "
-            f"one of {before.vector.name!r} there, or start the server again for the other trait."
+            f"{path} holds a vector of {trait!r} now, and {before.name!r} was one of {trait_before!r}; put one of "
+            f"{trait_before!r} there, or start the server again for the other trait."
         )
 
 

@@ -181,6 +181,7 @@ class VectorRegistry:
     def _entry(
         self, name: str, vector: PersonaVector, *, fixed: bool, owner: str | None = None, most_tokens: int | None = None
     ) -> WatchedVector:
+        vector = vector.named(name)
         relation = vector.check_model(self.model, allow_other_model=self.allow_other_model)
         probe = vector.at("read").probe
         normal = self._normal_readings(vector, probe, most_tokens)

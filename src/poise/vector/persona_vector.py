@@ -1,8 +1,8 @@
 """``PersonaVector``, the value: a direction a layer, with everything needed to use it rightly.
 
-Layer i is the output of decoder block i, counted from 0. Directions are un-normalised differences of
-means in residual-stream units: ``α = 1`` adds one mean difference. Projections use unit directions.
-Files of other tools are written in ``export`` and read in ``importing``.
+Layer i is the output of decoder block i, counted from 0. Directions are un-normalised differences of means in
+residual-stream units: ``α = 1`` adds one mean difference. Projections use unit directions. Files of other tools are
+written in ``export`` and read in ``importing``.
 """
 
 from __future__ import annotations
@@ -54,14 +54,12 @@ def as_vectors(vectors: PersonaVector | Sequence[PersonaVector]) -> list[Persona
     Raises:
         InvalidVector: something else than vectors.
     """
-    listed = (
-        [vectors] if isinstance(vectors, PersonaVector) else list(vectors) if isinstance(vectors, Sequence) else None
-    )
-    if listed is None or not all(isinstance(vector, PersonaVector) for vector in listed):
+    listed = [vectors] if isinstance(vectors, PersonaVector) else vectors
+    if not isinstance(listed, Sequence) or not all(isinstance(vector, PersonaVector) for vector in listed):
         raise InvalidVector(
             f"vectors is {type(vectors).__name__}; give a PersonaVector or a list of them, as load_vector(path) gives."
         )
-    return listed
+    return list(listed)
 
 
 class PersonaVector:
@@ -75,16 +73,18 @@ class PersonaVector:
         reference_norm: float32 [L], mean ‖h‖ over response tokens of ordinary answers: the unit of a dose; a copy.
         header: Trait, model, counts, judge, seed, versions and, once validated, the certificate.
         detector: What the trait is read with, once fitted; ``None`` where its direction reads it.
+        name: The trait's name, or the one that ``named`` gave.
 
     Raises:
         InvalidVector: tensors that do not fit each other, or NaN or infinity in them.
     """
 
-    __slots__ = ("__weakref__", "_directions", "_reference_norm", "detector", "header")
+    __slots__ = ("__weakref__", "_directions", "_reference_norm", "detector", "header", "name")
     _directions: torch.Tensor
     _reference_norm: torch.Tensor
     header: Header
     detector: Detector | None
+    name: str
 
     def __init__(
         self,
@@ -117,6 +117,7 @@ class PersonaVector:
             detector.check_shape(*directions.shape)
         object.__setattr__(self, "detector", detector)
         object.__setattr__(self, "header", header)
+        object.__setattr__(self, "name", header.trait.name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise FrozenInstanceError(f"A PersonaVector cannot be changed ({name}); make a new one.")
@@ -205,11 +206,6 @@ class PersonaVector:
     def reference_norm(self) -> torch.Tensor:
         """Mean ‖h‖ at each layer, float32 [L] on the CPU; a copy."""
         return self._reference_norm.clone()
-
-    @property
-    def name(self) -> str:
-        """The trait's name."""
-        return self.header.trait.name
 
     @property
     def layers(self) -> int:
@@ -368,6 +364,12 @@ class PersonaVector:
         facts = certificate.model_dump(mode="json") if isinstance(certificate, FrozenModel) else dict(certificate)
         header = self.header.model_copy(update={"certificate": ReadOnlyDict(facts)})
         return PersonaVector(self._directions, self._reference_norm, header, detector=self.detector)
+
+    def named(self, name: str) -> PersonaVector:
+        """The same vector under another name, by which messages call it; its trait keeps its own."""
+        out = PersonaVector(self._directions, self._reference_norm, self.header, detector=self.detector)
+        object.__setattr__(out, "name", name)
+        return out
 
     def with_detector(self, detector: Detector) -> PersonaVector:
         """The same vector, read with this detector. Alarms and drift chart of another detector are dropped."""

@@ -50,7 +50,7 @@ class VectorFolder:
                 raise InvalidVector(
                     f"{path.name!r} cannot be named in a request; use letters, digits, _ and -, at most 64."
                 )
-        vectors = {path.stem: load_vector(path) for path in paths}
+        vectors = {path.stem: load_vector(path).named(path.stem) for path in paths}
         shapes = {name: (vector.layers, vector.width) for name, vector in vectors.items()}
         if len(set(shapes.values())) > 1:
             listed = ", ".join(f"{name} {layers} × {width}" for name, (layers, width) in shapes.items())
