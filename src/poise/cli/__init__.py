@@ -21,6 +21,7 @@ from poise.cli import (
     doctor,
     exchange,
     gate,
+    guardrail,
     judge,
     merge,
     monitor,
@@ -53,6 +54,7 @@ class _Commands(TyperGroup):
             "generate",
             "chat",
             "serve",
+            "guardrail",
             "detector",
             "calibrate",
             "read",
@@ -132,6 +134,7 @@ app.command("validate")(vectors.validate_command)
 app.command("generate")(talk.generate_command)
 app.command("chat")(chat.chat)
 app.command("serve", cls=ShowableCommand)(serve.serve)
+app.add_typer(guardrail.app, name="guardrail")
 app.add_typer(detector.app, name="detector")
 app.command("calibrate", cls=ShowableCommand)(monitor.calibrate_command)
 app.command("read", cls=ShowableCommand)(monitor.read_command)

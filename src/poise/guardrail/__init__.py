@@ -1,0 +1,24 @@
+"""Guardrails: what is kept out of a model and out of its answers, as a YAML file says it.
+
+schema, patterns      the file and its checks
+words, sensitive      what is found by words and patterns, with the types of ``pii_types`` and ``pii_patterns``
+checking              a guardrail ready for texts
+apply                 texts and a guardrail to an answer in the shape of Amazon Bedrock's ApplyGuardrail
+
+What is found never carries the text that matched: that stays where it was, and a mark stands for it.
+"""
+
+from poise.guardrail.apply import GuardedText, apply_guardrail
+from poise.guardrail.checking import Checker, checker_of
+from poise.guardrail.findings import GuardFinding
+from poise.guardrail.schema import Guardrail, load_guardrail
+
+__all__ = [
+    "Checker",
+    "GuardFinding",
+    "GuardedText",
+    "Guardrail",
+    "apply_guardrail",
+    "checker_of",
+    "load_guardrail",
+]

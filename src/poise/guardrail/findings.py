@@ -1,0 +1,80 @@
+"""What a guardrail finds in a text: where, by which rule, and what is done. Never the words themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from poise.guardrail.schema import RuleAction
+
+__all__ = ["GuardFinding", "PolicyName", "blocks", "masked"]
+
+RARE, UNUSUAL = 0.002, 0.02
+PolicyName = Literal["words", "sensitive", "topics", "content"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardFinding:
+    """A part of a text that a rule is about.
+
+    Attributes:
+        policy: Part of the guardrail that the rule stands in.
+        kind: Kind of rule, such as CUSTOM, PROFANITY, PII or REGEX.
+        rule: Word, type or name of the rule.
+        action: What the rule does to this text.
+        start: First character of the match.
+        end: Character after its last.
+        score: Reading, where a detector found it.
+        threshold: Reading above which the detector acts.
+        rate: Promised rate of false alarms of that threshold.
+    """
+
+    policy: PolicyName
+    kind: str
+    rule: str
+    action: RuleAction
+    start: int
+    end: int
+    score: float | None = None
+    threshold: float | None = None
+    rate: float | None = None
+
+    @property
+    def confidence(self) -> str:
+        """How sure a detector is, in Bedrock's words, by how rare such a reading is in ordinary talk."""
+        rate = self.rate if self.rate is not None else 1.0
+        return "HIGH" if rate <= RARE else "MEDIUM" if rate <= UNUSUAL else "LOW"
+
+    @property
+    def mark(self) -> str:
+        """What stands in the place of the match where it is masked: ``{EMAIL}``."""
+        return "{" + self.rule + "}"
+
+
+def blocks(findings: Sequence[GuardFinding]) -> bool:
+    """Whether any of them blocks the text."""
+    return any(finding.action == "BLOCK" for finding in findings)
+
+
+def masked(text: str, findings: Sequence[GuardFinding]) -> str:
+    """The text with marks in the place of what is to be masked."""
+    out, reached = [], 0
+    for start, end, mark in masked_parts(findings):
+        out += [text[reached:start], mark]
+        reached = end
+    return "".join([*out, text[reached:]])
+
+
+def masked_parts(findings: Sequence[GuardFinding]) -> list[tuple[int, int, str]]:
+    """Start, end and mark of each part that is masked; parts that overlap are one, with the mark of the first."""
+    parts: list[tuple[int, int, str]] = []
+    for finding in sorted(findings, key=lambda f: (f.start, -f.end)):
+        if finding.action != "ANONYMIZE":
+            continue
+        if parts and finding.start < parts[-1][1]:
+            start, end, mark = parts[-1]
+            parts[-1] = (start, max(end, finding.end), mark)
+        else:
+            parts.append((finding.start, finding.end, finding.mark))
+    return parts

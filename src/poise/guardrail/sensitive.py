@@ -1,0 +1,142 @@
+"""Sensitive information in texts: types by their patterns, the guardrail's own expressions, and what is allowed."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from poise.guardrail.findings import GuardFinding
+from poise.guardrail.folded_text import fold_text
+from poise.guardrail.patterns import compile_pattern
+from poise.guardrail.phone_numbers import phone_numbers
+from poise.guardrail.pii_patterns import NEAR, PII_PATTERNS
+from poise.guardrail.pii_types import PiiType
+from poise.guardrail.schema import RuleAction, SensitivePolicy, Source, spelling
+
+__all__ = ["PiiMatch", "SensitiveFinder", "find_pii", "name_model", "without_overlaps"]
+
+FORCE = {"BLOCK": 0, "ANONYMIZE": 1, "NONE": 2}
+PHONE_WEIGHT, NAME_WEIGHT = 5, 2
+PERSONS = ("PERSON", "PER")
+ENTITY_TEXT = 100_000  # characters that spaCy is given at once
+
+
+@dataclass(frozen=True, slots=True)
+class PiiMatch:
+    """A match of a type, by its place in the original text."""
+
+    type: PiiType
+    start: int
+    end: int
+    weight: int
+
+
+class SensitiveFinder:
+    """Finds what a policy calls sensitive.
+
+    Raises:
+        MissingExtra: the extra is not installed.
+    """
+
+    def __init__(self, policy: SensitivePolicy) -> None:
+        self.policy = policy
+        self._allowed = {spelling(text) for text in policy.allow}
+        self._patterns = [(rule, compile_pattern(rule.pattern)) for rule in policy.regexes]
+        if policy.types:
+            list(find_pii("", [rule.type for rule in policy.types], policy.regions))  # says now what is missing
+
+    def find(self, text: str, source: Source) -> Iterator[GuardFinding]:
+        """Matches from left to right: of the guardrail's own expressions, and of types where none of them overlap."""
+        actions: dict[PiiType, RuleAction] = {rule.type: rule.on(source) for rule in self.policy.types}
+        types = [each for each, action in actions.items() if action != "SKIP"]
+        matches = [m for m in find_pii(text, types, self.policy.regions) if not self._is_allowed(text[m.start : m.end])]
+        order = sorted(matches, key=lambda m: (FORCE[actions[m.type]], -m.weight, m.start - m.end, m.start))
+        for m in without_overlaps(order):
+            yield GuardFinding(
+                policy="sensitive", kind="PII", rule=m.type, action=actions[m.type], start=m.start, end=m.end
+            )
+        yield from self._own_matches(text, source)
+
+    def _own_matches(self, text: str, source: Source) -> Iterator[GuardFinding]:
+        folded = fold_text(text)
+        for rule, pattern in self._patterns:
+            if rule.on(source) == "SKIP":
+                continue
+            for match in pattern.finditer(folded.text):
+                if match.end() == match.start():
+                    continue
+                start, end = folded.span(*match.span())
+                if not self._is_allowed(text[start:end]):
+                    yield GuardFinding(
+                        policy="sensitive", kind="REGEX", rule=rule.name, action=rule.on(source), start=start, end=end
+                    )
+
+    def _is_allowed(self, text: str) -> bool:
+        return bool(self._allowed) and spelling(text) in self._allowed
+
+
+def without_overlaps(ordered: Iterable[PiiMatch]) -> list[PiiMatch]:
+    """The matches that overlap none before them, by their places."""
+    chosen: list[PiiMatch] = []
+    taken: set[int] = set()
+    for match in ordered:
+        places = range(match.start, match.end)
+        if not taken.intersection(places):
+            taken.update(places)
+            chosen.append(match)
+    return sorted(chosen, key=lambda m: m.start)
+
+
+def find_pii(text: str, types: Iterable[PiiType], regions: Iterable[str] = ("US", "GB")) -> Iterator[PiiMatch]:
+    """Every match of these types, overlapping ones included.
+
+    Args:
+        text: Any text.
+        types: What is looked for.
+        regions: Countries whose telephone numbers are known without their prefix.
+
+    Raises:
+        MissingExtra: the extra is not installed.
+    """
+    wanted, folded = set(types), fold_text(text)
+    for look in PII_PATTERNS:
+        if look.type not in wanted:
+            continue
+        for match in compile_pattern(look.pattern).finditer(folded.text):
+            group = next((g for g in range(1, (match.re.groups or 0) + 1) if match.group(g)), 0)
+            start, end = match.span(group)
+            if look.near and not re.search(look.near, folded.text[max(start - NEAR, 0) : start], re.IGNORECASE):
+                continue
+            if end > start and (look.check is None or look.check(folded.text[start:end])):
+                yield PiiMatch(look.type, *folded.span(start, end), look.weight)
+    if "PHONE" in wanted:
+        for start, end in phone_numbers(folded.text, tuple(regions), NEAR):
+            yield PiiMatch("PHONE", *folded.span(start, end), PHONE_WEIGHT)
+    if "NAME" in wanted and (model := name_model()):
+        for start, end in _persons(folded.text, model):
+            yield PiiMatch("NAME", *folded.span(start, end), NAME_WEIGHT)
+
+
+@functools.cache
+def name_model() -> str | None:
+    """The installed spaCy model that tells names, an English one before others; ``None`` where there is none."""
+    names = sorted(entry.name for entry in entry_points(group="spacy_models"))
+    return next((name for name in names if name.startswith("en_")), names[0] if names else None)
+
+
+_MODELS: dict[str, Any] = {}
+
+
+def _persons(text: str, model: str) -> Iterator[tuple[int, int]]:
+    import spacy
+
+    if model not in _MODELS:
+        _MODELS[model] = spacy.load(model, exclude=["tagger", "parser", "lemmatizer", "attribute_ruler"])
+    for first in range(0, len(text), ENTITY_TEXT):
+        for entity in _MODELS[model](text[first : first + ENTITY_TEXT]).ents:
+            if entity.label_ in PERSONS:
+                yield first + entity.start_char, first + entity.end_char
