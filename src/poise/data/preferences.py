@@ -152,7 +152,7 @@ def _refuse_pair(row: RowColumns, preferred: str, rejected: str, shape: str) -> 
         remedy=f"{preferred} is a list of texts: write the one that is meant as text"
         if listed
         else f"to read the preferred answers alone, give the shape {shape}; to compare both, screen by `method` "
-        "preference",
+        "preference; to learn both, train with `method: dpo`",
     )
 
 
