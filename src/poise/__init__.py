@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from poise.contrast.collection import collect_contrast
     from poise.data import Conversation, DataSet, PreferenceData, open_data, open_preferences
     from poise.detector import DetectorSettings, fit_detector
-    from poise.engine import Generation, SamplingParams
+    from poise.engine import Engine, Generation, SamplingParams
     from poise.engine.static import LocalEngine
     from poise.extract import extract as extract_vector
     from poise.model import Encoded, Message, Model, ask, load_model
@@ -85,6 +85,7 @@ __all__ = [
     "Detector",
     "DetectorSettings",
     "Encoded",
+    "Engine",
     "ExemplarPair",
     "GateResult",
     "Generation",
@@ -164,6 +165,7 @@ _HOMES = {
     "Detector": "vector",
     "DetectorSettings": "detector",
     "Encoded": "model",
+    "Engine": "engine",
     "ExemplarPair": "trait",
     "GateResult": "shift",
     "Generation": "engine",

@@ -13,6 +13,7 @@ from poise.cli.options import (
     BatchOption,
     Device,
     Dtype,
+    EngineOption,
     Force,
     Json,
     MaxNewTokens,
@@ -110,6 +111,7 @@ def calibrate_command(
     temperature: Temperature = 1.0,
     seed: Seed = 0,
     allow_other_model: OnOtherModel = False,
+    engine: EngineOption = "local",
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: BatchOption = 32,
@@ -152,6 +154,7 @@ def calibrate_command(
             out=out,
             allow_other_model=allow_other_model,
             force=force,
+            engine=engine,
         )
     _print_calibration(done, ctx, as_json=as_json)
 

@@ -16,6 +16,7 @@ __all__ = [
     "Device",
     "Dtype",
     "DtypeName",
+    "EngineOption",
     "ExemplarsOption",
     "Force",
     "Json",
@@ -193,6 +194,15 @@ Device = Annotated[
 ]
 BatchOption = Annotated[
     int, typer.Option("--batch", metavar="N", min=1, help="Most answers generated at once.", rich_help_panel=_MODEL)
+]
+EngineOption = Annotated[
+    Literal["local", "vllm"],
+    typer.Option(
+        "--engine",
+        help="What generates. local: the loaded model. vllm: the same weights in vLLM, which sizes its own batches; "
+        "the loaded model still reads and judges.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Write over existing files, whatever they hold, but never over inputs.")

@@ -140,8 +140,12 @@ BrokenShare = Annotated[
     ),
 ]
 EngineName = Annotated[
-    Literal["local", "ray"],
-    typer.Option("--engine", help="local: in this process. ray: on every machine of a Ray cluster."),
+    Literal["local", "vllm", "ray"],
+    typer.Option(
+        "--engine",
+        help="local: in this process. vllm: the same, but vLLM generates the model's own answers. ray: on every "
+        "machine of a Ray cluster.",
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ from poise.cli.options import (
     BatchOption,
     Device,
     Dtype,
+    EngineOption,
     Json,
     MaxNewTokens,
     ModelName,
@@ -43,6 +44,7 @@ def generate_command(
     temperature: Temperature = 1.0,
     seed: Seed = 0,
     allow_other_model: OnOtherModel = False,
+    engine: EngineOption = "local",
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: BatchOption = 32,
@@ -56,8 +58,10 @@ def generate_command(
         from poise import workflows as recipes
         from poise.engine import SamplingParams
         from poise.steer import cautions
+        from poise.vllm.choice import check_generator
 
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
+        check_generator(engine)
         steering = recipes.read_steering(steer or [])
         loaded = load_model(model, dtype, device)
         recipes.check_steering(steering, loaded, allow_other_model=allow_other_model)
@@ -71,6 +75,7 @@ def generate_command(
             seed=seed,
             batch=batch,
             thinking=thinking_choice(thinking),
+            engine=engine,
         )
     if as_json:
         facts.print_json(facts.of_answers(loaded.name, prompts, answers, steering, seed))

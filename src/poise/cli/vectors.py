@@ -14,6 +14,7 @@ from poise.cli.options import (
     Contrast,
     Device,
     Dtype,
+    EngineOption,
     ExemplarsOption,
     Force,
     Json,
@@ -80,6 +81,7 @@ def extract_command(
     max_new_tokens: MaxNewTokens = 96,
     temperature: Temperature = 1.0,
     seed: Seed = 0,
+    engine: EngineOption = "local",
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: BatchOption = 32,
@@ -108,6 +110,7 @@ def extract_command(
             batch=batch,
             inputs=[exemplars] if exemplars else [Path(trait)],
             force=force,
+            engine=engine,
         )
     if as_json:
         facts.print_json(facts.of_vector(vector, out))
@@ -142,6 +145,7 @@ def validate_command(
     temperature: Temperature = 0.7,
     seed: Seed = 0,
     allow_other_model: OnOtherModel = False,
+    engine: EngineOption = "local",
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch: BatchOption = 32,
@@ -176,6 +180,7 @@ def validate_command(
             monitor=monitor,
             beside=beside,
             force=force,
+            engine=engine,
         )
     if as_json:
         facts.print_json(facts.of_certificate(done.certificate, done.report))

@@ -36,7 +36,7 @@ def working() -> Iterator[None]:
 
 
 def _hush() -> None:
-    """Our progress stands for that of transformers and of the hub's client, and nobody is told that we are used.
+    """Our progress stands for that of transformers, the hub's client and vLLM, and nobody is told that we are used.
 
     The libraries read this when they are imported.
     """
@@ -44,6 +44,8 @@ def _hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 def note(text: str) -> None:

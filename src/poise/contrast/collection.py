@@ -7,7 +7,7 @@ from typing import Literal
 from poise.arguments import check_number, check_type
 from poise.contrast.contrast_set import ContrastSet, exemplars, prompted
 from poise.contrast.rollout import ResponseStore
-from poise.engine import SamplingParams
+from poise.engine import Engine, SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument
 from poise.judge.factory import choose_judges
@@ -29,6 +29,7 @@ def collect_contrast(
     seed: int = 0,
     batch: int = 32,
     run: ResponseStore | None = None,
+    engine: Engine | None = None,
 ) -> ContrastSet:
     """Pairs of answers with the trait and without it, from which ``extract`` makes a vector.
 
@@ -47,6 +48,7 @@ def collect_contrast(
         seed: Seed of the answers.
         batch: Most answers at once.
         run: Store of the finished batches; by default in memory.
+        engine: What answers, such as ``VllmEngine``; by default an engine on ``model``.
 
     Returns:
         The pairs, and how many were dropped for which reason.
@@ -69,7 +71,7 @@ def collect_contrast(
     judges = choose_judges(judge, trait, model, cache=run.folder)
     return prompted(
         trait,
-        LocalEngine(model, batch=batch),
+        engine or LocalEngine(model, batch=batch),
         model,
         judges.trait,
         judges.coherence,

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 
 from poise.engine import Engine, Generation, SamplingParams
 from poise.engine.answer_parts import answer_parts
+from poise.engine.types import engine_key
 from poise.judge import Judge, Judgement
 from poise.model import Encoded, Message, Model, ask
 from poise.progress import track
@@ -101,6 +102,7 @@ class ResponseStore:
                 seed=a.seed,
                 steering=steering_key(a.steering),
                 means=keep_means,
+                **engine_key(engine),
             )
             for p, a in zip(prompts, requests, strict=True)
         ]

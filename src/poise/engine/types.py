@@ -34,6 +34,7 @@ __all__ = [
     "SamplingParams",
     "StepEngine",
     "TextChunk",
+    "engine_key",
 ]
 
 
@@ -137,7 +138,11 @@ class TextChunk:
 
 
 class Engine(Protocol):
-    """Answers prompts in batches."""
+    """Answers prompts in batches.
+
+    An engine whose random streams are others than those of the engines on transformers has a ``key``, under which its
+    answers are kept.
+    """
 
     def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         """The batches that ``generate`` will run, as indices; planning one batch's members again gives that batch."""
@@ -163,6 +168,15 @@ class Engine(Protocol):
             NonFiniteActivation: The model gave NaN or infinite logits.
         """
         ...
+
+
+def engine_key(engine: Engine) -> dict[str, str]:
+    """What of an engine is in the keys of kept work, so that a run never mixes the answers of two.
+
+    Nothing for the engines on transformers, which draw the same answers; else the engine's ``key``.
+    """
+    name = getattr(engine, "key", "")
+    return {"engine": name} if name else {}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

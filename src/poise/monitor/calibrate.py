@@ -25,7 +25,7 @@ from poise.data import (
 )
 from poise.detector.reach import DetectorReach, measure_reach
 from poise.detector.seen_talk import seen_in_fit_note, unseen_conversations
-from poise.engine import SamplingParams
+from poise.engine import Engine, SamplingParams
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, TooFewResponses
 from poise.model import Model
@@ -149,6 +149,7 @@ def calibrate_alarms(
     folder: str | Path | None = None,
     *,
     allow_other_model: bool = False,
+    engine: Engine | None = None,
 ) -> Calibration:
     """Read normal talk and set every vector's alarms and drift chart on it.
 
@@ -159,6 +160,7 @@ def calibrate_alarms(
         plan: Rates to promise and what to set them on; default, a rate of 0.01 on the model's own answers.
         folder: Finished batches and the list of rejected rows go there; ``None`` keeps nothing.
         allow_other_model: Also take vectors of another model of this shape.
+        engine: What answers; default, an engine on ``model``.
 
     Raises:
         OtherModel: a vector was not computed on this model.
@@ -186,7 +188,7 @@ def calibrate_alarms(
         normal = read_data_answers(talk, model, probes, by=plan.by)
         normal = replace(normal, left_out=Counter(normal.left_out) + Counter({SEEN_IN_FIT: drawn - len(talk)}))
     else:
-        engine, journal = LocalEngine(model, batch=plan.batch), Journal(folder / "readings.jsonl" if folder else None)
+        engine, journal = engine or LocalEngine(model, batch=plan.batch), Journal(folder and folder / "readings.jsonl")
         normal = read_generated_answers(
             talk, engine, model, probes, plan.sampling, by=plan.by, seed=plan.seed, journal=journal
         )

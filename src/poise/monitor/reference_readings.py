@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from poise.activations import Probe
 from poise.data import Conversation, Rejections, count_left_out, last_user, repeated_conversations
 from poise.engine import Engine, SamplingParams
+from poise.engine.types import engine_key
 from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model import Encoded, Model
 from poise.model.spans import fit
@@ -185,7 +186,7 @@ def generate_and_read(
     Batches are planned from the whole list and kept as they finish: a killed run loses one of them, and what it did
     again it does in the same batches.
     """
-    keys = [_answer_key(model, prompt, sampling, probes, seed) for prompt in prompts]
+    keys = [_answer_key(engine, model, prompt, sampling, probes, seed) for prompt in prompts]
     with track("Answering as usual", total=len(prompts)) as advance:
         for batch in engine.plan(prompts, sampling):
             if not all(keys[i] in journal for i in batch):
@@ -205,13 +206,16 @@ def generate_and_read(
     return [_from_journal_row(journal[key]) for key in keys]
 
 
-def _answer_key(model: Model, prompt: Encoded, sampling: SamplingParams, probes: Sequence[Probe], seed: int) -> str:
+def _answer_key(
+    engine: Engine, model: Model, prompt: Encoded, sampling: SamplingParams, probes: Sequence[Probe], seed: int
+) -> str:
     return content_key(
         model=asdict(model.fingerprint),
         prompt=list(prompt.ids),
         sampling=asdict(sampling),
         probes=[[p.layer, hashlib.sha256(p.direction.numpy().tobytes()).hexdigest()] for p in probes],
         seed=seed,
+        **engine_key(engine),
     )
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from poise.data import Turn
-from poise.engine import SamplingParams
+from poise.engine import Engine, SamplingParams
 from poise.engine.answer_parts import answer_parts
 from poise.engine.static import LocalEngine
+from poise.engine.types import engine_key
 from poise.errors import InvalidArgument, UnsuitableModel
 from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, fit, turn_begin
@@ -34,21 +35,27 @@ class BaseAnswers:
         folder: Folder that holds the file.
         max_new_tokens: Longest answer.
         batch: Most rows generated at once.
+        engine: What generates; default, an engine on ``model``.
 
     Raises:
         InvalidArgument: such an answer leaves no room for a prompt in the model's window.
         SaveFailed: the disk refused.
     """
 
-    def __init__(self, model: Model, folder: Path, *, max_new_tokens: int, batch: int = 32) -> None:
+    def __init__(
+        self, model: Model, folder: Path, *, max_new_tokens: int, batch: int = 32, engine: Engine | None = None
+    ) -> None:
         if max_new_tokens >= model.generation_window():
             raise InvalidArgument(
                 f"{max_new_tokens} new tokens leave no room for a prompt in the window of {model.name} "
                 f"({model.generation_window()}); ask for fewer with `max_new_tokens`."
             )
-        self.engine = LocalEngine(model, batch=batch)
+        self.model, self.batch = model, batch
+        self.engine = engine or LocalEngine(model, batch=batch)
         self.sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0)
-        job = content_key(model=asdict(model.fingerprint), dtype=str(model.lm.dtype), tokens=max_new_tokens)
+        job = content_key(
+            model=asdict(model.fingerprint), dtype=str(model.lm.dtype), tokens=max_new_tokens, **engine_key(self.engine)
+        )
         self.path = folder / f"answers-{job[:16]}.sqlite"
         with connected(self.path, "kept answers") as db:
             db.execute("PRAGMA journal_mode=WAL")
@@ -60,7 +67,7 @@ class BaseAnswers:
         Where the text before the turn leaves no room for an answer, earlier turns are left out; ``None`` where not even
         the last user turn has room.
         """
-        model, text = self.engine.model, place.text
+        model, text = self.model, place.text
         room = model.generation_window() - self.sampling.max_new_tokens
         if text.start <= room:
             return Encoded(text.ids[: text.start], text.start, text.start)
@@ -103,7 +110,7 @@ class BaseAnswers:
     def decode(self, answered: Encoded) -> str:
         """The reply's text."""
         prompt_end = answered.last_prompt + 1
-        return answer_parts(self.engine.model, answered.ids[:prompt_end], answered.ids[prompt_end:]).reply
+        return answer_parts(self.model, answered.ids[:prompt_end], answered.ids[prompt_end:]).reply
 
     def is_cut(self, answered: Encoded) -> bool:
         """Whether the answer is as long as answers may be, and probably unfinished."""
@@ -111,7 +118,7 @@ class BaseAnswers:
 
     def _with_answer(self, prompt: Encoded, ids: tuple[int, ...]) -> Encoded:
         before = prompt.ids[: prompt.start]
-        start, end = answer_parts(self.engine.model, before, ids).reply_span
+        start, end = answer_parts(self.model, before, ids).reply_span
         return Encoded((*before, *ids), len(before) + start, len(before) + end, len(before))
 
     def _load(self, keys: set[bytes]) -> dict[bytes, tuple[int, ...]]:

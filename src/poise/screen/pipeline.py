@@ -210,6 +210,7 @@ def check_screening(
     ``inputs`` are files that are read besides the data.
     """
     check_parquet()
+    plan.check_engine()
     check_part(data.answer_part, plan.method, fix=plan.fix)
     if normal is not None and normal.answer_part != data.answer_part:
         raise InvalidArgument(

@@ -51,7 +51,7 @@ class PreferenceSettings:
         fix: What becomes of flagged pairs in the file of fixed ones; none is written by default.
         seed: Seed of what is random.
         broken: Largest share of rows that may be unusable.
-        engine: Engine that the scoring runs on.
+        engine: Engine that the scoring runs on, ``local`` or ``ray``.
     """
 
     rule: FlaggingRule = field(default_factory=FlaggingRule)
@@ -63,6 +63,8 @@ class PreferenceSettings:
 
     def __post_init__(self) -> None:
         check_choice("fix", self.fix, get_args(PairFix))
+        if self.engine == "vllm":
+            raise InvalidArgument("`engine` is vllm, and pairs are read, not generated; use local or ray as `engine`.")
         if self.rule.above is not None and self.rule.above < NO_PREFERENCE:
             raise InvalidArgument(
                 f"`threshold` is {self.rule.above:g}; a pair that scores {NO_PREFERENCE:g} or less does not prefer the "

@@ -83,7 +83,7 @@ class WorkerSpec:
         options = answers and (
             answers.path.parent.resolve(),
             answers.sampling.max_new_tokens,
-            answers.engine.batch,
+            answers.batch,
         )
         return cls(
             model=model.name,

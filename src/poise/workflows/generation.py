@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from poise import vector as vectors
 from poise.engine import Generation, SamplingParams
-from poise.engine.static import LocalEngine
 from poise.model import Model, ask
 from poise.model.rendering import Thinking
 from poise.steer import Steering, SteeringExpression
+from poise.vllm.choice import GeneratorName, choose_engine
 
 __all__ = ["check_steering", "generate", "read_steering", "steer_by"]
 
@@ -61,8 +61,12 @@ def generate(
     seed: int = 0,
     batch: int = 32,
     thinking: Thinking = False,
+    engine: GeneratorName = "local",
 ) -> list[Generation]:
-    """Answer prompts, steered or not; ``thinking`` lets the model think before it replies, where it has a switch."""
-    engine = LocalEngine(model, batch=batch, allow_other_model=True)
+    """Answer prompts, steered or not, by the engine ``local`` or ``vllm``.
+
+    ``thinking`` lets the model think before it replies, where it has a switch.
+    """
+    generator = choose_engine(engine, model, batch=batch, allow_other_model=True)
     encoded = [model.encode(ask(p), thinking=thinking) for p in prompts]
-    return engine.generate(encoded, sampling, seeds=[seed + i for i in range(len(prompts))], steering=steering)
+    return generator.generate(encoded, sampling, seeds=[seed + i for i in range(len(prompts))], steering=steering)

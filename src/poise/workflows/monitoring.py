@@ -20,6 +20,7 @@ from poise.storage.lock import locked
 from poise.storage.output import check_output, check_writable
 from poise.vector.algebra import check_distinct
 from poise.vector.vector_file import vector_loss
+from poise.vllm.choice import GeneratorName, check_generator, choose_engine
 from poise.workflows.sources import ModelSource, current_vector, load_checked, open_vectors
 
 __all__ = ["calibrate_vectors", "read_data"]
@@ -36,11 +37,12 @@ def calibrate_vectors(
     out: Path | None = None,
     allow_other_model: bool = False,
     force: bool = False,
+    engine: GeneratorName = "local",
 ) -> Calibration:
     """Set alarms on normal talk and write them into the vector files at ``paths``, or one vector's into ``out``.
 
     Run again after a kill, it continues in the first file + ``.calibration``. ``force`` writes over an existing
-    ``out`` whatever it holds.
+    ``out`` whatever it holds; ``engine`` generates, ``local`` or ``vllm``.
 
     Raises:
         OutputExists: ``out`` would be lost; before the model is loaded, as all that can be checked then.
@@ -50,6 +52,12 @@ def calibrate_vectors(
         raise InvalidArgument(
             f"{out} cannot take {len(paths)} vectors; leave `out` away to write into their own files."
         )
+    if engine != "local" and plan.read_given_answers:
+        raise InvalidArgument(
+            f"`engine` is {engine}, and answers that the data have are read, not generated; leave `engine` out, or "
+            "`given_answers`."
+        )
+    check_generator(engine)
     opened = [vectors.load_vector(path) for path in paths]
     if len({path.resolve() for path in paths}) < len(paths):
         raise InvalidArgument(f"{', '.join(map(str, paths))} name one file twice; name each vector once.")
@@ -72,7 +80,15 @@ def calibrate_vectors(
         check_writable(path)
     with locked(folder, "calibrate"):
         loaded = load_checked(opened, model, allow_other_model=allow_other_model, record=ALARMS_BELONG)
-        done = calibrate_alarms(data, loaded, opened, plan, folder, allow_other_model=allow_other_model)
+        done = calibrate_alarms(
+            data,
+            loaded,
+            opened,
+            plan,
+            folder,
+            allow_other_model=allow_other_model,
+            engine=choose_engine(engine, loaded, batch=plan.batch),
+        )
     for vector, path in zip(done.vectors, targets, strict=True):
         current = vector if out else current_vector(path, vector)
         vectors.save_vector(current.with_alarms(vector.header.alarms, vector.header.drift), path, force=force)

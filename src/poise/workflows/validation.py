@@ -20,6 +20,7 @@ from poise.validate import Certificate, ValidationSettings, validate
 from poise.validate.dose_curve import check_question_count
 from poise.validate.validation import CERTIFICATE_BELONGS
 from poise.vector import PersonaVector
+from poise.vllm.choice import GeneratorName, check_generator, choose_engine
 from poise.workflows.budget import GenerationBudget
 from poise.workflows.sources import ModelSource, current_vector, load_checked
 
@@ -50,11 +51,13 @@ def validate_vector(
     monitor: bool = False,
     beside: Path | None = None,
     force: bool = False,
+    engine: GeneratorName = "local",
 ) -> ValidatedVector:
     """Validate the vector at ``path``, write the certificate into it and ``report.html`` and the run into ``out``.
 
     With ``monitor`` also test its readings; with ``beside``, another vector's file, what is lost when both steer.
-    ``force`` writes over a report that this command did not write, and over a certificate that rests on more.
+    ``force`` writes over a report that this command did not write, and over a certificate that rests on more;
+    ``engine`` generates, ``local`` or ``vllm``.
 
     Raises:
         OutputExists: files in ``out`` would be lost, or a certificate that rests on more answers or on random
@@ -73,6 +76,7 @@ def validate_vector(
         force=force,
     )
     check_writable(path)
+    check_generator(engine)
     check_judge(judge, *(v.header.trait for v in (vector, other) if v))
     report.check_extra()
     amount = budget or GenerationBudget()
@@ -100,13 +104,18 @@ def validate_vector(
             batch=batch,
             allow_other_model=allow_other_model,
             run=ResponseStore(out / "run"),
+            engine=choose_engine(engine, loaded, batch=batch, allow_other_model=allow_other_model),
         )
-        certified = current_vector(path, vector).with_certificate(certificate.model_dump(mode="json"))
-        vectors.save_vector(certified, path)
-        with saving(out / "certificate.json") as temporary:
-            temporary.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        report.write(certified, certificate, out / "report.html")
-        return ValidatedVector(certified, certificate, out / "report.html")
+        return _write_results(path, vector, certificate, out)
+
+
+def _write_results(path: Path, vector: PersonaVector, certificate: Certificate, out: Path) -> ValidatedVector:
+    certified = current_vector(path, vector).with_certificate(certificate.model_dump(mode="json"))
+    vectors.save_vector(certified, path)
+    with saving(out / "certificate.json") as temporary:
+        temporary.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    report.write(certified, certificate, out / "report.html")
+    return ValidatedVector(certified, certificate, out / "report.html")
 
 
 def _check_stronger(
