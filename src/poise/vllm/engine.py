@@ -218,10 +218,9 @@ def _version() -> str:
 def _machine_options() -> dict[str, Any]:
     """Of a GPU, what vLLM may take beside what is there already, such as the model that reads and judges.
 
-    On a CPU nothing is compiled, which takes minutes, and prompts are read in one piece: vLLM 0.32 sets back the random
-    stream of a request whose prompt it has read in part, which the generators of CPUs cannot do.
+    On a CPU nothing is compiled, which takes minutes.
     """
     if not torch.cuda.is_available():
-        return {"enforce_eager": True, "enable_chunked_prefill": False}
+        return {"enforce_eager": True}
     free, total = torch.cuda.mem_get_info()
     return {"gpu_memory_utilization": round(MEMORY_SHARE * free / total, 3)}

@@ -5,8 +5,9 @@ A pass's rows are final in ``_prepare_inputs``, once the runner has updated its 
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -142,13 +143,30 @@ def install_runner(programs: Programs, check_model: Callable[[Any, tuple[torch.n
         if self.execute_model_state is None:
             return sample(self, *args, **kwargs)
         requests_of(self).end_pass()
-        output = sample(self, *args, **kwargs)
+        with _streams_at_rest(self):
+            output = sample(self, *args, **kwargs)
         output.aux_output_connector_output = requests_of(self).outgoing(output)
         return output
 
     GPUModelRunner._update_states = update_states
     GPUModelRunner._prepare_inputs = prepare_inputs
     GPUModelRunner.sample_tokens = sample_tokens
+
+
+@contextlib.contextmanager
+def _streams_at_rest(runner: Any) -> Iterator[None]:
+    """Keep the random streams of requests whose prompt is not read to its end from being drawn from, on a CPU.
+
+    vLLM 0.32 draws a token for them all the same and then sets the stream back, at which generators of a CPU fail.
+    """
+    streams, aside = runner.input_batch.generators, {}
+    if streams and runner.device.type == "cpu":
+        rows = np.flatnonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs])
+        aside = {row: streams.pop(row) for row in rows.tolist() if row in streams}
+    try:
+        yield
+    finally:
+        streams.update(aside)
 
 
 def _with_blocks(load_model: Any, check_model: Callable[[Any, tuple[torch.nn.Module, ...]], None]) -> Any:
