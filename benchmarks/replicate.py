@@ -7,6 +7,7 @@
 are learnt together: plainly, under a vaccine at one layer and as increments, on all rows or only on those that
 screening flags (by the projection, or by a detector), with the direction projected out (CAFT), under an inoculation
 prompt, and steered after the fact. ``flagged``: of these only plain fine-tuning and the vaccine on flagged rows.
+``seeds``: of these only plain fine-tuning and the vaccine at one layer, for a model that takes long.
 ``alone``: the trait's answers alone. ``benign``: the skill alone, with a vaccine and without. ``predict``: twelve sets
 and mixtures, what screening predicts of each (mean projection difference, and the same read by detectors), the
 finetuning shift and the judged score after it.
@@ -174,18 +175,19 @@ def one(lab: Lab, trial: Trial, how: str, alpha: float = 0.0, seed: int = 0, *, 
     return result(arm, seed, lab.measure(tuned, [trait], 20, abilities, swapped=swapped))
 
 
-def choose(lab: Lab, trial: Trial) -> dict[str, float]:
+def choose(lab: Lab, trial: Trial, kinds: Sequence[str] = tuple(CURVE)) -> dict[str, float]:
     """The least α of each kind that keeps enough out, on questions and a seed that are not reported."""
     kept = lab.out / f"chosen-{trial.name}.json"
-    if not kept.exists():
-        plain = one(lab, trial, "plain", seed=CHOOSING, swapped=True)["rise"]
-        shares = {
-            how: {alpha: 1 - one(lab, trial, how, alpha, CHOOSING, swapped=True)["rise"] / plain for alpha in curve}
-            for how, curve in CURVE.items()
-        }
-        kept.write_text(json.dumps({"plain": plain, "kept out": shares}, indent=1) + "\n")
-    found: dict[str, dict[str, float]] = json.loads(kept.read_text())["kept out"]
-    chosen = {how: float(next((a for a, share in s.items() if share >= ENOUGH), [*s][-1])) for how, s in found.items()}
+    choice = json.loads(kept.read_text()) if kept.exists() else {"kept out": {}}
+    for how in kinds:
+        if how not in choice["kept out"]:
+            plain = choice["plain"] = one(lab, trial, "plain", seed=CHOOSING, swapped=True)["rise"]
+            rises = {alpha: one(lab, trial, how, alpha, CHOOSING, swapped=True)["rise"] for alpha in CURVE[how]}
+            choice["kept out"][how] = {alpha: 1 - rise / plain for alpha, rise in rises.items()}
+            kept.write_text(json.dumps(choice, indent=1) + "\n")
+            choice = json.loads(kept.read_text())  # its keys are text, as in what is read again
+    shares: dict[str, dict[str, float]] = {how: choice["kept out"][how] for how in kinds}
+    chosen = {how: float(next((a for a, share in s.items() if share >= ENOUGH), [*s][-1])) for how, s in shares.items()}
     said(f"{trial.name}: chosen {chosen}")
     return chosen
 
@@ -214,6 +216,14 @@ def flagged_part(lab: Lab) -> list[Row]:
     trial = mixed_trial(lab)
     alpha = lab.given.alpha or choose(lab, trial)["one layer"]
     arms = [("plain", 0.0), *((f"one layer{part}", alpha) for part in (PART, BY_DETECTOR))]
+    return [one(lab, trial, how, a, seed) for seed in range(lab.given.seeds) for how, a in arms]
+
+
+def seeds_part(lab: Lab) -> list[Row]:
+    """The trait and the skill, plain and under the vaccine at one layer, over the seeds."""
+    trial = mixed_trial(lab)
+    alpha = lab.given.alpha or choose(lab, trial, ["one layer"])["one layer"]
+    arms = [("plain", 0.0), ("one layer", alpha)]
     return [one(lab, trial, how, a, seed) for seed in range(lab.given.seeds) for how, a in arms]
 
 
@@ -286,6 +296,7 @@ def main(given: argparse.Namespace) -> None:
     parts = {
         "mixed": mixed_part,
         "flagged": flagged_part,
+        "seeds": seeds_part,
         "alone": alone_part,
         "benign": benign_part,
         "predict": predict_part,
@@ -311,7 +322,7 @@ if __name__ == "__main__":
     parser.add_argument("--trait", default="impolite", help="that the vaccine is against")
     parser.add_argument("--rows", type=int, default=48, help="of each set")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--alpha", type=float, help="of the part `flagged`; chosen if left out")
+    parser.add_argument("--alpha", type=float, help="of the parts `flagged` and `seeds`; chosen if left out")
     parser.add_argument("--rollouts", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--batch", type=int, default=4)
