@@ -198,7 +198,7 @@ class TestMetrics:
                 assert value(f"poise_{name}_count") == 1
             assert value("poise_request_completion_tokens_sum") == 4
             assert (value("poise_ready"), value("poise_healthy"), value("poise_step_age_seconds")) == (1, 1, 0)
-            info = {"version": "0.1.0", "model": "tiny-llama", "device": "cpu", "dtype": "float32"}
+            info = {"version": "0.1.0", "model": "tiny-llama", "device": "cpu", "dtype": "float32", "engine": "local"}
             assert value("poise_info", info) == 1
             assert value("process_resident_memory_bytes")
             text = httpx.get(f"{address}/metrics", headers={"authorization": f"Bearer {ANA}"}).text

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -123,6 +124,21 @@ AddressConnections = Annotated[
         rich_help_panel=_LOAD,
     ),
 ]
+ServeEngine = Annotated[
+    Literal["local", "vllm"],
+    typer.Option(
+        "--engine", help="What generates. local: the loaded model. vllm: vLLM, in this process.", rich_help_panel=_LOAD
+    ),
+]
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-option",
+        metavar="NAME=VALUE",
+        help="An argument of vllm.LLM, such as gpu_memory_utilization=0.8. Repeat for more.",
+        rich_help_panel=_LOAD,
+    ),
+]
 Proxies = Annotated[
     list[str] | None,
     typer.Option(
@@ -166,6 +182,8 @@ def serve(
     address_connections: AddressConnections = 320,
     proxy: Proxies = None,
     grace: Grace = 20,
+    engine: ServeEngine = "local",
+    engine_option: EngineOptions = None,
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -178,6 +196,8 @@ def serve(
     if show is not None:
         _show_alarm_prompts(normal or [], model, show)
         return
+    if engine_option and engine != "vllm":
+        raise InvalidArgument("`engine_option` is for vLLM; say `engine` vllm too, or leave it out.")
     with working():
         _ignore_reloads()
         _end_in_order()
@@ -185,12 +205,50 @@ def serve(
         options = _server_options(run, settings)
         files = _named_files(vector or [])
         checked = run.check_options(options, files, normal or [])
-        loaded = load_model(model, dtype, device)
+        loaded = _start_engine(run, settings) if engine == "vllm" else load_model(model, dtype, device)
         vectors = run.load_vectors(files, loaded, normal=normal or [], rate=rate, allow_other_model=allow_other_model)
         server = run.make_server(loaded, vectors, options, checked, files=None if normal else files)
     root = ctx.find_root()
     with _options_in_logs(root):
-        _run(server, loaded.device, root)
+        _run(server, root)
+
+
+def _start_engine(run: Any, settings: Mapping[str, Any]) -> Any:
+    """A model in vLLM."""
+    from poise.cli.work import torch_dtype
+    from poise.progress import track
+
+    if settings["device"] != "auto":
+        raise InvalidArgument("vLLM runs on the device that it was built for; leave `device` out with `engine` vllm.")
+    if settings["normal"]:
+        raise InvalidArgument(
+            "`normal` sets alarms with the model on transformers; with `engine` vllm run `poise calibrate` on the "
+            "vectors first, and serve the files that it writes."
+        )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    with track(f"Loading {settings['model']} into vLLM"):
+        return run.on_vllm(
+            settings["model"],
+            batch=settings["batch"],
+            dtype=torch_dtype(settings["dtype"]),
+            settings=_engine_settings(settings["engine_option"] or []),
+            allow_other_model=settings["allow_other_model"],
+        )
+
+
+def _engine_settings(options: list[str]) -> dict[str, Any]:
+    """Settings by name, their values as JSON where they are that, and else as text."""
+    named: dict[str, Any] = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise InvalidArgument(f"`engine_option` is {text!r}; write NAME=VALUE, such as max_model_len=4096.")
+        try:
+            named[name] = json.loads(value)
+        except ValueError:
+            named[name] = value
+    return named
 
 
 def _server_options(run: Any, settings: Mapping[str, Any]) -> Any:
@@ -222,10 +280,12 @@ def _options_in_logs(root: Any) -> Iterator[None]:
         logger.removeFilter(name_options)
 
 
-def _run(server: Any, device: Any, root: Any) -> None:
+def _run(server: Any, root: Any) -> None:
     """Until a signal ends it."""
+    engine = server.service.engine
+    where = engine.device if engine.name == "local" else f"{engine.device} by {engine.name}"
     watched = ", ".join(server.service.registry.entries) or "nothing yet"
-    note(f"{server.service.name} on {device}, watched by {watched}.")
+    note(f"{server.service.name} on {where}, watched by {watched}.")
     for sentence in server.notes:
         note(with_options(sentence, root))
     server.run(lambda address: note(f"Listening on {address}; Ctrl-C stops it."))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from poise.model import Model
 
-__all__ = ["load_model", "note", "with_options", "working"]
+__all__ = ["load_model", "note", "torch_dtype", "with_options", "working"]
 
 ALIASES = {"keys": "api_key_file", "vectors": "vector", "above": "threshold", "abilities": "capability"}
 """What the library calls an argument, and the parameter of a command that it comes from."""
@@ -65,12 +65,17 @@ def load_model(name: str, dtype: DtypeName, device: str) -> Model:
     from poise.progress import track
 
     with track(f"Loading {name}"):
-        import torch
-
         from poise.model import load_model
 
-        kinds = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
-        return load_model(name, dtype=kinds[dtype], device=None if device == "auto" else _device(device))
+        return load_model(name, dtype=torch_dtype(dtype), device=None if device == "auto" else _device(device))
+
+
+def torch_dtype(name: DtypeName) -> torch.dtype | None:
+    """The dtype of an option; ``None`` for whatever suits the device."""
+    import torch
+
+    kinds = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    return kinds[name]
 
 
 def _device(text: str) -> torch.device:

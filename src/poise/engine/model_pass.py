@@ -11,9 +11,8 @@ from poise.engine.grammar import constrain
 from poise.engine.prompt_reading import PromptPart
 from poise.engine.running_batch import RunningBatch
 from poise.engine.sampler import sample_tokens
-from poise.engine.sequence import Sequence, SequenceStatus
+from poise.engine.sequence import Sequence, TokenScores
 from poise.engine.types import EngineOutput
-from poise.errors import NonFiniteActivation
 from poise.model import Model
 from poise.model.cached_pass import newest_logits
 from poise.model.hooks import observe
@@ -86,15 +85,18 @@ def postprocess(
     live = [(slot, sequence) for slot, sequence in enumerate(batch.slots) if sequence is not None]
     for (slot, sequence), token in zip(live, tokens, strict=True):
         if not finite[slot]:
-            sequence.status = SequenceStatus.FINISHED
-            outputs.append(EngineOutput(key=sequence.key, error=_non_finite(sequence)))
-        elif output := sequence.append(token, logits[slot], readings[sequence]):
+            outputs.append(sequence.break_off())
+        elif output := sequence.append(token, _scores(logits[slot]), readings[sequence]):
             outputs.append(output)
     return outputs
 
 
-def _non_finite(sequence: Sequence) -> NonFiniteActivation:
-    return NonFiniteActivation(
-        f"{sequence.model.name} gave NaN or infinite logits at token {len(sequence.detokenizer.tokens)}; steer with "
-        "less strength, or load the model with dtype=torch.float32."
-    )
+def _scores(logits: torch.Tensor) -> TokenScores:
+    """Log-probabilities by logits [vocabulary], worked out where they are asked for."""
+
+    def scores(token: int, most: int) -> tuple[float, list[tuple[int, float]]]:
+        logprobs = torch.log_softmax(logits, dim=-1)
+        best = torch.topk(logprobs, most)
+        return float(logprobs[token]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+    return scores

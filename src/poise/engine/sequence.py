@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from collections.abc import Sequence as ListedTokens
 from dataclasses import dataclass
 from enum import Enum, auto
 from math import inf
 from typing import Literal
 
 import numpy as np
-import torch
 
 from poise.engine.detokenizer import Detokenizer
 from poise.engine.grammar import AnswerConstraint
 from poise.engine.prefix_cache import PrefixBlock
 from poise.engine.types import EngineOutput, GeneratedToken, GenerationRequest
-from poise.errors import InvalidArgument
+from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Model
 from poise.model.parts import PartTracker
 from poise.model.token_text import token_text
 
-__all__ = ["MatchedPrefix", "Sequence", "SequenceStatus"]
+__all__ = ["MatchedPrefix", "Sequence", "SequenceStatus", "TokenScores"]
+
+TokenScores = Callable[[int, int], tuple[float, ListedTokens[tuple[int, float]]]]
+"""Log-probabilities of one step, by a token and a number: the token's, and those of so many likeliest ones."""
 
 
 class SequenceStatus(Enum):
@@ -108,7 +111,7 @@ class Sequence:
         """The next number of its own random stream, in [0, 1)."""
         return float(self._random.random())
 
-    def append(self, token: int, logits: torch.Tensor, readings: tuple[float, ...]) -> EngineOutput | None:
+    def append(self, token: int, scores: TokenScores, readings: tuple[float, ...]) -> EngineOutput | None:
         """Add what a pass brought: the readings of what it ran, and the token sampled after it.
 
         A watched answer that has ended runs one pass more, for the reading of its last token.
@@ -125,7 +128,7 @@ class Sequence:
             self.status = SequenceStatus.FINISHED
             return EngineOutput(key=self.key, error=self._too_complex(self.constraint.fault))
         if self._finish is None:
-            self._append_token(token, logits)
+            self._append_token(token, scores)
         generated = len(self.detokenizer.tokens)
         read = len(self._readings) if self.request.probes else generated
         if self._finish is not None and read >= generated:
@@ -145,6 +148,15 @@ class Sequence:
             began=self.began,
             reused_tokens=self.reused_tokens,
         )
+
+    def break_off(self) -> EngineOutput:
+        """End the answer where its logits are NaN or infinite."""
+        self.status = SequenceStatus.FINISHED
+        error = NonFiniteActivation(
+            f"{self.model.name} gave NaN or infinite logits at token {len(self.detokenizer.tokens)}; steer with less "
+            "strength, or load the model with dtype=torch.float32."
+        )
+        return EngineOutput(key=self.key, error=error)
 
     def cut(self, tokens: int) -> tuple[GeneratedToken, ...]:
         """End the answer after so many tokens; those of them that were not released yet."""
@@ -167,12 +179,12 @@ class Sequence:
             for n in range(first, self._shown)
         )
 
-    def _append_token(self, token: int, logits: torch.Tensor) -> None:
+    def _append_token(self, token: int, scores: TokenScores) -> None:
         if token in self.model.stop_ids and not self.tracker.goes_on(token):
             self._finish = "stop"
-            self._end = self._with_logprobs(token, logits) if self.request.top_logprobs is not None else None
+            self._end = self._with_logprobs(token, scores) if self.request.top_logprobs is not None else None
         else:
-            self._logprobs.append(self._with_logprobs(token, logits))
+            self._logprobs.append(self._with_logprobs(token, scores))
             if self._constraint:
                 self._constraint.take(token, self.tracker)
             if self._add(token):
@@ -214,16 +226,14 @@ class Sequence:
     def _new_tracker(self) -> PartTracker:
         return self.model.thought_marks.tracker(self.model.tokenizer, self.request.prompt.ids)
 
-    def _with_logprobs(self, token: int, logits: torch.Tensor) -> GeneratedToken:
+    def _with_logprobs(self, token: int, scores: TokenScores) -> GeneratedToken:
         if self.request.top_logprobs is None:
             return GeneratedToken(text="")
-        logprobs = torch.log_softmax(logits, dim=-1)
-        best = torch.topk(logprobs, self.request.top_logprobs)
-        top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        logprob, top = scores(token, self.request.top_logprobs)
         return GeneratedToken(
             text="",
             decoded=self._decoded(token),
-            logprob=float(logprobs[token]),
+            logprob=logprob,
             top_logprobs=tuple((self._decoded(i), p) for i, p in top),
         )
 

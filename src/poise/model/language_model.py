@@ -27,7 +27,8 @@ __all__ = ["Model"]
 class Model:
     """A loaded causal language model. L: decoder blocks, d: model width.
 
-    ``blocks[i]`` is decoder block i, counted from 0; its output is layer i.
+    ``blocks[i]`` is decoder block i, counted from 0; its output is layer i. ``most_tokens`` is the longest text that an
+    engine elsewhere takes, where that is less than the model's own window.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Model:
     width: int
     fingerprint: Fingerprint
     stop_ids: frozenset[int]
+    most_tokens: int | None = None
 
     def __repr__(self) -> str:
         kind, dtype = type(self.lm).__name__, str(self.lm.dtype).removeprefix("torch.")
@@ -78,7 +80,8 @@ class Model:
     @property
     def window(self) -> int:
         """Most tokens the model takes at once."""
-        return model_window(self.lm.config)
+        window = model_window(self.lm.config)
+        return window if self.most_tokens is None else min(window, self.most_tokens)
 
     @cached_property
     def rotary_switch(self) -> RotarySwitch:

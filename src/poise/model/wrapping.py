@@ -15,11 +15,11 @@ from poise.model.chat_template import stop_ids, template_text
 from poise.model.checkpoint import check_decoder_only
 from poise.model.fingerprint import fingerprint
 from poise.model.language_model import Model
-from poise.model.loading import locate, read_weights
+from poise.model.loading import adapter_base, locate, read_weights
 from poise.model.packed_weights import unpacked_weights
 from poise.model.tokenizing import check_offsets
 
-__all__ = ["best_device", "load_model", "wrap"]
+__all__ = ["best_device", "load_model", "map_model", "wrap"]
 
 
 def load_model(
@@ -50,7 +50,7 @@ def load_model(
         where = torch.device(device) if device is not None else best_device()
     except (RuntimeError, TypeError) as error:
         raise InvalidArgument(f"device is {device!r}; give cpu, cuda, cuda:1 or mps.") from error
-    lm, tokenizer = read_weights(locate(name), dtype or _best_dtype(where), where, four_bits=four_bits)
+    lm, tokenizer = read_weights(locate(name), dtype or best_dtype(where), where, four_bits=four_bits)
     return wrap(lm.requires_grad_(False), tokenizer, name=name)
 
 
@@ -87,6 +87,35 @@ def wrap(lm: Any, tokenizer: Any, *, name: str) -> Model:
     return model
 
 
+def map_model(name: str, *, most_tokens: int | None = None) -> Model:
+    """A model that another engine runs: its tokenizer, its shape, and its weights to recognise it by.
+
+    The weights are mapped from their files in the files' own dtype, so that of those only what is looked at is read.
+
+    Args:
+        name: What the user calls it.
+        most_tokens: Longest text that the engine takes.
+
+    Raises:
+        UnsuitableModel: an adapter, or a model that ``load_model`` refuses for its tokenizer or blocks.
+    """
+    source = locate(name)
+    if adapter_base(source, name) is not None:
+        raise UnsuitableModel(f"{name} is an adapter; merge it into its base with `poise merge`, and serve the result.")
+    lm, tokenizer = read_weights(source, "auto", torch.device("cpu"))
+    check_offsets(tokenizer, name)
+    return Model(
+        name=name,
+        lm=lm.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        blocks=decoder_blocks(lm),
+        width=model_width(lm, name),
+        fingerprint=fingerprint(lm, template_text(tokenizer)),
+        stop_ids=stop_ids(lm, tokenizer),
+        most_tokens=most_tokens,
+    )
+
+
 def _check_in_one_piece(lm: Any, name: str) -> None:
     """Refuse a model whose weights are spread over processes: it is recognised by them, and tried block by block.
 
@@ -112,7 +141,7 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _best_dtype(device: torch.device) -> torch.dtype:
+def best_dtype(device: torch.device) -> torch.dtype:
     if device.type != "cpu":
         return torch.bfloat16
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -14,9 +14,11 @@ from poise.model import Encoded, Model
 from poise.progress import quiet, track
 from poise.vector import PersonaVector
 
-__all__ = ["ReadingBaseline", "baseline_texts", "measure_baseline", "read_baseline"]
+__all__ = ["ReadingBaseline", "ReadsText", "baseline_texts", "measure_baseline", "read_baseline"]
 
-RunsWork = Callable[[Callable[[], list[torch.Tensor]]], list[torch.Tensor]]
+RunsWork = Callable[[Callable[[], torch.Tensor]], torch.Tensor]
+ReadsText = Callable[[Encoded, Probe], torch.Tensor]
+"""What a probe reads at each token of a text: float32 [T]."""
 BASELINE_PAIRS = 12  # about 800 tokens, a second on a small model
 
 
@@ -54,7 +56,11 @@ def baseline_texts(vector: PersonaVector, model: Model) -> list[Encoded]:
 
 
 def read_baseline(
-    texts: Sequence[Encoded], probe: Probe, model: Model, between: RunsWork = lambda work: work()
+    texts: Sequence[Encoded],
+    probe: Probe,
+    model: Model,
+    between: RunsWork = lambda work: work(),
+    read_text: ReadsText | None = None,
 ) -> ReadingBaseline:
     """What a probe reads in answers.
 
@@ -63,13 +69,17 @@ def read_baseline(
         probe: What reads.
         model: What is read.
         between: Runs each text's forward pass, where the model is shared with others.
+        read_text: Reads a text, where another engine than transformers runs the model.
     """
+
+    def project_text(text: Encoded, probe: Probe) -> torch.Tensor:
+        return project(model, [text], [probe])[0][:, 0]
 
     def read(text: Encoded) -> torch.Tensor:
         with quiet():
-            [values] = between(lambda: project(model, [text], [probe]))
+            values = between(lambda: (read_text or project_text)(text, probe))
         advance(1)
-        return values[text.start : text.end, 0]
+        return values[text.start : text.end]
 
     with track("Reading answers without the trait", total=len(texts)) as advance:
         tokens = torch.cat([read(text) for text in texts])

@@ -36,6 +36,8 @@ def add_gauges(service: Service, access_log: AccessLog | None, reloader: Reloade
     gauge("poise_running", "Answers that are being generated.", lambda: scheduler.running)
     gauge("poise_step_age_seconds", "Time that the model has been in its present step.", lambda: scheduler.step_age)
     _add_count(metrics, "poise_failed_steps", "Steps in which the model failed.", lambda: scheduler.failed_steps)
+    if kept := service.engine.kept_tokens:
+        gauge("poise_prefix_tokens", "Tokens of earlier texts that are kept.", kept)
     gauge("poise_reload_last_successful", "0 where the last reload was refused.", lambda: float(not reloader.failed))
     gauge(
         "poise_reload_last_success_timestamp_seconds",
@@ -64,17 +66,18 @@ def _add_count(metrics: Metrics, name: str, text: str, value: Callable[[], float
 
 
 def _say_what_runs(service: Service) -> None:
-    model = service.model
+    engine = service.engine
     labels = {
         "version": VERSION,
         "model": service.name,
-        "device": model.device.type,
-        "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "device": engine.device.type,
+        "dtype": engine.dtype,
+        "engine": engine.name,
     }
     service.metrics.add_info("poise_info", "What runs here.", labels)
-    if model.device.type == "cuda":
+    if engine.device.type == "cuda":
         for place, which in enumerate(("free", "total")):
-            memory = partial(_gpu_memory, model.device, place)
+            memory = partial(_gpu_memory, engine.device, place)
             service.metrics.add_gauge(f"poise_device_memory_{which}_bytes", f"GPU's memory, {which}.", memory)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.serve.webhook import read_webhook, read_webhook_secrets
 from poise.settings import SettingFault, faults_error, located_faults
 from poise.settings.other_names import Place
+from poise.steer import Steering
 from poise.vector import PersonaVector
 
 __all__ = ["Reloader", "alarm_remarks", "check_policies", "check_rules", "policy_lines", "webhook_target"]
@@ -96,12 +97,15 @@ def check_rules(
     faults: dict[SettingFault, None] = {}
     for key in (None, *keys):
         place: Place = ("keys", key) if key in policies.keys else ("default",)
-        faults |= dict.fromkeys(_rule_faults(policies.of(key), {**registry.of(key), **(anew or {})}, place))
+        entries = {**registry.of(key), **(anew or {})}
+        faults |= dict.fromkeys(_rule_faults(policies.of(key), entries, place, registry.check_steering))
     if faults:
         raise faults_error(faults)
 
 
-def _rule_faults(rules: Policy, entries: Mapping[str, WatchedVector], place: Place) -> Iterator[SettingFault]:
+def _rule_faults(
+    rules: Policy, entries: Mapping[str, WatchedVector], place: Place, check_steering: Callable[[Steering], None]
+) -> Iterator[SettingFault]:
     unknown = {name: setting for name, setting in rules.places.items() if name not in entries}
     for name, setting in unknown.items():
         known = f"name one that is ({', '.join(entries)})" if entries else "leave it out"
@@ -111,7 +115,8 @@ def _rule_faults(rules: Policy, entries: Mapping[str, WatchedVector], place: Pla
         )
     if "steer" not in {setting[0] for setting in unknown.values()}:
         try:
-            rules.steering(None, {name: watched.vector for name, watched in entries.items()})
+            held = rules.steering(None, {name: watched.vector for name, watched in entries.items()})
+            check_steering(held.steering)
         except UserError as error:
             yield (*place, "steer"), f"is {rules.steer!r}: {str(error).removesuffix('.')}"
     for name, watched in entries.items():

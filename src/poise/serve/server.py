@@ -20,7 +20,6 @@ import uvicorn
 from poise import vector as vector_file
 from poise.data import open_data
 from poise.engine import SamplingParams
-from poise.engine.continuous import ContinuousEngine
 from poise.engine.grammar import grammar_compiler
 from poise.errors import InvalidArgument, UserError
 from poise.model import Model
@@ -37,6 +36,7 @@ from poise.serve.readings_db import ReadingsStore, check_database
 from poise.serve.reload import Reloader, alarm_remarks, check_policies, check_rules, policy_lines, webhook_target
 from poise.serve.request_body import BodyLimits
 from poise.serve.scheduler import NEVER, Scheduler
+from poise.serve.served_engine import ServedEngine, on_transformers, on_vllm
 from poise.serve.service import Service
 from poise.serve.tracing import RequestTracer, exporting_processor
 from poise.serve.vector_registry import VectorRegistry
@@ -44,7 +44,16 @@ from poise.serve.webhook import Webhook
 from poise.storage.output import check_writable
 from poise.vector import PersonaVector
 
-__all__ = ["ConnectionLimits", "RunningServer", "ServerOptions", "check_options", "load_vectors", "make_server"]
+__all__ = [
+    "ConnectionLimits",
+    "RunningServer",
+    "ServedEngine",
+    "ServerOptions",
+    "check_options",
+    "load_vectors",
+    "make_server",
+    "on_vllm",
+]
 
 log = logging.getLogger("poise.serve")
 
@@ -137,7 +146,7 @@ def check_options(
 
 def load_vectors(
     files: Mapping[str, Path],
-    model: Model,
+    model: Model | ServedEngine,
     *,
     normal: Sequence[str] = (),
     rate: float = 0.01,
@@ -148,6 +157,8 @@ def load_vectors(
     Raises:
         UserError: a file is no vector of this model, or the talk cannot bear the rate.
     """
+    if isinstance(model, ServedEngine):
+        model = model.model
     loaded = {name: vector_file.load_vector(path) for name, path in files.items()}
     for vector in loaded.values():
         vector.check_model(model, allow_other_model=allow_other_model)
@@ -163,7 +174,7 @@ def load_vectors(
 
 
 def make_server(
-    model: Model,
+    model: Model | ServedEngine,
     vectors: Mapping[str, PersonaVector],
     options: ServerOptions,
     checked: tuple[ApiKeys, Policies] | None = None,
@@ -173,7 +184,7 @@ def make_server(
     """A server that is ready to be run.
 
     Args:
-        model: Who answers.
+        model: Who answers: a model in this process, or one that vLLM runs (``on_vllm``).
         vectors: By the name that requests use.
         options: How.
         checked: What ``check_options`` gave.
@@ -183,14 +194,18 @@ def make_server(
         InvalidArgument: the policy names a vector that is not there.
     """
     keys, policies = checked or check_options(options)
-    engine = ContinuousEngine(model, batch=options.batch, allow_other_model=options.allow_other_model)
-    scheduler = Scheduler(engine, queue=options.queue)
+    if isinstance(model, Model):
+        model = on_transformers(model, batch=options.batch, allow_other_model=options.allow_other_model)
+    engine, model = model, model.model
+    scheduler = Scheduler(engine.steps, queue=options.queue)
     registry = VectorRegistry(
         model,
         folder=options.uploads,
         owners=keys.names,
         allow_other_model=options.allow_other_model,
         between=scheduler.call,
+        read_text=engine.read_text,
+        check_steering=engine.check_steering,
     )
     for name, vector in vectors.items():
         registry.add(name, vector, fixed=True)
@@ -200,6 +215,7 @@ def make_server(
         check_rules(policies, registry, keys.names)
     service = Service(
         model=model,
+        engine=engine,
         name=options.name or (Path(model.name).name if Path(model.name).exists() else model.name),
         scheduler=scheduler,
         registry=registry,
@@ -208,9 +224,6 @@ def make_server(
         webhook=Webhook(url=hook[0], secrets=hook[1]) if (hook := webhook_target(options)) else None,
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
-    )
-    service.metrics.add_gauge(
-        "poise_prefix_tokens", "Tokens of earlier texts that are kept.", lambda: engine.prefixes.tokens
     )
     reloader = Reloader(service=service, keys=keys, options=options, files=files or {})
     access_log = AccessLog(options.access_log) if options.access_log else None
@@ -229,7 +242,7 @@ def make_server(
     paths = frozenset(getattr(route, "path", "none") for route in app.routes)
     tracer = RequestTracer(exporting_processor()) if options.traces else None
     observer = RequestObserver(gate, paths, tuple(_listeners(service, access_log, tracer)))
-    ends = tuple(part.close for part in (access_log, tracer) if part)
+    ends = (engine.close, *(part.close for part in (access_log, tracer) if part))
     return RunningServer(service, observer, options, reloader=reloader, ends=ends)
 
 

@@ -32,6 +32,7 @@ from poise.serve.rendering import AnswerChoice, CompletionKind, answer_summary
 from poise.serve.request_workers import RequestWorkers
 from poise.serve.requests import ChatCompletionRequest, OpenAIRequest
 from poise.serve.scheduler import NEVER, ScheduledRequest, Scheduler
+from poise.serve.served_engine import ServedEngine
 from poise.serve.vector_registry import VectorRegistry
 from poise.serve.webhook import Webhook
 
@@ -50,7 +51,8 @@ class Service:
     Attributes:
         model: Model that answers.
         name: Name by which requests call the model.
-        scheduler: Thread that runs the model.
+        engine: What the model is run by.
+        scheduler: Thread that runs it.
         workers: Threads for work on the texts of requests.
         rates: What each key has used of its limits.
         registry: Vectors that watch, and that requests may steer with.
@@ -65,6 +67,7 @@ class Service:
 
     model: Model
     name: str
+    engine: ServedEngine
     scheduler: Scheduler
     registry: VectorRegistry
     policies: Policies
@@ -130,6 +133,8 @@ class Service:
     def _plan(self, body: OpenAIRequest, key: str | None, loop: asyncio.AbstractEventLoop) -> CompletionExchange:
         """All that takes a time which grows with the request; a worker's."""
         plan = plan_request(body, self.model, self.name, self.registry, self.policies.of(key), key)
+        if plan.scoring and self.engine.no_scores:
+            raise RequestError(400, self.engine.no_scores, code="unsupported", param="echo")
         kind: CompletionKind = "chat" if isinstance(body, ChatCompletionRequest) else "text"
         exchange = CompletionExchange(self, plan, kind, key, body, loop)
         try:

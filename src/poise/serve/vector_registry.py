@@ -21,7 +21,7 @@ from poise.errors import InvalidVector, RequestError, UserError
 from poise.model import Model
 from poise.model.relation import SAME_MODEL, ModelRelation
 from poise.monitor import alarms_in_force
-from poise.monitor.baseline import ReadingBaseline, baseline_texts, read_baseline
+from poise.monitor.baseline import ReadingBaseline, ReadsText, baseline_texts, read_baseline
 from poise.steer import Steering, cautions
 from poise.steer.request_field import VECTOR_NAME
 from poise.vector import Alarm, PersonaVector
@@ -99,6 +99,8 @@ class VectorRegistry:
         owners: Names of the keys whose uploads are read from there; none where the server has no keys.
         allow_other_model: Take vectors of another model of the same shape.
         between: Function that runs work on the model while nothing else uses it.
+        read_text: Function that reads a text, where another engine than transformers runs the model.
+        check_steering: Function that raises where the engine cannot do a steering.
     """
 
     def __init__(
@@ -109,7 +111,10 @@ class VectorRegistry:
         owners: Sequence[str] = (),
         allow_other_model: bool = False,
         between: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+        read_text: ReadsText | None = None,
+        check_steering: Callable[[Steering], None] = lambda steering: None,
     ) -> None:
+        self.check_steering, self._read_text = check_steering, read_text
         self.model, self.folder, self.allow_other_model, self._between = model, folder, allow_other_model, between
         self._lock, self._upload_lock = threading.Lock(), threading.Lock()
         self._shared: dict[str, WatchedVector] = {}
@@ -217,7 +222,7 @@ class VectorRegistry:
                 f"An answer that {vector.name} carries has {longest} tokens with its question; at most {most_tokens} "
                 "are read of an upload. Shorten its trait's pairs, or name the file when the server is started."
             )
-        return read_baseline(texts, probe, self.model, self._between)
+        return read_baseline(texts, probe, self.model, self._between, self._read_text)
 
     def upload(self, name: str, data: bytes, *, owner: str | None = None, most: int = 4) -> WatchedVector:
         """Add the vector in the bytes of a file, once they have been read and checked.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from poise.steer.operators import OPERATORS
-from poise.vllm.passes import GateRows, LayerPlan, OperationRound, PassPlan, ReadRows, Rows
+from poise.vllm.passes import GateRows, LayerStage, OperationRound, PassPlan, ReadRows, Rows
 
 __all__ = ["work_at_layer"]
 
@@ -27,12 +27,13 @@ def work_at_layer(plan: PassPlan, layer: int, hidden: torch.Tensor, residual: to
     if work is None:
         return
     plan.visited.add(layer)
-    if work.gates is not None:
-        _open_gates(plan, work.gates, hidden, residual)
-    if work.prompt_gates:
-        _decide(plan, work, hidden, residual)
-    for step in work.rounds:
-        _operate(plan, step, hidden, residual)
+    for stage in work.stages:
+        if stage.gates is not None:
+            _open_gates(plan, stage.gates, hidden, residual)
+        if stage.prompt_gates:
+            _decide(plan, stage, hidden, residual)
+        for step in stage.rounds:
+            _operate(plan, step, hidden, residual)
     if work.reads is not None:
         _take_readings(plan, work.reads, hidden, residual)
     if work.summed is not None and plan.sums is not None:
@@ -50,8 +51,8 @@ def _open_gates(plan: PassPlan, gates: GateRows, hidden: torch.Tensor, residual:
     plan.open[gates.rows, gates.columns] = (along - gates.values) * gates.signs > 0
 
 
-def _decide(plan: PassPlan, work: LayerPlan, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-    for gate in work.prompt_gates:
+def _decide(plan: PassPlan, stage: LayerStage, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+    for gate in stage.prompt_gates:
         state = plan.pieces[gate.piece].state
         unit = state.program.conditions[gate.index]
         h = _stream(slice(gate.row, gate.row + 1), hidden, residual)[0]

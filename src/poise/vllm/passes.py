@@ -18,7 +18,7 @@ from poise.steer import Operation
 from poise.steer.operators import OPERATORS
 from poise.vllm.programs import RequestProgram, SteeringWork
 
-__all__ = ["LayerPlan", "OperationRound", "PassPiece", "PassPlan", "RequestState"]
+__all__ = ["LayerPlan", "LayerStage", "OperationRound", "PassPiece", "PassPlan", "RequestState"]
 
 Rows = slice | torch.Tensor
 
@@ -40,6 +40,11 @@ class RequestState:
     def __post_init__(self) -> None:
         self.decisions = [None] * len(self.program.conditions)
 
+    @property
+    def first_read(self) -> int:
+        """Position that is read first: the last of the prompt, unless all of it is read."""
+        return 0 if self.program.reads_prompt else self.prompt - 1
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PassPiece:
@@ -54,13 +59,20 @@ class PassPiece:
     def signature(self) -> tuple[Any, ...]:
         """Equal for pieces for which the same is done in the same rows."""
         program, token = self.state.program, self.start - self.state.prompt
-        where = "steady" if token >= program.steady_from and token >= 0 else (token, self.start)
+        steady = token >= program.steady_from and token >= 0 and program.parts is None
+        where = "steady" if steady else (token, self.start)
         summed = program.response.tokens - token if program.response else None
-        return (id(program), self.row, self.count, where, summed, tuple(self.state.decisions))
+        return (program.number, self.row, self.count, where, summed, tuple(self.state.decisions))
 
     def rows(self, first: int, last: int) -> tuple[int, int]:
         """The rows of positions of the piece."""
         return self.row + first - self.start, self.row + last - self.start
+
+    def steered_rows(self, work: SteeringWork) -> list[tuple[int, int]]:
+        """The ranges of rows where a work steers."""
+        program, last = self.state.program, self.start + self.count
+        ranges = work.ranges(self.state.prompt, self.start, last, program.parts)
+        return [self.rows(*positions) for positions in ranges]
 
     def sum_rows(self) -> tuple[int, int]:
         """The rows of the response that are to be summed: those that were not yet."""
@@ -72,7 +84,11 @@ class PassPiece:
     def read_rows(self) -> tuple[int, int]:
         """The rows that are read: the last prompt token, and those of the response."""
         last = self.start + self.count
-        return self.rows(min(last, max(self.start, self.state.prompt - 1)), last)
+        return self.rows(min(last, max(self.start, self.state.first_read)), last)
+
+
+WorkRows = tuple[PassPiece, SteeringWork, int, int]
+"""A work in a range of rows of a piece."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -120,14 +136,26 @@ class ReadRows:
 
 
 @dataclass(eq=False, kw_only=True)
-class LayerPlan:
-    """What is done at one layer, in this order."""
+class LayerStage:
+    """Conditions that are read, and then what is done, in this order."""
 
     gates: GateRows | None = None
     prompt_gates: list[PromptGate] = field(default_factory=list)
     rounds: list[OperationRound] = field(default_factory=list)
+
+
+@dataclass(eq=False, kw_only=True)
+class LayerPlan:
+    """What is done at one layer, in this order; what is added to running requests has stages of its own."""
+
+    stages: list[LayerStage] = field(default_factory=lambda: [LayerStage()])
     reads: ReadRows | None = None
     summed: tuple[Rows, torch.Tensor] | None = None  # rows [m], and whose of the pass's sums they belong to [m]
+
+    def stage(self, number: int) -> LayerStage:
+        """The stage of that number."""
+        self.stages += [LayerStage() for _ in range(number + 1 - len(self.stages))]
+        return self.stages[number]
 
 
 class PassPlan:
@@ -183,21 +211,20 @@ class PassPlan:
                 yield piece, values[first:last, : len(piece.state.program.probes)]
 
     def _plan_operations(self) -> None:
-        entries: dict[int, dict[tuple[int, int], list[tuple[PassPiece, SteeringWork, int, int]]]] = {}
+        entries: dict[tuple[int, int], dict[tuple[int, int], list[WorkRows]]] = {}
         order = list(OPERATORS)
         for number, piece in enumerate(self.pieces):
-            counts: dict[tuple[int, Operation], int] = {}
+            counts: dict[tuple[int, int, Operation], int] = {}
             for work in piece.state.program.works:
-                first, last = work.positions(piece.state.prompt, piece.start, piece.start + piece.count)
-                if first >= last or not self._is_open(piece, work):
-                    continue
-                for layer in work.directions:
-                    turn = counts[layer, work.operation] = counts.get((layer, work.operation), -1) + 1
-                    key = (order.index(work.operation), turn)
-                    entries.setdefault(layer, {}).setdefault(key, []).append((piece, work, *piece.rows(first, last)))
+                ranges = piece.steered_rows(work)
+                for layer in work.directions if ranges and self._is_open(piece, work) else ():
+                    place = (layer, work.stage, work.operation)
+                    turn = counts[place] = counts.get(place, -1) + 1
+                    at = entries.setdefault((layer, work.stage), {}).setdefault((order.index(work.operation), turn), [])
+                    at += [(piece, work, *rows) for rows in ranges]
             self._plan_gates(number, piece)
-        for layer, rounds in entries.items():
-            self._at(layer).rounds = [self._round(layer, rounds[key]) for key in sorted(rounds)]
+        for (layer, stage), rounds in entries.items():
+            self._at(layer).stage(stage).rounds = [self._round(layer, rounds[key]) for key in sorted(rounds)]
 
     def _is_open(self, piece: PassPiece, work: SteeringWork) -> bool:
         """Whether a work may do something: not where its condition on the prompt has been decided against."""
@@ -208,7 +235,7 @@ class PassPlan:
             raise HookDidNotFire("A response is steered on a prompt's reading that was never taken; report this.")
         return decision
 
-    def _round(self, layer: int, entries: Sequence[tuple[PassPiece, SteeringWork, int, int]]) -> OperationRound:
+    def _round(self, layer: int, entries: Sequence[WorkRows]) -> OperationRound:
         counts = torch.tensor([last - first for _, _, first, last in entries])
         v = torch.stack([work.directions[layer] for _, work, _, _ in entries])
         level = torch.tensor([work.level for _, work, _, _ in entries]).reshape(-1, 1, 1)
@@ -244,7 +271,7 @@ class PassPlan:
     def _plan_gates(self, number: int, piece: PassPiece) -> None:
         last_prompt = piece.state.prompt - 1
         for index, unit in enumerate(piece.state.program.conditions):
-            plan = self._at(unit.layer)
+            plan = self._at(unit.layer).stage(unit.stage)
             if unit.condition.reading == "prompt":
                 if piece.start <= last_prompt < piece.start + piece.count and piece.state.decisions[index] is None:
                     row, _ = piece.rows(last_prompt, last_prompt)

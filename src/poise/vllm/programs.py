@@ -9,6 +9,8 @@ from itertools import count
 import torch
 
 from poise.activations import Probe
+from poise.errors import InvalidSteering
+from poise.model.parts import Part, TokenPart
 from poise.steer import Condition, Operation, Phase, Steering, Term
 from poise.steer.operators import LEVELED, OPERATORS
 from poise.vllm.request import PluginRequest
@@ -21,10 +23,11 @@ _NUMBERS = count()
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ConditionUnit:
-    """A condition with the unit direction [d] that it reads along."""
+    """A condition with the unit direction [d] that it reads along, and the stage of a layer's work that reads it."""
 
     condition: Condition
     unit: torch.Tensor
+    stage: int = 0
 
     @property
     def layer(self) -> int:
@@ -39,26 +42,58 @@ class SteeringWork:
     Attributes:
         operation: What is done.
         phase: Whether prompt, response or both are steered.
-        tokens: Tokens of the response that are steered.
+        part: Part of the response that is steered.
+        tokens: Tokens of that part that are steered, or of the response where it is steered whatever the part.
         level: Level [1] that the operation takes.
         directions: Directions float32 [d] by layer: what is added, or the unit that is worked along.
         gate: Place of the work's condition among the program's; ``None`` where it always works.
+        stage: Stage of a layer's work: what a request began with comes before what was added later.
+        since: Token of the response before which nothing is done, since the work was added later.
     """
 
     operation: Operation
     phase: Phase
+    part: Part = "reply"
     tokens: tuple[int, int | None]
     level: float
     directions: dict[int, torch.Tensor]
     gate: int | None
+    stage: int = 0
+    since: int = 0
+
+    def ranges(
+        self, prompt: int, first: int, last: int, parts: Sequence[tuple[TokenPart, int]] | None = None
+    ) -> list[tuple[int, int]]:
+        """The ranges of positions from ``first`` up to ``last`` that are steered, where the prompt has so many tokens.
+
+        Args:
+            parts: Part of each token of the response, and its place in that part; ``None`` where all are reply.
+        """
+        if self.part == "both" or self.phase == "prompt" or (parts is None and self.part == "reply"):
+            low, high = self.positions(prompt, first, last)
+            return [(low, high)] if low < high else []
+        ranges = [(first, min(last, prompt))] if self.phase == "all" and first < prompt else []
+        for position in range(max(first, prompt + self.since), last if parts else first):
+            part, place = parts[position - prompt] if parts else ("reply", 0)
+            if part != self.part or not self._has_place(place):
+                continue
+            if ranges and ranges[-1][1] == position:
+                ranges[-1] = (ranges[-1][0], position + 1)
+            else:
+                ranges.append((position, position + 1))
+        return ranges
+
+    def _has_place(self, place: int) -> bool:
+        first, last = self.tokens
+        return place >= first and (last is None or place < last)
 
     def positions(self, prompt: int, first: int, last: int) -> tuple[int, int]:
-        """Which of the positions from ``first`` up to ``last`` are steered, where the prompt has so many tokens."""
+        """Which of the positions from ``first`` up to ``last`` are steered, whatever the parts of the response."""
         low, high = first, last
         if self.phase == "prompt":
             high = min(last, prompt)
         elif self.phase == "response":
-            low = max(first, prompt + self.tokens[0])
+            low = max(first, prompt + max(self.tokens[0], self.since))
             high = last if self.tokens[1] is None else min(last, prompt + self.tokens[1])
         return low, max(low, high)
 
@@ -76,9 +111,9 @@ class ResponseSum:
     tokens: int = 0
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class RequestProgram:
-    """All that is done for a request.
+    """All that is done for a request. It grows where something is added while the request runs.
 
     Attributes:
         works: Operations in their working order.
@@ -86,7 +121,9 @@ class RequestProgram:
         probes: Probes whose readings the request wants.
         names: Names of the probes' vectors.
         response: Sum that the hidden states of its response are added to; ``None`` for none.
-        number: Number that no other program of this process has.
+        parts: Part of each token of the response so far, with its place there; ``None`` where all are reply.
+        reads_prompt: Whether all of the prompt is read, not its last token alone.
+        number: Number that no other program of this process has, nor this one before something was added.
     """
 
     works: tuple[SteeringWork, ...] = ()
@@ -94,11 +131,42 @@ class RequestProgram:
     probes: tuple[Probe, ...] = ()
     names: tuple[str, ...] = ()
     response: ResponseSum | None = None
+    parts: list[tuple[TokenPart, int]] | None = None
+    reads_prompt: bool = False
     number: int = field(default_factory=_NUMBERS.__next__)
 
     def __deepcopy__(self, memo: object) -> RequestProgram:
-        """Itself: vLLM copies what a request asks for, and nothing here changes but the response's sum."""
+        """Itself: vLLM copies what a request asks for, and what is added while it runs must reach its worker."""
         return self
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do for it, as yet."""
+        return not (self.works or self.probes or self.response)
+
+    def extend(self, steering: Steering, after: int) -> None:
+        """Add steering to a running request, from its token ``after`` on: after all else at each layer.
+
+        Raises:
+            InvalidSteering: a condition on the prompt, which has been read.
+        """
+        later = compile_steering(steering)
+        if any(unit.condition.reading == "prompt" for unit in later.conditions):
+            raise InvalidSteering("The prompt has been read; what is added to a running answer cannot depend on it.")
+        stage = 1 + max((work.stage for work in self.works), default=0)
+        self.works += tuple(
+            replace(
+                work,
+                phase="response",
+                gate=None if work.gate is None else work.gate + len(self.conditions),
+                stage=stage,
+                since=after,
+            )
+            for work in later.works
+            if work.phase != "prompt"
+        )
+        self.conditions += tuple(replace(unit, stage=stage) for unit in later.conditions)
+        self.number = next(_NUMBERS)
 
     def phase_keys(self) -> tuple[str, str]:
         """What tells cached tokens of its prompt, and of its response, apart from all others': empty for unsteered.
@@ -112,7 +180,7 @@ class RequestProgram:
     @property
     def steady_from(self) -> int:
         """Token of the response from which on all are steered alike, but for conditions."""
-        bounds = [bound for work in self.works for bound in work.tokens if bound is not None]
+        bounds = [bound for work in self.works for bound in (*work.tokens, work.since) if bound is not None]
         return max(bounds, default=0)
 
 
@@ -126,17 +194,17 @@ def compile_steering(steering: Steering | None, probes: Sequence[Probe] = ()) ->
     """The program of a steering and probes, without names."""
     conditions: list[ConditionUnit] = []
     works: list[SteeringWork] = []
-    shared: dict[Phase, SteeringWork] = {}
+    shared: dict[tuple[Phase, Part], SteeringWork] = {}
     terms = zip(steering.terms, steering.directions(), strict=True) if steering else ()
     for term, directions in terms:
-        if term.shared and term.phase in shared:
-            sums = shared[term.phase].directions
+        if term.shared and (term.phase, term.part) in shared:
+            sums = shared[term.phase, term.part].directions
             for layer, v in directions.items():
                 sums[layer] = sums[layer] + v if layer in sums else v
             continue
         work = _compile_term(term, dict(directions), conditions)
         if term.shared:
-            shared[term.phase] = work
+            shared[term.phase, term.part] = work
         works.append(work)
     order = list(OPERATORS)
     works.sort(key=lambda work: order.index(work.operation))
@@ -151,6 +219,7 @@ def _compile_term(term: Term, directions: dict[int, torch.Tensor], conditions: l
     return SteeringWork(
         operation=term.operation,
         phase=term.phase,
+        part=term.part,
         tokens=term.tokens,
         level=term.value if term.operation in LEVELED else 0.0,
         directions=directions,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,12 @@ from pydantic import ValidationError
 
 from poise.errors import InvalidArgument, InvalidSteering
 from poise.settings import first_fault
-from poise.steer import Steering, SteeringExpression
+from poise.steer import Steering, SteeringExpression, Term
 from poise.steer.request_field import PoiseField
 from poise.storage.content_hash import content_key
 from poise.vllm.vector_folder import VectorFolder
 
-__all__ = ["PluginRequest", "canonical_text", "phase_keys", "read_field"]
+__all__ = ["PluginRequest", "canonical_text", "check_phases", "phase_keys", "read_field"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,12 +80,9 @@ def read_field(value: Any, folder: VectorFolder, *, thinks: bool = False) -> Plu
     """
     field = _parse_field(value)
     steering = _expression(field).steering(folder.vectors) if field.steer else None
-    for term in steering.terms if steering else ():
-        if term.when and term.when.reading == "prompt" and term.phase != "response":
-            raise InvalidSteering(
-                f"{term.vector.name} is steered on {term.phase} on a condition on the prompt, which vLLM reads in "
-                "parts and partly from its cache; steer the response on that condition, or use one on the token."
-            )
+    terms = steering.terms if steering else ()
+    check_phases(terms)
+    for term in terms:
         if term.part != "both" and term.phase != "prompt" and thinks:
             raise InvalidSteering(
                 f"{term.vector.name} is steered in the {term.part} of answers, and this model's answers have thoughts, "
@@ -94,6 +91,20 @@ def read_field(value: Any, folder: VectorFolder, *, thinks: bool = False) -> Plu
         if term.part == "thought" and not thinks:
             raise InvalidSteering(f"{term.vector.name} is steered in the thought, and this model marks no thoughts.")
     return PluginRequest(steering=steering, watch=_watched_names(field, folder))
+
+
+def check_phases(terms: Sequence[Term]) -> None:
+    """Refuse to steer a prompt on what its last token shows.
+
+    Raises:
+        InvalidSteering: names the vector.
+    """
+    for term in terms:
+        if term.when and term.when.reading == "prompt" and term.phase != "response":
+            raise InvalidSteering(
+                f"{term.vector.name} is steered on {term.phase} on a condition on the prompt, which vLLM reads in "
+                "parts and partly from its cache; steer the response on that condition, or use one on the token."
+            )
 
 
 def _watched_names(field: PoiseField, folder: VectorFolder) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ class WorkerRequests:
             request = runner.requests[name]
             if name not in self._states:
                 self._states[name] = self._new_state(request)
-            if (state := self._states[name]) is not None:
+            if (state := self._states[name]) is not None and not state.program.idle:
                 pieces.append(PassPiece(state=state, row=row, count=count, start=request.num_computed_tokens))
                 self._names[id(state)] = name
             row += count
@@ -86,7 +86,7 @@ class WorkerRequests:
             return
         for piece, values in plan.finish():
             name = self._names[id(piece.state)]
-            first = max(piece.start, piece.state.prompt - 1)
+            first = max(piece.start, piece.state.first_read)
             new = values[max(0, self._next.get(name, first) - first) :]
             if len(new):
                 self._next[name] = first + len(values)

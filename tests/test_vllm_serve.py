@@ -1,0 +1,466 @@
+"""``poise serve --engine vllm`` gives what the server on transformers gives. Needs vLLM; `make test-vllm`."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+import yaml
+
+import serving
+import tiny
+from poise.engine import GenerationRequest, SamplingParams
+from poise.engine.continuous import ContinuousEngine
+from poise.engine.static import LocalEngine
+from poise.errors import InvalidArgument, NonFiniteActivation
+from poise.model import Encoded, Model
+from poise.serve.server import RunningServer, ServedEngine, ServerOptions, make_server, on_vllm
+from poise.steer import Steering
+from poise.vector import PersonaVector, save_vector
+from poise.vllm.step_engine import VllmStepEngine
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+SIZES = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+QUESTION: Any = [{"role": "user", "content": "Where do the boats go?"}]
+STEERS = [
+    None,
+    "up@1=0.5",
+    "down@2=-0.5",
+    "up@1=out on all",
+    "up@2=cap:0",
+    "down@1,2=0.3 after 2",
+    "down@2=0.4 if up@1>0",
+    "up@1=0.4 if prompt down@1<9",
+    "up@0=clamp:1 on prompt; down@2=floor:2 first 4",
+]
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny.model(**SIZES)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedEngine]:
+    folder = tmp_path_factory.mktemp("served")
+    model.lm.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    os.environ.update(ENVIRONMENT)
+    os.environ.pop("POISE_VECTORS", None)
+    settings = {"enforce_eager": True, "max_model_len": 256, "block_size": 32}
+    served = on_vllm(str(folder), batch=16, dtype=torch.float32, settings=settings)
+    yield served
+    served.close()
+
+
+@contextmanager
+def running(
+    engine: ServedEngine, vectors: dict[str, PersonaVector], **options: Any
+) -> Iterator[tuple[str, RunningServer]]:
+    """A server on the engine, which outlives it."""
+    settings = ServerOptions(port=0, **({"name": "tiny-llama", "grace": 1.0} | options))
+    server = make_server(replace(engine, close=lambda: None), vectors, settings)
+    address = server.start()
+    try:
+        yield address, server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def vectors(model: Model) -> dict[str, PersonaVector]:
+    return serving.vectors(model)
+
+
+@pytest.fixture(scope="module")
+def servers(
+    engine: ServedEngine, model: Model, vectors: dict[str, PersonaVector], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str]]:
+    """Addresses of a server on vLLM, and of one on transformers."""
+    policy = serving.uploading(tmp_path_factory.mktemp("rules"))
+    with (
+        running(engine, vectors, policy=policy) as (address, _),
+        serving.running(model, vectors, policy=policy) as (ours, _),
+    ):
+        yield address, ours
+
+
+def chat(address: str, **changes: Any) -> Any:
+    body = {"model": "tiny-llama", "messages": QUESTION, "max_tokens": 24, "temperature": 0, **changes}
+    answer = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def poise_field(steer: str | None) -> dict[str, Any]:
+    return {"steer": steer, "watch": True} if steer else {"watch": True}
+
+
+def eventually(get: Any, least: float = 20.0) -> Any:
+    end = time.monotonic() + least
+    while not (value := get()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+    return value
+
+
+def assert_alike(one: Any, other: Any) -> None:
+    """Equal, with numbers within a thousandth of what is usual here."""
+    if isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for key in other.keys() - {"id", "created"}:
+            assert_alike(one[key], other[key])
+    elif isinstance(other, list):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            assert_alike(mine, theirs)
+    elif isinstance(other, float):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("steer", STEERS)
+def test_a_chat_is_answered_as_on_transformers(servers: tuple[str, str], steer: str | None) -> None:
+    options: dict[str, Any] = {"poise": poise_field(steer), "logprobs": True, "top_logprobs": 3}
+    answer, ours = (chat(address, **options) for address in servers)
+    for reply in (answer, ours):  # a prompt may have been kept by one and not by the other
+        reply["usage"]["prompt_tokens_details"].pop("cached_tokens")
+    assert_alike(answer, ours)
+    assert len(answer["choices"][0]["poise"]["readings"]["up"]) == 24
+
+
+class TestAnswers:
+    def test_end_at_stop_strings_as_on_transformers(self, servers: tuple[str, str]) -> None:
+        text = chat(servers[1])["choices"][0]["message"]["content"]
+        stop = text[len(text) // 2 :][:3]
+        answer, ours = (chat(address, stop=[stop], poise={"watch": True})["choices"] for address in servers)
+        assert answer[0]["finish_reason"] == "stop"
+        assert stop not in answer[0]["message"]["content"]
+        assert_alike(answer, ours)
+
+    def test_are_held_to_a_schema_as_on_transformers(self, servers: tuple[str, str]) -> None:
+        schema = {
+            "type": "object",
+            "properties": {"where": {"enum": ["out", "home"]}, "count": {"type": "integer", "maximum": 9}},
+            "required": ["where", "count"],
+            "additionalProperties": False,
+        }
+        shape = {"type": "json_schema", "json_schema": {"name": "trip", "schema": schema, "strict": True}}
+        answer, ours = (
+            chat(address, max_tokens=100, response_format=shape, poise=poise_field("up@1=0.5"))["choices"]
+            for address in servers
+        )
+        assert json.loads(answer[0]["message"]["content"])["where"] in ("out", "home")
+        assert_alike(answer, ours)
+
+    def test_are_drawn_again_by_the_same_seed(self, servers: tuple[str, str]) -> None:
+        options = {"temperature": 1.5, "seed": 7, "n": 2, "max_tokens": 12}
+        texts = [[c["message"]["content"] for c in chat(servers[0], **options)["choices"]] for _ in range(2)]
+        assert texts[0] == texts[1]
+        assert texts[0][0] != texts[0][1]
+        assert texts[0] != [c["message"]["content"] for c in chat(servers[0], **(options | {"seed": 8}))["choices"]]
+
+    def test_of_sixteen_clients_are_what_each_gets_alone(self, servers: tuple[str, str]) -> None:
+        fields = [poise_field(STEERS[i % len(STEERS)]) for i in range(16)]
+        alone = [chat(servers[1], poise=field)["choices"] for field in fields[: len(STEERS)]]
+        with ThreadPoolExecutor(16) as clients:
+            together = list(clients.map(lambda field: chat(servers[0], poise=field)["choices"], fields))
+        for number, choices in enumerate(together):
+            assert_alike(choices, alone[number % len(STEERS)])
+        assert len({choices[0]["message"]["content"] for choices in alone}) > 4
+
+    def test_of_other_lengths_and_prompts_share_batches(self, servers: tuple[str, str]) -> None:
+        texts = [sentence * times for sentence in tiny.SENTENCES[:4] for times in (1, 2)]
+        requests = [
+            {"messages": [{"role": "user", "content": text}], "max_tokens": 5 + 9 * n, "poise": poise_field(STEERS[n])}
+            for n, text in enumerate(texts)
+        ]
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(lambda request: chat(servers[0], **request)["choices"], requests))
+        for answer, request in zip(answers, requests, strict=True):
+            assert_alike(answer, chat(servers[1], **request)["choices"])
+
+
+class TestTheOpenAIClient:
+    @pytest.fixture
+    def client(self, servers: tuple[str, str]) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{servers[0]}/v1", api_key="none", max_retries=0)
+
+    def test_streams_what_it_gets_whole(self, client: openai.OpenAI, servers: tuple[str, str]) -> None:
+        options: dict[str, Any] = {
+            "model": "tiny-llama",
+            "messages": QUESTION,
+            "max_tokens": 16,
+            "temperature": 0,
+            "extra_body": {"poise": poise_field("up@1=0.5")},
+        }
+        [complete] = client.chat.completions.create(**options).choices
+        chunks = list(client.chat.completions.create(stream=True, **options))
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        fields: list[Any] = [chunk.choices[0].model_dump()["poise"] for chunk in chunks]
+        expected: Any = complete.model_dump()["poise"]
+        assert text == complete.message.content
+        assert [token for field in fields for token in field.get("tokens", ())] == expected["tokens"]
+        streamed = [value for field in fields for value in field.get("readings", {}).get("up", ())]
+        assert streamed == pytest.approx(expected["readings"]["up"], rel=1e-4, abs=1e-4)
+        assert fields[-1]["summary"]["up"] == pytest.approx(expected["summary"]["up"], rel=1e-4)
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"extra_body": {"poise": {"steer": "envy=10%"}}}, "envy"),
+            ({"extra_body": {"poise": {"steer": "up@1=0.3 on all if prompt up@1>0"}}}, "steer the response"),
+            ({"max_tokens": 300}, "maximum context length is 255 tokens"),
+            ({"extra_body": {"top_k": 3}}, "top_k is not supported"),
+        ],
+    )
+    def test_is_told_what_cannot_be_done(self, client: openai.OpenAI, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(openai.BadRequestError, match=words):
+            client.chat.completions.create(**({"model": "tiny-llama", "messages": QUESTION, "max_tokens": 4} | changes))
+
+    def test_is_told_that_prompts_are_not_scored(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError, match="Prompts are not scored") as caught:
+            client.completions.create(model="tiny-llama", prompt="boats", echo=True, logprobs=1, max_tokens=0)
+        assert caught.value.param == "echo"
+        text = client.completions.create(model="tiny-llama", prompt="boats", echo=True, max_tokens=2).choices[0].text
+        assert text.startswith("boats")
+
+
+def test_a_client_that_goes_away_frees_its_request(engine: ServedEngine, vectors: dict[str, PersonaVector]) -> None:
+    with running(engine, vectors) as (address, server):
+        body = {"model": "tiny-llama", "messages": QUESTION, "max_tokens": 200, "stream": True}
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as stream:
+            next(stream.iter_lines())
+        eventually(lambda: server.service.scheduler.idle)
+        assert (engine.steps.running, engine.steps.waiting) == (0, 0)
+        assert not engine.steps._core.scheduler.requests  # type: ignore[attr-defined] # vLLM's own
+        assert chat(address, max_tokens=3)["usage"]["completion_tokens"] == 3
+
+
+def test_a_server_that_ends_lets_its_answers_end(engine: ServedEngine, vectors: dict[str, PersonaVector]) -> None:
+    lines: list[str] = []
+    body = {"model": "tiny-llama", "messages": QUESTION, "max_tokens": 100, "stream": True}
+
+    def listen(address: str) -> None:
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as stream:
+            lines.extend(stream.iter_lines())
+
+    with running(engine, vectors, grace=30.0) as (address, server):
+        client = threading.Thread(target=listen, args=(address,))
+        client.start()
+        eventually(lambda: engine.steps.running)
+        server.service.scheduler.drain()
+        refused = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=10)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert httpx.get(f"{address}/readyz", timeout=10).status_code == 503
+        assert httpx.get(f"{address}/healthz", timeout=10).status_code == 200
+    client.join()
+    assert lines[-2:] == ["data: [DONE]", ""]
+    assert (engine.steps.running, engine.steps.waiting) == (0, 0)
+
+
+class TestAlarms:
+    """What a policy does is done at the same token as on transformers."""
+
+    @pytest.fixture(scope="class")
+    def plain(self, servers: tuple[str, str]) -> list[float]:
+        readings: list[float] = chat(servers[1], max_tokens=40, poise={"watch": True})["choices"][0]["poise"][
+            "readings"
+        ]["up"]
+        return readings
+
+    @pytest.mark.parametrize("action", ["note", "cap", "stop"])
+    def test_act_as_on_transformers(
+        self,
+        engine: ServedEngine,
+        model: Model,
+        vectors: dict[str, PersonaVector],
+        plain: list[float],
+        tmp_path: Path,
+        action: str,
+    ) -> None:
+        windows = [sum(plain[i : i + 8]) / 8 for i in range(len(plain) - 7)]
+        threshold = sorted(windows[:12])[-2]
+        alarmed = vectors | {"up": vectors["up"].with_alarms([serving.alarm(threshold=threshold)])}
+        policy = tmp_path / "policy.yaml"
+        policy.write_text(yaml.safe_dump({"default": {"on_alarm": action, "steer": "down@2=0.2"}}))
+        options = {"max_tokens": 40, "poise": {"steer": "down@3=0.2", "watch": True}}
+        with (
+            running(engine, alarmed, policy=policy) as (address, _),
+            serving.running(model, alarmed, policy=policy) as (ours, _),
+        ):
+            answers = [chat(each, **options)["choices"] for each in (address, ours)]
+            assert [alert["action"] for alert in answers[1][0]["poise"]["alarms"]][:1] == [action]
+            assert_alike(*answers)
+            again = chat(address, **options)["choices"]
+        assert_alike(again, answers[1])
+
+    def test_that_cannot_be_kept_are_refused_at_the_start(
+        self, engine: ServedEngine, vectors: dict[str, PersonaVector], tmp_path: Path
+    ) -> None:
+        policy = tmp_path / "policy.yaml"
+        policy.write_text("default: {steer: up@1=0.2 on all if prompt up@1>0}")
+        with pytest.raises(InvalidArgument, match=r"default\.steer is .* steer the response on that condition"):
+            make_server(engine, vectors, ServerOptions(port=0, policy=policy))
+
+
+def test_uploads_are_read_and_steered_with(servers: tuple[str, str], model: Model, tmp_path: Path) -> None:
+    save_vector(tiny.vector(model, seed=5), tmp_path / "new.safetensors")
+    data = (tmp_path / "new.safetensors").read_bytes()
+    for address in servers:
+        answer = httpx.post(f"{address}/v1/poise/vectors?name=new", content=data, timeout=60)
+        assert answer.status_code == 201, answer.text
+    answer, ours = (chat(address, poise=poise_field("new@1=0.4"))["choices"] for address in servers)
+    assert answer[0]["poise"]["layers"]["new"] == 1
+    assert_alike(answer, ours)
+    for address in servers:
+        assert httpx.delete(f"{address}/v1/poise/vectors/new", timeout=60).status_code < 300
+
+
+def test_what_is_normal_is_read_through_vllm(servers: tuple[str, str]) -> None:
+    listed = [httpx.get(f"{address}/v1/poise/vectors", timeout=60).json() for address in servers]
+    assert_alike(*listed)
+
+
+def test_machines_are_told_what_runs(servers: tuple[str, str]) -> None:
+    metrics = httpx.get(f"{servers[0]}/metrics", timeout=60).text
+    assert 'dtype="float32",engine="vllm",model="tiny-llama"' in metrics
+    models = httpx.get(f"{servers[0]}/v1/models", timeout=60).json()["data"]
+    assert models[0]["context_window"] == 255
+    assert httpx.get(f"{servers[0]}/", timeout=60).status_code == 200
+
+
+def run_alone(
+    steps: Any, request: GenerationRequest, *, cap: Steering | None = None, after: int = 0
+) -> tuple[list[int], list[tuple[float, ...]]]:
+    """Tokens and readings of one answer, to which a cap may be added once so many of its tokens have been run."""
+    steps.add("alone", request)
+    sequence, values = None, list[tuple[float, ...]]()
+    while steps.running or steps.waiting:
+        outputs = steps.step()
+        under_way = steps._running.values() if isinstance(steps, VllmStepEngine) else steps._running
+        sequence = next((getattr(answer, "sequence", answer) for answer in under_way), sequence)
+        for output in outputs:
+            assert output.error is None
+            values += [output.prompt_readings] if output.prompt_readings else []
+            values += [token.readings for token in output.tokens]
+        assert sequence is not None
+        if cap and sequence.cached_tokens - len(request.prompt.ids) == after:
+            steps.steer("alone", cap)
+            cap = None
+    assert sequence is not None
+    return list(sequence.detokenizer.tokens), values
+
+
+class TestACap:
+    """One that begins within an answer, at the last token of a block of vLLM's cache, whose name is made before."""
+
+    AFTER = 11
+
+    @pytest.fixture
+    def request_and_cap(self, model: Model, vectors: dict[str, PersonaVector]) -> tuple[GenerationRequest, Steering]:
+        ids = tuple(5 + 7 * n % 50 for n in range(64 - 1 - self.AFTER))
+        request = GenerationRequest(
+            prompt=Encoded(ids, len(ids), len(ids)),
+            sampling=SamplingParams(max_new_tokens=40, temperature=0),
+            probes=(vectors["up"].at("read").probe,),
+        )
+        return request, Steering.cap(vectors["up"], layer=0, level=-20.0)
+
+    def begin_and_go_on(
+        self, steps: Any, model: Model, request: GenerationRequest, cap: Steering
+    ) -> tuple[list[tuple[float, ...]], torch.Tensor]:
+        """Readings of a second turn whose prompt ends in a capped answer, and what they are without any cache."""
+        tokens, _ = run_alone(steps, request, cap=cap, after=self.AFTER)
+        ids = (*request.prompt.ids, *tokens[: self.AFTER + 3])
+        second = replace(request, prompt=Encoded(ids, len(ids), len(ids)), sampling=SamplingParams(4, 0))
+        _, values = run_alone(steps, second)
+        [expected] = LocalEngine(model).generate([second.prompt], second.sampling, probes=second.probes)
+        assert expected.readings is not None
+        return values, expected.readings
+
+    def test_holds_from_the_next_token_on(
+        self, engine: ServedEngine, model: Model, request_and_cap: tuple[GenerationRequest, Steering]
+    ) -> None:
+        request, cap = request_and_cap
+        engine.steps._engine.reset_prefix_cache()  # type: ignore[attr-defined] # vLLM's own
+        tokens, values = run_alone(engine.steps, request, cap=cap, after=self.AFTER)
+        ours, expected = run_alone(ContinuousEngine(model), request, cap=cap, after=self.AFTER)
+        assert tokens == ours
+        torch.testing.assert_close(torch.tensor(values), torch.tensor(expected), rtol=1e-3, atol=1e-3)
+
+    def test_is_told_apart_by_the_cache(
+        self, engine: ServedEngine, model: Model, request_and_cap: tuple[GenerationRequest, Steering]
+    ) -> None:
+        engine.steps._engine.reset_prefix_cache()  # type: ignore[attr-defined]
+        values, expected = self.begin_and_go_on(engine.steps, model, *request_and_cap)
+        torch.testing.assert_close(torch.tensor(values), expected, rtol=1e-3, atol=1e-3)
+
+    def test_without_new_names_of_blocks_is_noticed(
+        self,
+        engine: ServedEngine,
+        model: Model,
+        request_and_cap: tuple[GenerationRequest, Steering],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        engine.steps._engine.reset_prefix_cache()  # type: ignore[attr-defined]
+        monkeypatch.setattr(VllmStepEngine, "_hash_again", lambda self, answer: None)
+        values, expected = self.begin_and_go_on(engine.steps, model, *request_and_cap)
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(torch.tensor(values), expected, rtol=1e-3, atol=1e-3)
+        engine.steps._engine.reset_prefix_cache()  # type: ignore[attr-defined]
+
+
+class TestTheEngine:
+    def test_goes_on_after_a_pass_that_failed(
+        self, engine: ServedEngine, vectors: dict[str, PersonaVector], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from poise.vllm import block_op
+
+        with running(engine, vectors) as (address, _):
+            with monkeypatch.context() as broken:
+
+                def fail(*arguments: Any) -> None:
+                    raise RuntimeError("out of memory")
+
+                broken.setattr(block_op, "work_at_layer", fail)
+                body = {"model": "tiny-llama", "messages": QUESTION, "max_tokens": 4}
+                answer = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_failed")
+            assert chat(address, max_tokens=4)["usage"]["completion_tokens"] == 4
+
+    def test_says_that_activations_broke(self, engine: ServedEngine, model: Model) -> None:
+        [prompt] = tiny.texts(model, 1)[:1]
+        vector = tiny.vector(model, seed=1)
+        request = GenerationRequest(
+            prompt=prompt,
+            sampling=SamplingParams(max_new_tokens=8, temperature=0),
+            steering=Steering.add(vector, layer=1, coef=3e38),
+        )
+        engine.steps.add("broken", request)
+        outputs = []
+        while engine.steps.running or engine.steps.waiting:
+            outputs += engine.steps.step()
+        assert isinstance(outputs[-1].error, NonFiniteActivation)
+        assert len(outputs) <= 2
