@@ -80,6 +80,21 @@ class TestASchema:
         text = "".join(c.choices[0].delta.content or "" for c in ask(client, stream=True, **fields))
         assert text == ask(client, **fields).choices[0].message.content
 
+    def test_may_be_one_of_several_that_differ_in_a_constant(self, client: openai.OpenAI) -> None:
+        def vessel(kind: str, field: str) -> dict[str, Any]:
+            fields = {"kind": {"const": kind}, field: {"enum": [1, 2]}}
+            return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+
+        branches = [{"$ref": "#/$defs/Sail"}, {"$ref": "#/$defs/Steam"}]
+        defined = {"Sail": vessel("sail", "masts"), "Steam": vessel("steam", "funnels")}
+        union = {"oneOf": branches, "discriminator": {"propertyName": "kind"}, "$defs": defined}
+        kinds = set()
+        for seed in range(6):
+            answer = ask(client, response_format=schema_format(union), temperature=1.5, seed=seed).choices[0]
+            jsonschema.validate(json.loads(answer.message.content), union)
+            kinds.add(json.loads(answer.message.content)["kind"])
+        assert kinds == {"sail", "steam"}
+
     def test_is_parsed_by_the_client(self, client: openai.OpenAI) -> None:
         answer = client.chat.completions.parse(
             model="tiny-llama", messages=ASK, response_format=Boat, max_tokens=100, seed=2
@@ -128,6 +143,7 @@ class TestAnObject:
 
 REFUSED: list[tuple[Any, str]] = [
     ({"type": "array", "uniqueItems": True}, "its keyword uniqueItems: "),
+    ({"oneOf": [{"type": "integer"}, {"minimum": 2}]}, "its keyword oneOf: "),
     ({"type": "object", "properties": {"a": {"not": {"const": 1}}}}, "its keyword not at properties.a: "),
     ({"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)"}}}, "pattern at properties.a: "),
     ({"type": "text"}, "its keyword type: Invalid type"),
