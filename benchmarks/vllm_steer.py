@@ -3,7 +3,8 @@
     python benchmarks/vllm_steer.py --model FOLDER [--traits 8] [--batch 1 16 64] [--tokens 64] [--compiled]
 
 Run in the environment of `make test-vllm`. The vectors are random directions of the model's shape, read at layers
-spread over its depth; each request adds one of them. A figure is the median of the rounds, all kinds in turn.
+spread over its depth; each request adds one of them. All kinds run in turn in each round, in an order that turns round;
+a figure is the median over rounds of the ratio to plain in the same round, with its bootstrapped 95 % interval.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from common import median_ratio
 
 KINDS = ("plain", "steered", "watched", "steered and watched")
 
@@ -85,7 +88,7 @@ def main() -> None:
     parser.add_argument("--traits", type=int, default=8)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--dtype", default="auto")
     arguments = parser.parse_args()
@@ -106,12 +109,12 @@ def main() -> None:
         for batch in arguments.batch:
             tokens_a_second(llm, KINDS[-1], batch, names, min(8, arguments.tokens))  # warm
             rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
-            for _ in range(arguments.rounds):
-                for kind in KINDS:
+            for number in range(arguments.rounds):
+                for kind in KINDS if number % 2 else reversed(KINDS):
                     rates[kind].append(tokens_a_second(llm, kind, batch, names, arguments.tokens))
-            plain = statistics.median(rates["plain"])
-            shares = [f"{statistics.median(rates[kind]) / plain:.3f}" for kind in KINDS[1:]]
-            print(f"| {batch} | {plain:.1f} | {' | '.join(shares)} |", flush=True)
+            ratios = [median_ratio(rates["plain"], rates[kind]) for kind in KINDS[1:]]
+            shares = [f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in ratios]
+            print(f"| {batch} | {statistics.median(rates['plain']):.1f} | {' | '.join(shares)} |", flush=True)
             print(json.dumps({"batch": batch, "rates": rates}), flush=True)
 
 
