@@ -18,7 +18,16 @@ import tool_templates
 from poise.model import Model, load_model
 from poise.serve.server import ServerOptions, make_server
 
-KEY = "0123456789abcdef-ana"
+KEY, OTHER_KEY = "0123456789abcdef-ana", "0123456789abcdef-ben"
+GUARDRAIL = """\
+name: bank
+version: 2
+messages: {input: Ask something else., output: Not that.}
+words: {custom: [rival bank, {text: grey fog, action: NONE}], profanity: {action: NONE}}
+sensitive:
+  types: [EMAIL]
+  regexes: [{name: ticket, pattern: "TCK-[0-9]{6,12}", action: ANONYMIZE}]
+"""
 
 
 def tiny_with_tools() -> Model:
@@ -30,12 +39,14 @@ def main() -> None:
     model = load_model(sys.argv[2]) if sys.argv[2:] else tiny_with_tools()
     vectors = {} if sys.argv[2:] else serving.vectors(model)
     keys, policy = folder / "keys", folder / "policy.yaml"
-    keys.write_text(f"ana {KEY}\n")
+    keys.write_text(f"ana {KEY}\nben {OTHER_KEY}\n")
     keys.chmod(0o600)
     policy.write_text(json.dumps({"default": {"limits": [{"requests": 2, "seconds": 3600}]}}))
+    (folder / "bank.yaml").write_text(GUARDRAIL)
+    guarded = {"port": 0, "name": "poise-test", "guardrail": folder / "bank.yaml"}
     options = [
-        ServerOptions(port=0, name="poise-test", cors=("https://app.example",)),
-        ServerOptions(port=0, name="poise-test", keys=keys, policy=policy),
+        ServerOptions(**guarded, cors=("https://app.example",)),
+        ServerOptions(**guarded, keys=keys, policy=policy),
     ]
     servers = [make_server(model, vectors, each) for each in (options[:1] if sys.argv[2:] else options)]
     print(json.dumps([server.start() for server in servers]), flush=True)

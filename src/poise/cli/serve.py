@@ -50,6 +50,12 @@ Rules = Annotated[
     Path | None,
     typer.Option("--policy", metavar="F", dir_okay=False, help="Rules for all and by key.", rich_help_panel=_WHO),
 ]
+Guard = Annotated[
+    Path | None,
+    typer.Option(
+        "--guardrail", metavar="F", dir_okay=False, help="Guard prompts and answers by it.", rich_help_panel=_WHO
+    ),
+]
 Cors = Annotated[
     list[str] | None,
     typer.Option("--cors", metavar="ORIGIN", help="Let this origin's pages ask.", rich_help_panel=_WHO),
@@ -165,6 +171,7 @@ def serve(
     rate: Rate = 0.01,
     api_key_file: Keys = None,
     policy: Rules = None,
+    guardrail: Guard = None,
     cors: Cors = None,
     log: Log = None,
     log_text: LogText = False,

@@ -28,6 +28,7 @@ from poise.serve.api_description import REFUSALS, UPLOAD, answered, describe, ta
 from poise.serve.auth import VECTORS_FORBIDDEN
 from poise.serve.embeddings import EmbeddingRequest, Embeddings, embedding_body
 from poise.serve.error_answers import add_error_answers
+from poise.serve.guardrail_route import ApplyRequest, add_guardrail_route
 from poise.serve.metrics import CONTENT_TYPE
 from poise.serve.model_entry import ModelEntry, Models, model_entry
 from poise.serve.page_data import history, vector_entry
@@ -67,6 +68,7 @@ def build(service: Service) -> FastAPI:
     _openai(app, service)
     _vectors(app, service)
     _readings_routes(app, service)
+    add_guardrail_route(app, service)
     _state(app, service)
     _answer_heads(app)
     add_page(app)
@@ -379,4 +381,6 @@ def _state(app: FastAPI, service: Service) -> None:
 
     @app.get("/openapi.json", include_in_schema=False)
     def description() -> Response:
-        return JSONResponse(describe(app, [ChatCompletionRequest, CompletionRequest, EmbeddingRequest, CreateResponse]))
+        return JSONResponse(
+            describe(app, [ChatCompletionRequest, CompletionRequest, EmbeddingRequest, CreateResponse, ApplyRequest])
+        )

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from poise.errors import InvalidArgument, RequestError
+from poise.serve.guardrail_route import aws_error
 from poise.serve.request_body import BodyLimits, check_body
 from poise.serve.request_workers import RequestWorkers
 
@@ -194,7 +195,8 @@ class RequestGate:
             body = await self._body(scope, headers, receive)
         except RequestError as refused:
             extra = {"www-authenticate": "Bearer"} if refused.status == 401 else {}
-            await _send_response(guarded, refused.status, json.dumps(refused.body).encode(), refused.headers | extra)
+            refusal, more = aws_error(scope["path"], refused)
+            await _send_response(guarded, refused.status, json.dumps(refusal).encode(), more | extra)
             return
         except ConnectionError:
             return

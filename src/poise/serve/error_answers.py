@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from poise.errors import RequestError
+from poise.serve.guardrail_route import aws_error
 from poise.serve.request_faults import fault
 
 __all__ = ["add_error_answers"]
@@ -27,7 +28,8 @@ def add_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     async def request_error(request: Request, error: RequestError) -> Response:
-        return JSONResponse(error.body, error.status, headers=error.headers)
+        body, headers = aws_error(request.url.path, error)
+        return JSONResponse(body, error.status, headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -43,7 +45,8 @@ def add_error_answers(app: FastAPI) -> None:
     async def broken(request: Request, error: Exception) -> Response:
         log.error("%s failed", request.url.path, exc_info=error)
         refusal = RequestError(500, "The server failed on this request.", code="internal")
-        return JSONResponse(refusal.body, 500, headers={"Connection": "close"})  # as the server does after a failure
+        body, headers = aws_error(request.url.path, refusal)
+        return JSONResponse(body, 500, headers={**headers, "Connection": "close"})  # as the server does after a failure
 
 
 def _routing_fault(app: FastAPI, request: Request, error: HTTPException) -> RequestError:

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from poise.data import AnswerPart
 from poise.engine import GeneratedToken
-from poise.model.token_text import text_bytes
 from poise.monitor import AnswerReadings
 from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import Alert, GuardedOutput
 from poise.serve.call_splitter import CallPiece, CallSplitter, ShownPart
+from poise.serve.logprob_bodies import chat_logprobs, raw_text, text_logprobs, with_distinct
 from poise.serve.planning import RequestPlan, SteeringPush
 
 __all__ = ["AnswerChoice", "CompletionKind", "chunk_body", "completion_body", "usage_body"]
@@ -43,6 +43,9 @@ class AnswerChoice:
         end: Token that ended the answer, where log-probabilities are asked for.
         echoed_logprobs: Log-probabilities of the prompt that the answer begins with, where they are asked for.
         reused_tokens: Tokens of the prompt that were not read again.
+        stop_message: What follows the answer where a guardrail stopped it; ``None`` for the policy's message.
+        interventions: What a guardrail found in the prompt and the answer.
+        withheld: Number of tokens that a guardrail took back.
     """
 
     index: int
@@ -56,6 +59,9 @@ class AnswerChoice:
     end: GeneratedToken | None = None
     echoed_logprobs: dict[str, Any] | None = None
     reused_tokens: int = 0
+    stop_message: str | None = None
+    interventions: list[dict[str, Any]] = field(default_factory=list)
+    withheld: int = 0
     _calls: CallSplitter | None = field(default=None, init=False)
     _pieces: list[CallPiece] = field(default_factory=list, init=False)
 
@@ -90,6 +96,18 @@ class AnswerChoice:
             if self.finish == "stop" and self._calls.calls:
                 self.finish = "tool_calls"
 
+    def withhold(self) -> None:
+        """Take back what has come: nobody has read it."""
+        self.withheld, self.tokens = self.withheld + len(self.tokens), []
+        self._calls = CallSplitter.of(self.plan.form)
+
+    @property
+    def _ending_message(self) -> str:
+        """What follows an answer that was stopped."""
+        if self.finish != "content_filter":
+            return ""
+        return self.plan.policy.message if self.stop_message is None else self.stop_message
+
     @property
     def text(self) -> str:
         """The reply of a chat, or all of a completion; and the message after it where an alarm stopped it."""
@@ -98,8 +116,8 @@ class AnswerChoice:
         elif self.kind == "chat":
             text = "".join(token.text for token in self.tokens if token.part == "reply")
         else:
-            text = self.echo + "".join(_raw_text(token) for token in self.tokens)
-        return text + (self.plan.policy.message if self.finish == "content_filter" else "")
+            text = self.echo + "".join(raw_text(token) for token in self.tokens)
+        return text + self._ending_message
 
     @property
     def text_with_calls(self) -> str:
@@ -107,7 +125,7 @@ class AnswerChoice:
         if self._calls is None:
             return self.text
         reply = "".join(token.text for token in self.tokens if token.part == "reply")
-        return reply + (self.plan.policy.message if self.finish == "content_filter" else "")
+        return reply + self._ending_message
 
     @property
     def reasoning(self) -> str:
@@ -138,6 +156,11 @@ class AnswerChoice:
                 "summary": self._summary(),
                 "alarms": self._alarms(self.alerts),
             }
+        return self._with_interventions(body)
+
+    def _with_interventions(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self.interventions:
+            body["poise"] = {**body.get("poise", {}), "guardrail": self.interventions}
         return body
 
     def opening_chunk(self) -> dict[str, Any]:
@@ -147,7 +170,7 @@ class AnswerChoice:
             "prompt": self._values_by_name(self.prompt),
             "alarms": self._alarms(self.alerts),
         }
-        logprobs = _with_distinct(self.echoed_logprobs) if self.echoed_logprobs else None
+        logprobs = with_distinct(self.echoed_logprobs) if self.echoed_logprobs else None
         return self._chunk_choice({"role": "assistant", "content": ""}, self.echo, poise, logprobs=logprobs)
 
     def chunks(self, guarded: GuardedOutput) -> list[dict[str, Any]]:
@@ -157,15 +180,16 @@ class AnswerChoice:
         if out:
             alerts = []
         if self.finish == "content_filter":
-            message = self.plan.policy.message
+            message = self._ending_message
             poise = {**self._tokens(()), "alarms": self._alarms(alerts)}
             out.append(self._chunk_choice({"content": message}, message, poise))
             alerts = []
         if self.finish:
             poise = {"summary": self._summary(), "alarms": self._alarms(alerts)}
-            length = len(self.echo) + sum(len(_raw_text(token)) for token in self.tokens)
+            length = len(self.echo) + sum(len(raw_text(token)) for token in self.tokens)
             end = self._logprobs([self.end], length) if self.end and self.plan.echoes else None
-            out.append(self._chunk_choice({}, "", poise, logprobs=end, finish=self.finish))
+            last = self._chunk_choice({}, "", poise, logprobs=end, finish=self.finish)
+            out.append(self._with_interventions(last))
         return out
 
     def _call_chunks(self, alerts: Sequence[Alert]) -> list[dict[str, Any]]:
@@ -186,12 +210,12 @@ class AnswerChoice:
     def _part_chunks(self, tokens: Sequence[GeneratedToken], alerts: Sequence[Alert]) -> list[dict[str, Any]]:
         """Those of an answer that is words alone."""
         out = []
-        offset = len(self.echo) + sum(len(_raw_text(token)) for token in self.tokens)
-        offset -= sum(len(_raw_text(token)) for token in tokens)
+        offset = len(self.echo) + sum(len(raw_text(token)) for token in self.tokens)
+        offset -= sum(len(raw_text(token)) for token in tokens)
         for part, same in groupby(tokens, key=lambda token: token.part):
             run = list(same)
             text = "".join(token.text for token in run)
-            raw = "".join(map(_raw_text, run))
+            raw = "".join(map(raw_text, run))
             name = "reasoning_content" if part == "thought" else "content"
             delta = {} if part == "mark" else {name: text}
             poise = {**self._tokens(run), "alarms": self._alarms(alerts)}
@@ -256,16 +280,16 @@ class AnswerChoice:
         if not self.echoed_logprobs:
             return self._logprobs(self.tokens, 0)
         end = [self.end] if self.end else []
-        generated = _text_logprobs([*self.tokens, *end], len(self.echo))
-        return {name: [*values, *generated[name]] for name, values in _with_distinct(self.echoed_logprobs).items()}
+        generated = text_logprobs([*self.tokens, *end], len(self.echo))
+        return {name: [*values, *generated[name]] for name, values in with_distinct(self.echoed_logprobs).items()}
 
     def _logprobs(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, Any] | None:
         """Of these tokens, which begin at this character of the text."""
         if self.plan.requests[self.index].top_logprobs is None:
             return None
         if self.kind == "text":
-            return _text_logprobs(tokens, offset)
-        return _chat_logprobs([token for token in tokens if token.part == "reply"])
+            return text_logprobs(tokens, offset)
+        return chat_logprobs([token for token in tokens if token.part == "reply"])
 
 
 def answer_summary(readings: AnswerReadings | None) -> dict[str, Any]:
@@ -291,14 +315,9 @@ def _part_facts(part: AnswerPart) -> dict[str, str]:
 def _as_thought(tokens: Sequence[GeneratedToken]) -> list[GeneratedToken]:
     """Tokens that were taken for a reply, or for the marks before it, and were thought; marks that open it stay."""
     first = next((n for n, token in enumerate(tokens) if token.part != "mark"), 0)
-    texts = [_raw_text(token) if n else token.text for n, token in enumerate(tokens[first:])]
+    texts = [raw_text(token) if n else token.text for n, token in enumerate(tokens[first:])]
     thought = [replace(token, part="thought", text=text) for token, text in zip(tokens[first:], texts, strict=True)]
     return [*tokens[:first], *thought]
-
-
-def _raw_text(token: GeneratedToken) -> str:
-    """What a token adds to an answer whose thought is not set apart."""
-    return token.text if token.piece is None else token.piece
 
 
 def finite(value: float) -> float | None:
@@ -311,43 +330,9 @@ def _has_poise_field(plan: RequestPlan) -> bool:
     return bool(plan.shown or plan.steer)
 
 
-def _chat_logprobs(tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
-    def entry(text: str, logprob: float | None) -> dict[str, Any]:
-        return {"token": text, "logprob": logprob, "bytes": list(text_bytes(text))}
-
-    content = [{**entry(t.decoded, t.logprob), "top_logprobs": [entry(*top) for top in t.top_logprobs]} for t in tokens]
-    return {"content": content, "refusal": None}
-
-
-def _text_logprobs(tokens: Sequence[GeneratedToken], offset: int) -> dict[str, Any]:
-    offsets = []
-    for token in tokens:
-        offsets.append(offset + token.begins)
-        offset += len(_raw_text(token))
-    return {
-        "tokens": [t.decoded for t in tokens],
-        "token_logprobs": [t.logprob for t in tokens],
-        "top_logprobs": [_distinct(t.top_logprobs) for t in tokens],
-        "text_offset": offsets,
-    }
-
-
-def _with_distinct(logprobs: dict[str, Any]) -> dict[str, Any]:
-    tops = [None if top is None else _distinct(top) for top in logprobs["top_logprobs"]]
-    return {**logprobs, "top_logprobs": tops}
-
-
-def _distinct(top: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """As many entries as there are tokens: of two with one text, the less likely gets its rank."""
-    out: dict[str, float] = {}
-    for rank, (text, logprob) in enumerate(top, start=1):
-        out[text if text not in out else f"{text} (rank {rank})"] = logprob
-    return out
-
-
 def usage_body(plan: RequestPlan, choices: Sequence[AnswerChoice]) -> dict[str, Any]:
     """Tokens of a request. The token that ended an answer is not counted."""
-    generated = sum(len(choice.tokens) for choice in choices)
+    generated = sum(len(choice.tokens) + choice.withheld for choice in choices)
     reused: dict[int, int] = {}  # by prompt, which is counted once whatever the number of its choices
     for choice, request in zip(choices, plan.requests, strict=True):
         prompt = id(request.prompt)

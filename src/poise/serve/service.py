@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from poise.engine import EngineOutput
@@ -21,6 +21,7 @@ from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 from poise.serve.echo import echoed_logprobs
 from poise.serve.embeddings import SentenceEncoder
+from poise.serve.guarding import AnswerGuard, GuardedRequest, ServerGuard
 from poise.serve.metrics import Metrics
 from poise.serve.observing import AnswerTimes, note_exchange
 from poise.serve.planning import RequestPlan, plan_request
@@ -60,6 +61,7 @@ class Service:
         store: Database of readings.
         metrics: Counters for Prometheus.
         webhook: Address that alarms are posted to.
+        guard: Guardrail on prompts and answers.
         deadline: Seconds that an answer may take, waiting included.
         log_text: Whether prompts and answers are stored too.
         began: Time when the server was started, seconds since 1970.
@@ -76,6 +78,7 @@ class Service:
     workers: RequestWorkers = field(default_factory=RequestWorkers)
     rates: RateLimiter = field(default_factory=RateLimiter)
     webhook: Webhook | None = None
+    guard: ServerGuard | None = None
     deadline: float = NEVER
     log_text: bool = False
     began: int = field(default_factory=lambda: int(time.time()))
@@ -119,7 +122,7 @@ class Service:
             if exchange.plan.scoring:
                 self.scorer.admit(key)
                 exchange.scored = True
-            if exchange.plan.most_new_tokens:
+            if exchange.plan.most_new_tokens and not exchange.guarded.blocked:
                 self.scheduler.submit(exchange.requests)
             exchange.times.submitted = time.monotonic()
         except RequestError:
@@ -132,11 +135,15 @@ class Service:
 
     def _plan(self, body: OpenAIRequest, key: str | None, loop: asyncio.AbstractEventLoop) -> CompletionExchange:
         """All that takes a time which grows with the request; a worker's."""
+        guarded = self.guard.guard_request(body, self.model) if self.guard else GuardedRequest(body=body)
+        body = guarded.body
         plan = plan_request(body, self.model, self.name, self.registry, self.policies.of(key), key)
         if plan.scoring and self.engine.no_scores:
             raise RequestError(400, self.engine.no_scores, code="unsupported", param="echo")
         kind: CompletionKind = "chat" if isinstance(body, ChatCompletionRequest) else "text"
-        exchange = CompletionExchange(self, plan, kind, key, body, loop)
+        if guarded.blocked:
+            plan = replace(plan, echoes=(), scoring=None)
+        exchange = CompletionExchange(self, plan, kind, key, guarded, loop)
         try:
             if plan.most_new_tokens:
                 self.scheduler.check(exchange.requests)
@@ -158,6 +165,7 @@ class CompletionExchange:
         scored: Whether the request counts among those whose prompts are scored.
         times: When its answers got how far.
         failure: Code of the error that the answers ended with; ``disconnected`` where the client went away.
+        guarded: The request as its guardrail let it go on.
     """
 
     def __init__(
@@ -166,10 +174,11 @@ class CompletionExchange:
         plan: RequestPlan,
         kind: CompletionKind,
         key: str | None,
-        body: OpenAIRequest,
+        guarded: GuardedRequest,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.service, self.plan, self.kind, self.key, self.body = service, plan, kind, key, body
+        self.service, self.plan, self.kind, self.key = service, plan, kind, key
+        self.guarded, self.body = guarded, guarded.body
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         self.head = {
             "id": f"{prefix}-{secrets.token_hex(12)}",
@@ -195,8 +204,14 @@ class CompletionExchange:
             )
             for index, request in enumerate(plan.requests)
         ]
-        for index in range(0 if plan.most_new_tokens else len(self.choices)):
-            self._outputs.put_nowait((index, GuardedOutput(output=EngineOutput(key=index, finish="length"))))
+        self._answer_guards = [AnswerGuard(service.guard, kind) for _ in self.choices] if service.guard else []
+        for choice in self.choices if guarded.blocked or not plan.most_new_tokens else ():
+            if guarded.blocked and service.guard:
+                choice.stop_message = service.guard.checker.guardrail.messages.input
+            output = EngineOutput(key=choice.index, finish=None if guarded.blocked else "length")
+            self._outputs.put_nowait((choice.index, GuardedOutput(output=output, stopped=guarded.blocked)))
+        for choice in self.choices:
+            choice.interventions = list(guarded.interventions)
 
     def _sink(self, index: int) -> Any:
         def sink(guarded: GuardedOutput) -> None:
@@ -218,7 +233,7 @@ class CompletionExchange:
     @property
     def completion_tokens(self) -> int:
         """Tokens of all answers, as far as they have come."""
-        return sum(len(choice.tokens) for choice in self.choices)
+        return sum(len(choice.tokens) + choice.withheld for choice in self.choices)
 
     @property
     def size(self) -> int:
@@ -241,6 +256,9 @@ class CompletionExchange:
                 if guarded.output.error is not None:
                     raise self._failed(guarded.output.error)
                 choice = self.choices[index]
+                if choice.finish is not None:  # a guardrail has ended it
+                    continue
+                guarded = await self._guard_answer(choice, guarded)
                 if guarded.output.reused_tokens and not choice.reused_tokens:
                     self.service.metrics.prefix_hits.inc()
                     self.service.metrics.reused.inc(guarded.output.reused_tokens)
@@ -250,6 +268,24 @@ class CompletionExchange:
                 yield choice, guarded
         finally:
             self.close()
+
+    async def _guard_answer(self, choice: AnswerChoice, guarded: GuardedOutput) -> GuardedOutput:
+        """Of an output what the guardrail lets go; where it ends the answer, the model stops writing it."""
+        if not self._answer_guards or self.guarded.blocked:
+            return guarded
+        guard = self._answer_guards[choice.index]
+        if guard.is_due(guarded):
+            done = await self.service.workers.run(partial(guard.take, guarded))
+        else:
+            done = guard.take(guarded)
+        choice.interventions = [*self.guarded.interventions, *guard.interventions]
+        if done.stopped and not guarded.stopped:
+            choice.stop_message = guard.message
+            self.service.scheduler.drop([self.requests[choice.index]])
+            if not self.body.stream:
+                choice.withhold()
+                done = replace(done, output=replace(done.output, tokens=()))
+        return done
 
     async def _score_prompts(self) -> None:
         if (scoring := self.plan.scoring) is None:

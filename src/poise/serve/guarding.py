@@ -1,0 +1,227 @@
+"""A guardrail in the server: on prompts before they are read, and on answers before they leave."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from poise.engine import GeneratedToken
+from poise.guardrail import Checker, GuardFinding, checker_of, load_guardrail
+from poise.guardrail.findings import blocks, masked
+from poise.guardrail.release import ReleaseWindow
+from poise.guardrail.schema import Source
+from poise.model import Model
+from poise.serve.alarm_policy import GuardedOutput
+from poise.serve.rendering import CompletionKind
+from poise.serve.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIRequest
+
+__all__ = ["AnswerGuard", "GuardedRequest", "ServerGuard", "read_guard"]
+
+log = logging.getLogger("poise.serve")
+
+REMOVED = "[removed]"
+"""What stands in the history for a turn that was blocked."""
+UNKNOWN_LOGPROB = -9999.0  # OpenAI's, of what is not among the likeliest
+MOST_REMEMBERED = 4096  # turns whose findings are kept; a conversation sends all of its turns again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardedRequest:
+    """A request as it may go on.
+
+    Attributes:
+        body: The request, with marks for what is masked, and without the turns that are blocked.
+        blocked: Whether its prompt may not be answered.
+        interventions: What was found, for the answer's ``poise`` field.
+    """
+
+    body: OpenAIRequest
+    blocked: bool = False
+    interventions: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(slots=True)
+class ServerGuard:
+    """The guardrail of a server.
+
+    Attributes:
+        checker: The guardrail with its finders.
+    """
+
+    checker: Checker
+    _remembered: dict[tuple[bytes, Source], list[GuardFinding]] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Name and version."""
+        return f"{self.checker.guardrail.name}/{self.checker.guardrail.version}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What the server's user should know of what it does not see."""
+        return self.checker.notes
+
+    def find(self, text: str, source: Source) -> list[GuardFinding]:
+        """What is found in a turn, which is looked at once however often it is sent."""
+        key = (hashlib.blake2b(text.encode(), digest_size=16).digest(), source)
+        findings = self._remembered.get(key)
+        if findings is None:
+            findings = self.checker.find(text, source)
+            while len(self._remembered) >= MOST_REMEMBERED:
+                self._remembered.pop(next(iter(self._remembered)), None)
+            self._remembered[key] = findings
+        return findings
+
+    def guard_request(self, body: OpenAIRequest, model: Model) -> GuardedRequest:
+        """Look at what a request says: a chat's turns, or the prompts of a completion.
+
+        What users and tools say is a prompt, what the assistant said an answer; system turns are the server's own
+        affair. Of a chat, only turns after the assistant's last one end the request: earlier ones that are blocked are
+        taken out of the history.
+        """
+        if isinstance(body, ChatCompletionRequest):
+            return self._guard_chat(body)
+        return self._guard_prompts(body, model) if isinstance(body, CompletionRequest) else GuardedRequest(body=body)
+
+    def _guard_chat(self, body: ChatCompletionRequest) -> GuardedRequest:
+        turns = list(body.messages)
+        answered = max((n for n, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
+        interventions: list[dict[str, Any]] = []
+        blocked = False
+        for place, turn in enumerate(turns):
+            if turn.role in ("system", "developer"):
+                continue
+            source: Source = "OUTPUT" if turn.role == "assistant" else "INPUT"
+            findings = self.find(turn.text, source)
+            if place > answered:
+                interventions += self._facts(findings, source)
+                blocked = blocked or blocks(findings)
+            turns[place] = _without(turn, findings)
+        if turns != body.messages:
+            body = body.model_copy(update={"messages": turns})
+        return GuardedRequest(body=body, blocked=blocked, interventions=tuple(interventions))
+
+    def _guard_prompts(self, body: CompletionRequest, model: Model) -> GuardedRequest:
+        texts = [p if isinstance(p, str) else str(model.tokenizer.decode(p)) for p in body.prompts]
+        findings = [self.find(text, "INPUT") for text in texts]
+        facts = [fact for each in findings for fact in self._facts(each, "INPUT")]
+        blocked = any(map(blocks, findings))
+        if any(f.action in ("BLOCK", "ANONYMIZE") for each in findings for f in each):
+            changed = [
+                REMOVED if blocks(each) else masked(text, each) for text, each in zip(texts, findings, strict=True)
+            ]
+            body = body.model_copy(update={"prompt": changed[0] if len(changed) == 1 else changed})
+        return GuardedRequest(body=body, blocked=blocked, interventions=tuple(facts))
+
+    def _facts(self, findings: Sequence[GuardFinding], source: Source) -> list[dict[str, Any]]:
+        return intervention_facts(self.name, findings, source)
+
+
+def intervention_facts(guardrail: str, findings: Sequence[GuardFinding], source: Source) -> list[dict[str, Any]]:
+    """What was found, without the words that matched."""
+    facts = []
+    for f in findings:
+        fact: dict[str, Any] = {"guardrail": guardrail, "source": source, "policy": f.policy, "kind": f.kind}
+        fact |= {"rule": f.rule, "action": f.action}
+        if f.score is not None:
+            fact |= {"score": f.score, "threshold": f.threshold, "rate": f.rate}
+        facts.append(fact)
+        log.info("Guardrail %s: %s %s, %s of %s.", guardrail, f.action, f.rule, f.policy, source)
+    return facts
+
+
+def _without(turn: ChatMessage, findings: Sequence[GuardFinding]) -> ChatMessage:
+    """The turn as the model may read it."""
+    if blocks(findings):
+        return turn.model_copy(update={"content": REMOVED})
+    if any(f.action == "ANONYMIZE" for f in findings):
+        return turn.model_copy(update={"content": masked(turn.text, findings)})
+    return turn
+
+
+class AnswerGuard:
+    """Guards one answer while it comes: the text of each part by itself.
+
+    Attributes:
+        interventions: What was found so far.
+    """
+
+    def __init__(self, guard: ServerGuard, kind: CompletionKind) -> None:
+        self._guard, self._kind = guard, kind
+        self._window = self._new_window()
+        self._part = ""
+        self._pending: list[GeneratedToken] = []
+        self.interventions: list[dict[str, Any]] = []
+
+    @property
+    def message(self) -> str:
+        """What follows an answer that was blocked."""
+        return self._guard.checker.guardrail.messages.output
+
+    def is_due(self, guarded: GuardedOutput) -> bool:
+        """Whether taking in this output means a check, which takes a while."""
+        more = sum(len(self._text(token)) for token in guarded.output.tokens)
+        changed = any(self._part_of(token) != self._part for token in guarded.output.tokens)
+        return changed or self._window.is_due(more, last=_is_last(guarded))
+
+    def take(self, guarded: GuardedOutput) -> GuardedOutput:
+        """The output with the tokens that may now leave, masked, in the place of those that have come."""
+        released: list[GeneratedToken] = []
+        blocked = False
+        for token in guarded.output.tokens:
+            if self._part_of(token) != self._part:
+                blocked = blocked or self._release([], released, last=True)
+                self._window, self._part = self._new_window(), self._part_of(token)
+            if not blocked:
+                blocked = self._release([token], released, last=False)
+        if not blocked and _is_last(guarded):
+            blocked = self._release([], released, last=True)
+        output = replace(guarded.output, tokens=tuple(released))
+        if blocked:
+            self._pending = []
+            return replace(guarded, output=replace(output, ahead=(), finish=None, end=None), stopped=True)
+        return replace(guarded, output=output)
+
+    def _release(self, tokens: Sequence[GeneratedToken], released: list[GeneratedToken], *, last: bool) -> bool:
+        self._pending += tokens
+        release = self._window.add([self._text(token) for token in tokens], last=last)
+        for piece in release.pieces:
+            token = self._pending.pop(0)
+            released.append(_masked_token(token, piece.text) if piece.masked else token)
+        self.interventions += intervention_facts(self._guard.name, release.findings, "OUTPUT")
+        return release.blocked
+
+    def _new_window(self) -> ReleaseWindow:
+        return ReleaseWindow(lambda text: self._guard.checker.find(text, "OUTPUT"))
+
+    def _part_of(self, token: GeneratedToken) -> str:
+        return token.part if self._kind == "chat" else "all"
+
+    def _text(self, token: GeneratedToken) -> str:
+        return token.text if self._kind == "chat" or token.piece is None else token.piece
+
+
+def _is_last(guarded: GuardedOutput) -> bool:
+    return guarded.stopped or guarded.output.finish is not None
+
+
+def _masked_token(token: GeneratedToken, text: str) -> GeneratedToken:
+    """The token with a mark for what it said, and without what the model might have said instead."""
+    piece = None if token.piece is None else text
+    if token.logprob is None:
+        return replace(token, text=text, piece=piece)
+    return replace(token, text=text, piece=piece, decoded=text, logprob=UNKNOWN_LOGPROB, top_logprobs=(), begins=0)
+
+
+def read_guard(path: Path | None) -> ServerGuard | None:
+    """The guardrail in a file; ``None`` without one.
+
+    Raises:
+        InvalidSettings: no guardrail; names line and field.
+        MissingExtra: it needs packages that are not installed.
+    """
+    return ServerGuard(checker_of(load_guardrail(path))) if path else None
