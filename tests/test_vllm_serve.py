@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import openai
@@ -20,15 +21,21 @@ import torch
 import yaml
 
 import serving
+import thinking
 import tiny
+from poise.activations import Probe
 from poise.engine import GenerationRequest, SamplingParams
 from poise.engine.continuous import ContinuousEngine
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, NonFiniteActivation
-from poise.model import Encoded, Model
+from poise.model import Encoded, Model, wrap
+from poise.model.parts import Part
 from poise.serve.server import RunningServer, ServedEngine, ServerOptions, make_server, on_vllm
-from poise.steer import Steering
+from poise.steer import Steering, SteeringExpression
 from poise.vector import PersonaVector, save_vector
+from poise.vllm import answer_rows
+from poise.vllm.answer_rows import AnswerRow
+from poise.vllm.programs import SteeringWork
 from poise.vllm.step_engine import VllmStepEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -464,3 +471,170 @@ class TestTheEngine:
             outputs += engine.steps.step()
         assert isinstance(outputs[-1].error, NonFiniteActivation)
         assert len(outputs) <= 2
+
+
+class TestSmallCacheAndThoughts:
+    """A model that thinks, in a cache so small that answers are put aside, with prompts read in parts."""
+
+    STEERS = (
+        None,
+        "up@1=0.5 in thought",
+        "up@1=0.5",
+        "up@1=0.5 in both",
+        "down@2=out in thought after 3",
+        "up@1=cap:0 first 5",
+        "down@1=0.4 on all in thought",
+        "down@1=0.4 on all in both; up@2=floor:1 if up@1>0",
+    )
+
+    @pytest.fixture(scope="class")
+    def thinker(self) -> Model:
+        return wrap(tiny.lm(**SIZES), thinking.tokenizer("qwen3"), name="tiny-thinker")
+
+    @pytest.fixture(scope="class")
+    def small(self, thinker: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+        folder = tmp_path_factory.mktemp("thinker")
+        thinker.lm.save_pretrained(folder)
+        thinker.tokenizer.save_pretrained(folder)
+        os.environ.update(ENVIRONMENT)
+        settings = {
+            "max_model_len": 256,
+            "block_size": 32,
+            "max_num_batched_tokens": 64,
+            "num_gpu_blocks_override": 13,
+        }
+        served = on_vllm(str(folder), batch=8, dtype=torch.float32, settings=settings)
+        yield served.steps
+        served.close()
+
+    def requests(self, thinker: Model) -> list[GenerationRequest]:
+        vectors = serving.vectors(thinker)
+        probes = tuple(Probe(layer, vectors["up"].directions[layer]) for layer in (1, 3))
+        requests = []
+        for number in range(24):
+            steer = self.STEERS[number % len(self.STEERS)]
+            ids = tuple(5 + (7 * n + number) % 50 for n in range(20 + 5 * number))
+            requests.append(
+                GenerationRequest(
+                    prompt=Encoded(ids, len(ids), len(ids)),
+                    sampling=SamplingParams(max_new_tokens=70, temperature=1.0),
+                    seed=number,
+                    steering=SteeringExpression.parse(steer).steering(vectors) if steer else None,
+                    probes=probes,
+                )
+            )
+        return requests
+
+    def scripts(self, thinker: Model) -> dict[int, list[int]]:
+        """Answers by seed: most think first, one closes a thought that nothing opened, some reply at once."""
+        said = [" ".join(tiny.SENTENCES[n % 6].split()[: 4 + n % 5]) for n in range(24)]
+        texts = {
+            n: f"<think>\n{said[n]}\n</think>\n\n{said[23 - n]}" if n % 5 else f"{said[n]} {said[23 - n]}"
+            for n in range(24)
+        }
+        texts[7] = f"{said[1]}</think>{said[2]}"
+        return {n: thinker.tokenizer(text, add_special_tokens=False)["input_ids"] for n, text in texts.items()}
+
+    def compare(self, small: Any, thinker: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both engines give the scripted answers, capped in the middle, with the same parts and readings."""
+        scripts, requests = self.scripts(thinker), self.requests(thinker)
+        thinking.script(monkeypatch, thinker, scripts)
+        end = thinker.tokenizer.eos_token_id
+
+        def forced(rows: dict[int, AnswerRow], logits: torch.Tensor) -> torch.Tensor:
+            logits = logits.clone()
+            for number, row in rows.items():
+                script, place = scripts[row.sequence.request.seed], len(row.sequence.detokenizer.tokens)
+                logits[number] = -torch.inf
+                logits[number, script[place] if place < len(script) else end] = 0.0
+            return logits
+
+        monkeypatch.setattr(answer_rows, "hold_rows", forced)
+        caps = {
+            number: (Steering.cap(serving.vectors(thinker)["up"], layer=0, level=-1.0, part=part), 6)
+            for number, part in zip(range(1, 24), itertools.cycle(get_args(Part)))
+        }
+        preempted = count_preemptions(monkeypatch)
+        answers = run_together(small, requests, caps)
+        assert preempted
+        expected = run_together(ContinuousEngine(thinker), requests, caps)
+        assert {part for tokens, _ in expected.values() for _, part in tokens} == {"mark", "thought", "reply"}
+        for number in range(24):
+            (tokens, values), (theirs, wanted) = answers[number], expected[number]
+            assert tokens == theirs, number
+            torch.testing.assert_close(torch.tensor(values), torch.tensor(wanted), rtol=1e-3, atol=1e-3)
+
+    def test_give_what_our_engine_gives(self, small: Any, thinker: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.compare(small, thinker, monkeypatch)
+
+    @pytest.mark.parametrize("fault", ["parts", "since"])
+    def test_with_a_fault_are_noticed(
+        self, small: Any, thinker: Model, monkeypatch: pytest.MonkeyPatch, fault: str
+    ) -> None:
+        """Where parts are not told apart, or a cap works on tokens that came before it once they are run again."""
+        ranges = SteeringWork.ranges
+
+        def broken(work: Any, prompt: int, first: int, last: int, parts: Any = None) -> list[tuple[int, int]]:
+            wrong = replace(work, part="both") if fault == "parts" else replace(work, since=0)
+            return ranges(wrong, prompt, first, last, parts)
+
+        monkeypatch.setattr(SteeringWork, "ranges", broken)
+        with pytest.raises(AssertionError, match="not close"):
+            self.compare(small, thinker, monkeypatch)
+
+    def test_keys_take_turns_and_share_nothing(self, small: Any, thinker: Model) -> None:
+        [first, *_] = self.requests(thinker)
+        short = replace(first, sampling=SamplingParams(4, 0), prompt=Encoded(tuple(range(5, 75)), 70, 70))
+        for number in range(10):
+            small.add(("ana", number), replace(short, client="ana"))
+        small.add("ben", replace(short, client="ben"))
+        began, reused = [], dict[Any, int]()
+        while small.running or small.waiting:
+            for output in small.step():
+                if output.prompt_readings is not None:
+                    began.append(output.key)
+                    reused[output.key] = output.reused_tokens
+        assert began.index("ben") <= 2
+        assert reused["ben"] == 0
+        assert max(reused.values()) == 64
+        assert began[0] == ("ana", 0)
+
+
+def count_preemptions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the requests that vLLM puts aside, as they come."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    preempted: list[str] = []
+    preempt = Scheduler._preempt_request
+
+    def count(self: Any, request: Any, *arguments: Any, **options: Any) -> Any:
+        preempted.append(request.request_id)
+        return preempt(self, request, *arguments, **options)
+
+    monkeypatch.setattr(Scheduler, "_preempt_request", count)
+    return preempted
+
+
+def run_together(
+    steps: Any, requests: list[GenerationRequest], caps: dict[int, tuple[Steering, int]]
+) -> dict[int, tuple[list[tuple[str, str]], list[tuple[float, ...]]]]:
+    """Texts with parts, and readings, of answers that run together; caps begin after so many tokens of theirs."""
+    for number, request in enumerate(requests):
+        steps.add(number, request)
+    answers: dict[int, tuple[list[tuple[str, str]], list[tuple[float, ...]]]] = {n: ([], []) for n in range(24)}
+    caps = dict(caps)
+    while steps.running or steps.waiting:
+        for output in steps.step():
+            assert output.error is None, output.error
+            tokens, values = answers[output.key]
+            values += [output.prompt_readings] if output.prompt_readings else []
+            values += [token.readings for token in output.tokens]
+            tokens += [(token.text, token.part) for token in output.tokens]
+        under_way = steps._running.values() if isinstance(steps, VllmStepEngine) else steps._running
+        for sequence in [getattr(answer, "sequence", answer) for answer in under_way]:
+            cap, after = caps.get(sequence.key, (None, 0))
+            if cap and sequence.cached_tokens - len(sequence.request.prompt.ids) == after:
+                steps.steer(sequence.key, cap)
+                del caps[sequence.key]
+    assert not caps
+    return answers

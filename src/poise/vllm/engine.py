@@ -86,7 +86,7 @@ class VllmEngine:
             from poise.vllm.plugin import register_for_engine
 
             register_for_engine()
-            options = {"max_model_len": -1, "use_tqdm_on_load": False, **_machine_options(), **self._options}
+            options = {"max_model_len": -1, "use_tqdm_on_load": False, **machine_options(), **self._options}
             return LLM(model=self._source, disable_log_stats=True, **options)
 
     @functools.cached_property
@@ -215,7 +215,7 @@ def _version() -> str:
     return "of an unknown version"
 
 
-def _machine_options() -> dict[str, Any]:
+def machine_options() -> dict[str, Any]:
     """Of a GPU, what vLLM may take beside what is there already, such as the model that reads and judges.
 
     On a CPU nothing is compiled, which takes minutes.

@@ -177,6 +177,22 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
         parameters=("final_res_batch", "request"),
         breaks="completions would have no readings",
     ),
+    PrivateName(
+        module="vllm.v1.engine.core_client",
+        path="InprocClient",
+        breaks="`poise serve --engine vllm` could not decide between two tokens",
+    ),
+    PrivateName(
+        module="vllm.v1.request",
+        path="Request.update_block_hashes",
+        breaks="tokens cached under an alarm's cap would be used without it",
+    ),
+    PrivateName(
+        module="vllm.v1.sample.logits_processor.builtin",
+        path="process_dict_updates",
+        parameters=("req_entries", "batch_update", "new_state"),
+        breaks="`poise serve --engine vllm` could not hold answers to schemas",
+    ),
 )
 
 

@@ -45,13 +45,15 @@ class RunningAnswer:
     """An answer that vLLM generates.
 
     Attributes:
-        name: Name by which vLLM calls the request.
+        name: Name by which vLLM's front calls the request.
+        inner: Name by which its scheduler does.
         row: State that vLLM's sampler looks at.
         program: What is done for it in the passes.
         read: Rows of its readings that have been taken.
     """
 
     name: str
+    inner: str
     row: AnswerRow
     program: RequestProgram
     read: int = 0
@@ -140,7 +142,7 @@ class VllmStepEngine:
 
     def _hash_again(self, answer: RunningAnswer) -> None:
         """A block of the cache that was named before it is computed must say how it will have been steered."""
-        request = next(r for name, r in self._core.scheduler.requests.items() if name.startswith(f"{answer.name}-"))
+        request = self._core.scheduler.requests[answer.inner]
         request.block_hashes.clear()
         request.update_block_hashes()
 
@@ -170,17 +172,26 @@ class VllmStepEngine:
         An error in a pass ends the answers that ran, and their outputs say so; the engine goes on.
         """
         outputs, self._held = self._held, []
-        self._admit()
+        outputs += self._admit()
         return outputs + self._advance() if self._running else outputs
 
-    def _admit(self) -> None:
-        """Hand requests to vLLM: of the client that has fewest answers under way, the one that came first."""
+    def _admit(self) -> list[EngineOutput]:
+        """Hand requests to vLLM: of the client that has fewest answers under way, the one that came first.
+
+        What vLLM refuses ends with its error.
+        """
+        outputs = []
         clients = Counter(answer.sequence.request.client for answer in self._running.values())
         while self._waiting and len(self._running) < self.batch:
             sequence = min(self._waiting, key=lambda each: (clients[each.request.client], each.number))
             self._waiting.remove(sequence)
-            clients[sequence.request.client] += 1
-            self._start(sequence)
+            try:
+                self._start(sequence)
+            except Exception as error:  # vLLM's word on this request, which the others need not share
+                outputs.append(EngineOutput(key=sequence.key, error=error))
+            else:
+                clients[sequence.request.client] += 1
+        return outputs
 
     def _start(self, sequence: Sequence) -> None:
         request, row = sequence.request, AnswerRow(sequence)
@@ -188,12 +199,12 @@ class VllmStepEngine:
         program.names = tuple(map(str, range(len(request.probes))))
         program.parts = [] if self._thinks else None
         sequence.began = time.monotonic()
-        answer = RunningAnswer(name=f"answer{sequence.number}", row=row, program=program)
+        name = f"answer{sequence.number}"
         prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt.ids)}
         if request.client is not None:
             prompt["cache_salt"] = request.client  # nobody is to learn what others ask by how fast it is read
-        self._running[answer.name] = answer
-        self._engine.add_request(answer.name, prompt, self._parameters(request, program, row))
+        inner = self._engine.add_request(name, prompt, self._parameters(request, program, row))
+        self._running[name] = RunningAnswer(name=name, inner=inner, row=row, program=program)
 
     def _parameters(self, request: GenerationRequest, program: RequestProgram, row: AnswerRow) -> Any:
         from vllm import SamplingParams
