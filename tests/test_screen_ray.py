@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 import signal
 import sqlite3
 import sys
@@ -13,17 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import tiny
 from poise.activations import Probe
 from poise.data import DataSet, open_data
+from poise.data.unread_rows import decode_rows, without_files
 from poise.errors import InvalidArgument, MissingExtra
 from poise.model import Model, load_model
+from poise.screen import driver_disk
 from poise.screen import ray_backend as ray
 from poise.screen import shards as parts
 from poise.screen.base_answers import BaseAnswers
+from poise.screen.driver_disk import DriverDisk, DriverFiles
 from poise.screen.reading_cache import ReadingCache
 from poise.screen.shards import Shard, ShardStore
 from screening import killed
@@ -175,12 +180,59 @@ class TestWithoutRay:
             list(ray.score_shards_on_ray(ShardStore(tmp_path / "b", "job"), data, model, probes(model)))
 
 
-class TestAScorer:
-    """What runs in a worker, run here."""
+class TestTheDriversDisk:
+    """What runs beside the driver, run here."""
 
-    def test_reads_any_window_and_keeps_its_place_while_they_ascend(
-        self, data: DataSet, model: Model, tmp_path: Path
+    def disk(self, data: DataSet, folder: Path, missing: range = range(4)) -> DriverDisk:
+        files = DriverFiles(
+            data=data,
+            parts=folder,
+            job="job",
+            window=WINDOW,
+            missing=frozenset(missing),
+            readings=None,
+            answers=None,
+            folder=Path.cwd(),
+        )
+        return DriverDisk(files)
+
+    def test_gives_the_rows_of_any_window(self, data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(driver_disk, "_living_nodes", set)
+        disk, expected = self.disk(data, tmp_path / "b"), list(data)
+        for window in (1, 3, 0, 2, 3):
+            sent = disk.begin(window, "node")
+            assert sent is not None
+            rows = decode_rows(without_files(data), pickle.loads(pickle.dumps(sent)))
+            assert [(row.index, row.file, row.row) for row in rows] == [
+                (row.index, row.file, row.row) for row in expected[8 * window : 8 * window + 8]
+            ]
+            assert [getattr(row, "messages", None) or row.reason for row in rows] == [
+                getattr(row, "messages", None) or row.reason for row in expected[8 * window : 8 * window + 8]
+            ]
+
+    def test_holds_the_rows_of_windows_at_work_alone(
+        self, data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        scorer = ray.ShardScorer(ray.WorkerSpec.of(data, model, probes(model), None, "job"), tmp_path / "b")
-        for window in (1, 3, 0, 2):
-            assert [row.index for row in scorer._read(window)] == list(range(ROWS))[8 * window : 8 * window + 8]
+        monkeypatch.setattr(driver_disk, "_living_nodes", set)
+        disk = self.disk(data, tmp_path / "b")
+        disk.begin(2, "node")
+        assert set(disk.at_work) == {2}
+        disk.begin(0, "node")
+        for window in (2, 0):
+            content = (tmp_path / "content").with_suffix(".npz")
+            np.savez(content, words=np.array("{}"))
+            disk.finish(window, content.read_bytes())
+        assert disk.begin(2, "node") is None
+        assert not disk.at_work
+
+    def test_ends_a_run_whose_workers_die_over_one_window_but_not_one_whose_machines_do(
+        self, data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver_disk, "_living_nodes", lambda: {"up"})
+        disk = self.disk(data, tmp_path / "b")
+        for _ in range(10):
+            disk.begin(1, "gone")
+        for _ in range(3):
+            disk.begin(1, "up")
+        with pytest.raises(InvalidArgument, match=r"^3 workers died over rows 8 to 15, most likely out of memory"):
+            disk.begin(1, "up")

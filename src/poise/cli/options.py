@@ -30,6 +30,7 @@ __all__ = [
     "PartOption",
     "ProjectionOption",
     "QuestionsOption",
+    "RayAddress",
     "Rollouts",
     "SecondJudge",
     "Seed",
@@ -224,5 +225,15 @@ JudgeBudget = Annotated[
         min=1,
         help="Show the judge N answers, of all traits together: the highest and, as a control, others drawn at random. "
         "Precision and recall are estimated from them.",
+    ),
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        envvar="RAY_ADDRESS",
+        help="The running cluster that --engine ray joins, or auto. Otherwise one of this machine alone is started.",
+        show_default=False,
     ),
 ]

@@ -22,6 +22,7 @@ from poise.cli.options import (
     OutFolder,
     PartOption,
     ProjectionOption,
+    RayAddress,
     SecondJudge,
     Seed,
     ShowOption,
@@ -175,6 +176,7 @@ def screen_command(
     max_new_tokens: MaxNewTokens = 256,
     seed: Seed = 0,
     engine: EngineName = "local",
+    ray_address: RayAddress = "",
     allow_other_model: OnOtherModel = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -202,6 +204,7 @@ def screen_command(
 
         rule = FlaggingRule(rate=rate, top=top, above=threshold, rate_per=rate_per)
         plan: dict[str, Any] = {"rule": rule, "layer": layer, "seed": seed, "broken": broken, "engine": engine}
+        plan["ray_address"] = ray_address
         load = partial(load_model, model, dtype, device)
         options = {"projection": projection, "allow_other_model": allow_other_model, "force": force}
         run: Any = partial(recipes.screen_files, normal=usual, name=", ".join(data))

@@ -141,30 +141,34 @@ class DataSet:
 
     def _rows(self, part: DataPart, first: int, skip: int) -> Generator[Conversation | RejectedRow, None, int]:
         """One part's rows after ``skip``; ``first`` is the index of its row 0."""
-        items, used = part.read(skip), part.shape.used
+        items = part.read(skip)
         while True:
             try:
-                row, line, value = next(items)
+                item = next(items)
             except StopIteration as end:
                 return int(end.value)
-            try:
-                content = read_row(part.shape, to_columns(value), self.need, self.answer_part)
-            except InvalidRow as bad:
-                yield rejected_row(part, (row, line, value), first + row, bad)
-            else:
-                raw: Any = value  # a row that cannot be read was raised
-                media = value.media if isinstance(value, _OpenedRow) and self.need == "assistant" else ()
-                yield Conversation(
-                    messages=content.messages,
-                    file=part.name,
-                    row=row,
-                    index=first + row,
-                    raw=raw,
-                    columns=used,
-                    tools=content.tools,
-                    left_out=(*media, *content.left_out),
-                    answer_part=self.answer_part,
-                )
+            yield self.decode(part, item, first)
+
+    def decode(self, part: DataPart, item: RowItem, first: int) -> Conversation | RejectedRow:
+        """A row of a part as a conversation, or why it is none; ``first`` is the index of the part's row 0."""
+        row, _, value = item
+        try:
+            content = read_row(part.shape, to_columns(value), self.need, self.answer_part)
+        except InvalidRow as bad:
+            return rejected_row(part, item, first + row, bad)
+        raw: Any = value  # a row that cannot be read was raised
+        media = value.media if isinstance(value, _OpenedRow) and self.need == "assistant" else ()
+        return Conversation(
+            messages=content.messages,
+            file=part.name,
+            row=row,
+            index=first + row,
+            raw=raw,
+            columns=part.shape.used,
+            tools=content.tools,
+            left_out=(*media, *content.left_out),
+            answer_part=self.answer_part,
+        )
 
 
 def rejected_row(part: DataPart, item: RowItem, index: int, fault: InvalidRow) -> RejectedRow:

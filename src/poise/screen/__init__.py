@@ -5,6 +5,8 @@ base_answers     the base model's own answers y′, kept on disk
 reading_cache    projections of texts that were read before
 shards           windows of the data, kept as they are finished
 ray_backend      the same windows on a cluster
+ray_worker       what runs on its machines
+driver_disk      what they reach of the driver's disk
 scoring          what the stages share, and the scoring of a whole data set
 scores           all scores together, and their statistics
 flagging         which scores are flagged

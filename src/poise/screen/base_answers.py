@@ -7,9 +7,10 @@ processes at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -24,7 +25,43 @@ from poise.model.spans import AnswerSpan, fit, turn_begin
 from poise.storage.content_hash import content_key
 from poise.storage.sqlite_file import connected
 
-__all__ = ["BaseAnswers"]
+__all__ = ["AnswerFile", "AnswerStore", "BaseAnswers"]
+
+
+class AnswerStore(Protocol):
+    """A store of answers: tokens by the digest of their prompt."""
+
+    def load(self, keys: Collection[bytes]) -> dict[bytes, tuple[int, ...]]:
+        """The answers that there are."""
+
+    def save(self, answers: Mapping[bytes, tuple[int, ...]]) -> None:
+        """Keep answers; those that are kept already stay."""
+
+
+class AnswerFile:
+    """Answers in one SQLite file.
+
+    Raises:
+        SaveFailed: the disk refused.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with connected(self.path, "kept answers") as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("CREATE TABLE IF NOT EXISTS answers (prompt BLOB PRIMARY KEY, ids BLOB NOT NULL)")
+
+    def load(self, keys: Collection[bytes]) -> dict[bytes, tuple[int, ...]]:
+        """See ``AnswerStore.load``."""
+        with connected(self.path, "kept answers") as db:
+            stored = ((key, db.execute("SELECT ids FROM answers WHERE prompt = ?", (key,)).fetchone()) for key in keys)
+            return {key: tuple(np.frombuffer(row[0], dtype="<i4").tolist()) for key, row in stored if row}
+
+    def save(self, answers: Mapping[bytes, tuple[int, ...]]) -> None:
+        """See ``AnswerStore.save``."""
+        rows = [(key, np.array(ids, dtype="<i4").tobytes()) for key, ids in answers.items()]
+        with connected(self.path, "kept answers") as db:
+            db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
 
 
 class BaseAnswers:
@@ -32,7 +69,7 @@ class BaseAnswers:
 
     Args:
         model: The base model.
-        folder: Folder that holds the file.
+        place: Folder that holds their file, or another store of answers.
         max_new_tokens: Longest answer.
         batch: Most rows generated at once.
         engine: What generates; default, an engine on ``model``.
@@ -43,7 +80,13 @@ class BaseAnswers:
     """
 
     def __init__(
-        self, model: Model, folder: Path, *, max_new_tokens: int, batch: int = 32, engine: Engine | None = None
+        self,
+        model: Model,
+        place: Path | AnswerStore,
+        *,
+        max_new_tokens: int,
+        batch: int = 32,
+        engine: Engine | None = None,
     ) -> None:
         if max_new_tokens >= model.generation_window():
             raise InvalidArgument(
@@ -56,10 +99,7 @@ class BaseAnswers:
         job = content_key(
             model=asdict(model.fingerprint), dtype=str(model.lm.dtype), tokens=max_new_tokens, **engine_key(self.engine)
         )
-        self.path = folder / f"answers-{job[:16]}.sqlite"
-        with connected(self.path, "kept answers") as db:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("CREATE TABLE IF NOT EXISTS answers (prompt BLOB PRIMARY KEY, ids BLOB NOT NULL)")
+        self.store = AnswerFile(place / f"answers-{job[:16]}.sqlite") if isinstance(place, Path) else place
 
     def prompt_for(self, turn: Turn, place: AnswerSpan) -> Encoded | None:
         """What the model is asked in order to answer in a turn's place.
@@ -80,7 +120,7 @@ class BaseAnswers:
     def count_missing(self, prompts: Sequence[Encoded]) -> int:
         """How many different prompts have no answer yet."""
         keys = {_prompt_digest(prompt) for prompt in prompts}
-        return len(keys) - len(self._load(keys))
+        return len(keys) - len(self.store.load(keys))
 
     def generate(self, prompts: Sequence[Encoded]) -> list[Encoded]:
         """Each prompt with the model's own reply as its response, in order; equal prompts get one answer.
@@ -93,7 +133,7 @@ class BaseAnswers:
             SaveFailed: the disk refused; earlier batches are safe.
         """
         keys = [_prompt_digest(p) for p in prompts]
-        known = self._load(set(keys))
+        known = self.store.load(set(keys))
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         missing = [i for key, i in first.items() if key not in known]
         missing.sort()
@@ -103,8 +143,8 @@ class BaseAnswers:
         for rows in self.engine.plan(missing_prompts, self.sampling):
             generations = self.engine.generate([missing_prompts[r] for r in rows], self.sampling)
             new = {keys[missing[r]]: g.ids for r, g in zip(rows, generations, strict=True)}
-            self._store(new)
-            known |= self._load(set(new))  # another process may have been first
+            self.store.save(new)
+            known |= self.store.load(set(new))  # another process may have been first
         return [self._with_answer(p, known[key]) for p, key in zip(prompts, keys, strict=True)]
 
     def decode(self, answered: Encoded) -> str:
@@ -120,16 +160,6 @@ class BaseAnswers:
         before = prompt.ids[: prompt.start]
         start, end = answer_parts(self.model, before, ids).reply_span
         return Encoded((*before, *ids), len(before) + start, len(before) + end, len(before))
-
-    def _load(self, keys: set[bytes]) -> dict[bytes, tuple[int, ...]]:
-        with connected(self.path, "kept answers") as db:
-            stored = ((key, db.execute("SELECT ids FROM answers WHERE prompt = ?", (key,)).fetchone()) for key in keys)
-            return {key: tuple(np.frombuffer(row[0], dtype="<i4").tolist()) for key, row in stored if row}
-
-    def _store(self, new: dict[bytes, tuple[int, ...]]) -> None:
-        rows = [(key, np.array(ids, dtype="<i4").tobytes()) for key, ids in new.items()]
-        with connected(self.path, "kept answers") as db:
-            db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
 
 
 def _prompt_digest(prompt: Encoded) -> bytes:

@@ -52,6 +52,7 @@ class PreferenceSettings:
         seed: Seed of what is random.
         broken: Largest share of rows that may be unusable.
         engine: Engine that the scoring runs on, ``local`` or ``ray``.
+        ray_address: Address of a running Ray cluster that the engine ray joins; see ``ScreenSettings``.
     """
 
     rule: FlaggingRule = field(default_factory=FlaggingRule)
@@ -60,6 +61,7 @@ class PreferenceSettings:
     seed: int = 0
     broken: float = 0.2
     engine: ScreeningEngine = "local"
+    ray_address: str = ""
 
     def __post_init__(self) -> None:
         check_choice("fix", self.fix, get_args(PairFix))
@@ -75,7 +77,13 @@ class PreferenceSettings:
     def scoring(self) -> ScreenSettings:
         """How each of the two answers is scored: as it is."""
         return ScreenSettings(
-            method="raw", rule=self.rule, layer=self.layer, seed=self.seed, broken=self.broken, engine=self.engine
+            method="raw",
+            rule=self.rule,
+            layer=self.layer,
+            seed=self.seed,
+            broken=self.broken,
+            engine=self.engine,
+            ray_address=self.ray_address,
         )
 
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from poise.model import Encoded, Model
 from poise.storage.content_hash import content_key
 from poise.storage.sqlite_file import connected
 
-__all__ = ["ReadingCache", "ReadingNumbers", "WindowCache", "text_key", "unknown"]
+__all__ = ["ReadingCache", "ReadingNumbers", "ReadingStore", "WindowCache", "text_key", "unknown"]
 
 KEYS_PER_QUERY = 500
 CACHE_TABLES = """
@@ -36,6 +37,16 @@ ON CONFLICT (text, job) DO UPDATE SET part = excluded.part, numbers = excluded.n
 """  # of one text in two windows the earlier counts, whichever worker was first
 
 ReadingNumbers = NDArray[np.float32]
+
+
+class ReadingStore(Protocol):
+    """A store of readings; see ``ReadingCache``."""
+
+    def load(self, keys: Sequence[bytes]) -> dict[bytes, ReadingNumbers]:
+        """What was known of texts when the job began."""
+
+    def save(self, part: int, readings: Mapping[bytes, ReadingNumbers]) -> None:
+        """Keep what was read of the texts of a window."""
 
 
 class ReadingCache:
@@ -113,7 +124,7 @@ class WindowCache:
         part: Number of the window.
     """
 
-    cache: ReadingCache
+    cache: ReadingStore
     part: int
 
     def load(self, keys: Sequence[bytes]) -> dict[bytes, ReadingNumbers]:

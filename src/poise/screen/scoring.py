@@ -60,6 +60,8 @@ class ScreenSettings:
         seed: Seed of resampling and of the choice that the judge sees.
         broken: Largest share of rows that may be unusable.
         engine: Engine that the work is done by; ``vllm`` generates the model's own answers, and scores as ``local``.
+        ray_address: Address of a running Ray cluster that the engine ray joins, HOST:PORT or ``auto``; default that of
+            ``RAY_ADDRESS``, and without it a cluster of this machine alone.
     """
 
     method: ScoringMethod = "difference"
@@ -73,6 +75,7 @@ class ScreenSettings:
     seed: int = 0
     broken: float = 0.2
     engine: ScreeningEngine = "local"
+    ray_address: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.broken <= 1:
@@ -160,7 +163,8 @@ class ScreeningRun:
             if self.plan.engine == "ray":
                 from poise.screen.ray_backend import score_shards_on_ray as spread
 
-                shards = spread(store, data, self.model, self.probes, answers, cache=cache)
+                address = self.plan.ray_address
+                shards = spread(store, data, self.model, self.probes, answers, cache=cache, address=address)
             else:
                 shards = score_shards(store, data, self.model, self.probes, answers, cache)
             for shard in shards:

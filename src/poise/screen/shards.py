@@ -6,6 +6,7 @@ made of the parts is therefore the same after any number of kills, on any number
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 import zlib
@@ -29,7 +30,7 @@ from poise.screen.projection import ScoredAnswer, ScoringMethod, score_answers
 from poise.screen.reading_cache import ReadingCache, WindowCache
 from poise.storage.atomic_write import saving
 
-__all__ = ["ROWS_PER_SHARD", "Shard", "ShardStore", "score_shard", "score_shards"]
+__all__ = ["ROWS_PER_SHARD", "Shard", "ShardStore", "score_shard", "score_shards", "shard_bytes"]
 
 ROWS_PER_SHARD = 1024  # rows scored together: enough to batch answers of like length, few enough to hold
 
@@ -95,15 +96,12 @@ class ShardStore:
         Raises:
             SaveFailed: the disk refused; earlier parts are safe.
         """
-        words = {
-            "unread": part.unread,
-            "rejected": [[r.file, r.row, r.index, r.line, r.reason] for r in part.rejected],
-            "rows": part.rows,
-            "left_out": part.left_out,
-        }
-        arrays: dict[str, Any] = {key: getattr(part, name) for name, key in SHARD_ARRAYS.items()}
-        with saving(self._path(window)) as temporary, temporary.open("wb") as file:
-            np.savez(file, words=np.array(json.dumps(words)), **arrays)
+        self.save_bytes(window, shard_bytes(part))
+
+    def save_bytes(self, window: int, content: bytes) -> None:
+        """The same, as ``shard_bytes`` gives it."""
+        with saving(self._path(window)) as temporary:
+            temporary.write_bytes(content)
 
     def load(self, window: int) -> Shard:
         """A kept window.
@@ -130,6 +128,20 @@ class ShardStore:
 
     def _path(self, window: int) -> Path:
         return self.folder / f"part-{window:08d}.npz"
+
+
+def shard_bytes(part: Shard) -> bytes:
+    """A window's result as its file holds it."""
+    words = {
+        "unread": part.unread,
+        "rejected": [[r.file, r.row, r.index, r.line, r.reason] for r in part.rejected],
+        "rows": part.rows,
+        "left_out": part.left_out,
+    }
+    arrays: dict[str, Any] = {key: getattr(part, name) for name, key in SHARD_ARRAYS.items()}
+    file = io.BytesIO()
+    np.savez(file, words=np.array(json.dumps(words)), **arrays)
+    return file.getvalue()
 
 
 def _read_shard(path: Path) -> Shard:
