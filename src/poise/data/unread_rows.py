@@ -46,7 +46,7 @@ def decode_rows(data: DataSet, window: Sequence[UnreadRows]) -> list[Conversatio
 
 def without_files(data: DataSet) -> DataSet:
     """The same data set without the way to its rows, to be sent to where its files are not."""
-    return replace(data, parts=tuple(replace(part, read=_refuse, paths=(), schema=None) for part in data.parts))
+    return replace(data, parts=tuple(replace(part, read=_read_elsewhere, paths=(), schema=None) for part in data.parts))
 
 
 def _iterate_items(data: DataSet, start: int) -> Iterator[tuple[int, int, RowItem]]:
@@ -67,5 +67,5 @@ def _to_send(item: RowItem) -> RowItem:
     return row, line, InvalidRow(str(value)) if isinstance(value, InvalidRow) else value
 
 
-def _refuse(skip: int) -> Generator[RowItem, None, int]:
+def _read_elsewhere(skip: int) -> Generator[RowItem, None, int]:
     raise RuntimeError(f"rows after {skip} are read where their files are")
