@@ -86,12 +86,12 @@ def postprocess(
     for (slot, sequence), token in zip(live, tokens, strict=True):
         if not finite[slot]:
             outputs.append(sequence.break_off())
-        elif output := sequence.append(token, _scores(logits[slot]), readings[sequence]):
+        elif output := sequence.append(token, _logit_scores(logits[slot]), readings[sequence]):
             outputs.append(output)
     return outputs
 
 
-def _scores(logits: torch.Tensor) -> TokenScores:
+def _logit_scores(logits: torch.Tensor) -> TokenScores:
     """Log-probabilities by logits [vocabulary], worked out where they are asked for."""
 
     def scores(token: int, most: int) -> tuple[float, list[tuple[int, float]]]:

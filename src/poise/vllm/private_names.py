@@ -180,7 +180,7 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(
         module="vllm.v1.engine.core_client",
         path="InprocClient",
-        breaks="`poise serve --engine vllm` could not decide between two tokens",
+        breaks="Poise's own server could not decide between two tokens",
     ),
     PrivateName(
         module="vllm.v1.request",
@@ -191,7 +191,7 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
         module="vllm.v1.sample.logits_processor.builtin",
         path="process_dict_updates",
         parameters=("req_entries", "batch_update", "new_state"),
-        breaks="`poise serve --engine vllm` could not hold answers to schemas",
+        breaks="Poise's own server could not hold answers to schemas",
     ),
 )
 

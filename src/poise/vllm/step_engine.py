@@ -249,7 +249,9 @@ class VllmStepEngine:
         for place, token in enumerate(completion.token_ids):
             if answer.row.broken:
                 outputs.append(sequence.break_off())
-            elif output := sequence.append(token, _scores(completion, place), self._readings(answer, completion)):
+            elif output := sequence.append(
+                token, _listed_scores(completion, place), self._readings(answer, completion)
+            ):
                 outputs.append(output)
             if answer.program.parts is not None:
                 answer.program.parts.append((sequence.tracker.part, sequence.tracker.place))
@@ -294,7 +296,7 @@ class VllmStepEngine:
         self._engine.engine_core.shutdown()
 
 
-def _scores(completion: Any, place: int) -> TokenScores:
+def _listed_scores(completion: Any, place: int) -> TokenScores:
     """Log-probabilities of one token of an output, likeliest first."""
 
     def scores(token: int, most: int) -> tuple[float, list[tuple[int, float]]]:
