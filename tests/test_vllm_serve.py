@@ -26,6 +26,7 @@ import tiny
 from poise.activations import Probe
 from poise.engine import GenerationRequest, SamplingParams
 from poise.engine.continuous import ContinuousEngine
+from poise.engine.sequence import Sequence
 from poise.engine.static import LocalEngine
 from poise.errors import InvalidArgument, NonFiniteActivation
 from poise.model import Encoded, Model, wrap
@@ -35,7 +36,7 @@ from poise.steer import Steering, SteeringExpression
 from poise.vector import PersonaVector, save_vector
 from poise.vllm import answer_rows
 from poise.vllm.answer_rows import AnswerRow
-from poise.vllm.programs import SteeringWork
+from poise.vllm.programs import RequestProgram, SteeringWork
 from poise.vllm.step_engine import VllmStepEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -246,6 +247,17 @@ class TestTheOpenAIClient:
         with pytest.raises(openai.BadRequestError, match=words):
             client.chat.completions.create(**({"model": "tiny-llama", "messages": QUESTION, "max_tokens": 4} | changes))
 
+    def test_gets_responses(self, client: openai.OpenAI, servers: tuple[str, str]) -> None:
+        options: dict[str, Any] = {
+            "model": "tiny-llama",
+            "input": "Where do the boats go?",
+            "max_output_tokens": 16,
+            "temperature": 0,
+            "extra_body": {"poise": poise_field("up@1=0.5")},
+        }
+        ours = openai.OpenAI(base_url=f"{servers[1]}/v1", api_key="none", max_retries=0)
+        assert client.responses.create(**options).output_text == ours.responses.create(**options).output_text
+
     def test_is_told_that_prompts_are_not_scored(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError, match="Prompts are not scored") as caught:
             client.completions.create(model="tiny-llama", prompt="boats", echo=True, logprobs=1, max_tokens=0)
@@ -439,7 +451,30 @@ class TestACap:
         engine.steps._engine.reset_prefix_cache()  # type: ignore[attr-defined]
 
 
+def test_a_server_without_vectors_answers(engine: ServedEngine, servers: tuple[str, str]) -> None:
+    with running(engine, {}) as (address, _):
+        answer = chat(address)["choices"][0]
+    assert answer["message"] == chat(servers[1])["choices"][0]["message"]
+    assert "poise" not in answer
+
+
 class TestTheEngine:
+    @pytest.mark.parametrize("temperature", [0.7, 0.01, 0.003, 1e-10, 1e-25, 0.0])
+    def test_draws_at_temperatures_that_vllm_would_raise(
+        self, engine: ServedEngine, model: Model, temperature: float
+    ) -> None:
+        [prompt] = tiny.texts(model, 1)[:1]
+        request = GenerationRequest(prompt=prompt, sampling=SamplingParams(8, temperature))
+        row = AnswerRow(Sequence("cold", request, model))
+        parameters = engine.steps._parameters(request, RequestProgram(), row)  # type: ignore[attr-defined]
+        logits = torch.tensor([[1.0, -2.0, 0.5]])
+        held = answer_rows.hold_rows({0: row}, logits.clone())
+        if temperature < 1e-20:
+            assert parameters.temperature == 0
+            assert torch.equal(held, logits)
+        else:
+            torch.testing.assert_close(held / parameters.temperature, logits / temperature)
+
     def test_goes_on_after_a_pass_that_failed(
         self, engine: ServedEngine, vectors: dict[str, PersonaVector], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -26,10 +26,12 @@ class AnswerRow:
 
     Attributes:
         sequence: The answer's own state.
+        sharpened: What its logits are multiplied by, for a temperature that vLLM would raise.
         broken: Whether its logits were NaN or infinite.
     """
 
     sequence: Sequence
+    sharpened: float = 1.0
     broken: bool = False
 
     def __deepcopy__(self, memo: object) -> AnswerRow:
@@ -67,7 +69,7 @@ def _methods(update_rows: Callable[..., Any]) -> dict[str, Any]:
 
 
 def hold_rows(rows: dict[int, AnswerRow], logits: torch.Tensor) -> torch.Tensor:
-    """Logits [B, vocabulary] without what answers may not choose; those of broken rows are marked."""
+    """Logits [B, vocabulary] without what answers may not choose; rows that are broken are marked."""
     if not rows:
         return logits
     finite = torch.isfinite(logits.amax(dim=-1)).tolist()
@@ -76,6 +78,8 @@ def hold_rows(rows: dict[int, AnswerRow], logits: torch.Tensor) -> torch.Tensor:
         row = rows.get(number)
         if row is not None and not finite[number]:
             row.broken = True
+        if row is not None and row.sharpened != 1:
+            logits[number] *= row.sharpened
         constraints.append(row.sequence.constraint if row else None)
         trackers.append(row.sequence.tracker if row else None)
     return constrain(logits, constraints, trackers)  # type: ignore[arg-type] # a row without one has no constraint

@@ -21,6 +21,7 @@ import torch
 
 from poise.activations import Probe
 from poise.engine.kv_cache import check_room
+from poise.engine.sampler import COLDEST
 from poise.engine.sequence import Sequence, TokenScores
 from poise.engine.types import EngineOutput, GeneratedToken, GenerationRequest
 from poise.errors import HookDidNotFire, InvalidArgument
@@ -37,6 +38,7 @@ from poise.vllm.tokens import marks_thoughts
 
 __all__ = ["VllmStepEngine"]
 
+VLLM_COLDEST = 0.01  # lower temperatures are raised to it
 MOST_LOGPROBS = 20  # what vLLM gives at a token without an option of its own
 
 
@@ -210,9 +212,11 @@ class VllmStepEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        drawn = request.sampling.temperature > 0
+        drawn = request.sampling.temperature >= COLDEST
+        if drawn and request.sampling.temperature < VLLM_COLDEST:
+            row.sharpened = VLLM_COLDEST / request.sampling.temperature
         return SamplingParams(
-            temperature=request.sampling.temperature,
+            temperature=max(request.sampling.temperature, VLLM_COLDEST) if drawn else 0.0,
             top_p=request.sampling.top_p,
             max_tokens=request.sampling.max_new_tokens + bool(request.probes),  # the last one is not run, nor read
             seed=request.seed % 2**63 if drawn else None,
