@@ -27,6 +27,7 @@ __all__ = [
     "ModelName",
     "OnOtherModel",
     "OutFolder",
+    "OutPlace",
     "PartOption",
     "ProjectionOption",
     "QuestionsOption",
@@ -73,6 +74,16 @@ VectorOut = Annotated[
 OutFolder = Annotated[
     Path,
     typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="The folder for the results.", show_default=False),
+]
+OutPlace = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="DIR",
+        help="The folder for the results, or an address such as s3://bucket/folder.",
+        show_default=False,
+    ),
 ]
 ModelName = Annotated[
     str,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,7 +18,7 @@ from poise.cli.options import (
     MaxNewTokens,
     ModelName,
     OnOtherModel,
-    OutFolder,
+    OutPlace,
     PartOption,
     ProjectionOption,
     RayAddress,
@@ -30,12 +29,8 @@ from poise.cli.options import (
 )
 from poise.cli.preferences import check_method, pair_settings, show_pairs
 from poise.cli.preview import show_data
+from poise.cli.screen_results import show_screening
 from poise.cli.work import load_model, note, working
-
-if TYPE_CHECKING:
-    from poise.screen.compare_methods import MethodComparison
-    from poise.screen.summary import ScreeningSummary, TraitSummary
-    from poise.statistics.estimates import Estimate
 
 __all__ = ["screen_command"]
 
@@ -154,7 +149,7 @@ def screen_command(
     data: ScreenedData,
     vector: VectorsOption,
     model: ModelName,
-    out: OutFolder,
+    out: OutPlace,
     show: ShowOption = None,
     method: MethodName = "difference",
     part: PartOption = "reply",
@@ -215,7 +210,7 @@ def screen_command(
             settings = _settings(method, judge, judge_budget, fix, max_new_tokens, batch, plan)
         job: Any = partial(recipes.estimate_screening, sample=sample) if estimate else run
         result = job(opened, vector, load, out, settings, **options)
-    _show_result(result, out, as_json=as_json)
+    show_screening(result, out, as_json=as_json)
 
 
 def _settings(
@@ -248,152 +243,3 @@ def _open_both(
     opener: Any = open_preferences if method == "preference" else open_data
     opened = opener(data, shape=shape, part=part)
     return opened, opener(normal, shape=normal_shape, part=part) if normal else None
-
-
-def _show_result(result: MethodComparison | ScreeningSummary, out: Path, *, as_json: bool) -> None:
-    from poise.cli import facts
-    from poise.screen.summary import ScreeningSummary
-
-    if not isinstance(result, ScreeningSummary):
-        if as_json:
-            facts.print_json(result.model_dump(mode="json"))
-        else:
-            _show_comparison(result)
-    elif as_json:
-        facts.print_json(_summary_json(result, out))
-    else:
-        _show_summary(result, out)
-
-
-def _summary_json(done: ScreeningSummary, out: Path) -> dict[str, Any]:
-    return {
-        "out": str(out),
-        "files": {path.stem: str(path) for path in _output_files(done, out)},
-        "method": done.method,
-        "rows": done.rows,
-        ("pairs" if done.method == "preference" else "answers"): done.units,
-        "rejected": done.rejected,
-        "unread": done.unread,
-        "omitted": done.omitted,
-        "part": done.part,
-        "cut": done.cut,
-        "flagged_rows": done.flagged_rows,
-        "rate": done.rate.model_dump(mode="json") if done.rate else None,
-        "reach": [one.model_dump(mode="json") for one in done.reach],
-        "traits": [
-            t.model_dump(
-                mode="json",
-                include={
-                    "trait",
-                    "layer",
-                    "units",
-                    "flagged",
-                    "threshold",
-                    "bands",
-                    "outside",
-                    "rule",
-                    "mean",
-                    "normal",
-                    "predicts",
-                    "cascade",
-                },
-            )
-            for t in done.traits
-        ],
-        "notes": list(done.notes),
-    }
-
-
-def _output_files(done: ScreeningSummary, out: Path) -> list[Path]:
-    return [path for path in (out / name for name in (*done.files, "summary.json", "report.html")) if path.exists()]
-
-
-def _show_summary(done: ScreeningSummary, out: Path) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from poise.cli import render
-    from poise.data import describe_left_out
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for title in ("Trait", "Mean", "Normal", "Above", "Flagged"):
-        table.add_column(title, no_wrap=title in ("Mean", "Normal"))
-    for t in done.traits:
-        table.add_row(
-            t.trait,
-            _estimate_cell(t.mean),
-            _estimate_cell(t.normal),
-            _threshold_cell(t),
-            f"{t.flagged:,}",
-        )
-    rules: dict[str, str] = {}
-    for t in done.traits:
-        rules[t.rule] = f"{rules[t.rule]}, {t.trait}" if t.rule in rules else t.trait
-    outside = max((t.outside for t in done.traits), default=0)
-    lost = ", ".join(f"{n:,} {why}" for why, n in (done.rejected | done.unread).items())
-    left_out = describe_left_out(done.omitted)
-    unit = "pair" if done.method == "preference" else "answer"
-    flagged = f"{done.flagged_rows:,} {'row' if done.flagged_rows == 1 else 'rows'}"
-    render.show(
-        [
-            f"{done.rows:,} rows, {done.units:,} {unit}s, {flagged} flagged by {done.method}",
-            table,
-            *(f"{t.trait}, layer {t.layer} of {t.layers}: {t.predicts}" for t in done.traits),
-            *(f"{names}, the rule: {rule}." for rule, names in rules.items()),
-            *(
-                [f"{outside:,} {unit}s are shorter or longer than any normal one; no rate is promised there."]
-                if outside
-                else []
-            ),
-            *([f"No score: {lost}."] if lost else []),
-            *([f"Left out: {left_out}."] if left_out else []),
-            *([f"{done.cut:,} {unit}s were read without their earliest turns."] if done.cut else []),
-            *done.notes,
-            "",
-            *(str(path) for path in _output_files(done, out)),
-        ]
-    )
-
-
-def _show_comparison(tried: MethodComparison) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from poise.cli import render
-
-    table = Table("Trait", "Method", "Rank correlation", "Same top 10 %", "Same top 1 %", box=box.SIMPLE_HEAD)
-    means: dict[str, list[str]] = {}
-    for one in tried.agreement:
-        means.setdefault(one.trait, []).append(f"{one.method} {_estimate_cell(one.mean)}")
-        if one.method != "difference":
-            figures = (one.spearman, one.top_tenth, one.top_hundredth)
-            table.add_row(one.trait, one.method, *(_estimate_cell(figure) for figure in figures))
-    took = (f"{method} {'not timed' if s is None else _duration(s)}" for method, s in tried.seconds.items())
-    render.show(
-        [
-            f"{tried.sampled:,} of {tried.answers:,} answers by each method. How the cheap ones agree with difference:",
-            table,
-            *(f"Mean of {trait}: {', '.join(shares)}" for trait, shares in means.items()),
-            f"Time for all of the data here: {', '.join(took)}",
-        ]
-    )
-
-
-def _threshold_cell(t: TraitSummary) -> str:
-    """The threshold, or the range of those by length."""
-    values = [band.threshold for band in t.bands] or [x for x in (t.threshold,) if x is not None]
-    return " to ".join(dict.fromkeys(f"{x:.3g}" for x in (min(values), max(values)))) if values else "–"
-
-
-def _estimate_cell(of: Estimate | None) -> str:
-    if of is None or of.value is None:
-        return "–"
-    if of.low is None or of.high is None:
-        return f"{of.value:.3g}"
-    return f"{of.value:.3g} [{of.low:.2g}, {of.high:.2g}]"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -6,9 +6,9 @@ import glob
 from collections.abc import Callable
 
 from poise.data.input_files import InputFile, import_extra
-from poise.errors import InvalidData, MissingExtra, first_line
+from poise.errors import InvalidArgument, InvalidData, MissingExtra, first_line
 
-__all__ = ["is_address", "locate_address"]
+__all__ = ["check_no_password", "is_address", "locate_address"]
 
 DRIVERS = {
     "http": "aiohttp",
@@ -25,6 +25,22 @@ def is_address(source: str) -> bool:
     return "://" in source
 
 
+def check_no_password(source: str) -> None:
+    """Refuse an address that has a password in it: names of data are printed, and written into results.
+
+    Raises:
+        InvalidArgument: it has; says where credentials belong, without them.
+    """
+    for part in source.split("::"):
+        scheme, _, place = part.partition("://")
+        user, at, host = place.partition("/")[0].rpartition("@")
+        if at and ":" in user:
+            raise InvalidArgument(
+                f"The address {scheme}://…@{host} has a password in it, which would be printed and written into "
+                "results; leave it out, and give credentials in the environment or in fsspec's configuration."
+            )
+
+
 def locate_address(source: str, is_known: Callable[[InputFile], bool]) -> list[InputFile]:
     """The files at an address: one file, all in a folder and below, or those that a glob matches.
 
@@ -33,9 +49,11 @@ def locate_address(source: str, is_known: Callable[[InputFile], bool]) -> list[I
         is_known: Whether a file's name ends like a format that is read.
 
     Raises:
+        InvalidArgument: it has a password in it.
         InvalidData: there is no such kind of address, or it cannot be reached.
         MissingExtra: the package that reads this kind is not installed.
     """
+    check_no_password(source)
     fsspec = import_extra("fsspec", f"Reading {source}")
     protocol = source.partition("://")[0].rpartition("::")[2]
     file, is_web = InputFile(source, None), protocol in ("http", "https")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from poise.storage.disk_errors import save_failed
 from poise.storage.lock import check_free, other_job
 
 __all__ = ["Loss", "anything", "check_output", "check_output_folder", "check_writable", "lies_in", "same_file"]
+
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)")  # s3://bucket, as a path spells it
 
 Loss = Callable[[Path], str]
 """What writing over an existing file would lose, as the end of "It holds …"; empty where nothing is lost."""
@@ -152,6 +155,11 @@ def check_writable(path: Path) -> None:
     """
     if str(path) == "-":
         raise SaveFailed("Results are not written to standard output; name a file.")
+    if ADDRESS.match(str(path)):
+        address = ADDRESS.sub(r"\1://", str(path)).removesuffix("/x")
+        raise SaveFailed(
+            f"Cannot save to {address}: this job writes to a disk of this machine, and not to an address; name a path."
+        )
     try:
         if path.is_dir():
             raise SaveFailed(f"Cannot save {path}: it is a folder; name a file.")
