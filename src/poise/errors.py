@@ -7,6 +7,9 @@ PoiseError
 │   ├── DraftFailed            no complete trait could be got from the endpoint
 │   ├── InvalidExemplars       a pairs file breaks its shape, or a side is empty
 │   ├── InvalidSettings        a settings file cannot be read or breaks its schema: file, line and field
+│   ├── InvalidStatement       a rule or a claim that cannot be read over a policy's variables
+│   ├── TranslationFailed      a model wrote no statements that can be reasoned about
+│   ├── SolverGaveUp           a question is too complex for z3 in the work that it is given
 │   ├── BrokenYAML             a text is no YAML document: line and reason
 │   ├── InvalidData            a data set is missing or empty, has no columns that fit, or too many broken rows
 │   ├── InvalidRow             one row of a data set cannot be used; runs count and list such rows
@@ -69,6 +72,18 @@ class InvalidExemplars(UserError):
 
 class InvalidSettings(UserError):
     """A settings file cannot be read or breaks its schema."""
+
+
+class InvalidStatement(UserError):
+    """A rule or a claim is no statement over a policy's variables."""
+
+
+class TranslationFailed(UserError):
+    """A model wrote no statements that can be reasoned about."""
+
+
+class SolverGaveUp(UserError):
+    """A question is too complex for z3 in the work that it is given."""
 
 
 class BrokenYAML(UserError):

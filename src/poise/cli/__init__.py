@@ -25,6 +25,7 @@ from poise.cli import (
     judge,
     merge,
     monitor,
+    reasoning,
     screen,
     serve,
     shift,
@@ -135,6 +136,7 @@ app.command("generate")(talk.generate_command)
 app.command("chat")(chat.chat)
 app.command("serve", cls=ShowableCommand)(serve.serve)
 app.add_typer(guardrail.app, name="guardrail")
+guardrail.app.command("reason")(reasoning.reason_command)
 app.add_typer(detector.app, name="detector")
 app.command("calibrate", cls=ShowableCommand)(monitor.calibrate_command)
 app.command("read", cls=ShowableCommand)(monitor.read_command)
