@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from poise.guardrail import Guardrail, checker_of
 from poise.guardrail.findings import masked
-from poise.guardrail.release import CONTEXT, STRIDE, WINDOW, ReleaseWindow
+from poise.guardrail.release import CONTEXT, HELD_BACK, STRIDE, ReleaseWindow
 
 RULES = {
     "name": "a",
@@ -88,13 +88,13 @@ class TestAnAnswer:
     def test_leaves_no_later_than_it_must(self) -> None:
         window = ReleaseWindow(lambda text: CHECKER.find(text, "OUTPUT"))
         count = next(n for n in range(1, 1000) if window.add(["x "]).pieces)
-        assert count * 2 <= WINDOW + STRIDE + 1
+        assert count * 2 <= HELD_BACK + STRIDE + 1
 
     def test_is_not_kept_to_its_beginning(self) -> None:
         window = ReleaseWindow(lambda text: CHECKER.find(text, "OUTPUT"))
         for _ in range(5000):
             window.add(["some words "])
-        assert len(window._text) < 2 * (WINDOW + STRIDE + CONTEXT)
+        assert len(window._text) < 2 * (HELD_BACK + STRIDE + CONTEXT)
 
     def test_reports_each_match_once(self) -> None:
         window = ReleaseWindow(lambda text: CHECKER.find(text, "OUTPUT"))

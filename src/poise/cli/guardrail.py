@@ -1,20 +1,29 @@
-"""``poise guardrail check``."""
+"""``poise guardrail check`` and ``poise guardrail fit``."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from poise.cli.work import note, working
+from poise.cli.monitor import DataShapeOption
+from poise.cli.options import Device, Dtype, Force, Json, ModelName, Seed
+from poise.cli.work import load_model, note, working
 from poise.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from poise.guardrail.guard_file import FittedGuard
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Keep things out of a model, and out of its answers.")
 MOST_BYTES = 8 * 2**20
-GuardrailFile = Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="The guardrail's YAML.")]
+GuardrailFile = Annotated[
+    Path, typer.Argument(metavar="FILE", dir_okay=False, help="The guardrail's YAML, or what `fit` made of it.")
+]
+GuardrailYAML = Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="The guardrail's YAML.")]
 
 
 @app.callback()
@@ -35,22 +44,45 @@ def check_texts(
     matches: Annotated[
         bool, typer.Option("--matches", help="Say what matched: secrets then stand in what is printed.")
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="M", help="Model that a fitted guardrail's detectors read.", show_default=False
+        ),
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
 ) -> None:
     """Check texts, and print as JSON what the guardrail finds in them and does to them."""
     from poise.cli import facts
 
     with working():
         from poise.guardrail import GuardedText, apply_guardrail, checker_of, load_guardrail
+        from poise.guardrail.guard_file import is_guard_file, load_guard
 
-        checker = checker_of(load_guardrail(file))
+        fitted = load_guard(file) if is_guard_file(file) else None
+        checker = checker_of(fitted.guardrail if fitted else load_guardrail(file))
         texts = [GuardedText(_text(each)) for each in text]
+        reader = None
+        if model is not None:
+            if fitted is None:
+                raise InvalidArgument(f"{file} has no detectors for a `model` to be read with; fit it first.")
+            from poise.guardrail.activation import ActivationReader
+
+            reader = ActivationReader(fitted, load_model(model, dtype, device))
         answer = apply_guardrail(
-            checker, texts, "INPUT" if source == "input" else "OUTPUT", full=full, show_matches=matches
+            checker,
+            texts,
+            "INPUT" if source == "input" else "OUTPUT",
+            full=full,
+            show_matches=matches,
+            activations=reader,
         )
         for line in checker.notes:
             note(line)
-        if checker.guardrail.needs_model:
-            note("Topics and content are read in a model's activations, and were not looked at.")
+        if checker.guardrail.needs_model and not reader:
+            how = "give --model" if fitted else "fit the guardrail with `poise guardrail fit`, and give --model"
+            note(f"Topics and content are read in a model's activations, and were not looked at; {how}.")
     facts.print_json(answer)
 
 
@@ -78,3 +110,77 @@ def _text(argument: str) -> str:
         raise InvalidArgument(
             f"{argument} is not UTF-8 text (byte {error.start}: {error.reason}); write it as UTF-8, whole."
         ) from error
+
+
+@app.command("fit")
+def fit_guardrail(
+    file: GuardrailYAML,
+    model: ModelName,
+    normal: Annotated[
+        list[str],
+        typer.Option("--normal", metavar="DATA", help="Ordinary conversations that thresholds are set on."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="F", dir_okay=False, help="File to write.")],
+    rate: Annotated[
+        float, typer.Option("--rate", metavar="R", help="Ordinary texts that each rule may stop, as a share.")
+    ] = 0.01,
+    layer: Annotated[
+        int | None,
+        typer.Option("--layer", metavar="I", min=0, help="Read there; at 0.6 of the depth unless said."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="Most conversations, drawn at random.")
+    ] = 2000,
+    shape: DataShapeOption = "auto",
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Fit detectors for topics and content to a model, with a promised rate of false alarms."""
+    with working():
+        from poise.guardrail.fitting import GuardFitSettings
+        from poise.workflows import fit_guard_file
+
+        fitted = fit_guard_file(
+            file,
+            partial(load_model, model, dtype, device),
+            normal,
+            GuardFitSettings(rate=rate, layer=layer, limit=limit, seed=seed),
+            out=out,
+            shape=shape,
+            force=force,
+        )
+    _print_fit(fitted, out, as_json=as_json)
+
+
+def _print_fit(fitted: FittedGuard, out: Path, *, as_json: bool) -> None:
+    from poise.cli import facts, render
+
+    if as_json:
+        facts.print_json({"out": str(out), **fitted.header.model_dump(mode="json", exclude={"guardrail", "model"})})
+        return
+    render.show([_detector_table(fitted)])
+    note(f"Written to {out}. Next: poise serve --model {fitted.header.model.name} --guardrail {out}")
+
+
+def _detector_table(fitted: FittedGuard) -> Any:
+    """Each detector with its figures, on examples that its fit did not see."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("Rule", "Way", "AUC", "Recall", "Beside it", "Promised rate", "Set on"):
+        table.add_column(name, no_wrap=name == "Rule")
+    for d in fitted.header.detectors:
+        f, p = d.figures, d.point
+        table.add_row(
+            d.rule,
+            d.source.lower(),
+            f"{f.auc:.2f} [{f.auc_low:.2f}, {f.auc_high:.2f}]",
+            f"{f.recall:.2f} [{f.recall_low:.2f}, {f.recall_high:.2f}] of {f.examples}",
+            f"{f.near_alarms} of {f.near_misses}",
+            f"{p.rate:.2g} [{p.low:.2g}, {p.high:.2g}]",
+            f"{p.n:,}",
+        )
+    return table

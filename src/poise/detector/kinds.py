@@ -63,7 +63,7 @@ def logistic(groups: AnswerGroups) -> Features:
 
     features = np.concatenate([groups.positive, groups.negative, groups.talk])
     labels = np.arange(len(features)) < len(groups.positive)
-    pairs, talk = 2 * len(groups.positive), len(groups.talk)
+    pairs, talk = len(groups.positive) + len(groups.negative), len(groups.talk)
     weights = np.concatenate([np.ones(pairs), np.full(talk, TALK_WEIGHT * pairs / max(talk, 1))])
     spread = features.std(0) + 1e-6 * features.std()
     model = LogisticRegression(C=RIDGE, class_weight="balanced", max_iter=500)

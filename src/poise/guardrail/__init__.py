@@ -5,6 +5,10 @@ words, sensitive      what is found by words and patterns, with the types of ``p
 checking              a guardrail ready for texts
 apply                 texts and a guardrail to an answer in the shape of Amazon Bedrock's ApplyGuardrail
 
+release               an answer that is still being written, behind a checked window
+fitting, guard_file   topics and content as detectors of one model, their file, and what they read (``readings``)
+activation            texts read by themselves with these
+
 What is found never carries the text that matched: that stays where it was, and a mark stands for it.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from poise.guardrail.patterns import compile_pattern, need_extra
 
-__all__ = ["phone_numbers"]
+__all__ = ["phone_numbers", "sentence_before"]
 
 INTERNATIONAL = r"(?:\+|\b00)[1-9](?:[ ().\-/]{0,2}\d){6,14}(?:\s?(?:x|ext\.?)\s?\d{1,6})?\b"
 NORTH_AMERICAN = r"(?:\b1[ .-])?(?:\(\d{3}\) ?|\b\d{3}[ .-])\d{3}[ .-]\d{4}(?:\s?(?:x|ext\.?)\s?\d{1,6})?\b"
@@ -16,11 +16,12 @@ ZERO_LED = r"\(?\b0\d{1,5}\)?[ \-/.]?\d{1,8}(?:[ \-/.]\d{1,8}){0,5}\b"
 DIGIT_RUN = r"\(?\b\d(?:[ ().\-/]{0,2}\d){6,14}(?:\s?(?:x|ext\.?)\s?\d{1,6})?\b"
 NEAR_WORDS = re.compile(
     r"phone|\btel\b|\btel[.:]|telefon|téléphone|teléfono|\bcall(?:ed|ing)?\b|mobil|\bcell\b|\bfax\b|whatsapp|\bsms\b|"
-    r"text me|reach (?:me|us|him|her|them)|contact|rufnummer|handy|\bring\b|dial",
+    r"text me|reach (?:me|us|him|her|them)|contact|rufnummer|handy|\bring\b|dial|\bmy (?:new )?number",
     re.IGNORECASE,
 )
 NORTH_AMERICA = frozenset(("US", "CA"))
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
+SENTENCE_END = re.compile(r"\n|(?<=[a-z\d)])[.!?]\s+(?=[A-Z])")
 FEWEST_DIGITS, MOST_DIGITS = 7, 15
 
 
@@ -44,14 +45,22 @@ def phone_numbers(text: str, regions: Sequence[str], near: int) -> Iterator[tupl
         start, end = match.span()
         if start < reached or _goes_on(text, start, end):
             continue
-        number, digits = text[start:end], sum(c.isdigit() for c in text[start:end])
+        number = text[start:end]
+        digits = sum(c.isdigit() for c in re.split("[xe]", number)[0])
         if DATE.fullmatch(number):
             continue
-        named = bool(NEAR_WORDS.search(text[max(start - near, 0) : start]))
+        named = bool(NEAR_WORDS.search(sentence_before(text, start, near)))
         looks = _looks_like_one(number) and _in_some_plan(phonenumbers, number, regions)
         if looks or (named and FEWEST_DIGITS <= digits <= MOST_DIGITS):
             reached = end
             yield start, end
+
+
+def sentence_before(text: str, place: int, most: int) -> str:
+    """What stands before a place in its sentence or line, at most so many characters."""
+    before = text[max(place - most, 0) : place]
+    ends = [end.end() for end in SENTENCE_END.finditer(before)]
+    return before[ends[-1] :] if ends else before
 
 
 def _goes_on(text: str, start: int, end: int) -> bool:

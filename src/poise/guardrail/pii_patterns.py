@@ -15,9 +15,10 @@ from typing import Any
 from poise.guardrail.patterns import need_extra
 from poise.guardrail.pii_types import PiiType
 
-__all__ = ["NEAR", "PII_PATTERNS", "PiiPattern", "check_digits"]
+__all__ = ["NEAR", "NEAR_AFTER", "PII_PATTERNS", "PiiPattern", "check_digits"]
 
-NEAR = 60  # characters before a match in which a word for it counts
+NEAR = 60  # characters before a match, in its sentence, in which a word for it counts
+NEAR_AFTER = 40  # after one that has check digits
 IS = r"(?:\s*(?:is|was|are|as|lautet|ist|est|es)\b|\s*[:=#]|\s*[-–]\s)?\s*(?:[:=]\s*)?[\"'`]?"
 """What stands between a label and its value."""
 
@@ -52,6 +53,23 @@ def check_digits(module: str) -> Callable[[str], bool]:
         return bool(number.is_valid(text))
 
     return check
+
+
+def _is_ssn(text: str) -> bool:
+    return check_digits("us.ssn")(re.sub(r"[ .]", "-", text))
+
+
+def _is_iban(text: str) -> bool:
+    """Its check digits alone: what countries check beside them is their own affair."""
+    try:
+        from stdnum import exceptions, iban
+    except ImportError as error:
+        raise need_extra("Sensitive information of guardrails needs python-stdnum") from error
+    try:
+        iban.validate(text, check_country=False)
+    except exceptions.ValidationError:
+        return False
+    return True
 
 
 def _is_card(text: str) -> bool:
@@ -97,10 +115,11 @@ NO_LOGIN = re.compile(
 _STREET = (
     r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq|Terrace|Ter|Way|"
     r"Parkway|Pkwy|Highway|Hwy|Close|Crescent|Cres|Gardens|Grove|Mews|Row|Circle|Cir|Trail|Trl|Plaza|Loop|Mount|"
-    r"Alley|Point|Ridge|View|Walk|Park|Hill|Green|Rue|Pike|Turnpike|Expressway|Crossing|Ways?|[A-Z][a-z]+s)"
+    r"Alley|Point|Ridge|View|Walk|Park|Hill|Green|Rue|Pike|Turnpike|Expressway|Crossing|Brook|Common|Junction|Route|Summit|[A-Z][a-z]+s)"
 )
-_STREET_STRICT = _STREET.replace("|[A-Z][a-z]+s)", ")")
-_WORD = r"[A-Z][\pL'’.-]*"
+_STREET_STRICT = _STREET.replace("|Brook|Common|Junction|Route|Summit|[A-Z][a-z]+s)", ")")
+_WORD = r"\p{Lu}[\pL'’.-]*"
+_NAME_WORD = r"\p{Lu}[\pL'’-]+"
 _TOWN = rf"(?:,?\s+{_WORD}(?:\s{_WORD}){{0,3}})?"
 _AFTER_STREET = (
     r"(?:,?\s*(?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|#)\.?\s?#?\s?\w+)?"
@@ -114,7 +133,7 @@ _TAX = r"utr|tax(?:payer)? ref|unique tax|self.assessment|hmrc|tax return"
 PII_PATTERNS: Sequence[PiiPattern] = (
     PiiPattern(
         type="EMAIL",
-        pattern=r"[\pL\pN_!#$%&'*+/=?^`{|}~.-]+@(?:[\pL\pN](?:[\pL\pN-]{0,61}[\pL\pN])?\.)+[\pL]{2,24}",
+        pattern=r"[\pL\pN_+][\pL\pN_.+%-]*@(?:[\pL\pN](?:[\pL\pN-]{0,61}[\pL\pN])?\.)+[\pL]{2,24}",
         weight=8,
     ),
     PiiPattern(
@@ -143,7 +162,7 @@ PII_PATTERNS: Sequence[PiiPattern] = (
     ),
     PiiPattern(
         type="AWS_SECRET_KEY",
-        pattern=r"\b[A-Za-z0-9/+]{40}\b",
+        pattern=r"(?:^|[^A-Za-z0-9/+])([A-Za-z0-9/+]{40})(?:$|[^A-Za-z0-9/+=])",
         near=r"aws|secret|access.?key",
         check=_is_secret,
         weight=9,
@@ -182,7 +201,7 @@ PII_PATTERNS: Sequence[PiiPattern] = (
     PiiPattern(
         type="INTERNATIONAL_BANK_ACCOUNT_NUMBER",
         pattern=r"(?i)\b[a-z]{2}\d{2}(?:[ -]?[a-z0-9]{4}){2,7}(?:[ -]?[a-z0-9]{1,3})?\b",
-        check=check_digits("iban"),
+        check=_is_iban,
         weight=10,
     ),
     PiiPattern(
@@ -192,14 +211,12 @@ PII_PATTERNS: Sequence[PiiPattern] = (
         check=check_digits("bic"),
         weight=6,
     ),
-    PiiPattern(
-        type="US_SOCIAL_SECURITY_NUMBER", pattern=r"\b\d{3}-\d{2}-\d{4}\b", check=check_digits("us.ssn"), weight=8
-    ),
+    PiiPattern(type="US_SOCIAL_SECURITY_NUMBER", pattern=r"\b\d{3}-\d{2}-\d{4}\b", check=_is_ssn, weight=8),
     PiiPattern(
         type="US_SOCIAL_SECURITY_NUMBER",
         pattern=r"\b\d{3}[ .]?\d{2}[ .]?\d{4}\b",
         near=r"\bssns?\b|social.security|soc\.? sec",
-        check=check_digits("us.ssn"),
+        check=_is_ssn,
         weight=8,
     ),
     PiiPattern(
@@ -278,7 +295,7 @@ PII_PATTERNS: Sequence[PiiPattern] = (
     ),
     PiiPattern(
         type="LICENSE_PLATE",
-        pattern=rf"\b(?i:licen[sc]e plate|number plate|registration plate|plate(?: number| no\.?)?|car registration|vehicle registration|kennzeichen)(?i:(?: number| no\.?)?{IS})([A-ZÄÖÜ]{{1,3}}[ -][A-Z]{{1,2}} ?\d{{1,4}}|[A-Z0-9]{{1,4}}[ -]?[A-Z0-9]{{2,4}})\b",
+        pattern=rf"\b(?i:licen[sc]e plate|number plate|registration plate|plate(?: number| no\.?)?|car registration|vehicle registration|kennzeichen)(?i:(?: number| no\.?)?{IS})([A-ZÄÖÜ]{{1,3}}[ -][A-Z]{{1,2}}[ -]?\d{{1,4}}|[A-Z0-9]{{1,4}}[ -]?[A-Z0-9]{{2,5}}(?:-[A-Z0-9]{{1,4}}| [A-Z]{{2}}| \d{{1,4}})?)\b",
         check=_has_digit,
         weight=6,
     ),
@@ -327,7 +344,7 @@ PII_PATTERNS: Sequence[PiiPattern] = (
     PiiPattern(
         type="ADDRESS",
         pattern=rf"\b\d{{1,6}}[A-Za-z]?\s+(?:{_WORD}\s+){{1,4}}{_STREET}\b\.?{_AFTER_STREET}",
-        near=r"address|live[sd]? (?:at|in)|ship|deliver|resid|mail",
+        near=r"address|live[sd]? (?:at|in)|ship|deliver|resid|mail|moved? to|office",
         weight=7,
     ),
     PiiPattern(
@@ -347,17 +364,17 @@ PII_PATTERNS: Sequence[PiiPattern] = (
     ),
     PiiPattern(
         type="ADDRESS",
-        pattern=rf"\b(?:Calle|Avenida|Paseo|Plaza|Cuesta|Ronda|Via|Viale|Piazza|Corso|Rua|C\.)\s(?:(?:de|del|la|las|los|della|dei)\s){{0,2}}{_WORD}(?:\s{_WORD}){{0,3}},?\s(?:n[º°.]\s?)?\d{{1,4}}(?:,?\s+\d{{5}}\s+{_WORD}(?:\s{_WORD})?)?\b",
+        pattern=rf"\b(?:Calle|Callejón|Avenida|Paseo|Pasaje|Plaza|Camino|Rambla|Alameda|Glorieta|Urbanización|Cuesta|Ronda|Via|Viale|Piazza|Corso|Rua|C\.)\s(?:(?:de|del|la|las|los|della|dei)\s){{0,2}}{_WORD}(?:\s{_WORD}){{0,3}},?\s(?:n[º°.]\s?)?\d{{1,4}}(?:,?\s+\d{{5}}\s+{_WORD}(?:\s{_WORD})?)?\b",
         weight=7,
     ),
     PiiPattern(
         type="NAME",
-        pattern=rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Sir|Herr|Frau|Mme|Monsieur|Madame|Señora?|Sra?|Dott)\.?\s({_WORD}(?:\s(?:[A-Z]\.|(?:van|von|de|da|di|del|la)\s{_WORD}|{_WORD})){{0,2}})",
+        pattern=rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Sir|Herr|Frau|Mme|Monsieur|Madame|Señora?|Sra?|Dott)\.?\s({_NAME_WORD}(?:\s(?:[A-Z]\.|(?:van|von|de|da|di|del|la)\s{_NAME_WORD}|{_NAME_WORD})){{0,2}})",
         weight=3,
     ),
     PiiPattern(
         type="NAME",
-        pattern=rf"\b(?i:(?:full |first |last |sur|customer |client |patient |employee |account |contact )?name(?:\s+is|\s*[:=])|my name is|i am called|signed,?|sincerely,|regards,|mein name ist|je m'appelle|me llamo|cardholder:?|attn:?)\s+({_WORD}(?:\s(?:[A-Z]\.|(?:van|von|de|da|di|del|la)\s{_WORD}|{_WORD})){{0,3}})",
+        pattern=rf"\b(?i:(?:full |first |last |sur|customer |client |patient |employee |account |contact )?name(?:\s+is|\s*[:=])|my name is|i am called|signed,?|sincerely,|regards,|mein name ist|je m'appelle|me llamo|cardholder:?|attn:?)\s+({_NAME_WORD}(?:\s(?:[A-Z]\.|(?:van|von|de|da|di|del|la)\s{_NAME_WORD}|{_NAME_WORD})){{0,3}})",
         weight=3,
     ),
 )

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from poise.guardrail.findings import GuardFinding, masked_parts
 
-__all__ = ["WINDOW", "Release", "ReleaseWindow", "ReleasedPiece"]
+__all__ = ["HELD_BACK", "Release", "ReleaseWindow", "ReleasedPiece"]
 
-WINDOW = 128  # characters
+HELD_BACK = 128  # characters
 STRIDE = 48  # characters that come between two checks
 CONTEXT = 160  # characters before the window that rules may look back on
 MOST_CONTEXT = 1000
@@ -52,7 +52,7 @@ class ReleaseWindow:
         window: Characters that are held back.
     """
 
-    def __init__(self, find: Callable[[str], Sequence[GuardFinding]], *, window: int = WINDOW) -> None:
+    def __init__(self, find: Callable[[str], Sequence[GuardFinding]], *, window: int = HELD_BACK) -> None:
         self._find, self._window = find, window
         self._text = ""  # from the context on
         self._dropped = 0  # characters of the answer before that

@@ -12,8 +12,8 @@ from typing import Any
 from poise.guardrail.findings import GuardFinding
 from poise.guardrail.folded_text import fold_text
 from poise.guardrail.patterns import compile_pattern
-from poise.guardrail.phone_numbers import phone_numbers
-from poise.guardrail.pii_patterns import NEAR, PII_PATTERNS
+from poise.guardrail.phone_numbers import phone_numbers, sentence_before
+from poise.guardrail.pii_patterns import NEAR, NEAR_AFTER, PII_PATTERNS, PiiPattern
 from poise.guardrail.pii_types import PiiType
 from poise.guardrail.schema import RuleAction, SensitivePolicy, Source, spelling
 
@@ -109,7 +109,7 @@ def find_pii(text: str, types: Iterable[PiiType], regions: Iterable[str] = ("US"
         for match in compile_pattern(look.pattern).finditer(folded.text):
             group = next((g for g in range(1, (match.re.groups or 0) + 1) if match.group(g)), 0)
             start, end = match.span(group)
-            if look.near and not re.search(look.near, folded.text[max(start - NEAR, 0) : start], re.IGNORECASE):
+            if look.near and not _is_near(look, folded.text, start, end):
                 continue
             if end > start and (look.check is None or look.check(folded.text[start:end])):
                 yield PiiMatch(look.type, *folded.span(start, end), look.weight)
@@ -119,6 +119,14 @@ def find_pii(text: str, types: Iterable[PiiType], regions: Iterable[str] = ("US"
     if "NAME" in wanted and (model := name_model()):
         for start, end in _persons(folded.text, model):
             yield PiiMatch("NAME", *folded.span(start, end), NAME_WEIGHT)
+
+
+def _is_near(look: PiiPattern, text: str, start: int, end: int) -> bool:
+    """Whether a word for it stands before it, or after it where its check digits speak for it too."""
+    if re.search(look.near, sentence_before(text, start, NEAR), re.IGNORECASE):
+        return True
+    after = re.split(r"[.!?]\s|\n", text[end : end + NEAR_AFTER])[0] if look.check else ""
+    return bool(re.search(look.near, after, re.IGNORECASE))
 
 
 @functools.cache

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from poise.engine import GeneratedToken
+from poise.errors import InvalidArgument
 from poise.guardrail import Checker, GuardFinding, checker_of, load_guardrail
+from poise.guardrail.activation import ActivationReader
+from poise.guardrail.apply import ActivationFinder
 from poise.guardrail.findings import blocks, masked
+from poise.guardrail.guard_file import FittedGuard, is_guard_file, load_guard
 from poise.guardrail.release import ReleaseWindow
 from poise.guardrail.schema import Source
 from poise.model import Model
-from poise.serve.alarm_policy import GuardedOutput
+from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
+from poise.serve.detector_guard import DetectorGuard
+from poise.serve.intervention import intervention_facts
+from poise.serve.planning import RequestPlan
 from poise.serve.rendering import CompletionKind
 from poise.serve.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIRequest
 
 __all__ = ["AnswerGuard", "GuardedRequest", "ServerGuard", "read_guard"]
-
-log = logging.getLogger("poise.serve")
 
 REMOVED = "[removed]"
 """What stands in the history for a turn that was blocked."""
@@ -50,9 +54,11 @@ class ServerGuard:
 
     Attributes:
         checker: The guardrail with its finders.
+        fitted: The guardrail with its detectors, where it was fitted.
     """
 
     checker: Checker
+    fitted: FittedGuard | None = None
     _remembered: dict[tuple[bytes, Source], list[GuardFinding]] = field(default_factory=dict, repr=False)
 
     @property
@@ -64,6 +70,24 @@ class ServerGuard:
     def notes(self) -> list[str]:
         """What the server's user should know of what it does not see."""
         return self.checker.notes
+
+    def read_along(self, plan: RequestPlan) -> RequestPlan:
+        """The plan with the detectors read in every pass, behind the watched vectors."""
+        if self.fitted is None:
+            return plan
+        probes = self.fitted.probes
+        return replace(plan, requests=tuple(replace(r, probes=(*r.probes, *probes)) for r in plan.requests))
+
+    def with_detectors(self, alarms: AlarmGuard, watched: int) -> AlarmGuard | DetectorGuard:
+        """What looks at one answer's readings."""
+        return DetectorGuard(self.fitted, alarms, watched) if self.fitted else alarms
+
+    def reader(self, model: Model, between: Callable[[Callable[[], Any]], Any]) -> ActivationFinder | None:
+        """What reads a text by itself with the detectors, between two steps of the model; ``None`` without any."""
+        if self.fitted is None:
+            return None
+        reader = ActivationReader(self.fitted, model)
+        return lambda text, source: list(between(lambda: reader(text, source)))
 
     def find(self, text: str, source: Source) -> list[GuardFinding]:
         """What is found in a turn, which is looked at once however often it is sent."""
@@ -121,19 +145,6 @@ class ServerGuard:
         return intervention_facts(self.name, findings, source)
 
 
-def intervention_facts(guardrail: str, findings: Sequence[GuardFinding], source: Source) -> list[dict[str, Any]]:
-    """What was found, without the words that matched."""
-    facts = []
-    for f in findings:
-        fact: dict[str, Any] = {"guardrail": guardrail, "source": source, "policy": f.policy, "kind": f.kind}
-        fact |= {"rule": f.rule, "action": f.action}
-        if f.score is not None:
-            fact |= {"score": f.score, "threshold": f.threshold, "rate": f.rate}
-        facts.append(fact)
-        log.info("Guardrail %s: %s %s, %s of %s.", guardrail, f.action, f.rule, f.policy, source)
-    return facts
-
-
 def _without(turn: ChatMessage, findings: Sequence[GuardFinding]) -> ChatMessage:
     """The turn as the model may read it."""
     if blocks(findings):
@@ -146,21 +157,34 @@ def _without(turn: ChatMessage, findings: Sequence[GuardFinding]) -> ChatMessage
 class AnswerGuard:
     """Guards one answer while it comes: the text of each part by itself.
 
+    Args:
+        guard: The server's guardrail.
+        kind: Kind of completion.
+        readings: What looks at the answer's readings; where it is a guardrail's detectors, they end the answer too.
+
     Attributes:
-        interventions: What was found so far.
+        blocked: Whether the guardrail has ended the answer.
     """
 
-    def __init__(self, guard: ServerGuard, kind: CompletionKind) -> None:
+    def __init__(self, guard: ServerGuard, kind: CompletionKind, readings: object = None) -> None:
         self._guard, self._kind = guard, kind
+        self._detectors = readings if isinstance(readings, DetectorGuard) else None
+        self.blocked = False
         self._window = self._new_window()
         self._part = ""
         self._pending: list[GeneratedToken] = []
-        self.interventions: list[dict[str, Any]] = []
+        self._facts: list[dict[str, Any]] = []
+
+    @property
+    def interventions(self) -> list[dict[str, Any]]:
+        """What was found so far."""
+        return [*self._facts, *(self._detectors.facts if self._detectors else ())]
 
     @property
     def message(self) -> str:
         """What follows an answer that was blocked."""
-        return self._guard.checker.guardrail.messages.output
+        messages = self._guard.checker.guardrail.messages
+        return messages.input if self._detectors and self._detectors.stopped_by == "INPUT" else messages.output
 
     def is_due(self, guarded: GuardedOutput) -> bool:
         """Whether taking in this output means a check, which takes a while."""
@@ -170,6 +194,9 @@ class AnswerGuard:
 
     def take(self, guarded: GuardedOutput) -> GuardedOutput:
         """The output with the tokens that may now leave, masked, in the place of those that have come."""
+        if guarded.stopped and self._detectors and self._detectors.stopped_by:
+            self._pending, self.blocked = [], True
+            return guarded
         released: list[GeneratedToken] = []
         blocked = False
         for token in guarded.output.tokens:
@@ -182,7 +209,7 @@ class AnswerGuard:
             blocked = self._release([], released, last=True)
         output = replace(guarded.output, tokens=tuple(released))
         if blocked:
-            self._pending = []
+            self._pending, self.blocked = [], True
             return replace(guarded, output=replace(output, ahead=(), finish=None, end=None), stopped=True)
         return replace(guarded, output=output)
 
@@ -192,7 +219,7 @@ class AnswerGuard:
         for piece in release.pieces:
             token = self._pending.pop(0)
             released.append(_masked_token(token, piece.text) if piece.masked else token)
-        self.interventions += intervention_facts(self._guard.name, release.findings, "OUTPUT")
+        self._facts += intervention_facts(self._guard.name, release.findings, "OUTPUT")
         return release.blocked
 
     def _new_window(self) -> ReleaseWindow:
@@ -217,11 +244,26 @@ def _masked_token(token: GeneratedToken, text: str) -> GeneratedToken:
     return replace(token, text=text, piece=piece, decoded=text, logprob=UNKNOWN_LOGPROB, top_logprobs=(), begins=0)
 
 
-def read_guard(path: Path | None) -> ServerGuard | None:
-    """The guardrail in a file; ``None`` without one.
+def read_guard(path: Path | None, model: Model | None = None) -> ServerGuard | None:
+    """The guardrail in a file; ``None`` without one. With a model, detectors of another one are refused.
 
     Raises:
         InvalidSettings: no guardrail; names line and field.
         MissingExtra: it needs packages that are not installed.
+        InvalidArgument: it has topics or content, and was not fitted.
+        OtherModel: it was fitted on another model.
     """
-    return ServerGuard(checker_of(load_guardrail(path))) if path else None
+    if path is None:
+        return None
+    if is_guard_file(path):
+        fitted = load_guard(path)
+        if model is not None:
+            fitted.check_model(model)
+        return ServerGuard(checker_of(fitted.guardrail), fitted)
+    guardrail = load_guardrail(path)
+    if guardrail.needs_model:
+        raise InvalidArgument(
+            f"{path} has topics or content, which are read in a model's activations; fit it with "
+            "`poise guardrail fit`, and serve the file that this writes."
+        )
+    return ServerGuard(checker_of(guardrail))

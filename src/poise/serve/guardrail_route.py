@@ -82,7 +82,13 @@ def _answer(service: Service, identifier: str, version: str, data: bytes, conten
     body = read_request(ApplyRequest, data, content_type or "application/json")
     texts = [GuardedText(block.text.text, tuple(block.text.qualifiers)) for block in body.content]
     try:
-        return apply_guardrail(guard.checker, texts, body.source, full=body.output_scope == "FULL")
+        return apply_guardrail(
+            guard.checker,
+            texts,
+            body.source,
+            full=body.output_scope == "FULL",
+            activations=guard.reader(service.model, service.scheduler.call),
+        )
     except InvalidArgument as error:
         raise RequestError(400, str(error), code="invalid_value", param="content") from error
 

@@ -10,11 +10,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from poise.engine import EngineOutput, GenerationRequest, StepEngine
 from poise.errors import NonFiniteActivation, RequestError, UserError
-from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
+from poise.monitor import AnswerReadings
+from poise.serve.alarm_policy import GuardedOutput
 
 __all__ = ["NEVER", "ScheduledRequest", "Scheduler"]
 
@@ -23,6 +24,18 @@ log = logging.getLogger("poise.serve")
 NEVER = float("inf")
 MOST_FAILURES = 10  # steps in a row; a broken GPU fails them all
 T = TypeVar("T")
+
+
+class OutputGuard(Protocol):
+    """What looks at an answer between two tokens."""
+
+    def inspect(self, output: EngineOutput) -> GuardedOutput:
+        """Read a step's output, and decide whether the answer goes on."""
+        ...
+
+    def readings(self) -> tuple[AnswerReadings, ...] | None:
+        """Readings of what there is so far, one a watched vector."""
+        ...
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -40,7 +53,7 @@ class ScheduledRequest:
     """
 
     request: GenerationRequest
-    guard: AlarmGuard
+    guard: OutputGuard
     sink: Callable[[GuardedOutput], None]
     deadline: float = NEVER
     begun: bool = field(default=False, init=False)

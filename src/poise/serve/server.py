@@ -226,7 +226,7 @@ def make_server(
         policies=policies,
         store=ReadingsStore(options.log, keep_days=options.keep_days, private=options.log_text),
         webhook=Webhook(url=hook[0], secrets=hook[1]) if (hook := webhook_target(options)) else None,
-        guard=read_guard(options.guardrail),
+        guard=read_guard(options.guardrail, model),
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
     )

@@ -19,6 +19,7 @@ from poise.model import Encoded, Model
 from poise.model.rendering import has_thinking_switch
 from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
+from poise.serve.detector_guard import DetectorGuard
 from poise.serve.echo import echoed_logprobs
 from poise.serve.embeddings import SentenceEncoder
 from poise.serve.guarding import AnswerGuard, GuardedRequest, ServerGuard
@@ -143,6 +144,8 @@ class Service:
         kind: CompletionKind = "chat" if isinstance(body, ChatCompletionRequest) else "text"
         if guarded.blocked:
             plan = replace(plan, echoes=(), scoring=None)
+        elif self.guard:
+            plan = self.guard.read_along(plan)
         exchange = CompletionExchange(self, plan, kind, key, guarded, loop)
         try:
             if plan.most_new_tokens:
@@ -198,13 +201,14 @@ class CompletionExchange:
         self.requests = [
             ScheduledRequest(
                 request=request,
-                guard=AlarmGuard(plan.watched, plan.policy, plan.pushes, requested=plan.requested, forced=plan.forced),
+                guard=self._output_guard(),
                 sink=self._sink(index),
                 deadline=deadline,
             )
             for index, request in enumerate(plan.requests)
         ]
-        self._answer_guards = [AnswerGuard(service.guard, kind) for _ in self.choices] if service.guard else []
+        guards = [scheduled.guard for scheduled in self.requests] if service.guard else []
+        self._answer_guards = [AnswerGuard(service.guard, kind, guard) for guard in guards if service.guard]
         for choice in self.choices if guarded.blocked or not plan.most_new_tokens else ():
             if guarded.blocked and service.guard:
                 choice.stop_message = service.guard.checker.guardrail.messages.input
@@ -212,6 +216,11 @@ class CompletionExchange:
             self._outputs.put_nowait((choice.index, GuardedOutput(output=output, stopped=guarded.blocked)))
         for choice in self.choices:
             choice.interventions = list(guarded.interventions)
+
+    def _output_guard(self) -> AlarmGuard | DetectorGuard:
+        plan, guard = self.plan, self.service.guard
+        alarms = AlarmGuard(plan.watched, plan.policy, plan.pushes, requested=plan.requested, forced=plan.forced)
+        return guard.with_detectors(alarms, len(plan.watched)) if guard else alarms
 
     def _sink(self, index: int) -> Any:
         def sink(guarded: GuardedOutput) -> None:
@@ -279,7 +288,7 @@ class CompletionExchange:
         else:
             done = guard.take(guarded)
         choice.interventions = [*self.guarded.interventions, *guard.interventions]
-        if done.stopped and not guarded.stopped:
+        if guard.blocked:
             choice.stop_message = guard.message
             self.service.scheduler.drop([self.requests[choice.index]])
             if not self.body.stream:

@@ -8,6 +8,7 @@ from poise.workflows.detectors import fit_vector_detectors
 from poise.workflows.extraction import extract_vector, import_vector
 from poise.workflows.fine_tuning import FineTuneResult, train_and_measure
 from poise.workflows.generation import check_steering, generate, read_steering, steer_by
+from poise.workflows.guardrails import fit_guard_file
 from poise.workflows.monitoring import calibrate_vectors, read_data
 from poise.workflows.previews import preview_data, preview_training
 from poise.workflows.relations import VectorRelation, relate_vectors
@@ -26,6 +27,7 @@ __all__ = [
     "check_steering",
     "estimate_screening",
     "extract_vector",
+    "fit_guard_file",
     "fit_vector_detectors",
     "generate",
     "import_vector",

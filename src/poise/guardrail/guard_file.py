@@ -1,0 +1,190 @@
+"""The file of a fitted guardrail: what its YAML said, its detectors and their figures, and the model they belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+
+from poise.errors import InvalidSettings, OtherModel
+from poise.guardrail.findings import GuardFinding
+from poise.guardrail.schema import Guardrail, RuleAction, Source, Strength
+from poise.model import Model
+from poise.model.probe import Probe
+from poise.settings import FrozenModel, first_fault
+from poise.storage.atomic_write import saving
+from poise.storage.output import check_output
+from poise.vector.header import ModelId
+
+__all__ = ["DetectorFigures", "FittedGuard", "GuardDetector", "OperatingPoint", "is_guard_file", "load_guard"]
+
+KEY = "poise_guard"
+
+
+class OperatingPoint(FrozenModel):
+    """A threshold, and the rate of false alarms that it promises."""
+
+    value: float = Field(description="Reading above which the rule applies, in standard deviations of ordinary talk.")
+    rate: float = Field(description="Share of ordinary texts above it that is promised.")
+    low: float = Field(description="Lower end of the 95 % interval of the rate that it has.")
+    high: float = Field(description="Upper end of that interval.")
+    n: int = Field(description="Ordinary texts that it was set on, none of which the fit has seen.")
+
+
+class DetectorFigures(FrozenModel):
+    """How well a detector tells its examples, on examples that its fit did not see."""
+
+    examples: int = Field(description="Number of examples.")
+    near_misses: int = Field(description="Number of texts beside the subject.")
+    talk_fitted: int = Field(description="Ordinary texts that it was fitted on.")
+    auc: float = Field(description="Area under the curve, examples against ordinary talk.")
+    auc_low: float = Field(description="Lower end of its 95 % interval.")
+    auc_high: float = Field(description="Upper end of it.")
+    recall: float = Field(description="Share of the examples above the threshold of the rate that was asked for.")
+    recall_low: float = Field(description="Lower end of its exact 95 % interval.")
+    recall_high: float = Field(description="Upper end of it.")
+    near_alarms: int = Field(description="Texts beside the subject that are above that threshold.")
+
+
+class GuardDetector(FrozenModel):
+    """A direction that a rule is read with, on one way."""
+
+    kind: Literal["TOPIC", "CONTENT"]
+    rule: str
+    source: Source
+    action: RuleAction
+    layer: int
+    centre: float = Field(description="Mean projection of ordinary talk.")
+    strength: Strength = Field("MEDIUM", description="The rule's strength; a topic's is MEDIUM.")
+    point: OperatingPoint
+    figures: DetectorFigures
+
+    def finding(self, projection: float, length: int) -> GuardFinding | None:
+        """What a projection of a text of this many characters comes to; ``None`` up to the threshold."""
+        score = projection - self.centre
+        if not score > self.point.value:
+            return None
+        return GuardFinding(
+            policy="topics" if self.kind == "TOPIC" else "content",
+            kind=self.kind,
+            rule=self.rule,
+            action=self.action,
+            start=0,
+            end=length,
+            score=round(score, 4),
+            threshold=round(self.point.value, 4),
+            rate=self.point.rate,
+        )
+
+
+class GuardHeader(FrozenModel):
+    """What a guard file says beside its directions."""
+
+    format: Literal[1] = 1
+    guardrail: Guardrail
+    model: ModelId
+    detectors: tuple[GuardDetector, ...]
+    window: int = Field(description="Tokens of an answer that are averaged.")
+    rate: float
+    seed: int
+    normal: dict[str, int]
+    normal_sha256: str
+    examples_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class FittedGuard:
+    """A guardrail with its detectors.
+
+    Attributes:
+        header: What the file says.
+        directions: Direction of each detector, float32 [k, d].
+    """
+
+    header: GuardHeader
+    directions: torch.Tensor
+
+    @property
+    def guardrail(self) -> Guardrail:
+        """What its YAML said."""
+        return self.header.guardrail
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """What reads each detector."""
+        return tuple(Probe(d.layer, row) for d, row in zip(self.header.detectors, self.directions, strict=True))
+
+    def check_model(self, model: Model) -> None:
+        """Refuse another model than its own: directions and thresholds hold there alone.
+
+        Raises:
+            OtherModel: says how they are related.
+        """
+        relation = self.header.model.relation(model)
+        if relation.kind != "same":
+            raise OtherModel(
+                f"The guardrail {self.guardrail.name} was fitted on {self.header.model.name}, and {model.name} "
+                f"{relation.sentence}; fit it on this model with `poise guardrail fit`."
+            )
+
+    def save(self, path: Path, *, force: bool = False) -> None:
+        """Write it, whole or not at all.
+
+        Raises:
+            OutputExists: the file holds something else.
+            SaveFailed: the disk refused.
+        """
+        check_output(path, loss=lambda existing: guard_loss(existing, self.guardrail.name), force=force)
+        document = json.dumps(self.header.model_dump(mode="json", by_alias=True), ensure_ascii=False, sort_keys=True)
+        with saving(path) as temporary:
+            temporary.write_bytes(serialise({"directions": self.directions.contiguous()}, metadata={KEY: document}))
+
+
+def guard_loss(path: Path, name: str) -> str:
+    """What a file would lose if a guard of this name were written over it."""
+    try:
+        there = load_guard(path).guardrail.name
+    except InvalidSettings:
+        return "something that is not a fitted guardrail"
+    return "" if there == name else f"the fitted guardrail {there}"
+
+
+def is_guard_file(path: Path) -> bool:
+    """Whether a file is a fitted guardrail and no YAML: it begins with a length and a brace."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    return head[8:] == b"{" and b"\x00" in head
+
+
+def load_guard(path: Path) -> FittedGuard:
+    """The fitted guardrail in a file.
+
+    Raises:
+        InvalidSettings: not there, cut short or not of this schema.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            directions = file.get_tensor("directions")
+        header = GuardHeader.model_validate_json(metadata[KEY])
+    except ValidationError as error:
+        fault = first_fault(error, GuardHeader)
+        raise InvalidSettings(f"{path} is not a guard of this version: {fault}; fit it again.") from error
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise InvalidSettings(
+            f"{path} is no fitted guardrail, or is cut short ({type(error).__name__}); make one with "
+            "`poise guardrail fit`."
+        ) from error
+    if directions.shape[:1] != (len(header.detectors),) or not torch.isfinite(directions).all():
+        raise InvalidSettings(f"{path} is broken: its directions do not fit its detectors; fit it again.")
+    return FittedGuard(header, directions)

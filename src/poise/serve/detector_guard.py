@@ -1,0 +1,93 @@
+"""A fitted guardrail's detectors at one answer, in the passes that are run anyway: before its alarms see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from poise.engine import EngineOutput, GeneratedToken
+from poise.guardrail.guard_file import FittedGuard
+from poise.guardrail.readings import AnswerWindow
+from poise.guardrail.schema import Source
+from poise.monitor import AnswerReadings
+from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
+from poise.serve.intervention import intervention_facts
+
+__all__ = ["DetectorGuard"]
+
+
+class DetectorGuard:
+    """Reads the prompt's last token and windows of the reply, and ends the answer where a rule blocks it.
+
+    The detectors' readings come behind those of the watched vectors, which see none of them.
+
+    Args:
+        fitted: The guardrail.
+        alarms: What looks at the watched vectors' readings.
+        watched: Number of watched vectors.
+
+    Attributes:
+        stopped_by: Way on which a rule has ended the answer.
+        facts: What was found.
+    """
+
+    def __init__(self, fitted: FittedGuard, alarms: AlarmGuard, watched: int) -> None:
+        self._fitted, self._alarms, self._watched = fitted, alarms, watched
+        self._window = AnswerWindow(fitted.header.window)
+        self._released = self._seen = 0
+        self._found: set[tuple[str, Source]] = set()
+        self.stopped_by: Source | None = None
+        self.facts: list[dict[str, Any]] = []
+
+    def inspect(self, output: EngineOutput) -> GuardedOutput:
+        """Read a step's output, and decide whether the answer goes on."""
+        plain = replace(
+            output,
+            prompt_readings=None if output.prompt_readings is None else output.prompt_readings[: self._watched],
+            tokens=tuple(map(self._plain, output.tokens)),
+            ahead=tuple(map(self._plain, output.ahead)),
+        )
+        if output.prompt_readings is not None:
+            self._look(output.prompt_readings[self._watched :], "INPUT")
+        for token in self._new_tokens(output):
+            if token.part == "reply" and (means := self._window.see(token.readings[self._watched :])) is not None:
+                self._look(means.tolist(), "OUTPUT")
+        if output.finish and (means := self._window.end()) is not None:
+            self._look(means.tolist(), "OUTPUT")
+        if self.stopped_by is None:
+            return self._alarms.inspect(plain)
+        cut = replace(plain, tokens=(), ahead=(), finish=None, end=None)
+        return GuardedOutput(output=cut, stopped=True, length=0, readings=self.readings())
+
+    def readings(self) -> tuple[AnswerReadings, ...] | None:
+        """Readings of what there is so far, one a watched vector."""
+        return self._alarms.readings()
+
+    def _new_tokens(self, output: EngineOutput) -> list[GeneratedToken]:
+        """Tokens that have not been read before: those ahead are given out once more when they are released."""
+        released = self._released + len(output.tokens)
+        numbered = [
+            *enumerate(output.tokens, start=self._released + 1),
+            *enumerate(output.ahead, start=max(released, self._seen) + 1),
+        ]
+        new = [token for number, token in numbered if number > self._seen]
+        self._released, self._seen = released, self._seen + len(new)
+        return new
+
+    def _plain(self, token: GeneratedToken) -> GeneratedToken:
+        return replace(token, readings=token.readings[: self._watched])
+
+    def _look(self, projections: Sequence[float], source: Source) -> None:
+        findings = []
+        for detector, value in zip(self._fitted.header.detectors, projections, strict=True):
+            key = (detector.rule, source)
+            if detector.source != source or key in self._found:
+                continue
+            if finding := detector.finding(value, 0):
+                self._found.add(key)
+                findings.append(finding)
+                if finding.action == "BLOCK":
+                    self.stopped_by = source
+        guardrail = self._fitted.guardrail
+        self.facts += intervention_facts(f"{guardrail.name}/{guardrail.version}", findings, source)
