@@ -135,8 +135,8 @@ def wait_for(home: Path, out: str, windows: int, process: subprocess.Popen[str])
 
 class TestAClusterThatLosesMachines:
     def test_makes_the_files_of_one_process(self, home: Path, nodes: RayNodes) -> None:
-        """``POISE_KILLS`` machines are killed, one after the other; 10 unless it says otherwise."""
-        kills, times = 0, int(os.environ.get("POISE_KILLS", "10"))
+        """``POISE_KILLS`` machines are killed, one after the other; 3 unless it says otherwise."""
+        kills, times = 0, int(os.environ.get("POISE_KILLS", "3"))
         process = start(home, "killed", "ray", nodes.address)
         while kills < times:
             wait_for(home, "killed", finished(home, "killed") + 2, process)
@@ -180,6 +180,7 @@ class TestMachinesWithoutACommonDisk:
             missing = start_command(home, home / "model", "missing", nodes.address)
         finally:
             worker.kill()
+            worker.wait()
             nodes.end()
         local = start_command(home, tmp_path / "model", "seen", "")
         assert local.returncode == 0, local.stderr[-3000:]

@@ -65,7 +65,10 @@ def is_filled(value: Any) -> bool:
 
 def find_column(row: RowColumns, names: Sequence[str], suits: Callable[[Any], bool]) -> str | None:
     """The row's own name for the first of ``names`` that it has; upper case and spaces around it do not matter."""
-    return next((name for name in names_present(row, names) if suits(row[name])), None)
+    for name in names_present(row, names):  # a loop, as this is asked fifteen times a row
+        if suits(row[name]):
+            return name
+    return None
 
 
 def names_present(row: RowColumns, names: Sequence[str]) -> tuple[str, ...]:

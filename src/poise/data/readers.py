@@ -88,7 +88,8 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
         raise InvalidRow(complaint)
     shape = shape_of_row(shape, row)
     turns = _READERS[shape.kind](shape, row, need)
-    beside = add_row_thought(turns.messages, row, shape.used, last=shape.kind in PAIR_SHAPES)
+    used = shape.used
+    beside = add_row_thought(turns.messages, row, used, last=shape.kind in PAIR_SHAPES)
     apply_loss_mask(turns.messages, turns.in_file, row)
     if shape.kind != "text":
         _add_system(turns.messages, row, shape.system)
@@ -99,7 +100,7 @@ def read_row(shape: DataShape, row: RowColumns, need: Need, part: AnswerPart = "
         for turn, following in pairwise(messages):
             if following["role"] == "tool" and (calls := calls_from_json(turn["content"])):
                 turn["content"], turn["tool_calls"] = "", [*turn.get("tool_calls", ()), *calls]
-    media = count_media(messages, turns.left_out, {name: row[name] for name in row if name not in shape.used})
+    media = count_media(messages, turns.left_out, {name: row[name] for name in row if name not in used})
     media_of = {id(turn): kind for turn, kind in media}
     for number, turn in enumerate(messages, start=1):
         _check_turn(turn, number, media_of.get(id(turn)))

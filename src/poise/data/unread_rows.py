@@ -1,4 +1,4 @@
-"""Rows that are read where the files are and decoded where the model is, which need not be one machine."""
+"""Rows as files have them: read where the files are, and decoded where, and if, somebody needs what they say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from poise.data.messages import Conversation, RejectedRow
 from poise.data.row_values import RowItem
 from poise.errors import InvalidRow
 
-__all__ = ["UnreadRows", "decode_rows", "iterate_unread", "without_files"]
+__all__ = ["UnreadRows", "decode_rows", "iterate_items", "iterate_unread", "without_files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class UnreadRows:
 
 def iterate_unread(data: DataSet, start: int, size: int) -> Iterator[list[UnreadRows]]:
     """Windows of ``size`` rows from index ``start`` on, the last one shorter; rows before are not decoded."""
-    rows = _iterate_items(data, start)
+    rows = iterate_items(data, start)
     while window := list(islice(rows, size)):
         yield [
-            UnreadRows(part, first, tuple(item for _, _, item in group))
+            UnreadRows(part, first, tuple(_to_send(item) for _, _, item in group))
             for (part, first), group in groupby(window, key=lambda row: row[:2])
         ]
 
@@ -49,7 +49,12 @@ def without_files(data: DataSet) -> DataSet:
     return replace(data, parts=tuple(replace(part, read=_read_elsewhere, paths=(), schema=None) for part in data.parts))
 
 
-def _iterate_items(data: DataSet, start: int) -> Iterator[tuple[int, int, RowItem]]:
+def iterate_items(data: DataSet, start: int = 0) -> Iterator[tuple[int, int, RowItem]]:
+    """Every row from index ``start`` on as its file has it, after its part's number and the index of that's first row.
+
+    ``data.decode(data.parts[part], item, first)`` makes of it what ``DataSet.iterate`` gives, which takes many times as
+    long as reading it.
+    """
     first = 0
     for number, part in enumerate(data.parts):
         items = part.read(max(0, start - first))
@@ -59,7 +64,7 @@ def _iterate_items(data: DataSet, start: int) -> Iterator[tuple[int, int, RowIte
             except StopIteration as end:
                 first += int(end.value)
                 break
-            yield number, first, _to_send(item)
+            yield number, first, item
 
 
 def _to_send(item: RowItem) -> RowItem:

@@ -14,7 +14,7 @@ from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, answer_spans
 from poise.progress import track
 from poise.screen.base_answers import BaseAnswers
-from poise.screen.scores import AnswerScores, score_percentiles
+from poise.screen.scores import AnswerScores, ascending_scores, score_percentiles
 from poise.screen.summary import AnswerExample
 
 __all__ = ["ExampleReader", "LocatedAnswer", "locate_answers", "token_pieces"]
@@ -72,7 +72,7 @@ class ExampleReader:
         self, model: Model, scores: AnswerScores, probes: Sequence[Probe], answers: BaseAnswers | None
     ) -> None:
         self.model, self.scores, self.probes, self.answers = model, scores, probes, answers
-        self.percentiles = [score_percentiles(column) for column in scores.scores.T]
+        self.ascending = [ascending_scores(column) for column in scores.scores.T]
         self._cases: dict[int, LocatedAnswer] = {}
         self._read: dict[int, torch.Tensor] = {}
 
@@ -98,7 +98,9 @@ class ExampleReader:
             index=case.row.index,
             turn=case.turn.number,
             score=_round_projection(float(self.scores.scores[at, trait])),
-            percentile=_round_projection(float(self.percentiles[trait][at])),
+            percentile=_round_projection(
+                float(score_percentiles(self.scores.scores[at : at + 1, trait], self.ascending[trait])[0])
+            ),
             flagged=flagged,
             prompt=case.question if len(case.question) <= LONGEST_PROMPT else "…" + case.question[1 - LONGEST_PROMPT :],
             pieces=token_pieces(self.model, text.ids[text.start : text.end], self._read[at][:, trait].tolist()),

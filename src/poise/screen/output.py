@@ -11,24 +11,26 @@ import importlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poise.data import Conversation, DataSet, RejectedRow
 from poise.data.readers import read_row
-from poise.data.row_files import RowFile, common_schema, open_row_file, row_columns_of
+from poise.data.row_files import RawRow, RowFile, common_schema, open_row_file, row_columns_of
+from poise.data.row_values import RowItem
 from poise.data.shapes import DataShape
+from poise.data.unread_rows import iterate_items
 from poise.errors import InvalidRow, MissingExtra
 from poise.progress import track
 from poise.screen.flagging import FlaggingThreshold, FlaggingThresholds
 from poise.screen.row_editor import replace_answers
-from poise.screen.scores import AnswerScores, rank_scores, score_percentiles
+from poise.screen.scores import AnswerScores, ascending_scores, rank_scores, score_percentiles
 from poise.screen.summary import PromisedRate
 from poise.storage.atomic_write import saving
 
-__all__ = ["FlaggedAnswers", "WrittenRows", "check_parquet", "iterate_scored_rows", "write_screened_files"]
+__all__ = ["FlaggedAnswers", "WrittenRows", "check_parquet", "iterate_flagged_rows", "write_screened_files"]
 
 ANSWERS_PER_GROUP = 50_000  # of a row group
 
@@ -97,26 +99,50 @@ class WrittenRows:
     wanted: dict[int, Conversation]
 
 
-def iterate_scored_rows(data: DataSet, scores: AnswerScores) -> Iterator[tuple[Conversation, int, int]]:
-    """Every row that was scored, with the places of its first answer and of the one after its last."""
+def iterate_flagged_rows(
+    data: DataSet, scores: AnswerScores, flagged: NDArray[np.bool_]
+) -> Iterator[tuple[Conversation, int, int]]:
+    """Every row with a flagged answer, with the places of its first answer and of the one after its last."""
     for row, first, last in _iterate_rows(data, scores):
-        if isinstance(row, Conversation):
-            yield row, first, last
+        if isinstance(row, _StoredRow) and flagged[first:last].any():
+            yield row.decode(), first, last
 
 
-def _iterate_rows(data: DataSet, scores: AnswerScores) -> Iterator[tuple[Conversation | RejectedRow, int, int]]:
+@dataclass(frozen=True, slots=True)
+class _StoredRow:
+    """A scored row as its file has it: most are written as they came, and decoding takes longer than all else."""
+
+    data: DataSet
+    part: int
+    first: int
+    item: RowItem
+
+    @property
+    def index(self) -> int:
+        return self.first + self.item[0]
+
+    @property
+    def raw(self) -> bytes | Mapping[str, Any]:
+        return cast("bytes | Mapping[str, Any]", self.item[2])  # a row that cannot be read has no score
+
+    def decode(self) -> Conversation:
+        return cast(Conversation, self.data.decode(self.data.parts[self.part], self.item, self.first))
+
+
+def _iterate_rows(data: DataSet, scores: AnswerScores) -> Iterator[tuple[_StoredRow | RejectedRow, int, int]]:
     """Every row; one of which no answer could be read is a rejected one, too."""
     at = 0
-    for row in data:
-        first = at
-        if isinstance(row, RejectedRow) or row.index in scores.rejected:
+    for part, start, item in iterate_items(data):
+        first, index = at, start + item[0]
+        if index in scores.rejected:
+            row = data.decode(data.parts[part], item, start)
             if isinstance(row, Conversation):
                 row = RejectedRow(file=row.file, row=row.row, index=row.index, line=None, reason="", raw=row.raw)
             yield row, first, first
             continue
-        while at < len(scores) and scores.index[at] == row.index:
+        while at < len(scores) and scores.index[at] == index:
             at += 1
-        yield row, first, at
+        yield _StoredRow(data, part, start, item), first, at
 
 
 def write_screened_files(
@@ -144,7 +170,6 @@ def write_screened_files(
         SaveFailed: the disk refused; earlier files are untouched.
     """
     wanted_rows: dict[int, Conversation] = {}
-    shapes = {part.name: part.shape for part in data.parts}
     flagged, schema = verdict.any_trait, common_schema(data)
     stems = ("clean", "flagged", *(("fixed",) if replacements else ()), "rejected_rows")
     names = tuple(stem + (".jsonl" if schema is None else ".parquet") for stem in stems)
@@ -163,11 +188,12 @@ def write_screened_files(
             turns = [int(scores.turn[i]) for i in range(first, last) if flagged[i]]
             (bad if turns else clean).add(row.raw)
             if replacements:
-                unfixed += not _add_fixed(fixed[0], shapes[row.file], row, replacements(row, turns) if turns else {})
+                answers = replacements(row.decode(), turns) if turns else {}
+                unfixed += not _add_fixed(fixed[0], data.parts[row.part].shape, row.raw, answers)
             if row.index in wanted:
                 raw = dict(row.raw) if isinstance(row.raw, Mapping) else row.raw  # without the table around it
-                wanted_rows[row.index] = dataclasses.replace(row, raw=raw)
-            table.add(row, last)
+                wanted_rows[row.index] = dataclasses.replace(row.decode(), raw=raw)
+            table.add(data.parts[row.part].name, row.item[0], last)
         for file in (clean, bad, *fixed, rejected):
             file.finish()
         table.finish()
@@ -176,20 +202,20 @@ def write_screened_files(
     )
 
 
-def _add_fixed(file: RowFile, shape: DataShape, row: Conversation, answers: Mapping[int, str] | None) -> bool:
+def _add_fixed(file: RowFile, shape: DataShape, raw: RawRow, answers: Mapping[int, str] | None) -> bool:
     """Add a row with other answers; not if they do not read back as what they are."""
     if answers is None:
         return True  # whoever makes the answers counts the rows without one
     if not answers:
-        file.add(row.raw)
+        file.add(raw)
         return True
     try:
-        columns = replace_answers(shape, row_columns_of(row.raw), answers)
+        columns = replace_answers(shape, row_columns_of(raw), answers)
         messages = read_row(shape, columns, "assistant").messages
         texts = [message["content"] for message in messages if message["role"] == "assistant"]
         if any(texts[turn].strip() != answer.strip() for turn, answer in answers.items()):
             return False
-        file.add_edited(row.raw, columns)
+        file.add_edited(raw, columns)
     except (InvalidRow, IndexError):
         return False
     return True
@@ -203,8 +229,7 @@ class _ScoresTable:
         import pyarrow.parquet as pq
 
         self.scores, self.verdict = scores, verdict
-        self.ranks = [rank_scores(column) for column in scores.scores.T]
-        self.percentiles = [score_percentiles(column) for column in scores.scores.T]
+        self.ascending = [ascending_scores(column) for column in scores.scores.T]
         integer_columns = {name: pa.int64() for name in ("row", "index", "turn", "tokens")}
         trait_columns = [
             (f"{trait}_{name}", kind)
@@ -223,9 +248,9 @@ class _ScoresTable:
         self.file = files.enter_context(pq.ParquetWriter(files.enter_context(saving(path)), self.schema))
         self.begin, self.places = 0, [("", 0)] * 0
 
-    def add(self, row: Conversation, last: int) -> None:
-        """The row's answers, which end before place ``last``."""
-        self.places += [(row.file, row.row)] * (last - self.begin - len(self.places))
+    def add(self, file: str, row: int, last: int) -> None:
+        """The answers of a file's row, which end before place ``last``."""
+        self.places += [(file, row)] * (last - self.begin - len(self.places))
         if len(self.places) >= ANSWERS_PER_GROUP:
             self._flush()
 
@@ -249,10 +274,11 @@ class _ScoresTable:
             "unread": [scores.unread.get(i) for i in range(first, last)],
         }
         for k, trait in enumerate(self.verdict.traits):
-            unknown = ~np.isfinite(scores.scores[part, k])
-            columns[f"{trait}_score"] = pa.array(scores.scores[part, k], mask=unknown)
-            columns[f"{trait}_rank"] = pa.array(self.ranks[k][part], mask=unknown)
-            columns[f"{trait}_percentile"] = pa.array(self.percentiles[k][part], mask=unknown)
+            column, all_scores = scores.scores[part, k], self.ascending[k]
+            unknown = ~np.isfinite(column)
+            columns[f"{trait}_score"] = pa.array(column, mask=unknown)
+            columns[f"{trait}_rank"] = pa.array(rank_scores(column, all_scores), mask=unknown)
+            columns[f"{trait}_percentile"] = pa.array(score_percentiles(column, all_scores), mask=unknown)
             columns[f"{trait}_flagged"] = self.verdict.flagged[part, k]
         self.file.write_table(pa.table([pa.array(columns[f.name], f.type) for f in self.schema], schema=self.schema))
         self.begin, self.places = last, []

@@ -12,7 +12,7 @@ from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, answer_spans
 from poise.progress import track
 from poise.screen.base_answers import BaseAnswers
-from poise.screen.output import iterate_scored_rows
+from poise.screen.output import iterate_flagged_rows
 from poise.screen.scores import AnswerScores
 
 __all__ = ["AnswerReplacer"]
@@ -53,7 +53,7 @@ class AnswerReplacer:
                 advance(len(waiting))
                 waiting.clear()
 
-            for row, first, last in iterate_scored_rows(data, scores):
+            for row, first, last in iterate_flagged_rows(data, scores, flagged):
                 wanted = [int(scores.turn[i]) for i in range(first, last) if flagged[i]]
                 waiting += [prompt for prompt in self._prompts(row, wanted) if prompt]
                 if len(waiting) >= PROMPTS_AT_ONCE:

@@ -20,6 +20,7 @@ from poise.statistics.intervals import ratio_interval
 
 __all__ = [
     "AnswerScores",
+    "ascending_scores",
     "collect_scores",
     "flags_by_length",
     "mean_score",
@@ -160,15 +161,23 @@ def flags_by_length(tokens: NDArray[np.int32], scores: ScoreArray, flagged: NDAr
     ]
 
 
-def rank_scores(scores: ScoreArray) -> NDArray[np.int64]:
-    """1 for the highest; equals share the better rank; 0 where there is no score."""
-    known = np.sort(scores[np.isfinite(scores)])
+def ascending_scores(scores: ScoreArray) -> ScoreArray:
+    """The scores that there are, the lowest first."""
+    return np.sort(scores[np.isfinite(scores)])
+
+
+def rank_scores(scores: ScoreArray, among: ScoreArray | None = None) -> NDArray[np.int64]:
+    """1 for the highest; equals share the better rank; 0 where there is no score.
+
+    ``among`` are all scores as ``ascending_scores`` gives them, where these are only some.
+    """
+    known = ascending_scores(scores) if among is None else among
     above = len(known) - np.searchsorted(known, scores, side="right")
     return np.where(np.isfinite(scores), above + 1, 0)
 
 
-def score_percentiles(scores: ScoreArray) -> NDArray[np.float64]:
-    """Share of scores that are lower, 0 to 100; NaN where there is none."""
-    known = np.sort(scores[np.isfinite(scores)])
+def score_percentiles(scores: ScoreArray, among: ScoreArray | None = None) -> NDArray[np.float64]:
+    """Share of scores that are lower, 0 to 100; NaN where there is none. ``among`` as for ``rank_scores``."""
+    known = ascending_scores(scores) if among is None else among
     below = 100 * np.searchsorted(known, scores, side="left") / max(len(known), 1)
     return np.where(np.isfinite(scores), below, np.nan)
