@@ -9,7 +9,7 @@ import json
 import math
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow as pa
@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import screening
-from poise.data import formats, open_data
+from poise.data import Conversation, DataSet, RejectedRow, formats, open_data
+from poise.data.dataset import DataPart
+from poise.data.row_values import RowItem
 from poise.errors import InvalidArgument
 from poise.model import Model
 from poise.screen import pipeline as job
@@ -277,3 +279,25 @@ class TestFixing:
         ):
             job.check_screening(data, two, tmp_path / "out", ScreenSettings(fix=True))
         job.check_screening(data, two, tmp_path / "out", ScreenSettings())
+
+
+class CountedData(DataSet):
+    """Counts the rows that are decoded."""
+
+    decoded: ClassVar[list[int]] = []
+
+    def decode(self, part: DataPart, item: RowItem, first: int) -> Conversation | RejectedRow:
+        self.decoded.append(first + item[0])
+        return DataSet.decode(self, part, item, first)
+
+
+def test_rows_are_decoded_once_but_for_those_that_are_shown(
+    model: Model, two: list[PersonaVector], tmp_path: Path
+) -> None:
+    opened = open_data(written(tmp_path / "rows.jsonl", talk(60)))
+    data = CountedData(parts=opened.parts, need=opened.need, stated=opened.stated)
+    CountedData.decoded.clear()
+    job.screen_data(data, model, two[:1], tmp_path / "out", ScreenSettings(method="raw"))
+    assert CountedData.decoded[:60] == list(range(60))
+    assert len(CountedData.decoded) == 60 + 10  # the ten highest
+    assert len(set(CountedData.decoded[60:])) == 10
