@@ -16,12 +16,13 @@ import torch
 
 import tiny
 from poise.activations import Probe
-from poise.engine import Generation, SamplingParams
+from poise.engine import Generation, GenerationRequest, SamplingParams
+from poise.engine.continuous import ContinuousEngine
 from poise.engine.static import LocalEngine
-from poise.errors import HookDidNotFire
+from poise.errors import HookDidNotFire, InvalidSteering
 from poise.model import Model
 from poise.model.hooks import rewrite
-from poise.steer import Steering
+from poise.steer import Steering, SteeringExpression
 from poise.vllm import block_work, programs
 from poise.vllm.configuration import unsupported
 from poise.vllm.passes import PassPiece, PassPlan, RequestState
@@ -195,3 +196,74 @@ def test_every_configuration_that_cannot_be_right_is_named() -> None:
         [fault] = unsupported(config(**change))
         assert words in fault
         assert "; " in fault  # and what to do
+
+
+class TestRanges:
+    """Which positions a work steers, of a prompt of 3 tokens and a response that thinks first."""
+
+    PARTS = (("mark", 0), ("thought", 0), ("thought", 1), ("mark", 1), ("reply", 0), ("reply", 1), ("reply", 2))
+
+    @pytest.mark.parametrize(
+        ("changes", "positions"),
+        [
+            ({}, [7, 8, 9]),
+            ({"part": "both"}, [3, 4, 5, 6, 7, 8, 9]),
+            ({"part": "thought"}, [4, 5]),
+            ({"part": "thought", "phase": "all"}, [0, 1, 2, 4, 5]),
+            ({"phase": "all"}, [0, 1, 2, 7, 8, 9]),
+            ({"phase": "prompt"}, [0, 1, 2]),
+            ({"tokens": (1, None)}, [8, 9]),
+            ({"tokens": (0, 2)}, [7, 8]),
+            ({"part": "both", "tokens": (1, 3)}, [4, 5]),
+            ({"since": 5}, [8, 9]),
+            ({"part": "both", "since": 5}, [8, 9]),
+            ({"part": "thought", "since": 2}, [5]),
+        ],
+    )
+    def test_of_parts(self, changes: dict[str, Any], positions: list[int]) -> None:
+        facts: dict[str, Any] = {"operation": "add", "phase": "response", "tokens": (0, None), "level": 0.0}
+        work = programs.SteeringWork(**(facts | changes), directions={}, gate=None)
+        parts: Any = self.PARTS
+        ranges = work.ranges(3, 0, 10, parts)
+        assert [position for first, last in ranges for position in range(first, last)] == positions
+        for position in range(10):  # token by token
+            assert bool(work.ranges(3, position, position + 1, parts)) == (position in positions)
+
+    def test_without_parts_all_is_reply(self) -> None:
+        facts: dict[str, Any] = {"operation": "add", "phase": "response", "tokens": (0, None), "level": 0.0}
+        for part, ranges in (("reply", [(3, 9)]), ("both", [(3, 9)]), ("thought", [])):
+            work = programs.SteeringWork(**facts, part=part, directions={}, gate=None)  # type: ignore[arg-type]
+            assert work.ranges(3, 0, 9) == ranges
+
+
+@pytest.mark.parametrize("cuts", ["in chunks of 3", "computed again in the middle"])
+def test_what_is_added_to_a_running_request_begins_there(llama: Model, cuts: str) -> None:
+    """A cap from the third token on, after steering and a condition that it began with: as our engine adds it."""
+    vectors = [tiny.vector(llama, seed=seed) for seed in (1, 2)]
+    began = Steering.add(vectors[0], coef=0.3, layer=1)
+    cap = Steering.cap(vectors[1], level=-0.5, layer=1)
+    [prompt] = tiny.prompts(llama, 1)
+    probes = tuple(random_probes(3, llama))
+    request = GenerationRequest(prompt=prompt, sampling=GREEDY, steering=began, probes=probes)
+    engine = ContinuousEngine(llama)
+    engine.add("one", request)
+    expected: list[Any] = []
+    while engine.running or engine.waiting:
+        for output in engine.step():
+            expected += [output.prompt_readings] if output.prompt_readings else []
+            expected += [token.readings for token in output.tokens]
+        if engine.running and engine._running[0].cached_tokens - len(prompt.ids) == 2:
+            engine.steer("one", cap)
+    program = compile_steering(began, probes)
+    number = program.number
+    program.extend(cap, 2)
+    assert program.number != number
+    state = RequestState(program=program, prompt=len(prompt.ids))
+    _, readings = in_passes(llama, prompt.ids, state, CUTS[cuts])
+    torch.testing.assert_close(readings, torch.tensor(expected[:-1]), rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_added_cannot_depend_on_the_prompt(llama: Model) -> None:
+    condition = SteeringExpression.parse("up@1=0.3 if prompt up@1>0").steering({"up": tiny.vector(llama, seed=1)})
+    with pytest.raises(InvalidSteering, match="The prompt has been read"):
+        compile_steering(None).extend(condition, 2)

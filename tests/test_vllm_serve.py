@@ -238,7 +238,10 @@ class TestTheOpenAIClient:
         ("changes", "words"),
         [
             ({"extra_body": {"poise": {"steer": "envy=10%"}}}, "envy"),
-            ({"extra_body": {"poise": {"steer": "up@1=0.3 on all if prompt up@1>0"}}}, "steer the response"),
+            (
+                {"extra_body": {"poise": {"steer": "up@1=0.3 on all if prompt up@1>0"}}},
+                "steer the response.*poise.steer",
+            ),
             ({"max_tokens": 300}, "maximum context length is 255 tokens"),
             ({"extra_body": {"top_k": 3}}, "top_k is not supported"),
         ],
@@ -259,7 +262,7 @@ class TestTheOpenAIClient:
         assert client.responses.create(**options).output_text == ours.responses.create(**options).output_text
 
     def test_is_told_that_prompts_are_not_scored(self, client: openai.OpenAI) -> None:
-        with pytest.raises(openai.BadRequestError, match="Prompts are not scored") as caught:
+        with pytest.raises(openai.BadRequestError, match="Prompts are not scored by this server") as caught:
             client.completions.create(model="tiny-llama", prompt="boats", echo=True, logprobs=1, max_tokens=0)
         assert caught.value.param == "echo"
         text = client.completions.create(model="tiny-llama", prompt="boats", echo=True, max_tokens=2).choices[0].text

@@ -230,7 +230,7 @@ def _start_engine(run: Any, settings: Mapping[str, Any]) -> Any:
     if settings["normal"]:
         raise InvalidArgument(
             "`normal` sets alarms with the model on transformers; with `engine` vllm run `poise calibrate` on the "
-            "vectors first, and serve the files that it writes."
+            "vectors first, which takes --engine vllm too, and serve the files that it writes."
         )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

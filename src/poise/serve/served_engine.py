@@ -82,6 +82,6 @@ def on_vllm(
         dtype=engine.dtype,
         read_text=engine.read,
         check_steering=engine.check_steering,
-        no_scores="Prompts are not scored by a server on vLLM; leave echo or logprobs out, or serve without it.",
+        no_scores="Prompts are not scored by this server, which runs on vLLM; leave echo or logprobs out.",
         close=engine.close,
     )

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from poise.engine import EngineOutput
-from poise.errors import NonFiniteActivation, RequestError, UserError
+from poise.errors import InvalidSteering, NonFiniteActivation, RequestError, UserError
 from poise.model import Encoded, Model
 from poise.model.rendering import has_thinking_switch
 from poise.monitor.readings import READING_NAMES
@@ -153,6 +153,8 @@ class Service:
             else:  # of the steering alone: there need be no room for an answer
                 first = plan.requests[0]
                 self.scheduler.engine.check(replace(first, prompt=Encoded(first.prompt.ids[:1], 1, 1)))
+        except InvalidSteering as error:
+            raise RequestError(400, str(error), code="invalid_steering", param="poise.steer") from error
         except UserError as error:
             raise RequestError(400, str(error), code="invalid_request") from error
         return exchange
