@@ -235,20 +235,24 @@ class TestTheOpenAIClient:
         assert fields[-1]["summary"]["up"] == pytest.approx(expected["summary"]["up"], rel=1e-4)
 
     @pytest.mark.parametrize(
-        ("changes", "words"),
+        ("changes", "words", "param"),
         [
-            ({"extra_body": {"poise": {"steer": "envy=10%"}}}, "envy"),
+            ({"extra_body": {"poise": {"steer": "envy=10%"}}}, "envy", "poise.steer"),
             (
                 {"extra_body": {"poise": {"steer": "up@1=0.3 on all if prompt up@1>0"}}},
-                "steer the response.*poise.steer",
+                "steer the response on that condition",
+                "poise.steer",
             ),
-            ({"max_tokens": 300}, "maximum context length is 255 tokens"),
-            ({"extra_body": {"top_k": 3}}, "top_k is not supported"),
+            ({"max_tokens": 300}, "maximum context length is 255 tokens", "messages"),
+            ({"extra_body": {"top_k": 3}}, "top_k is not supported", "top_k"),
         ],
     )
-    def test_is_told_what_cannot_be_done(self, client: openai.OpenAI, changes: dict[str, Any], words: str) -> None:
-        with pytest.raises(openai.BadRequestError, match=words):
+    def test_is_told_what_cannot_be_done(
+        self, client: openai.OpenAI, changes: dict[str, Any], words: str, param: str
+    ) -> None:
+        with pytest.raises(openai.BadRequestError, match=words) as caught:
             client.chat.completions.create(**({"model": "tiny-llama", "messages": QUESTION, "max_tokens": 4} | changes))
+        assert caught.value.param == param
 
     def test_gets_responses(self, client: openai.OpenAI, servers: tuple[str, str]) -> None:
         options: dict[str, Any] = {
