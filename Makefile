@@ -50,7 +50,7 @@ test-vllm:
 	$(TEST_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-vllm.txt
 	$(TEST_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(TEST_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	OMP_NUM_THREADS=1 $(TEST_VLLM)/bin/pytest -q -m vllm tests/test_vllm_engine.py tests/test_vllm_server.py tests/test_vllm_serve.py
+	OMP_NUM_THREADS=1 $(TEST_VLLM)/bin/pytest -q -m vllm $(wildcard tests/test_vllm_*.py)
 
 # Needs Chromium, and Firefox for one file; not part of `make test`, and run by CI after it.
 browser: setup

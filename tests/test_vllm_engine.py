@@ -124,16 +124,18 @@ def check_parity(
     vectors: dict[str, PersonaVector],
     requests: Sequence[dict[str, Any]],
     prompts: Sequence[Any],
+    **options: Any,
 ) -> None:
     """Tokens equal, and readings within a thousandth of the largest of them."""
     outputs = llm.generate(
         [{"prompt_token_ids": list(prompt.ids)} for prompt in prompts],
         [parameters(f) for f in requests],
         use_tqdm=False,
+        **options,
     )
     steerings = [SteeringExpression.parse(f["steer"]).steering(vectors) if f["steer"] else None for f in requests]
     probes: list[list[Probe]] = [[vectors[name].at("read").probe for name in f["watch"]] for f in requests]
-    answers = LocalEngine(model).generate(
+    answers = LocalEngine(model, allow_other_model=True).generate(
         list(prompts), SamplingParams(max_new_tokens=TOKENS, temperature=0), steering=steerings, probes=probes
     )
     for field, output, answer in zip(requests, outputs, answers, strict=True):

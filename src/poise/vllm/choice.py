@@ -25,7 +25,9 @@ def check_generator(name: GeneratorName) -> None:
         check_installed()
 
 
-def choose_engine(name: GeneratorName, model: Model, *, batch: int = 32, allow_other_model: bool = False) -> Engine:
+def choose_engine(
+    name: GeneratorName, model: Model, *, batch: int = 32, allow_other_model: bool = False, started: bool = False
+) -> Engine:
     """The engine that generates for a model that was loaded by its name.
 
     Args:
@@ -33,6 +35,7 @@ def choose_engine(name: GeneratorName, model: Model, *, batch: int = 32, allow_o
         model: Tokenises, reads and judges.
         batch: Most answers that the local engine generates at once; vLLM sizes its batches itself.
         allow_other_model: Let vectors of another model steer.
+        started: Start vLLM at once: what is timed next is an answer.
 
     Raises:
         MissingExtra: vLLM is not installed.
@@ -45,8 +48,11 @@ def choose_engine(name: GeneratorName, model: Model, *, batch: int = 32, allow_o
             f"{model.name} has an adapter, which vLLM's engine does not run; merge the two with `poise merge`."
         )
     revision = getattr(model.lm.config, "_commit_hash", None)
-    return VllmEngine(
+    engine = VllmEngine(
         model.name,
         dtype=str(model.lm.dtype).removeprefix("torch."),
         **({"revision": revision} if revision else {}),
     )
+    if started:
+        engine.start()
+    return engine

@@ -99,6 +99,14 @@ class VllmEngine:
         """Most tokens of prompt and answer together."""
         return min(self.model.window, int(self._llm.llm_engine.vllm_config.model_config.max_model_len))
 
+    def start(self) -> None:
+        """Start vLLM now, and not with the first answer, so that what is timed then is the answer.
+
+        Raises:
+            UnsuitableModel: its blocks are not known to the plugin.
+        """
+        _ = self._llm
+
     def plan(self, prompts: Sequence[Encoded], sampling: SamplingParams) -> list[list[int]]:
         """The batches that ``generate`` will run; see ``poise.engine.Engine``."""
         places = range(len(prompts))

@@ -104,7 +104,7 @@ def validate_vector(
             batch=batch,
             allow_other_model=allow_other_model,
             run=ResponseStore(out / "run"),
-            engine=choose_engine(engine, loaded, batch=batch, allow_other_model=allow_other_model),
+            engine=choose_engine(engine, loaded, batch=batch, allow_other_model=allow_other_model, started=True),
         )
         return _write_results(path, vector, certificate, out)
 
