@@ -11,7 +11,6 @@ have between them.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import random
@@ -31,6 +30,7 @@ def random_vectors(model: Any) -> dict[str, Any]:
     import tiny
     from poise.activations import reference_norm
     from poise.model import ask
+    from poise.vector import PersonaVector
     from test_vllm_engine import NAMES
 
     norm = reference_norm(model, [model.encode(ask("How are you today?"), "I am very well, thank you for asking.")])
@@ -38,7 +38,7 @@ def random_vectors(model: Any) -> dict[str, Any]:
     for seed, name in enumerate(NAMES):
         vector = tiny.vector(model, seed=seed)
         directions = DOSE * norm[:, None] * torch.nn.functional.normalize(vector.directions, dim=-1)
-        vectors[name] = dataclasses.replace(vector, directions=directions, reference_norm=norm)
+        vectors[name] = PersonaVector(directions, norm, vector.header)
     return vectors
 
 
