@@ -124,6 +124,7 @@ def test_vllm_gets_the_weights_and_the_dtype_of_the_model_that_was_loaded(
     model.lm.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
     monkeypatch.setattr(engine, "check_installed", lambda: None)
+    monkeypatch.setattr(engine, "installed_version", lambda: "0.32.0")
     chosen = choose_engine("vllm", dataclasses.replace(model, name=str(tmp_path)))
     assert isinstance(chosen, engine.VllmEngine)
     assert (chosen._source, chosen._options) == (str(tmp_path), {"dtype": "float32"})
@@ -167,14 +168,14 @@ class TestKeptWork:
         assert run.answers
         assert run.answers.engine is other
         assert run.open_base_answers().engine is other
-        assert local.answers.path != run.answers.path
+        assert local.answers.store.path != run.answers.store.path
         run.answers.generate([model.encode(ask("Hi"))])
         assert other.asked_for == 1
 
     def test_under_the_keys_of_the_first_version(self, model: Model, tmp_path: Path) -> None:
         [prompt] = [model.encode(ask("Hi"))]
         one, two = (BaseAnswers(model, tmp_path, max_new_tokens=3, engine=e) for e in (None, LocalEngine(model)))
-        assert one.path == two.path
+        assert one.store.path == two.store.path
         one.generate([prompt])
         assert two.count_missing([prompt]) == 0
 
