@@ -31,7 +31,9 @@ def from_detector_pairs(trait: Trait) -> Trait:
     pairs = tuple(
         ExemplarPair(question=p.question, positive=p.positive, negative=p.negative) for p in trait.exemplars.detector
     )
-    return trait.model_copy(update={"exemplars": trait.exemplars.model_copy(update={"extraction": pairs})})
+    return trait.model_copy(
+        update={"exemplars": trait.exemplars.model_copy(update={"extraction": pairs, "detector": ()})}
+    )
 
 
 def shown(estimate: Estimate) -> str:
