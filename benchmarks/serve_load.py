@@ -8,7 +8,8 @@ Prompts have 20 to 6,000 tokens and ``max_tokens`` is 8 to 4,096, both drawn log
 ``--scale`` where they are above the least. The clients are a process of their own on the loopback and read as fast as
 they can. Tokens are those of the text that came, counted by one tokenizer for all servers. ``engine`` is the server's
 engine in this process with all requests at once: what the server could reach at best. ``--against`` runs ``transformers
-serve`` with continuous batching on the same model, requests (without what only Poise has) and number of threads.
+serve`` with continuous batching on the same model, requests (without what only Poise has) and number of threads, and
+``--llama`` llama.cpp's server in ``xllamacpp`` on a GGUF file of the model, whose weights may be quantised.
 """
 
 from __future__ import annotations
@@ -180,6 +181,31 @@ def transformers_serve(path: str, dtype: str) -> Iterator[str]:
             process.terminate()
 
 
+LLAMA_SERVER = """
+import sys
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port = sys.argv[1], int(sys.argv[2])
+params.n_parallel, params.n_ctx = int(sys.argv[3]), int(sys.argv[4])
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[5])
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def llama_server(path: Path, slots: int, positions: int) -> Iterator[str]:
+    """Address of llama.cpp's server, in xllamacpp; each of its slots has as many positions."""
+    values = [path, random.randrange(20000, 60000), slots, slots * positions, torch.get_num_threads()]
+    command = [sys.executable, "-c", LLAMA_SERVER, *map(str, values)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True) as process:
+        if process.stdin is None or process.stdout is None or not (address := process.stdout.readline().strip()):
+            raise RuntimeError("llama.cpp's server did not start; pip install xllamacpp")
+        yield address
+        process.stdin.close()
+
+
 def load_test(options: argparse.Namespace) -> None:
     """Print the figures of all that was asked for."""
     model = load_model(options.model)
@@ -214,9 +240,20 @@ def load_test(options: argparse.Namespace) -> None:
         path = locate(options.model)
         plain = [{**{k: v for k, v in body.items() if k != "poise"}, "model": path} for body in bodies]
         with transformers_serve(path, str(model.lm.dtype).removeprefix("torch.")) as other:
-            drive(other, [{**plain[0], "max_tokens": 2}], 1)  # warm
-            theirs = report("transformers serve", model, *drive(other, plain, options.clients))
-        print(f"poise / transformers serve: {rate / theirs:.3f}" if theirs else "transformers serve gave no tokens")
+            compare("transformers serve", model, other, plain, options.clients, rate)
+    if options.llama:
+        plain = [{**{k: v for k, v in body.items() if k != "poise"}, "model": "llama"} for body in bodies]
+        with llama_server(
+            options.llama, options.clients, max(map(sum, zip(lengths, answers, strict=True))) + 64
+        ) as other:
+            compare(f"llama.cpp, {options.llama.name}", model, other, plain, options.clients, rate)
+
+
+def compare(name: str, model: Model, address: str, bodies: list[dict[str, Any]], clients: int, rate: float) -> None:
+    """Another server's figures, and Poise's tokens a second over its."""
+    drive(address, [{**bodies[0], "max_tokens": 2}], 1)  # warm
+    theirs = report(name, model, *drive(address, bodies, clients))
+    print(f"poise / {name}: {rate / theirs:.3f}" if theirs else f"{name} gave no tokens", flush=True)
 
 
 def resident() -> float:
@@ -254,6 +291,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--against", action="store_true")
+    parser.add_argument("--llama", type=Path, metavar="FILE.gguf", help="the same model, for llama.cpp's server")
     for option, default in (("requests", 200), ("clients", 32), ("memory", 0)):
         parser.add_argument(f"--{option}", type=int, default=default)
     for option in ("prompt-budget", "prefill-budget"):
