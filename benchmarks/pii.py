@@ -224,13 +224,11 @@ PRESIDIO = {
     "CREDIT_CARD": "CREDIT_DEBIT_CARD_NUMBER",
     "IBAN_CODE": "INTERNATIONAL_BANK_ACCOUNT_NUMBER",
     "IP_ADDRESS": "IP_ADDRESS",
-    "MAC_ADDRESS": "MAC_ADDRESS",
     "URL": "URL",
     "US_SSN": "US_SOCIAL_SECURITY_NUMBER",
     "US_ITIN": "US_INDIVIDUAL_TAX_IDENTIFICATION_NUMBER",
     "UK_NHS": "UK_NATIONAL_HEALTH_SERVICE_NUMBER",
     "UK_NINO": "UK_NATIONAL_INSURANCE_NUMBER",
-    "CA_SIN": "CA_SOCIAL_INSURANCE_NUMBER",
 }
 
 
@@ -238,7 +236,7 @@ def presidio() -> Callable[[str], list[Span]]:
     """presidio-analyzer's recognisers that need no language model, with scores of .4 and more."""
     from presidio_analyzer import predefined_recognizers as known
 
-    names = ["Email", "Phone", "CreditCard", "Iban", "Ip", "Mac", "Url", "UsSsn", "UsItin"]
+    names = ["Email", "Phone", "CreditCard", "Iban", "Ip", "Url", "UsSsn", "UsItin"]
     kinds = [getattr(known, f"{name}Recognizer") for name in names] + [known.NhsRecognizer, known.UkNinoRecognizer]
     recognizers = [kind() for kind in kinds]
 

@@ -196,6 +196,8 @@ class TestSensitiveInformation:
             ("CREDIT_DEBIT_CARD_NUMBER", "３７８２ ８２２４６３ １０００５", "３７８２ ８２２４６３ １０００５"),
             ("PIN", "My PIN is 4821.", "4821"),
             ("INTERNATIONAL_BANK_ACCOUNT_NUMBER", "to GB82 WEST 1234 5698 7654 32", "GB82 WEST 1234 5698 7654 32"),
+            ("INTERNATIONAL_BANK_ACCOUNT_NUMBER", "to ES9121000418450200051332 by", "ES9121000418450200051332"),
+            ("INTERNATIONAL_BANK_ACCOUNT_NUMBER", "ES91 2100 0418 4502 0005 1332 by", "ES91 2100 0418 4502 0005 1332"),
             ("SWIFT_CODE", "SWIFT: DEUTDEFF", "DEUTDEFF"),
             ("IP_ADDRESS", "at 192.168.0.12, or", "192.168.0.12"),
             ("IP_ADDRESS", "at 2001:db8::8a2e:370:7334 now", "2001:db8::8a2e:370:7334"),

@@ -200,7 +200,13 @@ PII_PATTERNS: Sequence[PiiPattern] = (
     ),
     PiiPattern(
         type="INTERNATIONAL_BANK_ACCOUNT_NUMBER",
-        pattern=r"(?i)\b[a-z]{2}\d{2}(?:[ -]?[a-z0-9]{4}){2,7}(?:[ -]?[a-z0-9]{1,3})?\b",
+        pattern=r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?\b",
+        check=_is_iban,
+        weight=10,
+    ),
+    PiiPattern(
+        type="INTERNATIONAL_BANK_ACCOUNT_NUMBER",
+        pattern=r"(?i)\b[a-z]{2}\d{2}[a-z0-9]{11,30}\b",
         check=_is_iban,
         weight=10,
     ),
