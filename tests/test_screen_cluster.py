@@ -17,9 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny
 from poise import vector as vectors
+from poise.activations import Probe
+from poise.data import open_data
+from poise.model import load_model
+from poise.screen import shards
+from poise.screen.ray_backend import score_shards_on_ray
+from poise.screen.shards import ShardStore
 from screening import files, mixed, named, talk, written
 
 pytestmark = [
@@ -165,6 +172,26 @@ class TestAClusterThatLosesMachines:
         finally:
             after.end()
         assert files(home / "headless") == files(home / "one")
+
+
+def test_data_pass_through_an_object_store_that_cannot_hold_them(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 64)
+    model = load_model(str(home / "model"), dtype=torch.float32, device="cpu")
+    rows = [{"prompt": f"What of {i}?", "response": f"Ah, {i}.", "blob": "x" * 60_000} for i in range(2500)]
+    data, probes = open_data(written(tmp_path / "rows.jsonl", rows)), [Probe(1, torch.ones(tiny.D))]
+    store = 80 * 2**20
+    assert (tmp_path / "rows.jsonl").stat().st_size > 1.7 * store
+    ray.init("local", num_cpus=1, object_store_memory=store, include_dashboard=False, log_to_driver=False)
+    try:
+        list(score_shards_on_ray(ShardStore(tmp_path / "ray", "job"), data, model, probes, workers=1))
+    finally:
+        ray.shutdown()
+    list(shards.score_shards(ShardStore(tmp_path / "one", "job"), data, model, probes))
+    assert files(tmp_path / "ray") == files(tmp_path / "one")
 
 
 class TestMachinesWithoutACommonDisk:
