@@ -140,9 +140,9 @@ _MODELS: dict[str, Any] = {}
 
 
 def _persons(text: str, model: str) -> Iterator[tuple[int, int]]:
-    import spacy
-
     if model not in _MODELS:
+        import spacy
+
         _MODELS[model] = spacy.load(model, exclude=["tagger", "parser", "lemmatizer", "attribute_ruler"])
     for first in range(0, len(text), ENTITY_TEXT):
         for entity in _MODELS[model](text[first : first + ENTITY_TEXT]).ents:
