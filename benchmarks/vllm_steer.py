@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--memory", type=float, default=0.3, help="share of the memory that vLLM takes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         names = write_vectors(Path(folder), arguments.model, arguments.traits)
@@ -103,6 +104,7 @@ def main() -> None:
             enforce_eager=not arguments.compiled,
             max_model_len=32 + arguments.tokens + 16,
             max_num_seqs=max(arguments.batch),
+            gpu_memory_utilization=arguments.memory,
         )
         print(f"{arguments.model}, {'compiled' if arguments.compiled else 'eager'}, {arguments.traits} vectors")
         print("| batch | plain, tokens/s | " + " | ".join(KINDS[1:]) + " |\n|---|---|" + "---|" * (len(KINDS) - 1))
