@@ -187,6 +187,7 @@ class TestExtract:
             "judge": "endpoint:m",
             "budget": workflows.GenerationBudget(questions=2, rollouts=4, max_new_tokens=5, temperature=1.0, seed=6),
             "batch": 7,
+            "engine": "local",
             "inputs": [Path("impolite")],
             "force": False,
         }

@@ -389,7 +389,7 @@ class TestAlarms:
             make_server(model, {"up": alone}, ServerOptions(port=0, policy=tmp_path / "rules.yaml"))
         assert str(refusal.value) == (
             f"{tmp_path / 'rules.yaml'}, line 1: default.on_alarm.up caps 'up' at its alarm: a cap works along "
-            "the vector's own direction, and grumpy has alarms for its detector alone; run `poise calibrate` on it, "
+            "the vector's own direction, and up has alarms for its detector alone; run `poise calibrate` on it, "
             "which sets both, or note or stop instead; fix it and try again."
         )
         watched = WatchedVector(name="up", vector=alone, probe=alone.at("read").probe, fixed=False)

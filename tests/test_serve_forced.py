@@ -125,7 +125,9 @@ class TestAForcedCap:
 
     def test_says_what_of_a_request_it_leaves_out(self, vectors: dict[str, PersonaVector]) -> None:
         both = hold_forced(parsed("up@2=300%", vectors), parsed("up@1=cap:-1", vectors))
-        assert both.notes == ("up at layer 2 acts without its part along up, which this server caps from layer 1 on.",)
+        assert both.notes == (
+            "grumpy at layer 2 acts without its part along grumpy, which this server caps from layer 1 on.",
+        )
 
     def test_alone_is_what_it_was(self, vectors: dict[str, PersonaVector]) -> None:
         forced = parsed("up@1=cap:-1; down=30%", vectors)
