@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -23,7 +22,6 @@ from poise.errors import (
     SaveFailed,
 )
 from poise.model import Model
-from poise.screen import shards as parts
 from poise.screen.compare_methods import compare_methods
 from poise.screen.flagging import FlaggingRule
 from poise.screen.scoring import ScreenSettings
@@ -44,19 +42,20 @@ class TestADiskThatIsFull:
         monkeypatch: pytest.MonkeyPatch,
         fails_at: int,
     ) -> None:
-        data, save, saved = mixed(tmp_path / "rows.jsonl"), np.savez, []
+        data, write, written = mixed(tmp_path / "rows.jsonl"), Path.write_bytes, []
 
-        def full(*args: Any, **arrays: Any) -> None:
-            if len(saved) == fails_at:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            save(*args, **arrays)
-            saved.append(1)
+        def full(self: Path, content: bytes) -> int:
+            if "part-" in self.name:
+                if len(written) == fails_at:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                written.append(self)
+            return write(self, content)
 
-        monkeypatch.setattr(parts.np, "savez", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
         with pytest.raises(SaveFailed, match=r"No space left on device.*again"):
             run(data, model, two, tmp_path / "out")
         assert len(list((tmp_path / "out" / ".run").glob("*/part-*.npz"))) == fails_at
-        monkeypatch.setattr(parts.np, "savez", save)
+        monkeypatch.setattr(Path, "write_bytes", write)
         run(data, model, two, tmp_path / "out")
         run(data, model, two, tmp_path / "fresh")
         assert files(tmp_path / "out") == files(tmp_path / "fresh")
