@@ -25,6 +25,7 @@ def chromium_tab() -> Iterator[Any]:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         opened = chromium.new_context().new_page()
         opened.set_default_timeout(8000)
+        opened.set_default_navigation_timeout(30_000)  # a machine may be busy when the first page is opened
         yield opened
         chromium.close()
 
