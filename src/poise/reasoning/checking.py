@@ -27,6 +27,9 @@ class PolicyReasoner:
 
     def __init__(self, policy: ReasoningPolicy, *, most_work: int | None = None) -> None:
         self.policy = policy
+        rules = [policy.parts_of(rule) for rule in policy.rules]
+        self._ruled = names_of([each for parts in rules for each in parts.values()])
+        self._concluded = names_of([parts["then"] for parts in rules if "then" in parts])
         self.solver = PolicySolver(policy) if most_work is None else PolicySolver(policy, most_work=most_work)
 
     def check(self, *translations: Translation) -> ReasoningFinding:
@@ -75,7 +78,7 @@ class PolicyReasoner:
             correction = self._forced(premises, names_of(statements.claims))
             return ReasoningFinding(kind="INVALID", rules=core, correction=correction, translations=translations)
         failing = solver.model([premises, solver.opposite(claims)])
-        named = names_of([*statements.premises, *statements.claims]) | self._ruled()
+        named = names_of([*statements.premises, *statements.claims]) | self._ruled
         if failing is None:
             core = solver.core([premises, solver.opposite(claims)]) or ()
             return ReasoningFinding(
@@ -88,15 +91,6 @@ class PolicyReasoner:
             claims_false=_as_statements(failing, named),
             translations=translations,
         )
-
-    def _ruled(self) -> frozenset[str]:
-        """Variables that some rule names."""
-        return names_of([e for rule in self.policy.rules for e in self.policy.parts_of(rule).values()])
-
-    def _concluded(self) -> frozenset[str]:
-        """Variables that some rule says something of, for some condition."""
-        rules = [self.policy.parts_of(rule) for rule in self.policy.rules]
-        return names_of([parts["then"] for parts in rules if "then" in parts])
 
     def _forced(self, premises: Z3Statement, names: Iterable[str]) -> tuple[str, ...]:
         """Values that the premises leave no choice in."""
@@ -117,7 +111,7 @@ class PolicyReasoner:
         if not solver.follows(claims, [premises, *facts.values()]):
             return ()
         needed = dict(facts)
-        for name in sorted(facts, key=lambda name: name not in self._concluded()):  # those that rules settle go first
+        for name in sorted(facts, key=lambda name: name not in self._concluded):  # those that rules settle go first
             fewer = {other: fact for other, fact in needed.items() if other != name}
             if solver.follows(claims, [premises, *fewer.values()]):
                 needed = fewer

@@ -19,7 +19,7 @@ def lint_policy(policy: ReasoningPolicy) -> list[str]:
     """
     solver = PolicySolver(policy)
     try:
-        if (core := solver.contradiction) is not None:
+        if (core := solver.core([])) is not None:
             return [f"The rules {', '.join(core)} contradict each other, so that nothing can be checked; change one."]
         return [*_idle_rules(policy, solver), *_unused_variables(policy)]
     except SolverGaveUp as error:

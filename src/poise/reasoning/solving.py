@@ -7,7 +7,6 @@ in seconds besides.
 from __future__ import annotations
 
 import ast
-import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
@@ -222,8 +221,3 @@ class PolicySolver:
         if variable.type == "boolean":
             return str(value).lower()
         return str(value.as_fraction()) if variable.type == "number" else str(value.as_long())
-
-    @functools.cached_property
-    def contradiction(self) -> tuple[str, ...] | None:
-        """Rules that cannot hold together; ``None`` where all can."""
-        return self.core([])

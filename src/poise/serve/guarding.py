@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,6 +61,7 @@ class ServerGuard:
     checker: Checker
     fitted: FittedGuard | None = None
     _remembered: dict[tuple[bytes, Source], list[GuardFinding]] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # requests come from several threads
 
     @property
     def name(self) -> str:
@@ -95,9 +97,10 @@ class ServerGuard:
         findings = self._remembered.get(key)
         if findings is None:
             findings = self.checker.find(text, source)
-            while len(self._remembered) >= MOST_REMEMBERED:
-                self._remembered.pop(next(iter(self._remembered)), None)
-            self._remembered[key] = findings
+            with self._lock:
+                while len(self._remembered) >= MOST_REMEMBERED:
+                    self._remembered.pop(next(iter(self._remembered)))
+                self._remembered[key] = findings
         return findings
 
     def guard_request(self, body: OpenAIRequest, model: Model) -> GuardedRequest:
