@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from poise.guardrail.patterns import check_pattern
 from poise.guardrail.pii_types import PiiType
-from poise.settings import Settings, placed_fault, read_settings
+from poise.settings import FilledText, Settings, placed_fault, read_settings
 
 __all__ = [
     "ContentRule",
@@ -68,13 +68,6 @@ Language = Literal[
 ]
 
 
-def _filled(value: Any) -> Any:
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("is empty; write a text, or take the line out")
-    return value
-
-
-FilledText = Annotated[str, BeforeValidator(_filled)]
 RuleName = Annotated[FilledText, Field(max_length=100)]
 Phrase = Annotated[FilledText, Field(max_length=100)]
 Example = Annotated[FilledText, Field(max_length=1000)]

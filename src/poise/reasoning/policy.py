@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from poise.errors import InvalidStatement
 from poise.reasoning.expressions import Expression, VariableKind, parse_expression, single_comparison
-from poise.settings import Settings, placed_fault, read_settings
+from poise.settings import FilledText, Settings, placed_fault, read_settings
 
 __all__ = ["PolicyExample", "PolicyRule", "PolicyVariable", "ReasoningPolicy", "load_policy"]
 
 VARIABLE_NAME = r"^[a-z][a-z0-9_]{0,63}$"
 RESERVED_WORDS = ("true", "false", "and", "or", "not", "in", "is", "if", "else", "for", "lambda", "none")
 RULE_FORMS = "write when and then, exactly_when and then, or always"
-
-
-def _with_words(value: Any) -> Any:
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("is empty; write a text, or take the line out")
-    return value
-
-
-PolicyText = Annotated[str, BeforeValidator(_with_words)]
 
 
 class PolicyVariable(Settings):
@@ -35,8 +26,8 @@ class PolicyVariable(Settings):
     """
 
     type: Literal["boolean", "integer", "number", "choice"]
-    description: PolicyText = Field(max_length=500, description="What it is, for who translates a text.")
-    values: tuple[PolicyText, ...] = Field((), max_length=100, description="Values of a choice.")
+    description: FilledText = Field(max_length=500, description="What it is, for who translates a text.")
+    values: tuple[FilledText, ...] = Field((), max_length=100, description="Values of a choice.")
     least: float | None = Field(None, description="The least that a number can be.")
     most: float | None = Field(None, description="The most that a number can be.")
 
@@ -63,11 +54,11 @@ class PolicyRule(Settings):
     """What holds: ``always``, or ``then`` whenever ``when`` does, or whenever ``exactly_when`` does and never else."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
-    text: PolicyText = Field(max_length=1000, description="The rule in words, as findings show it.")
-    when: PolicyText | None = Field(None, description="When it applies.")
-    exactly_when: PolicyText | None = Field(None, description="When it applies, and never else.")
-    then: PolicyText | None = Field(None, description="What then holds.")
-    always: PolicyText | None = Field(None, description="What holds under all circumstances.")
+    text: FilledText = Field(max_length=1000, description="The rule in words, as findings show it.")
+    when: FilledText | None = Field(None, description="When it applies.")
+    exactly_when: FilledText | None = Field(None, description="When it applies, and never else.")
+    then: FilledText | None = Field(None, description="What then holds.")
+    always: FilledText | None = Field(None, description="What holds under all circumstances.")
 
     @property
     def condition(self) -> Literal["when", "exactly_when"] | None:
@@ -91,10 +82,10 @@ class PolicyRule(Settings):
 class PolicyExample(Settings):
     """A conversation and what it says, each statement one comparison; shown to the model that translates."""
 
-    question: PolicyText = Field(max_length=2000)
-    answer: PolicyText = Field(max_length=2000)
-    premises: tuple[PolicyText, ...] = Field((), max_length=12)
-    claims: tuple[PolicyText, ...] = Field(min_length=1, max_length=12)
+    question: FilledText = Field(max_length=2000)
+    answer: FilledText = Field(max_length=2000)
+    premises: tuple[FilledText, ...] = Field((), max_length=12)
+    claims: tuple[FilledText, ...] = Field(min_length=1, max_length=12)
 
 
 class ReasoningPolicy(Settings):

@@ -39,7 +39,7 @@ from poise.settings.faults import (
     shown_value,
 )
 from poise.settings.other_names import Place, place_as_written, translate_names
-from poise.settings.scalar_types import check_scalar
+from poise.settings.scalar_types import FilledText, check_scalar
 from poise.settings.yaml_document import YAMLDocument, keys_that_are_no_text, line_at, parse_yaml
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ else:
     ModelMetaclass = type(BaseModel)
 
 __all__ = [
+    "FilledText",
     "Frozen",
     "FrozenModel",
     "ListOfTexts",

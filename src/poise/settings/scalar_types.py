@@ -1,13 +1,14 @@
-"""Which scalars a field takes: a number is no true or false and no quoted text, and has 64 bits."""
+"""Which scalars a field takes: a number is no true or false and no quoted text, and has 64 bits; a text has words."""
 
 from __future__ import annotations
 
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BeforeValidator
 from pydantic_core import PydanticKnownError
 
-__all__ = ["LARGEST_NUMBER", "check_scalar"]
+__all__ = ["LARGEST_NUMBER", "FilledText", "check_scalar"]
 
 LARGEST_NUMBER = 2**63
 NUMBERS = frozenset((int, float))
@@ -42,3 +43,13 @@ def _scalar_kinds(annotation: Any) -> frozenset[type]:
     if origin is Literal:
         return frozenset(map(type, get_args(annotation)))
     return frozenset((annotation,)) & {bool, int, float, str}
+
+
+def _check_filled(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty; write a text, or take the line out")
+    return value
+
+
+FilledText = Annotated[str, BeforeValidator(_check_filled)]
+"""A text with words in it."""
