@@ -129,15 +129,14 @@ class Fuzzer:
     """Draws requests and sends them.
 
     Args:
-        address: The server's.
+        client: Its base URL is the server's. The caller closes it.
         seed: What the requests are drawn with.
         vector: Bytes of a good vector file.
     """
 
-    def __init__(self, address: str, seed: int, vector: bytes) -> None:
-        self.address, self.vector, self.result = address, vector, FuzzResult()
+    def __init__(self, client: httpx.Client, seed: int, vector: bytes) -> None:
+        self.client, self.vector, self.result = client, vector, FuzzResult()
         self.random = random.Random(seed)
-        self.client = httpx.Client(base_url=address, timeout=60)
 
     def run(self, requests: int) -> FuzzResult:
         """Send so many."""
@@ -274,7 +273,7 @@ class Fuzzer:
         data = bytearray(self.random.choice(lines))
         if self.random.random() < 0.5:
             data[self.random.randrange(len(data))] = self.random.randrange(256)
-        host, port = self.address.removeprefix("http://").split(":")
+        host, port = self.client.base_url.host, self.client.base_url.port or 80
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(bytes(data))
             connection.shutdown(socket.SHUT_WR)
@@ -331,8 +330,11 @@ def main() -> None:
         save_vector(serving.vectors(model)["up"], path / "up.safetensors")
         rules = serving.uploading(path, most_vectors=4, most_tokens=8, default_tokens=2)
         began = time.monotonic()
-        with serving.running(model, policy=rules) as (address, _):
-            fuzzer = Fuzzer(address, options.seed, (path / "up.safetensors").read_bytes())
+        with (
+            serving.running(model, policy=rules) as (address, _),
+            httpx.Client(base_url=address, timeout=60) as client,
+        ):
+            fuzzer = Fuzzer(client, options.seed, (path / "up.safetensors").read_bytes())
             result = fuzzer.run(options.requests)
             well = httpx.get(f"{address}/readyz").status_code
     routes = sorted({route for route, _ in result.counts})

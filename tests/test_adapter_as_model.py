@@ -72,13 +72,13 @@ def served(home: Path, name: str, out: Path, monkeypatch: pytest.MonkeyPatch) ->
     def ask_and_stop(server: Any, *more: Any) -> None:
         address = server.start()
         try:
-            client = OpenAI(base_url=f"{address}/v1", api_key="none")
-            answer = client.chat.completions.create(
-                model=server.service.name,
-                messages=[{"role": "user", "content": "Who waits?"}],
-                temperature=0,
-                max_tokens=8,
-            )
+            with OpenAI(base_url=f"{address}/v1", api_key="none") as client:
+                answer = client.chat.completions.create(
+                    model=server.service.name,
+                    messages=[{"role": "user", "content": "Who waits?"}],
+                    temperature=0,
+                    max_tokens=8,
+                )
             texts.append(str(answer.choices[0].message.content))
         finally:
             server.stop()

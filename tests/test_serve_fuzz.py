@@ -21,8 +21,11 @@ def test_no_request_is_a_fault_of_the_server(tmp_path: Path) -> None:
     model = tiny.model()
     save_vector(serving.vectors(model)["up"], tmp_path / "up.safetensors")
     rules = serving.uploading(tmp_path, most_vectors=4, most_tokens=8, default_tokens=2)
-    with serving.running(model, policy=rules) as (address, _):
-        result = fuzz_server.Fuzzer(address, 20261130, (tmp_path / "up.safetensors").read_bytes()).run(1000)
+    with (
+        serving.running(model, policy=rules) as (address, _),
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        result = fuzz_server.Fuzzer(client, 20261130, (tmp_path / "up.safetensors").read_bytes()).run(1000)
         assert httpx.get(f"{address}/readyz").status_code == 200
     assert result.faults == []
     assert result.by_status[200] > 100  # that some got through

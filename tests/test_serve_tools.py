@@ -140,8 +140,10 @@ class TestACall:
 
 class TestARefusal:
     def test_of_tools_names_the_template(self) -> None:
-        with serving.running(tiny.model()) as (address, _):
-            client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        with (
+            serving.running(tiny.model()) as (address, _),
+            openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+        ):
             with pytest.raises(openai.BadRequestError, match="chat template has no tools") as caught:
                 ask(client)
             assert (caught.value.param, caught.value.code) == ("tools", "tools_unsupported")

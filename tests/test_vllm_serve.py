@@ -212,8 +212,9 @@ class TestAnswers:
 
 class TestTheOpenAIClient:
     @pytest.fixture
-    def client(self, servers: tuple[str, str]) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{servers[0]}/v1", api_key="none", max_retries=0)
+    def client(self, servers: tuple[str, str]) -> Iterator[openai.OpenAI]:
+        with openai.OpenAI(base_url=f"{servers[0]}/v1", api_key="none", max_retries=0) as client:
+            yield client
 
     def test_streams_what_it_gets_whole(self, client: openai.OpenAI, servers: tuple[str, str]) -> None:
         options: dict[str, Any] = {
@@ -262,8 +263,8 @@ class TestTheOpenAIClient:
             "temperature": 0,
             "extra_body": {"poise": poise_field("up@1=0.5")},
         }
-        ours = openai.OpenAI(base_url=f"{servers[1]}/v1", api_key="none", max_retries=0)
-        assert client.responses.create(**options).output_text == ours.responses.create(**options).output_text
+        with openai.OpenAI(base_url=f"{servers[1]}/v1", api_key="none", max_retries=0) as ours:
+            assert client.responses.create(**options).output_text == ours.responses.create(**options).output_text
 
     def test_is_told_that_prompts_are_not_scored(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError, match="Prompts are not scored by this server") as caught:

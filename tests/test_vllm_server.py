@@ -61,10 +61,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     command += ["--block-size", "32", "--max-model-len", "256"]
     with (root / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     try:
-        _wait(client, process, root / "log")
-        yield client
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+            _wait(client, process, root / "log")
+            yield client
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
