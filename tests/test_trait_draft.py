@@ -17,7 +17,8 @@ from openai import OpenAI
 
 from imitation import Behaviour, Server, completion, error, servers
 from poise.errors import DraftFailed, InvalidTrait, SaveFailed
-from poise.trait.draft import ATTEMPTS, draft, write_trait
+from poise.trait.draft import draft, write_trait
+from poise.trait.json_writer import ATTEMPTS
 from poise.trait.library import load_trait
 from poise.trait.lint import lint
 

@@ -1,4 +1,4 @@
-"""``poise guardrail check`` and ``poise guardrail fit``."""
+"""``poise guardrail draft``, ``poise guardrail check`` and ``poise guardrail fit``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from poise.cli.monitor import DataShapeOption
 from poise.cli.options import Device, Dtype, Force, Json, ModelName, Seed
 from poise.cli.work import load_model, note, working
-from poise.errors import InvalidArgument
+from poise.errors import InvalidArgument, UserError
 
 if TYPE_CHECKING:
     from poise.guardrail.guard_file import FittedGuard
@@ -29,6 +29,46 @@ GuardrailYAML = Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, h
 @app.callback()
 def guardrail() -> None:
     """Keep things out of a model, and out of its answers."""
+
+
+@app.command("draft")
+def draft_topic(
+    sentence: Annotated[
+        str,
+        typer.Argument(metavar="SENTENCE", help="What is not to be talked about, in your words.", show_default=False),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="The YAML to write.", show_default=False),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="NAME", help="Who writes, as the server calls it; a strong one.", show_default=False
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="N", help="Of the guardrail; otherwise the topic's.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write a guardrail with a denied topic from one sentence: definition, messages, examples and near misses.
+
+    Any OpenAI-compatible server does it: OPENAI_BASE_URL says where, OPENAI_API_KEY lets in.
+    """
+    from poise.guardrail import draft as drafting
+    from poise.storage.output import check_output
+
+    check_output(out, loss=lambda existing: drafting.NOT_THIS_DRAFT, force=force)  # before the endpoint is paid
+    with working():
+        drafted = drafting.draft_guardrail(sentence, model=model, name=name)
+    try:
+        drafting.write_guardrail(drafted, out, force=force)
+    except UserError:
+        typer.echo(drafting.guardrail_yaml(drafted), nl=False)  # paid for
+        raise
+    typer.echo(out)
+    note(f"{drafted.name} is written. Read it, then: poise guardrail fit {out} --model M --normal TALK --out G")
 
 
 @app.command("check")

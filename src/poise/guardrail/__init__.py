@@ -1,6 +1,7 @@
 """Guardrails: what is kept out of a model and out of its answers, as a YAML file says it.
 
 schema, patterns      the file and its checks
+draft                 a denied topic from one sentence, by a model behind an endpoint
 words, sensitive      what is found by words and patterns, with the types of ``pii_types`` and ``pii_patterns``
 checking              a guardrail ready for texts
 apply                 texts and a guardrail to an answer in the shape of Amazon Bedrock's ApplyGuardrail
