@@ -17,7 +17,7 @@ from imitation import Behaviour, Server, completion, error, servers
 from poise.cli import app
 from poise.errors import DraftFailed, InvalidArgument, OutputExists
 from poise.guardrail import load_guardrail
-from poise.guardrail.draft import CHUNK, EXAMPLE_KINDS, NEAR_KINDS, draft_guardrail, write_guardrail
+from poise.guardrail.draft import EXAMPLE_KINDS, NEAR_KINDS, TOPIC_CHUNK, draft_guardrail, write_guardrail
 from poise.trait.json_writer import ATTEMPTS
 
 SENTENCE = "Nobody gets {investment} advice from us"
@@ -83,8 +83,8 @@ class TestAGoodServer:
         [topic] = guardrail.topics
         assert (guardrail.name, topic.name) == ("investment-advice", "Investment advice")
         assert guardrail.messages.input == "Ask me about accounts."
-        assert len(topic.examples) == CHUNK * len(EXAMPLE_KINDS)
-        assert len(topic.near_misses) == CHUNK * len(NEAR_KINDS)
+        assert len(topic.examples) == TOPIC_CHUNK * len(EXAMPLE_KINDS)
+        assert len(topic.near_misses) == TOPIC_CHUNK * len(NEAR_KINDS)
         assert len(server.requests) == 1 + len(EXAMPLE_KINDS) + len(NEAR_KINDS)
         write_guardrail(guardrail, tmp_path / "a.yaml")
         assert load_guardrail(tmp_path / "a.yaml") == guardrail
@@ -95,7 +95,7 @@ class TestAGoodServer:
         server = serve(good(TopicWriter()))
         [topic] = draft_guardrail(SENTENCE, model="writer", name="bank").topics
         last = server.requests[-1]["messages"][1]["content"]
-        assert all(text in last for text in (*topic.examples, *topic.near_misses[:-CHUNK], SENTENCE))
+        assert all(text in last for text in (*topic.examples, *topic.near_misses[:-TOPIC_CHUNK], SENTENCE))
         for request in server.requests:
             shape = request["response_format"]["json_schema"]
             assert shape["strict"] is True

@@ -31,7 +31,7 @@ __all__ = ["NOT_THIS_DRAFT", "draft_guardrail", "guardrail_yaml", "write_guardra
 
 NOT_THIS_DRAFT = "something that this draft did not write, or that was edited since"
 GUARDRAIL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-CHUNK = 8
+TOPIC_CHUNK = 8
 EXAMPLE_KINDS = (
     "short questions and requests, as people type them",
     "requests of two or three sentences, in which somebody tells of their situation first",
@@ -44,14 +44,14 @@ NEAR_KINDS = (
     "sentences of an answer that stays within what is allowed, or refuses politely",
     "texts that use the same words of something else entirely",
 )
-TOTAL = 1 + CHUNK * (len(EXAMPLE_KINDS) + len(NEAR_KINDS))
+TOPIC_TOTAL = 1 + TOPIC_CHUNK * (len(EXAMPLE_KINDS) + len(NEAR_KINDS))
 
-SYSTEM_PROMPT = """\
+TOPIC_WRITER_PROMPT = """\
 You write material with which a subject is kept out of conversations with an AI assistant: what the subject is, texts \
 on it, and texts beside it that look alike and may pass. Reply with one JSON object in the shape asked for, and \
 nothing around it.
 """
-DEFINITION_REQUEST = """\
+TOPIC_REQUEST = """\
 Somebody who runs an assistant says:
 
 <rule>
@@ -81,19 +81,19 @@ SIDES = {
     "near_misses": "that are close to the subject but NOT on it, so that the rule lets them pass",
 }
 
-Word = Annotated[FilledText, Field(max_length=100)]
-Sentences = Annotated[FilledText, Field(max_length=1000)]
-Message = Annotated[FilledText, Field(max_length=500)]
+ShortName = Annotated[FilledText, Field(max_length=100)]
+Definition = Annotated[FilledText, Field(max_length=1000)]
+ShortMessage = Annotated[FilledText, Field(max_length=500)]
 
 
 class _TopicDefinition(Settings):
-    name: Word
-    definition: Sentences
-    prompt_message: Message
-    answer_message: Message
+    name: ShortName
+    definition: Definition
+    prompt_message: ShortMessage
+    answer_message: ShortMessage
 
 
-class _TextList(Settings):
+class _TopicTexts(Settings):
     texts: tuple[FilledText, ...]
 
 
@@ -124,8 +124,8 @@ def draft_guardrail(sentence: str, *, model: str, name: str | None = None, clien
             f"name is {name!r}; a guardrail's has up to 64 lower-case letters, digits, - and _, and begins with a "
             "letter or digit."
         )
-    with opened_client(client) as opened, track("Drafting the guardrail", total=TOTAL) as advance:
-        writer = _TopicWriter(JsonWriter(opened, model, SYSTEM_PROMPT, _mistakes), sentence, advance)
+    with opened_client(client) as opened, track("Drafting the guardrail", total=TOPIC_TOTAL) as advance:
+        writer = _TopicWriter(JsonWriter(opened, model, TOPIC_WRITER_PROMPT, _topic_mistakes), sentence, advance)
         definition = writer.define()
         examples = [text for kind in EXAMPLE_KINDS for text in writer.texts("examples", kind)]
         near = [text for kind in NEAR_KINDS for text in writer.texts("near_misses", kind)]
@@ -173,7 +173,7 @@ class _TopicWriter:
             definitions.append(reply)
             return []
 
-        self._json.settle("definition", DEFINITION_REQUEST.format(sentence=self._sentence), _TopicDefinition, accept)
+        self._json.settle("definition", TOPIC_REQUEST.format(sentence=self._sentence), _TopicDefinition, accept)
         self._definition = definitions[0]
         self._advance(1)
         return definitions[0]
@@ -181,14 +181,14 @@ class _TopicWriter:
     def texts(self, side: str, kind: str) -> list[str]:
         """So many texts of one kind, none of them like one that is taken."""
         texts: list[str] = []
-        self._json.settle(side.replace("_", " "), self._request(side, kind), _TextList, self._keeping(texts))
+        self._json.settle(side.replace("_", " "), self._request(side, kind), _TopicTexts, self._keeping(texts))
         return texts
 
-    def _keeping(self, accepted: list[str]) -> Callable[[_TextList], list[str]]:
-        def accept(reply: _TextList) -> list[str]:
+    def _keeping(self, accepted: list[str]) -> Callable[[_TopicTexts], list[str]]:
+        def accept(reply: _TopicTexts) -> list[str]:
             wrong: list[str] = []
             for text in map(str.strip, reply.texts):
-                if len(accepted) == CHUNK:
+                if len(accepted) == TOPIC_CHUNK:
                     break
                 if fault := _fault(text, self._taken):
                     wrong.append(f"{text[:80]!r} {fault}")
@@ -196,7 +196,7 @@ class _TopicWriter:
                 accepted.append(text)
                 self._taken.append(text)
                 self._advance(1)
-            missing = CHUNK - len(accepted)
+            missing = TOPIC_CHUNK - len(accepted)
             return [*wrong, f"{missing} more needed; the others are kept, send only these"] if missing else []
 
         return accept
@@ -209,7 +209,7 @@ class _TopicWriter:
             sentence=self._sentence,
             name=self._definition.name,
             definition=self._definition.definition,
-            count=CHUNK,
+            count=TOPIC_CHUNK,
             side=SIDES[side],
             kind=kind,
             taken=f"These are taken; write nothing close to them:{listed}\n" if listed else "",
@@ -229,5 +229,5 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.casefold()).strip("-")[:64].strip("-")
 
 
-def _mistakes(error: ValidationError) -> list[str]:
+def _topic_mistakes(error: ValidationError) -> list[str]:
     return [describe_fault(fault, _TopicDefinition) for fault in merged_faults(error)]

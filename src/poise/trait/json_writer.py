@@ -24,14 +24,14 @@ ATTEMPTS = 4
 """Most replies asked for one piece before the draft is given up."""
 
 SCHEMA_LIMITS = {"minLength", "maxLength", "minItems", "maxItems", "pattern"}
-Shape = TypeVar("Shape", bound=BaseModel)
+Piece = TypeVar("Piece", bound=BaseModel)
 
 
 class JsonWriter:
     """Asks for pieces, each until it is right.
 
     Args:
-        client: Of the server.
+        client: The server's.
         model: Name that the server knows the model by.
         system: What the model is told first.
         mistakes: Says in plain words what a reply lacks of its shape.
@@ -43,13 +43,13 @@ class JsonWriter:
         self._client, self._model, self._system, self._mistakes = client, model, system, mistakes
         self._way = 0
 
-    def settle(self, what: str, prompt: str, shape: type[Shape], accept: Callable[[Shape], list[str]]) -> None:
+    def settle(self, what: str, prompt: str, shape: type[Piece], accept: Callable[[Piece], list[str]]) -> None:
         """Ask until ``accept`` has no complaint left, and hand the complaints back to the model each time.
 
         Args:
             what: What is written, for errors.
             prompt: The request.
-            shape: Shape of the reply.
+            shape: Piece of the reply.
             accept: Takes what is right, and says what is wrong with the others.
 
         Raises:
