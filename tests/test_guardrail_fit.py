@@ -23,7 +23,7 @@ from poise.guardrail.fitting import GuardFitSettings, fit_guard
 from poise.guardrail.guard_file import FittedGuard, is_guard_file, load_guard
 from poise.guardrail.readings import WINDOW_TOKENS, AnswerWindow, highest_window
 from poise.model import Model
-from poise.serve.guarding import read_guard
+from poise.serve.guardrail_set import read_guardrails
 
 BEGINNINGS = ("Where do the", "How many", "Why are the")
 BOATS = [f"{start} boats {end}" for start in BEGINNINGS for end in ("go?", "sail!")]
@@ -130,7 +130,7 @@ class TestTheFile:
             ActivationReader(fitted, tiny.model(seed=5))
         fitted.save(tmp_path / "a.guard")
         with pytest.raises(OtherModel):
-            read_guard(tmp_path / "a.guard", tiny.model(seed=5))
+            read_guardrails(tmp_path / "a.guard", tiny.model(seed=5))
 
     def test_that_is_cut_or_something_else_is_refused(self, fitted: FittedGuard, tmp_path: Path) -> None:
         path = tmp_path / "a.guard"
@@ -146,7 +146,7 @@ class TestTheFile:
     def test_is_needed_to_serve_topics(self, tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text(json.dumps(RULES))
         with pytest.raises(InvalidArgument, match="fit it with `poise guardrail fit`"):
-            read_guard(tmp_path / "a.yaml")
+            read_guardrails(tmp_path / "a.yaml")
 
 
 def low(fitted: FittedGuard, source: str) -> FittedGuard:

@@ -269,8 +269,8 @@ class TestBedrocksRoute:
     @pytest.mark.parametrize(
         ("path", "body", "status", "kind", "message"),
         [
-            ("bank/version/1", {}, 404, "ResourceNotFoundException", "it is 'bank', version '2'"),
-            ("shop/version/2", {}, 404, "ResourceNotFoundException", "it is 'bank', version '2'"),
+            ("bank/version/1", {}, 404, "ResourceNotFoundException", "there is 'bank', version '2'"),
+            ("shop/version/2", {}, 404, "ResourceNotFoundException", "there is 'bank', version '2'"),
             ("bank/version/2", {"source": "BOTH"}, 400, "ValidationException", "source"),
             ("bank/version/2", {"content": []}, 400, "ValidationException", "content"),
             ("bank/version/2", {"content": [{"image": {}}]}, 400, "ValidationException", "image"),

@@ -107,7 +107,7 @@ def test_takes_the_guardrails_arn(client: Any) -> None:
     ("change", "code", "message"),
     [
         ({"guardrailVersion": "DRAFT"}, "ResourceNotFoundException", "version '2'"),
-        ({"guardrailIdentifier": "shop"}, "ResourceNotFoundException", "it is 'bank'"),
+        ({"guardrailIdentifier": "shop"}, "ResourceNotFoundException", "there is 'bank'"),
         ({"content": []}, "ValidationException", "content"),
         ({"source": "BOTH"}, "ValidationException", "source"),
         ({"content": [{"image": {"format": "png", "source": {"bytes": b"x"}}}]}, "ValidationException", "image"),

@@ -1,4 +1,4 @@
-"""``poise guardrail draft``, ``poise guardrail check`` and ``poise guardrail fit``."""
+"""``poise guardrail draft``, ``check``, ``fit`` and ``publish``."""
 
 from __future__ import annotations
 
@@ -150,6 +150,30 @@ def _text(argument: str) -> str:
         raise InvalidArgument(
             f"{argument} is not UTF-8 text (byte {error.start}: {error.reason}); write it as UTF-8, whole."
         ) from error
+
+
+@app.command("publish")
+def publish(
+    file: GuardrailFile,
+    folder: Annotated[
+        Path,
+        typer.Option("--to", metavar="DIR", file_okay=False, help="Folder of NAME/VERSION, which `poise serve` takes."),
+    ] = Path("guardrails"),
+    as_json: Json = False,
+) -> None:
+    """Write a guardrail as its next number, which nothing writes over."""
+    from poise.cli import facts
+
+    with working():
+        from poise.guardrail.versions import publish_guardrail
+
+        path, new = publish_guardrail(file, folder)
+    if as_json:
+        facts.print_json({"name": path.parent.name, "version": int(path.stem), "file": str(path), "new": new})
+    elif new:
+        note(f"Written: {path}. Next: poise serve --model M --guardrail {folder}")
+    else:
+        note(f"Nothing has changed since version {path.stem}, {path}.")
 
 
 @app.command("fit")

@@ -51,9 +51,12 @@ Rules = Annotated[
     typer.Option("--policy", metavar="F", dir_okay=False, help="Rules for all and by key.", rich_help_panel=_WHO),
 ]
 Guard = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
-        "--guardrail", metavar="F", dir_okay=False, help="Guard prompts and answers by it.", rich_help_panel=_WHO
+        "--guardrail",
+        metavar="F|DIR",
+        help="Guard prompts and answers by it, or by a folder of NAME/VERSION. Repeat for more.",
+        rich_help_panel=_WHO,
     ),
 ]
 Cors = Annotated[

@@ -8,6 +8,7 @@ apply                 texts and a guardrail to an answer in the shape of Amazon 
 
 release               an answer that is still being written, behind a checked window
 fitting, guard_file   topics and content as detectors of one model, their file, and what they read (``readings``)
+versions              guardrails in a folder, with drafts and numbers that stay
 activation            texts read by themselves with these
 
 What is found never carries the text that matched: that stays where it was, and a mark stands for it.

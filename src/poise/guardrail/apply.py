@@ -50,6 +50,7 @@ def apply_guardrail(
     full: bool = False,
     show_matches: bool = True,
     activations: ActivationFinder | None = None,
+    tell: Callable[[Sequence[GuardFinding]], None] | None = None,
 ) -> dict[str, Any]:
     """What a guardrail does to texts, as Bedrock's ApplyGuardrail answers it.
 
@@ -60,6 +61,7 @@ def apply_guardrail(
         full: List rules that found nothing as well.
         show_matches: Say what matched, as Bedrock does; otherwise its mark alone.
         activations: Finds topics and content in a model's activations; without it these are not looked at.
+        tell: Is told of all findings.
 
     Raises:
         InvalidArgument: no text, too much of it, or an unknown source.
@@ -74,6 +76,8 @@ def apply_guardrail(
         if g
     ]
     findings = [finding for text in checked for finding in text.findings]
+    if tell:
+        tell(findings)
     action = "GUARDRAIL_INTERVENED" if any(f.action != "NONE" for f in findings) else "NONE"
     outputs: list[dict[str, str]] = []
     if blocks(findings):

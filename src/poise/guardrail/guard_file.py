@@ -142,9 +142,18 @@ class FittedGuard:
             SaveFailed: the disk refused.
         """
         check_output(path, loss=lambda existing: guard_loss(existing, self.guardrail.name), force=force)
-        document = json.dumps(self.header.model_dump(mode="json", by_alias=True), ensure_ascii=False, sort_keys=True)
         with saving(path) as temporary:
-            temporary.write_bytes(serialise({"directions": self.directions.contiguous()}, metadata={KEY: document}))
+            temporary.write_bytes(self.serialised())
+
+    def serialised(self) -> bytes:
+        """What its file holds."""
+        document = json.dumps(self.header.model_dump(mode="json", by_alias=True), ensure_ascii=False, sort_keys=True)
+        return serialise({"directions": self.directions.contiguous()}, metadata={KEY: document})
+
+    def same_detectors(self, other: FittedGuard) -> bool:
+        """Whether both read the same directions with the same thresholds."""
+        mine, theirs = (each.header.model_copy(update={"guardrail": self.guardrail}) for each in (self, other))
+        return mine == theirs and torch.equal(self.directions, other.directions)
 
 
 def guard_loss(path: Path, name: str) -> str:

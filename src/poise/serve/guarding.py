@@ -6,16 +6,14 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from poise.engine import GeneratedToken
-from poise.errors import InvalidArgument
-from poise.guardrail import Checker, GuardFinding, checker_of, load_guardrail
+from poise.guardrail import Checker, GuardFinding
 from poise.guardrail.activation import ActivationReader
 from poise.guardrail.apply import ActivationFinder
 from poise.guardrail.findings import blocks, masked
-from poise.guardrail.guard_file import FittedGuard, is_guard_file, load_guard
+from poise.guardrail.guard_file import FittedGuard
 from poise.guardrail.release import ReleaseWindow
 from poise.guardrail.schema import Source
 from poise.model import Model
@@ -26,7 +24,7 @@ from poise.serve.planning import RequestPlan
 from poise.serve.rendering import CompletionKind
 from poise.serve.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIRequest
 
-__all__ = ["AnswerGuard", "GuardedRequest", "ServerGuard", "read_guard"]
+__all__ = ["AnswerGuard", "GuardedRequest", "ServerGuard"]
 
 REMOVED = "[removed]"
 """What stands in the history for a turn that was blocked."""
@@ -42,16 +40,18 @@ class GuardedRequest:
         body: The request, with marks for what is masked, and without the turns that are blocked.
         blocked: Whether its prompt may not be answered.
         interventions: What was found, for the answer's ``poise`` field.
+        guard: What guards its answers; ``None`` for nothing.
     """
 
     body: OpenAIRequest
+    guard: ServerGuard | None = None
     blocked: bool = False
     interventions: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(slots=True)
 class ServerGuard:
-    """The guardrail of a server.
+    """A guardrail of a server.
 
     Attributes:
         checker: The guardrail with its finders.
@@ -112,7 +112,9 @@ class ServerGuard:
         """
         if isinstance(body, ChatCompletionRequest):
             return self._guard_chat(body)
-        return self._guard_prompts(body, model) if isinstance(body, CompletionRequest) else GuardedRequest(body=body)
+        if isinstance(body, CompletionRequest):
+            return self._guard_prompts(body, model)
+        return GuardedRequest(body=body, guard=self)
 
     def _guard_chat(self, body: ChatCompletionRequest) -> GuardedRequest:
         turns = list(body.messages)
@@ -130,7 +132,7 @@ class ServerGuard:
             turns[place] = _without(turn, findings)
         if turns != body.messages:
             body = body.model_copy(update={"messages": turns})
-        return GuardedRequest(body=body, blocked=blocked, interventions=tuple(interventions))
+        return GuardedRequest(body=body, guard=self, blocked=blocked, interventions=tuple(interventions))
 
     def _guard_prompts(self, body: CompletionRequest, model: Model) -> GuardedRequest:
         texts = [p if isinstance(p, str) else str(model.tokenizer.decode(p)) for p in body.prompts]
@@ -142,7 +144,7 @@ class ServerGuard:
                 REMOVED if blocks(each) else masked(text, each) for text, each in zip(texts, findings, strict=True)
             ]
             body = body.model_copy(update={"prompt": changed[0] if len(changed) == 1 else changed})
-        return GuardedRequest(body=body, blocked=blocked, interventions=tuple(facts))
+        return GuardedRequest(body=body, guard=self, blocked=blocked, interventions=tuple(facts))
 
     def _facts(self, findings: Sequence[GuardFinding], source: Source) -> list[dict[str, Any]]:
         return intervention_facts(self.name, findings, source)
@@ -177,6 +179,11 @@ class AnswerGuard:
         self._part = ""
         self._pending: list[GeneratedToken] = []
         self._facts: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        """The guardrail's."""
+        return self._guard.name
 
     @property
     def interventions(self) -> list[dict[str, Any]]:
@@ -245,28 +252,3 @@ def _masked_token(token: GeneratedToken, text: str) -> GeneratedToken:
     if token.logprob is None:
         return replace(token, text=text, piece=piece)
     return replace(token, text=text, piece=piece, decoded=text, logprob=UNKNOWN_LOGPROB, top_logprobs=(), begins=0)
-
-
-def read_guard(path: Path | None, model: Model | None = None) -> ServerGuard | None:
-    """The guardrail in a file; ``None`` without one. With a model, detectors of another one are refused.
-
-    Raises:
-        InvalidSettings: no guardrail; names line and field.
-        MissingExtra: it needs packages that are not installed.
-        InvalidArgument: it has topics or content, and was not fitted.
-        OtherModel: it was fitted on another model.
-    """
-    if path is None:
-        return None
-    if is_guard_file(path):
-        fitted = load_guard(path)
-        if model is not None:
-            fitted.check_model(model)
-        return ServerGuard(checker_of(fitted.guardrail), fitted)
-    guardrail = load_guardrail(path)
-    if guardrail.needs_model:
-        raise InvalidArgument(
-            f"{path} has topics or content, which are read in a model's activations; fit it with "
-            "`poise guardrail fit`, and serve the file that this writes."
-        )
-    return ServerGuard(checker_of(guardrail))

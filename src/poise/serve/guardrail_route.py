@@ -14,6 +14,7 @@ from poise.errors import InvalidArgument, RequestError
 from poise.guardrail import GuardedText, apply_guardrail
 from poise.guardrail.apply import Qualifier
 from poise.serve.api_description import taken
+from poise.serve.intervention import intervention_facts
 from poise.serve.request_body import read_request
 from poise.steer.request_field import RequestText, StrictRequest
 
@@ -70,25 +71,20 @@ def add_guardrail_route(app: FastAPI, service: Service) -> None:
 
 
 def _answer(service: Service, identifier: str, version: str, data: bytes, content_type: str) -> dict[str, Any]:
-    guard = service.guard
-    if guard is None:
-        text = "There is no guardrail here; start the server with one as `guardrail`."
-        raise RequestError(404, text, code="guardrail_not_found")
-    here = guard.checker.guardrail
-    if (identifier.rpartition("/")[2], version) != (here.name, str(here.version)):
-        shown = f"{identifier[:100]!r}, version {version[:20]!r}"
-        text = f"There is no guardrail {shown}, here; it is {here.name!r}, version '{here.version}'."
-        raise RequestError(404, text, code="guardrail_not_found")
+    guard = service.guardrails.numbered(identifier.rpartition("/")[2], version)
     body = read_request(ApplyRequest, data, content_type or "application/json")
     texts = [GuardedText(block.text.text, tuple(block.text.qualifiers)) for block in body.content]
+    metrics = service.metrics.guardrails
     try:
-        return apply_guardrail(
-            guard.checker,
-            texts,
-            body.source,
-            full=body.output_scope == "FULL",
-            activations=guard.reader(service.model, service.scheduler.call),
-        )
+        with metrics.timed(guard.name, "apply"):
+            return apply_guardrail(
+                guard.checker,
+                texts,
+                body.source,
+                full=body.output_scope == "FULL",
+                activations=guard.reader(service.model, service.scheduler.call),
+                tell=lambda findings: metrics.count(intervention_facts(guard.name, findings, body.source)),
+            )
     except InvalidArgument as error:
         raise RequestError(400, str(error), code="invalid_value", param="content") from error
 

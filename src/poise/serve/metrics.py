@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from poise.data import AnswerPart
+from poise.serve.guardrail_metrics import GuardrailMetrics
 
 if TYPE_CHECKING:
     from poise.serve.observing import RequestRecord
@@ -77,7 +78,8 @@ class Metrics:
         )
         self.prompt_size = self._histogram("poise_request_prompt_tokens", "Tokens of a request's prompts.", TOKENS)
         self.answer_size = self._histogram("poise_request_completion_tokens", "Tokens of a request's answers.", TOKENS)
-        self.reloads = self._counter("poise_reloads", "Times that keys, rules and vectors were read again.", ["result"])
+        self.reloads = self._counter("poise_reloads", "Times that the server's files were read again.", ["result"])
+        self.guardrails = GuardrailMetrics(self.registry)
         self.projections = Projections()
         self.registry.register(self.projections)
 

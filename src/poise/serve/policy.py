@@ -50,6 +50,11 @@ class Policy(Settings):
         False, description="Whether vectors may be uploaded, which this key alone can see, use and delete."
     )
     most_vectors: int = Field(4, ge=1, description="Most uploaded vectors at once.")
+    guardrail: str | Literal[False] | None = Field(
+        None,
+        description="Guardrail of every request, NAME or NAME/VERSION; false for none. The server's first unless said.",
+    )
+    may_choose_guardrail: bool = Field(False, description="Whether requests may name another guardrail.")
     admin: bool = Field(False, description="Whether the readings and uploads of all keys may be seen and deleted.")
 
     @field_validator("steer")

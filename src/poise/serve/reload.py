@@ -1,4 +1,4 @@
-"""Keys, rules and vectors read again while the server runs: all of them, or none where one is faulty."""
+"""Keys, rules, vectors and guardrails read again while the server runs: all of them, or none where one is faulty."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Protocol
 from poise import vector as vector_file
 from poise.errors import InvalidArgument, InvalidVector, UserError
 from poise.serve.auth import ApiKeys, file_version
+from poise.serve.guardrail_set import check_guardrail_rules, read_guardrails
 from poise.serve.policy import Policies, Policy, read_policies
 from poise.serve.service import Service
 from poise.serve.vector_registry import VectorRegistry, WatchedVector
@@ -38,6 +39,10 @@ class ConfigurationFiles(Protocol):
     @property
     def policy(self) -> Path | None:
         """File of rules."""
+
+    @property
+    def guardrail(self) -> Path | Sequence[Path] | None:
+        """Files and folders of guardrails."""
 
     @property
     def webhook(self) -> str | None:
@@ -216,7 +221,8 @@ class Reloader:
         with policy_lines(self.options.policy):
             check_policies(policies, keys)
         target = webhook_target(self.options)
-        registry = self.service.registry
+        registry, service = self.service.registry, self.service
+        guardrails = read_guardrails(self.options.guardrail, service.model, before=service.guardrails)
         versions = {name: file_version(path) for name, path in self.files.items()}
         changed = [name for name, version in versions.items() if version != self._versions[name]]
         before, vectors = registry.of(None), dict[str, WatchedVector]()
@@ -226,13 +232,16 @@ class Reloader:
             vectors[name] = registry.prepared(name, vector)
         with policy_lines(self.options.policy):
             check_rules(policies, registry, keys.names, vectors)
+            check_guardrail_rules(policies, guardrails, keys.names)
         lost = [sentence for name in changed if (sentence := lost_alarms(before[name], vectors[name]))]
         registry.replace_shared(vectors)
         self._versions = versions
-        self.service.policies = policies
+        service.policies, service.guardrails = policies, guardrails
         self.keys.replace(keys)
         if target and self.service.webhook:
             self.service.webhook.url, self.service.webhook.secrets = target
         which = f"{', '.join(changed)} anew" if changed else "vectors as before"
         changes = f"{len(keys.names)} keys, rules for all and for {len(policies.keys)} of them, {which}"
+        if guardrails.guards:
+            changes += f", guardrails {', '.join(guardrails.names)}"
         return changes, [*lost, *alarm_remarks(policies, registry)]

@@ -19,7 +19,7 @@ from poise.serve.tool_requests import (
 from poise.settings import placed_fault
 from poise.steer.request_field import PoiseField, RequestName, RequestText, StrictRequest
 
-__all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "PoiseField", "StreamOptions"]
+__all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "ServedPoiseField", "StreamOptions"]
 
 
 def _shape_of_prompt(prompt: Any) -> str:
@@ -92,6 +92,14 @@ class TemplateSwitches(StrictRequest):
     reasoning_effort: ReasoningEffort | None = None
 
 
+class ServedPoiseField(PoiseField):
+    """What Poise adds to the requests of its own server."""
+
+    guardrail: RequestName | None = Field(
+        None, description="Guardrail that the answer is to have, NAME or NAME/VERSION, where the key may choose."
+    )
+
+
 class OpenAIRequest(StrictRequest):
     """What chat and plain completions have in common."""
 
@@ -120,7 +128,7 @@ class OpenAIRequest(StrictRequest):
     )
     store: Literal[False] | None = Field(None, description="Not supported; may only be false.")
     logit_bias: dict[str, float] = Field(default={}, max_length=0, description="Not supported; may only be empty.")
-    poise: PoiseField | None = None
+    poise: ServedPoiseField | None = None
 
     @property
     @abstractmethod

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from poise.errors import RequestError
 from poise.serve.request_faults import fault
-from poise.serve.requests import ChatCompletionRequest, ReasoningEffort
+from poise.serve.requests import ChatCompletionRequest, ReasoningEffort, ServedPoiseField
 from poise.serve.response_items import (
     FunctionCallItem,
     FunctionCallOutputItem,
@@ -20,7 +20,7 @@ from poise.serve.response_items import (
 )
 from poise.serve.tool_requests import FunctionName, kind_of_choice
 from poise.settings import placed_fault
-from poise.steer.request_field import PoiseField, RequestName, RequestText, StrictRequest
+from poise.steer.request_field import RequestName, RequestText, StrictRequest
 
 __all__ = ["CreateResponse", "as_chat", "in_its_words"]
 
@@ -165,7 +165,7 @@ class CreateResponse(StrictRequest):
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = Field(
         None, description="Accepted without effect: there is one."
     )
-    poise: PoiseField | None = None
+    poise: ServedPoiseField | None = None
 
     @model_validator(mode="after")
     def _calls_answered(self) -> CreateResponse:

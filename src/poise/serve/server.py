@@ -29,7 +29,7 @@ from poise.serve.app import build
 from poise.serve.auth import ApiKeys, RequestGate, is_loopback
 from poise.serve.connections import ConnectionBook, ConnectionLimits, GuardedConnection, possible_limits
 from poise.serve.gauges import add_gauges
-from poise.serve.guarding import read_guard
+from poise.serve.guardrail_set import check_guardrail_rules, read_guardrails
 from poise.serve.http_server import DrainingServer, check_address, has_terminal, tell_systemd
 from poise.serve.observing import RequestObserver, RequestRecord
 from poise.serve.policy import Policies, read_policies
@@ -69,7 +69,7 @@ class ServerOptions:
         name: Name by which requests call the model; by default its own name without folders.
         keys: File of API keys.
         policy: File of rules.
-        guardrail: File of a guardrail.
+        guardrail: Files of guardrails, and folders of ``NAME/VERSION``; the first guards where no policy says else.
         log: Database of readings; ``None`` keeps them until the server stops.
         keep_days: Days after which readings are deleted.
         log_text: Whether prompts and answers are stored too.
@@ -94,7 +94,7 @@ class ServerOptions:
     name: str = ""
     keys: Path | None = None
     policy: Path | None = None
-    guardrail: Path | None = None
+    guardrail: Path | Sequence[Path] | None = None
     log: Path | None = None
     keep_days: float = 30.0
     log_text: bool = False
@@ -138,8 +138,8 @@ def check_options(
         )
     with policy_lines(options.policy):
         check_policies(policies, keys)
+        check_guardrail_rules(policies, read_guardrails(options.guardrail), keys.names)
     webhook_target(options)
-    read_guard(options.guardrail)
     if options.traces:
         exporting_processor().shutdown()
     if options.access_log:
@@ -226,7 +226,7 @@ def make_server(
         policies=policies,
         store=ReadingsStore(options.log, keep_days=options.keep_days, private=options.log_text),
         webhook=Webhook(url=hook[0], secrets=hook[1]) if (hook := webhook_target(options)) else None,
-        guard=read_guard(options.guardrail, model),
+        guardrails=read_guardrails(options.guardrail, model),
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
     )
@@ -308,7 +308,7 @@ class RunningServer:
                 "the folder key-NAME of a key."
             )
         secrets = (self.options.keys, self.options.webhook_file, self.options.webhook_secret_file)
-        notes += self.service.guard.notes if self.service.guard else []
+        notes += self.service.guardrails.notes
         return notes + [
             f"{path} can be read by everybody on this machine; close it with `chmod 600 {path}`."
             for path in secrets

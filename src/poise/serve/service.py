@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
 import time
@@ -17,20 +16,21 @@ from poise.engine import EngineOutput
 from poise.errors import InvalidSteering, NonFiniteActivation, RequestError, UserError
 from poise.model import Encoded, Model
 from poise.model.rendering import has_thinking_switch
-from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
+from poise.serve.answer_records import answer_records
 from poise.serve.detector_guard import DetectorGuard
 from poise.serve.echo import echoed_logprobs
 from poise.serve.embeddings import SentenceEncoder
 from poise.serve.guarding import AnswerGuard, GuardedRequest, ServerGuard
+from poise.serve.guardrail_set import GuardrailSet
 from poise.serve.metrics import Metrics
 from poise.serve.observing import AnswerTimes, note_exchange
 from poise.serve.planning import RequestPlan, plan_request
 from poise.serve.policy import Policies
 from poise.serve.prompt_scorer import PromptScorer
 from poise.serve.rate_limits import RateLimiter, TokenReservation
-from poise.serve.readings_db import ReadingRecord, ReadingsStore
-from poise.serve.rendering import AnswerChoice, CompletionKind, answer_summary
+from poise.serve.readings_db import ReadingsStore
+from poise.serve.rendering import AnswerChoice, CompletionKind
 from poise.serve.request_workers import RequestWorkers
 from poise.serve.requests import ChatCompletionRequest, OpenAIRequest
 from poise.serve.scheduler import NEVER, ScheduledRequest, Scheduler
@@ -62,7 +62,7 @@ class Service:
         store: Database of readings.
         metrics: Counters for Prometheus.
         webhook: Address that alarms are posted to.
-        guard: Guardrail on prompts and answers.
+        guardrails: Guardrails on prompts and answers; replaced as a whole, as policies are.
         deadline: Seconds that an answer may take, waiting included.
         log_text: Whether prompts and answers are stored too.
         began: Time when the server was started, seconds since 1970.
@@ -79,7 +79,7 @@ class Service:
     workers: RequestWorkers = field(default_factory=RequestWorkers)
     rates: RateLimiter = field(default_factory=RateLimiter)
     webhook: Webhook | None = None
-    guard: ServerGuard | None = None
+    guardrails: GuardrailSet = field(default_factory=GuardrailSet)
     deadline: float = NEVER
     log_text: bool = False
     began: int = field(default_factory=lambda: int(time.time()))
@@ -136,16 +136,18 @@ class Service:
 
     def _plan(self, body: OpenAIRequest, key: str | None, loop: asyncio.AbstractEventLoop) -> CompletionExchange:
         """All that takes a time which grows with the request; a worker's."""
-        guarded = self.guard.guard_request(body, self.model) if self.guard else GuardedRequest(body=body)
+        policy = self.policies.of(key)
+        guard = self.guardrails.choose(policy, body.poise.guardrail if body.poise else None)
+        guarded = self._guard_request(guard, body)
         body = guarded.body
-        plan = plan_request(body, self.model, self.name, self.registry, self.policies.of(key), key)
+        plan = plan_request(body, self.model, self.name, self.registry, policy, key)
         if plan.scoring and self.engine.no_scores:
             raise RequestError(400, self.engine.no_scores, code="unsupported", param="echo")
         kind: CompletionKind = "chat" if isinstance(body, ChatCompletionRequest) else "text"
         if guarded.blocked:
             plan = replace(plan, echoes=(), scoring=None)
-        elif self.guard:
-            plan = self.guard.read_along(plan)
+        elif guard:
+            plan = guard.read_along(plan)
         exchange = CompletionExchange(self, plan, kind, key, guarded, loop)
         try:
             if plan.most_new_tokens:
@@ -158,6 +160,14 @@ class Service:
         except UserError as error:
             raise RequestError(400, str(error), code="invalid_request") from error
         return exchange
+
+    def _guard_request(self, guard: ServerGuard | None, body: OpenAIRequest) -> GuardedRequest:
+        if guard is None:
+            return GuardedRequest(body=body)
+        with self.metrics.guardrails.timed(guard.name, "prompt"):
+            guarded = guard.guard_request(body, self.model)
+        self.metrics.guardrails.count(guarded.interventions)
+        return guarded
 
 
 class CompletionExchange:
@@ -209,18 +219,18 @@ class CompletionExchange:
             )
             for index, request in enumerate(plan.requests)
         ]
-        guards = [scheduled.guard for scheduled in self.requests] if service.guard else []
-        self._answer_guards = [AnswerGuard(service.guard, kind, guard) for guard in guards if service.guard]
+        guard, readings = guarded.guard, [scheduled.guard for scheduled in self.requests]
+        self._answer_guards = [AnswerGuard(guard, kind, each) for each in readings] if guard else []
         for choice in self.choices if guarded.blocked or not plan.most_new_tokens else ():
-            if guarded.blocked and service.guard:
-                choice.stop_message = service.guard.checker.guardrail.messages.input
+            if guarded.blocked and guard:
+                choice.stop_message = guard.checker.guardrail.messages.input
             output = EngineOutput(key=choice.index, finish=None if guarded.blocked else "length")
             self._outputs.put_nowait((choice.index, GuardedOutput(output=output, stopped=guarded.blocked)))
         for choice in self.choices:
             choice.interventions = list(guarded.interventions)
 
     def _output_guard(self) -> AlarmGuard | DetectorGuard:
-        plan, guard = self.plan, self.service.guard
+        plan, guard = self.plan, self.guarded.guard
         alarms = AlarmGuard(plan.watched, plan.policy, plan.pushes, requested=plan.requested, forced=plan.forced)
         return guard.with_detectors(alarms, len(plan.watched)) if guard else alarms
 
@@ -286,7 +296,7 @@ class CompletionExchange:
             return guarded
         guard = self._answer_guards[choice.index]
         if guard.is_due(guarded):
-            done = await self.service.workers.run(partial(guard.take, guarded))
+            done = await self.service.workers.run(partial(self._check_answer, guard, guarded))
         else:
             done = guard.take(guarded)
         choice.interventions = [*self.guarded.interventions, *guard.interventions]
@@ -297,6 +307,10 @@ class CompletionExchange:
                 choice.withhold()
                 done = replace(done, output=replace(done.output, tokens=()))
         return done
+
+    def _check_answer(self, guard: AnswerGuard, guarded: GuardedOutput) -> GuardedOutput:
+        with self.service.metrics.guardrails.timed(guard.name, "answer"):
+            return guard.take(guarded)
 
     async def _score_prompts(self) -> None:
         if (scoring := self.plan.scoring) is None:
@@ -359,36 +373,6 @@ class CompletionExchange:
 
     def _record(self) -> None:
         """Keep what was read, also of answers that nobody waited for to the end."""
-        now, records = time.time(), []
-        for choice, request in zip(self.choices, self.requests, strict=True):
-            readings = choice.readings or request.guard.readings()
-            if readings is None:
-                continue
-            name = str(self.head["id"]) if len(self.choices) == 1 else f"{self.head['id']}/{choice.index}"
-            for column, watched in enumerate(self.plan.watched):
-                summary, part = answer_summary(readings[column]), self.plan.policy.part_of(watched.name)
-                for reading in READING_NAMES if watched.fixed else ():
-                    self.service.metrics.projections.observe(watched.name, reading, summary[reading], part)
-                alarms = [a.facts for a in choice.alerts if a.trait == watched.name]
-                records.append(
-                    ReadingRecord(
-                        time=now,
-                        request=name,
-                        key=self.key,
-                        trait=watched.name,
-                        layer=watched.probe.layer,
-                        steer=self.plan.steer,
-                        **summary,
-                        part=part,
-                        alarms=alarms,
-                    )
-                )
-            if self.service.log_text:
-                records.append(
-                    ReadingRecord(time=now, request=name, texts=(self._request_text(), choice.text_with_calls))
-                )
-        self.service.store.put(records)
-
-    def _request_text(self) -> str:
-        texts = self.body.model_dump(include={"messages", "prompt"})
-        return json.dumps(texts, ensure_ascii=False)
+        for guard in self._answer_guards:
+            self.service.metrics.guardrails.count(guard.interventions)
+        self.service.store.put(answer_records(self))

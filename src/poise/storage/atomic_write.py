@@ -11,7 +11,7 @@ from pathlib import Path
 from poise.errors import SaveFailed
 from poise.storage.disk_errors import remedy
 
-__all__ = ["saving"]
+__all__ = ["creating", "saving"]
 
 
 @contextlib.contextmanager
@@ -42,6 +42,34 @@ def saving(path: Path) -> Iterator[Path]:
             f"Cannot save {path}: {error.strerror or error}. Nothing was changed there; {remedy(error)}, then run the "
             "same command again."
         ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def creating(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes it when the block ends without an error, unless it is there.
+
+    Raises:
+        FileExistsError: something is there; it is untouched.
+        SaveFailed: the disk refused.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o444 & ~_umask())
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise SaveFailed(f"Cannot save {path}: {error.strerror or error}; {remedy(error)}, then try again.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
