@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 __all__ = ["GuardrailMetrics"]
 
-SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+CHECK_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 MOST_RULES = 1000  # series; a guardrail may have ten thousand words
 OTHER = "other"
 
@@ -34,7 +34,7 @@ class GuardrailMetrics:
             "poise_guardrail_seconds",
             "Time that a check of a prompt, of the next part of an answer, or of an ApplyGuardrail took.",
             ["guardrail", "check"],
-            buckets=SECONDS,
+            buckets=CHECK_SECONDS,
             registry=registry,
         )
         self._rules: set[tuple[str, str, str]] = set()
