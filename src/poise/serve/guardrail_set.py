@@ -28,7 +28,7 @@ class GuardrailSet:
     """Guardrails that were read together.
 
     Attributes:
-        guards: By name and version.
+        guards: All of them, by name and version.
         first: The one that was named first; guards what no policy names another for.
         sums: Hash of each one's file.
     """
