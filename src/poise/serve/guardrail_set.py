@@ -126,7 +126,7 @@ def read_guardrails(
                 "file back, and publish the new one with `poise guardrail publish`."
             )
         guards[key] = _server_guard(source, model)
-    return GuardrailSet(guards=guards, first=_first(paths, guards), sums=sums)
+    return GuardrailSet(guards=guards, first=_first_guard(paths, guards), sums=sums)
 
 
 def _server_guard(source: GuardrailSource, model: Model | None) -> ServerGuard:
@@ -140,7 +140,7 @@ def _server_guard(source: GuardrailSource, model: Model | None) -> ServerGuard:
     return ServerGuard(checker_of(source.guardrail), source.fitted)
 
 
-def _first(paths: Sequence[Path], guards: Mapping[tuple[str, str], ServerGuard]) -> ServerGuard | None:
+def _first_guard(paths: Sequence[Path], guards: Mapping[tuple[str, str], ServerGuard]) -> ServerGuard | None:
     """Of the first file or folder its guardrail, in the last version; ``None`` where a folder has several."""
     if not paths:
         return None
