@@ -62,19 +62,19 @@ class FactIndex:
 
     def __init__(self, source: str, beside: str = "") -> None:
         text = f"{source}\n{beside}"
-        self._folded = _folded(text)
-        self._words = {_folded(word) for word in WORD.findall(text)}
+        self._text = _plain_text(text)
+        self._words = {_plain_text(word) for word in WORD.findall(text)}
         self._words |= {word[:-2] for word in self._words if word.endswith(("'s", "’s"))}
         self._stems = {_stem(word) for word in self._words}
-        self._numbers = {value for _, value in _numbers(text)}
+        self._numbers = {value for _, value in _numbers_in(text)}
 
     def missing(self, sentence: str) -> MissingFacts:
         """What of the sentence is not there."""
         quotes = [next(filter(None, match)) for match in QUOTATION.findall(sentence)]
         return MissingFacts(
-            numbers=tuple(dict.fromkeys(text for text, value in _numbers(sentence) if value not in self._numbers)),
-            names=tuple(dict.fromkeys(name for name in _names(sentence) if not self._has(name))),
-            quotes=tuple(quote for quote in quotes if _folded(quote).strip(" .,;:!?") not in self._folded),
+            numbers=tuple(dict.fromkeys(text for text, value in _numbers_in(sentence) if value not in self._numbers)),
+            names=tuple(dict.fromkeys(name for name in _names_in(sentence) if not self._has(name))),
+            quotes=tuple(quote for quote in quotes if _plain_text(quote).strip(" .,;:!?") not in self._text),
         )
 
     def share(self, sentence: str) -> float:
@@ -83,16 +83,16 @@ class FactIndex:
         return sum(_stem(word) in self._stems for word in words) / len(words) if words else 1.0
 
     def _has(self, name: str) -> bool:
-        folded = _folded(name)
+        folded = _plain_text(name)
         return folded in self._words or folded.removesuffix("'s") in self._words or _stem(folded) in self._stems
 
 
 def content_words(text: str) -> list[str]:
     """Words of a text in lower case, in order, without those that carry no content."""
-    return [word for word in map(_folded, WORD.findall(text)) if word not in SMALL_WORDS]
+    return [word for word in map(_plain_text, WORD.findall(text)) if word not in SMALL_WORDS]
 
 
-def _numbers(text: str) -> list[tuple[str, Decimal]]:
+def _numbers_in(text: str) -> list[tuple[str, Decimal]]:
     numbers = [(match.group(), _value(match.group())) for match in NUMBER.finditer(text)]
     words = [(word, NUMBER_WORDS[word.lower()]) for word in WORD.findall(text) if word.lower() in NUMBER_WORDS]
     return [(written, value) for written, value in [*numbers, *words] if value is not None]
@@ -109,7 +109,7 @@ def _value(written: str) -> Decimal | None:
         return None
 
 
-def _names(sentence: str) -> list[str]:
+def _names_in(sentence: str) -> list[str]:
     """Words with a capital; the first one counts beside another name, or where the sentence is hardly more."""
     matches = list(NAME.finditer(sentence))
     names = []
@@ -137,5 +137,5 @@ def _stem(word: str) -> str:
     return word.rstrip("ey") if len(word) > 3 else word
 
 
-def _folded(text: str) -> str:
+def _plain_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().replace("’", "'").split())

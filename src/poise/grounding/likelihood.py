@@ -74,7 +74,7 @@ def answer_logprobs(
     queries = [query] * len(sources)
     texts, places = [], []
     for source, asked in zip([*sources, sources[0]], [*queries, ""], strict=True):
-        text, covered = _encode(model, grounded_prompt(source, asked, history), answer)
+        text, covered = _encode_answer(model, grounded_prompt(source, asked, history), answer)
         texts.append(text)
         places.append(covered)
     if len(texts[0].ids) > model.window:
@@ -99,7 +99,7 @@ def grounded_prompt(source: str, query: str, history: Sequence[Message] = ()) ->
     return [*history, {"role": "user", "content": "\n\n".join(parts) or NOTHING_ASKED}]
 
 
-def _encode(model: Model, prompt: Sequence[Message], answer: str) -> tuple[Encoded, list[Span]]:
+def _encode_answer(model: Model, prompt: Sequence[Message], answer: str) -> tuple[Encoded, list[Span]]:
     """The text's ids, and the characters of the answer that its tokens cover."""
     rendered = render_checked(model.tokenizer, prompt, answer)
     out = model.tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)

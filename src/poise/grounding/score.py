@@ -34,7 +34,7 @@ def grounding_score(features: Mapping[str, float], weights: Mapping[str, float] 
     total = weights["constant"]
     for name in GROUNDING_FEATURES:
         total += weights[name] * min(max(features[name], -CLIP), CLIP)
-    return _logistic(total)
+    return _squashed(total)
 
 
 def relevance_score(gain: float) -> float:
@@ -43,7 +43,7 @@ def relevance_score(gain: float) -> float:
     Args:
         gain: Mean gain by the query in nats a token.
     """
-    return _logistic(RELEVANCE_WEIGHTS["constant"] + RELEVANCE_WEIGHTS["lift"] * min(max(gain, -CLIP), CLIP))
+    return _squashed(RELEVANCE_WEIGHTS["constant"] + RELEVANCE_WEIGHTS["lift"] * min(max(gain, -CLIP), CLIP))
 
 
 def mean_of(values: NDArray[np.float64]) -> float:
@@ -52,5 +52,5 @@ def mean_of(values: NDArray[np.float64]) -> float:
     return float(known.mean()) if len(known) else 0.0
 
 
-def _logistic(total: float) -> float:
+def _squashed(total: float) -> float:
     return float(1 / (1 + np.exp(-total)))

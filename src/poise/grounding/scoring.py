@@ -110,7 +110,7 @@ def ground(
     logprobs = answer_logprobs(model, read, query, answer, apart=apart, history=history)
     beside = "\n".join([query, *(str(turn["content"]) for turn in history)])
     index = FactIndex("\n".join(parts), beside)
-    sentences = [_sentence(span, answer, logprobs, index, places) for span in split_sentences(answer)]
+    sentences = [_sentence_grounding(span, answer, logprobs, index, places) for span in split_sentences(answer)]
     relevance = relevance_score(mean_of(logprobs.grounded - logprobs.without_query)) if query.strip() else None
     return Grounding(
         sentences=tuple(sentences),
@@ -121,7 +121,7 @@ def ground(
     )
 
 
-def _sentence(
+def _sentence_grounding(
     span: Span, answer: str, logprobs: AnswerLogprobs, index: FactIndex, places: Sequence[int]
 ) -> SentenceGrounding:
     text = answer[span[0] : span[1]]

@@ -12,7 +12,7 @@ ABBREVIATIONS = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|cf|No|Fig|Nr|bzw|ca|Inc|Ltd|Co|Corp|U\.S|U\.K|a\.m|p\.m)"
     r"|\b[A-Z])\.$"
 )
-SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s|$|[A-Z“\"])|[。！？]+[」』”]?|\n+")
+STOP = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s|$|[A-Z“\"])|[。！？]+[」』”]?|\n+")
 
 
 def split_sentences(text: str) -> list[Span]:
@@ -22,12 +22,12 @@ def split_sentences(text: str) -> list[Span]:
     """
     spans: list[Span] = []
     start = 0
-    for match in SENTENCE_END.finditer(text):
-        if match.group() == "." and _goes_on(text[start : match.end()], text[match.end() : match.end() + 1]):
+    for match in STOP.finditer(text):
+        if match.group() == "." and _is_abbreviation(text[start : match.end()], text[match.end() : match.end() + 1]):
             continue
-        _add(spans, text, start, match.end())
+        _add_span(spans, text, start, match.end())
         start = match.end()
-    _add(spans, text, start, len(text))
+    _add_span(spans, text, start, len(text))
     return spans
 
 
@@ -47,12 +47,12 @@ def split_passages(source: str) -> list[str]:
     return passages
 
 
-def _goes_on(before: str, after: str) -> bool:
+def _is_abbreviation(before: str, after: str) -> bool:
     """Whether a full stop is that of an abbreviation, or stands in a name such as U.N."""
     return bool(ABBREVIATIONS.search(before)) or (bool(after.strip()) and not before[-2:-1].islower())
 
 
-def _add(spans: list[Span], text: str, start: int, end: int) -> None:
+def _add_span(spans: list[Span], text: str, start: int, end: int) -> None:
     """The part without the spaces around it, where it holds a letter or a digit."""
     part = text[start:end]
     if any(character.isalnum() for character in part):

@@ -76,7 +76,7 @@ length and detail, and none names the rule.
 {taken}
 Shape: {{"texts": ["...", "..."]}}
 """
-SIDES = {
+TOPIC_SIDES = {
     "examples": "that are plainly on the subject and break the rule",
     "near_misses": "that are close to the subject but NOT on it, so that the rule lets them pass",
 }
@@ -210,7 +210,7 @@ class _TopicWriter:
             name=self._definition.name,
             definition=self._definition.definition,
             count=TOPIC_CHUNK,
-            side=SIDES[side],
+            side=TOPIC_SIDES[side],
             kind=kind,
             taken=f"These are taken; write nothing close to them:{listed}\n" if listed else "",
         )
