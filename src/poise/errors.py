@@ -13,6 +13,9 @@ PoiseError
 │   ├── BrokenYAML             a text is no YAML document: line and reason
 │   ├── InvalidData            a data set is missing or empty, has no columns that fit, or too many broken rows
 │   ├── InvalidRow             one row of a data set cannot be used; runs count and list such rows
+│   ├── InvalidDocument        a document cannot be read; builds of a knowledge base list and skip it
+│   ├── InvalidKnowledge       a knowledge base is missing, damaged, or of another encoder
+│   ├── EncoderUnavailable     the endpoint for embeddings cannot be reached or answers nonsense
 │   ├── ModelNotFound          neither a bundled name, a folder, a GGUF file nor a hub id that answers
 │   ├── BrokenModelFile        the file is there and cannot be read as a model
 │   ├── UnsuitableModel        decoder blocks, tokenizer or template cannot be used
@@ -112,6 +115,18 @@ class InvalidRow(UserError):
     def __init__(self, reason: str, content: Any = None) -> None:
         super().__init__(reason)
         self.content = content
+
+
+class InvalidDocument(UserError):
+    """A document cannot be read; the message is the reason that the list of skipped documents gives."""
+
+
+class InvalidKnowledge(UserError):
+    """A knowledge base is missing, damaged, or was built with another encoder."""
+
+
+class EncoderUnavailable(UserError):
+    """The endpoint for embeddings cannot be reached, or what it answers is not embeddings."""
 
 
 class ModelNotFound(UserError):

@@ -23,6 +23,7 @@ from poise.cli import (
     gate,
     guardrail,
     judge,
+    knowledge,
     merge,
     monitor,
     reasoning,
@@ -56,6 +57,7 @@ class _Commands(TyperGroup):
             "chat",
             "serve",
             "guardrail",
+            "knowledge",
             "detector",
             "calibrate",
             "read",
@@ -137,6 +139,7 @@ app.command("chat")(chat.chat)
 app.command("serve", cls=ShowableCommand)(serve.serve)
 app.add_typer(guardrail.app, name="guardrail")
 guardrail.app.command("reason")(reasoning.reason_command)
+app.add_typer(knowledge.app, name="knowledge")
 app.add_typer(detector.app, name="detector")
 app.command("calibrate", cls=ShowableCommand)(monitor.calibrate_command)
 app.command("read", cls=ShowableCommand)(monitor.read_command)

@@ -295,7 +295,7 @@ def answers(prompts: Sequence[str], generations: Sequence[Generation]) -> Parts:
         return _thought_and_reply(generations[0])
     parts: Parts = []
     for prompt, answer in zip(prompts, generations, strict=True):
-        parts += [Text(f"> {_plain_number(prompt)}", style="bold"), *_thought_and_reply(answer), ""]
+        parts += [Text(f"> {plain_text(prompt)}", style="bold"), *_thought_and_reply(answer), ""]
     return parts[:-1]
 
 
@@ -367,7 +367,7 @@ def facts_table(*rows: tuple[str, str]) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(f"  {name}", Text(_plain_number(value)))
+        table.add_row(f"  {name}", Text(plain_text(value)))
     return table
 
 
@@ -382,9 +382,9 @@ def _n(count: int, noun: str) -> str:
 
 
 def _said(text: str) -> Text:
-    return Text(_plain_number(text.strip()) or "(nothing)")
+    return Text(plain_text(text.strip()) or "(nothing)")
 
 
-def _plain_number(text: str) -> str:
+def plain_text(text: str) -> str:
     """Without control characters, with which a model could move the cursor or set a title."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)

@@ -1,0 +1,155 @@
+"""``poise knowledge build`` and ``poise knowledge search``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from poise.cli.options import Json
+from poise.cli.work import note, working
+
+if TYPE_CHECKING:
+    from poise.knowledge import BuildSummary, RetrievedPassage
+
+__all__ = ["KnowledgeFolder", "LabelOption", "ModeOption", "TopOption", "WhereOption", "app"]
+
+app = typer.Typer(no_args_is_help=True, help="Keep documents that answers are grounded in.")
+SKIPPED_LINES = 20
+
+KnowledgeFolder = Annotated[Path, typer.Argument(metavar="KB", help="Folder of a knowledge base.", show_default=False)]
+TopOption = Annotated[int, typer.Option("--top", metavar="N", min=1, help="Most passages.")]
+ModeOption = Annotated[
+    Literal["hybrid", "dense", "sparse"],
+    typer.Option("--mode", help="By meaning (dense), by words (sparse), or by both."),
+]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option("--in", metavar="PATTERN", help="Only files whose names fit, such as docs/*.md; may be repeated."),
+]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option("--as", metavar="LABEL", help="See only what those with this label may see; may be repeated."),
+]
+
+
+@app.callback()
+def knowledge() -> None:
+    """Keep documents that answers are grounded in."""
+
+
+@app.command("build")
+def build_command(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="KB", file_okay=False, help="Folder to build in.")],
+    documents: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DOCS…",
+            help="Files and folders: Markdown, text, HTML, PDF, DOCX, CSV, JSONL. None: those of the last build.",
+            show_default=False,
+        ),
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option("--encoder", metavar="E", help="all-MiniLM-L6-v2, or endpoint:NAME (OPENAI_BASE_URL).")
+    ] = "all-MiniLM-L6-v2",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label",
+            metavar="LABEL=PATTERN",
+            help="Files whose names fit are seen by those with the label alone; may be repeated.",
+        ),
+    ] = None,
+    chunk: Annotated[int, typer.Option("--chunk", metavar="N", help="Most characters of a passage.")] = 900,
+    store: Annotated[
+        Literal["lance", "exact"],
+        typer.Option("--store", help="lance: LanceDB. exact: SQLite, all vectors compared; for small collections."),
+    ] = "lance",
+    as_json: Json = False,
+) -> None:
+    """Build a knowledge base, or bring it up to date: only what changed is read, and what is gone leaves."""
+    from poise.cli import facts
+
+    with working():
+        from poise.knowledge import BuildSettings, build_knowledge, text_encoder
+
+        settings = BuildSettings(chunk=chunk, labels=tuple(label or ()), store=store)
+        summary = build_knowledge(documents or [], out, text_encoder(encoder), settings)
+    if as_json:
+        facts.print_json({"out": str(out), **_build_facts(summary)})
+        return
+    for line in _build_lines(summary):
+        typer.echo(line)
+    note(f"Next: poise knowledge search {out} 'a question'")
+
+
+def _build_facts(summary: BuildSummary) -> dict[str, object]:
+    header = summary.header
+    return {
+        "files": len(header.files),
+        "chunks": header.chunks,
+        "added": summary.added,
+        "changed": summary.changed,
+        "removed": summary.removed,
+        "unchanged": summary.unchanged,
+        "embedded": summary.embedded,
+        "reused": summary.reused,
+        "marked": summary.marked,
+        "encoder": header.encoder,
+        "store": header.store,
+        "skipped": header.skipped,
+    }
+
+
+def _build_lines(summary: BuildSummary) -> list[str]:
+    header = summary.header
+    lines = [
+        f"{len(header.files):,} files, {header.chunks:,} chunks: {summary.added:,} files added, {summary.changed:,} "
+        f"changed, {summary.removed:,} removed, {summary.unchanged:,} as they were; {summary.embedded:,} chunks "
+        f"embedded, {summary.reused:,} reused."
+    ]
+    if summary.marked:
+        lines.append(f"{summary.marked:,} new chunks hold what reads as an instruction to a model; they are marked.")
+    skipped = list(header.skipped.items())
+    lines += [f"skipped {path}: {reason}" for path, reason in skipped[:SKIPPED_LINES]]
+    if len(skipped) > SKIPPED_LINES:
+        lines.append(f"skipped {len(skipped) - SKIPPED_LINES:,} more; `--json` lists all.")
+    return lines
+
+
+@app.command("search")
+def search_command(
+    folder: KnowledgeFolder,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)],
+    top: TopOption = 8,
+    mode: ModeOption = "hybrid",
+    where: WhereOption = None,
+    label: LabelOption = None,
+    as_json: Json = False,
+) -> None:
+    """Find the passages that fit a question best."""
+    from dataclasses import asdict
+
+    from poise.cli import facts
+
+    with working():
+        from poise.knowledge import ChunkFilter, Knowledge
+
+        limits = ChunkFilter(paths=tuple(where or ()), labels=frozenset(label) if label else None)
+        passages = Knowledge(folder).search(question, top, mode, limits)
+    if as_json:
+        facts.print_json({"question": question, "mode": mode, "passages": [asdict(passage) for passage in passages]})
+        return
+    if not passages:
+        note("Nothing fits.")
+    for number, passage in enumerate(passages, 1):
+        _show_passage(number, passage)
+
+
+def _show_passage(number: int, passage: RetrievedPassage) -> None:
+    from poise.cli.render import plain_text
+
+    marks = f"  ! reads as an instruction: {', '.join(passage.marks)}" if passage.marks else ""
+    typer.echo(plain_text(f"[{number}] {passage.place}  ({passage.score:.3f}){marks}"))
+    typer.echo(plain_text("\n".join(f"    {line}" for line in passage.text.splitlines())) + "\n")

@@ -1,0 +1,317 @@
+"""Documents to a knowledge base: what is new or changed is read and embedded, what is gone leaves, the others stay.
+
+A build that is killed loses at most the batch it was in. Readers see the last finished build until the next one ends.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from re import fullmatch
+
+import numpy as np
+
+from poise.arguments import check_number
+from poise.errors import InvalidArgument, InvalidDocument, InvalidKnowledge, OutputExists
+from poise.knowledge.documents import Chunk, chunks_of
+from poise.knowledge.encoders import TextEncoder
+from poise.knowledge.header import (
+    HEADER_NAME,
+    KnowledgeFile,
+    KnowledgeHeader,
+    StoreName,
+    open_store,
+    read_header,
+)
+from poise.knowledge.reading import ENDINGS, MOST_BYTES, read_document
+from poise.knowledge.store import ChunkStore, StoredChunk, VectorArray, glob_pattern
+from poise.progress import track
+from poise.storage.content_hash import content_key
+from poise.storage.journal import Journal
+from poise.storage.lock import locked
+
+__all__ = ["BuildSettings", "BuildSummary", "build_knowledge"]
+
+READERS_VERSION = 1
+"""Raised when a document is read otherwise than before, so that all of them are read again."""
+
+_RUN_FOLDER = ".run"
+_FINISHED = "finished.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """How documents are read.
+
+    Attributes:
+        chunk: Most characters of a chunk; 900 are about 200 tokens, of which the bundled encoder reads 256.
+        labels: Rules ``LABEL=PATTERN``: files whose names fit a pattern are seen by those with its label.
+        store: What keeps the chunks.
+        batch: Chunks that are embedded and written at once; what a kill can lose.
+    """
+
+    chunk: int = 900
+    labels: tuple[str, ...] = ()
+    store: StoreName = "lance"
+    batch: int = 512
+
+    def __post_init__(self) -> None:
+        check_number("`chunk`", self.chunk, least=100, most=20_000)
+        check_number("`batch`", self.batch, least=1, most=100_000)
+        for rule in self.labels:
+            label, _, pattern = rule.partition("=")
+            if not label or not pattern:
+                raise InvalidArgument(f"`label` is {rule!r}; write LABEL=PATTERN, such as staff=docs/internal/*.")
+
+    def labels_of(self, path: str) -> tuple[str, ...]:
+        """Labels of a file by its name."""
+        rules = (rule.partition("=") for rule in self.labels)
+        return tuple(sorted({label for label, _, pattern in rules if fullmatch(glob_pattern(pattern), path)}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSummary:
+    """What a build did.
+
+    Attributes:
+        header: What the knowledge base holds now.
+        added: Files that were new.
+        changed: Files that were read again.
+        removed: Files that left.
+        unchanged: Files that stayed as they were.
+        embedded: Chunks that were embedded.
+        reused: Chunks of changed files whose text had been embedded before.
+        marked: Chunks that hold what reads as an instruction to a model, of all.
+    """
+
+    header: KnowledgeHeader
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    embedded: int = 0
+    reused: int = 0
+    marked: int = 0
+
+
+def build_knowledge(
+    documents: Sequence[str | Path], out: Path, encoder: TextEncoder, settings: BuildSettings | None = None
+) -> BuildSummary:
+    """Build a knowledge base, or bring one up to date.
+
+    Args:
+        documents: Files, and folders that are searched for files that can be read. They are all that it holds
+            afterwards; none means those of the last build.
+        out: Its folder.
+        encoder: What embeds.
+        settings: How documents are read.
+
+    Raises:
+        InvalidArgument: a document is not there, or there are none.
+        InvalidKnowledge: what is in ``out`` is damaged, or was built with another encoder or store.
+        FolderInUse: another build is at work there.
+        EncoderUnavailable: the endpoint does not answer; finished batches are kept.
+        OutputExists: ``out`` holds something else.
+        SaveFailed: the disk refused; readers see what was there before.
+    """
+    settings = settings or BuildSettings()
+    earlier = _earlier(out, encoder, settings)
+    sources = tuple(str(source) for source in documents) or (earlier.sources if earlier else ())
+    paths = _files_of(sources, out)
+    with locked(out / _RUN_FOLDER, "knowledge"):
+        earlier = _earlier(out, encoder, settings)  # another build may have ended since
+        store = open_store(out, settings.store, encoder.width)
+        try:
+            return _Build(out, encoder, settings, earlier, store).run(sources, paths)
+        finally:
+            store.close()
+
+
+def _earlier(out: Path, encoder: TextEncoder, settings: BuildSettings) -> KnowledgeHeader | None:
+    """The header of what is there, checked to fit; ``None`` for a new or unfinished knowledge base."""
+    if not (out / HEADER_NAME).exists():
+        if out.exists() and not (out / _RUN_FOLDER).exists() and any(out.iterdir()):
+            raise OutputExists(f"{out} holds files of something else; choose another output.")
+        return None
+    header = read_header(out)
+    if (header.encoder, header.store) != (encoder.name, settings.store):
+        raise InvalidKnowledge(
+            f"{out} was built with the encoder {header.encoder} and the store {header.store}, not with {encoder.name} "
+            f"and {settings.store}; pass the same, or choose another output."
+        )
+    return header
+
+
+def _files_of(sources: Sequence[str], out: Path) -> list[str]:
+    """Names of all files, in order; of a folder those that can be read, but hidden ones and the knowledge base's."""
+    names: dict[str, None] = {}
+    for source in sources:
+        place = Path(source)
+        if place.is_file():
+            names[source] = None
+        elif place.is_dir():
+            for folder, folders, files in os.walk(place):
+                folders[:] = sorted(f for f in folders if f[0] != "." and not (Path(folder) / f).samefile(_there(out)))
+                readable = sorted(f for f in files if f[0] != "." and Path(f).suffix.lower() in ENDINGS)
+                names |= {str(Path(folder) / f): None for f in readable}
+        else:
+            raise InvalidArgument(f"There is no document or folder {source}; correct its name.")
+    if not names:
+        where = ", ".join(sources) or "nothing"
+        raise InvalidArgument(f"{where} has no documents; files are read that end in {', '.join(ENDINGS)}.")
+    return sorted(names)
+
+
+def _there(out: Path) -> Path:
+    return out if out.exists() else Path(os.devnull)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Chunks that wait to be embedded and written; files whose old chunks leave first, and those that end here."""
+
+    chunks: list[StoredChunk] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    vectors: list[VectorArray | None] = field(default_factory=list)
+    replaced: set[str] = field(default_factory=set)
+    finished: list[tuple[str, int]] = field(default_factory=list)
+
+
+class _Build:
+    """One build under way; the counts are those of its summary."""
+
+    def __init__(
+        self,
+        out: Path,
+        encoder: TextEncoder,
+        settings: BuildSettings,
+        earlier: KnowledgeHeader | None,
+        store: ChunkStore,
+    ) -> None:
+        self._out, self._encoder, self._settings, self._store = out, encoder, settings, store
+        self._earlier_files = earlier.files if earlier else {}
+        self._journal = Journal(out / _RUN_FOLDER / _FINISHED)
+        self._stored = dict(store.counts())
+        self._stored_paths = {path for path, _ in self._stored}
+        self._batch = _Batch()
+        self._files: dict[str, KnowledgeFile] = {}
+        self._skipped: dict[str, str] = {}
+        self._counts = {"added": 0, "changed": 0, "unchanged": 0, "embedded": 0, "reused": 0, "marked": 0}
+
+    def run(self, sources: tuple[str, ...], paths: Sequence[str]) -> BuildSummary:
+        """Bring the store up to date and write the header."""
+        self._store.remove(self._stored_paths - set(paths))
+        with track("Reading documents", total=len(paths)) as advance:
+            for path in paths:
+                self._take(path)
+                advance(1)
+        self._flush()
+        self._store.remove(self._skipped.keys() & self._stored_paths)
+        header = KnowledgeHeader(
+            store=self._settings.store,
+            version=self._store.commit(),
+            encoder=self._encoder.name,
+            width=self._encoder.width,
+            chunk=self._settings.chunk,
+            sources=sources,
+            labels=self._settings.labels,
+            files=self._files,
+            skipped=self._skipped,
+        )
+        header.save(self._out)
+        (self._out / _RUN_FOLDER / _FINISHED).unlink(missing_ok=True)
+        removed = len(self._earlier_files.keys() - self._files.keys())
+        return BuildSummary(header=header, removed=removed, **self._counts)
+
+    def _take(self, path: str) -> None:
+        """One file: left as it is, or read again; a broken one is listed."""
+        try:
+            data = _bytes_of(Path(path))
+            labels = self._settings.labels_of(path)
+            key = content_key(
+                data=sha256(data).hexdigest(), labels=labels, chunk=self._settings.chunk, readers=READERS_VERSION
+            )
+            count = self._count_if_finished(path, key)
+            if count is None:
+                count = self._replace(path, data, key, labels)
+                self._counts["changed" if path in self._earlier_files else "added"] += 1
+            else:
+                self._counts["unchanged"] += 1
+            self._files[path] = KnowledgeFile(key=key, chunks=count, labels=labels)
+        except InvalidDocument as error:
+            self._skipped[path] = str(error)
+
+    def _count_if_finished(self, path: str, key: str) -> int | None:
+        """Number of chunks of a file that is in the store as it is now, from this build or an earlier one."""
+        file = self._earlier_files.get(path)
+        count = file.chunks if file and file.key == key else None
+        if (journal_key := content_key(path=path, key=key)) in self._journal:
+            count = int(self._journal[journal_key])
+        return count if count is not None and self._stored.get((path, key), 0) == count else None
+
+    def _replace(self, path: str, data: bytes, key: str, labels: tuple[str, ...]) -> int:
+        """Read a file and queue its chunks in the place of its old ones; how many."""
+        document = read_document(Path(path), data)
+        chunks = list(chunks_of(document, self._settings.chunk))
+        if not chunks:
+            raise InvalidDocument("it has no text")
+        vectors = self._store.vectors_of(path) if path in self._stored_paths else {}
+        if path in self._stored_paths:
+            self._batch.replaced.add(path)
+        for chunk in chunks:
+            stored = _stored_chunk(chunk, path, document.kind, key, labels)
+            vector = vectors.get(stored.text_key)
+            self._batch.chunks.append(stored)
+            self._batch.texts.append(chunk.embedded_text)
+            self._batch.vectors.append(vector)
+            self._counts["embedded" if vector is None else "reused"] += 1
+            self._counts["marked"] += bool(stored.marks)
+            if len(self._batch.chunks) >= self._settings.batch:
+                self._flush()
+        self._batch.finished.append((content_key(path=path, key=key), len(chunks)))
+        return len(chunks)
+
+    def _flush(self) -> None:
+        """Embed and write what waits, and note which files are complete with it."""
+        batch, self._batch = self._batch, _Batch()
+        fresh = [place for place, vector in enumerate(batch.vectors) if vector is None]
+        vectors = np.empty((len(batch.chunks), self._encoder.width), dtype=np.float32)
+        if fresh:
+            with track("Embedding chunks"):
+                vectors[fresh] = self._encoder([batch.texts[place] for place in fresh])
+        for place, vector in enumerate(batch.vectors):
+            if vector is not None:
+                vectors[place] = vector
+        self._store.remove(batch.replaced)
+        self._store.add(batch.chunks, vectors)
+        self._journal.append(batch.finished)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise InvalidDocument(f"it has {size:,} bytes, and at most {MOST_BYTES:,} are read; split it")
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidDocument(f"it cannot be read: {error.strerror or error}") from error
+
+
+def _stored_chunk(chunk: Chunk, path: str, kind: str, key: str, labels: tuple[str, ...]) -> StoredChunk:
+    return StoredChunk(
+        id=content_key(path=path, n=chunk.ordinal, text=chunk.text),
+        path=path,
+        kind=kind,
+        title=chunk.title,
+        headings=chunk.headings,
+        page=chunk.page or 0,
+        ordinal=chunk.ordinal,
+        text=chunk.text,
+        text_key=content_key(text=chunk.embedded_text),
+        file_key=key,
+        labels=labels,
+        marks=chunk.marks,
+    )

@@ -1,0 +1,148 @@
+"""Texts to unit vectors: the bundled sentence encoder, or any endpoint that speaks OpenAI's ``/v1/embeddings``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from poise.errors import EncoderUnavailable, InvalidArgument
+from poise.knowledge.store import VectorArray
+
+__all__ = ["BUNDLED_ENCODER", "BundledEncoder", "EndpointEncoder", "TextEncoder", "text_encoder"]
+
+BUNDLED_ENCODER = "all-MiniLM-L6-v2"
+_BUNDLED_WIDTH = 384
+_SENT_AT_ONCE = 64
+
+
+class TextEncoder(Protocol):
+    """Texts to vectors of unit length.
+
+    Attributes:
+        name: What its vectors are known by; those of two names do not compare.
+        width: Numbers of a vector.
+    """
+
+    @property
+    def name(self) -> str:
+        """What its vectors are known by."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+
+    def __call__(self, texts: Sequence[str]) -> VectorArray:
+        """Unit vectors float32 [n, width]."""
+
+
+class BundledEncoder:
+    """all-MiniLM-L6-v2, which ``poise serve`` embeds with, too; it reads the first 256 tokens of a text."""
+
+    name = BUNDLED_ENCODER
+    width = _BUNDLED_WIDTH
+
+    def __call__(self, texts: Sequence[str]) -> VectorArray:
+        """Unit vectors float32 [n, 384].
+
+        Raises:
+            MissingExtra: its package is not installed.
+        """
+        if not texts:
+            return np.empty((0, self.width), dtype=np.float32)
+        from poise.judge.exemplars import sentence_embeddings
+
+        return _unit(sentence_embeddings(texts))
+
+
+class EndpointEncoder:
+    """A model behind an OpenAI-compatible server.
+
+    Args:
+        model: Name that the server knows it by.
+        base_url: URL of the server, usually ending in ``/v1``; else ``OPENAI_BASE_URL``, else OpenAI's own.
+        api_key: Else ``OPENAI_API_KEY``; local servers need none.
+        width: Width of its vectors, where known; else one text is embedded to learn it.
+        retries: How often a request is repeated after its first failure.
+        timeout: Seconds that one request may take.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        width: int | None = None,
+        retries: int = 3,
+        timeout: float = 60.0,
+    ) -> None:
+        self.model = model
+        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self._width, self._retries, self._timeout = width, retries, timeout
+
+    @property
+    def name(self) -> str:
+        """``endpoint:`` and the model's name."""
+        return f"endpoint:{self.model}"
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector; asks the server, the first time."""
+        if self._width is None:
+            self._width = self(["width"]).shape[1]
+        return self._width
+
+    def __call__(self, texts: Sequence[str]) -> VectorArray:
+        """Unit vectors float32 [n, width].
+
+        Raises:
+            EncoderUnavailable: the server cannot be reached, or answers something else.
+        """
+        from openai import OpenAI, OpenAIError
+
+        parts = []
+        with OpenAI(
+            base_url=self._base_url, api_key=self._api_key, max_retries=self._retries, timeout=self._timeout
+        ) as client:
+            for first in range(0, len(texts), _SENT_AT_ONCE):
+                part = list(texts[first : first + _SENT_AT_ONCE])
+                try:
+                    answer = client.embeddings.create(model=self.model, input=part, encoding_format="float")
+                    parts.append(np.asarray([row.embedding for row in answer.data], dtype=np.float64))
+                except OpenAIError as error:
+                    cause = str(error.__cause__ or error)[:200]
+                    raise EncoderUnavailable(
+                        f"The embedding model {self.model!r} at {client.base_url} does not answer ({cause}); start the "
+                        "server or set OPENAI_BASE_URL to where it runs, then run the same command again: finished "
+                        "batches are kept."
+                    ) from error
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise EncoderUnavailable(f"{client.base_url} does not answer with embeddings ({error}).") from error
+                if parts[-1].ndim != 2 or len(parts[-1]) != len(part) or parts[-1].shape[1] != parts[0].shape[1]:
+                    raise EncoderUnavailable(
+                        f"{client.base_url} answered {len(part)} texts with embeddings of shape {parts[-1].shape}."
+                    )
+        return _unit(np.concatenate(parts)) if parts else np.empty((0, self.width), dtype=np.float32)
+
+
+def text_encoder(name: str, *, width: int | None = None) -> TextEncoder:
+    """The encoder of a name: ``all-MiniLM-L6-v2``, or ``endpoint:NAME`` at ``OPENAI_BASE_URL``.
+
+    Raises:
+        InvalidArgument: another name.
+    """
+    if name == BUNDLED_ENCODER:
+        return BundledEncoder()
+    kind, _, model = name.partition(":")
+    if kind == "endpoint" and model:
+        return EndpointEncoder(model, width=width)
+    raise InvalidArgument(f"`encoder` is {name!r}; it must be {BUNDLED_ENCODER} or endpoint:NAME (OPENAI_BASE_URL).")
+
+
+def _unit(vectors: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> VectorArray:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)

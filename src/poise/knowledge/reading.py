@@ -1,0 +1,134 @@
+"""Files to documents: Markdown, text, HTML, PDF, DOCX, CSV and JSONL. What cannot be read is said in a sentence."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from poise.errors import InvalidDocument
+from poise.knowledge.documents import DocumentBlock, SourceDocument
+from poise.knowledge.markdown import markdown_document
+from poise.knowledge.office_files import docx_document, pdf_document
+from poise.knowledge.web_pages import html_document
+
+__all__ = ["ENDINGS", "MOST_BYTES", "read_document"]
+
+MOST_BYTES = 256 * 2**20
+LONGEST_LINE = 1_000_000
+_TEXT_KEYS = ("text", "content", "body", "knowledge", "passage", "document")
+_TITLE_KEYS = ("title", "heading", "name", "id")
+
+
+def read_document(path: Path, data: bytes) -> SourceDocument:
+    """The document in a file's bytes, by the ending of its name.
+
+    Args:
+        path: The file; it is not read again.
+        data: What is in it.
+
+    Raises:
+        InvalidDocument: why it cannot be read. Rows and pages are read as the blocks are taken, so that taking them
+            may raise this, too.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InvalidDocument(f"its ending {path.suffix or '(none)'} is not one of {', '.join(ENDINGS)}")
+    return reader(path, data)
+
+
+def _text_of(data: bytes) -> str:
+    """UTF-8, UTF-16 with its mark, or Windows-1252 where that has no signs of binary data."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = data.decode("utf-16", errors="replace")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            if b"\x00" in data:
+                raise InvalidDocument("it is binary data and not text") from error
+            text = data.decode("cp1252", errors="replace")
+    if "\x00" in text:
+        raise InvalidDocument("it is binary data and not text")
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > LONGEST_LINE:
+            raise InvalidDocument(
+                f"line {number} has {len(line):,} characters, and at most {LONGEST_LINE:,} are read; break it up"
+            )
+    return text
+
+
+def _plain(path: Path, data: bytes) -> SourceDocument:
+    paragraphs = (DocumentBlock(part) for part in _text_of(data).replace("\r\n", "\n").split("\n\n"))
+    return SourceDocument(path.name, "text", paragraphs)
+
+
+def _markdown(path: Path, data: bytes) -> SourceDocument:
+    return markdown_document(path.name, _text_of(data).replace("\r\n", "\n"))
+
+
+def _html(path: Path, data: bytes) -> SourceDocument:
+    return html_document(path.name, data)
+
+
+def _csv(path: Path, data: bytes) -> SourceDocument:
+    text = _text_of(data)
+    tab = path.suffix.lower() == ".tsv"
+
+    def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if tab else ",", restkey="more")
+        try:
+            yield from enumerate(reader, 1)
+        except csv.Error as error:
+            raise InvalidDocument(f"row {reader.line_num} cannot be read: {error}") from error
+
+    return SourceDocument(path.name, "csv", (_row_block(n, row) for n, row in rows()))
+
+
+def _jsonl(path: Path, data: bytes) -> SourceDocument:
+    text = _text_of(data)
+
+    def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InvalidDocument(f"line {number} is not JSON: {error}") from error
+            yield number, row if isinstance(row, dict) else {"text": row}
+
+    return SourceDocument(path.name, "jsonl", (_row_block(n, row) for n, row in rows()))
+
+
+def _row_block(number: int, row: Mapping[str, Any]) -> DocumentBlock:
+    """A row's text where a column is one, else every column with its name; a title becomes a heading."""
+    text_key = next((key for key in _TEXT_KEYS if isinstance(row.get(key), str)), None)
+    title = next((str(row[key]) for key in _TITLE_KEYS if isinstance(row.get(key), str | int)), "")
+    if text_key is not None:
+        return DocumentBlock(str(row[text_key]), (title,) if title else (), number)
+    cells = (
+        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) for key, value in row.items()
+    )
+    return DocumentBlock("\n".join(f"{key}: {value}" for key, value in cells if value), (), number)
+
+
+_READERS: dict[str, Callable[[Path, bytes], SourceDocument]] = {
+    ".md": _markdown,
+    ".markdown": _markdown,
+    ".txt": _plain,
+    ".rst": _plain,
+    ".html": _html,
+    ".htm": _html,
+    ".pdf": lambda path, data: pdf_document(path.name, data),
+    ".docx": lambda path, data: docx_document(path.name, data),
+    ".docm": lambda path, data: docx_document(path.name, data),
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".jsonl": _jsonl,
+}
+ENDINGS = tuple(_READERS)
+"""Endings of file names that are read."""

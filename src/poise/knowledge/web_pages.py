@@ -1,0 +1,94 @@
+"""HTML to blocks under their headings, by lxml: the main part, without scripts, menus and what is not shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from poise.errors import InvalidDocument, MissingExtra
+from poise.knowledge.documents import DocumentBlock, SourceDocument
+
+__all__ = ["html_document"]
+
+_LEFT_OUT = {"script", "style", "noscript", "template", "nav", "header", "footer", "aside", "form", "svg", "head"}
+_BLOCKS = {"p", "li", "pre", "dd", "dt", "blockquote", "tr", "figcaption", "caption", "summary"}
+_HEADING = re.compile(r"h[1-6]")
+
+
+def html_document(name: str, data: bytes) -> SourceDocument:
+    """A page; its title is its ``title``, else its first heading, else ``name``.
+
+    Raises:
+        InvalidDocument: there is no HTML in it.
+    """
+    try:
+        from lxml import etree, html
+    except ImportError as error:
+        raise MissingExtra.of("Reading HTML needs lxml", "knowledge") from error
+    if not data.strip():
+        raise InvalidDocument("it is empty")
+    try:
+        parser = html.HTMLParser(encoding="utf-8" if _is_utf8(data) else None, no_network=True, huge_tree=False)
+        root = html.document_fromstring(data, parser=parser)
+    except (etree.ParserError, etree.XMLSyntaxError, ValueError) as error:
+        raise InvalidDocument(f"it cannot be read as HTML: {str(error)[:120]}") from error
+    title = " ".join((root.findtext(".//title") or "").split())
+    parts = root.xpath("//main | //*[@role='main'] | //article")
+    blocks = list(_page_blocks(parts[0] if parts else root))
+    first = next((block.headings[0] for block in blocks if block.headings), "")
+    return SourceDocument(title or first or name, "html", blocks)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _page_blocks(root: Any) -> Iterator[DocumentBlock]:
+    """Text of the innermost block elements and of loose text, in the order of the page."""
+    levels: dict[int, str] = {}
+    waiting: list[Any] = [root]
+    loose: list[str] = []
+
+    def headings() -> tuple[str, ...]:
+        return tuple(levels[level] for level in sorted(levels))
+
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, str):
+            loose.append(node)
+            continue
+        if not isinstance(node.tag, str) or node.tag in _LEFT_OUT or "hidden" in node.attrib:
+            continue
+        is_heading = bool(_HEADING.fullmatch(node.tag))
+        is_block = node.tag in _BLOCKS and not any(child.tag in _BLOCKS for child in node.iterdescendants())
+        starts_block = is_heading or is_block or node.tag in ("div", "section", "table", "ul", "ol", "dl")
+        if starts_block and (text := " ".join("".join(loose).split())):
+            yield DocumentBlock(text, headings())
+        if starts_block:
+            loose = []
+        if is_heading:
+            depth = int(node.tag[1])
+            levels = {level: words for level, words in levels.items() if level < depth}
+            levels[depth] = " ".join(node.text_content().replace("¶", " ").split())
+        elif is_block:
+            yield DocumentBlock(_text_of_element(node), headings())
+        else:
+            for child in reversed(node):
+                waiting += [child.tail or "", child]
+            waiting.append(node.text or "")
+    if text := " ".join("".join(loose).split()):
+        yield DocumentBlock(text, headings())
+
+
+def _text_of_element(node: Any) -> str:
+    text = str(node.text_content())
+    if node.tag == "pre":
+        return text.strip("\n")
+    if node.tag == "tr":
+        return " | ".join(" ".join(cell.text_content().split()) for cell in node if isinstance(cell.tag, str))
+    return " ".join(text.replace("¶", " ").split())
