@@ -26,7 +26,7 @@ from poise.knowledge.header import (
     open_store,
     read_header,
 )
-from poise.knowledge.reading import ENDINGS, MOST_BYTES, read_document
+from poise.knowledge.reading import DOCUMENT_ENDINGS, LARGEST_DOCUMENT, read_document
 from poise.knowledge.store import ChunkStore, StoredChunk, VectorArray, glob_pattern
 from poise.progress import track
 from poise.storage.content_hash import content_key
@@ -155,13 +155,13 @@ def _files_of(sources: Sequence[str], out: Path) -> list[str]:
         elif place.is_dir():
             for folder, folders, files in os.walk(place):
                 folders[:] = sorted(f for f in folders if f[0] != "." and not (Path(folder) / f).samefile(_there(out)))
-                readable = sorted(f for f in files if f[0] != "." and Path(f).suffix.lower() in ENDINGS)
+                readable = sorted(f for f in files if f[0] != "." and Path(f).suffix.lower() in DOCUMENT_ENDINGS)
                 names |= {str(Path(folder) / f): None for f in readable}
         else:
             raise InvalidArgument(f"There is no document or folder {source}; correct its name.")
     if not names:
         where = ", ".join(sources) or "nothing"
-        raise InvalidArgument(f"{where} has no documents; files are read that end in {', '.join(ENDINGS)}.")
+        raise InvalidArgument(f"{where} has no documents; files are read that end in {', '.join(DOCUMENT_ENDINGS)}.")
     return sorted(names)
 
 
@@ -229,7 +229,7 @@ class _Build:
     def _take(self, path: str) -> None:
         """One file: left as it is, or read again; a broken one is listed."""
         try:
-            data = _bytes_of(Path(path))
+            data = _document_bytes(Path(path))
             labels = self._settings.labels_of(path)
             key = content_key(
                 data=sha256(data).hexdigest(), labels=labels, chunk=self._settings.chunk, readers=READERS_VERSION
@@ -290,11 +290,11 @@ class _Build:
         self._journal.append(batch.finished)
 
 
-def _bytes_of(path: Path) -> bytes:
+def _document_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise InvalidDocument(f"it has {size:,} bytes, and at most {MOST_BYTES:,} are read; split it")
+        if size > LARGEST_DOCUMENT:
+            raise InvalidDocument(f"it has {size:,} bytes, and at most {LARGEST_DOCUMENT:,} are read; split it")
         return path.read_bytes()
     except OSError as error:
         raise InvalidDocument(f"it cannot be read: {error.strerror or error}") from error

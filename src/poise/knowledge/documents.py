@@ -78,13 +78,13 @@ def chunks_of(document: SourceDocument, size: int) -> Iterator[Chunk]:
     fits.
     """
     ordinal = 0
-    for block in _joined(document.blocks):
+    for block in _joined_blocks(document.blocks):
         for text in _cut(block.text, size):
             yield Chunk(text, document.title, block.headings, block.page, ordinal, instruction_marks(text))
             ordinal += 1
 
 
-def _joined(blocks: Iterable[DocumentBlock]) -> Iterator[DocumentBlock]:
+def _joined_blocks(blocks: Iterable[DocumentBlock]) -> Iterator[DocumentBlock]:
     """Neighbours under the same headings and on the same page, as one."""
     for (headings, page), group in groupby(blocks, key=lambda block: (block.headings, block.page)):
         texts = [text for block in group if (text := block.text.strip("\n"))]

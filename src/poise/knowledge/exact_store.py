@@ -97,7 +97,7 @@ class ExactStore:
     def dense(self, vector: VectorArray, top: int, where: ChunkFilter) -> list[ScoredChunk]:
         """See ``ChunkStore``."""
         chunks = self._load()
-        return _best(chunks, self._vectors @ vector, top, where)
+        return _best_chunks(chunks, self._vectors @ vector, top, where)
 
     def sparse(self, text: str, top: int, where: ChunkFilter) -> list[ScoredChunk]:
         """See ``ChunkStore``."""
@@ -111,7 +111,7 @@ class ExactStore:
         if not known:
             return []
         scores = np.asarray(self._words.get_scores(known), dtype=np.float64)
-        return [scored for scored in _best(chunks, scores, top, where) if scored.score > 0]
+        return [scored for scored in _best_chunks(chunks, scores, top, where) if scored.score > 0]
 
     def close(self) -> None:
         """See ``ChunkStore``."""
@@ -136,7 +136,7 @@ def _word_index(texts: Sequence[str]) -> Any:
     return index
 
 
-def _best(
+def _best_chunks(
     chunks: Sequence[StoredChunk], scores: np.ndarray[Any, Any], top: int, where: ChunkFilter
 ) -> list[ScoredChunk]:
     order = np.argsort(-scores, kind="stable")

@@ -39,7 +39,7 @@ class KnowledgeHeader(BaseModel):
     format: Literal[1] = 1
     store: StoreName = Field(description="What keeps the chunks.")
     version: int = Field(description="Version of the store that readers see.")
-    encoder: str = Field(description="Whose vectors these are.")
+    encoder: str = Field(description="Encoder that made the vectors.")
     width: int = Field(description="Numbers of a vector.")
     chunk: int = Field(description="Most characters of a chunk.")
     sources: tuple[str, ...] = Field(description="Files and folders that it is built of.")

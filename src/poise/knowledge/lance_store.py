@@ -43,7 +43,7 @@ class LanceStore:
         with self._faults("opened"):
             database = lancedb.connect(str(folder))
             if version is None:
-                self._table: Any = database.create_table("chunks", schema=_schema(width), exist_ok=True)
+                self._table: Any = database.create_table("chunks", schema=_table_schema(width), exist_ok=True)
             else:
                 self._table = database.open_table("chunks")
                 self._table.checkout(version)
@@ -87,7 +87,7 @@ class LanceStore:
         flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
         columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, self.width)
         with self._faults("written"):
-            self._table.add(pa.table(columns, schema=_schema(self.width)))
+            self._table.add(pa.table(columns, schema=_table_schema(self.width)))
 
     def remove(self, paths: Iterable[str]) -> None:
         """See ``ChunkStore``."""
@@ -143,7 +143,7 @@ class LanceStore:
         """See ``ChunkStore``."""
 
 
-def _schema(width: int) -> Any:
+def _table_schema(width: int) -> Any:
     import pyarrow as pa
 
     texts = [pa.field(name, pa.int32() if name in ("page", "ordinal") else pa.string()) for name in _COLUMNS]

@@ -20,12 +20,12 @@ def markdown_document(name: str, text: str) -> SourceDocument:
         stated = _TITLE.search(match[1])
         title = stated[1].strip().strip("\"'") if stated else ""
         text = text[match.end() :]
-    blocks = list(_blocks(text))
+    blocks = list(_markdown_blocks(text))
     first = next((block.headings[0] for block in blocks if block.headings and block.headings[0]), "")
     return SourceDocument(title or first or name, "markdown", blocks)
 
 
-def _blocks(text: str) -> Iterator[DocumentBlock]:
+def _markdown_blocks(text: str) -> Iterator[DocumentBlock]:
     from markdown_it import MarkdownIt
 
     lines = text.split("\n")

@@ -15,9 +15,9 @@ from poise.knowledge.markdown import markdown_document
 from poise.knowledge.office_files import docx_document, pdf_document
 from poise.knowledge.web_pages import html_document
 
-__all__ = ["ENDINGS", "MOST_BYTES", "read_document"]
+__all__ = ["DOCUMENT_ENDINGS", "LARGEST_DOCUMENT", "read_document"]
 
-MOST_BYTES = 256 * 2**20
+LARGEST_DOCUMENT = 256 * 2**20
 LONGEST_LINE = 1_000_000
 _TEXT_KEYS = ("text", "content", "body", "knowledge", "passage", "document")
 _TITLE_KEYS = ("title", "heading", "name", "id")
@@ -34,9 +34,9 @@ def read_document(path: Path, data: bytes) -> SourceDocument:
         InvalidDocument: why it cannot be read. Rows and pages are read as the blocks are taken, so that taking them
             may raise this, too.
     """
-    reader = _READERS.get(path.suffix.lower())
+    reader = _DOCUMENT_READERS.get(path.suffix.lower())
     if reader is None:
-        raise InvalidDocument(f"its ending {path.suffix or '(none)'} is not one of {', '.join(ENDINGS)}")
+        raise InvalidDocument(f"its ending {path.suffix or '(none)'} is not one of {', '.join(DOCUMENT_ENDINGS)}")
     return reader(path, data)
 
 
@@ -116,7 +116,7 @@ def _row_block(number: int, row: Mapping[str, Any]) -> DocumentBlock:
     return DocumentBlock("\n".join(f"{key}: {value}" for key, value in cells if value), (), number)
 
 
-_READERS: dict[str, Callable[[Path, bytes], SourceDocument]] = {
+_DOCUMENT_READERS: dict[str, Callable[[Path, bytes], SourceDocument]] = {
     ".md": _markdown,
     ".markdown": _markdown,
     ".txt": _plain,
@@ -130,5 +130,5 @@ _READERS: dict[str, Callable[[Path, bytes], SourceDocument]] = {
     ".tsv": _csv,
     ".jsonl": _jsonl,
 }
-ENDINGS = tuple(_READERS)
+DOCUMENT_ENDINGS = tuple(_DOCUMENT_READERS)
 """Endings of file names that are read."""

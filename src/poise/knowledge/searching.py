@@ -26,7 +26,7 @@ class RetrievedPassage:
     """A passage that a search came upon.
 
     Attributes:
-        id: Of its chunk.
+        id: Hash that its chunk is known by.
         path: Its file.
         title: The document's title.
         headings: Those that it stands under.

@@ -12,8 +12,8 @@ from poise.knowledge.documents import DocumentBlock, SourceDocument
 __all__ = ["html_document"]
 
 _LEFT_OUT = {"script", "style", "noscript", "template", "nav", "header", "footer", "aside", "form", "svg", "head"}
-_BLOCKS = {"p", "li", "pre", "dd", "dt", "blockquote", "tr", "figcaption", "caption", "summary"}
-_HEADING = re.compile(r"h[1-6]")
+_BLOCK_TAGS = {"p", "li", "pre", "dd", "dt", "blockquote", "tr", "figcaption", "caption", "summary"}
+_HEADING_TAG = re.compile(r"h[1-6]")
 
 
 def html_document(name: str, data: bytes) -> SourceDocument:
@@ -64,8 +64,8 @@ def _page_blocks(root: Any) -> Iterator[DocumentBlock]:
             continue
         if not isinstance(node.tag, str) or node.tag in _LEFT_OUT or "hidden" in node.attrib:
             continue
-        is_heading = bool(_HEADING.fullmatch(node.tag))
-        is_block = node.tag in _BLOCKS and not any(child.tag in _BLOCKS for child in node.iterdescendants())
+        is_heading = bool(_HEADING_TAG.fullmatch(node.tag))
+        is_block = node.tag in _BLOCK_TAGS and not any(child.tag in _BLOCK_TAGS for child in node.iterdescendants())
         starts_block = is_heading or is_block or node.tag in ("div", "section", "table", "ul", "ol", "dl")
         if starts_block and (text := " ".join("".join(loose).split())):
             yield DocumentBlock(text, headings())
