@@ -121,7 +121,7 @@ def _build_lines(summary: BuildSummary) -> list[str]:
 @app.command("search")
 def search_command(
     folder: KnowledgeFolder,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What is looked for.", show_default=False)],
     top: TopOption = 8,
     mode: ModeOption = "hybrid",
     where: WhereOption = None,
