@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from poise.errors import InvalidSettings
 from poise.serve.policy import Policies
-from poise.settings import Settings, check_settings, read_settings
+from poise.settings import Settings, check_settings, first_fault, read_settings
 from poise.shift.contexts import ContextFile
 from poise.shift.limits_file import ShiftLimits
+from poise.steer.request_field import PoiseField
 from poise.train.config import TrainConfig
 
 RUN = "model: m\ndata: d\nout: o\n"
@@ -119,3 +122,22 @@ class TestTrueOrFalse:
         assert mistakes(Policies, f"default:\n  may_steer: {value}\n", tmp_path) == [
             f"line 2: default.may_steer is {shown}; it must be true or false"
         ]
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"watch": "evil"}, "watch is 'evil'; it must be true or false, or a list"),
+        ({"watch": ["evil"] * 65}, "watch has 65 entries; at most 64 are taken"),
+        ({"watch": ["evil", 3]}, "watch.1 is 3; it must be text; put it in quotes"),
+        ({"watch": [""]}, "watch.0 is empty"),
+        ({"steer": 5}, "steer is 5; it must be text, or a mapping of settings"),
+        ({"steer": "e" * 5000}, "steer has 5000 characters; at most 4000 are taken"),
+        ({"steer": "\ud800=1"}, "steer: half of a character (a lone surrogate)"),
+        ({"steer": {"terms": [{"vector": 3}]}}, "steer.terms.0.vector is 3; it must be text; put it in quotes"),
+    ],
+)
+def test_of_a_choice_of_shapes_the_one_that_was_meant_is_judged(field: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PoiseField.model_validate(field)
+    assert first_fault(caught.value, PoiseField) == words

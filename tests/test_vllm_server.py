@@ -153,6 +153,8 @@ def test_several_choices_and_plain_completions_have_theirs(server: openai.OpenAI
         ({"steer": "/etc/passwd=1"}, "There is no vector '/etc/passwd'"),
         ({"watch": ["envy"]}, "there is no vector 'envy'"),
         ({"strength": 1}, "strength"),
+        ({"watch": "evil"}, "watch is 'evil'; it must be true or false, or a list"),
+        ({"watch": ["evil"] * 65}, "watch has 65 entries; at most 64 are taken"),
         ("evil=1", "text that is not JSON"),
         ("[1]", "give an object"),
     ],
@@ -164,6 +166,38 @@ def test_a_wrong_request_is_a_400_that_says_what_is_wrong(
     with pytest.raises(openai.BadRequestError) as caught:
         ask(server, field, stream=stream)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_field_beside_those_of_vllm_is_not_ignored(server: openai.OpenAI, stream: bool) -> None:
+    settings: dict[str, Any] = {"model": "tiny", "max_tokens": 4, "stream": stream}
+    settings["extra_body"] = {"poise": {"steer": "evil@1=1"}}
+    with pytest.raises(openai.BadRequestError, match="vLLM, which would ignore it"):
+        server.chat.completions.create(messages=QUESTION, **settings)
+    with pytest.raises(openai.BadRequestError, match="vLLM, which would ignore it"):
+        server.completions.create(prompt="She said", **settings)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_wrong_request_for_a_response_is_a_400(server: openai.OpenAI, stream: bool) -> None:
+    body = {"vllm_xargs": {"poise": '{"steer": "envy=1"}'}}
+    with pytest.raises(openai.BadRequestError, match="There is no vector 'envy'"):
+        server.responses.create(model="tiny", input="hello", max_output_tokens=4, stream=stream, extra_body=body)
+
+
+def test_readings_without_numbers_are_an_error_whole_and_streamed(server: openai.OpenAI) -> None:
+    field = {"steer": "evil@1=2e38; kind@1=2e38", "watch": ["evil", "kind"]}
+    with pytest.raises(openai.BadRequestError, match="NaN or infinity where evil, kind was read; steer with less"):
+        ask(server, field)
+    with pytest.raises(openai.APIError, match="NaN or infinity where evil, kind was read"):
+        list(ask(server, field, stream=True))
+    body = {"vllm_xargs": {"poise": json.dumps(field)}}
+    settings: dict[str, Any] = {"model": "tiny", "prompt": ["She", "No"], "max_tokens": 6, "extra_body": body}
+    with pytest.raises(openai.BadRequestError, match="NaN or infinity"):
+        server.completions.create(**settings)
+    with pytest.raises(openai.APIError, match="NaN or infinity"):
+        list(server.completions.create(stream=True, **settings))
+    assert ask(server, {"watch": ["evil"]}).choices[0].poise["readings"]["evil"]
 
 
 def test_beam_search_is_refused(server: openai.OpenAI) -> None:

@@ -52,26 +52,46 @@ def is_of_a_key(fault: Mapping[str, Any]) -> bool:
 
 def merged_faults(error: ValidationError) -> list[dict[str, Any]]:
     """The faults that pydantic found, one for each mistake: of a choice of shapes, only what was meant is judged."""
-    merged: list[dict[str, Any]] = []
-    choices: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    faults: list[dict[str, Any]] = []
     for details in error.errors():
         fault: dict[str, Any] = dict(details)
         if fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]:
             continue  # pydantic leaves out the entries that are wrong themselves
         fault["loc"] = (*fault["loc"], *fault.get("ctx", {}).get("place", ()))
-        place: tuple[int | str, ...] = fault["loc"]
-        at = next((i for i, part in enumerate(place) if isinstance(part, str) and UNION_MEMBER.match(part)), None)
-        fault["loc"] = tuple(part for part in place if not (isinstance(part, str) and UNION_MEMBER.match(part)))
-        if at is None:
+        faults.append(fault)
+    tags = [next((i for i, part in enumerate(fault["loc"]) if _is_union_member(part)), None) for fault in faults]
+    unions = {fault["loc"][:at] for fault, at in zip(faults, tags, strict=True) if at is not None}
+    merged: list[dict[str, Any]] = []
+    choices: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for fault in faults:
+        place = fault["loc"]
+        union = next((place[:at] for at in range(len(place)) if place[:at] in unions), None)
+        after = () if union is None else place[len(union) + 1 :]  # what follows a union's place is a shape's name
+        fault["loc"] = tuple(
+            part for part in (*(place if union is None else union), *after) if not _is_union_member(part)
+        )
+        if union is None:
             merged.append(fault)
         else:
-            choices.setdefault(place[:at], []).append(fault)
-    for faults in choices.values():
-        words = [fault for fault in faults if fault["type"] == "literal_error"]
-        others = [fault for fault in faults if fault["type"] != "literal_error"]
-        text = all(isinstance(fault["input"], str) for fault in words)
-        merged += (words if words and text else others or words)[:1]
-    return merged
+            choices.setdefault(union, []).append(fault)
+    return merged + [_meant_fault(choice, len(place)) for place, choice in choices.items()]
+
+
+def _is_union_member(part: int | str) -> bool:
+    return isinstance(part, str) and UNION_MEMBER.match(part) is not None
+
+
+def _meant_fault(faults: Sequence[dict[str, Any]], depth: int) -> dict[str, Any]:
+    """Of the faults that each of some shapes finds, that of the shape that was meant; else one that names them all."""
+    words = [fault for fault in faults if fault["type"] == "literal_error"]
+    others = [fault for fault in faults if fault["type"] != "literal_error"]
+    if words and (not others or all(isinstance(fault["input"], str) for fault in words)):
+        return words[0]
+    for fault in others:
+        if len(fault["loc"]) > depth or fault["type"] not in SHAPE_FAULTS:
+            return fault
+    shapes = [LIMITS[name].split(";")[0] for fault in others for name in SHAPES if fault["type"] in LIMIT_FAULTS[name]]
+    return others[0] | {"type": "no_shape", "ctx": {"shapes": ", or ".join(dict.fromkeys(shapes))}}
 
 
 def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
@@ -118,12 +138,16 @@ def describe_value(fault: Mapping[str, Any]) -> str:
         noun = "characters" if isinstance(fault["input"], str) else "entries"
         most = context["max_length"]
         return f"has {len(fault['input'])} {noun}; at most {most} are taken" if most else "must be empty"
+    if kind_of_fault == "too_short" and isinstance(fault["input"], str):
+        return "is empty"
     if kind_of_fault == "string_pattern_mismatch":
         return f"is {value}; use {PATTERNS.get(context['pattern'], 'what matches ' + context['pattern'])}"
     if kind_of_fault == "union_tag_invalid":
         return f"is of the type {shown_value(context['tag'])}; the types are {context['expected_tags']}"
     if kind_of_fault == "union_tag_not_found":
         return f"lacks its {context['discriminator']}, which says what it is"
+    if kind_of_fault == "no_shape":
+        return f"is {value}; it must be {context['shapes']}"
     for name, words in LIMITS.items():
         if kind_of_fault in LIMIT_FAULTS[name]:
             return f"is {value}; it must be {words.format(**context)}"
@@ -165,6 +189,9 @@ LIMIT_FAULTS = {
     "entries": ("too_short",),
     "none": ("none_required",),
 }
+SHAPES = ("number", "text", "flag", "list", "mapping")
+SHAPE_FAULTS = {kind for name in SHAPES for kind in LIMIT_FAULTS[name]}
+"""What is wrong with a value that has none of the shapes that a setting may have."""
 LIMITS = {
     "number": "a number (a whole one where things are counted)",
     "size": "a number of 64 bits, at most 9.2e18",

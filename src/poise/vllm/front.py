@@ -13,7 +13,7 @@ import numpy.typing as npt
 from poise.errors import UserError
 from poise.vllm.runner import FIELD
 
-__all__ = ["OutputReadings", "install_front"]
+__all__ = ["OutputReadings", "install_front", "refuse_without_numbers"]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -27,11 +27,13 @@ class OutputReadings:
         names: Names of the k vectors.
         layers: Layer at which each is read.
         values: Projections float32 [1 + T, k]: the last prompt token, then each token that was run.
+        finite: Rows of ``values`` that have been looked at for NaN and infinity.
     """
 
     names: tuple[str, ...]
     layers: tuple[int, ...]
     values: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    finite: int = 0
 
     def extend(self, rows: npt.NDArray[np.float32]) -> None:
         """Add what a step brought."""
@@ -70,6 +72,16 @@ def _validation_error(message: str) -> Exception:
 
     refusal: Exception = VLLMValidationError(message, parameter=f"vllm_xargs.{FIELD}")
     return refusal
+
+
+def refuse_without_numbers(readings: OutputReadings) -> None:
+    """Raise what is a 400 where a pass gave NaN or infinity, which JSON cannot say and no answer should hide."""
+    if not np.isfinite(readings.values[readings.finite :]).all():
+        raise _validation_error(
+            f"The model gave NaN or infinity where {', '.join(readings.names)} was read; steer with less strength, or "
+            "serve the model in bfloat16 or float32."
+        )
+    readings.finite = len(readings.values)
 
 
 def _check_requests(check_field: CheckField) -> None:
@@ -136,6 +148,7 @@ def _check_http_requests(check_field: CheckField) -> None:
     """Refuse what cannot be done before a stream begins, whose status could not say so any more."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
     def refuse_beams(field: Any) -> None:
         raise _validation_error("Beam search drops vllm_xargs, and so the steering; leave use_beam_search out.")
@@ -148,12 +161,18 @@ def _check_http_requests(check_field: CheckField) -> None:
 
     for kind in (ChatCompletionRequest, CompletionRequest):
         kind.to_beam_search_params = _checked_first(kind.to_beam_search_params, refuse_beams)
+    for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
         kind.to_sampling_params = _checked_first(kind.to_sampling_params, check)
 
 
 def _checked_first(to_params: Any, check: Callable[[Any], None]) -> Any:
     @functools.wraps(to_params)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if FIELD in (self.model_extra or {}):  # vLLM leaves out what it does not know
+            raise _validation_error(
+                'poise stands beside the fields of vLLM, which would ignore it; write "vllm_xargs": {"poise": "…"}, '
+                "with its object as JSON text."
+            )
         field = (self.vllm_xargs or {}).get(FIELD)
         if field is not None:
             check(field)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
-from poise.vllm.front import OutputReadings
+from poise.vllm.front import OutputReadings, refuse_without_numbers
 from poise.vllm.runner import FIELD
 
 __all__ = ["StreamedReadings", "install_http"]
@@ -23,14 +24,16 @@ class StreamedReadings:
         self._readings: dict[int, OutputReadings] = {}
         self._sent: dict[int, int] = {}
 
-    async def tap(self, results: AsyncIterator[Any], choices: int) -> AsyncIterator[Any]:
+    async def tap(self, results: AsyncGenerator[Any], choices: int) -> AsyncIterator[Any]:
         """The same results, of which the readings are remembered; of plain completions with the prompt's number."""
-        async for result in results:
-            prompt, outputs = (result[0], result[1].outputs) if isinstance(result, tuple) else (0, result.outputs)
-            for output in outputs:
-                if getattr(output, "poise", None) is not None:
-                    self._readings[prompt * choices + output.index] = output.poise
-            yield result
+        async with contextlib.aclosing(results):  # an answer that ends with an error is not generated to its end
+            async for result in results:
+                prompt, outputs = (result[0], result[1].outputs) if isinstance(result, tuple) else (0, result.outputs)
+                for output in outputs:
+                    if getattr(output, "poise", None) is not None:
+                        refuse_without_numbers(output.poise)
+                        self._readings[prompt * choices + output.index] = output.poise
+                yield result
 
     def add_to(self, event: str) -> str:
         """A server-sent event, with the readings that its answers have by now and that were not sent yet."""
@@ -115,4 +118,5 @@ def _whole_completion(respond: Any) -> Any:
 def _add_to_choices(response: Any, outputs: Sequence[Any]) -> None:
     for choice, output in zip(getattr(response, "choices", None) or (), outputs, strict=False):
         if getattr(output, "poise", None) is not None:
+            refuse_without_numbers(output.poise)
             setattr(choice, FIELD, output.poise.body())

@@ -154,6 +154,11 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
         breaks="wrong streamed requests would be answered 200, and the error be their first event",
     ),
     PrivateName(
+        module="vllm.entrypoints.openai.responses.protocol",
+        path="ResponsesRequest.to_sampling_params",
+        breaks="wrong streamed requests to /v1/responses would end without a word",
+    ),
+    PrivateName(
         module="vllm.entrypoints.openai.chat_completion.serving",
         path="OpenAIServingChat.chat_completion_stream_generator",
         parameters=("request", "result_generator"),
