@@ -6,7 +6,9 @@ last digits.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from poise.judge.factory import ChosenJudges
 from poise.model import Model, ask, load_model
 from poise.monitor.calibrate import CalibrationSettings, calibrate_alarms
 from poise.screen.scoring import ScreeningRun, ScreenSettings
+from poise.steer import Steering, apply_steering
 from poise.trait import library
 from poise.validate import ValidationSettings, validate
 from poise.vector import PersonaVector, save_vector
@@ -90,6 +93,42 @@ def engines(folder: Path, model: Model) -> Iterator[dict[str, Engine]]:
     engine = VllmEngine(str(folder), dtype="float32", block_size=32, max_num_batched_tokens=512)
     yield {"local": LocalEngine(model), "vllm": engine}
     engine._llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(max_new_tokens=1, temperature=1.0),
+        SamplingParams(max_new_tokens=1, temperature=0.6, top_p=0.7),
+    ],
+)
+@pytest.mark.parametrize("steered", [False, True])
+def test_drawn_tokens_have_the_distribution_of_our_sampler(
+    model: Model, engines: dict[str, Engine], vector: PersonaVector, sampling: SamplingParams, steered: bool
+) -> None:
+    """By Pearson's χ² over tokens, those that are expected less than 5 times together."""
+    draws, stop = 3000, sorted(model.stop_ids)
+    prompt = model.encode(ask("What do you think of my plan?"))
+    steering = Steering.add(vector, coef=1.0, layer=1, phase="all") if steered else None
+    with apply_steering(model, steering) if steering else contextlib.nullcontext(), torch.inference_mode():
+        logits = model.lm(torch.tensor([prompt.ids])).logits[0, -1].double()
+    p, order = torch.softmax(logits / sampling.temperature, dim=-1).sort(descending=True)
+    p = torch.where(p.cumsum(-1) - p < sampling.top_p, p, 0.0)
+    expected = draws * torch.zeros_like(p).scatter(0, order, p / p.sum())
+    ended = float(expected[stop].sum())  # an answer does not say by which token it was ended
+    expected[stop] = 0.0
+    expected[stop[0]] = ended
+    answers = engines["vllm"].generate([prompt] * draws, sampling, seeds=range(draws), steering=steering)
+    drawn = torch.bincount(torch.tensor([(*answer.ids, stop[0])[0] for answer in answers]))
+    observed = torch.nn.functional.pad(drawn, (0, len(expected) - len(drawn))).double()
+    assert observed[expected == 0].sum() == 0
+    often = expected >= 5
+    classes = [*zip(observed[often].tolist(), expected[often].tolist(), strict=True)]
+    classes += [(float(observed[~often].sum()), float(expected[~often].sum()))]
+    deviation = sum((seen - due) ** 2 / due for seen, due in classes if due > 0)
+    freedom = sum(due > 0 for _, due in classes) - 1
+    assert freedom >= 1
+    assert deviation < freedom + 5 * math.sqrt(2 * freedom)
 
 
 def contrast(model: Model, engine: Engine, run: ResponseStore) -> ContrastSet:

@@ -38,6 +38,7 @@ from poise.vllm import answer_rows
 from poise.vllm.answer_rows import AnswerRow
 from poise.vllm.programs import RequestProgram, SteeringWork
 from poise.vllm.step_engine import VllmStepEngine
+from preemptions import count_preemptions
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -641,21 +642,6 @@ class TestSmallCacheAndThoughts:
         assert reused["ben"] == 0
         assert max(reused.values()) == 64
         assert began[0] == ("ana", 0)
-
-
-def count_preemptions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the requests that vLLM puts aside, as they come."""
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    preempted: list[str] = []
-    preempt = Scheduler._preempt_request
-
-    def count(self: Any, request: Any, *arguments: Any, **options: Any) -> Any:
-        preempted.append(request.request_id)
-        return preempt(self, request, *arguments, **options)
-
-    monkeypatch.setattr(Scheduler, "_preempt_request", count)
-    return preempted
 
 
 def run_together(

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any, Protocol
 
 from poise.engine.detokenizer import Detokenizer
-from poise.model import Model
-from poise.model.parts import TokenPart
+from poise.model.parts import ThoughtMarks, TokenPart
 
 __all__ = ["AnswerParts", "answer_parts"]
+
+
+class MarksThoughts(Protocol):
+    """What says where a thought begins and ends: a model, or its tokenizer with its marks."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer that answers are decoded by."""
+
+    @property
+    def thought_marks(self) -> ThoughtMarks:
+        """How thoughts are marked."""
 
 
 class AnswerParts:
     """Follows one answer. An answer that has begun as a reply costs a look at each token, no more.
 
     Args:
-        model: The model that generates.
+        model: The model that generates, or its tokenizer with its marks.
         prompt: Tokens that the answer follows.
     """
 
-    def __init__(self, model: Model, prompt: Sequence[int]) -> None:
+    def __init__(self, model: MarksThoughts, prompt: Sequence[int]) -> None:
         self.model, self.prompt = model, prompt
         self.tokens: list[int] = []
         self.tracker = model.thought_marks.tracker(model.tokenizer, prompt)
@@ -108,7 +120,7 @@ class AnswerParts:
         return runs.count("reply") > 1
 
 
-def answer_parts(model: Model, prompt: Sequence[int], ids: Sequence[int]) -> AnswerParts:
+def answer_parts(model: MarksThoughts, prompt: Sequence[int], ids: Sequence[int]) -> AnswerParts:
     """The parts of an answer that is complete, by its tokens."""
     parts = AnswerParts(model, prompt)
     for token in ids:

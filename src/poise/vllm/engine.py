@@ -17,18 +17,19 @@ from typing import Any
 import torch
 
 from poise.activations import Probe
+from poise.engine.answer_parts import AnswerParts
 from poise.engine.static import probes_per_row, seeds_per_row, steering_per_row
 from poise.engine.types import Generation, SamplingParams
 from poise.errors import InvalidArgument, MissingExtra, NonFiniteActivation, OtherModel, UnsuitableModel
 from poise.model import Encoded
 from poise.model.loading import adapter_base, locate
-from poise.model.tokenizing import load_tokenizer, token_texts
+from poise.model.tokenizing import load_tokenizer
 from poise.progress import track
 from poise.steer import Steering
 from poise.vllm.private_names import installed_version
 from poise.vllm.programs import RequestProgram, ResponseSum, compile_steering
 from poise.vllm.runner import FIELD
-from poise.vllm.tokens import marks_thoughts
+from poise.vllm.tokens import MarkedTokenizer
 
 __all__ = ["VllmEngine", "check_installed"]
 
@@ -54,8 +55,8 @@ class VllmEngine:
 
     Raises:
         MissingExtra: vLLM is not installed.
-        UnsuitableModel: an adapter, a model whose answers have thoughts or, at the first answer, one whose blocks the
-            plugin does not know.
+        UnsuitableModel: an adapter, a model whose answers have channels (harmony) or, at the first answer, one whose
+            blocks the plugin does not know.
     """
 
     key = "vllm"
@@ -68,9 +69,10 @@ class VllmEngine:
                 f"{name} is an adapter, which vLLM's engine does not run; merge it with `poise merge`."
             )
         self.model = load_tokenizer(name)
-        if marks_thoughts(self.model.tokenizer):
+        self._marked = MarkedTokenizer.of(self.model.tokenizer)
+        if self._marked.thought_marks.channels:
             raise UnsuitableModel(
-                f"The answers of {name} have thoughts, which vLLM's engine does not tell apart; use the local engine."
+                f"The answers of {name} have channels, which vLLM's engine does not tell apart; use the local engine."
             )
         self._options = options
         self.name = f"vLLM {installed_version()}"
@@ -139,8 +141,8 @@ class VllmEngine:
             use_tqdm=False,
         )
         return [
-            self._generation(output.outputs[0], program, sampling)
-            for output, program in zip(outputs, programs, strict=True)
+            self._generation(output.outputs[0], program, sampling, prompt)
+            for output, program, prompt in zip(outputs, programs, prompts, strict=True)
         ]
 
     def _check_room(self, prompts: Sequence[Encoded], sampling: SamplingParams, *, read: bool) -> None:
@@ -181,27 +183,37 @@ class VllmEngine:
             extra_args={FIELD: program} if used else None,
         )
 
-    def _generation(self, output: Any, program: RequestProgram, sampling: SamplingParams) -> Generation:
+    def _generation(
+        self, output: Any, program: RequestProgram, sampling: SamplingParams, prompt: Encoded
+    ) -> Generation:
         ids = tuple(output.token_ids)[: sampling.max_new_tokens]
         stops = [place for place, token in enumerate(ids) if token in self.model.stop_ids]
         ids = ids[: stops[0]] if stops else ids
+        answer = AnswerParts(self._marked, prompt.ids)
+        for token in ids:
+            answer.add(token)
+        answer.finish()
         pieces: tuple[str, ...] = ()
         readings, mean = None, None
         if program.probes:
             readings = torch.from_numpy(output.poise.values[: 1 + len(ids)])
             if not torch.isfinite(readings).all():
                 raise NonFiniteActivation(f"{self.model.name} gave NaN or infinity; steer with less strength.")
-            pieces = token_texts(self.model.tokenizer, ids)
+            answer.complete()
+            pieces = tuple(answer.tracker.pieces)
         if program.response is not None:
             total, tokens = program.response.total, program.response.tokens
-            mean = total / tokens if tokens else torch.full_like(total, torch.nan)
+            mean = total / tokens if tokens and not answer.divided else torch.full_like(total, torch.nan)
         return Generation(
             ids=ids,
-            text=str(self.model.tokenizer.decode(ids, skip_special_tokens=True)),
+            text=answer.text,
             finish="stop" if stops else "length",
             mean=mean,
             readings=readings,
             pieces=pieces,
+            parts=answer.parts,
+            thought=answer.thought,
+            reply=answer.reply,
         )
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from poise.errors import HookDidNotFire
+from poise.model.parts import TokenPart
 from poise.steer import Operation
 from poise.steer.operators import OPERATORS
 from poise.vllm.programs import RequestProgram, SteeringWork
+from poise.vllm.tokens import FollowedAnswer
 
 __all__ = ["LayerPlan", "LayerStage", "OperationRound", "PassPiece", "PassPlan", "RequestState"]
 
@@ -31,11 +33,13 @@ class RequestState:
         program: What is done for it.
         prompt: Number of its prompt's tokens.
         decisions: What its conditions on the prompt came to; ``None`` until the prompt's last token has been read.
+        answer: Tells the parts of its response apart; ``None`` where all is reply, or its program is told of them.
     """
 
     program: RequestProgram
     prompt: int
     decisions: list[bool | None] = field(default_factory=list)
+    answer: FollowedAnswer | None = None
 
     def __post_init__(self) -> None:
         self.decisions = [None] * len(self.program.conditions)
@@ -44,6 +48,20 @@ class RequestState:
     def first_read(self) -> int:
         """Position that is read first: the last of the prompt, unless all of it is read."""
         return 0 if self.program.reads_prompt else self.prompt - 1
+
+    @property
+    def parts(self) -> list[tuple[TokenPart, int]] | None:
+        """Part of each token of the response so far, with its place there; ``None`` where all are reply."""
+        return self.program.parts if self.answer is None else self.answer.parts
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Look at the response so far, before its newest token is run."""
+        if self.answer is None:
+            return
+        before = self.answer.revision
+        self.answer.catch_up(tokens)
+        if self.program.response and self.answer.revision > before:
+            self.program.response.restart()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,9 +77,9 @@ class PassPiece:
     def signature(self) -> tuple[Any, ...]:
         """Equal for pieces for which the same is done in the same rows."""
         program, token = self.state.program, self.start - self.state.prompt
-        steady = token >= program.steady_from and token >= 0 and program.parts is None
+        steady = token >= program.steady_from and token >= 0 and self.state.parts is None
         where = "steady" if steady else (token, self.start)
-        summed = program.response.tokens - token if program.response else None
+        summed = program.response.seen - token if program.response else None
         return (program.number, self.row, self.count, where, summed, tuple(self.state.decisions))
 
     def rows(self, first: int, last: int) -> tuple[int, int]:
@@ -70,16 +88,20 @@ class PassPiece:
 
     def steered_rows(self, work: SteeringWork) -> list[tuple[int, int]]:
         """The ranges of rows where a work steers."""
-        program, last = self.state.program, self.start + self.count
-        ranges = work.ranges(self.state.prompt, self.start, last, program.parts)
+        last = self.start + self.count
+        ranges = work.ranges(self.state.prompt, self.start, last, self.state.parts)
         return [self.rows(*positions) for positions in ranges]
 
-    def sum_rows(self) -> tuple[int, int]:
-        """The rows of the response that are to be summed: those that were not yet."""
-        last = self.start + self.count
+    def summed_rows(self) -> list[tuple[int, int]]:
+        """The ranges of rows of the reply that are to be summed: those that were not looked at yet."""
+        last, prompt = self.start + self.count, self.state.prompt
         if (response := self.state.program.response) is None:
-            return self.row, self.row
-        return self.rows(min(last, max(self.start, self.state.prompt + response.tokens)), last)
+            return []
+        first, parts = min(last, max(self.start, prompt + response.seen)), self.state.parts
+        if parts is None:
+            return [self.rows(first, last)] if first < last else []
+        replies = [place for place in range(first, last) if parts[place - prompt][0] == "reply"]
+        return [self.rows(place, place + 1) for place in replies]
 
     def read_rows(self) -> tuple[int, int]:
         """The rows that are read: the last prompt token, and those of the response."""
@@ -289,12 +311,12 @@ class PassPlan:
 
     def _plan_sums(self) -> None:
         summed = [piece for piece in self.pieces if piece.state.program.response]
-        ranges = [piece.sum_rows() for piece in summed]
-        counts = torch.tensor([last - first for first, last in ranges], dtype=torch.long)
+        ranges = [piece.summed_rows() for piece in summed]
+        counts = torch.tensor([sum(last - first for first, last in rows) for rows in ranges], dtype=torch.long)
         if self.sums is None or not counts.sum():
             return
         owners = torch.arange(len(summed)).repeat_interleave(counts).to(self._device)
-        rows = self._row_index([(first, last) for first, last in ranges if last > first])
+        rows = self._row_index(list(itertools.chain.from_iterable(ranges)))
         for layer in range(self.sums.shape[1]):
             self._at(layer).summed = (rows, owners)
 
@@ -303,11 +325,11 @@ class PassPlan:
             return
         summed = [piece for piece in self.pieces if piece.state.program.response]
         for piece, total in zip(summed, self.sums.cpu(), strict=True):
-            first, last = piece.sum_rows()
             response = piece.state.program.response
             assert response is not None
             response.total += total
-            response.tokens += last - first
+            response.tokens += sum(last - first for first, last in piece.summed_rows())
+            response.seen = max(response.seen, piece.start + piece.count - piece.state.prompt)
 
     def _plan_reads(self) -> None:
         entries: dict[int, list[tuple[int, int, int, int, torch.Tensor]]] = {}

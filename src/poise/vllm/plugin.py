@@ -80,7 +80,7 @@ def _check_field(value: Any, processor: Any) -> Any:
     from poise.errors import InvalidSteering
     from poise.vllm.programs import RequestProgram
     from poise.vllm.request import canonical_text, read_field
-    from poise.vllm.tokens import marks_thoughts
+    from poise.vllm.tokens import thoughts_of
 
     if isinstance(value, RequestProgram):
         return value
@@ -88,7 +88,7 @@ def _check_field(value: Any, processor: Any) -> Any:
         raise InvalidSteering(
             f"This server was started without vectors; start it with {FOLDER} naming the folder that holds them."
         )
-    read_field(value, _folder(), thinks=marks_thoughts(processor.tokenizer))
+    read_field(value, _folder(), thoughts=thoughts_of(processor.tokenizer))
     return canonical_text(value)
 
 
@@ -108,7 +108,8 @@ def _program_of_text(text: str) -> RequestProgram:
     from poise.vllm.programs import compile_program
     from poise.vllm.request import read_field
 
-    return compile_program(read_field(text, _folder()), _folder())
+    request = read_field(text, _folder(), thoughts="marked")  # what cannot be done has been refused where it came in
+    return compile_program(request, _folder())
 
 
 def _phase_keys(field: Any) -> tuple[str, str]:

@@ -91,6 +91,18 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     ),
     PrivateName(module=RUNNER, path="GPUModelRunner.sample_tokens", breaks="readings would not leave the worker"),
     PrivateName(
+        module="vllm.v1.worker.gpu_input_batch",
+        path="CachedRequestState",
+        parameters=("output_token_ids", "prompt_token_ids", "num_computed_tokens", "sampling_params"),
+        breaks="thoughts would not be told from replies",
+    ),
+    PrivateName(
+        module="vllm.tokenizers",
+        path="cached_tokenizer_from_config",
+        parameters=("model_config",),
+        breaks="thoughts would not be told from replies",
+    ),
+    PrivateName(
         module="vllm.v1.outputs",
         path="ModelRunnerOutput",
         parameters=("aux_output_connector_output", "req_ids", "sampled_token_ids"),

@@ -104,11 +104,18 @@ class ResponseSum:
 
     Attributes:
         total: float32 [L, d].
-        tokens: Number of tokens that were summed.
+        tokens: Number of tokens that were summed: of replies, where thoughts are told apart.
+        seen: Number of tokens of the response that were looked at.
     """
 
     total: torch.Tensor
     tokens: int = 0
+    seen: int = 0
+
+    def restart(self) -> None:
+        """Leave out what was summed: it has turned out to be no reply."""
+        self.total.zero_()
+        self.tokens = 0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -143,6 +150,11 @@ class RequestProgram:
     def idle(self) -> bool:
         """Whether there is nothing to do for it, as yet."""
         return not (self.works or self.probes or self.response)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether it matters to what is done which part of the response a token is."""
+        return bool(self.response) or any(work.part != "both" and work.phase != "prompt" for work in self.works)
 
     def extend(self, steering: Steering, after: int) -> None:
         """Add steering to a running request, from its token ``after`` on: after all else at each layer.

@@ -66,13 +66,13 @@ def _expression(field: PoiseField) -> SteeringExpression:
     return SteeringExpression.parse(field.steer) if isinstance(field.steer, str) else field.steer
 
 
-def read_field(value: Any, folder: VectorFolder, *, thinks: bool = False) -> PluginRequest:
+def read_field(value: Any, folder: VectorFolder, *, thoughts: str = "none") -> PluginRequest:
     """A request's field, with its vectors.
 
     Args:
         value: What the request has as ``poise``.
         folder: The vectors that it may name.
-        thinks: Whether the model marks thoughts in its answers.
+        thoughts: Whether answers of the model have thoughts, as ``poise.vllm.tokens.thoughts_of`` has it.
 
     Raises:
         InvalidArgument: the field cannot be read, or it names a vector to be watched that is not there.
@@ -83,12 +83,13 @@ def read_field(value: Any, folder: VectorFolder, *, thinks: bool = False) -> Plu
     terms = steering.terms if steering else ()
     check_phases(terms)
     for term in terms:
-        if term.part != "both" and term.phase != "prompt" and thinks:
+        if term.part != "both" and term.phase != "prompt" and thoughts == "unknown":
             raise InvalidSteering(
-                f"{term.vector.name} is steered in the {term.part} of answers, and this model's answers have thoughts, "
-                f"which the plugin does not tell apart; write `in both` after {term.vector.name}'s strength."
+                f"{term.vector.name} is steered in the {term.part} of answers, and whether this model's answers have "
+                "thoughts cannot be told by its tokenizer, which is none of transformers'; write `in both` after "
+                f"{term.vector.name}'s strength."
             )
-        if term.part == "thought" and not thinks:
+        if term.part == "thought" and thoughts == "none":
             raise InvalidSteering(f"{term.vector.name} is steered in the thought, and this model marks no thoughts.")
     return PluginRequest(steering=steering, watch=_watched_names(field, folder))
 

@@ -18,6 +18,7 @@ from poise.model.architecture import decoder_blocks
 from poise.vllm.block_op import CURRENT, define_block_op, work_after
 from poise.vllm.passes import PassPiece, PassPlan, RequestState
 from poise.vllm.programs import RequestProgram
+from poise.vllm.tokens import FollowedAnswer, MarkedTokenizer, thoughts_of
 
 __all__ = ["FIELD", "WorkerRequests", "install_runner"]
 
@@ -59,8 +60,9 @@ class WorkerRequests:
             count = scheduled.num_scheduled_tokens[name]
             request = runner.requests[name]
             if name not in self._states:
-                self._states[name] = self._new_state(request)
+                self._states[name] = self._new_state(request, runner.model_config)
             if (state := self._states[name]) is not None and not state.program.idle:
+                state.follow(request.output_token_ids)
                 pieces.append(PassPiece(state=state, row=row, count=count, start=request.num_computed_tokens))
                 self._names[id(state)] = name
             row += count
@@ -72,12 +74,23 @@ class WorkerRequests:
         else:
             CURRENT.plan = self._last = PassPlan(pieces, row, runner.device)
 
-    def _new_state(self, request: Any) -> RequestState | None:
+    def _new_state(self, request: Any, config: Any) -> RequestState | None:
         extra = getattr(request.sampling_params, "extra_args", None) or {}
         if extra.get(FIELD) is None:
             return None
         program = self._programs(extra[FIELD])
-        return RequestState(program=program, prompt=request.num_prompt_tokens)
+        state = RequestState(program=program, prompt=request.num_prompt_tokens)
+        if program.parts is None and program.has_parts and (tokenizer := self._marked_tokenizer(config)):
+            state.answer = FollowedAnswer(tokenizer, request.prompt_token_ids or ())
+        return state
+
+    @staticmethod
+    def _marked_tokenizer(config: Any) -> MarkedTokenizer | None:
+        """The model's tokenizer, if its answers have thoughts."""
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        tokenizer = cached_tokenizer_from_config(config)
+        return MarkedTokenizer.of(tokenizer) if thoughts_of(tokenizer) == "marked" else None
 
     def end_pass(self) -> None:
         """Take the pass's readings, without those that were sent already and came again with a recomputation."""
