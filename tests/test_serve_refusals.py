@@ -103,6 +103,10 @@ class TestChatsNameTheirFields:
             ({"stop": "x" * 300}, "stop", "has 300 characters; at most 200 are taken."),
             ({"stop": ["x", "x" * 300]}, "stop.1", "has 300 characters; at most 200 are taken."),
             ({"stop": ["x"] * 17}, "stop", "has 17 entries; at most 16 are taken."),
+            ({"stop": 5}, "stop", "is 5; it must be text, or a list."),
+            ({"poise": {"watch": "evil"}}, "poise.watch", "is 'evil'; it must be true or false, or a list."),
+            ({"poise": {"watch": ["evil"] * 65}}, "poise.watch", "has 65 entries; at most 64 are taken."),
+            ({"poise": {"steer": 5}}, "poise.steer", "is 5; it must be text, or a mapping of settings."),
             ({"metadata": {"k": "x" * 513}}, "metadata.k", "has 513 characters; at most 512 are taken."),
             ({"metadata": {str(n): "x" for n in range(17)}}, "metadata", "has 17 entries; at most 16 are taken."),
             (

@@ -8,6 +8,7 @@ from typing import Any
 
 from poise.errors import RequestError
 from poise.settings import describe_value, shown_value
+from poise.settings.faults import SHAPE_FAULTS, fault_of_shapes
 
 __all__ = ["encodable", "fault"]
 
@@ -36,6 +37,9 @@ def fault(errors: Sequence[Any], body: Any = None) -> RequestError:
     same = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
     # Of what may have several shapes, the one that it is nearest to.
     first = max(same, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
+    shapes = [e for e in same if e["type"] in SHAPE_FAULTS and _field_name(e, body) == _field_name(first, body)]
+    if first["type"] in SHAPE_FAULTS and len(shapes) > 1:
+        first = fault_of_shapes(shapes)
     place = first.get("ctx", {}).get("place", ())
     param = _field_name(first, body) or None
     if first["type"].startswith("json"):

@@ -17,8 +17,10 @@ from poise.errors import InvalidArgument, UserError
 from poise.settings.other_names import place_as_written
 
 __all__ = [
+    "SHAPE_FAULTS",
     "describe_fault",
     "describe_value",
+    "fault_of_shapes",
     "first_fault",
     "is_of_a_key",
     "merged_faults",
@@ -66,10 +68,9 @@ def merged_faults(error: ValidationError) -> list[dict[str, Any]]:
     for fault in faults:
         place = fault["loc"]
         union = next((place[:at] for at in range(len(place)) if place[:at] in unions), None)
-        after = () if union is None else place[len(union) + 1 :]  # what follows a union's place is a shape's name
-        fault["loc"] = tuple(
-            part for part in (*(place if union is None else union), *after) if not _is_union_member(part)
-        )
+        if union is not None:
+            place = (*union, *place[len(union) + 1 :])  # what follows a union's place is a shape's name
+        fault["loc"] = tuple(part for part in place if not _is_union_member(part))
         if union is None:
             merged.append(fault)
         else:
@@ -90,8 +91,13 @@ def _meant_fault(faults: Sequence[dict[str, Any]], depth: int) -> dict[str, Any]
     for fault in others:
         if len(fault["loc"]) > depth or fault["type"] not in SHAPE_FAULTS:
             return fault
-    shapes = [LIMITS[name].split(";")[0] for fault in others for name in SHAPES if fault["type"] in LIMIT_FAULTS[name]]
-    return others[0] | {"type": "no_shape", "ctx": {"shapes": ", or ".join(dict.fromkeys(shapes))}}
+    return fault_of_shapes(others) if others[1:] else others[0]
+
+
+def fault_of_shapes(faults: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the faults that a value has none of some shapes, one that names them all."""
+    shapes = [LIMITS[name].split(";")[0] for fault in faults for name in SHAPES if fault["type"] in LIMIT_FAULTS[name]]
+    return {**faults[0], "type": "no_shape", "ctx": {"shapes": ", or ".join(dict.fromkeys(shapes))}}
 
 
 def describe_fault(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
