@@ -158,6 +158,12 @@ def engine_rate(model: Model, bodies: list[dict[str, Any]], given: dict[str, Per
     return tokens / seconds
 
 
+def _healthy(address: str) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"{address}/health").status_code == 200
+    return False
+
+
 @contextlib.contextmanager
 def transformers_serve(path: str, dtype: str) -> Iterator[str]:
     """Its address, once it answers."""
@@ -170,9 +176,8 @@ def transformers_serve(path: str, dtype: str) -> Iterator[str]:
         try:
             address, began = f"http://localhost:{port}", time.perf_counter()
             while True:
-                with contextlib.suppress(httpx.HTTPError):
-                    if httpx.get(f"{address}/health").status_code == 200:
-                        break
+                if _healthy(address):
+                    break
                 if process.poll() is not None or time.perf_counter() - began > READY_SECONDS:
                     raise RuntimeError("transformers serve did not start; pip install 'transformers[serving]'")
                 time.sleep(0.5)
@@ -202,6 +207,11 @@ def llama_server(path: Path, slots: int, positions: int) -> Iterator[str]:
     with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True) as process:
         if process.stdin is None or process.stdout is None or not (address := process.stdout.readline().strip()):
             raise RuntimeError("llama.cpp's server did not start; pip install xllamacpp")
+        began = time.perf_counter()
+        while not _healthy(address):  # it listens before the model is read
+            if process.poll() is not None or time.perf_counter() - began > READY_SECONDS:
+                raise RuntimeError(f"llama.cpp's server did not read {path}")
+            time.sleep(0.5)
         yield address
         process.stdin.close()
 
