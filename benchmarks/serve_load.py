@@ -86,7 +86,7 @@ async def send_all(address: str, bodies: list[dict[str, Any]], clients: int) -> 
                             text += added
             results.append({"status": answer.status_code, "times": times, "text": text})
 
-    limits = httpx.Limits(max_connections=clients)
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=address, timeout=3600, limits=limits) as http:
         await asyncio.gather(*(client(http) for _ in range(clients)))
     return results
@@ -193,6 +193,7 @@ params = xllamacpp.CommonParams()
 params.model.path, params.port = sys.argv[1], int(sys.argv[2])
 params.n_parallel, params.n_ctx = int(sys.argv[3]), int(sys.argv[4])
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[5])
+params.n_threads_http = int(sys.argv[3]) + 2
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 sys.stdin.read()
