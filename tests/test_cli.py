@@ -42,8 +42,8 @@ PAIRS = [
 ]
 
 
-def poise(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in args], env={"COLUMNS": "80"})
+def poise(*args: object, given: str | None = None) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in args], env={"COLUMNS": "80"}, input=given)
 
 
 def the_object(result: Result) -> Any:
@@ -250,6 +250,46 @@ class TestGenerate:
         assert [(a["prompt"], a["coefficient"]) for a in said["answers"]] == [("Hello?", 0.0), ("And?", 0.0)]
         assert all(isinstance(a["text"], str) and a["tokens"] <= 4 for a in said["answers"])
         assert said["steering"] == []
+
+    def test_prompts_come_from_files_and_standard_input_too(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "p.txt").write_bytes("\ufeffWhere do\nthe boats go?\n".encode())
+        options = ["--model", folder, "--max-new-tokens", 2, "--json"]
+        said = the_object(poise("generate", f"@{tmp_path / 'p.txt'}", "-", "@@anna?", *options, given="And?\n"))
+        assert [a["prompt"] for a in said["answers"]] == ["Where do\nthe boats go?", "And?", "@anna?"]
+        assert said["system"] is None
+
+    def test_a_system_prompt_stands_before_each(self, folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+        (tmp_path / "s.txt").write_text("Be brief.\n")
+        asked: list[Any] = []
+        real = workflows.generate
+        monkeypatch.setattr(workflows, "generate", lambda *a, **o: asked.append(o["system"]) or real(*a, **o))
+        options = ["Hello?", "--model", folder, "--max-new-tokens", 8, "--temperature", 0, "--json"]
+        plain = the_object(poise("generate", *options))
+        said = the_object(poise("generate", *options, "--system", f"@{tmp_path / 's.txt'}"))
+        assert (asked, said["system"]) == ([None, "Be brief."], "Be brief.")
+        assert said["answers"][0]["text"] != plain["answers"][0]["text"]
+
+    @pytest.mark.parametrize(
+        ("prompts", "given", "says"),
+        [
+            (
+                ["@no.txt"],
+                "",
+                "Cannot read no.txt: No such file or directory. A text that begins with @ itself is written",
+            ),
+            (["-", "-"], "A", "- is given twice"),
+            (["-"], " \n", "Standard input is empty"),
+            (["@cut.txt"], "", "cut.txt is not UTF-8 text (byte 2"),
+            (["@."], "", "Is a directory"),
+        ],
+    )
+    def test_a_text_that_cannot_be_read_is_said(
+        self, prompts: list[str], given: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("cut.txt").write_bytes(b"Gr\xc3")
+        done = poise("generate", *prompts, "--model", "none", given=given)
+        assert (done.exit_code, says in " ".join(done.output.split())) == (2, True), done.output
 
     def test_a_seed_makes_it_repeatable(self, folder: Path) -> None:
         def run(seed: int) -> str:

@@ -115,14 +115,23 @@ def _point_facts(point: Point) -> Facts:
 
 
 def of_answers(
-    model: str, prompts: Sequence[str], answers: Sequence[Generation], steering: Steering | None, seed: int
+    model: str,
+    prompts: Sequence[str],
+    answers: Sequence[Generation],
+    steering: Steering | None,
+    seed: int,
+    system: str | None = None,
 ) -> Facts:
-    """Answers in order. ``coefficient`` is α, 0 unsteered, null where several terms steer, or one that adds nothing."""
+    """Answers in order, and the system prompt that stood before each.
+
+    ``coefficient`` is α, 0 unsteered, null where several terms steer, or one that adds nothing.
+    """
     terms = [_term_facts(term) for term in (steering.terms if steering else ())]
     coefficient = None if len(terms) > 1 else terms[0]["coefficient"] if terms else 0.0
     return {
         "model": model,
         "seed": seed,
+        "system": system,
         "steering": terms,
         "answers": [
             {

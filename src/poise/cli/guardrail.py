@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from poise.cli.given_texts import given_text
 from poise.cli.monitor import DataShapeOption
 from poise.cli.options import Device, Dtype, Force, Json, ModelName, Seed
 from poise.cli.work import load_model, note, working
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Keep things out of a model, and out of its answers.")
-MOST_BYTES = 8 * 2**20
 GuardrailFile = Annotated[
     Path, typer.Argument(metavar="FILE", dir_okay=False, help="The guardrail's YAML, or what `fit` made of it.")
 ]
@@ -128,52 +128,12 @@ def check_texts(
 
 def _text(argument: str) -> str:
     """A text itself, or that of a file."""
-    import sys
-
     path = Path(argument)
     try:
-        is_file = argument == "-" or path.is_file()
+        is_file = path.is_file()
     except (OSError, ValueError):  # too long for a name, or with a sign that none has
         is_file = False
-    if not is_file:
-        return argument
-    if argument != "-" and path.stat().st_size > MOST_BYTES:
-        raise InvalidArgument(
-            f"{argument} has {path.stat().st_size:,} bytes; at most {MOST_BYTES:,} are read. Check it in parts."
-        )
-    data = sys.stdin.buffer.read(MOST_BYTES + 1) if argument == "-" else path.read_bytes()
-    if len(data) > MOST_BYTES:
-        raise InvalidArgument(f"More than {MOST_BYTES:,} bytes come from stdin; check them in parts.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(
-            f"{argument} is not UTF-8 text (byte {error.start}: {error.reason}); write it as UTF-8, whole."
-        ) from error
-
-
-@app.command("publish")
-def publish(
-    file: GuardrailFile,
-    folder: Annotated[
-        Path,
-        typer.Option("--to", metavar="DIR", file_okay=False, help="Folder of NAME/VERSION, which `poise serve` takes."),
-    ] = Path("guardrails"),
-    as_json: Json = False,
-) -> None:
-    """Write a guardrail as its next number, which nothing writes over."""
-    from poise.cli import facts
-
-    with working():
-        from poise.guardrail.versions import publish_guardrail
-
-        path, new = publish_guardrail(file, folder)
-    if as_json:
-        facts.print_json({"name": path.parent.name, "version": int(path.stem), "file": str(path), "new": new})
-    elif new:
-        note(f"Written: {path}. Next: poise serve --model M --guardrail {folder}")
-    else:
-        note(f"Nothing has changed since version {path.stem}, {path}.")
+    return given_text(f"@{argument}" if is_file else argument)
 
 
 @app.command("fit")

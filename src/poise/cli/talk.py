@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from poise.cli.given_texts import given_texts
 from poise.cli.options import (
     BatchOption,
     Device,
@@ -27,9 +28,17 @@ __all__ = ["generate_command"]
 
 def generate_command(
     prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT", help="Each is answered on its own.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="PROMPT",
+            help="Each is answered on its own: a text, @FILE, or - for standard input.",
+            show_default=False,
+        ),
     ],
     model: ModelName,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT|@FILE", help="A system prompt before each.")
+    ] = None,
     steer: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,6 +64,8 @@ def generate_command(
     from poise.cli import facts, render
 
     with working():
+        given = given_texts([*prompts, *([system] if system else [])])
+        prompts, system = given[: len(prompts)], given[-1] if system else None
         from poise import workflows as recipes
         from poise.engine import SamplingParams
         from poise.steer import cautions
@@ -70,6 +81,7 @@ def generate_command(
         answers = recipes.generate(
             prompts,
             loaded,
+            system=system,
             steering=steering,
             sampling=sampling,
             seed=seed,
@@ -78,7 +90,7 @@ def generate_command(
             engine=engine,
         )
     if as_json:
-        facts.print_json(facts.of_answers(loaded.name, prompts, answers, steering, seed))
+        facts.print_json(facts.of_answers(loaded.name, prompts, answers, steering, seed, system))
         return
     for term in render.terms(steering):
         note(term)

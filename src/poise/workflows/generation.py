@@ -56,6 +56,7 @@ def generate(
     prompts: list[str],
     model: Model,
     *,
+    system: str | None = None,
     steering: Steering | None = None,
     sampling: SamplingParams,
     seed: int = 0,
@@ -65,8 +66,9 @@ def generate(
 ) -> list[Generation]:
     """Answer prompts, steered or not, by the engine ``local`` or ``vllm``.
 
-    ``thinking`` lets the model think before it replies, where it has a switch.
+    ``system`` is a system prompt before each; ``thinking`` lets the model think before it replies, where it has a
+    switch.
     """
     generator = choose_engine(engine, model, batch=batch, allow_other_model=True)
-    encoded = [model.encode(ask(p), thinking=thinking) for p in prompts]
+    encoded = [model.encode(ask(p, system), thinking=thinking) for p in prompts]
     return generator.generate(encoded, sampling, seeds=[seed + i for i in range(len(prompts))], steering=steering)
