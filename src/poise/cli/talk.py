@@ -26,29 +26,32 @@ from poise.cli.work import load_model, note, working
 __all__ = ["generate_command"]
 
 
+PromptTexts = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PROMPT",
+        help="Each is answered on its own: a text, @FILE, or - for standard input.",
+        show_default=False,
+    ),
+]
+SystemText = Annotated[str | None, typer.Option("--system", metavar="TEXT|@FILE", help="A system prompt before each.")]
+SteerTerms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steer",
+        metavar="FILE[@LAYER]=X",
+        help="Add a vector: X is 1.5 (times the vector) or 30% (of the activations' size; text breaks near 100%). "
+        "Or out, cap:3, clamp:0; and after it: on prompt|all, in thought|both, first N, after N, if [prompt] "
+        "FILE>3. Several add up.",
+    ),
+]
+
+
 def generate_command(
-    prompts: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PROMPT",
-            help="Each is answered on its own: a text, @FILE, or - for standard input.",
-            show_default=False,
-        ),
-    ],
+    prompts: PromptTexts,
     model: ModelName,
-    system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT|@FILE", help="A system prompt before each.")
-    ] = None,
-    steer: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--steer",
-            metavar="FILE[@LAYER]=X",
-            help="Add a vector: X is 1.5 (times the vector) or 30% (of the activations' size; text breaks near 100%). "
-            "Or out, cap:3, clamp:0; and after it: on prompt|all, in thought|both, first N, after N, if [prompt] "
-            "FILE>3. Several add up.",
-        ),
-    ] = None,
+    system: SystemText = None,
+    steer: SteerTerms = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 1.0,
     seed: Seed = 0,
