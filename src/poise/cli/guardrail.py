@@ -133,7 +133,33 @@ def _text(argument: str) -> str:
         is_file = path.is_file()
     except (OSError, ValueError):  # too long for a name, or with a sign that none has
         is_file = False
-    return given_text(f"@{argument}" if is_file else argument)
+    if is_file:
+        return given_text(f"@{argument}")
+    return given_text("-") if argument == "-" else argument
+
+
+@app.command("publish")
+def publish(
+    file: GuardrailFile,
+    folder: Annotated[
+        Path,
+        typer.Option("--to", metavar="DIR", file_okay=False, help="Folder of NAME/VERSION, which `poise serve` takes."),
+    ] = Path("guardrails"),
+    as_json: Json = False,
+) -> None:
+    """Write a guardrail as its next number, which nothing writes over."""
+    from poise.cli import facts
+
+    with working():
+        from poise.guardrail.versions import publish_guardrail
+
+        path, new = publish_guardrail(file, folder)
+    if as_json:
+        facts.print_json({"name": path.parent.name, "version": int(path.stem), "file": str(path), "new": new})
+    elif new:
+        note(f"Written: {path}. Next: poise serve --model M --guardrail {folder}")
+    else:
+        note(f"Nothing has changed since version {path.stem}, {path}.")
 
 
 @app.command("fit")
