@@ -7,11 +7,13 @@ import json
 import os
 import pickle
 import signal
+import socket
 import sqlite3
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,10 @@ from poise.screen import ray_backend as ray
 from poise.screen import shards as parts
 from poise.screen.base_answers import BaseAnswers
 from poise.screen.driver_disk import DriverDisk, DriverFiles
+from poise.screen.flagging import FlaggingRule
+from poise.screen.preference import PreferenceSettings
 from poise.screen.reading_cache import ReadingCache
+from poise.screen.scoring import ScreenSettings
 from poise.screen.shards import Shard, ShardStore
 from screening import killed
 
@@ -167,6 +172,35 @@ class TestARunOnRayKilledAtRandomMoments:
         times = int(os.environ.get("POISE_KILLS", "1"))
         said = killed(two, tmp_path / "model", tmp_path, "ray", times)
         assert said.startswith(f"{times} kills")
+
+
+class TestAnAddress:
+    """Of a cluster that is not there, or that nothing would be done with."""
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+    def test_where_nothing_listens_is_told_at_once(self, host: str) -> None:
+        joined: list[Any] = []
+        library = SimpleNamespace(init=lambda *arguments, **options: joined.append(arguments))
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))  # nothing else takes the port meanwhile, and nothing listens there
+            with pytest.raises(InvalidArgument, match=r"where no Ray cluster can be joined: .* HOST:PORT of the head"):
+                ray._join(library, f"{host}:{closed.getsockname()[1]}")
+        assert not joined
+        with socket.create_server(("127.0.0.1", 0)) as head:
+            address = f"127.0.0.1:{head.getsockname()[1]}"
+            ray._join(library, address)
+        ray._join(library, "auto")
+        assert joined == [(address,), ("auto",)]
+
+    @pytest.mark.parametrize("settings", [ScreenSettings, PreferenceSettings])
+    def test_without_the_engine_is_refused(self, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        method = {"method": "raw"} if settings is ScreenSettings else {}
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        with pytest.raises(InvalidArgument, match="`engine` is local, which joins no cluster; say `engine` ray"):
+            settings(**method, rule=FlaggingRule(top=3), ray_address="auto")
+        assert settings(**method, rule=FlaggingRule(top=3), ray_address="auto", engine="ray").ray_address == "auto"
+        monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # meant for others, maybe
+        assert settings(**method, rule=FlaggingRule(top=3), ray_address="head:6379").engine == "local"
 
 
 class TestWithoutRay:

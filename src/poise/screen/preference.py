@@ -27,7 +27,7 @@ from poise.screen.pair_scores import PairScores, PairSurvey, collect_pair_scores
 from poise.screen.pipeline import RESULTS, check_data_outside, describe_own_normal, describe_rejected, earlier_row_files
 from poise.screen.prediction import describe_preference
 from poise.screen.scores import AnswerScores, mean_score
-from poise.screen.scoring import ScreeningEngine, ScreeningRun, ScreenSettings
+from poise.screen.scoring import ScreeningEngine, ScreeningRun, ScreenSettings, check_ray_address
 from poise.screen.summary import ScreeningSummary, TraitSummary
 from poise.screen.trait_summary import highest_answers, summarize_trait
 from poise.statistics.conformal import check_enough
@@ -65,6 +65,7 @@ class PreferenceSettings:
 
     def __post_init__(self) -> None:
         check_choice("fix", self.fix, get_args(PairFix))
+        check_ray_address(self.engine, self.ray_address)
         if self.engine == "vllm":
             raise InvalidArgument("`engine` is vllm, and pairs are read, not generated; use local or ray as `engine`.")
         if self.rule.above is not None and self.rule.above < NO_PREFERENCE:

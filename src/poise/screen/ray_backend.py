@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from poise.screen.shards import Shard, ShardStore
 
 __all__ = ["run_workers", "score_shards_on_ray"]
 
+CONNECTING = 20  # seconds for a cluster's head to answer
 SAME_VERSIONS = ("poise", "torch", "transformers", "tokenizers")  # packages that scores depend on
 
 
@@ -216,13 +218,39 @@ def _join(ray: Any, address: str) -> None:
             f"`ray_address` is {address}, of a Ray client, which is no machine of the cluster and whose disk it cannot "
             "reach; make this machine one with `ray start`, and give HOST:PORT of the head or auto."
         )
+    _check_answers(address)
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InvalidArgument(
-            f"`ray_address` is {address}, where no Ray cluster can be joined: {first_line(error).removesuffix('.')}. "
-            "Start Ray on its head and on this machine with `ray start`, and give HOST:PORT of the head or auto."
-        ) from error
+        raise _no_cluster(address, error) from error
+
+
+def _check_answers(address: str) -> None:
+    """Look whether anything listens there, for which Ray itself asks for minutes, with warnings.
+
+    Raises:
+        InvalidArgument: nothing does.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdecimal() and int(port) < 1 << 16):
+        return  # auto, or what Ray finds fault with at once
+    own = importlib.import_module("ray.util").get_node_ip_address()  # under which Ray looks for this machine
+    hosts = [host.strip("[]"), *([own] if host in ("localhost", "127.0.0.1") else [])]
+    for number, name in enumerate(hosts, start=1):
+        try:
+            socket.create_connection((name, int(port)), timeout=CONNECTING).close()
+        except OSError as error:
+            if number == len(hosts):
+                raise _no_cluster(address, error) from error
+        else:
+            return
+
+
+def _no_cluster(address: str, error: Exception) -> InvalidArgument:
+    return InvalidArgument(
+        f"`ray_address` is {address}, where no Ray cluster can be joined: {first_line(error).removesuffix('.')}. "
+        "Start Ray on its head and on this machine with `ray start`, and give HOST:PORT of the head or auto."
+    )
 
 
 def _import_ray() -> Any:

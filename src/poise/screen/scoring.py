@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,7 +36,7 @@ from poise.storage.content_hash import content_key
 from poise.vector import PersonaVector
 from poise.vllm.choice import check_generator, choose_engine
 
-__all__ = ["FlaggingRule", "ScreenSettings", "ScreeningEngine", "ScreeningRun"]
+__all__ = ["FlaggingRule", "ScreenSettings", "ScreeningEngine", "ScreeningRun", "check_ray_address"]
 
 ScreeningEngine = Literal["local", "vllm", "ray"]
 USABLE_ROW = Conversation(
@@ -80,6 +81,7 @@ class ScreenSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.broken <= 1:
             raise InvalidArgument(f"The share of broken rows is {self.broken}; it must be between 0 and 1.")
+        check_ray_address(self.engine, self.ray_address)
 
     @property
     def generates(self) -> bool:
@@ -101,6 +103,19 @@ class ScreenSettings:
                 "out, or use difference as `method`."
             )
         check_generator("vllm")
+
+
+def check_ray_address(engine: ScreeningEngine, address: str) -> None:
+    """Refuse an address that nothing would be done with; that of the environment may be meant for others.
+
+    Raises:
+        InvalidArgument: the engine is not ray.
+    """
+    if address and engine != "ray" and address != os.environ.get("RAY_ADDRESS"):
+        raise InvalidArgument(
+            f"`ray_address` is {address}, and `engine` is {engine}, which joins no cluster; say `engine` ray, or leave "
+            "it out."
+        )
 
 
 class ScreeningRun:
