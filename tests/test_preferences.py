@@ -29,6 +29,7 @@ from poise.errors import InvalidArgument, InvalidData, InvalidRow, TooFewRespons
 from poise.model import Model
 from poise.model.chat_template import ask
 from poise.report.screening import html_screening
+from poise.screen import preference
 from poise.screen.flagging import FlaggingRule
 from poise.screen.pair_swap import swap_answers
 from poise.screen.preference import PreferenceSettings, screen_preference_data
@@ -250,6 +251,21 @@ def screened(
 ) -> ScreeningSummary:
     normal = settings.pop("normal", None)
     return screen_preference_data(data, model, two, out, PreferenceSettings(**settings), normal=normal)
+
+
+def test_pairs_that_change_meanwhile_leave_no_summary(
+    model: Model, two: list[PersonaVector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write = written(tmp_path / "pairs.jsonl", pair_rows(12)), preference.write_pair_files
+
+    def write_late(*arguments: Any, **options: Any) -> Any:
+        path.write_text(path.read_text() + path.read_text())
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(preference, "write_pair_files", write_late)
+    with pytest.raises(InvalidData, match=r"^pairs\.jsonl changed while it was screened"):
+        screened(open_preferences(path), model, two, tmp_path / "out")
+    assert not (tmp_path / "out" / "summary.json").exists()
 
 
 def opposed_rows(model: Model, vector: Sequence[PersonaVector]) -> list[Row]:
@@ -591,6 +607,7 @@ from poise.data.preference_data import open_preferences
 from poise.model import load_model
 from poise.screen import shards
 from poise.screen.preference import PreferenceSettings, screen_preference_data
+from poise.screen import preference
 from poise.screen.flagging import FlaggingRule
 shards.ROWS_PER_SHARD = 4
 home, left = Path(sys.argv[1]), int(sys.argv[2])

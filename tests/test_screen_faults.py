@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,11 @@ from poise.cli import app
 from poise.data import open_data
 from poise.errors import (
     FolderInUse,
+    InvalidData,
     SaveFailed,
 )
 from poise.model import Model
+from poise.screen import pipeline
 from poise.screen.compare_methods import compare_methods
 from poise.screen.flagging import FlaggingRule
 from poise.screen.scoring import ScreenSettings
@@ -30,6 +33,44 @@ from poise.vector import PersonaVector
 from screening import SHORT, files, killed, mixed, run
 
 model, two, folder, small_windows = screening.model, screening.two, screening.folder, screening.small_windows
+
+
+class TestDataThatChangeMeanwhile:
+    def test_leave_no_summary_and_are_screened_anew(
+        self, model: Model, two: list[PersonaVector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data, write = mixed(tmp_path / "rows.jsonl"), pipeline.write_screened_files
+
+        def write_late(*arguments: Any, **options: Any) -> Any:
+            data.write_text(data.read_text().replace("What of 1 0?", "What of X 0?"))
+            return write(*arguments, **options)
+
+        monkeypatch.setattr(pipeline, "write_screened_files", write_late)
+        with pytest.raises(InvalidData, match=r"^rows\.jsonl changed while it was screened"):
+            run(data, model, two, tmp_path / "out")
+        assert not (tmp_path / "out" / "summary.json").exists()
+        monkeypatch.setattr(pipeline, "write_screened_files", write)
+        run(data, model, two, tmp_path / "out")
+        run(data, model, two, tmp_path / "fresh")
+        assert (tmp_path / "out" / "clean.jsonl").read_bytes() == (tmp_path / "fresh" / "clean.jsonl").read_bytes()
+        again, fresh = (pq.read_table(tmp_path / name / "scores.parquet") for name in ("out", "fresh"))
+        for column in again.column_names:
+            values = fresh[column].to_pylist()
+            scores = isinstance(values[0], float)  # texts that had been read stood in other batches
+            assert again[column].to_pylist() == (pytest.approx(values, abs=1e-5) if scores else values), column
+
+    def test_are_no_others_for_being_touched(
+        self, model: Model, two: list[PersonaVector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data, write = mixed(tmp_path / "rows.jsonl"), pipeline.write_screened_files
+
+        def touch(*arguments: Any, **options: Any) -> Any:
+            os.utime(data, ns=(1, 1))
+            return write(*arguments, **options)
+
+        monkeypatch.setattr(pipeline, "write_screened_files", touch)
+        run(data, model, two, tmp_path / "out")
+        assert (tmp_path / "out" / "summary.json").exists()
 
 
 class TestADiskThatIsFull:

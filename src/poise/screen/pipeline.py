@@ -15,6 +15,7 @@ from poise.errors import InvalidArgument
 from poise.judge import Judge
 from poise.judge.factory import check_judge
 from poise.model import Model
+from poise.screen.data_watch import DataWatch
 from poise.screen.examples import ExampleReader, locate_answers
 from poise.screen.judge_cascade import check_budget, describe_cascade
 from poise.screen.judge_review import JudgeReview, draw_for_review, load_judges, review_answers
@@ -39,6 +40,7 @@ __all__ = [
     "check_screening",
     "describe_rejected",
     "earlier_row_files",
+    "finish_files",
     "screen_data",
 ]
 
@@ -83,17 +85,19 @@ def screen_data(
     """
     plan = plan or ScreenSettings()
     check_screening(data, vectors, out, plan, normal=normal, force=force)
-    with locked(out / ".run", "screen", results=out):
-        return _run_screening(data, ScreeningRun(model, vectors, out, plan), out, normal, name)
+    watch = DataWatch(data.files, data.digest)
+    with locked(out / ".run", "screen", results=out), watch:
+        return _run_screening(data, ScreeningRun(model, vectors, out, plan), out, normal, name, watch)
 
 
-def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet | None, name: str) -> ScreeningSummary:
+def _run_screening(
+    data: DataSet, work: ScreeningRun, out: Path, normal: DataSet | None, name: str, watch: DataWatch
+) -> ScreeningSummary:
     model, vectors, plan = work.model, work.vectors, work.plan
     trait_judges = load_judges(plan.judge, vectors, model, cache=work.folder) if plan.judge else []
     usual, seen_note = _score_normal(work, normal) if normal else (None, "")
-    digest = data.digest()
     _write_empty(out / "rejected.jsonl")  # and so it stays where nothing is rejected
-    scores = work.score_data(data, digest, Rejections(out / "rejected.jsonl", share=plan.broken), "Scoring")
+    scores = work.score_data(data, watch.digest, Rejections(out / "rejected.jsonl", share=plan.broken), "Scoring")
     verdict = _flag_answers(work, scores, usual)
     replacer = AnswerReplacer(model, work.answers) if plan.fix and work.answers else None
     if replacer:
@@ -105,7 +109,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
     wanted = {int(scores.index[i]) for places in (*tops, *sampled) for i in places}
     earlier = earlier_row_files(out)
     written = write_screened_files(data, scores, verdict, out, replacements=replacer, wanted=wanted)
-    reach = work.measure_reach(data, digest)
+    reach = work.measure_reach(data, watch.digest)
     opinions = _review_traits(work, scores, trait_judges, sampled, written.wanted)
     traits = [summarize_trait(work, k, scores, usual, cut, verdict.flagged[:, k]) for k, cut in enumerate(verdict.cuts)]
     judged_file = ["judged.jsonl"] if strata else []
@@ -114,7 +118,7 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
         write_judged(out / "judged.jsonl", work.names, scores, verdict, strata, opinions, written.wanted)
     summary = ScreeningSummary(
         data=name or ", ".join(part.name for part in data.parts),
-        data_sha256=digest,
+        data_sha256=watch.digest,
         model=model.name,
         part=data.answer_part,
         method=plan.method,
@@ -142,11 +146,21 @@ def _run_screening(data: DataSet, work: ScreeningRun, out: Path, normal: DataSet
             replacer.note(written.names[2], written.unfixed) if replacer else "",
         ),
     )
-    for name in set(earlier) - {*written.names, *judged_file}:
+    finish_files(summary, out, set(earlier) - {*written.names, *judged_file}, watch)
+    return summary
+
+
+def finish_files(summary: ScreeningSummary, out: Path, stale: set[str], watch: DataWatch) -> None:
+    """Write the summary, last of all, and remove rows that an earlier screening wrote under other names.
+
+    Raises:
+        InvalidData: the data have changed meanwhile.
+    """
+    watch.check()
+    for name in stale:
         (out / name).unlink(missing_ok=True)
     with saving(out / "summary.json") as temporary:
         temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return summary
 
 
 def _below_own_note(method: ScoringMethod, verdict: FlaggedAnswers, scores: AnswerScores) -> Iterator[str]:

@@ -19,12 +19,20 @@ from poise.data import Rejections
 from poise.data.preference_data import PreferenceData
 from poise.errors import InvalidArgument
 from poise.model import Model
+from poise.screen.data_watch import DataWatch
 from poise.screen.flagging import FlaggingRule
 from poise.screen.output import FlaggedAnswers, WrittenRows, check_parquet
 from poise.screen.pair_examples import read_pair_examples
 from poise.screen.pair_files import PairFix, write_pair_files
 from poise.screen.pair_scores import PairScores, PairSurvey, collect_pair_scores, survey_pairs
-from poise.screen.pipeline import RESULTS, check_data_outside, describe_own_normal, describe_rejected, earlier_row_files
+from poise.screen.pipeline import (
+    RESULTS,
+    check_data_outside,
+    describe_own_normal,
+    describe_rejected,
+    earlier_row_files,
+    finish_files,
+)
 from poise.screen.prediction import describe_preference
 from poise.screen.scores import AnswerScores, mean_score
 from poise.screen.scoring import ScreeningEngine, ScreeningRun, ScreenSettings, check_ray_address
@@ -151,8 +159,9 @@ def screen_preference_data(
     """
     plan = plan or PreferenceSettings()
     check_preferences(data, out, plan, normal=normal, force=force)
-    with locked(out / ".run", "screen", results=out):
-        return _run_preferences(data, ScreeningRun(model, vectors, out, plan.scoring), out, plan, normal, name)
+    watch = DataWatch(data.files, data.source.digest)
+    with locked(out / ".run", "screen", results=out), watch:
+        return _run_preferences(data, ScreeningRun(model, vectors, out, plan.scoring), out, plan, normal, name, watch)
 
 
 def _run_preferences(
@@ -162,27 +171,27 @@ def _run_preferences(
     plan: PreferenceSettings,
     normal: PreferenceData | None,
     name: str,
+    watch: DataWatch,
 ) -> ScreeningSummary:
-    usual = _score_pairs(work, normal, "Scoring normal pairs")[0] if normal else None
+    usual = _score_pairs(work, normal, normal.source.digest(), "Scoring normal pairs")[0] if normal else None
     normal_scores = _by_prompt(usual) if usual else None
     if normal_scores and plan.rule.rate is not None:
         check_enough(len(np.unique(normal_scores.index)), plan.rule.rate, unit="prompts")
-    pairs, survey = _score_pairs(work, data, "Scoring both answers", out / "rejected.jsonl")
+    pairs, survey = _score_pairs(work, data, watch.digest, "Scoring both answers", out / "rejected.jsonl")
     scores = pairs.scores
     verdict, spared = _flag_pairs(work.names, plan.rule, scores, normal_scores)
     columns = zip(scores.scores.T, verdict.cuts, strict=True)
     tops = [highest_answers(column, cut.limits(scores.tokens)) for column, cut in columns]
     wanted = {int(scores.index[at]) for places in tops for at in places}
     earlier = earlier_row_files(out)
-    digest = data.source.digest()
-    reach = work.measure_reach(data.conversations(), digest)
+    reach = work.measure_reach(data.conversations(), watch.digest)
     written, rows = write_pair_files(data, pairs, verdict, out, fix=plan.fix, wanted=wanted)
     places = [[(at, bool(verdict.flagged[at, k])) for at in some] for k, some in enumerate(tops)]
     shown = read_pair_examples(work.model, pairs, work.probes, places, rows)
     traits = [_summarize(work, k, pairs, usual, verdict) for k in range(len(verdict.cuts))]
     summary = ScreeningSummary(
         data=name or ", ".join(part.name for part in data.source.parts),
-        data_sha256=digest,
+        data_sha256=watch.digest,
         model=work.model.name,
         part=data.answer_part,
         method="preference",
@@ -209,10 +218,7 @@ def _run_preferences(
             ),
         ),
     )
-    for stale in set(earlier) - set(written.names):
-        (out / stale).unlink(missing_ok=True)
-    with saving(out / "summary.json") as temporary:
-        temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    finish_files(summary, out, set(earlier) - set(written.names), watch)
     return summary
 
 
@@ -222,11 +228,11 @@ def _by_prompt(pairs: PairScores) -> AnswerScores:
 
 
 def _score_pairs(
-    work: ScreeningRun, data: PreferenceData, what: str, rejected: Path | None = None
+    work: ScreeningRun, data: PreferenceData, digest: str, what: str, rejected: Path | None = None
 ) -> tuple[PairScores, PairSurvey]:
     """The scores of all pairs, and what the data are; rows without a score are listed in the file ``rejected``."""
     survey = survey_pairs(data, work.plan.broken)
-    shards = work.read_shards(data.conversations(), data.source.digest(), what)
+    shards = work.read_shards(data.conversations(), digest, what)
     pairs = collect_pair_scores(shards, survey, len(work.probes))
     if rejected:
         with saving(rejected):
