@@ -43,7 +43,10 @@ def main() -> None:
     keys.chmod(0o600)
     policy.write_text(json.dumps({"default": {"limits": [{"requests": 2, "seconds": 3600}]}}))
     (folder / "bank.yaml").write_text(GUARDRAIL)
-    guarded = {"port": 0, "name": "poise-test", "guardrail": folder / "bank.yaml"}
+    leave = (Path(__file__).parents[1] / "policies" / "leave.yaml").read_text("utf-8")
+    (folder / "leave.yaml").write_text(leave)
+    (folder / "hr.yaml").write_text("name: hr\nreasoning: {file: leave.yaml, translations: 1}\n")
+    guarded = {"port": 0, "name": "poise-test", "guardrail": [folder / "bank.yaml", folder / "hr.yaml"]}
     options = [
         ServerOptions(**guarded, cors=("https://app.example",)),
         ServerOptions(**guarded, keys=keys, policy=policy),

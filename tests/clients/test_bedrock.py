@@ -31,7 +31,7 @@ def client(address: str) -> Any:
 
 def apply(client: Any, *texts: str | dict[str, Any], source: str = "INPUT", **more: Any) -> dict[str, Any]:
     content = [{"text": text if isinstance(text, dict) else {"text": text}} for text in texts]
-    answer = client.apply_guardrail(**NAMED, source=source, content=content, **more)
+    answer = client.apply_guardrail(**{**NAMED, "source": source, "content": content, **more})
     shape = client.meta.service_model.operation_model("ApplyGuardrail").output_shape
     raw = {name: value for name, value in answer.items() if name != "ResponseMetadata"}
     report = ParamValidator().validate(raw, shape)
@@ -94,6 +94,19 @@ def test_checks_what_is_qualified(client: Any) -> None:
 
 def test_answers_in_full(client: Any) -> None:
     assert apply(client, "fine", outputScope="FULL")["assessments"][0]["invocationMetrics"]
+
+
+def test_has_answers_reasoned_about(client: Any) -> None:
+    """By what a random model writes down, so that any finding may come."""
+    query = {"text": "May I?", "qualifiers": ["query"]}
+    content = {"text": "You may.", "qualifiers": ["guard_content"]}
+    more = {"guardrailIdentifier": "hr", "guardrailVersion": "DRAFT"}
+    answer = apply(client, query, content, source="OUTPUT", **more)
+    [finding] = answer["assessments"][0]["automatedReasoningPolicy"]["findings"]
+    kinds = {"valid", "invalid", "satisfiable", "impossible", "tooComplex", "noTranslations"}
+    assert len(finding) == 1
+    assert finding.keys() <= kinds
+    assert answer["usage"]["automatedReasoningPolicies"] == 1
 
 
 def test_takes_the_guardrails_arn(client: Any) -> None:

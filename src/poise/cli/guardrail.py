@@ -15,7 +15,12 @@ from poise.cli.work import load_model, note, working
 from poise.errors import InvalidArgument, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poise.guardrail.automated_reasoning import ReasonedAnswer
     from poise.guardrail.guard_file import FittedGuard
+    from poise.guardrail.reasoning_rule import ReasoningRule
+    from poise.model import Model
 
 __all__ = ["app"]
 
@@ -90,6 +95,9 @@ def check_texts(
             "--model", metavar="M", help="Model that a fitted guardrail's detectors read.", show_default=False
         ),
     ] = None,
+    question: Annotated[
+        str, typer.Option("--question", help="What was asked, where the guardrail reasons about answers.")
+    ] = "",
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
@@ -102,14 +110,19 @@ def check_texts(
 
         fitted = load_guard(file) if is_guard_file(file) else None
         checker = checker_of(fitted.guardrail if fitted else load_guardrail(file))
-        texts = [GuardedText(_text(each)) for each in text]
-        reader = None
-        if model is not None:
-            if fitted is None:
-                raise InvalidArgument(f"{file} has no detectors for a `model` to be read with; fit it first.")
+        rule = checker.guardrail.reasoning if source == "output" else None
+        texts = [GuardedText(_text(each), ("guard_content",)) for each in text]
+        texts += [GuardedText(question, ("query",))] if question else []
+        reader = reason = None
+        loaded = load_model(model, dtype, device) if model is not None and (fitted or rule) else None
+        if fitted and loaded:
             from poise.guardrail.activation import ActivationReader
 
-            reader = ActivationReader(fitted, load_model(model, dtype, device))
+            reader = ActivationReader(fitted, loaded)
+        elif model is not None and not rule:
+            raise InvalidArgument(f"{file} has no detectors for a `model` to be read with; fit it first.")
+        if rule and (loaded or rule.writer != "served"):
+            reason = _answer_reader(rule, loaded)
         answer = apply_guardrail(
             checker,
             texts,
@@ -117,13 +130,30 @@ def check_texts(
             full=full,
             show_matches=matches,
             activations=reader,
+            reason=reason,
         )
         for line in checker.notes:
             note(line)
-        if checker.guardrail.needs_model and not reader:
-            how = "give --model" if fitted else "fit the guardrail with `poise guardrail fit`, and give --model"
-            note(f"Topics and content are read in a model's activations, and were not looked at; {how}.")
+        _say_what_was_left_out(checker.guardrail.needs_model and not reader, bool(fitted), bool(rule and not reason))
     facts.print_json(answer)
+
+
+def _say_what_was_left_out(activations: bool, fitted: bool, reasoning: bool) -> None:
+    if activations:
+        how = "give --model" if fitted else "fit the guardrail with `poise guardrail fit`, and give --model"
+        note(f"Topics and content are read in a model's activations, and were not looked at; {how}.")
+    if reasoning:
+        note("Answers are reasoned about with a model, and were not; give --model, or an endpoint as `writer`.")
+
+
+def _answer_reader(rule: ReasoningRule, model: Model | None) -> Callable[[str, str], ReasonedAnswer]:
+    """What reasons about an answer, with the loaded model or an endpoint for the writer."""
+    from poise.guardrail.automated_reasoning import AnswerReasoner
+    from poise.reasoning import EndpointFactWriter, LocalFactWriter
+
+    write = LocalFactWriter(model) if model and rule.writer == "served" else EndpointFactWriter(rule.writer[9:])
+    reasoner = AnswerReasoner(rule)
+    return lambda question, answer: reasoner(question, answer, write)
 
 
 def _text(argument: str) -> str:

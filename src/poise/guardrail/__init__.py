@@ -6,6 +6,8 @@ words, sensitive      what is found by words and patterns, with the types of ``p
 checking              a guardrail ready for texts
 apply                 texts and a guardrail to an answer in the shape of Amazon Bedrock's ApplyGuardrail
 
+reasoning_rule, automated_reasoning   answers reasoned about, in Bedrock's shape
+
 release               an answer that is still being written, behind a checked window
 fitting, guard_file   topics and content as detectors of one model, their file, and what they read (``readings``)
 versions              guardrails in a folder, with drafts and numbers that stay

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from poise.arguments import check_choice
 from poise.errors import InvalidArgument
+from poise.guardrail.automated_reasoning import ReasonedAnswer
 from poise.guardrail.checking import MOST_CHARACTERS, Checker, policies_on
 from poise.guardrail.findings import GuardFinding, blocks, masked
 from poise.guardrail.schema import Guardrail, Source
@@ -18,6 +19,7 @@ __all__ = ["CheckedText", "GuardedText", "Qualifier", "apply_guardrail", "assess
 Qualifier = Literal["grounding_source", "query", "guard_content"]
 TEXT_UNIT = 1000  # characters
 ActivationFinder = Callable[[str, Source], list[GuardFinding]]
+AnswerReader = Callable[[str, str], ReasonedAnswer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ def apply_guardrail(
     full: bool = False,
     show_matches: bool = True,
     activations: ActivationFinder | None = None,
+    reason: AnswerReader | None = None,
     tell: Callable[[Sequence[GuardFinding]], None] | None = None,
 ) -> dict[str, Any]:
     """What a guardrail does to texts, as Bedrock's ApplyGuardrail answers it.
@@ -61,6 +64,7 @@ def apply_guardrail(
         full: List rules that found nothing as well.
         show_matches: Say what matched, as Bedrock does; otherwise its mark alone.
         activations: Finds topics and content in a model's activations; without it these are not looked at.
+        reason: Reasons about an answer, after what was asked; not called where the answer is blocked anyway.
         tell: Is told of all findings.
 
     Raises:
@@ -76,6 +80,8 @@ def apply_guardrail(
         if g
     ]
     findings = [finding for text in checked for finding in text.findings]
+    reasoned = _reasoned(texts, checked, reason) if reason and source == "OUTPUT" and not blocks(findings) else None
+    findings += reasoned.findings(sum(len(text.text) for text in checked)) if reasoned else []
     if tell:
         tell(findings)
     action = "GUARDRAIL_INTERVENED" if any(f.action != "NONE" for f in findings) else "NONE"
@@ -92,6 +98,9 @@ def apply_guardrail(
     assessment = assessment_of(
         checker.guardrail, checked, source, full=full, show_matches=show_matches, looked=activations is not None
     )
+    if reasoned:
+        assessment["automatedReasoningPolicy"] = reasoned.assessment
+        usage |= {"automatedReasoningPolicyUnits": _units(checked), "automatedReasoningPolicies": 1}
     assessment["invocationMetrics"] = {
         "guardrailProcessingLatency": round((time.perf_counter() - began) * 1000),
         "usage": usage,
@@ -105,6 +114,15 @@ def apply_guardrail(
         "assessments": [assessment],
         "guardrailCoverage": coverage,
     }
+
+
+def _reasoned(
+    texts: Sequence[GuardedText], checked: Sequence[CheckedText], reason: AnswerReader
+) -> ReasonedAnswer | None:
+    """What is found of all guarded texts together, as the answer to all that are called a query."""
+    question = "\n".join(text.text for text in texts if "query" in text.qualifiers)
+    answer = "\n".join(text.text for text in checked)
+    return reason(question, answer) if answer.strip() else None
 
 
 def _find(checker: Checker, text: str, source: Source, activations: ActivationFinder | None) -> list[GuardFinding]:
@@ -211,6 +229,10 @@ def _add_not_detected(guardrail: Guardrail, source: Source, entries: dict[str, l
             entries.setdefault("filters", []).append({"type": rule.type, **facts})
 
 
+def _units(checked: Sequence[CheckedText]) -> int:
+    return sum(-(-len(text.text) // TEXT_UNIT) for text in checked)
+
+
 def _action_reason(findings: Sequence[GuardFinding]) -> str:
     if blocks(findings):
         return "Guardrail blocked."
@@ -223,7 +245,7 @@ def _policy_units(
     guardrail: Guardrail, source: Source, checked: Sequence[CheckedText], *, with_activations: bool
 ) -> dict[str, int]:
     """Units of a thousand characters that each policy has looked at, as Bedrock counts them."""
-    units = sum(-(-len(text.text) // TEXT_UNIT) for text in checked)
+    units = _units(checked)
     on = policies_on(guardrail, source)
     sensitive = guardrail.sensitive
     types = bool(sensitive and any(rule.on(source) != "SKIP" for rule in sensitive.types))

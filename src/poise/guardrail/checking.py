@@ -98,4 +98,5 @@ def policies_on(guardrail: Guardrail, source: Source) -> list[PolicyName]:
         "topics": guardrail.topics,
         "content": guardrail.content,
     }
-    return [name for name, each in rules.items() if any(rule.on(source) != "SKIP" for rule in each)]  # type: ignore[attr-defined]
+    on = [name for name, each in rules.items() if any(rule.on(source) != "SKIP" for rule in each)]  # type: ignore[attr-defined]
+    return [*on, "reasoning"] if guardrail.reasoning and source == "OUTPUT" else on

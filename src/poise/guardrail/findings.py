@@ -11,7 +11,7 @@ from poise.guardrail.schema import RuleAction
 __all__ = ["GuardFinding", "PolicyName", "blocks", "masked"]
 
 RARE, UNUSUAL = 0.002, 0.02
-PolicyName = Literal["words", "sensitive", "topics", "content"]
+PolicyName = Literal["words", "sensitive", "topics", "content", "reasoning"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from poise.guardrail.patterns import check_pattern
 from poise.guardrail.pii_types import PiiType
+from poise.guardrail.reasoning_rule import ReasoningRule
 from poise.settings import FilledText, Settings, placed_fault, read_settings
 
 __all__ = [
@@ -267,13 +268,14 @@ class Guardrail(Settings):
     sensitive: SensitivePolicy | None = None
     topics: tuple[TopicRule, ...] = Field((), max_length=30)
     content: tuple[ContentRule, ...] = ()
+    reasoning: ReasoningRule | None = None
 
     @model_validator(mode="after")
     def _guards_something(self) -> Self:
         _refuse_repeats("topics", [topic.name for topic in self.topics], "name")
         _refuse_repeats("content", [rule.type for rule in self.content], "type")
-        if not (self.words or self.sensitive or self.topics or self.content):
-            raise ValueError("it has no policy; add words, sensitive, topics or content")
+        if not (self.words or self.sensitive or self.topics or self.content or self.reasoning):
+            raise ValueError("it has no policy; add words, sensitive, topics, content or reasoning")
         return self
 
     @property
@@ -289,7 +291,10 @@ def load_guardrail(path: str | Path) -> Guardrail:
         InvalidSettings: not there or not of this schema; each mistake with its line and field.
         MissingExtra: it has regular expressions, and the extra that reads them is not installed.
     """
-    return read_settings(path, Guardrail)
+    guardrail = read_settings(path, Guardrail)
+    if guardrail.reasoning is None:
+        return guardrail
+    return guardrail.model_copy(update={"reasoning": guardrail.reasoning.read_beside(Path(path))})
 
 
 def spelling(text: str) -> str:

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poise.data import Message
-from poise.engine import GenerationRequest, SamplingParams
-from poise.engine.continuous import ContinuousEngine
-from poise.engine.grammar import grammar_compiler
 from poise.errors import JudgeUnavailable
-from poise.model import Model
 
-__all__ = ["EndpointFactWriter", "LocalFactWriter"]
+if TYPE_CHECKING:
+    from poise.engine import GenerationRequest
+    from poise.model import Model
+
+__all__ = ["EndpointFactWriter", "LocalFactWriter", "facts_request"]
 
 MOST_FACT_TOKENS = 512
 SECOND_TEMPERATURE = 0.7  # of every writing but the first
+
+
+def facts_request(
+    model: Model,
+    messages: Sequence[Message],
+    schema: Mapping[str, Any],
+    *,
+    seed: int,
+    most_tokens: int = MOST_FACT_TOKENS,
+) -> GenerationRequest:
+    """What a model is to generate, held to the schema: greedily for seed 0, drawn for others.
+
+    Raises:
+        MissingExtra: llguidance is not installed.
+    """
+    from poise.engine import GenerationRequest, SamplingParams
+    from poise.engine.grammar import grammar_compiler
+
+    return GenerationRequest(
+        prompt=model.encode(messages),
+        sampling=SamplingParams(max_new_tokens=most_tokens, temperature=SECOND_TEMPERATURE if seed else 0.0),
+        seed=seed,
+        grammar=grammar_compiler(model).json_schema(schema),
+    )
 
 
 class LocalFactWriter:
@@ -31,19 +55,16 @@ class LocalFactWriter:
     """
 
     def __init__(self, model: Model, *, most_tokens: int = MOST_FACT_TOKENS) -> None:
+        from poise.engine.continuous import ContinuousEngine
+        from poise.engine.grammar import grammar_compiler
+
         self.model, self.most_tokens = model, most_tokens
-        self._compiler = grammar_compiler(model)
+        grammar_compiler(model)  # says now what is missing
         self._engine = ContinuousEngine(model)
 
     def __call__(self, messages: Sequence[Message], schema: Mapping[str, Any], *, seed: int) -> str:
         """What it writes: greedily for seed 0, drawn for others."""
-        request = GenerationRequest(
-            prompt=self.model.encode(messages),
-            sampling=SamplingParams(max_new_tokens=self.most_tokens, temperature=SECOND_TEMPERATURE if seed else 0.0),
-            seed=seed,
-            grammar=self._compiler.json_schema(schema),
-        )
-        self._engine.add("facts", request)
+        self._engine.add("facts", facts_request(self.model, messages, schema, seed=seed, most_tokens=self.most_tokens))
         text, finish = "", None
         while finish is None:
             for output in self._engine.step():

@@ -12,17 +12,21 @@ from poise.engine import GeneratedToken
 from poise.guardrail import Checker, GuardFinding
 from poise.guardrail.activation import ActivationReader
 from poise.guardrail.apply import ActivationFinder
+from poise.guardrail.automated_reasoning import AnswerReasoner, ReasonedAnswer
 from poise.guardrail.findings import blocks, masked
 from poise.guardrail.guard_file import FittedGuard
 from poise.guardrail.release import ReleaseWindow
 from poise.guardrail.schema import Source
 from poise.model import Model
+from poise.reasoning import EndpointFactWriter
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 from poise.serve.detector_guard import DetectorGuard
+from poise.serve.fact_writer import ServedFactWriter
 from poise.serve.intervention import intervention_facts
 from poise.serve.planning import RequestPlan
 from poise.serve.rendering import CompletionKind
 from poise.serve.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIRequest
+from poise.serve.scheduler import Scheduler
 
 __all__ = ["AnswerGuard", "GuardedRequest", "ServerGuard"]
 
@@ -56,10 +60,12 @@ class ServerGuard:
     Attributes:
         checker: The guardrail with its finders.
         fitted: The guardrail with its detectors, where it was fitted.
+        reasoner: Reasons about answers, where its policy says so.
     """
 
     checker: Checker
     fitted: FittedGuard | None = None
+    reasoner: AnswerReasoner | None = None
     _remembered: dict[tuple[bytes, Source], list[GuardFinding]] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # requests come from several threads
 
@@ -71,7 +77,11 @@ class ServerGuard:
     @property
     def notes(self) -> list[str]:
         """What the server's user should know of what it does not see."""
-        return self.checker.notes
+        notes = self.checker.notes
+        if self.reasoner:
+            text = f"{self.name} reasons about answers where ApplyGuardrail is asked, and not in chats and completions"
+            notes.append(f"{text}; call it with what the model has answered.")
+        return notes
 
     def read_along(self, plan: RequestPlan) -> RequestPlan:
         """The plan with the detectors read in every pass, behind the watched vectors."""
@@ -90,6 +100,20 @@ class ServerGuard:
             return None
         reader = ActivationReader(self.fitted, model)
         return lambda text, source: list(between(lambda: reader(text, source)))
+
+    @property
+    def waits(self) -> bool:
+        """Whether checking a text by itself waits for a model."""
+        return bool(self.fitted or self.reasoner)
+
+    def answer_reader(self, model: Model, scheduler: Scheduler) -> Callable[[str, str], ReasonedAnswer] | None:
+        """What reasons about an answer to a question; ``None`` without a policy for it."""
+        reasoner = self.reasoner
+        if reasoner is None:
+            return None
+        writer = reasoner.rule.writer.partition(":")[2]
+        write = EndpointFactWriter(writer) if writer else ServedFactWriter(model, scheduler)
+        return lambda question, answer: reasoner(question, answer, write)
 
     def find(self, text: str, source: Source) -> list[GuardFinding]:
         """What is found in a turn, which is looked at once however often it is sent."""

@@ -14,6 +14,7 @@ from poise.errors import InvalidArgument, RequestError
 from poise.guardrail import GuardedText, apply_guardrail
 from poise.guardrail.apply import Qualifier
 from poise.serve.api_description import taken
+from poise.serve.guarding import ServerGuard
 from poise.serve.intervention import intervention_facts
 from poise.serve.request_body import read_request
 from poise.steer.request_field import RequestText, StrictRequest
@@ -64,14 +65,14 @@ def add_guardrail_route(app: FastAPI, service: Service) -> None:
         data, content_type = await request.body(), request.headers.get("content-type", "")
         key = getattr(request.state, "key", None)
         service.rates.take_request(key, service.policies.of(key).limits)
+        guard = service.guardrails.numbered(identifier.rpartition("/")[2], version)
         answer = await service.workers.run(
-            partial(_answer, service, identifier, version, data, content_type), size=len(data)
+            partial(_answer, service, guard, data, content_type), size=len(data), waits=guard.waits
         )
         return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
 
 
-def _answer(service: Service, identifier: str, version: str, data: bytes, content_type: str) -> dict[str, Any]:
-    guard = service.guardrails.numbered(identifier.rpartition("/")[2], version)
+def _answer(service: Service, guard: ServerGuard, data: bytes, content_type: str) -> dict[str, Any]:
     body = read_request(ApplyRequest, data, content_type or "application/json")
     texts = [GuardedText(block.text.text, tuple(block.text.qualifiers)) for block in body.content]
     metrics = service.metrics.guardrails
@@ -83,6 +84,7 @@ def _answer(service: Service, identifier: str, version: str, data: bytes, conten
                 body.source,
                 full=body.output_scope == "FULL",
                 activations=guard.reader(service.model, service.scheduler.call),
+                reason=guard.answer_reader(service.model, service.scheduler),
                 tell=lambda findings: metrics.count(intervention_facts(guard.name, findings, body.source)),
             )
     except InvalidArgument as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from poise.errors import InvalidArgument, RequestError
 from poise.guardrail import checker_of
+from poise.guardrail.automated_reasoning import AnswerReasoner
 from poise.guardrail.versions import GuardrailSource, guardrail_files, guardrail_sources
 from poise.model import Model
 from poise.serve.guarding import ServerGuard
@@ -137,7 +138,8 @@ def _server_guard(source: GuardrailSource, model: Model | None) -> ServerGuard:
             f"{source.path} has topics or content, which are read in a model's activations; fit it with "
             "`poise guardrail fit`, and serve the file that this writes."
         )
-    return ServerGuard(checker_of(source.guardrail), source.fitted)
+    reasoner = AnswerReasoner(rule) if (rule := source.guardrail.reasoning) else None
+    return ServerGuard(checker_of(source.guardrail), source.fitted, reasoner)
 
 
 def _first_guard(paths: Sequence[Path], guards: Mapping[tuple[str, str], ServerGuard]) -> ServerGuard | None:

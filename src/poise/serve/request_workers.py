@@ -17,23 +17,25 @@ WorkResult = TypeVar("WorkResult")
 
 
 class RequestWorkers:
-    """Two threads for small requests, one for large ones."""
+    """Two threads for small requests, one for large ones, eight for what waits for the model or another server."""
 
     def __init__(self) -> None:
         self._small = ThreadPoolExecutor(2, thread_name_prefix="poise-requests")
+        self._waiting = ThreadPoolExecutor(8, thread_name_prefix="poise-waiting-requests")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="poise-large-requests")
 
-    async def run(self, work: Callable[[], WorkResult], *, size: int = 0) -> WorkResult:
+    async def run(self, work: Callable[[], WorkResult], *, size: int = 0, waits: bool = False) -> WorkResult:
         """What the work gives, done beside the event loop.
 
         Args:
             work: Anything that takes a time that grows with a request.
             size: Characters or items that it is about.
+            waits: Whether it waits for others most of the time.
         """
-        pool = self._large if size >= LARGE else self._small
+        pool = self._waiting if waits else self._large if size >= LARGE else self._small
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def close(self) -> None:
         """Take no more work."""
-        for pool in (self._small, self._large):
+        for pool in (self._small, self._waiting, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
