@@ -269,14 +269,30 @@ class Guardrail(Settings):
     topics: tuple[TopicRule, ...] = Field((), max_length=30)
     content: tuple[ContentRule, ...] = ()
     reasoning: ReasoningRule | None = None
+    streaming: Literal["synchronous", "asynchronous"] = Field(
+        "synchronous",
+        description="Whether streamed text is held back until it is checked, or leaves at once and ends on a match.",
+    )
 
     @model_validator(mode="after")
     def _guards_something(self) -> Self:
         _refuse_repeats("topics", [topic.name for topic in self.topics], "name")
         _refuse_repeats("content", [rule.type for rule in self.content], "type")
+        if self.streaming == "asynchronous" and (names := self._masked_in_answers):
+            fault = f"is asynchronous, and {', '.join(names)} would be masked in answers, which have left by then"
+            raise placed_fault(f"{fault}; let them BLOCK there, or stream synchronously", "streaming")
         if not (self.words or self.sensitive or self.topics or self.content or self.reasoning):
             raise ValueError("it has no policy; add words, sensitive, topics, content or reasoning")
         return self
+
+    @property
+    def _masked_in_answers(self) -> list[str]:
+        """Rules that put a mark in the place of what an answer says."""
+        if self.sensitive is None:
+            return []
+        rules = [(r.type, r.on("OUTPUT")) for r in self.sensitive.types]
+        rules += [(r.name, r.on("OUTPUT")) for r in self.sensitive.regexes]  # type: ignore[misc]
+        return [name for name, action in rules if action == "ANONYMIZE"]
 
     @property
     def needs_model(self) -> bool:

@@ -21,6 +21,7 @@ __all__ = ["PiiMatch", "SensitiveFinder", "find_pii", "name_model", "without_ove
 
 FORCE = {"BLOCK": 0, "ANONYMIZE": 1, "NONE": 2}
 PHONE_WEIGHT, NAME_WEIGHT = 5, 2
+FEWEST_PHONE_DIGITS = 3
 PERSONS = ("PERSON", "PER")
 ENTITY_TEXT = 100_000  # characters that spaCy is given at once
 
@@ -103,22 +104,34 @@ def find_pii(text: str, types: Iterable[PiiType], regions: Iterable[str] = ("US"
         MissingExtra: the extra is not installed.
     """
     wanted, folded = set(types), fold_text(text)
+    data = folded.text.encode()  # once for all patterns, and not by each
+    digits = len(data) - len(data.translate(None, b"0123456789"))
+    places = None if len(data) == len(folded.text) else _character_places(folded.text)
     for look in PII_PATTERNS:
-        if look.type not in wanted:
+        if look.type not in wanted or digits < look.digits:
             continue
-        for match in compile_pattern(look.pattern).finditer(folded.text):
-            group = next((g for g in range(1, (match.re.groups or 0) + 1) if match.group(g)), 0)
+        if look.signs and not any(sign.encode() in data for sign in look.signs):
+            continue
+        for match in compile_pattern(look.pattern).finditer(data):
+            group = next((g for g in range(1, len(match.groups()) + 1) if match.group(g)), 0)
             start, end = match.span(group)
+            if places:
+                start, end = places[start], places[end]
             if look.near and not _is_near(look, folded.text, start, end):
                 continue
             if end > start and (look.check is None or look.check(folded.text[start:end])):
                 yield PiiMatch(look.type, *folded.span(start, end), look.weight)
-    if "PHONE" in wanted:
+    if "PHONE" in wanted and digits >= FEWEST_PHONE_DIGITS:
         for start, end in phone_numbers(folded.text, tuple(regions), NEAR):
             yield PiiMatch("PHONE", *folded.span(start, end), PHONE_WEIGHT)
     if "NAME" in wanted and (model := name_model()):
         for start, end in _persons(folded.text, model):
             yield PiiMatch("NAME", *folded.span(start, end), NAME_WEIGHT)
+
+
+def _character_places(text: str) -> list[int]:
+    """Number of the character at each byte of a text, and at its end."""
+    return [*(n for n, sign in enumerate(text) for _ in sign.encode()), len(text)]
 
 
 def _is_near(look: PiiPattern, text: str, start: int, end: int) -> bool:

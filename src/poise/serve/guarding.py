@@ -28,7 +28,7 @@ from poise.serve.rendering import CompletionKind
 from poise.serve.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIRequest
 from poise.serve.scheduler import Scheduler
 
-__all__ = ["AnswerGuard", "GuardedRequest", "ServerGuard"]
+__all__ = ["AnswerGuard", "GuardedRequest", "ServerGuard", "guarded_part", "guarded_text", "is_last"]
 
 REMOVED = "[removed]"
 """What stands in the history for a turn that was blocked."""
@@ -114,6 +114,11 @@ class ServerGuard:
         writer = reasoner.rule.writer.partition(":")[2]
         write = EndpointFactWriter(writer) if writer else ServedFactWriter(model, scheduler)
         return lambda question, answer: reasoner(question, answer, write)
+
+    def message(self, detectors: DetectorGuard | None) -> str:
+        """What follows an answer that was blocked."""
+        messages = self.checker.guardrail.messages
+        return messages.input if detectors and detectors.stopped_by == "INPUT" else messages.output
 
     def find(self, text: str, source: Source) -> list[GuardFinding]:
         """What is found in a turn, which is looked at once however often it is sent."""
@@ -217,14 +222,13 @@ class AnswerGuard:
     @property
     def message(self) -> str:
         """What follows an answer that was blocked."""
-        messages = self._guard.checker.guardrail.messages
-        return messages.input if self._detectors and self._detectors.stopped_by == "INPUT" else messages.output
+        return self._guard.message(self._detectors)
 
     def is_due(self, guarded: GuardedOutput) -> bool:
         """Whether taking in this output means a check, which takes a while."""
         more = sum(len(self._text(token)) for token in guarded.output.tokens)
         changed = any(self._part_of(token) != self._part for token in guarded.output.tokens)
-        return changed or self._window.is_due(more, last=_is_last(guarded))
+        return changed or self._window.is_due(more, last=is_last(guarded))
 
     def take(self, guarded: GuardedOutput) -> GuardedOutput:
         """The output with the tokens that may now leave, masked, in the place of those that have come."""
@@ -239,7 +243,7 @@ class AnswerGuard:
                 self._window, self._part = self._new_window(), self._part_of(token)
             if not blocked:
                 blocked = self._release([token], released, last=False)
-        if not blocked and _is_last(guarded):
+        if not blocked and is_last(guarded):
             blocked = self._release([], released, last=True)
         output = replace(guarded.output, tokens=tuple(released))
         if blocked:
@@ -260,13 +264,24 @@ class AnswerGuard:
         return ReleaseWindow(lambda text: self._guard.checker.find(text, "OUTPUT"))
 
     def _part_of(self, token: GeneratedToken) -> str:
-        return token.part if self._kind == "chat" else "all"
+        return guarded_part(token, self._kind)
 
     def _text(self, token: GeneratedToken) -> str:
-        return token.text if self._kind == "chat" or token.piece is None else token.piece
+        return guarded_text(token, self._kind)
 
 
-def _is_last(guarded: GuardedOutput) -> bool:
+def guarded_part(token: GeneratedToken, kind: CompletionKind) -> str:
+    """Part of an answer that is guarded by itself."""
+    return token.part if kind == "chat" else "all"
+
+
+def guarded_text(token: GeneratedToken, kind: CompletionKind) -> str:
+    """What is read of a token."""
+    return token.text if kind == "chat" or token.piece is None else token.piece
+
+
+def is_last(guarded: GuardedOutput) -> bool:
+    """Whether the answer ends with this output."""
     return guarded.stopped or guarded.output.finish is not None
 
 

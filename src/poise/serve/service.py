@@ -7,10 +7,10 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from poise.engine import EngineOutput
 from poise.errors import InvalidSteering, NonFiniteActivation, RequestError, UserError
@@ -18,6 +18,7 @@ from poise.model import Encoded, Model
 from poise.model.rendering import has_thinking_switch
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 from poise.serve.answer_records import answer_records
+from poise.serve.asynchronous_guard import AsynchronousGuard
 from poise.serve.detector_guard import DetectorGuard
 from poise.serve.echo import echoed_logprobs
 from poise.serve.embeddings import SentenceEncoder
@@ -42,6 +43,7 @@ __all__ = ["CompletionExchange", "Service"]
 
 log = logging.getLogger("poise.serve")
 
+Checked = TypeVar("Checked")
 UPLOADED = "uploaded"  # stands in metrics for all vectors that single keys have uploaded
 MOST_UNREAD = 4096  # outputs of a choice that wait for their client to read
 
@@ -219,8 +221,8 @@ class CompletionExchange:
             )
             for index, request in enumerate(plan.requests)
         ]
-        guard, readings = guarded.guard, [scheduled.guard for scheduled in self.requests]
-        self._answer_guards = [AnswerGuard(guard, kind, each) for each in readings] if guard else []
+        guard, indexes = guarded.guard, range(len(self.requests))
+        self._answer_guards = [self._answer_guard(guard, index) for index in indexes] if guard else []
         for choice in self.choices if guarded.blocked or not plan.most_new_tokens else ():
             if guarded.blocked and guard:
                 choice.stop_message = guard.checker.guardrail.messages.input
@@ -233,6 +235,14 @@ class CompletionExchange:
         plan, guard = self.plan, self.guarded.guard
         alarms = AlarmGuard(plan.watched, plan.policy, plan.pushes, requested=plan.requested, forced=plan.forced)
         return guard.with_detectors(alarms, len(plan.watched)) if guard else alarms
+
+    def _answer_guard(self, guard: ServerGuard, index: int) -> AnswerGuard | AsynchronousGuard:
+        readings = self.requests[index].guard
+        if not (self.body.stream and guard.checker.guardrail.streaming == "asynchronous"):
+            return AnswerGuard(guard, self.kind, readings)
+        ended = GuardedOutput(output=EngineOutput(key=index), stopped=True)
+        wake = partial(self._outputs.put_nowait, (index, ended))
+        return AsynchronousGuard(guard, self.kind, readings, run=partial(self._run_check, guard.name), wake=wake)
 
     def _sink(self, index: int) -> Any:
         def sink(guarded: GuardedOutput) -> None:
@@ -295,8 +305,10 @@ class CompletionExchange:
         if not self._answer_guards or self.guarded.blocked:
             return guarded
         guard = self._answer_guards[choice.index]
-        if guard.is_due(guarded):
-            done = await self.service.workers.run(partial(self._check_answer, guard, guarded))
+        if isinstance(guard, AsynchronousGuard):
+            done = await guard.take(guarded)
+        elif guard.is_due(guarded):
+            done = await self._run_check(guard.name, partial(guard.take, guarded))
         else:
             done = guard.take(guarded)
         choice.interventions = [*self.guarded.interventions, *guard.interventions]
@@ -308,9 +320,12 @@ class CompletionExchange:
                 done = replace(done, output=replace(done.output, tokens=()))
         return done
 
-    def _check_answer(self, guard: AnswerGuard, guarded: GuardedOutput) -> GuardedOutput:
-        with self.service.metrics.guardrails.timed(guard.name, "answer"):
-            return guard.take(guarded)
+    async def _run_check(self, guardrail: str, check: Callable[[], Checked]) -> Checked:
+        def timed() -> Checked:
+            with self.service.metrics.guardrails.timed(guardrail, "answer"):
+                return check()
+
+        return await self.service.workers.run(timed)
 
     async def _score_prompts(self) -> None:
         if (scoring := self.plan.scoring) is None:
