@@ -35,15 +35,15 @@ PIECES = [
     "account 123 456",
     "passport A12345678",
     "OHIP 1234 567 890",
-    "SIN 046 454 286",
+    "social insurance number 130 692 544",
     "NHS number 943 476 5919",
     "AB 12 34 56 C",
-    "UTR 1234567890",
+    "UTR 1955839661",
     "VIN 1M8GDM9AXKP042788",
     "license plate: AB-12",
     "driver's license D1234567",
     "username: ana",
-    "password: hunter!",
+    "password: hunter22x",
     "aged 7",
     "7 years old",
     "1 High Street",
@@ -71,4 +71,4 @@ def test_leaving_patterns_out_changes_no_match(text: str) -> None:
 
 def test_each_pattern_is_tried_by_a_piece() -> None:
     kinds = {match.type for piece in PIECES for match in find_pii(piece, TYPES)}
-    assert set(TYPES) - kinds <= {"AWS_SECRET_KEY"}
+    assert set(TYPES) == kinds
