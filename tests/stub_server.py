@@ -1,7 +1,8 @@
 """A stand-in for the server, for tests of the page: the same wire, scripted answers, faults on demand.
 
 The words of a question choose what happens: ``slow``, ``busy`` (429 once), ``cut`` (the stream breaks), ``broken`` (an
-error in the stream), ``alarm`` (noted), ``stopped`` (an alarm that ends the answer), ``weather`` (a tool is called);
+error in the stream), ``alarm`` (noted), ``stopped`` (an alarm that ends the answer), ``masked`` and ``blocked`` (by a
+guardrail), ``weather`` (a tool is called);
 one that begins with ``say:`` is answered by what follows; anything else by the same words.
 """
 
@@ -26,6 +27,24 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 CSP = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 THOUGHT = ["A <b>plan</b>,", " of all", " things."]
 SAID = "Well, I would not <b>do</b> it. Nobody asked for your plan, and it shows. Try again, or better still, do not."
+
+
+def intervention(action: str, source: str, kind: str, rule: str, **more: Any) -> dict[str, Any]:
+    policy = {"PII": "sensitive", "TOPIC": "topics", "CUSTOM": "words"}[kind]
+    facts = {"guardrail": "bank/2", "source": source, "policy": policy, "kind": kind, "rule": rule, "action": action}
+    return facts | more
+
+
+MASKED = [
+    intervention("NONE", "INPUT", "CUSTOM", "grey fog"),
+    intervention("ANONYMIZE", "INPUT", "PII", "CREDIT_DEBIT_CARD_NUMBER"),
+    intervention("ANONYMIZE", "OUTPUT", "PII", "EMAIL"),
+    intervention("ANONYMIZE", "OUTPUT", "PII", "EMAIL"),
+]
+BLOCKED = [
+    intervention("BLOCK", "OUTPUT", "TOPIC", "investment advice", score=3.214, threshold=2.0, rate=0.01),
+    intervention("BLOCK", "OUTPUT", "CUSTOM", "rival bank", left=10),
+]
 
 
 def figure(value: float, half: float = 9.0, n: int = 10) -> dict[str, Any]:
@@ -255,6 +274,10 @@ def chunks(request: dict[str, Any], question: str) -> Iterator[dict[str, Any]]:
             yield chunk({"content": " [This answer was stopped.]"}, {})
             yield chunk({}, {"summary": {}, "alarms": []}, "content_filter")
             return
+        if i == 4 and "blocked" in question:
+            yield chunk({"content": " Not that."}, {})
+            yield chunk({}, {"summary": {}, "alarms": [], "guardrail": BLOCKED}, "content_filter")
+            return
         if i == 4 and "broken" in question:
             yield {"error": {"message": "The model broke down.", "type": "server_error", "param": None, "code": None}}
             return
@@ -264,7 +287,8 @@ def chunks(request: dict[str, Any], question: str) -> Iterator[dict[str, Any]]:
         yield from call_chunks()
         yield chunk({}, {"summary": {}, "alarms": []}, "tool_calls")
     else:
-        yield chunk({}, {"summary": {}, "alarms": []}, "stop")
+        guardrail = {"guardrail": MASKED} if "masked" in question else {}
+        yield chunk({}, {"summary": {}, "alarms": [], **guardrail}, "stop")
     usage = {"prompt_tokens": 1000, "completion_tokens": len(tokens), "total_tokens": 1000 + len(tokens)}
     yield {"id": "x", "object": "chat.completion.chunk", "model": "tiny-llama", "choices": [], "usage": usage}
 

@@ -58,6 +58,61 @@ def peak(values: list[float]) -> float:
     return max(sum(values[i : i + 8]) / 8 for i in range(len(values) - 7))
 
 
+class TestAGuardrail:
+    def test_says_what_it_masked_by_which_rule_and_where(self, tab: Tab) -> None:
+        tab.ask("masked")
+        lines = tab.answer().locator(".intervention")
+        expect(lines).to_have_text(
+            [
+                "▨ Masked in the question: credit debit card number, by the guardrail bank/2.",
+                "▨ Masked in the answer: email, 2 times, by the guardrail bank/2.",
+                "□ Noted in the question: the word “grey fog”, by the guardrail bank/2.",
+            ]
+        )
+
+    def test_says_what_it_blocked_with_the_reading_and_what_had_left(self, tab: Tab) -> None:
+        tab.ask("blocked")
+        lines = tab.answer().locator(".intervention.blocked")
+        expect(lines).to_have_text(
+            [
+                "■ Blocked in the answer: the topic “investment advice” (+3.21, above +2.00; 1 % of normal texts are), "
+                "by the guardrail bank/2.",
+                "■ Blocked in the answer: the word “rival bank”, by the guardrail bank/2. "
+                "10 of its characters had left by then.",
+            ]
+        )
+        expect(tab.answer()).to_contain_text("Stopped by the server’s guardrail.")
+        expect(tab.answer()).not_to_contain_text("policy")
+
+    def test_is_still_told_after_a_reload(self, tab: Tab) -> None:
+        tab.ask("masked")
+        tab.page.reload()
+        expect(tab.answer().locator(".intervention")).to_have_count(3)
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_is_readable_on_a_narrow_page_in_light_and_dark(self, tab: Tab, scheme: str) -> None:
+        tab.page.set_viewport_size(NARROW)
+        tab.page.emulate_media(color_scheme=scheme)
+        tab.ask("blocked")
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+        contrast = tab.page.evaluate(CONTRAST, ".intervention.blocked")
+        assert contrast >= 4.5, contrast
+
+
+CONTRAST = """(selector) => {
+  const numbers = (colour) => colour.match(/[0-9.]+/g).map(Number);
+  const light = (colour) => numbers(colour).slice(0, 3)
+    .map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  let behind = document.querySelector(selector);
+  const text = light(getComputedStyle(behind).color);
+  const clear = (node) => (numbers(getComputedStyle(node).backgroundColor)[3] ?? 1) === 0;
+  while (behind.parentElement && clear(behind)) behind = behind.parentElement;
+  const ground = light(getComputedStyle(behind).backgroundColor);
+  return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+}"""
+
+
 class TestAConversation:
     def test_shows_the_answer_as_text_never_as_markup(self, tab: Tab) -> None:
         tab.ask("What do you think of my plan?")

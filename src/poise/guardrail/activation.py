@@ -13,7 +13,8 @@ from poise.guardrail.findings import GuardFinding
 from poise.guardrail.guard_file import FittedGuard
 from poise.guardrail.readings import highest_window
 from poise.guardrail.schema import Source
-from poise.model import Model, ask
+from poise.model import Encoded, Model, ask
+from poise.monitor.baseline import ReadsText
 
 __all__ = ["ActivationReader"]
 
@@ -23,13 +24,18 @@ ANY_QUESTION = "Go on."
 class ActivationReader:
     """Reads texts by themselves: a prompt as the only turn, an answer behind ``Go on.``
 
+    Args:
+        fitted: The guardrail.
+        model: Model that it was fitted on.
+        read_text: Reads a text, where another engine than transformers runs the model.
+
     Raises:
         OtherModel: the guardrail was fitted on another model.
     """
 
-    def __init__(self, fitted: FittedGuard, model: Model) -> None:
+    def __init__(self, fitted: FittedGuard, model: Model, read_text: ReadsText | None = None) -> None:
         fitted.check_model(model)
-        self._fitted, self._model = fitted, model
+        self._fitted, self._model, self._read_text = fitted, model, read_text
         self._read = functools.lru_cache(maxsize=64)(self._readings)
 
     def __call__(self, text: str, source: Source) -> list[GuardFinding]:
@@ -53,8 +59,16 @@ class ActivationReader:
                 f"The text has {len(encoded.ids):,} tokens, and the window of {self._model.name} is "
                 f"{self._model.window:,}; check it in parts."
             )
-        [values] = project(self._model, [encoded], self._fitted.probes)
-        readings = values.double().numpy()
+        readings = self._projected(encoded)
         if source == "INPUT" or encoded.start >= encoded.end:
             return np.asarray(readings[encoded.last_prompt])
         return highest_window(readings[encoded.start : encoded.end])
+
+    def _projected(self, encoded: Encoded) -> NDArray[np.float64]:
+        """What each probe reads at each token, [T, k]."""
+        probes = self._fitted.probes
+        if self._read_text:
+            columns = [self._read_text(encoded, probe) for probe in probes]
+            return np.stack([column.double().cpu().numpy() for column in columns], axis=1)
+        [values] = project(self._model, [encoded], probes)
+        return np.asarray(values.double().numpy())

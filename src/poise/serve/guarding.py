@@ -18,6 +18,7 @@ from poise.guardrail.guard_file import FittedGuard
 from poise.guardrail.release import ReleaseWindow
 from poise.guardrail.schema import Source
 from poise.model import Model
+from poise.monitor.baseline import ReadsText
 from poise.reasoning import EndpointFactWriter
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 from poise.serve.detector_guard import DetectorGuard
@@ -94,11 +95,13 @@ class ServerGuard:
         """What looks at one answer's readings."""
         return DetectorGuard(self.fitted, alarms, watched) if self.fitted else alarms
 
-    def reader(self, model: Model, between: Callable[[Callable[[], Any]], Any]) -> ActivationFinder | None:
+    def reader(
+        self, model: Model, between: Callable[[Callable[[], Any]], Any], read_text: ReadsText | None = None
+    ) -> ActivationFinder | None:
         """What reads a text by itself with the detectors, between two steps of the model; ``None`` without any."""
         if self.fitted is None:
             return None
-        reader = ActivationReader(self.fitted, model)
+        reader = ActivationReader(self.fitted, model, read_text)
         return lambda text, source: list(between(lambda: reader(text, source)))
 
     @property

@@ -83,7 +83,7 @@ def _answer(service: Service, guard: ServerGuard, data: bytes, content_type: str
                 texts,
                 body.source,
                 full=body.output_scope == "FULL",
-                activations=guard.reader(service.model, service.scheduler.call),
+                activations=guard.reader(service.model, service.scheduler.call, service.engine.read_text),
                 reason=guard.answer_reader(service.model, service.scheduler),
                 tell=lambda findings: metrics.count(intervention_facts(guard.name, findings, body.source)),
             )

@@ -4,6 +4,7 @@ import { bodyOf, spanOf } from "./body.js";
 import { callsView } from "./calls.js";
 import { copyButton } from "./copying.js";
 import { el, put } from "./dom.js";
+import { blockedBy, interventionLines } from "./interventions.js";
 import { state, textOf } from "./state.js";
 import { levelOf, said, toneOf } from "./tint.js";
 import { paceOf, placeOf, readingOf } from "./turn.js";
@@ -74,7 +75,7 @@ export function answerView(turn, label) {
     nodes.pace.textContent = paceWords(turn);
     nodes.copy.disabled = !textOf(turn);
     nodes.calls.update();
-    const now = [turn.alarms.length, turn.cautions.length, turn.finish, body.problem()].join();
+    const now = [turn.alarms.length, turn.cautions.length, turn.interventions?.length, turn.finish, body.problem()].join();
     if (now !== remarked) put(nodes.remarks, remarksOn(turn, lead, body.problem()));
     remarked = now;
   };
@@ -134,10 +135,13 @@ function paintPiece(span, value, before, scale) {
 }
 
 function remarksOn(turn, point, problem) {
-  const ended = turn.finish === "stop" && turn.pieces.length === 0 ? "(an empty answer)" : ENDED[turn.finish];
+  const empty = turn.finish === "stop" && turn.pieces.length === 0;
+  const guarded = turn.finish === "content_filter" && blockedBy(turn);
+  const ended = empty ? "(an empty answer)" : guarded ? "Stopped by the server’s guardrail." : ENDED[turn.finish];
   return [
     turn.alarms.map((alarm) => el("p", { class: "alarm" }, alarmButton(alarm, point))),
     turn.cautions.map((caution) => el("p", { class: "caution" }, `Warning: ${caution}`)),
+    interventionLines(turn),
     ended && el("p", { class: "ended" }, ended),
     problem && el("p", { class: "ended" }, problem),
   ].flat();

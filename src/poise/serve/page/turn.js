@@ -25,6 +25,7 @@ export const begun = (asked) => ({
   summary: null,
   alarms: [],
   cautions: [],
+  interventions: [], // of the server’s guardrail, which comes with the end of the answer
   finish: null,
   calls: [],
   usage: null,
@@ -73,6 +74,7 @@ function take(turn, { delta = {}, poise = {}, finish_reason: finish }, seconds) 
   for (const field of ["prompt", "push", "layers"]) Object.assign(turn[field], poise[field] ?? {});
   turn.cautions.push(...(poise.cautions ?? []));
   turn.alarms.push(...(poise.alarms ?? []));
+  turn.interventions = poise.guardrail ?? turn.interventions;
   turn.summary = poise.summary ?? turn.summary;
   turn.finish = finish ?? turn.finish;
   const text = delta.content ?? "";
