@@ -6,16 +6,24 @@ stand before it. Check digits are python-stdnum's, telephone numbers phonenumber
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from poise.guardrail.patterns import need_extra
+from poise.guardrail.pii_checks import (
+    NO_LOGIN,
+    check_digits,
+    has_digit,
+    is_card,
+    is_iban,
+    is_ip_address,
+    is_password,
+    is_secret,
+    is_ssn,
+    is_vehicle,
+)
 from poise.guardrail.pii_types import PiiType
 
-__all__ = ["NEAR", "NEAR_AFTER", "PII_PATTERNS", "PiiPattern", "check_digits"]
+__all__ = ["NEAR", "NEAR_AFTER", "PII_PATTERNS", "PiiPattern"]
 
 NEAR = 60  # characters before a match, in its sentence, in which a word for it counts
 NEAR_AFTER = 40  # after one that has check digits
@@ -45,76 +53,6 @@ class PiiPattern:
     digits: int = 0
     signs: tuple[str, ...] = ()
 
-
-def check_digits(module: str) -> Callable[[str], bool]:
-    """A check of python-stdnum, such as ``us.ssn``, imported when it is first used."""
-
-    def check(text: str) -> bool:
-        try:
-            number: Any = __import__(f"stdnum.{module}", fromlist=["is_valid"])
-        except ImportError as error:
-            raise need_extra("Sensitive information of guardrails needs python-stdnum") from error
-        return bool(number.is_valid(text))
-
-    return check
-
-
-def _is_ssn(text: str) -> bool:
-    return check_digits("us.ssn")(re.sub(r"[ .]", "-", text))
-
-
-def _is_iban(text: str) -> bool:
-    """Its check digits alone: what countries check beside them is their own affair."""
-    try:
-        from stdnum import exceptions, iban
-    except ImportError as error:
-        raise need_extra("Sensitive information of guardrails needs python-stdnum") from error
-    try:
-        iban.validate(text, check_country=False)
-    except exceptions.ValidationError:
-        return False
-    return True
-
-
-def _is_card(text: str) -> bool:
-    digits = re.sub(r"\D", "", text)
-    return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and check_digits("luhn")(digits)
-
-
-def _is_ip_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return text not in ("::", "0.0.0.0") and (":" not in text or len(text) > 4)
-
-
-def _is_vehicle(text: str) -> bool:
-    """ISO 3779's check digit, in the ninth place."""
-    values = dict(zip("ABCDEFGHJKLMNPRSTUVWXYZ", [*range(1, 9), *range(1, 6), 7, 9, *range(2, 10)], strict=True))
-    sign = text.upper()
-    weights = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
-    total = sum(w * (int(c) if c.isdigit() else values[c]) for w, c in zip(weights, sign, strict=True))
-    return sign[8] == "0123456789X"[total % 11] and any(c.isdigit() for c in sign) and any(c.isalpha() for c in sign)
-
-
-def _is_secret(text: str) -> bool:
-    return any(c.isdigit() for c in text) and any(c.isupper() for c in text) and any(c.islower() for c in text)
-
-
-def _is_password(text: str) -> bool:
-    """Not a word of a sentence about passwords."""
-    return not text.isalpha() or text != text.lower()
-
-
-def _has_digit(text: str) -> bool:
-    return any(c.isdigit() for c in text)
-
-
-NO_LOGIN = re.compile(
-    r"(?i)(?:and|or|the|for|your|you|with|page|form|screen|field|fields|is|are|was|must|should|will|can|may|cannot|on|in|to|at|as|not|has|have|from|that|this)"
-)
-"""Words of sentences about logins, which are none."""
 
 _STREET = (
     r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq|Terrace|Ter|Way|"
@@ -154,12 +92,12 @@ PII_PATTERNS: Sequence[PiiPattern] = (
         pattern=r"(?i)\bwww\.[a-z0-9-]+(?:\.[a-z0-9-]+)+(?:/[^\s<>\"'`{}|\\^]*[^\s<>\"'`{}|\\^.,;:!?)\]])?",
         weight=6,
     ),
-    PiiPattern(type="IP_ADDRESS", digits=4, pattern=r"\b\d{1,3}(?:\.\d{1,3}){3}\b", check=_is_ip_address, weight=6),
+    PiiPattern(type="IP_ADDRESS", digits=4, pattern=r"\b\d{1,3}(?:\.\d{1,3}){3}\b", check=is_ip_address, weight=6),
     PiiPattern(
         type="IP_ADDRESS",
         signs=(":",),
         pattern=r"(?i)(?:[0-9a-f]{0,4}:){2,7}(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]{0,4})",
-        check=_is_ip_address,
+        check=is_ip_address,
         weight=6,
     ),
     PiiPattern(
@@ -172,7 +110,7 @@ PII_PATTERNS: Sequence[PiiPattern] = (
         type="MAC_ADDRESS",
         digits=1,
         pattern=r"(?i)\b[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}\b",
-        check=_has_digit,
+        check=has_digit,
         weight=7,
     ),
     PiiPattern(
@@ -186,21 +124,21 @@ PII_PATTERNS: Sequence[PiiPattern] = (
         digits=1,
         pattern=r"(?:^|[^A-Za-z0-9/+])([A-Za-z0-9/+]{40})(?:$|[^A-Za-z0-9/+=])",
         near=r"aws|secret|access.?key",
-        check=_is_secret,
+        check=is_secret,
         weight=9,
     ),
     PiiPattern(
         type="CREDIT_DEBIT_CARD_NUMBER",
         digits=16,
         pattern=r"\b[2-6]\d{3}(?:[ -]?\d{4}){3}\b",
-        check=_is_card,
+        check=is_card,
         weight=9,
     ),
     PiiPattern(
         type="CREDIT_DEBIT_CARD_NUMBER",
         digits=14,
         pattern=r"\b3[4-9]\d{2}[ -]?\d{6}[ -]?\d{4,5}\b",
-        check=_is_card,
+        check=is_card,
         weight=9,
     ),
     PiiPattern(
@@ -208,7 +146,7 @@ PII_PATTERNS: Sequence[PiiPattern] = (
         digits=12,
         pattern=r"\b[3-6]\d{11,18}\b",
         near=r"card|visa|master|maestro|amex|discover|payment",
-        check=_is_card,
+        check=is_card,
         weight=9,
     ),
     PiiPattern(
@@ -233,14 +171,14 @@ PII_PATTERNS: Sequence[PiiPattern] = (
         type="INTERNATIONAL_BANK_ACCOUNT_NUMBER",
         digits=2,
         pattern=r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?\b",
-        check=_is_iban,
+        check=is_iban,
         weight=10,
     ),
     PiiPattern(
         type="INTERNATIONAL_BANK_ACCOUNT_NUMBER",
         digits=2,
         pattern=r"(?i)\b[a-z]{2}\d{2}[a-z0-9]{11,30}\b",
-        check=_is_iban,
+        check=is_iban,
         weight=10,
     ),
     PiiPattern(
@@ -250,13 +188,13 @@ PII_PATTERNS: Sequence[PiiPattern] = (
         check=check_digits("bic"),
         weight=6,
     ),
-    PiiPattern(type="US_SOCIAL_SECURITY_NUMBER", digits=9, pattern=r"\b\d{3}-\d{2}-\d{4}\b", check=_is_ssn, weight=8),
+    PiiPattern(type="US_SOCIAL_SECURITY_NUMBER", digits=9, pattern=r"\b\d{3}-\d{2}-\d{4}\b", check=is_ssn, weight=8),
     PiiPattern(
         type="US_SOCIAL_SECURITY_NUMBER",
         digits=9,
         pattern=r"\b\d{3}[ .]?\d{2}[ .]?\d{4}\b",
         near=r"\bssns?\b|social.security|soc\.? sec",
-        check=_is_ssn,
+        check=is_ssn,
         weight=8,
     ),
     PiiPattern(
@@ -340,7 +278,7 @@ PII_PATTERNS: Sequence[PiiPattern] = (
         type="VEHICLE_IDENTIFICATION_NUMBER",
         digits=1,
         pattern=r"(?i)\b[a-hj-npr-z0-9]{17}\b",
-        check=_is_vehicle,
+        check=is_vehicle,
         weight=8,
     ),
     PiiPattern(
@@ -348,14 +286,14 @@ PII_PATTERNS: Sequence[PiiPattern] = (
         digits=1,
         pattern=r"(?i)\b[a-hj-npr-z0-9]{17}\b",
         near=r"\bvin\b|vehicle id|chassis",
-        check=_has_digit,
+        check=has_digit,
         weight=8,
     ),
     PiiPattern(
         type="LICENSE_PLATE",
         digits=1,
         pattern=rf"\b(?i:licen[sc]e plate|number plate|registration plate|plate(?: number| no\.?)?|car registration|vehicle registration|kennzeichen)(?i:(?: number| no\.?)?{IS})([A-ZÄÖÜ]{{1,3}}[ -][A-Z]{{1,2}}[ -]?\d{{1,4}}|[A-Z0-9]{{1,4}}[ -]?[A-Z0-9]{{2,5}}(?:-[A-Z0-9]{{1,4}}| [A-Z]{{2}}| \d{{1,4}})?)\b",
-        check=_has_digit,
+        check=has_digit,
         weight=6,
     ),
     PiiPattern(
@@ -374,7 +312,7 @@ PII_PATTERNS: Sequence[PiiPattern] = (
     PiiPattern(
         type="PASSWORD",
         pattern=r"(?i)\b(?:pass ?-?word|pass ?-?phrase|passwd|pwd|kennwort|passwort|mot de passe|contraseña)(?:\s*[:=]\s*|\s+(?:is|was|ist|est|es|to)\s*:?\s+)[\"'`]?([^\s\"'`<>]{4,128}[^\s\"'`<>.,;:!?)])",
-        check=_is_password,
+        check=is_password,
         weight=5,
     ),
     PiiPattern(
