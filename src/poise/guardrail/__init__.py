@@ -2,7 +2,7 @@
 
 schema, patterns      the file and its checks
 draft                 a denied topic from one sentence, by a model behind an endpoint
-words, sensitive      what is found by words and patterns, with the types of ``pii_types``, ``pii_patterns``, ``pii_checks``
+words, sensitive      what is found by words and patterns (``pii_types``, ``pii_patterns``, ``pii_checks``)
 checking              a guardrail ready for texts
 apply                 texts and a guardrail to an answer in the shape of Amazon Bedrock's ApplyGuardrail
 
