@@ -7,7 +7,8 @@ on one model: ``none``; ``detectors`` (three topics, in and out, of random direc
 does not depend on what they find); ``words`` (a thousand words, profanity, all 31 types of sensitive information, two
 own expressions); ``both``. A round sends every client's request in every arm, in an order that turns; figures are
 medians of the rounds' ratios with bootstrap intervals. ``by processor time`` is the same ratio of tokens a second of
-processor time, clients included, which other work on the machine disturbs less. ``--asynchronous`` adds ``words`` whose text leaves at once.
+processor time, clients included, which other work on the machine disturbs less. ``--asynchronous`` adds ``words``
+whose text leaves at once.
 """
 
 from __future__ import annotations
