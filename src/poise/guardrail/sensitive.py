@@ -48,7 +48,7 @@ class SensitiveFinder:
         self._allowed = {spelling(text) for text in policy.allow}
         self._patterns = [(rule, compile_pattern(rule.pattern)) for rule in policy.regexes]
         if policy.types:
-            list(find_pii("", [rule.type for rule in policy.types], policy.regions))  # says now what is missing
+            _need_packages({rule.type for rule in policy.types}, policy.regions)
 
     def find(self, text: str, source: Source) -> Iterator[GuardFinding]:
         """Matches from left to right: of the guardrail's own expressions, and of types where none of them overlap."""
@@ -127,6 +127,19 @@ def find_pii(text: str, types: Iterable[PiiType], regions: Iterable[str] = ("US"
     if "NAME" in wanted and (model := name_model()):
         for start, end in _persons(folded.text, model):
             yield PiiMatch("NAME", *folded.span(start, end), NAME_WEIGHT)
+
+
+def _need_packages(types: set[PiiType], regions: Iterable[str]) -> None:
+    """Say now, and not at the first text, what is missing.
+
+    Raises:
+        MissingExtra: names the package.
+    """
+    for look in PII_PATTERNS:
+        if look.type in types:
+            compile_pattern(look.pattern)
+    if "PHONE" in types:
+        list(phone_numbers("", tuple(regions), NEAR))
 
 
 def _character_places(text: str) -> list[int]:
