@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from poise.cli import (
+    ask,
     chat,
     demo,
     detector,
@@ -58,6 +59,7 @@ class _Commands(TyperGroup):
             "serve",
             "guardrail",
             "knowledge",
+            "ask",
             "detector",
             "calibrate",
             "read",
@@ -140,6 +142,7 @@ app.command("serve", cls=ShowableCommand)(serve.serve)
 app.add_typer(guardrail.app, name="guardrail")
 guardrail.app.command("reason")(reasoning.reason_command)
 app.add_typer(knowledge.app, name="knowledge")
+app.command("ask")(ask.ask_command)
 app.add_typer(detector.app, name="detector")
 app.command("calibrate", cls=ShowableCommand)(monitor.calibrate_command)
 app.command("read", cls=ShowableCommand)(monitor.read_command)

@@ -6,21 +6,35 @@ encoders                 texts to vectors
 store                    what a store can do (``lance_store``, ``exact_store``), and the fusion of rankings
 header, building         a knowledge base and its builds
 searching                questions to passages
+prompting, answering     passages and a question to an answer, by ``answer_writers``
+citations                each sentence of an answer against its passages
 """
 
+from poise.knowledge.answer_writers import EndpointAnswerWriter, LocalAnswerWriter
+from poise.knowledge.answering import AnswerSettings, GroundedAnswer, answer_facts, answer_question, model_scores
 from poise.knowledge.building import BuildSettings, BuildSummary, build_knowledge
+from poise.knowledge.citations import CitedSentence, GroundingScores
 from poise.knowledge.encoders import BundledEncoder, EndpointEncoder, text_encoder
 from poise.knowledge.searching import Knowledge, RetrievedPassage
 from poise.knowledge.store import ChunkFilter
 
 __all__ = [
+    "AnswerSettings",
     "BuildSettings",
     "BuildSummary",
     "BundledEncoder",
     "ChunkFilter",
+    "CitedSentence",
+    "EndpointAnswerWriter",
     "EndpointEncoder",
+    "GroundedAnswer",
+    "GroundingScores",
     "Knowledge",
+    "LocalAnswerWriter",
     "RetrievedPassage",
+    "answer_facts",
+    "answer_question",
     "build_knowledge",
+    "model_scores",
     "text_encoder",
 ]
