@@ -59,6 +59,10 @@ Guard = Annotated[
         rich_help_panel=_WHO,
     ),
 ]
+Documents = Annotated[
+    Path | None,
+    typer.Option("--knowledge", metavar="KB", file_okay=False, help="Let chats be answered from this knowledge base."),
+]
 Cors = Annotated[
     list[str] | None,
     typer.Option("--cors", metavar="ORIGIN", help="Let this origin's pages ask.", rich_help_panel=_WHO),
@@ -175,6 +179,7 @@ def serve(
     api_key_file: Keys = None,
     policy: Rules = None,
     guardrail: Guard = None,
+    knowledge: Documents = None,
     cors: Cors = None,
     log: Log = None,
     log_text: LogText = False,

@@ -31,6 +31,7 @@ __all__ = [
     "checked_answer",
     "model_scores",
     "passage_facts",
+    "sentence_facts",
 ]
 
 
@@ -192,22 +193,24 @@ def answer_facts(answer: GroundedAnswer) -> dict[str, Any]:
         "written": answer.written,
         "grounding": answer.grounding,
         "unsupported": answer.unsupported,
-        "sentences": [
-            {
-                "text": sentence.text,
-                "passages": list(sentence.passages),
-                "cited_by": "model" if sentence.by_model else "words",
-                "score": round(sentence.score, 4),
-                "supported": sentence.supported,
-                "problem": sentence.problem,
-            }
-            for sentence in answer.sentences
-        ],
+        "sentences": [sentence_facts(sentence) for sentence in answer.sentences],
         "passages": [passage_facts(number, passage) for number, passage in enumerate(answer.passages, 1)],
         "sources": list(answer.sources),
         "prompt_tokens": answer.prompt_tokens,
         "tokens": answer.tokens,
         "seconds": round(answer.seconds, 3),
+    }
+
+
+def sentence_facts(sentence: CitedSentence) -> dict[str, Any]:
+    """A checked sentence as plain values."""
+    return {
+        "text": sentence.text,
+        "passages": list(sentence.passages),
+        "cited_by": "model" if sentence.by_model else "words",
+        "score": round(sentence.score, 4),
+        "supported": sentence.supported,
+        "problem": sentence.problem,
     }
 
 

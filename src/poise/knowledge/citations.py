@@ -75,6 +75,7 @@ def check_citations(
     spans = split_sentences(text)
     ends = [start for start, _ in spans[1:]] + [len(text)]
     pieces = [(text[start:end], text[end:after]) for (start, end), after in zip(spans, ends, strict=True)]
+    pieces = [(piece, after) for piece, after in pieces if any(sign.isalnum() for sign in _CITATION.sub("", piece))]
     clean = [_CITATION.sub("", piece).strip() for piece, _ in pieces]
     scores = _scores_of(clean, passages, question, score)
     indexes = [FactIndex(f"{p.title}\n{' '.join(p.headings)}\n{p.text}", question) for p in passages]
@@ -88,9 +89,9 @@ def _scores_of(
     sentences: Sequence[str], passages: Sequence[RetrievedPassage], question: str, score: GroundingScores | None
 ) -> list[float]:
     """The other measure of each sentence, the lowest where it sees several in one; 1 without one."""
-    if score is None or not passages or not sentences:
-        return [1.0] * len(sentences)
     joined = " ".join(sentences)
+    if score is None or not passages or not joined:
+        return [1.0] * len(sentences)
     measured = score([passage.text for passage in passages], question, joined)
     scores, start = [], 0
     for sentence in sentences:

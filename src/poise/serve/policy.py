@@ -55,6 +55,12 @@ class Policy(Settings):
         description="Guardrail of every request, NAME or NAME/VERSION; false for none. The server's first unless said.",
     )
     may_choose_guardrail: bool = Field(False, description="Whether requests may name another guardrail.")
+    answer_from_documents: bool = Field(
+        False, description="Whether every chat is answered from the server's documents where its request does not say."
+    )
+    documents: tuple[str, ...] = Field(
+        (), description="Labels whose documents answers may rest on, beside those without a label."
+    )
     admin: bool = Field(False, description="Whether the readings and uploads of all keys may be seen and deleted.")
 
     @field_validator("steer")

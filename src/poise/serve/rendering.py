@@ -19,6 +19,7 @@ from poise.monitor import AnswerReadings
 from poise.monitor.readings import READING_NAMES
 from poise.serve.alarm_policy import Alert, GuardedOutput
 from poise.serve.call_splitter import CallPiece, CallSplitter, ShownPart
+from poise.serve.knowledge_use import KnowledgeUse
 from poise.serve.logprob_bodies import chat_logprobs, raw_text, text_logprobs, with_distinct
 from poise.serve.planning import RequestPlan, SteeringPush
 
@@ -45,6 +46,7 @@ class AnswerChoice:
         reused_tokens: Tokens of the prompt that were not read again.
         stop_message: What follows the answer where a guardrail stopped it; ``None`` for the policy's message.
         interventions: What a guardrail found in the prompt and the answer.
+        knowledge: Documents that the answer rests on.
         withheld: Number of tokens that a guardrail took back.
     """
 
@@ -61,6 +63,7 @@ class AnswerChoice:
     reused_tokens: int = 0
     stop_message: str | None = None
     interventions: list[dict[str, Any]] = field(default_factory=list)
+    knowledge: KnowledgeUse | None = None
     withheld: int = 0
     _calls: CallSplitter | None = field(default=None, init=False)
     _pieces: list[CallPiece] = field(default_factory=list, init=False)
@@ -161,6 +164,8 @@ class AnswerChoice:
     def _with_interventions(self, body: dict[str, Any]) -> dict[str, Any]:
         if self.interventions:
             body["poise"] = {**body.get("poise", {}), "guardrail": self.interventions}
+        if self.knowledge:
+            body["poise"] = {**body.get("poise", {}), "knowledge": self.knowledge.facts(self.text)}
         return body
 
     def opening_chunk(self) -> dict[str, Any]:
@@ -171,7 +176,10 @@ class AnswerChoice:
             "alarms": self._alarms(self.alerts),
         }
         logprobs = with_distinct(self.echoed_logprobs) if self.echoed_logprobs else None
-        return self._chunk_choice({"role": "assistant", "content": ""}, self.echo, poise, logprobs=logprobs)
+        body = self._chunk_choice({"role": "assistant", "content": ""}, self.echo, poise, logprobs=logprobs)
+        if self.knowledge:
+            body["poise"] = {**body.get("poise", {}), "knowledge": self.knowledge.passage_facts}
+        return body
 
     def chunks(self, guarded: GuardedOutput) -> list[dict[str, Any]]:
         """The ``choices[i]`` of the chunks that a step makes, once it has been added."""

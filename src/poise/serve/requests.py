@@ -19,7 +19,14 @@ from poise.serve.tool_requests import (
 from poise.settings import placed_fault
 from poise.steer.request_field import PoiseField, RequestName, RequestText, StrictRequest
 
-__all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "ServedPoiseField", "StreamOptions"]
+__all__ = [
+    "ChatCompletionRequest",
+    "ChatMessage",
+    "CompletionRequest",
+    "KnowledgeRequest",
+    "ServedPoiseField",
+    "StreamOptions",
+]
 
 
 def _shape_of_prompt(prompt: Any) -> str:
@@ -92,8 +99,20 @@ class TemplateSwitches(StrictRequest):
     reasoning_effort: ReasoningEffort | None = None
 
 
+class KnowledgeRequest(StrictRequest):
+    """How a chat is answered from the server's documents."""
+
+    top: int = Field(6, ge=1, le=50, description="Most passages.")
+    mode: Literal["hybrid", "dense", "sparse"] = Field("hybrid", description="How they are looked for.")
+    paths: list[RequestName] = Field(default=[], max_length=16, description="Patterns of files, such as `docs/*.md`.")
+
+
 class ServedPoiseField(PoiseField):
     """What Poise adds to the requests of its own server."""
+
+    knowledge: bool | KnowledgeRequest | None = Field(
+        None, description="Answer the last turn from the server's documents; false where the rules say so for all."
+    )
 
     guardrail: RequestName | None = Field(
         None, description="Guardrail that the answer is to have, NAME or NAME/VERSION, where the key may choose."

@@ -31,6 +31,7 @@ from poise.serve.connections import ConnectionBook, ConnectionLimits, GuardedCon
 from poise.serve.gauges import add_gauges
 from poise.serve.guardrail_set import check_guardrail_rules, read_guardrails
 from poise.serve.http_server import DrainingServer, check_address, has_terminal, tell_systemd
+from poise.serve.knowledge_use import read_knowledge
 from poise.serve.observing import RequestObserver, RequestRecord
 from poise.serve.policy import Policies, read_policies
 from poise.serve.readings_db import ReadingsStore, check_database
@@ -70,6 +71,7 @@ class ServerOptions:
         keys: File of API keys.
         policy: File of rules.
         guardrail: Files of guardrails, and folders of ``NAME/VERSION``; the first guards where no policy says else.
+        knowledge: Folder of a knowledge base that chats may be answered from.
         log: Database of readings; ``None`` keeps them until the server stops.
         keep_days: Days after which readings are deleted.
         log_text: Whether prompts and answers are stored too.
@@ -95,6 +97,7 @@ class ServerOptions:
     keys: Path | None = None
     policy: Path | None = None
     guardrail: Path | Sequence[Path] | None = None
+    knowledge: Path | None = None
     log: Path | None = None
     keep_days: float = 30.0
     log_text: bool = False
@@ -140,6 +143,7 @@ def check_options(
         check_policies(policies, keys)
         check_guardrail_rules(policies, read_guardrails(options.guardrail), keys.names)
     webhook_target(options)
+    read_knowledge(options.knowledge)
     if options.traces:
         exporting_processor().shutdown()
     if options.access_log:
@@ -227,6 +231,7 @@ def make_server(
         store=ReadingsStore(options.log, keep_days=options.keep_days, private=options.log_text),
         webhook=Webhook(url=hook[0], secrets=hook[1]) if (hook := webhook_target(options)) else None,
         guardrails=read_guardrails(options.guardrail, model),
+        knowledge=read_knowledge(options.knowledge),
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
     )

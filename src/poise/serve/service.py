@@ -24,6 +24,7 @@ from poise.serve.echo import echoed_logprobs
 from poise.serve.embeddings import SentenceEncoder
 from poise.serve.guarding import AnswerGuard, GuardedRequest, ServerGuard
 from poise.serve.guardrail_set import GuardrailSet
+from poise.serve.knowledge_use import ServerKnowledge, with_knowledge
 from poise.serve.metrics import Metrics
 from poise.serve.observing import AnswerTimes, note_exchange
 from poise.serve.planning import RequestPlan, plan_request
@@ -64,6 +65,7 @@ class Service:
         store: Database of readings.
         metrics: Counters for Prometheus.
         webhook: Address that alarms are posted to.
+        knowledge: Documents that chats may be answered from.
         guardrails: Guardrails on prompts and answers; replaced as a whole, as policies are.
         deadline: Seconds that an answer may take, waiting included.
         log_text: Whether prompts and answers are stored too.
@@ -82,6 +84,7 @@ class Service:
     rates: RateLimiter = field(default_factory=RateLimiter)
     webhook: Webhook | None = None
     guardrails: GuardrailSet = field(default_factory=GuardrailSet)
+    knowledge: ServerKnowledge | None = None
     deadline: float = NEVER
     log_text: bool = False
     began: int = field(default_factory=lambda: int(time.time()))
@@ -141,7 +144,9 @@ class Service:
         policy = self.policies.of(key)
         guard = self.guardrails.choose(policy, body.poise.guardrail if body.poise else None)
         guarded = self._guard_request(guard, body)
-        body = guarded.body
+        body, use = guarded.body, None
+        if not guarded.blocked:
+            body, use = with_knowledge(self.knowledge, body, policy, self.model)
         plan = plan_request(body, self.model, self.name, self.registry, policy, key)
         if plan.scoring and self.engine.no_scores:
             raise RequestError(400, self.engine.no_scores, code="unsupported", param="echo")
@@ -151,6 +156,8 @@ class Service:
         elif guard:
             plan = guard.read_along(plan)
         exchange = CompletionExchange(self, plan, kind, key, guarded, loop)
+        for choice in exchange.choices:
+            choice.knowledge = use
         try:
             if plan.most_new_tokens:
                 self.scheduler.check(exchange.requests)

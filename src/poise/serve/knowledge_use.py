@@ -1,0 +1,144 @@
+"""Documents in the server: passages put before a chat's question, and citations under ``poise`` of its answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from poise.data import Message
+from poise.errors import RequestError, UserError
+from poise.grounding.facts import content_words
+from poise.knowledge import AnswerSettings, ChunkFilter, Knowledge, RetrievedPassage
+from poise.knowledge.answering import checked_answer, passage_facts, sentence_facts
+from poise.knowledge.prompting import fitting_prompt
+from poise.model import Model
+from poise.serve.policy import Policy
+from poise.serve.requests import ChatCompletionRequest, ChatMessage, KnowledgeRequest, OpenAIRequest
+
+__all__ = ["KnowledgeUse", "ServerKnowledge", "read_knowledge", "with_knowledge"]
+
+FEW_WORDS = 3  # of a question that is looked for together with the one before it
+MARK_TOKENS = 16  # of the marks around a turn
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeUse:
+    """What one request's answers rest on.
+
+    Attributes:
+        question: The turn that is answered.
+        passages: What stands before it; the first is number 1.
+        settings: How answers are checked.
+    """
+
+    question: str
+    passages: tuple[RetrievedPassage, ...]
+    settings: AnswerSettings
+
+    @property
+    def passage_facts(self) -> dict[str, Any]:
+        """The passages, for the beginning of a stream."""
+        return {"passages": [passage_facts(number, passage) for number, passage in enumerate(self.passages, 1)]}
+
+    def facts(self, text: str) -> dict[str, Any]:
+        """The passages and what they say of each sentence of an answer."""
+        _, answered, sentences = checked_answer(text, self.passages, self.question, self.settings)
+        return {
+            **self.passage_facts,
+            "answered": answered,
+            "sentences": [sentence_facts(sentence) for sentence in sentences],
+            "unsupported": sum(not sentence.supported for sentence in sentences),
+        }
+
+
+@dataclass(slots=True)
+class ServerKnowledge:
+    """The knowledge base of a server.
+
+    Attributes:
+        knowledge: Knowledge base that passages are found in.
+    """
+
+    knowledge: Knowledge
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # requests come from several threads
+
+    def use(
+        self, body: ChatCompletionRequest, policy: Policy, model: Model
+    ) -> tuple[ChatCompletionRequest, KnowledgeUse]:
+        """The request with passages before its last question, and what its answers rest on.
+
+        Raises:
+            RequestError: 400 where the question does not fit; 503 where nothing can be looked for.
+        """
+        wanted = body.poise.knowledge if body.poise else None
+        settings = _settings(wanted if isinstance(wanted, KnowledgeRequest) else KnowledgeRequest(), policy)
+        question = body.messages[-1].text
+        try:
+            with self._lock:
+                passages = self.knowledge.search(
+                    _search_text(body.messages), settings.top, settings.mode, settings.where
+                )
+        except UserError as error:
+            raise RequestError(
+                503, f"The documents cannot be searched. {error}", code="knowledge_unavailable"
+            ) from error
+
+        def count(messages: Sequence[Message]) -> int:
+            texts = [message["content"] for message in messages] + [turn.text for turn in body.messages[:-1]]
+            return sum(
+                len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) + MARK_TOKENS for text in texts
+            )
+
+        answer = min(body.max_new_tokens or policy.default_tokens, model.window // 2)
+        try:
+            prompt = fitting_prompt(question, passages, count, model.window - answer)
+        except UserError as error:
+            raise RequestError(400, str(error), code="context_length_exceeded", param="messages") from error
+        turn = body.messages[-1].model_copy(update={"content": prompt.messages[-1]["content"]})
+        changed = body.model_copy(update={"messages": [*body.messages[:-1], turn]})
+        return changed, KnowledgeUse(question, prompt.passages, settings)
+
+
+def with_knowledge(
+    knowledge: ServerKnowledge | None, body: OpenAIRequest, policy: Policy, model: Model
+) -> tuple[OpenAIRequest, KnowledgeUse | None]:
+    """The request as it may go on: with passages, where it or its key's rules ask for them.
+
+    Raises:
+        RequestError: 400 where it asks for documents that are not here.
+    """
+    wanted = body.poise.knowledge if body.poise else None
+    if wanted and (knowledge is None or not isinstance(body, ChatCompletionRequest)):
+        text = "This server has no documents" if knowledge is None else "Documents are for chats"
+        raise RequestError(400, f"{text}; leave poise.knowledge out.", code="no_knowledge", param="poise.knowledge")
+    asked = policy.answer_from_documents if wanted is None else bool(wanted)
+    if not asked or knowledge is None or not isinstance(body, ChatCompletionRequest):
+        return body, None
+    if body.messages[-1].role != "user":
+        return body, None
+    return knowledge.use(body, policy, model)
+
+
+def _settings(wanted: KnowledgeRequest, policy: Policy) -> AnswerSettings:
+    where = ChunkFilter(paths=tuple(wanted.paths), labels=frozenset(policy.documents))
+    return AnswerSettings(top=wanted.top, mode=wanted.mode, where=where)
+
+
+def _search_text(messages: Sequence[ChatMessage]) -> str:
+    """The last question; with the one before it where it says little by itself, such as "And on Sundays?"."""
+    questions = [turn.text for turn in messages if turn.role == "user"]
+    few = len(content_words(questions[-1])) <= FEW_WORDS
+    return "\n".join(questions[-2:] if few else questions[-1:])[-5000:]
+
+
+def read_knowledge(folder: Path | None) -> ServerKnowledge | None:
+    """The knowledge base in a folder; ``None`` without one.
+
+    Raises:
+        InvalidKnowledge: it is none, or damaged.
+        MissingExtra: it needs packages that are not installed.
+    """
+    return ServerKnowledge(Knowledge(folder)) if folder else None

@@ -1,0 +1,103 @@
+"""A server with documents: who gets passages, what the answer says of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import serving
+import tiny
+from test_knowledge import GUIDE, WordEncoder, built
+
+ASKED = [{"role": "user", "content": "What does a berth cost a night?"}]
+
+
+@pytest.fixture(scope="module")
+def knowledge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "guide.md").write_text(GUIDE)
+    (folder / "docs" / "crew.txt").write_text("The crew pays nothing for a berth a night.")
+    built(folder / "docs", folder / "kb", labels=("crew=*crew*",))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(knowledge_folder: Path) -> Iterator[str]:
+    patch = pytest.MonkeyPatch()
+    patch.setattr("poise.knowledge.searching.text_encoder", lambda *_, **__: WordEncoder())
+    keys, policy = knowledge_folder / "keys", knowledge_folder / "policy.yaml"
+    keys.write_text("anna " + "a" * 40 + "\ncrew " + "c" * 40 + "\n")
+    keys.chmod(0o600)
+    rules = {"documents": ["crew"], "answer_from_documents": True}
+    policy.write_text(json.dumps({"keys": {"crew": rules}}))
+    model = tiny.model("llama", max_position_embeddings=4096)
+    with serving.running(model, knowledge=knowledge_folder / "kb", keys=keys, policy=policy) as (where, server):
+        assert server.service.knowledge is not None
+        yield where
+    patch.undo()
+
+
+def chat(address: str, key: str = "a", **more: Any) -> httpx.Response:
+    body = {"model": "tiny-llama", "messages": ASKED, "max_tokens": 4, "temperature": 0, **more}
+    body["model"] = httpx.get(f"{address}/v1/models", headers=bearer(key)).json()["data"][0]["id"]
+    return httpx.post(f"{address}/v1/chat/completions", json=body, headers=bearer(key), timeout=60)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key * 40}"}
+
+
+class TestKnowledge:
+    def test_is_used_where_it_is_asked_for(self, address: str) -> None:
+        plain = chat(address).json()
+        assert "knowledge" not in plain["choices"][0].get("poise", {})
+        answer = chat(address, poise={"knowledge": {"top": 2, "paths": ["*.md"]}}).json()
+        facts = answer["choices"][0]["poise"]["knowledge"]
+        assert facts["passages"][0]["text"] == "A berth costs 12 euros a night."
+        assert [passage["number"] for passage in facts["passages"]] == [1, 2]
+        assert {"answered", "sentences", "unsupported"} <= facts.keys()
+        assert answer["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + 50
+
+    def test_a_key_sees_what_it_may_see(self, address: str) -> None:
+        def paths(answer: httpx.Response) -> set[str]:
+            return {Path(p["path"]).name for p in answer.json()["choices"][0]["poise"]["knowledge"]["passages"]}
+
+        assert "crew.txt" not in paths(chat(address, poise={"knowledge": True}))
+        assert "crew.txt" in paths(chat(address, "c"))  # its rules say so for all of its chats
+        assert "poise" not in chat(address, "c", poise={"knowledge": False}).json()["choices"][0]
+
+    def test_of_a_stream_begins_with_the_passages_and_ends_with_the_sentences(self, address: str) -> None:
+        text = chat(address, stream=True, poise={"knowledge": True}).text
+        lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: {")]
+        facts = [
+            choice["poise"]["knowledge"]
+            for line in lines
+            for choice in json.loads(line)["choices"]
+            if "poise" in choice
+        ]
+        assert len(facts) == 2
+        assert facts[0]["passages"] == facts[1]["passages"]
+        assert "sentences" not in facts[0]
+        assert "sentences" in facts[1]
+
+    def test_wrong_requests_are_refused(self, address: str) -> None:
+        assert chat(address, poise={"knowledge": {"top": 0}}).status_code == 400
+        long = [{"role": "user", "content": "berth " * 3000}]
+        refusal = chat(address, messages=long, poise={"knowledge": True})
+        assert (refusal.status_code, refusal.json()["error"]["code"]) in [
+            (400, "context_length_exceeded"),
+            (503, "knowledge_unavailable"),
+        ]
+
+    def test_without_one_is_refused(self) -> None:
+        with serving.running() as (where, _):
+            body = {"model": "x", "messages": ASKED, "poise": {"knowledge": True}}
+            refusal = httpx.post(f"{where}/v1/chat/completions", json=body)
+        assert refusal.status_code == 400
+        assert refusal.json()["error"]["code"] == "no_knowledge"
