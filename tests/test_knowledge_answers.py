@@ -212,7 +212,9 @@ class TestAnswers:
 def test_the_command(docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(docs, tmp_path / "kb")
     monkeypatch.setattr("poise.knowledge.searching.text_encoder", lambda *_, **__: WordEncoder())
-    monkeypatch.setattr("poise.cli.ask._writer", lambda *_: (Scripted("A berth costs 12 euros. It is red."), None))
+    monkeypatch.setattr(
+        "poise.cli.ask._answer_writer", lambda *_: (Scripted("A berth costs 12 euros. It is red."), None)
+    )
     command = ["ask", "What does a berth cost?", "--knowledge", str(tmp_path / "kb"), "--model", "m"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output

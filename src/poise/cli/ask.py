@@ -60,15 +60,15 @@ def ask_command(
             least=least,
         )
         opened = Knowledge(knowledge)
-        writer, score = _writer(model, dtype, device)
+        writer, score = _answer_writer(model, dtype, device)
         answer = answer_question(opened, question, writer, settings, score=score)
     if as_json:
         facts.print_json({"model": model, **answer_facts(answer)})
         return
-    _show(answer)
+    _show_answer(answer)
 
 
-def _writer(model: str, dtype: Any, device: str) -> tuple[AnswerWriter, GroundingScores | None]:
+def _answer_writer(model: str, dtype: Any, device: str) -> tuple[AnswerWriter, GroundingScores | None]:
     """What answers, and what measures how well the passages carry it: the same model, where it is here."""
     from poise.knowledge.answer_writers import EndpointAnswerWriter, LocalAnswerWriter
     from poise.knowledge.answering import model_scores
@@ -79,7 +79,7 @@ def _writer(model: str, dtype: Any, device: str) -> tuple[AnswerWriter, Groundin
     return LocalAnswerWriter(loaded), model_scores(loaded)
 
 
-def _show(answer: GroundedAnswer) -> None:
+def _show_answer(answer: GroundedAnswer) -> None:
     from poise.cli.render import plain_text
 
     typer.echo(plain_text(answer.text))
