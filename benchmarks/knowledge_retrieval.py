@@ -131,13 +131,13 @@ class Remembering(BundledEncoder):
         return np.stack([self._vectors[text] for text in texts]) if texts else super().__call__(texts)
 
 
-def quality(data: Path | None, docs: Path | None, limit: int | None) -> None:
+def quality(data: Path | None, docs: Path | None, limit: int | None, *, every: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if data:
             _halueval(data / "halueval" / "qa_pairs.jsonl", folder)
         if docs:
-            _python_docs(docs, folder, limit)
+            _python_docs(docs, folder, limit, every=every)
 
 
 def _halueval(path: Path, folder: Path) -> None:
@@ -155,15 +155,15 @@ def _halueval(path: Path, folder: Path) -> None:
     show("HaluEval", [query(row) for row in rows], searches_of(*built([source], folder / "h")))
 
 
-def _python_docs(docs: Path, folder: Path, limit: int | None) -> None:
+def _python_docs(docs: Path, folder: Path, limit: int | None, *, every: bool) -> None:
     (folder / "p").mkdir()
-    places = [docs / part for part in PARTS]
+    lines = [line.split("\t") for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    places = [docs / part for part in PARTS] if every else sorted({docs / file for _, file, _ in lines})
     lance, exact = built(places, folder / "p")
     store: Any = open_store(exact, "exact", 384)
     sections = [(chunk.path, [heading.lower() for heading in chunk.headings]) for chunk in store._load()]
     queries = []
-    for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[:limit]:
-        text, file, section = line.split("\t")
+    for text, file, section in lines[:limit]:
         queries.append(_section_query(text, str(docs / file), section.lower(), sections))
     show("Python's documentation", queries, searches_of(lance, exact))
 
@@ -292,7 +292,8 @@ def main() -> None:
     command = commands.add_parser("quality")
     command.add_argument("--data", type=Path)
     command.add_argument("--docs", type=Path)
-    command.add_argument("--limit", type=int)
+    command.add_argument("--limit", type=int, help="questions of Python's documentation")
+    command.add_argument("--every", action="store_true", help="all of its pages, not those alone that are asked about")
     command = commands.add_parser("scale")
     command.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     command.add_argument("--queries", type=int, default=50)
@@ -300,7 +301,7 @@ def main() -> None:
     command.add_argument("--files", type=int, default=10_000)
     args = parser.parse_args()
     if args.command == "quality":
-        quality(args.data, args.docs, args.limit)
+        quality(args.data, args.docs, args.limit, every=args.every)
     elif args.command == "scale":
         scale(args.sizes, args.queries)
     else:

@@ -74,7 +74,7 @@ class ServerKnowledge:
             RequestError: 400 where the question does not fit; 503 where nothing can be looked for.
         """
         wanted = body.poise.knowledge if body.poise else None
-        settings = _settings(wanted if isinstance(wanted, KnowledgeRequest) else KnowledgeRequest(), policy)
+        settings = _answer_settings(wanted if isinstance(wanted, KnowledgeRequest) else KnowledgeRequest(), policy)
         question = body.messages[-1].text
         try:
             with self._lock:
@@ -122,7 +122,7 @@ def with_knowledge(
     return knowledge.use(body, policy, model)
 
 
-def _settings(wanted: KnowledgeRequest, policy: Policy) -> AnswerSettings:
+def _answer_settings(wanted: KnowledgeRequest, policy: Policy) -> AnswerSettings:
     where = ChunkFilter(paths=tuple(wanted.paths), labels=frozenset(policy.documents))
     return AnswerSettings(top=wanted.top, mode=wanted.mode, where=where)
 

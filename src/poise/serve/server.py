@@ -238,7 +238,6 @@ def make_server(
     reloader = Reloader(service=service, keys=keys, options=options, files=files or {})
     access_log = AccessLog(options.access_log) if options.access_log else None
     add_gauges(service, access_log, reloader)
-    hosts = ("localhost", "127.0.0.1", "::1", options.host) if is_loopback(options.host) and not keys else ()
     app = build(service)
     gate = RequestGate(
         app=app,
@@ -247,7 +246,7 @@ def make_server(
         workers=service.workers,
         may_upload=lambda key: service.policies.of(key).may_change_vectors,
         origins=options.cors,
-        hosts=hosts,
+        hosts=("localhost", "127.0.0.1", "::1", options.host) if is_loopback(options.host) and not keys else (),
     )
     paths = frozenset(getattr(route, "path", "none") for route in app.routes)
     tracer = RequestTracer(exporting_processor()) if options.traces else None
