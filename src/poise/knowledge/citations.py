@@ -62,7 +62,8 @@ def check_citations(
 
     Numbers, names and quotations of a sentence must stand in the passages that it rests on, and it must score at least
     ``least`` with them: by the share of its content words that they have, and by ``score`` where one is passed. A
-    sentence that cites nothing rests on the passage that has most of its words.
+    sentence that cites nothing rests on the passage that has most of its words. What stands in its passages word for
+    word is supported.
 
     Args:
         answer: What was answered, with citations such as [1] or [1, 2].
@@ -116,7 +117,10 @@ def _checked(
     best = max(range(len(shares)), key=lambda place: shares[place], default=None)
     rests_on = valid or ((best + 1,) if best is not None and content_words(sentence) and shares[best] > 0 else ())
     texts = [passages[number - 1] for number in rests_on]
-    index = FactIndex("\n".join(f"{p.title}\n{' '.join(p.headings)}\n{p.text}" for p in texts), question)
+    source = "\n".join(f"{p.title}\n{' '.join(p.headings)}\n{p.text}" for p in texts)
+    index = FactIndex(source, question)
+    if word_for_word := _folded(sentence) in _folded(source):
+        scored = 1.0
     missing, share = index.missing(sentence), index.share(sentence)
     total = min(share, scored)
     problem = ""
@@ -125,13 +129,18 @@ def _checked(
         problem = f"there is no passage {invalid[0]}"
     elif valid and best is not None and share < least <= shares[best]:
         problem = f"the passage cited does not say it; [{best + 1}] may"
-    elif facts:
+    elif facts and not word_for_word:
         problem = f"not in the passage: {', '.join(facts[:5])}"
-    elif total < least:
+    elif total < least and not word_for_word:
         problem = f"the passages carry it with {total:.2f}, less than {least:.2f}"
     return CitedSentence(
         text=sentence, after=after, passages=rests_on, by_model=bool(valid), score=total, problem=problem
     )
+
+
+def _folded(text: str) -> str:
+    """Without differences of case, spaces and the full stop at the end."""
+    return " ".join(text.casefold().split()).rstrip(" .")
 
 
 def _cited_numbers(piece: str) -> tuple[int, ...]:
