@@ -124,10 +124,10 @@ class TestCitations:
 
     def test_another_measure_counts_too(self) -> None:
         def half(passages: Sequence[str], question: str, answer: str) -> list[tuple[int, int, float]]:
-            assert answer == "The tide turns at six. A berth costs 12 euros."
+            assert answer == "At six the tide turns. A night costs 12 euros."
             return [(0, 22, 0.9), (23, 46, 0.2)]
 
-        text = "The tide turns at six [1]. A berth costs 12 euros [2]."
+        text = "At six the tide turns [1]. A night costs 12 euros [2]."
         first, second = check_citations(text, HARBOUR, "What?", score=half)
         assert (first.score, second.score) == (0.9, 0.2)
         assert second.problem == "the passages carry it with 0.20, less than 0.50"

@@ -119,7 +119,7 @@ def _checked(
     texts = [passages[number - 1] for number in rests_on]
     source = "\n".join(f"{p.title}\n{' '.join(p.headings)}\n{p.text}" for p in texts)
     index = FactIndex(source, question)
-    if word_for_word := _folded(sentence) in _folded(source):
+    if word_for_word := _without_case(sentence) in _without_case(source):
         scored = 1.0
     missing, share = index.missing(sentence), index.share(sentence)
     total = min(share, scored)
@@ -138,7 +138,7 @@ def _checked(
     )
 
 
-def _folded(text: str) -> str:
+def _without_case(text: str) -> str:
     """Without differences of case, spaces and the full stop at the end."""
     return " ".join(text.casefold().split()).rstrip(" .")
 
