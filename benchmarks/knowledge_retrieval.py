@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -200,12 +202,11 @@ def drawn(
 
 def scale(sizes: Sequence[int], queries: int) -> None:
     columns = ("passages", "store", "written, a second", "dense p50, p95 ms", "sparse p50, p95 ms", "of the nearest 10")
-    print(f"| {' | '.join(columns)} | MiB |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(columns)} | MiB |\n|---|---|---|---|---|---|---|", flush=True)
     for size in sizes:
         for kind in ("exact", "lance"):
-            with tempfile.TemporaryDirectory() as name:
-                _scale_row(size, kind, Path(name), queries)
+            own_process = [sys.executable, __file__, "row", str(size), kind, str(queries)]
+            subprocess.run(own_process, check=True)
 
 
 def _scale_row(size: int, kind: str, folder: Path, queries: int) -> None:
@@ -297,6 +298,10 @@ def main() -> None:
     command = commands.add_parser("scale")
     command.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     command.add_argument("--queries", type=int, default=50)
+    command = commands.add_parser("row", help="one row of `scale`, whose memory is its own")
+    command.add_argument("size", type=int)
+    command.add_argument("kind", choices=["lance", "exact"])
+    command.add_argument("queries", type=int)
     command = commands.add_parser("again")
     command.add_argument("--files", type=int, default=10_000)
     args = parser.parse_args()
@@ -304,6 +309,9 @@ def main() -> None:
         quality(args.data, args.docs, args.limit, every=args.every)
     elif args.command == "scale":
         scale(args.sizes, args.queries)
+    elif args.command == "row":
+        with tempfile.TemporaryDirectory() as name:
+            _scale_row(args.size, args.kind, Path(name), args.queries)
     else:
         again(args.files)
 

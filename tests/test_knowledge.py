@@ -222,6 +222,7 @@ class TestBuilding:
         encoder = WordEncoder()
         again = build_knowledge([docs], tmp_path / "kb", encoder, settings(store))
         assert (again.added, again.changed, again.unchanged, encoder.texts) == (0, 0, 4, [])
+        assert again.header == first.header
         (docs / "guide.md").write_text(GUIDE.replace("12 euros", "15 euros"))
         (docs / "prices.csv").unlink()
         changed = build_knowledge([], tmp_path / "kb", encoder, settings(store))

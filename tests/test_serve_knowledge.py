@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 import serving
 import tiny
+from poise.data import Message
+from poise.errors import EncoderUnavailable
+from poise.knowledge import BundledEncoder, EndpointAnswerWriter, EndpointEncoder, LocalAnswerWriter
 from test_knowledge import GUIDE, WordEncoder, built
 
 ASKED = [{"role": "user", "content": "What does a berth cost a night?"}]
@@ -101,3 +105,26 @@ class TestKnowledge:
             refusal = httpx.post(f"{where}/v1/chat/completions", json=body)
         assert refusal.status_code == 400
         assert refusal.json()["error"]["code"] == "no_knowledge"
+
+
+class TestEndpoints:
+    """What asks other servers, against a real one."""
+
+    def test_embeddings_are_those_of_the_bundled_encoder(self) -> None:
+        texts = ["The tide turns at six.", "A berth costs 12 euros."] * 40
+        with serving.running() as (where, _):
+            encoder = EndpointEncoder("all-MiniLM-L6-v2", base_url=f"{where}/v1")
+            vectors = encoder(texts)
+            with pytest.raises(EncoderUnavailable, match="no embedding model 'another'"):
+                EndpointEncoder("another", base_url=f"{where}/v1", retries=0)(texts)
+        assert (encoder.width, vectors.shape) == (384, (80, 384))
+        assert np.abs(vectors[:2] - BundledEncoder()(texts[:2])).max() < 1e-3
+
+    def test_answers_are_those_of_the_model(self) -> None:
+        model = tiny.model("llama")
+        messages: list[Message] = [{"role": "user", "content": "What does it cost?"}]
+        with serving.running(model) as (where, server):
+            writer = EndpointAnswerWriter(server.service.name, base_url=f"{where}/v1")
+            written = writer(messages, 5)
+        assert written == LocalAnswerWriter(model)(messages, 5)
+        assert 0 < written.tokens <= 5

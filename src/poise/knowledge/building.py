@@ -192,10 +192,12 @@ class _Build:
         store: ChunkStore,
     ) -> None:
         self._out, self._encoder, self._settings, self._store = out, encoder, settings, store
+        self._earlier = earlier
         self._earlier_files = earlier.files if earlier else {}
         self._journal = Journal(out / _RUN_FOLDER / _FINISHED)
         self._stored = dict(store.counts())
         self._stored_paths = {path for path, _ in self._stored}
+        self._touched = bool(len(self._journal))
         self._batch = _Batch()
         self._files: dict[str, KnowledgeFile] = {}
         self._skipped: dict[str, str] = {}
@@ -203,16 +205,16 @@ class _Build:
 
     def run(self, sources: tuple[str, ...], paths: Sequence[str]) -> BuildSummary:
         """Bring the store up to date and write the header."""
-        self._store.remove(self._stored_paths - set(paths))
+        self._remove(self._stored_paths - set(paths))
         with track("Reading documents", total=len(paths)) as advance:
             for path in paths:
                 self._take(path)
                 advance(1)
         self._flush()
-        self._store.remove(self._skipped.keys() & self._stored_paths)
+        self._remove(self._stored_paths & self._skipped.keys())
         header = KnowledgeHeader(
             store=self._settings.store,
-            version=self._store.commit(),
+            version=self._version(),
             encoder=self._encoder.name,
             width=self._encoder.width,
             chunk=self._settings.chunk,
@@ -225,6 +227,17 @@ class _Build:
         (self._out / _RUN_FOLDER / _FINISHED).unlink(missing_ok=True)
         removed = len(self._earlier_files.keys() - self._files.keys())
         return BuildSummary(header=header, removed=removed, **self._counts)
+
+    def _version(self) -> int:
+        """That of the last build where nothing has changed since, and else a new one."""
+        if self._earlier is None or self._touched or self._files != self._earlier_files:
+            return self._store.commit()
+        return self._earlier.version
+
+    def _remove(self, paths: set[str]) -> None:
+        if paths:
+            self._touched = True
+            self._store.remove(paths)
 
     def _take(self, path: str) -> None:
         """One file: left as it is, or read again; a broken one is listed."""
@@ -285,7 +298,8 @@ class _Build:
         for place, vector in enumerate(batch.vectors):
             if vector is not None:
                 vectors[place] = vector
-        self._store.remove(batch.replaced)
+        self._remove(batch.replaced)
+        self._touched = self._touched or bool(batch.chunks)
         self._store.add(batch.chunks, vectors)
         self._journal.append(batch.finished)
 

@@ -93,8 +93,8 @@ class EndpointEncoder:
     def width(self) -> int:
         """Numbers of a vector; asks the server, the first time."""
         if self._width is None:
-            self._width = self(["width"]).shape[1]
-        return self._width
+            self(["width"])
+        return self._width or 0
 
     def __call__(self, texts: Sequence[str]) -> VectorArray:
         """Unit vectors float32 [n, width].
@@ -126,7 +126,16 @@ class EndpointEncoder:
                     raise EncoderUnavailable(
                         f"{client.base_url} answered {len(part)} texts with embeddings of shape {parts[-1].shape}."
                     )
-        return _unit(np.concatenate(parts)) if parts else np.empty((0, self.width), dtype=np.float32)
+        if not parts:
+            return np.empty((0, self.width), dtype=np.float32)
+        vectors = _unit(np.concatenate(parts))
+        if self._width not in (None, vectors.shape[1]):
+            raise EncoderUnavailable(
+                f"The embedding model {self.model!r} gives {vectors.shape[1]} numbers a text now, and {self._width} "
+                "before; it is another one. Name the one that the knowledge base was built with."
+            )
+        self._width = int(vectors.shape[1])
+        return vectors
 
 
 def text_encoder(name: str, *, width: int | None = None) -> TextEncoder:
