@@ -81,7 +81,7 @@ def check_citations(
     scores = _scores_of(clean, passages, question, score)
     indexes = [FactIndex(f"{p.title}\n{' '.join(p.headings)}\n{p.text}", question) for p in passages]
     return tuple(
-        _checked(sentence, after, _cited_numbers(piece), passages, indexes, question, scored, least)
+        _checked_sentence(sentence, after, _cited_numbers(piece), passages, indexes, question, scored, least)
         for sentence, (piece, after), scored in zip(clean, pieces, scores, strict=True)
     )
 
@@ -102,7 +102,7 @@ def _scores_of(
     return scores
 
 
-def _checked(
+def _checked_sentence(
     sentence: str,
     after: str,
     numbers: tuple[int, ...],
