@@ -6,7 +6,6 @@ tokens in steps of 8, at several layers. A file per model, so that fits can be c
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -40,7 +39,6 @@ class ActivationStore:
         self.model, self.path = model, path
         self.layers = sorted({round(f * (model.layers - 1)) for f in FRACTIONS})
         self.states: dict[tuple[int, ...], dict[str, torch.Tensor]] = {}
-        self.seconds, self.tokens = 0.0, 0
         if path and path.exists():
             self.states = torch.load(path, weights_only=True)
         first, second = model.encode(ask("A")).ids, model.encode(ask("7 z")).ids
@@ -60,10 +58,7 @@ class ActivationStore:
             batch = [texts[row] for row in rows]
             by_layer: list[torch.Tensor] = []
             with observe(self.model, lambda _, hidden, b=by_layer: b.append(hidden.float()), self.layers, stop=True):
-                began = time.perf_counter()
                 forward(self.model, pad(batch, side="right", device=self.model.device))
-                self.seconds += time.perf_counter() - began
-            self.tokens += sum(len(text.ids) for text in batch)
             for row, text in enumerate(batch):
                 hidden = torch.stack([layer[row, : len(text.ids)] for layer in by_layer], dim=1)  # [T, L, d]
                 said = hidden[self.begins :]
@@ -73,6 +68,11 @@ class ActivationStore:
                     "mean": said.mean(0).half(),
                     "windows": torch.stack([said[s : s + WINDOW_TOKENS].mean(0) for s in starts]).half(),
                 }
+
+    def read_anew(self, ids: Sequence[tuple[int, ...]]) -> None:
+        """Read texts one by one, whether they are known or not."""
+        for one in ids:
+            self._read([Encoded(one, len(one), len(one))])
 
     def features(self, conversations: Sequence[Sequence[Message]], layer: int, reading: Reading) -> Array:
         """What a direction is fitted to [n, d]; of windows, their mean."""

@@ -2,9 +2,9 @@
 
     python benchmarks/guardrail_comparisons.py --data DIR      # the list: half, filter, comparison, rows a side
 
-Written down before any filter was measured. The halves share no data set where a kind of content has more than one, and
-otherwise no type of row: exemplars, layers, readings and regularisation are chosen on *choose*, every figure of the docs
-is of *report*. Ordinary talk is parted by a hash: one part for the fit, one for thresholds, one for each half.
+Written down before any filter was measured. The halves share no data set where a kind of content has more than one,
+and otherwise no type of row: exemplars, layers, readings and regularisation are chosen on *choose*, and every figure of
+the docs is of *report*. Ordinary talk is parted by a hash: one part for the fit, one for thresholds, one for each half.
 
 Left out: SEXUAL has no comparison, since such rows were taken out of the public sets; its false alarms are counted all
 the same. Texts of more than ``LONGEST`` characters are left out, which matters for jailbreaks alone (most are longer).
@@ -74,7 +74,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def talk(data: Path, part: Part) -> list[str]:
     """What people first say in ordinary conversations, of one part."""
-    first = sum((drawn(prompts(name)(data), most) for name, most in TALK_ROWS.items()), [])
+    first = [text for name, most in TALK_ROWS.items() for text in drawn(prompts(name)(data), most)]
     bounds, reached = {}, 0.0
     for name, share in TALK_PARTS.items():
         bounds[name] = (reached, reached + share)
@@ -156,7 +156,8 @@ COMPARISONS = (
     Comparison("choose", "MISCONDUCT", "JailbreakBench: plain goals v. talk", goals("choose")),
     Comparison("choose", "PROMPT_ATTACK", "injections v. talk", column("guardrail/prompt_injections", "prompt")),
     Comparison(
-        "choose", "PROMPT_ATTACK", "injections v. role play", column("guardrail/prompt_injections", "prompt"), role_play("choose")
+        "choose", "PROMPT_ATTACK", "injections v. role play", column("guardrail/prompt_injections", "prompt"),
+        role_play("choose"),
     ),
     Comparison("report", "HATE", "HateCheck: hateful v. not", hatecheck("hateful"), hatecheck("non-hateful")),
     Comparison("report", "HATE", "HateCheck: hateful v. talk", hatecheck("hateful")),

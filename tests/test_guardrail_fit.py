@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -19,9 +19,11 @@ from poise.cli import app
 from poise.errors import InvalidArgument, InvalidSettings, OtherModel, TooFewResponses
 from poise.guardrail import GuardedText, Guardrail, apply_guardrail, checker_of
 from poise.guardrail.activation import ActivationReader
+from poise.guardrail.fit_texts import rule_texts
 from poise.guardrail.fitting import GuardFitSettings, fit_guard
 from poise.guardrail.guard_file import FittedGuard, is_guard_file, load_guard
 from poise.guardrail.readings import WINDOW_TOKENS, AnswerWindow, highest_window
+from poise.guardrail.schema import ContentType
 from poise.model import Model
 from poise.serve.guardrail_set import read_guardrails
 
@@ -105,6 +107,15 @@ class TestFitting:
         guard = fit_guard(Guardrail.model_validate({"name": "a", "content": content}), model, TALK, SETTINGS)
         rates = {(d.rule, d.source): d.point.rate for d in guard.header.detectors}
         assert rates == {("PROMPT_ATTACK", "INPUT"): 0.25, ("HATE", "OUTPUT"): 0.05}
+
+    def test_has_as_many_texts_beside_each_kind_of_content_as_of_it(self) -> None:
+        content = [{"type": kind} for kind in get_args(ContentType)]
+        guardrail = Guardrail.model_validate({"name": "a", "content": content})
+        for rule in rule_texts(guardrail):
+            if rule.rule == "INDIRECT_ATTACK":
+                continue
+            assert len(rule.examples) == len(rule.near_misses) >= 32
+            assert len({*rule.examples, *rule.near_misses}) == 2 * len(rule.examples)
 
     def test_reads_windows_the_same_token_by_token(self) -> None:
         readings = np.random.default_rng(1).normal(size=(100, 2))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from poise.vector.detector import DetectorKind
 
-__all__ = ["DIRECTION_FITS", "AnswerGroups", "fit_curve"]
+__all__ = ["DIRECTION_FITS", "AnswerGroups", "fit_curve", "logistic"]
 
 Features = NDArray[np.float64]
 
@@ -57,8 +57,13 @@ def shrunk_lda(groups: AnswerGroups) -> Features:
     return np.asarray(np.linalg.solve(covariance, mean_difference(groups)))
 
 
-def logistic(groups: AnswerGroups) -> Features:
-    """Logistic regression with a strong ridge, on features of equal spread; ordinary talk is negative too."""
+def logistic(groups: AnswerGroups, strength: float = RIDGE) -> Features:
+    """Logistic regression with a strong ridge, on features of equal spread; ordinary talk is negative too.
+
+    Args:
+        groups: Answers.
+        strength: C of the regression; the smaller, the stronger the ridge.
+    """
     from sklearn.linear_model import LogisticRegression
 
     features = np.concatenate([groups.positive, groups.negative, groups.talk])
@@ -66,7 +71,7 @@ def logistic(groups: AnswerGroups) -> Features:
     pairs, talk = len(groups.positive) + len(groups.negative), len(groups.talk)
     weights = np.concatenate([np.ones(pairs), np.full(talk, TALK_WEIGHT * pairs / max(talk, 1))])
     spread = features.std(0) + 1e-6 * features.std()
-    model = LogisticRegression(C=RIDGE, class_weight="balanced", max_iter=500)
+    model = LogisticRegression(C=strength, class_weight="balanced", max_iter=500)
     model.fit((features - features.mean(0)) / spread, labels, sample_weight=weights)
     return np.asarray(model.coef_[0] / spread)
 

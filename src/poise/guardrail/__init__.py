@@ -11,6 +11,7 @@ reasoning_rule, automated_reasoning   answers reasoned about, in Bedrock's shape
 release               an answer that is still being written, behind a checked window
 fitting, guard_file   topics and content as detectors of one model, their file, and what they read (``readings``)
 versions              guardrails in a folder, with drafts and numbers that stay
+fit_texts, planting   what they are fitted to: exemplars, ordinary talk, sentences planted in tools' results
 activation            texts read by themselves with these
 
 What is found never carries the text that matched: that stays where it was, and a mark stands for it.

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from poise.activations import project
 from poise.errors import InvalidArgument
 from poise.guardrail.findings import GuardFinding
+from poise.guardrail.fit_texts import ANY_RESULT_QUESTION
 from poise.guardrail.guard_file import FittedGuard
-from poise.guardrail.readings import highest_window
+from poise.guardrail.readings import ReadPlace, highest_window, tool_turns
 from poise.guardrail.schema import Source
 from poise.model import Encoded, Model, ask
 from poise.monitor.baseline import ReadsText
@@ -22,7 +23,7 @@ ANY_QUESTION = "Go on."
 
 
 class ActivationReader:
-    """Reads texts by themselves: a prompt as the only turn, an answer behind ``Go on.``
+    """Reads texts by themselves: a prompt as the only turn, a tool's result after a question, answers after ``Go on.``
 
     Args:
         fitted: The guardrail.
@@ -39,28 +40,46 @@ class ActivationReader:
         self._read = functools.lru_cache(maxsize=64)(self._readings)
 
     def __call__(self, text: str, source: Source) -> list[GuardFinding]:
-        """Findings of all detectors of this way.
+        """Findings of all detectors of prompts, or of answers.
 
         Raises:
             InvalidArgument: the text does not fit the model's window.
         """
-        readings = self._read(text, source)
-        pairs = zip(self._fitted.header.detectors, readings, strict=True)
-        findings = [d.finding(float(value), len(text)) for d, value in pairs if d.source == source]
+        return self._findings(text, "prompt" if source == "INPUT" else "answer", ANY_QUESTION)
+
+    def tool_result(self, text: str, question: str = ANY_RESULT_QUESTION) -> list[GuardFinding]:
+        """Findings of the detectors of tools' results.
+
+        Args:
+            text: What the tool gave, or a document.
+            question: What the user asked before.
+
+        Raises:
+            InvalidArgument: the text does not fit the model's window.
+        """
+        return self._findings(text, "tool result", question)
+
+    def _findings(self, text: str, place: ReadPlace, question: str) -> list[GuardFinding]:
+        detectors = self._fitted.header.detectors
+        if not any(detector.reads == place for detector in detectors):
+            return []
+        readings = self._read(text, place, question)
+        pairs = zip(detectors, readings, strict=True)
+        findings = [d.finding(float(value), len(text)) for d, value in pairs if d.reads == place]
         return [finding for finding in findings if finding]
 
-    def _readings(self, text: str, source: Source) -> NDArray[np.float64]:
-        if source == "INPUT":
-            encoded = self._model.encode(ask(text))
+    def _readings(self, text: str, place: ReadPlace, question: str) -> NDArray[np.float64]:
+        if place == "answer":
+            encoded = self._model.encode(ask(question), text)
         else:
-            encoded = self._model.encode(ask(ANY_QUESTION), text)
+            encoded = self._model.encode(ask(text) if place == "prompt" else tool_turns(question, text))
         if len(encoded.ids) > self._model.window:
             raise InvalidArgument(
                 f"The text has {len(encoded.ids):,} tokens, and the window of {self._model.name} is "
                 f"{self._model.window:,}; check it in parts."
             )
         readings = self._projected(encoded)
-        if source == "INPUT" or encoded.start >= encoded.end:
+        if place != "answer" or encoded.start >= encoded.end:
             return np.asarray(readings[encoded.last_prompt])
         return highest_window(readings[encoded.start : encoded.end])
 

@@ -7,27 +7,24 @@ recall is measured on examples that the fit did not see. n: texts, d: model widt
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from poise.activations import project, read_layers
 from poise.arguments import check_number, check_type
-from poise.data import DataSet, InputRow, Rejections, data_from_rows, draw_conversations, last_user, turns
-from poise.detector.kinds import DIRECTION_FITS, AnswerGroups
-from poise.errors import InvalidArgument, TooFewResponses
+from poise.data import DataSet, InputRow
+from poise.detector.kinds import AnswerGroups, logistic
+from poise.errors import InvalidArgument
+from poise.guardrail.fit_texts import OrdinaryTexts, RuleTexts, last_token_of, rule_texts
 from poise.guardrail.guard_file import DetectorFigures, FittedGuard, GuardDetector, GuardHeader, OperatingPoint
-from poise.guardrail.readings import WINDOW_TOKENS, highest_window
-from poise.guardrail.schema import ContentRule, Guardrail, RuleAction, Source, Strength, TopicRule
-from poise.model import Encoded, Model, ask
+from poise.guardrail.readings import WINDOW_TOKENS, ReadPlace, highest_window
+from poise.guardrail.schema import Guardrail, Strength
+from poise.model import Encoded, Model
 from poise.model.probe import Probe
 from poise.statistics.conformal import check_enough, check_rate, exact_interval, threshold
 from poise.statistics.estimates import grouped_auc_estimate
@@ -37,8 +34,8 @@ from poise.vector.header import ModelId
 __all__ = ["GuardFitSettings", "fit_guard"]
 
 Readings = NDArray[np.float64]
-FEWEST_EXAMPLES = 4
 GUARD_DEPTH = 0.6
+GUARD_RIDGE = 3e-5  # C: of 1e-1 to 3e-5 the best recall at 1 %, in benchmarks/guardrail_quality.py --half choose
 FITTED_SHARE, MOST_FITTED = 0.3, 500  # of the talk
 STRENGTH_RATES: dict[Strength, float] = {"LOW": 0.2, "MEDIUM": 1.0, "HIGH": 5.0}
 """What the asked rate is multiplied by."""
@@ -69,19 +66,6 @@ class GuardFitSettings:
         check_number("seed", self.seed, least=0, most=2**32 - 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleTexts:
-    """What one detector is fitted to."""
-
-    kind: str
-    rule: str
-    source: Source
-    action: RuleAction
-    strength: Strength
-    examples: tuple[str, ...]
-    near_misses: tuple[str, ...]
-
-
 def fit_guard(
     guardrail: Guardrail,
     model: Model,
@@ -109,12 +93,12 @@ def fit_guard(
     layer = round(GUARD_DEPTH * (model.layers - 1)) if settings.layer is None else settings.layer
     check_number("layer", layer, least=0, most=model.layers - 1)
     rules = list(rule_texts(guardrail))
-    talk = OrdinaryTexts.read(model, normal, settings)
+    talk = OrdinaryTexts.read(model, normal, limit=settings.limit, seed=settings.seed)
     fitted = []
-    for source in ("INPUT", "OUTPUT"):
-        of_source = [rule for rule in rules if rule.source == source]
-        if of_source:
-            fitted += _fit_way(model, of_source, talk, layer, settings)
+    for place in get_args(ReadPlace):
+        of_place = [rule for rule in rules if rule.place == place]
+        if of_place:
+            fitted += _fit_place(model, of_place, talk, layer, settings)
     detectors = tuple(detector for detector, _ in fitted)
     header = GuardHeader(
         guardrail=guardrail,
@@ -130,114 +114,30 @@ def fit_guard(
     return FittedGuard(header, torch.tensor(np.stack([direction for _, direction in fitted]), dtype=torch.float32))
 
 
-def rule_texts(guardrail: Guardrail) -> Iterator[RuleTexts]:
-    """Topics and kinds of content with their texts, on each way that they are looked for on.
-
-    Raises:
-        TooFewResponses: a rule has too few examples; says how many are needed.
-    """
-    known = yaml.safe_load((files("poise.guardrail") / "content_exemplars.yaml").read_text("utf-8"))
-    rules: list[tuple[str, str, TopicRule | ContentRule, tuple[str, ...], tuple[str, ...]]] = [
-        ("TOPIC", topic.name, topic, topic.examples, topic.near_misses) for topic in guardrail.topics
-    ]
-    for rule in guardrail.content:
-        texts = known[rule.type]
-        examples, near = (tuple(texts["examples"]), tuple(texts["near_misses"]))
-        rules.append(("CONTENT", rule.type, rule, examples + rule.examples, near + rule.near_misses))
-    for kind, name, each, examples, near in rules:
-        if len(examples) < FEWEST_EXAMPLES:
-            raise TooFewResponses(
-                f"{name} has {len(examples)} examples, and a detector needs at least {FEWEST_EXAMPLES}; write more, "
-                "as different from each other as what people will say."
-            )
-        for source in ("INPUT", "OUTPUT"):
-            if each.on(source) != "SKIP":
-                strength = each.strength(source) if isinstance(each, ContentRule) else "MEDIUM"
-                yield RuleTexts(
-                    kind=kind,
-                    rule=name,
-                    source=source,
-                    action=each.on(source),
-                    strength=strength,
-                    examples=examples,
-                    near_misses=near,
-                )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrdinaryTexts:
-    """Prompts and answers of ordinary talk, different ones, in a random order.
-
-    Attributes:
-        prompts: Prompts, encoded.
-        questions: What the user said last in each.
-        histories: What stands before the answers.
-        answers: Answers behind their histories, encoded.
-        names: Number of conversations, by name of the data.
-        sha256: SHA-256 of what is read.
-    """
-
-    prompts: list[Encoded]
-    questions: list[str]
-    histories: list[tuple[object, ...]]
-    answers: list[Encoded]
-    names: dict[str, int]
-    sha256: str
-
-    @classmethod
-    def read(cls, model: Model, normal: DataSet | Iterable[InputRow], settings: GuardFitSettings) -> OrdinaryTexts:
-        """Encode what fits the model's window."""
-        data = data_from_rows(normal, need="user")
-        drawn = draw_conversations(data, settings.limit, seed=settings.seed, rejections=Rejections())
-        prompts: dict[tuple[int, ...], tuple[Encoded, str]] = {}
-        answers: dict[tuple[int, ...], tuple[tuple[object, ...], Encoded]] = {}
-        names: Counter[str] = Counter()
-        for place in np.random.default_rng(settings.seed).permutation(len(drawn)):
-            conversation = drawn[place]
-            names[Path(conversation.file).name] += 1
-            if (prompt := last_user(conversation)) and len((text := model.encode(prompt)).ids) <= model.window:
-                prompts.setdefault(text.ids, (text, str(prompt[-1]["content"])))
-            for turn in turns(conversation)[:1]:
-                text = model.encode(turn.history, turn.answer)
-                if turn.history and text.start < text.end and len(text.ids) <= model.window:
-                    answers.setdefault(text.ids[text.start : text.end], (tuple(turn.history), text))
-        digest = hashlib.sha256()
-        for ids in [*prompts, *answers]:
-            digest.update(repr(ids).encode())
-        return cls(
-            prompts=[text for text, _ in prompts.values()],
-            questions=[question for _, question in prompts.values()],
-            histories=[history for history, _ in answers.values()],
-            answers=[text for _, text in answers.values()],
-            names=dict(names),
-            sha256=digest.hexdigest(),
-        )
-
-
-def _fit_way(
+def _fit_place(
     model: Model, rules: Sequence[RuleTexts], talk: OrdinaryTexts, layer: int, settings: GuardFitSettings
 ) -> list[tuple[GuardDetector, Readings]]:
-    """The detectors of one way, and their directions."""
-    source = rules[0].source
-    texts = talk.prompts if source == "INPUT" else talk.answers
+    """The detectors of one place, and their directions."""
+    place = rules[0].place
+    texts = talk.in_place(model, place)
     n_fit = min(round(FITTED_SHARE * len(texts)), MOST_FITTED)
-    noun = "prompts" if source == "INPUT" else "answers"
+    noun = "prompts" if place == "prompt" else "answers"
     for rate in {settings.rate * STRENGTH_RATES[rule.strength] for rule in rules}:
         needs = f"Of {len(texts)} different {noun}, {n_fit} were used for the fit."
         check_enough(len(texts) - n_fit, min(rate, 0.49), needs, unit=noun)
-    encoded = [_encode_rule(model, rule, talk, settings.seed) for rule in rules]
-    features = [(_features(model, e, layer, source), _features(model, n, layer, source)) for e, n in encoded]
-    ordinary = _features(model, texts[:n_fit], layer, source)
-    if source == "OUTPUT":  # examples are what people ask: as answers they differ from answers by that alone
-        asked_back = [_as_answer(model, question, talk, settings.seed) for question in talk.questions[:n_fit]]
-        ordinary = np.concatenate([ordinary, _features(model, asked_back, layer, source)])
+    encoded = [talk.encode_rule(model, rule, settings.seed) for rule in rules]
+    features = [(_features(model, e, layer, place), _features(model, n, layer, place)) for e, n in encoded]
+    ordinary = _features(model, texts[:n_fit], layer, place)
+    if place == "answer":  # examples are what people ask: as answers they differ from answers by that alone
+        asked_back = [talk.as_answer(model, question, settings.seed) for question in talk.questions[:n_fit]]
+        ordinary = np.concatenate([ordinary, _features(model, asked_back, layer, place)])
     folds = [_held_out_parts(len(e), len(n), settings) for e, n in features]
     directions = [
         [_direction(e[~held], n[~held_near], ordinary) for held, held_near in parts]
         for (e, n), parts in zip(features, folds, strict=True)
     ]
     flat = [direction for each in directions for direction in each]
-    reader = _Reader(model, layer, source, flat)
+    reader = _Reader(model, layer, place, flat)
     held_out = reader.read(texts[n_fit:])
     fitted, first = [], 0
     for rule, (examples, near), parts in zip(rules, encoded, folds, strict=True):
@@ -248,27 +148,12 @@ def _fit_way(
     return fitted
 
 
-def _encode_rule(model: Model, rule: RuleTexts, talk: OrdinaryTexts, seed: int) -> tuple[list[Encoded], list[Encoded]]:
-    """A rule's texts as prompts, or as answers to prompts of ordinary talk."""
-
-    def encode(text: str) -> Encoded:
-        return model.encode(ask(text)) if rule.source == "INPUT" else _as_answer(model, text, talk, seed)
-
-    return [encode(text) for text in rule.examples], [encode(text) for text in rule.near_misses]
-
-
-def _as_answer(model: Model, text: str, talk: OrdinaryTexts, seed: int) -> Encoded:
-    """The text as if the model had said it, where it said something else in ordinary talk."""
-    place = int(content_key(text=text, seed=seed), 16) % len(talk.histories)
-    return model.encode(talk.histories[place], text)  # type: ignore[arg-type]
-
-
-def _features(model: Model, texts: Sequence[Encoded], layer: int, source: Source) -> Readings:
+def _features(model: Model, texts: Sequence[Encoded], layer: int, place: ReadPlace) -> Readings:
     """Activations that directions are fitted to: of the last prompt token, or the answer's mean [n, d]."""
     if not texts:
         return np.zeros((0, model.width))
-    if source == "INPUT":
-        texts = [Encoded(text.ids, text.last_prompt, text.last_prompt + 1) for text in texts]
+    if place != "answer":
+        texts = last_token_of(texts)
     return read_layers(model, texts, [layer])[:, 0].double().numpy()
 
 
@@ -285,15 +170,15 @@ def _held_out_parts(
 
 def _direction(examples: Readings, near: Readings, ordinary: Readings) -> Readings:
     """A logistic regression's direction: examples against the texts beside them and ordinary talk."""
-    direction = DIRECTION_FITS["logistic"](AnswerGroups(positive=examples, negative=near, talk=ordinary))
+    direction = logistic(AnswerGroups(positive=examples, negative=near, talk=ordinary), GUARD_RIDGE)
     return np.asarray(direction / np.linalg.norm(direction))
 
 
 class _Reader:
     """Reads texts with several directions at once, as the server will."""
 
-    def __init__(self, model: Model, layer: int, source: Source, directions: Sequence[Readings]) -> None:
-        self._model, self._source = model, source
+    def __init__(self, model: Model, layer: int, place: ReadPlace, directions: Sequence[Readings]) -> None:
+        self._model, self._place = model, place
         self._probes = [Probe(layer, torch.tensor(direction, dtype=torch.float32)) for direction in directions]
 
     def read(self, texts: Sequence[Encoded]) -> Readings:
@@ -302,7 +187,7 @@ class _Reader:
         for text, values in zip(texts, project(self._model, list(texts), self._probes), strict=True):
             readings = values.double().numpy()
             last = readings[text.last_prompt]
-            rows.append(last if self._source == "INPUT" else highest_window(readings[text.start : text.end]))
+            rows.append(highest_window(readings[text.start : text.end]) if self._place == "answer" else last)
         return np.stack(rows) if rows else np.zeros((0, len(self._probes)))
 
 
@@ -355,6 +240,7 @@ def _detector(
             "kind": rule.kind,
             "rule": rule.rule,
             "source": rule.source,
+            "place": rule.place,
             "action": rule.action,
             "layer": layer,
             "centre": centre / spread,

@@ -15,6 +15,7 @@ from safetensors.torch import save as serialise
 
 from poise.errors import InvalidSettings, OtherModel
 from poise.guardrail.findings import GuardFinding
+from poise.guardrail.readings import ReadPlace
 from poise.guardrail.schema import Guardrail, RuleAction, Source, Strength
 from poise.model import Model
 from poise.model.probe import Probe
@@ -59,12 +60,18 @@ class GuardDetector(FrozenModel):
     kind: Literal["TOPIC", "CONTENT"]
     rule: str
     source: Source
+    place: ReadPlace | None = Field(None, description="What is read; of older files, by the way.")
     action: RuleAction
     layer: int
     centre: float = Field(description="Mean projection of ordinary talk.")
     strength: Strength = Field("MEDIUM", description="The rule's strength; a topic's is MEDIUM.")
     point: OperatingPoint
     figures: DetectorFigures
+
+    @property
+    def reads(self) -> ReadPlace:
+        """What is read: prompts, tools' results or answers."""
+        return self.place or ("prompt" if self.source == "INPUT" else "answer")
 
     def finding(self, projection: float, length: int) -> GuardFinding | None:
         """What a projection of a text of this many characters comes to; ``None`` up to the threshold."""

@@ -1,20 +1,35 @@
-"""What of a prompt and of an answer a detector's threshold is set on, the same where it is fitted and where it acts.
+"""What of a text a detector's threshold is set on, the same where it is fitted and where it acts.
 
-Of a prompt it is the reading of its last token, of an answer the highest mean of ``WINDOW_TOKENS`` tokens in a row, or
-of all where it is shorter.
+Of a prompt, and of a tool's result, it is the reading of the last token before the answer; of an answer the highest
+mean of ``WINDOW_TOKENS`` tokens in a row, or of all where it is shorter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WINDOW_TOKENS", "AnswerWindow", "highest_window"]
+from poise.model import Message
+
+__all__ = ["WINDOW_TOKENS", "AnswerWindow", "ReadPlace", "highest_window", "tool_turns"]
+
+ReadPlace = Literal["prompt", "tool result", "answer"]
+"""What a detector reads."""
 
 WINDOW_TOKENS = 24
 WindowMeans = NDArray[np.float64]
+
+
+def tool_turns(question: str, result: str) -> list[Message]:
+    """A tool's result after a question, as it is read by itself."""
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": "I will look it up."},
+        {"role": "tool", "content": result},
+    ]
 
 
 def highest_window(readings: WindowMeans, window: int = WINDOW_TOKENS) -> WindowMeans:

@@ -40,7 +40,9 @@ Source = Literal["INPUT", "OUTPUT"]
 RuleAction = Literal["BLOCK", "ANONYMIZE", "NONE", "SKIP"]
 BlockAction = Literal["BLOCK", "NONE", "SKIP"]
 Strength = Literal["NONE", "LOW", "MEDIUM", "HIGH"]
-ContentType = Literal["HATE", "INSULTS", "SEXUAL", "VIOLENCE", "MISCONDUCT", "PROMPT_ATTACK"]
+ContentType = Literal["HATE", "INSULTS", "SEXUAL", "VIOLENCE", "MISCONDUCT", "PROMPT_ATTACK", "INDIRECT_ATTACK"]
+"""Kinds of harmful content: Bedrock's six, and instructions to the model that stand in a tool's result."""
+ATTACKS = ("PROMPT_ATTACK", "INDIRECT_ATTACK")
 Language = Literal[
     "arabic",
     "chinese",
@@ -237,12 +239,12 @@ class ContentRule(Settings):
     @model_validator(mode="before")
     @classmethod
     def _attacks_come_in(cls, values: Any) -> Any:
-        attacks = isinstance(values, dict) and values.get("type") == "PROMPT_ATTACK"
+        attacks = isinstance(values, dict) and values.get("type") in ATTACKS
         return {"output": "NONE", **values} if attacks else values
 
     @model_validator(mode="after")
     def _looks_somewhere(self) -> Self:
-        if self.type == "PROMPT_ATTACK" and self.output != "NONE":
+        if self.type in ATTACKS and self.output != "NONE":
             raise placed_fault(f"is {self.output}; attacks come with prompts, so that it may only be NONE", "output")
         if self.input == self.output == "NONE":
             raise ValueError("has the strength NONE for input and output, so that it does nothing; take the rule out")

@@ -8,7 +8,7 @@ from typing import Any
 
 from poise.engine import EngineOutput, GeneratedToken
 from poise.guardrail.guard_file import FittedGuard
-from poise.guardrail.readings import AnswerWindow
+from poise.guardrail.readings import AnswerWindow, ReadPlace
 from poise.guardrail.schema import Source
 from poise.monitor import AnswerReadings
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
@@ -26,13 +26,16 @@ class DetectorGuard:
         fitted: The guardrail.
         alarms: What looks at the watched vectors' readings.
         watched: Number of watched vectors.
+        after_tool: Whether the prompt ends with a tool's result, which detectors of these then read too.
 
     Attributes:
         stopped_by: Way on which a rule has ended the answer.
         facts: What was found.
     """
 
-    def __init__(self, fitted: FittedGuard, alarms: AlarmGuard, watched: int) -> None:
+    def __init__(self, fitted: FittedGuard, alarms: AlarmGuard, watched: int, *, after_tool: bool = False) -> None:
+        prompts: tuple[ReadPlace, ...] = ("prompt", "tool result") if after_tool else ("prompt",)
+        self._places: dict[Source, tuple[ReadPlace, ...]] = {"INPUT": prompts, "OUTPUT": ("answer",)}
         self._fitted, self._alarms, self._watched = fitted, alarms, watched
         self._window = AnswerWindow(fitted.header.window)
         self._released = self._seen = 0
@@ -82,7 +85,7 @@ class DetectorGuard:
         findings = []
         for detector, value in zip(self._fitted.header.detectors, projections, strict=True):
             key = (detector.rule, source)
-            if detector.source != source or key in self._found:
+            if detector.reads not in self._places[source] or key in self._found:
                 continue
             if finding := detector.finding(value, 0):
                 self._found.add(key)

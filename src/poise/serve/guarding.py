@@ -91,9 +91,12 @@ class ServerGuard:
         probes = self.fitted.probes
         return replace(plan, requests=tuple(replace(r, probes=(*r.probes, *probes)) for r in plan.requests))
 
-    def with_detectors(self, alarms: AlarmGuard, watched: int) -> AlarmGuard | DetectorGuard:
-        """What looks at one answer's readings."""
-        return DetectorGuard(self.fitted, alarms, watched) if self.fitted else alarms
+    def with_detectors(self, alarms: AlarmGuard, watched: int, body: OpenAIRequest) -> AlarmGuard | DetectorGuard:
+        """What looks at the readings of one answer to a request."""
+        if self.fitted is None:
+            return alarms
+        after_tool = isinstance(body, ChatCompletionRequest) and body.messages[-1].role == "tool"
+        return DetectorGuard(self.fitted, alarms, watched, after_tool=after_tool)
 
     def reader(
         self, model: Model, between: Callable[[Callable[[], Any]], Any], read_text: ReadsText | None = None

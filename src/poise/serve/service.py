@@ -241,7 +241,7 @@ class CompletionExchange:
     def _output_guard(self) -> AlarmGuard | DetectorGuard:
         plan, guard = self.plan, self.guarded.guard
         alarms = AlarmGuard(plan.watched, plan.policy, plan.pushes, requested=plan.requested, forced=plan.forced)
-        return guard.with_detectors(alarms, len(plan.watched)) if guard else alarms
+        return guard.with_detectors(alarms, len(plan.watched), self.guarded.body) if guard else alarms
 
     def _answer_guard(self, guard: ServerGuard, index: int) -> AnswerGuard | AsynchronousGuard:
         readings = self.requests[index].guard

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poise.data import open_data
-from poise.guardrail.fitting import GuardFitSettings, fit_guard, rule_texts
+from poise.guardrail.fit_texts import rule_texts
+from poise.guardrail.fitting import GuardFitSettings, fit_guard
 from poise.guardrail.guard_file import FittedGuard, guard_loss
 from poise.guardrail.schema import load_guardrail
 from poise.storage.output import check_output, check_writable
