@@ -99,7 +99,7 @@ class TestTheFile:
             ("content: [{type: HAET}]", 2, "did you mean HATE?"),
             ("messages: {input: ''}\ncontent: [{type: HATE}]", 2, "messages.input is empty"),
             ("version: 0\ncontent: [{type: HATE}]", 2, "version"),
-            ("description: nothing else", 1, "it has no policy; add words, sensitive, topics, content or reasoning"),
+            ("description: nothing else", 1, "it has no policy; add words, sensitive, topics, content, grounding"),
         ],
     )
     def test_is_refused_with_its_line_and_a_remedy(self, tmp_path: Path, lines: str, line: int, fault: str) -> None:

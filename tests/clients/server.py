@@ -28,6 +28,10 @@ sensitive:
   types: [EMAIL]
   regexes: [{name: ticket, pattern: "TCK-[0-9]{6,12}", action: ANONYMIZE}]
 """
+GROUNDED = """\
+name: sources
+grounding: [{type: GROUNDING, threshold: 0.99}, {type: RELEVANCE, threshold: 0.99, action: NONE}]
+"""
 
 
 def tiny_with_tools() -> Model:
@@ -46,7 +50,9 @@ def main() -> None:
     leave = (Path(__file__).parents[1] / "policies" / "leave.yaml").read_text("utf-8")
     (folder / "leave.yaml").write_text(leave)
     (folder / "hr.yaml").write_text("name: hr\nreasoning: {file: leave.yaml, translations: 1}\n")
-    guarded = {"port": 0, "name": "poise-test", "guardrail": [folder / "bank.yaml", folder / "hr.yaml"]}
+    (folder / "sources.yaml").write_text(GROUNDED)
+    files = [folder / "bank.yaml", folder / "hr.yaml", folder / "sources.yaml"]
+    guarded = {"port": 0, "name": "poise-test", "guardrail": files}
     options = [
         ServerOptions(**guarded, cors=("https://app.example",)),
         ServerOptions(**guarded, keys=keys, policy=policy),

@@ -116,6 +116,20 @@ def test_takes_the_guardrails_arn(client: Any) -> None:
     assert answer["action"] == "NONE"
 
 
+def test_scores_an_answer_over_its_source(client: Any) -> None:
+    source = {"text": "A ticket is 12 euros.", "qualifiers": ["grounding_source"]}
+    query = {"text": "How much is it?", "qualifiers": ["query"]}
+    named = {"guardrailIdentifier": "sources", "guardrailVersion": "DRAFT"}
+    answer = apply(client, source, query, "It is 55 euros.", source="OUTPUT", **named)
+    grounding, relevance = answer["assessments"][0]["contextualGroundingPolicy"]["filters"]
+    assert (grounding["type"], grounding["threshold"], grounding["action"]) == ("GROUNDING", 0.99, "BLOCKED")
+    assert (relevance["type"], relevance["action"], relevance["detected"]) == ("RELEVANCE", "NONE", True)
+    assert 0 <= grounding["score"] < 0.99
+    assert answer["action"] == "GUARDRAIL_INTERVENED"
+    assert answer["usage"]["contextualGroundingPolicyUnits"] == 1
+    assert answer["guardrailCoverage"]["textCharacters"] == {"guarded": 15, "total": 51}
+
+
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [

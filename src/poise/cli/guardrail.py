@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +18,7 @@ from poise.errors import InvalidArgument, UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from poise.guardrail import Guardrail
     from poise.guardrail.automated_reasoning import ReasonedAnswer
     from poise.guardrail.guard_file import FittedGuard
     from poise.guardrail.reasoning_rule import ReasoningRule
@@ -96,8 +98,14 @@ def check_texts(
         ),
     ] = None,
     question: Annotated[
-        str, typer.Option("--question", help="What was asked, where the guardrail reasons about answers.")
+        str, typer.Option("--question", help="What was asked, where answers are reasoned about or grounded.")
     ] = "",
+    grounding_source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grounding-source", metavar="TEXT|FILE", help="What an answer is to rest on.", show_default=False
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
@@ -110,40 +118,66 @@ def check_texts(
 
         fitted = load_guard(file) if is_guard_file(file) else None
         checker = checker_of(fitted.guardrail if fitted else load_guardrail(file))
-        rule = checker.guardrail.reasoning if source == "output" else None
+        way: Literal["INPUT", "OUTPUT"] = "INPUT" if source == "input" else "OUTPUT"
         texts = [GuardedText(_text(each), ("guard_content",)) for each in text]
         texts += [GuardedText(question, ("query",))] if question else []
-        reader = reason = None
-        loaded = load_model(model, dtype, device) if model is not None and (fitted or rule) else None
-        if fitted and loaded:
-            from poise.guardrail.activation import ActivationReader
-
-            reader = ActivationReader(fitted, loaded)
-        elif model is not None and not rule:
-            raise InvalidArgument(f"{file} has no detectors for a `model` to be read with; fit it first.")
-        if rule and (loaded or rule.writer != "served"):
-            reason = _answer_reader(rule, loaded)
+        texts += [GuardedText(_text(each), ("grounding_source",)) for each in grounding_source or ()]
+        readers = _readers(
+            file, checker.guardrail, fitted, way, partial(load_model, model, dtype, device) if model else None
+        )
         answer = apply_guardrail(
             checker,
             texts,
-            "INPUT" if source == "input" else "OUTPUT",
+            way,
             full=full,
             show_matches=matches,
-            activations=reader,
-            reason=reason,
+            activations=readers.activations,
+            reason=readers.reason,
+            ground=readers.ground,
         )
-        for line in checker.notes:
+        for line in [*checker.notes, *readers.left_out]:
             note(line)
-        _say_what_was_left_out(checker.guardrail.needs_model and not reader, bool(fitted), bool(rule and not reason))
     facts.print_json(answer)
 
 
-def _say_what_was_left_out(activations: bool, fitted: bool, reasoning: bool) -> None:
-    if activations:
+@dataclass(frozen=True)
+class _Readers:
+    """What reads texts with a model, and what nothing reads."""
+
+    activations: Any = None
+    reason: Any = None
+    ground: Any = None
+    left_out: tuple[str, ...] = ()
+
+
+def _readers(
+    file: Path, guardrail: Guardrail, fitted: FittedGuard | None, way: str, load: Callable[[], Model] | None
+) -> _Readers:
+    """Readers for those policies that look at texts of this way; the model is loaded where one needs it."""
+    from poise.guardrail.grounding_policy import grounding_reader
+    from poise.guardrail.judging import judged_reader
+
+    rule = guardrail.reasoning if way == "OUTPUT" else None
+    grounds = bool(guardrail.grounding) and way == "OUTPUT"
+    if load and not (fitted or rule or grounds):
+        raise InvalidArgument(f"{file} has no detectors for a `model` to be read with; fit it first.")
+    model = load() if load else None
+    left_out = []
+    if guardrail.needs_model and not (fitted and model):
         how = "give --model" if fitted else "fit the guardrail with `poise guardrail fit`, and give --model"
-        note(f"Topics and content are read in a model's activations, and were not looked at; {how}.")
-    if reasoning:
-        note("Answers are reasoned about with a model, and were not; give --model, or an endpoint as `writer`.")
+        left_out.append(f"Topics and content are read in a model's activations, and were not looked at; {how}.")
+    if rule and not model and rule.writer == "served":
+        left_out.append(
+            "Answers are reasoned about with a model, and were not; give --model, or an endpoint as `writer`."
+        )
+    if grounds and not model:
+        left_out.append("Answers are scored over their source with a model, and were not; give --model.")
+    return _Readers(
+        activations=judged_reader(fitted, model) if fitted and model else None,
+        reason=_answer_reader(rule, model) if rule and (model or rule.writer != "served") else None,
+        ground=grounding_reader(model) if grounds and model else None,
+        left_out=tuple(left_out),
+    )
 
 
 def _answer_reader(rule: ReasoningRule, model: Model | None) -> Callable[[str, str], ReasonedAnswer]:
@@ -250,7 +284,8 @@ def _detector_table(fitted: FittedGuard) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("Rule", "Way", "AUC", "Recall", "Beside it", "Promised rate", "Set on"):
+    judged = ("Judged",) if any(d.band for d in fitted.header.detectors) else ()
+    for name in ("Rule", "Way", "AUC", "Recall", "Beside it", "Promised rate", "Set on", *judged):
         table.add_column(name, no_wrap=name == "Rule")
     for d in fitted.header.detectors:
         f, p = d.figures, d.point
@@ -262,5 +297,6 @@ def _detector_table(fitted: FittedGuard) -> Any:
             f"{f.near_alarms} of {f.near_misses}",
             f"{p.rate:.2g} [{p.low:.2g}, {p.high:.2g}]",
             f"{p.n:,}",
+            *((f"{b.judged:.2g} [{b.judged_low:.2g}, {b.judged_high:.2g}]",) if (b := d.band) else ()),
         )
     return table

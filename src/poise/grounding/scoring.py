@@ -20,6 +20,7 @@ __all__ = ["Grounding", "SentenceGrounding", "ground"]
 
 MOST_APART = 8
 """Passages that are read by themselves, those with most words in common with the answer."""
+WORDS_IN_NATS = 4.0  # what all of a sentence's words in a passage weigh, beside its gain
 SPARE_TOKENS = 64  # for the marks of the chat
 
 
@@ -32,7 +33,7 @@ class SentenceGrounding:
         end: Character after its last.
         text: The sentence.
         score: How well the source carries it, from 0 to 1.
-        passage: Index of the passage that makes it likeliest; ``None`` where none makes it likelier.
+        passage: Index of the passage that has its words and makes it likeliest; ``None`` where none does.
         missing: Numbers, names and quotations that the source does not have.
         features: What the score is made of, by the names of ``GROUNDING_FEATURES``.
     """
@@ -110,7 +111,8 @@ def ground(
     logprobs = answer_logprobs(model, read, query, answer, apart=apart, history=history)
     beside = "\n".join([query, *(str(turn["content"]) for turn in history)])
     index = FactIndex("\n".join(parts), beside)
-    sentences = [_sentence_grounding(span, answer, logprobs, index, places) for span in split_sentences(answer)]
+    each = [FactIndex(passage) for passage in read]
+    sentences = [_sentence_grounding(span, answer, logprobs, index, each, places) for span in split_sentences(answer)]
     relevance = relevance_score(mean_of(logprobs.grounded - logprobs.without_query)) if query.strip() else None
     return Grounding(
         sentences=tuple(sentences),
@@ -122,7 +124,12 @@ def ground(
 
 
 def _sentence_grounding(
-    span: Span, answer: str, logprobs: AnswerLogprobs, index: FactIndex, places: Sequence[int]
+    span: Span,
+    answer: str,
+    logprobs: AnswerLogprobs,
+    index: FactIndex,
+    each: Sequence[FactIndex],
+    places: Sequence[int],
 ) -> SentenceGrounding:
     text = answer[span[0] : span[1]]
     tokens = logprobs.of(span)
@@ -140,19 +147,22 @@ def _sentence_grounding(
         end=span[1],
         text=text,
         score=grounding_score(features),
-        passage=_carrier(logprobs, tokens, places, features["lift"]),
+        passage=_carrier(logprobs, tokens, places, features["lift"], [one.share(text) for one in each]),
         missing=missing,
         features=features,
     )
 
 
-def _carrier(logprobs: AnswerLogprobs, tokens: np.ndarray, places: Sequence[int], lift: float) -> int | None:
-    """The passage under which the sentence is likeliest, if that is likelier than without any."""
+def _carrier(
+    logprobs: AnswerLogprobs, tokens: np.ndarray, places: Sequence[int], lift: float, shares: Sequence[float]
+) -> int | None:
+    """The passage that has most of a sentence's words and makes it likeliest, if it makes it likelier at all."""
     if len(places) == 1:
         return places[0] if lift > 0 else None
-    gains = [mean_of(row[tokens] - logprobs.without_source[tokens]) for row in logprobs.passages]
-    best = int(np.argmax(gains))
-    return places[best] if gains[best] > 0 else None
+    alone = [row[tokens] - logprobs.without_source[tokens] for row in logprobs.passages]
+    gains = [mean_of(row) if np.isfinite(row).any() else -np.inf for row in alone]
+    best = int(np.argmax([gain + WORDS_IN_NATS * share for gain, share in zip(gains, shares, strict=True)]))
+    return places[best] if gains[best] > 0 or shares[best] == 1 else None
 
 
 def _by_overlap(passages: Sequence[str], text: str) -> list[int]:

@@ -13,6 +13,8 @@ fitting, guard_file   topics and content as detectors of one model, their file, 
 versions              guardrails in a folder, with drafts and numbers that stay
 fit_texts, planting   what they are fitted to: exemplars, ordinary talk, sentences planted in tools' results
 activation            texts read by themselves with these
+judging               a judge for readings that they are not sure of (``uncertain_band``)
+grounding_policy      answers over their source and query
 
 What is found never carries the text that matched: that stays where it was, and a mark stands for it.
 """

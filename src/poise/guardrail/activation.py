@@ -11,7 +11,7 @@ from poise.activations import project
 from poise.errors import InvalidArgument
 from poise.guardrail.findings import GuardFinding
 from poise.guardrail.fit_texts import ANY_RESULT_QUESTION
-from poise.guardrail.guard_file import FittedGuard
+from poise.guardrail.guard_file import FittedGuard, GuardDetector
 from poise.guardrail.readings import ReadPlace, highest_window, tool_turns
 from poise.guardrail.schema import Source
 from poise.model import Encoded, Model, ask
@@ -32,11 +32,16 @@ class ActivationReader:
 
     Raises:
         OtherModel: the guardrail was fitted on another model.
+
+    Attributes:
+        fitted: The guardrail.
+        model: The model that it was fitted on.
+        read_text: What reads a text in its place, if anything does.
     """
 
     def __init__(self, fitted: FittedGuard, model: Model, read_text: ReadsText | None = None) -> None:
         fitted.check_model(model)
-        self._fitted, self._model, self._read_text = fitted, model, read_text
+        self.fitted, self.model, self.read_text = fitted, model, read_text
         self._read = functools.lru_cache(maxsize=64)(self._readings)
 
     def __call__(self, text: str, source: Source) -> list[GuardFinding]:
@@ -60,23 +65,34 @@ class ActivationReader:
         return self._findings(text, "tool result", question)
 
     def _findings(self, text: str, place: ReadPlace, question: str) -> list[GuardFinding]:
-        detectors = self._fitted.header.detectors
+        projections = self._projections(text, place, question)
+        findings = [detector.finding(value, len(text)) for detector, value in projections]
+        return [finding for finding in findings if finding]
+
+    def projections(self, text: str, source: Source) -> list[tuple[GuardDetector, float]]:
+        """Each detector of this way with what it reads.
+
+        Raises:
+            InvalidArgument: the text does not fit the model's window.
+        """
+        return self._projections(text, "prompt" if source == "INPUT" else "answer", ANY_QUESTION)
+
+    def _projections(self, text: str, place: ReadPlace, question: str) -> list[tuple[GuardDetector, float]]:
+        detectors = self.fitted.header.detectors
         if not any(detector.reads == place for detector in detectors):
             return []
-        readings = self._read(text, place, question)
-        pairs = zip(detectors, readings, strict=True)
-        findings = [d.finding(float(value), len(text)) for d, value in pairs if d.reads == place]
-        return [finding for finding in findings if finding]
+        pairs = zip(detectors, self._read(text, place, question), strict=True)
+        return [(detector, float(value)) for detector, value in pairs if detector.reads == place]
 
     def _readings(self, text: str, place: ReadPlace, question: str) -> NDArray[np.float64]:
         if place == "answer":
-            encoded = self._model.encode(ask(question), text)
+            encoded = self.model.encode(ask(question), text)
         else:
-            encoded = self._model.encode(ask(text) if place == "prompt" else tool_turns(question, text))
-        if len(encoded.ids) > self._model.window:
+            encoded = self.model.encode(ask(text) if place == "prompt" else tool_turns(question, text))
+        if len(encoded.ids) > self.model.window:
             raise InvalidArgument(
-                f"The text has {len(encoded.ids):,} tokens, and the window of {self._model.name} is "
-                f"{self._model.window:,}; check it in parts."
+                f"The text has {len(encoded.ids):,} tokens, and the window of {self.model.name} is "
+                f"{self.model.window:,}; check it in parts."
             )
         readings = self._projected(encoded)
         if place != "answer" or encoded.start >= encoded.end:
@@ -85,9 +101,9 @@ class ActivationReader:
 
     def _projected(self, encoded: Encoded) -> NDArray[np.float64]:
         """What each probe reads at each token, [T, k]."""
-        probes = self._fitted.probes
-        if self._read_text:
-            columns = [self._read_text(encoded, probe) for probe in probes]
+        probes = self.fitted.probes
+        if self.read_text:
+            columns = [self.read_text(encoded, probe) for probe in probes]
             return np.stack([column.double().cpu().numpy() for column in columns], axis=1)
-        [values] = project(self._model, [encoded], probes)
+        [values] = project(self.model, [encoded], probes)
         return np.asarray(values.double().numpy())

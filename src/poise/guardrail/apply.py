@@ -12,6 +12,7 @@ from poise.errors import InvalidArgument
 from poise.guardrail.automated_reasoning import ReasonedAnswer
 from poise.guardrail.checking import MOST_CHARACTERS, Checker, policies_on
 from poise.guardrail.findings import GuardFinding, blocks, masked
+from poise.guardrail.grounding_policy import GroundingReader, GroundingVerdict, grounded_answer
 from poise.guardrail.schema import Guardrail, Source
 
 __all__ = ["CheckedText", "GuardedText", "Qualifier", "apply_guardrail", "assessment_of"]
@@ -53,6 +54,7 @@ def apply_guardrail(
     show_matches: bool = True,
     activations: ActivationFinder | None = None,
     reason: AnswerReader | None = None,
+    ground: GroundingReader | None = None,
     tell: Callable[[Sequence[GuardFinding]], None] | None = None,
 ) -> dict[str, Any]:
     """What a guardrail does to texts, as Bedrock's ApplyGuardrail answers it.
@@ -65,6 +67,7 @@ def apply_guardrail(
         show_matches: Say what matched, as Bedrock does; otherwise its mark alone.
         activations: Finds topics and content in a model's activations; without it these are not looked at.
         reason: Reasons about an answer, after what was asked; not called where the answer is blocked anyway.
+        ground: Scores an answer over what is called a source and a query; without it neither is looked at.
         tell: Is told of all findings.
 
     Raises:
@@ -80,17 +83,13 @@ def apply_guardrail(
         if g
     ]
     findings = [finding for text in checked for finding in text.findings]
+    grounded = _grounded(checker.guardrail, texts, checked, ground) if ground and source == "OUTPUT" else None
+    findings += grounded.findings if grounded else []
     reasoned = _reasoned(texts, checked, reason) if reason and source == "OUTPUT" and not blocks(findings) else None
     findings += reasoned.findings(sum(len(text.text) for text in checked)) if reasoned else []
     if tell:
         tell(findings)
     action = "GUARDRAIL_INTERVENED" if any(f.action != "NONE" for f in findings) else "NONE"
-    outputs: list[dict[str, str]] = []
-    if blocks(findings):
-        messages = checker.guardrail.messages
-        outputs = [{"text": messages.input if source == "INPUT" else messages.output}]
-    elif action != "NONE":
-        outputs = [{"text": masked(text.text, text.findings)} for text in checked]
     usage = _policy_units(checker.guardrail, source, checked, with_activations=activations is not None)
     coverage = {
         "textCharacters": {"guarded": sum(len(t.text) for t in checked), "total": sum(len(t.text) for t in texts)}
@@ -98,6 +97,9 @@ def apply_guardrail(
     assessment = assessment_of(
         checker.guardrail, checked, source, full=full, show_matches=show_matches, looked=activations is not None
     )
+    if grounded:
+        assessment["contextualGroundingPolicy"] = grounded.assessment
+        usage |= {"contextualGroundingPolicyUnits": -(-grounded.characters // TEXT_UNIT)}
     if reasoned:
         assessment["automatedReasoningPolicy"] = reasoned.assessment
         usage |= {"automatedReasoningPolicyUnits": _units(checked), "automatedReasoningPolicies": 1}
@@ -110,10 +112,31 @@ def apply_guardrail(
         "usage": usage,
         "action": action,
         "actionReason": _action_reason(findings),
-        "outputs": outputs,
+        "outputs": _outgoing(checker.guardrail, source, checked, findings),
         "assessments": [assessment],
         "guardrailCoverage": coverage,
+        **({"poise": {"grounding": grounded.sentences(show=show_matches)}} if grounded else {}),
     }
+
+
+def _outgoing(
+    guardrail: Guardrail, source: Source, checked: Sequence[CheckedText], findings: Sequence[GuardFinding]
+) -> list[dict[str, str]]:
+    """The message where anything blocks, the texts with marks where anything is masked, and nothing else."""
+    if blocks(findings):
+        return [{"text": guardrail.messages.input if source == "INPUT" else guardrail.messages.output}]
+    if all(finding.action == "NONE" for finding in findings):
+        return []
+    return [{"text": masked(text.text, text.findings)} for text in checked]
+
+
+def _grounded(
+    guardrail: Guardrail, texts: Sequence[GuardedText], checked: Sequence[CheckedText], read: GroundingReader
+) -> GroundingVerdict | None:
+    """All guarded texts together, over all that are called a source and a query."""
+    sources = [text.text for text in texts if "grounding_source" in text.qualifiers]
+    query = "\n".join(text.text for text in texts if "query" in text.qualifiers)
+    return grounded_answer(guardrail.grounding, sources, query, "\n".join(text.text for text in checked), read)
 
 
 def _reasoned(
@@ -234,11 +257,13 @@ def _units(checked: Sequence[CheckedText]) -> int:
 
 
 def _action_reason(findings: Sequence[GuardFinding]) -> str:
+    """What was done, and what a judge had to do with it."""
+    reason = "Guardrail detected, and acts on nothing of it." if findings else "No action."
     if blocks(findings):
-        return "Guardrail blocked."
-    if any(f.action == "ANONYMIZE" for f in findings):
-        return "Guardrail masked."
-    return "Guardrail detected, and acts on nothing of it." if findings else "No action."
+        reason = "Guardrail blocked."
+    elif any(f.action == "ANONYMIZE" for f in findings):
+        reason = "Guardrail masked."
+    return " ".join(dict.fromkeys([reason, *(f.note for f in findings if f.note)]))
 
 
 def _policy_units(

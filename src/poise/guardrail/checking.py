@@ -99,4 +99,6 @@ def policies_on(guardrail: Guardrail, source: Source) -> list[PolicyName]:
         "content": guardrail.content,
     }
     on = [name for name, each in rules.items() if any(rule.on(source) != "SKIP" for rule in each)]  # type: ignore[attr-defined]
-    return [*on, "reasoning"] if guardrail.reasoning and source == "OUTPUT" else on
+    if source == "OUTPUT":
+        on += [name for name in ("grounding", "reasoning") if getattr(guardrail, name)]
+    return on

@@ -11,7 +11,7 @@ from poise.guardrail.schema import RuleAction
 __all__ = ["GuardFinding", "PolicyName", "blocks", "masked"]
 
 RARE, UNUSUAL = 0.002, 0.02
-PolicyName = Literal["words", "sensitive", "topics", "content", "reasoning"]
+PolicyName = Literal["words", "sensitive", "topics", "content", "grounding", "reasoning"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,8 @@ class GuardFinding:
         score: Reading, where a detector found it.
         threshold: Reading above which the detector acts.
         rate: Promised rate of false alarms of that threshold.
+        judge: What a judge gave it, from 0 to 100, where the reading was uncertain.
+        note: Why it counts, where that is not the reading alone.
     """
 
     policy: PolicyName
@@ -39,6 +41,8 @@ class GuardFinding:
     score: float | None = None
     threshold: float | None = None
     rate: float | None = None
+    judge: float | None = None
+    note: str = ""
 
     @property
     def confidence(self) -> str:

@@ -20,7 +20,7 @@ from poise.data import DataSet, InputRow, Rejections, data_from_rows, draw_conve
 from poise.errors import TooFewResponses
 from poise.guardrail.planting import plant_sentence, sentences_of
 from poise.guardrail.readings import ReadPlace, tool_turns
-from poise.guardrail.schema import ContentRule, Guardrail, RuleAction, Source, Strength, TopicRule
+from poise.guardrail.schema import ContentRule, Guardrail, JudgeSettings, RuleAction, Source, Strength, TopicRule
 from poise.model import Encoded, Model, ask
 from poise.storage.content_hash import content_key
 
@@ -44,6 +44,7 @@ class RuleTexts:
         examples: Texts that the rule is about.
         near_misses: Texts beside it.
         questions: What was asked before a tool's result, by its text.
+        judge: Who is asked about uncertain readings.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class RuleTexts:
     examples: tuple[str, ...]
     near_misses: tuple[str, ...]
     questions: Mapping[str, str] = field(default_factory=dict)
+    judge: JudgeSettings | None = None
 
 
 def rule_texts(guardrail: Guardrail) -> Iterator[RuleTexts]:

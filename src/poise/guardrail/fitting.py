@@ -8,7 +8,7 @@ recall is measured on examples that the fit did not see. n: texts, d: model widt
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -21,12 +21,13 @@ from poise.data import DataSet, InputRow
 from poise.detector.kinds import AnswerGroups, logistic
 from poise.errors import InvalidArgument
 from poise.guardrail.fit_texts import OrdinaryTexts, RuleTexts, last_token_of, rule_texts
-from poise.guardrail.guard_file import DetectorFigures, FittedGuard, GuardDetector, GuardHeader, OperatingPoint
+from poise.guardrail.guard_file import DetectorFigures, FittedGuard, GuardDetector, GuardHeader
 from poise.guardrail.readings import WINDOW_TOKENS, ReadPlace, highest_window
-from poise.guardrail.schema import Guardrail, Strength
+from poise.guardrail.schema import HIGHEST_RATE, Guardrail, Strength
+from poise.guardrail.uncertain_band import operating_point, uncertain_band
 from poise.model import Encoded, Model
 from poise.model.probe import Probe
-from poise.statistics.conformal import check_enough, check_rate, exact_interval, threshold
+from poise.statistics.conformal import check_enough, check_rate, exact_interval
 from poise.statistics.estimates import grouped_auc_estimate
 from poise.storage.content_hash import content_key
 from poise.vector.header import ModelId
@@ -92,7 +93,7 @@ def fit_guard(
         raise InvalidArgument(f"{guardrail.name} has neither topics nor content, so that there is nothing to fit.")
     layer = round(GUARD_DEPTH * (model.layers - 1)) if settings.layer is None else settings.layer
     check_number("layer", layer, least=0, most=model.layers - 1)
-    rules = list(rule_texts(guardrail))
+    rules = [replace(rule, judge=guardrail.judge) for rule in rule_texts(guardrail)]
     talk = OrdinaryTexts.read(model, normal, limit=settings.limit, seed=settings.seed)
     fitted = []
     for place in get_args(ReadPlace):
@@ -122,9 +123,10 @@ def _fit_place(
     texts = talk.in_place(model, place)
     n_fit = min(round(FITTED_SHARE * len(texts)), MOST_FITTED)
     noun = "prompts" if place == "prompt" else "answers"
-    for rate in {settings.rate * STRENGTH_RATES[rule.strength] for rule in rules}:
+    bands = [rule.judge.band_at(STRENGTH_RATES[rule.strength]) for rule in rules if rule.judge]
+    for rate in {settings.rate * STRENGTH_RATES[rule.strength] for rule in rules}.union(*bands):
         needs = f"Of {len(texts)} different {noun}, {n_fit} were used for the fit."
-        check_enough(len(texts) - n_fit, min(rate, 0.49), needs, unit=noun)
+        check_enough(len(texts) - n_fit, min(rate, HIGHEST_RATE), needs, unit=noun)
     encoded = [talk.encode_rule(model, rule, settings.seed) for rule in rules]
     features = [(_features(model, e, layer, place), _features(model, n, layer, place)) for e, n in encoded]
     ordinary = _features(model, texts[:n_fit], layer, place)
@@ -215,8 +217,7 @@ def _detector(
     talk = scores.talk[:, 0]
     centre, spread = float(talk.mean()), float(talk.std())
     ordinary = (talk - centre) / spread
-    set_at = threshold(ordinary, min(settings.rate * STRENGTH_RATES[rule.strength], 0.49))
-    point = OperatingPoint(value=set_at.value, rate=set_at.rate, low=set_at.low, high=set_at.high, n=set_at.answers)
+    point = operating_point(ordinary, settings.rate * STRENGTH_RATES[rule.strength])
     examples, near = scores.held_out(scores.examples, 0), scores.held_out(scores.near, 1)
     auc = grouped_auc_estimate(
         examples, ordinary, (np.arange(len(examples)), np.arange(len(ordinary)) + len(examples)), seed=settings.seed
@@ -235,6 +236,7 @@ def _detector(
         recall_high=high,
         near_alarms=int((near > point.value).sum()),
     )
+    band = rule.judge.band_at(STRENGTH_RATES[rule.strength]) if rule.judge else None
     detector = GuardDetector.model_validate(
         {
             "kind": rule.kind,
@@ -247,6 +249,7 @@ def _detector(
             "strength": rule.strength,
             "point": point,
             "figures": figures,
+            "band": uncertain_band(ordinary, band, examples, near) if band else None,
         }
     )
     return detector, direction / spread

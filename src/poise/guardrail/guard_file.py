@@ -24,9 +24,18 @@ from poise.storage.atomic_write import saving
 from poise.storage.output import check_output
 from poise.vector.header import ModelId
 
-__all__ = ["DetectorFigures", "FittedGuard", "GuardDetector", "OperatingPoint", "is_guard_file", "load_guard"]
+__all__ = [
+    "DetectorFigures",
+    "FittedGuard",
+    "GuardDetector",
+    "OperatingPoint",
+    "UncertainBand",
+    "is_guard_file",
+    "load_guard",
+]
 
 KEY = "poise_guard"
+Decision = Literal["pass", "ask", "act"]
 
 
 class OperatingPoint(FrozenModel):
@@ -37,6 +46,18 @@ class OperatingPoint(FrozenModel):
     low: float = Field(description="Lower end of the 95 % interval of the rate that it has.")
     high: float = Field(description="Upper end of that interval.")
     n: int = Field(description="Ordinary texts that it was set on, none of which the fit has seen.")
+
+
+class UncertainBand(FrozenModel):
+    """Where a judge is asked: above the lower of two thresholds, and not above the higher."""
+
+    asks: OperatingPoint = Field(description="Lower threshold: nothing is found up to it.")
+    acts: OperatingPoint = Field(description="Higher threshold: above it the rule applies unasked.")
+    judged: float = Field(description="Share of held-out ordinary texts in the band, about which a judge is asked.")
+    judged_low: float = Field(description="Lower end of its exact 95 % interval.")
+    judged_high: float = Field(description="Upper end of it.")
+    judged_examples: int = Field(description="Examples in the band, by fits that did not see them.")
+    judged_near_misses: int = Field(description="Texts beside the subject in the band.")
 
 
 class DetectorFigures(FrozenModel):
@@ -67,6 +88,7 @@ class GuardDetector(FrozenModel):
     strength: Strength = Field("MEDIUM", description="The rule's strength; a topic's is MEDIUM.")
     point: OperatingPoint
     figures: DetectorFigures
+    band: UncertainBand | None = None
 
     @property
     def reads(self) -> ReadPlace:
@@ -75,9 +97,16 @@ class GuardDetector(FrozenModel):
 
     def finding(self, projection: float, length: int) -> GuardFinding | None:
         """What a projection of a text of this many characters comes to; ``None`` up to the threshold."""
+        return self.certain(projection, length) if projection - self.centre > self.point.value else None
+
+    def decision(self, projection: float) -> Decision:
+        """What a projection comes to where a judge may be asked; without a band, the threshold alone decides."""
         score = projection - self.centre
-        if not score > self.point.value:
-            return None
+        asks, acts = (self.band.asks, self.band.acts) if self.band else (self.point, self.point)
+        return "act" if score > acts.value else "ask" if score > asks.value else "pass"
+
+    def certain(self, projection: float, length: int) -> GuardFinding:
+        """The finding of a text that the rule applies to."""
         return GuardFinding(
             policy="topics" if self.kind == "TOPIC" else "content",
             kind=self.kind,
@@ -85,7 +114,7 @@ class GuardDetector(FrozenModel):
             action=self.action,
             start=0,
             end=length,
-            score=round(score, 4),
+            score=round(projection - self.centre, 4),
             threshold=round(self.point.value, 4),
             rate=self.point.rate,
         )

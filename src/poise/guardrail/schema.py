@@ -21,8 +21,10 @@ from poise.settings import FilledText, Settings, placed_fault, read_settings
 __all__ = [
     "ContentRule",
     "ContentType",
+    "GroundingRule",
     "Guardrail",
     "GuardrailMessages",
+    "JudgeSettings",
     "PatternRule",
     "PiiRule",
     "ProfanityRule",
@@ -71,6 +73,7 @@ Language = Literal[
 ]
 
 
+HIGHEST_RATE = 0.49  # that a threshold can promise
 RuleName = Annotated[FilledText, Field(max_length=100)]
 Phrase = Annotated[FilledText, Field(max_length=100)]
 Example = Annotated[FilledText, Field(max_length=1000)]
@@ -259,6 +262,44 @@ class ContentRule(Settings):
         return self.input if source == "INPUT" else self.output
 
 
+class GroundingRule(Settings):
+    """How well an answer is to rest on its source, or to speak to its query; acts below its threshold."""
+
+    type: Literal["GROUNDING", "RELEVANCE"]
+    threshold: float = Field(ge=0, le=0.99, description="Least score, from 0 to 1.")
+    action: Literal["BLOCK", "NONE"] = "BLOCK"
+
+
+class JudgeSettings(Settings):
+    """Who is asked about texts that detectors are not sure of, and what is done where nobody answers."""
+
+    by: str = Field(
+        pattern=r"^(served|endpoint:\S+)$",
+        description="``served``: the guarded model itself; ``endpoint:NAME``: a model on an OpenAI-compatible server.",
+    )
+    url: FilledText | None = Field(None, description="URL of the server; else ``OPENAI_BASE_URL``.")
+    band: tuple[float, float] = Field(
+        (0.002, 0.05), description="Rates of ordinary talk: of the score that acts unasked, and that is asked about."
+    )
+    threshold: float = Field(50.0, ge=0, le=100, description="Least score of 0 to 100 at which the rule applies.")
+    on_failure: Literal["BLOCK", "PASS"] = Field("BLOCK", description="What is done where the judge does not answer.")
+    timeout: float = Field(20.0, gt=0, le=600, description="Seconds that the server may take.")
+
+    @model_validator(mode="after")
+    def _is_a_band(self) -> Self:
+        acts, asks = self.band
+        if not 0 < acts < asks <= HIGHEST_RATE:
+            raise placed_fault(f"is {acts:g} to {asks:g}; both are rates from 0 to 0.49, the lower first", "band")
+        if self.by == "served" and self.url:
+            raise placed_fault("is not used where the served model judges; take it out", "url")
+        return self
+
+    def band_at(self, times: float) -> tuple[float, float]:
+        """The rates at a strength that multiplies them, below those that cannot be promised."""
+        acts, asks = (min(rate * times, HIGHEST_RATE) for rate in self.band)
+        return acts, asks
+
+
 class Guardrail(Settings):
     """A guardrail: its policies, each for prompts, for answers or for both."""
 
@@ -270,6 +311,8 @@ class Guardrail(Settings):
     sensitive: SensitivePolicy | None = None
     topics: tuple[TopicRule, ...] = Field((), max_length=30)
     content: tuple[ContentRule, ...] = ()
+    judge: JudgeSettings | None = None
+    grounding: tuple[GroundingRule, ...] = ()
     reasoning: ReasoningRule | None = None
     streaming: Literal["synchronous", "asynchronous"] = Field(
         "synchronous",
@@ -283,8 +326,12 @@ class Guardrail(Settings):
         if self.streaming == "asynchronous" and (names := self._masked_in_answers):
             fault = f"is asynchronous, and {', '.join(names)} would be masked in answers, which have left by then"
             raise placed_fault(f"{fault}; let them BLOCK there, or stream synchronously", "streaming")
-        if not (self.words or self.sensitive or self.topics or self.content or self.reasoning):
-            raise ValueError("it has no policy; add words, sensitive, topics, content or reasoning")
+        if self.judge and not self.needs_model:
+            raise placed_fault("is asked about topics and content, and there are none; take it out", "judge")
+        _refuse_repeats("grounding", [rule.type for rule in self.grounding], "type")
+        policies = (self.words, self.sensitive, self.topics, self.content, self.grounding, self.reasoning)
+        if not any(policies):
+            raise ValueError("it has no policy; add words, sensitive, topics, content, grounding or reasoning")
         return self
 
     @property

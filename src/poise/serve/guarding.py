@@ -10,11 +10,11 @@ from typing import Any
 
 from poise.engine import GeneratedToken
 from poise.guardrail import Checker, GuardFinding
-from poise.guardrail.activation import ActivationReader
 from poise.guardrail.apply import ActivationFinder
 from poise.guardrail.automated_reasoning import AnswerReasoner, ReasonedAnswer
 from poise.guardrail.findings import blocks, masked
 from poise.guardrail.guard_file import FittedGuard
+from poise.guardrail.judging import JudgedReader, judged_reader
 from poise.guardrail.release import ReleaseWindow
 from poise.guardrail.schema import Source
 from poise.model import Model
@@ -82,6 +82,9 @@ class ServerGuard:
         if self.reasoner:
             text = f"{self.name} reasons about answers where ApplyGuardrail is asked, and not in chats and completions"
             notes.append(f"{text}; call it with what the model has answered.")
+        if self.checker.guardrail.grounding:
+            text = f"{self.name} scores answers over sources where ApplyGuardrail is asked, and not in chats"
+            notes.append(f"{text} and completions; call it with the source, the query and the answer.")
         return notes
 
     def read_along(self, plan: RequestPlan) -> RequestPlan:
@@ -104,13 +107,15 @@ class ServerGuard:
         """What reads a text by itself with the detectors, between two steps of the model; ``None`` without any."""
         if self.fitted is None:
             return None
-        reader = ActivationReader(self.fitted, model, read_text)
+        reader = judged_reader(self.fitted, model, between, read_text)
+        if isinstance(reader, JudgedReader):  # it waits for its judge outside of the model's steps
+            return reader
         return lambda text, source: list(between(lambda: reader(text, source)))
 
     @property
     def waits(self) -> bool:
         """Whether checking a text by itself waits for a model."""
-        return bool(self.fitted or self.reasoner)
+        return bool(self.fitted or self.reasoner or self.checker.guardrail.grounding)
 
     def answer_reader(self, model: Model, scheduler: Scheduler) -> Callable[[str, str], ReasonedAnswer] | None:
         """What reasons about an answer to a question; ``None`` without a policy for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +12,10 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from poise.errors import InvalidArgument, RequestError
+from poise.grounding import Grounding
 from poise.guardrail import GuardedText, apply_guardrail
 from poise.guardrail.apply import Qualifier
+from poise.guardrail.grounding_policy import GroundingReader, grounding_reader
 from poise.serve.api_description import taken
 from poise.serve.guarding import ServerGuard
 from poise.serve.intervention import intervention_facts
@@ -85,10 +88,23 @@ def _answer(service: Service, guard: ServerGuard, data: bytes, content_type: str
                 full=body.output_scope == "FULL",
                 activations=guard.reader(service.model, service.scheduler.call, service.engine.read_text),
                 reason=guard.answer_reader(service.model, service.scheduler),
+                ground=_grounding_reader(service),
                 tell=lambda findings: metrics.count(intervention_facts(guard.name, findings, body.source)),
             )
     except InvalidArgument as error:
         raise RequestError(400, str(error), code="invalid_value", param="content") from error
+
+
+def _grounding_reader(service: Service) -> GroundingReader:
+    """Scores answers with the server's model, between two of its steps."""
+    if service.engine.read_text is None:
+        return grounding_reader(service.model, service.scheduler.call)
+
+    def refuse(sources: Sequence[str], query: str, answer: str) -> Grounding:
+        text = "Answers are scored over a source by Poise's own engine alone; serve the model without vLLM for that."
+        raise RequestError(400, text, code="unsupported", param="content")
+
+    return refuse
 
 
 def aws_error(path: str, error: RequestError) -> tuple[dict[str, Any], dict[str, str]]:

@@ -22,6 +22,8 @@ def intervention_facts(guardrail: str, findings: Sequence[GuardFinding], source:
         fact |= {"rule": f.rule, "action": f.action}
         if f.score is not None:
             fact |= {"score": f.score, "threshold": f.threshold, "rate": f.rate}
+        if f.note:
+            fact |= {"judge": f.judge, "note": f.note}
         facts.append(fact)
         log.info("Guardrail %s: %s %s, %s of %s.", guardrail, f.action, f.rule, f.policy, source)
     return facts

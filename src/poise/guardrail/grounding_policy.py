@@ -1,0 +1,124 @@
+"""Contextual grounding as a policy: an answer over its sources and its query, with thresholds as Bedrock has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from poise.grounding import Grounding, ground, split_passages
+from poise.guardrail.findings import GuardFinding
+from poise.guardrail.schema import GroundingRule
+from poise.model import Model
+
+__all__ = ["GroundingReader", "GroundingVerdict", "grounded_answer", "grounding_reader"]
+
+GroundingReader = Callable[[Sequence[str], str, str], Grounding]
+"""Scores an answer over sources and a query: (sources, query, answer)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroundingVerdict:
+    """What the policy makes of an answer.
+
+    Attributes:
+        rules: The policy's rules.
+        grounding: The answer's scores.
+        characters: Characters of sources, query and answer.
+        length: Characters of the answer.
+    """
+
+    rules: tuple[GroundingRule, ...]
+    grounding: Grounding
+    characters: int
+    length: int
+
+    @property
+    def assessment(self) -> dict[str, Any]:
+        """``contextualGroundingPolicy`` of Bedrock's answer: each rule's score, whether or not it acts."""
+        filters = []
+        for rule in self.rules:
+            if (score := self._score(rule)) is not None:
+                detected = score < rule.threshold
+                action = "BLOCKED" if detected and rule.action == "BLOCK" else "NONE"
+                facts = {"threshold": rule.threshold, "score": round(score, 4), "action": action, "detected": detected}
+                filters.append({"type": rule.type, **facts})
+        return {"filters": filters}
+
+    @property
+    def findings(self) -> list[GuardFinding]:
+        """The rules whose threshold the answer does not reach."""
+        scores = [(rule, score) for rule in self.rules if (score := self._score(rule)) is not None]
+        return [
+            GuardFinding(
+                policy="grounding",
+                kind="GROUNDING",
+                rule=rule.type,
+                action=rule.action,
+                start=0,
+                end=self.length,
+                score=round(score, 4),
+                threshold=rule.threshold,
+            )
+            for rule, score in scores
+            if score < rule.threshold
+        ]
+
+    def sentences(self, *, show: bool = True) -> list[dict[str, Any]]:
+        """Each sentence with its place, its score, the passage that carries it, and what the source lacks of it.
+
+        Args:
+            show: Say what is lacking; otherwise how much of it.
+        """
+        return [
+            {
+                "start": sentence.start,
+                "end": sentence.end,
+                "score": round(sentence.score, 4),
+                "passage": sentence.passage,
+                "missing": {
+                    kind: list(values) if show else len(values)
+                    for kind, values in (
+                        ("numbers", sentence.missing.numbers),
+                        ("names", sentence.missing.names),
+                        ("quotes", sentence.missing.quotes),
+                    )
+                },
+            }
+            for sentence in self.grounding.sentences
+        ]
+
+    def _score(self, rule: GroundingRule) -> float | None:
+        return self.grounding.score if rule.type == "GROUNDING" else self.grounding.relevance
+
+
+def grounded_answer(
+    rules: tuple[GroundingRule, ...], sources: Sequence[str], query: str, answer: str, read: GroundingReader
+) -> GroundingVerdict | None:
+    """What the policy makes of an answer; ``None`` where there is no source or no answer.
+
+    Raises:
+        InvalidArgument: query and answer do not fit the model's window.
+    """
+    sources = [source for source in sources if source.strip()]
+    if not rules or not sources or not answer.strip():
+        return None
+    characters = sum(map(len, sources)) + len(query) + len(answer)
+    return GroundingVerdict(rules, read(sources, query, answer), characters, len(answer))
+
+
+def grounding_reader(
+    model: Model, between: Callable[[Callable[[], Grounding]], Grounding] = lambda work: work()
+) -> GroundingReader:
+    """Scores answers with a model.
+
+    Args:
+        model: Reads them.
+        between: Runs work of the model; by default here and now.
+    """
+
+    def read(sources: Sequence[str], query: str, answer: str) -> Grounding:
+        passages = [passage for source in sources for passage in split_passages(source)]
+        return between(lambda: ground(model, passages, query, answer))
+
+    return read
