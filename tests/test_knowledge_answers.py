@@ -132,6 +132,10 @@ class TestCitations:
         assert (first.score, second.score) == (0.9, 0.2)
         assert second.problem == "the passages carry it with 0.20, less than 0.50"
 
+    @pytest.mark.parametrize("answer", ["", "[1]", "?!", "[1] [2].", "\n"])
+    def test_of_an_answer_without_words_are_none(self, answer: str) -> None:
+        assert check_citations(answer, HARBOUR, "What?", score=lambda *_: [(0, 1, 0.5)]) == ()
+
     def test_are_rendered(self) -> None:
         sentences = check_citations("The tide turns at six [1].\n\nMars is red [2].", HARBOUR, "What?")
         assert rendered_answer(sentences, "mark") == ("The tide turns at six [1].\n\nMars is red [2] [unsupported].")

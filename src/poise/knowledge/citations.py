@@ -74,7 +74,7 @@ def check_citations(
     """
     text = _AFTER_STOP.sub(lambda match: match[2] + match[1], answer)
     spans = split_sentences(text)
-    ends = [start for start, _ in spans[1:]] + [len(text)]
+    ends = [*(start for start, _ in spans), len(text)][1:]
     pieces = [(text[start:end], text[end:after]) for (start, end), after in zip(spans, ends, strict=True)]
     pieces = [(piece, after) for piece, after in pieces if any(sign.isalnum() for sign in _CITATION.sub("", piece))]
     clean = [_CITATION.sub("", piece).strip() for piece, _ in pieces]
