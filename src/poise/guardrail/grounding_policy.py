@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from poise.grounding import Grounding, ground, split_passages
 from poise.guardrail.findings import GuardFinding
 from poise.guardrail.schema import GroundingRule
-from poise.model import Model
+
+if TYPE_CHECKING:
+    from poise.grounding import Grounding
+    from poise.model import Model
 
 __all__ = ["GroundingReader", "GroundingVerdict", "grounded_answer", "grounding_reader"]
 
-GroundingReader = Callable[[Sequence[str], str, str], Grounding]
+GroundingReader = Callable[[Sequence[str], str, str], "Grounding"]
 """Scores an answer over sources and a query: (sources, query, answer)."""
 
 
@@ -116,6 +118,7 @@ def grounding_reader(
         model: Reads them.
         between: Runs work of the model; by default here and now.
     """
+    from poise.grounding import ground, split_passages  # torch, which words and patterns do without
 
     def read(sources: Sequence[str], query: str, answer: str) -> Grounding:
         passages = [passage for source in sources for passage in split_passages(source)]

@@ -69,11 +69,15 @@ def _patch_engine() -> None:
     _patched.add("engine")
 
 
-@functools.cache
 def _folder() -> VectorFolder:
+    return _folder_at(os.environ[FOLDER])
+
+
+@functools.cache
+def _folder_at(path: str) -> VectorFolder:
     from poise.vllm.vector_folder import VectorFolder
 
-    return VectorFolder.read(Path(os.environ[FOLDER]).expanduser())
+    return VectorFolder.read(Path(path).expanduser())
 
 
 def _check_field(value: Any, processor: Any) -> Any:
@@ -100,16 +104,17 @@ def _watched_layers(field: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
 def _program(field: Any) -> RequestProgram:
     from poise.vllm.programs import RequestProgram
 
-    return field if isinstance(field, RequestProgram) else _program_of_text(field)
+    return field if isinstance(field, RequestProgram) else _program_of_text(field, os.environ[FOLDER])
 
 
 @functools.lru_cache(maxsize=1024)
-def _program_of_text(text: str) -> RequestProgram:
+def _program_of_text(text: str, path: str) -> RequestProgram:
     from poise.vllm.programs import compile_program
     from poise.vllm.request import read_field
 
-    request = read_field(text, _folder(), thoughts="marked")  # what cannot be done has been refused where it came in
-    return compile_program(request, _folder())
+    folder = _folder_at(path)
+    request = read_field(text, folder, thoughts="marked")  # what cannot be done has been refused where it came in
+    return compile_program(request, folder)
 
 
 def _phase_keys(field: Any) -> tuple[str, str]:
