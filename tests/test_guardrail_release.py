@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from poise.guardrail import Guardrail, checker_of
 from poise.guardrail.findings import masked
-from poise.guardrail.release import CONTEXT, HELD_BACK, STRIDE, ReleaseWindow
+from poise.guardrail.release import CONTEXT, STRIDE, ReleaseWindow
+from poise.guardrail.schema import HELD_BACK
 
 RULES = {
     "name": "a",
@@ -87,8 +88,20 @@ class TestAnAnswer:
 
     def test_leaves_no_later_than_it_must(self) -> None:
         window = ReleaseWindow(lambda text: CHECKER.find(text, "OUTPUT"))
-        count = next(n for n in range(1, 1000) if window.add(["x "]).pieces)
-        assert count * 2 <= HELD_BACK + STRIDE + 1
+        came = [len(window.add(["x "]).pieces) for _ in range(1000)]
+        first = next(n for n, pieces in enumerate(came) if pieces)
+        assert (first + 1) * 2 <= HELD_BACK + 2
+        assert 2 * max(came) <= STRIDE + 2
+
+    @pytest.mark.parametrize("held", [0, 1, 16, 96])
+    def test_is_held_back_by_as_much_as_is_said(self, held: int) -> None:
+        window = ReleaseWindow(lambda text: CHECKER.find(text, "OUTPUT"), window=held)
+        left = taken = 0
+        for _ in range(500):
+            taken += 2
+            left += sum(len(piece.text) for piece in window.add(["x "]).pieces)
+            assert held <= taken - left <= held + max(held // 2, 8) or not left
+        assert left > 500
 
     def test_is_not_kept_to_its_beginning(self) -> None:
         window = ReleaseWindow(lambda text: CHECKER.find(text, "OUTPUT"))

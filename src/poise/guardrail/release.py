@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from poise.guardrail.findings import GuardFinding, masked_parts
+from poise.guardrail.schema import HELD_BACK
 
-__all__ = ["HELD_BACK", "Release", "ReleaseWindow", "ReleasedPiece"]
+__all__ = ["Release", "ReleaseWindow", "ReleasedPiece"]
 
-HELD_BACK = 128  # characters
-STRIDE = 48  # characters that come between two checks
+STRIDE = 48  # characters that come between two checks, fewer where the window is small
+LEAST_STRIDE = 8
 CONTEXT = 160  # characters before the window that rules may look back on
 MOST_CONTEXT = 1000
 
@@ -54,6 +55,8 @@ class ReleaseWindow:
 
     def __init__(self, find: Callable[[str], Sequence[GuardFinding]], *, window: int = HELD_BACK) -> None:
         self._find, self._window = find, window
+        self._stride = min(STRIDE, max(LEAST_STRIDE, window // 2))
+        self._began = False
         self._text = ""  # from the context on
         self._dropped = 0  # characters of the answer before that
         self._released = 0  # place in the text up to which pieces have left
@@ -61,8 +64,9 @@ class ReleaseWindow:
         self._reported: set[tuple[int, str, str]] = set()
 
     def is_due(self, more: int, *, last: bool) -> bool:
-        """Whether this many more characters would be followed by a check."""
-        return last or len(self._text) + more - self._released >= self._window + STRIDE
+        """Whether this many more characters would be followed by a check: the first comes as soon as any can leave."""
+        stride = self._stride if self._began else 1
+        return last or len(self._text) + more - self._released >= self._window + stride
 
     def add(self, pieces: Sequence[str], *, last: bool = False) -> Release:
         """Take in the next pieces of the answer.
@@ -77,6 +81,7 @@ class ReleaseWindow:
         return self._release(last) if self.is_due(0, last=last) else Release()
 
     def _release(self, last: bool) -> Release:
+        self._began = True
         end = len(self._text)
         findings = [f for f in self._find(self._text) if f.end > self._released]
         blocking = [f for f in findings if f.action == "BLOCK" and (last or f.end < end)]

@@ -74,6 +74,7 @@ Language = Literal[
 
 
 HIGHEST_RATE = 0.49  # that a threshold can promise
+HELD_BACK, MOST_HELD_BACK = 128, 4000  # characters
 RuleName = Annotated[FilledText, Field(max_length=100)]
 Phrase = Annotated[FilledText, Field(max_length=100)]
 Example = Annotated[FilledText, Field(max_length=1000)]
@@ -228,7 +229,7 @@ class TopicRule(Rule):
 class ContentRule(Settings):
     """A kind of harmful content: how little of it is enough on each way, and what is then done.
 
-    A strength is a promised rate of false alarms on ordinary talk: LOW a tenth of the one asked for when the detectors
+    A strength is a promised rate of false alarms on ordinary talk: LOW a fifth of the one asked for when the detectors
     are fitted, MEDIUM that rate, HIGH five times as much. NONE does not look.
     """
 
@@ -314,6 +315,12 @@ class Guardrail(Settings):
     judge: JudgeSettings | None = None
     grounding: tuple[GroundingRule, ...] = ()
     reasoning: ReasoningRule | None = None
+    window: int = Field(
+        HELD_BACK,
+        ge=0,
+        le=MOST_HELD_BACK,
+        description="Characters of an answer held back until they are checked; a longer match may begin to leave.",
+    )
     streaming: Literal["synchronous", "asynchronous"] = Field(
         "synchronous",
         description="Whether streamed text is held back until it is checked, or leaves at once and ends on a match.",

@@ -272,7 +272,8 @@ class AnswerGuard:
         return release.blocked
 
     def _new_window(self) -> ReleaseWindow:
-        return ReleaseWindow(lambda text: self._guard.checker.find(text, "OUTPUT"))
+        checker = self._guard.checker
+        return ReleaseWindow(lambda text: checker.find(text, "OUTPUT"), window=checker.guardrail.window)
 
     def _part_of(self, token: GeneratedToken) -> str:
         return guarded_part(token, self._kind)
