@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ def uploading(folder: Path, **rules: Any) -> Path:
     path = folder / "uploading.yaml"
     path.write_text(json.dumps({"default": {"may_change_vectors": True, **rules}}))
     return path
+
+
+def eventually(get: Callable[[], Any], least: float = 30.0) -> Any:
+    """The first answer that is true; what a server does after it has answered takes its time."""
+    end = time.monotonic() + least
+    while not (found := get()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+    return found
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from poise.engine import model_pass
 from poise.model import Model
 from poise.serve.readings_db import ReadingRecord, ReadingsQuery, ReadingsStore
 from poise.serve.server import RunningServer
+from serving import eventually
 
 BODY: dict[str, Any] = {
     "model": "tiny-llama",
@@ -38,14 +39,6 @@ BODY: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def model() -> Model:
     return tiny.model()
-
-
-def eventually(get: Any, least: float = 20.0) -> Any:
-    end = time.monotonic() + least
-    while not (found := get()):
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.01)
-    return found
 
 
 def chat(address: str, **more: Any) -> httpx.Response:

@@ -81,7 +81,8 @@ class TestAServer:
             summary = poise["summary"]["up"]
             assert summary.get("part", "reply") == part
             assert (summary["tokens"], summary["mean"]) == (len(mine), pytest.approx(expected.mean[0], abs=1e-4))
-            [reading] = httpx.get(f"{address}/v1/poise/readings?part={part}").json()["data"]
+            kept = serving.eventually(lambda: httpx.get(f"{address}/v1/poise/readings?part={part}").json()["data"])
+            [reading] = kept
             assert (reading["part"], reading["alarms"][0]["part"]) == (part, part)
             assert reading["mean"] == pytest.approx(summary["mean"])
             other = "thought" if part == "reply" else "reply"

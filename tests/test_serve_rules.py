@@ -20,6 +20,7 @@ from poise.errors import InvalidArgument, InvalidSettings, TooFewResponses
 from poise.model import Model
 from poise.serve.server import ServerOptions, check_options, load_vectors, make_server
 from poise.vector import PersonaVector
+from serving import eventually
 
 ASK = {
     "model": "tiny-llama",
@@ -44,14 +45,6 @@ def choice(address: str, key: str = "", **more: Any) -> Any:
     found = chat(address, key, **({"poise": {"watch": True}} | more))
     assert found.status_code == 200, found.text
     return found.json()["choices"][0]
-
-
-def eventually(get: Any, least: float = 10.0) -> Any:
-    end = time.monotonic() + least
-    while not (found := get()):
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
-    return found
 
 
 def with_alarms(model: Model, *alarms: dict[str, Any]) -> dict[str, PersonaVector]:

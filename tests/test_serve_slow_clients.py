@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from poise.model import Model
 from poise.serve import service
 from poise.serve.connections import SPARE, ConnectionBook, ConnectionLimits, descriptors_left
 from poise.serve.server import RunningServer
+from serving import eventually
 
 BODY: dict[str, Any] = {"model": "tiny-llama", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
 HALF_A_HEADER = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
@@ -39,14 +40,6 @@ def model() -> Model:
 
 def limits(**changes: Any) -> ConnectionLimits:
     return ConnectionLimits(**{"header_seconds": 60.0, "body_seconds": 60.0, "write_seconds": 60.0, **changes})
-
-
-def eventually(get: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 30
-    while not (found := get()):
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
-    return found
 
 
 def port(address: str) -> int:

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from poise.vllm.answer_rows import AnswerRow
 from poise.vllm.programs import RequestProgram, SteeringWork
 from poise.vllm.step_engine import VllmStepEngine
 from preemptions import count_preemptions
+from serving import eventually
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -123,14 +123,6 @@ def chat(address: str, **changes: Any) -> Any:
 
 def poise_field(steer: str | None) -> dict[str, Any]:
     return {"steer": steer, "watch": True} if steer else {"watch": True}
-
-
-def eventually(get: Any, least: float = 20.0) -> Any:
-    end = time.monotonic() + least
-    while not (value := get()):
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
-    return value
 
 
 def assert_alike(one: Any, other: Any) -> None:
