@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -197,6 +198,15 @@ class TestInstructions:
         )
 
 
+def in_a_process(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A program that may import this file, to its end."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    }
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+
 @pytest.mark.parametrize("store", STORES)
 class TestBuilding:
     def test_finds_what_it_was_built_of(self, store: str, docs: Path, tmp_path: Path) -> None:
@@ -323,8 +333,7 @@ class Killed(WordEncoder):
         return super().__call__(texts)
 build_knowledge([sys.argv[1]], Path(sys.argv[2]), Killed(), settings({store!r}, batch=1))
 """
-        done = subprocess.run([sys.executable, "-c", program, str(docs), str(tmp_path / "kb")], check=False)
-        assert done.returncode == -signal.SIGKILL
+        assert in_a_process(program, str(docs), str(tmp_path / "kb")).returncode == -signal.SIGKILL
         encoder = WordEncoder()
         build_knowledge([docs], tmp_path / "kb", encoder, settings(store, batch=1))
         assert rows_of(tmp_path / "kb", store) == rows_of(built_aside(docs, tmp_path, store), store)
@@ -348,8 +357,8 @@ try:
 except SaveFailed as error:
     print(error)
 """
-        command = [sys.executable, "-c", program, str(docs), str(tmp_path / "kb"), store]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = in_a_process(program, str(docs), str(tmp_path / "kb"), store)
+        assert done.returncode == 0, done.stderr
         sentence = "Cannot write to .*; free some space" if store == "lance" else "Cannot use the store of chunks"
         assert re.search(sentence, done.stdout), done.stdout + done.stderr
         if store == "lance":
