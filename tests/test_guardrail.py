@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -99,6 +100,15 @@ class TestTheFile:
             ("content: [{type: HAET}]", 2, "did you mean HATE?"),
             ("messages: {input: ''}\ncontent: [{type: HATE}]", 2, "messages.input is empty"),
             ("version: 0\ncontent: [{type: HATE}]", 2, "version"),
+            ("words: {}", 2, "words has neither custom words nor profanity"),
+            ("streaming: Asynchronous\nwords: {custom: [a]}", 2, "did you mean asynchronous?"),
+            ("streaming: asynchronous\nwindow: 96\nwords: {custom: [a]}", 3, "window holds nothing back"),
+            ("grounding: [{type: relevance, threshold: 0.5}]", 2, "did you mean RELEVANCE?"),
+            ("reasoning: {file: none.yaml}", 2, "reasoning.file is 'none.yaml', and there is no file"),
+            ("reasoning: {file: none.yaml, writer: some-model}", 2, "as in endpoint:NAME"),
+            ("content: [{type: HATE}]\njudge: {by: endpoint}", 3, "as in endpoint:NAME"),
+            ("content: [{type: HATE}]\njudge: {by: served, timeout: 3}", 3, "judge.timeout is not used"),
+            ("content: [{type: HATE}]\njudge: {by: 'endpoint:m', url: 'a.example:80'}", 3, "begins with http://"),
             ("description: nothing else", 1, "it has no policy; add words, sensitive, topics, content, grounding"),
         ],
     )
@@ -337,6 +347,14 @@ class TestApplying:
         assert full["topicPolicy"]["topics"] == [{"name": "t", "type": "DENY", "action": "NONE", "detected": False}]
         [hate] = full["contentPolicy"]["filters"]
         assert (hate["type"], hate["confidence"], hate["filterStrength"]) == ("HATE", "NONE", "MEDIUM")
+
+    def test_lists_tens_of_thousands_of_matches_in_no_time(self) -> None:
+        """Each is compared with the others at once: with one after the other this took minutes."""
+        text = " ".join(f"u{n}@d{n}.example u{n}@d{n}.example" for n in range(30_000))
+        began = time.process_time()
+        [assessment] = applied(text, yaml="name: a\nsensitive: {types: [EMAIL]}")["assessments"]
+        assert len(assessment["sensitiveInformationPolicy"]["piiEntities"]) == 30_000
+        assert time.process_time() - began < 20
 
     def test_overlapping_masks_are_one(self) -> None:
         regexes = "[{name: host, pattern: 'b[.]example/c', action: ANONYMIZE}]"

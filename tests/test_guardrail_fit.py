@@ -10,6 +10,7 @@ from typing import Any, get_args
 import httpx
 import numpy as np
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -24,9 +25,11 @@ from poise.guardrail.fitting import GuardFitSettings, fit_guard
 from poise.guardrail.guard_file import FittedGuard, is_guard_file, load_guard
 from poise.guardrail.readings import WINDOW_TOKENS, AnswerWindow, highest_window
 from poise.guardrail.schema import ContentType
+from poise.guardrail.versions import publish_guardrail
 from poise.model import Model
 from poise.serve.guardrail_set import read_guardrails
 
+POLICIES = Path(__file__).parent / "policies"
 BEGINNINGS = ("Where do the", "How many", "Why are the")
 BOATS = [f"{start} boats {end}" for start in BEGINNINGS for end in ("go?", "sail!")]
 OTHERS = [f"{start} foxes {end}" for start in BEGINNINGS for end in ("go?", "run!")]
@@ -135,6 +138,23 @@ class TestTheFile:
         assert again.directions.equal(fitted.directions)
         assert is_guard_file(tmp_path / "a.guard")
         assert not is_guard_file(Path(__file__))
+
+    def test_says_what_its_yaml_said_and_no_more(self, model: Model, tmp_path: Path) -> None:
+        """What the YAML left unsaid would contradict the rest: an action beside both ways' own."""
+        ways = {"input": "NONE", "output": "BLOCK"}
+        rules = {
+            **RULES,
+            "words": {"custom": [{"text": "anchor", **ways}]},
+            "topics": [RULES["topics"][0] | ways],
+            "judge": {"by": "served", "band": [0.05, 0.2]},
+            "streaming": "asynchronous",
+            "reasoning": {"policy": yaml.safe_load((POLICIES / "leave.yaml").read_text("utf-8"))},
+        }
+        fitted = fit_guard(Guardrail.model_validate(rules), model, TALK, SETTINGS)
+        fitted.save(tmp_path / "a.guard")
+        assert load_guard(tmp_path / "a.guard").header == fitted.header
+        path, _ = publish_guardrail(tmp_path / "a.guard", tmp_path / "kept")
+        assert publish_guardrail(path, tmp_path / "kept") == (path, False)
 
     def test_of_another_model_is_refused(self, fitted: FittedGuard, tmp_path: Path) -> None:
         with pytest.raises(OtherModel, match=r"was fitted on tiny-llama.*fit it on this model"):

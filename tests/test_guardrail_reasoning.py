@@ -159,6 +159,8 @@ class TestAnAnswer:
         assert (answer["action"], policy["findings"]) == (action, [{"noTranslations": {}}])
         assert policy["poise"]["finding"] == "UNAVAILABLE"
         assert policy["poise"]["reason"] == "The server does not answer."
+        done = "blocks, as its `without_writer`" if action != "NONE" else "lets the answer pass, as its"
+        assert "not reasoned about (The server does not answer); the guardrail " + done in answer["actionReason"]
 
     def test_is_not_reasoned_about_where_it_is_a_prompt_or_blocked_anyway(self, tmp_path: Path) -> None:
         path = guardrail_file(tmp_path)

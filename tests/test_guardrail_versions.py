@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from poise.cli import app
-from poise.errors import InvalidSettings
-from poise.guardrail import load_guardrail
-from poise.guardrail.versions import guardrail_sources, publish_guardrail
+from poise.errors import InvalidSettings, SaveFailed
+from poise.guardrail import load_guardrail, versions
+from poise.guardrail.guard_file import FittedGuard
+from poise.guardrail.versions import GuardrailSource, guardrail_sources, publish_guardrail
 
 BANK = """\
 name: bank  # of the harbour
@@ -70,6 +74,36 @@ class TestPublishing:
         words = {yaml.safe_load(file.read_text())["words"]["custom"][0] for file in files}
         assert len({*files}) == len(words) == 16
         assert sorted(int(file.stem) for file in files) == list(range(1, 17))
+
+    def test_gives_a_number_once_to_a_yaml_and_to_what_was_fitted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Their files have different names, so that neither is in the other's way."""
+        read = versions.read_guardrail
+
+        def fitted(path: Path) -> GuardrailSource:
+            source = read(path)
+            return replace(source, fitted=FITTED) if path.parent == tmp_path and int(path.stem) % 2 else source
+
+        FITTED = cast(FittedGuard, SimpleNamespace(same_detectors=lambda other: False))
+        monkeypatch.setattr(versions, "read_guardrail", fitted)
+        monkeypatch.setattr(versions, "_numbered", lambda source, number: b"name: bank\nwords: {custom: [a]}\n")
+
+        def publish(n: int) -> Path:
+            path = tmp_path / f"{n}.yaml"
+            path.write_text(f"name: bank\nwords: {{custom: [word {n}]}}\n")
+            return publish_guardrail(path, tmp_path / "kept")[0]
+
+        with ThreadPoolExecutor(8) as pool:
+            files = list(pool.map(publish, range(16)))
+        assert {file.suffix for file in files} == {".yaml", ".guard"}
+        assert sorted(int(file.stem) for file in files) == list(range(1, 17))
+
+    def test_says_what_is_in_the_way(self, draft: Path, tmp_path: Path) -> None:
+        (tmp_path / "kept").mkdir()
+        (tmp_path / "kept" / "bank").write_text("a file")
+        with pytest.raises(SaveFailed, match=r"Cannot write into .*bank: File exists; choose another path"):
+            publish_guardrail(draft, tmp_path / "kept")
 
     def test_is_a_command(self, draft: Path, tmp_path: Path) -> None:
         options = ["guardrail", "publish", str(draft), "--to", str(tmp_path / "kept"), "--json"]

@@ -124,6 +124,24 @@ class TestAReload:
             assert blocked_by(chat(address, "hail", guardrail="sky")) == "No hail by sky."
             assert server.service.guardrails.guards["sky", "1"] is guards.guards["sky", "1"]
 
+    def test_takes_a_policy_that_a_draft_names(self, tmp_path: Path) -> None:
+        policy, draft = tmp_path / "leave.yaml", tmp_path / "hr.yaml"
+        policy.write_text((Path(__file__).parent / "policies" / "leave.yaml").read_text("utf-8"))
+        draft.write_text("name: hr\nreasoning: {file: leave.yaml}\n")
+        with serving.running(given={}, guardrail=[draft]) as (_, server):
+            before = server.service.guardrails
+            assert server.reloader.reload()
+            assert server.service.guardrails.guards == before.guards
+            policy.write_text(policy.read_text("utf-8").replace("name: parental-leave", "name: leave-of-2027"))
+            assert server.reloader.reload()
+            reasoner = server.service.guardrails.guards["hr", "DRAFT"].reasoner
+            assert reasoner
+            assert reasoner.rule.policy
+            assert reasoner.rule.policy.name == "leave-of-2027"
+            policy.unlink()
+            assert not server.reloader.reload()
+            assert server.service.guardrails.guards["hr", "DRAFT"].reasoner is reasoner
+
     def test_keeps_all_as_it_was_where_a_number_changed_or_a_rule_lost_its_guardrail(
         self, tmp_path: Path, files: list[Path], caplog: pytest.LogCaptureFixture
     ) -> None:

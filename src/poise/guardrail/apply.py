@@ -189,13 +189,13 @@ def assessment_of(
         looked: Whether activations were looked at.
     """
     entries: dict[str, list[dict[str, Any]]] = {}
-    seen: list[tuple[str, dict[str, Any]]] = []
+    seen: set[tuple[Any, ...]] = set()  # an answer may have tens of thousands of matches
     for text in checked:
         for finding in text.findings:
             entry = _assessment_entry(guardrail, finding, text.text, source, show_matches=show_matches)
             place = PLACES[finding.kind][1]
-            if (place, entry) not in seen:
-                seen.append((place, entry))
+            if (what := (place, *entry.values())) not in seen:
+                seen.add(what)
                 entries.setdefault(place, []).append(entry)
     if full and looked:
         _add_not_detected(guardrail, source, entries)

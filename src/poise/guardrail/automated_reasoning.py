@@ -38,12 +38,14 @@ class ReasonedAnswer:
         finding: What was found.
         action: What is done about it; ``None`` for nothing.
         unavailable: Whether nothing could be found, since the writer does not answer.
+        note: What was done for want of an answer of the writer.
     """
 
     policy: ReasoningPolicy
     finding: ReasoningFinding
     action: RuleAction | None = None
     unavailable: bool = False
+    note: str = ""
 
     def findings(self, length: int) -> list[GuardFinding]:
         """What the guardrail finds, in an answer of so many characters."""
@@ -51,7 +53,15 @@ class ReasonedAnswer:
             return []
         kind = UNAVAILABLE if self.unavailable else self.finding.kind
         return [
-            GuardFinding(policy="reasoning", kind=kind, rule=self.policy.name, action=self.action, start=0, end=length)
+            GuardFinding(
+                policy="reasoning",
+                kind=kind,
+                rule=self.policy.name,
+                action=self.action,
+                start=0,
+                end=length,
+                note=self.note,
+            )
         ]
 
     @property
@@ -106,8 +116,16 @@ class AnswerReasoner:
         except JudgeUnavailable as error:
             finding = ReasoningFinding(kind="NO_TRANSLATION", reason=str(error))
             blocks = rule.action == "BLOCK" and rule.without_writer == "BLOCK"
-            action: RuleAction = "BLOCK" if blocks else "NONE"
-            return ReasonedAnswer(policy=policy, finding=finding, action=action, unavailable=True)
+            done = "blocks" if blocks else "lets the answer pass"
+            says = "without_writer" if rule.action == "BLOCK" else "action"
+            why = str(error).rstrip(".")
+            return ReasonedAnswer(
+                policy=policy,
+                finding=finding,
+                action="BLOCK" if blocks else "NONE",
+                unavailable=True,
+                note=f"The answer was not reasoned about ({why}); the guardrail {done}, as its `{says}` says.",
+            )
         acts = finding.kind in rule.findings
         return ReasonedAnswer(policy=policy, finding=finding, action=rule.action if acts else None)
 

@@ -124,8 +124,10 @@ def _fit_place(
     n_fit = min(round(FITTED_SHARE * len(texts)), MOST_FITTED)
     noun = "prompts" if place == "prompt" else "answers"
     bands = [rule.judge.band_at(STRENGTH_RATES[rule.strength]) for rule in rules if rule.judge]
-    for rate in {settings.rate * STRENGTH_RATES[rule.strength] for rule in rules}.union(*bands):
+    asked = {settings.rate * STRENGTH_RATES[rule.strength] for rule in rules}
+    for rate in asked.union(*bands):
         needs = f"Of {len(texts)} different {noun}, {n_fit} were used for the fit."
+        needs += "" if rate in asked else " The rate is one of the judge's `band`, in the YAML."
         check_enough(len(texts) - n_fit, min(rate, HIGHEST_RATE), needs, unit=noun)
     encoded = [talk.encode_rule(model, rule, settings.seed) for rule in rules]
     features = [(_features(model, e, layer, place), _features(model, n, layer, place)) for e, n in encoded]

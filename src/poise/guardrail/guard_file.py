@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_serializer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
@@ -133,6 +133,11 @@ class GuardHeader(FrozenModel):
     normal: dict[str, int]
     normal_sha256: str
     examples_sha256: str
+
+    @field_serializer("guardrail")
+    def _as_it_was_written(self, guardrail: Guardrail) -> dict[str, Any]:
+        """What its YAML said and no more: what is left unsaid there may contradict the rest once it is said."""
+        return guardrail.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from poise.errors import InvalidSettings
 from poise.reasoning.findings import FindingKind
 from poise.reasoning.policy import ReasoningPolicy, load_policy
-from poise.settings import FilledText, Settings, placed_fault
+from poise.settings import FilledText, Settings, faults_error, placed_fault
 
 __all__ = ["SERVED", "ReasoningRule"]
 
@@ -27,7 +28,7 @@ class ReasoningRule(Settings):
     policy: ReasoningPolicy | None = Field(None, description="The policy itself, in the place of a file.")
     writer: str = Field(
         SERVED,
-        pattern=r"^(served|endpoint:\S.*)$",
+        pattern=r"^(served|endpoint:\S+)$",
         description="Who turns an answer into statements: the served model, or endpoint:NAME (OPENAI_BASE_URL).",
     )
     translations: int = Field(2, ge=1, le=10, description="How often it does; where two differ, nothing is decided.")
@@ -57,5 +58,8 @@ class ReasoningRule(Settings):
         """
         if self.file is None:
             return self
+        if not (file := guardrail.parent / self.file).is_file():
+            fault = f"is {self.file!r}, and there is no file {file}; give its path from the guardrail's file"
+            raise faults_error([(("reasoning", "file"), fault)], InvalidSettings)
         settings = {name: getattr(self, name) for name in self.model_fields_set - {"file"}}
-        return ReasoningRule(policy=load_policy(guardrail.parent / self.file), **settings)
+        return ReasoningRule(policy=load_policy(file), **settings)

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from poise.guardrail.patterns import check_pattern
 from poise.guardrail.pii_types import PiiType
 from poise.guardrail.reasoning_rule import ReasoningRule
-from poise.settings import FilledText, Settings, placed_fault, read_settings
+from poise.settings import FilledText, Settings, located_faults, placed_fault, read_settings
 
 __all__ = [
     "ContentRule",
@@ -75,6 +75,7 @@ Language = Literal[
 
 HIGHEST_RATE = 0.49  # that a threshold can promise
 HELD_BACK, MOST_HELD_BACK = 128, 4000  # characters
+JUDGE_SECONDS = 20.0
 RuleName = Annotated[FilledText, Field(max_length=100)]
 Phrase = Annotated[FilledText, Field(max_length=100)]
 Example = Annotated[FilledText, Field(max_length=1000)]
@@ -146,6 +147,10 @@ class WordPolicy(Settings):
 
     @model_validator(mode="after")
     def _of_one_mind(self) -> Self:
+        if not (self.custom or self.profanity):
+            raise ValueError(
+                "has neither custom words nor profanity, so that nothing is found; add some or take it out"
+            )
         first: dict[str, int] = {}
         for place, rule in enumerate(self.custom):
             earlier = first.setdefault(spelling(rule.text), place)
@@ -278,21 +283,22 @@ class JudgeSettings(Settings):
         pattern=r"^(served|endpoint:\S+)$",
         description="``served``: the guarded model itself; ``endpoint:NAME``: a model on an OpenAI-compatible server.",
     )
-    url: FilledText | None = Field(None, description="URL of the server; else ``OPENAI_BASE_URL``.")
+    url: str | None = Field(None, pattern="^https?://", description="URL of the server; else ``OPENAI_BASE_URL``.")
     band: tuple[float, float] = Field(
         (0.002, 0.05), description="Rates of ordinary talk: of the score that acts unasked, and that is asked about."
     )
     threshold: float = Field(50.0, ge=0, le=100, description="Least score of 0 to 100 at which the rule applies.")
     on_failure: Literal["BLOCK", "PASS"] = Field("BLOCK", description="What is done where the judge does not answer.")
-    timeout: float = Field(20.0, gt=0, le=600, description="Seconds that the server may take.")
+    timeout: float = Field(JUDGE_SECONDS, gt=0, le=600, description="Seconds that the server may take.")
 
     @model_validator(mode="after")
     def _is_a_band(self) -> Self:
         acts, asks = self.band
         if not 0 < acts < asks <= HIGHEST_RATE:
             raise placed_fault(f"is {acts:g} to {asks:g}; both are rates from 0 to 0.49, the lower first", "band")
-        if self.by == "served" and self.url:
-            raise placed_fault("is not used where the served model judges; take it out", "url")
+        for name, unused in (("url", None), ("timeout", JUDGE_SECONDS)):
+            if self.by == "served" and getattr(self, name) != unused:
+                raise placed_fault("is not used where the served model judges; take it out", name)
         return self
 
     def band_at(self, times: float) -> tuple[float, float]:
@@ -333,6 +339,9 @@ class Guardrail(Settings):
         if self.streaming == "asynchronous" and (names := self._masked_in_answers):
             fault = f"is asynchronous, and {', '.join(names)} would be masked in answers, which have left by then"
             raise placed_fault(f"{fault}; let them BLOCK there, or stream synchronously", "streaming")
+        if self.streaming == "asynchronous" and self.window != HELD_BACK:
+            fault = "holds nothing back, since streaming is asynchronous; take it out, or stream synchronously"
+            raise placed_fault(fault, "window")
         if self.judge and not self.needs_model:
             raise placed_fault("is asked about topics and content, and there are none; take it out", "judge")
         _refuse_repeats("grounding", [rule.type for rule in self.grounding], "type")
@@ -366,7 +375,8 @@ def load_guardrail(path: str | Path) -> Guardrail:
     guardrail = read_settings(path, Guardrail)
     if guardrail.reasoning is None:
         return guardrail
-    return guardrail.model_copy(update={"reasoning": guardrail.reasoning.read_beside(Path(path))})
+    with located_faults(path, Guardrail):
+        return guardrail.model_copy(update={"reasoning": guardrail.reasoning.read_beside(Path(path))})
 
 
 def spelling(text: str) -> str:

@@ -16,12 +16,12 @@ from poise.errors import InvalidSettings, SaveFailed
 from poise.guardrail.guard_file import FittedGuard, is_guard_file, load_guard
 from poise.guardrail.schema import Guardrail, load_guardrail
 from poise.storage.atomic_write import creating
+from poise.storage.lock import one_at_a_time
 
 __all__ = ["GuardrailSource", "guardrail_files", "guardrail_sources", "publish_guardrail", "read_guardrail"]
 
 ENDINGS = (".yaml", ".yml", ".guard")
 VERSION_FILE = re.compile(r"DRAFT|[1-9]\d{0,8}")
-MOST_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,12 @@ def publish_guardrail(path: Path, folder: Path) -> tuple[Path, bool]:
 
     Raises:
         InvalidSettings: no guardrail, or the last version cannot be read.
+        FolderInUse: somebody else publishes there all the time.
         SaveFailed: the disk refused.
     """
     source = read_guardrail(path)
     home = folder / source.guardrail.name
-    for _ in range(MOST_TRIES):
+    with one_at_a_time(home):
         numbered = [file for file in _versions_in(home) if file.stem != "DRAFT"]
         if numbered and source.says_the_same(read_guardrail(numbered[-1])):
             return numbered[-1], False
@@ -126,10 +127,9 @@ def publish_guardrail(path: Path, folder: Path) -> tuple[Path, bool]:
         try:
             with creating(target) as temporary:
                 temporary.write_bytes(_numbered(source, number))
-        except FileExistsError:
-            continue  # somebody else has published meanwhile
+        except FileExistsError as error:
+            raise SaveFailed(f"Cannot publish as {target}: something else is there; try again.") from error
         return target, True
-    raise SaveFailed(f"Cannot publish into {home}: others publish there all the time; try again.")
 
 
 def _versions_in(folder: Path) -> list[Path]:

@@ -31,7 +31,7 @@ class GuardrailSet:
     Attributes:
         guards: All of them, by name and version.
         first: The one that was named first; guards what no policy names another for.
-        sums: Hash of each one's file.
+        sums: Hash of what each one's files say.
     """
 
     guards: Mapping[tuple[str, str], ServerGuard] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def read_guardrails(
     guards: dict[tuple[str, str], ServerGuard] = {}
     sums: dict[tuple[str, str], str] = {}
     for source in guardrail_sources(paths):
-        key, sums[source.key] = source.key, hashlib.sha256(source.path.read_bytes()).hexdigest()
+        key, sums[source.key] = source.key, _sum(source)
         if sums[key] == before.sums.get(key):
             guards[key] = before.guards[key]
             continue
@@ -128,6 +128,13 @@ def read_guardrails(
             )
         guards[key] = _server_guard(source, model)
     return GuardrailSet(guards=guards, first=_first_guard(paths, guards), sums=sums)
+
+
+def _sum(source: GuardrailSource) -> str:
+    """Hash of a guardrail's file, and of the policy that it may name another file for."""
+    rule = source.guardrail.reasoning
+    policy = rule.policy.model_dump_json() if rule and rule.policy else ""
+    return hashlib.sha256(source.path.read_bytes() + policy.encode()).hexdigest()
 
 
 def _server_guard(source: GuardrailSource, model: Model | None) -> ServerGuard:

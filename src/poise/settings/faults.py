@@ -137,7 +137,7 @@ def describe_value(fault: Mapping[str, Any]) -> str:
     if kind_of_fault == "float_type" and isinstance(fault["input"], int) and not isinstance(fault["input"], bool):
         kind_of_fault = "int_parsing_size"  # in a list or a mapping; a float cannot hold it
     if kind_of_fault == "literal_error" and isinstance(fault["input"], str):
-        near = difflib.get_close_matches(fault["input"], re.findall(r"'([^']*)'", context["expected"]), n=1)
+        near = _choices_like(fault["input"], re.findall(r"'([^']*)'", context["expected"]))
         hint = f", did you mean {near[0]}?" if near else ""
         return f"is {value}; it must be {context['expected']}{hint}"
     if kind_of_fault in ("string_too_long", "too_long"):
@@ -160,6 +160,13 @@ def describe_value(fault: Mapping[str, Any]) -> str:
     return FAULTS.get(kind_of_fault, "is {value}, which cannot be used").format(value=value)
 
 
+def _choices_like(given: str, choices: Sequence[str]) -> list[str]:
+    """The choice that was meant, if one is near: the same in other letters, else the one that is spelt most alike."""
+    by_fold = {choice.casefold(): choice for choice in choices}
+    near = difflib.get_close_matches(given.casefold(), by_fold, n=1)
+    return [by_fold[name] for name in near]
+
+
 def shown_value(value: Any) -> str:
     """A value in few characters, however large."""
     try:
@@ -175,7 +182,10 @@ FAULTS = {
 PATTERNS = {
     "^[a-z0-9][a-z0-9_-]{0,63}$": "up to 64 lower-case letters, digits, hyphens and underscores",
     "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$": "up to 64 letters, digits, hyphens and underscores",
+    r"^(served|endpoint:\S+)$": "served for the served model, or endpoint: with a model's name, as in endpoint:NAME",
     "^[a-zA-Z0-9_.-]+$": "up to 64 letters, digits, dots, hyphens and underscores",
+    "^https?://": "a URL that begins with http:// or https://",
+    "^[A-Z]{2}$": "a country's two capital letters, such as GB",
 }
 """What the patterns of names ask for, in words."""
 UNION_MEMBER = re.compile(r"(literal|tuple|list|dict|function-\w+|constrained-\w+|nullable)\[|\[key\]$")

@@ -13,10 +13,11 @@ from poise.errors import FolderInUse, OutputExists
 from poise.storage.atomic_write import saving
 from poise.storage.disk_errors import save_failed
 
-__all__ = ["check_free", "job_of", "locked"]
+__all__ = ["check_free", "job_of", "locked", "one_at_a_time"]
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}  # some network disks
 _JOB = "job"
+_LONGEST_WAIT = 60.0  # seconds
 
 
 @contextlib.contextmanager
@@ -51,6 +52,25 @@ def locked(run_folder: Path, job: str, *, results: Path | None = None) -> Iterat
             raise _in_use(run_folder, results) from error
         except OSError as error:
             raise save_failed(f"Cannot use the run folder {run_folder}", error) from error
+        yield
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Make a folder, and wait until nobody else is in such a block for it; for work of seconds.
+
+    Raises:
+        FolderInUse: somebody is for a minute.
+        SaveFailed: the disk refused.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _take(FileLock(folder / ".lock", timeout=_LONGEST_WAIT), held)
+        except Timeout as error:
+            raise FolderInUse(f"Somebody else is writing into {folder}; try again when they are done.") from error
+        except OSError as error:
+            raise save_failed(f"Cannot write into {folder}", error) from error
         yield
 
 
