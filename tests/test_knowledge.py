@@ -243,6 +243,37 @@ class TestBuilding:
         assert "A berth costs 15 euros a night." in texts_of(knowledge, "berth costs euros")
         assert not [p for p in knowledge.search("anchor rope price", top=50) if "prices" in p.path]
 
+    def test_what_a_build_leaves_open_is_as_in_the_last(self, store: str, docs: Path, tmp_path: Path) -> None:
+        out, outsider = tmp_path / "kb", ChunkFilter(labels=frozenset())
+        built(docs, out, store, labels=("staff=*prices.csv",), chunk=300)
+        again = build_knowledge([], out, WordEncoder())
+        assert (again.unchanged, again.changed) == (4, 0)
+        assert (again.header.store, again.header.chunk, again.header.labels) == (store, 300, ("staff=*prices.csv",))
+        sought = "anchor rope price"
+        assert not [p for p in Knowledge(out, WordEncoder()).search(sought, 50, where=outsider) if "prices" in p.path]
+        unlabelled = build_knowledge([], out, WordEncoder(), BuildSettings(labels=()))
+        assert (unlabelled.changed, unlabelled.header.labels) == (1, ())
+        assert [p for p in Knowledge(out, WordEncoder()).search(sought, 50, where=outsider) if "prices" in p.path]
+
+    def test_a_label_that_hides_nothing_is_said(self, store: str, docs: Path, tmp_path: Path) -> None:
+        rules = ("staff=*prices.csv", "staff=docs/intern/*")
+        assert built(docs, tmp_path / "kb", store, labels=rules).idle_labels == ("staff=docs/intern/*",)
+
+    def test_a_file_has_one_name_however_it_is_written(
+        self, store: str, docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(docs)
+        sources = ["./prices.csv", "prices.csv", ".//guide.md"]
+        rules = settings(store, labels=("staff=prices.csv",))
+        header = build_knowledge(sources, tmp_path / "kb", WordEncoder(), rules).header
+        assert list(header.files) == ["guide.md", "prices.csv"]
+        assert header.files["prices.csv"].labels == ("staff",)
+
+    def test_a_pipe_is_skipped(self, store: str, docs: Path, tmp_path: Path) -> None:
+        os.mkfifo(docs / "pipe.md")
+        header = built(docs, tmp_path / "kb", store).header
+        assert header.skipped == {str(docs / "pipe.md"): "it is a pipe, socket or device and not a file"}
+
     def test_filters_and_labels(self, store: str, docs: Path, tmp_path: Path) -> None:
         built(docs, tmp_path / "kb", store, labels=("crew=*/deep/*", "crew=*it's*"))
         knowledge = Knowledge(tmp_path / "kb", WordEncoder())
@@ -425,7 +456,7 @@ class TestAKnowledgeBase:
             built(docs, tmp_path / "kb")
         with pytest.raises(InvalidArgument, match="There is no document or folder"):
             build_knowledge(["no-such"], tmp_path / "kb2", WordEncoder(), settings())
-        with pytest.raises(InvalidArgument, match="nothing has no documents"):
+        with pytest.raises(InvalidArgument, match="not a knowledge base yet; name files or folders"):
             build_knowledge([], tmp_path / "kb2", WordEncoder(), settings())
 
     @pytest.mark.parametrize(
@@ -484,14 +515,19 @@ class TestEndpoint:
 
 class TestCommands:
     def test_build_and_search(self, docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("poise.knowledge.text_encoder", lambda *_, **__: WordEncoder())
-        monkeypatch.setattr("poise.knowledge.searching.text_encoder", lambda *_, **__: WordEncoder())
+        for room in ("building", "searching"):
+            monkeypatch.setattr(f"poise.knowledge.{room}.text_encoder", lambda *_, **__: WordEncoder())
         (docs / "bad.pdf").write_bytes(b"no")
         out = str(tmp_path / "kb")
         done = CliRunner().invoke(app, ["knowledge", "build", str(docs), "--out", out, "--store", "exact"])
         assert done.exit_code == 0, done.output
         assert "4 files, " in done.stdout
         assert "bad.pdf: it cannot be read as PDF" in done.stdout
+        labels = ["--label", "staff=*prices.csv", "--label", "staff=*price.csv"]
+        done = CliRunner().invoke(app, ["knowledge", "build", "--out", out, *labels])
+        assert "No file is hidden by the label staff=*price.csv: no name fits it; names look like /" in done.stdout
+        done = CliRunner().invoke(app, ["knowledge", "build", "--out", out, *labels, "--no-labels"])
+        assert "--label and --no-labels exclude each other" in done.stderr
         done = CliRunner().invoke(app, ["knowledge", "search", out, "berth euros", "--top", "1"])
         assert "[1] " in done.stdout
         assert "A berth costs 12 euros a night." in done.stdout

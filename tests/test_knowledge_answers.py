@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import tiny
 from poise.cli import app
 from poise.data import Message
-from poise.errors import EncoderUnavailable, InvalidArgument
+from poise.errors import EndpointUnavailable, InvalidArgument
 from poise.knowledge import (
     AnswerSettings,
     EndpointAnswerWriter,
@@ -209,7 +209,7 @@ class TestAnswers:
 
     def test_of_an_endpoint_that_is_down_are_a_sentence(self) -> None:
         writer = EndpointAnswerWriter("m", base_url="http://127.0.0.1:9/v1", timeout=1)
-        with pytest.raises(EncoderUnavailable, match=r"'m' at .* does not answer"):
+        with pytest.raises(EndpointUnavailable, match=r"'m' at .* does not answer"):
             writer([{"role": "user", "content": "x"}], 5)
 
 

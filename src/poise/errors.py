@@ -16,6 +16,7 @@ PoiseError
 │   ├── InvalidDocument        a document cannot be read; builds of a knowledge base list and skip it
 │   ├── InvalidKnowledge       a knowledge base is missing, damaged, or of another encoder
 │   ├── EncoderUnavailable     the endpoint for embeddings cannot be reached or answers nonsense
+│   ├── EndpointUnavailable    the endpoint of a model that is asked cannot be reached or answers nonsense
 │   ├── ModelNotFound          neither a bundled name, a folder, a GGUF file nor a hub id that answers
 │   ├── BrokenModelFile        the file is there and cannot be read as a model
 │   ├── UnsuitableModel        decoder blocks, tokenizer or template cannot be used
@@ -127,6 +128,10 @@ class InvalidKnowledge(UserError):
 
 class EncoderUnavailable(UserError):
     """The endpoint for embeddings cannot be reached, or what it answers is not embeddings."""
+
+
+class EndpointUnavailable(UserError):
+    """The endpoint of a model that is asked cannot be reached, or what it answers is no chat completion."""
 
 
 class ModelNotFound(UserError):

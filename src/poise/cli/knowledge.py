@@ -51,31 +51,57 @@ def build_command(
         ),
     ] = None,
     encoder: Annotated[
-        str, typer.Option("--encoder", metavar="E", help="all-MiniLM-L6-v2, or endpoint:NAME (OPENAI_BASE_URL).")
-    ] = "all-MiniLM-L6-v2",
+        str | None,
+        typer.Option(
+            "--encoder",
+            metavar="E",
+            help="all-MiniLM-L6-v2, or endpoint:NAME (OPENAI_BASE_URL). Default: that of the last build, else the "
+            "former.",
+            show_default=False,
+        ),
+    ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
             "--label",
             metavar="LABEL=PATTERN",
-            help="Files whose names fit are seen by those with the label alone; may be repeated.",
+            help="Files whose names fit are seen by those with the label alone; may be repeated. Default: the rules of "
+            "the last build.",
+            show_default=False,
         ),
     ] = None,
-    chunk: Annotated[int, typer.Option("--chunk", metavar="N", help="Most characters of a passage.")] = 900,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Everybody sees every file.")] = False,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            "--chunk",
+            metavar="N",
+            help="Most characters of a passage. Default: that of the last build, else 900.",
+            show_default=False,
+        ),
+    ] = None,
     store: Annotated[
-        Literal["lance", "exact"],
-        typer.Option("--store", help="lance: LanceDB. exact: SQLite, all vectors compared; for small collections."),
-    ] = "lance",
+        Literal["lance", "exact"] | None,
+        typer.Option(
+            "--store",
+            help="lance: LanceDB. exact: SQLite, all vectors compared; for small collections. Default: that of the "
+            "last build, else lance.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Build a knowledge base, or bring it up to date: only what changed is read, and what is gone leaves."""
     from poise.cli import facts
 
+    if label and no_labels:
+        raise typer.BadParameter("--label and --no-labels exclude each other.")
     with working():
         from poise.knowledge import BuildSettings, build_knowledge, text_encoder
 
-        settings = BuildSettings(chunk=chunk, labels=tuple(label or ()), store=store)
-        summary = build_knowledge(documents or [], out, text_encoder(encoder), settings)
+        labels = () if no_labels else tuple(label) if label else None
+        settings = BuildSettings(chunk=chunk, labels=labels, store=store)
+        summary = build_knowledge(documents or [], out, text_encoder(encoder) if encoder else None, settings)
     if as_json:
         facts.print_json({"out": str(out), **_build_facts(summary)})
         return
@@ -96,6 +122,8 @@ def _build_facts(summary: BuildSummary) -> dict[str, object]:
         "embedded": summary.embedded,
         "reused": summary.reused,
         "marked": summary.marked,
+        "labels": header.labels,
+        "idle_labels": summary.idle_labels,
         "encoder": header.encoder,
         "store": header.store,
         "skipped": header.skipped,
@@ -110,7 +138,11 @@ def _build_lines(summary: BuildSummary) -> list[str]:
         f"embedded, {summary.reused:,} reused."
     ]
     if summary.marked:
-        lines.append(f"{summary.marked:,} new chunks hold what reads as an instruction to a model; they are marked.")
+        lines.append(f"Marked as reading like an instruction to a model, of the chunks just read: {summary.marked:,}.")
+    if summary.idle_labels:
+        name = next(iter(header.files), "")
+        rules = ", ".join(summary.idle_labels)
+        lines.append(f"No file is hidden by the label {rules}: no name fits it; names look like {name}.")
     skipped = list(header.skipped.items())
     lines += [f"skipped {path}: {reason}" for path, reason in skipped[:SKIPPED_LINES]]
     if len(skipped) > SKIPPED_LINES:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from poise.data import Message
 from poise.engine import GenerationRequest, SamplingParams
 from poise.engine.continuous import ContinuousEngine
-from poise.errors import EncoderUnavailable, InvalidArgument
+from poise.errors import EndpointUnavailable, InvalidArgument
 from poise.model import Model
 from poise.steer import Steering
 
@@ -127,7 +127,7 @@ class EndpointAnswerWriter:
         """Answer a prompt.
 
         Raises:
-            EncoderUnavailable: the server does not answer.
+            EndpointUnavailable: the server does not answer.
         """
         from openai import OpenAI, OpenAIError
 
@@ -141,7 +141,7 @@ class EndpointAnswerWriter:
                 return WrittenAnswer(text.strip(), done.usage.completion_tokens if done.usage else 0)
             except (OpenAIError, IndexError, AttributeError) as error:
                 cause = str(error.__cause__ or error)[:200]
-                raise EncoderUnavailable(
+                raise EndpointUnavailable(
                     f"The model {self.name!r} at {client.base_url} does not answer ({cause}); start the server or set "
                     "OPENAI_BASE_URL to where it runs."
                 ) from error

@@ -131,7 +131,8 @@ def answer_question(
 
     Raises:
         InvalidArgument: the question does not fit the model's window.
-        EncoderUnavailable: an endpoint does not answer.
+        EncoderUnavailable: the endpoint for embeddings does not answer.
+        EndpointUnavailable: the endpoint of the model does not answer.
     """
     settings = settings or AnswerSettings()
     began = time.monotonic()

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from re import fullmatch
+from stat import S_ISREG
 
 import numpy as np
 
 from poise.arguments import check_number
 from poise.errors import InvalidArgument, InvalidDocument, InvalidKnowledge, OutputExists
 from poise.knowledge.documents import Chunk, chunks_of
-from poise.knowledge.encoders import TextEncoder
+from poise.knowledge.encoders import BUNDLED_ENCODER, TextEncoder, text_encoder
 from poise.knowledge.header import (
     HEADER_NAME,
     KnowledgeFile,
@@ -44,27 +45,58 @@ _FINISHED = "finished.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSettings:
-    """How documents are read.
+    """How documents are read; what is ``None`` is as in the last build, so that no document loses its label unasked.
 
     Attributes:
-        chunk: Most characters of a chunk; 900 are about 200 tokens, of which the bundled encoder reads 256.
+        chunk: Most characters of a chunk, 900 in a new knowledge base; these are about 200 tokens, of which the
+            bundled encoder reads 256.
         labels: Rules ``LABEL=PATTERN``: files whose names fit a pattern are seen by those with its label.
-        store: What keeps the chunks.
+        store: What keeps the chunks, ``lance`` in a new knowledge base.
         batch: Chunks that are embedded and written at once; what a kill can lose.
     """
 
-    chunk: int = 900
-    labels: tuple[str, ...] = ()
-    store: StoreName = "lance"
+    chunk: int | None = None
+    labels: tuple[str, ...] | None = None
+    store: StoreName | None = None
     batch: int = 512
 
     def __post_init__(self) -> None:
-        check_number("`chunk`", self.chunk, least=100, most=20_000)
+        if self.chunk is not None:
+            check_number("`chunk`", self.chunk, least=100, most=20_000)
         check_number("`batch`", self.batch, least=1, most=100_000)
-        for rule in self.labels:
+        for rule in self.labels or ():
             label, _, pattern = rule.partition("=")
             if not label or not pattern:
                 raise InvalidArgument(f"`label` is {rule!r}; write LABEL=PATTERN, such as staff=docs/internal/*.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a build goes by: its settings, and what they leave open from the last build."""
+
+    encoder: TextEncoder
+    store: StoreName
+    chunk: int
+    labels: tuple[str, ...]
+    batch: int
+
+    @classmethod
+    def of(cls, settings: BuildSettings, encoder: TextEncoder | None, earlier: KnowledgeHeader | None) -> _Plan:
+        if earlier is None:
+            return cls(
+                encoder=encoder or text_encoder(BUNDLED_ENCODER),
+                store=settings.store or "lance",
+                chunk=settings.chunk or 900,
+                labels=settings.labels or (),
+                batch=settings.batch,
+            )
+        return cls(
+            encoder=encoder or text_encoder(earlier.encoder, width=earlier.width),
+            store=settings.store or earlier.store,
+            chunk=settings.chunk or earlier.chunk,
+            labels=earlier.labels if settings.labels is None else settings.labels,
+            batch=settings.batch,
+        )
 
     def labels_of(self, path: str) -> tuple[str, ...]:
         """Labels of a file by its name."""
@@ -84,7 +116,8 @@ class BuildSummary:
         unchanged: Files that stayed as they were.
         embedded: Chunks that were embedded.
         reused: Chunks of changed files whose text had been embedded before.
-        marked: Chunks that hold what reads as an instruction to a model, of all.
+        marked: Chunks that hold what reads as an instruction to a model, of those that were read.
+        idle_labels: Label rules that fit the name of no file, so that they hide nothing.
     """
 
     header: KnowledgeHeader
@@ -95,10 +128,14 @@ class BuildSummary:
     embedded: int = 0
     reused: int = 0
     marked: int = 0
+    idle_labels: tuple[str, ...] = ()
 
 
 def build_knowledge(
-    documents: Sequence[str | Path], out: Path, encoder: TextEncoder, settings: BuildSettings | None = None
+    documents: Sequence[str | Path],
+    out: Path,
+    encoder: TextEncoder | None = None,
+    settings: BuildSettings | None = None,
 ) -> BuildSummary:
     """Build a knowledge base, or bring one up to date.
 
@@ -106,8 +143,8 @@ def build_knowledge(
         documents: Files, and folders that are searched for files that can be read. They are all that it holds
             afterwards; none means those of the last build.
         out: Its folder.
-        encoder: What embeds.
-        settings: How documents are read.
+        encoder: What embeds; else that of the last build, or the bundled one.
+        settings: How documents are read; what it leaves open is as in the last build.
 
     Raises:
         InvalidArgument: a document is not there, or there are none.
@@ -119,28 +156,30 @@ def build_knowledge(
     """
     settings = settings or BuildSettings()
     earlier = _earlier(out, encoder, settings)
-    sources = tuple(str(source) for source in documents) or (earlier.sources if earlier else ())
+    sources = tuple(str(Path(source)) for source in documents) or (earlier.sources if earlier else ())
     paths = _files_of(sources, out)
     with locked(out / _RUN_FOLDER, "knowledge"):
         earlier = _earlier(out, encoder, settings)  # another build may have ended since
-        store = open_store(out, settings.store, encoder.width)
+        plan = _Plan.of(settings, encoder, earlier)
+        store = open_store(out, plan.store, plan.encoder.width)
         try:
-            return _Build(out, encoder, settings, earlier, store).run(sources, paths)
+            return _Build(out, plan, earlier, store).run(sources, paths)
         finally:
             store.close()
 
 
-def _earlier(out: Path, encoder: TextEncoder, settings: BuildSettings) -> KnowledgeHeader | None:
+def _earlier(out: Path, encoder: TextEncoder | None, settings: BuildSettings) -> KnowledgeHeader | None:
     """The header of what is there, checked to fit; ``None`` for a new or unfinished knowledge base."""
     if not (out / HEADER_NAME).exists():
         if out.exists() and not (out / _RUN_FOLDER).exists() and any(out.iterdir()):
             raise OutputExists(f"{out} holds files of something else; choose another output.")
         return None
     header = read_header(out)
-    if (header.encoder, header.store) != (encoder.name, settings.store):
+    wanted = (encoder.name if encoder else header.encoder, settings.store or header.store)
+    if (header.encoder, header.store) != wanted:
         raise InvalidKnowledge(
-            f"{out} was built with the encoder {header.encoder} and the store {header.store}, not with {encoder.name} "
-            f"and {settings.store}; pass the same, or choose another output."
+            f"{out} was built with the encoder {header.encoder} and the store {header.store}, not with {wanted[0]} "
+            f"and {wanted[1]}; leave them out, or choose another output."
         )
     return header
 
@@ -159,8 +198,10 @@ def _files_of(sources: Sequence[str], out: Path) -> list[str]:
                 names |= {str(Path(folder) / f): None for f in readable}
         else:
             raise InvalidArgument(f"There is no document or folder {source}; correct its name.")
+    if not sources:
+        raise InvalidArgument(f"{out} is not a knowledge base yet; name files or folders to build it of.")
     if not names:
-        where = ", ".join(sources) or "nothing"
+        where = ", ".join(sources)
         raise InvalidArgument(f"{where} has no documents; files are read that end in {', '.join(DOCUMENT_ENDINGS)}.")
     return sorted(names)
 
@@ -186,12 +227,11 @@ class _Build:
     def __init__(
         self,
         out: Path,
-        encoder: TextEncoder,
-        settings: BuildSettings,
+        plan: _Plan,
         earlier: KnowledgeHeader | None,
         store: ChunkStore,
     ) -> None:
-        self._out, self._encoder, self._settings, self._store = out, encoder, settings, store
+        self._out, self._plan, self._encoder, self._store = out, plan, plan.encoder, store
         self._earlier = earlier
         self._earlier_files = earlier.files if earlier else {}
         self._journal = Journal(out / _RUN_FOLDER / _FINISHED)
@@ -213,20 +253,24 @@ class _Build:
         self._flush()
         self._remove(self._stored_paths & self._skipped.keys())
         header = KnowledgeHeader(
-            store=self._settings.store,
+            store=self._plan.store,
             version=self._version(),
             encoder=self._encoder.name,
             width=self._encoder.width,
-            chunk=self._settings.chunk,
+            chunk=self._plan.chunk,
             sources=sources,
-            labels=self._settings.labels,
+            labels=self._plan.labels,
             files=self._files,
             skipped=self._skipped,
         )
         header.save(self._out)
         (self._out / _RUN_FOLDER / _FINISHED).unlink(missing_ok=True)
         removed = len(self._earlier_files.keys() - self._files.keys())
-        return BuildSummary(header=header, removed=removed, **self._counts)
+        return BuildSummary(header=header, removed=removed, idle_labels=self._idle_labels(paths), **self._counts)
+
+    def _idle_labels(self, paths: Sequence[str]) -> tuple[str, ...]:
+        patterns = {rule: glob_pattern(rule.partition("=")[2]) for rule in self._plan.labels}
+        return tuple(rule for rule, fits in patterns.items() if not any(fullmatch(fits, path) for path in paths))
 
     def _version(self) -> int:
         """That of the last build where nothing has changed since, and else a new one."""
@@ -243,9 +287,9 @@ class _Build:
         """One file: left as it is, or read again; a broken one is listed."""
         try:
             data = _document_bytes(Path(path))
-            labels = self._settings.labels_of(path)
+            labels = self._plan.labels_of(path)
             key = content_key(
-                data=sha256(data).hexdigest(), labels=labels, chunk=self._settings.chunk, readers=READERS_VERSION
+                data=sha256(data).hexdigest(), labels=labels, chunk=self._plan.chunk, readers=READERS_VERSION
             )
             count = self._count_if_finished(path, key)
             if count is None:
@@ -268,7 +312,7 @@ class _Build:
     def _replace(self, path: str, data: bytes, key: str, labels: tuple[str, ...]) -> int:
         """Read a file and queue its chunks in the place of its old ones; how many."""
         document = read_document(Path(path), data)
-        chunks = list(chunks_of(document, self._settings.chunk))
+        chunks = list(chunks_of(document, self._plan.chunk))
         if not chunks:
             raise InvalidDocument("it has no text")
         vectors = self._store.vectors_of(path) if path in self._stored_paths else {}
@@ -282,7 +326,7 @@ class _Build:
             self._batch.vectors.append(vector)
             self._counts["embedded" if vector is None else "reused"] += 1
             self._counts["marked"] += bool(stored.marks)
-            if len(self._batch.chunks) >= self._settings.batch:
+            if len(self._batch.chunks) >= self._plan.batch:
                 self._flush()
         self._batch.finished.append((content_key(path=path, key=key), len(chunks)))
         return len(chunks)
@@ -306,9 +350,11 @@ class _Build:
 
 def _document_bytes(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > LARGEST_DOCUMENT:
-            raise InvalidDocument(f"it has {size:,} bytes, and at most {LARGEST_DOCUMENT:,} are read; split it")
+        stat = path.stat()
+        if not S_ISREG(stat.st_mode):
+            raise InvalidDocument("it is a pipe, socket or device and not a file")
+        if stat.st_size > LARGEST_DOCUMENT:
+            raise InvalidDocument(f"it has {stat.st_size:,} bytes, and at most {LARGEST_DOCUMENT:,} are read; split it")
         return path.read_bytes()
     except OSError as error:
         raise InvalidDocument(f"it cannot be read: {error.strerror or error}") from error
