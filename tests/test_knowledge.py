@@ -403,8 +403,10 @@ except SaveFailed as error:
         for path in (tmp_path / "kb").rglob(name):
             if path.is_file():
                 path.write_bytes(b"garbage" * 20)
-        with pytest.raises(InvalidKnowledge, match="remove its folder and build it again"):
+        with pytest.raises(InvalidKnowledge, match="remove its folder and build it again") as caught:
             Knowledge(tmp_path / "kb", WordEncoder()).search("tide")
+        assert "cargo" not in str(caught.value)
+        assert "rustc" not in str(caught.value)
 
     def test_another_encoder_or_store_is_refused(self, store: str, docs: Path, tmp_path: Path) -> None:
         built(docs, tmp_path / "kb", store)
@@ -436,6 +438,8 @@ class TestAKnowledgeBase:
     def test_that_is_not_there_or_damaged_is_a_sentence(self, docs: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidKnowledge, match="not a knowledge base"):
             Knowledge(tmp_path / "nowhere", WordEncoder())
+        with pytest.raises(InvalidKnowledge, match="not a knowledge base"):
+            Knowledge(docs / "guide.md", WordEncoder())
         built(docs, tmp_path / "kb")
         header = tmp_path / "kb" / HEADER_NAME
         content = json.loads(header.read_text())

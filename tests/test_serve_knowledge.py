@@ -14,8 +14,9 @@ import pytest
 import serving
 import tiny
 from poise.data import Message
-from poise.errors import EncoderUnavailable
+from poise.errors import EncoderUnavailable, InvalidArgument
 from poise.knowledge import BundledEncoder, EndpointAnswerWriter, EndpointEncoder, LocalAnswerWriter
+from poise.serve.server import ServerOptions, check_options
 from test_knowledge import GUIDE, WordEncoder, built
 
 ASKED = [{"role": "user", "content": "What does a berth cost a night?"}]
@@ -98,6 +99,23 @@ class TestKnowledge:
             (400, "context_length_exceeded"),
             (503, "knowledge_unavailable"),
         ]
+
+    def test_an_empty_question_is_the_request_s_fault(self, address: str) -> None:
+        refusal = chat(address, messages=[{"role": "user", "content": "  "}], poise={"knowledge": True})
+        assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "messages")
+
+    def test_labels_are_the_policy_s_and_not_the_request_s(self, address: str) -> None:
+        refusal = chat(address, poise={"knowledge": {"labels": ["crew"]}})
+        assert refusal.status_code == 400
+        assert "labels" in refusal.json()["error"]["message"]
+        answer = chat(address, poise={"knowledge": {"paths": ["*crew*"]}}).json()
+        assert answer["choices"][0]["poise"]["knowledge"]["passages"] == []
+
+    def test_rules_that_need_documents_are_refused_without_any(self, tmp_path: Path) -> None:
+        policy = tmp_path / "policy.yaml"
+        policy.write_text("default:\n  answer_from_documents: true\n")
+        with pytest.raises(InvalidArgument, match=r"line 2.*answer_from_documents.*start it with `knowledge`"):
+            check_options(ServerOptions(policy=policy))
 
     def test_without_one_is_refused(self) -> None:
         with serving.running() as (where, _):

@@ -33,6 +33,45 @@ LabelOption = Annotated[
     typer.Option("--as", metavar="LABEL", help="See only what those with this label may see; may be repeated."),
 ]
 
+_Encoder = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        metavar="E",
+        help="all-MiniLM-L6-v2, or endpoint:NAME (OPENAI_BASE_URL). Default: that of the last build, else the former.",
+        show_default=False,
+    ),
+]
+_Rules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        metavar="LABEL=PATTERN",
+        help="Files whose names fit are seen by those with the label alone; may be repeated. Default: the rules of "
+        "the last build.",
+        show_default=False,
+    ),
+]
+_NoLabels = Annotated[bool, typer.Option("--no-labels", help="Everybody sees every file.")]
+_ChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        "--chunk",
+        metavar="N",
+        help="Most characters of a passage. Default: that of the last build, else 900.",
+        show_default=False,
+    ),
+]
+_Store = Annotated[
+    Literal["lance", "exact"] | None,
+    typer.Option(
+        "--store",
+        help="lance: LanceDB. exact: SQLite, all vectors compared; for small collections. Default: that of the "
+        "last build, else lance.",
+        show_default=False,
+    ),
+]
+
 
 @app.callback()
 def knowledge() -> None:
@@ -50,45 +89,11 @@ def build_command(
             show_default=False,
         ),
     ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            "--encoder",
-            metavar="E",
-            help="all-MiniLM-L6-v2, or endpoint:NAME (OPENAI_BASE_URL). Default: that of the last build, else the "
-            "former.",
-            show_default=False,
-        ),
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--label",
-            metavar="LABEL=PATTERN",
-            help="Files whose names fit are seen by those with the label alone; may be repeated. Default: the rules of "
-            "the last build.",
-            show_default=False,
-        ),
-    ] = None,
-    no_labels: Annotated[bool, typer.Option("--no-labels", help="Everybody sees every file.")] = False,
-    chunk: Annotated[
-        int | None,
-        typer.Option(
-            "--chunk",
-            metavar="N",
-            help="Most characters of a passage. Default: that of the last build, else 900.",
-            show_default=False,
-        ),
-    ] = None,
-    store: Annotated[
-        Literal["lance", "exact"] | None,
-        typer.Option(
-            "--store",
-            help="lance: LanceDB. exact: SQLite, all vectors compared; for small collections. Default: that of the "
-            "last build, else lance.",
-            show_default=False,
-        ),
-    ] = None,
+    encoder: _Encoder = None,
+    label: _Rules = None,
+    no_labels: _NoLabels = False,
+    chunk: _ChunkSize = None,
+    store: _Store = None,
     as_json: Json = False,
 ) -> None:
     """Build a knowledge base, or bring it up to date: only what changed is read, and what is gone leaves."""

@@ -71,12 +71,16 @@ def read_header(folder: Path) -> KnowledgeHeader:
     path = folder / HEADER_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InvalidKnowledge(
             f"{folder} is not a knowledge base: it has no {HEADER_NAME}. Build one with `poise knowledge build`; one "
             "that was interrupted goes on when the same command is run again."
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InvalidKnowledge(
+            f"{path} cannot be read: {error.strerror or error}; get permission to read it."
+        ) from error
+    except ValueError as error:
         raise InvalidKnowledge(f"{path} cannot be read ({error}); remove {folder} and build it again.") from error
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, int) and version != FORMAT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -65,7 +66,7 @@ class LanceStore:
                     f"Cannot write to {self._path}; get permission to write there, or choose another path."
                 ) from error
             raise InvalidKnowledge(
-                f"{self._path} cannot be {what} ({first_line(error)[:200]}); if it is damaged, remove its folder and "
+                f"{self._path} cannot be {what} ({_lance_sentence(error)}); if it is damaged, remove its folder and "
                 "build it again."
             ) from error
 
@@ -141,6 +142,11 @@ class LanceStore:
 
     def close(self) -> None:
         """See ``ChunkStore``."""
+
+
+def _lance_sentence(error: Exception) -> str:
+    """The first line of an error, without the place in LanceDB's source that ends it."""
+    return re.sub(r", /\S*(rustc|cargo)\S*$", "", first_line(error))[:200]
 
 
 def _table_schema(width: int) -> Any:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from poise.data import Message
-from poise.errors import RequestError, UserError
+from poise.errors import InvalidArgument, RequestError, UserError
 from poise.grounding.facts import content_words
 from poise.knowledge import AnswerSettings, ChunkFilter, Knowledge, RetrievedPassage
 from poise.knowledge.answering import checked_answer, passage_facts, sentence_facts
 from poise.knowledge.prompting import fitting_prompt
 from poise.model import Model
-from poise.serve.policy import Policy
+from poise.serve.policy import Policies, Policy
 from poise.serve.requests import ChatCompletionRequest, ChatMessage, KnowledgeRequest, OpenAIRequest
+from poise.settings import faults_error
+from poise.settings.other_names import Place
 
-__all__ = ["KnowledgeUse", "ServerKnowledge", "read_knowledge", "with_knowledge"]
+__all__ = ["KnowledgeUse", "ServerKnowledge", "check_document_rules", "read_knowledge", "with_knowledge"]
 
 FEW_WORDS = 3  # of a question that is looked for together with the one before it
 MARK_TOKENS = 16  # of the marks around a turn
@@ -81,6 +83,8 @@ class ServerKnowledge:
                 passages = self.knowledge.search(
                     _search_text(body.messages), settings.top, settings.mode, settings.where
                 )
+        except InvalidArgument as error:
+            raise RequestError(400, str(error), param="messages") from error
         except UserError as error:
             raise RequestError(
                 503, f"The documents cannot be searched. {error}", code="knowledge_unavailable"
@@ -132,6 +136,24 @@ def _search_text(messages: Sequence[ChatMessage]) -> str:
     questions = [turn.text for turn in messages if turn.role == "user"]
     few = len(content_words(questions[-1])) <= FEW_WORDS
     return "\n".join(questions[-2:] if few else questions[-1:])[-5000:]
+
+
+def check_document_rules(policies: Policies, knowledge: ServerKnowledge | None, keys: Iterable[str]) -> None:
+    """Refuse rules that have chats answered from documents on a server that has none.
+
+    Raises:
+        InvalidArgument: names the field.
+    """
+    if knowledge is not None:
+        return
+    faults: dict[Place, str] = {}
+    for key in (None, *keys):
+        place: Place = ("keys", key) if key in policies.keys else ("default",)
+        if policies.of(key).answer_from_documents:
+            field_place = (*place, "answer_from_documents")
+            faults[field_place] = "is true, and this server has no documents; start it with `knowledge`"
+    if faults:
+        raise faults_error(faults.items())
 
 
 def read_knowledge(folder: Path | None) -> ServerKnowledge | None:

@@ -15,6 +15,7 @@ from poise import vector as vector_file
 from poise.errors import InvalidArgument, InvalidVector, UserError
 from poise.serve.auth import ApiKeys, file_version
 from poise.serve.guardrail_set import check_guardrail_rules, read_guardrails
+from poise.serve.knowledge_use import check_document_rules
 from poise.serve.policy import Policies, Policy, read_policies
 from poise.serve.service import Service
 from poise.serve.vector_registry import VectorRegistry, WatchedVector
@@ -233,6 +234,7 @@ class Reloader:
         with policy_lines(self.options.policy):
             check_rules(policies, registry, keys.names, vectors)
             check_guardrail_rules(policies, guardrails, keys.names)
+            check_document_rules(policies, service.knowledge, keys.names)
         lost = [sentence for name in changed if (sentence := lost_alarms(before[name], vectors[name]))]
         registry.replace_shared(vectors)
         self._versions = versions

@@ -31,7 +31,7 @@ from poise.serve.connections import ConnectionBook, ConnectionLimits, GuardedCon
 from poise.serve.gauges import add_gauges
 from poise.serve.guardrail_set import check_guardrail_rules, read_guardrails
 from poise.serve.http_server import DrainingServer, check_address, has_terminal, tell_systemd
-from poise.serve.knowledge_use import read_knowledge
+from poise.serve.knowledge_use import check_document_rules, read_knowledge
 from poise.serve.observing import RequestObserver, RequestRecord
 from poise.serve.policy import Policies, read_policies
 from poise.serve.readings_db import ReadingsStore, check_database
@@ -142,8 +142,8 @@ def check_options(
     with policy_lines(options.policy):
         check_policies(policies, keys)
         check_guardrail_rules(policies, read_guardrails(options.guardrail), keys.names)
+        check_document_rules(policies, read_knowledge(options.knowledge), keys.names)
     webhook_target(options)
-    read_knowledge(options.knowledge)
     if options.traces:
         exporting_processor().shutdown()
     if options.access_log:
