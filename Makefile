@@ -41,7 +41,7 @@ slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "(slow or trainers) and not real and not wide and not browser and not vllm"
 
 real: setup
-	$(BIN)/pytest -q -m "(real or wide) and not browser and not vllm"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "(real or wide) and not browser and not vllm"
 
 # Steering and reading inside vLLM, in an environment of its own; run by CI at the end.
 TEST_VLLM := .venv-vllm
