@@ -23,28 +23,19 @@ def saving(path: Path) -> Iterator[Path]:
     Raises:
         SaveFailed: the disk refused, or a folder or device is in the way; an earlier file at ``path`` is untouched.
     """
-    temporary: Path | None = None
     try:
         if path.exists() and not path.is_file():
             raise SaveFailed(f"Cannot save {path}: it is not a regular file; choose another path.")
         target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
+        with _temporary_beside(target) as temporary:
+            yield temporary
+            _settle_on_disk(temporary, 0o666)
+            temporary.replace(target)
     except OSError as error:
         raise SaveFailed(
             f"Cannot save {path}: {error.strerror or error}. Nothing was changed there; {remedy(error)}, then run the "
             "same command again."
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -55,24 +46,35 @@ def creating(path: Path) -> Iterator[Path]:
         FileExistsError: something is there; it is untouched.
         SaveFailed: the disk refused.
     """
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o444 & ~_umask())
-        os.link(temporary, path)
+        with _temporary_beside(path) as temporary:
+            yield temporary
+            _settle_on_disk(temporary, 0o444)
+            os.link(temporary, path)
     except FileExistsError:
         raise
     except OSError as error:
         raise SaveFailed(f"Cannot save {path}: {error.strerror or error}; {remedy(error)}, then try again.") from error
+
+
+@contextlib.contextmanager
+def _temporary_beside(target: Path) -> Iterator[Path]:
+    """An empty file in the same folder, which is made, that is gone afterwards."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _settle_on_disk(temporary: Path, mode: int) -> None:
+    """On the disk, and with the rights that its user's files have."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.chmod(mode & ~_umask())
 
 
 def _umask() -> int:
