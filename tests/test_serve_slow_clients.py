@@ -20,7 +20,7 @@ import pytest
 import serving
 import tiny
 from poise.model import Model
-from poise.serve import service
+from poise.serve import exchange
 from poise.serve.connections import SPARE, ConnectionBook, ConnectionLimits, descriptors_left
 from poise.serve.server import RunningServer
 from serving import eventually
@@ -200,15 +200,15 @@ class TestClientsThatNeverRead:
             is_well(address)
 
     def test_cost_bounded_memory(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service, "MOST_UNREAD", 10)
+        monkeypatch.setattr(exchange, "MOST_UNREAD", 10)
         sizes: list[int] = []
-        real = service.CompletionExchange._take
+        real = exchange.CompletionExchange._take
 
         def counted(self: Any, *given: Any) -> None:
             real(self, *given)
             sizes.append(self._outputs.qsize())
 
-        monkeypatch.setattr(service.CompletionExchange, "_take", counted)
+        monkeypatch.setattr(exchange.CompletionExchange, "_take", counted)
         with (
             serving.running(model, connections=limits()) as (address, server),
             clients(address, 1, request(LARGE_STREAM), receive_buffer=4096) as [client],

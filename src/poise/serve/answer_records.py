@@ -11,7 +11,7 @@ from poise.serve.readings_db import ReadingRecord
 from poise.serve.rendering import answer_summary
 
 if TYPE_CHECKING:
-    from poise.serve.service import CompletionExchange
+    from poise.serve.exchange import CompletionExchange
 
 __all__ = ["answer_records"]
 

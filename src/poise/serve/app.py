@@ -28,6 +28,7 @@ from poise.serve.api_description import REFUSALS, UPLOAD, answered, describe, ta
 from poise.serve.auth import VECTORS_FORBIDDEN
 from poise.serve.embeddings import EmbeddingRequest, Embeddings, embedding_body
 from poise.serve.error_answers import add_error_answers
+from poise.serve.exchange import CompletionExchange
 from poise.serve.guardrail_route import ApplyRequest, add_guardrail_route
 from poise.serve.metrics import CONTENT_TYPE
 from poise.serve.model_entry import ModelEntry, Models, model_entry
@@ -40,7 +41,7 @@ from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenA
 from poise.serve.response_events import ResponseReply
 from poise.serve.response_requests import CreateResponse
 from poise.serve.response_route import open_response, response_events, written_response
-from poise.serve.service import CompletionExchange, Service
+from poise.serve.service import Service
 from poise.serve.streaming import ExchangeStream, unless_hung_up, with_signs_of_life
 from poise.steer.request_field import VECTOR_NAME
 

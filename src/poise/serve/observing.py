@@ -17,7 +17,7 @@ from poise.serve.responses import iso
 from poise.steer import SteeringExpression
 
 if TYPE_CHECKING:
-    from poise.serve.service import CompletionExchange
+    from poise.serve.exchange import CompletionExchange
 
 __all__ = ["AnswerTimes", "RequestObserver", "RequestRecord", "note_exchange", "steering_names"]
 

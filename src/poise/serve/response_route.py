@@ -12,12 +12,13 @@ from fastapi.sse import format_sse_event
 
 from poise.engine import GeneratedToken
 from poise.errors import RequestError
+from poise.serve.exchange import CompletionExchange
 from poise.serve.rendering import usage_body
 from poise.serve.request_body import json_pieces, read_request
 from poise.serve.response_events import ResponseEvent, ResponseStream, response_body
 from poise.serve.response_items import output_items
 from poise.serve.response_requests import CreateResponse, as_chat, in_its_words
-from poise.serve.service import CompletionExchange, Service
+from poise.serve.service import Service
 from poise.serve.streaming import with_signs_of_life
 
 __all__ = ["open_response", "response_events", "written_response"]

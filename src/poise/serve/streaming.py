@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.sse import EventSourceResponse
 
-from poise.serve.service import CompletionExchange
+from poise.serve.exchange import CompletionExchange
 
 __all__ = ["ExchangeStream", "unless_hung_up", "with_signs_of_life"]
 
