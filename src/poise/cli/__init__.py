@@ -23,6 +23,7 @@ from poise.cli import (
     exchange,
     gate,
     guardrail,
+    inspection,
     judge,
     knowledge,
     merge,
@@ -69,6 +70,7 @@ class _Commands(TyperGroup):
             "shift",
             "gate",
             "judge",
+            "inspect",
             "doctor",
             "show",
             "export",
@@ -152,6 +154,7 @@ app.command("merge")(merge.merge_command)
 app.command("shift", cls=ShowableCommand)(shift.shift_command)
 app.command("gate", cls=ShowableCommand)(gate.gate_command)
 app.add_typer(judge.app, name="judge")
+app.command("inspect")(inspection.inspect_command)
 app.command("doctor")(doctor.doctor)
 app.command("show")(vectors.show_command)
 app.command("export")(exchange.export)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.errors import BrokenYAML
-from poise.model.loading import BUNDLED, HUB_TIMEOUT, cache_dir
+from poise.model.bundled import BUNDLED, HUB_TIMEOUT, bundled_file
 from poise.settings import parse_yaml
 
 __all__ = ["model_licence"]
@@ -21,7 +21,7 @@ def model_licence(name: str) -> str:
         name: A bundled name, a folder, a GGUF file or a hub id; the hub is asked once, unless the
             card was fetched too.
     """
-    path = cache_dir() / "downloads" / Path(BUNDLED[name].member).name if name in BUNDLED else Path(name).expanduser()
+    path = bundled_file(name) if name in BUNDLED else Path(name).expanduser()
     if path.is_file():
         return _licence_of_gguf(path)
     if path.is_dir():

