@@ -228,9 +228,13 @@ class TestSafe:
         assert self.severities(tmp_path / "a.zip") == ["danger"]
 
     def test_files_that_are_no_pickle_say_so(self, tmp_path: Path) -> None:
-        for data in (b"", b"hello there", b"\x80\x04\x95", os.urandom(200)):
+        for data in (b"", b"hello there", b"\x80\x04\x95"):
             (tmp_path / "a.bin").write_bytes(data)
-            assert set(self.severities(tmp_path / "a.bin")) <= {"warning"}
+            assert self.severities(tmp_path / "a.bin") == ["warning"]
+        random = np.random.default_rng(0)
+        for start in (b"", b"\x80\x04") * 100:
+            (tmp_path / "a.bin").write_bytes(start + random.bytes(200))
+            assert self.severities(tmp_path / "a.bin")
 
 
 class TestTokens:

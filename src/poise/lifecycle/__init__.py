@@ -2,6 +2,7 @@
 
 weight_headers   tensors as the headers of weight files describe them
 pickle_scan      what loading a pickle or unpacking an archive would do
+model_notes      what the settings beside the weights say
 model_files      a model's files: parts, sizes, vocabulary, template, licence, hashes
 token_counts     a text as a model's tokens
 

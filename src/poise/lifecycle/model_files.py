@@ -6,13 +6,21 @@ Read off headers and configurations; no weight is loaded, no code of the model r
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from poise.errors import BrokenModelFile, ModelNotFound, first_line
+from poise.errors import ModelNotFound
+from poise.lifecycle.model_notes import (
+    Vocabulary,
+    architecture_words,
+    json_object,
+    licence_title,
+    read_vocabulary,
+    shape_facts,
+    stored_template,
+)
 from poise.lifecycle.pickle_scan import PICKLE_ENDINGS, FileFinding, scan_file
 from poise.lifecycle.weight_headers import (
     PART_NAMES,
@@ -28,7 +36,7 @@ from poise.model.licence import model_licence
 from poise.progress import track
 from poise.settings import FrozenModel
 
-__all__ = ["ModelFile", "ModelInspection", "Vocabulary", "inspect_model", "model_place"]
+__all__ = ["ModelFile", "ModelInspection", "inspect_model", "model_place"]
 
 CONTENTS = {
     "config.json": "architecture and shape",
@@ -81,22 +89,6 @@ class ModelFile(FrozenModel):
     bytes: int
     contents: str
     sha256: str = ""
-
-
-class Vocabulary(FrozenModel):
-    """How many tokens there are.
-
-    Attributes:
-        tokens: Entries of the tokenizer; ``None`` where it does not say without being loaded.
-        special: Special ones among them.
-        kind: Kind of tokenizer, as its file writes it.
-        rows: Rows of the embedding, which may be more; ``None`` where there is none.
-    """
-
-    tokens: int | None
-    special: int | None
-    kind: str
-    rows: int | None
 
 
 class ModelInspection(FrozenModel):
@@ -162,9 +154,9 @@ def inspect_model(name: str, *, hashes: bool = True, safe: bool = False) -> Mode
     if not paths:
         raise ModelNotFound(f"The folder {name} is empty; name a model's folder or file.")
     tensors, gguf = _read_weight_headers(paths, root)
-    config = {} if place.is_file() else _json_object(root / "config.json")
+    config = {} if place.is_file() else json_object(root / "config.json")
     contents = {path: _contents(path, root, tensors) for path in paths}
-    template = gguf.template if gguf else _stored_template(root)
+    template = gguf.template if gguf else stored_template(root)
     findings = [*_index_faults(root, tensors, place), *_code_findings(config, root, place)]
     for path in paths:
         findings += scan_file(path, _file_name(path, root)) if safe else _pickle_warning(path, root)
@@ -179,8 +171,8 @@ def inspect_model(name: str, *, hashes: bool = True, safe: bool = False) -> Mode
     return ModelInspection(
         model=name,
         place=str(place),
-        architecture=_architecture(config, gguf),
-        shape=_shape_facts(config, gguf),
+        architecture=architecture_words(config, gguf),
+        shape=shape_facts(config, gguf),
         files=tuple(_model_files(paths, root, contents, hashes=hashes)),
         parameters=sum(dtypes.values()),
         parts={part: count for part, count in counts.items() if count},
@@ -188,10 +180,10 @@ def inspect_model(name: str, *, hashes: bool = True, safe: bool = False) -> Mode
         blocks=len({block for tensor in tensors if (block := block_of(tensor.name)) is not None}),
         weight_bytes=sum(tensor.bytes for tensor in tensors),
         tied_head=bool(counts["embeddings"]) and not counts["output head"],
-        vocabulary=_vocabulary(root, place, tensors, gguf),
+        vocabulary=read_vocabulary(root, place, tensors, gguf),
         template=template,
         template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else "",
-        licence=model_licence(str(place)) or _licence_file(root, place),
+        licence=model_licence(str(place)) or licence_title(root, place),
         findings=tuple(findings),
     )
 
@@ -249,23 +241,6 @@ def _read_weight_headers(paths: Sequence[Path], root: Path) -> tuple[list[Tensor
     return tensors, gguf
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is no such file.
-
-    Raises:
-        BrokenModelFile: it is there, and no JSON object.
-    """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise BrokenModelFile(f"{path} cannot be read ({first_line(error)}); fetch or save it again.") from error
-    if not isinstance(value, dict):
-        raise BrokenModelFile(f"{path} holds no JSON object; fetch or save it again.")
-    return value
-
-
 def _contents(path: Path, root: Path, tensors: Sequence[TensorHeader]) -> str:
     count = sum(tensor.file == _file_name(path, root) for tensor in tensors)
     if path.suffix in (".safetensors", ".gguf"):
@@ -309,7 +284,7 @@ def _pickle_warning(path: Path, root: Path) -> list[FileFinding]:
 
 def _code_findings(config: Mapping[str, Any], root: Path, place: Path) -> list[FileFinding]:
     """Configurations that ask for code of the model's own."""
-    tokenizer = {} if place.is_file() else _json_object(root / "tokenizer_config.json")
+    tokenizer = {} if place.is_file() else json_object(root / "tokenizer_config.json")
     return [
         FileFinding(file=file, severity="warning", text="It names code of its own, which trust_remote_code would run.")
         for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer))
@@ -320,86 +295,10 @@ def _code_findings(config: Mapping[str, Any], root: Path, place: Path) -> list[F
 def _index_faults(root: Path, tensors: Sequence[TensorHeader], place: Path) -> list[FileFinding]:
     """Tensors that the index of weight files names and that are not where it says."""
     name = "model.safetensors.index.json"
-    places = {} if place.is_file() else _json_object(root / name).get("weight_map") or {}
+    places = {} if place.is_file() else json_object(root / name).get("weight_map") or {}
     held = {(tensor.name, tensor.file) for tensor in tensors}
     missing = sorted({file for tensor, file in places.items() if (tensor, file) not in held})
     if not missing:
         return []
     text = f"It names tensors that are not in {', '.join(missing)}: files are missing, or of another model."
     return [FileFinding(file=name, severity="warning", text=text)]
-
-
-def _architecture(config: Mapping[str, Any], gguf: GGUFHeader | None) -> str:
-    if gguf:
-        return str(gguf.facts.get("general.architecture", ""))
-    architectures = config.get("architectures") or ()
-    kind = str(config.get("model_type", ""))
-    return f"{', '.join(map(str, architectures))} ({kind})" if architectures else kind
-
-
-_SHAPE_KEYS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-    "num_local_experts", "num_experts", "vocab_size", "max_position_embeddings", "dtype", "torch_dtype",
-    "n_embd", "n_layer", "n_head", "n_positions",
-)  # fmt: skip
-_GGUF_KEYS = (
-    "embedding_length", "block_count", "attention.head_count", "attention.head_count_kv", "feed_forward_length",
-    "expert_count", "context_length",
-)  # fmt: skip
-
-
-def _shape_facts(config: Mapping[str, Any], gguf: GGUFHeader | None) -> dict[str, int | float | str | bool]:
-    if gguf:
-        kind = gguf.facts.get("general.architecture", "")
-        return {key: gguf.facts[f"{kind}.{key}"] for key in _GGUF_KEYS if f"{kind}.{key}" in gguf.facts}
-    text = config.get("text_config")
-    values = {**config, **text} if isinstance(text, dict) else config
-    return {key: values[key] for key in _SHAPE_KEYS if isinstance(values.get(key), int | float | str | bool)}
-
-
-def _stored_template(root: Path) -> str:
-    """The chat template, from its own file or the tokenizer's settings."""
-    try:
-        return (root / "chat_template.jinja").read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        pass
-    template = _json_object(root / "chat_template.json").get("chat_template")
-    template = template or _json_object(root / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # several by name
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default") or next(iter(named.values()), "")
-    return template if isinstance(template, str) else ""
-
-
-def _vocabulary(root: Path, place: Path, tensors: Sequence[TensorHeader], gguf: GGUFHeader | None) -> Vocabulary:
-    embeddings = [one for one in tensors if part_of(one.name) == "embeddings" and len(one.shape) == 2]
-    rows = max((one.shape[0] for one in embeddings), default=None)
-    if gguf:
-        tokens = gguf.facts.get("tokenizer.ggml.tokens")
-        kind = str(gguf.facts.get("tokenizer.ggml.model", ""))
-        return Vocabulary(tokens=tokens if isinstance(tokens, int) else None, special=None, kind=kind, rows=rows)
-    tokenizer = {} if place.is_file() else _json_object(root / "tokenizer.json")
-    inner, added = tokenizer.get("model") or {}, tokenizer.get("added_tokens") or ()
-    entries = inner.get("vocab") or ()
-    names = set(entries) if isinstance(entries, dict) else {entry[0] for entry in entries}
-    names |= {token["content"] for token in added}
-    return Vocabulary(
-        tokens=len(names) or None,
-        special=sum(bool(token.get("special")) for token in added) if tokenizer else None,
-        kind=str(inner.get("type") or ""),
-        rows=rows,
-    )
-
-
-def _licence_file(root: Path, place: Path) -> str:
-    """The first line of the licence's text, where a folder has one."""
-    if place.is_file():
-        return ""
-    for path in sorted(root.iterdir()):
-        if path.name.casefold().startswith(("licence", "license", "copying")):
-            try:
-                lines = path.read_text("utf-8").splitlines()
-            except (OSError, UnicodeDecodeError):
-                continue
-            return next((line.strip() for line in lines if line.strip()), "")
-    return ""
