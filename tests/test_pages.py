@@ -54,6 +54,8 @@ def parse(line: str) -> list[str]:
     command: Any = typer.main.get_command(app)
     names = ["poise"]
     while hasattr(command, "commands"):
+        if words and words[0] not in command.commands and hasattr(command, "default_command"):
+            words.insert(0, command.default_command)
         if not words or words[0] not in command.commands:
             return [f"{' '.join(names)} has no command {words[:1]}"]
         names.append(words.pop(0))

@@ -16,6 +16,8 @@ PoiseError
 │   ├── InvalidDocument        a document cannot be read; builds of a knowledge base list and skip it
 │   ├── InvalidKnowledge       a knowledge base is missing, damaged, or of another encoder
 │   ├── EncoderUnavailable     the endpoint for embeddings cannot be reached or answers nonsense
+│   ├── ToolFailed             a tool could not do what an agent called it for; the model is told
+│   ├── InvalidRun             an agent's run is missing, damaged, or of another goal
 │   ├── EndpointUnavailable    the endpoint of a model that is asked cannot be reached or answers nonsense
 │   ├── ModelNotFound          neither a bundled name, a folder, a GGUF file nor a hub id that answers
 │   ├── BrokenModelFile        the file is there and cannot be read as a model
@@ -130,8 +132,31 @@ class EncoderUnavailable(UserError):
     """The endpoint for embeddings cannot be reached, or what it answers is not embeddings."""
 
 
+class ToolFailed(UserError):
+    """A tool could not do what an agent called it for; the model is told, and may try another way.
+
+    Args:
+        message: What went wrong, for the model.
+        kind: What may help: other ``arguments``, waiting (``passing``), or another way (``failed``, ``refused``).
+    """
+
+    def __init__(self, message: str, *, kind: str = "failed") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class InvalidRun(UserError):
+    """The folder of an agent's run is missing, damaged, or holds a run of another goal."""
+
+
 class EndpointUnavailable(UserError):
-    """The endpoint of a model that is asked cannot be reached, or what it answers is no chat completion."""
+    """The endpoint of a model that is asked cannot be reached, or what it answers is no chat completion.
+
+    Attributes:
+        passing: Whether the same request may be answered a little later.
+    """
+
+    passing: bool = False
 
 
 class ModelNotFound(UserError):

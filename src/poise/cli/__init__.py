@@ -15,7 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from poise.cli import (
+    agent,
     ask,
+    automation,
     chat,
     demo,
     detector,
@@ -61,6 +63,8 @@ class _Commands(TyperGroup):
             "guardrail",
             "knowledge",
             "ask",
+            "agent",
+            "automation",
             "detector",
             "calibrate",
             "read",
@@ -145,6 +149,8 @@ app.add_typer(guardrail.app, name="guardrail")
 guardrail.app.command("reason")(reasoning.reason_command)
 app.add_typer(knowledge.app, name="knowledge")
 app.command("ask")(ask.ask_command)
+app.add_typer(agent.app, name="agent")
+app.add_typer(automation.app, name="automation")
 app.add_typer(detector.app, name="detector")
 app.command("calibrate", cls=ShowableCommand)(monitor.calibrate_command)
 app.command("read", cls=ShowableCommand)(monitor.read_command)

@@ -1,0 +1,253 @@
+"""The model of an agent: behind an OpenAI-compatible server, also one that Poise runs in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from poise.errors import EndpointUnavailable, first_line
+
+if TYPE_CHECKING:
+    from poise.model import Model
+
+__all__ = ["AgentModel", "EndpointModel", "ModelAnswer", "RequestedCall", "ServedModel"]
+
+CHARACTERS_EACH_ANSWER_TOKEN = 3  # where a server counts none; on the safe side for English
+PASSING_STATUS = {408, 409, 425, 429}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestedCall:
+    """A call as a model wrote it.
+
+    Attributes:
+        id: Name of the call in the conversation.
+        name: Name of the tool.
+        arguments: Arguments as the model wrote them, which should be a JSON object.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelAnswer:
+    """What a model answered.
+
+    Attributes:
+        text: Its words.
+        calls: Calls of tools.
+        prompt_tokens: Tokens of the prompt.
+        answer_tokens: Tokens of the answer.
+        is_cut: Whether it was cut because its tokens were used up.
+        readings: Readings by vector: ``prompt``, ``mean`` and ``peak``; empty where nothing watches.
+        alarms: Readings above their thresholds, as the server tells them.
+    """
+
+    text: str = ""
+    calls: tuple[RequestedCall, ...] = ()
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    is_cut: bool = False
+    readings: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    alarms: Sequence[Mapping[str, Any]] = ()
+
+
+class AgentModel(Protocol):
+    """Answers a conversation."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    @property
+    def window(self) -> int:
+        """Most tokens of prompt and answer together."""
+
+    def ask(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        most_tokens: int,
+        seconds: float,
+    ) -> ModelAnswer:
+        """Answer; raises ``EndpointUnavailable``, whose ``passing`` says whether trying again may help."""
+
+
+class EndpointModel:
+    """A model behind an OpenAI-compatible server.
+
+    Args:
+        base_url: URL of the server, usually ending in ``/v1``; else ``OPENAI_BASE_URL``, else OpenAI's own.
+        model: Name that the server knows it by; by default the first that it lists.
+        api_key: Else ``OPENAI_API_KEY``; local servers need none.
+        window: Most tokens of prompt and answer together; by default what the server says, else 8192.
+        watch: Vectors of a Poise server whose readings are kept, or ``True`` for all; others' servers take none.
+
+    Raises:
+        EndpointUnavailable: it cannot be reached, or lists no model.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        model: str | None = None,
+        *,
+        api_key: str | None = None,
+        window: int | None = None,
+        watch: Sequence[str] | bool = (),
+    ) -> None:
+        from openai import OpenAI
+
+        self.watch = watch
+        self._client = OpenAI(
+            base_url=base_url or os.environ.get("OPENAI_BASE_URL") or None,
+            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
+            max_retries=0,
+        )
+        self.url = str(self._client.base_url).rstrip("/")
+        listed = self._listed(model) if model is None or window is None else {}
+        self.name = model or str(listed["id"])
+        self.window = window or int(listed.get("context_window") or listed.get("max_model_len") or 8192)
+
+    def _listed(self, model: str | None) -> dict[str, Any]:
+        from openai import OpenAIError
+
+        try:
+            entries = [entry.model_dump() for entry in self._client.with_options(max_retries=2).models.list().data]
+        except (OpenAIError, ValueError, AttributeError) as error:
+            if model is not None and not _is_unreachable(error):
+                return {}
+            raise EndpointUnavailable(
+                f"The server at {self.url} cannot be asked which models it has ({_server_reason(error)}); check "
+                "`endpoint`, which usually ends in /v1, or name the model with `model`."
+            ) from error
+        chosen = next((entry for entry in entries if model in (None, entry.get("id"))), None)
+        if chosen is None and model is None:
+            raise EndpointUnavailable(f"The server at {self.url} lists no model; name one with `model`.")
+        return chosen or {}
+
+    def ask(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        most_tokens: int,
+        seconds: float,
+    ) -> ModelAnswer:
+        """Answer a conversation greedily.
+
+        Raises:
+            EndpointUnavailable: the server cannot be reached or refuses, or answers nonsense.
+        """
+        from openai import OpenAIError
+
+        request: dict[str, Any] = {"messages": list(messages), "max_tokens": most_tokens, "temperature": 0}
+        if tools:
+            request["tools"] = list(tools)
+        if self.watch:
+            request["extra_body"] = {"poise": {"watch": self.watch if self.watch is True else list(self.watch)}}
+        try:
+            completion: Any = self._client.chat.completions.create(model=self.name, timeout=seconds, **request)
+        except (OpenAIError, ValueError) as error:
+            raise _endpoint_error(self.url, self.name, error) from error
+        try:
+            return _model_answer(completion, messages)
+        except (AttributeError, TypeError, IndexError, ValueError) as error:
+            raise _endpoint_error(self.url, self.name, ValueError("it is no chat completion")) from error
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+
+def _is_unreachable(error: Exception) -> bool:
+    from openai import APIConnectionError
+
+    return isinstance(error, APIConnectionError)
+
+
+def _endpoint_error(url: str, model: str, error: Exception) -> EndpointUnavailable:
+    from openai import APIConnectionError, APIStatusError
+
+    status = error.status_code if isinstance(error, APIStatusError) else 0
+    fault = EndpointUnavailable(f"The model {model!r} at {url} does not answer ({_server_reason(error)}).")
+    fault.passing = isinstance(error, APIConnectionError) or status in PASSING_STATUS or status >= 500
+    return fault
+
+
+def _server_reason(error: Exception) -> str:
+    from openai import APIStatusError
+
+    if isinstance(error, APIStatusError):
+        body = error.body if isinstance(error.body, dict) else {}
+        return f"HTTP {error.status_code}: {str(body.get('message') or error.message)[:200]}"
+    return first_line(error.__cause__ or error)[:200]
+
+
+def _model_answer(completion: Any, messages: Sequence[Mapping[str, Any]]) -> ModelAnswer:
+    choice = completion.choices[0]
+    message, usage = choice.message, completion.usage
+    calls = tuple(
+        RequestedCall(id=str(call.id), name=str(call.function.name), arguments=str(call.function.arguments or "{}"))
+        for call in message.tool_calls or ()
+        if call.type == "function"
+    )
+    text = str(message.content or "")
+    written = len(text) + sum(len(call.arguments) + len(call.name) for call in calls)
+    poise = (choice.model_extra or {}).get("poise") or {}
+    summary = poise.get("summary") or {}
+    return ModelAnswer(
+        text=text,
+        calls=calls,
+        prompt_tokens=usage.prompt_tokens if usage else prompt_estimate(messages),
+        answer_tokens=usage.completion_tokens if usage else written // CHARACTERS_EACH_ANSWER_TOKEN + 1,
+        is_cut=choice.finish_reason == "length",
+        readings={name: _reading_figures(values) for name, values in summary.items() if isinstance(values, Mapping)},
+        alarms=[dict(alarm) for alarm in poise.get("alarms") or () if isinstance(alarm, Mapping)],
+    )
+
+
+def _reading_figures(values: Mapping[str, Any]) -> dict[str, float | None]:
+    return {
+        name: float(value) if isinstance(value := values.get(name), int | float) else None
+        for name in ("prompt", "mean", "peak")
+    }
+
+
+def prompt_estimate(messages: Sequence[Mapping[str, Any]]) -> int:
+    """About how many tokens a conversation has, where nobody has counted them."""
+    size = sum(len(str(message.get("content") or "")) for message in messages)
+    size += sum(len(str(message["tool_calls"])) for message in messages if message.get("tool_calls"))
+    return size // CHARACTERS_EACH_ANSWER_TOKEN + 4 * len(messages)
+
+
+class ServedModel(EndpointModel):
+    """A model that Poise serves in this process, on a free port of the loopback, with its tools' grammar and readings.
+
+    Args:
+        model: The model.
+        vectors: Files of vectors by name, whose readings are kept.
+    """
+
+    def __init__(self, model: Model, vectors: Mapping[str, Path] | None = None) -> None:
+        from poise.serve.server import ServerOptions, load_vectors, make_server
+
+        loaded = load_vectors(vectors or {}, model)
+        self._server = make_server(model, loaded, ServerOptions(port=0))
+        address = self._server.start()
+        super().__init__(
+            f"{address}/v1",
+            self._server.service.name,
+            api_key="none",
+            window=model.generation_window(),
+            watch=bool(vectors),
+        )
+
+    def close(self) -> None:
+        """Let go of the connections, and end the server."""
+        super().close()
+        self._server.stop()

@@ -1,0 +1,66 @@
+"""A run of an agent in a folder: what is checked before it, and the lock around it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from poise.agent.loop import AgentLoop
+from poise.agent.memory import AgentMemory
+from poise.agent.model_endpoint import AgentModel
+from poise.agent.person import Nobody, Person
+from poise.agent.records import RECORDS_FILE, RunRecords
+from poise.agent.run_settings import AgentResult, AgentSettings
+from poise.agent.tool import AgentTool
+from poise.errors import InvalidArgument
+from poise.storage.lock import locked
+from poise.storage.output import lies_in
+
+__all__ = ["run_agent"]
+
+JOB = "agent"
+
+
+def run_agent(
+    goal: str,
+    model: AgentModel,
+    tools: Mapping[str, AgentTool],
+    folder: Path | None,
+    settings: AgentSettings | None = None,
+    *,
+    person: Person | None = None,
+    memory: AgentMemory | None = None,
+    listen: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> AgentResult:
+    """Reach a goal, or say why not; in a folder that holds a part of the same run, go on with it.
+
+    Args:
+        goal: What is to be reached.
+        model: Who decides.
+        tools: What it can do.
+        folder: Folder of the run; ``None`` keeps nothing.
+        settings: How.
+        person: Who approves and answers; nobody by default.
+        memory: What recalls texts for the goal, and takes what came of it.
+        listen: Called with each record as it is made.
+
+    Raises:
+        InvalidArgument: there is no goal, or the tools could write into the run's own folder.
+        InvalidRun: the folder holds another run, or its records do not fit these tools.
+        FolderInUse: the run is at work already.
+        EndpointUnavailable: the model does not answer; running again goes on.
+    """
+    if not goal.strip():
+        raise InvalidArgument("`goal` is empty; say what is to be reached.")
+    place = getattr(tools, "folder", None)
+    if folder is not None and place is not None and (lies_in(folder, place) or lies_in(place, folder)):
+        raise InvalidArgument(
+            f"The run's folder {folder} and the tools' folder {place} lie in each other; choose another output, so "
+            "that the agent cannot change its own records."
+        )
+    with locked(folder, JOB) if folder else contextlib.nullcontext():
+        records = RunRecords(folder / RECORDS_FILE if folder else None, listen=listen)
+        loop = AgentLoop(goal.strip(), model, tools, records, settings or AgentSettings(), person or Nobody(), memory)
+        return loop.result(loop.run())
