@@ -13,7 +13,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -112,6 +112,7 @@ class Stub(ThreadingHTTPServer):
         """As it was at the start: two vectors, no key."""
         self.key: str | None = None
         self.thinks = False
+        self.knowledge: Callable[[str], dict[str, Any]] | None = None  # facts of an answer, where it has documents
         self.vectors = two_vectors()
         self.policy = {"steer": None, "may_steer": True, "most_dose": 3.0, "most_tokens": 4096}
         self.policy |= {"may_change_vectors": True, "admin": False}
@@ -145,6 +146,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/v1/models":
             entry = {"id": "tiny-llama", "object": "model", "thinking": self.server.thinks, "context_window": 2048}
             entry["policy"] = self.server.policy
+            entry["documents"] = self.server.knowledge is not None
             self.json({"object": "list", "data": [entry]})
         elif path == "/v1/poise/vectors":
             self.json({"object": "list", "data": list(self.server.vectors.values())})
@@ -198,7 +200,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.head(200, "text/event-stream", {"Connection": "close"})
         try:
-            for chunk in chunks(request, question):
+            facts = self.server.knowledge if request["poise"].get("knowledge") else None
+            for chunk in with_documents(chunks(request, question), facts):
                 if "slow" in question:
                     time.sleep(0.05)
                 self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
@@ -291,6 +294,21 @@ def chunks(request: dict[str, Any], question: str) -> Iterator[dict[str, Any]]:
         yield chunk({}, {"summary": {}, "alarms": [], **guardrail}, "stop")
     usage = {"prompt_tokens": 1000, "completion_tokens": len(tokens), "total_tokens": 1000 + len(tokens)}
     yield {"id": "x", "object": "chat.completion.chunk", "model": "tiny-llama", "choices": [], "usage": usage}
+
+
+def with_documents(
+    made: Iterator[dict[str, Any]], facts: Callable[[str], dict[str, Any]] | None
+) -> Iterator[dict[str, Any]]:
+    """The chunks with passages in the first, and the checked sentences in the last that has a choice."""
+    said = ""
+    for place, one in enumerate(made):
+        for choice in one.get("choices", ()) if facts else ():
+            said += choice["delta"].get("content", "")
+            if place == 0 and facts:
+                choice["poise"]["knowledge"] = {"passages": facts("")["passages"]}
+            if choice["finish_reason"] and facts:
+                choice["poise"]["knowledge"] = facts(said)
+        yield one
 
 
 def call_chunks() -> Iterator[dict[str, Any]]:

@@ -122,6 +122,12 @@ class TestCitations:
         assert (first.passages, first.by_model, first.supported) == ((2,), False, True)
         assert (second.passages, second.supported) == ((), False)
 
+    def test_say_where_in_the_answer_they_stand(self) -> None:
+        answer = "Yes. The tide 🚢 turns at six [1]. A berth costs 12 euros. [2]\n\nMars is red."
+        sentences = check_citations(answer, HARBOUR, "What?")
+        places = [answer[sentence.start : sentence.end] for sentence in sentences]
+        assert places == ["Yes.", "The tide 🚢 turns at six [1].", "A berth costs 12 euros. [2]", "Mars is red."]
+
     def test_another_measure_counts_too(self) -> None:
         def half(passages: Sequence[str], question: str, answer: str) -> list[tuple[int, int, float]]:
             assert answer == "At six the tide turns. A night costs 12 euros."
@@ -179,6 +185,7 @@ class TestAnswers:
         answer = answered(docs, tmp_path, "Not in the documents.")
         assert (answer.text, answer.answered, answer.sources) == (NOT_IN_DOCUMENTS, False, ())
         assert says_not_there("The answer is not found in the passages")
+        assert says_not_there("[1] [2, 3] Not in the documents.")
         assert not says_not_there("Notes are in the documents folder")
 
     def test_nothing_that_may_be_seen_asks_no_model(self, docs: Path, tmp_path: Path) -> None:

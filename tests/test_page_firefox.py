@@ -20,6 +20,28 @@ READY = "document.getElementById('status').textContent.startsWith('connected')"
 DONE = "document.getElementById('send').textContent === 'Ask' && document.querySelectorAll('article.turn').length"
 HOSTILE = "say:**bold** <img src=x onerror='window.hit=1'> [a](javascript:window.hit=2) ![b](https://example.org/b.png)"
 
+PASSAGES = [{"path": "", "title": "", "headings": ["fees.md<script>"], "text": "A berth costs 12 euros.", "marks": []}]
+SENTENCES = [
+    {
+        "text": "It costs 12 euros.",
+        "start": 0,
+        "end": 22,
+        "passages": [1],
+        "cited_by": "model",
+        "score": 1,
+        "supported": True,
+    },
+    {
+        "text": "Olga said so.",
+        "start": 23,
+        "end": 36,
+        "passages": [],
+        "score": 0,
+        "supported": False,
+        "problem": "Olga",
+    },
+]
+
 
 @pytest.fixture(scope="module")
 def firefox() -> Iterator[Firefox]:
@@ -62,5 +84,25 @@ class TestInFirefox:
         firefox.reload()
         firefox.wait_for(f"{DONE} === 2")
         assert text(firefox, ".tokens") == SAID
+        assert firefox.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert firefox.complaints == []
+
+    def test_shows_sources_and_what_they_do_not_support(self, firefox: Firefox, stub: Stub) -> None:
+        stub.knowledge = lambda said: {
+            "passages": PASSAGES,
+            **({"answered": True, "sentences": SENTENCES} if said else {}),
+        }
+        firefox.open(stub.url)
+        firefox.wait_for(READY)
+        firefox.evaluate("document.getElementById('question').value = 'say:It costs 12 euros [1]. Olga said so.'")
+        firefox.evaluate("document.getElementById('question').focus()")
+        firefox.type("\n")
+        firefox.wait_for("document.querySelectorAll('article.turn:last-child .cite').length")
+        firefox.evaluate("document.querySelector('.cite').dispatchEvent(new MouseEvent('mouseenter'))")
+        assert text(firefox, "article.turn:last-child .peek") == "[1] fees.md<script>A berth costs 12 euros."
+        assert text(firefox, "article.turn:last-child .tokens") == "It costs 12 euros1. Olga said so.✕ unsupported"
+        assert firefox.evaluate(
+            "[...document.querySelectorAll('.unsupported')].map((s) => s.textContent).join('')"
+        ) == (" Olga said so.")
         assert firefox.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert firefox.complaints == []

@@ -207,6 +207,8 @@ def sentence_facts(sentence: CitedSentence) -> dict[str, Any]:
     """A checked sentence as plain values."""
     return {
         "text": sentence.text,
+        "start": sentence.start,
+        "end": sentence.end,
         "passages": list(sentence.passages),
         "cited_by": "model" if sentence.by_model else "words",
         "score": round(sentence.score, 4),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from poise.grounding.facts import FactIndex, content_words
-from poise.grounding.sentences import split_sentences
+from poise.grounding.sentences import Span, split_sentences
 from poise.knowledge.searching import RetrievedPassage
 
 __all__ = ["CitedSentence", "GroundingScores", "Unsupported", "check_citations", "rendered_answer"]
@@ -30,6 +30,8 @@ class CitedSentence:
 
     Attributes:
         text: The sentence without its citations.
+        start: First character of it in the answer, citations included.
+        end: Character after its last.
         after: What stands between it and the next one.
         passages: Numbers of the passages that it rests on, from 1.
         by_model: Whether the model cited them; else they were found by their words.
@@ -38,6 +40,8 @@ class CitedSentence:
     """
 
     text: str
+    start: int
+    end: int
     after: str
     passages: tuple[int, ...]
     by_model: bool
@@ -75,15 +79,21 @@ def check_citations(
     text = _AFTER_STOP.sub(lambda match: match[2] + match[1], answer)
     spans = split_sentences(text)
     ends = [*(start for start, _ in spans), len(text)][1:]
-    pieces = [(text[start:end], text[end:after]) for (start, end), after in zip(spans, ends, strict=True)]
-    pieces = [(piece, after) for piece, after in pieces if any(sign.isalnum() for sign in _CITATION.sub("", piece))]
-    clean = [_CITATION.sub("", piece).strip() for piece, _ in pieces]
+    places = [(span, text[span[1] : after]) for span, after in zip(spans, ends, strict=True)]
+    places = [(span, after) for span, after in places if any(map(str.isalnum, _CITATION.sub("", _part(text, span))))]
+    clean = [_CITATION.sub("", _part(text, span)).strip() for span, _ in places]
     scores = _scores_of(clean, passages, question, score)
     indexes = [FactIndex(f"{p.title}\n{' '.join(p.headings)}\n{p.text}", question) for p in passages]
     return tuple(
-        _checked_sentence(sentence, after, _cited_numbers(piece), passages, indexes, question, scored, least)
-        for sentence, (piece, after), scored in zip(clean, pieces, scores, strict=True)
+        _checked_sentence(
+            sentence, span, after, _cited_numbers(_part(text, span)), passages, indexes, question, scored, least
+        )
+        for sentence, (span, after), scored in zip(clean, places, scores, strict=True)
     )
+
+
+def _part(text: str, span: Span) -> str:
+    return text[span[0] : span[1]]
 
 
 def _scores_of(
@@ -104,6 +114,7 @@ def _scores_of(
 
 def _checked_sentence(
     sentence: str,
+    span: Span,
     after: str,
     numbers: tuple[int, ...],
     passages: Sequence[RetrievedPassage],
@@ -134,7 +145,14 @@ def _checked_sentence(
     elif total < least and not word_for_word:
         problem = f"the passages carry it with {total:.2f}, less than {least:.2f}"
     return CitedSentence(
-        text=sentence, after=after, passages=rests_on, by_model=bool(valid), score=total, problem=problem
+        text=sentence,
+        start=span[0],
+        end=span[1],
+        after=after,
+        passages=rests_on,
+        by_model=bool(valid),
+        score=total,
+        problem=problem,
     )
 
 

@@ -27,7 +27,7 @@ class PolicyOfKey(BaseModel):
 
 class ModelEntry(BaseModel):
     """A model that answers; ``thinking`` says whether requests may switch that on, ``context_window`` how many tokens
-    prompt and answer may have together."""
+    prompt and answer may have together, ``documents`` whether chats may be answered from the server's."""
 
     id: str
     object: Literal["model"]
@@ -35,6 +35,7 @@ class ModelEntry(BaseModel):
     owned_by: str
     thinking: bool
     context_window: int | None
+    documents: bool
     policy: PolicyOfKey
 
 
@@ -55,5 +56,6 @@ def model_entry(service: Service, key: str | None) -> dict[str, Any]:
         "owned_by": "poise",
         "thinking": service.thinks,
         "context_window": window if window < UNKNOWN_WINDOW else None,
+        "documents": service.knowledge is not None,
         "policy": policy.model_dump(include=set(PolicyOfKey.model_fields)),
     }

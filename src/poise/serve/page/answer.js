@@ -5,6 +5,7 @@ import { callsView } from "./calls.js";
 import { copyButton } from "./copying.js";
 import { el, put } from "./dom.js";
 import { blockedBy, interventionLines } from "./interventions.js";
+import { sourcesView } from "./sources.js";
 import { state, textOf } from "./state.js";
 import { levelOf, said, toneOf } from "./tint.js";
 import { paceOf, placeOf, readingOf } from "./turn.js";
@@ -75,6 +76,7 @@ export function answerView(turn, label) {
     nodes.pace.textContent = paceWords(turn);
     nodes.copy.disabled = !textOf(turn);
     nodes.calls.update();
+    nodes.sources.update(body);
     const now = [turn.alarms.length, turn.cautions.length, turn.interventions?.length, turn.finish, body.problem()].join();
     if (now !== remarked) put(nodes.remarks, remarksOn(turn, lead, body.problem()));
     remarked = now;
@@ -112,9 +114,11 @@ function nodesOf(turn, label) {
   const pace = el("span", { class: "pace small" });
   const tools = el("div", { class: "row tools" }, copy, pace);
   const remarks = el("div", { class: "remarks" });
-  const parts = [thought, text, calls.node, foot, tools, remarks];
-  const node = el("div", { class: "answer", "aria-label": label, role: "group" }, parts);
-  return { node, thought, thoughts, text, calls, cursor, readout, foot, copy, pace, tools, remarks };
+  const sources = sourcesView(turn, label, text);
+  const words = el("div", { class: "words" }, thought, text, calls.node, foot, tools, remarks);
+  const beside = el("div", { class: "beside" }, words, sources.node, sources.peek);
+  const node = el("div", { class: "answer", "aria-label": label, role: "group" }, beside);
+  return { node, thought, thoughts, text, calls, sources, cursor, readout, foot, copy, pace, tools, remarks };
 }
 
 /** How many tokens came, and how fast, as the browser saw them. */

@@ -11,7 +11,8 @@ import { download, exported } from "./export.js";
 import * as keeping from "./keeping.js";
 import * as notice from "./notice.js";
 import * as panel from "./panel.js";
-import { thinks, tools } from "./settings.js";
+import { documents, thinks, tools } from "./settings.js";
+import { spokenSupport } from "./sources.js";
 import { changeTurns, messages, onChange, questionOf, state, steering, textOf } from "./state.js";
 import { begun, hear } from "./turn.js";
 import { turnArticle } from "./turn_view.js";
@@ -105,7 +106,7 @@ async function ask(question, parent, seed = null) {
   notice.clear();
   const { system, temperature, maxTokens, model, leaf } = state;
   const before = pathTo(state.all, parent);
-  const facts = { system, temperature, maxTokens, model, thinking: thinks(), tools: tools(), steer: steering(vectors) };
+  const facts = { system, temperature, maxTokens, model, thinking: thinks(), tools: tools(), documents: documents(), steer: steering(vectors) };
   const turn = begun({ ...question, ...facts, parent, seed: seed ?? state.seed + before.length });
   const asked = [...messages(before, system), ...questionOf(turn)];
   running = new AbortController();
@@ -172,7 +173,7 @@ const ENDS = { stopped: "Stopped.", cut: "The answer broke off.", content_filter
 
 function toldToTheEnd(turn, spoken) {
   if (turn.pieces.length || turn.calls.length)
-    spoken.end(`${ENDS[turn.finish] ?? "End of the answer."} ${count(turn.pieces.length, "token")}.`);
+    spoken.end(`${ENDS[turn.finish] ?? "End of the answer."} ${count(turn.pieces.length, "token")}. ${spokenSupport(turn)}`.trim());
 }
 
 const cameToNothing = (turn) => !textOf(turn) && ["stopped", "cut", null].includes(turn.finish) && !turn.calls.length;

@@ -7,7 +7,7 @@ import { gauge } from "./gauges.js";
 import * as notice from "./notice.js";
 import * as panel from "./panel.js";
 import { say } from "./announce.js";
-import { thinks, tools } from "./settings.js";
+import { documents, thinks, tools } from "./settings.js";
 import { change, messages, onChange, state, steering } from "./state.js";
 import { scaleOf } from "./tint.js";
 import { begun, hear, summary } from "./turn.js";
@@ -95,7 +95,7 @@ async function run(user) {
   const steer = steering(vectors);
   byId("compare-hint").hidden = steer !== null;
   if (!steer) return;
-  const asked = { user, system, seed, temperature, maxTokens, model, thinking: thinks(), tools: tools() };
+  const asked = { user, system, seed, temperature, maxTokens, model, thinking: thinks(), tools: tools(), documents: documents() };
   const turns = [begun({ ...asked, steer: null }), begun({ ...asked, steer })];
   running = new AbortController();
   change({ compared: { plain: turns[0], steered: turns[1] } });

@@ -2,6 +2,7 @@
 
 import { pathTo } from "./branches.js";
 import { el } from "./dom.js";
+import { soundKnowledge } from "./knowledge.js";
 import { messages, textOf, thoughtOf } from "./state.js";
 
 /**
@@ -79,6 +80,7 @@ function read(turn, i) {
     thought: Array.isArray(facts.thought) ? facts.thought.map(pieceOf) : thoughtText ? [{ text: String(thoughtText), readings: {} }] : [],
     ...Object.fromEntries(["prompt", "push", "layers"].map((name) => [name, facts[name] ?? {}])),
     ...Object.fromEntries(["alarms", "cautions", "calls"].map((name) => [name, Array.isArray(facts[name]) ? facts[name] : []])),
+    knowledge: soundKnowledge(facts.knowledge),
     finish: facts.finish ?? "cut",
     waiting: {},
   };

@@ -1,4 +1,4 @@
-/** How answers are drawn: model, system prompt, temperature, longest answer, seed, thinking. */
+/** How answers are drawn: model, system prompt, temperature, longest answer, seed, thinking, documents. */
 
 import { showWindow } from "./composer.js";
 import { byId, el, put } from "./dom.js";
@@ -10,6 +10,9 @@ let offered = [];
 
 /** Whether the model is to think before it replies: only where its template has a switch for that. */
 export const thinks = () => state.thinking && offered.some(({ id, thinking }) => id === state.model && thinking);
+
+/** Whether answers are to rest on the server’s documents; null where it has none. */
+export const documents = () => (offered.some(({ id, documents: any }) => id === state.model && any) ? state.documents : null);
 
 /** The tools that the model may call; null for none. */
 export const tools = () => toolsOf(state.tools);
@@ -46,6 +49,7 @@ export function show(models) {
 }
 
 function showSwitch() {
+  byId("documents-row").hidden = documents() === null;
   byId("thinking-row").hidden = !offered.some(({ id, thinking }) => id === state.model && thinking);
   showWindow(offered.find(({ id }) => id === state.model)?.context_window);
   const most = policy()?.most_tokens;
@@ -61,6 +65,8 @@ export function start() {
   });
   byId("thinking").checked = state.thinking;
   byId("thinking").addEventListener("change", (event) => change({ thinking: event.target.checked }));
+  byId("documents").checked = state.documents;
+  byId("documents").addEventListener("change", (event) => change({ documents: event.target.checked }));
   byId("system").value = state.system;
   byId("system").addEventListener("input", (event) => change({ system: event.target.value }));
   const box = byId("tools");

@@ -18,6 +18,7 @@ const FRESH = {
   maxTokens: 200,
   seed: 0,
   thinking: false,
+  documents: true, // whether to answer from the server’s, where it has any
   unit: "dose", // or "alpha"; dials are in it
   dials: {},
   shapes: {}, // how a dial works, by vector, where not as a plain addition to the reply
@@ -55,8 +56,8 @@ export const changeTurns = (all, leaf, more = {}) => change({ all, leaf, turns: 
 
 const inDatabase = new WeakMap(); // turns to their revision there
 
-const revisionOf = ({ pieces, thought, alarms, calls, finish, usage }) =>
-  [pieces.length, thought?.length, alarms.length, JSON.stringify(calls ?? []).length, finish, Boolean(usage)].join();
+const revisionOf = ({ pieces, thought, alarms, calls, finish, usage, knowledge }) =>
+  [pieces.length, thought?.length, alarms.length, JSON.stringify(calls ?? []).length, finish, Boolean(usage), knowledge?.passages?.length].join();
 
 /** Turns that the database does not have as they are, each with what to call once it has. */
 export const unsaved = () =>

@@ -7,8 +7,8 @@ import { addCalls } from "./calls.js";
 const WINDOW = 8; // tokens of a peak, as in `poise.monitor`
 
 /**
- * A turn before its first chunk. `asked`: user, system, steer, seed, temperature, maxTokens, model, thinking, tools; for
- * what tools gave back `results` instead of `user`. `parent` is the turn before it.
+ * A turn before its first chunk. `asked`: user, system, steer, seed, temperature, maxTokens, model, thinking, tools,
+ * documents; for what tools gave back `results` instead of `user`. `parent` is the turn before it.
  */
 export const begun = (asked) => ({
   id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, // which only https and localhost have
@@ -26,6 +26,7 @@ export const begun = (asked) => ({
   alarms: [],
   cautions: [],
   interventions: [], // of the server’s guardrail, which comes with the end of the answer
+  knowledge: null, // passages that the answer rests on, from its first chunk; its sentences, checked, from its last
   finish: null,
   calls: [],
   usage: null,
@@ -51,7 +52,11 @@ export async function hear(turn, messages, signal, heard) {
     stream_options: { include_usage: true },
     ...(turn.tools ? { tools: turn.tools } : {}),
     ...(turn.thinking ? { chat_template_kwargs: { enable_thinking: true } } : {}),
-    poise: { watch: true, ...(turn.steer ? { steer: turn.steer } : {}) },
+    poise: {
+      watch: true,
+      ...(turn.steer ? { steer: turn.steer } : {}),
+      ...(typeof turn.documents === "boolean" ? { knowledge: turn.documents } : {}),
+    },
   };
   const began = performance.now();
   try {
@@ -75,6 +80,7 @@ function take(turn, { delta = {}, poise = {}, finish_reason: finish }, seconds) 
   turn.cautions.push(...(poise.cautions ?? []));
   turn.alarms.push(...(poise.alarms ?? []));
   turn.interventions = poise.guardrail ?? turn.interventions;
+  turn.knowledge = poise.knowledge ?? turn.knowledge;
   turn.summary = poise.summary ?? turn.summary;
   turn.finish = finish ?? turn.finish;
   const text = delta.content ?? "";
