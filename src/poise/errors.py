@@ -15,6 +15,7 @@ PoiseError
 │   ├── InvalidRow             one row of a data set cannot be used; runs count and list such rows
 │   ├── InvalidDocument        a document cannot be read; builds of a knowledge base list and skip it
 │   ├── InvalidKnowledge       a knowledge base is missing, damaged, or of another encoder
+│   ├── InvalidMemory          a memory is missing, damaged, another program's, or of another encoder
 │   ├── EncoderUnavailable     the endpoint for embeddings cannot be reached or answers nonsense
 │   ├── ToolFailed             a tool could not do what an agent called it for; the model is told
 │   ├── InvalidRun             an agent's run is missing, damaged, or of another goal
@@ -126,6 +127,10 @@ class InvalidDocument(UserError):
 
 class InvalidKnowledge(UserError):
     """A knowledge base is missing, damaged, or was built with another encoder."""
+
+
+class InvalidMemory(UserError):
+    """A memory is missing, damaged, another program's file, or was begun with another encoder."""
 
 
 class EncoderUnavailable(UserError):

@@ -28,6 +28,7 @@ from poise.cli import (
     inspection,
     judge,
     knowledge,
+    memory,
     merge,
     monitor,
     reasoning,
@@ -65,6 +66,7 @@ class _Commands(TyperGroup):
             "ask",
             "agent",
             "automation",
+            "memory",
             "detector",
             "calibrate",
             "read",
@@ -151,6 +153,7 @@ app.add_typer(knowledge.app, name="knowledge")
 app.command("ask")(ask.ask_command)
 app.add_typer(agent.app, name="agent")
 app.add_typer(automation.app, name="automation")
+app.add_typer(memory.app, name="memory")
 app.add_typer(detector.app, name="detector")
 app.command("calibrate", cls=ShowableCommand)(monitor.calibrate_command)
 app.command("read", cls=ShowableCommand)(monitor.read_command)
