@@ -87,6 +87,9 @@ class GuardDetector(FrozenModel):
     centre: float = Field(description="Mean projection of ordinary talk.")
     strength: Strength = Field("MEDIUM", description="The rule's strength; a topic's is MEDIUM.")
     point: OperatingPoint
+    change: OperatingPoint | None = Field(
+        None, description="Of a tool's result: threshold of the reading's change by it, in standard deviations of talk."
+    )
     figures: DetectorFigures
     band: UncertainBand | None = None
 

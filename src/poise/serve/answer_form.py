@@ -24,7 +24,14 @@ from poise.serve.tool_requests import (
     ToolChoice,
 )
 
-__all__ = ["AnswerForm", "answer_form", "check_tool_history", "check_tools_shown", "template_call_id"]
+__all__ = [
+    "AnswerForm",
+    "answer_form",
+    "check_tool_history",
+    "check_tools_shown",
+    "template_call_id",
+    "template_tools",
+]
 
 NO_TOOLS = (
     "This model's chat template has no tools, or writes calls in a form that is not supported; leave {0} out, or serve "
@@ -117,10 +124,15 @@ def answer_form(
         raise RequestError(400, str(error), code="invalid_schema", param="tools") from error
     return AnswerForm(
         grammar=grammar,
-        tools=tuple(_template_tool(tool) for tool in tools),
+        tools=template_tools(tools, choice),
         names=tuple(tool.name for tool in offered),
         call_format=call_format,
     )
+
+
+def template_tools(tools: Sequence[FunctionTool], choice: ToolChoice | None = None) -> tuple[dict[str, Any], ...]:
+    """All tools as templates take them; none where none may be called."""
+    return () if choice == "none" else tuple(_template_tool(tool) for tool in tools)
 
 
 def _template_tool(tool: FunctionTool) -> dict[str, Any]:

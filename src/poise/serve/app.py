@@ -41,6 +41,7 @@ from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenA
 from poise.serve.response_events import ResponseReply
 from poise.serve.response_requests import CreateResponse
 from poise.serve.response_route import open_response, response_events, written_response
+from poise.serve.run_routes import add_run_routes
 from poise.serve.service import Service
 from poise.serve.streaming import ExchangeStream, unless_hung_up, with_signs_of_life
 from poise.steer.request_field import VECTOR_NAME
@@ -70,6 +71,7 @@ def build(service: Service) -> FastAPI:
     _vectors(app, service)
     _readings_routes(app, service)
     add_guardrail_route(app, service)
+    add_run_routes(app, service)
     _state(app, service)
     _answer_heads(app)
     add_page(app)
@@ -137,7 +139,7 @@ async def _respond(service: Service, request: Request) -> Response:
     service.rates.take_request(key, limits)
     with _rates_on_refusals(service, key):
         body, exchange = await open_response(service, data, content_type, key)
-    headers = service.rates.headers(key, limits)
+    headers = {**service.rates.headers(key, limits), **exchange.headers}
     if body.stream:
         return ExchangeStream(exchange, response_events(body, exchange), headers)
     try:
@@ -184,7 +186,7 @@ async def _complete(service: Service, kind: type[OpenAIRequest], request: Reques
     with _rates_on_refusals(service, key):
         body = await service.workers.run(partial(read_request, kind, data, content_type), size=len(data))
         exchange = await service.open(body, key, size=len(data))
-    headers = service.rates.headers(key, limits)
+    headers = {**service.rates.headers(key, limits), **exchange.headers}
     if body.stream:
         chunks = _event_stream(exchange, include_usage=body.stream_options.include_usage)
         return ExchangeStream(exchange, chunks, headers)

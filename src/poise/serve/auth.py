@@ -51,10 +51,10 @@ HEADERS = {
 VECTORS_FORBIDDEN = "This key may not change vectors; `may_change_vectors` in the server's policy lets it."
 CLIENT_HEADERS = re.compile(
     r"accept|accept-language|authorization|content-type|http-referer|idempotency-key|openai-[a-z-]+|user-agent|"
-    r"x-request-id|x-stainless-[a-z-]+|x-title"
+    r"x-poise-session|x-request-id|x-stainless-[a-z-]+|x-title"
 )
 """Headers that OpenAI's clients and those built on them send, from a page too."""
-EXPOSED_HEADERS = "x-request-id, retry-after, retry-after-ms, " + ", ".join(
+EXPOSED_HEADERS = "x-request-id, x-poise-session, retry-after, retry-after-ms, " + ", ".join(
     f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
 )
 BYTES_A_SECOND = 2**16  # by which a body may take longer

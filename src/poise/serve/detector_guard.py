@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from poise.engine import EngineOutput, GeneratedToken
-from poise.guardrail.guard_file import FittedGuard
+from poise.guardrail.guard_file import FittedGuard, GuardDetector
 from poise.guardrail.readings import AnswerWindow, ReadPlace
 from poise.guardrail.schema import Source
 from poise.monitor import AnswerReadings
@@ -42,6 +42,7 @@ class DetectorGuard:
         self._found: set[tuple[str, Source]] = set()
         self.stopped_by: Source | None = None
         self.facts: list[dict[str, Any]] = []
+        self._prompt: Sequence[float] = ()
 
     def inspect(self, output: EngineOutput) -> GuardedOutput:
         """Read a step's output, and decide whether the answer goes on."""
@@ -52,7 +53,8 @@ class DetectorGuard:
             ahead=tuple(map(self._plain, output.ahead)),
         )
         if output.prompt_readings is not None:
-            self._look(output.prompt_readings[self._watched :], "INPUT")
+            self._prompt = output.prompt_readings[self._watched :]
+            self._look(self._prompt, "INPUT")
         for token in self._new_tokens(output):
             if token.part == "reply" and (means := self._window.see(token.readings[self._watched :])) is not None:
                 self._look(means.tolist(), "OUTPUT")
@@ -62,6 +64,11 @@ class DetectorGuard:
             return self._alarms.inspect(plain)
         cut = replace(plain, tokens=(), ahead=(), finish=None, end=None)
         return GuardedOutput(output=cut, stopped=True, length=0, readings=self.readings())
+
+    def prompt_projection(self, detector: GuardDetector) -> float | None:
+        """What a detector read at the end of the prompt, whatever it is for."""
+        pairs = zip(self._fitted.header.detectors, self._prompt, strict=False)
+        return next((float(value) for each, value in pairs if each == detector), None)
 
     def readings(self) -> tuple[AnswerReadings, ...] | None:
         """Readings of what there is so far, one a watched vector."""

@@ -24,6 +24,8 @@ from poise.serve.observing import AnswerTimes
 from poise.serve.planning import RequestPlan
 from poise.serve.rate_limits import TokenReservation
 from poise.serve.rendering import AnswerChoice, CompletionKind
+from poise.serve.run_following import FollowedStep
+from poise.serve.run_telling import end_step
 from poise.serve.scheduler import ScheduledRequest
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class CompletionExchange:
         times: When its answers got how far.
         failure: Code of the error that the answers ended with; ``disconnected`` where the client went away.
         guarded: The request as its guardrail let it go on.
+        step: The step of a run that it is, where its run is followed.
     """
 
     def __init__(
@@ -59,9 +62,10 @@ class CompletionExchange:
         key: str | None,
         guarded: GuardedRequest,
         loop: asyncio.AbstractEventLoop,
+        step: FollowedStep | None = None,
     ) -> None:
         self.service, self.plan, self.kind, self.key = service, plan, kind, key
-        self.guarded, self.body = guarded, guarded.body
+        self.guarded, self.body, self.step = guarded, guarded.body, step
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         self.head = {
             "id": f"{prefix}-{secrets.token_hex(12)}",
@@ -90,17 +94,20 @@ class CompletionExchange:
         guard, indexes = guarded.guard, range(len(self.requests))
         self._answer_guards = [self._answer_guard(guard, index) for index in indexes] if guard else []
         for choice in self.choices if guarded.blocked or not plan.most_new_tokens else ():
-            if guarded.blocked and guard:
-                choice.stop_message = guard.checker.guardrail.messages.input
+            if guarded.blocked:
+                choice.stop_message = guarded.message
             output = EngineOutput(key=choice.index, finish=None if guarded.blocked else "length")
             self._outputs.put_nowait((choice.index, GuardedOutput(output=output, stopped=guarded.blocked)))
         for choice in self.choices:
-            choice.interventions = list(guarded.interventions)
+            choice.interventions, choice.step = list(guarded.interventions), step
 
     def _output_guard(self) -> AlarmGuard | DetectorGuard:
         plan, guard = self.plan, self.guarded.guard
         alarms = AlarmGuard(plan.watched, plan.policy, plan.pushes, requested=plan.requested, forced=plan.forced)
-        return guard.with_detectors(alarms, len(plan.watched), self.guarded.body) if guard else alarms
+        if guard is None:
+            return alarms
+        results_read = self.step is not None and self.step.reader is not None
+        return guard.with_detectors(alarms, len(plan.watched), self.body, results_read=results_read)
 
     def _answer_guard(self, guard: ServerGuard, index: int) -> AnswerGuard | AsynchronousGuard:
         readings = self.requests[index].guard
@@ -126,6 +133,11 @@ class CompletionExchange:
             late = RequestError(408, "The answer was not read while it came; read faster.", code="unread")
             self._outputs.put_nowait((index, GuardedOutput(output=EngineOutput(key=index, error=late))))
             self.close()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that say which run it is a step of."""
+        return {"x-poise-session": self.step.run.id} if self.step and self.step.run.id.isascii() else {}
 
     @property
     def completion_tokens(self) -> int:
@@ -251,9 +263,13 @@ class CompletionExchange:
                 self.service.webhook.put({**facts, "time": time.time(), "key": self.key, **alert.facts})
         if choice.finish:
             metrics.finished.labels(choice.finish).inc()
+            if self.step and choice.index == 0:
+                end_step(self, self.step)
 
     def _record(self) -> None:
         """Keep what was read, also of answers that nobody waited for to the end."""
         for guard in self._answer_guards:
             self.service.metrics.guardrails.count(guard.interventions)
+        if self.step:
+            self.step.abort(str(self.head["id"]), self.plan.prompt_tokens, self.completion_tokens)
         self.service.store.put(answer_records(self))

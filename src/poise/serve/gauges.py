@@ -44,6 +44,7 @@ def add_gauges(service: Service, access_log: AccessLog | None, reloader: Reloade
         "Time of the last reload that was taken, or of the start.",
         lambda: reloader.succeeded,
     )
+    gauge("poise_runs", "Runs that are remembered.", lambda: len(service.runs.book))
     counts, store = service.store.counts, service.store
     _add_count(metrics, "poise_readings_written", "Readings on disk since the start.", lambda: counts.written)
     _add_count(metrics, "poise_readings_lost", "Readings given up: the disk refused too long.", lambda: counts.lost)

@@ -46,12 +46,14 @@ class GuardedRequest:
         blocked: Whether its prompt may not be answered.
         interventions: What was found, for the answer's ``poise`` field.
         guard: What guards its answers; ``None`` for nothing.
+        message: What is answered where it is blocked; default, the policy's message.
     """
 
     body: OpenAIRequest
     guard: ServerGuard | None = None
     blocked: bool = False
     interventions: tuple[dict[str, Any], ...] = ()
+    message: str | None = None
 
 
 @dataclass(slots=True)
@@ -94,11 +96,13 @@ class ServerGuard:
         probes = self.fitted.probes
         return replace(plan, requests=tuple(replace(r, probes=(*r.probes, *probes)) for r in plan.requests))
 
-    def with_detectors(self, alarms: AlarmGuard, watched: int, body: OpenAIRequest) -> AlarmGuard | DetectorGuard:
-        """What looks at the readings of one answer to a request."""
+    def with_detectors(
+        self, alarms: AlarmGuard, watched: int, body: OpenAIRequest, *, results_read: bool = False
+    ) -> AlarmGuard | DetectorGuard:
+        """What looks at the readings of one answer; not at tools' results, where these were read before."""
         if self.fitted is None:
             return alarms
-        after_tool = isinstance(body, ChatCompletionRequest) and body.messages[-1].role == "tool"
+        after_tool = not results_read and isinstance(body, ChatCompletionRequest) and body.messages[-1].role == "tool"
         return DetectorGuard(self.fitted, alarms, watched, after_tool=after_tool)
 
     def reader(
@@ -111,6 +115,11 @@ class ServerGuard:
         if isinstance(reader, JudgedReader):  # it waits for its judge outside of the model's steps
             return reader
         return lambda text, source: list(between(lambda: reader(text, source)))
+
+    @property
+    def input_message(self) -> str:
+        """What is answered to a request that is blocked."""
+        return self.checker.guardrail.messages.input
 
     @property
     def waits(self) -> bool:
@@ -172,7 +181,8 @@ class ServerGuard:
             turns[place] = _without(turn, findings)
         if turns != body.messages:
             body = body.model_copy(update={"messages": turns})
-        return GuardedRequest(body=body, guard=self, blocked=blocked, interventions=tuple(interventions))
+        facts = tuple(interventions)
+        return GuardedRequest(body=body, guard=self, blocked=blocked, interventions=facts, message=self.input_message)
 
     def _guard_prompts(self, body: CompletionRequest, model: Model) -> GuardedRequest:
         texts = [p if isinstance(p, str) else str(model.tokenizer.decode(p)) for p in body.prompts]
@@ -184,7 +194,8 @@ class ServerGuard:
                 REMOVED if blocks(each) else masked(text, each) for text, each in zip(texts, findings, strict=True)
             ]
             body = body.model_copy(update={"prompt": changed[0] if len(changed) == 1 else changed})
-        return GuardedRequest(body=body, guard=self, blocked=blocked, interventions=tuple(facts))
+        done = tuple(facts)
+        return GuardedRequest(body=body, guard=self, blocked=blocked, interventions=done, message=self.input_message)
 
     def _facts(self, findings: Sequence[GuardFinding], source: Source) -> list[dict[str, Any]]:
         return intervention_facts(self.name, findings, source)

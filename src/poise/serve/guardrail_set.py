@@ -15,6 +15,7 @@ from poise.guardrail.versions import GuardrailSource, guardrail_files, guardrail
 from poise.model import Model
 from poise.serve.guarding import ServerGuard
 from poise.serve.policy import Policies, Policy
+from poise.serve.result_reading import result_detector
 from poise.settings import SettingFault, faults_error
 from poise.settings.other_names import Place
 
@@ -79,7 +80,7 @@ class GuardrailSet:
         Raises:
             RequestError: 403 where requests may not choose, 404 where there is no such guardrail.
         """
-        ruled = self._ruled(policy)
+        ruled = self.ruled(policy)
         if requested is None or (ruled and requested in (ruled.name, ruled.name.partition("/")[0])):
             return ruled
         if not policy.may_choose_guardrail:
@@ -90,7 +91,8 @@ class GuardrailSet:
         text = f"There is no guardrail {requested[:100]!r} here; there is: {', '.join(self.names) or 'none'}."
         raise RequestError(404, text, code=NOT_FOUND, param="poise.guardrail")
 
-    def _ruled(self, policy: Policy) -> ServerGuard | None:
+    def ruled(self, policy: Policy) -> ServerGuard | None:
+        """What guards a key's requests where they do not choose."""
         if policy.guardrail is None:
             return self.first
         return self.find(policy.guardrail) if policy.guardrail else None
@@ -180,6 +182,10 @@ def _faults(policies: Policies, guardrails: GuardrailSet, keys: Iterable[str]) -
                 f"there is: {known}" if known else "there is none"
             )
             yield (*place, "guardrail"), f"{fault}; start the server with it as `guardrail`"
+        acts = rules.runs and rules.runs.tool_results != "note"
+        if acts and not ((guard := guardrails.ruled(rules)) and result_detector(guard.fitted)):
+            fault = "acts on tools' results, and no guardrail here reads them; serve one with INDIRECT_ATTACK"
+            yield (*place, "runs", "tool_results"), f"{fault} that `poise guardrail fit` has fitted"
         if rules.guardrail is None and guardrails.guards and guardrails.first is None:
             choice = ", ".join(sorted({name for name, _ in guardrails.guards}))
             yield place, f"names no `guardrail`, and the folder has several ({choice}); name one, or say false for none"

@@ -62,6 +62,8 @@ class Metrics:
             ["trait", "reading", "action"],
             registry=self.registry,
         )
+        self.run_alarms = self._counter("poise_run_alarms", "Drift along runs.", ["trait", "side", "action"])
+        self.tool_results = self._counter("poise_tool_results", "Tools' results that were read.", ["action"])
         self.finished = Counter("poise_answers", "Answers by how they ended.", ["finish"], registry=self.registry)
         self.closed = Counter(
             "poise_connections_closed",

@@ -13,14 +13,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from poise.engine import EngineOutput
+from poise.errors import RequestError
+from poise.serve.requests import OpenAIRequest
 from poise.serve.responses import iso
 from poise.steer import SteeringExpression
 
 if TYPE_CHECKING:
     from poise.serve.exchange import CompletionExchange
 
-__all__ = ["AnswerTimes", "RequestObserver", "RequestRecord", "note_exchange", "steering_names"]
+__all__ = ["AnswerTimes", "RequestObserver", "RequestRecord", "named_session", "note_exchange", "steering_names"]
 
+SESSION_HEADER = b"x-poise-session"
+TAKEN_HEADERS = frozenset({b"traceparent", b"tracestate", SESSION_HEADER})
+LONGEST_SESSION = 200  # characters
 PULSE = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines ask every few seconds: logged only where they fail."""
 ERROR_CODE = re.compile(rb'"code": ?"(\w+)"')
@@ -43,6 +48,7 @@ class RequestRecord:
         request_id: Id in the answer's ``X-Request-Id``.
         key: Name of its key.
         error: Code of the error that it was answered with.
+        session: Run that its header names; empty without one.
         exchange: The answers, where it asked for some.
         seconds: Seconds from its coming to the end of its answer.
     """
@@ -58,6 +64,7 @@ class RequestRecord:
     request_id: str | None = None
     key: str | None = None
     error: str | None = None
+    session: str = ""
     exchange: CompletionExchange | None = None
     seconds: float = 0.0
 
@@ -168,6 +175,23 @@ def note_exchange(exchange: CompletionExchange) -> None:
         record.exchange = exchange
 
 
+def named_session(body: OpenAIRequest) -> str | None:
+    """The run that a request names: in its field, or in the header.
+
+    Raises:
+        RequestError: the header's name is too long.
+    """
+    if body.poise and body.poise.session:
+        return body.poise.session
+    record = _current.get()
+    if record is None or not record.session.strip():
+        return None
+    if len(record.session) > LONGEST_SESSION:
+        text = f"X-Poise-Session has {len(record.session):,} characters; a run's name has at most {LONGEST_SESSION}."
+        raise RequestError(400, text, code="invalid_value", param="X-Poise-Session")
+    return record.session.strip()
+
+
 @dataclass(frozen=True, slots=True)
 class RequestObserver:
     """Pure ASGI, so that streams pass through.
@@ -187,12 +211,13 @@ class RequestObserver:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name: value for name, value in scope["headers"] if name in (b"traceparent", b"tracestate")}
+        headers = {name: value for name, value in scope["headers"] if name in TAKEN_HEADERS}
         record = RequestRecord(
             method=scope["method"] if scope["method"].isascii() and scope["method"].isalpha() else "other",
             client=scope["client"][0] if scope.get("client") else None,
             traceparent=headers.get(b"traceparent", b"").decode("latin-1"),
             tracestate=headers.get(b"tracestate", b"").decode("latin-1"),
+            session=headers.get(SESSION_HEADER, b"").decode("latin-1"),
         )
 
         async def seen(message: MutableMapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.steer import Steering, SteeringExpression, cautions
 from poise.steer.hold import hold_forced
 
-__all__ = ["RequestPlan", "SteeringPush", "plan_request"]
+__all__ = ["RequestPlan", "SteeringPush", "plan_request", "request_messages"]
 
 MOST_SCORED = 131_072  # tokens of prompts whose log-probabilities one request may have
 
@@ -204,7 +204,7 @@ def _answer_form(body: OpenAIRequest, model: Model) -> AnswerForm:
 def _encode_prompts(body: OpenAIRequest, model: Model, form: AnswerForm) -> list[Encoded]:
     try:
         if isinstance(body, ChatCompletionRequest):
-            messages = _request_messages(body)
+            messages = request_messages(body)
             check_text_length([m["content"] for m in messages], model, param="messages")
             check_tool_history(messages, model)
             if form.tools or any(m.keys() - {"role", "content"} for m in messages):  # of which only its text tells
@@ -225,12 +225,13 @@ def _faulty_field(body: ChatCompletionRequest, model: Model) -> str:
     """Which field of a chat cannot be rendered: the switch for thinking, where the same messages can be without it."""
     if body.thinking:
         with contextlib.suppress(UserError):
-            model.encode(_request_messages(body), tools=_answer_form(body, model).tools)
+            model.encode(request_messages(body), tools=_answer_form(body, model).tools)
             return "reasoning_effort" if body.reasoning_effort else "chat_template_kwargs"
     return "messages"
 
 
-def _request_messages(body: ChatCompletionRequest) -> list[Message]:
+def request_messages(body: ChatCompletionRequest) -> list[Message]:
+    """A chat's messages as templates take them."""
     messages: list[Message] = []
     names: dict[str, str] = {}
     for m in body.messages:

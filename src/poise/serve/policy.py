@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from poise.data import AnswerPart
 from poise.errors import RequestError, UserError
 from poise.serve.rate_limits import RateLimit
+from poise.serve.run_policy import RunPolicy
 from poise.settings import Settings, read_settings
 from poise.settings.other_names import Place
 from poise.steer import Steering, SteeringExpression, total_dose
@@ -61,6 +62,7 @@ class Policy(Settings):
     documents: tuple[str, ...] = Field(
         (), description="Labels whose documents answers may rest on, beside those without a label."
     )
+    runs: RunPolicy | None = Field(None, description="Follow the runs of agents, and act on drift and tools' results.")
     admin: bool = Field(False, description="Whether the readings and uploads of all keys may be seen and deleted.")
 
     @field_validator("steer")
@@ -95,6 +97,8 @@ class Policy(Settings):
         for field, rule in (("on_alarm", self.on_alarm), ("part", self.part)):
             for name in rule if isinstance(rule, dict) else ():
                 places.setdefault(name, (field, name))
+        for name, place in self.runs.places.items() if self.runs else ():
+            places.setdefault(name, ("runs", *place))
         return places
 
     @property

@@ -17,6 +17,7 @@ from poise.serve.auth import ApiKeys, file_version
 from poise.serve.guardrail_set import check_guardrail_rules, read_guardrails
 from poise.serve.knowledge_use import check_document_rules
 from poise.serve.policy import Policies, Policy, read_policies
+from poise.serve.run_rules import plan_faults, run_rule_faults
 from poise.serve.service import Service
 from poise.serve.vector_registry import VectorRegistry, WatchedVector
 from poise.serve.webhook import read_webhook, read_webhook_secrets
@@ -125,10 +126,14 @@ def _rule_faults(
             check_steering(held.steering)
         except UserError as error:
             yield (*place, "steer"), f"is {rules.steer!r}: {str(error).removesuffix('.')}"
+    if not unknown:
+        yield from (((*place, *setting), text) for setting, text in plan_faults(rules, entries, check_steering))
     for name, watched in entries.items():
         part = rules.part_of(name)
         if part != "reply" and (missing := watched.missing_alarms(part)):
             yield (*place, *rules.field_of("part", name)), f"is {part!r} for {name!r}: {missing}"
+        if rules.runs and name in rules.runs.traits:
+            yield from ((((*place, "runs", "traits", name, f)), text) for f, text in run_rule_faults(watched, rules))
         if rules.action(name) == "cap" and (missing := watched.missing_cap(part)):
             yield (*place, *rules.field_of("on_alarm", name)), f"caps {name!r} at its alarm: {missing}"
 

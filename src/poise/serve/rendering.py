@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from poise.data import AnswerPart
 from poise.engine import GeneratedToken
@@ -26,6 +26,22 @@ from poise.serve.planning import RequestPlan, SteeringPush
 __all__ = ["AnswerChoice", "CompletionKind", "chunk_body", "completion_body", "usage_body"]
 
 CompletionKind = Literal["chat", "text"]
+
+
+class StepFacts(Protocol):
+    """What an answer tells of its run."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The run, the step, and what happened in it."""
+
+    @property
+    def ask(self) -> dict[str, Any] | None:
+        """What somebody is to approve."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether it is told."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +64,7 @@ class AnswerChoice:
         interventions: What a guardrail found in the prompt and the answer.
         knowledge: Documents that the answer rests on.
         withheld: Number of tokens that a guardrail took back.
+        step: What is told of the step of a run that it is.
     """
 
     index: int
@@ -65,6 +82,7 @@ class AnswerChoice:
     interventions: list[dict[str, Any]] = field(default_factory=list)
     knowledge: KnowledgeUse | None = None
     withheld: int = 0
+    step: StepFacts | None = None
     _calls: CallSplitter | None = field(default=None, init=False)
     _pieces: list[CallPiece] = field(default_factory=list, init=False)
 
@@ -166,6 +184,9 @@ class AnswerChoice:
             body["poise"] = {**body.get("poise", {}), "guardrail": self.interventions}
         if self.knowledge:
             body["poise"] = {**body.get("poise", {}), "knowledge": self.knowledge.facts(self.text)}
+        if self.step and self.step.has_news and self.index == 0:
+            asking = {"ask": self.step.ask} if self.step.ask else {}
+            body["poise"] = {**body.get("poise", {}), "run": self.step.facts, **asking}
         return body
 
     def opening_chunk(self) -> dict[str, Any]:

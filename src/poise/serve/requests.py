@@ -114,6 +114,9 @@ class ServedPoiseField(PoiseField):
         None, description="Answer the last turn from the server's documents; false where the rules say so for all."
     )
 
+    session: RequestName | None = Field(
+        None, description="Run that this chat is a step of, by a name of the client's own; else its history says."
+    )
     guardrail: RequestName | None = Field(
         None, description="Guardrail that the answer is to have, NAME or NAME/VERSION, where the key may choose."
     )

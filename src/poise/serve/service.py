@@ -16,15 +16,17 @@ from poise.serve.guarding import GuardedRequest, ServerGuard
 from poise.serve.guardrail_set import GuardrailSet
 from poise.serve.knowledge_use import ServerKnowledge, with_knowledge
 from poise.serve.metrics import Metrics
-from poise.serve.observing import note_exchange
+from poise.serve.observing import named_session, note_exchange
 from poise.serve.planning import plan_request
-from poise.serve.policy import Policies
+from poise.serve.policy import Policies, Policy
 from poise.serve.prompt_scorer import PromptScorer
 from poise.serve.rate_limits import RateLimiter
 from poise.serve.readings_db import ReadingsStore
 from poise.serve.rendering import CompletionKind
 from poise.serve.request_workers import RequestWorkers
 from poise.serve.requests import ChatCompletionRequest, OpenAIRequest
+from poise.serve.result_reading import ResultReader, result_detector
+from poise.serve.run_following import FollowedStep, RunFollower
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.served_engine import ServedEngine
 from poise.serve.vector_registry import VectorRegistry
@@ -51,6 +53,7 @@ class Service:
         webhook: Address that alarms are posted to.
         knowledge: Documents that chats may be answered from.
         guardrails: Guardrails on prompts and answers; replaced as a whole, as policies are.
+        runs: Runs of agents that are followed.
         deadline: Seconds that an answer may take, waiting included.
         log_text: Whether prompts and answers are stored too.
         began: Time when the server was started, seconds since 1970.
@@ -69,6 +72,7 @@ class Service:
     webhook: Webhook | None = None
     guardrails: GuardrailSet = field(default_factory=GuardrailSet)
     knowledge: ServerKnowledge | None = None
+    runs: RunFollower = field(default_factory=RunFollower)
     deadline: float = NEVER
     log_text: bool = False
     began: int = field(default_factory=lambda: int(time.time()))
@@ -103,8 +107,8 @@ class Service:
         Raises:
             RequestError: it cannot be answered, or not now.
         """
-        loop = asyncio.get_running_loop()
-        exchange = await self.workers.run(lambda: self._plan(body, key, loop), size=size)
+        loop, session = asyncio.get_running_loop(), named_session(body)
+        exchange = await self.workers.run(lambda: self._plan(body, key, loop, session), size=size)
         note_exchange(exchange)
         most = exchange.plan.prompt_tokens + exchange.plan.most_new_tokens
         exchange.reservation = self.rates.reserve(key, exchange.plan.policy.limits, most)
@@ -123,12 +127,20 @@ class Service:
         self.metrics.tokens.labels("prompt").inc(exchange.plan.prompt_tokens)
         return exchange
 
-    def _plan(self, body: OpenAIRequest, key: str | None, loop: asyncio.AbstractEventLoop) -> CompletionExchange:
+    def _plan(
+        self, body: OpenAIRequest, key: str | None, loop: asyncio.AbstractEventLoop, session: str | None
+    ) -> CompletionExchange:
         """All that takes a time which grows with the request; a worker's."""
         policy = self.policies.of(key)
         guard = self.guardrails.choose(policy, body.poise.guardrail if body.poise else None)
         guarded = self._guard_request(guard, body)
+        step = None if guarded.blocked else self._follow(body, guarded, key, session, policy)
         body, use = guarded.body, None
+        if step:
+            body, policy = step.body, step.policy
+            guarded = replace(guarded, body=body)
+            if step.message is not None:
+                guarded = replace(guarded, blocked=True, message=step.message)
         if not guarded.blocked:
             body, use = with_knowledge(self.knowledge, body, policy, self.model)
         plan = plan_request(body, self.model, self.name, self.registry, policy, key)
@@ -139,7 +151,7 @@ class Service:
             plan = replace(plan, echoes=(), scoring=None)
         elif guard:
             plan = guard.read_along(plan)
-        exchange = CompletionExchange(self, plan, kind, key, guarded, loop)
+        exchange = CompletionExchange(self, plan, kind, key, guarded, loop, step)
         for choice in exchange.choices:
             choice.knowledge = use
         try:
@@ -153,6 +165,27 @@ class Service:
         except UserError as error:
             raise RequestError(400, str(error), code="invalid_request") from error
         return exchange
+
+    def _follow(
+        self, sent: OpenAIRequest, guarded: GuardedRequest, key: str | None, session: str | None, policy: Policy
+    ) -> FollowedStep | None:
+        """The step of a run that a request is, if its run is followed."""
+        body = guarded.body
+        if not isinstance(sent, ChatCompletionRequest) or not isinstance(body, ChatCompletionRequest):
+            return None
+        fitted, reader = guarded.guard.fitted if guarded.guard else None, None
+        if policy.runs and guarded.guard and (reads := result_detector(fitted)):
+            reader = ResultReader(
+                name=guarded.guard.name,
+                detector=reads[0],
+                probe=reads[1],
+                model=self.model,
+                between=self.scheduler.call,
+                read_text=self.engine.read_text,
+                memory=self.runs.memory,
+                key=key,
+            )
+        return self.runs.begin(sent, body, key, session, policy, reader)
 
     def _guard_request(self, guard: ServerGuard | None, body: OpenAIRequest) -> GuardedRequest:
         if guard is None:
