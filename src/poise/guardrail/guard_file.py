@@ -88,7 +88,7 @@ class GuardDetector(FrozenModel):
     strength: Strength = Field("MEDIUM", description="The rule's strength; a topic's is MEDIUM.")
     point: OperatingPoint
     change: OperatingPoint | None = Field(
-        None, description="Of a tool's result: threshold of the reading's change by it, in standard deviations of talk."
+        None, description="Threshold of a reading's change by a tool's result, in standard deviations of talk."
     )
     figures: DetectorFigures
     band: UncertainBand | None = None

@@ -56,10 +56,10 @@ class ResultMemory:
     def keep(self, known: Known, value: float | ResultReading) -> None:
         """Remember a reading, or what was made of it."""
         with self._lock:
-            kept: OrderedDict[Known, Any] = self.readings if isinstance(value, float) else self.verdicts
-            kept[known] = value
-            while len(kept) > MOST_KEPT:
-                kept.popitem(last=False)
+            table: OrderedDict[Known, Any] = self.readings if isinstance(value, float) else self.verdicts
+            table[known] = value
+            while len(table) > MOST_KEPT:
+                table.popitem(last=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,17 +39,17 @@ class MessageChain:
         full, spoken = b"full", b"spoken"
         fulls, spokens = [], []
         for message in messages:
-            said = _said_bytes(message)
-            full = _linked(full, said)
-            spoken = spoken if message.role in SYSTEM else _linked(spoken, said)
+            content = _said_bytes(message)
+            full = _linked(full, content)
+            spoken = spoken if message.role in SYSTEM else _linked(spoken, content)
             fulls.append(full)
             spokens.append(spoken)
         return cls(tuple(fulls), tuple(spokens), tuple(message.role for message in messages))
 
     def answered(self, answer: Mapping[str, Any]) -> tuple[bytes, bytes]:
         """Both hashes with an assistant's turn after all messages, as an answer's ``message`` has it."""
-        said = _said_bytes(ChatMessage.model_validate({"role": "assistant", **_as_sent_back(answer)}))
-        return _linked(self.full[-1], said), _linked(self.spoken[-1], said)
+        content = _said_bytes(ChatMessage.model_validate({"role": "assistant", **_as_sent_back(answer)}))
+        return _linked(self.full[-1], content), _linked(self.spoken[-1], content)
 
     @property
     def answers(self) -> int:
@@ -75,5 +75,5 @@ def _canonical(arguments: str) -> str:
         return arguments
 
 
-def _linked(before: bytes, said: bytes) -> bytes:
-    return hashlib.blake2b(before + b"\0" + said, digest_size=16).digest()
+def _linked(before: bytes, content: bytes) -> bytes:
+    return hashlib.blake2b(before + b"\0" + content, digest_size=16).digest()

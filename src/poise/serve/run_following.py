@@ -60,7 +60,7 @@ class FollowedStep:
         steer: What the run adds to the steering.
         results: Tools' results that came with it.
         chain: Its history.
-        book: Where the run is kept.
+        book: Book that keeps the run.
         reader: What reads results, if a guardrail does.
         named: Whether the client asked for the run by name.
         blocked: Why the model is not asked: the run waits, or was stopped.

@@ -66,7 +66,7 @@ class RunPolicy(Settings):
     """What is watched over the answers of one run, and what is done."""
 
     traits: dict[str, TraitRule] = Field(
-        default_factory=dict, description="By vector; those that are not named are noted by their file's chart."
+        default_factory=dict, description="Rules by vector; others are noted by their file's chart."
     )
     tool_results: ResultAction = Field(
         "note",
