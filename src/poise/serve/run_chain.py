@@ -16,7 +16,7 @@ from poise.serve.requests import ChatMessage
 
 __all__ = ["MessageChain"]
 
-SYSTEM = ("system", "developer")
+SYSTEM_ROLES = ("system", "developer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class MessageChain:
         for message in messages:
             content = _said_bytes(message)
             full = _linked(full, content)
-            spoken = spoken if message.role in SYSTEM else _linked(spoken, content)
+            spoken = spoken if message.role in SYSTEM_ROLES else _linked(spoken, content)
             fulls.append(full)
             spokens.append(spoken)
         return cls(tuple(fulls), tuple(spokens), tuple(message.role for message in messages))
@@ -63,7 +63,7 @@ def _as_sent_back(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _said_bytes(message: ChatMessage) -> bytes:
-    role = "system" if message.role in SYSTEM else message.role
+    role = "system" if message.role in SYSTEM_ROLES else message.role
     calls = [[call.function.name, _canonical(call.function.arguments)] for call in message.tool_calls]
     return json.dumps([role, message.text.strip(), calls], ensure_ascii=False).encode()
 
