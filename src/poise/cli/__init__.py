@@ -19,6 +19,7 @@ from poise.cli import (
     ask,
     automation,
     chat,
+    compare,
     demo,
     detector,
     doctor,
@@ -75,6 +76,7 @@ class _Commands(TyperGroup):
             "merge",
             "shift",
             "gate",
+            "compare",
             "judge",
             "inspect",
             "doctor",
@@ -162,6 +164,7 @@ app.command("train", cls=ShowableCommand)(train.train_command)
 app.command("merge")(merge.merge_command)
 app.command("shift", cls=ShowableCommand)(shift.shift_command)
 app.command("gate", cls=ShowableCommand)(gate.gate_command)
+app.command("compare")(compare.compare_command)
 app.add_typer(judge.app, name="judge")
 app.command("inspect")(inspection.inspect_command)
 app.command("doctor")(doctor.doctor)

@@ -7,6 +7,7 @@ Judges do not know where answers came from. Missing is never zero: what cannot b
     local_model a local model, from its logits, same formula
     exemplars   offline: a classifier on sentence embeddings of a trait's exemplars
     coherence   offline: likelihood under the unsteered model and repetition
+    yes_no      a question that is answered yes or no, by likelihood
     agreement   agreement of a judge with labelled answers
 """
 

@@ -33,7 +33,7 @@ from poise.storage.content_hash import content_key
 from poise.storage.journal import Journal
 from poise.trait import Trait
 
-__all__ = ["FAILED", "EndpointJudge", "JudgeUsage", "endpoint_coherence", "endpoint_judge"]
+__all__ = ["FAILED", "EndpointJudge", "JudgeUsage", "endpoint_coherence", "endpoint_judge", "first_token_probabilities"]
 
 FAILED = "failed"
 """Kind of reason: the request failed for good. Asked again in the next call, unlike a refusal."""
@@ -248,7 +248,7 @@ def _judge_completion(completion: object, way: int) -> _Reply | None:
         )
     choice, use = completion.choices[0], completion.usage
     text = (choice.message.content or "").strip()
-    probabilities = _first_token(choice)
+    probabilities = first_token_probabilities(choice)
     if probabilities is None and way == 0:
         return None
     written = read_number(text)
@@ -269,7 +269,7 @@ def _judge_completion(completion: object, way: int) -> _Reply | None:
     )
 
 
-def _first_token(choice: Choice) -> dict[str, float] | None:
+def first_token_probabilities(choice: Choice) -> dict[str, float] | None:
     """Probabilities of the first token that is not blank, by its text; candidates that read the same are summed."""
     content = choice.logprobs.content if choice.logprobs else None
     first = next((token for token in content or () if token.token.strip()), None)

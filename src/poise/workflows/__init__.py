@@ -4,6 +4,7 @@ Each adds files, checks before a model is loaded, and locks to a job that the ro
 """
 
 from poise.workflows.budget import GenerationBudget
+from poise.workflows.comparing import compare_arms
 from poise.workflows.detectors import fit_vector_detectors
 from poise.workflows.extraction import extract_vector, import_vector
 from poise.workflows.fine_tuning import FineTuneResult, train_and_measure
@@ -25,6 +26,7 @@ __all__ = [
     "VectorRelation",
     "calibrate_vectors",
     "check_steering",
+    "compare_arms",
     "estimate_screening",
     "extract_vector",
     "fit_guard_file",
