@@ -19,7 +19,7 @@ from tool_templates import CLOCK, WEATHER
 ASK: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
 TOOLS = [WEATHER, CLOCK]
 PARAMETERS = WEATHER["function"]["parameters"]
-STYLES = list(tool_templates.STYLES)
+STYLES = [*tool_templates.STYLES, "coder", "pythonic"]
 
 
 @pytest.fixture(scope="module")

@@ -200,6 +200,44 @@ def test_readings_without_numbers_are_an_error_whole_and_streamed(server: openai
     assert ask(server, {"watch": ["evil"]}).choices[0].poise["readings"]["evil"]
 
 
+def test_a_steering_that_breaks_the_model_is_an_error_though_nobody_watches(server: openai.OpenAI) -> None:
+    field = {"steer": "evil@1=2e38; kind@1=2e38"}
+    with pytest.raises(openai.BadRequestError, match="NaN or infinity under this steering; steer with less strength"):
+        ask(server, field)
+    with pytest.raises(openai.APIError, match="NaN or infinity under this steering"):
+        list(ask(server, field, stream=True))
+    assert not hasattr(ask(server, {"steer": "evil@1=1"}).choices[0], "poise")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"vllm_args": {"poise": "{}"}}, "There is no field vllm_args, and vLLM would ignore it"),
+        ({"vllm_xargs": {"posie": "{}"}}, "vllm_xargs has 'posie', which nobody would take"),
+        ({"vllm_xargs": {"steer": "evil=1"}}, "vllm_xargs has 'steer', which nobody would take"),
+        ({"Poise": {"steer": "evil=1"}}, "Poise stands beside the fields of vLLM"),
+        ({"watch": ["evil"]}, "watch stands beside the fields of vLLM"),
+        ({"extra_body": {"poise": {}}}, "extra_body is an argument of the openai client"),
+    ],
+)
+def test_what_nobody_would_take_is_refused(server: openai.OpenAI, body: dict[str, Any], words: str) -> None:
+    plain: dict[str, Any] = {"model": "tiny", "max_tokens": 2, "messages": QUESTION}
+    for path in ("/chat/completions", "/messages"):
+        with pytest.raises(openai.BadRequestError) as caught:
+            server.post(path, cast_to=object, body=plain | body)
+        assert words in str(caught.value)
+    others: Any = {"vllm_xargs": {"noise": "1", "depth": 2}, "user_note": "x"}
+    assert server.post("/chat/completions", cast_to=object, body=plain | others)
+    assert server.post("/messages", cast_to=object, body=plain | others)
+
+
+def test_messages_are_steered_by_xargs(server: openai.OpenAI) -> None:
+    plain: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "messages": QUESTION, "temperature": 0}
+    steered = plain | {"vllm_xargs": {"poise": json.dumps({"steer": "evil@1=4"})}}
+    texts = [server.post("/messages", cast_to=object, body=body)["content"] for body in (plain, steered, plain)]  # type: ignore[index]
+    assert texts[0] == texts[2] != texts[1]
+
+
 def test_beam_search_is_refused(server: openai.OpenAI) -> None:
     body = {"vllm_xargs": {"poise": '{"steer": "evil=1"}'}, "use_beam_search": True}
     with pytest.raises(openai.BadRequestError, match="Beam search"):

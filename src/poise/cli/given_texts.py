@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from poise.errors import InvalidArgument
 
-__all__ = ["MOST_BYTES", "decode_text", "given_text", "given_texts"]
+__all__ = ["MOST_BYTES", "decode_text", "given_text", "given_texts", "parse_schema"]
 
 MOST_BYTES = 8 * 2**20
 
@@ -48,6 +50,31 @@ def given_text(argument: str) -> str:
             f"Cannot read {path}: {reason}. A text that begins with @ itself is written with two: @{argument[:40]}"
         ) from error
     return _checked(decode_text(data, str(path)), str(path))
+
+
+def parse_schema(text: str, name: str) -> dict[str, Any]:
+    """A JSON Schema.
+
+    Args:
+        text: What a file holds.
+        name: Name of the file, as it was given.
+
+    Raises:
+        InvalidArgument: it is not JSON, or no object; names the line.
+    """
+    source = "standard input" if name == "-" else name.removeprefix("@")
+    try:
+        schema = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidArgument(
+            f"{source} is not JSON (line {error.lineno}: {error.msg}); write a JSON Schema, such as "
+            '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}.'
+        ) from error
+    except RecursionError as error:
+        raise InvalidArgument(f"{source} is nested too deeply; write the schema's parts under $defs.") from error
+    if not isinstance(schema, dict):
+        raise InvalidArgument(f"{source} is no JSON Schema: it holds no object; write one in braces.")
+    return schema
 
 
 def decode_text(data: bytes, name: str) -> str:

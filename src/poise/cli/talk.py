@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from poise.cli.given_texts import given_texts
+from poise.cli.given_texts import given_texts, parse_schema
 from poise.cli.options import (
     BatchOption,
     Device,
@@ -41,8 +41,16 @@ SteerTerms = Annotated[
         "--steer",
         metavar="FILE[@LAYER]=X",
         help="Add a vector: X is 1.5 (times the vector) or 30% (of the activations' size; text breaks near 100%). "
-        "Or out, cap:3, clamp:0; and after it: on prompt|all, in thought|both, first N, after N, if [prompt] "
+        "Or out, cap:3, clamp:0; and after it: on prompt|all, in thought|both, first N, after N, if \\[prompt] "
         "FILE>3. Several add up.",
+    ),
+]
+SchemaFile = Annotated[
+    str | None,
+    typer.Option(
+        "--json-schema",
+        metavar="FILE",
+        help="Every answer is JSON that fits this schema; - for standard input. Say in the prompt what is wanted.",
     ),
 ]
 
@@ -52,6 +60,7 @@ def generate_command(
     model: ModelName,
     system: SystemText = None,
     steer: SteerTerms = None,
+    json_schema: SchemaFile = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 1.0,
     seed: Seed = 0,
@@ -67,7 +76,9 @@ def generate_command(
     from poise.cli import facts, render
 
     with working():
-        given = given_texts([*prompts, *([system] if system else [])])
+        file = json_schema and (json_schema if json_schema == "-" else f"@{json_schema.removeprefix('@')}")
+        given = given_texts([*([file] if file else []), *prompts, *([system] if system else [])])
+        schema = parse_schema(given.pop(0), file) if file else None
         prompts, system = given[: len(prompts)], given[-1] if system else None
         from poise import workflows as recipes
         from poise.engine import SamplingParams
@@ -91,7 +102,10 @@ def generate_command(
             batch=batch,
             thinking=thinking_choice(thinking),
             engine=engine,
+            schema=schema,
         )
+    if cut := sum(answer.finish == "length" for answer in answers) if schema is not None else 0:
+        note(f"warning: {cut} of {len(answers)} answers are incomplete JSON, cut by --max-new-tokens {max_new_tokens}")
     if as_json:
         facts.print_json(facts.of_answers(loaded.name, prompts, answers, steering, seed, system))
         return

@@ -25,7 +25,16 @@ from poise.model.parts import PartTracker
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-__all__ = ["AnswerConstraint", "Grammar", "GrammarCompiler", "constrain", "grammar_compiler", "json_options"]
+__all__ = [
+    "AnswerConstraint",
+    "Grammar",
+    "GrammarCompiler",
+    "check_schema",
+    "constrain",
+    "grammar_compiler",
+    "json_options",
+    "too_complex",
+]
 
 MOST_SCHEMA = 65_536  # characters of a schema
 MOST_JOINED = 8  # sixteen would take minutes
@@ -213,6 +222,11 @@ class AnswerConstraint:
     def fault(self) -> str:
         """Why the answer cannot go on; empty where it can."""
         return self.matcher.get_error().strip() if self.matcher.is_error() else ""
+
+
+def too_complex(fault: str, place: int) -> InvalidArgument:
+    """The error of an answer that cannot go on at this of its tokens: what may come next is too much to work out."""
+    return InvalidArgument(f"The schema cannot be followed at token {place}: {fault}. Give a simpler one.")
 
 
 def constrain(

@@ -14,11 +14,14 @@ MOST_TRIALS = 300  # parts of a schema that are tried by themselves
 SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # whose values are schemas by name
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SINGLE = ("items", "additionalProperties", "not")
+ADVICE = {
+    "oneOf": "Write anyOf, or have its parts differ in the type or in a property that is a required constant.",
+}
 SchemaPlace = tuple[str, ...]
 
 
 def schema_fault(schema: Mapping[str, Any], reason: str) -> str:
-    """A sentence that names the keyword at fault and where it stands.
+    """What names the keyword at fault and where it stands, and says what to write instead where that is known.
 
     Args:
         schema: One that has been refused.
@@ -35,7 +38,8 @@ def schema_fault(schema: Mapping[str, Any], reason: str) -> str:
     keyword = next((key for key in named_first if _sound_without(part, key, definitions, trials)), None)
     where = f" at {'.'.join(place)}" if place else ""
     what = f" because of its keyword {keyword}{where}" if keyword else f" because of its part{where}" if place else ""
-    return f"The schema cannot be kept to{what}: {_plain_reason(reason)}"
+    text = f"The schema cannot be kept to{what}: {_plain_reason(reason)}"
+    return f"{text} {ADVICE[keyword]}" if keyword in ADVICE else text
 
 
 def _schema_parts(schema: Mapping[str, Any]) -> Iterator[tuple[SchemaPlace, Mapping[str, Any]]]:

@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 
 from poise.engine.detokenizer import Detokenizer
-from poise.engine.grammar import AnswerConstraint
+from poise.engine.grammar import AnswerConstraint, too_complex
 from poise.engine.prefix_cache import PrefixBlock
 from poise.engine.types import EngineOutput, GeneratedToken, GenerationRequest
-from poise.errors import InvalidArgument, NonFiniteActivation
+from poise.errors import NonFiniteActivation
 from poise.model import Model
 from poise.model.parts import PartTracker
 from poise.model.token_text import token_text
@@ -126,7 +126,7 @@ class Sequence:
                 self._readings.append(readings)
         if self.constraint and self.constraint.fault:
             self.status = SequenceStatus.FINISHED
-            return EngineOutput(key=self.key, error=self._too_complex(self.constraint.fault))
+            return EngineOutput(key=self.key, error=too_complex(self.constraint.fault, len(self.detokenizer.tokens)))
         if self._finish is None:
             self._append_token(token, scores)
         generated = len(self.detokenizer.tokens)
@@ -208,10 +208,6 @@ class Sequence:
         if self.detokenizer.stops_from == inf:
             return self.detokenizer.stop_from(len(self.detokenizer.text) - len(self.tracker.texts[-1]))
         return False
-
-    def _too_complex(self, fault: str) -> InvalidArgument:
-        place = len(self.detokenizer.tokens)
-        return InvalidArgument(f"The schema cannot be followed at token {place}: {fault}. Give a simpler one.")
 
     def _end_text(self) -> None:
         """Settle the last tokens; where the end has changed their texts, the parts are those of what is left."""

@@ -11,6 +11,7 @@ from numbers import Integral
 import torch
 
 from poise.arguments import check_type
+from poise.engine.grammar import Grammar
 from poise.engine.kv_cache import cache_budget, check_room
 from poise.engine.static_batch import StaticBatch
 from poise.engine.types import Generation, Probe, SamplingParams, TextChunk, check_count
@@ -65,8 +66,13 @@ class LocalEngine:
         steering: Steering | Sequence[Steering | None] | None = None,
         probes: Sequence[Probe] | Sequence[Sequence[Probe]] = (),
         keep_means: bool = False,
+        grammar: Grammar | None = None,
+        may_think: bool = False,
     ) -> list[Generation]:
-        """Answer each prompt, in order; see ``poise.engine.Engine``."""
+        """Answer each prompt, in order; see ``poise.engine.Engine``.
+
+        With a grammar every reply is held to it; a thought before it is not, where the answer may begin with one.
+        """
         self._check_prompts(prompts, sampling)
         steering_rows = steering_per_row(steering, len(prompts))
         probe_rows = probes_per_row(probes, len(prompts))
@@ -84,6 +90,8 @@ class LocalEngine:
                     probes=batch_probes,
                     keep_means=keep_means,
                     allow_other_model=self.allow_other_model,
+                    grammar=grammar,
+                    may_think=may_think,
                 )
                 for finished in static_batch.steps():
                     advance(len(finished))

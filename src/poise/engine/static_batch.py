@@ -14,6 +14,7 @@ import torch
 
 from poise.activations import Probe, by_layer
 from poise.engine.answer_parts import AnswerParts
+from poise.engine.grammar import AnswerConstraint, Grammar, constrain, too_complex
 from poise.engine.kv_cache import roomy_cache, select_rows
 from poise.engine.sampler import sample_tokens
 from poise.engine.types import Generation, SamplingParams
@@ -47,6 +48,8 @@ class StaticBatch:
         probes: Sequence[Probe] = (),
         keep_means: bool = False,
         allow_other_model: bool = False,
+        grammar: Grammar | None = None,
+        may_think: bool = False,
     ) -> None:
         self.model, self.sampling = model, sampling
         self.steering = list(steering)
@@ -54,6 +57,7 @@ class StaticBatch:
         self.batch = pad(prompts, side="left", device=model.device)
         self.rows = list(range(len(prompts)))
         self.answers = [AnswerParts(model, prompt.ids) for prompt in prompts]
+        self.constraints = [AnswerConstraint(grammar, model, may_think=may_think) for _ in prompts] if grammar else None
         self.finish: list[Literal["stop", "length"] | None] = [None] * len(prompts)
         self.means: dict[int, torch.Tensor] = {}
         self.passes: list[tuple[list[int], torch.Tensor]] = []  # a forward pass: which rows, their projections [B, k]
@@ -188,6 +192,11 @@ class StaticBatch:
                 f"{self.model.name} gave NaN or infinite logits at token {step}; steer with less strength, or "
                 "load the model with dtype=torch.float32."
             )
+        if self.constraints:
+            running = [self.constraints[row] if self.finish[row] is None else None for row in self.rows]
+            logits = constrain(logits, running, [self.answers[row].tracker for row in self.rows])
+            if fault := next((each.fault for each in running if each and each.fault), ""):
+                raise too_complex(fault, step)
         return sample_tokens(logits, [self.sampling] * len(self.rows), [self.draws[row][step] for row in self.rows])
 
     def _postprocess(self, tokens: torch.Tensor) -> list[int]:
@@ -199,6 +208,8 @@ class StaticBatch:
                 self._finish_row(at, row, "stop")
                 finished.append(row)
             else:
+                if self.constraints:
+                    self.constraints[row].take(token, self.answers[row].tracker)
                 self.answers[row].add(token)
         return finished
 

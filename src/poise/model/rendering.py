@@ -23,6 +23,7 @@ from poise.errors import UnsuitableModel
 from poise.model.generation_header import AnswerHeader, strip_closed_thought
 from poise.model.template_check import check_structure
 from poise.model.template_clock import DATE_STRING, check_repeats, pin_clock
+from poise.model.tool_turns import fold_tools, with_arguments_as_text
 
 __all__ = [
     "Effort",
@@ -270,14 +271,15 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 def _forms(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """The conversation as it is, and for templates that cannot take that, in other words.
 
-    Without tool turns; with thoughts out of the content, where templates drop them; without a system turn. Each is
-    made when it is asked for: most templates take the first.
+    With arguments as text; without tool turns; with thoughts out of the content, where templates drop them; without a
+    system turn. Each is made when it is asked for: most templates take the first.
     """
     yield messages
     forms: list[Sequence[Message]] = [messages]
     if any(m["role"] == "tool" or m.get("tool_calls") for m in messages):
-        forms.append(_fold_tools(messages))
-        yield forms[-1]
+        for retold in (with_arguments_as_text(messages), fold_tools(messages)):
+            forms.append(retold)
+            yield retold
     if any(m["role"] == "assistant" and split_thought(m["content"])[0] for m in messages):
         for form in tuple(forms):
             forms.append([_with_thought_apart(message) for message in form])
@@ -290,22 +292,6 @@ def _with_thought_apart(message: Message) -> Message:
     """An assistant's turn whose content holds a thought, with the thought under its own key."""
     thought, reply = split_thought(message["content"]) if message["role"] == "assistant" else ("", "")
     return {"thought": thought, **message, "content": reply} if thought else message
-
-
-def _fold_tools(messages: Sequence[Message]) -> list[Message]:
-    """Calls as JSON in the assistant's turn, and results as the user's, for templates that know no tools."""
-    folded: list[Message] = []
-    for message in messages:
-        role, text = message["role"], message["content"]
-        if role == "tool":
-            role, text = "user", f"<tool_response>\n{text}\n</tool_response>"
-        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
-        text = "\n".join([*([text] if text.strip() else []), *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)])
-        if folded and folded[-1]["role"] == role == "user":
-            folded[-1] = {"role": role, "content": f"{folded[-1]['content']}\n{text}"}
-        else:
-            folded.append({"role": role, "content": text})
-    return folded
 
 
 def _apply(
@@ -382,5 +368,5 @@ def _render_plain(tokenizer: Any, messages: Sequence[Message], *, header: bool) 
     """For models without a template: named turns, as base models have seen them in their training text."""
     bos = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer("")["input_ids"] else ""
     names = {"system": "System", "user": "User", "assistant": "Assistant"}
-    turns = "".join(f"{names.get(m['role'], m['role'])}: {m['content']}\n\n" for m in _fold_tools(messages))
+    turns = "".join(f"{names.get(m['role'], m['role'])}: {m['content']}\n\n" for m in fold_tools(messages))
     return f"{bos}{turns}{'Assistant:' if header else ''}"

@@ -1,7 +1,8 @@
 """How a model's chat template writes calls of tools, found out by having it render two calls of unknown names.
 
 What stands before a name, between name and arguments, between two calls and after the last is all that there is to a
-format whose arguments are JSON: with it calls can be told apart in an answer, and an answer be held to it.
+format whose arguments are JSON: with it calls can be told apart in an answer, and an answer be held to it. Arguments
+that are written one at a time have a format of their own between.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,10 +19,12 @@ from poise.data.thoughts import split_thought
 from poise.errors import UnsuitableModel
 from poise.model.generation_header import strip_closed_thought
 from poise.model.rendering import render_prompt
+from poise.model.tool_parameters import ParameterFormat, parameter_frame
 
-__all__ = ["CALL_ID_LENGTH", "ToolCallFormat", "tool_call_format"]
+__all__ = ["CALL_ID_LENGTH", "ID_PLACE", "ToolCallFormat", "tool_call_format"]
 
 CALL_ID_LENGTH = 9  # letters and digits, as Mistral's templates insist on
+ID_PLACE = "\0"
 QUESTION = "Q00001zX"
 NAMES, KEY, VALUE = ("Q00003zX", "Q00004zX"), "Q00005zX", "Q00006zX"
 IDS = ("Q000007zX", "Q000008zX")
@@ -35,13 +38,15 @@ class ToolCallFormat:
 
     Attributes:
         opening: Text before the first call's name.
-        middle: Text between a name and its arguments, which are a JSON object.
+        middle: Text between a name and its arguments, where these are a JSON object; ``ID_PLACE`` is where the model
+            writes an id of ``CALL_ID_LENGTH`` letters and digits.
         between: Text between one call's arguments and the next call's name; ``None`` where the template takes one
             call a turn.
         closing: Text after the last call's arguments.
         trigger: What of ``opening`` tells a call from other text; empty where only an answer that begins with
             ``opening`` is one.
         marks: Tokens of the format that tokenizers decode to nothing, with their texts.
+        parameters: How arguments are written one at a time; ``None`` where they are a JSON object.
     """
 
     opening: str
@@ -50,10 +55,11 @@ class ToolCallFormat:
     closing: str
     trigger: str
     marks: Mapping[int, str] = field(default_factory=dict)
+    parameters: ParameterFormat | None = None
 
 
 def tool_call_format(tokenizer: Any) -> ToolCallFormat | None:
-    """The format of a tokenizer's chat template; ``None`` where it shows no tools, or no calls with JSON in them."""
+    """The format of a tokenizer's chat template; ``None`` where it shows no tools, or no calls in a known form."""
     known = _FORMATS.get(tokenizer)
     if known is None or known[0] != tokenizer.chat_template:
         known = _FORMATS[tokenizer] = (tokenizer.chat_template, _found_out(tokenizer))
@@ -64,21 +70,51 @@ def _found_out(tokenizer: Any) -> ToolCallFormat | None:
     if not tokenizer.chat_template or not _shows_tools(tokenizer):
         return None
     added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
-    one, two = (_rendered_calls(tokenizer, NAMES[:count]) for count in (1, 2))
-    frame = _frame(one, NAMES[0], added.values()) if one else None
+    marks, arguments = added.values(), {KEY: VALUE}
+    call_format = (
+        _json_format(tokenizer, arguments, marks)
+        or _parameter_format(tokenizer, marks)
+        or _json_format(tokenizer, json.dumps(arguments), marks)  # some templates join it to other text
+    )
+    if call_format is None:
+        return None
+    parameters = call_format.parameters
+    text = call_format.opening + call_format.middle + call_format.closing + (call_format.between or "")
+    text += parameters.written({"": ""}) + parameters.more if parameters else ""
+    silent = {number: mark for number, mark in added.items() if mark in text and not _shown_alone(tokenizer, number)}
+    return replace(call_format, marks=silent)
+
+
+def _json_format(tokenizer: Any, arguments: Any, added: Collection[str]) -> ToolCallFormat | None:
+    """The format where arguments are a JSON object."""
+    one, two = (_rendered_calls(tokenizer, dict.fromkeys(NAMES[:count], arguments)) for count in (1, 2))
+    frame = _frame(one, NAMES[0], added) if one else None
     if frame is None:
         return None
     opening, middle, closing = frame
     between = _between(two, closing) if two else None
-    text = opening + middle + closing + (between or "")
-    silent = {number: mark for number, mark in added.items() if mark in text and not _shown_alone(tokenizer, number)}
+    trigger = _trigger(opening, added)
+    return ToolCallFormat(opening=opening, middle=middle, between=between, closing=closing, trigger=trigger)
+
+
+def _parameter_format(tokenizer: Any, added: Collection[str]) -> ToolCallFormat | None:
+    """The format where arguments are written one at a time."""
+
+    def render(calls: Mapping[str, Mapping[str, Any]]) -> str:
+        text = _rendered_calls(tokenizer, calls)
+        inner = [token for token in added if token and token in text]
+        return _before_end_of_turn(text, inner) if inner else text.rstrip()
+
+    frame = parameter_frame(render, NAMES, added)
+    if frame is None:
+        return None
     return ToolCallFormat(
-        opening=opening,
-        middle=middle,
-        between=between,
-        closing=closing,
-        trigger=_trigger(opening, added.values()),
-        marks=silent,
+        opening=frame.opening,
+        middle="",
+        between=frame.between,
+        closing=frame.closing,
+        trigger=_trigger(frame.opening, added),
+        parameters=frame.parameters,
     )
 
 
@@ -95,11 +131,11 @@ def _shows_tools(tokenizer: Any) -> bool:
         return False
 
 
-def _rendered_calls(tokenizer: Any, names: Sequence[str]) -> str:
+def _rendered_calls(tokenizer: Any, arguments: Mapping[str, Any]) -> str:
     """What the template puts after the header of an answer that calls these tools; empty where it cannot."""
     calls = [
-        {"id": call_id, "type": "function", "function": {"name": name, "arguments": {KEY: VALUE}}}
-        for call_id, name in zip(IDS, names, strict=False)
+        {"id": call_id, "type": "function", "function": {"name": name, "arguments": value}}
+        for call_id, (name, value) in zip(IDS, arguments.items(), strict=False)
     ]
     question: Message = {"role": "user", "content": QUESTION}
     answer: Message = {"role": "assistant", "content": "", "tool_calls": calls}
@@ -124,9 +160,10 @@ def _frame(text: str, name: str, added: Collection[str]) -> tuple[str, str, str]
     ends = [place for token in added if (place := closing.find(token)) >= 0 and not closing[:place].count("{")]
     inner = [token for token in added if token and token in closing]
     closing = _before_end_of_turn(closing, inner) if ends else closing.rstrip()
-    if any(mark in text[:start] + closing for mark in IDS) or text.count(name) != 1:
+    middle = text[at + len(name) : start].replace(IDS[0], ID_PLACE, 1)
+    if any(mark in text[:at] + middle + closing for mark in IDS) or text.count(name) != 1:
         return None
-    return text[:at].lstrip(), text[at + len(name) : start], closing
+    return text[:at].lstrip(), middle, closing
 
 
 def _before_end_of_turn(closing: str, tokens: Sequence[str]) -> str:
@@ -159,7 +196,8 @@ def _arguments_after(text: str, start: int) -> tuple[int, int] | None:
 def _trigger(opening: str, added: Collection[str]) -> str:
     head = opening.lstrip()
     marks = [token for token in added if token and head.startswith(token)]
-    return max(marks, key=len) if marks else head.partition("{")[0].strip()
+    words = head.partition("{")[0].strip()
+    return max(marks, key=len) if marks else words if any(map(str.isalnum, words)) else ""
 
 
 def _shown_alone(tokenizer: Any, token: int) -> str:

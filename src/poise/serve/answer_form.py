@@ -13,7 +13,9 @@ from poise.engine.grammar import Grammar, grammar_compiler
 from poise.errors import InvalidArgument, RequestError, UserError
 from poise.model import Model
 from poise.model.tool_format import CALL_ID_LENGTH, ToolCallFormat, tool_call_format
-from poise.serve.tool_calls import OfferedTool, ToolCallReader, tool_grammar
+from poise.serve.offered_tools import OfferedTool
+from poise.serve.tool_calls import ToolCallReader
+from poise.serve.tool_grammar import tool_grammar
 from poise.serve.tool_requests import (
     AllowedTools,
     FunctionTool,
@@ -48,18 +50,18 @@ class AnswerForm:
     Attributes:
         grammar: What it is held to; ``None`` for nothing.
         tools: Definitions of tools as the template takes them.
-        names: Names of those that may be called.
+        callable_tools: Those that may be called.
         call_format: How calls are written; ``None`` where there can be none.
     """
 
     grammar: Grammar | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
-    names: tuple[str, ...] = ()
+    callable_tools: tuple[OfferedTool, ...] = ()
     call_format: ToolCallFormat | None = None
 
     def reader(self) -> ToolCallReader | None:
         """What tells an answer's calls from its words; ``None`` where there can be none."""
-        return ToolCallReader(self.call_format, self.names) if self.call_format else None
+        return ToolCallReader(self.call_format, self.callable_tools) if self.call_format else None
 
     @property
     def shown(self) -> Mapping[int, str]:
@@ -98,7 +100,7 @@ def answer_form(
     if call_format is None:
         raise RequestError(400, NO_TOOLS.format("tools"), code="tools_unsupported", param="tools")
     if schema is not None and not call_format.trigger and not required:
-        text = "This model writes its calls as bare JSON, so that response_format and tools cannot both be given."
+        text = "This model writes its calls without a mark, so that response_format and tools cannot both be given."
         raise RequestError(400, text, code="unsupported", param="response_format")
     offered = [
         OfferedTool(
@@ -125,7 +127,7 @@ def answer_form(
     return AnswerForm(
         grammar=grammar,
         tools=template_tools(tools, choice),
-        names=tuple(tool.name for tool in offered),
+        callable_tools=tuple(offered),
         call_format=call_format,
     )
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from poise.activations import Probe
@@ -195,10 +196,10 @@ class VllmEngine:
         answer.finish()
         pieces: tuple[str, ...] = ()
         readings, mean = None, None
+        if output.poise is not None and not np.isfinite(output.poise.values).all():
+            raise NonFiniteActivation(f"{self.model.name} gave NaN or infinity; steer with less strength.")
         if program.probes:
             readings = torch.from_numpy(output.poise.values[: 1 + len(ids)])
-            if not torch.isfinite(readings).all():
-                raise NonFiniteActivation(f"{self.model.name} gave NaN or infinity; steer with less strength.")
             answer.complete()
             pieces = tuple(answer.tracker.pieces)
         if program.response is not None:

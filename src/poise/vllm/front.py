@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from poise.errors import UserError
 from poise.vllm.runner import FIELD
 
-__all__ = ["OutputReadings", "install_front", "refuse_without_numbers"]
+__all__ = ["OutputReadings", "check_places", "install_front", "refuse_without_numbers"]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -50,6 +51,8 @@ class OutputReadings:
         return body
 
 
+XARGS = "vllm_xargs"
+OWN_NAMES = (FIELD, "steer", "watch")
 _PROCESSORS: list[Any] = []  # the input processor of this process, once there is one
 CheckField = Callable[[Any, Any], Any]
 WatchedLayers = Callable[[Any], tuple[Sequence[str], Sequence[int]]]
@@ -77,11 +80,40 @@ def _validation_error(message: str) -> Exception:
 def refuse_without_numbers(readings: OutputReadings) -> None:
     """Raise what is a 400 where a pass gave NaN or infinity, which JSON cannot say and no answer should hide."""
     if not np.isfinite(readings.values[readings.finite :]).all():
+        where = f"where {', '.join(readings.names)} was read" if readings.names else "under this steering"
         raise _validation_error(
-            f"The model gave NaN or infinity where {', '.join(readings.names)} was read; steer with less strength, or "
-            "serve the model in bfloat16 or float32."
+            f"The model gave NaN or infinity {where}; steer with less strength, or serve the model in bfloat16 or "
+            "float32."
         )
     readings.finite = len(readings.values)
+
+
+def check_places(beside: Mapping[str, Any], inside: Collection[str]) -> None:
+    """Refuse what vLLM would ignore, or hand to nobody: the field in a wrong place, or misspelt.
+
+    Args:
+        beside: Fields of a request that vLLM does not know.
+        inside: Names in its ``vllm_xargs``.
+    """
+    written = 'write "vllm_xargs": {"poise": "…"}, with its object as JSON text.'
+    for name, value in beside.items():
+        if name == "extra_body" and isinstance(value, Mapping) and {FIELD, XARGS} & value.keys():
+            raise _validation_error(
+                f"extra_body is an argument of the openai client, and vLLM would ignore it; {written}"
+            )
+        if name in OWN_NAMES or _is_misspelt(name, FIELD):
+            raise _validation_error(f"{name} stands beside the fields of vLLM, which would ignore it; {written}")
+        if _is_misspelt(name, XARGS):
+            raise _validation_error(f"There is no field {name}, and vLLM would ignore it; {written}")
+    for name in inside:
+        if FIELD not in inside and (name in OWN_NAMES or _is_misspelt(name, FIELD)):
+            raise _validation_error(f"vllm_xargs has {name!r}, which nobody would take; {written}")
+
+
+def _is_misspelt(name: str, right: str) -> bool:
+    """Whether a name is nearly the right one, and begins as it does: what is further may be another plugin's."""
+    plain = name.casefold().replace("-", "_")
+    return name != right and plain[:1] == right[:1] and bool(difflib.get_close_matches(plain, [right], cutoff=0.8))
 
 
 def _check_requests(check_field: CheckField) -> None:
@@ -125,8 +157,10 @@ def _name_readings(watched: WatchedLayers) -> None:
         state = make(cls, *args, **kwargs)
         request = kwargs["request"] if "request" in kwargs else args[1]
         extra = getattr(request.sampling_params, "extra_args", None) or {}
-        names, layers = watched(extra[FIELD]) if extra.get(FIELD) is not None else ((), ())
-        state.poise_readings = OutputReadings(names=tuple(names), layers=tuple(layers)) if names else None
+        state.poise_readings = None
+        if extra.get(FIELD) is not None:
+            names, layers = watched(extra[FIELD])
+            state.poise_readings = OutputReadings(names=tuple(names), layers=tuple(layers))
         return state
 
     @functools.wraps(complete)
@@ -137,7 +171,8 @@ def _name_readings(watched: WatchedLayers) -> None:
                 readings.extend(rows)
             self.routed_experts_chunks.clear()
         output = complete(self, *args, **kwargs)
-        output.poise = readings
+        # What nobody watches has a reading only where the model gave NaN or infinity.
+        output.poise = readings if readings is not None and (readings.names or len(readings.values)) else None
         return output
 
     RequestState.from_new_request = classmethod(from_new_request)
@@ -168,11 +203,7 @@ def _check_http_requests(check_field: CheckField) -> None:
 def _checked_first(to_params: Any, check: Callable[[Any], None]) -> Any:
     @functools.wraps(to_params)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if FIELD in (self.model_extra or {}):  # vLLM leaves out what it does not know
-            raise _validation_error(
-                'poise stands beside the fields of vLLM, which would ignore it; write "vllm_xargs": {"poise": "…"}, '
-                "with its object as JSON text."
-            )
+        check_places(self.model_extra or {}, self.vllm_xargs or {})
         field = (self.vllm_xargs or {}).get(FIELD)
         if field is not None:
             check(field)

@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
-from poise.vllm.front import OutputReadings, refuse_without_numbers
+from poise.vllm.front import OutputReadings, check_places, refuse_without_numbers
 from poise.vllm.runner import FIELD
 
 __all__ = ["StreamedReadings", "install_http"]
@@ -52,9 +52,14 @@ class StreamedReadings:
 
 def install_http() -> None:
     """Patch the OpenAI server of this process."""
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 
+    AnthropicServingMessages.create_messages = _with_places_checked(
+        AnthropicServingMessages.create_messages, frozenset(AnthropicMessagesRequest.model_fields)
+    )
     OpenAIServingChat.chat_completion_stream_generator = _streaming(OpenAIServingChat.chat_completion_stream_generator)
     OpenAIServingCompletion.completion_stream_generator = _streaming(
         OpenAIServingCompletion.completion_stream_generator
@@ -63,6 +68,18 @@ def install_http() -> None:
     OpenAIServingCompletion.request_output_to_completion_response = _whole_completion(
         OpenAIServingCompletion.request_output_to_completion_response
     )
+
+
+def _with_places_checked(create: Any, known: frozenset[str]) -> Any:
+    """Messages whose body is looked at again: vLLM has dropped from the request what it does not know."""
+
+    @functools.wraps(create)
+    async def checked(self: Any, request: Any, raw_request: Any = None, *args: Any, **kwargs: Any) -> Any:
+        body = await raw_request.json() if raw_request is not None else {}
+        check_places({name: value for name, value in body.items() if name not in known}, request.vllm_xargs or {})
+        return await create(self, request, raw_request, *args, **kwargs)
+
+    return checked
 
 
 def _watches(request: Any) -> bool:

@@ -53,7 +53,8 @@ class PrivateName:
 
 def _names_of(value: object) -> set[str]:
     """Parameters of a function, and fields of a class."""
-    fields = set(getattr(value, "__struct_fields__", ())) | set(getattr(value, "__dataclass_fields__", ()))
+    listed = ("__struct_fields__", "__dataclass_fields__", "_fields")
+    fields = {name for kind in listed for name in getattr(value, kind, ())}
     return fields | set(getattr(value, "model_fields", ())) or set(inspect.signature(value).parameters)  # type: ignore[arg-type]
 
 
@@ -169,6 +170,24 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
         module="vllm.entrypoints.openai.responses.protocol",
         path="ResponsesRequest.to_sampling_params",
         breaks="wrong streamed requests to /v1/responses would end without a word",
+    ),
+    PrivateName(
+        module="vllm.entrypoints.anthropic.serving",
+        path="AnthropicServingMessages.create_messages",
+        parameters=("request", "raw_request"),
+        breaks="what /v1/messages ignores would not be refused",
+    ),
+    PrivateName(
+        module="vllm.entrypoints.anthropic.protocol",
+        path="AnthropicMessagesRequest",
+        parameters=("vllm_xargs",),
+        breaks="what /v1/messages ignores would not be refused",
+    ),
+    PrivateName(
+        module=RUNNER,
+        path="ExecuteModelState",
+        parameters=("logits",),
+        breaks="NaN under a steering that nobody watches would be answered",
     ),
     PrivateName(
         module="vllm.entrypoints.openai.chat_completion.serving",

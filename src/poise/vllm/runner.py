@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,22 @@ class WorkerRequests:
                 self._next[name] = first + len(values)
                 self._unsent.setdefault(name, []).append(new.numpy())
 
+    def logit_bounds(self, runner: Any) -> tuple[list[str], torch.Tensor] | None:
+        """The largest logit [B] of each steered request's next token, with the requests; ``None`` where none is."""
+        logits, names = runner.execute_model_state.logits, runner.input_batch.req_ids
+        states = ((row, name, self._states.get(name)) for row, name in enumerate(names))
+        steered = {row: name for row, name, state in states if state and state.program.works}
+        if logits is None or not steered:
+            return None
+        return list(steered.values()), logits.amax(dim=-1)[list(steered)]
+
+    def mark_broken(self, names: Sequence[str], bounds: torch.Tensor) -> None:
+        """Give requests whose logits were NaN or infinite a reading of NaN, watched or not: no answer may hide it."""
+        for name, finite in zip(names, torch.isfinite(bounds).tolist(), strict=True):
+            if not finite and (state := self._states.get(name)):
+                rows = self._unsent.setdefault(name, [])
+                rows.append(np.full((1, max(len(state.program.probes), 1)), np.nan, np.float32))
+
     def outgoing(self, output: Any) -> dict[str, Any]:
         """Readings of the requests that have a new token."""
         from vllm.distributed.aux_output_connector.connector import AuxRequestOutput
@@ -155,10 +171,14 @@ def install_runner(programs: Programs, check_model: Callable[[Any, tuple[torch.n
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.execute_model_state is None:
             return sample(self, *args, **kwargs)
-        requests_of(self).end_pass()
+        requests = requests_of(self)
+        requests.end_pass()
+        bounds = requests.logit_bounds(self)
         with _streams_at_rest(self):
             output = sample(self, *args, **kwargs)
-        output.aux_output_connector_output = requests_of(self).outgoing(output)
+        if bounds is not None:
+            requests.mark_broken(*bounds)
+        output.aux_output_connector_output = requests.outgoing(output)
         return output
 
     GPUModelRunner._update_states = update_states

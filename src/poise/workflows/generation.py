@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from poise import vector as vectors
 from poise.engine import Generation, SamplingParams
+from poise.engine.grammar import grammar_compiler
+from poise.engine.static import LocalEngine
+from poise.errors import InvalidArgument
 from poise.model import Model, ask
 from poise.model.rendering import Thinking
 from poise.steer import Steering, SteeringExpression
@@ -63,12 +67,27 @@ def generate(
     batch: int = 32,
     thinking: Thinking = False,
     engine: GeneratorName = "local",
+    schema: Mapping[str, Any] | None = None,
 ) -> list[Generation]:
     """Answer prompts, steered or not, by the engine ``local`` or ``vllm``.
 
     ``system`` is a system prompt before each; ``thinking`` lets the model think before it replies, where it has a
-    switch.
+    switch; with a JSON ``schema`` every reply is JSON that fits it.
+
+    Raises:
+        InvalidArgument: the schema cannot be kept to, which names the keyword; or the engine holds to none.
+        MissingExtra: there is a schema, and llguidance is not installed.
     """
-    generator = choose_engine(engine, model, batch=batch, allow_other_model=True)
+    seeds = [seed + i for i in range(len(prompts))]
+    if schema is None:
+        generator = choose_engine(engine, model, batch=batch, allow_other_model=True)
+        encoded = [model.encode(ask(p, system), thinking=thinking) for p in prompts]
+        return generator.generate(encoded, sampling, seeds=seeds, steering=steering)
+    if engine != "local":
+        raise InvalidArgument(f"The engine {engine} holds answers to no schema; take the engine local.")
+    may_think = bool(thinking)
+    grammar = grammar_compiler(model).json_schema(schema, blank=may_think)
     encoded = [model.encode(ask(p, system), thinking=thinking) for p in prompts]
-    return generator.generate(encoded, sampling, seeds=[seed + i for i in range(len(prompts))], steering=steering)
+    return LocalEngine(model, batch=batch, allow_other_model=True).generate(
+        encoded, sampling, seeds=seeds, steering=steering, grammar=grammar, may_think=may_think
+    )
