@@ -193,7 +193,11 @@ class TestATagForEachParameter:
     def test_is_refused_where_references_multiply(self, models: dict[str, Model]) -> None:
         names = [f"d{n}" for n in range(40)]
         doubled = {a: {"anyOf": [{"$ref": f"#/$defs/{b}"}] * 2} for a, b in itertools.pairwise(names)}
-        definitions: dict[str, Any] = {**doubled, names[-1]: {"type": "string"}, "self": {"$ref": "#/$defs/self"}}
+        definitions: dict[str, Any] = {
+            **doubled,
+            names[-1]: {"type": "string"},
+            "self": {"anyOf": [{"$ref": "#/$defs/self"}] * 2},
+        }
         parameters = {"a": {"$ref": "#/$defs/d0"}, "b": {"$ref": "#/$defs/self"}}
         tool = OfferedTool(name="f", parameters={"type": "object", "properties": parameters, "$defs": definitions})
         form = form_of(models["coder"]).parameters

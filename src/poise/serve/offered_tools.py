@@ -19,7 +19,7 @@ OTHER_TYPES = tuple(name for name in JSON_TYPES if name != "object")
 OBJECT_KEYWORDS = {"type", "properties", "required", "additionalProperties", *ANNOTATIONS}
 TEXT_KEYWORDS = {"type", "enum", "const", *ANNOTATIONS}
 UNIONS = ("anyOf", "oneOf")
-MOST_STEPS = 10_000  # through the schemas of a tool
+MOST_STEPS = 250  # through the schema of a parameter, some of which may be nested in each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +116,7 @@ class OfferedTool:
         definitions = {
             key: value for key in ("$defs", "definitions") if isinstance(value := self.parameters.get(key), Mapping)
         }
-        view = SchemaView(definitions)
-        schema = view.followed(self.parameters)
+        schema = SchemaView(definitions).followed(self.parameters)
         properties, required = schema.get("properties"), schema.get("required")
         properties = properties if isinstance(properties, Mapping) else {}
         required = required if isinstance(required, list) else []
@@ -131,6 +130,7 @@ class OfferedTool:
             )
         parameters = []
         for name, value in properties.items():
+            view = SchemaView(definitions)
             inner = view.followed(value)
             parameter = ToolParameter(
                 name=name,
@@ -168,7 +168,7 @@ def json_type(value: Any) -> str:
 
 
 class SchemaView:
-    """What the schemas of one tool allow, as far as so many steps tell: references may make few of them endless.
+    """What one schema allows, as far as a number of steps tells: references may make a short one endless.
 
     Args:
         definitions: Schemas that are referred to, under ``$defs`` and ``definitions``.
