@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,6 +171,29 @@ class TestWhatIsCounted:
                 assert answer.status_code == 400
                 assert answer.headers["x-ratelimit-remaining-requests"] == str(left)
                 assert answer.headers["x-ratelimit-limit-requests"] == "50"
+
+
+class TestACompressedBody:
+    @pytest.mark.parametrize("coding", ["gzip", "br", "gzip, identity"])
+    def test_is_refused_as_such(self, http: httpx.Client, coding: str) -> None:
+        body = gzip.compress(json.dumps({"model": NAME, "messages": ASK}).encode())
+        headers = {"content-type": "application/json", "content-encoding": coding}
+        answer = http.post("/chat/completions", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (415, "content_encoding")
+        assert f"compressed ({coding}), which is not taken; send it without" in answer.json()["error"]["message"]
+
+    def test_is_none_that_says_it_is_as_it_is(self, http: httpx.Client) -> None:
+        body = {"model": NAME, "messages": ASK, "max_tokens": 1}
+        assert http.post("/chat/completions", json=body, headers={"content-encoding": "Identity"}).status_code == 200
+
+
+def test_a_long_name_of_a_model_is_repeated_in_part(http: httpx.Client) -> None:
+    for answer in (
+        http.get(f"/models/{'m' * 3000}"),
+        http.post("/completions", json={"model": "m" * 99_999, "prompt": "x"}),
+    ):
+        assert answer.status_code in (400, 404)
+        assert len(answer.text) < 1000
 
 
 class TestHead:

@@ -23,6 +23,7 @@ WORDS = {
     408: "The body did not come in time.",
     409: "It clashes with what is there.",
     413: "Too large.",
+    415: "The body is compressed.",
     421: "The server is not called that.",
     429: "Too many requests are waiting; Retry-After says when to come again.",
     500: "The model failed on this batch.",

@@ -99,7 +99,9 @@ def _openai(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}", response_model=ModelEntry)
     def model(request: Request, name: str) -> Any:
         if name != service.name:
-            raise RequestError(404, f"There is no model {name!r} here; it is {service.name!r}.", code="model_not_found")
+            raise RequestError(
+                404, f"There is no model {name[:100]!r} here; it is {service.name!r}.", code="model_not_found"
+            )
         return model_entry(service, _key(request))
 
     chat_body, plain_body = taken(ChatCompletionRequest), taken(CompletionRequest)

@@ -233,6 +233,9 @@ class RequestGate:
         upload = scope["path"] == "/v1/poise/vectors" and scope["method"] == "POST"
         if upload and not self.may_upload(scope["state"]["key"]):
             raise RequestError(403, VECTORS_FORBIDDEN, code="vectors_forbidden")
+        if (coding := headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+            text = f"The body is compressed ({coding[:40]}), which is not taken; send it without Content-Encoding."
+            raise RequestError(415, text, code="content_encoding")
         most = self.limits.upload if upload else self.limits.body
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > most):

@@ -32,6 +32,7 @@ AWS_ERRORS = {
     403: "AccessDeniedException",
     404: "ResourceNotFoundException",
     413: "ValidationException",
+    415: "ValidationException",
     429: "ThrottlingException",
     503: "ServiceUnavailableException",
 }

@@ -19,7 +19,7 @@ OTHER_TYPES = tuple(name for name in JSON_TYPES if name != "object")
 OBJECT_KEYWORDS = {"type", "properties", "required", "additionalProperties", *ANNOTATIONS}
 TEXT_KEYWORDS = {"type", "enum", "const", *ANNOTATIONS}
 UNIONS = ("anyOf", "oneOf")
-MOST_STEPS = 250  # through the schema of a parameter, some of which may be nested in each other
+MOST_SCHEMA_STEPS = 250  # through the schema of a parameter, some of which may be nested in each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +176,7 @@ class SchemaView:
 
     def __init__(self, definitions: Mapping[str, Mapping[str, Any]]) -> None:
         self.definitions = definitions
-        self._steps = iter(range(MOST_STEPS))
+        self._steps = iter(range(MOST_SCHEMA_STEPS))
 
     def followed(self, schema: Any) -> Mapping[str, Any]:
         """A schema, or the one that it refers to, with what stands beside the reference; empty where it allows all."""

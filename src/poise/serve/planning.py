@@ -90,7 +90,7 @@ def plan_request(
     """
     if body.model != name:
         raise RequestError(
-            404, f"There is no model {body.model!r} here; it is {name!r}.", code="model_not_found", param="model"
+            404, f"There is no model {body.model[:100]!r} here; it is {name!r}.", code="model_not_found", param="model"
         )
     entries = registry.of(key)
     watched = tuple(entries.values())
