@@ -105,19 +105,23 @@ class WorkerRequests:
                 self._next[name] = first + len(values)
                 self._unsent.setdefault(name, []).append(new.numpy())
 
-    def logit_bounds(self, runner: Any) -> tuple[list[str], torch.Tensor] | None:
-        """The largest logit [B] of each steered request's next token, with the requests; ``None`` where none is."""
+    def logit_spreads(self, runner: Any) -> tuple[list[str], torch.Tensor] | None:
+        """The largest logit less the smallest [B] of each steered request, with the requests; ``None`` for none."""
         logits, names = runner.execute_model_state.logits, runner.input_batch.req_ids
         states = ((row, name, self._states.get(name)) for row, name in enumerate(names))
         steered = {row: name for row, name, state in states if state and state.program.works}
         if logits is None or not steered:
             return None
-        return list(steered.values()), logits.amax(dim=-1)[list(steered)]
+        return list(steered.values()), (logits.amax(dim=-1) - logits.amin(dim=-1))[list(steered)]
 
-    def mark_broken(self, names: Sequence[str], bounds: torch.Tensor) -> None:
-        """Give requests whose logits were NaN or infinite a reading of NaN, watched or not: no answer may hide it."""
-        for name, finite in zip(names, torch.isfinite(bounds).tolist(), strict=True):
-            if not finite and (state := self._states.get(name)):
+    def mark_broken(self, names: Sequence[str], spreads: torch.Tensor) -> None:
+        """Give requests whose pass broke down a reading of NaN, watched or not: no answer may hide it.
+
+        Their logits are NaN or infinite, or all the same: some of vLLM's norms make 0 of what is infinite.
+        """
+        sound = (torch.isfinite(spreads) & (spreads > 0)).tolist()
+        for name, is_sound in zip(names, sound, strict=True):
+            if not is_sound and (state := self._states.get(name)):
                 rows = self._unsent.setdefault(name, [])
                 rows.append(np.full((1, max(len(state.program.probes), 1)), np.nan, np.float32))
 
@@ -173,11 +177,11 @@ def install_runner(programs: Programs, check_model: Callable[[Any, tuple[torch.n
             return sample(self, *args, **kwargs)
         requests = requests_of(self)
         requests.end_pass()
-        bounds = requests.logit_bounds(self)
+        spreads = requests.logit_spreads(self)
         with _streams_at_rest(self):
             output = sample(self, *args, **kwargs)
-        if bounds is not None:
-            requests.mark_broken(*bounds)
+        if spreads is not None:
+            requests.mark_broken(*spreads)
         output.aux_output_connector_output = requests.outgoing(output)
         return output
 
