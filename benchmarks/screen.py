@@ -1,7 +1,7 @@
 """How fast training data are screened, beside a bare forward pass and beside the loop that everyone writes first.
 
     python benchmarks/screen.py [--model smollm2-135m] [--texts 800] [--pairs 40]
-    python benchmarks/screen.py --grow [--rows 1000 10000 100000]
+    python benchmarks/screen.py --grow [--rows 1000 10000 100000] [--engine ray]
     python benchmarks/screen.py --random-init llama-7b [--texts 2000] [--pairs 10] [--peak-tflops 989]
 
 The first measures units (answers) per second of ``poise.screen.projection``, rendering and tokenising included, beside
@@ -215,8 +215,8 @@ def of_peak(model: Model, n: int, layer: int, rate: float, peak: float | None) -
     print(f"(d) {device}: {rate:.0f} tokens/s, {flops / 1e12:.2f} TFLOP/s ({share})")
 
 
-def grow(sizes: Sequence[int]) -> None:
-    """Prints time and peak memory of the command on data sets of these sizes."""
+def grow(sizes: Sequence[int], engine: str) -> None:
+    """Prints time and peak memory of the command on data sets of these sizes; under Ray those of the driver."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny = random_model("tiny")
@@ -229,7 +229,7 @@ def grow(sizes: Sequence[int]) -> None:
         del tiny, model
         before = (0, 0.0)
         for rows in sizes:
-            took, cpu, peak = command(folder, rows)
+            took, cpu, peak = command(folder, rows, engine)
             more = 1e3 * (cpu - before[1]) / (rows - before[0])
             print(
                 f"(e) {rows:>9,} rows: {took:7.1f} s, {cpu:7.1f} s of CPU, {more:6.2f} ms of it each more row, "
@@ -239,7 +239,7 @@ def grow(sizes: Sequence[int]) -> None:
             before = (rows, cpu)
 
 
-def command(folder: Path, rows: int) -> tuple[float, float, float]:
+def command(folder: Path, rows: int, engine: str) -> tuple[float, float, float]:
     """Seconds, those of CPU time, and peak MiB of ``poise screen`` on so many short rows."""
     data, out = folder / f"{rows}.jsonl", folder / f"out-{rows}"
     words = " ".join(r.messages[-1]["content"] for r in conversations(100)).split()
@@ -249,6 +249,7 @@ def command(folder: Path, rows: int) -> tuple[float, float, float]:
             file.write(json.dumps({"prompt": f"Row {i}?", "response": " ".join(words[at : at + 4 + i % 9])}) + "\n")
     began = time.perf_counter()
     arguments = ["screen", data, "--vector", folder / "v.safetensors", "--model", folder / "model", "--method", "raw"]
+    arguments += ["--engine", engine]
     said = [*map(str, arguments), "--dtype", "float32", "--out", str(out)]
     done = subprocess.Popen([sys.executable, "-m", "poise", *said], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert done.stderr
@@ -263,7 +264,7 @@ def command(folder: Path, rows: int) -> tuple[float, float, float]:
 
 def main(given: argparse.Namespace) -> None:
     if given.grow:
-        grow(given.rows)
+        grow(given.rows, given.engine)
         return
     model = random_model(given.random_init) if given.random_init else load_model(given.model)
     layer = round(model.layers / 3) if given.layer is None else given.layer
@@ -284,6 +285,7 @@ if __name__ == "__main__":
     parser.add_argument("--layer", type=int, help="read there; default a third of the depth, as vectors are")
     parser.add_argument("--grow", action="store_true", help="memory and time of the command by number of rows")
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="sizes for --grow")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="of --grow")
     parser.add_argument("--random-init", metavar="CONFIG", help=f"{' or '.join(SHAPES)}, or a JSON file")
     parser.add_argument("--peak-tflops", type=float, help="of the card, where it is not known by its name")
     main(parser.parse_args())
