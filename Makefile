@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Where PyTorch's build is taken from, if not from the package index: README.md names the index of CPU builds.
 TORCH_INDEX ?=
 
-.PHONY: setup demo test check lint types unit slow real browser lowest test-clients test-vllm docs replicate clean
+.PHONY: setup demo test check lint types unit slow real browser lowest test-clients test-vllm docs site dist replicate clean
 
 setup: $(STAMP)
 
@@ -79,6 +79,17 @@ test-clients: setup
 docs: setup
 	$(BIN)/python docs/generate_cli.py
 
+# These pages and the reference of the Python API as a site, every link checked; needs no network.
+site: setup
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "Written: docs/_build/index.html"
+
+# A wheel and a source archive, and a look at the wheel from outside.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	$(BIN)/python packaging/check_wheel.py dist/poise-*.whl
+
 # The paper's fine-tuning experiments on a model of yours: make replicate MODEL=... DATA=... [JUDGE=endpoint:NAME]
 MODEL ?= smollm2-135m
 DATA ?= ../shared/data
@@ -89,4 +100,4 @@ replicate: setup
 	$(BIN)/python -W ignore benchmarks/replicate.py --model $(MODEL) --data $(DATA) --judge $(JUDGE) --out $(REPLICATE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(CLIENTS) $(NODE)/node_modules $(TEST_VLLM) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(CLIENTS) $(NODE)/node_modules $(TEST_VLLM) docs/_build docs/reference dist .mypy_cache .pytest_cache .ruff_cache

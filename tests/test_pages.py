@@ -86,6 +86,13 @@ def test_commands_are_read_off_the_pages() -> None:
     assert "No such option" in parse("poise show a.safetensors --lod")[0]
 
 
+def test_every_page_is_in_the_contents_of_the_site() -> None:
+    contents = re.findall(r"^```\{toctree\}\n(.*?)^```", PAGES["index.md"], flags=re.MULTILINE | re.DOTALL)
+    listed = {line for block in contents for line in block.splitlines() if line and not line.startswith(":")}
+    missing = {page.removesuffix(".md") for page in PAGES} - listed - {"README", "index"}
+    assert missing == set(), "add them to a toctree of docs/index.md"
+
+
 def resolves(name: str) -> bool:
     """Whether a dotted name is there as it stands on a page: a module that is public, or an attribute of one."""
     for depth in range(name.count(".") + 1, 0, -1):

@@ -52,6 +52,10 @@ __all__ = ["app", "main"]
 class _Commands(TyperGroup):
     """Turns what the user can fix into one sentence; bugs keep their traceback."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _hide_idle_types(self, typer.Context(self, **self.context_settings))
+
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order of use."""
         return [
@@ -101,6 +105,17 @@ class _Commands(TyperGroup):
 
 
 RUN_AGAIN = "Run the same command again to continue."
+
+
+def _hide_idle_types(command: Any, ctx: Any) -> None:
+    """Let help show no type for what takes no value, nor for arguments, whose names say what they are; also below."""
+    for parameter in (*command.params, command.get_help_option(ctx)):
+        if parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda ctx: None
+        elif getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    for name, subcommand in getattr(command, "commands", {}).items():
+        _hide_idle_types(subcommand, typer.Context(subcommand, info_name=name, parent=ctx))
 
 
 def _plain_words(error: typer.BadParameter) -> str:

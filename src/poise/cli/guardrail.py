@@ -82,7 +82,7 @@ def draft_topic(
 def check_texts(
     file: GuardrailFile,
     text: Annotated[
-        list[str], typer.Argument(metavar="TEXT|FILE…", help="Texts, or files with a text each; - for stdin.")
+        list[str], typer.Argument(metavar="TEXT|FILE", help="Texts, or files with a text each; - for stdin.")
     ],
     source: Annotated[
         Literal["input", "output"], typer.Option("--source", help="Prompts, or answers.", show_default=True)

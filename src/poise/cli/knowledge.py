@@ -84,7 +84,7 @@ def build_command(
     documents: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="DOCS…",
+            metavar="DOCS",
             help="Files and folders: Markdown, text, HTML, PDF, DOCX, CSV, JSONL. None: those of the last build.",
             show_default=False,
         ),
