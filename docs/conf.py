@@ -1,4 +1,4 @@
-"""The documentation as a site: ``make site`` builds it from these pages, without the network and with every link checked."""
+"""The documentation as a site: ``make site`` builds it from these pages, offline, and checks every link."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def offered(module: str) -> list[str]:
 
 
 def home(name: str, module: str, modules: list[str]) -> str:
-    """The public module whose page explains a name: the one that it is defined under, else the first beside ``poise``."""
+    """The public module whose page explains a name: the one it is defined under, else the first beside ``poise``."""
     offering = [m for m in modules if m != "poise" and name in offered(m)]
     defined = getattr(getattr(importlib.import_module(module), name), "__module__", "")
     under = [m for m in offering if defined == m or str(defined).startswith(m + ".")]

@@ -1,4 +1,4 @@
-"""Looks at a built wheel as somebody would who installs it: what is in it, its extras, and its commands in a clean environment.
+"""Looks at a built wheel as its users will: what is in it, its extras, its commands in a clean environment.
 
     python packaging/check_wheel.py dist/poise-0.1.0-py3-none-any.whl
 
@@ -81,6 +81,7 @@ def faults_installed(wheel: Path, extras: list[str]) -> Iterator[str]:
 
 
 def main() -> None:
+    """Everything, and 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path)
     wheel = parser.parse_args().wheel.resolve()
@@ -90,7 +91,9 @@ def main() -> None:
     print(f"not tried here: {', '.join(sorted(ELSEWHERE))}")
     if faults:
         raise SystemExit("\n".join(faults))
-    print(f"{wheel.name} is whole. To publish it: an account at the package index, and twine upload {wheel.parent.name}/*")
+    print(
+        f"{wheel.name} is whole. To publish it: an account at the package index, and twine upload {wheel.parent.name}/*"
+    )
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ def test_every_command_and_every_option_has_a_help_text() -> None:
         assert [p.name for p in command.params if not p.help] == [], path
 
 
+def test_help_names_no_types_where_nothing_is_chosen() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    assert [word for word in ("<bool>", "<str>", "<list") if word in page] == []
+
+
 @pytest.mark.slow
 def test_help_of_every_command_imports_nothing_heavy() -> None:
     code = (

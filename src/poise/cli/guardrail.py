@@ -98,7 +98,10 @@ def check_texts(
         ),
     ] = None,
     question: Annotated[
-        str, typer.Option("--question", help="What was asked, where answers are reasoned about or grounded.")
+        str,
+        typer.Option(
+            "--question", metavar="TEXT", help="What was asked, where answers are reasoned about or grounded."
+        ),
     ] = "",
     grounding_source: Annotated[
         list[str] | None,

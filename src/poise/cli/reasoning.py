@@ -26,8 +26,10 @@ def reason_command(
     premise: Annotated[
         list[str] | None, typer.Option("--premise", metavar="EXPR", help="What it takes for given; may be repeated.")
     ] = None,
-    question: Annotated[str, typer.Option("--question", help="What was asked, for --answer.")] = "",
-    answer: Annotated[str, typer.Option("--answer", help="An answer, which --translator turns into claims.")] = "",
+    question: Annotated[str, typer.Option("--question", metavar="TEXT", help="What was asked, for --answer.")] = "",
+    answer: Annotated[
+        str, typer.Option("--answer", metavar="TEXT", help="An answer, which --translator turns into claims.")
+    ] = "",
     translator: Annotated[
         str, typer.Option("--translator", metavar="M", help="A model, or endpoint:NAME (OPENAI_BASE_URL).")
     ] = "",
