@@ -99,9 +99,7 @@ def check_texts(
     ] = None,
     question: Annotated[
         str,
-        typer.Option(
-            "--question", metavar="TEXT", help="What was asked, where answers are reasoned about or grounded."
-        ),
+        typer.Option("--question", metavar="TEXT", help="What was asked, where an answer is checked for it."),
     ] = "",
     grounding_source: Annotated[
         list[str] | None,
