@@ -55,7 +55,7 @@ class TestAnswers:
             workflows.generate(["?"], model, sampling=ROOM, engine="vllm", schema=BOAT)
 
     def test_of_a_schema_that_two_parts_of_a_union_fit_are_refused_with_what_to_write(self, model: Model) -> None:
-        with pytest.raises(InvalidArgument, match=r"keyword oneOf.* Write anyOf, or have its parts differ"):
+        with pytest.raises(InvalidArgument, match=r"keyword oneOf.* two of its parts. Write anyOf, or have the parts"):
             workflows.generate(["?"], model, sampling=ROOM, schema={"type": "object", "properties": {"a": OVERLAPPING}})
 
 
@@ -82,6 +82,10 @@ class TestTheCommand:
         [answer] = json.loads(done.stdout)["answers"]
         jsonschema.validate(json.loads(answer["text"]), BOAT)
 
+    def test_cannot_read_standard_input_twice(self, folder: Path) -> None:
+        done = self.run(folder, "-", "--json-schema", "-", given="{}")
+        assert (done.exit_code, "Standard input can be read once" in done.output) == (2, True), done.output
+
     def test_says_which_answers_are_cut(self, folder: Path, tmp_path: Path) -> None:
         file = tmp_path / "boat.json"
         file.write_text(json.dumps(BOAT))
@@ -95,7 +99,7 @@ class TestTheCommand:
             ("[1]", "boat.json is no JSON Schema: it holds no object"),
             ('{"type": "array", "uniqueItems": true}', "because of its keyword uniqueItems"),
             ("[" * 100_000, "boat.json is nested too deeply"),
-            (None, "Cannot read boat.json: No such file or directory"),
+            (None, "Cannot read boat.json: No such file or directory. Give the path"),
         ],
         ids=["json", "list", "keyword", "deep", "missing"],
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from poise.errors import InvalidArgument
 
-__all__ = ["MOST_BYTES", "decode_text", "given_text", "given_texts", "parse_schema"]
+__all__ = ["MOST_BYTES", "decode_text", "given_file", "given_text", "given_texts", "parse_schema"]
 
 MOST_BYTES = 8 * 2**20
 
@@ -38,7 +38,20 @@ def given_text(argument: str) -> str:
         return _checked(decode_text(sys.stdin.buffer.read(MOST_BYTES + 1), "Standard input"), "Standard input")
     if not argument.startswith("@"):
         return argument
-    path = Path(argument[1:])
+    return _file_text(argument[1:], f" A text that begins with @ itself is written with two: @{argument[:40]}")
+
+
+def given_file(name: str) -> str:
+    """What a file holds, given as its name, with an @ before it or without, or ``-`` for standard input.
+
+    Raises:
+        InvalidArgument: it is missing, too large, empty or not UTF-8.
+    """
+    return given_text(name) if name == "-" else _file_text(name.removeprefix("@"))
+
+
+def _file_text(name: str, hint: str = " Give the path of a file that is there.") -> str:
+    path = Path(name)
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise InvalidArgument(f"{path} has {size:,} bytes, and at most {MOST_BYTES:,} are read; give it in parts.")
@@ -46,9 +59,7 @@ def given_text(argument: str) -> str:
             data = file.read(MOST_BYTES + 1)  # a pipe has no size
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InvalidArgument(
-            f"Cannot read {path}: {reason}. A text that begins with @ itself is written with two: @{argument[:40]}"
-        ) from error
+        raise InvalidArgument(f"Cannot read {path}: {reason}.{hint}") from error
     return _checked(decode_text(data, str(path)), str(path))
 
 
@@ -62,7 +73,7 @@ def parse_schema(text: str, name: str) -> dict[str, Any]:
     Raises:
         InvalidArgument: it is not JSON, or no object; names the line.
     """
-    source = "standard input" if name == "-" else name.removeprefix("@")
+    source = "Standard input" if name == "-" else name.removeprefix("@")
     try:
         schema = json.loads(text)
     except json.JSONDecodeError as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from poise.cli.given_texts import given_texts, parse_schema
+from poise.cli.given_texts import given_file, given_texts, parse_schema
 from poise.cli.options import (
     BatchOption,
     Device,
@@ -22,6 +22,7 @@ from poise.cli.options import (
     thinking_choice,
 )
 from poise.cli.work import load_model, note, working
+from poise.errors import InvalidArgument
 
 __all__ = ["generate_command"]
 
@@ -76,9 +77,10 @@ def generate_command(
     from poise.cli import facts, render
 
     with working():
-        file = json_schema and (json_schema if json_schema == "-" else f"@{json_schema.removeprefix('@')}")
-        given = given_texts([*([file] if file else []), *prompts, *([system] if system else [])])
-        schema = parse_schema(given.pop(0), file) if file else None
+        if json_schema == "-" and "-" in prompts:
+            raise InvalidArgument("Standard input can be read once: for a prompt, or for --json-schema.")
+        schema = parse_schema(given_file(json_schema), json_schema) if json_schema is not None else None
+        given = given_texts([*prompts, *([system] if system else [])])
         prompts, system = given[: len(prompts)], given[-1] if system else None
         from poise import workflows as recipes
         from poise.engine import SamplingParams

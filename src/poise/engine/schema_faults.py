@@ -14,8 +14,9 @@ MOST_TRIALS = 300  # parts of a schema that are tried by themselves
 SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # whose values are schemas by name
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SINGLE = ("items", "additionalProperties", "not")
-ADVICE = {
-    "oneOf": "Write anyOf, or have its parts differ in the type or in a property that is a required constant.",
+REMEDIES = {
+    "oneOf": "a value could fit two of its parts. Write anyOf, or have the parts differ in their type or in a property "
+    "that is a required constant.",
 }
 SchemaPlace = tuple[str, ...]
 
@@ -38,8 +39,7 @@ def schema_fault(schema: Mapping[str, Any], reason: str) -> str:
     keyword = next((key for key in named_first if _sound_without(part, key, definitions, trials)), None)
     where = f" at {'.'.join(place)}" if place else ""
     what = f" because of its keyword {keyword}{where}" if keyword else f" because of its part{where}" if place else ""
-    text = f"The schema cannot be kept to{what}: {_plain_reason(reason)}"
-    return f"{text} {ADVICE[keyword]}" if keyword in ADVICE else text
+    return f"The schema cannot be kept to{what}: {REMEDIES.get(keyword or '') or _plain_reason(reason)}"
 
 
 def _schema_parts(schema: Mapping[str, Any]) -> Iterator[tuple[SchemaPlace, Mapping[str, Any]]]:
