@@ -38,7 +38,7 @@ def given_text(argument: str) -> str:
         return _checked(decode_text(sys.stdin.buffer.read(MOST_BYTES + 1), "Standard input"), "Standard input")
     if not argument.startswith("@"):
         return argument
-    return _file_text(argument[1:], f" A text that begins with @ itself is written with two: @{argument[:40]}")
+    return _text_of_file(argument[1:], f" A text that begins with @ itself is written with two: @{argument[:40]}")
 
 
 def given_file(name: str) -> str:
@@ -47,10 +47,10 @@ def given_file(name: str) -> str:
     Raises:
         InvalidArgument: it is missing, too large, empty or not UTF-8.
     """
-    return given_text(name) if name == "-" else _file_text(name.removeprefix("@"))
+    return given_text(name) if name == "-" else _text_of_file(name.removeprefix("@"))
 
 
-def _file_text(name: str, hint: str = " Give the path of a file that is there.") -> str:
+def _text_of_file(name: str, hint: str = " Give the path of a file that is there.") -> str:
     path = Path(name)
     try:
         if (size := path.stat().st_size) > MOST_BYTES:

@@ -14,7 +14,7 @@ MOST_TRIALS = 300  # parts of a schema that are tried by themselves
 SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # whose values are schemas by name
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SINGLE = ("items", "additionalProperties", "not")
-REMEDIES = {
+KEYWORD_REMEDIES = {
     "oneOf": "a value could fit two of its parts. Write anyOf, or have the parts differ in their type or in a property "
     "that is a required constant.",
 }
@@ -39,7 +39,7 @@ def schema_fault(schema: Mapping[str, Any], reason: str) -> str:
     keyword = next((key for key in named_first if _sound_without(part, key, definitions, trials)), None)
     where = f" at {'.'.join(place)}" if place else ""
     what = f" because of its keyword {keyword}{where}" if keyword else f" because of its part{where}" if place else ""
-    return f"The schema cannot be kept to{what}: {REMEDIES.get(keyword or '') or _plain_reason(reason)}"
+    return f"The schema cannot be kept to{what}: {KEYWORD_REMEDIES.get(keyword or '') or _plain_reason(reason)}"
 
 
 def _schema_parts(schema: Mapping[str, Any]) -> Iterator[tuple[SchemaPlace, Mapping[str, Any]]]:
