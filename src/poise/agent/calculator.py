@@ -51,7 +51,7 @@ def calculate(
 def _node_value(node: ast.expr, source: str) -> _Value:
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
-            return _bounded(Fraction((ast.get_source_segment(source, node) or "").replace("_", "")))
+            return _bounded(_literal(node.value, ast.get_source_segment(source, node) or ""))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_number_of(operand, source)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
@@ -66,6 +66,16 @@ def _node_value(node: ast.expr, source: str) -> _Value:
         f"The calculator does not know {ast.unparse(node)[:80]!r}; it takes numbers, + - * / // % **, brackets and "
         f"{', '.join(_FUNCTIONS)}."
     )
+
+
+def _literal(value: int | float, text: str) -> Fraction:
+    """A number as it is written: of 0.1 a tenth, and not the nearest of binary fractions."""
+    if isinstance(value, int):
+        return Fraction(value)
+    exponent = int(text.lower().partition("e")[2] or 0)
+    if abs(exponent) > MOST_EXPONENT:
+        raise ToolFailed("The number is too large to compute.")
+    return Fraction(text.replace("_", ""))
 
 
 def _number_of(node: ast.expr, source: str) -> Fraction:

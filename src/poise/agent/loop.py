@@ -24,6 +24,7 @@ from poise.agent.prompts import (
     FINISH_OFFER,
     GO_ON,
     assistant_message,
+    call_in_words,
     fitting_messages,
     goal_message,
     marked_output,
@@ -73,6 +74,7 @@ class AgentLoop:
         self.settings, self.limits, self.person, self.memory = settings, settings.limits, person, memory
         self.use, self.plan_text, self.revisions, self.alarms = RunUse(), "", 0, 0
         self._bad_answers, self._wordy, self._changes = 0, False, 0
+        self._must_call = False
         self._seen: Counter[str] = Counter()
         self._offers = [*(tool.offer for tool in tools.values()), FINISH_OFFER]
         self._begin()
@@ -82,7 +84,7 @@ class AgentLoop:
         )
         self._recalled = self._recall()
         self.messages: list[dict[str, Any]] = [
-            {"role": "system", "content": system_prompt(tools.values(), settings.persona)},
+            {"role": "system", "content": system_prompt(settings.persona)},
             {"role": "user", "content": goal_message(goal, self._recalled)},
         ]
 
@@ -137,7 +139,7 @@ class AgentLoop:
 
     def plan(self, state: PlanState) -> ActState | EndState:
         """Have a plan written, or changed."""
-        request = {"role": "user", "content": plan_prompt(state.reason)}
+        request = {"role": "user", "content": plan_prompt(state.reason, self.tools.values())}
         answer = self._ask([*self.messages, request], purpose="plan")
         if isinstance(answer, EndState):
             return answer
@@ -156,7 +158,10 @@ class AgentLoop:
         if isinstance(answer, EndState):
             return answer
         calls = tuple(RequestedCall(**call) for call in answer["calls"][: self.limits.calls])
-        self.messages.append(assistant_message(str(answer["text"]), calls))
+        text = str(answer["text"])
+        if not calls and (call := call_in_words(text, {*self.tools, "finish"})):
+            text, calls = "", (call,)
+        self.messages.append(assistant_message(text, calls))
         if not calls:
             return self._without_call(answer)
         self._wordy = False
@@ -174,7 +179,7 @@ class AgentLoop:
         text = str(answer["text"]).strip()
         if self._wordy and text:
             return EndState("answered", text)
-        self._wordy = True
+        self._wordy = self._must_call = True
         return RetryState(CALL_A_TOOL)
 
     def observe(self, state: ObserveState) -> AdaptState | RetryState | EndState:
@@ -276,7 +281,8 @@ class AgentLoop:
         begin, tries = time.monotonic(), 0
         while True:
             try:
-                answer = self.model.ask(messages, offers, most, self.use.seconds_left(self.limits, REQUEST_SECONDS))
+                seconds = self.use.seconds_left(self.limits, REQUEST_SECONDS)
+                answer = self.model.ask(messages, offers, most, seconds, must_call=self._must_call)
                 break
             except EndpointUnavailable as error:
                 self.records.add("fault", reason=str(error))

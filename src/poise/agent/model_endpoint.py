@@ -74,8 +74,14 @@ class AgentModel(Protocol):
         tools: Sequence[Mapping[str, Any]],
         most_tokens: int,
         seconds: float,
+        *,
+        must_call: bool = False,
     ) -> ModelAnswer:
-        """Answer; raises ``EndpointUnavailable``, whose ``passing`` says whether trying again may help."""
+        """Answer, with a call where one is a must and the server can insist on it.
+
+        Raises:
+            EndpointUnavailable: it does not; ``passing`` says whether trying again may help.
+        """
 
 
 class EndpointModel:
@@ -103,7 +109,7 @@ class EndpointModel:
     ) -> None:
         from openai import OpenAI
 
-        self.watch = watch
+        self.watch, self._insists = watch, True
         self._client = OpenAI(
             base_url=base_url or os.environ.get("OPENAI_BASE_URL") or None,
             api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
@@ -137,6 +143,8 @@ class EndpointModel:
         tools: Sequence[Mapping[str, Any]],
         most_tokens: int,
         seconds: float,
+        *,
+        must_call: bool = False,
     ) -> ModelAnswer:
         """Answer a conversation greedily.
 
@@ -148,11 +156,16 @@ class EndpointModel:
         request: dict[str, Any] = {"messages": list(messages), "max_tokens": most_tokens, "temperature": 0}
         if tools:
             request["tools"] = list(tools)
+        if tools and must_call and self._insists:
+            request["tool_choice"] = "required"
         if self.watch:
             request["extra_body"] = {"poise": {"watch": self.watch if self.watch is True else list(self.watch)}}
         try:
             completion: Any = self._client.chat.completions.create(model=self.name, timeout=seconds, **request)
         except (OpenAIError, ValueError) as error:
+            if "tool_choice" in request and getattr(error, "status_code", 0) in (400, 422):
+                self._insists = False  # a server that does not know how
+                return self.ask(messages, tools, most_tokens, seconds)
             raise _endpoint_error(self.url, self.name, error) from error
         try:
             return _model_answer(completion, messages)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from poise.agent.memory import RecalledText
@@ -15,6 +15,7 @@ from poise.knowledge.instructions import without_markup
 __all__ = [
     "FINISH_OFFER",
     "assistant_message",
+    "call_in_words",
     "fitting_messages",
     "goal_message",
     "marked_output",
@@ -54,13 +55,13 @@ FINISH_OFFER = {
     },
 }
 _OUTPUT_MARK = re.compile(r"<(?=/?\s*tool_output)", re.IGNORECASE)
+_CALL_FENCE = re.compile(r"^(?:```(?:json)?|<tool_call>)|(?:```|</tool_call>)$")
 SHORTENED = 160  # characters that stay of an old output which the window has no room for
 
 
-def system_prompt(tools: Iterable[AgentTool], persona: str = "") -> str:
+def system_prompt(persona: str = "") -> str:
     """The first message: who the model is, if anybody, and the rules of the work."""
-    names = "\n".join(f"- {tool.name}: {tool.description}" for tool in tools)
-    return "\n\n".join(part for part in (persona.strip(), SYSTEM, f"Tools:\n{names}" if names else "") if part)
+    return f"{persona.strip()}\n\n{SYSTEM}".strip()
 
 
 def goal_message(goal: str, memories: Sequence[RecalledText]) -> str:
@@ -71,10 +72,14 @@ def goal_message(goal: str, memories: Sequence[RecalledText]) -> str:
     return f'<tool_output tool="memory">\n{recalled}\n</tool_output>\n\nGoal: {goal}'
 
 
-def plan_prompt(reason: str) -> str:
+def plan_prompt(reason: str, tools: Iterable[AgentTool]) -> str:
     """What asks for a plan, or for another one because of something."""
     if not reason:
-        return "Write a short numbered plan for the goal, a line a step, at most 8 steps. Do not call a tool yet."
+        names = "\n".join(f"- {tool.name}: {tool.description}" for tool in tools)
+        return (
+            f"These are the tools:\n{names}\n\nWrite a short numbered plan for this goal, a line a step, at most 8 "
+            "steps. Name the files and what is done with them. Do not call a tool yet."
+        )
     return (
         f"The plan has to change: {reason} Write the changed plan for what is left, numbered, a line a step, at most 8 "
         "steps; if the goal cannot be reached, write a plan of one step: report that. Do not call a tool yet."
@@ -139,3 +144,21 @@ def _template_arguments(arguments: str) -> str:
 def tool_message(call: RequestedCall, text: str) -> dict[str, Any]:
     """What came of a call."""
     return {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": text}
+
+
+def call_in_words(text: str, tools: Container[str]) -> RequestedCall | None:
+    """The call that a model wrote as words where a call of a tool was due, as small models do; else ``None``.
+
+    Only where all of its words are one JSON object with the name of a tool: a call that it quotes is none.
+    """
+    bare = _CALL_FENCE.sub("", text.strip()).strip()
+    try:
+        values = json.loads(bare)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or values.get("name") not in tools:
+        return None
+    arguments = values.get("arguments", values.get("parameters"))
+    if isinstance(arguments, dict) and set(values) <= {"name", "arguments", "parameters", "type"}:
+        return RequestedCall(id="words0000", name=values["name"], arguments=json.dumps(arguments, ensure_ascii=False))
+    return None

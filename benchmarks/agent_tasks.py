@@ -1,0 +1,76 @@
+"""How many of the tasks for agents a model solves by itself: ``python benchmarks/agent_tasks.py --model M``.
+
+Every task is run once, greedily, with the tools that its script would use, within ``--steps`` answers and ``--seconds``
+of work. What is finished is kept in ``--out``, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import agent_task_set
+from poise.agent import AgentLimits, AgentSettings, EndpointModel, ServedModel, ToolsFile, open_tools, run_agent
+from poise.agent.records import read_records
+from poise.model import load_model
+from poise.settings import check_settings
+from poise.statistics.conformal import exact_interval
+from poise.storage.journal import Journal
+
+
+def attempt(task: agent_task_set.Task, model: EndpointModel, settings: AgentSettings) -> dict[str, object]:
+    """Run a task in a folder of its own, and say what came of it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["AGENT_TASK_STATE"] = str(folder / "state")
+        tools = check_settings(agent_task_set.prepare(task, folder), ToolsFile)
+        (folder / "files").mkdir(exist_ok=True)
+        with open_tools(tools, folder) as toolbox:
+            result = run_agent(task.goal, model, toolbox, folder / "run", settings)
+        rows = read_records(folder / "run")
+        return {
+            "solved": task.check(folder / "files", result),
+            "outcome": result.outcome,
+            "answers": result.use.answers,
+            "calls": result.use.calls,
+            "failed_calls": sum(row["kind"] == "result" and not row["ok"] for row in rows),
+            "rejected_calls": sum(row["kind"] == "rejected" for row in rows),
+            "tokens": result.use.prompt_tokens + result.use.answer_tokens,
+            "seconds": round(result.use.seconds, 1),
+            "report": result.report[:300],
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="A model that is loaded here; with --endpoint its name there.")
+    parser.add_argument("--endpoint", help="A server that runs already.")
+    parser.add_argument("--out", type=Path, default=Path("agent-tasks.jsonl"))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--answer-tokens", type=int, default=200)
+    args = parser.parse_args()
+    limits = AgentLimits(
+        steps=args.steps, seconds=args.seconds, answer_tokens=args.answer_tokens, output=1500, revisions=3
+    )
+    settings = AgentSettings(limits=limits, approve=frozenset())
+    model = EndpointModel(args.endpoint, args.model) if args.endpoint else ServedModel(load_model(args.model))
+    journal = Journal(args.out)
+    for task in agent_task_set.TASKS:
+        if task.name not in journal:
+            journal.append([(task.name, attempt(task, model, settings))])
+        row = journal[task.name]
+        verdict = "solved" if row["solved"] else "not"
+        print(f"{verdict:7} {task.name:18} {row['outcome']:10} {json.dumps(row)}", flush=True)
+    rows = [journal[task.name] for task in agent_task_set.TASKS]
+    solved = sum(row["solved"] for row in rows)
+    low, high = exact_interval(solved, len(rows))
+    print(f"\n{args.model}: {solved} of {len(rows)} tasks solved, {solved / len(rows):.0%} [{low:.0%}, {high:.0%}]")
+    model.close()
+
+
+if __name__ == "__main__":
+    main()
