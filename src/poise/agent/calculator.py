@@ -50,8 +50,8 @@ def calculate(
 
 def _node_value(node: ast.expr, source: str) -> _Value:
     match node:
-        case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
-            return _bounded(_literal(node.value, ast.get_source_segment(source, node) or ""))
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            return _bounded(_number_literal(number, ast.get_source_segment(source, node) or ""))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_number_of(operand, source)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
@@ -68,7 +68,7 @@ def _node_value(node: ast.expr, source: str) -> _Value:
     )
 
 
-def _literal(value: int | float, text: str) -> Fraction:
+def _number_literal(value: int | float, text: str) -> Fraction:
     """A number as it is written: of 0.1 a tenth, and not the nearest of binary fractions."""
     if isinstance(value, int):
         return Fraction(value)

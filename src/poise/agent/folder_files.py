@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,8 +212,10 @@ def _check_plain(status: os.stat_result, path: str) -> None:
 
 def _replace_whole(parent: int, name: str, data: bytes, path: str) -> None:
     """Put a file in its place, whole; a link that somebody put there meanwhile is replaced and not followed."""
-    temporary = f".{secrets.token_hex(8)}.part"
+    temporary = f".{name}.part"  # one name, so that what a killed run left is taken away when it goes on
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=parent)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)

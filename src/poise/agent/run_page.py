@@ -76,11 +76,15 @@ def _run_figures(rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[st
     seconds = sum(row["seconds"] for row in (*answers, *results))
     changes = sum(bool(row["reason"]) for row in records_of(rows, "plan"))
     return [
-        ("Answers of the model", f"{len(answers):,}", f"plan changed {changes} times"),
+        ("Answers of the model", f"{len(answers):,}", f"plan changed {_counted_words(changes, 'time')}"),
         ("Calls of tools", f"{len(results):,}", f"{failed} failed"),
         ("Tokens", f"{tokens:,}", f"{written:,} of them written"),
         ("Time", f"{seconds:.1f} s", "of work, waiting for people not counted"),
     ]
+
+
+def _counted_words(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _setting(begin: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -152,9 +156,17 @@ def _page_steps(rows: Sequence[Mapping[str, Any]]) -> Iterator[AgentStep]:
             case "answer" | "in_flight":
                 yield AgentStep(number=number, kind="question", title=row["question"], note=f"Answer: {row['reply']}")
             case "recall":
-                yield AgentStep(number=number, kind="memory", title=f"{len(row['entries'])} entries were recalled")
+                yield AgentStep(
+                    number=number,
+                    kind="memory",
+                    title=f"Recalled: {_counted_words(len(row['entries']), 'entry', 'entries')}",
+                )
             case "remembered":
-                yield AgentStep(number=number, kind="memory", title=f"{len(row['ids'])} entries were written")
+                yield AgentStep(
+                    number=number,
+                    kind="memory",
+                    title=f"Written: {_counted_words(len(row['ids']), 'entry', 'entries')}",
+                )
             case "pause" | "end":
                 yield AgentStep(number=number, kind="end", title=RUN_VERDICTS[row["outcome"]], note=row["report"])
 

@@ -54,13 +54,18 @@ def run_agent(
     """
     if not goal.strip():
         raise InvalidArgument("`goal` is empty; say what is to be reached.")
-    place = getattr(tools, "folder", None)
-    if folder is not None and place is not None and (lies_in(folder, place) or lies_in(place, folder)):
-        raise InvalidArgument(
-            f"The run's folder {folder} and the tools' folder {place} lie in each other; choose another output, so "
-            "that the agent cannot change its own records."
-        )
+    for name, path in (("run's", folder), ("memory's", getattr(memory, "folder", None))):
+        _check_out_of_reach(name, path, getattr(tools, "folder", None))
     with locked(folder, JOB) if folder else contextlib.nullcontext():
         records = RunRecords(folder / RECORDS_FILE if folder else None, listen=listen)
         loop = AgentLoop(goal.strip(), model, tools, records, settings or AgentSettings(), person or Nobody(), memory)
         return loop.result(loop.run())
+
+
+def _check_out_of_reach(name: str, path: Path | None, tools: Path | None) -> None:
+    """Check that the tools cannot write what the run rests on."""
+    if path is not None and tools is not None and (lies_in(path, tools) or lies_in(tools, path)):
+        raise InvalidArgument(
+            f"The {name} folder {path} and the tools' folder {tools} lie in each other; choose another, so that the "
+            "agent cannot change its own records."
+        )

@@ -17,6 +17,7 @@ from poise.cli.agent_options import (
     ApproveOption,
     EndpointURL,
     LongestAnswer,
+    MemoryOption,
     PersonaText,
     RunAnswer,
     RunFolder,
@@ -55,6 +56,7 @@ def agent_run_command(
     model: AgentModelName = None,
     endpoint: EndpointURL = None,
     tools: ToolsOption = None,
+    memory: MemoryOption = None,
     watch: WatchOption = None,
     approve: ApproveOption = "write,shell",
     answer: RunAnswer = None,
@@ -77,7 +79,7 @@ def agent_run_command(
     if (model or endpoint) is None:
         raise InvalidArgument("There is no model; name one with `model`, or its server with `endpoint`.")
     with working(), contextlib.ExitStack() as opened:
-        from poise.agent import AgentSettings, ToolsFile, open_tools, run_agent, write_run_page
+        from poise.agent import AgentSettings, FolderMemory, ToolsFile, open_tools, run_agent, write_run_page
         from poise.storage.output import check_output_folder
 
         check_output_folder(out, ["steps.jsonl", "run.html"], job="agent", run_folder=out)
@@ -85,7 +87,16 @@ def agent_run_command(
         toolbox = opened.enter_context(open_tools(tools or ToolsFile()))
         chosen = opened.enter_context(_agent_model(model, endpoint, watch or [], dtype, device))
         try:
-            result = run_agent(goal, chosen, toolbox, out, settings, person=TerminalPerson(answer), listen=_show_record)
+            result = run_agent(
+                goal,
+                chosen,
+                toolbox,
+                out,
+                settings,
+                person=TerminalPerson(answer),
+                memory=FolderMemory(memory) if memory else None,
+                listen=_show_record,
+            )
         finally:
             if (out / "steps.jsonl").exists():
                 write_run_page(out)

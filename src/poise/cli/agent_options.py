@@ -13,6 +13,7 @@ __all__ = [
     "ApproveOption",
     "EndpointURL",
     "LongestAnswer",
+    "MemoryOption",
     "PersonaText",
     "RunAnswer",
     "RunFolder",
@@ -114,4 +115,14 @@ TokenPrice = Annotated[
 ]
 LongestAnswer = Annotated[
     int, typer.Option("--max-new-tokens", metavar="N", min=16, help="Longest answer.", rich_help_panel=AGENT_LIMITS)
+]
+MemoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--memory",
+        metavar="DIR",
+        file_okay=False,
+        help="Recall from this memory, and write into it what came of the run.",
+        show_default=False,
+    ),
 ]

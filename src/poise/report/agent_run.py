@@ -134,8 +134,9 @@ def html_agent_run(page: AgentPage) -> str:
     """
     with naming_the_extra():
         template = _agent_template()
-    css = "\n".join(files("poise.report").joinpath(name).read_text("utf-8") for name in ("style.css", "agent_run.css"))
-    return template.render(page=page, css=css, width=WIDTH, height=HEIGHT, margin=MARGIN)
+        from markupsafe import Markup
+    styles = (files("poise.report").joinpath(name).read_text("utf-8") for name in ("style.css", "agent_run.css"))
+    return template.render(page=page, css=Markup("\n".join(styles)), width=WIDTH, height=HEIGHT, margin=MARGIN)
 
 
 @cache
