@@ -33,6 +33,7 @@ class ScriptedModel(ThreadingHTTPServer):
     Attributes:
         requests: Bodies that were asked.
         statuses: Status codes that the next requests are refused with, in order.
+        held_at: Number of the request whose answer is held back, from 1.
     """
 
     daemon_threads = True
@@ -42,6 +43,7 @@ class ScriptedModel(ThreadingHTTPServer):
         self.script, self.readings = list(script), readings
         self.requests: list[dict[str, Any]] = []
         self.statuses: list[int] = []
+        self.held_at = 0
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
@@ -100,6 +102,8 @@ class _ScriptHandler(BaseHTTPRequestHandler):
             return
         message = self.server.answer(body)
         finish = "tool_calls" if message.get("tool_calls") else "stop"
+        if len(self.server.requests) == self.server.held_at:
+            message, finish = {"role": "assistant", "content": "Held."}, "content_filter"
         choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish}
         if self.server.readings:
             choice["poise"] = self.server.readings(len(self.server.requests))

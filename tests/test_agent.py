@@ -472,6 +472,13 @@ class TestPage:
         assert "There is no file no.txt." in html
         assert "<script" not in html
 
+    def test_a_server_that_holds_an_answer_back_stops_the_run_until_somebody_answers(
+        self, server: ScriptedModel, tmp_path: Path
+    ) -> None:
+        server.held_at = 2
+        assert go(server, tmp_path, [finish("early")]).report == "The server holds the answer back: Held."
+        assert go(server, tmp_path, [finish("late")], person=Nobody("go on")).outcome == "done"
+
     def test_of_a_folder_without_a_run_says_so(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidRun, match="holds no run"):
             replay_run(tmp_path)

@@ -157,6 +157,9 @@ class AgentLoop:
         answer = self._ask(self.messages, purpose="act")
         if isinstance(answer, EndState):
             return answer
+        if answer["held"]:
+            self.messages.append(assistant_message(str(answer["text"]), ()))
+            return self._consult(f"The server holds the answer back: {answer['text']}")
         calls = tuple(RequestedCall(**call) for call in answer["calls"][: self.limits.calls])
         text = str(answer["text"])
         if not calls and (call := call_in_words(text, {*self.tools, "finish"})):
@@ -299,6 +302,7 @@ class AgentLoop:
             prompt_tokens=answer.prompt_tokens,
             answer_tokens=answer.answer_tokens,
             cut=answer.is_cut,
+            held=answer.is_held,
             readings={name: dict(values) for name, values in answer.readings.items()},
             alarms=[dict(alarm) for alarm in answer.alarms],
             seconds=round(time.monotonic() - begin, 3),

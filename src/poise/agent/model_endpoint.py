@@ -44,8 +44,9 @@ class ModelAnswer:
         prompt_tokens: Tokens of the prompt.
         answer_tokens: Tokens of the answer.
         is_cut: Whether it was cut because its tokens were used up.
+        is_held: Whether the server holds the answer back, and says so in its place.
         readings: Readings by vector: ``prompt``, ``mean`` and ``peak``; empty where nothing watches.
-        alarms: Readings above their thresholds, as the server tells them.
+        alarms: Readings above their thresholds, drift over the run, and tools' results that a server dropped.
     """
 
     text: str = ""
@@ -53,6 +54,7 @@ class ModelAnswer:
     prompt_tokens: int = 0
     answer_tokens: int = 0
     is_cut: bool = False
+    is_held: bool = False
     readings: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     alarms: Sequence[Mapping[str, Any]] = ()
 
@@ -93,6 +95,7 @@ class EndpointModel:
         api_key: Else ``OPENAI_API_KEY``; local servers need none.
         window: Most tokens of prompt and answer together; by default what the server says, else 8192.
         watch: Vectors of a Poise server whose readings are kept, or ``True`` for all; others' servers take none.
+        session: Name under which a Poise server follows the run, where it watches.
 
     Raises:
         EndpointUnavailable: it cannot be reached, or lists no model.
@@ -106,10 +109,14 @@ class EndpointModel:
         api_key: str | None = None,
         window: int | None = None,
         watch: Sequence[str] | bool = (),
+        session: str = "",
     ) -> None:
         from openai import OpenAI
 
-        self.watch, self._insists = watch, True
+        self._poise: dict[str, Any] = {"watch": watch if watch is True else list(watch)} if watch else {}
+        if watch and session:
+            self._poise["session"] = session
+        self._insists = True
         self._client = OpenAI(
             base_url=base_url or os.environ.get("OPENAI_BASE_URL") or None,
             api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
@@ -158,8 +165,8 @@ class EndpointModel:
             request["tools"] = list(tools)
         if tools and must_call and self._insists:
             request["tool_choice"] = "required"
-        if self.watch:
-            request["extra_body"] = {"poise": {"watch": self.watch if self.watch is True else list(self.watch)}}
+        if self._poise:
+            request["extra_body"] = {"poise": self._poise}
         try:
             completion: Any = self._client.chat.completions.create(model=self.name, timeout=seconds, **request)
         except (OpenAIError, ValueError) as error:
@@ -213,14 +220,17 @@ def _model_answer(completion: Any, messages: Sequence[Mapping[str, Any]]) -> Mod
     written = len(text) + sum(len(call.arguments) + len(call.name) for call in calls)
     poise = (choice.model_extra or {}).get("poise") or {}
     summary = poise.get("summary") or {}
+    run = ((completion.model_extra or {}).get("poise") or {}).get("run") or {}
+    drift = [{"reading": "drift", **alarm} for alarm in run.get("drift") or ()]
     return ModelAnswer(
         text=text,
         calls=calls,
         prompt_tokens=usage.prompt_tokens if usage else prompt_estimate(messages),
         answer_tokens=usage.completion_tokens if usage else written // CHARACTERS_EACH_ANSWER_TOKEN + 1,
         is_cut=choice.finish_reason == "length",
+        is_held=choice.finish_reason == "content_filter",
         readings={name: _reading_figures(values) for name, values in summary.items() if isinstance(values, Mapping)},
-        alarms=[dict(alarm) for alarm in poise.get("alarms") or () if isinstance(alarm, Mapping)],
+        alarms=[dict(alarm) for alarm in (*(poise.get("alarms") or ()), *drift) if isinstance(alarm, Mapping)],
     )
 
 

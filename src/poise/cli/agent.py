@@ -85,7 +85,7 @@ def agent_run_command(
         check_output_folder(out, ["steps.jsonl", "run.html"], job="agent", run_folder=out)
         settings = AgentSettings(limits=limits, approve=_approval_kinds(approve), persona=persona)
         toolbox = opened.enter_context(open_tools(tools or ToolsFile()))
-        chosen = opened.enter_context(_agent_model(model, endpoint, watch or [], dtype, device))
+        chosen = opened.enter_context(_agent_model(model, endpoint, watch or [], out, dtype, device))
         try:
             result = run_agent(
                 goal,
@@ -136,12 +136,12 @@ def _approval_kinds(text: str) -> frozenset[str]:
 
 @contextlib.contextmanager
 def _agent_model(
-    model: str | None, endpoint: str | None, watch: list[str], dtype: Any, device: str
+    model: str | None, endpoint: str | None, watch: list[str], out: Path, dtype: Any, device: str
 ) -> Iterator[AgentModel]:
     from poise.agent import EndpointModel, ServedModel
 
     if endpoint is not None:
-        chosen = EndpointModel(endpoint, model, watch=watch)
+        chosen = EndpointModel(endpoint, model, watch=watch, session=f"agent:{out.resolve()}"[-200:])
     else:
         try:
             from poise.serve import server  # noqa: F401
