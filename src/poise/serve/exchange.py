@@ -16,10 +16,12 @@ from poise.engine import EngineOutput
 from poise.errors import NonFiniteActivation, RequestError, UserError
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 from poise.serve.answer_records import answer_records
+from poise.serve.answer_support import HeldAnswer
 from poise.serve.asynchronous_guard import AsynchronousGuard
 from poise.serve.detector_guard import DetectorGuard
 from poise.serve.echo import echoed_logprobs
-from poise.serve.guarding import AnswerGuard, GuardedRequest, ServerGuard
+from poise.serve.guarding import AnswerGuard, GuardedRequest, ServerGuard, is_last
+from poise.serve.knowledge_use import KnowledgeUse
 from poise.serve.observing import AnswerTimes
 from poise.serve.planning import RequestPlan
 from poise.serve.rate_limits import TokenReservation
@@ -91,6 +93,7 @@ class CompletionExchange:
             )
             for index, request in enumerate(plan.requests)
         ]
+        self._held: list[HeldAnswer] = []
         guard, indexes = guarded.guard, range(len(self.requests))
         self._answer_guards = [self._answer_guard(guard, index) for index in indexes] if guard else []
         for choice in self.choices if guarded.blocked or not plan.most_new_tokens else ():
@@ -100,6 +103,13 @@ class CompletionExchange:
             self._outputs.put_nowait((choice.index, GuardedOutput(output=output, stopped=guarded.blocked)))
         for choice in self.choices:
             choice.interventions, choice.step = list(guarded.interventions), step
+
+    def rest_on(self, use: KnowledgeUse | None) -> None:
+        """Have all answers rest on documents; once, before any has come."""
+        for choice in self.choices:
+            choice.knowledge = use
+        if use and use.unsupported != "leave":
+            self._held = [HeldAnswer(use) for _ in self.choices]
 
     def _output_guard(self) -> AlarmGuard | DetectorGuard:
         plan, guard = self.plan, self.guarded.guard
@@ -168,10 +178,14 @@ class CompletionExchange:
                 if choice.finish is not None:  # a guardrail has ended it
                     continue
                 guarded = await self._guard_answer(choice, guarded)
+                guarded = await self._hold_answer(choice, guarded)
                 if guarded.output.reused_tokens and not choice.reused_tokens:
                     self.service.metrics.prefix_hits.inc()
                     self.service.metrics.reused.inc(guarded.output.reused_tokens)
                 choice.add(guarded)
+                if choice.finish and choice.knowledge and not choice.support:
+                    facts = partial(choice.knowledge.facts, choice.text)
+                    choice.support = await self.service.workers.run(facts)
                 self._count(choice, guarded)
                 waiting -= choice.finish is not None
                 yield choice, guarded
@@ -197,6 +211,21 @@ class CompletionExchange:
                 choice.withhold()
                 done = replace(done, output=replace(done.output, tokens=()))
         return done
+
+    async def _hold_answer(self, choice: AnswerChoice, guarded: GuardedOutput) -> GuardedOutput:
+        """Of an output what may leave before the documents have been asked about the whole answer; at its end, all."""
+        if not self._held:
+            return guarded
+        held, before = self._held[choice.index], len(guarded.output.tokens)
+        if self._answer_guards and self._answer_guards[choice.index].blocked:
+            held.tokens.clear()  # they stay counted
+            return guarded
+        guarded = held.hold(guarded)
+        if is_last(guarded):
+            guarded = await self.service.workers.run(partial(held.release, guarded))
+            choice.support = held.facts
+        choice.withheld += before - len(guarded.output.tokens)
+        return guarded
 
     async def _run_check(self, guardrail: str, check: Callable[[], Checked]) -> Checked:
         def timed() -> Checked:

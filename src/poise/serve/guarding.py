@@ -29,7 +29,7 @@ from poise.serve.rendering import CompletionKind
 from poise.serve.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIRequest
 from poise.serve.scheduler import Scheduler
 
-__all__ = ["AnswerGuard", "GuardedRequest", "ServerGuard", "guarded_part", "guarded_text", "is_last"]
+__all__ = ["AnswerGuard", "GuardedRequest", "ServerGuard", "guarded_part", "guarded_text", "is_last", "masked_token"]
 
 REMOVED = "[removed]"
 """What stands in the history for a turn that was blocked."""
@@ -278,7 +278,7 @@ class AnswerGuard:
         release = self._window.add([self._text(token) for token in tokens], last=last)
         for piece in release.pieces:
             token = self._pending.pop(0)
-            released.append(_masked_token(token, piece.text) if piece.masked else token)
+            released.append(masked_token(token, piece.text) if piece.masked else token)
         self._facts += intervention_facts(self._guard.name, release.findings, "OUTPUT")
         return release.blocked
 
@@ -308,7 +308,7 @@ def is_last(guarded: GuardedOutput) -> bool:
     return guarded.stopped or guarded.output.finish is not None
 
 
-def _masked_token(token: GeneratedToken, text: str) -> GeneratedToken:
+def masked_token(token: GeneratedToken, text: str) -> GeneratedToken:
     """The token with a mark for what it said, and without what the model might have said instead."""
     piece = None if token.piece is None else text
     if token.logprob is None:

@@ -4,26 +4,66 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from poise.data import Message
 from poise.errors import InvalidArgument, RequestError, UserError
 from poise.grounding.facts import content_words
-from poise.knowledge import AnswerSettings, ChunkFilter, Knowledge, RetrievedPassage
+from poise.knowledge import (
+    AnswerSettings,
+    ChunkFilter,
+    CitedSentence,
+    GroundingScores,
+    Knowledge,
+    RetrievedPassage,
+)
 from poise.knowledge.answering import checked_answer, passage_facts, sentence_facts
 from poise.knowledge.prompting import fitting_prompt
 from poise.model import Model
-from poise.serve.policy import Policies, Policy
+from poise.serve.policy import Policies, Policy, UnsupportedRule
 from poise.serve.requests import ChatCompletionRequest, ChatMessage, KnowledgeRequest, OpenAIRequest
 from poise.settings import faults_error
 from poise.settings.other_names import Place
 
-__all__ = ["KnowledgeUse", "ServerKnowledge", "check_document_rules", "read_knowledge", "with_knowledge"]
+__all__ = [
+    "AnswerSupport",
+    "KnowledgeUse",
+    "ServerKnowledge",
+    "check_document_rules",
+    "read_knowledge",
+    "with_knowledge",
+]
 
 FEW_WORDS = 3  # of a question that is looked for together with the one before it
+DONE = {"mark": "marked", "remove": "removed", "refuse": "a reason to refuse the answer"}
 MARK_TOKENS = 16  # of the marks around a turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerSupport:
+    """What passages say of an answer.
+
+    Attributes:
+        answered: Whether it is an answer, and not that the documents have none.
+        sentences: Its sentences, checked.
+        checked_by: ``words`` or ``model``, or why it is not the model although that was asked for.
+    """
+
+    answered: bool
+    sentences: tuple[CitedSentence, ...]
+    checked_by: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "answered": self.answered,
+            "sentences": [sentence_facts(sentence) for sentence in self.sentences],
+            "unsupported": sum(not sentence.supported for sentence in self.sentences),
+            "checked_by": self.checked_by,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +74,15 @@ class KnowledgeUse:
         question: The turn that is answered.
         passages: What stands before it; the first is number 1.
         settings: How answers are checked.
+        unsupported: What is done about sentences that the passages do not support.
+        score: The model's measure of how well passages carry a sentence; ``None`` for words alone.
     """
 
     question: str
     passages: tuple[RetrievedPassage, ...]
     settings: AnswerSettings
+    unsupported: UnsupportedRule = "leave"
+    score: GroundingScores | None = None
 
     @property
     def passage_facts(self) -> dict[str, Any]:
@@ -47,13 +91,20 @@ class KnowledgeUse:
 
     def facts(self, text: str) -> dict[str, Any]:
         """The passages and what they say of each sentence of an answer."""
+        support = self.support(text)
+        return {**self.passage_facts, **support.facts}
+
+    def support(self, text: str) -> AnswerSupport:
+        """What the passages say of an answer; by words alone where the model cannot read it with them."""
+        score, checked_by = self.score if self.passages else None, "words"
+        if score is not None:
+            try:
+                _, answered, sentences = checked_answer(text, self.passages, self.question, self.settings, score)
+                return AnswerSupport(answered=answered, sentences=sentences, checked_by="model")
+            except InvalidArgument:
+                checked_by = "words, since the model's window does not hold the answer with its passages"
         _, answered, sentences = checked_answer(text, self.passages, self.question, self.settings)
-        return {
-            **self.passage_facts,
-            "answered": answered,
-            "sentences": [sentence_facts(sentence) for sentence in sentences],
-            "unsupported": sum(not sentence.supported for sentence in sentences),
-        }
+        return AnswerSupport(answered=answered, sentences=sentences, checked_by=checked_by)
 
 
 @dataclass(slots=True)
@@ -75,8 +126,17 @@ class ServerKnowledge:
         Raises:
             RequestError: 400 where the question does not fit; 503 where nothing can be looked for.
         """
-        wanted = body.poise.knowledge if body.poise else None
-        settings = _answer_settings(wanted if isinstance(wanted, KnowledgeRequest) else KnowledgeRequest(), policy)
+        wanted = _wanted(body)
+        settings = _answer_settings(wanted, policy)
+        unsupported = stricter(wanted.unsupported, policy.unsupported)
+        if unsupported != "leave" and (body.tools or (body.response_format and body.response_format.type != "text")):
+            raise RequestError(
+                400,
+                f"Sentences that documents do not support are {DONE[unsupported]}, which would break calls and JSON; "
+                "leave tools and response_format out.",
+                code="unsupported",
+                param="poise.knowledge",
+            )
         question = body.messages[-1].text
         try:
             with self._lock:
@@ -103,16 +163,27 @@ class ServerKnowledge:
             raise RequestError(400, str(error), code="context_length_exceeded", param="messages") from error
         turn = body.messages[-1].model_copy(update={"content": prompt.messages[-1]["content"]})
         changed = body.model_copy(update={"messages": [*body.messages[:-1], turn]})
-        return changed, KnowledgeUse(question, prompt.passages, settings)
+        return changed, KnowledgeUse(question, prompt.passages, settings, unsupported)
 
 
 def with_knowledge(
-    knowledge: ServerKnowledge | None, body: OpenAIRequest, policy: Policy, model: Model
+    knowledge: ServerKnowledge | None,
+    body: OpenAIRequest,
+    policy: Policy,
+    model: Model,
+    score: GroundingScores | None = None,
 ) -> tuple[OpenAIRequest, KnowledgeUse | None]:
     """The request as it may go on: with passages, where it or its key's rules ask for them.
 
+    Args:
+        knowledge: The server's documents.
+        body: The request.
+        policy: The rules for its key.
+        model: Model that answers.
+        score: The model's measure of sentences; ``None`` where it has none.
+
     Raises:
-        RequestError: 400 where it asks for documents that are not here.
+        RequestError: 400 where it asks for documents that are not here, or for a check by a model that cannot.
     """
     wanted = body.poise.knowledge if body.poise else None
     if wanted and (knowledge is None or not isinstance(body, ChatCompletionRequest)):
@@ -123,12 +194,29 @@ def with_knowledge(
         return body, None
     if body.messages[-1].role != "user":
         return body, None
-    return knowledge.use(body, policy, model)
+    body, use = knowledge.use(body, policy, model)
+    if not (policy.check_by_model or _wanted(body).by_model):
+        return body, use
+    if score is None:
+        text = "Sentences are checked by the model on Poise's own engine alone; leave poise.knowledge.by_model out."
+        raise RequestError(400, text, code="unsupported", param="poise.knowledge.by_model")
+    return body, replace(use, score=score)
+
+
+def _wanted(body: ChatCompletionRequest) -> KnowledgeRequest:
+    """How a chat is to be answered; as by default where it only says that it is."""
+    wanted = body.poise.knowledge if body.poise else None
+    return wanted if isinstance(wanted, KnowledgeRequest) else KnowledgeRequest()
+
+
+def stricter(one: UnsupportedRule, other: UnsupportedRule) -> UnsupportedRule:
+    """Of two rules the one that lets less through."""
+    return max(one, other, key=get_args(UnsupportedRule).index)
 
 
 def _answer_settings(wanted: KnowledgeRequest, policy: Policy) -> AnswerSettings:
     where = ChunkFilter(paths=tuple(wanted.paths), labels=frozenset(policy.documents))
-    return AnswerSettings(top=wanted.top, mode=wanted.mode, where=where)
+    return AnswerSettings(top=wanted.top, mode=wanted.mode, where=where, least=wanted.least)
 
 
 def _search_text(messages: Sequence[ChatMessage]) -> str:

@@ -19,9 +19,11 @@ from poise.steer.hold import HeldSteering, hold_forced
 from poise.steer.limits import DOSE_ROUNDING
 from poise.vector import PersonaVector
 
-__all__ = ["Action", "Policies", "Policy", "read_policies"]
+__all__ = ["Action", "Policies", "Policy", "UnsupportedRule", "read_policies"]
 
 Action = Literal["note", "cap", "stop"]
+UnsupportedRule = Literal["leave", "mark", "remove", "refuse"]
+"""What is done about sentences of an answer that documents do not support, the mildest first."""
 STOPPED = "\n\n[This answer was stopped: its readings passed an alarm.]"
 
 
@@ -61,6 +63,12 @@ class Policy(Settings):
     )
     documents: tuple[str, ...] = Field(
         (), description="Labels whose documents answers may rest on, beside those without a label."
+    )
+    unsupported: UnsupportedRule = Field(
+        "leave", description="The least that is done about sentences that these documents do not support."
+    )
+    check_by_model: bool = Field(
+        False, description="Whether the model reads every answer from documents once more, to score its sentences."
     )
     runs: RunPolicy | None = Field(None, description="Follow the runs of agents, and act on drift and tools' results.")
     admin: bool = Field(False, description="Whether the readings and uploads of all keys may be seen and deleted.")

@@ -23,7 +23,7 @@ from poise.serve.knowledge_use import KnowledgeUse
 from poise.serve.logprob_bodies import chat_logprobs, raw_text, text_logprobs, with_distinct
 from poise.serve.planning import RequestPlan, SteeringPush
 
-__all__ = ["AnswerChoice", "CompletionKind", "chunk_body", "completion_body", "usage_body"]
+__all__ = ["AnswerChoice", "CompletionKind", "as_thought", "chunk_body", "completion_body", "usage_body"]
 
 CompletionKind = Literal["chat", "text"]
 
@@ -63,6 +63,7 @@ class AnswerChoice:
         stop_message: What follows the answer where a guardrail stopped it; ``None`` for the policy's message.
         interventions: What a guardrail found in the prompt and the answer.
         knowledge: Documents that the answer rests on.
+        support: What they say of it, once it is over.
         withheld: Number of tokens that a guardrail took back.
         step: What is told of the step of a run that it is.
     """
@@ -81,6 +82,7 @@ class AnswerChoice:
     stop_message: str | None = None
     interventions: list[dict[str, Any]] = field(default_factory=list)
     knowledge: KnowledgeUse | None = None
+    support: dict[str, Any] | None = None
     withheld: int = 0
     step: StepFacts | None = None
     _calls: CallSplitter | None = field(default=None, init=False)
@@ -104,7 +106,7 @@ class AnswerChoice:
         output = guarded.output
         self.prompt = output.prompt_readings if output.prompt_readings is not None else self.prompt
         if any(token.ends_unopened_thought for token in output.tokens):
-            self.tokens = _as_thought(self.tokens)
+            self.tokens = as_thought(self.tokens)
             self._calls = CallSplitter.of(self.plan.form)
         self.tokens += output.tokens
         self.alerts += guarded.alerts
@@ -182,8 +184,8 @@ class AnswerChoice:
     def _with_interventions(self, body: dict[str, Any]) -> dict[str, Any]:
         if self.interventions:
             body["poise"] = {**body.get("poise", {}), "guardrail": self.interventions}
-        if self.knowledge:
-            body["poise"] = {**body.get("poise", {}), "knowledge": self.knowledge.facts(self.text)}
+        if self.support:
+            body["poise"] = {**body.get("poise", {}), "knowledge": self.support}
         if self.step and self.step.has_news and self.index == 0:
             asking = {"ask": self.step.ask} if self.step.ask else {}
             body["poise"] = {**body.get("poise", {}), "run": self.step.facts, **asking}
@@ -341,7 +343,7 @@ def _part_facts(part: AnswerPart) -> dict[str, str]:
     return {} if part == "reply" else {"part": part}
 
 
-def _as_thought(tokens: Sequence[GeneratedToken]) -> list[GeneratedToken]:
+def as_thought(tokens: Sequence[GeneratedToken]) -> list[GeneratedToken]:
     """Tokens that were taken for a reply, or for the marks before it, and were thought; marks that open it stay."""
     first = next((n for n, token in enumerate(tokens) if token.part != "mark"), 0)
     texts = [raw_text(token) if n else token.text for n, token in enumerate(tokens[first:])]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from poise.model.rendering import Thinking
+from poise.serve.policy import UnsupportedRule
 from poise.serve.tool_requests import (
     FunctionTool,
     JSONObjectFormat,
@@ -105,6 +106,15 @@ class KnowledgeRequest(StrictRequest):
     top: int = Field(6, ge=1, le=50, description="Most passages.")
     mode: Literal["hybrid", "dense", "sparse"] = Field("hybrid", description="How they are looked for.")
     paths: list[RequestName] = Field(default=[], max_length=16, description="Patterns of files, such as `docs/*.md`.")
+    unsupported: UnsupportedRule = Field(
+        "leave",
+        description="What is done about sentences that the documents do not support: leave, mark or remove them, or "
+        "refuse the answer. All but `leave` hold the answer back until it has been checked.",
+    )
+    least: float = Field(0.5, ge=0, le=1, description="Lowest score of a supported sentence.")
+    by_model: bool = Field(
+        False, description="Whether the model reads each answer with and without its passages, to score it by both."
+    )
 
 
 class ServedPoiseField(PoiseField):

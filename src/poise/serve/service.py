@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from poise.errors import InvalidSteering, RequestError, UserError
+from poise.knowledge import GroundingScores, model_scores
 from poise.model import Encoded, Model
 from poise.model.rendering import has_thinking_switch
 from poise.serve.embeddings import SentenceEncoder
@@ -88,6 +89,14 @@ class Service:
         return SentenceEncoder()
 
     @cached_property
+    def passage_scores(self) -> GroundingScores | None:
+        """How well passages carry sentences by the model, between two of its steps; ``None`` on vLLM."""
+        if self.engine.read_text is not None:
+            return None
+        scores = model_scores(self.model)
+        return lambda *texts: self.scheduler.call(lambda: scores(*texts))
+
+    @cached_property
     def thinks(self) -> bool:
         """Whether requests may have the model think before it replies."""
         return has_thinking_switch(self.model.tokenizer)
@@ -142,7 +151,7 @@ class Service:
             if step.message is not None:
                 guarded = replace(guarded, blocked=True, message=step.message)
         if not guarded.blocked:
-            body, use = with_knowledge(self.knowledge, body, policy, self.model)
+            body, use = with_knowledge(self.knowledge, body, policy, self.model, self.passage_scores)
         plan = plan_request(body, self.model, self.name, self.registry, policy, key)
         if plan.scoring and self.engine.no_scores:
             raise RequestError(400, self.engine.no_scores, code="unsupported", param="echo")
@@ -152,8 +161,7 @@ class Service:
         elif guard:
             plan = guard.read_along(plan)
         exchange = CompletionExchange(self, plan, kind, key, guarded, loop, step)
-        for choice in exchange.choices:
-            choice.knowledge = use
+        exchange.rest_on(use)
         try:
             if plan.most_new_tokens:
                 self.scheduler.check(exchange.requests)
