@@ -18,7 +18,7 @@ from poise.serve.rendering import as_thought
 
 __all__ = ["HeldAnswer", "edited_characters", "edited_tokens", "refuses"]
 
-MARK = " [unsupported]"
+UNSUPPORTED_MARK = " [unsupported]"
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ def edited_characters(text: str, sentences: Sequence[CitedSentence], unsupported
         if sentence.supported:
             continue
         if unsupported == "mark":
-            characters[sentence.end - 1] += MARK
+            characters[sentence.end - 1] += UNSUPPORTED_MARK
         else:
             characters[sentence.start : end] = [""] * (end - sentence.start)
     return characters

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 FEW_WORDS = 3  # of a question that is looked for together with the one before it
-DONE = {"mark": "marked", "remove": "removed", "refuse": "a reason to refuse the answer"}
+UNSUPPORTED_ACTIONS = {"mark": "marked", "remove": "removed", "refuse": "a reason to refuse the answer"}
 MARK_TOKENS = 16  # of the marks around a turn
 
 
@@ -132,7 +132,7 @@ class ServerKnowledge:
         if unsupported != "leave" and (body.tools or (body.response_format and body.response_format.type != "text")):
             raise RequestError(
                 400,
-                f"Sentences that documents do not support are {DONE[unsupported]}, which would break calls and JSON; "
+                f"Sentences that documents do not support are {UNSUPPORTED_ACTIONS[unsupported]}, which would break calls and JSON; "
                 "leave tools and response_format out.",
                 code="unsupported",
                 param="poise.knowledge",
