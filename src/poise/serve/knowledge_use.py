@@ -132,8 +132,8 @@ class ServerKnowledge:
         if unsupported != "leave" and (body.tools or (body.response_format and body.response_format.type != "text")):
             raise RequestError(
                 400,
-                f"Sentences that documents do not support are {UNSUPPORTED_ACTIONS[unsupported]}, which would break calls and JSON; "
-                "leave tools and response_format out.",
+                f"Sentences that documents do not support are {UNSUPPORTED_ACTIONS[unsupported]}, which would break "
+                "calls and JSON; leave tools and response_format out.",
                 code="unsupported",
                 param="poise.knowledge",
             )
