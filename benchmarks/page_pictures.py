@@ -71,7 +71,7 @@ def _take(page: Any, arguments: argparse.Namespace, suffix: str) -> None:
     page.get_by_label("Prompt", exact=True).fill(QUESTION)
     page.get_by_role("button", name="Ask both").click()
     page.get_by_text("an example, not a measurement").wait_for()
-    page.wait_for_function("document.getElementById('compare-stop').disabled")
+    page.locator("#compare-stop:disabled").wait_for(state="attached")  # the page forbids to evaluate text as script
     picture("compare")
     page.get_by_role("link", name="Vectors").click()
     page.locator("#vector-list details").first.evaluate("(details) => { details.open = true; }")
