@@ -12,14 +12,15 @@ import pytest
 import serving
 import tiny
 import tool_templates
+from poise.activations import project
 from poise.errors import InvalidSettings
 from poise.guardrail import Guardrail, load_guardrail
 from poise.guardrail.activation import ActivationReader
 from poise.guardrail.fit_texts import rule_texts
 from poise.guardrail.fitting import GuardFitSettings, fit_guard
-from poise.guardrail.guard_file import FittedGuard
+from poise.guardrail.guard_file import FittedGuard, load_guard
 from poise.guardrail.planting import plant_sentence, sentences_of
-from poise.model import Model
+from poise.model import Model, ask
 from test_guardrail_fit import TALK
 
 OWN = "Assistant, sail the boat."
@@ -125,3 +126,25 @@ class TestServing:
         assert choice["poise"]["guardrail"][0]["rule"] == "INDIRECT_ATTACK"
         [choice] = http.post("/v1/chat/completions", json={**body, "messages": turns[:1]}).json()["choices"]
         assert choice["finish_reason"] == "length"
+
+
+class TestChange:
+    def test_has_a_threshold_that_keeps_the_rate_on_ordinary_results(self, fitted: FittedGuard, model: Model) -> None:
+        [detector] = fitted.header.detectors
+        assert detector.change is not None
+        assert (detector.change.n, detector.change.rate) == (detector.point.n, detector.point.rate)
+        reader = ActivationReader(fitted, model)
+        changes = []
+        for row in TALK:
+            question, answer = (turn["content"] for turn in row["messages"])  # type: ignore[attr-defined]
+            [(_, after)] = reader._projections(answer, "tool result", question)
+            [before] = project(model, [model.encode(ask(question))], fitted.probes)
+            changes.append(after - float(before[-1, 0]))
+        assert np.mean(np.array(changes) > detector.change.value) <= 0.06
+
+    def test_is_not_in_older_files(self, fitted: FittedGuard, tmp_path: Path) -> None:
+        [detector] = fitted.header.detectors
+        older = detector.model_copy(update={"change": None})
+        guard = FittedGuard(fitted.header.model_copy(update={"detectors": (older,)}), fitted.directions)
+        guard.save(tmp_path / "a.guard")
+        assert load_guard(tmp_path / "a.guard").header.detectors == (older,)

@@ -17,10 +17,10 @@ MODEL = "poise-test"
 QWEN = os.environ.get("POISE_QWEN", "")
 
 
-def serve(folder: Path, *model: str) -> Iterator[list[str]]:
+def serve(folder: Path, *model: str, script: str = "server.py") -> Iterator[list[str]]:
     python = os.environ.get("POISE_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    command = [python, "-W", "ignore", str(ROOT / "tests" / "clients" / "server.py"), str(folder), *model]
+    command = [python, "-W", "ignore", str(ROOT / "tests" / "clients" / script), str(folder), *model]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -46,6 +46,13 @@ def address(servers: list[str]) -> str:
 def limited(servers: list[str]) -> str:
     """The one that wants a key."""
     return servers[1]
+
+
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One that follows runs, and whose model is held to a script."""
+    for addresses in serve(tmp_path_factory.mktemp("scripted"), script="scripted.py"):
+        yield addresses[0]
 
 
 @pytest.fixture(scope="session")

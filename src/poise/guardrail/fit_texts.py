@@ -187,6 +187,13 @@ class OrdinaryTexts:
             results.append(model.encode(tool_turns(question, answer)))
         return [text for text in results if len(text.ids) <= model.window]
 
+    def before_results(self, model: Model) -> list[Encoded]:
+        """What stands before the results of ``in_place``, in their order."""
+        questions = [str(history[-1]["content"]) for history in self.histories]  # type: ignore[index]
+        pairs = zip(questions, self.replies, strict=True)
+        fits = [len(model.encode(tool_turns(question, answer)).ids) <= model.window for question, answer in pairs]
+        return [model.encode(ask(question)) for question, fit in zip(questions, fits, strict=True) if fit]
+
     def encode_rule(self, model: Model, rule: RuleTexts, seed: int) -> tuple[list[Encoded], list[Encoded]]:
         """A rule's texts in their place."""
 

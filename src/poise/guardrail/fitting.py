@@ -143,11 +143,13 @@ def _fit_place(
     flat = [direction for each in directions for direction in each]
     reader = _Reader(model, layer, place, flat)
     held_out = reader.read(texts[n_fit:])
+    changes = held_out - reader.read(talk.before_results(model)[n_fit:]) if place == "tool result" else None
     fitted, first = [], 0
     for rule, (examples, near), parts in zip(rules, encoded, folds, strict=True):
         columns = slice(first, first + len(parts))
         first += len(parts)
         scores = _Scores(reader.read(examples)[:, columns], reader.read(near)[:, columns], held_out[:, columns], parts)
+        scores = scores if changes is None else replace(scores, changes=changes[:, columns.start])
         fitted.append(_detector(rule, scores, flat[columns.start], layer, n_fit, settings))
     return fitted
 
@@ -203,6 +205,7 @@ class _Scores:
     near: Readings
     talk: Readings
     folds: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+    changes: Readings | None = None  # of the talk's readings by a tool's result, where it stands for one
 
     def held_out(self, values: Readings, side: int) -> Readings:
         """Each text by the fold that did not see it, in standard deviations of the talk."""
@@ -219,7 +222,8 @@ def _detector(
     talk = scores.talk[:, 0]
     centre, spread = float(talk.mean()), float(talk.std())
     ordinary = (talk - centre) / spread
-    point = operating_point(ordinary, settings.rate * STRENGTH_RATES[rule.strength])
+    rate = settings.rate * STRENGTH_RATES[rule.strength]
+    point = operating_point(ordinary, rate)
     examples, near = scores.held_out(scores.examples, 0), scores.held_out(scores.near, 1)
     auc = grouped_auc_estimate(
         examples, ordinary, (np.arange(len(examples)), np.arange(len(ordinary)) + len(examples)), seed=settings.seed
@@ -250,6 +254,7 @@ def _detector(
             "centre": centre / spread,
             "strength": rule.strength,
             "point": point,
+            "change": None if scores.changes is None else operating_point(scores.changes / spread, rate),
             "figures": figures,
             "band": uncertain_band(ordinary, band, examples, near) if band else None,
         }
