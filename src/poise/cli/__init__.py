@@ -29,6 +29,7 @@ from poise.cli import (
     inspection,
     judge,
     knowledge,
+    legibility,
     memory,
     merge,
     monitor,
@@ -81,6 +82,7 @@ class _Commands(TyperGroup):
             "shift",
             "gate",
             "compare",
+            "legibility",
             "judge",
             "inspect",
             "doctor",
@@ -180,6 +182,7 @@ app.command("merge")(merge.merge_command)
 app.command("shift", cls=ShowableCommand)(shift.shift_command)
 app.command("gate", cls=ShowableCommand)(gate.gate_command)
 app.command("compare")(compare.compare_command)
+app.command("legibility")(legibility.legibility_command)
 app.add_typer(judge.app, name="judge")
 app.command("inspect")(inspection.inspect_command)
 app.command("doctor")(doctor.doctor)

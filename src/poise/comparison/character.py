@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,10 +64,11 @@ def read_character(
         what: Name of the work, for progress.
     """
     readings: dict[str, TraitReadings] = {}
+    settings = task.traits.model_dump()
     with track(what, total=len(vectors)) as advance:
         for vector in vectors:
             questions = trait_questions(vector, task)
-            key = content_key(scope=scope, trait=vector.header.trait_hash, layer=vector.at("read").layer, q=questions)
+            key = content_key(scope=scope, settings=settings, vector=_direction_key(vector), questions=questions)
             if key not in journal:
                 projections = _project_questions(vector, questions, task, model, knowledge)
                 scores = _judge_questions(judges.get(vector.name), questions, task, model, knowledge)
@@ -75,6 +77,13 @@ def read_character(
             readings[vector.name] = TraitReadings(tuple(projections), tuple(scores))
             advance(1)
     return readings
+
+
+def _direction_key(vector: PersonaVector) -> str:
+    """What a reading along a vector depends on: its direction, and the layer that is read."""
+    layer = vector.at("read").layer
+    numbers = vector.directions[layer].numpy().tobytes()
+    return content_key(trait=vector.header.trait_hash, layer=layer, direction=hashlib.sha256(numbers).hexdigest())
 
 
 def _project_questions(

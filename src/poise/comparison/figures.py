@@ -78,7 +78,7 @@ def _arm_result(
         runs=len(runs),
         accuracy=crossed_estimate(right, bounds=(0, 1)),
         gain=None if arm == "base" else crossed_estimate(right - _right(base), bounds=(-1, 1)),
-        accuracy_by_run=tuple(round(float(np.nanmean(row)), 6) for row in right) if len(runs) > 1 else (),
+        accuracy_by_run=_run_means(right) if len(runs) > 1 else (),
         refusals=crossed_estimate(_answer_table(runs, lambda a: float(a.declined)), bounds=(0, 1)),
         citation_precision=_sentence_share(runs, lambda a: a.cited_supported, lambda a: a.cited) if cited else None,
         citation_recall=_sentence_share(runs, lambda a: a.cited_supported, lambda a: a.sentences) if cited else None,
@@ -86,9 +86,9 @@ def _arm_result(
         if cited
         else None,
         retrieved=_retrieved(runs) if retrieves else None,
-        tokens=crossed_estimate(_answer_table(runs, lambda a: float(a.tokens))),
-        prompt_tokens=crossed_estimate(_answer_table(runs[:1], lambda a: float(a.prompt_tokens))),
-        seconds=crossed_estimate(_answer_table(runs, lambda a: a.seconds)),
+        tokens=_cost(_answer_table(runs, lambda a: float(a.tokens))),
+        prompt_tokens=_cost(_answer_table(runs[:1], lambda a: float(a.prompt_tokens))),
+        seconds=_cost(_answer_table(runs, lambda a: a.seconds)),
         training=measured.training.get(arm),
         traits=tuple(_movement(vector, runs, base) for vector in vectors),
         capability=() if arm == "base" else _capability(runs, base, measured),
@@ -103,8 +103,20 @@ def _answer_table(runs: Sequence[ArmRun], value: Callable[[ArmAnswer], float]) -
     return np.array([[value(answer) for answer in run.answers] for run in runs], dtype=float)
 
 
+def _cost(amounts: Table) -> Estimate:
+    """The mean of what is never less than nothing."""
+    estimate = crossed_estimate(amounts)
+    return estimate if estimate.low is None else estimate.model_copy(update={"low": max(0.0, estimate.low)})
+
+
 def _right(runs: Sequence[ArmRun]) -> Table:
     return _answer_table(runs, lambda a: float("nan") if a.right is None else a.right)
+
+
+def _run_means(right: Table) -> tuple[float, ...]:
+    """The accuracy of each run, over the answers that were judged."""
+    rows = [row[~np.isnan(row)] for row in right]
+    return tuple(round(float(row.mean()), 6) for row in rows if len(row))
 
 
 def _sentence_share(

@@ -29,9 +29,7 @@ from poise.vector import PersonaVector
 
 __all__ = ["ArmRun", "Measurements", "measure_arms"]
 
-ANSWERS_FILE, READINGS_FILE, ABILITIES_FILE, VERDICTS_FILE = (
-    "answers.jsonl", "readings.jsonl", "abilities.jsonl", "verdicts.jsonl",
-)  # fmt: skip
+ANSWERS_FILE, READINGS_FILE, VERDICTS_FILE = "answers.jsonl", "readings.jsonl", "verdicts.jsonl"
 Loader = Callable[[str], Model]
 
 
@@ -82,10 +80,9 @@ class _Bench:
     capability: tuple[CapabilityTask, ...]
     answers: Journal = field(init=False)
     readings: Journal = field(init=False)
-    abilities: Journal = field(init=False)
 
     def __post_init__(self) -> None:
-        for name, file in (("answers", ANSWERS_FILE), ("readings", READINGS_FILE), ("abilities", ABILITIES_FILE)):
+        for name, file in (("answers", ANSWERS_FILE), ("readings", READINGS_FILE)):
             object.__setattr__(self, name, Journal(self.folder / file))
 
     def documents_key(self) -> str:
@@ -101,8 +98,7 @@ class _Bench:
             weights=weights,
             documents=documents,
             retrieval=retrieval,
-            answers=self.task.answers.model_dump(exclude={"batch"}),
-            traits=self.task.traits.model_dump(),
+            answers=self.task.answers.model_dump(),
             counts=self.task.counts,
             dtype=self.task.dtype,
         )
@@ -131,10 +127,10 @@ def measure_arms(
         InvalidArgument: a question does not fit the model's window.
         TrainingFailed: gradients are NaN or infinite.
     """
-    answered = task.traits.answered
-    judges = {v.name: trait_judge(task.traits.judge, v.header.trait, cache=folder, local=load) for v in vectors}
+    judged = vectors if task.traits.answered else ()
+    judges = {v.name: trait_judge(task.traits.judge, v.header.trait, cache=folder, local=load) for v in judged}
     tasks = tuple(parse_capability(text, limit=task.capability_limit) for text in task.capability)
-    bench = _Bench(task, questions, vectors, knowledge, folder, judges if answered else {}, tasks)
+    bench = _Bench(task, questions, vectors, knowledge, folder, judges, tasks)
     arms = task.measured_arms
     runs: dict[ArmName, list[ArmRun]] = {arm: [] for arm in arms}
     model = load(task.model)

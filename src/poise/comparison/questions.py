@@ -16,7 +16,6 @@ from poise.errors import InvalidData
 __all__ = ["EvaluationQuestion", "learnt_questions", "read_questions"]
 
 MOST_FAULTS = 10
-KEYS = ("question", "answer", "wrong", "source")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +111,13 @@ def learnt_questions(task: ComparisonTask, questions: Sequence[EvaluationQuestio
     """How many of the questions stand among the training rows, word for word."""
     if task.training is None:
         return 0
-    learnt_prompts = set(_prompts(task.training.data))
+    learnt_prompts = set(_prompts(task.training.data, task.training.shape))
     return sum(" ".join(row.question.casefold().split()) in learnt_prompts for row in questions)
 
 
-def _prompts(data: Sequence[str]) -> Iterator[str]:
+def _prompts(data: Sequence[str], shape: str) -> Iterator[str]:
     rejections = Rejections(share=1)
-    for row in rejections.sift(open_data(list(data), need="assistant")):
+    for row in rejections.sift(open_data(list(data), shape=shape, need="assistant")):
         for message in row.messages:
             if message["role"] == "user":
                 yield " ".join(message["content"].casefold().split())

@@ -10,6 +10,7 @@ from poise.workflows.extraction import extract_vector, import_vector
 from poise.workflows.fine_tuning import FineTuneResult, train_and_measure
 from poise.workflows.generation import check_steering, generate, read_steering, steer_by
 from poise.workflows.guardrails import fit_guard_file
+from poise.workflows.legibility import LegibilityRequest, measure_legibility
 from poise.workflows.monitoring import calibrate_vectors, read_data
 from poise.workflows.previews import preview_data, preview_training
 from poise.workflows.relations import VectorRelation, relate_vectors
@@ -21,6 +22,7 @@ from poise.workflows.validation import ValidatedVector, validate_vector
 __all__ = [
     "FineTuneResult",
     "GenerationBudget",
+    "LegibilityRequest",
     "ModelSource",
     "ValidatedVector",
     "VectorRelation",
@@ -33,6 +35,7 @@ __all__ = [
     "fit_vector_detectors",
     "generate",
     "import_vector",
+    "measure_legibility",
     "measure_shift_files",
     "preview_data",
     "preview_training",
