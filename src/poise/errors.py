@@ -16,6 +16,7 @@ PoiseError
 │   ├── InvalidDocument        a document cannot be read; builds of a knowledge base list and skip it
 │   ├── InvalidKnowledge       a knowledge base is missing, damaged, or of another encoder
 │   ├── InvalidMemory          a memory is missing, damaged, another program's, or of another encoder
+│   ├── InvalidRegistry        a registry or a record is missing, damaged, or not what was recorded
 │   ├── EncoderUnavailable     the endpoint for embeddings cannot be reached or answers nonsense
 │   ├── ToolFailed             a tool could not do what an agent called it for; the model is told
 │   ├── InvalidRun             an agent's run is missing, damaged, or of another goal
@@ -131,6 +132,10 @@ class InvalidKnowledge(UserError):
 
 class InvalidMemory(UserError):
     """A memory is missing, damaged, another program's file, or was begun with another encoder."""
+
+
+class InvalidRegistry(UserError):
+    """A registry or a record is missing or damaged, or an artefact is not what was recorded."""
 
 
 class EncoderUnavailable(UserError):

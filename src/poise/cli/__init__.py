@@ -18,6 +18,7 @@ from poise.cli import (
     agent,
     ask,
     automation,
+    card,
     chat,
     compare,
     demo,
@@ -33,7 +34,9 @@ from poise.cli import (
     memory,
     merge,
     monitor,
+    project,
     reasoning,
+    registry,
     screen,
     serve,
     shift,
@@ -85,6 +88,9 @@ class _Commands(TyperGroup):
             "legibility",
             "judge",
             "inspect",
+            "project",
+            "registry",
+            "card",
             "doctor",
             "show",
             "export",
@@ -185,6 +191,9 @@ app.command("compare")(compare.compare_command)
 app.command("legibility")(legibility.legibility_command)
 app.add_typer(judge.app, name="judge")
 app.command("inspect")(inspection.inspect_command)
+app.add_typer(project.app, name="project")
+app.add_typer(registry.app, name="registry")
+app.command("card")(card.card_command)
 app.command("doctor")(doctor.doctor)
 app.command("show")(vectors.show_command)
 app.command("export")(exchange.export)

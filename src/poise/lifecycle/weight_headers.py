@@ -21,6 +21,7 @@ __all__ = [
     "part_of",
     "read_gguf_header",
     "read_safetensors_header",
+    "safetensors_metadata",
 ]
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -133,6 +134,18 @@ def read_safetensors_header(path: Path, name: str = "") -> tuple[TensorHeader, .
             "something else as well. Fetch it again."
         )
     return tuple(tensors)
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """Texts that a safetensors file's writer put into its header; empty where there are none or it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, LONGEST_HEADER)))
+        metadata = header.get("__metadata__") or {}
+        return {str(key): str(value) for key, value in metadata.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _check_size(path: Path, tensor: TensorHeader) -> None:

@@ -18,7 +18,7 @@ from poise.shift.report import CapabilityChange, ModelShift, ShiftReport
 from poise.statistics.estimates import Estimate
 from poise.storage.atomic_write import saving
 
-__all__ = ["ModelCardFacts", "render_card", "write_card"]
+__all__ = ["ModelCardFacts", "effect_sections", "render_card", "write_card"]
 
 MERGE_COMMAND = """
 # one model of base and adapter, for programs that do not know adapters
@@ -110,7 +110,7 @@ def _card_body(facts: ModelCardFacts, hub_id: str | None) -> str:
         else "None: ordinary fine-tuning.",
     ]
     if facts.report and facts.report.tuned:
-        parts += _effect_sections(facts.report, facts.report.tuned[0])
+        parts += effect_sections(facts.report, facts.report.tuned[0])
     else:
         parts += ["## What training did", "It was not measured."]
     if facts.recipe:
@@ -127,7 +127,8 @@ def _card_body(facts: ModelCardFacts, hub_id: str | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _effect_sections(report: ShiftReport, tuned: ModelShift) -> list[str]:
+def effect_sections(report: ShiftReport, tuned: ModelShift) -> list[str]:
+    """Paragraphs of a card: traits and capability before and after a fine-tune, with n and interval."""
     parts = ["## What training did", "Brackets hold 95 % intervals over n questions."]
     rows = []
     for direction in report.directions:
