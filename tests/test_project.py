@@ -86,7 +86,7 @@ class TestStatus:
     def test_follows_the_records(self, project: Path, registry: Registry, vector: str, tmp_path: Path) -> None:
         assert self.step(project)[0] == "is a model needed"
         project.write_text(project.read_text().replace('"open"', '"no"'))
-        assert self.step(project) == ("choose", f"poise choose {project} --out choice")
+        assert self.step(project) == ("choose", f"poise choose {project} --out choice --record")
         (tmp_path / "choice.json").write_text(json.dumps({"candidates": [{"name": "m"}]}))
         registry.add(str(tmp_path / "choice.json"))
         assert self.step(project)[0] == "evaluate"  # the vector counts as an improvement

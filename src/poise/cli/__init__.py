@@ -18,8 +18,10 @@ from poise.cli import (
     agent,
     ask,
     automation,
+    bias,
     card,
     chat,
+    choose,
     compare,
     demo,
     detector,
@@ -90,6 +92,8 @@ class _Commands(TyperGroup):
             "inspect",
             "project",
             "registry",
+            "choose",
+            "bias",
             "card",
             "doctor",
             "show",
@@ -194,6 +198,8 @@ app.command("inspect")(inspection.inspect_command)
 app.add_typer(project.app, name="project")
 app.add_typer(registry.app, name="registry")
 app.command("card")(card.card_command)
+app.command("choose")(choose.choose_command)
+app.command("bias")(bias.bias_command)
 app.command("doctor")(doctor.doctor)
 app.command("show")(vectors.show_command)
 app.command("export")(exchange.export)

@@ -28,7 +28,7 @@ DEFAULT_FILE = Path("project.yaml")
 NEXT_COMMANDS = {
     "check": "poise project check {file}",
     "edit": "name candidates in {file}",
-    "choose": "poise choose {file} --out choice",
+    "choose": "poise choose {file} --out choice --record",
     "extract": "poise extract {trait} --model {model} --out {trait}.safetensors",
     "bias": "poise bias --model {model} --out bias",
     "promote": "poise registry promote {record} --to {stage} --registry {registry}",

@@ -98,10 +98,14 @@ def _fact_pairs(facts: list[str] | tuple[str, ...]) -> list[tuple[str, Any]]:
         if not sign or not key:
             raise typer.BadParameter(f"{fact} is not KEY=VALUE.", param_hint="--fact")
         try:
-            pairs.append((key, json.loads(text)))
+            pairs.append((key, json.loads(text, parse_constant=_refuse_constant)))
         except ValueError:
             pairs.append((key, text))
     return pairs
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(text)
 
 
 @app.command("list")

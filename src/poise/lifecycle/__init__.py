@@ -9,6 +9,8 @@ registry         records of what was made and their stages: registry_records, re
 artefacts        what lies at a path, for a record
 cards, annex     a record's card, and its documentation in the order of the EU AI Act
 project          a use case; project_status says where it stands
+choice           candidates side by side; choice_page as a page
+bias             differences between groups; bias_sets has groups and prompts
 
 It strings together what other rooms compute, and keeps what they say.
 """

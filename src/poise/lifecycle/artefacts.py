@@ -169,7 +169,7 @@ def _report_facts(path: Path) -> dict[str, Any]:
 def _json_document(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none that can be read."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"), parse_constant=lambda _: None)  # NaN is missing
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

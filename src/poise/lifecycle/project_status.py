@@ -61,7 +61,9 @@ def _stage_steps(
     yield ProjectStep(
         name="choose",
         done=bool(choices),
-        state=f"compared: {', '.join(choices)}" if choices else f"{len(project.candidates)} candidates, not compared",
+        state=f"compared: {', '.join(choices)}"
+        if choices
+        else f"candidates that are not compared: {len(project.candidates)}",
         action="" if choices else "choose" if project.candidates else "edit",
         values={"file": file},
     )

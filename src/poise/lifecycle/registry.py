@@ -54,7 +54,11 @@ class Registry:
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise InvalidRegistry(f"{folder} is a file; a registry is a folder.")
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not self.is_one:
+        try:
+            is_foreign = self.folder.is_dir() and any(self.folder.iterdir()) and not self.is_one
+        except OSError as error:
+            raise InvalidRegistry(f"The registry {folder} cannot be read ({error.strerror}).") from error
+        if is_foreign:
             raise InvalidRegistry(f"{folder} holds files and is no registry; choose an empty folder or a registry.")
 
     @property
@@ -182,7 +186,7 @@ class Registry:
 
     def event_paths(self, digest: str) -> list[Path]:
         """Files of a record's events, in order."""
-        return sorted((self.folder / "events" / digest).glob("[0-9]*.json"))
+        return sorted((self.folder / "events" / digest).glob(f"{'[0-9]' * 6}.json"))
 
     def stage(self, digest: str) -> Stage:
         """Stage that a record is in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,8 @@ from poise.lifecycle.registry_records import RegistryRecord, SignedEvent, digest
 from poise.lifecycle.signing import signature_holds
 from poise.progress import track
 from poise.settings import FrozenModel
+
+_REGISTRY_NAME = re.compile(r"(\d{6}|[0-9a-f]{64})\.json")
 
 __all__ = ["RegistryFinding", "RegistryReview", "check_registry"]
 
@@ -105,7 +108,7 @@ def _strangers(registry: Registry) -> Iterator[RegistryFinding]:
         if path.is_dir() or path.name in (MARKER, ".lock") or path.name.endswith(".part"):
             continue
         place = Path(*parts).as_posix()
-        if len(parts) == 3 and parts[0] in ("records", "events") and path.suffix == ".json":
+        if len(parts) == 3 and parts[0] in ("records", "events") and _REGISTRY_NAME.fullmatch(path.name):
             if parts[0] == "events" and not registry.record_path(parts[1]).is_file():
                 yield _registry_fault(place, "An event of a record that is not there.")
             continue
