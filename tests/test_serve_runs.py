@@ -172,6 +172,14 @@ class TestARun:
         missing = http.get("/v1/poise/sessions/gone/soon")
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "session_not_found")
 
+    def test_counts_no_request_that_was_refused(self, http: httpx.Client) -> None:
+        body = {"model": NAME, "messages": [user("One.")], "max_tokens": 10**6, "poise": {"session": "refused"}}
+        assert http.post("/v1/chat/completions", json=body).status_code == 400
+        assert http.get("/v1/poise/sessions/refused").status_code == 404
+        assert run_of(http, say(http, [user("One.")], session="refused"))["steps"] == 1
+        assert http.post("/v1/chat/completions", json=body).status_code == 400
+        assert run_of(http, say(http, [user("Two.")], session="refused"))["steps"] == 2
+
     @pytest.mark.parametrize("name", ["x" * 201, "x" * 6000])
     def test_with_a_huge_name_is_refused(self, http: httpx.Client, name: str) -> None:
         body = {"model": NAME, "messages": [user("One.")], "max_tokens": 2}

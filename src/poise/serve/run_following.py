@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from poise.data import AnswerPart
 from poise.monitor import AnswerReadings, RunChart
+from poise.serve.guarding import GuardedRequest
 from poise.serve.policy import Policy
 from poise.serve.rendering import AnswerChoice, answer_summary, finite
 from poise.serve.requests import ChatCompletionRequest
@@ -109,6 +110,18 @@ class FollowedStep:
             request=request, prompt_tokens=prompt_tokens, tokens=len(choice.tokens), finish=finish, traits=traits
         )
         self.book.end(self.run, step, self.chain.answered(choice.body["message"]))
+
+    def guarded(self, request: GuardedRequest) -> GuardedRequest:
+        """The request as its run lets it go on."""
+        if self.message is None:
+            return replace(request, body=self.body)
+        return replace(request, body=self.body, blocked=True, message=self.message)
+
+    def withdraw(self) -> None:
+        """The request was refused: it was no step."""
+        if not self._over:
+            self._over = True
+            self.book.withdraw(self.run, self.number)
 
     def abort(self, request: str, prompt_tokens: int, tokens: int) -> None:
         """The client went away before the end, which counts in no chart."""

@@ -19,7 +19,7 @@ def end_step(exchange: CompletionExchange, step: FollowedStep) -> None:
     choice, request, plan = exchange.choices[0], exchange.requests[0], exchange.plan
     guard, reader = request.guard, step.reader
     step.end(choice, plan.watched, choice.readings or guard.readings(), request=str(exchange.head["id"]))
-    if reader and isinstance(guard, DetectorGuard) and not request.request.steering:
+    if reader and isinstance(guard, DetectorGuard) and not (request.request.steering or choice.knowledge):
         value = guard.prompt_projection(reader.detector)
         if value is not None:
             reader.prompt_reading(step.chain, value)

@@ -227,6 +227,14 @@ class RunBook:
                 self._mark(run, mark, step.number)
             self._forget_oldest(run.key, self._most)
 
+    def withdraw(self, run: FollowedRun, number: int) -> None:
+        """A step that had begun was none: where nothing else has, it leaves no run behind."""
+        with self.lock:
+            if run.count == number:
+                run.count -= 1
+            if not run.count and not run.steps:
+                self.forget(run)
+
     def forget(self, run: FollowedRun) -> None:
         """Keep nothing of it."""
         with self.lock:

@@ -117,7 +117,8 @@ class Service:
             RequestError: it cannot be answered, or not now.
         """
         loop, session = asyncio.get_running_loop(), named_session(body)
-        exchange = await self.workers.run(lambda: self._plan(body, key, loop, session), size=size)
+        waits = self.policies.of(key).runs is not None and bool(self.guardrails.guards)  # for results to be read
+        exchange = await self.workers.run(lambda: self._plan(body, key, loop, session), size=size, waits=waits)
         note_exchange(exchange)
         most = exchange.plan.prompt_tokens + exchange.plan.most_new_tokens
         exchange.reservation = self.rates.reserve(key, exchange.plan.policy.limits, most)
@@ -132,6 +133,8 @@ class Service:
             self.rates.settle(exchange.reservation, 0)
             if exchange.scored:
                 self.scorer.release(key)
+            if exchange.step:
+                exchange.step.withdraw()
             raise
         self.metrics.tokens.labels("prompt").inc(exchange.plan.prompt_tokens)
         return exchange
@@ -144,12 +147,25 @@ class Service:
         guard = self.guardrails.choose(policy, body.poise.guardrail if body.poise else None)
         guarded = self._guard_request(guard, body)
         step = None if guarded.blocked else self._follow(body, guarded, key, session, policy)
-        body, use = guarded.body, None
         if step:
-            body, policy = step.body, step.policy
-            guarded = replace(guarded, body=body)
-            if step.message is not None:
-                guarded = replace(guarded, blocked=True, message=step.message)
+            policy, guarded = step.policy, step.guarded(guarded)
+        try:
+            return self._exchange(guarded, policy, key, loop, step)
+        except BaseException:
+            if step:
+                step.withdraw()
+            raise
+
+    def _exchange(
+        self,
+        guarded: GuardedRequest,
+        policy: Policy,
+        key: str | None,
+        loop: asyncio.AbstractEventLoop,
+        step: FollowedStep | None,
+    ) -> CompletionExchange:
+        """What a request comes to, once it is known how it may go on."""
+        body, use, guard = guarded.body, None, guarded.guard
         if not guarded.blocked:
             body, use = with_knowledge(self.knowledge, body, policy, self.model, self.passage_scores)
         plan = plan_request(body, self.model, self.name, self.registry, policy, key)
