@@ -177,12 +177,13 @@ class AgentLoop:
 
     def _without_call(self, answer: Mapping[str, Any]) -> RetryState | EndState:
         """Words instead of a call: asked for a call once, then taken as the answer."""
+        self._must_call = True
         if answer["cut"]:
             return RetryState(CUT_ANSWER)
         text = str(answer["text"]).strip()
         if self._wordy and text:
             return EndState("answered", text)
-        self._wordy = self._must_call = True
+        self._wordy = True
         return RetryState(CALL_A_TOOL)
 
     def observe(self, state: ObserveState) -> AdaptState | RetryState | EndState:

@@ -164,7 +164,7 @@ class EndpointModel:
         if tools:
             request["tools"] = list(tools)
         if tools and must_call and self._insists:
-            request["tool_choice"] = "required"
+            request |= {"tool_choice": "required", "parallel_tool_calls": False}
         if self._poise:
             request["extra_body"] = {"poise": self._poise}
         try:

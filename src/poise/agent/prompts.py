@@ -102,7 +102,12 @@ def marked_text(text: str) -> str:
 
 def fitting_messages(messages: Sequence[Mapping[str, Any]], most_tokens: int) -> list[dict[str, Any]]:
     """The conversation within so many tokens: the oldest outputs of tools are shortened first, the newest stays."""
-    fitted = [dict(message) for message in messages]
+    fitted: list[dict[str, Any]] = []
+    for message in messages:
+        if fitted and message["role"] == fitted[-1]["role"] == "user":  # templates insist on turns that alternate
+            fitted[-1]["content"] = f"{fitted[-1]['content']}\n\n{message['content']}"
+        else:
+            fitted.append(dict(message))
     outputs = [message for message in fitted if message["role"] == "tool"]
     for message in outputs[:-1]:
         if prompt_estimate(fitted) <= most_tokens:
