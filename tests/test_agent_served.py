@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+
 import serving
 import tiny
 import tool_templates
-
 from poise.agent import AgentLimits, AgentSettings, ServedModel, ToolsFile, open_tools, replay_run, run_agent
 from poise.agent.records import read_records
 from poise.settings import check_settings

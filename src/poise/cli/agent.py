@@ -78,14 +78,19 @@ def agent_run_command(
     limits = _agent_limits(budget, max_tokens, max_seconds, max_spend, price, max_new_tokens)
     if (model or endpoint) is None:
         raise InvalidArgument("There is no model; name one with `model`, or its server with `endpoint`.")
-    with working(), contextlib.ExitStack() as opened:
-        from poise.agent import AgentSettings, FolderMemory, ToolsFile, open_tools, run_agent, write_run_page
-        from poise.storage.output import check_output_folder
+    with contextlib.ExitStack() as opened:
+        with working():  # its progress would be drawn over what a person is asked
+            from poise.agent import AgentSettings, FolderMemory, ToolsFile, open_tools, run_agent, write_run_page
+            from poise.storage.output import check_output_folder
 
-        check_output_folder(out, ["steps.jsonl", "run.html"], job="agent", run_folder=out)
-        settings = AgentSettings(limits=limits, approve=_approval_kinds(approve), persona=persona)
-        toolbox = opened.enter_context(open_tools(tools or ToolsFile()))
-        chosen = opened.enter_context(_agent_model(model, endpoint, watch or [], out, dtype, device))
+            if (out / "run.html").exists() and not (out / "steps.jsonl").exists():
+                raise InvalidArgument(f"`out` {out} holds a run.html that no agent's run wrote; choose another folder.")
+            check_output_folder(out, [], job="agent", run_folder=out)
+            settings = AgentSettings(limits=limits, approve=_approval_kinds(approve), persona=persona)
+            toolbox = opened.enter_context(open_tools(tools or ToolsFile()))
+            chosen = opened.enter_context(_agent_model(model, endpoint, watch or [], out, dtype, device))
+            remembering = FolderMemory(memory) if memory else None
+        opened.enter_context(contextlib.redirect_stdout(sys.stderr))
         try:
             result = run_agent(
                 goal,
@@ -94,7 +99,7 @@ def agent_run_command(
                 out,
                 settings,
                 person=TerminalPerson(answer),
-                memory=FolderMemory(memory) if memory else None,
+                memory=remembering,
                 listen=_show_record,
             )
         finally:
