@@ -62,6 +62,7 @@ def _take(page: Any, arguments: argparse.Namespace, suffix: str) -> None:
         picture("dials")
         page.keyboard.press("Escape")
     ask(QUESTION)
+    page.evaluate("() => window.scrollTo(0, 0)")  # to the question, which has gone up under the answer
     picture("chat")
     if suffix != "":
         return
