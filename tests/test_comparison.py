@@ -435,7 +435,7 @@ class TestCompare:
         path = task_file(home, tmp_path / "t.yaml", documents=None, vaccine=None, vectors=None, training=None)
         result = run("compare", path, "--out", tmp_path / "out")
         assert result.exit_code == 0, result.output
-        assert "Not measured: retrieval (needs documents" in result.stderr
+        assert result.stderr.count("Not measured: retrieval (needs documents") == 1
         comparison = load_comparison(tmp_path / "out" / "result.json")
         assert [arm.arm for arm in comparison.arms] == ["base"]
         assert comparison.recommendation.verdict == "unsure"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from poise.cli.options import Force, Json
-from poise.cli.work import note, working
+from poise.cli.work import working
 from poise.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -92,8 +92,6 @@ def _print_comparison(comparison: Comparison, out: Path) -> None:
     parts += [f"  {reason}" for reason in (*recommendation.reasons, *recommendation.cautions)]
     parts += ["", str(out / "result.json"), str(out / "report.html")]
     render.show(parts)
-    for remark in comparison.notes:
-        note(render.plain_text(remark))
 
 
 def _arm_table(*columns: str) -> Table:
