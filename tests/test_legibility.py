@@ -18,6 +18,7 @@ from poise import vector as vectors
 from poise.cli import app
 from poise.errors import InvalidArgument, InvalidData, JudgeUnavailable
 from poise.judge.yes_no import EndpointYesNo, LocalYesNo, YesNo, yes_no_reader
+from poise.knowledge import BuildSettings, build_knowledge
 from poise.legibility import Solution, read_problems, read_solutions, summarise_legibility, verify_solutions
 from poise.legibility.solutions import solves
 from poise.model import ask, load_model
@@ -213,6 +214,28 @@ class TestCommand:
         assert [one["name"] for one in shown["conditions"]] == ["before", "steered"]
         assert shown["changes"]["steered"]["n"] == 6
         assert len((tmp_path / "out" / ".run" / "solutions.jsonl").read_text().splitlines()) == 12
+
+    def test_measures_an_adapter_and_documents(self, home: Path, tmp_path: Path) -> None:
+        adapted = tiny.adapted(load_model(str(home / "model"), dtype=torch.float32).lm)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapted.save_pretrained(tmp_path / "adapter")
+        (tmp_path / "sums.md").write_text("# Sums\n\nTwo and two is four.\n")
+        build_knowledge([tmp_path / "sums.md"], tmp_path / "kb", None, BuildSettings(store="exact"))
+        result = run(
+            *("legibility", home / "problems.jsonl", "--prover", home / "model", "--verifier", home / "model"),
+            *("--tuned", tmp_path / "adapter", "--knowledge", tmp_path / "kb", "--max-new-tokens", "6"),
+            *("--out", tmp_path / "out", "--dtype", "float32", "--limit", "2"),
+        )
+        assert result.exit_code == 0, result.output
+        facts = json.loads((tmp_path / "out" / "legibility.json").read_text())
+        assert [one["name"] for one in facts["conditions"]] == ["before", "with documents", "tuned"]
+        solutions = [
+            json.loads(line) for line in (tmp_path / "out" / ".run" / "solutions.jsonl").read_text().splitlines()
+        ]
+        assert len({row["key"] for row in solutions}) == 6
+        assert len({row["value"] for row in solutions}) > 2
+        assert "too few problems for a verdict" in result.stdout
 
     def test_does_not_write_over_others_files(self, home: Path, tmp_path: Path) -> None:
         (tmp_path / "legibility.json").write_text("mine")

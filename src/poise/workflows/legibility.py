@@ -123,6 +123,7 @@ def _solutions(request: LegibilityRequest, folder: Path, load: ModelLoader) -> d
         written[condition.name] = write_solutions(
             problems, condition, journal, most_tokens=request.most_tokens, batch=request.batch
         )
+        del condition  # its model is to be gone before the next one is loaded
     free_memory()
     return written
 
