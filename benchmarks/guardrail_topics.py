@@ -3,9 +3,10 @@
     python benchmarks/guardrail_topics.py --data DIR [--model M] [--rate R]
 
 ``guardrail_topics.yaml`` has the phrases and, in other words, prompts on each topic and beside it. Detectors are fitted
-by ``fit_guard`` on ordinary talk, as ``poise guardrail fit`` does, and read as the server reads prompts. False alarms
-are on talk that the fit has not seen, and a prompt on one topic is talk to the other nine. Beside them, words and the
-sentence encoder, fitted to the same texts, with thresholds on the same part of it. Prints Markdown.
+by ``fit_guard`` on ordinary talk, as ``poise guardrail fit`` does, and read as the server reads prompts; ``encoder
+rules`` are those that are `read_by: encoder`, the same way. False alarms are on talk that the fit has not seen, and a
+prompt on one topic is talk to the other nine. Beside them, words and the sentence encoder, fitted to the same texts,
+with thresholds on the same part of it. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from guardrail_comparisons import talk
 from guardrail_quality import auc_shown, shown, threshold_of
 from poise.activations import project
 from poise.guardrail import Guardrail
+from poise.guardrail.encoder_reader import EncoderReader
 from poise.guardrail.fitting import GuardFitSettings, fit_guard
 from poise.model import Model, ask, load_model
 from poise.statistics.estimates import grouped_auc_estimate
@@ -50,6 +52,24 @@ def guard_scores(
         detector.rule: dict(zip(tried, last[:, k] - detector.centre, strict=True))
         for k, detector in enumerate(fitted.header.detectors)
     }
+    return scores, {detector.rule: detector.point.value for detector in fitted.header.detectors}
+
+
+def rule_scores(
+    topics: Topics, ordinary: Sequence[str], tried: Sequence[str], rate: float
+) -> tuple[Scores, dict[str, float]]:
+    """The same, of rules that are `read_by: encoder`, as they are shipped."""
+    rules = [
+        {"name": name, "definition": name, "examples": texts["phrases"], "output": "SKIP", "read_by": "encoder"}
+        for name, texts in topics.items()
+    ]
+    guardrail = Guardrail.model_validate({"name": "topics", "topics": rules})
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in ordinary]
+    fitted = fit_guard(guardrail, None, rows, GuardFitSettings(rate=rate))
+    reader, scores = EncoderReader(fitted), {name: dict[str, float]() for name in topics}
+    for text in tried:
+        for detector, value in reader.projections(text, "prompt"):
+            scores[detector.rule][text] = value - detector.centre
     return scores, {detector.rule: detector.point.value for detector in fitted.header.detectors}
 
 
@@ -85,15 +105,17 @@ def table(topics: Topics, scores: Scores, thresholds: Mapping[str, float], unsee
 
 
 def main(options: argparse.Namespace) -> None:
-    model = load_model(options.model)
     topics: Topics = yaml.safe_load((Path(__file__).parent / "guardrail_topics.yaml").read_text("utf-8"))
     step = options.talk_step
     ordinary = [*talk(options.data, "fit"), *talk(options.data, "threshold"), *talk(options.data, "choose")][::step]
     unseen = talk(options.data, "report")[::step]
     tried = [*unseen, *(t for texts in topics.values() for key in ("on_topic", "beside") for t in texts[key])]
-    print(f"{model.name}, rate {options.rate:g}, {len(ordinary)} conversations for fit and thresholds.\n")
+    print(f"{options.model}, rate {options.rate:g}, {len(ordinary)} conversations for fit and thresholds.\n")
     for way in options.ways:
-        if way == "detectors":
+        if way == "encoder rules":
+            scores, thresholds = rule_scores(topics, ordinary, tried, options.rate)
+        elif way == "detectors":
+            model = load_model(options.model)
             scores, thresholds = guard_scores(model, topics, ordinary, tried, options.rate)
         else:
             scores, thresholds = text_scores(topics, ordinary, tried, options.rate, way)
@@ -108,7 +130,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rate", type=float, default=0.01)
-    ways = ("detectors", "words", "encoder")
-    parser.add_argument("--ways", nargs="+", choices=ways, default=ways, metavar="WAY", help="default, all three")
+    ways = ("detectors", "encoder rules", "words", "encoder")
+    parser.add_argument("--ways", nargs="+", choices=ways, default=ways, metavar="WAY", help="default, all of them")
     parser.add_argument("--talk-step", type=int, default=1, help="take every so many-th text of ordinary talk")
     main(parser.parse_args())

@@ -77,7 +77,7 @@ def test_embeddings_equal_those_of_one_text_at_a_time() -> None:
         "Ja – für 3 €!",
         "long " * 400,
     ]
-    folder = exemplars._encoder_folder()
+    folder = exemplars.check_sentence_encoder()
     tokenizer, model = BertTokenizer.from_pretrained(folder), BertModel(BertConfig.from_pretrained(folder))
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     for text, row in zip(texts, embed(texts), strict=True):

@@ -168,3 +168,23 @@ def test_has_bedrocks_types(client: Any) -> None:
     types = (ROOT / "src" / "poise" / "guardrail" / "pii_types.py").read_text("utf-8")
     assert len(shape.enum) == 31
     assert [name for name in shape.enum if f'    "{name}",\n' not in types] == []
+
+
+def invoke_checks(client: Any, text: str, checks: dict[str, Any]) -> dict[str, Any]:
+    messages = [{"role": "user", "content": [{"text": text}]}]
+    answer: dict[str, Any] = client.invoke_guardrail_checks(messages=messages, checks=checks)
+    shape = client.meta.service_model.operation_model("InvokeGuardrailChecks").output_shape
+    raw = {name: value for name, value in answer.items() if name != "ResponseMetadata"}
+    report = ParamValidator().validate(raw, shape)
+    assert not report.has_errors(), report.generate_report()
+    check_choices(raw, shape)
+    return raw
+
+
+def test_checks_what_a_request_names(client: Any) -> None:
+    entities = {"sensitiveInformation": {"entities": [{"type": "EMAIL"}, {"type": "PHONE"}]}}
+    answer = invoke_checks(client, "Mail a@mail.example now.", entities)
+    [entity] = answer["results"]["sensitiveInformation"]["results"]
+    assert (entity["type"], entity["beginOffset"], entity["endOffset"]) == ("EMAIL", 5, 19)
+    with pytest.raises(ClientError, match=r"ValidationException.*No guardrail here reads HATE"):
+        invoke_checks(client, "Hello", {"contentFilter": {"categories": [{"category": "HATE"}]}})

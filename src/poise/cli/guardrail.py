@@ -11,7 +11,7 @@ import typer
 
 from poise.cli.given_texts import given_text
 from poise.cli.monitor import DataShapeOption
-from poise.cli.options import Device, Dtype, Force, Json, ModelName, Seed
+from poise.cli.options import Device, Dtype, Force, Json, Seed
 from poise.cli.work import load_model, note, working
 from poise.errors import InvalidArgument, UserError
 
@@ -162,11 +162,20 @@ def _readers(
     grounds = bool(guardrail.grounding) and way == "OUTPUT"
     if load and not (fitted or rule or grounds):
         raise InvalidArgument(f"{file} has no detectors for a `model` to be read with; fit it first.")
-    model = load() if load else None
+    judge = guardrail.judge is not None and guardrail.judge.by == "served"
+    model = load() if load and (guardrail.needs_model or judge or rule or grounds) else None
     left_out = []
-    if guardrail.needs_model and not (fitted and model):
-        how = "give --model" if fitted else "fit the guardrail with `poise guardrail fit`, and give --model"
-        left_out.append(f"Topics and content are read in a model's activations, and were not looked at; {how}.")
+    if guardrail.needs_fit and not fitted:
+        left_out.append(
+            "Topics and content are found by detectors, and were not looked at; fit the guardrail with `poise "
+            "guardrail fit`."
+        )
+    elif guardrail.needs_model and not model:
+        left_out.append(
+            "Topics and content are read in a model's activations, and were not looked at; give --model."
+            if not (fitted and fitted.encoder_detectors)
+            else "Rules that are read in a model's activations were not looked at; give --model."
+        )
     if rule and not model and rule.writer == "served":
         left_out.append(
             "Answers are reasoned about with a model, and were not; give --model, or an endpoint as `writer`."
@@ -174,7 +183,7 @@ def _readers(
     if grounds and not model:
         left_out.append("Answers are scored over their source with a model, and were not; give --model.")
     return _Readers(
-        activations=judged_reader(fitted, model) if fitted and model else None,
+        activations=judged_reader(fitted, model) if fitted and (model or fitted.encoder_detectors) else None,
         reason=_answer_reader(rule, model) if rule and (model or rule.writer != "served") else None,
         ground=grounding_reader(model) if grounds and model else None,
         left_out=tuple(left_out),
@@ -230,12 +239,20 @@ def publish(
 @app.command("fit")
 def fit_guardrail(
     file: GuardrailYAML,
-    model: ModelName,
     normal: Annotated[
         list[str],
         typer.Option("--normal", metavar="DATA", help="Ordinary conversations that thresholds are set on."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="F", dir_okay=False, help="File to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="M",
+            help="Model that is to be guarded; needed unless all rules are `read_by: encoder`.",
+            show_default=False,
+        ),
+    ] = None,
     rate: Annotated[
         float, typer.Option("--rate", metavar="R", help="Ordinary texts that each rule may stop, as a share.")
     ] = 0.01,
@@ -253,14 +270,14 @@ def fit_guardrail(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Fit detectors for topics and content to a model, with a promised rate of false alarms."""
+    """Fit detectors for topics and content, with a promised rate of false alarms."""
     with working():
         from poise.guardrail.fitting import GuardFitSettings
         from poise.workflows import fit_guard_file
 
         fitted = fit_guard_file(
             file,
-            partial(load_model, model, dtype, device),
+            partial(load_model, model, dtype, device) if model else None,
             normal,
             GuardFitSettings(rate=rate, layer=layer, limit=limit, seed=seed),
             out=out,
@@ -277,7 +294,9 @@ def _print_fit(fitted: FittedGuard, out: Path, *, as_json: bool) -> None:
         facts.print_json({"out": str(out), **fitted.header.model_dump(mode="json", exclude={"guardrail", "model"})})
         return
     render.show([_detector_table(fitted)])
-    note(f"Written to {out}. Next: poise serve --model {fitted.header.model.name} --guardrail {out}")
+    served = fitted.header.model.name if fitted.header.model else "M"
+    any_model = "" if fitted.header.model else ", with any model: the sentence encoder reads all rules"
+    note(f"Written to {out}{any_model}. Next: poise serve --model {served} --guardrail {out}")
 
 
 def _detector_table(fitted: FittedGuard) -> Any:
@@ -286,13 +305,15 @@ def _detector_table(fitted: FittedGuard) -> Any:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     judged = ("Judged",) if any(d.band for d in fitted.header.detectors) else ()
-    for name in ("Rule", "Way", "AUC", "Recall", "Beside it", "Promised rate", "Set on", *judged):
+    by = ("By",) if fitted.encoder_detectors else ()
+    for name in ("Rule", "Way", *by, "AUC", "Recall", "Beside it", "Promised rate", "Set on", *judged):
         table.add_column(name, no_wrap=name == "Rule")
     for d in fitted.header.detectors:
         f, p = d.figures, d.point
         table.add_row(
             d.rule,
             d.source.lower(),
+            *(d.read_by for _ in by),
             f"{f.auc:.2f} [{f.auc_low:.2f}, {f.auc_high:.2f}]",
             f"{f.recall:.2f} [{f.recall_low:.2f}, {f.recall_high:.2f}] of {f.examples}",
             f"{f.near_alarms} of {f.near_misses}",

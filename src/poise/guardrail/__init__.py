@@ -12,8 +12,10 @@ release               an answer that is still being written, behind a checked wi
 fitting, guard_file   topics and content as detectors of one model, their file, and what they read (``readings``)
 versions              guardrails in a folder, with drafts and numbers that stay
 fit_texts, planting   what they are fitted to: exemplars, ordinary talk, sentences planted in tools' results
-activation            texts read by themselves with these
-judging               a judge for readings that they are not sure of (``uncertain_band``)
+rule_detectors        readings of a rule's texts to threshold and figures, whatever reads them
+activation            texts read by themselves with the model's detectors
+text_units, encoder_reader, encoder_fitting   rules that the sentence encoder reads, part by part, without a model
+judging               all detectors, and a judge for what they are not sure of (``judge_settings``, ``uncertain_band``)
 grounding_policy      answers over their source and query
 
 What is found never carries the text that matched: that stays where it was, and a mark stands for it.

@@ -1,4 +1,4 @@
-"""Texts to what a fitted guardrail's detectors find in them, where no server reads them anyway."""
+"""Texts to what a fitted guardrail's detectors find in activations, where no server reads them anyway."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ActivationReader:
         return self._projections(text, "prompt" if source == "INPUT" else "answer", ANY_QUESTION)
 
     def _projections(self, text: str, place: ReadPlace, question: str) -> list[tuple[GuardDetector, float]]:
-        detectors = self.fitted.header.detectors
+        detectors = self.fitted.activation_detectors
         if not any(detector.reads == place for detector in detectors):
             return []
         pairs = zip(detectors, self._read(text, place, question), strict=True)

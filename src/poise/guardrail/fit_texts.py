@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -16,17 +16,19 @@ from typing import Any
 import numpy as np
 import yaml
 
-from poise.data import DataSet, InputRow, Rejections, data_from_rows, draw_conversations, last_user, turns
+from poise.data import Conversation, last_user, turns
 from poise.errors import TooFewResponses
+from poise.guardrail.judge_settings import JudgeSettings
 from poise.guardrail.planting import plant_sentence, sentences_of
 from poise.guardrail.readings import ReadPlace, tool_turns
-from poise.guardrail.schema import ContentRule, Guardrail, JudgeSettings, RuleAction, Source, Strength, TopicRule
+from poise.guardrail.schema import ContentRule, Guardrail, ReadBy, RuleAction, Source, Strength, TopicRule
 from poise.model import Encoded, Model, ask
 from poise.storage.content_hash import content_key
 
 __all__ = ["OrdinaryTexts", "RuleTexts", "last_token_of", "rule_texts"]
 
 FEWEST_EXAMPLES = 4
+STRENGTH_RATES: dict[Strength, float] = {"LOW": 0.2, "MEDIUM": 1.0, "HIGH": 5.0}
 ANY_RESULT_QUESTION = "What does it say?"
 
 
@@ -45,6 +47,7 @@ class RuleTexts:
         near_misses: Texts beside it.
         questions: What was asked before a tool's result, by its text.
         judge: Who is asked about uncertain readings.
+        reader: What reads them.
     """
 
     kind: str
@@ -57,6 +60,12 @@ class RuleTexts:
     near_misses: tuple[str, ...]
     questions: Mapping[str, str] = field(default_factory=dict)
     judge: JudgeSettings | None = None
+    reader: ReadBy = "activations"
+
+    @property
+    def times(self) -> float:
+        """What the rate that is asked for is multiplied by."""
+        return STRENGTH_RATES[self.strength]
 
 
 def rule_texts(guardrail: Guardrail) -> Iterator[RuleTexts]:
@@ -95,6 +104,7 @@ def _on_each_way(
                 strength=rule.strength(source) if isinstance(rule, ContentRule) else "MEDIUM",
                 examples=examples,
                 near_misses=near_misses,
+                reader=rule.read_by,
             )
 
 
@@ -148,10 +158,8 @@ class OrdinaryTexts:
     sha256: str
 
     @classmethod
-    def read(cls, model: Model, normal: DataSet | Iterable[InputRow], *, limit: int, seed: int) -> OrdinaryTexts:
-        """Encode what fits the model's window: of at most so many conversations, drawn at random."""
-        data = data_from_rows(normal, need="user")
-        drawn = draw_conversations(data, limit, seed=seed, rejections=Rejections())
+    def of(cls, model: Model, drawn: Sequence[Conversation], *, seed: int) -> OrdinaryTexts:
+        """Encode what fits the model's window."""
         prompts: dict[tuple[int, ...], tuple[Encoded, str]] = {}
         answers: dict[tuple[int, ...], tuple[tuple[object, ...], Encoded, str]] = {}
         names: Counter[str] = Counter()

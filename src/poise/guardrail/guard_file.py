@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError, field_serializer
+from pydantic import Field, ValidationError, field_serializer, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
 from poise.errors import InvalidSettings, OtherModel
 from poise.guardrail.findings import GuardFinding
 from poise.guardrail.readings import ReadPlace
-from poise.guardrail.schema import Guardrail, RuleAction, Source, Strength
+from poise.guardrail.schema import Guardrail, ReadBy, RuleAction, Source, Strength
 from poise.model import Model
 from poise.model.probe import Probe
 from poise.settings import FrozenModel, first_fault
@@ -25,6 +25,8 @@ from poise.storage.output import check_output
 from poise.vector.header import ModelId
 
 __all__ = [
+    "ENCODER",
+    "ENCODER_WIDTH",
     "DetectorFigures",
     "FittedGuard",
     "GuardDetector",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 KEY = "poise_guard"
+ENCODER, ENCODER_WIDTH = "all-MiniLM-L6-v2", 384
 Decision = Literal["pass", "ask", "act"]
 
 
@@ -82,8 +85,9 @@ class GuardDetector(FrozenModel):
     rule: str
     source: Source
     place: ReadPlace | None = Field(None, description="What is read; of older files, by the way.")
+    read_by: ReadBy = Field("activations", exclude_if=lambda by: by == "activations", description="What reads it.")
     action: RuleAction
-    layer: int
+    layer: int | None = Field(None, description="Layer of the model that is read; of the encoder, none.")
     centre: float = Field(description="Mean projection of ordinary talk.")
     strength: Strength = Field("MEDIUM", description="The rule's strength; a topic's is MEDIUM.")
     point: OperatingPoint
@@ -92,6 +96,12 @@ class GuardDetector(FrozenModel):
     )
     figures: DetectorFigures
     band: UncertainBand | None = None
+
+    @model_validator(mode="after")
+    def _of_one_reader(self) -> Self:
+        if (self.read_by == "encoder") != (self.layer is None):
+            raise ValueError(f"is read by {self.read_by} at layer {self.layer}; only activations have layers")
+        return self
 
     @property
     def reads(self) -> ReadPlace:
@@ -128,7 +138,8 @@ class GuardHeader(FrozenModel):
 
     format: Literal[1] = 1
     guardrail: Guardrail
-    model: ModelId
+    model: ModelId | None = Field(None, description="Model that it was fitted on; none where the encoder reads all.")
+    encoder: str | None = Field(None, exclude_if=lambda name: name is None, description="Sentence encoder that reads.")
     detectors: tuple[GuardDetector, ...]
     window: int = Field(description="Tokens of an answer that are averaged.")
     rate: float
@@ -136,6 +147,15 @@ class GuardHeader(FrozenModel):
     normal: dict[str, int]
     normal_sha256: str
     examples_sha256: str
+
+    @model_validator(mode="after")
+    def _has_its_readers(self) -> Self:
+        readers = {detector.read_by for detector in self.detectors}
+        if "activations" in readers and self.model is None:
+            raise ValueError("names no model, and has detectors of its activations")
+        if ("encoder" in readers) != (self.encoder is not None) or self.encoder not in (None, ENCODER):
+            raise ValueError(f"names the encoder {self.encoder}, and is read by {', '.join(sorted(readers))}")
+        return self
 
     @field_serializer("guardrail")
     def _as_it_was_written(self, guardrail: Guardrail) -> dict[str, Any]:
@@ -149,11 +169,13 @@ class FittedGuard:
 
     Attributes:
         header: What the file says.
-        directions: Direction of each detector, float32 [k, d].
+        directions: Direction of each detector that reads activations, float32 [k, d].
+        encoder_directions: Direction of each that the encoder reads, float32 [k, 384].
     """
 
     header: GuardHeader
     directions: torch.Tensor
+    encoder_directions: torch.Tensor = field(default_factory=lambda: torch.zeros(0, ENCODER_WIDTH))
 
     @property
     def guardrail(self) -> Guardrail:
@@ -161,16 +183,30 @@ class FittedGuard:
         return self.header.guardrail
 
     @property
+    def activation_detectors(self) -> tuple[GuardDetector, ...]:
+        """Those that read the model's activations, as ``directions`` has them."""
+        return tuple(d for d in self.header.detectors if d.read_by == "activations")
+
+    @property
+    def encoder_detectors(self) -> tuple[GuardDetector, ...]:
+        """Those that the sentence encoder reads, as ``encoder_directions`` has them."""
+        return tuple(d for d in self.header.detectors if d.read_by == "encoder")
+
+    @property
     def probes(self) -> tuple[Probe, ...]:
-        """What reads each detector."""
-        return tuple(Probe(d.layer, row) for d, row in zip(self.header.detectors, self.directions, strict=True))
+        """What reads each detector of activations."""
+        layers = [detector.layer for detector in self.activation_detectors]
+        pairs = zip(layers, self.directions, strict=True)
+        return tuple(Probe(layer, row) for layer, row in pairs if layer is not None)
 
     def check_model(self, model: Model) -> None:
-        """Refuse another model than its own: directions and thresholds hold there alone.
+        """Refuse another model than its own: directions and thresholds of activations hold there alone.
 
         Raises:
             OtherModel: says how they are related.
         """
+        if self.header.model is None:  # the encoder reads all of it, whatever the model
+            return
         relation = self.header.model.relation(model)
         if relation.kind != "same":
             raise OtherModel(
@@ -192,12 +228,19 @@ class FittedGuard:
     def serialised(self) -> bytes:
         """What its file holds."""
         document = json.dumps(self.header.model_dump(mode="json", by_alias=True), ensure_ascii=False, sort_keys=True)
-        return serialise({"directions": self.directions.contiguous()}, metadata={KEY: document})
+        tensors = {"directions": self.directions.contiguous()}
+        if self.encoder_detectors:
+            tensors["encoder_directions"] = self.encoder_directions.contiguous()
+        return serialise(tensors, metadata={KEY: document})
 
     def same_detectors(self, other: FittedGuard) -> bool:
         """Whether both read the same directions with the same thresholds."""
         mine, theirs = (each.header.model_copy(update={"guardrail": self.guardrail}) for each in (self, other))
-        return mine == theirs and torch.equal(self.directions, other.directions)
+        return (
+            mine == theirs
+            and torch.equal(self.directions, other.directions)
+            and torch.equal(self.encoder_directions, other.encoder_directions)
+        )
 
 
 def guard_loss(path: Path, name: str) -> str:
@@ -228,16 +271,20 @@ def load_guard(path: Path) -> FittedGuard:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
-            directions = file.get_tensor("directions")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = GuardHeader.model_validate_json(metadata[KEY])
+        fitted = FittedGuard(header, tensors.pop("directions"), **tensors)
     except ValidationError as error:
         fault = first_fault(error, GuardHeader)
         raise InvalidSettings(f"{path} is not a guard of this version: {fault}; fit it again.") from error
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidSettings(
             f"{path} is no fitted guardrail, or is cut short ({type(error).__name__}); make one with "
             "`poise guardrail fit`."
         ) from error
-    if directions.shape[:1] != (len(header.detectors),) or not torch.isfinite(directions).all():
+    encoded = (len(fitted.encoder_detectors), ENCODER_WIDTH)
+    shapes_fit = fitted.directions.shape[:1] == (len(fitted.activation_detectors),)
+    both = (fitted.directions, fitted.encoder_directions)
+    if not shapes_fit or fitted.encoder_directions.shape != encoded or not all(torch.isfinite(x).all() for x in both):
         raise InvalidSettings(f"{path} is broken: its directions do not fit its detectors; fit it again.")
-    return FittedGuard(header, directions)
+    return fitted

@@ -1,4 +1,4 @@
-"""Readings that are neither clearly ordinary nor clearly of a rule: a judge is asked, and only about these."""
+"""Texts to what detectors find in them; about readings that are uncertain, and only these, a judge is asked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 from poise.errors import JudgeUnavailable
 from poise.guardrail.activation import ActivationReader
+from poise.guardrail.encoder_reader import EncoderReader
 from poise.guardrail.findings import GuardFinding
 from poise.guardrail.guard_file import FittedGuard, GuardDetector
-from poise.guardrail.schema import ContentType, Guardrail, JudgeSettings, Source
+from poise.guardrail.judge_settings import JudgeSettings
+from poise.guardrail.schema import ContentType, Guardrail, Source
 from poise.judge import Judge, Judgement
 from poise.judge.endpoint import EndpointJudge
 from poise.judge.local_model import LocalJudge
@@ -19,7 +21,7 @@ from poise.judge.prompts import Prompt
 from poise.model import Model
 from poise.monitor.baseline import ReadsText
 
-__all__ = ["JudgedReader", "judged_reader", "rule_prompt"]
+__all__ = ["DetectorReader", "JudgedReader", "judged_reader", "rule_prompt"]
 
 SHOWN_EXAMPLES = 4  # a side
 RETRIES = 1
@@ -50,8 +52,57 @@ Between = Callable[[Callable[[], Any]], Any]
 """Runs work of the model where it may run, and gives what it returns."""
 
 
+class DetectorReader:
+    """Reads texts by themselves with all detectors of a guardrail: the model's, and the sentence encoder's.
+
+    Args:
+        fitted: The guardrail.
+        model: The model that it was fitted on; without it the detectors of activations are not read.
+        between: Runs work of the model.
+        read_text: Reads a text, where another engine than transformers runs the model.
+
+    Raises:
+        OtherModel: the guardrail was fitted on another model.
+        MissingExtra: it needs the encoder, which is not installed.
+
+    Attributes:
+        fitted: The guardrail.
+        model: The model.
+        read_text: What reads a text in the model's place, if anything does.
+    """
+
+    def __init__(
+        self, fitted: FittedGuard, model: Model | None, between: Between, read_text: ReadsText | None = None
+    ) -> None:
+        self.fitted, self.model, self.read_text, self._between = fitted, model, read_text, between
+        self._activations: ActivationReader | None = None
+        if model is not None and fitted.activation_detectors:
+            self._activations = ActivationReader(fitted, model, read_text)
+        self._encoder = EncoderReader(fitted) if fitted.encoder_detectors else None
+
+    def __call__(self, text: str, source: Source) -> list[GuardFinding]:
+        """Findings of all detectors of prompts, or of answers.
+
+        Raises:
+            InvalidArgument: the text does not fit the model's window, or is longer than the encoder reads.
+        """
+        findings = [detector.finding(value, len(text)) for detector, value in self.projections(text, source)]
+        return [finding for finding in findings if finding]
+
+    def projections(self, text: str, source: Source) -> list[tuple[GuardDetector, float]]:
+        """Each detector of this way with what it reads; the encoder does not wait for the model.
+
+        Raises:
+            InvalidArgument: the text does not fit the model's window, or is longer than the encoder reads.
+        """
+        encoded = self._encoder.projections(text, "prompt" if source == "INPUT" else "answer") if self._encoder else []
+        if (activations := self._activations) is None:
+            return encoded
+        return [*self._between(lambda: activations.projections(text, source)), *encoded]
+
+
 class JudgedReader:
-    """Reads texts as ``ActivationReader`` does, and asks a judge where a reading lies in the uncertain band.
+    """Reads texts, and asks a judge where a reading lies in the uncertain band.
 
     Args:
         reader: Reads the detectors.
@@ -62,7 +113,7 @@ class JudgedReader:
         failed: Times that it did not answer.
     """
 
-    def __init__(self, reader: ActivationReader, between: Between) -> None:
+    def __init__(self, reader: DetectorReader, between: Between) -> None:
         self._reader, self._between = reader, between
         self.asked = self.failed = 0
 
@@ -73,7 +124,7 @@ class JudgedReader:
             InvalidArgument: the text does not fit the model's window.
         """
         findings = []
-        for detector, projection in self._between(lambda: self._reader.projections(text, source)):
+        for detector, projection in self._reader.projections(text, source):
             decision = detector.decision(projection)
             if decision == "act":
                 findings.append(detector.certain(projection, len(text)))
@@ -103,6 +154,8 @@ class JudgedReader:
             if settings.by == "served" and self._reader.read_text:
                 return Judgement(None, "the served model judges with Poise's own engine alone; take an endpoint")
             if settings.by == "served":
+                if self._reader.model is None:
+                    return Judgement(None, "the served model is to judge, and there is none; give it as `model`")
                 local = LocalJudge(self._reader.model, prompt, "served")
                 [judgement] = self._between(lambda: local([""], [text]))
             else:
@@ -116,21 +169,23 @@ FAILURE_WORDS = {True: "acts, as its `on_failure` says", False: "lets the text p
 
 
 def judged_reader(
-    fitted: FittedGuard, model: Model, between: Between | None = None, read_text: ReadsText | None = None
-) -> JudgedReader | ActivationReader:
+    fitted: FittedGuard, model: Model | None, between: Between | None = None, read_text: ReadsText | None = None
+) -> JudgedReader | DetectorReader:
     """What reads a fitted guardrail's detectors, with its judge where it has one.
 
     Args:
         fitted: The guardrail.
-        model: The model that it was fitted on.
+        model: The model that it was fitted on; not needed where the encoder reads all of it.
         between: Runs work of the model; by default here and now.
         read_text: Reads a text, where another engine than transformers runs the model.
 
     Raises:
         OtherModel: the guardrail was fitted on another model.
+        MissingExtra: it needs the encoder, which is not installed.
     """
-    reader = ActivationReader(fitted, model, read_text)
-    return JudgedReader(reader, between or (lambda work: work())) if fitted.guardrail.judge else reader
+    run = between or (lambda work: work())
+    reader = DetectorReader(fitted, model, run, read_text)
+    return JudgedReader(reader, run) if fitted.guardrail.judge else reader
 
 
 def rule_prompt(guardrail: Guardrail, rule: str, source: Source) -> Prompt:

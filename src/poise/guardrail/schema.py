@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from poise.guardrail.judge_settings import JudgeSettings
 from poise.guardrail.patterns import check_pattern
 from poise.guardrail.pii_types import PiiType
 from poise.guardrail.reasoning_rule import ReasoningRule
@@ -24,10 +25,10 @@ __all__ = [
     "GroundingRule",
     "Guardrail",
     "GuardrailMessages",
-    "JudgeSettings",
     "PatternRule",
     "PiiRule",
     "ProfanityRule",
+    "ReadBy",
     "RuleAction",
     "SensitivePolicy",
     "Source",
@@ -45,6 +46,8 @@ Strength = Literal["NONE", "LOW", "MEDIUM", "HIGH"]
 ContentType = Literal["HATE", "INSULTS", "SEXUAL", "VIOLENCE", "MISCONDUCT", "PROMPT_ATTACK", "INDIRECT_ATTACK"]
 """Kinds of harmful content: Bedrock's six, and instructions to the model that stand in a tool's result."""
 ATTACKS = ("PROMPT_ATTACK", "INDIRECT_ATTACK")
+ReadBy = Literal["activations", "encoder"]
+READ_BY = "What reads it: the served model's ``activations``, or the sentence ``encoder``, which needs no model."
 Language = Literal[
     "arabic",
     "chinese",
@@ -73,9 +76,7 @@ Language = Literal[
 ]
 
 
-HIGHEST_RATE = 0.49  # that a threshold can promise
 HELD_BACK, MOST_HELD_BACK = 128, 4000  # characters
-JUDGE_SECONDS = 20.0
 RuleName = Annotated[FilledText, Field(max_length=100)]
 Phrase = Annotated[FilledText, Field(max_length=100)]
 Example = Annotated[FilledText, Field(max_length=1000)]
@@ -218,6 +219,7 @@ class TopicRule(Rule):
     definition: FilledText = Field(max_length=1000)
     examples: tuple[Example, ...] = Field(min_length=1, max_length=200, description="Texts on the subject.")
     near_misses: tuple[Example, ...] = Field((), max_length=200, description="Texts beside it, which may pass.")
+    read_by: ReadBy = Field("activations", description=READ_BY)
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
@@ -244,6 +246,7 @@ class ContentRule(Settings):
     action: Literal["BLOCK", "NONE"] = "BLOCK"
     examples: tuple[Example, ...] = Field((), max_length=200, description="More texts of this kind.")
     near_misses: tuple[Example, ...] = Field((), max_length=200, description="More texts beside it.")
+    read_by: ReadBy = Field("activations", description=READ_BY)
 
     @model_validator(mode="before")
     @classmethod
@@ -255,6 +258,11 @@ class ContentRule(Settings):
     def _looks_somewhere(self) -> Self:
         if self.type in ATTACKS and self.output != "NONE":
             raise placed_fault(f"is {self.output}; attacks come with prompts, so that it may only be NONE", "output")
+        if self.type == "INDIRECT_ATTACK" and self.read_by != "activations":
+            fault = (
+                f"is {self.read_by}; INDIRECT_ATTACK is read in activations alone, which find more of it; take it out"
+            )
+            raise placed_fault(fault, "read_by")
         if self.input == self.output == "NONE":
             raise ValueError("has the strength NONE for input and output, so that it does nothing; take the rule out")
         return self
@@ -274,37 +282,6 @@ class GroundingRule(Settings):
     type: Literal["GROUNDING", "RELEVANCE"]
     threshold: float = Field(ge=0, le=0.99, description="Least score, from 0 to 1.")
     action: Literal["BLOCK", "NONE"] = "BLOCK"
-
-
-class JudgeSettings(Settings):
-    """Who is asked about texts that detectors are not sure of, and what is done where nobody answers."""
-
-    by: str = Field(
-        pattern=r"^(served|endpoint:\S+)$",
-        description="``served``: the guarded model itself; ``endpoint:NAME``: a model on an OpenAI-compatible server.",
-    )
-    url: str | None = Field(None, pattern="^https?://", description="URL of the server; else ``OPENAI_BASE_URL``.")
-    band: tuple[float, float] = Field(
-        (0.002, 0.05), description="Rates of ordinary talk: of the score that acts unasked, and that is asked about."
-    )
-    threshold: float = Field(50.0, ge=0, le=100, description="Least score of 0 to 100 at which the rule applies.")
-    on_failure: Literal["BLOCK", "PASS"] = Field("BLOCK", description="What is done where the judge does not answer.")
-    timeout: float = Field(JUDGE_SECONDS, gt=0, le=600, description="Seconds that the server may take.")
-
-    @model_validator(mode="after")
-    def _is_a_band(self) -> Self:
-        acts, asks = self.band
-        if not 0 < acts < asks <= HIGHEST_RATE:
-            raise placed_fault(f"is {acts:g} to {asks:g}; both are rates from 0 to 0.49, the lower first", "band")
-        for name, unused in (("url", None), ("timeout", JUDGE_SECONDS)):
-            if self.by == "served" and getattr(self, name) != unused:
-                raise placed_fault("is not used where the served model judges; take it out", name)
-        return self
-
-    def band_at(self, times: float) -> tuple[float, float]:
-        """The rates at a strength that multiplies them, below those that cannot be promised."""
-        acts, asks = (min(rate * times, HIGHEST_RATE) for rate in self.band)
-        return acts, asks
 
 
 class Guardrail(Settings):
@@ -342,7 +319,7 @@ class Guardrail(Settings):
         if self.streaming == "asynchronous" and self.window != HELD_BACK:
             fault = "holds nothing back, since streaming is asynchronous; take it out, or stream synchronously"
             raise placed_fault(fault, "window")
-        if self.judge and not self.needs_model:
+        if self.judge and not self.needs_fit:
             raise placed_fault("is asked about topics and content, and there are none; take it out", "judge")
         _refuse_repeats("grounding", [rule.type for rule in self.grounding], "type")
         policies = (self.words, self.sensitive, self.topics, self.content, self.grounding, self.reasoning)
@@ -360,9 +337,19 @@ class Guardrail(Settings):
         return [name for name, action in rules if action == "ANONYMIZE"]
 
     @property
+    def needs_fit(self) -> bool:
+        """Whether any of it is found by detectors."""
+        return bool(self.topics or self.content)
+
+    @property
     def needs_model(self) -> bool:
         """Whether any of it is read in a model's activations."""
-        return bool(self.topics or self.content)
+        return "activations" in self.readers
+
+    @property
+    def readers(self) -> set[ReadBy]:
+        """What reads its topics and content."""
+        return {topic.read_by for topic in self.topics} | {rule.read_by for rule in self.content}
 
 
 def load_guardrail(path: str | Path) -> Guardrail:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from poise.guardrail.guard_file import OperatingPoint, UncertainBand
-from poise.guardrail.schema import HIGHEST_RATE
+from poise.guardrail.judge_settings import HIGHEST_RATE
 from poise.statistics.conformal import exact_interval, threshold
 
 __all__ = ["operating_point", "uncertain_band"]

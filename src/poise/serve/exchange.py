@@ -232,7 +232,7 @@ class CompletionExchange:
             with self.service.metrics.guardrails.timed(guardrail, "answer"):
                 return check()
 
-        return await self.service.workers.run(timed)
+        return await self.service.workers.run(timed, waits=self.service.guardrails.encode)
 
     async def _score_prompts(self) -> None:
         if (scoring := self.plan.scoring) is None:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from poise.engine import GeneratedToken
+from poise.errors import InvalidArgument, RequestError
 from poise.guardrail import Checker, GuardFinding
 from poise.guardrail.apply import ActivationFinder
 from poise.guardrail.automated_reasoning import AnswerReasoner, ReasonedAnswer
+from poise.guardrail.encoder_reader import AnswerEncoding, EncoderReader
 from poise.guardrail.findings import blocks, masked
 from poise.guardrail.guard_file import FittedGuard
-from poise.guardrail.judging import JudgedReader, judged_reader
+from poise.guardrail.judging import judged_reader
 from poise.guardrail.release import ReleaseWindow
 from poise.guardrail.schema import Source
 from poise.model import Model
@@ -29,7 +31,16 @@ from poise.serve.rendering import CompletionKind
 from poise.serve.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIRequest
 from poise.serve.scheduler import Scheduler
 
-__all__ = ["AnswerGuard", "GuardedRequest", "ServerGuard", "guarded_part", "guarded_text", "is_last", "masked_token"]
+__all__ = [
+    "AnswerGuard",
+    "GuardedRequest",
+    "ServerGuard",
+    "encoded_text",
+    "guarded_part",
+    "guarded_text",
+    "is_last",
+    "masked_token",
+]
 
 REMOVED = "[removed]"
 """What stands in the history for a turn that was blocked."""
@@ -64,11 +75,13 @@ class ServerGuard:
         checker: The guardrail with its finders.
         fitted: The guardrail with its detectors, where it was fitted.
         reasoner: Reasons about answers, where its policy says so.
+        encoder: Reads texts for the rules that the sentence encoder reads, where there are any.
     """
 
     checker: Checker
     fitted: FittedGuard | None = None
     reasoner: AnswerReasoner | None = None
+    encoder: EncoderReader | None = field(default=None, repr=False)
     _remembered: dict[tuple[bytes, Source], list[GuardFinding]] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # requests come from several threads
 
@@ -91,16 +104,15 @@ class ServerGuard:
 
     def read_along(self, plan: RequestPlan) -> RequestPlan:
         """The plan with the detectors read in every pass, behind the watched vectors."""
-        if self.fitted is None:
+        if self.fitted is None or not (probes := self.fitted.probes):
             return plan
-        probes = self.fitted.probes
         return replace(plan, requests=tuple(replace(r, probes=(*r.probes, *probes)) for r in plan.requests))
 
     def with_detectors(
         self, alarms: AlarmGuard, watched: int, body: OpenAIRequest, *, results_read: bool = False
     ) -> AlarmGuard | DetectorGuard:
         """What looks at the readings of one answer; not at tools' results, where these were read before."""
-        if self.fitted is None:
+        if self.fitted is None or not self.fitted.activation_detectors:
             return alarms
         after_tool = not results_read and isinstance(body, ChatCompletionRequest) and body.messages[-1].role == "tool"
         return DetectorGuard(self.fitted, alarms, watched, after_tool=after_tool)
@@ -108,13 +120,10 @@ class ServerGuard:
     def reader(
         self, model: Model, between: Callable[[Callable[[], Any]], Any], read_text: ReadsText | None = None
     ) -> ActivationFinder | None:
-        """What reads a text by itself with the detectors, between two steps of the model; ``None`` without any."""
+        """What reads a text by itself with the detectors, those of activations between two steps of the model."""
         if self.fitted is None:
             return None
-        reader = judged_reader(self.fitted, model, between, read_text)
-        if isinstance(reader, JudgedReader):  # it waits for its judge outside of the model's steps
-            return reader
-        return lambda text, source: list(between(lambda: reader(text, source)))
+        return judged_reader(self.fitted, model, between, read_text)
 
     @property
     def input_message(self) -> str:
@@ -135,6 +144,10 @@ class ServerGuard:
         write = EndpointFactWriter(writer) if writer else ServedFactWriter(model, scheduler)
         return lambda question, answer: reasoner(question, answer, write)
 
+    def answer_encoding(self) -> AnswerEncoding | None:
+        """What reads one answer while it is written; ``None`` where the encoder reads no answers."""
+        return AnswerEncoding(self.encoder) if self.encoder and self.encoder.reads("answer") else None
+
     def message(self, detectors: DetectorGuard | None) -> str:
         """What follows an answer that was blocked."""
         messages = self.checker.guardrail.messages
@@ -146,6 +159,8 @@ class ServerGuard:
         findings = self._remembered.get(key)
         if findings is None:
             findings = self.checker.find(text, source)
+            if self.encoder:
+                findings = [*findings, *self.encoder.findings(text, "prompt" if source == "INPUT" else "answer")]
             with self._lock:
                 while len(self._remembered) >= MOST_REMEMBERED:
                     self._remembered.pop(next(iter(self._remembered)))
@@ -158,11 +173,17 @@ class ServerGuard:
         What users and tools say is a prompt, what the assistant said an answer; system turns are the server's own
         affair. Of a chat, only turns after the assistant's last one end the request: earlier ones that are blocked are
         taken out of the history.
+
+        Raises:
+            RequestError: a text is longer than is checked.
         """
-        if isinstance(body, ChatCompletionRequest):
-            return self._guard_chat(body)
-        if isinstance(body, CompletionRequest):
-            return self._guard_prompts(body, model)
+        try:
+            if isinstance(body, ChatCompletionRequest):
+                return self._guard_chat(body)
+            if isinstance(body, CompletionRequest):
+                return self._guard_prompts(body, model)
+        except InvalidArgument as error:
+            raise RequestError(400, str(error), code="invalid_value") from error
         return GuardedRequest(body=body, guard=self)
 
     def _guard_chat(self, body: ChatCompletionRequest) -> GuardedRequest:
@@ -227,6 +248,7 @@ class AnswerGuard:
         self._detectors = readings if isinstance(readings, DetectorGuard) else None
         self.blocked = False
         self._window = self._new_window()
+        self._encoding = guard.answer_encoding()
         self._part = ""
         self._pending: list[GeneratedToken] = []
         self._facts: list[dict[str, Any]] = []
@@ -258,8 +280,8 @@ class AnswerGuard:
             self._pending, self.blocked = [], True
             return guarded
         released: list[GeneratedToken] = []
-        blocked = False
-        for token in guarded.output.tokens:
+        blocked = self._encoded_block(guarded)
+        for token in guarded.output.tokens if not blocked else ():
             if self._part_of(token) != self._part:
                 blocked = blocked or self._release([], released, last=True)
                 self._window, self._part = self._new_window(), self._part_of(token)
@@ -272,6 +294,17 @@ class AnswerGuard:
             self._pending, self.blocked = [], True
             return replace(guarded, output=replace(output, ahead=(), finish=None, end=None), stopped=True)
         return replace(guarded, output=output)
+
+    def _encoded_block(self, guarded: GuardedOutput) -> bool:
+        """Whether what the encoder reads of the reply so far ends the answer; it looks whenever the window does."""
+        if self._encoding is None:
+            return False
+        self._encoding.add(encoded_text(guarded, self._kind))
+        if not self.is_due(guarded):
+            return False
+        findings = self._encoding.look(last=is_last(guarded))
+        self._facts += intervention_facts(self._guard.name, findings, "OUTPUT")
+        return blocks(findings)
 
     def _release(self, tokens: Sequence[GeneratedToken], released: list[GeneratedToken], *, last: bool) -> bool:
         self._pending += tokens
@@ -301,6 +334,11 @@ def guarded_part(token: GeneratedToken, kind: CompletionKind) -> str:
 def guarded_text(token: GeneratedToken, kind: CompletionKind) -> str:
     """What is read of a token."""
     return token.text if kind == "chat" or token.piece is None else token.piece
+
+
+def encoded_text(guarded: GuardedOutput, kind: CompletionKind) -> str:
+    """What the encoder reads of an output: the reply, as detectors do, and no thought."""
+    return "".join(guarded_text(token, kind) for token in guarded.output.tokens if token.part == "reply")
 
 
 def is_last(guarded: GuardedOutput) -> bool:

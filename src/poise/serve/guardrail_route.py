@@ -110,7 +110,7 @@ def _grounding_reader(service: Service) -> GroundingReader:
 
 def aws_error(path: str, error: RequestError) -> tuple[dict[str, Any], dict[str, str]]:
     """Body and headers of a refusal; on Bedrock's routes with what its clients read beside it."""
-    if not path.startswith("/guardrail/"):
+    if not path.startswith(("/guardrail/", "/guardrail-checks/")):
         return error.body, error.headers
     kind = AWS_ERRORS.get(error.status, "ValidationException" if error.status < 500 else "InternalServerException")
     return {**error.body, "message": error.message}, {**error.headers, "x-amzn-errortype": kind}

@@ -11,6 +11,7 @@ from pathlib import Path
 from poise.errors import InvalidArgument, RequestError
 from poise.guardrail import checker_of
 from poise.guardrail.automated_reasoning import AnswerReasoner
+from poise.guardrail.encoder_reader import EncoderReader
 from poise.guardrail.versions import GuardrailSource, guardrail_files, guardrail_sources
 from poise.model import Model
 from poise.serve.guarding import ServerGuard
@@ -48,6 +49,11 @@ class GuardrailSet:
     def notes(self) -> list[str]:
         """What the server's user should know of what they do not see."""
         return list(dict.fromkeys(note for guard in self.guards.values() for note in guard.notes))
+
+    @property
+    def encode(self) -> bool:
+        """Whether the sentence encoder reads for any of them, which takes longer than words do."""
+        return any(guard.encoder for guard in self.guards.values())
 
     def find(self, name: str) -> ServerGuard | None:
         """The guardrail called ``NAME/VERSION``, or the last number of ``NAME``, else its draft."""
@@ -142,13 +148,16 @@ def _sum(source: GuardrailSource) -> str:
 def _server_guard(source: GuardrailSource, model: Model | None) -> ServerGuard:
     if source.fitted and model is not None:
         source.fitted.check_model(model)
-    if source.guardrail.needs_model and not source.fitted:
+    if source.guardrail.needs_fit and not source.fitted:
         raise InvalidArgument(
-            f"{source.path} has topics or content, which are read in a model's activations; fit it with "
-            "`poise guardrail fit`, and serve the file that this writes."
+            f"{source.path} has topics or content, which detectors find; fit it with `poise guardrail fit`, and serve "
+            "the file that this writes."
         )
     reasoner = AnswerReasoner(rule) if (rule := source.guardrail.reasoning) else None
-    return ServerGuard(checker_of(source.guardrail), source.fitted, reasoner)
+    encoder = EncoderReader(source.fitted) if source.fitted and source.fitted.encoder_detectors else None
+    if encoder and model is not None:
+        encoder.warm_up()
+    return ServerGuard(checker_of(source.guardrail), source.fitted, reasoner, encoder)
 
 
 def _first_guard(paths: Sequence[Path], guards: Mapping[tuple[str, str], ServerGuard]) -> ServerGuard | None:

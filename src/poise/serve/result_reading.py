@@ -32,7 +32,7 @@ def result_detector(fitted: FittedGuard | None) -> tuple[GuardDetector, Probe] |
     """What reads tools' results, if a guardrail has it."""
     if fitted is None:
         return None
-    pairs = zip(fitted.header.detectors, fitted.probes, strict=True)
+    pairs = zip(fitted.activation_detectors, fitted.probes, strict=True)
     return next((pair for pair in pairs if pair[0].reads == "tool result"), None)
 
 

@@ -118,6 +118,7 @@ class Service:
         """
         loop, session = asyncio.get_running_loop(), named_session(body)
         waits = self.policies.of(key).runs is not None and bool(self.guardrails.guards)  # for results to be read
+        waits = waits or self.guardrails.encode
         exchange = await self.workers.run(lambda: self._plan(body, key, loop, session), size=size, waits=waits)
         note_exchange(exchange)
         most = exchange.plan.prompt_tokens + exchange.plan.most_new_tokens

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from poise.data import open_data
 from poise.guardrail.fit_texts import rule_texts
-from poise.guardrail.fitting import GuardFitSettings, fit_guard
+from poise.guardrail.fitting import GuardFitSettings, check_fit_model, fit_guard
 from poise.guardrail.guard_file import FittedGuard, guard_loss
 from poise.guardrail.schema import load_guardrail
 from poise.storage.output import check_output, check_writable
@@ -18,7 +18,7 @@ __all__ = ["fit_guard_file"]
 
 def fit_guard_file(
     path: Path,
-    model: ModelSource,
+    model: ModelSource | None,
     normal: Sequence[str],
     settings: GuardFitSettings,
     *,
@@ -30,7 +30,7 @@ def fit_guard_file(
 
     Args:
         path: The guardrail's YAML.
-        model: Model that is to be guarded, or what loads it.
+        model: Model that is to be guarded, or what loads it; not loaded where the encoder reads all rules.
         normal: Names of ordinary talk.
         settings: Rate, layer, folds, seed.
         out: File to write.
@@ -42,10 +42,12 @@ def fit_guard_file(
     """
     guardrail = load_guardrail(path)
     list(rule_texts(guardrail))
+    check_fit_model(guardrail, model, settings)
     data = open_data(list(normal), shape=shape, need="user")
     inputs = [path, *data.files]
     check_output(out, inputs=inputs, loss=lambda existing: guard_loss(existing, guardrail.name), force=force)
     check_writable(out)
-    fitted = fit_guard(guardrail, load_now(model), data, settings)
+    loaded = load_now(model) if model is not None and guardrail.needs_model else None
+    fitted = fit_guard(guardrail, loaded, data, settings)
     fitted.save(out, force=force)
     return fitted
