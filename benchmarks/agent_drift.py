@@ -1,9 +1,11 @@
 """Personas over long runs under pushes against them, held or not, through the server; and false alarms of run charts.
 
+    python benchmarks/agent_drift.py simulated --out FOLDER
     python benchmarks/agent_drift.py alarms --data DIR [--model M] [--exchanges N] --out FOLDER
     python benchmarks/agent_drift.py hold [--model M] [--personas NAME...] [--turns N] [--runs N] --out FOLDER
     python benchmarks/agent_drift.py show --out FOLDER
 
+*simulated*: numbers in place of readings, whose truth is known: steps that lean on the step before and on their run.
 *alarms*: answers of ordinary talk are read, and runs of 60 steps are drawn from them, each with two thirds of its
 steps from one source, so that steps of a run are alike; charts are fitted to runs of one half of the answers and tried
 on runs of the other. *hold*, which takes its limit from these: a persona by system prompt, and a fixed list of users'
@@ -117,6 +119,51 @@ def independent_chart(readings: Mapping[str, Readings], column: int, side: str) 
     if chart is None:
         raise ValueError("The readings do not vary.")
     return RunChart(mean=sign * chart.mean, sd=chart.sd, k=chart.k, h=chart.h, side=side)  # type: ignore[arg-type]
+
+
+def simulated(options: argparse.Namespace) -> None:
+    """False alarms of charts on runs of numbers, and how soon a shift is seen."""
+    print(
+        "| steps lean on | chart | charts | runs tried | runs with an alarm | seen within 10 steps of a shift by 2 sd |"
+    )
+    print("|---|---|---|---|---|---|")
+    for title, own, before in (("nothing", 0.0, 0.0), ("their run", 1.0, 0.0), ("run and step before", 1.0, 0.6)):
+        for kind, times in (("a run's", 200), ("independent answers'", 5)):
+            false = seen = tried = 0
+            for seed in range(times):
+                runs = dependent_runs(120 + 60, seed, own, before)
+                if kind == "a run's":
+                    chart = fit_run_chart(runs, rate=RATE)
+                else:
+                    chart = independent_chart({"runs": runs.reshape(-1, 1)[:2000]}, 0, "above")
+                fresh = dependent_runs(500, 10_000 + seed, own, before)
+                shifted = fresh.copy()
+                shifted[:, 30:] += 2 * fresh.std()
+                false += int(raised(chart, fresh, STEPS).sum())
+                early = raised(chart, fresh, 30)
+                seen += int((raised(chart, shifted, 40) & ~early).sum())
+                tried += int((~early).sum())
+            n = 500 * times
+            print(f"| {title} | {kind} | {times} | {n} | {share(false, n)} | {share(seen, tried)} |", flush=True)
+
+
+def dependent_runs(n: int, seed: int, own: float, before: float) -> Readings:
+    """Runs of numbers [n, STEPS]."""
+    draw = np.random.default_rng(seed)
+    out = np.zeros((n, STEPS))
+    for step in range(STEPS):
+        out[:, step] = (before * out[:, step - 1] if step else 0) + draw.standard_normal(n)
+    return out + own * draw.standard_normal((n, 1))
+
+
+def raised(chart: RunChart, runs: Readings, steps: int) -> NDArray[np.bool_]:
+    """Which runs have an alarm in their first steps."""
+    s, out = np.zeros(len(runs)), np.zeros(len(runs), dtype=bool)
+    for step in range(steps):
+        s = np.maximum(0, s + (runs[:, step] - chart.mean) / chart.sd - chart.k)
+        out |= s > chart.h
+        s = np.where(s > chart.h, 0, s)
+    return out
 
 
 def alarming(chart: RunChart) -> Callable[[Sequence[float]], bool]:
@@ -326,7 +373,7 @@ def relation(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("alarms", "hold", "show"))
+    parser.add_argument("part", choices=("simulated", "alarms", "hold", "show"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--out", type=Path, required=True)
@@ -339,4 +386,4 @@ if __name__ == "__main__":
     )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    {"alarms": alarms, "hold": hold, "show": show}[options.part](options)
+    {"simulated": simulated, "alarms": alarms, "hold": hold, "show": show}[options.part](options)
