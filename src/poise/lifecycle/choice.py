@@ -14,6 +14,7 @@ from pydantic import Field
 from poise.errors import UserError
 from poise.lifecycle.model_files import inspect_model
 from poise.lifecycle.project import Project, TraitBound
+from poise.progress import quiet, track
 from poise.settings import FrozenModel
 from poise.statistics.estimates import Estimate, bounded_estimate, mean_estimate
 
@@ -58,7 +59,7 @@ class CandidateFacts(FrozenModel):
         parameters: Number of weights.
         memory_mib: Weights as they were loaded, in MiB.
         dtype: Type of number that they were loaded in.
-        tokens_per_second: One answer at a time, after the first token; over prompts.
+        tokens_per_second: One answer at a time, the reading of its prompt included; over prompts.
         first_token_seconds: Wait for the first token; over prompts.
         traits: Mean score of its ordinary answers by trait, 0 to 100, over questions.
         steerability: Verdicts of certificates in the registry, by trait.
@@ -163,24 +164,24 @@ def measure_candidate(
 
 
 def _speed(model: Model, max_new_tokens: int) -> tuple[Estimate, Estimate]:
-    """Seconds to the first token and tokens a second after it, one answer at a time, over prompts."""
+    """Seconds to the first token and tokens a second of a whole answer, one at a time, over prompts."""
     from poise.engine import SamplingParams
     from poise.engine.static import LocalEngine
     from poise.model import ask
 
     engine, waits, rates = LocalEngine(model, batch=1), [], []
-    engine.generate([model.encode(ask("Hello."))], SamplingParams(max_new_tokens=4, temperature=0.0))  # warm
-    for prompt in SPEED_PROMPTS:
-        text = model.encode(ask(prompt))
-        begun = time.perf_counter()
-        engine.generate([text], SamplingParams(max_new_tokens=1, temperature=0.0))
-        first = time.perf_counter()
-        (answer,) = engine.generate([text], SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0))
-        ended = time.perf_counter()
-        waits.append(first - begun)
-        if len(answer.ids) > 1:
-            rates.append((len(answer.ids) - 1) / max(1e-9, ended - first - (first - begun)))
-    return mean_estimate(waits), mean_estimate([rate for rate in rates if rate < 1e6])
+    with track("Measuring speed", total=len(SPEED_PROMPTS)) as advance, quiet():
+        engine.generate([model.encode(ask("Hello."))], SamplingParams(max_new_tokens=4, temperature=0.0))  # warm
+        for prompt in SPEED_PROMPTS:
+            text = model.encode(ask(prompt))
+            begun = time.perf_counter()
+            engine.generate([text], SamplingParams(max_new_tokens=1, temperature=0.0))
+            first = time.perf_counter()
+            (answer,) = engine.generate([text], SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0))
+            rates.append(len(answer.ids) / (time.perf_counter() - first))
+            waits.append(first - begun)
+            advance(1)
+    return mean_estimate(waits), mean_estimate(rates)
 
 
 def _trait_score(model: Model, name: str, questions: int, max_new_tokens: int) -> Estimate:

@@ -257,16 +257,18 @@ def _contents(path: Path, root: Path, tensors: Sequence[TensorHeader]) -> str:
 def _model_files(
     paths: Sequence[Path], root: Path, contents: Mapping[Path, str], *, hashes: bool
 ) -> Iterable[ModelFile]:
-    total = sum(path.stat().st_size for path in paths)
-    with track("Hashing files", total=total >> 20) as advance:
-        for path in paths:
-            digest = ""
-            if hashes:
-                digest = file_sha256(path)
-                advance(path.stat().st_size >> 20)
-            yield ModelFile(
-                name=_file_name(path, root), bytes=path.stat().st_size, contents=contents[path], sha256=digest
-            )
+    digests = dict(_digests(paths)) if hashes else {}
+    for path in paths:
+        size = path.stat().st_size
+        yield ModelFile(name=_file_name(path, root), bytes=size, contents=contents[path], sha256=digests.get(path, ""))
+
+
+def _digests(paths: Sequence[Path]) -> Iterable[tuple[Path, str]]:
+    sizes = {path: path.stat().st_size >> 20 for path in paths}
+    with track("Hashing files, MiB", total=sum(sizes.values())) as advance:
+        for path, size in sizes.items():
+            yield path, file_sha256(path)
+            advance(size)
 
 
 def file_sha256(path: Path) -> str:
