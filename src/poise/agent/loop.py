@@ -242,7 +242,9 @@ class AgentLoop:
         if not reason:
             return ActState()
         if repeated > self.limits.repeats or self._changes >= self.limits.revisions:
-            return self._consult(f"No progress: {reason} The plan was changed {self._changes} times. What shall it do?")
+            return self._consult(
+                f"No progress: {reason} Changes of the plan so far: {self._changes}. What shall it do?"
+            )
         return PlanState(reason)
 
     def _consult(self, question: str) -> ActState | EndState:

@@ -232,7 +232,7 @@ def _show_result(result: AgentResult, out: Path, *, as_json: bool) -> None:
     use = result.use
     note(
         f"{use.answers} answers, {use.calls} calls, {use.prompt_tokens + use.answer_tokens:,} tokens, "
-        f"{use.seconds:.1f} s; plan changed {result.revisions} times."
+        f"{use.seconds:.1f} s; changes of the plan: {result.revisions}."
     )
     if result.outcome == "asks":
         note("Go on: the same command with --answer TEXT.")
