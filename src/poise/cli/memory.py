@@ -1,4 +1,4 @@
-"""``poise memory``: add, recall, list, quarantine, consolidate, forget, export, delete."""
+"""``poise memory``: add, recall, list, quarantine, consolidate, forget, export, delete, fit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from poise.cli.options import Force, Json
-from poise.cli.work import note, working
+from poise.cli.options import Device, Dtype, Force, Json, ModelName, Seed
+from poise.cli.work import load_model, note, working
 
 if TYPE_CHECKING:
     from poise.memory import Memory, MemoryEntry
@@ -47,17 +47,34 @@ def add_command(
     subject: Annotated[str, typer.Option("--subject", metavar="S", help="Whom or what it is about.")] = "",
     outcome: _Outcome = None,
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of a procedure.")] = "",
+    gate: Annotated[
+        Path | None,
+        typer.Option("--gate", metavar="F", dir_okay=False, help="What `poise memory fit` wrote; needs --model."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="M", help="The gate's model, which reads the entry.")
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Write an entry, if the gate lets it in; else it is quarantined with the reasons."""
     from poise.cli import facts
 
+    if (gate is None) != (model is None):
+        raise typer.BadParameter("--gate and --model go together: a gate reads on the model that it was fitted on.")
     with working():
         from dataclasses import asdict
 
         from poise.memory import Memory
 
-        written = Memory(folder).record(
+        effect = None
+        if gate and model:
+            from poise.memory import EffectGate, load_effect_gate
+
+            fitted = load_effect_gate(gate)
+            effect = EffectGate(fitted, load_model(model, dtype, device))
+        written = Memory(folder, effect=effect).record(
             text, kind=kind, trust=trust, source=source, subject=subject, outcome=outcome or "", name=name
         )
     if as_json:
@@ -253,6 +270,59 @@ def delete_command(
             opened.delete([entry.id for entry in entries])
     _show_entries(entries, as_json)
     _say_deleted(entries, yes=yes)
+
+
+@app.command("fit")
+def fit_gate_command(
+    model: ModelName,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="F", dir_okay=False, help="File to write.")],
+    vector: Annotated[
+        list[Path] | None,
+        typer.Option("--vector", metavar="FILE", dir_okay=False, help="Persona vectors to read; once for each."),
+    ] = None,
+    useful: Annotated[
+        Path | None,
+        typer.Option("--useful", metavar="FILE", dir_okay=False, help="Useful entries of your own, one a line."),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option("--rate", metavar="R", help="Useful entries that may wait, as a share.")
+    ] = 0.05,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Fit the gate that reads a model with and without an entry, with a promised rate of false alarms."""
+    from functools import partial
+
+    from poise.cli import facts
+
+    with working():
+        from poise.workflows.memory_gates import fit_memory_gate
+
+        fitted = fit_memory_gate(
+            partial(load_model, model, dtype, device),
+            out=out,
+            vectors=vector or (),
+            useful=useful,
+            rate=rate,
+            seed=seed,
+            force=force,
+        )
+    header = fitted.header
+    if as_json:
+        facts.print_json({"out": str(out), **header.model_dump(mode="json", exclude={"model"})})
+        return
+    typer.echo(
+        f"An entry waits above {header.threshold:.2f} standard deviations of useful entries: {header.rate:.0%} of them "
+        f"[{header.low:.1%}, {header.high:.1%}], set on {header.useful} that nothing was fitted to."
+    )
+    typer.echo(
+        f"Harmful exemplars above it, by fits that had not seen them: {header.recall:.2f} [{header.recall_low:.2f}, "
+        f"{header.recall_high:.2f}], n={header.harmful}."
+    )
+    note(f"Next: poise memory add DIR TEXT --gate {out} --model {header.model.name}")
 
 
 def _opened(folder: Path) -> Memory:
