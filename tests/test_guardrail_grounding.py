@@ -166,3 +166,21 @@ class TestWithAModel:
         done = CliRunner().invoke(app, [*arguments, "--grounding-source", SOURCE])
         assert json.loads(done.stdout)["action"] == "NONE"
         assert "give --model" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("rules", "options", "fault"),
+        [
+            (RULES, ["--question", "How much?"], "--question would do nothing for prompts"),
+            (RULES, ["--grounding-source", SOURCE], "--grounding-source would do nothing for prompts"),
+            ("words", ["--source", "output", "--grounding-source", SOURCE], "has no `grounding`"),
+            ("words", ["--source", "output", "--question", "How much?"], "has neither `grounding` nor `reasoning`"),
+        ],
+    )
+    def test_options_that_would_do_nothing_are_refused(
+        self, rules: object, options: list[str], fault: str, tmp_path: Path
+    ) -> None:
+        words = {"name": "words", "words": {"custom": ["grey fog"]}}
+        (tmp_path / "a.yaml").write_text(json.dumps(words if rules == "words" else rules))
+        done = CliRunner().invoke(app, ["guardrail", "check", str(tmp_path / "a.yaml"), "It is 55.", *options])
+        assert done.exit_code == 2
+        assert fault in " ".join(done.stderr.replace("│", " ").split())

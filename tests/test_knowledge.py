@@ -408,6 +408,31 @@ except SaveFailed as error:
         assert "cargo" not in str(caught.value)
         assert "rustc" not in str(caught.value)
 
+    def test_a_damaged_store_is_made_anew_by_a_build(self, store: str, docs: Path, tmp_path: Path) -> None:
+        built(docs, tmp_path / "kb", store)
+        before = rows_of(tmp_path / "kb", store)
+        for path in (tmp_path / "kb").rglob("*.lance" if store == "lance" else "chunks.sqlite"):
+            if path.is_file():
+                path.write_bytes(b"garbage" * 20)
+        summary = built(docs, tmp_path / "kb", store)
+        assert "put aside as" in summary.repaired
+        assert rows_of(tmp_path / "kb", store) == before
+        assert next((tmp_path / "kb").glob("damaged-1-*")).exists()
+        assert built(docs, tmp_path / "kb", store).repaired == ""
+
+    def test_damaged_indexes_are_made_anew_by_a_build(self, store: str, docs: Path, tmp_path: Path) -> None:
+        built(docs, tmp_path / "kb", store)
+        before = rows_of(tmp_path / "kb", store)
+        indexes = [p for p in (tmp_path / "kb").rglob("*") if "_indices" in p.parts and p.is_file()]
+        assert bool(indexes) == (store == "lance")
+        for path in indexes:
+            path.write_bytes(b"garbage" * 20)
+        summary = built(docs, tmp_path / "kb", store)
+        assert summary.repaired == ("its indexes were made anew." if indexes else "")
+        assert summary.embedded == 0
+        assert Knowledge(tmp_path / "kb", WordEncoder()).search("tide", 3, "sparse")
+        assert rows_of(tmp_path / "kb", store) == before
+
     def test_another_encoder_or_store_is_refused(self, store: str, docs: Path, tmp_path: Path) -> None:
         built(docs, tmp_path / "kb", store)
         other = WordEncoder()
@@ -537,6 +562,17 @@ class TestCommands:
         assert "A berth costs 12 euros a night." in done.stdout
         done = CliRunner().invoke(app, ["knowledge", "search", out, "berth euros", "--json", "--in", "*.md"])
         assert json.loads(done.stdout)["passages"][0]["headings"] == ["Fees"]
+        done = CliRunner().invoke(app, ["knowledge", "search", out, "berth euros", "--as", "staf"])
+        assert "No document has the label staf; no document has a label." in done.stderr
+        CliRunner().invoke(app, ["knowledge", "build", "--out", out, "--label", "staff=*prices.csv"])
+        done = CliRunner().invoke(app, ["knowledge", "search", out, "berth euros", "--as", "staf", "--as", "staff"])
+        assert "No document has the label staf; there are: staff." in done.stderr
+        for name in ("prices.csv", "bad.pdf"):
+            (docs / name).unlink()
+        one = str(next(path for path in docs.rglob("*") if path.is_file()))
+        done = CliRunner().invoke(app, ["knowledge", "build", one, "--out", str(tmp_path / "one"), "--store", "exact"])
+        assert "1 file, " in done.stdout
+        assert "1 file added" in done.stdout
 
 
 def saved(document: Any) -> bytes:

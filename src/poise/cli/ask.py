@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from poise.cli.knowledge import LabelOption, ModeOption, WhereOption
+from poise.cli.knowledge import LabelOption, ModeOption, WhereOption, note_unknown_labels
 from poise.cli.options import Device, Dtype, Json
 from poise.cli.work import load_model, note, working
+from poise.counting import counted
 
 if TYPE_CHECKING:
     from poise.knowledge import GroundedAnswer, GroundingScores
@@ -61,6 +62,7 @@ def ask_command(
         )
         opened = Knowledge(knowledge)
         writer, score = _answer_writer(model, dtype, device)
+        note_unknown_labels(opened, label)
         answer = answer_question(opened, question, writer, settings, score=score)
     if as_json:
         facts.print_json({"model": model, **answer_facts(answer)})
@@ -95,10 +97,11 @@ def _show_answer(answer: GroundedAnswer) -> None:
     if answer.sentences:
         cited = sum(sentence.by_model for sentence in answer.sentences)
         note(
-            f"Grounding {answer.grounding:.2f}, the lowest of {len(answer.sentences)} sentences; the model cited "
-            f"passages for {cited} of them, the others' were found by their words."
+            f"Grounding {answer.grounding:.2f}, the lowest of {counted(len(answer.sentences), 'sentence')}; the model "
+            f"cited passages for {cited} of {len(answer.sentences)}, others' were found by their words."
         )
     note(
-        f"{len(answer.passages)} passages, {answer.prompt_tokens:,} tokens of prompt, {answer.tokens:,} of answer, "
+        f"{counted(len(answer.passages), 'passage')}, {counted(answer.prompt_tokens, 'token')} of prompt, "
+        f"{answer.tokens:,} of answer, "
         f"{answer.seconds:.1f} s."
     )

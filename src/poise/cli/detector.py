@@ -12,6 +12,7 @@ import typer
 from poise.cli.monitor import AlarmedVectorOut, ConversationLimit, DataShapeOption
 from poise.cli.options import Device, Dtype, ExemplarsOption, Force, Json, ModelName, OnOtherModel, Seed
 from poise.cli.work import load_model, note, working
+from poise.counting import counted
 
 if TYPE_CHECKING:
     from poise.vector import DetectorFacts, PersonaVector
@@ -125,11 +126,15 @@ def _detector_parts(name: str, facts: DetectorFacts, layers: int) -> list[Any]:
 
     from poise.cli import render
 
-    normal = ", ".join(f"{count:,} answers of {data}" for data, count in facts.normal.items()) or "none"
+    normal = ", ".join(f"{counted(count, 'answer')} of {data}" for data, count in facts.normal.items()) or "none"
     if facts.normal_left_out:
-        normal += f"; {facts.normal_left_out:,} rows or answers could not be read"
+        normal += f"; {counted(facts.normal_left_out, 'row or answer', 'rows or answers')} could not be read"
     left_out = f" ({facts.pairs_left_out} left out: too long or not readable)" if facts.pairs_left_out else ""
-    repeated = f"; {facts.repeated:,} pairs or answers repeat others and count once" if facts.repeated else ""
+    repeated = (
+        f"; {counted(facts.repeated, 'pair or answer', 'pairs or answers')} counted once, as repeating others"
+        if facts.repeated
+        else ""
+    )
     others = facts.n_without
     recall = f"not measured: 1 % of the {others} others is less than one"
     if facts.recall is not None:
@@ -138,7 +143,10 @@ def _detector_parts(name: str, facts: DetectorFacts, layers: int) -> list[Any]:
     rows = [
         ("Read with", f"{facts.kind}, layer {facts.layer} of {layers}, counted from 0"),
         ("Fitted on", f"{facts.pairs} exemplar pairs{left_out}; ordinary talk: {normal}{repeated}"),
-        ("AUC", f"{facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}], {facts.n_with} answers with the trait"),
+        (
+            "AUC",
+            f"{facts.auc:.2f} [{facts.low:.2f}, {facts.high:.2f}], {counted(facts.n_with, 'answer')} with the trait",
+        ),
         ("Recall", recall),
         *([("Log-loss", ", ".join(losses))] if len(losses) > 1 else []),
     ]

@@ -16,7 +16,7 @@ from poise.cli.work import load_model, note, working
 from poise.errors import InvalidArgument, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from poise.guardrail import Guardrail
     from poise.guardrail.automated_reasoning import ReasonedAnswer
@@ -119,6 +119,7 @@ def check_texts(
 
         fitted = load_guard(file) if is_guard_file(file) else None
         checker = checker_of(fitted.guardrail if fitted else load_guardrail(file))
+        _check_answer_options(file, checker.guardrail, source, question, grounding_source or ())
         way: Literal["INPUT", "OUTPUT"] = "INPUT" if source == "input" else "OUTPUT"
         texts = [GuardedText(_text(each), ("guard_content",)) for each in text]
         texts += [GuardedText(question, ("query",))] if question else []
@@ -139,6 +140,20 @@ def check_texts(
         for line in [*checker.notes, *readers.left_out]:
             note(line)
     facts.print_json(answer)
+
+
+def _check_answer_options(
+    file: Path, guardrail: Guardrail, source: str, question: str, grounding_source: Sequence[str]
+) -> None:
+    """Refuse what is said about an answer where nothing looks at it."""
+    options = [name for name, given in (("--question", question), ("--grounding-source", grounding_source)) if given]
+    names = " and ".join(options)
+    if options and source == "input":
+        raise typer.BadParameter(f"{names} would do nothing for prompts; with answers, give --source output.")
+    if grounding_source and not guardrail.grounding:
+        raise typer.BadParameter(f"--grounding-source would do nothing: {file} has no `grounding`.")
+    if question and not (guardrail.grounding or guardrail.reasoning):
+        raise typer.BadParameter(f"--question would do nothing: {file} has neither `grounding` nor `reasoning`.")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ import typer
 
 from poise.cli.options import Json
 from poise.cli.work import note, working
+from poise.counting import counted
 
 if TYPE_CHECKING:
-    from poise.knowledge import BuildSummary, RetrievedPassage
+    from collections.abc import Sequence
 
-__all__ = ["KnowledgeFolder", "LabelOption", "ModeOption", "TopOption", "WhereOption", "app"]
+    from poise.knowledge import BuildSummary, Knowledge, RetrievedPassage
+
+__all__ = ["KnowledgeFolder", "LabelOption", "ModeOption", "TopOption", "WhereOption", "app", "note_unknown_labels"]
 
 app = typer.Typer(no_args_is_help=True, help="Keep documents that answers are grounded in.")
 SKIPPED_LINES = 20
@@ -127,6 +130,7 @@ def _build_facts(summary: BuildSummary) -> dict[str, object]:
         "embedded": summary.embedded,
         "reused": summary.reused,
         "marked": summary.marked,
+        "repaired": summary.repaired,
         "labels": header.labels,
         "idle_labels": summary.idle_labels,
         "encoder": header.encoder,
@@ -138,10 +142,13 @@ def _build_facts(summary: BuildSummary) -> dict[str, object]:
 def _build_lines(summary: BuildSummary) -> list[str]:
     header = summary.header
     lines = [
-        f"{len(header.files):,} files, {header.chunks:,} chunks: {summary.added:,} files added, {summary.changed:,} "
-        f"changed, {summary.removed:,} removed, {summary.unchanged:,} as they were; {summary.embedded:,} chunks "
-        f"embedded, {summary.reused:,} reused."
+        f"{counted(len(header.files), 'file')}, {counted(header.chunks, 'chunk')}: "
+        f"{counted(summary.added, 'file')} added, {summary.changed:,} changed, {summary.removed:,} removed, "
+        f"{summary.unchanged:,} as they were; "
+        f"{counted(summary.embedded, 'chunk')} embedded, {summary.reused:,} reused."
     ]
+    if summary.repaired:
+        lines.append(f"The store was damaged: {summary.repaired}")
     if summary.marked:
         lines.append(f"Marked as reading like an instruction to a model, of the chunks just read: {summary.marked:,}.")
     if summary.idle_labels:
@@ -174,7 +181,9 @@ def search_command(
         from poise.knowledge import ChunkFilter, Knowledge
 
         limits = ChunkFilter(paths=tuple(where or ()), labels=frozenset(label) if label else None)
-        passages = Knowledge(folder).search(question, top, mode, limits)
+        opened = Knowledge(folder)
+        passages = opened.search(question, top, mode, limits)
+        note_unknown_labels(opened, label)
     if as_json:
         facts.print_json({"question": question, "mode": mode, "passages": [asdict(passage) for passage in passages]})
         return
@@ -182,6 +191,14 @@ def search_command(
         note("Nothing fits.")
     for number, passage in enumerate(passages, 1):
         _show_passage(number, passage)
+
+
+def note_unknown_labels(knowledge: Knowledge, labels: Sequence[str] | None) -> None:
+    """Say which of the asker's labels no document has, since they let nobody see more."""
+    known = knowledge.labels
+    if unknown := [label for label in labels or () if label not in known]:
+        here = f"there are: {', '.join(sorted(known))}" if known else "no document has a label"
+        note(f"No document has the label {', '.join(unknown)}; {here}.")
 
 
 def _show_passage(number: int, passage: RetrievedPassage) -> None:

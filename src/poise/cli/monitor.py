@@ -27,6 +27,7 @@ from poise.cli.options import (
 )
 from poise.cli.preview import show_data
 from poise.cli.work import load_model, note, with_options, working
+from poise.counting import counted
 
 if TYPE_CHECKING:
     from poise.data import AnswerPart, Rejections
@@ -344,7 +345,7 @@ def _show_table(done: FinishedTable) -> None:
     counts = done.counts
     note(done.how)
     unread = "".join(f"; {n:,} not read ({why})" for why, n in counts.unread.items())
-    note(f"{counts.turns:,} answers{unread}; {_rejection_summary(done.rejections)}")
+    note(f"{counted(counts.turns, 'answer')}{unread}; {_rejection_summary(done.rejections)}")
     if done.rejected_rows:
         note(f"{done.rejected_rows}.")
     if left_out := describe_left_out(counts.left_out):
@@ -352,7 +353,7 @@ def _show_table(done: FinishedTable) -> None:
     for sentence in done.notes:
         note(f"{sentence}.")
     if counts.cut:
-        note(f"{counts.cut:,} answers were read without their earliest turns, which the model's window cannot hold.")
+        note(f"{counted(counts.cut, 'answer')} read without the earliest turns, which the model's window cannot hold.")
     for trait, alarms in counts.alarms.items():
         alarm_counts = ", ".join(f"{name} {n:,}" for name, n in alarms.items())
         if alarm_counts:
@@ -360,7 +361,9 @@ def _show_table(done: FinishedTable) -> None:
         elif not any(sentence.startswith(f"{trait} has no calibrated alarm") for sentence in done.notes):
             note(f"{trait} has no alarms; poise calibrate sets them.")
     if counts.longer:
-        note(f"{counts.longer:,} answers are longer than those the alarms were set on; their peaks promise nothing.")
+        note(
+            f"{counted(counts.longer, 'answer')} longer than those the alarms were set on: such peaks promise nothing."
+        )
 
 
 def _rejection_summary(rejections: Rejections) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from poise.counting import counted
 from poise.data.addresses import is_address
 
 if TYPE_CHECKING:
@@ -102,10 +103,10 @@ def _show_summary(done: ScreeningSummary, out: str) -> None:
     lost = ", ".join(f"{n:,} {why}" for why, n in (done.rejected | done.unread).items())
     left_out = describe_left_out(done.omitted)
     unit = "pair" if done.method == "preference" else "answer"
-    flagged = f"{done.flagged_rows:,} {'row' if done.flagged_rows == 1 else 'rows'}"
+    flagged = counted(done.flagged_rows, "row")
     render.show(
         [
-            f"{done.rows:,} rows, {done.units:,} {unit}s, {flagged} flagged by {done.method}",
+            f"{counted(done.rows, 'row')}, {counted(done.units, unit)}, {flagged} flagged by {done.method}",
             table,
             *(f"{t.trait}, layer {t.layer} of {t.layers}: {t.predicts}" for t in done.traits),
             *(f"{names}, the rule: {rule}." for rule, names in rules.items()),

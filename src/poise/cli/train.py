@@ -11,6 +11,7 @@ import typer
 from poise.cli.options import Force, Json, ShowOption
 from poise.cli.preview import print_previews
 from poise.cli.work import note, working
+from poise.counting import counted
 from poise.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -92,20 +93,20 @@ def _show_fine_tune(result: FineTuneResult) -> None:
     training, folder = result.trained.facts, result.trained.folder
     data, loss = training["data"], training["loss"]
     under = f", {data['vaccinated']} of them under the vaccine" if training["config"]["vaccine"].get("only") else ""
-    what = "pairs" if training["config"].get("method") == "dpo" else "texts"
-    typer.echo(f"{training['steps']} steps on {data['texts']} {what}{under} ({data['cut']} cut).")
+    what = "pair" if training["config"].get("method") == "dpo" else "text"
+    typer.echo(f"{counted(training['steps'], 'step')} on {counted(data['texts'], what)}{under} ({data['cut']} cut).")
     if loss["after"]:
         before, after = (Estimate.model_validate(loss[side]) for side in ("before", "after"))
         texts = "one held-out text" if after.n == 1 else f"{after.n} held-out texts"
         typer.echo(f"Loss on the {texts}: {before:.3f} before, {after:.3f} after.")
     _show_evaluations(training)
     for reason, n in data["left_out"].items():
-        typer.echo(f"{n:,} {'pairs' if training['config'].get('method') == 'dpo' else 'answers'} left out: {reason}.")
+        typer.echo(f"{counted(n, 'pair' if what == 'pair' else 'answer')} left out: {reason}.")
     if rejected := data.get("rejected"):
-        typer.echo(f"{sum(rejected.values()):,} rows could not be used: {_by_kind(rejected)}.")
+        typer.echo(f"{counted(sum(rejected.values()), 'row')} could not be used: {_by_kind(rejected)}.")
         note(f"{folder / data['rejected_rows']} has them as they came, {folder / 'rejected.jsonl'} says why.")
     if unusable := data.get("rejected_eval"):
-        typer.echo(f"{sum(unusable.values()):,} rows of eval_data could not be used: {_by_kind(unusable)}.")
+        typer.echo(f"{counted(sum(unusable.values()), 'row')} of eval_data could not be used: {_by_kind(unusable)}.")
     if omitted := describe_left_out(data.get("omitted", {})):
         note(f"Left out: {omitted}.")
     if result.shift is not None:

@@ -5,13 +5,11 @@ A build that is killed loses at most the batch it was in. Readers see the last f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from re import fullmatch
-from stat import S_ISREG
 
 import numpy as np
 
@@ -25,9 +23,11 @@ from poise.knowledge.header import (
     KnowledgeHeader,
     StoreName,
     open_store,
+    put_aside,
     read_header,
 )
-from poise.knowledge.reading import DOCUMENT_ENDINGS, LARGEST_DOCUMENT, read_document
+from poise.knowledge.reading import read_document
+from poise.knowledge.source_files import document_bytes, document_names
 from poise.knowledge.store import ChunkStore, StoredChunk, VectorArray, glob_pattern
 from poise.progress import track
 from poise.storage.content_hash import content_key
@@ -118,6 +118,7 @@ class BuildSummary:
         reused: Chunks of changed files whose text had been embedded before.
         marked: Chunks that hold what reads as an instruction to a model, of those that were read.
         idle_labels: Label rules that fit the name of no file, so that they hide nothing.
+        repaired: What was damaged and has been made anew; empty where nothing was.
     """
 
     header: KnowledgeHeader
@@ -129,6 +130,7 @@ class BuildSummary:
     reused: int = 0
     marked: int = 0
     idle_labels: tuple[str, ...] = ()
+    repaired: str = ""
 
 
 def build_knowledge(
@@ -157,15 +159,30 @@ def build_knowledge(
     settings = settings or BuildSettings()
     earlier = _earlier(out, encoder, settings)
     sources = tuple(str(Path(source)) for source in documents) or (earlier.sources if earlier else ())
-    paths = _files_of(sources, out)
+    paths = document_names(sources, out)
     with locked(out / _RUN_FOLDER, "knowledge"):
         earlier = _earlier(out, encoder, settings)  # another build may have ended since
         plan = _Plan.of(settings, encoder, earlier)
-        store = open_store(out, plan.store, plan.encoder.width)
         try:
-            return _Build(out, plan, earlier, store).run(sources, paths)
-        finally:
-            store.close()
+            return _built(out, plan, earlier, sources, paths)
+        except InvalidKnowledge as error:
+            (out / _RUN_FOLDER / _FINISHED).unlink(missing_ok=True)
+            aside = put_aside(out)
+            if aside is None:
+                raise
+            summary = _built(out, plan, earlier, sources, paths)
+            repaired = f"it was put aside as {aside}, and all documents were read anew ({error})"
+            return replace(summary, repaired=repaired)
+
+
+def _built(
+    out: Path, plan: _Plan, earlier: KnowledgeHeader | None, sources: tuple[str, ...], paths: Sequence[str]
+) -> BuildSummary:
+    store = open_store(out, plan.store, plan.encoder.width)
+    try:
+        return _Build(out, plan, earlier, store).run(sources, paths)
+    finally:
+        store.close()
 
 
 def _earlier(out: Path, encoder: TextEncoder | None, settings: BuildSettings) -> KnowledgeHeader | None:
@@ -182,32 +199,6 @@ def _earlier(out: Path, encoder: TextEncoder | None, settings: BuildSettings) ->
             f"and {wanted[1]}; leave them out, or choose another output."
         )
     return header
-
-
-def _files_of(sources: Sequence[str], out: Path) -> list[str]:
-    """Names of all files, in order; of a folder those that can be read, but hidden ones and the knowledge base's."""
-    names: dict[str, None] = {}
-    for source in sources:
-        place = Path(source)
-        if place.is_file():
-            names[source] = None
-        elif place.is_dir():
-            for folder, folders, files in os.walk(place):
-                folders[:] = sorted(f for f in folders if f[0] != "." and not (Path(folder) / f).samefile(_there(out)))
-                readable = sorted(f for f in files if f[0] != "." and Path(f).suffix.lower() in DOCUMENT_ENDINGS)
-                names |= {str(Path(folder) / f): None for f in readable}
-        else:
-            raise InvalidArgument(f"There is no document or folder {source}; correct its name.")
-    if not sources:
-        raise InvalidArgument(f"{out} is not a knowledge base yet; name files or folders to build it of.")
-    if not names:
-        where = ", ".join(sources)
-        raise InvalidArgument(f"{where} has no documents; files are read that end in {', '.join(DOCUMENT_ENDINGS)}.")
-    return sorted(names)
-
-
-def _there(out: Path) -> Path:
-    return out if out.exists() else Path(os.devnull)
 
 
 @dataclass(slots=True)
@@ -239,6 +230,7 @@ class _Build:
         self._stored_paths = {path for path, _ in self._stored}
         self._touched = bool(len(self._journal))
         self._batch = _Batch()
+        self._repaired = ""
         self._files: dict[str, KnowledgeFile] = {}
         self._skipped: dict[str, str] = {}
         self._counts = {"added": 0, "changed": 0, "unchanged": 0, "embedded": 0, "reused": 0, "marked": 0}
@@ -266,7 +258,8 @@ class _Build:
         header.save(self._out)
         (self._out / _RUN_FOLDER / _FINISHED).unlink(missing_ok=True)
         removed = len(self._earlier_files.keys() - self._files.keys())
-        return BuildSummary(header=header, removed=removed, idle_labels=self._idle_labels(paths), **self._counts)
+        idle = self._idle_labels(paths)
+        return BuildSummary(header=header, removed=removed, idle_labels=idle, repaired=self._repaired, **self._counts)
 
     def _idle_labels(self, paths: Sequence[str]) -> tuple[str, ...]:
         patterns = {rule: glob_pattern(rule.partition("=")[2]) for rule in self._plan.labels}
@@ -274,9 +267,19 @@ class _Build:
 
     def _version(self) -> int:
         """That of the last build where nothing has changed since, and else a new one."""
-        if self._earlier is None or self._touched or self._files != self._earlier_files:
-            return self._store.commit()
-        return self._earlier.version
+        try:
+            return self._checked_version()
+        except InvalidKnowledge:
+            self._store.drop_indexes()
+            self._repaired = "its indexes were made anew."
+            self._earlier = None
+            return self._checked_version()
+
+    def _checked_version(self) -> int:
+        changed = self._earlier is None or self._touched or self._files != self._earlier_files
+        version = self._store.commit() if changed or self._earlier is None else self._earlier.version
+        self._store.check()
+        return version
 
     def _remove(self, paths: set[str]) -> None:
         if paths:
@@ -286,7 +289,7 @@ class _Build:
     def _take(self, path: str) -> None:
         """One file: left as it is, or read again; a broken one is listed."""
         try:
-            data = _document_bytes(Path(path))
+            data = document_bytes(Path(path))
             labels = self._plan.labels_of(path)
             key = content_key(
                 data=sha256(data).hexdigest(), labels=labels, chunk=self._plan.chunk, readers=READERS_VERSION
@@ -346,18 +349,6 @@ class _Build:
         self._touched = self._touched or bool(batch.chunks)
         self._store.add(batch.chunks, vectors)
         self._journal.append(batch.finished)
-
-
-def _document_bytes(path: Path) -> bytes:
-    try:
-        stat = path.stat()
-        if not S_ISREG(stat.st_mode):
-            raise InvalidDocument("it is a pipe, socket or device and not a file")
-        if stat.st_size > LARGEST_DOCUMENT:
-            raise InvalidDocument(f"it has {stat.st_size:,} bytes, and at most {LARGEST_DOCUMENT:,} are read; split it")
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidDocument(f"it cannot be read: {error.strerror or error}") from error
 
 
 def _stored_chunk(chunk: Chunk, path: str, kind: str, key: str, labels: tuple[str, ...]) -> StoredChunk:

@@ -113,6 +113,14 @@ class ExactStore:
         scores = np.asarray(self._words.get_scores(known), dtype=np.float64)
         return [scored for scored in _best_chunks(chunks, scores, top, where) if scored.score > 0]
 
+    def check(self) -> None:
+        """See ``ChunkStore``."""
+        self._load()
+
+    def drop_indexes(self) -> None:
+        """See ``ChunkStore``."""
+        self._chunks = None
+
     def close(self) -> None:
         """See ``ChunkStore``."""
         self._chunks, self._words = None, None

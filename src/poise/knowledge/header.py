@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +15,12 @@ from poise.knowledge.lance_store import LanceStore
 from poise.knowledge.store import ChunkStore
 from poise.storage.atomic_write import saving
 
-__all__ = ["HEADER_NAME", "KnowledgeFile", "KnowledgeHeader", "StoreName", "open_store", "read_header"]
+__all__ = ["HEADER_NAME", "KnowledgeFile", "KnowledgeHeader", "StoreName", "open_store", "put_aside", "read_header"]
 
 HEADER_NAME = "knowledge.json"
 FORMAT = 1
 StoreName = Literal["lance", "exact"]
+STORE_NAMES = ("chunks.lance", "chunks.sqlite")
 
 
 class KnowledgeFile(BaseModel):
@@ -98,3 +100,12 @@ def read_header(folder: Path) -> KnowledgeHeader:
 def open_store(folder: Path, store: StoreName, width: int, version: int | None = None) -> ChunkStore:
     """A knowledge base's chunks; the latest, to be written, where ``version`` is ``None``."""
     return LanceStore(folder, width, version) if store == "lance" else ExactStore(folder, width)
+
+
+def put_aside(folder: Path) -> Path | None:
+    """Move a store that cannot be read out of the way; nothing of it is removed. ``None`` where there is none."""
+    for name in STORE_NAMES:
+        if (store := folder / name).exists():
+            aside = next(p for n in count(1) if not (p := folder / f"damaged-{n}-{name}").exists())
+            return store.rename(aside)
+    return None

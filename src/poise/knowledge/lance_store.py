@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from poise.errors import InvalidKnowledge, MissingExtra, SaveFailed, first_line
-from poise.knowledge.store import ChunkFilter, ScoredChunk, StoredChunk, VectorArray, glob_pattern
+from poise.knowledge.store import NO_FILTER, ChunkFilter, ScoredChunk, StoredChunk, VectorArray, glob_pattern
 
 __all__ = ["LanceStore"]
 
@@ -21,6 +21,7 @@ INDEXED_FROM = 50_000
 """Chunks from which vectors are indexed; fewer are all compared, which is exact."""
 
 _PROBES, _REFINED = 40, 4
+_CHECKED_ROWS, _CHECKED_CHARACTERS = 20, 4000  # whose words are looked for to see that the index can be read
 _OLD = timedelta(hours=1)  # readers that opened an earlier version have this long
 _COLUMNS = ("id", "path", "kind", "title", "headings", "page", "ordinal", "text", "text_key", "file_key")
 _LISTS = ("headings", "labels", "marks")
@@ -139,6 +140,21 @@ class LanceStore:
             search = self._table.search(query, query_type="fts")
             rows = _limited(search, where).select([*_COLUMNS, "labels", "marks", "_score"]).limit(top).to_list()
         return [ScoredChunk(_chunk_of(row), float(row["_score"])) for row in rows]
+
+    def check(self) -> None:
+        """See ``ChunkStore``."""
+        with self._faults("read"):
+            rows = self._table.search().select(["words"]).limit(_CHECKED_ROWS).to_list()
+        words = " ".join(str(row["words"]) for row in rows)[:_CHECKED_CHARACTERS]
+        self.sparse(words, 1, NO_FILTER)
+        if rows:
+            self.dense(np.ones(self.width, dtype=np.float32), 1, NO_FILTER)
+
+    def drop_indexes(self) -> None:
+        """See ``ChunkStore``."""
+        with self._faults("indexed"):
+            for index in self._table.list_indices():
+                self._table.drop_index(index.name)
 
     def close(self) -> None:
         """See ``ChunkStore``."""

@@ -136,6 +136,11 @@ class Knowledge:
         fusion.add(self._store.sparse(question, depth, where))
         return fusion.best(top)
 
+    @property
+    def labels(self) -> frozenset[str]:
+        """Labels that any of its files has."""
+        return frozenset(label for file in self.header.files.values() for label in file.labels)
+
     def close(self) -> None:
         """Let go of files."""
         self._store.close()

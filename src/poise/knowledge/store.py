@@ -124,6 +124,16 @@ class ChunkStore(Protocol):
     def sparse(self, text: str, top: int, where: ChunkFilter) -> list[ScoredChunk]:
         """Those with the words of a text, by BM25, best first; none without any."""
 
+    def check(self) -> None:
+        """Search once in each way.
+
+        Raises:
+            InvalidKnowledge: the store is damaged.
+        """
+
+    def drop_indexes(self) -> None:
+        """Forget what was indexed, so that ``commit`` makes it anew."""
+
     def close(self) -> None:
         """Let go of files."""
 

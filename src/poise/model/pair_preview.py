@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
+from poise.counting import counted
 from poise.data import RejectedRow, turns
 from poise.data.preference_data import PreferenceData
 from poise.data.preference_rows import SIDES, PairSide, PreferencePair
@@ -90,7 +91,7 @@ class PairPreviews:
                 yield f"{title}:"
                 yield from (f"    {line}" for line in text.split("\n"))
             for side, tokens in row.tokens.items():
-                yield f"{len(tokens):,} tokens {side}: {'│'.join(tokens)}".replace("\n", "⏎")
+                yield f"{counted(len(tokens), 'token')} {side}: {'│'.join(tokens)}".replace("\n", "⏎")
 
 
 def preview_preference_pairs(data: PreferenceData, texts: TextModel | None, n: int) -> PairPreviews:

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from poise.arguments import check_choice, is_whole
+from poise.counting import counted
 from poise.data import (
     AnswerPart,
     Conversation,
@@ -127,7 +128,7 @@ class DataPreview:
         yield ""
         lost = f", {self.rejected_rows:,} rejected" if self.rejected_rows else ""
         left = describe_left_out(self.left_out)
-        yield f"{_counted(self.rows, 'row')} looked at{lost}" + (f"; left out: {left}." if left else ".")
+        yield f"{counted(self.rows, 'row')} looked at{lost}" + (f"; left out: {left}." if left else ".")
 
 
 def show_rows(
@@ -293,17 +294,13 @@ def _answer_lines(one: AnswerPreview, use: RowUse, part: AnswerPart) -> Iterator
     if one.reply and part == "thought":
         yield from _block(f"reply, not {VERBS[use]}:", one.reply)
     if one.tokens:
-        yield f"{_counted(len(one.tokens), 'token')} {VERBS[use]}: {'│'.join(one.tokens)}".replace("\n", "⏎")
+        yield f"{counted(len(one.tokens), 'token')} {VERBS[use]}: {'│'.join(one.tokens)}".replace("\n", "⏎")
     if use == "answer" and not one.unread:
         yield "the answer is the model's own"
     if one.cut:
         yield f"cut off: {one.cut}"
     if one.left_out:
         yield f"left out of this row: {describe_left_out(Counter(one.left_out))}"
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _rejected_lines(row: RejectedRow) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from poise import vector as vector_file
+from poise.counting import counted
 from poise.errors import InvalidArgument, InvalidVector, UserError
 from poise.serve.auth import ApiKeys, file_version
 from poise.serve.guardrail_set import check_guardrail_rules, read_guardrails
@@ -248,7 +249,7 @@ class Reloader:
         if target and self.service.webhook:
             self.service.webhook.url, self.service.webhook.secrets = target
         which = f"{', '.join(changed)} anew" if changed else "vectors as before"
-        changes = f"{len(keys.names)} keys, rules for all and for {len(policies.keys)} of them, {which}"
+        changes = f"{counted(len(keys.names), 'key')}, rules for all and for {len(policies.keys)} of them, {which}"
         if guardrails.guards:
             changes += f", guardrails {', '.join(guardrails.names)}"
         return changes, [*lost, *alarm_remarks(policies, registry)]

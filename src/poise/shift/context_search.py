@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import Field
 
 from poise.arguments import check_number
+from poise.counting import counted
 from poise.data import Conversation, DataSet, PreferenceData, RejectedRow, Rejections, open_data, open_preferences
 from poise.data.dataset import InputRow, data_from_rows
 from poise.errors import InvalidData
@@ -307,6 +308,6 @@ def _search_notes(
         yield f"Drawn at random: {'; '.join(context.label for context in drawn)}."
     if others := [candidate for candidate in candidates if candidate not in frequent]:
         names = [one_line(getattr(c, c.kind), NAME_LENGTH) for c in others[:NAMED_CANDIDATES]]
-        parts = [f"{c.kind} {name!r} ({len(c.rows):,} rows)" for c, name in zip(others, names, strict=False)]
+        parts = [f"{c.kind} {name!r} ({counted(len(c.rows), 'row')})" for c, name in zip(others, names, strict=False)]
         more = f" and {len(others) - NAMED_CANDIDATES} more" if len(others) > NAMED_CANDIDATES else ""
         yield f"Not among the {len(frequent)} that are measured: {', '.join(parts)}{more}."

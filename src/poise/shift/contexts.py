@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from poise.contrast import ResponseRequest
+from poise.counting import counted
 from poise.errors import InvalidArgument
 from poise.progress import remark
 from poise.settings import Settings, read_settings
@@ -83,7 +84,7 @@ class PromptContext(Settings):
         texts = {"system": self.system, "prefix": self.prefix, "suffix": self.suffix}
         kinds = {kind: text for kind, text in texts.items() if text}
         if not kinds:
-            return f"{len(self.turns)} turns before"
+            return f"{counted(len(self.turns), 'turn')} before"
         return f"{' + '.join(kinds)}: {one_line(next(iter(kinds.values())), LABEL_LENGTH)}"
 
     @property
