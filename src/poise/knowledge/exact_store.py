@@ -35,6 +35,8 @@ class ExactStore:
 
     def __init__(self, folder: Path, width: int) -> None:
         self._path, self.width = folder / "chunks.sqlite", width
+        if self._path.is_file() and not _is_sqlite(self._path):
+            raise InvalidKnowledge(f"{self._path} is damaged (no database); remove its folder and build it again.")
         self._chunks: list[StoredChunk] | None = None
         self._vectors: VectorArray = np.empty((0, width), dtype=np.float32)
         self._words: Any = None
@@ -124,6 +126,12 @@ class ExactStore:
     def close(self) -> None:
         """See ``ChunkStore``."""
         self._chunks, self._words = None, None
+
+
+def _is_sqlite(path: Path) -> bool:
+    """Whether a file begins as SQLite's do; an empty one is a database that nothing was written to."""
+    with path.open("rb") as file:
+        return file.read(16) in (b"", b"SQLite format 3\0")
 
 
 def _chunk(fields: dict[str, Any]) -> StoredChunk:
