@@ -8,7 +8,8 @@ does not depend on what they find); ``words`` (a thousand words, profanity, all 
 own expressions); ``both``; ``short``, the same with 96 characters, some 24 tokens, held back instead of 128. A round
 sends every client's request in every arm, in an order that turns; figures are medians of the rounds' ratios with
 bootstrap intervals. ``by processor time`` is the same ratio of tokens a second of processor time, clients included,
-which other work on the machine disturbs less. ``--asynchronous`` adds ``words`` whose text leaves at once.
+which other work on the machine disturbs less. ``asynchronous`` is ``words`` whose text leaves at once; ``encoder`` has
+the topics of ``detectors``, read by the sentence encoder.
 """
 
 from __future__ import annotations
@@ -28,19 +29,29 @@ import torch
 
 from common import median_ratio, shown
 from poise.guardrail import Guardrail
-from poise.guardrail.guard_file import DetectorFigures, FittedGuard, GuardDetector, GuardHeader, OperatingPoint
+from poise.guardrail.guard_file import (
+    ENCODER,
+    ENCODER_WIDTH,
+    DetectorFigures,
+    FittedGuard,
+    GuardDetector,
+    GuardHeader,
+    OperatingPoint,
+)
 from poise.guardrail.pii_types import PiiType
+from poise.guardrail.schema import ReadBy
 from poise.model import Model, load_model
 from poise.serve.server import ServerOptions, make_server
 from poise.trait import library
 from poise.vector.header import ModelId
 
 TOPICS = ("investment advice", "medicine", "rivals")
+ARMS = ("detectors", "words", "both", "short")
 
 
-def detectors(model: Model, name: str, **more: Any) -> FittedGuard:
+def detectors(model: Model, name: str, *, by: ReadBy = "activations", **more: Any) -> FittedGuard:
     """Three topics on both ways, whose thresholds nothing reaches."""
-    topics = [{"name": t, "definition": t, "examples": ["a", "b", "c", "d"]} for t in TOPICS]
+    topics = [{"name": t, "definition": t, "examples": ["a", "b", "c", "d"], "read_by": by} for t in TOPICS]
     figures = dict.fromkeys(DetectorFigures.model_fields, 0)
     point = OperatingPoint(value=1e9, rate=0.01, low=0.0, high=0.02, n=100)
     layer = int(0.6 * model.layers)
@@ -50,7 +61,8 @@ def detectors(model: Model, name: str, **more: Any) -> FittedGuard:
             rule=topic,
             source=source,
             action="BLOCK",
-            layer=layer,
+            read_by=by,
+            layer=layer if by == "activations" else None,
             centre=0.0,
             point=point,
             figures=DetectorFigures.model_validate(figures),
@@ -60,7 +72,8 @@ def detectors(model: Model, name: str, **more: Any) -> FittedGuard:
     ]
     header = GuardHeader(
         guardrail=Guardrail.model_validate({"name": name, "topics": topics, **more}),
-        model=ModelId.of(model),
+        model=ModelId.of(model) if by == "activations" else None,
+        encoder=ENCODER if by == "encoder" else None,
         detectors=tuple(rules),
         window=24,
         rate=0.01,
@@ -69,7 +82,10 @@ def detectors(model: Model, name: str, **more: Any) -> FittedGuard:
         normal_sha256="",
         examples_sha256="",
     )
-    return FittedGuard(header, torch.randn(len(rules), model.width, generator=torch.Generator().manual_seed(0)))
+    width = model.width if by == "activations" else ENCODER_WIDTH
+    directions = torch.randn(len(rules), width, generator=torch.Generator().manual_seed(0))
+    empty = torch.zeros(0, width)
+    return FittedGuard(header, directions) if by == "activations" else FittedGuard(header, empty, directions)
 
 
 def word_rules() -> dict[str, Any]:
@@ -82,19 +98,17 @@ def word_rules() -> dict[str, Any]:
     }
 
 
-def guardrail_files(model: Model, folder: Path, *, asynchronous: bool) -> dict[str, Path]:
+def guardrail_files(model: Model, folder: Path) -> dict[str, Path]:
     """Files by arm."""
-    files = {name: folder / f"{name}.guard" for name in ("detectors", "words", "both")}
+    files = {name: folder / f"{name}.guard" for name in ("detectors", "words", "both", "encoder")}
+    detectors(model, "encoder", by="encoder").save(files["encoder"])
     detectors(model, "detectors").save(files["detectors"])
     files["words"].write_text(json.dumps({"name": "words", **word_rules()}))
     detectors(model, "both", **word_rules()).save(files["both"])
     files["short"] = folder / "short.guard"
     detectors(model, "short", window=96, **word_rules()).save(files["short"])
-    if asynchronous:
-        files["asynchronous"] = folder / "asynchronous.yaml"
-        files["asynchronous"].write_text(
-            json.dumps({"name": "asynchronous", "streaming": "asynchronous", **word_rules()})
-        )
+    files["asynchronous"] = folder / "asynchronous.yaml"
+    files["asynchronous"].write_text(json.dumps({"name": "asynchronous", "streaming": "asynchronous", **word_rules()}))
     return files
 
 
@@ -128,12 +142,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=96, help="of each answer; shorter where the model ends it")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--asynchronous", action="store_true")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", default=ARMS, help="beside none")
     options = parser.parse_args()
     model = load_model(options.model)
     questions = library.evaluation_questions(library.load_trait("impolite"))
     with tempfile.TemporaryDirectory() as folder:
-        files = guardrail_files(model, Path(folder), asynchronous=options.asynchronous)
+        files = {name: path for name, path in guardrail_files(model, Path(folder)).items() if name in options.arms}
         rules = Path(folder) / "policy.yaml"
         rules.write_text(json.dumps({"default": {"guardrail": False, "may_choose_guardrail": True}}))
         server = make_server(
