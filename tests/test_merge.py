@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -39,8 +40,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(folder / "base")
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    model.tokenizer.chat_template = "{# changed #}" + model.tokenizer.chat_template
-    model.tokenizer.save_pretrained(folder / "adapter")
+    tokenizer = copy.deepcopy(model.tokenizer)  # which other tests use as well
+    tokenizer.chat_template = "{# changed #}" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder / "adapter")
     return folder / "base", folder / "adapter"
 
 

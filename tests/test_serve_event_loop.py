@@ -16,7 +16,7 @@ import serving
 import tiny
 from poise.errors import RequestError
 from poise.model import Model
-from poise.serve import api_description, app, service
+from poise.serve import api_description, app, exchange, service
 from poise.serve.prompt_length import CERTAIN, CHARACTERS_A_TOKEN, PIECE_CHARACTERS, check_text_length
 from poise.serve.request_body import PIECE_ITEMS as ITEMS
 from poise.serve.request_body import BodyLimits, check_body, json_pieces, read_request
@@ -92,7 +92,7 @@ class TestTheEventLoop:
             (app, "describe"),
             (api_description, "get_openapi"),
             (service, "plan_request"),
-            (service, "AlarmGuard"),
+            (exchange, "AlarmGuard"),
         ):
             found.watch(owner, name)
         found.watch(__import__("poise.serve.auth").serve.auth, "check_body")

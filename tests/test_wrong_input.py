@@ -263,11 +263,12 @@ def test_a_trait_file_with_a_misspelt_field_names_the_one_that_was_meant(tmp_pat
         poise.load_trait(tmp_path / "t.yaml")
 
 
-def test_roles_that_a_template_names_are_taken_as_are_tools_and_developers() -> None:
+def test_roles_that_a_template_names_are_taken_as_are_tools_and_developers(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model()
     for role in ("system", "developer", "tool"):
         assert model.encode([*ask("hi"), {"role": role, "content": "so"}, *ask("and?")]).ids
-    model.tokenizer.chat_template += "{% if messages[0]['role'] == 'critic' %}{% endif %}"
+    named = model.tokenizer.chat_template + "{% if messages[0]['role'] == 'critic' %}{% endif %}"
+    monkeypatch.setattr(model.tokenizer, "chat_template", named)  # the tokenizer is other tests' as well
     assert model.encode([{"role": "critic", "content": "so"}, *ask("and?")]).ids
 
 
