@@ -259,8 +259,10 @@ class TestKeys:
             registry.add(str(artefact), key=tmp_path / "key")
         with pytest.raises(InvalidRegistry, match="no signing key"):
             registry.add(str(artefact), key=public)
-        with pytest.raises(InvalidRegistry, match="no public key"):
+        with pytest.raises(InvalidRegistry, match=r"key is not a public key; give the \.pub file"):
             public_keys([str(tmp_path / "key")])
+        with pytest.raises(InvalidRegistry, match=r"There is no file .*nowhere\.pub; give the \.pub file"):
+            public_keys([str(tmp_path / "nowhere.pub")])
 
 
 class TestDisks:

@@ -10,6 +10,7 @@ import typer
 
 from poise.cli.options import Json
 from poise.cli.work import note, working
+from poise.counting import counted
 
 if TYPE_CHECKING:
     from poise.lifecycle.registry import Registry
@@ -257,7 +258,9 @@ def verify_registry(
         lines = [
             f"{'FAULT' if one.severity == 'fault' else 'note':6}  {one.place}: {one.text}" for one in review.findings
         ]
-        counts = f"{review.records} records, {review.events} events, {review.signed} of them signed"
+        counts = (
+            f"{counted(review.records, 'record')}, {counted(review.events, 'event')}, {review.signed} of them signed"
+        )
         lines.append(f"{counts}: {'all as it was written' if review.holds else 'NOT as it was written'}.")
         render.show([*(render.plain_text(line.replace("`trusted`", "--trusted")) for line in lines)])
     if not review.holds:

@@ -38,7 +38,7 @@ class ReasonedAnswer:
         finding: What was found.
         action: What is done about it; ``None`` for nothing.
         unavailable: Whether nothing could be found, since the writer does not answer.
-        note: What was done for want of an answer of the writer.
+        note: What was done where the writer gave no answer.
     """
 
     policy: ReasoningPolicy

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from poise.counting import counted
 from poise.lifecycle.cards import related_reports, report_of
 from poise.lifecycle.registry import Registry
 from poise.lifecycle.registry_records import RegistryRecord
@@ -82,7 +83,7 @@ def _filled(registry: Registry, digest: str, project: Mapping[str, Any]) -> Iter
         yield "purpose", "\n".join([*(f"- {line}" for line in purpose), f"- Version: record `{digest[:12]}`"])
     if record.software:
         yield "software", ", ".join(f"{key} {value}" for key, value in record.software.items())
-    yield "forms", f"{record.kind}, {len(record.files)} files of {record.bytes:,} bytes"
+    yield "forms", f"{record.kind}, {counted(len(record.files), 'file')} of {record.bytes:,} bytes"
     yield "lineage", _parents(registry, record)
     if record.facts.get("architecture"):
         yield "architecture", f"{record.facts['architecture']}, {record.facts.get('parameters', 0):,} parameters"

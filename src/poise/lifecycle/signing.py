@@ -101,9 +101,8 @@ def public_keys(texts: Sequence[str]) -> frozenset[str]:
         if Path(one).is_file():
             text = Path(one).read_text("utf-8", errors="replace").strip()
         if not (matched := PUBLIC_KEY.fullmatch(text)):
-            raise InvalidRegistry(
-                f"{one} is no public key; give the .pub file beside a signing key, or 64 digits of it."
-            )
+            what = f"{one} is not a public key" if Path(one).exists() else f"There is no file {one}"
+            raise InvalidRegistry(f"{what}; give the .pub file beside a signing key, or the 64 digits in it.")
         keys.add(matched[1])
     return frozenset(keys)
 
