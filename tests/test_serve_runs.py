@@ -181,6 +181,20 @@ class TestARun:
         assert run_of(http, say(http, [user("Two.")], session="refused"))["steps"] == 2
 
     @pytest.mark.parametrize("name", ["x" * 201, "x" * 6000])
+    @pytest.mark.parametrize("name", ["a\r\nX-Evil: 1", "a\0b", " x ", "   ", "лодка"])
+    def test_whose_name_no_header_can_have_is_answered_without_one(self, http: httpx.Client, name: str) -> None:
+        answer = say(http, [user("What is a boat?")], session=name)
+        assert not {"x-poise-session", "x-evil"} & set(answer.headers)
+        assert name in {run["id"] for run in http.get("/v1/poise/sessions").json()["data"]}
+
+    def test_has_one_name_in_field_and_header(self, http: httpx.Client) -> None:
+        body = {"model": NAME, "messages": [user("Which boat?")], "max_tokens": 3}
+        for _ in range(2):
+            headers = {b"X-Poise-Session": "шлюпка".encode()}
+            assert http.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+        say(http, [user("And now?")], session="шлюпка")
+        assert http.get("/v1/poise/sessions/шлюпка").json()["steps"] == 3
+
     def test_with_a_huge_name_is_refused(self, http: httpx.Client, name: str) -> None:
         body = {"model": NAME, "messages": [user("One.")], "max_tokens": 2}
         by_header = http.post("/v1/chat/completions", json=body, headers={"X-Poise-Session": name})

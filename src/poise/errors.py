@@ -281,4 +281,8 @@ class NonFiniteActivation(InternalError):
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the error's type where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    try:
+        text = str(error)
+    except Exception:  # other people's errors can fail to say what they are
+        text = ""
+    return next(iter(text.strip().splitlines()), type(error).__name__)

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from poise.agent.function_tools import function_tool
 from poise.agent.tool import AgentTool
-from poise.errors import InvalidArgument, ToolFailed
+from poise.errors import InvalidArgument, ToolFailed, first_line
 
 __all__ = ["FolderFiles", "file_tools"]
 
@@ -52,9 +52,10 @@ class FolderFiles:
             if may_write:
                 folder.mkdir(parents=True, exist_ok=True)
             self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise InvalidArgument(
-                f"The tools cannot use the folder {folder} ({error.strerror}); name a folder that is there."
+                f"The tools cannot use the folder {str(folder)!r} ({reason}); name a folder that is there."
             ) from error
         self.folder, self.may_write = folder, may_write
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -31,7 +32,7 @@ def function_tool(
     """A function as a tool.
 
     Args:
-        function: Takes and gives what JSON can hold; its parameters have type hints.
+        function: Takes and gives what JSON can hold, or a coroutine of it; its parameters have type hints.
         touches: What it may touch.
         repeatable: Whether the same call with the same key, made twice, has the effect of one.
         name: Name that calls use; the function's own by default.
@@ -42,7 +43,12 @@ def function_tool(
         InvalidArgument: a parameter has no type hint, or one that has no JSON Schema.
     """
     label = name or function.__name__
-    fields, wants_key = _parameter_fields(function, label)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidArgument(
+            f"The function {label} cannot be a tool: it gives its values one after another, and nothing of it is done "
+            "before they are asked for; return a list."
+        )
+    fields, wants_key = _parameter_fields(function, label, hidden={"prepared"} if prepare else set())
     try:
         arguments: type[BaseModel] = create_model(label, __config__=ConfigDict(extra="forbid"), **fields)
         schema = _without_titles(arguments.model_json_schema())
@@ -50,6 +56,11 @@ def function_tool(
         raise InvalidArgument(
             f"The function {label} cannot be a tool: {first_line(error)}; give its parameters types that JSON has."
         ) from error
+
+    if lost := sorted(fields.keys() - arguments.model_fields.keys()):
+        raise InvalidArgument(
+            f"The function {label} cannot be a tool: no call can use a parameter called {lost[0]}; name it otherwise."
+        )
 
     def check(values: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -62,7 +73,7 @@ def function_tool(
         named = {key: getattr(parsed, key) for key in arguments.model_fields if key in parsed.model_fields_set}
         key = {IDEMPOTENCY_PARAMETER: context.key} if wants_key else {}
         more = {"prepared": context.prepared} if prepare else {}
-        return output_text(function(**named, **key, **more))
+        return output_text(_awaited(function(**named, **key, **more)))
 
     return AgentTool(
         name=label,
@@ -76,7 +87,20 @@ def function_tool(
     )
 
 
-def _parameter_fields(function: Callable[..., Any], label: str) -> tuple[dict[str, Any], bool]:
+def _awaited(value: Any) -> Any:
+    """What a function gave, or what comes of the coroutine that it gave; calls have a thread of their own."""
+    if not inspect.isawaitable(value):
+        return value
+
+    async def wait() -> Any:
+        return await value
+
+    return asyncio.run(wait())
+
+
+def _parameter_fields(
+    function: Callable[..., Any], label: str, *, hidden: Collection[str]
+) -> tuple[dict[str, Any], bool]:
     """The parameters that the model fills in, and whether the function wants the call's key."""
     try:
         hints = get_type_hints(function, include_extras=True)
@@ -85,7 +109,7 @@ def _parameter_fields(function: Callable[..., Any], label: str) -> tuple[dict[st
         raise InvalidArgument(f"The function {label} cannot be a tool: {first_line(error)}.") from error
     fields: dict[str, Any] = {}
     for name, parameter in parameters.items():
-        if name in (IDEMPOTENCY_PARAMETER, "prepared"):
+        if name == IDEMPOTENCY_PARAMETER or name in hidden:
             continue
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise InvalidArgument(

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from poise.agent.function_tools import output_text
 from poise.agent.tool import AgentTool, ToolContext
 from poise.agent.tools_file import MCPEntry
 from poise.errors import InvalidArgument, MissingExtra, ToolFailed, first_line
+from poise.storage.content_hash import content_key
 
 __all__ = ["server_tools"]
 
 CONNECT_SECONDS = 60.0
 MOST_TOOLS = 128
+MOST_PAGES = 200  # of a server's list
+LONGEST_NAME = 64
+_NAME_SIGN = re.compile(r"[^A-Za-z0-9_-]")
 
 ToolResult = TypeVar("ToolResult")
 
@@ -113,7 +119,7 @@ def server_tools(entry: MCPEntry, base: Path) -> Iterator[list[AgentTool]]:
 
 def _offered_tools(thread: _ServerThread, entry: MCPEntry) -> list[AgentTool]:
     try:
-        listed = thread.do(thread.client.list_tools(), CONNECT_SECONDS).tools
+        listed = thread.do(_all_tools(thread.client), CONNECT_SECONDS)
     except Exception as error:
         raise InvalidArgument(f"The MCP server {entry.name} lists no tools ({first_line(error)}).") from error
     names = {tool.name for tool in listed}
@@ -125,6 +131,27 @@ def _offered_tools(thread: _ServerThread, entry: MCPEntry) -> list[AgentTool]:
     if len(offered) > MOST_TOOLS:
         raise InvalidArgument(f"The MCP server {entry.name} has {len(offered)} tools; name some in `only`.")
     return [_mcp_tool(thread, entry, tool) for tool in offered]
+
+
+async def _all_tools(client: Any) -> list[Any]:
+    """A server's tools from all of its pages, or more than may be offered."""
+    tools: list[Any] = []
+    cursor: str | None = None
+    for _ in range(MOST_PAGES):
+        page = await client.list_tools(cursor=cursor)
+        tools += page.tools
+        cursor = page.next_cursor
+        if not cursor:
+            return tools
+    raise ToolFailed(f"its list has more than {MOST_PAGES} pages")
+
+
+def _offered_name(server: str, name: str) -> str:
+    """A tool's name as requests may have it, of two tools never the same."""
+    plain = f"{server}_{_NAME_SIGN.sub('_', name)}"
+    if len(plain) <= LONGEST_NAME and plain == f"{server}_{name}":
+        return plain
+    return f"{plain[: LONGEST_NAME - 9]}_{content_key(tool=name)[:8]}"
 
 
 def _mcp_tool(thread: _ServerThread, entry: MCPEntry, listed: Any) -> AgentTool:
@@ -141,10 +168,10 @@ def _mcp_tool(thread: _ServerThread, entry: MCPEntry, listed: Any) -> AgentTool:
         text = "\n".join(getattr(part, "text", None) or f"({part.type})" for part in result.content)
         if getattr(result, "is_error", False):
             raise ToolFailed(text or f"{name} failed and said nothing.")
-        return text
+        return text or output_text(getattr(result, "structured_content", None) or "")
 
     return AgentTool(
-        name=f"{entry.name}_{name}"[:64],
+        name=_offered_name(entry.name, name),
         description=(listed.description or name)[:2000],
         parameters=getattr(listed, "input_schema", None) or {"type": "object"},
         touches=frozenset(entry.touches),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ __all__ = ["FolderMemory"]
 
 MOST_EPISODE_STEPS = 40  # of a run in its episode
 MOST_EPISODE_REPORT = 2000  # characters of a report in its episode
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what models do write and no entry may hold
 
 
 class FolderMemory:
@@ -40,7 +42,7 @@ class FolderMemory:
         lines = [f"Goal: {task[:MOST_EPISODE_REPORT]}", f"Outcome: {outcome}. {report[:MOST_EPISODE_REPORT]}"]
         lines += [f"{number}. {step[:200]}" for number, step in enumerate(steps[:MOST_EPISODE_STEPS], 1)]
         written = self._memory.record(
-            "\n".join(lines),
+            _NO_TEXT.sub("\ufffd", "\n".join(lines)),
             kind="episodic",
             trust="model",
             source="poise agent",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,9 @@ __all__ = ["AgentModel", "EndpointModel", "ModelAnswer", "RequestedCall", "Serve
 
 CHARACTERS_EACH_ANSWER_TOKEN = 3  # where a server counts none; on the safe side for English
 PASSING_STATUS = {408, 409, 425, 429}
+USUAL_WINDOW = 8192
+MOST_TOKENS = 10**9  # of a prompt, an answer or a window; a server that counts more does not count
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,14 +131,15 @@ class EndpointModel:
         self.url = str(self._client.base_url).rstrip("/")
         listed = self._listed(model) if model is None or window is None else {}
         self.name = model or str(listed["id"])
-        self.window = window or int(listed.get("context_window") or listed.get("max_model_len") or 8192)
+        windows = (_token_count(listed.get(name)) for name in ("context_window", "max_model_len"))
+        self.window = window or next((tokens for tokens in windows if tokens), USUAL_WINDOW)
 
     def _listed(self, model: str | None) -> dict[str, Any]:
         from openai import OpenAIError
 
         try:
             entries = [entry.model_dump() for entry in self._client.with_options(max_retries=2).models.list().data]
-        except (OpenAIError, ValueError, AttributeError) as error:
+        except (OpenAIError, ValueError, AttributeError, TypeError) as error:
             if model is not None and not _is_unreachable(error):
                 return {}
             raise EndpointUnavailable(
@@ -167,6 +174,7 @@ class EndpointModel:
             request |= {"tool_choice": "required", "parallel_tool_calls": False}
         if self._poise:
             request["extra_body"] = {"poise": self._poise}
+        request = _sendable(request)
         try:
             completion: Any = self._client.chat.completions.create(model=self.name, timeout=seconds, **request)
         except (OpenAIError, ValueError) as error:
@@ -177,7 +185,8 @@ class EndpointModel:
         try:
             return _model_answer(completion, messages)
         except (AttributeError, TypeError, IndexError, ValueError) as error:
-            raise _endpoint_error(self.url, self.name, ValueError("it is no chat completion")) from error
+            reason = ValueError(f"it is no chat completion{_told_error(completion)}")
+            raise _endpoint_error(self.url, self.name, reason) from error
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -195,7 +204,8 @@ def _endpoint_error(url: str, model: str, error: Exception) -> EndpointUnavailab
 
     status = error.status_code if isinstance(error, APIStatusError) else 0
     fault = EndpointUnavailable(f"The model {model!r} at {url} does not answer ({_server_reason(error)}).")
-    fault.passing = isinstance(error, APIConnectionError) or status in PASSING_STATUS or status >= 500
+    is_cut = isinstance(error, json.JSONDecodeError)  # an answer whose end did not arrive
+    fault.passing = isinstance(error, APIConnectionError) or is_cut or status in PASSING_STATUS or status >= 500
     return fault
 
 
@@ -205,33 +215,70 @@ def _server_reason(error: Exception) -> str:
     if isinstance(error, APIStatusError):
         body = error.body if isinstance(error.body, dict) else {}
         return f"HTTP {error.status_code}: {str(body.get('message') or error.message)[:200]}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"its answer is cut or no JSON: {first_line(error)[:200]}"
+    if isinstance(error, AttributeError | TypeError):
+        return "what it answers is none of OpenAI's"
     return first_line(error.__cause__ or error)[:200]
+
+
+def _told_error(completion: Any) -> str:
+    """What a server says that went wrong under the status of a success, as some do; empty where it says nothing."""
+    told = (getattr(completion, "model_extra", None) or {}).get("error")
+    text = told.get("message") if isinstance(told, Mapping) else told
+    return f": {first_line(ValueError(text))[:200]}" if text else ""
+
+
+def _sendable(request: dict[str, Any]) -> dict[str, Any]:
+    """A request without halves of characters, which models and tools do give and no request can hold."""
+    text = json.dumps(request, ensure_ascii=False)
+    return dict(json.loads(_HALF_CHARACTER.sub("\ufffd", text))) if _HALF_CHARACTER.search(text) else request
+
+
+def _token_count(value: Any) -> int | None:
+    """A number of tokens as a server gives it; ``None`` where it is none."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return int(value) if is_number and 0 <= value <= MOST_TOKENS else None
 
 
 def _model_answer(completion: Any, messages: Sequence[Mapping[str, Any]]) -> ModelAnswer:
     choice = completion.choices[0]
     message, usage = choice.message, completion.usage
     calls = tuple(
-        RequestedCall(id=str(call.id), name=str(call.function.name), arguments=str(call.function.arguments or "{}"))
+        RequestedCall(id=str(call.id), name=str(function.name), arguments=_arguments_text(function.arguments))
         for call in message.tool_calls or ()
-        if call.type == "function"
+        if (function := getattr(call, "function", None)) is not None  # some servers leave out the type
     )
-    text = str(message.content or "")
+    text = _content_text(message.content) or str(getattr(message, "refusal", None) or "")
     written = len(text) + sum(len(call.arguments) + len(call.name) for call in calls)
     poise = (choice.model_extra or {}).get("poise") or {}
     summary = poise.get("summary") or {}
+    counted = {name: _token_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens")}
+    prompt_tokens, answer_tokens = counted.values()
     run = ((completion.model_extra or {}).get("poise") or {}).get("run") or {}
     drift = [{"reading": "drift", **alarm} for alarm in run.get("drift") or ()]
     return ModelAnswer(
         text=text,
         calls=calls,
-        prompt_tokens=usage.prompt_tokens if usage else prompt_estimate(messages),
-        answer_tokens=usage.completion_tokens if usage else written // CHARACTERS_EACH_ANSWER_TOKEN + 1,
+        prompt_tokens=prompt_estimate(messages) if prompt_tokens is None else prompt_tokens,
+        answer_tokens=written // CHARACTERS_EACH_ANSWER_TOKEN + 1 if answer_tokens is None else answer_tokens,
         is_cut=choice.finish_reason == "length",
         is_held=choice.finish_reason == "content_filter",
         readings={name: _reading_figures(values) for name, values in summary.items() if isinstance(values, Mapping)},
         alarms=[dict(alarm) for alarm in (*(poise.get("alarms") or ()), *drift) if isinstance(alarm, Mapping)],
     )
+
+
+def _arguments_text(arguments: Any) -> str:
+    """Arguments of a call as JSON; some servers give the object itself."""
+    return arguments or "{}" if isinstance(arguments, str | None) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _content_text(content: Any) -> str:
+    """The words of an answer; some servers give them in parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return str(content or "")
 
 
 def _reading_figures(values: Mapping[str, Any]) -> dict[str, float | None]:

@@ -19,6 +19,7 @@ from poise.agent.tools_file import FunctionEntry, KnowledgeTool, ToolsFile, read
 from poise.agent.web_fetch import WebFetch, fetch_tool
 from poise.errors import InvalidArgument, InvalidSettings, ToolFailed, UserError, first_line
 from poise.settings import located_faults
+from poise.storage.output import lies_in
 
 __all__ = ["Toolbox", "open_tools"]
 
@@ -49,6 +50,8 @@ def open_tools(settings: ToolsFile | Path, base: Path | None = None) -> Iterator
     base = base or (path.parent if path else Path())
     with contextlib.ExitStack() as opened:
         with located_faults(path, ToolsFile) if path else contextlib.nullcontext():
+            if path:
+                _check_tools_out_of_reach(read, path)
             tools = Toolbox((tool.name, tool) for tool in _built_in(read, base, opened))
             tools.folder = base / read.files.folder if read.files else None
             for place, entry in enumerate(read.functions):
@@ -59,6 +62,15 @@ def open_tools(settings: ToolsFile | Path, base: Path | None = None) -> Iterator
                 for tool in opened.enter_context(server_tools(server, base)):
                     _add_tool(tools, tool)
         yield tools
+
+
+def _check_tools_out_of_reach(read: ToolsFile, path: Path) -> None:
+    """Check that what an agent writes cannot become its own tools: their file, and the code beside it."""
+    if read.files and read.files.write and lies_in(path, path.parent / read.files.folder):
+        text = "holds this file itself, and the agent could write tools of its own; name a folder beside it"
+        error = InvalidSettings(f"files.folder {text}.")
+        error.faults = ((("files", "folder"), text),)
+        raise error
 
 
 def _built_in(read: ToolsFile, base: Path, opened: contextlib.ExitStack) -> Iterator[AgentTool]:
@@ -84,8 +96,9 @@ def _python_tool(entry: FunctionEntry, base: Path, place: int) -> AgentTool:
     module, _, name = entry.function.partition(":")
     with _importing_from(base):
         try:
-            function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        except Exception as error:  # whatever a user's module raises while it is imported
+            with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result of the command
+                function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
             raise _placed_error(f"cannot be imported: {first_line(error)}", place, "function") from error
     if not callable(function):
         raise _placed_error("is not a function", place, "function")

@@ -182,7 +182,7 @@ class TerminalPerson:
             return None
         note(f"\n{call.tool} touches {', '.join(call.touches)}. It would be called with:")
         for name, value in call.arguments.items():
-            note(_safe_text(f"  {name}: {value}"))
+            note(_safe_text(f"  {name}: {value}").replace("\n", "\n    | "))  # no value looks like another argument
         note("Allow this call? [y/N]")
         return _typed_line().strip().lower() in ("y", "yes")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,7 +76,8 @@ def automation_run_command(
         automation = load_automation(file)
         with open_tools(file.parent / automation.tools) as tools:
             lines: list[str] = []
-            result = run_automation(automation, tools, file.parent, changed=changed, listen=lines.append)
+            with contextlib.redirect_stdout(sys.stderr):  # what tools print is no result of the command
+                result = run_automation(automation, tools, file.parent, changed=changed, listen=lines.append)
     if as_json:
         facts.print_json(asdict(result))
     else:

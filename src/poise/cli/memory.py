@@ -127,7 +127,7 @@ def list_command(
         from poise.memory import entries_about
 
         opened = _opened(folder)
-        entries = entries_about(opened, subject) if subject else opened.entries()
+        entries = opened.entries() if subject is None else entries_about(opened, subject)
         states = ("kept", "superseded") if superseded else ("kept",)
         entries = [e for e in entries if e.status in states and kind in (None, e.kind)]
         waiting = len(opened.quarantined())
@@ -243,9 +243,11 @@ def export_command(
     """Write all that is kept, or all about somebody, as JSONL."""
     with working():
         from poise.memory import entries_about, export_entries
+        from poise.storage.output import check_output
 
+        check_output(out, inputs=[folder], force=force)
         opened = _opened(folder)
-        entries = entries_about(opened, subject) if subject else opened.entries()
+        entries = opened.entries() if subject is None else entries_about(opened, subject)
         export_entries(entries, out, force=force)
     typer.echo(f"{len(entries)} entries in {out}")
 

@@ -37,6 +37,7 @@ EntryStatus = Literal["kept", "quarantined", "superseded"]
 MOST_ENTRY_CHARACTERS = 20_000
 MOST_FIELD = 400  # characters of a subject, a source or a name
 _CLOSEST_NAME = 64
+_MOST_NAME_BYTES = 200  # of a name as a file's; disks take 255 with what is added to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ class EntryDraft:
         if self.name and not _is_file_name(self.name):
             raise InvalidArgument(
                 f"The name {self.name[:_CLOSEST_NAME]!r} is no name of a procedure; use letters, digits, - and _, at "
-                f"most {_CLOSEST_NAME} of them."
+                f"most {_CLOSEST_NAME} of them and {_MOST_NAME_BYTES} bytes."
             )
 
 
@@ -153,7 +154,7 @@ def utc_now() -> datetime:
 def time_text(time: datetime) -> str:
     """A time as it is kept and shown: ``2026-01-31T12:00:00Z``; a time without a zone is taken as UTC."""
     aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{aware.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
 def _check_text(what: str, text: str, most: int) -> None:
@@ -170,4 +171,5 @@ def _check_text(what: str, text: str, most: int) -> None:
 
 
 def _is_file_name(name: str) -> bool:
-    return len(name) <= _CLOSEST_NAME and name[0].isalnum() and all(c.isalnum() or c in "-_" for c in name)
+    is_short = len(name) <= _CLOSEST_NAME and len(name.encode()) <= _MOST_NAME_BYTES
+    return is_short and name[0].isalnum() and all(c.isalnum() or c in "-_" for c in name)

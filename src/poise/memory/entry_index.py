@@ -14,7 +14,7 @@ import numpy as np
 
 from poise.grounding.facts import content_words
 from poise.memory.entries import MemoryEntry
-from poise.memory.memory_file import COLUMNS, entry_of
+from poise.memory.memory_file import COLUMNS, damaged_entry, entry_of
 
 if TYPE_CHECKING:
     from poise.knowledge.store import VectorArray
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["EntryIndex"]
 
 MOST_WORDS = 60  # of a text that is looked for
+NUMBER_BYTES = 4  # of a vector's number
 
 
 class EntryIndex:
@@ -51,6 +52,8 @@ class EntryIndex:
         sources = sources_of(db)
         for *row, vector in db.execute(f"SELECT {COLUMNS}, vector FROM entries WHERE status = 'kept' ORDER BY id"):
             entry = entry_of(tuple(row), sources.get(row[0], ()))
+            if not isinstance(vector, bytes) or len(vector) != NUMBER_BYTES * self.width:
+                raise damaged_entry(entry.id, f"its vector has not {self.width} numbers")
             self._add(entry, np.frombuffer(vector, dtype="<f4"))
         self.revision = revision
 

@@ -329,7 +329,11 @@ class Memory:
         for entry in procedures:
             versions.setdefault(entry.name, set()).add(entry.text)
         for name, text in edited_procedures(self.folder, versions):
-            self.record(text, kind="procedural", name=name, source="edited file")
+            try:
+                self.record(text, kind="procedural", name=name, source="edited file")
+            except InvalidArgument as error:
+                path = procedure_path(self.folder, name)
+                raise InvalidMemory(f"{path} cannot be a procedure: {error} Fix or remove the file.") from error
         for entry in procedures:
             if entry.status == "kept" and not procedure_path(self.folder, entry.name).exists():
                 write_procedure(self.folder, entry.name, entry.text, entry.version)

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from poise.errors import FolderInUse, InvalidMemory, SaveFailed
+from poise.errors import FolderInUse, InvalidArgument, InvalidMemory, SaveFailed
 from poise.memory.entries import MemoryEntry
 from poise.storage.disk_errors import save_failed
 
@@ -86,6 +86,8 @@ def memory_file(folder: Path, *, write: bool = False, create: bool = False) -> I
             yield from _transaction(db, write=write)
     except OSError as error:
         raise save_failed(f"Cannot use the memory {path}", error) from error
+    except OverflowError as error:
+        raise InvalidArgument("No entry has so large a number; `poise memory list` shows all.") from error
     except sqlite3.Error as error:
         raise _memory_fault(path, error) from error
 
@@ -107,13 +109,30 @@ def vacuum(folder: Path) -> None:
 
 
 def entry_of(row: tuple[Any, ...], sources: tuple[int, ...] = ()) -> MemoryEntry:
-    """The entry in a row of ``COLUMNS``."""
+    """The entry in a row of ``COLUMNS``.
+
+    Raises:
+        InvalidMemory: somebody put into it what no entry has.
+    """
     names = [name.strip() for name in COLUMNS.split(",")]
     fields = dict(zip(names, row, strict=True))
-    for name in ("at", "added", "used"):
-        fields[name] = datetime.fromisoformat(fields[name]) if fields[name] else None
-    fields |= {name: tuple(json.loads(fields[name])) for name in ("reasons", "contradicts")}
-    return MemoryEntry(**(fields | {"effect": json.loads(fields["effect"]), "sources": sources}))
+    try:
+        if not isinstance(fields["text"], str):
+            raise TypeError("its text is none")
+        for name in ("at", "added", "used"):
+            fields[name] = datetime.fromisoformat(fields[name]) if fields[name] else None
+        fields |= {name: tuple(json.loads(fields[name])) for name in ("reasons", "contradicts")}
+        return MemoryEntry(**(fields | {"effect": json.loads(fields["effect"]), "sources": sources}))
+    except (TypeError, ValueError) as error:
+        raise damaged_entry(fields["id"], str(error)) from error
+
+
+def damaged_entry(number: int, what: str) -> InvalidMemory:
+    """The fault of an entry that was not written by Poise, or is damaged."""
+    return InvalidMemory(
+        f"Entry {number} is damaged ({what}); nothing was changed. Put a copy of {MEMORY_FILE} back, or delete that "
+        "row of the table entries with sqlite3."
+    )
 
 
 def _transaction(db: sqlite3.Connection, *, write: bool) -> Iterator[sqlite3.Connection]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -18,30 +19,53 @@ from poise.storage.atomic_write import saving
 __all__ = ["entries_about", "entry_facts", "export_entries"]
 
 _TEXT_FIELDS = ("text", "subject", "source", "name")
+_ALIKE_SIGNS = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u02bc\u0060\u00b4", "'") | dict.fromkeys("\u2010\u2011\u2013", "-")
+)
+_SCRIPTS_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
 def entries_about(memory: Memory, subject: str) -> list[MemoryEntry]:
     """All entries whose subject somebody is, or that name them, of every status; also what was made of such entries.
 
-    Names are compared as whole words, whatever their capitals and the spaces in them. Other names that somebody goes
-    by are to be asked for one by one.
+    Names are compared as whole words, whatever their capitals, the spaces in them, and how their signs are encoded;
+    in scripts without spaces between words wherever they stand. Other names that somebody goes by are to be asked for
+    one by one.
 
     Raises:
         InvalidArgument: the subject is empty.
     """
-    if not subject.strip():
-        raise InvalidArgument("The subject is empty; name whom or what the entries are about.")
-    words = r"\s+".join(re.escape(word) for word in subject.casefold().split())
-    named = re.compile(rf"(?<!\w){words}(?!\w)")
+    named = _name_pattern(_folded_text(subject))
     entries = memory.entries()
     about = {
         entry.id
         for entry in entries
-        if any(named.search(str(getattr(entry, field)).casefold()) for field in _TEXT_FIELDS)
+        if any(named.search(_folded_text(str(getattr(entry, field)))) for field in _TEXT_FIELDS)
     }
     while derived := {entry.id for entry in entries if entry.id not in about and about & set(entry.sources)}:
         about |= derived
     return [entry for entry in entries if entry.id in about]
+
+
+def _folded_text(text: str) -> str:
+    """A text as names are compared in it: accents, widths, capitals and quotes alike, no unseen signs."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_ALIKE_SIGNS)
+    return "".join(sign for sign in plain if unicodedata.category(sign) != "Cf")
+
+
+def _name_pattern(name: str) -> re.Pattern[str]:
+    """What finds a folded name as whole words; an underscore is no part of a word, as in emphasis."""
+    words = name.split()
+    if not words:
+        raise InvalidArgument("The subject is empty; name whom or what the entries are about.")
+    before = "" if _has_no_spaces(words[0][0]) else r"(?<![^\W_])"
+    after = "" if _has_no_spaces(words[-1][-1]) else r"(?![^\W_])"
+    return re.compile(before + r"\s+".join(re.escape(word) for word in words) + after)
+
+
+def _has_no_spaces(sign: str) -> bool:
+    """Whether a sign is of a script that runs words together, or hangs endings on names."""
+    return unicodedata.name(sign, "").startswith(_SCRIPTS_WITHOUT_SPACES)
 
 
 def export_entries(entries: Sequence[MemoryEntry], path: Path, *, force: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -39,6 +40,7 @@ log = logging.getLogger("poise.serve")
 
 Checked = TypeVar("Checked")
 UPLOADED = "uploaded"  # stands in metrics for all vectors that single keys have uploaded
+_HEADER_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 MOST_UNREAD = 4096  # outputs of a choice that wait for their client to read
 
 
@@ -147,7 +149,7 @@ class CompletionExchange:
     @property
     def headers(self) -> dict[str, str]:
         """Headers that say which run it is a step of."""
-        return {"x-poise-session": self.step.run.id} if self.step and self.step.run.id.isascii() else {}
+        return {"x-poise-session": self.step.run.id} if self.step and _HEADER_VALUE.fullmatch(self.step.run.id) else {}
 
     @property
     def completion_tokens(self) -> int:

@@ -192,6 +192,14 @@ def named_session(body: OpenAIRequest) -> str | None:
     return record.session.strip()
 
 
+def _header_name(value: bytes) -> str:
+    """A name in a header: UTF-8, as the field has it, else the older Latin-1."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
 @dataclass(frozen=True, slots=True)
 class RequestObserver:
     """Pure ASGI, so that streams pass through.
@@ -217,7 +225,7 @@ class RequestObserver:
             client=scope["client"][0] if scope.get("client") else None,
             traceparent=headers.get(b"traceparent", b"").decode("latin-1"),
             tracestate=headers.get(b"tracestate", b"").decode("latin-1"),
-            session=headers.get(SESSION_HEADER, b"").decode("latin-1"),
+            session=_header_name(headers.get(SESSION_HEADER, b"")),
         )
 
         async def seen(message: MutableMapping[str, Any]) -> None:

@@ -112,16 +112,20 @@ def _repeated(node: yaml.Node | None, seen: set[int] | None = None) -> Iterator[
             yield from _repeated(value, visited)
 
 
-def keys_that_are_no_text(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Keys that YAML reads as numbers, dates, true, false or null."""
+def keys_that_are_no_text(node: yaml.Node | None, seen: set[int] | None = None) -> Iterator[yaml.ScalarNode]:
+    """Keys that YAML reads as numbers, dates, true, false or null; an alias is looked at once."""
+    visited = set() if seen is None else seen
+    if node is None or id(node) in visited:
+        return
+    visited.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from keys_that_are_no_text(item)
+            yield from keys_that_are_no_text(item, visited)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 yield key
-            yield from keys_that_are_no_text(value)
+            yield from keys_that_are_no_text(value, visited)
 
 
 def _text_values(node: yaml.Node | None, built: dict[int, Any]) -> Any:
