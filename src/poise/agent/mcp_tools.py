@@ -21,7 +21,7 @@ __all__ = ["server_tools"]
 CONNECT_SECONDS = 60.0
 MOST_TOOLS = 128
 MOST_PAGES = 200  # of a server's list
-LONGEST_NAME = 64
+LONGEST_TOOL_NAME = 64
 _NAME_SIGN = re.compile(r"[^A-Za-z0-9_-]")
 
 ToolResult = TypeVar("ToolResult")
@@ -149,9 +149,9 @@ async def _all_tools(client: Any) -> list[Any]:
 def _offered_name(server: str, name: str) -> str:
     """A tool's name as requests may have it, of two tools never the same."""
     plain = f"{server}_{_NAME_SIGN.sub('_', name)}"
-    if len(plain) <= LONGEST_NAME and plain == f"{server}_{name}":
+    if len(plain) <= LONGEST_TOOL_NAME and plain == f"{server}_{name}":
         return plain
-    return f"{plain[: LONGEST_NAME - 9]}_{content_key(tool=name)[:8]}"
+    return f"{plain[: LONGEST_TOOL_NAME - 9]}_{content_key(tool=name)[:8]}"
 
 
 def _mcp_tool(thread: _ServerThread, entry: MCPEntry, listed: Any) -> AgentTool:

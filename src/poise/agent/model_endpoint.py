@@ -21,7 +21,7 @@ __all__ = ["AgentModel", "EndpointModel", "ModelAnswer", "RequestedCall", "Serve
 CHARACTERS_EACH_ANSWER_TOKEN = 3  # where a server counts none; on the safe side for English
 PASSING_STATUS = {408, 409, 425, 429}
 USUAL_WINDOW = 8192
-MOST_TOKENS = 10**9  # of a prompt, an answer or a window; a server that counts more does not count
+MOST_COUNTED_TOKENS = 10**9  # of a prompt, an answer or a window; a server that counts more does not count
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -238,7 +238,7 @@ def _sendable(request: dict[str, Any]) -> dict[str, Any]:
 def _token_count(value: Any) -> int | None:
     """A number of tokens as a server gives it; ``None`` where it is none."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return int(value) if is_number and 0 <= value <= MOST_TOKENS else None
+    return int(value) if is_number and 0 <= value <= MOST_COUNTED_TOKENS else None
 
 
 def _model_answer(completion: Any, messages: Sequence[Mapping[str, Any]]) -> ModelAnswer:
