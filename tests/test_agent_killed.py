@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import sqlite3
@@ -45,6 +46,9 @@ def pay(amount: int) -> str:
     _row("pay", str(amount), None)
     return f"paid {amount}"
 '''
+FINDS_TESTS = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+}
 RUN = """
 import sys
 from pathlib import Path
@@ -114,7 +118,9 @@ def test_killed_at_20_moments_ends_the_same_and_does_nothing_twice(tmp_path: Pat
         folder = tmp_path / str(number)
         begin(folder)
         target = moments.randint(4, 12 * STEPS)  # records after which the run is killed, and a moment more
-        process = subprocess.Popen([sys.executable, "-c", RUN, server.url, str(folder)], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, server.url, str(folder)], stderr=subprocess.DEVNULL, env=FINDS_TESTS
+        )
         records = folder / "run" / "steps.jsonl"
         while process.poll() is None and (not records.exists() or records.read_bytes().count(b"\n") < target):
             time.sleep(0.002)

@@ -180,7 +180,6 @@ class TestARun:
         assert http.post("/v1/chat/completions", json=body).status_code == 400
         assert run_of(http, say(http, [user("Two.")], session="refused"))["steps"] == 2
 
-    @pytest.mark.parametrize("name", ["x" * 201, "x" * 6000])
     @pytest.mark.parametrize("name", ["a\r\nX-Evil: 1", "a\0b", " x ", "   ", "лодка"])
     def test_whose_name_no_header_can_have_is_answered_without_one(self, http: httpx.Client, name: str) -> None:
         answer = say(http, [user("What is a boat?")], session=name)
@@ -195,6 +194,7 @@ class TestARun:
         say(http, [user("And now?")], session="шлюпка")
         assert http.get("/v1/poise/sessions/шлюпка").json()["steps"] == 3
 
+    @pytest.mark.parametrize("name", ["x" * 201, "x" * 6000])
     def test_with_a_huge_name_is_refused(self, http: httpx.Client, name: str) -> None:
         body = {"model": NAME, "messages": [user("One.")], "max_tokens": 2}
         by_header = http.post("/v1/chat/completions", json=body, headers={"X-Poise-Session": name})

@@ -50,7 +50,7 @@ def taken(request: type[BaseModel]) -> dict[str, Any]:
 
 def answered(reply: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Of a route that answers whole or as a stream."""
-    stream = {"text/event-stream": {"schema": {"type": "string", "description": "Chunks, then `data: [DONE]`."}}}
+    stream = {"text/event-stream": {"schema": {"description": "Server-sent events: chunks, then `data: [DONE]`."}}}
     return {200: {"model": reply, "content": stream}}
 
 
