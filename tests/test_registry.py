@@ -315,7 +315,7 @@ class TestTheCommand:
         facts = json.loads(self.run("show", "answers", *folder, "--json").stdout)
         assert (facts["facts"]["rows"], len(facts["events"])) == (1, 2)
         done = self.run("verify", *folder, "--trusted", str(tmp_path / "k.pub"))
-        assert (done.exit_code, "1 records, 2 events, 1 of them signed: all as it was" in done.stdout) == (0, True)
+        assert (done.exit_code, "1 record, 2 events, 1 of them signed: all as it was" in done.stdout) == (0, True)
         artefact.write_text("x")
         done = self.run("verify", *folder)
         assert (done.exit_code, "FAULT   answers" in done.stdout) == (1, True)
