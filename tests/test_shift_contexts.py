@@ -225,7 +225,7 @@ class TestGivenContexts:
         path.write_text("contexts:\n- {name: desk, system: You are Nemo.}\n- turns: [{user: Q, assistant: A}]\n")
         one, other = parse_contexts(str(path))
         assert (one.label, one.system, one.origin) == ("desk", "You are Nemo.", "given")
-        assert (other.label, other.turns) == ("1 turns before", (ContextTurn(user="Q", assistant="A"),))
+        assert (other.label, other.turns) == ("1 turn before", (ContextTurn(user="Q", assistant="A"),))
 
     @pytest.mark.parametrize("text", ["", "system=", "nonsense", "sys=You"])
     def test_that_say_nothing_are_refused(self, text: str) -> None:
