@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from poise.endpoint_address import endpoint_address
 from poise.errors import EndpointUnavailable, first_line
 
 if TYPE_CHECKING:
@@ -123,9 +123,10 @@ class EndpointModel:
         if watch and session:
             self._poise["session"] = session
         self._insists = True
+        url, key = endpoint_address(base_url, api_key)
         self._client = OpenAI(
-            base_url=base_url or os.environ.get("OPENAI_BASE_URL") or None,
-            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
+            base_url=url,
+            api_key=key,
             max_retries=0,
         )
         self.url = str(self._client.base_url).rstrip("/")

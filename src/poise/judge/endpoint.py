@@ -6,7 +6,6 @@ Knows requests, retries and the cache. What is asked and how a reply becomes a s
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
 from openai.types.chat import ChatCompletion
 from openai.types.chat.chat_completion import Choice
 
+from poise.endpoint_address import endpoint_address
 from poise.errors import JudgeUnavailable
 from poise.judge.judgement import EMPTY, Judgement
 from poise.judge.prompts import (
@@ -108,8 +108,7 @@ class EndpointJudge:
         self.usage = JudgeUsage()
         self._prompt = prompt
         self._journal = Journal(cache)
-        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-        self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self._base_url, self._api_key = endpoint_address(base_url, api_key)
         self._concurrency, self._retries, self._timeout = concurrency, retries, timeout
         self._way = 0
         self._reached = False

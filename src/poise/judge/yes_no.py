@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from poise.endpoint_address import endpoint_address
 from poise.errors import InvalidArgument, JudgeUnavailable, UnsuitableModel
 from poise.judge.endpoint import first_token_probabilities
 from poise.model import Model, ask, load_model
@@ -116,8 +116,7 @@ class EndpointYesNo:
         self, model: str, *, base_url: str | None = None, api_key: str | None = None, timeout: float = 120.0
     ) -> None:
         self._model, self._timeout = model, timeout
-        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-        self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self._base_url, self._api_key = endpoint_address(base_url, api_key)
 
     @property
     def name(self) -> str:

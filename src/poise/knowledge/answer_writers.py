@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from poise.data import Message
+from poise.endpoint_address import endpoint_address
 from poise.engine import GenerationRequest, SamplingParams
 from poise.engine.continuous import ContinuousEngine
 from poise.errors import EndpointUnavailable, InvalidArgument
@@ -115,8 +115,7 @@ class EndpointAnswerWriter:
         if not model:
             raise InvalidArgument("`model` is 'endpoint:' without a name; write endpoint:NAME.")
         self.name, self.window = model, window
-        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-        self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self._base_url, self._api_key = endpoint_address(base_url, api_key)
         self._timeout = timeout
 
     def count(self, messages: Sequence[Message]) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
+from poise.endpoint_address import endpoint_address
 from poise.errors import EncoderUnavailable, InvalidArgument
 from poise.knowledge.store import VectorArray
 
@@ -80,8 +80,7 @@ class EndpointEncoder:
         timeout: float = 60.0,
     ) -> None:
         self.model = model
-        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-        self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self._base_url, self._api_key = endpoint_address(base_url, api_key)
         self._width, self._retries, self._timeout = width, retries, timeout
 
     @property

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poise.data import Message
+from poise.endpoint_address import endpoint_address
 from poise.errors import JudgeUnavailable
 
 if TYPE_CHECKING:
@@ -91,9 +91,10 @@ class EndpointFactWriter:
         from openai import OpenAI
 
         self.model = model
+        url, key = endpoint_address(base_url, api_key)
         self._client = OpenAI(
-            base_url=base_url or os.environ.get("OPENAI_BASE_URL") or None,
-            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
+            base_url=url,
+            api_key=key,
             timeout=timeout,
         )
 

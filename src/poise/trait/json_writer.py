@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from poise.endpoint_address import endpoint_address
 from poise.errors import DraftFailed
 
 if TYPE_CHECKING:
@@ -132,9 +132,8 @@ def opened_client(client: OpenAI | None) -> Iterator[OpenAI]:
         return
     from openai import OpenAI
 
-    # Local servers need no key, and the client insists on one.
-    key = os.environ.get("OPENAI_API_KEY") or "none"
-    with OpenAI(base_url=os.environ.get("OPENAI_BASE_URL") or None, api_key=key, timeout=300.0) as opened:
+    url, key = endpoint_address()
+    with OpenAI(base_url=url, api_key=key, timeout=300.0) as opened:
         yield opened
 
 
