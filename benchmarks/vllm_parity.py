@@ -1,6 +1,6 @@
 """How far vLLM under the plugin and our engine agree on a real model: greedy tokens, near-ties, readings.
 
-    python benchmarks/vllm_parity.py --model NAME [--requests 32] [--tokens 12] [--dtype float32]
+    python benchmarks/vllm_parity.py --model NAME [--requests 200] [--tokens 12] [--dtype float32]
 
 Run in the environment of `make test-vllm`. Requests are random: operators, layers, phases, schedules and conditions of
 `tests/test_vllm_engine.py`, along random directions of a fifth of the activations' length, in shared batches, on
@@ -45,7 +45,8 @@ def random_vectors(model: Any) -> dict[str, Any]:
 def questions(n: int) -> list[str]:
     from poise.trait.library import load_trait, names
 
-    texts = [q for name in names() for q in load_trait(name).questions.evaluation]
+    traits = [load_trait(name).questions for name in names()]
+    texts = [q for trait in traits for q in [*trait.evaluation, *trait.extraction]]
     return random.Random(0).sample(texts, n)
 
 
@@ -105,7 +106,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
