@@ -78,9 +78,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     answers = LocalEngine(model).generate(prompts, sampling, steering=steering, probes=probes)
     local = time.perf_counter() - began - by_vllm
     gaps, worst, largest = [], 0.0, 0.0
-    for output, program, answer in zip(outputs, programs, answers, strict=True):
+    for output, program, prompt, answer in zip(outputs, programs, prompts, answers, strict=True):
         [completion] = output.outputs
-        ids = engine._generation(completion, program, sampling).ids
+        ids = engine._generation(completion, program, sampling, prompt).ids
         pairs = list(zip(ids, answer.ids, strict=False))
         first = next((n for n, (token, ours) in enumerate(pairs) if token != ours), None)
         if first is not None:
