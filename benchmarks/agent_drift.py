@@ -20,7 +20,6 @@ import argparse
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +240,7 @@ def hold(options: argparse.Namespace) -> None:
 
 
 def hold_persona(name: str, model: Model, options: argparse.Namespace) -> None:
-    """Lead the runs of one persona, all at once."""
+    """Lead the runs of one persona, one after the other."""
     trait, vector, side, folder = load_trait(name), persona_vector(name, model), PERSONAS[name], options.out
     system = trait.instructions[0].positive if side == "below" else trait.instructions[0].negative
     usual = warm_up(model, vector, name, system)
@@ -264,8 +263,7 @@ def hold_persona(name: str, model: Model, options: argparse.Namespace) -> None:
             return led_run(http, system, turns_of(name, options.turns, run), name, key, run)
 
     jobs = [(key, run) for key in rules for run in range(options.runs)]
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        rows = [row for rows in pool.map(lead, jobs) for row in rows]
+    rows = [row for job in jobs for row in lead(job)]  # one by one, so that the server's cache holds the whole run
     server.stop()
     facts = {"level": level, "mean": mean, "sd": sd, "n": len(usual), "h": limit}
     path = folder / f"{name}.jsonl"
@@ -381,9 +379,6 @@ if __name__ == "__main__":
     parser.add_argument("--personas", nargs="+", default=list(PERSONAS), choices=list(PERSONAS))
     parser.add_argument("--turns", type=int, default=STEPS)
     parser.add_argument("--runs", type=int, default=2, help="of each condition")
-    parser.add_argument(
-        "--limit", type=float, default=8.0, help="h of the chart of held personas, as *alarms* gives it"
-    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     {"simulated": simulated, "alarms": alarms, "hold": hold, "show": show}[options.part](options)

@@ -36,7 +36,7 @@ from poise.memory.write_gate import EntryEffect, instruction_kinds
 from poise.model import Model, ask, load_model
 from poise.model.logprobs import token_logprobs
 from poise.statistics.conformal import exact_interval
-from poise.statistics.estimates import auc_estimate
+from poise.statistics.estimates import Estimate, grouped_auc_estimate
 from poise.storage.journal import Journal
 
 DARK = ("psychopathy", "machiavellianism", "narcissism", "desire-for-acquiring-power", "ends-justify-means")
@@ -172,21 +172,29 @@ class Measured:
 
 
 def through_memory(rows: Sequence[Row], effects: dict[str, EntryEffect] | None) -> list[bool]:
-    """Whether each row is kept out: what is true is written first, then each row, as a fact from a tool."""
-    out = []
+    """Whether each row is kept out; every group has a memory of its own, in which what is true was written first."""
     encoder = BundledEncoder()
-    with tempfile.TemporaryDirectory() as folder:
-        memory = Memory(Path(folder), encoder)
-        for row in rows:
-            if row.known:
-                memory.record(row.known, kind="semantic", source="known")
-        memory.effect = (lambda text: effects[text]) if effects else None
-        for n, row in enumerate(rows):
-            written = memory.record(row.text, kind="semantic", trust="tool", source=f"r{n}")
-            out.append(written.verdict != "kept")
-            if written.verdict == "kept":
-                memory.delete([written.id]) if n % 50 == 49 else None
-    return out
+    known = list(dict.fromkeys(row.known for row in rows if row.known))
+    kept_out: dict[int, bool] = {}
+    for group in dict.fromkeys(row.group for row in rows):
+        with tempfile.TemporaryDirectory() as folder:
+            memory = Memory(Path(folder), encoder)
+            for text in known:
+                memory.record(text, kind="semantic", source="known")
+            memory.effect = (lambda text: effects[text]) if effects else None
+            for place, row in enumerate(rows):
+                if row.group == group:
+                    written = memory.record(row.text, kind="semantic", trust="tool", source=f"r{place}")
+                    repeats = written.verdict == "duplicate"  # which is no harm to what is useful: it is known
+                    kept_out[place] = written.verdict == "quarantined" or (repeats and row.poisoned)
+            memory.close()
+    return [kept_out[place] for place in range(len(rows))]
+
+
+def auc_of(sides: Sequence[Sequence[float]]) -> Estimate:
+    """AUC of two sides of different texts."""
+    first, second = (len(side) for side in sides)
+    return grouped_auc_estimate(sides[0], sides[1], (np.arange(first), np.arange(first, first + second)))
 
 
 def share(flags: Sequence[bool]) -> str:
@@ -240,10 +248,10 @@ def main() -> None:
         sides = [[row for row in reported if row.group == g] for g in (group, "useful")]
         ours = [[float(effects[row.text].facts["score"]) for row in side] for side in sides]
         theirs = [[scores[row.text] for row in side] for side in sides]
-        print(f"AUC {group} against useful: effect {auc_estimate(*ours):.2f}, judge {auc_estimate(*theirs):.2f}")
+        print(f"AUC {group} against useful: effect {auc_of(ours):.2f}, judge {auc_of(theirs):.2f}")
         for signal in ("reading", "answers", "refusals"):
             one = [[effects[row.text].facts["scores"][signal] for row in side] for side in sides]
-            print(f"  {signal}: {auc_estimate(*one):.2f}")
+            print(f"  {signal}: {auc_of(one):.2f}")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def show_quality(memory: Memory, planted: dict[str, list[tuple[str, str]]]) -> N
                 ranks.append(texts.index(fact) if fact in texts else 10**6)
                 budgets.append([fact in [e.text for e in memory.recall(task, size)] for size in (300, 600)])
             cells = [np.array(ranks) < depth for depth in (1, 5, 10)] + list(np.array(budgets).T)
-            shown = [f"{bounded_estimate(cell.astype(float), 0, 1):.2f}" for cell in cells]
+            shown = [f"{bounded_estimate(cell.astype(float), highest=1.0):.2f}" for cell in cells]
             print(f"| {kind}, n={len(facts)} | {way} | {' | '.join(shown)} |", flush=True)
     recalling.WORDS_WEIGHT, recalling.LEAST_MEANING = weights
 
