@@ -6,8 +6,9 @@ after each passage with the query. T: tokens of the answer, P: passages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,7 @@ def answer_logprobs(
     *,
     apart: Sequence[int] = (),
     history: Sequence[Message] = (),
+    between: Callable[[Callable[[], Any]], Any] = lambda work: work(),
 ) -> AnswerLogprobs:
     """Read an answer with and without its source.
 
@@ -66,6 +68,7 @@ def answer_logprobs(
         answer: What was answered.
         apart: Passages that are read by themselves too.
         history: Turns before.
+        between: Runs a pass of the model; by default here and now.
 
     Raises:
         InvalidArgument: it does not fit the model's window.
@@ -84,7 +87,7 @@ def answer_logprobs(
         )
     values = [
         _on(places[0], covered, row.double().numpy())
-        for covered, row in zip(places, token_logprobs(model, texts), strict=True)
+        for covered, row in zip(places, token_logprobs(model, texts, between=between), strict=True)
     ]
     alone = np.full((len(passages), len(places[0])), np.nan)
     for place, row in zip(apart, values[2:-1], strict=True):

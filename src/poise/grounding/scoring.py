@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,7 @@ def ground(
     *,
     history: Sequence[Message] = (),
     passages: bool = True,
+    between: Callable[[Callable[[], Any]], Any] = lambda work: work(),
 ) -> Grounding:
     """Score each sentence of an answer by how well a source carries it.
 
@@ -92,6 +94,7 @@ def ground(
         answer: What was answered.
         history: Turns before the query, oldest first.
         passages: Whether to find the passage that carries each sentence, which takes a pass for each.
+        between: Runs a pass of the model where it may run; by default here and now.
 
     Raises:
         InvalidArgument: there is no source or no answer, or query and answer do not fit the model's window.
@@ -108,7 +111,7 @@ def ground(
     apart: list[int] = []
     if passages and len(read) > 1:
         apart = sorted(places.index(place) for place in [p for p in ranked if p in places][:MOST_APART])
-    logprobs = answer_logprobs(model, read, query, answer, apart=apart, history=history)
+    logprobs = answer_logprobs(model, read, query, answer, apart=apart, history=history, between=between)
     beside = "\n".join([query, *(str(turn["content"]) for turn in history)])
     index = FactIndex("\n".join(parts), beside)
     each = [FactIndex(passage) for passage in read]

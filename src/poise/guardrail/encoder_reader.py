@@ -1,14 +1,14 @@
 """Texts to what a guardrail's rules find in them that are read by the sentence encoder, which needs no model.
 
 The encoder is all-MiniLM-L6-v2, as for the offline judge. Of a text it reads parts (``text_units``), and a rule's
-reading is that of the highest; parts of more tokens than it takes at once are halved. It reads a few parts at a time,
-one caller after the other: a long text lets short ones in between. n: texts, k: rules.
+reading is that of the highest; parts of more tokens than it takes at once are halved. It reads one long part or a few
+short ones at a time, in turns (``poise.judge.encoder_turns``): a long text lets short ones in between. n: texts,
+k: rules.
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from poise.guardrail.guard_file import ENCODER_WIDTH, FittedGuard, GuardDetector
 from poise.guardrail.readings import ReadPlace
 from poise.guardrail.schema import Guardrail
 from poise.guardrail.text_units import UNIT_LENGTHS, UnitSplitter, text_units
+from poise.judge.encoder_turns import ENCODER_TURNS
 from poise.judge.exemplars import LONGEST_SENTENCE, check_sentence_encoder, sentence_embeddings, sentence_tokens
 
 __all__ = [
@@ -36,9 +37,8 @@ __all__ = [
 
 MOST_ENCODED = 400_000
 """Characters of a text that the encoder reads, some ten seconds of one core."""
-UNITS_AT_ONCE = 32
+UNITS_AT_ONCE, CHARACTERS_AT_ONCE = 32, 1000  # of long parts, many at once take as long a part as one by itself
 EncoderReadings = NDArray[np.float64]
-_encoding_turn = threading.Lock()
 
 
 def encoder_user(guardrail: Guardrail) -> str:
@@ -166,14 +166,28 @@ def _of_parts(texts: Sequence[Sequence[str]]) -> UnitEmbeddings:
 
 
 def embedded(texts: Sequence[str]) -> EncoderReadings:
-    """Embeddings [n, 384] of the first 256 tokens of each text, a few at a time."""
-    out = np.empty((len(texts), ENCODER_WIDTH))
-    order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
-    for first in range(0, len(order), UNITS_AT_ONCE):
-        places = order[first : first + UNITS_AT_ONCE]
-        with _encoding_turn:
-            out[places] = sentence_embeddings([texts[n] for n in places])
-    return out
+    """Embeddings [n, 384] of the first 256 tokens of each text, a few at a time; equal texts are read once."""
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    out = np.empty((len(distinct), ENCODER_WIDTH))
+    left = sum(map(len, distinct))
+    for first, end in _at_once(distinct):
+        with ENCODER_TURNS.turn(left):
+            out[first:end] = sentence_embeddings(distinct[first:end])
+        left -= sum(map(len, distinct[first:end]))
+    place = {text: n for n, text in enumerate(distinct)}
+    return out[[place[text] for text in texts]] if texts else out
+
+
+def _at_once(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """First of the texts that are read together, and the one after their last."""
+    first = characters = 0
+    for n, text in enumerate(texts):
+        if n > first and (n - first == UNITS_AT_ONCE or characters + len(text) > CHARACTERS_AT_ONCE):
+            yield first, n
+            first, characters = n, 0
+        characters += len(text)
+    if texts:
+        yield first, len(texts)
 
 
 def _within_reach(unit: str) -> Iterator[str]:

@@ -110,18 +110,18 @@ def grounded_answer(
 
 
 def grounding_reader(
-    model: Model, between: Callable[[Callable[[], Grounding]], Grounding] = lambda work: work()
+    model: Model, between: Callable[[Callable[[], Any]], Any] = lambda work: work()
 ) -> GroundingReader:
     """Scores answers with a model.
 
     Args:
         model: Reads them.
-        between: Runs work of the model; by default here and now.
+        between: Runs one pass of the model after the other; by default here and now.
     """
     from poise.grounding import ground, split_passages  # torch, which words and patterns do without
 
     def read(sources: Sequence[str], query: str, answer: str) -> Grounding:
         passages = [passage for source in sources for passage in split_passages(source)]
-        return between(lambda: ground(model, passages, query, answer))
+        return ground(model, passages, query, answer, between=between)
 
     return read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -175,11 +175,16 @@ def checked_answer(
     return text, True, sentences
 
 
-def model_scores(model: Model) -> GroundingScores:
-    """Scores by how much likelier the passages make a sentence under a model; see ``poise.grounding``."""
+def model_scores(model: Model, between: Callable[[Callable[[], Any]], Any] = lambda work: work()) -> GroundingScores:
+    """Scores by how much likelier the passages make a sentence under a model; see ``poise.grounding``.
+
+    Args:
+        model: Reads them.
+        between: Runs one pass of the model after the other; by default here and now.
+    """
 
     def scores(passages: Sequence[str], question: str, answer: str) -> list[tuple[int, int, float]]:
-        measured = ground(model, passages, question, answer, passages=False)
+        measured = ground(model, passages, question, answer, passages=False, between=between)
         return [(sentence.start, sentence.end, sentence.score) for sentence in measured.sentences]
 
     return scores

@@ -163,7 +163,7 @@ async def _answer_embeddings(service: Service, request: Request) -> Response:
         body = await service.workers.run(partial(read_request, EmbeddingRequest, data, content_type), size=len(data))
         body.check()
         texts = body.texts
-        tokens = await service.sentences.count(texts)
+        tokens = await service.workers.run(partial(service.sentences.count, texts), size=len(data))
         reservation = service.rates.reserve(key, limits, tokens)
         try:
             work = asyncio.ensure_future(service.sentences.embed(texts))

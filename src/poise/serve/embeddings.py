@@ -115,14 +115,15 @@ class SentenceEncoder:
         self.most, self._open = most, 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="poise-sentences")
 
-    async def count(self, texts: Sequence[str]) -> int:
-        """Number of tokens of all texts.
+    @staticmethod
+    def count(texts: Sequence[str]) -> int:
+        """Number of tokens of all texts; a worker's, since that takes a while and keeps nobody from the encoder.
 
         Raises:
             RequestError: 404 where the encoder is not installed; 400 for texts that are too long, naming the first.
         """
         try:
-            counts = await asyncio.get_running_loop().run_in_executor(self._pool, sentence_tokens, texts)
+            counts = sentence_tokens(texts)
         except MissingExtra as error:
             text = f"There are no embeddings here. {error}"
             raise RequestError(404, text, code="embeddings_unavailable") from error

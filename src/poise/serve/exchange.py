@@ -187,7 +187,7 @@ class CompletionExchange:
                 choice.add(guarded)
                 if choice.finish and choice.knowledge and not choice.support:
                     facts = partial(choice.knowledge.facts, choice.text)
-                    choice.support = await self.service.workers.run(facts)
+                    choice.support = await self.service.workers.run(facts, waits=choice.knowledge.score is not None)
                 self._count(choice, guarded)
                 waiting -= choice.finish is not None
                 yield choice, guarded
@@ -224,7 +224,8 @@ class CompletionExchange:
             return guarded
         guarded = held.hold(guarded)
         if is_last(guarded):
-            guarded = await self.service.workers.run(partial(held.release, guarded))
+            waits = held.use.score is not None
+            guarded = await self.service.workers.run(partial(held.release, guarded), waits=waits)
             choice.support = held.facts
         choice.withheld += before - len(guarded.output.tokens)
         return guarded

@@ -224,9 +224,8 @@ class Scheduler:
                 while not (self._new or self._dropped or self._calls or self._live or self._stopping):
                     self._changed.wait()
                 new, dropped, stopping = list(self._new), self._dropped, self._stopping
-                calls = list(self._calls)
+                calls = self._next_calls()
                 self._new.clear()
-                self._calls.clear()
                 self._dropped = []
             for call in calls:
                 call()
@@ -242,6 +241,11 @@ class Scheduler:
             self._expire()
             if self._live:
                 self._step()
+
+    def _next_calls(self) -> list[Callable[[], None]]:
+        """Other work that is done before the next step: one piece, so that answers wait for no more than one."""
+        number = len(self._calls) if self._stopping else min(1, len(self._calls))
+        return [self._calls.popleft() for _ in range(number)]
 
     def _take(self, new: Sequence[ScheduledRequest]) -> None:
         for scheduled in new:

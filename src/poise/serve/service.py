@@ -90,11 +90,10 @@ class Service:
 
     @cached_property
     def passage_scores(self) -> GroundingScores | None:
-        """How well passages carry sentences by the model, between two of its steps; ``None`` on vLLM."""
+        """How well passages carry sentences by the model, each pass between two steps; ``None`` on vLLM."""
         if self.engine.read_text is not None:
             return None
-        scores = model_scores(self.model)
-        return lambda *texts: self.scheduler.call(lambda: scores(*texts))
+        return model_scores(self.model, self.scheduler.call)
 
     @cached_property
     def thinks(self) -> bool:
