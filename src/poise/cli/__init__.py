@@ -23,6 +23,7 @@ from poise.cli import (
     chat,
     choose,
     compare,
+    dashboard,
     demo,
     detector,
     doctor,
@@ -95,6 +96,7 @@ class _Commands(TyperGroup):
             "choose",
             "bias",
             "card",
+            "dashboard",
             "doctor",
             "show",
             "export",
@@ -200,6 +202,7 @@ app.add_typer(registry.app, name="registry")
 app.command("card")(card.card_command)
 app.command("choose")(choose.choose_command)
 app.command("bias")(bias.bias_command)
+app.command("dashboard")(dashboard.dashboard_command)
 app.command("doctor")(doctor.doctor)
 app.command("show")(vectors.show_command)
 app.command("export")(exchange.export)

@@ -47,9 +47,14 @@ class PageFile:
         return Response(content, headers=headers, media_type=self.media_type)
 
 
-def add_page(app: FastAPI) -> None:
-    """The page at ``/`` and its parts below ``/page/``."""
-    known = _page_files()
+def add_page(app: FastAPI, package: str = "") -> None:
+    """The page at ``/`` and its parts below ``/page/``.
+
+    Args:
+        app: The application.
+        package: Package whose own ``page`` it is, made of the server's parts and its own; the server's by default.
+    """
+    known = _page_files() | (_page_files(package) if package else {})
 
     def page(name: str, request: Request) -> Response:
         if name not in known:
@@ -66,9 +71,9 @@ def add_page(app: FastAPI) -> None:
         return page(name, request)
 
 
-def _page_files() -> dict[str, PageFile]:
+def _page_files(package: str = "poise.serve") -> dict[str, PageFile]:
     """The page's files by their path below it; libraries that it brings along lie in ``vendor``."""
-    folder, out = files("poise.serve") / "page", {}
+    folder, out = files(package) / "page", {}
     folders = [("", folder), ("vendor/", folder / "vendor")]
     for prefix, place in folders:
         for file in place.iterdir() if place.is_dir() else ():
