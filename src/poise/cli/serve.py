@@ -63,6 +63,16 @@ Documents = Annotated[
     Path | None,
     typer.Option("--knowledge", metavar="KB", file_okay=False, help="Let chats be answered from this knowledge base."),
 ]
+Memories = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--memory", metavar="DIR", file_okay=False, help="Let chats have this memory, by its name. Repeat for more."
+    ),
+]
+MemoryGate = Annotated[
+    Path | None,
+    typer.Option("--memory-gate", metavar="F", dir_okay=False, help="Have the model read what is to be remembered."),
+]
 Cors = Annotated[
     list[str] | None,
     typer.Option("--cors", metavar="ORIGIN", help="Let this origin's pages ask.", rich_help_panel=_WHO),
@@ -180,6 +190,8 @@ def serve(
     policy: Rules = None,
     guardrail: Guard = None,
     knowledge: Documents = None,
+    memory: Memories = None,
+    memory_gate: MemoryGate = None,
     cors: Cors = None,
     log: Log = None,
     log_text: LogText = False,
@@ -273,6 +285,7 @@ def _server_options(run: Any, settings: Mapping[str, Any]) -> Any:
     renamed = {
         "keys": settings["api_key_file"],
         "cors": tuple(settings["cors"] or ()),
+        "memory": tuple(settings["memory"] or ()),
         "proxies": tuple(settings["proxy"] or ()),
         "connections": limits,
     }

@@ -6,8 +6,9 @@ Nothing of it is on the disk. It follows the file: what other processes wrote is
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["EntryIndex"]
 
 MOST_WORDS = 60  # of a text that is looked for
+MOST_BY_WORDS = 500  # entries that words find
 NUMBER_BYTES = 4  # of a vector's number
 
 
@@ -77,25 +79,39 @@ class EntryIndex:
         scores = self._vectors[: len(self._rows)] @ vector
         return dict(zip(self._rows, scores.tolist(), strict=True))
 
-    def words(self, text: str) -> dict[int, float]:
-        """Share of the best BM25 score, from 0 to 1, of the entries that have words of a text, by id."""
+    def of_subject(self, subject: str | None) -> dict[int, MemoryEntry]:
+        """Entries by id: those of a subject, or all."""
+        return {key: entry for key, entry in self.entries.items() if subject is None or entry.subject == subject}
+
+    def words(self, text: str, among: Container[int]) -> dict[int, float]:
+        """Share of the best BM25 score, from 0 to 1, of the entries among these that have words of a text, by id."""
         terms = list(dict.fromkeys(content_words(text)))[:MOST_WORDS]
         if not terms:
             return {}
         query = " OR ".join(f'"{term}"' for term in terms)
         rows = self._words.execute(
-            "SELECT rowid, -bm25(words) AS score FROM words WHERE words MATCH ? ORDER BY score DESC LIMIT 500", (query,)
-        ).fetchall()
-        best = max((score for _, score in rows), default=0.0)
-        return {key: score / best if best > 0 else 0.0 for key, score in rows}
+            "SELECT rowid, -bm25(words) AS score FROM words WHERE words MATCH ? ORDER BY score DESC", (query,)
+        )
+        scores = dict(itertools.islice(((key, score) for key, score in rows if key in among), MOST_BY_WORDS))
+        best = max(scores.values(), default=0.0)
+        return {key: score / best if best > 0 else 0.0 for key, score in scores.items()}
 
-    def nearest(self, vector: VectorArray, most: int, kinds: Sequence[str]) -> list[tuple[MemoryEntry, float]]:
-        """The entries of some kinds whose texts mean most nearly the same, with their cosines, nearest first."""
+    def nearest(
+        self, vector: VectorArray, most: int, kinds: Sequence[str], subject: str | None = None
+    ) -> list[tuple[MemoryEntry, float]]:
+        """The entries of some kinds whose texts mean most nearly the same, with their cosines, nearest first.
+
+        Args:
+            vector: What is compared, of length 1 [d].
+            most: Most entries.
+            kinds: Kinds of memory.
+            subject: Only entries of this subject; ``None`` for all.
+        """
         scores = self._vectors[: len(self._rows)] @ vector
         near: list[tuple[MemoryEntry, float]] = []
         for place in np.argsort(-scores, kind="stable"):
             entry = self.entries[self._rows[place]]
-            if entry.kind in kinds:
+            if entry.kind in kinds and subject in (None, entry.subject):
                 near.append((entry, float(scores[place])))
             if len(near) == most:
                 break

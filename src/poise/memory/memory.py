@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,14 @@ from poise.arguments import check_number
 from poise.errors import InvalidArgument, InvalidMemory
 from poise.memory.entries import EntryDraft, EntryOutcome, MemoryEntry, MemoryKind, Trust, entry_key, time_text, utc_now
 from poise.memory.entry_index import EntryIndex, raise_revision, revision_of, sources_of
+from poise.memory.entry_rows import (
+    as_json_text,
+    forget_reasons,
+    next_version,
+    other_versions,
+    repeated_entry,
+    supersede,
+)
 from poise.memory.memory_file import COLUMNS, entry_of, memory_file, vacuum
 from poise.memory.procedures import edited_procedures, procedure_path, remove_procedure, write_procedure
 from poise.memory.recalling import RecalledEntry, TokenCount, fill_budget, ranked_entries, rough_tokens
@@ -113,20 +120,26 @@ class Memory:
         )
         return self.write(draft)
 
-    def write(self, draft: EntryDraft) -> WrittenEntry:
-        """As ``record``, of a draft."""
+    def write(self, draft: EntryDraft, *, apart: bool = False) -> WrittenEntry:
+        """As ``record``, of a draft.
+
+        Args:
+            draft: The entry.
+            apart: Whether it is compared with entries of its own subject alone, so that nothing that is said of it
+                tells what is known of others.
+        """
         key = entry_key(draft.kind, draft.name, draft.text)
         with memory_file(self.folder) as db:
-            known = _repeated_entry(db, key, draft)
+            known = repeated_entry(db, key, draft, apart=apart)
         if known is not None:
             return self._repeat(known, "its text is there already")
         vector = self._encode([draft.text])[0]
         effect = self.effect(draft.text) if self.effect else None  # takes long: nobody waits for it
         written: WrittenEntry | None = None
         with self._lock, memory_file(self.folder, write=True) as db:
-            if (known := _repeated_entry(db, key, draft)) is None:
+            if (known := repeated_entry(db, key, draft, apart=apart)) is None:
                 index = self._followed(db)
-                near = index.nearest(vector, COMPARED, [draft.kind])
+                near = index.nearest(vector, COMPARED, [draft.kind], draft.subject if apart else None)
                 review = review_entry(draft, near, effect)
                 known = review.repeats
                 if review.verdict != "duplicate":
@@ -142,6 +155,7 @@ class Memory:
         *,
         kinds: Sequence[MemoryKind] = get_args(MemoryKind),
         outcome: EntryOutcome | None = None,
+        subject: str | None = None,
         most: int = MOST_RECALLED,
         count: TokenCount = rough_tokens,
     ) -> list[RecalledEntry]:
@@ -152,6 +166,7 @@ class Memory:
             budget: Most tokens that the entries take in a prompt, with their heading.
             kinds: Kinds of memory that are looked in.
             outcome: Only entries of this outcome.
+            subject: Only entries of this subject, whose rank no other entry changes.
             most: Most entries.
             count: What counts the tokens of a text; without it, about one for four bytes.
 
@@ -167,8 +182,8 @@ class Memory:
         vector = self._encode([task.encode(errors="replace").decode()])[0]
         with self._lock, memory_file(self.folder) as db:
             index = self._followed(db)
-            meanings, words = index.meanings(vector), index.words(task)
-            entries = dict(index.entries)
+            entries = index.of_subject(subject)
+            meanings, words = index.meanings(vector), index.words(task, entries)
         ranking = ranked_entries(entries, meanings, words, self.clock(), kinds=kinds, outcome=outcome)
         chosen = fill_budget(ranking, budget, count, most)
         self._count_use([entry.id for entry in chosen])
@@ -206,9 +221,9 @@ class Memory:
             raise InvalidArgument(f"Entry {key} is not quarantined, it is {entry.status}.")
         with self._lock, memory_file(self.folder, write=True) as db:
             db.execute("UPDATE entries SET status = 'kept' WHERE id = ?", (key,))
-            version = _next_version(db, entry.name, key) if entry.name else 0
+            version = next_version(db, entry.name, key) if entry.name else 0
             db.execute("UPDATE entries SET version = ? WHERE id = ?", (version, key))
-            _supersede(db, [*entry.contradicts, *_other_versions(db, entry.name, key)], key)
+            supersede(db, [*entry.contradicts, *other_versions(db, entry.name, key)], key)
             raise_revision(db)
         if entry.name:
             self._with_file(WrittenEntry(id=key, verdict="kept"))
@@ -229,7 +244,7 @@ class Memory:
                 for key in gone:
                     db.execute("DELETE FROM sources WHERE entry = ? OR source = ?", (key, key))
                     db.execute("UPDATE entries SET superseded_by = NULL WHERE superseded_by = ?", (key,))
-                _forget_reasons(db, gone)
+                forget_reasons(db, gone)
                 if gone:
                     raise_revision(db)
             for name in names - {entry.name for entry in self.entries("status = 'kept'")}:
@@ -284,7 +299,7 @@ class Memory:
         self, db: sqlite3.Connection, draft: EntryDraft, key: str, vector: VectorArray, review: EntryReview
     ) -> WrittenEntry:
         goes_in = review.verdict == "kept"
-        version = _next_version(db, draft.name) if draft.name and goes_in else 0
+        version = next_version(db, draft.name) if draft.name and goes_in else 0
         now = self.clock()
         row = db.execute(
             "INSERT INTO entries (kind, text, status, trust, source, subject, outcome, name, version, at, added, "
@@ -299,14 +314,14 @@ class Memory:
                     draft.subject,
                 ),
                 *(draft.outcome, draft.name, version, time_text(draft.at), time_text(now)),
-                *(_json(review.reasons), _json(review.contradicts), _json(review.effect), key),
+                *(as_json_text(review.reasons), as_json_text(review.contradicts), as_json_text(review.effect), key),
                 vector.astype("<f4").tobytes(),
             ),
         )
         number = int(row.lastrowid or 0)
         db.executemany("INSERT OR IGNORE INTO sources VALUES (?, ?)", [(number, source) for source in draft.sources])
-        replaced = [*draft.supersedes, *_other_versions(db, draft.name, number)] if goes_in else []
-        _supersede(db, replaced, number)
+        replaced = [*draft.supersedes, *other_versions(db, draft.name, number)] if goes_in else []
+        supersede(db, replaced, number)
         if goes_in:
             before, revision = revision_of(db), raise_revision(db)
             if self._index and self._index.revision == before and not replaced:
@@ -349,50 +364,3 @@ class Memory:
         now = time_text(self.clock())
         with memory_file(self.folder, write=True) as db:
             db.executemany("UPDATE entries SET uses = uses + 1, used = ? WHERE id = ?", [(now, key) for key in keys])
-
-
-def _repeated_entry(db: sqlite3.Connection, key: str, draft: EntryDraft) -> int | None:
-    """Id of the entry with the same text, where this one says no more than it; quarantined ones count too, once a
-    source: what the web wrote in vain, a user may still say."""
-    rows = db.execute("SELECT id, outcome, status, trust FROM entries WHERE text_key = ?", (key,)).fetchall()
-    for number, outcome, status, trust in rows:
-        if status == "superseded" or (status == "quarantined" and trust != draft.trust):
-            continue
-        if draft.kind != "episodic" or outcome == draft.outcome:
-            return int(number)
-    return None
-
-
-def _supersede(db: sqlite3.Connection, keys: Iterable[int], by: int) -> None:
-    rows = [(by, key) for key in keys]
-    db.executemany("UPDATE entries SET status = 'superseded', superseded_by = ? WHERE id = ?", rows)
-
-
-def _next_version(db: sqlite3.Connection, name: str, but: int = 0) -> int:
-    [(version,)] = db.execute("SELECT coalesce(max(version), 0) FROM entries WHERE name = ? AND id != ?", (name, but))
-    return int(version) + 1
-
-
-def _other_versions(db: sqlite3.Connection, name: str, but: int) -> list[int]:
-    if not name:
-        return []
-    rows = db.execute("SELECT id FROM entries WHERE name = ? AND status = 'kept' AND id != ?", (name, but))
-    return [key for (key,) in rows]
-
-
-def _forget_reasons(db: sqlite3.Connection, gone: Sequence[int]) -> None:
-    """Take out what other entries say of deleted ones: a reason repeats a number or a name of what it contradicts."""
-    for key, reasons, contradicts in db.execute(
-        "SELECT id, reasons, contradicts FROM entries WHERE contradicts != '[]'"
-    ).fetchall():
-        numbers = json.loads(contradicts)
-        if not set(numbers) & set(gone):
-            continue
-        left = [reason for reason in json.loads(reasons) if not any(f"entry {n} from" in reason for n in gone)]
-        left = left or ["contradicted an entry that was deleted"]
-        still = [number for number in numbers if number not in set(gone)]
-        db.execute("UPDATE entries SET reasons = ?, contradicts = ? WHERE id = ?", (_json(left), _json(still), key))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value if not isinstance(value, tuple) else list(value), ensure_ascii=False)

@@ -106,10 +106,10 @@ class CompletionExchange:
         for choice in self.choices:
             choice.interventions, choice.step = list(guarded.interventions), step
 
-    def rest_on(self, use: KnowledgeUse | None) -> None:
-        """Have all answers rest on documents; once, before any has come."""
+    def rest_on(self, use: KnowledgeUse | None, remembered: dict[str, Any] | None = None) -> None:
+        """Have all answers rest on documents, and tell of a memory; once, before any has come."""
         for choice in self.choices:
-            choice.knowledge = use
+            choice.knowledge, choice.memory = use, remembered
         if use and use.unsupported != "leave":
             self._held = [HeldAnswer(use) for _ in self.choices]
 

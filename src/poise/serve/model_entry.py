@@ -27,7 +27,8 @@ class PolicyOfKey(BaseModel):
 
 class ModelEntry(BaseModel):
     """A model that answers; ``thinking`` says whether requests may switch that on, ``context_window`` how many tokens
-    prompt and answer may have together, ``documents`` whether chats may be answered from the server's."""
+    prompt and answer may have together, ``documents`` whether chats may be answered from the server's,
+    ``memories`` which they may have."""
 
     id: str
     object: Literal["model"]
@@ -36,6 +37,7 @@ class ModelEntry(BaseModel):
     thinking: bool
     context_window: int | None
     documents: bool
+    memories: list[str]
     policy: PolicyOfKey
 
 
@@ -57,5 +59,6 @@ def model_entry(service: Service, key: str | None) -> dict[str, Any]:
         "thinking": service.thinks,
         "context_window": window if window < UNKNOWN_WINDOW else None,
         "documents": service.knowledge is not None,
+        "memories": list(service.memories.by_name) if service.memories else [],
         "policy": policy.model_dump(include=set(PolicyOfKey.model_fields)),
     }

@@ -64,6 +64,7 @@ class AnswerChoice:
         interventions: What a guardrail found in the prompt and the answer.
         knowledge: Documents that the answer rests on.
         support: What they say of it, once it is over.
+        memory: What a memory gave and took.
         withheld: Number of tokens that a guardrail took back.
         step: What is told of the step of a run that it is.
     """
@@ -83,6 +84,7 @@ class AnswerChoice:
     interventions: list[dict[str, Any]] = field(default_factory=list)
     knowledge: KnowledgeUse | None = None
     support: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
     withheld: int = 0
     step: StepFacts | None = None
     _calls: CallSplitter | None = field(default=None, init=False)
@@ -182,14 +184,10 @@ class AnswerChoice:
         return self._with_interventions(body)
 
     def _with_interventions(self, body: dict[str, Any]) -> dict[str, Any]:
-        if self.interventions:
-            body["poise"] = {**body.get("poise", {}), "guardrail": self.interventions}
-        if self.support:
-            body["poise"] = {**body.get("poise", {}), "knowledge": self.support}
+        facts: dict[str, Any] = {"guardrail": self.interventions, "knowledge": self.support, "memory": self.memory}
         if self.step and self.step.has_news and self.index == 0:
-            asking = {"ask": self.step.ask} if self.step.ask else {}
-            body["poise"] = {**body.get("poise", {}), "run": self.step.facts, **asking}
-        return body
+            facts |= {"run": self.step.facts, "ask": self.step.ask}
+        return _with_facts(body, facts)
 
     def opening_chunk(self) -> dict[str, Any]:
         """The ``choices[i]`` of the first chunk, before any token."""
@@ -200,9 +198,8 @@ class AnswerChoice:
         }
         logprobs = with_distinct(self.echoed_logprobs) if self.echoed_logprobs else None
         body = self._chunk_choice({"role": "assistant", "content": ""}, self.echo, poise, logprobs=logprobs)
-        if self.knowledge:
-            body["poise"] = {**body.get("poise", {}), "knowledge": self.knowledge.passage_facts}
-        return body
+        passages = self.knowledge.passage_facts if self.knowledge else None
+        return _with_facts(body, {"knowledge": passages, "memory": self.memory})
 
     def chunks(self, guarded: GuardedOutput) -> list[dict[str, Any]]:
         """The ``choices[i]`` of the chunks that a step makes, once it has been added."""
@@ -354,6 +351,12 @@ def as_thought(tokens: Sequence[GeneratedToken]) -> list[GeneratedToken]:
 def finite(value: float) -> float | None:
     """A number as JSON has it: missing is null."""
     return value if math.isfinite(value) else None
+
+
+def _with_facts(body: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """A choice with what there is to tell under ``poise``."""
+    told = {name: value for name, value in facts.items() if value}
+    return {**body, "poise": {**body.get("poise", {}), **told}} if told else body
 
 
 def _has_poise_field(plan: RequestPlan) -> bool:

@@ -117,6 +117,24 @@ class KnowledgeRequest(StrictRequest):
     )
 
 
+class MemoryWriteRequest(StrictRequest):
+    """An entry that a memory is to take, if its gate lets it in."""
+
+    text: RequestText = Field(min_length=1, max_length=20_000)
+    kind: Literal["episodic", "semantic"] = Field("semantic", description="What happened, or a fact.")
+    trust: Literal["user", "tool", "web", "model"] = Field("tool", description="Who it comes from.")
+    source: RequestText = Field("", max_length=400, description="File, address or tool that it comes from.")
+    outcome: Literal["", "success", "failure"] = Field("", description="How what it tells of went.")
+
+
+class MemoryRequest(StrictRequest):
+    """Which memory a chat has, and what it is to remember."""
+
+    name: RequestName | None = Field(None, description="The memory; not needed where the server has one.")
+    budget: int = Field(400, ge=1, le=100_000, description="Most tokens of what is pulled into the prompt.")
+    write: list[MemoryWriteRequest] = Field(default=[], max_length=16, description="What is to be remembered.")
+
+
 class ServedPoiseField(PoiseField):
     """What Poise adds to the requests of its own server."""
 
@@ -124,6 +142,9 @@ class ServedPoiseField(PoiseField):
         None, description="Answer the last turn from the server's documents; false where the rules say so for all."
     )
 
+    memory: bool | RequestName | MemoryRequest | None = Field(
+        None, description="Have what this memory knows of the last question in the prompt; true for the only one."
+    )
     session: RequestName | None = Field(
         None, description="Run that this chat is a step of, by a name of the client's own; else its history says."
     )

@@ -19,7 +19,11 @@ def end_step(exchange: CompletionExchange, step: FollowedStep) -> None:
     choice, request, plan = exchange.choices[0], exchange.requests[0], exchange.plan
     guard, reader = request.guard, step.reader
     step.end(choice, plan.watched, choice.readings or guard.readings(), request=str(exchange.head["id"]))
-    if reader and isinstance(guard, DetectorGuard) and not (request.request.steering or choice.knowledge):
+    if (
+        reader
+        and isinstance(guard, DetectorGuard)
+        and not (request.request.steering or choice.knowledge or choice.memory)
+    ):
         value = guard.prompt_projection(reader.detector)
         if value is not None:
             reader.prompt_reading(step.chain, value)

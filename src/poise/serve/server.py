@@ -10,7 +10,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from poise.serve.gauges import add_gauges
 from poise.serve.guardrail_set import check_guardrail_rules, read_guardrails
 from poise.serve.http_server import DrainingServer, check_address, has_terminal, tell_systemd
 from poise.serve.knowledge_use import check_document_rules, read_knowledge
+from poise.serve.memory_use import check_memories, read_memories
 from poise.serve.observing import RequestObserver, RequestRecord
 from poise.serve.policy import Policies, read_policies
 from poise.serve.readings_db import ReadingsStore, check_database
@@ -39,6 +39,7 @@ from poise.serve.reload import Reloader, alarm_remarks, check_policies, check_ru
 from poise.serve.request_body import BodyLimits
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.served_engine import ServedEngine, on_transformers, on_vllm
+from poise.serve.server_options import ServerOptions
 from poise.serve.service import Service
 from poise.serve.tracing import RequestTracer, exporting_processor
 from poise.serve.vector_registry import VectorRegistry
@@ -58,63 +59,6 @@ __all__ = [
 ]
 
 log = logging.getLogger("poise.serve")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions:
-    """How a server runs.
-
-    Attributes:
-        host: Address to listen on; beyond this machine only with keys.
-        port: Port to listen on; 0 for a free one.
-        name: Name by which requests call the model; by default its own name without folders.
-        keys: File of API keys.
-        policy: File of rules.
-        guardrail: Files of guardrails, and folders of ``NAME/VERSION``; the first guards where no policy says else.
-        knowledge: Folder of a knowledge base that chats may be answered from.
-        log: Database of readings; ``None`` keeps them until the server stops.
-        keep_days: Days after which readings are deleted.
-        log_text: Whether prompts and answers are stored too.
-        uploads: Folder of uploaded vectors; ``None`` keeps them until the server stops.
-        webhook: Address that alarms are posted to.
-        webhook_file: File with that address, which then no list of processes shows.
-        webhook_secret_file: File with the secrets that alarms are signed with, one a line.
-        traces: Whether requests are traced by OpenTelemetry, to where its environment variables say.
-        access_log: File for a line of JSON a request; ``-`` for stdout.
-        proxies: Addresses of proxies whose word on a client's address is taken.
-        cors: Origins whose pages may send requests.
-        batch: Most answers at once.
-        queue: Most requests that wait.
-        deadline: Seconds that an answer may take, waiting included; 0 for any.
-        grace: Seconds that running answers are given when the server is told to stop.
-        connections: How many clients there may be, and how slow.
-        allow_other_model: Whether vectors of another model of the same shape are accepted.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    name: str = ""
-    keys: Path | None = None
-    policy: Path | None = None
-    guardrail: Path | Sequence[Path] | None = None
-    knowledge: Path | None = None
-    log: Path | None = None
-    keep_days: float = 30.0
-    log_text: bool = False
-    uploads: Path | None = None
-    webhook: str | None = None
-    webhook_file: Path | None = None
-    webhook_secret_file: Path | None = None
-    traces: bool = False
-    access_log: Path | None = None
-    proxies: tuple[str, ...] = ()
-    cors: tuple[str, ...] = ()
-    batch: int = 32
-    queue: int = 256
-    deadline: float = 600.0
-    grace: float = 20.0
-    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
-    allow_other_model: bool = False
 
 
 def check_options(
@@ -143,6 +87,7 @@ def check_options(
         check_policies(policies, keys)
         check_guardrail_rules(policies, read_guardrails(options.guardrail), keys.names)
         check_document_rules(policies, read_knowledge(options.knowledge), keys.names)
+    check_memories(options.memory, options.memory_gate)
     webhook_target(options)
     if options.traces:
         exporting_processor().shutdown()
@@ -232,6 +177,7 @@ def make_server(
         webhook=Webhook(url=hook[0], secrets=hook[1]) if (hook := webhook_target(options)) else None,
         guardrails=read_guardrails(options.guardrail, model),
         knowledge=read_knowledge(options.knowledge),
+        memories=read_memories(options.memory, options.memory_gate, model, scheduler.call),
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
     )
@@ -251,7 +197,7 @@ def make_server(
     paths = frozenset(getattr(route, "path", "none") for route in app.routes)
     tracer = RequestTracer(exporting_processor()) if options.traces else None
     observer = RequestObserver(gate, paths, tuple(_listeners(service, access_log, tracer)))
-    ends = (engine.close, *(part.close for part in (access_log, tracer) if part))
+    ends = (engine.close, *(part.close for part in (access_log, tracer, service.memories) if part))
     return RunningServer(service, observer, options, reloader=reloader, ends=ends)
 
 

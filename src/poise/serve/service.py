@@ -16,6 +16,7 @@ from poise.serve.exchange import CompletionExchange
 from poise.serve.guarding import GuardedRequest, ServerGuard
 from poise.serve.guardrail_set import GuardrailSet
 from poise.serve.knowledge_use import ServerKnowledge, with_knowledge
+from poise.serve.memory_use import ServerMemories, with_memory
 from poise.serve.metrics import Metrics
 from poise.serve.observing import named_session, note_exchange
 from poise.serve.planning import plan_request
@@ -53,6 +54,7 @@ class Service:
         metrics: Counters for Prometheus.
         webhook: Address that alarms are posted to.
         knowledge: Documents that chats may be answered from.
+        memories: Memories that chats may have.
         guardrails: Guardrails on prompts and answers; replaced as a whole, as policies are.
         runs: Runs of agents that are followed.
         deadline: Seconds that an answer may take, waiting included.
@@ -73,6 +75,7 @@ class Service:
     webhook: Webhook | None = None
     guardrails: GuardrailSet = field(default_factory=GuardrailSet)
     knowledge: ServerKnowledge | None = None
+    memories: ServerMemories | None = None
     runs: RunFollower = field(default_factory=RunFollower)
     deadline: float = NEVER
     log_text: bool = False
@@ -117,7 +120,7 @@ class Service:
         """
         loop, session = asyncio.get_running_loop(), named_session(body)
         waits = self.policies.of(key).runs is not None and bool(self.guardrails.guards)  # for results to be read
-        waits = waits or self.guardrails.encode
+        waits = waits or self.guardrails.encode or bool(body.poise and body.poise.memory)
         exchange = await self.workers.run(lambda: self._plan(body, key, loop, session), size=size, waits=waits)
         note_exchange(exchange)
         most = exchange.plan.prompt_tokens + exchange.plan.most_new_tokens
@@ -165,8 +168,9 @@ class Service:
         step: FollowedStep | None,
     ) -> CompletionExchange:
         """What a request comes to, once it is known how it may go on."""
-        body, use, guard = guarded.body, None, guarded.guard
+        body, use, remembered, guard = guarded.body, None, None, guarded.guard
         if not guarded.blocked:
+            body, remembered = with_memory(self.memories, body, key, policy, self.model)
             body, use = with_knowledge(self.knowledge, body, policy, self.model, self.passage_scores)
         plan = plan_request(body, self.model, self.name, self.registry, policy, key)
         if plan.scoring and self.engine.no_scores:
@@ -177,7 +181,7 @@ class Service:
         elif guard:
             plan = guard.read_along(plan)
         exchange = CompletionExchange(self, plan, kind, key, guarded, loop, step)
-        exchange.rest_on(use)
+        exchange.rest_on(use, remembered)
         try:
             if plan.most_new_tokens:
                 self.scheduler.check(exchange.requests)
