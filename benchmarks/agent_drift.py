@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from guardrail_comparisons import read_rows
 from poise import contrast
 from poise.activations import project
+from poise.errors import TooFewResponses
 from poise.extract import extract
 from poise.judge.exemplars import ExemplarJudge
 from poise.model import Model, ask, load_model
@@ -101,8 +102,13 @@ def alarms(options: argparse.Namespace) -> None:
         for side in ("above", "below"):
             chart = fit_run_chart(drawn_runs(halves[0], column, 360, 1), rate=RATE, side=side)  # type: ignore[arg-type]
             tried = drawn_runs(halves[1], column, 1000, 2)
-            independent = independent_chart(halves[0], column, side)
-            cells = [share(sum(map(alarming(each), tried)), len(tried)) for each in (chart, independent)]
+            try:
+                charts: list[RunChart | None] = [chart, independent_chart(halves[0], column, side)]
+            except TooFewResponses:
+                charts = [chart, None]  # readings so widely spread that it takes more answers
+            cells = [
+                "too few answers" if c is None else share(sum(map(alarming(c), tried)), len(tried)) for c in charts
+            ]
             promise = f"{RATE:g} [{chart.low:.3f}, {chart.high:.3f}]"
             n = sum(map(len, read.values()))
             print(f"| {name}, {side} | {n} | {chart.runs} | {promise} | {cells[0]} | {cells[1]} |", flush=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 import unicodedata
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from poise.cli import app
 from poise.errors import InvalidArgument, InvalidMemory
-from poise.memory import entries_about
+from poise.memory import ForgetRule, Memory, entries_about, forgettable
 from poise.memory.memory_file import MEMORY_FILE
+from test_knowledge import WordEncoder
 from test_memory import opened
 
 
@@ -120,3 +122,32 @@ def test_a_time_long_ago_is_kept(tmp_path: Path) -> None:
     memory.record("Rome was founded.", at=datetime(1, 1, 1, tzinfo=UTC))
     [entry] = opened(tmp_path / "m").entries()
     assert entry.at == datetime(1, 1, 1, tzinfo=UTC)
+
+
+class TestForgetting:
+    def run(self, *arguments: str) -> Any:
+        return CliRunner().invoke(app, ["memory", *arguments])
+
+    def test_forget_without_yes_deletes_nothing_and_counts_with_the_noun(self, tmp_path: Path) -> None:
+        memory = opened(tmp_path)
+        memory.record("The tide turns at noon.", at=datetime(2020, 1, 1, tzinfo=UTC))
+        shown = self.run("forget", str(tmp_path), "--older-than", "30")
+        assert shown.exit_code == 0
+        assert "1 entry would be deleted; add --yes to delete it." in shown.output
+        assert len(memory.entries()) == 1
+        assert "1 entry deleted." in self.run("forget", str(tmp_path), "--older-than", "30", "--yes").output
+        assert memory.entries() == []
+        assert "No entry is like that." in self.run("forget", str(tmp_path), "--older-than", "30", "--yes").output
+
+    def test_a_clock_that_was_set_back_forgets_nothing_too_early(self, tmp_path: Path) -> None:
+        now = datetime(2030, 6, 1, tzinfo=UTC)
+        memory = Memory(tmp_path, WordEncoder(), clock=lambda: now)
+        memory.record("The tide turns at noon.")
+        [entry] = memory.recall("When does the tide turn?")
+        assert "today" in entry.why
+        back = Memory(tmp_path, WordEncoder(), clock=lambda: now - timedelta(days=4000))
+        [entry] = back.recall("When does the tide turn?")
+        assert "today" in entry.why
+        assert forgettable(back, ForgetRule(older_than=0, unused_for=0)) == []
+        assert back.record("The tide turns at noon.").verdict == "duplicate"
+        assert forgettable(memory, ForgetRule(unused_for=30)) == []

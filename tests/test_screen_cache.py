@@ -217,7 +217,7 @@ class TestNumbers:
         run(data, model, two, tmp_path / "out")
         (readings,) = (tmp_path / "out" / ".run").glob("readings-*.sqlite")
         readings.write_bytes(b"no database, and long enough to be looked at" * 99)
-        with pytest.raises(SaveFailed, match=r"Cannot use the kept readings .* delete the file if it is damaged, then"):
+        with pytest.raises(SaveFailed, match=r"Cannot use the kept readings .* put a copy of it back, or move"):
             run(written(tmp_path / "a.jsonl", talk(5)), model, two, tmp_path / "out")
         readings.unlink()
         run(data, model, two, tmp_path / "out")

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     notes = Memory(tmp_path / "notes", WordEncoder())
     notes.record("A berth costs 12 euros a night.", kind="semantic", source="fees.md", subject="anna")
     notes.record("A berth costs 15 euros a night for Bert.", kind="semantic", source="fees.md", subject="bert")
-    notes.record("A berth costs 99 euros a night in secret.", kind="semantic", source="fees.md")
+    notes.record("Diesel costs 99 cents a litre in secret.", kind="semantic", source="fees.md")
     (tmp_path / "keys").write_text("".join(f"{name} {sign * 40}\n" for name, sign in KEYS.items()))
     (tmp_path / "keys").chmod(0o600)
     return tmp_path
@@ -93,7 +93,7 @@ class TestMemoryOfAServer:
     def test_no_answer_tells_a_key_what_others_have(self, keyed: str) -> None:
         write = [
             {"text": "A berth costs 15 euros a night for Bert."},  # word for word another key's
-            {"text": "A berth costs 98 euros a night in secret."},  # contradicts what is nobody's
+            {"text": "Diesel costs 98 cents a litre in secret."},  # contradicts what is nobody's
         ]
         facts = told(chat(keyed, {"name": "notes", "write": write[:1]}))
         assert facts["written"][0]["verdict"] != "duplicate"
@@ -107,7 +107,7 @@ class TestMemoryOfAServer:
         with serving.running(tiny.model(max_position_embeddings=4096), memory=(folder / "notes",)) as (where, _):
             facts = told(chat(where, True, None))
             assert facts["name"] == "notes"
-            assert len(facts["recalled"]) == 3
+            assert {entry["id"] for entry in facts["recalled"]} >= {1, 2}
             models = httpx.get(f"{where}/v1/models").json()["data"][0]
         assert models["memories"] == ["notes"]
 

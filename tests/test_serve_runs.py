@@ -12,11 +12,12 @@ import pytest
 
 import serving
 import tiny
-from poise.errors import UserError
+from poise.errors import InvalidArgument, UserError
 from poise.model import Model
 from poise.serve.requests import ChatMessage
 from poise.serve.run_chain import MessageChain
 from poise.serve.runs import RunBook, StepRecord
+from poise.serve.server import ServerOptions, check_options
 from serving import eventually
 
 NAME = "tiny-llama"
@@ -281,6 +282,32 @@ class TestDrift:
             assert choice["finish_reason"] == "content_filter"
             assert choice["message"]["content"] == "[This run was stopped: up has drifted above what is usual]"
             assert choice["poise"]["run"]["step"] == 2
+
+    def test_is_let_go_on_by_an_admin_alone_where_the_rules_say_so(self, model: Model, tmp_path: Path) -> None:
+        keys, policy = tmp_path / "keys", tmp_path / "policy.yaml"
+        keys.write_text("".join(f"{name} {name[0] * 40}\n" for name in ("worker", "boss")))
+        keys.chmod(0o600)
+        runs = {"traits": {"up": {"chart": ALWAYS, "on_drift": "ask"}}, "approved_by": "admin"}
+        policy.write_text(json.dumps({"keys": {"worker": {"runs": runs}}}))
+        with pytest.raises(InvalidArgument, match="no key is one's"):
+            check_options(ServerOptions(keys=keys, policy=policy))
+        policy.write_text(json.dumps({"keys": {"worker": {"runs": runs}, "boss": {"admin": True}}}))
+        with serving.running(model, keys=keys, policy=policy) as (address, _):
+            worker, boss = (
+                httpx.Client(base_url=address, timeout=60, headers={"Authorization": f"Bearer {sign * 40}"})
+                for sign in "wb"
+            )
+            history = [user("Where do the boats go?")]
+            say(worker, history, "voyage")
+            history.append(user("And then?"))
+            ask = say(worker, history, "voyage").json()["choices"][0]["poise"]["ask"]
+            assert ask["by"] == "admin"
+            refusal = worker.post("/v1/poise/sessions/voyage/approve")
+            assert (refusal.status_code, refusal.json()["error"]["code"]) == (403, "admin_only")
+            approved = boss.post("/v1/poise/sessions/voyage/approve", params={"key": "worker"})
+            assert approved.json()["state"] == "open"
+            worker.close()
+            boss.close()
 
     @pytest.mark.parametrize("drifting", [{"chart": ALWAYS, "on_drift": "ask"}], indirect=True)
     @pytest.mark.parametrize("stream", [False, True])

@@ -15,6 +15,8 @@ states, loop           the states of a run as a typed graph, and what each does
 running                a run in its folder, by run_settings
 call_runner            one call of a tool: approved, announced, done, and on record
 person                 who approves and answers
+approval, live_page    a call that waits in several places, and the page of a run that goes on
+result_guard           what tools give, read for hidden instructions
 memory, memory_folder  what an agent asks of a memory, and that of a folder
 run_page               a run's records as its page
 automation             a finished run as fixed steps without a model
@@ -22,6 +24,7 @@ automation             a finished run as fixed steps without a model
 
 from poise.agent.automation import Automation, AutomationResult, load_automation, run_automation, save_automation
 from poise.agent.limits import AgentLimits
+from poise.agent.live_page import LiveRunPage
 from poise.agent.memory import AgentMemory, RecalledText
 from poise.agent.memory_folder import FolderMemory
 from poise.agent.model_endpoint import AgentModel, EndpointModel, ModelAnswer, ServedModel
@@ -44,6 +47,7 @@ __all__ = [
     "AutomationResult",
     "EndpointModel",
     "FolderMemory",
+    "LiveRunPage",
     "ModelAnswer",
     "Nobody",
     "PendingCall",

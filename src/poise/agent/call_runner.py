@@ -13,6 +13,7 @@ from poise.agent.limits import AgentLimits, RunUse
 from poise.agent.model_endpoint import RequestedCall
 from poise.agent.person import PendingCall, Person
 from poise.agent.records import RunRecords
+from poise.agent.result_guard import ResultGuard
 from poise.agent.states import CallOutcome, EndState
 from poise.agent.tool import AgentTool, ToolContext
 from poise.errors import ToolFailed, first_line
@@ -21,6 +22,7 @@ from poise.storage.content_hash import content_key
 __all__ = ["CALL_SECONDS", "CallRunner", "arguments_object", "call_text", "perform_call"]
 
 CALL_SECONDS = 300.0
+MOST_REPEATED = 4_000  # characters of an argument in records beside its call's
 MOST_RECORDED = 200_000  # characters of an output
 IN_FLIGHT_ANSWERS = ("repeat", "happened", "skip")
 
@@ -36,6 +38,7 @@ class CallRunner:
         person: Who approves.
         approve: What a tool may not touch without approval.
         run_key: Name of the run, which every idempotency key is made from.
+        guard: What reads outputs before the model does.
     """
 
     def __init__(
@@ -48,16 +51,19 @@ class CallRunner:
         person: Person,
         approve: Collection[str],
         run_key: str,
+        guard: ResultGuard | None = None,
     ) -> None:
         self._tools, self._records, self._limits, self._use = tools, records, limits, use
         self._person, self._approve, self._run_key = person, frozenset(approve), run_key
+        self._guard = guard
 
     def run(self, call: RequestedCall) -> CallOutcome | EndState:
         """Make a call, or say why not; an end where the run may not go on."""
         try:
             tool, arguments = self._checked(call)
         except ToolFailed as error:
-            self._records.note("rejected", tool=call.name, arguments=call.arguments, reason=str(error))
+            arguments_text = shortened_value(call.arguments)
+            self._records.note("rejected", tool=call.name, arguments=arguments_text, reason=str(error))
             return CallOutcome(call, ok=False, output=str(error), kind="arguments")
         if not self._records.replaying and (limit := self._use.reached(self._limits, call=True)):
             return EndState("limit", f"{limit}, calls of tools among them.")
@@ -78,11 +84,12 @@ class CallRunner:
         touches = sorted(tool.touches & self._approve)
         if not touches:
             return ""
-        row = self._records.take("approval", tool=tool.name, arguments=arguments)
+        recorded = {name: shortened_value(value) for name, value in arguments.items()}
+        row = self._records.take("approval", tool=tool.name, arguments=recorded)
         if row is None:
             approved = self._person.approves(PendingCall(tool=tool.name, arguments=arguments, touches=tuple(touches)))
             decision = {True: "approved", False: "refused", None: "nobody"}[approved]
-            row = self._records.add("approval", tool=tool.name, arguments=arguments, touches=touches, decision=decision)
+            row = self._records.add("approval", tool=tool.name, arguments=recorded, touches=touches, decision=decision)
         kinds = " and ".join(touches)
         return {
             "approved": "",
@@ -112,7 +119,8 @@ class CallRunner:
             context = ToolContext(key=key, seconds=seconds, prepared=intent["prepared"])
             result = self._records.add("result", **perform_call(tool, arguments, context))
         self._use.seconds += result["seconds"]
-        return CallOutcome(call, result["ok"], result["output"], result["problem"], may_repeat=tool.repeatable)
+        outcome = CallOutcome(call, result["ok"], result["output"], result["problem"], may_repeat=tool.repeatable)
+        return self._guard.checked(outcome) if self._guard else outcome
 
     def _in_flight(self, tool: AgentTool, arguments: dict[str, Any]) -> str | EndState:
         """What is to become of a call that may have happened before a kill."""
@@ -180,6 +188,14 @@ def _call_into(
         results.put((False, str(error), error.kind))
     except BaseException as error:  # whatever a user's function raises, SystemExit too
         results.put((False, f"{type(error).__name__}: {first_line(error)}", "failed"))
+
+
+def shortened_value(value: Any) -> Any:
+    """A value as it is repeated on record: the model's own record, or the call's, has all of it."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if len(text) <= MOST_REPEATED:
+        return value
+    return f"{text[:MOST_REPEATED]}… {len(text) - MOST_REPEATED:,} more characters"
 
 
 def call_text(tool: str, arguments: Mapping[str, Any]) -> str:

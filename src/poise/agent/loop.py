@@ -23,6 +23,7 @@ from poise.agent.prompts import (
     CUT_ANSWER,
     FINISH_OFFER,
     GO_ON,
+    LEFT_OUT_CALLS,
     assistant_message,
     call_in_words,
     fitting_messages,
@@ -33,6 +34,7 @@ from poise.agent.prompts import (
     tool_message,
 )
 from poise.agent.records import RunRecords
+from poise.agent.result_guard import ResultGuard
 from poise.agent.run_settings import AgentResult, AgentSettings
 from poise.agent.states import (
     ActState,
@@ -69,18 +71,25 @@ class AgentLoop:
         settings: AgentSettings,
         person: Person,
         memory: AgentMemory | None,
+        guard: ResultGuard | None = None,
     ) -> None:
         self.goal, self.model, self.tools, self.records = goal, model, tools, records
-        self.settings, self.limits, self.person, self.memory = settings, settings.limits, person, memory
+        self.settings, self.limits, self.person, self.memory, self.guard = (
+            settings,
+            settings.limits,
+            person,
+            memory,
+            guard,
+        )
         self.use, self.plan_text, self.revisions, self.alarms = RunUse(), "", 0, 0
         self._bad_answers, self._wordy, self._changes = 0, False, 0
-        self._must_call = False
+        self._must_call, self._asked_calls = False, 0
         self._seen: Counter[str] = Counter()
         self._offers = [*(tool.offer for tool in tools.values()), FINISH_OFFER]
         self._begin()
         run_key = content_key(begin=records.rows[0]["at"], goal=goal)
         self._runner = CallRunner(
-            tools, records, self.limits, self.use, person=person, approve=settings.approve, run_key=run_key
+            tools, records, self.limits, self.use, person=person, approve=settings.approve, run_key=run_key, guard=guard
         )
         self._recalled = self._recall()
         self.messages: list[dict[str, Any]] = [
@@ -161,6 +170,7 @@ class AgentLoop:
             self.messages.append(assistant_message(str(answer["text"]), ()))
             return self._consult(f"The server holds the answer back: {answer['text']}")
         calls = tuple(RequestedCall(**call) for call in answer["calls"][: self.limits.calls])
+        self._asked_calls = len(answer["calls"])
         text = str(answer["text"])
         if not calls and (call := call_in_words(text, {*self.tools, "finish"})):
             text, calls = "", (call,)
@@ -168,7 +178,9 @@ class AgentLoop:
         if not calls:
             return self._without_call(answer)
         self._wordy = False
-        if len(calls) == 1 and calls[0].name == "finish" and (end := _requested_end(calls[0])):
+        if self._asked_calls > len(calls):
+            self.records.note("left_out", asked=self._asked_calls, made=len(calls))
+        if len(calls) == self._asked_calls == 1 and calls[0].name == "finish" and (end := _requested_end(calls[0])):
             if end.outcome != "asks":
                 return end
             self.messages.append(tool_message(calls[0], "The user was asked."))
@@ -207,6 +219,9 @@ class AgentLoop:
                 most=self.limits.output,
             )
             self.messages.append(tool_message(outcome.call, shown))
+        if self._asked_calls > len(outcomes):
+            told = LEFT_OUT_CALLS.format(asked=self._asked_calls, made=len(outcomes))
+            self.messages[-1]["content"] += f"\n{told}"
         if all(outcome.kind == "arguments" for outcome in outcomes):
             return RetryState(outcomes[0].output)
         return AdaptState(tuple(outcomes))
@@ -340,8 +355,9 @@ class AgentLoop:
             return []
         row = self.records.take("recall")
         if row is None:
-            entries = self.memory.recall(self.goal, self.settings.recall)
-            row = self.records.add("recall", entries=[[entry.id, entry.text] for entry in entries])
+            entries = list(self.memory.recall(self.goal, self.settings.recall))
+            entries, flagged = self.guard.recalled(entries) if self.guard else (entries, [])
+            row = self.records.add("recall", entries=[[entry.id, entry.text] for entry in entries], flagged=flagged)
         return [RecalledText(*entry) for entry in row["entries"]]
 
     def _remember(self, end: EndState) -> None:

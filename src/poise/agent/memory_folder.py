@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poise.agent.memory import RecalledText
-from poise.memory import Memory
+from poise.memory import InjectionEffect, Memory
+from poise.memory.injection_effect import ReadsInjections
 
 __all__ = ["FolderMemory"]
 
@@ -21,6 +22,7 @@ class FolderMemory:
 
     Args:
         folder: Its folder, which is begun where it is not there.
+        reader: What reads for hidden instructions what is to be written.
 
     Attributes:
         folder: Its folder.
@@ -29,9 +31,9 @@ class FolderMemory:
         InvalidMemory: it is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reader: ReadsInjections | None = None) -> None:
         self.folder = folder
-        self._memory = Memory(folder)
+        self._memory = Memory(folder, effect=InjectionEffect(reader) if reader else None)
 
     def recall(self, task: str, budget: int) -> Sequence[RecalledText]:
         """Entries for a task, the best first."""

@@ -14,6 +14,7 @@ from poise.endpoint_address import endpoint_address
 from poise.errors import EndpointUnavailable, first_line
 
 if TYPE_CHECKING:
+    from poise.guardrail.injection_reading import InjectionReader
     from poise.model import Model
 
 __all__ = ["AgentModel", "EndpointModel", "ModelAnswer", "RequestedCall", "ServedModel"]
@@ -307,6 +308,7 @@ class ServedModel(EndpointModel):
     def __init__(self, model: Model, vectors: Mapping[str, Path] | None = None) -> None:
         from poise.serve.server import ServerOptions, load_vectors, make_server
 
+        self._model = model
         loaded = load_vectors(vectors or {}, model)
         self._server = make_server(model, loaded, ServerOptions(port=0))
         address = self._server.start()
@@ -317,6 +319,18 @@ class ServedModel(EndpointModel):
             window=model.generation_window(),
             watch=bool(vectors),
         )
+
+    def injection_reader(self, guardrail: Path) -> InjectionReader:
+        """What reads texts for hidden instructions with this model, by a fitted guardrail's file.
+
+        Raises:
+            InvalidSettings: the file is no fitted guardrail.
+            OtherModel: it was fitted on another model.
+        """
+        from poise.guardrail.guard_file import load_guard
+        from poise.guardrail.injection_reading import InjectionReader
+
+        return InjectionReader(load_guard(guardrail), self._model, between=self._server.service.scheduler.call)
 
     def close(self) -> None:
         """Let go of the connections, and end the server."""

@@ -37,6 +37,10 @@ CALL_A_TOOL = (
     'You called no tool. If the goal is reached, call finish with outcome "done" and your report; if it cannot be '
     'reached, call finish with outcome "impossible"; else call the tool of the next step.'
 )
+LEFT_OUT_CALLS = (
+    "Your answer had {asked:,} calls, and only the first {made:,} were made. Look at what they gave; call the others "
+    "again if they are still needed, at most {made:,} at once."
+)
 CUT_ANSWER = "Your answer was too long and was cut. Call one tool, with shorter arguments."
 FINISH_OFFER = {
     "type": "function",

@@ -7,6 +7,7 @@ called its call is announced; an announcement without a result is a call that wa
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from poise.storage.journal import Journal
 __all__ = ["RECORDS_FILE", "RunRecords", "read_records", "records_of"]
 
 RECORDS_FILE = "steps.jsonl"
+RECORD_BEGIN = b'{"key": "'  # of every line
 PASSED_OVER = ("pause", "fault")
 """Kinds of records that a resumed run passes over: it goes on where it stopped, and tries again what failed."""
 
@@ -28,14 +30,26 @@ class RunRecords:
     Args:
         path: The JSONL file; ``None`` keeps everything in memory only.
         listen: Called with each record as it is made.
+        read_only: Whether nothing is added, and the file stays as it is.
 
     Attributes:
         rows: All records.
+
+    Raises:
+        InvalidRun: the file is damaged, or none of a run's; it is left as it is.
     """
 
-    def __init__(self, path: Path | None, *, listen: Callable[[Mapping[str, Any]], None] = lambda row: None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        listen: Callable[[Mapping[str, Any]], None] = lambda row: None,
+        read_only: bool = False,
+    ) -> None:
         self._listen = listen
-        self._journal = Journal(path)
+        if path is not None and path.exists():
+            _check_records(path)
+        self._journal = Journal(path, read_only=read_only)
         self.rows: list[dict[str, Any]] = []
         while (key := self._key(len(self.rows))) in self._journal:
             self.rows.append(self._journal[key])
@@ -99,6 +113,32 @@ class RunRecords:
         return self.take(kind, **facts) or self.add(kind, **facts)
 
 
+def _check_records(path: Path) -> None:
+    """Check that a file has all records of a run in order; what a kill has cut at its end may be missing.
+
+    Raises:
+        InvalidRun: it has not; going on from what can be read might do what was done already again.
+    """
+    try:
+        lines, _, cut = path.read_bytes().rpartition(b"\n")
+    except OSError as error:
+        raise InvalidRun(f"{path} cannot be read: {error.strerror}; get permission to read it.") from error
+    begins = RECORD_BEGIN[: len(cut)]
+    if cut[: len(begins)] != begins:
+        raise InvalidRun(f"{path} is no record of a run of an agent; nothing was changed. Choose another folder.")
+    for number, line in enumerate(lines.split(b"\n") if lines else (), 1):
+        try:
+            row = json.loads(line)
+            fits = row["key"] == f"{number:06d}" and isinstance(row["value"]["kind"], str)
+        except (ValueError, KeyError, TypeError):
+            fits = False
+        if not fits:
+            raise InvalidRun(
+                f"Line {number} of {path} is not record {number} of a run: the file is damaged, or another program's; "
+                "nothing was changed. Put a copy of it back, or begin a new run in another folder."
+            )
+
+
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """The records of a run.
 
@@ -110,7 +150,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         raise InvalidRun(
             f"{folder} holds no run of an agent; name the folder that `poise agent` was given as its output."
         )
-    rows = RunRecords(path).rows
+    rows = RunRecords(path, read_only=True).rows
     if not rows or rows[0].get("kind") != "begin":
         raise InvalidRun(f"The records of {folder} have no beginning; it is no run of an agent, or damaged.")
     return rows

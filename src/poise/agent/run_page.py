@@ -10,13 +10,17 @@ from typing import Any
 
 from poise.agent.call_runner import call_text
 from poise.agent.records import read_records, records_of
+from poise.counting import counted
+from poise.errors import InvalidRun, first_line
 from poise.knowledge.instructions import instruction_marks
 from poise.report.agent_run import AgentGauge, AgentPage, AgentStep, GaugePoint, html_agent_run
 from poise.storage.atomic_write import saving
 
-__all__ = ["PAGE_FILE", "replay_run", "run_lines", "write_run_page"]
+__all__ = ["PAGE_FILE", "page_of_records", "replay_run", "run_lines", "write_run_page"]
 
 PAGE_FILE = "run.html"
+MOST_TITLE_CALLS = 8  # of an answer in its title
+MOST_PAGE_TEXT = 20_000  # characters of one output or argument on the page; the records have all of it
 RUN_VERDICTS = {
     "done": "done",
     "answered": "answered in words, not reported as done",
@@ -33,7 +37,25 @@ def replay_run(folder: Path) -> AgentPage:
     Raises:
         InvalidRun: the folder holds no run.
     """
-    rows = read_records(folder)
+    return page_of_records(read_records(folder))
+
+
+def page_of_records(rows: Sequence[Mapping[str, Any]]) -> AgentPage:
+    """What the page of a run shows that has these records.
+
+    Raises:
+        InvalidRun: a record lacks what its kind has.
+    """
+    try:
+        return _agent_page(rows)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InvalidRun(
+            f"A record of the run lacks what its kind has ({first_line(error)}): its file is damaged, or of another "
+            "version. Put a copy of it back."
+        ) from error
+
+
+def _agent_page(rows: Sequence[Mapping[str, Any]]) -> AgentPage:
     begin, last = rows[0], rows[-1]
     ending = next((row for row in reversed(rows) if row["kind"] in ("end", "pause")), None)
     is_over = ending is not None and (ending["kind"] == "end" or ending is last)
@@ -76,15 +98,11 @@ def _run_figures(rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[st
     seconds = sum(row["seconds"] for row in (*answers, *results))
     changes = sum(bool(row["reason"]) for row in records_of(rows, "plan"))
     return [
-        ("Answers of the model", f"{len(answers):,}", f"plan changed {_counted_words(changes, 'time')}"),
+        ("Answers of the model", f"{len(answers):,}", f"plan changed {counted(changes, 'time')}"),
         ("Calls of tools", f"{len(results):,}", f"{failed} failed"),
         ("Tokens", f"{tokens:,}", f"{written:,} of them written"),
         ("Time", f"{seconds:.1f} s", "of work, waiting for people not counted"),
     ]
-
-
-def _counted_words(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _setting(begin: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -147,41 +165,62 @@ def _page_steps(rows: Sequence[Mapping[str, Any]]) -> Iterator[AgentStep]:
                     title=row["tool"],
                     state="bad",
                     note=row["reason"],
-                    parts=(("Arguments", row["arguments"]),),
+                    parts=(("Arguments", shortened_text(row["arguments"])),),
                 )
+            case "left_out":
+                yield AgentStep(number=number, kind="call", title=_left_out_text(row), state="bad")
             case "retry":
                 yield AgentStep(number=number, kind="retry", title="Once more", note=row["reason"])
             case "fault":
                 yield AgentStep(number=number, kind="fault", title="The model did not answer", note=row["reason"])
             case "answer" | "in_flight":
                 yield AgentStep(number=number, kind="question", title=row["question"], note=f"Answer: {row['reply']}")
+            case "reading" if row["flagged"]:
+                title, note = f"{row['tool']} gave what seems to hold instructions", _reading_note(row)
+                yield AgentStep(number=number, kind="guardrail", title=title, state="bad", note=note)
             case "recall":
-                yield AgentStep(
-                    number=number,
-                    kind="memory",
-                    title=f"Recalled: {_counted_words(len(row['entries']), 'entry', 'entries')}",
-                )
+                title = f"Recalled: {counted(len(row['entries']), 'entry', 'entries')}"
+                flagged = [f"{key} seems to hold instructions ({_reading_note(facts)})" for key, facts in _flagged(row)]
+                yield AgentStep(number=number, kind="memory", title=title, note="; ".join(flagged))
             case "remembered":
                 yield AgentStep(
                     number=number,
                     kind="memory",
-                    title=f"Written: {_counted_words(len(row['ids']), 'entry', 'entries')}",
+                    title=f"Written: {counted(len(row['ids']), 'entry', 'entries')}",
                 )
             case "pause" | "end":
                 yield AgentStep(number=number, kind="end", title=RUN_VERDICTS[row["outcome"]], note=row["report"])
 
 
+def _left_out_text(row: Mapping[str, Any]) -> str:
+    return f"{row['asked']:,} calls in one answer: the first {row['made']:,} are made, the others are left out"
+
+
+def _flagged(row: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, Any]]]:
+    return [(str(key), facts) for key, facts in row.get("flagged") or ()]
+
+
+def _reading_note(row: Mapping[str, Any]) -> str:
+    """What a guardrail read, and what was done."""
+    done = {"note": "noted", "drop": "left out", "ask": "asked about"}[row["action"]]
+    if "score" not in row:
+        return f"{done}: {row.get('problem', 'it was not read')}"
+    return f"{done}: {row['score']:+.2f} by the guardrail {row['guardrail']}, above {row['threshold']:+.2f}"
+
+
 def _answer_step(number: int, row: Mapping[str, Any]) -> AgentStep:
-    calls = ", ".join(str(call["name"]) for call in row["calls"])
+    names = [str(call["name"]) for call in row["calls"]]
+    more = f" and {len(names) - MOST_TITLE_CALLS:,} more" if len(names) > MOST_TITLE_CALLS else ""
+    calls = ", ".join(names[:MOST_TITLE_CALLS]) + more
     title = f"The model calls {calls}" if calls else "The model answers in words"
     note = f"{row['prompt_tokens']:,} + {row['answer_tokens']:,} tokens, {row['seconds']:.1f} s"
     note += "; cut at its longest" if row["cut"] else ""
-    parts = (("Words", row["text"]),) if row["text"].strip() else ()
+    parts = (("Words", shortened_text(row["text"])),) if row["text"].strip() else ()
     return AgentStep(number=number, kind="answer", title=title, note=note, parts=parts)
 
 
 def _call_step(number: int, intent: Mapping[str, Any], result: Mapping[str, Any] | None) -> AgentStep:
-    arguments = json.dumps(intent["arguments"], ensure_ascii=False, indent=1)
+    arguments = shortened_text(json.dumps(intent["arguments"], ensure_ascii=False, indent=1))
     title, parts = call_text(intent["tool"], intent["arguments"]), (("Arguments", arguments),)
     if result is None:
         return AgentStep(number=number, kind="call", title=title, note="no result is on record", parts=parts)
@@ -194,8 +233,15 @@ def _call_step(number: int, intent: Mapping[str, Any], result: Mapping[str, Any]
         title=title,
         state="ok" if result["ok"] else "bad",
         note=note,
-        parts=(*parts, ("Output", result["output"])),
+        parts=(*parts, ("Output", shortened_text(result["output"]))),
     )
+
+
+def shortened_text(text: str) -> str:
+    """A text as a page shows it."""
+    if len(text) <= MOST_PAGE_TEXT:
+        return text
+    return f"{text[:MOST_PAGE_TEXT]}\n… {len(text) - MOST_PAGE_TEXT:,} more characters are in the run's records"
 
 
 def run_lines(row: Mapping[str, Any]) -> Iterator[str]:
@@ -208,8 +254,12 @@ def run_lines(row: Mapping[str, Any]) -> Iterator[str]:
         case "result":
             first = row["output"].strip().partition("\n")[0][:160]
             yield f"  {'' if row['ok'] else 'failed: '}{first}"
+        case "left_out":
+            yield _left_out_text(row)
         case "rejected":
             yield f"{row['tool']}: {row['reason']}"
+        case "reading" if row["flagged"]:
+            yield f"  guardrail: {row['tool']} gave what seems to hold instructions; {_reading_note(row)}"
         case "retry" | "fault":
             yield f"{row['kind']}: {row['reason']}"
         case "approval" if row["decision"] != "approved":

@@ -12,6 +12,7 @@ from poise.agent.memory import AgentMemory
 from poise.agent.model_endpoint import AgentModel
 from poise.agent.person import Nobody, Person
 from poise.agent.records import RECORDS_FILE, RunRecords
+from poise.agent.result_guard import ReadsResults, ResultGuard
 from poise.agent.run_settings import AgentResult, AgentSettings
 from poise.agent.tool import AgentTool
 from poise.errors import InvalidArgument
@@ -32,6 +33,7 @@ def run_agent(
     *,
     person: Person | None = None,
     memory: AgentMemory | None = None,
+    reader: ReadsResults | None = None,
     listen: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> AgentResult:
     """Reach a goal, or say why not; in a folder that holds a part of the same run, go on with it.
@@ -44,6 +46,7 @@ def run_agent(
         settings: How.
         person: Who approves and answers; nobody by default.
         memory: What recalls texts for the goal, and takes what came of it.
+        reader: What reads tools' outputs and what is recalled for hidden instructions.
         listen: Called with each record as it is made.
 
     Raises:
@@ -58,7 +61,18 @@ def run_agent(
         _check_out_of_reach(name, path, getattr(tools, "folder", None))
     with locked(folder, JOB) if folder else contextlib.nullcontext():
         records = RunRecords(folder / RECORDS_FILE if folder else None, listen=listen)
-        loop = AgentLoop(goal.strip(), model, tools, records, settings or AgentSettings(), person or Nobody(), memory)
+        chosen, somebody = settings or AgentSettings(), person or Nobody()
+        guard = None
+        if reader is not None:
+            guard = ResultGuard(
+                reader=reader,
+                action=chosen.on_injection,
+                goal=goal.strip(),
+                longest=chosen.limits.output,
+                records=records,
+                person=somebody,
+            )
+        loop = AgentLoop(goal.strip(), model, tools, records, chosen, somebody, memory, guard)
         return loop.result(loop.run())
 
 

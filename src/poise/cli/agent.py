@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,18 @@ import typer
 from poise.cli.agent_options import (
     AgentGoal,
     AgentModelName,
+    ApprovalSeconds,
     ApproveOption,
     EndpointURL,
+    InjectionActionOption,
     LongestAnswer,
     MemoryOption,
     PersonaText,
+    ResultGuardrail,
     RunAnswer,
     RunFolder,
     RunOut,
+    RunPagePort,
     SpendBudget,
     StepBudget,
     TimeBudget,
@@ -33,10 +37,11 @@ from poise.cli.agent_options import (
 from poise.cli.default_command import AgentGroup
 from poise.cli.options import Device, Dtype, Json
 from poise.cli.work import load_model, note, working
+from poise.counting import counted
 from poise.errors import InvalidArgument, MissingExtra
 
 if TYPE_CHECKING:
-    from poise.agent import AgentModel, AgentResult, PendingCall
+    from poise.agent import AgentResult, AgentSettings, AgentTool, LiveRunPage, PendingCall
     from poise.report.agent_run import AgentPage
 
 __all__ = ["app"]
@@ -58,7 +63,11 @@ def agent_run_command(
     tools: ToolsOption = None,
     memory: MemoryOption = None,
     watch: WatchOption = None,
+    guardrail: ResultGuardrail = None,
+    on_injection: InjectionActionOption = "drop",
     approve: ApproveOption = "write,shell",
+    page: RunPagePort = None,
+    approval_seconds: ApprovalSeconds = 600,
     answer: RunAnswer = None,
     persona: PersonaText = "",
     budget: StepBudget = 40,
@@ -76,38 +85,73 @@ def agent_run_command(
     Exit code 0: done; 1: not done, which the report explains.
     """
     limits = _agent_limits(budget, max_tokens, max_seconds, max_spend, price, max_new_tokens)
-    if (model or endpoint) is None:
-        raise InvalidArgument("There is no model; name one with `model`, or its server with `endpoint`.")
+    _check_model_choice(model, endpoint, guardrail)
     with contextlib.ExitStack() as opened:
         with working():  # its progress would be drawn over what a person is asked
-            from poise.agent import AgentSettings, FolderMemory, ToolsFile, open_tools, run_agent, write_run_page
-            from poise.storage.output import check_output_folder
+            from poise.agent import AgentSettings, FolderMemory, ToolsFile, open_tools
 
-            if (out / "run.html").exists() and not (out / "steps.jsonl").exists():
-                raise InvalidArgument(f"`out` {out} holds a run.html that no agent's run wrote; choose another folder.")
-            check_output_folder(out, [], job="agent", run_folder=out)
-            settings = AgentSettings(limits=limits, approve=_approval_kinds(approve), persona=persona)
+            _check_run_folder(out)
+            kinds = _approval_kinds(approve)
+            settings = AgentSettings(limits=limits, approve=kinds, persona=persona, on_injection=on_injection)
             toolbox = opened.enter_context(open_tools(tools or ToolsFile()))
             chosen = opened.enter_context(_agent_model(model, endpoint, watch or [], out, dtype, device))
-            remembering = FolderMemory(memory) if memory else None
+            reader = chosen.injection_reader(guardrail) if guardrail else None
+            remembering = FolderMemory(memory, reader) if memory else None
+        live = opened.enter_context(_live_page(out, page, approval_seconds))
         opened.enter_context(contextlib.redirect_stdout(sys.stderr))
-        try:
-            result = run_agent(
-                goal,
-                chosen,
-                toolbox,
-                out,
-                settings,
-                person=TerminalPerson(answer),
-                memory=remembering,
-                listen=_show_record,
-            )
-        finally:
-            if (out / "steps.jsonl").exists():
-                write_run_page(out)
+        person, listen = TerminalPerson(answer, live), _listener(live)
+        more = {"person": person, "memory": remembering, "reader": reader, "listen": listen}
+        result = _run_with_page(goal, chosen, toolbox, out, settings, **more)
     _show_result(result, out, as_json=as_json)
     if result.outcome not in ("done", "answered"):
         raise typer.Exit(1)
+
+
+def _check_model_choice(model: str | None, endpoint: str | None, guardrail: Path | None) -> None:
+    if (model or endpoint) is None:
+        raise InvalidArgument("There is no model; name one with `model`, or its server with `endpoint`.")
+    if guardrail and endpoint:
+        raise InvalidArgument(
+            "`guardrail` reads the model's activations, which an `endpoint` does not give; a Poise server reads tools' "
+            "results itself, by a guardrail and rules of its own. Name a `model` alone, or leave `guardrail` out."
+        )
+
+
+def _check_run_folder(out: Path) -> None:
+    from poise.storage.output import check_output_folder
+
+    if (out / "run.html").exists() and not (out / "steps.jsonl").exists():
+        raise InvalidArgument(f"`out` {out} holds a run.html that no agent's run wrote; choose another folder.")
+    check_output_folder(out, [], job="agent", run_folder=out)
+
+
+def _run_with_page(
+    goal: str, model: Any, tools: Mapping[str, AgentTool], out: Path, settings: AgentSettings, **more: Any
+) -> AgentResult:
+    """Run it, and write its page however it ends."""
+    from poise.agent import run_agent, write_run_page
+
+    try:
+        return run_agent(goal, model, tools, out, settings, **more)
+    finally:
+        if (out / "steps.jsonl").exists():
+            write_run_page(out)
+
+
+@contextlib.contextmanager
+def _live_page(out: Path, port: int | None, seconds: float) -> Iterator[LiveRunPage | None]:
+    """The run's page while it goes, where one is asked for."""
+    if port is None:
+        yield None
+        return
+    from poise.agent import LiveRunPage
+
+    page = LiveRunPage(out, port=port, seconds=seconds)
+    note(f"The run, and what waits for approval: {page.address}")
+    try:
+        yield page
+    finally:
+        page.close()
 
 
 def _agent_limits(
@@ -142,11 +186,11 @@ def _approval_kinds(text: str) -> frozenset[str]:
 @contextlib.contextmanager
 def _agent_model(
     model: str | None, endpoint: str | None, watch: list[str], out: Path, dtype: Any, device: str
-) -> Iterator[AgentModel]:
+) -> Iterator[Any]:
     from poise.agent import EndpointModel, ServedModel
 
     if endpoint is not None:
-        chosen = EndpointModel(endpoint, model, watch=watch, session=f"agent:{out.resolve()}"[-200:])
+        chosen: EndpointModel = EndpointModel(endpoint, model, watch=watch, session=f"agent:{out.resolve()}"[-200:])
     else:
         try:
             from poise.serve import server  # noqa: F401
@@ -166,25 +210,48 @@ def _watched_files(arguments: list[str]) -> dict[str, Path]:
     return {name: Path(path) for name, _, path in named}
 
 
+def _listener(live: LiveRunPage | None) -> Callable[[Mapping[str, Any]], None]:
+    """What shows each record, at the terminal and on the page."""
+
+    def listen(row: Mapping[str, Any]) -> None:
+        if live:
+            live.take(row)
+        _show_record(row)
+
+    return listen
+
+
 class TerminalPerson:
-    """Whoever sits at the terminal; nobody where there is none.
+    """Whoever sits at the terminal, or has the run's page open; nobody where there is neither.
 
     Args:
         reply: What they say to the next question, given beforehand.
+        page: The page where calls are decided too; the first word counts.
     """
 
-    def __init__(self, reply: str | None) -> None:
-        self._reply = reply
+    def __init__(self, reply: str | None, page: LiveRunPage | None = None) -> None:
+        self._reply, self._page = reply, page
 
     def approves(self, call: PendingCall) -> bool | None:
         """Ask whether a call may be made; anything but a yes is a no."""
         if not _is_interactive():
-            return None
+            if self._page:
+                note(f"{call.tool} waits for approval on the page.")
+            return self._page.approves(call) if self._page else None
         note(f"\n{call.tool} touches {', '.join(call.touches)}. It would be called with:")
         for name, value in call.arguments.items():
             note(_safe_text(f"  {name}: {value}").replace("\n", "\n    | "))  # no value looks like another argument
-        note("Allow this call? [y/N]")
-        return _typed_line().strip().lower() in ("y", "yes")
+        note("Allow this call? [y/N]" + (" Or decide on the page." if self._page else ""))
+        if self._page is None:
+            return _is_yes(_typed_line())
+        decision = self._page.ask(call)
+        while not decision.wait(0.2):
+            if _has_typed():
+                decision.settle(_is_yes(_typed_line()), "the terminal")
+        if decision.by != "the terminal":
+            words = {True: "Allowed on the page.", False: "Denied on the page.", None: "Nobody decided it in time."}
+            note(words[decision.approved])
+        return decision.approved
 
     def answer(self, question: str) -> str | None:
         """Ask a question; an empty line stops the run."""
@@ -194,6 +261,19 @@ class TerminalPerson:
         note(_safe_text(f"\n{question}"))
         note("Your answer (an empty line stops the run):")
         return _typed_line().strip() or None
+
+
+def _is_yes(line: str) -> bool:
+    return line.strip().lower() in ("y", "yes")
+
+
+def _has_typed() -> bool:
+    """Whether a line waits at the terminal; where that cannot be told (Windows), the page decides alone."""
+    import select
+
+    with contextlib.suppress(OSError, ValueError):
+        return bool(select.select([sys.stdin], [], [], 0)[0])
+    return False
 
 
 def _typed_line() -> str:
@@ -230,10 +310,9 @@ def _show_result(result: AgentResult, out: Path, *, as_json: bool) -> None:
         return
     typer.echo(_safe_text(f"{result.outcome}: {result.report}"))
     use = result.use
-    note(
-        f"{use.answers} answers, {use.calls} calls, {use.prompt_tokens + use.answer_tokens:,} tokens, "
-        f"{use.seconds:.1f} s; changes of the plan: {result.revisions}."
-    )
+    used = [(use.answers, "answer"), (use.calls, "call"), (use.prompt_tokens + use.answer_tokens, "token")]
+    numbers = ", ".join(counted(number, noun) for number, noun in used)
+    note(f"{numbers}, {use.seconds:.1f} s; changes of the plan: {result.revisions}.")
     if result.outcome == "asks":
         note("Go on: the same command with --answer TEXT.")
     if result.outcome == "limit":
@@ -268,5 +347,6 @@ def _show_replay(page: AgentPage) -> None:
         if step.note:
             typer.echo(_safe_text(f"{'':15}{step.note.partition(chr(10))[0][:200]}"))
     for gauge in page.gauges:
-        typer.echo(f"{gauge.trait}: {gauge.low:.2f} to {gauge.high:.2f} over {len(gauge.points)} answers")
+        answers = counted(len(gauge.points), "answer")
+        typer.echo(f"{gauge.trait}: {gauge.low:.2f} to {gauge.high:.2f} over {answers}")
     typer.echo(_safe_text(f"\n{page.verdict}: {page.report}"))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 __all__ = [
     "AgentGoal",
     "AgentModelName",
+    "ApprovalSeconds",
     "ApproveOption",
     "EndpointURL",
+    "InjectionActionOption",
     "LongestAnswer",
     "MemoryOption",
     "PersonaText",
+    "ResultGuardrail",
     "RunAnswer",
     "RunFolder",
     "RunOut",
+    "RunPagePort",
     "SpendBudget",
     "StepBudget",
     "TimeBudget",
@@ -63,6 +67,20 @@ EndpointURL = Annotated[
         "--endpoint", metavar="URL", help="An OpenAI-compatible server, usually ending in /v1.", show_default=False
     ),
 ]
+ResultGuardrail = Annotated[
+    Path | None,
+    typer.Option(
+        "--guardrail",
+        metavar="FILE",
+        dir_okay=False,
+        show_default=False,
+        help="Read what tools and the memory give for hidden instructions, by this fitted guardrail; with --model.",
+    ),
+]
+InjectionActionOption = Annotated[
+    Literal["note", "drop", "ask"],
+    typer.Option("--on-injection", help="What is done about an output that seems to hold instructions."),
+]
 WatchOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -75,6 +93,23 @@ WatchOption = Annotated[
 ApproveOption = Annotated[
     str,
     typer.Option("--approve", metavar="KINDS", help="What waits for approval: read, write, network, shell, or none."),
+]
+RunPagePort = Annotated[
+    int | None,
+    typer.Option(
+        "--page",
+        metavar="PORT",
+        min=0,
+        max=65535,
+        show_default=False,
+        help="Show the run while it goes on a page of this machine, where calls are approved too; 0 takes a free port.",
+    ),
+]
+ApprovalSeconds = Annotated[
+    float,
+    typer.Option(
+        "--approval-seconds", metavar="S", min=1, help="With --page: a call that nobody decides so long is not made."
+    ),
 ]
 RunAnswer = Annotated[
     str | None,

@@ -12,6 +12,7 @@ import typer
 from poise.cli.default_command import AutomationGroup
 from poise.cli.options import Force, Json
 from poise.cli.work import note, working
+from poise.counting import counted
 
 __all__ = ["app"]
 
@@ -48,7 +49,7 @@ def automation_save_command(
     if as_json:
         facts.print_json({"out": str(out), **automation.model_dump(mode="json")})
         return
-    typer.echo(f"{out}: {len(automation.steps)} steps")
+    typer.echo(f"{out}: {counted(len(automation.steps), 'step')}")
     note(f"Next: poise automation run {out}")
 
 
@@ -83,6 +84,6 @@ def automation_run_command(
     else:
         for line in lines:
             typer.echo(plain_text(line))
-        typer.echo(plain_text(f"{result.done} of {result.steps} steps done. {result.problem}").strip())
+        typer.echo(plain_text(f"{result.done:,} of {counted(result.steps, 'step')} done. {result.problem}").strip())
     if result.problem:
         raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,9 +10,12 @@ import typer
 
 from poise.cli.options import Device, Dtype, Force, Json, ModelName, Seed
 from poise.cli.work import load_model, note, working
+from poise.counting import counted
 
 if TYPE_CHECKING:
     from poise.memory import Memory, MemoryEntry
+    from poise.memory.write_gate import MeasuresEffect
+    from poise.model import Model
 
 __all__ = ["app"]
 
@@ -51,6 +54,15 @@ def add_command(
         Path | None,
         typer.Option("--gate", metavar="F", dir_okay=False, help="What `poise memory fit` wrote; needs --model."),
     ] = None,
+    guardrail: Annotated[
+        Path | None,
+        typer.Option(
+            "--guardrail",
+            metavar="F",
+            dir_okay=False,
+            help="Fitted guardrail that reads for instructions; needs --model.",
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="M", help="The gate's model, which reads the entry.")
     ] = None,
@@ -61,19 +73,16 @@ def add_command(
     """Write an entry, if the gate lets it in; else it is quarantined with the reasons."""
     from poise.cli import facts
 
-    if (gate is None) != (model is None):
-        raise typer.BadParameter("--gate and --model go together: a gate reads on the model that it was fitted on.")
+    if (gate is None and guardrail is None) != (model is None):
+        raise typer.BadParameter(
+            "--gate or --guardrail and --model go together: they read on the model that they were fitted on."
+        )
     with working():
         from dataclasses import asdict
 
         from poise.memory import Memory
 
-        effect = None
-        if gate and model:
-            from poise.memory import EffectGate, load_effect_gate
-
-            fitted = load_effect_gate(gate)
-            effect = EffectGate(fitted, load_model(model, dtype, device))
+        effect = _entry_effect(gate, guardrail, lambda: load_model(str(model), dtype, device)) if model else None
         written = Memory(folder, effect=effect).record(
             text, kind=kind, trust=trust, source=source, subject=subject, outcome=outcome or "", name=name
         )
@@ -84,6 +93,20 @@ def add_command(
     typer.echo(f"{written.verdict} {written.id}{reasons}")
     if written.verdict == "quarantined":
         note(f"Let it in: poise memory quarantine {folder} --approve {written.id}")
+
+
+def _entry_effect(gate: Path | None, guardrail: Path | None, load: Callable[[], Model]) -> MeasuresEffect:
+    """What a model is read with before an entry is let in; files are read before it is loaded."""
+    from poise.guardrail.guard_file import load_guard
+    from poise.guardrail.injection_reading import InjectionReader
+    from poise.memory import EffectGate, InjectionEffect, joined_effect, load_effect_gate
+
+    fitted, guard = load_effect_gate(gate) if gate else None, load_guard(guardrail) if guardrail else None
+    model = load()
+    effects: list[MeasuresEffect] = [EffectGate(fitted, model)] if fitted else []
+    if guard:
+        effects.append(InjectionEffect(InjectionReader(guard, model)))
+    return joined_effect(*effects)
 
 
 @app.command("recall")
@@ -111,7 +134,8 @@ def recall_command(
 
     for entry in entries:
         typer.echo(plain_text(f"[{entry.id}] {entry.line[2:]}\n      {entry.why}; {entry.tokens} tokens"))
-    note(f"{len(entries)} entries, {sum(entry.tokens for entry in entries)} of {budget} tokens.")
+    shown = counted(len(entries), "entry", "entries")
+    note(f"{shown}, {sum(entry.tokens for entry in entries)} of {counted(budget, 'token')}.")
 
 
 @app.command("list")
@@ -133,7 +157,8 @@ def list_command(
         waiting = len(opened.quarantined())
     _show_entries(entries, as_json)
     if waiting and not as_json:
-        note(f"{waiting} more wait in quarantine: poise memory quarantine {folder}")
+        waits = "waits" if waiting == 1 else "wait"
+        note(f"{waiting:,} more {waits} in quarantine: poise memory quarantine {folder}")
 
 
 @app.command("quarantine")
@@ -194,7 +219,7 @@ def consolidate_command(
         place = f"{fact.written.verdict} {fact.written.id}" if fact.written else "would be written"
         episodes = ", ".join(str(entry.id) for entry in fact.episodes)
         typer.echo(plain_text(f"{place}: {fact.text}  (of {episodes})"))
-    note(f"{len(groups)} facts.")
+    note(f"{counted(len(groups), 'fact')}.")
 
 
 @app.command("forget")
@@ -249,7 +274,7 @@ def export_command(
         opened = _opened(folder)
         entries = opened.entries() if subject is None else entries_about(opened, subject)
         export_entries(entries, out, force=force)
-    typer.echo(f"{len(entries)} entries in {out}")
+    typer.echo(f"{counted(len(entries), 'entry', 'entries')} in {out}")
 
 
 @app.command("delete")
@@ -334,10 +359,11 @@ def _opened(folder: Path) -> Memory:
 
 
 def _say_deleted(entries: Sequence[MemoryEntry], *, yes: bool) -> None:
-    if yes:
-        note(f"{len(entries)} entries deleted.")
+    number = counted(len(entries), "entry", "entries")
+    if entries and yes:
+        note(f"{number} deleted.")
     elif entries:
-        note(f"{len(entries)} entries would be deleted; add --yes to delete them.")
+        note(f"{number} would be deleted; add --yes to delete {'it' if len(entries) == 1 else 'them'}.")
     else:
         note("No entry is like that.")
 

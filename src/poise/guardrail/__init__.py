@@ -14,6 +14,7 @@ versions              guardrails in a folder, with drafts and numbers that stay
 fit_texts, planting   what they are fitted to: exemplars, ordinary talk, sentences planted in tools' results
 rule_detectors        readings of a rule's texts to threshold and figures, whatever reads them
 activation            texts read by themselves with the model's detectors
+injection_reading     a tool's result, or an entry of a memory, read for hidden instructions
 text_units, encoder_reader, encoder_fitting   rules that the sentence encoder reads, part by part, without a model
 judging               all detectors, and a judge for what they are not sure of (``judge_settings``, ``uncertain_band``)
 grounding_policy      answers over their source and query

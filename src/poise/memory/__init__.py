@@ -17,11 +17,12 @@ from poise.memory.consolidating import ConsolidatedFact, consolidate
 from poise.memory.effect_gate import EffectGate, FittedEffectGate, fit_effect_gate, load_effect_gate
 from poise.memory.entries import EntryDraft, MemoryEntry
 from poise.memory.forgetting import ForgetRule, forgettable
+from poise.memory.injection_effect import InjectionEffect, joined_effect
 from poise.memory.memory import Memory, WrittenEntry
 from poise.memory.recalling import RecalledEntry, memory_prompt
 from poise.memory.subjects import entries_about, entry_facts, export_entries
 from poise.memory.write_gate import EntryEffect, EntryReview, review_entry
-from poise.memory.write_hook import before_write
+from poise.memory.write_hook import before_write, guarded_store
 
 __all__ = [
     "ConsolidatedFact",
@@ -31,6 +32,7 @@ __all__ = [
     "EntryReview",
     "FittedEffectGate",
     "ForgetRule",
+    "InjectionEffect",
     "Memory",
     "MemoryEntry",
     "RecalledEntry",
@@ -42,6 +44,8 @@ __all__ = [
     "export_entries",
     "fit_effect_gate",
     "forgettable",
+    "guarded_store",
+    "joined_effect",
     "load_effect_gate",
     "memory_prompt",
     "review_entry",

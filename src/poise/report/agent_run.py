@@ -13,7 +13,7 @@ from poise.report import naming_the_extra
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["AgentGauge", "AgentPage", "AgentStep", "GaugePoint", "html_agent_run"]
+__all__ = ["AgentGauge", "AgentPage", "AgentStep", "GaugePoint", "WaitingCall", "html_agent_run"]
 
 WIDTH, HEIGHT, MARGIN = 640.0, 110.0, 12.0
 
@@ -126,8 +126,34 @@ class AgentPage:
     setting: Sequence[tuple[str, str]]
 
 
-def html_agent_run(page: AgentPage) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingCall:
+    """A call that is to be allowed or denied on the page of a run that goes on.
+
+    Attributes:
+        tool: Name of the tool.
+        touches: What it may touch.
+        arguments: Names and values, every sign of them shown.
+        number: Number of the decision.
+        token: What the page is known by.
+        seconds: Seconds until it is not made, where nobody decides.
+    """
+
+    tool: str
+    touches: tuple[str, ...]
+    arguments: tuple[tuple[str, str], ...]
+    number: int
+    token: str
+    seconds: int
+
+
+def html_agent_run(page: AgentPage, *, waiting: WaitingCall | None = None, remark: str = "") -> str:
     """One page with nothing outside itself and no script; equal inputs give equal text.
+
+    Args:
+        page: What it shows.
+        waiting: A call that is to be decided on it.
+        remark: What came of a decision that was too late.
 
     Raises:
         MissingExtra: jinja2 is not installed.
@@ -136,7 +162,10 @@ def html_agent_run(page: AgentPage) -> str:
         template = _agent_template()
         from markupsafe import Markup
     styles = (files("poise.report").joinpath(name).read_text("utf-8") for name in ("style.css", "agent_run.css"))
-    return template.render(page=page, css=Markup("\n".join(styles)), width=WIDTH, height=HEIGHT, margin=MARGIN)
+    css = Markup("\n".join(styles))
+    return template.render(
+        page=page, waiting=waiting, remark=remark, css=css, width=WIDTH, height=HEIGHT, margin=MARGIN
+    )
 
 
 @cache

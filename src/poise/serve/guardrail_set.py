@@ -12,11 +12,11 @@ from poise.errors import InvalidArgument, RequestError
 from poise.guardrail import checker_of
 from poise.guardrail.automated_reasoning import AnswerReasoner
 from poise.guardrail.encoder_reader import EncoderReader
+from poise.guardrail.injection_reading import result_detector
 from poise.guardrail.versions import GuardrailSource, guardrail_files, guardrail_sources
 from poise.model import Model
 from poise.serve.guarding import ServerGuard
 from poise.serve.policy import Policies, Policy
-from poise.serve.result_reading import result_detector
 from poise.settings import SettingFault, faults_error
 from poise.settings.other_names import Place
 

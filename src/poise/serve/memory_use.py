@@ -45,10 +45,12 @@ class ServerMemories:
         """
         names = ", ".join(self.by_name)
         if wanted.name is None and len(self.by_name) > 1:
-            raise _refusal(f"This server has several memories; name one: {names}.", "unknown_memory", "name")
+            raise _memory_refusal(f"This server has several memories; name one: {names}.", "unknown_memory", "name")
         name = wanted.name or next(iter(self.by_name))
         if name not in self.by_name:
-            raise _refusal(f"There is no memory {name[:100]!r} here; there is {names}.", "unknown_memory", "name")
+            raise _memory_refusal(
+                f"There is no memory {name[:100]!r} here; there is {names}.", "unknown_memory", "name"
+            )
         return name, self.by_name[name]
 
     def use(
@@ -103,7 +105,7 @@ def with_memory(
         return body, None
     if memories is None or not isinstance(body, ChatCompletionRequest):
         text = "This server has no memory" if memories is None else "Memories are for chats"
-        raise _refusal(f"{text}; leave poise.memory out.", "no_memory")
+        raise _memory_refusal(f"{text}; leave poise.memory out.", "no_memory")
     if isinstance(asked, MemoryRequest):
         wanted = asked
     else:
@@ -159,7 +161,7 @@ def check_memories(folders: Iterable[Path], gate: Path | None) -> dict[str, Memo
     return by_name
 
 
-def _refusal(message: str, code: str, *field: str) -> RequestError:
+def _memory_refusal(message: str, code: str, *field: str) -> RequestError:
     return RequestError(400, message, code=code, param=".".join(("poise.memory", *field)))
 
 
@@ -167,7 +169,7 @@ def _draft(facts: Mapping[str, Any], number: int, key: str | None) -> EntryDraft
     try:
         return replace(EntryDraft(**facts), subject=key or "")
     except InvalidArgument as error:
-        raise _refusal(str(error), "invalid_memory_request", "write", str(number)) from error
+        raise _memory_refusal(str(error), "invalid_memory_request", "write", str(number)) from error
 
 
 def _recalled(

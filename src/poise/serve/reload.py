@@ -78,6 +78,12 @@ def check_policies(policies: Policies, keys: ApiKeys) -> None:
         elif name not in keys.names:
             text = f"are rules for the key {name!r}, which the key file lacks; it has: {', '.join(keys.names)}"
             faults.append((("keys", name), text))
+    if keys and not any(policies.of(name).admin for name in keys.names):
+        text = "is admin, and no key is one's, so that nobody could let a run go on; set `admin` for a key"
+        rules: list[tuple[Place, Policy]] = [(("default",), policies.default)]
+        rules += [(("keys", name), policy) for name, policy in policies.keys.items()]
+        asks = [place for place, policy in rules if policy.runs and policy.runs.approved_by == "admin"]
+        faults += [((*place, "runs", "approved_by"), text) for place in asks]
     if faults:
         raise faults_error(faults)
 

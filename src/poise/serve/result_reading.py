@@ -10,7 +10,7 @@ from typing import Any
 
 from poise.activations import project
 from poise.errors import UserError
-from poise.guardrail.guard_file import FittedGuard, GuardDetector
+from poise.guardrail.guard_file import GuardDetector
 from poise.model import Encoded, Model
 from poise.model.probe import Probe
 from poise.monitor.baseline import ReadsText
@@ -21,19 +21,11 @@ from poise.serve.run_chain import MessageChain
 from poise.serve.run_policy import RunPolicy
 from poise.serve.runs import ResultReading
 
-__all__ = ["ResultMemory", "ResultReader", "result_detector", "result_places"]
+__all__ = ["ResultMemory", "ResultReader", "result_places"]
 
 MOST_READ = 16  # results of one request; of a long history that was never seen, the last ones
 MOST_KEPT = 16_384  # readings, of all keys
 Known = tuple[str | None, str, bytes]  # key, guardrail and hash of a beginning
-
-
-def result_detector(fitted: FittedGuard | None) -> tuple[GuardDetector, Probe] | None:
-    """What reads tools' results, if a guardrail has it."""
-    if fitted is None:
-        return None
-    pairs = zip(fitted.activation_detectors, fitted.probes, strict=True)
-    return next((pair for pair in pairs if pair[0].reads == "tool result"), None)
 
 
 def result_places(messages: Sequence[ChatMessage], marks: Sequence[str]) -> list[int]:

@@ -151,6 +151,7 @@ class FollowedStep:
             "session": self.run.id,
             "reason": self.run.reason,
             "approve": f"POST /v1/poise/sessions/{self.run.id}/approve",
+            **({"by": "admin"} if self.rules.approved_by == "admin" else {}),
         }
 
     @property

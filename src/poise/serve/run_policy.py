@@ -79,6 +79,9 @@ class RunPolicy(Settings):
     note: str = Field(LEFT_OUT, min_length=1, description="What stands in the place of a result that was dropped.")
     asking: str = Field(ASKED, description="The answer while a run waits; `{reason}` is filled in.")
     stopped: str = Field(ENDED, description="The answer once a run was stopped; `{reason}` is filled in.")
+    approved_by: Literal["key", "admin"] = Field(
+        "key", description="Who may let a run go on that waits: whoever has its key, or a key that is an admin's alone."
+    )
     plan: tuple[PlanStage, ...] = Field((), description="Steering by step, to hold a persona over a long run.")
     most: int = Field(1000, ge=1, le=100_000, description="Most runs that are remembered; the oldest are forgotten.")
 

@@ -125,6 +125,9 @@ def add_run_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/poise/sessions/{name:path}/approve", response_model=SessionSummary)
     def approve(request: Request, name: SessionName, key: KeyOfRuns = None) -> Any:
         run = _session_run(service, request, name, key)
+        rules, asking = service.policies.of(run.key).runs, getattr(request.state, "key", None)
+        if rules and rules.approved_by == "admin" and not service.is_admin(asking):
+            raise RequestError(403, "Only an admin key may let this run go on.", code="admin_only")
         with book.lock:
             if run.state != "asking":
                 text = f"The run {name[:100]!r} waits for nothing; it is {run.state}."

@@ -162,10 +162,7 @@ def make_server(
     )
     for name, vector in vectors.items():
         registry.add(name, vector, fixed=True)
-    with contextlib.suppress(UserError):  # said where a request needs it
-        grammar_compiler(model)
-    with policy_lines(options.policy):
-        check_rules(policies, registry, keys.names)
+    _check_ready(model, policies, registry, keys, options)
     service = Service(
         model=model,
         engine=engine,
@@ -199,6 +196,16 @@ def make_server(
     observer = RequestObserver(gate, paths, tuple(_listeners(service, access_log, tracer)))
     ends = (engine.close, *(part.close for part in (access_log, tracer, service.memories) if part))
     return RunningServer(service, observer, options, reloader=reloader, ends=ends)
+
+
+def _check_ready(
+    model: Model, policies: Policies, registry: VectorRegistry, keys: ApiKeys, options: ServerOptions
+) -> None:
+    """Refuse rules that cannot be kept; what holds answers to a grammar is made before the first needs it."""
+    with contextlib.suppress(UserError):  # said where a request needs it
+        grammar_compiler(model)
+    with policy_lines(options.policy):
+        check_rules(policies, registry, keys.names)
 
 
 def _listeners(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from poise.errors import InvalidSteering, RequestError, UserError
+from poise.guardrail.injection_reading import result_detector
 from poise.knowledge import GroundingScores, model_scores
 from poise.model import Encoded, Model
 from poise.model.rendering import has_thinking_switch
@@ -27,7 +28,7 @@ from poise.serve.readings_db import ReadingsStore
 from poise.serve.rendering import CompletionKind
 from poise.serve.request_workers import RequestWorkers
 from poise.serve.requests import ChatCompletionRequest, OpenAIRequest
-from poise.serve.result_reading import ResultReader, result_detector
+from poise.serve.result_reading import ResultReader
 from poise.serve.run_following import FollowedStep, RunFollower
 from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.served_engine import ServedEngine

@@ -6,7 +6,6 @@ determines it. A killed run loses at most the batch it was in; a resumed run fin
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -24,12 +23,23 @@ class Journal:
     Args:
         path: The JSONL file; ``None`` keeps everything in memory only. A last line cut short by a kill
             is dropped on opening; the file is otherwise only ever appended to.
+        read_only: Whether the file is only read, as it is, while another process may be writing it.
+
+    Attributes:
+        unreadable: Number of whole lines that hold no piece of work.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
+        self.path, self._read_only = path, read_only
         self._rows: dict[str, Any] = {}
+        self.unreadable = 0
         if path is None:
+            return
+        if read_only:
+            try:
+                self._read(path)
+            except OSError as error:
+                raise save_failed(f"Cannot read {path}", error) from error
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,9 +57,11 @@ class Journal:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                try:
                     row = json.loads(line)
                     self._rows[row["key"]] = row["value"]
+                except (ValueError, KeyError, TypeError):
+                    self.unreadable += 1
                 size += len(line)
         return size
 
@@ -68,6 +80,8 @@ class Journal:
         Raises:
             SaveFailed: the disk refused; earlier batches are safe.
         """
+        if self._read_only:
+            raise RuntimeError(f"{self.path} was opened to be read alone.")
         batch = list(rows)
         if self.path is not None and batch:
             self._write(batch, self.path)

@@ -33,7 +33,13 @@ def connected(path: Path, content: str) -> Iterator[sqlite3.Connection]:
     except OSError as error:
         raise save_failed(f"Cannot use the {content} {path}", error) from error
     except sqlite3.Error as error:
-        full = "free some space" if "full" in str(error) else "delete the file if it is damaged"
+        text = str(error)
+        if "full" in text or "disk I/O" in text:
+            remedy = "free some space"
+        elif "malformed" in text or "not a database" in text:
+            remedy = "put a copy of it back, or move it aside and keep it (nothing was changed)"
+        else:
+            remedy = "close what uses the file, or get permission to write there"
         raise SaveFailed(
-            f"Cannot use the {content} {path}: {error}; {full}, then run the same command again."
+            f"Cannot use the {content} {path}: {text}; {remedy}, then run the same command again."
         ) from error
