@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import sys
@@ -208,54 +207,62 @@ class TestDecision:
         assert shown_signs("a\u202eb\n\tc\x07\u200b") == "a\\u202eb\n\tc\\u0007\\u200b"
 
 
+@contextlib.contextmanager
+def terminal(patch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], int]]:
+    """Have the process sit at a terminal; types into it."""
+    there, here = os.openpty()
+    with os.fdopen(os.dup(here), "w") as shown, os.fdopen(here, "r") as typed_in, patch.context() as patched:
+        patched.setattr(sys, "stdin", typed_in)
+        patched.setattr(sys, "stderr", shown)
+        yield lambda text: os.write(there, text)
+    os.close(there)
+
+
+class Asked:
+    """A call that is asked about in a thread of its own."""
+
+    def __init__(self, page: LiveRunPage) -> None:
+        self.answers: list[bool | None] = []
+        person = TerminalPerson(None, page)
+        self.thread = threading.Thread(target=lambda: self.answers.append(person.approves(CALL)), daemon=True)
+        self.thread.start()
+
+    @property
+    def answer(self) -> bool | None:
+        self.thread.join(60)
+        return self.answers[0]
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
 class TestAtTheTerminalToo:
-    @pytest.fixture
-    def typed(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], int]]:
-        """Types into a terminal that the process sits at."""
-        there, here = os.openpty()
-        with os.fdopen(here, "r+b", buffering=0) as terminal:
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(terminal)))
-            monkeypatch.setattr(sys, "stderr", os.fdopen(os.dup(here), "w"))
-            yield lambda text: os.write(there, text)
-        os.close(there)
-
-    def decided(self, person: TerminalPerson) -> list[bool | None]:
-        answers: list[bool | None] = []
-        thread = threading.Thread(target=lambda: answers.append(person.approves(CALL)), daemon=True)
-        thread.start()
-        self.thread = thread
-        return answers
-
     @pytest.mark.parametrize(("line", "yes"), [(b"y\n", True), (b"\n", False)])
     def test_the_terminal_decides_and_the_page_is_told(
-        self, line: bytes, yes: bool, typed: Callable[[bytes], int], tmp_path: Path
+        self, line: bytes, yes: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        page = LiveRunPage(tmp_path)
-        answers = self.decided(TerminalPerson(None, page))
-        typed(line)
-        self.thread.join(60)
-        assert answers == [yes]
+        page = LiveRunPage(tmp_path, seconds=60)
+        with terminal(monkeypatch) as typed:
+            asked = Asked(page)
+            typed(line)
+            assert asked.answer is yes
         verdict = "It was allowed" if yes else "It was refused"
         assert page.decide(1, approved=True) == f"{verdict} at the terminal; nothing was changed."
         page.close()
 
-    def test_the_page_decides_and_the_terminal_goes_on(self, typed: Callable[[bytes], int], tmp_path: Path) -> None:
-        page = LiveRunPage(tmp_path)
-        answers = self.decided(TerminalPerson(None, page))
-        end = time.monotonic() + 60
-        while page.decide(1, approved=True):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        self.thread.join(60)
-        assert answers == [True]
+    def test_the_page_decides_and_the_terminal_goes_on(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        page = LiveRunPage(tmp_path, seconds=60)
+        with terminal(monkeypatch):
+            asked = Asked(page)
+            end = time.monotonic() + 60
+            while page.decide(1, approved=True):
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            assert asked.answer is True
         page.close()
 
-    def test_nobody_decides_in_time(self, typed: Callable[[bytes], int], tmp_path: Path) -> None:
+    def test_nobody_decides_in_time(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         page = LiveRunPage(tmp_path, seconds=0.3)
-        answers = self.decided(TerminalPerson(None, page))
-        self.thread.join(60)
-        assert answers == [None]
+        with terminal(monkeypatch):
+            assert Asked(page).answer is None
         page.close()
 
 

@@ -37,7 +37,7 @@ class TestOddFiles:
         ("text", "words"),
         [
             ("", "goal"),
-            ("- 1\n- 2\n", "mapping"),
+            ("- 1\n- 2\n", "no settings"),
             (b"\xff\xfe\x00", ""),
             ("goal: x\ntools: tools.yaml\nsteps: []\n", "steps"),
             ("goal: x\nsteps: [{tool: a}]\n", "tools"),

@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from poise.cli import app
-from poise.errors import InvalidArgument, InvalidMemory
+from poise.errors import InvalidArgument, InvalidMemory, SaveFailed
 from poise.memory import ForgetRule, Memory, entries_about, forgettable
+from poise.memory import memory as memory_module
 from poise.memory.memory_file import MEMORY_FILE
 from test_knowledge import WordEncoder
 from test_memory import opened
@@ -151,3 +152,18 @@ class TestForgetting:
         assert forgettable(back, ForgetRule(older_than=0, unused_for=0)) == []
         assert back.record("The tide turns at noon.").verdict == "duplicate"
         assert forgettable(memory, ForgetRule(unused_for=30)) == []
+
+    def test_recall_goes_where_nothing_can_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        memory = opened(tmp_path)
+        memory.record("The tide turns at noon.")
+        real = memory_module.memory_file
+
+        def read_only(folder: Path, *, write: bool = False, create: bool = False) -> Any:
+            if write:
+                raise SaveFailed("attempt to write a readonly database")
+            return real(folder, create=create)
+
+        monkeypatch.setattr(memory_module, "memory_file", read_only)
+        assert [entry.text for entry in memory.recall("When does the tide turn?")] == ["The tide turns at noon."]
+        with pytest.raises(SaveFailed):
+            memory.record("Another.")

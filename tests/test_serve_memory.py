@@ -12,10 +12,15 @@ import pytest
 
 import serving
 import tiny
+import tool_templates
 from poise.errors import InvalidArgument, InvalidSettings
+from poise.guardrail.fitting import GuardFitSettings, fit_guard
 from poise.memory import Memory
 from poise.serve.server import ServerOptions, check_options
+from test_guardrail_fit import TALK
+from test_guardrail_tools import GUARDRAIL
 from test_knowledge import WordEncoder
+from test_serve_tool_results import flagging
 
 ASKED = [{"role": "user", "content": "What does a berth cost a night?"}]
 KEYS = {"anna": "a", "bert": "b"}
@@ -127,6 +132,30 @@ class TestMemoryOfAServer:
         plain = chat(keyed, None, messages=messages).json()["usage"]["prompt_tokens"]
         alone = chat(keyed, "notes").json()["usage"]["prompt_tokens"]
         assert plain < alone < with_it
+
+
+class TestInputsOfTheGate:
+    def test_are_the_guardrail_of_the_request_and_a_gate_of_the_model(self, folder: Path, tmp_path: Path) -> None:
+        model = tiny.model(tokenizer=tool_templates.tokenizer("hermes"), max_position_embeddings=2048)
+        fitted = fit_guard(GUARDRAIL, model, TALK, GuardFitSettings(rate=0.05, layer=1))
+        flagging(fitted, -1e9).save(tmp_path / "all.guard")
+        flagging(fitted, 1e9).save(tmp_path / "none.guard")
+        write = {"name": "notes", "write": [{"text": "Anna's boat is the Heron.", "source": "chat 3"}]}
+        for guard, verdict in (("all", "quarantined"), ("none", "kept")):
+            more: dict[str, Any] = {"memory": (folder / "notes",), "guardrail": tmp_path / f"{guard}.guard"}
+            with serving.running(model, {}, **more) as (where, server):
+                [written] = told(chat(where, write, None))["written"]
+                assert server.service.memories is not None
+                server.service.memories.by_name["notes"].delete([written["id"]])
+                assert written["verdict"] == verdict, written
+                assert bool(written["reasons"]) is (guard == "all")
+
+    def test_responses_have_a_memory_too(self, keyed: str) -> None:
+        headers = {"Authorization": f"Bearer {'a' * 40}"}
+        name = httpx.get(f"{keyed}/v1/models", headers=headers).json()["data"][0]["id"]
+        body = {"model": name, "input": ASKED[0]["content"], "max_output_tokens": 4, "poise": {"memory": "notes"}}
+        answer = httpx.post(f"{keyed}/v1/responses", json=body, headers=headers, timeout=120).json()
+        assert answer["poise"]["memory"]["recalled"][0]["id"] == 1
 
 
 class TestRefusals:

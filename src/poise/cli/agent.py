@@ -331,11 +331,13 @@ def agent_replay_command(run: RunFolder, as_json: Json = False) -> None:
         from poise.agent import replay_run, write_run_page
 
         page = replay_run(run)
+    if not as_json:
+        _show_replay(page)  # also where the page cannot be written
+    with working():
         path = write_run_page(run)
     if as_json:
         facts.print_json({"page": str(path), **asdict(page)})
         return
-    _show_replay(page)
     note(f"Page: {path}")
 
 

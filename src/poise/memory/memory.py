@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from poise.arguments import check_number
-from poise.errors import InvalidArgument, InvalidMemory
+from poise.errors import InvalidArgument, InvalidMemory, SaveFailed
 from poise.memory.entries import EntryDraft, EntryOutcome, MemoryEntry, MemoryKind, Trust, entry_key, time_text, utc_now
 from poise.memory.entry_index import EntryIndex, raise_revision, revision_of, sources_of
 from poise.memory.entry_rows import (
@@ -22,6 +23,7 @@ from poise.memory.entry_rows import (
     repeated_entry,
     supersede,
 )
+from poise.memory.injection_effect import joined_effect
 from poise.memory.memory_file import COLUMNS, entry_of, memory_file, vacuum
 from poise.memory.procedures import edited_procedures, procedure_path, remove_procedure, write_procedure
 from poise.memory.recalling import RecalledEntry, TokenCount, fill_budget, ranked_entries, rough_tokens
@@ -120,13 +122,14 @@ class Memory:
         )
         return self.write(draft)
 
-    def write(self, draft: EntryDraft, *, apart: bool = False) -> WrittenEntry:
+    def write(self, draft: EntryDraft, *, apart: bool = False, effect: MeasuresEffect | None = None) -> WrittenEntry:
         """As ``record``, of a draft.
 
         Args:
             draft: The entry.
             apart: Whether it is compared with entries of its own subject alone, so that nothing that is said of it
                 tells what is known of others.
+            effect: What measures it beside what the memory has for all.
         """
         key = entry_key(draft.kind, draft.name, draft.text)
         with memory_file(self.folder) as db:
@@ -134,13 +137,14 @@ class Memory:
         if known is not None:
             return self._repeat(known, "its text is there already")
         vector = self._encode([draft.text])[0]
-        effect = self.effect(draft.text) if self.effect else None  # takes long: nobody waits for it
+        effects = [one for one in (self.effect, effect) if one]
+        measured = joined_effect(*effects)(draft.text) if effects else None  # takes long: nobody waits for it
         written: WrittenEntry | None = None
         with self._lock, memory_file(self.folder, write=True) as db:
             if (known := repeated_entry(db, key, draft, apart=apart)) is None:
                 index = self._followed(db)
                 near = index.nearest(vector, COMPARED, [draft.kind], draft.subject if apart else None)
-                review = review_entry(draft, near, effect)
+                review = review_entry(draft, near, measured)
                 known = review.repeats
                 if review.verdict != "duplicate":
                     written = self._insert(db, draft, key, vector, review)
@@ -362,5 +366,5 @@ class Memory:
         if not keys:
             return
         now = time_text(self.clock())
-        with memory_file(self.folder, write=True) as db:
+        with contextlib.suppress(SaveFailed), memory_file(self.folder, write=True) as db:  # read all the same
             db.executemany("UPDATE entries SET uses = uses + 1, used = ? WHERE id = ?", [(now, key) for key in keys])

@@ -18,6 +18,7 @@ from poise.serve.requests import ChatCompletionRequest, ChatMessage, MemoryReque
 from poise.serve.run_chain import SYSTEM_ROLES
 
 if TYPE_CHECKING:
+    from poise.memory.write_gate import MeasuresEffect
     from poise.model import Model
     from poise.serve.policy import Policy
 
@@ -54,7 +55,13 @@ class ServerMemories:
         return name, self.by_name[name]
 
     def use(
-        self, body: ChatCompletionRequest, wanted: MemoryRequest, key: str | None, policy: Policy, model: Model
+        self,
+        body: ChatCompletionRequest,
+        wanted: MemoryRequest,
+        key: str | None,
+        policy: Policy,
+        model: Model,
+        effect: MeasuresEffect | None = None,
     ) -> tuple[ChatCompletionRequest, dict[str, Any]]:
         """The chat with what is remembered of its last question, and what its answer tells of that.
 
@@ -68,7 +75,7 @@ class ServerMemories:
         drafts = [_draft(entry.model_dump(), number, key) for number, entry in enumerate(wanted.write)]
         try:
             recalled = _recalled(memory, body, wanted, key, policy, model)
-            written = [memory.write(draft, apart=key is not None) for draft in drafts]
+            written = [memory.write(draft, apart=key is not None, effect=effect) for draft in drafts]
         except InvalidArgument as error:
             raise RequestError(400, str(error), code="invalid_memory_request", param="poise.memory") from error
         except UserError as error:
@@ -86,7 +93,12 @@ class ServerMemories:
 
 
 def with_memory(
-    memories: ServerMemories | None, body: OpenAIRequest, key: str | None, policy: Policy, model: Model
+    memories: ServerMemories | None,
+    body: OpenAIRequest,
+    key: str | None,
+    policy: Policy,
+    model: Model,
+    effect: MeasuresEffect | None = None,
 ) -> tuple[OpenAIRequest, dict[str, Any] | None]:
     """The request as it may go on: with what is remembered, where it asks for that.
 
@@ -96,6 +108,7 @@ def with_memory(
         key: Name of its key.
         policy: The key's rules.
         model: Model that answers.
+        effect: What reads an entry before it is let in, beside the memory's own gate.
 
     Raises:
         RequestError: 400 where it asks for a memory that is not here; 503 where that cannot be used.
@@ -110,11 +123,16 @@ def with_memory(
         wanted = asked
     else:
         wanted = MemoryRequest() if asked is True else MemoryRequest(name=asked)
-    return memories.use(body, wanted, key, policy, model)
+    return memories.use(body, wanted, key, policy, model, effect)
 
 
 def read_memories(
-    folders: Iterable[Path], gate: Path | None, model: Model, between: Callable[[Callable[[], Any]], Any]
+    folders: Iterable[Path],
+    gate: Path | None,
+    model: Model,
+    between: Callable[[Callable[[], Any]], Any],
+    *,
+    reads: bool = True,
 ) -> ServerMemories | None:
     """The memories in folders, which are begun where there are none; ``None`` without any.
 
@@ -123,13 +141,16 @@ def read_memories(
         gate: File of a gate that reads the model before an entry is let in.
         model: The model that is served.
         between: Runs work on the model while nothing else uses it.
+        reads: Whether the model is run here, where a gate can read it.
 
     Raises:
-        InvalidArgument: two folders have one name, or there is a gate for no memory.
+        InvalidArgument: two folders have one name, or a gate has no memory, or no model that it can read.
         InvalidMemory: a memory is damaged.
         OtherModel: the gate was fitted on another model.
     """
     by_name = check_memories(folders, gate)
+    if gate and not reads:
+        raise InvalidArgument("A memory's gate reads the model on Poise's own engine alone; leave `memory_gate` out.")
     if gate:
         measure = EffectGate(load_effect_gate(gate), model)
         for memory in by_name.values():

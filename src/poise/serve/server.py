@@ -174,7 +174,9 @@ def make_server(
         webhook=Webhook(url=hook[0], secrets=hook[1]) if (hook := webhook_target(options)) else None,
         guardrails=read_guardrails(options.guardrail, model),
         knowledge=read_knowledge(options.knowledge),
-        memories=read_memories(options.memory, options.memory_gate, model, scheduler.call),
+        memories=read_memories(
+            options.memory, options.memory_gate, model, scheduler.call, reads=engine.read_text is None
+        ),
         deadline=options.deadline or NEVER,
         log_text=options.log_text,
     )

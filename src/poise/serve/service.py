@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from poise.errors import InvalidSteering, RequestError, UserError
-from poise.guardrail.injection_reading import result_detector
+from poise.guardrail.injection_reading import InjectionReader, result_detector
 from poise.knowledge import GroundingScores, model_scores
+from poise.memory import InjectionEffect
 from poise.model import Encoded, Model
 from poise.model.rendering import has_thinking_switch
 from poise.serve.embeddings import SentenceEncoder
@@ -171,7 +172,8 @@ class Service:
         """What a request comes to, once it is known how it may go on."""
         body, use, remembered, guard = guarded.body, None, None, guarded.guard
         if not guarded.blocked:
-            body, remembered = with_memory(self.memories, body, key, policy, self.model)
+            effect = self._injection_effect(guard) if self.memories else None
+            body, remembered = with_memory(self.memories, body, key, policy, self.model, effect)
             body, use = with_knowledge(self.knowledge, body, policy, self.model, self.passage_scores)
         plan = plan_request(body, self.model, self.name, self.registry, policy, key)
         if plan.scoring and self.engine.no_scores:
@@ -194,6 +196,12 @@ class Service:
         except UserError as error:
             raise RequestError(400, str(error), code="invalid_request") from error
         return exchange
+
+    def _injection_effect(self, guard: ServerGuard | None) -> InjectionEffect | None:
+        """What a request's guardrail reads in entries that are to be remembered, where it reads tools' results."""
+        if guard is None or guard.fitted is None or self.engine.read_text or not result_detector(guard.fitted):
+            return None
+        return InjectionEffect(InjectionReader(guard.fitted, self.model, between=self.scheduler.call))
 
     def _follow(
         self, sent: OpenAIRequest, guarded: GuardedRequest, key: str | None, session: str | None, policy: Policy
