@@ -136,6 +136,14 @@ class TestReader:
         assert first.threshold == round((detector.change or detector.point).value, 4)
         assert len(calls) == (4 if detector.change else 2)
 
+    def test_reads_no_more_than_the_window_holds(self, fitted: tuple[Any, FittedGuard], tmp_path: Path) -> None:
+        model, guard = fitted
+        reader = InjectionReader(guard, model)
+        with pytest.raises(InvalidArgument, match=r"takes [\d,]+ tokens .* the window of .* is 2,048"):
+            reader("Where do the boats go?", "They sail. " * 2000)
+        effect = InjectionEffect(reader)("x" * 20_000)  # in parts, each of which fits
+        assert "injection" in effect.facts
+
     def test_needs_a_guardrail_that_reads_results(self, fitted: tuple[Any, FittedGuard]) -> None:
         model, guard = fitted
         header = guard.header.model_copy(update={"detectors": ()})

@@ -285,7 +285,7 @@ class TestCommands:
         assert self.type("automation", out, "--tools", tools, "--out", file).exit_code == 0
         again = self.type("automation", "run", file)
         assert again.exit_code == 0
-        assert "1 of 1 steps done." in again.stdout
+        assert "1 of 1 step done." in again.stdout
 
     def test_what_needs_approval_is_refused_without_a_terminal(self, server: ScriptedModel, tmp_path: Path) -> None:
         (tmp_path / "tools.yaml").write_text("files: {folder: files, write: true}\n")

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from poise.agent.function_tools import function_tool
 from poise.agent.tool import AgentTool
+from poise.counting import counted
 from poise.errors import InvalidArgument, ToolFailed, first_line
 
 __all__ = ["FolderFiles", "file_tools"]
@@ -106,7 +107,7 @@ class FolderFiles:
         with self._parent(path, make=True) as (parent, name):
             _refuse_odd_file(parent, name, path)
             _replace_whole(parent, name, data, path)
-        return f"Wrote {len(data)} bytes to {path}."
+        return f"Wrote {counted(len(data), 'byte')} to {path}."
 
     def append_file(self, path: PathText, text: FileText, prepared: Any = None) -> str:
         """Add text to the end of a file of the folder, which is made where it is not there."""
@@ -121,7 +122,7 @@ class FolderFiles:
                 if len(before) + len(data) > MOST_FILE_BYTES:
                     raise ToolFailed(f"{path} would have more than {MOST_FILE_BYTES:,} bytes.")
                 _replace_whole(parent, name, before + data, path)
-        return f"Added {len(data)} bytes to {path}."
+        return f"Added {counted(len(data), 'byte')} to {path}."
 
     def state_before(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """How a file was before something is added to it, so that a kill in between does not add it twice."""

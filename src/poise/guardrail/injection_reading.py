@@ -105,6 +105,11 @@ class InjectionReader:
 
     def _reading(self, messages: Any) -> float:
         encoded = self._model.encode(messages)
+        if len(encoded.ids) > self._model.window:
+            raise InvalidArgument(
+                f"A text takes {len(encoded.ids):,} tokens with its question, and the window of {self._model.name} is "
+                f"{self._model.window:,}; use a model with a larger one."
+            )
         last = Encoded(encoded.ids, encoded.last_prompt, encoded.last_prompt + 1)
         return float(self._between(lambda: self._read(last)))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from poise.activations import project
-from poise.errors import UserError
+from poise.errors import InvalidArgument, UserError
 from poise.guardrail.guard_file import GuardDetector
 from poise.model import Encoded, Model
 from poise.model.probe import Probe
@@ -154,6 +154,8 @@ class ResultReader:
         beginning = body.model_copy(update={"messages": body.messages[:length]})
         tools = template_tools(body.tools, body.tool_choice)
         encoded = self.model.encode(request_messages(beginning), tools=tools, thinking=body.thinking)
+        if len(encoded.ids) > self.model.window:
+            raise InvalidArgument(f"The history has {len(encoded.ids):,} tokens, more than the window of the model.")
         value = float(self.between(lambda: self._project(encoded)))
         self.memory.keep(known, value)
         return value
