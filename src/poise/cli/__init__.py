@@ -30,6 +30,7 @@ from poise.cli import (
     exchange,
     gate,
     guardrail,
+    hub,
     inspection,
     judge,
     knowledge,
@@ -93,6 +94,7 @@ class _Commands(TyperGroup):
             "inspect",
             "project",
             "registry",
+            "hub",
             "choose",
             "bias",
             "card",
@@ -199,6 +201,7 @@ app.add_typer(judge.app, name="judge")
 app.command("inspect")(inspection.inspect_command)
 app.add_typer(project.app, name="project")
 app.add_typer(registry.app, name="registry")
+app.add_typer(hub.app, name="hub")
 app.command("card")(card.card_command)
 app.command("choose")(choose.choose_command)
 app.command("bias")(bias.bias_command)

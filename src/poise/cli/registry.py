@@ -21,7 +21,13 @@ app = typer.Typer(no_args_is_help=True, help="Record what was made, bring it thr
 
 RegistryFolder = Annotated[
     Path,
-    typer.Option("--registry", metavar="DIR", envvar="POISE_REGISTRY", file_okay=False, help="The registry's folder."),
+    typer.Option(
+        "--registry",
+        metavar="DIR",
+        envvar="POISE_REGISTRY",
+        file_okay=False,
+        help="The registry's folder, or its address.",
+    ),
 ]
 RecordName = Annotated[
     str,

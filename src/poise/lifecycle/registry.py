@@ -19,9 +19,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from poise.data.addresses import is_address
 from poise.errors import InvalidRegistry
 from poise.lifecycle.artefacts import artefact_facts, artefact_files, artefact_kind, artefact_place
 from poise.lifecycle.model_files import file_sha256
+from poise.lifecycle.registry_mirror import RegistryMirror, address_text
 from poise.lifecycle.registry_records import (
     STAGES,
     ArtefactKind,
@@ -44,14 +46,15 @@ SHORTEST_ID = 4  # digits of a record's hash that name it
 
 
 class Registry:
-    """The records in a folder.
+    """The records in a folder, or at an address that fsspec knows.
 
     Args:
-        folder: The folder; it is made by the first record.
+        folder: The folder, which is made by the first record, or an address such as ``s3://bucket/registry``.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self._mirror = RegistryMirror(address) if is_address(address := address_text(folder)) else None
+        self.folder = self._mirror.folder if self._mirror else Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise InvalidRegistry(f"{folder} is a file; a registry is a folder.")
         try:
@@ -97,6 +100,7 @@ class Registry:
             InvalidRegistry: nothing there, its kind cannot be told, or there is no such parent.
             SaveFailed: the disk refused; nothing that was there is changed.
         """
+        self._catch_up()
         place = artefact_place(artefact)
         chosen = kind or artefact_kind(place)
         record = RegistryRecord(
@@ -133,6 +137,7 @@ class Registry:
         """
         if stage not in STAGES:
             raise InvalidRegistry(f"There is no stage {stage}; use one of {', '.join(STAGES)}.")
+        self._catch_up()
         digest = self.find(record)
         if stage == "production" and (changed := self.changed_files(digest)):
             raise InvalidRegistry(
@@ -236,10 +241,17 @@ class Registry:
         """File of a record."""
         return self.folder / "records" / digest[:2] / f"{digest}.json"
 
+    def _catch_up(self) -> None:
+        """Read what others wrote meanwhile, where the registry is at an address."""
+        if self._mirror:
+            self._mirror.fetch()
+
     def _write_once(self, path: Path, data: bytes) -> bool:
         """Write a file unless it is there; whether it is new."""
         if path.exists():
             return False
+        if self._mirror:
+            return self._mirror.create(path, data)
         try:
             with creating(path) as temporary:
                 temporary.write_bytes(data)
