@@ -96,6 +96,11 @@ class TestStatus:
         assert (name, command.split()[:3], command.split()[4:6]) == (
             "deploy", ["poise", "registry", "promote"], ["--to", "candidate"]
         )  # fmt: skip
+        (tmp_path / "rows.jsonl").write_text('{"user": "a"}\n')
+        rows, _ = registry.add(str(tmp_path / "rows.jsonl"))
+        registry.promote(rows, "candidate")
+        registry.promote(rows, "production")
+        assert self.step(project)[0] == "deploy"  # data answer nobody
         registry.promote(vector, "candidate")
         assert "--to production" in self.step(project)[1]
         registry.promote(vector, "production")

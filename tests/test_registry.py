@@ -324,3 +324,12 @@ class TestTheCommand:
         done = self.run("list", "--registry", str(tmp_path / "none"))
         assert (done.exit_code, "poise registry add" in done.stderr) == (2, True)
         assert self.run("add", str(tmp_path), "--fact", "x").exit_code == 2
+
+    def test_records_what_was_recorded_with_its_origin_once(self, tmp_path: Path, artefact: Path) -> None:
+        folder = ("--registry", str(tmp_path / "r"))
+        (tmp_path / "rows.jsonl").write_text('{"user": "hello"}\n')
+        assert self.run("add", str(artefact), "--name", "base", *folder).exit_code == 0
+        first = self.run("add", str(tmp_path / "rows.jsonl"), "--parent", "base", *folder).stdout
+        again = self.run("add", str(tmp_path / "rows.jsonl"), *folder).stdout
+        assert again == first.replace("\n", "  (recorded before)\n")
+        assert self.run("list", *folder).stdout.count("rows") == 1

@@ -10,6 +10,7 @@ import typer
 
 from poise.cli.options import Force, Json
 from poise.cli.work import working
+from poise.counting import counted
 from poise.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _print_comparison(comparison: Comparison, out: Path) -> None:
     parts.append(_cost_table(comparison))
     parts += _capability_lines(comparison)
     n = comparison.arms[0].accuracy.n
-    seeds = f", {len(comparison.seeds)} training runs" if comparison.seeds else ""
+    seeds = f", {counted(len(comparison.seeds), 'training run')}" if comparison.seeds else ""
     parts += [f"n = {n} questions{seeds}. Brackets hold 95 % intervals.", ""]
     recommendation = comparison.recommendation
     parts += [f"Recommended: {recommendation.verdict}. {recommendation.sentence}"]

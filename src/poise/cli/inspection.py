@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect_command"]
 
+WIDEST_BYTES = 60  # characters of a column
 SIGNS = {"danger": "DANGER", "warning": "warning", "note": "note"}
 
 
@@ -130,14 +131,15 @@ def _size(count: int) -> str:
 def _token_lines(of: TokenCounts) -> list[str]:
     data = of.text.encode()
     special = sum(token.special for token in of.tokens)
+    width = min(max((len(token.bytes) for token in of.tokens), default=0), WIDEST_BYTES)
     lines = [
         f"{len(of.tokens)} tokens ({special} special), {len(of.text)} characters, {len(data)} bytes",
         "",
-        f"  {'id':>8}  {'bytes':24}  text",
+        f"  {'id':>8}  {'bytes':{width}}  text",
     ]
     for token in of.tokens:
         text = f"{token.text}  (special)" if token.special else repr(token.text)
-        lines.append(f"  {token.id:>8}  {token.bytes:24}  {text}")
+        lines.append(f"  {token.id:>8}  {token.bytes:{width}}  {text}")
     english = next((share for share in of.shares if share.name == "English"), of.shares[0])
     lines += ["", "What the same sentence takes in other languages, and code", ""]
     lines.append(f"  {'':10}{'tokens':>7}{'characters':>12}{'characters a token':>20}{'beside English':>16}")

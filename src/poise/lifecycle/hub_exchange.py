@@ -34,6 +34,10 @@ SHARED_KINDS = ("vector", "detector", "guardrail", "adapter")
 CERTIFIED_KINDS = ("vector", "detector")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+REFUSALS_OF_THE_HUB = {
+    401: "it does not know you: log in with `hf auth login`",
+    403: "your token may not write there",
+}
 MOST_RECORD_BYTES = 16 * 2**20
 
 
@@ -273,10 +277,9 @@ def _hub_errors(target: str) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         raise EndpointUnavailable("HF_HUB_OFFLINE is set, so that the hub is not asked; unset it.") from error
     except errors.HfHubHTTPError as error:
-        status = getattr(getattr(error, "response", None), "status_code", "an error")
-        words = {401: "it does not know you: log in with `hf auth login`", 403: "your token may not write there"}
-        told = words.get(status, first_line(error)) if isinstance(status, int) else first_line(error)
-        raise EndpointUnavailable(f"The hub refused {target} with {status}: {told}.") from error
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        told = REFUSALS_OF_THE_HUB.get(status, first_line(error))
+        raise EndpointUnavailable(f"The hub refused {target} with {status or 'an error'}: {told}.") from error
     except Exception as error:  # of whichever HTTP library the hub's client uses, which changes
         library = type(error).__module__.partition(".")[0]
         if library in HTTP_LIBRARIES or isinstance(error, OSError):

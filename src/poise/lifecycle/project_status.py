@@ -16,6 +16,9 @@ from poise.settings import FrozenModel
 
 __all__ = ["ProjectStep", "project_steps"]
 
+SERVED_KINDS = ("model", "adapter", "vector", "detector", "guardrail", "knowledge")
+"""What answers are given by or under: data, reports and the use case itself are not deployed."""
+
 
 class ProjectStep(FrozenModel):
     """One stage of a use case.
@@ -67,9 +70,7 @@ def _stage_steps(
         action="" if choices else "choose" if project.candidates else "edit",
         values={"file": file},
     )
-    improved = [
-        record.name for record in records.values() if record.kind in ("adapter", "vector", "guardrail", "knowledge")
-    ]
+    improved = [record.name for record in records.values() if record.kind in SERVED_KINDS[1:]]
     model = project.candidates[0] if project.candidates else "MODEL"
     trait = next(iter(project.requirements.traits), "impolite")
     yield ProjectStep(
@@ -89,9 +90,14 @@ def _stage_steps(
         action="" if tested else "bias",
         values={"model": model},
     )
-    served = [record.name for digest, record in records.items() if registry.stage(digest) == "production"]
-    ready = next((d for d, r in records.items() if r.kind != "report" and registry.stage(d) == "candidate"), "")
-    draft = next((d for d, r in records.items() if r.kind != "report" and registry.stage(d) == "draft"), "RECORD")
+    served = [
+        record.name
+        for digest, record in records.items()
+        if record.kind in SERVED_KINDS and registry.stage(digest) == "production"
+    ]
+    usable = [digest for digest, record in records.items() if record.kind in SERVED_KINDS]
+    ready = next((digest for digest in usable if registry.stage(digest) == "candidate"), "")
+    draft = next((digest for digest in usable if registry.stage(digest) == "draft"), "RECORD")
     target, stage = (ready, "production") if ready else (draft, "candidate")
     yield ProjectStep(
         name="deploy",
@@ -100,7 +106,9 @@ def _stage_steps(
         action="" if served else "promote",
         values={"record": target[:12], "stage": stage, "registry": str(folder)},
     )
-    watched = [record.name for _, record in reports if {"drift", "readings", "alarms"} & set(report_of(record))]
+    watched = [
+        record.name for _, record in reports if {"drift", "readings", "alarms", "alerts"} & set(report_of(record))
+    ]
     yield ProjectStep(
         name="watch",
         done=bool(watched),

@@ -113,6 +113,8 @@ class Registry:
             software={"poise": version("poise")},
         )
         digest = digest_of(record)
+        if not record.parents and (known := self._recorded_before(record)):
+            return known, False
         self._write_once(self.folder / MARKER, b'{"format":1}')
         is_new = self._write_once(self.record_path(digest), canonical_bytes(record))
         if not self.events(digest):
@@ -240,6 +242,13 @@ class Registry:
     def record_path(self, digest: str) -> Path:
         """File of a record."""
         return self.folder / "records" / digest[:2] / f"{digest}.json"
+
+    def _recorded_before(self, record: RegistryRecord) -> str:
+        """The record that says the same and also what it came from; empty where there is none."""
+        for digest, known in self.records().items():
+            if known.parents and known.model_copy(update={"parents": ()}) == record:
+                return digest
+        return ""
 
     def _catch_up(self) -> None:
         """Read what others wrote meanwhile, where the registry is at an address."""

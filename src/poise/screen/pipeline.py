@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from poise.counting import counted
 from poise.data import Conversation, DataSet, Rejections, describe_repeats, repeated_conversations
 from poise.detector.seen_talk import rows_seen_in_fit, seen_in_fit_note
 from poise.errors import InvalidArgument
@@ -285,8 +286,9 @@ def describe_rejected(count: int, written: WrittenRows) -> str:
     """Where the rows are that could not be read; empty where there are none."""
     if not count:
         return ""
-    sentence = f"{count:,} rows could not be read and are neither in {written.names[0]} nor in {written.names[1]}: "
-    sentence += f"{written.rejected} has them as they came, rejected.jsonl says why"
+    are, them, came = ("is", "it", "it") if count == 1 else ("are", "them", "they")
+    sentence = f"{counted(count, 'row')} could not be read and {are} neither in {written.names[0]} nor in "
+    sentence += f"{written.names[1]}: {written.rejected} has {them} as {came} came, rejected.jsonl says why"
     return sentence + (f"; of {written.without_content:,} nothing could be read." if written.without_content else ".")
 
 

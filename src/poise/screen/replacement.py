@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from poise.counting import counted
 from poise.data import Conversation, DataSet, turns
 from poise.model import Encoded, Model
 from poise.model.spans import AnswerSpan, answer_spans
@@ -79,10 +80,11 @@ class AnswerReplacer:
             name: Name of the file of fixed rows.
             unfixed: Rows that could not be written with an answer that there is.
         """
-        sentence = f"{name}: {self.replaced:,} flagged answers are the model's own"
+        sentence = f"{name}: {counted(self.replaced, 'flagged answer')} {'is' if self.replaced == 1 else 'are'} "
+        sentence += "the model's own"
         sentence += f", {self.cut:,} of them cut at {self.answers.sampling.max_new_tokens} tokens" if self.cut else ""
-        sentence += f"; {self.without:,} rows are left out, because they have none" if self.without else ""
-        return sentence + (f"; {unfixed:,} rows are left out, which cannot hold a new answer" if unfixed else "")
+        sentence += f"; {_left_out(self.without)}, having none" if self.without else ""
+        return sentence + (f"; {_left_out(unfixed)}, unable to hold a new answer" if unfixed else "")
 
     def _prompts(self, row: Conversation, wanted: Sequence[int]) -> list[Encoded | None]:
         if not wanted:
@@ -91,3 +93,7 @@ class AnswerReplacer:
         located = {a.number: (a, place) for a, place in zip(answers, answer_spans(self.model, answers), strict=True)}
         chosen = [located[number] for number in wanted]
         return [self.answers.prompt_for(turn, place) for turn, place in chosen if isinstance(place, AnswerSpan)]
+
+
+def _left_out(rows: int) -> str:
+    return f"{counted(rows, 'row')} {'is' if rows == 1 else 'are'} left out"
