@@ -90,22 +90,7 @@ def _stage_steps(
         action="" if tested else "bias",
         values={"model": model},
     )
-    served = [
-        record.name
-        for digest, record in records.items()
-        if record.kind in SERVED_KINDS and registry.stage(digest) == "production"
-    ]
-    usable = [digest for digest, record in records.items() if record.kind in SERVED_KINDS]
-    ready = next((digest for digest in usable if registry.stage(digest) == "candidate"), "")
-    draft = next((digest for digest in usable if registry.stage(digest) == "draft"), "RECORD")
-    target, stage = (ready, "production") if ready else (draft, "candidate")
-    yield ProjectStep(
-        name="deploy",
-        done=bool(served),
-        state=f"in production: {', '.join(served)}" if served else "nothing is in production",
-        action="" if served else "promote",
-        values={"record": target[:12], "stage": stage, "registry": str(folder)},
-    )
+    yield _deploy_step(registry, records, folder)
     watched = [
         record.name for _, record in reports if {"drift", "readings", "alarms", "alerts"} & set(report_of(record))
     ]
@@ -115,6 +100,26 @@ def _stage_steps(
         state=f"recorded: {', '.join(watched)}" if watched else "no report of readings or drift",
         action="" if watched else "serve",
         values={"model": model},
+    )
+
+
+def _deploy_step(registry: Registry, records: dict[str, RegistryRecord], folder: Path) -> ProjectStep:
+    """Whether something that answers are given by or under is in production."""
+    served = [
+        record.name
+        for digest, record in records.items()
+        if record.kind in SERVED_KINDS and registry.stage(digest) == "production"
+    ]
+    usable = [digest for digest, record in records.items() if record.kind in SERVED_KINDS]
+    ready = next((digest for digest in usable if registry.stage(digest) == "candidate"), "")
+    draft = next((digest for digest in usable if registry.stage(digest) == "draft"), "RECORD")
+    target, stage = (ready, "production") if ready else (draft, "candidate")
+    return ProjectStep(
+        name="deploy",
+        done=bool(served),
+        state=f"in production: {', '.join(served)}" if served else "nothing is in production",
+        action="" if served else "promote",
+        values={"record": target[:12], "stage": stage, "registry": str(folder)},
     )
 
 
