@@ -173,3 +173,12 @@ class TestAModel:
         assert done.exit_code == 0, done.output
         facts = json.loads(done.stdout)
         assert {gap["gap"]["value"] for gap in facts["gaps"]} == {0.0}
+
+
+def test_judged_scores_are_measures_too() -> None:
+    cells = draw_swaps(PACKAGED, axes=["age"], templates=2)
+    measures = measure_swaps(tiny.model(), cells, judged=["impolite"], max_new_tokens=4)
+    scores = measures["judged impolite"]
+    assert scores.shape == (len(cells),)
+    known = scores[np.isfinite(scores)]
+    assert ((known >= 0) & (known <= 100)).all()

@@ -78,3 +78,50 @@ def test_the_command_measures_and_records(tmp_path: Path) -> None:
     assert "<script" not in page
     assert str(tmp_path / "a") in page
     assert "choose             compared: choice" in CliRunner().invoke(app, ["project", "status", str(path)]).stdout
+
+
+def test_an_endpoint_is_measured_by_what_it_answers(tmp_path: Path) -> None:
+    import serving
+
+    with serving.running() as (address, server):
+        name = f"endpoint:{server.service.name}@{address}/v1"
+        path = tmp_path / "project.yaml"
+        begin_project(path, use_case="u", responsible="r", candidates=(name, "endpoint:x@http://127.0.0.1:9/v1"))
+        text = path.read_text().replace("  # memory_mib: 2000 ", "  memory_mib: 2000 ")
+        path.write_text(text.replace("licences: [apache-2.0, mit]", "capability: {arc_easy: 0.5}"))
+        done = CliRunner().invoke(
+            app, ["choose", str(path), "--out", str(tmp_path / "out"), "--max-new-tokens", "4", "--json"]
+        )
+    assert done.exit_code == 0, done.output
+    served, away = json.loads(done.stdout)["candidates"]
+    assert served["tokens_per_second"]["n"] == 8
+    assert {check["name"]: check["state"] for check in served["checks"]} == {
+        "memory ≤ 2000 MiB": "not measured",
+        "capability arc_easy ≥ 0.5": "not measured",
+    }
+    assert served["unmeasured"] == {"arc_easy": "it is behind an endpoint"}
+    assert "does not answer" in away["fault"]
+
+
+@pytest.mark.slow
+def test_tasks_and_guardrails_are_measured_or_said(tmp_path: Path) -> None:
+    from poise.lifecycle.choice import measure_candidate
+    from poise.lifecycle.project import Project, ProjectRequirements
+
+    with no_warnings():
+        tiny.lm(max_position_embeddings=512).save_pretrained(tmp_path / "a")
+        tiny.chatml().save_pretrained(tmp_path / "a")
+    rows = [
+        {"question": f"What is {i}?", "choices": ["one", "two"], "answer": i % 2, "subject": "sums"} for i in range(12)
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "g.yaml").write_text("name: g\nwords: {list: [fog]}\n")
+    task = f"sums={tmp_path / 'sums.jsonl'}"
+    project = Project(
+        use_case="u",
+        responsible="r",
+        requirements=ProjectRequirements(capability={task: 0.1}, guardrails=("g.yaml", "none.guard")),
+    )
+    facts = measure_candidate(str(tmp_path / "a"), project, max_new_tokens=2, folder=tmp_path)
+    assert facts.capability[task].n == 12
+    assert facts.unmeasured == {"g.yaml": "not fitted: it has no detectors", "none.guard": "there is no such file"}

@@ -64,6 +64,14 @@ class _Commands(TyperGroup):
         super().__init__(*args, **kwargs)
         _hide_idle_types(self, typer.Context(self, **self.context_settings))
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options, those for completion too, which are added last; flags take no value and show no type."""
+        params = super().get_params(ctx)
+        for parameter in params:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return params
+
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order of use."""
         return [

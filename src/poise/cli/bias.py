@@ -29,6 +29,12 @@ def bias_command(
         list[Path] | None,
         typer.Option("--vector", metavar="FILE", dir_okay=False, help="A trait that answers are read for; once each."),
     ] = None,
+    judged: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judged", metavar="TRAIT", help="A trait of the library that answers are scored for; once each."
+        ),
+    ] = None,
     after: Annotated[
         str | None,
         typer.Option("--after", metavar="M", help="An adapter or a model whose gaps are compared with --model's."),
@@ -59,8 +65,6 @@ def bias_command(
 
     Two members of one group are the control: they show how often a difference comes out that is none.
     """
-    from poise.cli import facts, render
-
     with working():
         from poise.lifecycle.bias import bias_report, compare_bias
         from poise.lifecycle.bias_sets import draw_swaps, read_bias_set
@@ -69,7 +73,7 @@ def bias_command(
 
         check_output(out / REPORT_NAME, force=force)
         cells = draw_swaps(read_bias_set(groups), axes=axes or (), templates=templates, seed=seed)
-        options = (vectors or [], max_new_tokens, batch, out)
+        options = (vectors or [], judged or [], max_new_tokens, batch, out)
         first = _measure_one(load_model(model, dtype, device), cells, plant, *options)
         if after is None:
             report = bias_report(model, cells, first, seed=seed, max_new_tokens=max_new_tokens)
@@ -78,6 +82,12 @@ def bias_command(
             report = compare_bias(model, after, cells, (first, second), seed=seed, max_new_tokens=max_new_tokens)
         with saving(out / REPORT_NAME) as temporary:
             temporary.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    _show_bias(report, out, as_json=as_json)
+
+
+def _show_bias(report: BiasReport, out: Path, *, as_json: bool) -> None:
+    from poise.cli import facts, render
+
     if as_json:
         facts.print_json(report.model_dump(mode="json") | {"findings": [gap.name for gap in report.findings]})
     else:
@@ -89,6 +99,7 @@ def _measure_one(
     cells: list[SwapCell],
     plant: str | None,
     vectors: list[Path],
+    judged: list[str],
     max_new_tokens: int,
     batch: int,
     out: Path,
@@ -109,6 +120,7 @@ def _measure_one(
         model,
         cells,
         opened,
+        judged=judged,
         max_new_tokens=max_new_tokens,
         steering={group: steering for group, steering in planted.items() if steering},
         batch=batch,

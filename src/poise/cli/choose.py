@@ -23,6 +23,9 @@ def choose_command(
         int, typer.Option("--questions", metavar="N", min=2, help="Questions of each trait that is bounded.")
     ] = 8,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=2, help="Longest answer.")] = 48,
+    capability_limit: Annotated[
+        int, typer.Option("--capability-limit", metavar="N", min=2, help="Most questions of each task.")
+    ] = 100,
     record: Annotated[
         bool, typer.Option("--record", help="Record the comparison in the project's registry as a report.")
     ] = False,
@@ -30,7 +33,7 @@ def choose_command(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a project's candidates here: licence, size, memory, speed, traits; and say which one is spoken for.
+    """Measure a project's candidates: licence, size, memory, speed, traits, tasks; and say which one is spoken for.
 
     Writes choice.json and choice.html. Where the figures do not tell, it says so.
     """
@@ -56,6 +59,8 @@ def choose_command(
             max_new_tokens=max_new_tokens,
             registry=registry,
             device=None if device == "auto" else device,
+            capability_limit=capability_limit,
+            folder=path.parent,
         )
         for name, text in (
             ("choice.json", choice.model_dump_json(indent=1) + "\n"),

@@ -11,7 +11,7 @@ hub_exchange     what is on record to the hub or an address, and back
 artefacts        what lies at a path, for a record
 cards, annex     a record's card, and its documentation in the order of the EU AI Act
 project          a use case; project_status says where it stands
-choice           candidates side by side; choice_page as a page
+choice           candidates side by side, by candidate_measures and endpoint_candidate; choice_page as a page
 bias             differences between groups; bias_sets has groups and prompts
 
 It strings together what other rooms compute, and keeps what they say.

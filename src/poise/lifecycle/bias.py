@@ -102,6 +102,7 @@ def measure_swaps(
     cells: Sequence[SwapCell],
     vectors: Sequence[PersonaVector] = (),
     *,
+    judged: Sequence[str] = (),
     max_new_tokens: int = 40,
     steering: Mapping[str, Steering] | None = None,
     batch: int = 32,
@@ -116,6 +117,7 @@ def measure_swaps(
         model: Model that answers.
         cells: Prompts about members of groups.
         vectors: Traits that answers are read for.
+        judged: Traits of the library that an exemplar judge scores answers for, from 0 to 100.
         max_new_tokens: Longest answer, in tokens.
         steering: Steering of the answers about one group, by its name: to plant a difference that must be found.
         batch: Most answers at once.
@@ -145,7 +147,20 @@ def measure_swaps(
         "length": np.array(lengths, dtype=float),
         "refusal": np.array([bool(REFUSAL.search(response.text)) for response in responses], dtype=float),
     }
-    return measures | _trait_measures(model, responses, vectors)
+    return measures | _trait_measures(model, responses, vectors) | _judged_measures(responses, judged)
+
+
+def _judged_measures(responses: Sequence[Response], names: Sequence[str]) -> SwapMeasures:
+    """Score of each answer by trait; NaN where the judge has none."""
+    from poise.contrast.rollout import scores_of
+    from poise.judge.factory import trait_judge
+    from poise.trait import library
+
+    questions, texts = [one.question for one in responses], [one.text for one in responses]
+    judges = {name: trait_judge("exemplars", library.load_trait(name)) for name in dict.fromkeys(names)}
+    return {
+        f"judged {name}": np.array(scores_of(judge(questions, texts)), dtype=float) for name, judge in judges.items()
+    }
 
 
 def _favour(model: Model, cells: Sequence[SwapCell]) -> NDArray[np.float64]:

@@ -1,35 +1,38 @@
 """Candidates of a use case side by side, and which one the requirements speak for, or that they do not tell.
 
-Licence, size, memory and speed on this machine, and the traits that the requirements bound.
+Licence, size, memory and speed on this machine, and the traits, tasks and guardrails that the requirements name. Of an
+endpoint what it says and how fast; its files are not seen.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from poise.errors import UserError
+from poise.lifecycle.candidate_measures import (
+    SPEED_PROMPTS,
+    detector_recalls,
+    generation_speed,
+    greedy_answers,
+    task_scores,
+    trait_score,
+)
+from poise.lifecycle.endpoint_candidate import EndpointCandidate, is_endpoint
 from poise.lifecycle.model_files import inspect_model
 from poise.lifecycle.project import Project, TraitBound
-from poise.progress import quiet, track
+from poise.progress import track
 from poise.settings import FrozenModel
-from poise.statistics.estimates import Estimate, bounded_estimate, mean_estimate
+from poise.statistics.estimates import Estimate, mean_estimate
 
 if TYPE_CHECKING:
     from poise.lifecycle.registry import Registry
-    from poise.model import Model
 
 __all__ = ["CandidateFacts", "CheckedRequirement", "ModelChoice", "choose_model", "measure_candidate"]
 
-SPEED_PROMPTS = (
-    "What is a harbour for?", "Name three uses of a brick.", "How do bees find flowers?",
-    "Why is the sky dark at night?",
-    "What should one pack for a week in the hills?", "How does a lock on a canal work?", "What makes bread rise?",
-    "Explain what a library card is.",
-)  # fmt: skip
 CheckState = Literal["kept", "broken", "unsure", "not measured"]
 
 
@@ -63,6 +66,9 @@ class CandidateFacts(FrozenModel):
         first_token_seconds: Wait for the first token; over prompts.
         traits: Mean score of its ordinary answers by trait, 0 to 100, over questions.
         steerability: Verdicts of certificates in the registry, by trait.
+        capability: Mean score by task, 0 to 1, over questions.
+        unmeasured: Why a task or a guardrail was not measured, by its name.
+        detectors: Recall of each detector of the guardrails that were fitted on it, over its examples, held out.
         price: Price that the project states.
         checks: Requirements.
     """
@@ -79,6 +85,9 @@ class CandidateFacts(FrozenModel):
     first_token_seconds: Estimate | None = None
     traits: dict[str, Estimate] = Field(default_factory=dict)
     steerability: dict[str, str] = Field(default_factory=dict)
+    capability: dict[str, Estimate] = Field(default_factory=dict)
+    unmeasured: dict[str, str] = Field(default_factory=dict)
+    detectors: dict[str, Estimate] = Field(default_factory=dict)
     price: str = ""
     checks: tuple[CheckedRequirement, ...] = ()
 
@@ -111,6 +120,8 @@ def choose_model(
     max_new_tokens: int = 48,
     registry: Registry | None = None,
     device: str | None = None,
+    capability_limit: int = 100,
+    folder: Path | None = None,
 ) -> ModelChoice:
     """Measure every candidate and say which one the requirements speak for.
 
@@ -120,11 +131,24 @@ def choose_model(
         max_new_tokens: Longest answer, in tokens.
         registry: Registry whose certificates say what steering does.
         device: Device to run on; otherwise the best there is.
+        capability_limit: Most questions of each task.
+        folder: Folder that the paths of guardrails begin in.
     """
     candidates = []
     for name in project.candidates:
         try:
-            facts = measure_candidate(name, project, questions=questions, max_new_tokens=max_new_tokens, device=device)
+            if is_endpoint(name):
+                facts = measure_endpoint(name, project, questions=questions, max_new_tokens=max_new_tokens)
+            else:
+                facts = measure_candidate(
+                    name,
+                    project,
+                    questions=questions,
+                    max_new_tokens=max_new_tokens,
+                    device=device,
+                    capability_limit=capability_limit,
+                    folder=folder,
+                )
         except UserError as error:
             facts = CandidateFacts(name=name, fault=str(error))
         certified = dict(_verdicts(registry, name)) if registry else {}
@@ -135,10 +159,45 @@ def choose_model(
     return ModelChoice(use_case=project.use_case, candidates=tuple(candidates), recommended=recommended, why=why)
 
 
+def measure_endpoint(name: str, project: Project, *, questions: int = 8, max_new_tokens: int = 48) -> CandidateFacts:
+    """Speed and bounded traits of a candidate behind an endpoint.
+
+    Raises:
+        UserError: it does not answer, or a trait is unknown.
+    """
+    candidate, waits, rates = EndpointCandidate(name), [], []
+    with track("Measuring speed", total=len(SPEED_PROMPTS)) as advance:
+        candidate.ask("Hello.", 4)  # warm
+        for prompt in SPEED_PROMPTS:
+            answer = candidate.ask(prompt, max_new_tokens)
+            waits.append(answer.first)
+            rates.append(answer.tokens / answer.seconds)
+            advance(1)
+
+    def answers(listed: Sequence[str]) -> list[str]:
+        return [candidate.ask(question, max_new_tokens).text for question in listed]
+
+    behind = "it is behind an endpoint"
+    return CandidateFacts(
+        name=name,
+        tokens_per_second=mean_estimate(rates),
+        first_token_seconds=mean_estimate(waits),
+        traits={trait: trait_score(answers, trait, questions) for trait in project.requirements.traits},
+        unmeasured=dict.fromkeys([*project.requirements.capability, *project.requirements.guardrails], behind),
+    )
+
+
 def measure_candidate(
-    name: str, project: Project, *, questions: int = 8, max_new_tokens: int = 48, device: str | None = None
+    name: str,
+    project: Project,
+    *,
+    questions: int = 8,
+    max_new_tokens: int = 48,
+    device: str | None = None,
+    capability_limit: int = 100,
+    folder: Path | None = None,
 ) -> CandidateFacts:
-    """Files, memory, speed and bounded traits of one candidate.
+    """Files, memory, speed, bounded traits, tasks and detectors of one candidate.
 
     Raises:
         UserError: it is not there, cannot be loaded, or a trait is unknown.
@@ -148,7 +207,13 @@ def measure_candidate(
     seen = inspect_model(name, hashes=False)
     model = load_model(name, device=device)
     weights = {id(weight): weight for weight in model.lm.parameters()}.values()
-    first, rate = _speed(model, max_new_tokens)
+    first, rate = generation_speed(model, max_new_tokens)
+    scores, missing = task_scores(model, project, capability_limit)
+    detectors, unfitted = detector_recalls(model, project, folder or Path())
+
+    def answers(listed: Sequence[str]) -> list[str]:
+        return greedy_answers(model, listed, max_new_tokens)
+
     return CandidateFacts(
         name=name,
         licence=seen.licence,
@@ -159,45 +224,11 @@ def measure_candidate(
         dtype=str(model.lm.dtype).removeprefix("torch."),
         tokens_per_second=rate,
         first_token_seconds=first,
-        traits={trait: _trait_score(model, trait, questions, max_new_tokens) for trait in project.requirements.traits},
+        traits={trait: trait_score(answers, trait, questions) for trait in project.requirements.traits},
+        capability=scores,
+        detectors=detectors,
+        unmeasured=missing | unfitted,
     )
-
-
-def _speed(model: Model, max_new_tokens: int) -> tuple[Estimate, Estimate]:
-    """Seconds to the first token and tokens a second of a whole answer, one at a time, over prompts."""
-    from poise.engine import SamplingParams
-    from poise.engine.static import LocalEngine
-    from poise.model import ask
-
-    engine, waits, rates = LocalEngine(model, batch=1), [], []
-    with track("Measuring speed", total=len(SPEED_PROMPTS)) as advance, quiet():
-        engine.generate([model.encode(ask("Hello."))], SamplingParams(max_new_tokens=4, temperature=0.0))  # warm
-        for prompt in SPEED_PROMPTS:
-            text = model.encode(ask(prompt))
-            begun = time.perf_counter()
-            engine.generate([text], SamplingParams(max_new_tokens=1, temperature=0.0))
-            first = time.perf_counter()
-            (answer,) = engine.generate([text], SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0))
-            rates.append(len(answer.ids) / (time.perf_counter() - first))
-            waits.append(first - begun)
-            advance(1)
-    return mean_estimate(waits), mean_estimate(rates)
-
-
-def _trait_score(model: Model, name: str, questions: int, max_new_tokens: int) -> Estimate:
-    """Mean score of ordinary answers to a trait's questions, by the exemplar judge."""
-    from poise.engine import SamplingParams
-    from poise.engine.static import LocalEngine
-    from poise.judge.factory import trait_judge
-    from poise.model import ask
-    from poise.trait import library
-
-    trait = library.load_trait(name)
-    trait_questions = list(trait.questions.evaluation[:questions])
-    prompts = [model.encode(ask(question)) for question in trait_questions]
-    answers = LocalEngine(model).generate(prompts, SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0))
-    judgements = trait_judge("exemplars", trait)(trait_questions, [answer.reply for answer in answers])
-    return bounded_estimate([one.score for one in judgements if one.score is not None])
 
 
 def _verdicts(registry: Registry, name: str) -> Iterator[tuple[str, str]]:
@@ -214,20 +245,25 @@ def _requirement_checks(facts: CandidateFacts, project: Project) -> Iterator[Che
             "not measured" if not facts.licence else "kept" if facts.licence in wanted.licences else "broken"
         )
         yield CheckedRequirement(name="licence", state=state, text=facts.licence or "not stated in its files")
-    if wanted.memory_mib is not None and facts.memory_mib is not None:
-        state = "kept" if facts.memory_mib <= wanted.memory_mib else "broken"
-        yield CheckedRequirement(
-            name=f"memory ≤ {wanted.memory_mib:g} MiB", state=state, text=f"{facts.memory_mib:,} MiB"
-        )
+    if wanted.memory_mib is not None:
+        known = facts.memory_mib
+        state = "not measured" if known is None else "kept" if known <= wanted.memory_mib else "broken"
+        text = "it is behind an endpoint" if known is None else f"{known:,} MiB"
+        yield CheckedRequirement(name=f"memory ≤ {wanted.memory_mib:g} MiB", state=state, text=text)
     if wanted.tokens_per_second is not None:
         yield _bound("tokens a second", facts.tokens_per_second, at_least=wanted.tokens_per_second)
     if wanted.seconds_to_first_token is not None:
         yield _bound("seconds to the first token", facts.first_token_seconds, at_most=wanted.seconds_to_first_token)
     for trait, bound in wanted.traits.items():
         yield _bound_of(trait, facts.traits.get(trait), bound)
-    for task in wanted.capability:
-        text = "measured by poise shift and held by poise gate"
-        yield CheckedRequirement(name=f"capability {task}", state="not measured", text=text)
+    for task, least in wanted.capability.items():
+        check = _bound(f"capability {task}", facts.capability.get(task), at_least=least)
+        reason = facts.unmeasured.get(task)
+        yield check.model_copy(update={"text": reason}) if reason else check
+    for guardrail in wanted.guardrails:
+        reason = facts.unmeasured.get(guardrail)
+        text = reason or "its detectors were fitted on this model"
+        yield CheckedRequirement(name=f"guardrail {guardrail}", state="not measured" if reason else "kept", text=text)
 
 
 def _bound_of(trait: str, score: Estimate | None, bound: TraitBound) -> CheckedRequirement:

@@ -25,14 +25,18 @@ def choice_rows(choice: ModelChoice) -> list[tuple[str, list[str]]]:
     """What is known of each candidate, row by row: a label, and a text for each candidate."""
     facts = choice.candidates
     traits = list(dict.fromkeys(trait for one in facts for trait in one.traits))
+    tasks = list(dict.fromkeys(task for one in facts for task in one.capability))
+    detectors = list(dict.fromkeys(name for one in facts for name in one.detectors))
     rows = [
         ("licence", [one.licence or "not stated" for one in facts]),
-        ("files", [f"{one.files}, {one.file_mib:,.0f} MiB" for one in facts]),
-        ("parameters", [f"{one.parameters:,}" for one in facts]),
+        ("files", [f"{one.files}, {one.file_mib:,.0f} MiB" if one.files else "–" for one in facts]),
+        ("parameters", [f"{one.parameters:,}" if one.parameters else "–" for one in facts]),
         ("memory of weights", [_memory_words(one) for one in facts]),
         ("tokens a second", [_interval_words(one.tokens_per_second) for one in facts]),
         ("seconds to first token", [_interval_words(one.first_token_seconds) for one in facts]),
         *((f"{trait}, 0 to 100", [_interval_words(one.traits.get(trait)) for one in facts]) for trait in traits),
+        *((f"{task}, 0 to 1", [_interval_words(one.capability.get(task)) for one in facts]) for task in tasks),
+        *((f"recall: {name}", [_interval_words(one.detectors.get(name)) for one in facts]) for name in detectors),
         ("steering", [", ".join(f"{k} {v}" for k, v in one.steerability.items()) or "no certificate" for one in facts]),
         ("price", [one.price or "not stated" for one in facts]),
     ]

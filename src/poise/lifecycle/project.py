@@ -89,7 +89,7 @@ class ProjectRequirements(Settings):
         seconds_to_first_token: Longest wait for the first token.
         traits: Bounds on traits of the library, by name.
         guardrails: Guardrail files that it is served under.
-        capability: Tasks and their lowest scores, for ``poise shift`` and its gate.
+        capability: Tasks, as ``poise shift`` takes them, and their lowest scores.
     """
 
     licences: ListOfTexts = ()
@@ -108,7 +108,8 @@ class Project(Settings):
         use_case: What it is for, in words.
         responsible: Who answers for it.
         registry: Folder of its registry, from the file's own folder.
-        candidates: Models to choose from: folders, GGUF files, bundled names, hub ids that were fetched.
+        candidates: Models to choose from: folders, GGUF files, bundled names, hub ids that were fetched, and
+            ``endpoint:MODEL@URL``.
         data: Files of its data.
         requirements: What a model must keep to.
         checklist: Answers to when not to use a model at all.
@@ -167,7 +168,7 @@ def _project_text(
         f"use_case: {_yaml_text(use_case)}",
         f"responsible: {_yaml_text(responsible)}",
         "",
-        "# Folders, .gguf files, bundled names, or hub ids that were fetched.",
+        "# Folders, .gguf files, bundled names, hub ids that were fetched, or endpoint:MODEL@URL.",
         "candidates:" + ("" if candidates else " []"),
         *(f"  - {_yaml_text(one)}" for one in candidates),
         "",
@@ -181,7 +182,8 @@ def _project_text(
         "  # tokens_per_second: 10        # one answer at a time, on this machine",
         "  # seconds_to_first_token: 2",
         "  # traits: {impolite: {at_most: 30}}   # 0 to 100; poise traits list",
-        "  # guardrails: [guardrail.yaml]",
+        "  # guardrails: [guardrail.guard]",
+        "  # capability: {arc_easy: 0.5}        # tasks of lm-eval, or NAME=FILE.jsonl; lowest scores",
         "",
         "# When not to use a model at all. yes speaks against one; say why.",
         "checklist:",
