@@ -573,6 +573,7 @@ class TestTheServer:
         assert (taken["by"], taken["note"]) == ("ada", "on it")
         assert self.ask(address, path, OPERATOR, {}).status_code == 409
         assert self.ask(address, "/api/alerts/99/acknowledge", OPERATOR, {}).status_code == 404
+        assert self.ask(address, f"/api/alerts/{10**30}/acknowledge", OPERATOR, {}).status_code in (400, 422)
         told = self.ask(address, "/api/rules/down/test", OPERATOR, {}).json()["told"]
         assert told == [{"channel": "webhook", "fault": "the webhook cannot be reached (ConnectError)"}]
         assert "Do you mean /api/overview?" in self.ask(address, "/api/overvew", OPERATOR).text

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
+from fastapi import Path as PathParameter
 
 from poise.dashboard.alerts import acknowledge_alert, lift_silence, make_silence
 from poise.dashboard.overview import dashboard_overview, source_traits
@@ -22,6 +23,7 @@ from poise.settings import FrozenModel
 __all__ = ["build_dashboard", "try_rule"]
 
 NOT_AN_OPERATOR = "This key may look and change nothing; name it under operators in the dashboard's file."
+RowNumber = Annotated[int, PathParameter(ge=0, lt=2**63)]
 LOCAL_USER = "whoever is at this machine"
 
 
@@ -85,7 +87,7 @@ def _acting(app: FastAPI, watch: DashboardWatch, teller: AlertTeller, keys: ApiK
         return _key_name(request) or LOCAL_USER
 
     @app.post("/api/alerts/{number}/acknowledge")
-    def acknowledge(number: int, body: Acknowledgement, request: Request) -> Any:
+    def acknowledge(number: RowNumber, body: Acknowledgement, request: Request) -> Any:
         by, now = operator(request), watch.clock()
         note = body.note[:2000]
         return _unless_refused(
@@ -116,7 +118,7 @@ def _acting(app: FastAPI, watch: DashboardWatch, teller: AlertTeller, keys: ApiK
         )
 
     @app.delete("/api/silences/{number}")
-    def lift(number: int, request: Request) -> Any:
+    def lift(number: RowNumber, request: Request) -> Any:
         operator(request)
         _unless_refused(lambda: lift_silence(watch.database, number, watch.clock()))
         return {"lifted": number}
