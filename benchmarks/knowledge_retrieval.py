@@ -1,6 +1,7 @@
 """How well questions find their passages, and how fast: dense, sparse and hybrid, beside bm25s and LanceDB's defaults.
 
     python benchmarks/knowledge_retrieval.py quality --data ../shared/data --docs /usr/share/doc/python3.11/html
+    python benchmarks/knowledge_retrieval.py quality --data ../shared/data --rerank likelihood:smollm2-135m --limit 80
     python benchmarks/knowledge_retrieval.py scale --sizes 1000 10000 100000
     python benchmarks/knowledge_retrieval.py again --files 10000
 
@@ -21,22 +22,33 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
 
-from poise.knowledge import BuildSettings, BundledEncoder, ChunkFilter, Knowledge, build_knowledge
+from poise.knowledge import (
+    BuildSettings,
+    BundledEncoder,
+    ChunkFilter,
+    Knowledge,
+    TextReranker,
+    build_knowledge,
+    text_reranker,
+)
 from poise.knowledge.exact_store import ExactStore
 from poise.knowledge.header import open_store
 from poise.knowledge.lance_store import LanceStore
+from poise.knowledge.searching import reranked
 from poise.knowledge.store import ChunkStore, StoredChunk, VectorArray
 from poise.statistics.estimates import mean_estimate
 
 QUESTIONS = Path(__file__).parent / "python_docs_questions.tsv"
 PARTS = ("tutorial", "howto", "faq", "reference", "library")
 DEPTH = 10
+RERANKED_DEPTH = 10
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,8 @@ class Query:
 
 
 Search = Callable[[str], Sequence[Hit]]
+Rerankers = Sequence[TextReranker]
+Row = TypeVar("Row")
 
 
 def figures(search: Search, queries: Sequence[Query]) -> dict[str, np.ndarray[Any, Any]]:
@@ -72,11 +86,12 @@ def figures(search: Search, queries: Sequence[Query]) -> dict[str, np.ndarray[An
 
 def show(name: str, queries: Sequence[Query], searches: dict[str, Search]) -> None:
     print(f"\n{name}: {len(queries)} questions\n")
-    results = {way: figures(search, queries) for way, search in searches.items()}
-    names = list(next(iter(results.values())))
-    print(f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    for way, values in results.items():
-        print(f"| {way} | {' | '.join(f'{mean_estimate(values[n]):.2f}' for n in names)} |")
+    results: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+    for way, search in searches.items():
+        results[way] = values = figures(search, queries)
+        if len(results) == 1:
+            print(f"| | {' | '.join(values)} |\n|---|{'---|' * len(values)}")
+        print(f"| {way} | {' | '.join(f'{mean_estimate(each):.2f}' for each in values.values())} |", flush=True)
     for way in results:
         if way != "hybrid":
             difference = mean_estimate(results["hybrid"]["nDCG@10"] - results[way]["nDCG@10"])
@@ -133,16 +148,29 @@ class Remembering(BundledEncoder):
         return np.stack([self._vectors[text] for text in texts]) if texts else super().__call__(texts)
 
 
-def quality(data: Path | None, docs: Path | None, limit: int | None, *, every: bool) -> None:
+def quality(data: Path | None, docs: Path | None, limit: int | None, rerankers: Rerankers, *, every: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if data:
-            _halueval(data / "halueval" / "qa_pairs.jsonl", folder)
+            _halueval(data / "halueval" / "qa_pairs.jsonl", folder, limit, rerankers)
         if docs:
-            _python_docs(docs, folder, limit, every=every)
+            _python_docs(docs, folder, limit, rerankers, every=every)
 
 
-def _halueval(path: Path, folder: Path) -> None:
+def reranked_searches(folder: Path, rerankers: Rerankers) -> dict[str, Search]:
+    """Hybrid, its best passages scored again; models read the same ones."""
+    knowledge = Knowledge(folder)
+
+    def search(reranker: TextReranker, text: str) -> list[Hit]:
+        passages = reranked(text, knowledge.search(text, RERANKED_DEPTH), reranker)
+        return [Hit(p.path, p.headings, p.page) for p in passages]
+
+    return {
+        f"hybrid, its best {RERANKED_DEPTH} by {reranker.name}": partial(search, reranker) for reranker in rerankers
+    }
+
+
+def _halueval(path: Path, folder: Path, limit: int | None, rerankers: Rerankers) -> None:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     texts = list(dict.fromkeys(row["knowledge"] for row in rows))
     numbers = {text: n for n, text in enumerate(texts, 1)}
@@ -154,20 +182,31 @@ def _halueval(path: Path, folder: Path) -> None:
         return Query(row["question"], lambda hit: hit.row == number, 1 + len(row["knowledge"]) // 900)
 
     (folder / "h").mkdir()
-    show("HaluEval", [query(row) for row in rows], searches_of(*built([source], folder / "h")))
+    lance, exact = built([source], folder / "h")
+    queries = [query(row) for row in drawn_rows(rows, limit)]
+    show("HaluEval", queries, searches_of(lance, exact) | reranked_searches(lance, rerankers))
 
 
-def _python_docs(docs: Path, folder: Path, limit: int | None, *, every: bool) -> None:
+def drawn_rows(rows: Sequence[Row], limit: int | None) -> list[Row]:
+    """All rows, or so many of them, drawn by a fixed seed."""
+    return list(rows) if limit is None else [rows[n] for n in np.random.default_rng(0).permutation(len(rows))[:limit]]
+
+
+def _python_docs(docs: Path, folder: Path, limit: int | None, rerankers: Rerankers, *, every: bool) -> None:
     (folder / "p").mkdir()
     lines = [line.split("\t") for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     places = [docs / part for part in PARTS] if every else sorted({docs / file for _, file, _ in lines})
     lance, exact = built(places, folder / "p")
-    store: Any = open_store(exact, "exact", 384)
+    rows = [(text, file, section) for text, file, section in drawn_rows(lines, limit)]
+    queries = section_queries(exact, docs, rows)
+    show("Python's documentation", queries, searches_of(lance, exact) | reranked_searches(lance, rerankers))
+
+
+def section_queries(folder: Path, docs: Path, rows: Sequence[tuple[str, str, str]]) -> list[Query]:
+    """Queries of text, file and section, over a knowledge base of the exact store."""
+    store: Any = open_store(folder, "exact", 384)
     sections = [(chunk.path, [heading.lower() for heading in chunk.headings]) for chunk in store._load()]
-    queries = []
-    for text, file, section in lines[:limit]:
-        queries.append(_section_query(text, str(docs / file), section.lower(), sections))
-    show("Python's documentation", queries, searches_of(lance, exact))
+    return [_section_query(text, str(docs / file), section.lower(), sections) for text, file, section in rows]
 
 
 def _section_query(text: str, path: str, section: str, sections: Sequence[tuple[str, list[str]]]) -> Query:
@@ -293,7 +332,8 @@ def main() -> None:
     command = commands.add_parser("quality")
     command.add_argument("--data", type=Path)
     command.add_argument("--docs", type=Path)
-    command.add_argument("--limit", type=int, help="questions of Python's documentation")
+    command.add_argument("--limit", type=int, help="so many drawn questions of each set")
+    command.add_argument("--rerank", nargs="*", default=[], help="as `poise knowledge search --rerank` takes them")
     command.add_argument("--every", action="store_true", help="all of its pages, not those alone that are asked about")
     command = commands.add_parser("scale")
     command.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
@@ -306,7 +346,8 @@ def main() -> None:
     command.add_argument("--files", type=int, default=10_000)
     args = parser.parse_args()
     if args.command == "quality":
-        quality(args.data, args.docs, args.limit, every=args.every)
+        rerankers = [text_reranker(name) for name in args.rerank]
+        quality(args.data, args.docs, args.limit, rerankers, every=args.every)
     elif args.command == "scale":
         scale(args.sizes, args.queries)
     elif args.command == "row":

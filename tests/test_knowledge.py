@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from poise.cli import app
 from poise.errors import (
     EncoderUnavailable,
+    EndpointUnavailable,
     FolderInUse,
     InvalidArgument,
     InvalidKnowledge,
@@ -32,13 +33,15 @@ from poise.errors import (
 )
 from poise.knowledge import BuildSettings, BuildSummary, ChunkFilter, EndpointEncoder, Knowledge, build_knowledge
 from poise.knowledge.documents import DocumentBlock, SourceDocument, chunks_of
+from poise.knowledge.encoders import text_encoder
 from poise.knowledge.header import HEADER_NAME, open_store, read_header
 from poise.knowledge.instructions import instruction_marks, without_markup
 from poise.knowledge.reading import read_document
 from poise.knowledge.store import RankFusion, ScoredChunk, VectorArray
 from poise.storage.lock import locked
 
-STORES = ["exact", "lance"]
+STORES = ["exact", "lance", "qdrant"]
+STORE_FILES = {"exact": "chunks.sqlite", "lance": "*.lance", "qdrant": "storage.sqlite"}
 GUIDE = """---
 title: The harbour guide
 ---
@@ -390,7 +393,7 @@ except SaveFailed as error:
 """
         done = in_a_process(program, str(docs), str(tmp_path / "kb"), store)
         assert done.returncode == 0, done.stderr
-        sentence = "Cannot write to .*; free some space" if store == "lance" else "Cannot use the store of chunks"
+        sentence = "Cannot use the store of chunks" if store == "exact" else "Cannot write to .*; free some space"
         assert re.search(sentence, done.stdout), done.stdout + done.stderr
         if store == "lance":
             assert len(Knowledge(tmp_path / "kb", WordEncoder()).search("tide", 50, "dense")) == len(before)
@@ -399,8 +402,7 @@ except SaveFailed as error:
 
     def test_a_damaged_store_is_a_sentence(self, store: str, docs: Path, tmp_path: Path) -> None:
         built(docs, tmp_path / "kb", store)
-        name = "*.lance" if store == "lance" else "chunks.sqlite"
-        for path in (tmp_path / "kb").rglob(name):
+        for path in (tmp_path / "kb").rglob(STORE_FILES[store]):
             if path.is_file():
                 path.write_bytes(b"garbage" * 20)
         with pytest.raises(InvalidKnowledge, match="remove its folder and build it again") as caught:
@@ -411,7 +413,7 @@ except SaveFailed as error:
     def test_a_damaged_store_is_made_anew_by_a_build(self, store: str, docs: Path, tmp_path: Path) -> None:
         built(docs, tmp_path / "kb", store)
         before = rows_of(tmp_path / "kb", store)
-        for path in (tmp_path / "kb").rglob("*.lance" if store == "lance" else "chunks.sqlite"):
+        for path in (tmp_path / "kb").rglob(STORE_FILES[store]):
             if path.is_file():
                 path.write_bytes(b"garbage" * 20)
         summary = built(docs, tmp_path / "kb", store)
@@ -456,6 +458,7 @@ def rows_of(folder: Path, store: Any) -> list[tuple[str, bytes]]:
     vectors = {path: opened.vectors_of(path) for path in header.files}
     rows = [(repr(each.chunk), vectors[each.chunk.path][each.chunk.text_key].tobytes()) for each in scored]
     assert len(rows) == header.chunks
+    opened.close()
     return sorted(rows)
 
 
@@ -533,6 +536,93 @@ class TestFusion:
         assert best[0].chunk == b
         assert math.isclose(best[0].score, 1 / 62 + 1 / 61)
         assert best[1].chunk == a
+
+
+class TestQdrant:
+    def test_files_are_open_in_one_process_at_a_time(self, docs: Path, tmp_path: Path) -> None:
+        built(docs, tmp_path / "kb", "qdrant")
+        knowledge = Knowledge(tmp_path / "kb", WordEncoder())
+        program = """
+import sys
+from pathlib import Path
+from test_knowledge import WordEncoder
+from poise.errors import FolderInUse
+from poise.knowledge import Knowledge
+try:
+    Knowledge(Path(sys.argv[1]), WordEncoder())
+except FolderInUse as error:
+    print(error)
+"""
+        done = in_a_process(program, str(tmp_path / "kb"))
+        assert "Another process has" in done.stdout, done.stderr
+        assert "QDRANT_URL" in done.stdout
+        assert knowledge.search("tide", 1)
+        knowledge.close()
+        assert in_a_process(program, str(tmp_path / "kb")).stdout == ""
+
+    def test_a_server_that_is_down_is_a_sentence_and_nothing_is_put_aside(
+        self, docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("QDRANT_URL", "http://127.0.0.1:9")
+        with pytest.raises(EndpointUnavailable, match=r"Qdrant at http://127.0.0.1:9 does not answer"):
+            built(docs, tmp_path / "kb", "qdrant")
+        address = json.loads((tmp_path / "kb" / "qdrant.json").read_text())
+        assert address["url"] == "http://127.0.0.1:9"
+        monkeypatch.setenv("QDRANT_URL", "http://127.0.0.1:8")
+        with pytest.raises(EndpointUnavailable, match=r"127\.0\.0\.1:9"):  # a knowledge base stays where it was begun
+            built(docs, tmp_path / "kb", "qdrant")
+        (tmp_path / "kb" / "qdrant.json").write_text("{")
+        with pytest.raises(InvalidKnowledge, match=r"qdrant\.json is damaged"):
+            built(docs, tmp_path / "kb", "qdrant")
+
+
+class TestStaticEncoder:
+    def test_embeds_by_the_mean_of_its_vectors(self, docs: Path, tmp_path: Path) -> None:
+        folder = static_model(tmp_path / "m", 0)
+        encoder = text_encoder(f"model2vec:{folder}")
+        assert encoder.width == 8
+        vectors = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+        mean = vectors[[1, 2]].mean(axis=0)
+        embedded = encoder(["tide turns", "berth", ""])
+        assert embedded[0] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
+        assert embedded[1] == pytest.approx(vectors[3] / np.linalg.norm(vectors[3]), abs=1e-5)
+        assert not embedded[2].any()
+        assert encoder([]).shape == (0, 8)
+
+    def test_is_opened_again_by_its_name_and_another_one_is_refused(
+        self, docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        static_model(tmp_path / "m", 0)
+        monkeypatch.chdir(tmp_path)
+        build_knowledge([docs], tmp_path / "kb", text_encoder("model2vec:m"), settings())
+        monkeypatch.chdir(docs)
+        assert Knowledge(tmp_path / "kb").search("the tide turns", 1, "dense")[0].headings[0] == "Tides"
+        assert build_knowledge([], tmp_path / "kb").unchanged == 4
+        static_model(tmp_path / "m", 1)
+        with pytest.raises(InvalidArgument, match="is another model now"):
+            Knowledge(tmp_path / "kb")
+        with pytest.raises(InvalidKnowledge, match="was built with the encoder model2vec:"):
+            build_knowledge([], tmp_path / "kb", text_encoder(f"model2vec:{tmp_path / 'm'}"))
+
+    def test_that_is_not_there_is_a_sentence(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(InvalidArgument, match="there is no such model"):
+            text_encoder(f"model2vec:{tmp_path / 'empty'}")
+        with pytest.raises(InvalidArgument, match="must be all-MiniLM-L6-v2, model2vec:FOLDER or endpoint:NAME"):
+            text_encoder("model2vec:")
+
+
+def static_model(folder: Path, seed: int) -> Path:
+    """A model of model2vec with random vectors of six words."""
+    from model2vec import StaticModel
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[UNK]", "tide", "turns", "berth", "gulls", "the"]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    vectors = np.random.default_rng(seed).normal(size=(len(words), 8)).astype(np.float32)
+    StaticModel(vectors, tokenizer).save_pretrained(folder)
+    return folder
 
 
 class TestEndpoint:

@@ -15,9 +15,17 @@ import serving
 import tiny
 from poise.data import Message
 from poise.errors import EncoderUnavailable, InvalidArgument
-from poise.knowledge import BundledEncoder, EndpointAnswerWriter, EndpointEncoder, LocalAnswerWriter
+from poise.knowledge import (
+    BundledEncoder,
+    EndpointAnswerWriter,
+    EndpointEncoder,
+    LocalAnswerWriter,
+    text_reranker,
+)
+from poise.serve.knowledge_use import read_knowledge
 from poise.serve.server import ServerOptions, check_options
 from test_knowledge import GUIDE, WordEncoder, built
+from test_knowledge_reranking import cross_encoder
 
 ASKED = [{"role": "user", "content": "What does a berth cost a night?"}]
 
@@ -103,6 +111,31 @@ class TestKnowledge:
     def test_an_empty_question_is_the_request_s_fault(self, address: str) -> None:
         refusal = chat(address, messages=[{"role": "user", "content": "  "}], poise={"knowledge": True})
         assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "messages")
+
+    def test_follow_ups_are_looked_for_with_what_came_before(self, address: str) -> None:
+        turns = [*ASKED, {"role": "assistant", "content": "12 euros."}, {"role": "user", "content": "And why?"}]
+
+        def best(follow_up: str) -> list[str]:
+            answer = chat(address, messages=turns, poise={"knowledge": {"mode": "sparse", "follow_up": follow_up}})
+            return [passage["text"] for passage in answer.json()["choices"][0]["poise"]["knowledge"]["passages"]]
+
+        assert best("join")[0] == "A berth costs 12 euros a night."
+        assert best("last") == []
+        assert chat(address, messages=turns, poise={"knowledge": {"follow_up": "rewrite"}}).status_code == 200
+        assert chat(address, messages=turns, poise={"knowledge": {"follow_up": "guess"}}).status_code == 400
+
+    def test_passages_are_reranked_where_the_server_is_told_so(
+        self, knowledge_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("poise.knowledge.searching.text_encoder", lambda *_, **__: WordEncoder())
+        folder = cross_encoder(tmp_path / "ce")
+        knowledge = read_knowledge(knowledge_folder / "kb", str(folder))
+        assert knowledge is not None
+        scores = [passage.score for passage in knowledge.knowledge.search("berth", 3)]
+        pairs = [f"{p.heading}\n{p.text}" for p in knowledge.knowledge.search("berth", 3)]
+        assert scores == pytest.approx(text_reranker(str(folder))("berth", pairs), abs=1e-5)
+        with pytest.raises(InvalidArgument, match="`rerank` orders passages of documents"):
+            check_options(ServerOptions(rerank=str(folder)))
 
     def test_labels_are_the_policy_s_and_not_the_request_s(self, address: str) -> None:
         refusal = chat(address, poise={"knowledge": {"labels": ["crew"]}})

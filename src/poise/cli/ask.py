@@ -7,16 +7,39 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from poise.cli.knowledge import LabelOption, ModeOption, WhereOption, note_unknown_labels
+from poise.cli.knowledge import LabelOption, ModeOption, RerankOption, WhereOption, note_unknown_labels
 from poise.cli.options import Device, Dtype, Json
 from poise.cli.work import load_model, note, working
 from poise.counting import counted
 
 if TYPE_CHECKING:
-    from poise.knowledge import GroundedAnswer, GroundingScores
+    from poise.knowledge import GroundedAnswer, GroundingScores, TextReranker
     from poise.knowledge.answer_writers import AnswerWriter
 
 __all__ = ["ask_command"]
+
+_History = Annotated[
+    Path | None,
+    typer.Option(
+        "--history",
+        metavar="FILE",
+        dir_okay=False,
+        help="Conversation that the question follows, as JSON lines; question and answer are added to it.",
+        show_default=False,
+    ),
+]
+_FollowUp = Annotated[
+    Literal["last", "join", "rewrite"],
+    typer.Option(
+        "--follow-up",
+        help="What is looked for with --history: the last question; with the one before where it has few words; "
+        "or as the model rewrites it.",
+    ),
+]
+_Unsupported = Annotated[
+    Literal["mark", "remove", "refuse"],
+    typer.Option("--unsupported", help="What is done about sentences that the passages do not support."),
+]
 
 
 def ask_command(
@@ -28,12 +51,12 @@ def ask_command(
     model: Annotated[str, typer.Option("--model", metavar="M", help="A model, or endpoint:NAME (OPENAI_BASE_URL).")],
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Most passages in the prompt.")] = 6,
     mode: ModeOption = "hybrid",
+    rerank: RerankOption = None,
     where: WhereOption = None,
     label: LabelOption = None,
-    unsupported: Annotated[
-        Literal["mark", "remove", "refuse"],
-        typer.Option("--unsupported", help="What is done about sentences that the passages do not support."),
-    ] = "mark",
+    history: _History = None,
+    follow_up: _FollowUp = "join",
+    unsupported: _Unsupported = "mark",
     least: Annotated[
         float, typer.Option("--least", metavar="X", help="Lowest score of a supported sentence, from 0 to 1.")
     ] = 0.5,
@@ -50,20 +73,26 @@ def ask_command(
 
     with working():
         from poise.knowledge import AnswerSettings, ChunkFilter, Knowledge, answer_facts, answer_question
+        from poise.knowledge.follow_ups import append_turns, read_turns
 
         settings = AnswerSettings(
             top=top,
             mode=mode,
             where=ChunkFilter(paths=tuple(where or ()), labels=frozenset(label) if label else None),
+            follow_up=follow_up,
             most_tokens=max_new_tokens,
             budget=budget,
             unsupported=unsupported,
             least=least,
         )
+        turns = read_turns(history) if history else []
         opened = Knowledge(knowledge)
         writer, score = _answer_writer(model, dtype, device)
+        opened.reranker = _reranker(rerank, writer) if rerank else None
         note_unknown_labels(opened, label)
-        answer = answer_question(opened, question, writer, settings, score=score)
+        answer = answer_question(opened, question, writer, settings, score=score, history=turns)
+        if history:
+            append_turns(history, question, answer.text)
     if as_json:
         facts.print_json({"model": model, **answer_facts(answer)})
         return
@@ -81,9 +110,20 @@ def _answer_writer(model: str, dtype: Any, device: str) -> tuple[AnswerWriter, G
     return LocalAnswerWriter(loaded), model_scores(loaded)
 
 
+def _reranker(name: str, writer: AnswerWriter) -> TextReranker:
+    """The reranker of a name; the model that answers is not loaded again."""
+    from poise.knowledge import LocalAnswerWriter, text_reranker
+    from poise.model import load_model
+
+    same = writer.model if isinstance(writer, LocalAnswerWriter) else None
+    return text_reranker(name, lambda other: same if same and same.name == other else load_model(other))
+
+
 def _show_answer(answer: GroundedAnswer) -> None:
     from poise.cli.render import plain_text
 
+    if answer.sought != answer.question:
+        note(plain_text(f"Looked for: {' '.join(answer.sought.split())}"))
     typer.echo(plain_text(answer.text))
     if answer.sources:
         typer.echo("")

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
     from poise.knowledge import BuildSummary, Knowledge, RetrievedPassage
 
-__all__ = ["KnowledgeFolder", "LabelOption", "ModeOption", "TopOption", "WhereOption", "app", "note_unknown_labels"]
+__all__ = [
+    "KnowledgeFolder",
+    "LabelOption",
+    "ModeOption",
+    "RerankOption",
+    "TopOption",
+    "WhereOption",
+    "app",
+    "note_unknown_labels",
+]
 
 app = typer.Typer(no_args_is_help=True, help="Keep documents that answers are grounded in.")
 SKIPPED_LINES = 20
@@ -26,6 +35,16 @@ TopOption = Annotated[int, typer.Option("--top", metavar="N", min=1, help="Most 
 ModeOption = Annotated[
     Literal["hybrid", "dense", "sparse"],
     typer.Option("--mode", help="By meaning (dense), by words (sparse), or by both."),
+]
+RerankOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rerank",
+        metavar="R",
+        help="Score the best 20 again: by a cross-encoder (folder or name), or by a language model: model:NAME, "
+        "endpoint:NAME, likelihood:NAME.",
+        show_default=False,
+    ),
 ]
 WhereOption = Annotated[
     list[str] | None,
@@ -41,7 +60,8 @@ _Encoder = Annotated[
     typer.Option(
         "--encoder",
         metavar="E",
-        help="all-MiniLM-L6-v2, or endpoint:NAME (OPENAI_BASE_URL). Default: that of the last build, else the former.",
+        help="all-MiniLM-L6-v2, model2vec:FOLDER, or endpoint:NAME (OPENAI_BASE_URL). Default: that of the last build, "
+        "else the first.",
         show_default=False,
     ),
 ]
@@ -66,11 +86,11 @@ _ChunkSize = Annotated[
     ),
 ]
 _Store = Annotated[
-    Literal["lance", "exact"] | None,
+    Literal["lance", "exact", "qdrant"] | None,
     typer.Option(
         "--store",
-        help="lance: LanceDB. exact: SQLite, all vectors compared; for small collections. Default: that of the "
-        "last build, else lance.",
+        help="lance: LanceDB. exact: SQLite, all vectors compared; for small collections. qdrant: a server "
+        "(QDRANT_URL), or local files. Default: that of the last build, else lance.",
         show_default=False,
     ),
 ]
@@ -168,6 +188,7 @@ def search_command(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What is looked for.", show_default=False)],
     top: TopOption = 8,
     mode: ModeOption = "hybrid",
+    rerank: RerankOption = None,
     where: WhereOption = None,
     label: LabelOption = None,
     as_json: Json = False,
@@ -178,10 +199,10 @@ def search_command(
     from poise.cli import facts
 
     with working():
-        from poise.knowledge import ChunkFilter, Knowledge
+        from poise.knowledge import ChunkFilter, Knowledge, text_reranker
 
         limits = ChunkFilter(paths=tuple(where or ()), labels=frozenset(label) if label else None)
-        opened = Knowledge(folder)
+        opened = Knowledge(folder, reranker=text_reranker(rerank) if rerank else None)
         passages = opened.search(question, top, mode, limits)
         note_unknown_labels(opened, label)
     if as_json:

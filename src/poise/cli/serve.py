@@ -73,6 +73,15 @@ MemoryGate = Annotated[
     Path | None,
     typer.Option("--memory-gate", metavar="F", dir_okay=False, help="Have the model read what is to be remembered."),
 ]
+Rerank = Annotated[
+    str | None,
+    typer.Option(
+        "--rerank",
+        metavar="R",
+        help="Score the best 20 passages again: by a cross-encoder (folder or name), or by model:NAME, endpoint:NAME, "
+        "likelihood:NAME.",
+    ),
+]
 Cors = Annotated[
     list[str] | None,
     typer.Option("--cors", metavar="ORIGIN", help="Let this origin's pages ask.", rich_help_panel=_WHO),
@@ -192,6 +201,7 @@ def serve(
     knowledge: Documents = None,
     memory: Memories = None,
     memory_gate: MemoryGate = None,
+    rerank: Rerank = None,
     cors: Cors = None,
     log: Log = None,
     log_text: LogText = False,

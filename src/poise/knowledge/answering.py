@@ -18,7 +18,8 @@ from poise.knowledge.citations import (
     check_citations,
     rendered_answer,
 )
-from poise.knowledge.prompting import NOT_IN_DOCUMENTS, fitting_prompt, says_not_there
+from poise.knowledge.follow_ups import FollowUpSearch, latest_turns, search_text
+from poise.knowledge.prompting import NOT_IN_DOCUMENTS, fitting_prompt, says_not_there, without_echo
 from poise.knowledge.searching import Knowledge, RetrievedPassage, SearchMode
 from poise.knowledge.store import NO_FILTER, ChunkFilter
 from poise.model import Model
@@ -43,6 +44,7 @@ class AnswerSettings:
         top: Most passages.
         mode: How they are found.
         where: What the search is limited to.
+        follow_up: What is looked for where the question follows others.
         most_tokens: Longest answer, in tokens.
         budget: Most tokens of the prompt; ``None`` for what the model's window leaves.
         unsupported: ``mark`` sentences that the passages do not support, ``remove`` them, or ``refuse`` the answer.
@@ -52,12 +54,14 @@ class AnswerSettings:
     top: int = 6
     mode: SearchMode = "hybrid"
     where: ChunkFilter = NO_FILTER
+    follow_up: FollowUpSearch = "join"
     most_tokens: int = 200
     budget: int | None = None
     unsupported: Unsupported = "mark"
     least: float = 0.5
 
     def __post_init__(self) -> None:
+        check_choice("`follow_up`", self.follow_up, get_args(FollowUpSearch))
         check_choice("`unsupported`", self.unsupported, get_args(Unsupported))
         check_number("`least`", self.least, least=0, most=1)
         check_number("`top`", self.top, least=1, most=50)
@@ -72,6 +76,7 @@ class GroundedAnswer:
 
     Attributes:
         question: What was asked.
+        sought: What was looked for; the question, unless it followed others.
         text: The answer with its citations, after what was to be done about unsupported sentences.
         answered: Whether it is an answer, and not that the documents have none.
         written: What the model wrote.
@@ -83,6 +88,7 @@ class GroundedAnswer:
     """
 
     question: str
+    sought: str
     text: str
     answered: bool
     written: str
@@ -127,7 +133,7 @@ def answer_question(
         writer: What answers.
         settings: How.
         score: Another measure of how well passages carry a sentence, such as ``model_scores(model)``.
-        history: Turns before.
+        history: Turns before, of which as many of the latest are shown as have a third of the room.
 
     Raises:
         InvalidArgument: the question does not fit the model's window.
@@ -136,16 +142,22 @@ def answer_question(
     """
     settings = settings or AnswerSettings()
     began = time.monotonic()
-    passages = knowledge.search(question, settings.top, settings.mode, settings.where)
+    questions = [*(turn["content"] for turn in history if turn["role"] == "user"), question]
+    sought = search_text(questions, settings.follow_up, lambda messages, most: writer(messages, most).text)
+    passages = knowledge.search(sought, settings.top, settings.mode, settings.where)
     if not passages:
-        return _no_answer(question, (), 0, time.monotonic() - began)
+        return _no_answer(question, sought, time.monotonic() - began)
     room = writer.window - settings.most_tokens
     most = room if settings.budget is None else min(room, settings.budget)
-    prompt = fitting_prompt(question, passages, writer.count, most, history)
+    earlier = latest_turns(history, writer.count, most // 3)
+    prompt = fitting_prompt(question, passages, writer.count, most, earlier)
     written = writer(prompt.messages, settings.most_tokens)
-    text, answered, sentences = checked_answer(written.text, prompt.passages, question, settings, score)
+    user_words = "\n".join(questions[-2:])
+    reply = without_echo(written.text, question, prompt.passages)
+    text, answered, sentences = checked_answer(reply, prompt.passages, user_words, settings, score)
     return GroundedAnswer(
         question=question,
+        sought=sought,
         text=text,
         answered=answered,
         written=written.text,
@@ -194,6 +206,7 @@ def answer_facts(answer: GroundedAnswer) -> dict[str, Any]:
     """An answer as plain values."""
     return {
         "question": answer.question,
+        "sought": answer.sought,
         "answer": answer.text,
         "answered": answer.answered,
         "written": answer.written,
@@ -236,15 +249,16 @@ def passage_facts(number: int, passage: RetrievedPassage) -> dict[str, Any]:
     }
 
 
-def _no_answer(question: str, passages: tuple[RetrievedPassage, ...], tokens: int, seconds: float) -> GroundedAnswer:
+def _no_answer(question: str, sought: str, seconds: float) -> GroundedAnswer:
     return GroundedAnswer(
         question=question,
+        sought=sought,
         text=NOT_IN_DOCUMENTS,
         answered=False,
         written="",
         sentences=(),
-        passages=passages,
-        prompt_tokens=tokens,
+        passages=(),
+        prompt_tokens=0,
         tokens=0,
         seconds=seconds,
     )

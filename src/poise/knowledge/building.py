@@ -27,7 +27,7 @@ from poise.knowledge.header import (
     read_header,
 )
 from poise.knowledge.reading import read_document
-from poise.knowledge.source_files import document_bytes, document_names
+from poise.knowledge.source_files import document_bytes, document_names, is_utf8_name, printable_name
 from poise.knowledge.store import ChunkStore, StoredChunk, VectorArray, glob_pattern
 from poise.progress import track
 from poise.storage.content_hash import content_key
@@ -36,7 +36,7 @@ from poise.storage.lock import locked
 
 __all__ = ["BuildSettings", "BuildSummary", "build_knowledge"]
 
-READERS_VERSION = 1
+READERS_VERSION = 2
 """Raised when a document is read otherwise than before, so that all of them are read again."""
 
 _RUN_FOLDER = ".run"
@@ -288,6 +288,9 @@ class _Build:
 
     def _take(self, path: str) -> None:
         """One file: left as it is, or read again; a broken one is listed."""
+        if not is_utf8_name(path):
+            self._skipped[printable_name(path)] = "its name is not UTF-8; rename it"
+            return
         try:
             data = document_bytes(Path(path))
             labels = self._plan.labels_of(path)

@@ -9,8 +9,9 @@ from itertools import groupby
 
 from poise.knowledge.instructions import instruction_marks
 
-__all__ = ["Chunk", "DocumentBlock", "SourceDocument", "chunks_of"]
+__all__ = ["Chunk", "DocumentBlock", "SourceDocument", "chunks_of", "whole_characters"]
 
+_HALF = re.compile("[\ud800-\udfff]")
 _BOUNDARIES = tuple(re.compile(pattern) for pattern in (r"\n\s*\n", r"\n", r"(?<=[.!?…。！？])\s+", r"\s+"))
 
 
@@ -77,18 +78,23 @@ def chunks_of(document: SourceDocument, size: int) -> Iterator[Chunk]:
     What stands under one heading is cut at a blank line, else a line, else a sentence, else a space, the latest that
     fits.
     """
-    ordinal = 0
+    ordinal, title = 0, whole_characters(document.title)
     for block in _joined_blocks(document.blocks):
         for text in _cut(block.text, size):
-            yield Chunk(text, document.title, block.headings, block.page, ordinal, instruction_marks(text))
+            yield Chunk(text, title, block.headings, block.page, ordinal, instruction_marks(text))
             ordinal += 1
 
 
 def _joined_blocks(blocks: Iterable[DocumentBlock]) -> Iterator[DocumentBlock]:
     """Neighbours under the same headings and on the same page, as one."""
     for (headings, page), group in groupby(blocks, key=lambda block: (block.headings, block.page)):
-        texts = [text for block in group if (text := block.text.strip("\n"))]
-        yield DocumentBlock("\n\n".join(texts), headings, page)
+        texts = [text for block in group if (text := whole_characters(block.text).strip("\n"))]
+        yield DocumentBlock("\n\n".join(texts), tuple(map(whole_characters, headings)), page)
+
+
+def whole_characters(text: str) -> str:
+    """Without halves of characters, which JSON can hold and no file of text can."""
+    return text if _HALF.search(text) is None else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _cut(text: str, size: int) -> Iterator[str]:

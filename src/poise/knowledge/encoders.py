@@ -1,21 +1,25 @@
-"""Texts to unit vectors: the bundled sentence encoder, or any endpoint that speaks OpenAI's ``/v1/embeddings``."""
+"""Texts to unit vectors: the bundled sentence encoder, a static model, or any endpoint with ``/v1/embeddings``."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from poise.endpoint_address import endpoint_address
-from poise.errors import EncoderUnavailable, InvalidArgument
+from poise.errors import EncoderUnavailable, InvalidArgument, MissingExtra, first_line
 from poise.knowledge.store import VectorArray
 
-__all__ = ["BUNDLED_ENCODER", "BundledEncoder", "EndpointEncoder", "TextEncoder", "text_encoder"]
+__all__ = ["BUNDLED_ENCODER", "BundledEncoder", "EndpointEncoder", "StaticEncoder", "TextEncoder", "text_encoder"]
 
 BUNDLED_ENCODER = "all-MiniLM-L6-v2"
 _BUNDLED_WIDTH = 384
 _SENT_AT_ONCE = 64
+_HASHED = re.compile(r"@[0-9a-f]{8}\Z")
 
 
 class TextEncoder(Protocol):
@@ -137,18 +141,67 @@ class EndpointEncoder:
         return vectors
 
 
+class StaticEncoder:
+    """A model of model2vec: a vector of each token, averaged; hundreds of times as fast as a transformer.
+
+    Its name ends in a hash of its vectors, so that those of another model are not compared with these.
+
+    Args:
+        source: Its folder, or its name on the hub; with ``@`` and the hash, it must be that very model.
+
+    Raises:
+        MissingExtra: its package is not installed.
+        InvalidArgument: there is no such model, or it is another one than the hash says.
+    """
+
+    def __init__(self, source: str) -> None:
+        try:
+            from model2vec import StaticModel
+        except ImportError as error:
+            raise MissingExtra.of("Embedding by a static model needs model2vec", "model2vec") from error
+        path, _, wanted = source.rpartition("@") if _HASHED.search(source) else (source, "", "")
+        place = str(Path(path).resolve()) if Path(path).is_dir() else path
+        try:
+            self._model = StaticModel.from_pretrained(place, force_download=False)
+        except Exception as error:  # the package's own faults are many, and the folder is what matters
+            raise InvalidArgument(
+                f"`encoder` is 'model2vec:{path}', and there is no such model ({first_line(error)[:160]}); name the "
+                "folder that model2vec saved it in."
+            ) from error
+        vectors = np.ascontiguousarray(self._model.embedding, dtype=np.float32)
+        fingerprint = sha256(vectors.tobytes()).hexdigest()[:8]
+        if wanted not in ("", fingerprint):
+            raise InvalidArgument(
+                f"`encoder` is 'model2vec:{path}', which is another model now ({fingerprint}) than the one that the "
+                f"vectors are of ({wanted}); put that one back, or build anew elsewhere."
+            )
+        self.name = f"model2vec:{place}@{fingerprint}"
+        self.width = int(vectors.shape[1])
+
+    def __call__(self, texts: Sequence[str]) -> VectorArray:
+        """Unit vectors float32 [n, width]; zeros of a text without a word that the model knows."""
+        if not texts:
+            return np.empty((0, self.width), dtype=np.float32)
+        return _unit(np.asarray(self._model.encode(list(texts), use_multiprocessing=False), dtype=np.float64))
+
+
 def text_encoder(name: str, *, width: int | None = None) -> TextEncoder:
-    """The encoder of a name: ``all-MiniLM-L6-v2``, or ``endpoint:NAME`` at ``OPENAI_BASE_URL``.
+    """The encoder of a name: ``all-MiniLM-L6-v2``, ``model2vec:FOLDER``, or ``endpoint:NAME`` at ``OPENAI_BASE_URL``.
 
     Raises:
         InvalidArgument: another name.
+        MissingExtra: it needs a package that is not installed.
     """
     if name == BUNDLED_ENCODER:
         return BundledEncoder()
     kind, _, model = name.partition(":")
     if kind == "endpoint" and model:
         return EndpointEncoder(model, width=width)
-    raise InvalidArgument(f"`encoder` is {name!r}; it must be {BUNDLED_ENCODER} or endpoint:NAME (OPENAI_BASE_URL).")
+    if kind == "model2vec" and model:
+        return StaticEncoder(model)
+    raise InvalidArgument(
+        f"`encoder` is {name!r}; it must be {BUNDLED_ENCODER}, model2vec:FOLDER or endpoint:NAME (OPENAI_BASE_URL)."
+    )
 
 
 def _unit(vectors: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> VectorArray:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from poise.errors import InvalidKnowledge
 from poise.knowledge.exact_store import ExactStore
 from poise.knowledge.lance_store import LanceStore
+from poise.knowledge.qdrant_store import LOCAL_NAME, QdrantStore
 from poise.knowledge.store import ChunkStore
 from poise.storage.atomic_write import saving
 
@@ -19,8 +20,8 @@ __all__ = ["HEADER_NAME", "KnowledgeFile", "KnowledgeHeader", "StoreName", "open
 
 HEADER_NAME = "knowledge.json"
 FORMAT = 1
-StoreName = Literal["lance", "exact"]
-STORE_NAMES = ("chunks.lance", "chunks.sqlite")
+StoreName = Literal["lance", "exact", "qdrant"]
+STORE_NAMES = ("chunks.lance", "chunks.sqlite", LOCAL_NAME)
 
 
 class KnowledgeFile(BaseModel):
@@ -99,7 +100,9 @@ def read_header(folder: Path) -> KnowledgeHeader:
 
 def open_store(folder: Path, store: StoreName, width: int, version: int | None = None) -> ChunkStore:
     """A knowledge base's chunks; the latest, to be written, where ``version`` is ``None``."""
-    return LanceStore(folder, width, version) if store == "lance" else ExactStore(folder, width)
+    if store == "lance":
+        return LanceStore(folder, width, version)
+    return ExactStore(folder, width) if store == "exact" else QdrantStore(folder, width)
 
 
 def put_aside(folder: Path) -> Path | None:

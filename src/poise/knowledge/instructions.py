@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from unicodedata import category, normalize
 
 __all__ = ["instruction_marks", "without_markup"]
 
@@ -22,7 +23,15 @@ _MARKUP = re.compile(r"<(?=\||/?(?:passages?|question|system|assistant|user|im_|
 
 def instruction_marks(text: str) -> tuple[str, ...]:
     """Kinds of instructions that a text seems to hold; a hint for readers, and no proof that there are no others."""
-    return tuple(name for name, pattern in _COMPILED.items() if pattern.search(text))
+    seen = _as_read(text)
+    return tuple(name for name, pattern in _COMPILED.items() if pattern.search(seen))
+
+
+def _as_read(text: str) -> str:
+    """Wide and stylised letters as plain ones, and without signs that do not show."""
+    if text.isascii():
+        return text
+    return "".join(sign for sign in normalize("NFKC", text) if category(sign) != "Cf")
 
 
 def without_markup(text: str) -> str:

@@ -189,7 +189,7 @@ def _quoted(text: str) -> str:
 def _limited(search: Any, where: ChunkFilter) -> Any:
     parts = []
     if where.paths:
-        fits = " OR ".join(f"regexp_like(path, {_quoted(f'^(?s:{glob_pattern(glob)})$')})" for glob in where.paths)
+        fits = " OR ".join(f"regexp_like(path, {_quoted(f'^(?:{glob_pattern(glob)})$')})" for glob in where.paths)
         parts.append(f"({fits})")
     if where.kinds:
         parts.append(f"kind IN ({', '.join(_quoted(kind) for kind in where.kinds)})")

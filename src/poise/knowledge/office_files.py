@@ -97,8 +97,11 @@ def _docx_blocks(document: object) -> Iterator[DocumentBlock]:
     for item in document.iter_inner_content():  # type: ignore[attr-defined]
         if hasattr(item, "rows"):
             for row in item.rows:
-                cells = dict.fromkeys(" ".join(cell.text.split()) for cell in row.cells)
-                yield DocumentBlock(" | ".join(cells), tuple(levels[level] for level in sorted(levels)))
+                # A merged cell comes several times.
+                cells = {cell._tc: " ".join(cell.text.split()) for cell in row.cells}
+                if not any(cells.values()):
+                    continue
+                yield DocumentBlock(" | ".join(cells.values()), tuple(levels[level] for level in sorted(levels)))
             continue
         style, text = str(getattr(item.style, "name", "") or ""), item.text.strip()
         depth = 0 if style == "Title" else _heading_depth(style)

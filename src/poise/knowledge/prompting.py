@@ -11,7 +11,7 @@ from poise.errors import InvalidArgument
 from poise.knowledge.instructions import without_markup
 from poise.knowledge.searching import RetrievedPassage
 
-__all__ = ["NOT_IN_DOCUMENTS", "GroundedPrompt", "fitting_prompt", "says_not_there"]
+__all__ = ["NOT_IN_DOCUMENTS", "GroundedPrompt", "fitting_prompt", "says_not_there", "without_echo"]
 
 NOT_IN_DOCUMENTS = "Not in the documents."
 
@@ -25,6 +25,8 @@ _NOT_THERE = re.compile(
     r"((this|that|the answer) is )?not (found |answered |stated |mentioned |given )?in the (documents?|passages?)\b",
     re.IGNORECASE,
 )
+_PASSAGE_SIGN = re.compile(r"</?passage>\n?")
+_CITED_NUMBERS = re.compile(r"\[[\d,; ]+\]")
 LEAST_PASSAGE = 80  # characters that the last passage is cut down to, at most
 
 CountTokens = Callable[[Sequence[Message]], int]
@@ -82,6 +84,16 @@ def fitting_prompt(
             )
 
 
+def without_echo(text: str, question: str, passages: Sequence[RetrievedPassage]) -> str:
+    """An answer without what small models copy: headings on lines of their own, signs of passages, the question."""
+    headings = {without_markup(passage.heading).casefold() for passage in passages}
+    headings.add(f"question: {question}".casefold().strip(" .:"))
+    lines = _PASSAGE_SIGN.sub("", text).split("\n")
+    return "\n".join(
+        line for line in lines if _CITED_NUMBERS.sub("", line).strip(" .:").casefold() not in headings
+    ).strip()
+
+
 def says_not_there(text: str) -> bool:
     """Whether an answer says that the documents have none."""
     return bool(_NOT_THERE.match(text)) or not text.strip()
@@ -91,7 +103,7 @@ def _messages(question: str, passages: Sequence[RetrievedPassage], history: Sequ
     parts = [INSTRUCTIONS, ""]
     for number, passage in enumerate(passages, 1):
         warning = _WARNING if passage.marks else ""
-        parts.append(f"[{number}] {without_markup(passage.place)}{warning}\n<passage>\n{without_markup(passage.text)}")
-        parts.append("</passage>\n")
+        parts.append(f"[{number}] {without_markup(passage.heading)}{warning}\n<passage>")
+        parts.append(f"{without_markup(passage.text)}\n</passage>\n")
     parts.append(f"Question: {question.strip()}")
     return (*history, {"role": "user", "content": "\n".join(parts)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,16 @@ def _text_of(data: bytes) -> str:
 
 
 def _plain(path: Path, data: bytes) -> SourceDocument:
-    paragraphs = (DocumentBlock(part) for part in _text_of(data).replace("\r\n", "\n").split("\n\n"))
+    paragraphs = (DocumentBlock(part) for part in _with_line_feeds(_text_of(data)).split("\n\n"))
     return SourceDocument(path.name, "text", paragraphs)
 
 
 def _markdown(path: Path, data: bytes) -> SourceDocument:
-    return markdown_document(path.name, _text_of(data).replace("\r\n", "\n"))
+    return markdown_document(path.name, _with_line_feeds(_text_of(data)))
+
+
+def _with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _html(path: Path, data: bytes) -> SourceDocument:
@@ -76,16 +81,22 @@ def _html(path: Path, data: bytes) -> SourceDocument:
 
 def _csv(path: Path, data: bytes) -> SourceDocument:
     text = _text_of(data)
-    tab = path.suffix.lower() == ".tsv"
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(text)
 
     def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if tab else ",", restkey="more")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="more")
         try:
             yield from enumerate(reader, 1)
         except csv.Error as error:
             raise InvalidDocument(f"row {reader.line_num} cannot be read: {error}") from error
 
     return SourceDocument(path.name, "csv", (_row_block(n, row) for n, row in rows()))
+
+
+def _delimiter(text: str) -> str:
+    """What parts the names of columns: a comma, unless the first line has more of another."""
+    header = re.sub(r'"[^"]*"', "", next((line for line in text.splitlines() if line.strip()), ""))
+    return max(",;\t|", key=header.count)
 
 
 def _jsonl(path: Path, data: bytes) -> SourceDocument:
@@ -106,14 +117,16 @@ def _jsonl(path: Path, data: bytes) -> SourceDocument:
 
 def _row_block(number: int, row: Mapping[str, Any]) -> DocumentBlock:
     """A row's text where a column is one, else every column with its name; a title becomes a heading."""
-    text_key = next((key for key in _TEXT_KEYS if isinstance(row.get(key), str)), None)
+    text_key = next((key for key in _TEXT_KEYS if isinstance(row.get(key), str) and row[key].strip()), None)
     title = next((str(row[key]) for key in _TITLE_KEYS if isinstance(row.get(key), str | int)), "")
     if text_key is not None:
         return DocumentBlock(str(row[text_key]), (title,) if title else (), number)
     cells = (
-        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) for key, value in row.items()
+        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for key, value in row.items()
+        if value is not None and value != ""
     )
-    return DocumentBlock("\n".join(f"{key}: {value}" for key, value in cells if value), (), number)
+    return DocumentBlock("\n".join(f"{key}: {value}" for key, value in cells), (), number)
 
 
 _DOCUMENT_READERS: dict[str, Callable[[Path, bytes], SourceDocument]] = {

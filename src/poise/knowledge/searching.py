@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
 from poise.arguments import check_choice, check_number
 from poise.errors import InvalidArgument
 from poise.knowledge.encoders import TextEncoder, text_encoder
 from poise.knowledge.header import HEADER_NAME, KnowledgeHeader, open_store, read_header
+from poise.knowledge.reranking import TextReranker
 from poise.knowledge.store import NO_FILTER, ChunkFilter, ChunkStore, RankFusion, ScoredChunk
 
-__all__ = ["Knowledge", "RetrievedPassage", "SearchMode"]
+__all__ = ["Knowledge", "RetrievedPassage", "SearchMode", "reranked"]
 
 SearchMode = Literal["hybrid", "dense", "sparse"]
 MOST_RESULTS = 200
 MOST_QUESTION = 10_000
+LONGEST_TITLE = 80  # characters of a title or heading in a prompt
+RERANKED_DEPTH = 20
 FUSED_DEPTH = 50
 """Results of each way that are fused, at least."""
 
@@ -53,6 +57,18 @@ class RetrievedPassage:
         parts = dict.fromkeys(part for part in (self.path, *self.headings) if part)
         return " › ".join(parts) + (f", {self.page}" if self.page else "")
 
+    @property
+    def heading(self) -> str:
+        """Document and headings as a model is shown them: a short title and no path, which small models repeat."""
+        name = PurePath(self.path).name
+        parts = dict.fromkeys(_shortened(part) for part in (self.title.strip() or name, *self.headings) if part)
+        return " › ".join(parts)
+
+
+def _shortened(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= LONGEST_TITLE else words[: LONGEST_TITLE - 1].rstrip() + "…"
+
 
 class Knowledge:
     """A knowledge base that is open for questions; it sees the builds that end while it is open.
@@ -60,14 +76,24 @@ class Knowledge:
     Args:
         folder: Its folder.
         encoder: What embeds questions; else the one that it was built with.
+        reranker: What scores the best passages of a search again and orders them.
+        depth: How many of them, at least.
 
     Raises:
         InvalidKnowledge: it is missing or damaged.
         InvalidArgument: it was built with another encoder than the one that is passed.
     """
 
-    def __init__(self, folder: Path, encoder: TextEncoder | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        encoder: TextEncoder | None = None,
+        *,
+        reranker: TextReranker | None = None,
+        depth: int = RERANKED_DEPTH,
+    ) -> None:
+        check_number("`depth`", depth, least=1, most=MOST_RESULTS)
+        self.folder, self.reranker, self.depth = folder, reranker, depth
         self.header: KnowledgeHeader = read_header(folder)
         self._encoder = encoder or text_encoder(self.header.encoder, width=self.header.width)
         self._changed = self._change_mark()
@@ -123,7 +149,10 @@ class Knowledge:
         self._refresh()
         if not self.header.chunks:
             return []
-        return [_passage(scored) for scored in self._ranking(question, top, mode, where)]
+        if self.reranker is None:
+            return [_passage(scored) for scored in self._ranking(question, top, mode, where)]
+        passages = [_passage(scored) for scored in self._ranking(question, max(top, self.depth), mode, where)]
+        return reranked(question, passages, self.reranker)[:top]
 
     def _ranking(self, question: str, top: int, mode: SearchMode, where: ChunkFilter) -> list[ScoredChunk]:
         if mode == "sparse":
@@ -144,6 +173,13 @@ class Knowledge:
     def close(self) -> None:
         """Let go of files."""
         self._store.close()
+
+
+def reranked(question: str, passages: Sequence[RetrievedPassage], reranker: TextReranker) -> list[RetrievedPassage]:
+    """Passages by the reranker's scores, best first; equal ones as they were."""
+    scores = reranker(question, [f"{passage.heading}\n{passage.text}" for passage in passages]) if passages else []
+    rescored = [replace(passage, score=score) for passage, score in zip(passages, scores, strict=True)]
+    return sorted(rescored, key=lambda passage: -passage.score)
 
 
 def _passage(scored: ScoredChunk) -> RetrievedPassage:

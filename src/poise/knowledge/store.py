@@ -89,7 +89,7 @@ NO_FILTER = ChunkFilter()
 
 def glob_pattern(glob: str) -> str:
     """A pattern with ``*`` and ``?`` as a regular expression that Python and Rust read alike."""
-    return "".join({"*": ".*", "?": "."}.get(sign, re.escape(sign)) for sign in glob)
+    return "".join({"*": r"(?s:.*)", "?": r"(?s:.)"}.get(sign, re.escape(sign)) for sign in glob)
 
 
 class ChunkStore(Protocol):

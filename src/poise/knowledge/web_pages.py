@@ -13,6 +13,9 @@ __all__ = ["html_document"]
 
 _LEFT_OUT = {"script", "style", "noscript", "template", "nav", "header", "footer", "aside", "form", "svg", "head"}
 _BLOCK_TAGS = {"p", "li", "pre", "dd", "dt", "blockquote", "tr", "figcaption", "caption", "summary"}
+_STYLED_AWAY = re.compile(
+    r"(display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0(px|pt|em|rem|%)?\s*(;|$))", re.I
+)
 _HEADING_TAG = re.compile(r"h[1-6]")
 
 
@@ -34,10 +37,28 @@ def html_document(name: str, data: bytes) -> SourceDocument:
     except (etree.ParserError, etree.XMLSyntaxError, ValueError) as error:
         raise InvalidDocument(f"it cannot be read as HTML: {str(error)[:120]}") from error
     title = " ".join((root.findtext(".//title") or "").split())
-    parts = root.xpath("//main | //*[@role='main'] | //article")
-    blocks = list(_page_blocks(parts[0] if parts else root))
+    _drop_what_is_not_shown(root)
+    blocks = list(_page_blocks(_main_part(root)))
     first = next((block.headings[0] for block in blocks if block.headings), "")
     return SourceDocument(title or first or name, "html", blocks)
+
+
+def _drop_what_is_not_shown(root: Any) -> None:
+    """Take out scripts, menus and what is hidden, also inside paragraphs; line breaks become spaces."""
+    for node in list(root.iterdescendants()):
+        if not isinstance(node.tag, str):
+            continue
+        if node.tag == "br":
+            node.tail = f"\n{node.tail or ''}"
+        elif node.tag in _LEFT_OUT or "hidden" in node.attrib or _STYLED_AWAY.search(node.get("style") or ""):
+            node.drop_tree()
+
+
+def _main_part(root: Any) -> Any:
+    """What is marked as the page's main part; its article, where it has one; else all of it."""
+    main = root.xpath("//main | //*[@role='main']")
+    articles = root.xpath("//article")
+    return main[0] if main else articles[0] if len(articles) == 1 else root
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -62,7 +83,7 @@ def _page_blocks(root: Any) -> Iterator[DocumentBlock]:
         if isinstance(node, str):
             loose.append(node)
             continue
-        if not isinstance(node.tag, str) or node.tag in _LEFT_OUT or "hidden" in node.attrib:
+        if not isinstance(node.tag, str):
             continue
         is_heading = bool(_HEADING_TAG.fullmatch(node.tag))
         is_block = node.tag in _BLOCK_TAGS and not any(child.tag in _BLOCK_TAGS for child in node.iterdescendants())

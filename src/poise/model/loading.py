@@ -28,7 +28,7 @@ from poise.model.checkpoint import check_complete, check_decoder_only, check_wri
 from poise.model.template_file import tokenizer_with_template
 from poise.progress import track
 
-__all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "locate", "read_weights"]
+__all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "locate", "read_weights", "without_transformers_bars"]
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -138,7 +138,7 @@ def read_weights(
     adapter_config(source, source)
     local_only = is_only_local(source)
     try:
-        with _no_bars():
+        with without_transformers_bars():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
             check_decoder_only(config, source)
             check_writes_text(config, source)
@@ -294,7 +294,7 @@ def _load_gguf(gguf: Path) -> tuple[Any, Any]:
 
     unpacked = GgufConfig(dequantize=True)
     try:
-        with _no_bars():
+        with without_transformers_bars():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
@@ -315,7 +315,7 @@ def _load_gguf(gguf: Path) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
+def without_transformers_bars() -> Iterator[None]:
     """Keep transformers' own progress bars off the screen; ours say what is going on."""
     from transformers.utils import logging
 

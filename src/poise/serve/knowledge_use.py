@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from poise.data import Message
 from poise.errors import InvalidArgument, RequestError, UserError
-from poise.grounding.facts import content_words
 from poise.knowledge import (
     AnswerSettings,
     ChunkFilter,
@@ -18,8 +17,10 @@ from poise.knowledge import (
     GroundingScores,
     Knowledge,
     RetrievedPassage,
+    text_reranker,
 )
 from poise.knowledge.answering import checked_answer, passage_facts, sentence_facts
+from poise.knowledge.follow_ups import MOST_SOUGHT, search_text
 from poise.knowledge.prompting import fitting_prompt
 from poise.model import Model
 from poise.serve.policy import Policies, Policy, UnsupportedRule
@@ -31,13 +32,16 @@ __all__ = [
     "AnswerSupport",
     "KnowledgeUse",
     "ServerKnowledge",
+    "TurnWriter",
     "check_document_rules",
     "read_knowledge",
     "with_knowledge",
 ]
 
-FEW_WORDS = 3  # of a question that is looked for together with the one before it
 UNSUPPORTED_ACTIONS = {"mark": "marked", "remove": "removed", "refuse": "a reason to refuse the answer"}
+TurnWriter = Callable[[list[Message], int], str]
+"""Answers a prompt with at most that many tokens."""
+
 MARK_TOKENS = 16  # of the marks around a turn
 
 
@@ -119,7 +123,7 @@ class ServerKnowledge:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # requests come from several threads
 
     def use(
-        self, body: ChatCompletionRequest, policy: Policy, model: Model
+        self, body: ChatCompletionRequest, policy: Policy, model: Model, write: TurnWriter | None = None
     ) -> tuple[ChatCompletionRequest, KnowledgeUse]:
         """The request with passages before its last question, and what its answers rest on.
 
@@ -138,11 +142,10 @@ class ServerKnowledge:
                 param="poise.knowledge",
             )
         question = body.messages[-1].text
+        sought = _search_text(body.messages, wanted, write)
         try:
             with self._lock:
-                passages = self.knowledge.search(
-                    _search_text(body.messages), settings.top, settings.mode, settings.where
-                )
+                passages = self.knowledge.search(sought, settings.top, settings.mode, settings.where)
         except InvalidArgument as error:
             raise RequestError(400, str(error), param="messages") from error
         except UserError as error:
@@ -172,6 +175,7 @@ def with_knowledge(
     policy: Policy,
     model: Model,
     score: GroundingScores | None = None,
+    write: TurnWriter | None = None,
 ) -> tuple[OpenAIRequest, KnowledgeUse | None]:
     """The request as it may go on: with passages, where it or its key's rules ask for them.
 
@@ -181,6 +185,7 @@ def with_knowledge(
         policy: The rules for its key.
         model: Model that answers.
         score: The model's measure of sentences; ``None`` where it has none.
+        write: Has the model write a little, to rewrite a question; ``None`` where it cannot.
 
     Raises:
         RequestError: 400 where it asks for documents that are not here, or for a check by a model that cannot.
@@ -194,7 +199,7 @@ def with_knowledge(
         return body, None
     if body.messages[-1].role != "user":
         return body, None
-    body, use = knowledge.use(body, policy, model)
+    body, use = knowledge.use(body, policy, model, write)
     if not (policy.check_by_model or _wanted(body).by_model):
         return body, use
     if score is None:
@@ -219,11 +224,13 @@ def _answer_settings(wanted: KnowledgeRequest, policy: Policy) -> AnswerSettings
     return AnswerSettings(top=wanted.top, mode=wanted.mode, where=where, least=wanted.least)
 
 
-def _search_text(messages: Sequence[ChatMessage]) -> str:
-    """The last question; with the one before it where it says little by itself, such as "And on Sundays?"."""
-    questions = [turn.text for turn in messages if turn.role == "user"]
-    few = len(content_words(questions[-1])) <= FEW_WORDS
-    return "\n".join(questions[-2:] if few else questions[-1:])[-5000:]
+def _search_text(messages: Sequence[ChatMessage], wanted: KnowledgeRequest, write: TurnWriter | None) -> str:
+    """What is looked for: the last question, with or by what came before it."""
+    if wanted.follow_up == "rewrite" and write is None:
+        text = "Questions are rewritten on Poise's own engine alone; set poise.knowledge.follow_up to join or last."
+        raise RequestError(400, text, code="unsupported", param="poise.knowledge.follow_up")
+    sought = search_text([turn.text for turn in messages if turn.role == "user"], wanted.follow_up, write)
+    return sought[-MOST_SOUGHT:]
 
 
 def check_document_rules(policies: Policies, knowledge: ServerKnowledge | None, keys: Iterable[str]) -> None:
@@ -244,11 +251,16 @@ def check_document_rules(policies: Policies, knowledge: ServerKnowledge | None, 
         raise faults_error(faults.items())
 
 
-def read_knowledge(folder: Path | None) -> ServerKnowledge | None:
-    """The knowledge base in a folder; ``None`` without one.
+def read_knowledge(folder: Path | None, rerank: str | None = None) -> ServerKnowledge | None:
+    """The knowledge base in a folder, with what orders its best passages; ``None`` without one.
 
     Raises:
+        InvalidArgument: there is no such reranker, or nothing to rerank.
         InvalidKnowledge: it is none, or damaged.
         MissingExtra: it needs packages that are not installed.
     """
-    return ServerKnowledge(Knowledge(folder)) if folder else None
+    if folder is None:
+        if rerank:
+            raise InvalidArgument("`rerank` orders passages of documents; name them with `knowledge`, or leave it out.")
+        return None
+    return ServerKnowledge(Knowledge(folder, reranker=text_reranker(rerank) if rerank else None))

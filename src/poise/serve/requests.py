@@ -105,6 +105,11 @@ class KnowledgeRequest(StrictRequest):
 
     top: int = Field(6, ge=1, le=50, description="Most passages.")
     mode: Literal["hybrid", "dense", "sparse"] = Field("hybrid", description="How they are looked for.")
+    follow_up: Literal["last", "join", "rewrite"] = Field(
+        "join",
+        description="What is looked for: the last question; with the one before where it has few words; or as the "
+        "model rewrites it with the one before, for which other answers wait.",
+    )
     paths: list[RequestName] = Field(default=[], max_length=16, description="Patterns of files, such as `docs/*.md`.")
     unsupported: UnsupportedRule = Field(
         "leave",

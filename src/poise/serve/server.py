@@ -86,7 +86,7 @@ def check_options(
     with policy_lines(options.policy):
         check_policies(policies, keys)
         check_guardrail_rules(policies, read_guardrails(options.guardrail), keys.names)
-        check_document_rules(policies, read_knowledge(options.knowledge), keys.names)
+        check_document_rules(policies, read_knowledge(options.knowledge, options.rerank), keys.names)
     check_memories(options.memory, options.memory_gate)
     webhook_target(options)
     if options.traces:
@@ -110,8 +110,7 @@ def load_vectors(
     Raises:
         UserError: a file is no vector of this model, or the talk cannot bear the rate.
     """
-    if isinstance(model, ServedEngine):
-        model = model.model
+    model = model.model if isinstance(model, ServedEngine) else model
     loaded = {name: vector_file.load_vector(path) for name, path in files.items()}
     for vector in loaded.values():
         vector.check_model(model, allow_other_model=allow_other_model)
@@ -173,7 +172,7 @@ def make_server(
         store=ReadingsStore(options.log, keep_days=options.keep_days, private=options.log_text),
         webhook=Webhook(url=hook[0], secrets=hook[1]) if (hook := webhook_target(options)) else None,
         guardrails=read_guardrails(options.guardrail, model),
-        knowledge=read_knowledge(options.knowledge),
+        knowledge=read_knowledge(options.knowledge, options.rerank),
         memories=read_memories(
             options.memory, options.memory_gate, model, scheduler.call, reads=engine.read_text is None
         ),

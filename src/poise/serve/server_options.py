@@ -23,6 +23,7 @@ class ServerOptions:
         policy: File of rules.
         guardrail: Files of guardrails, and folders of ``NAME/VERSION``; the first guards where no policy says else.
         knowledge: Folder of a knowledge base that chats may be answered from.
+        rerank: What orders its best passages, such as a cross-encoder's folder; see ``poise.knowledge.text_reranker``.
         memory: Folders of memories that chats may have, by the folders' names.
         memory_gate: File of a gate that reads the model before an entry is let in.
         log: Database of readings; ``None`` keeps them until the server stops.
@@ -51,6 +52,7 @@ class ServerOptions:
     policy: Path | None = None
     guardrail: Path | Sequence[Path] | None = None
     knowledge: Path | None = None
+    rerank: str | None = None
     memory: tuple[Path, ...] = ()
     memory_gate: Path | None = None
     log: Path | None = None

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from poise.errors import InvalidSteering, RequestError, UserError
 from poise.guardrail.injection_reading import InjectionReader, result_detector
-from poise.knowledge import GroundingScores, model_scores
+from poise.knowledge import GroundingScores, LocalAnswerWriter, model_scores
 from poise.memory import InjectionEffect
 from poise.model import Encoded, Model
 from poise.model.rendering import has_thinking_switch
@@ -17,7 +17,7 @@ from poise.serve.embeddings import SentenceEncoder
 from poise.serve.exchange import CompletionExchange
 from poise.serve.guarding import GuardedRequest, ServerGuard
 from poise.serve.guardrail_set import GuardrailSet
-from poise.serve.knowledge_use import ServerKnowledge, with_knowledge
+from poise.serve.knowledge_use import ServerKnowledge, TurnWriter, with_knowledge
 from poise.serve.memory_use import ServerMemories, with_memory
 from poise.serve.metrics import Metrics
 from poise.serve.observing import named_session, note_exchange
@@ -101,6 +101,13 @@ class Service:
         return model_scores(self.model, self.scheduler.call)
 
     @cached_property
+    def turn_writer(self) -> TurnWriter | None:
+        """Has the model write a little, between two of its steps; ``None`` on vLLM."""
+        if self.engine.read_text is not None:
+            return None
+        return lambda messages, most: self.scheduler.call(lambda: LocalAnswerWriter(self.model)(messages, most).text)
+
+    @cached_property
     def thinks(self) -> bool:
         """Whether requests may have the model think before it replies."""
         return has_thinking_switch(self.model.tokenizer)
@@ -174,7 +181,7 @@ class Service:
         if not guarded.blocked:
             effect = self._injection_effect(guard) if self.memories else None
             body, remembered = with_memory(self.memories, body, key, policy, self.model, effect)
-            body, use = with_knowledge(self.knowledge, body, policy, self.model, self.passage_scores)
+            body, use = with_knowledge(self.knowledge, body, policy, self.model, self.passage_scores, self.turn_writer)
         plan = plan_request(body, self.model, self.name, self.registry, policy, key)
         if plan.scoring and self.engine.no_scores:
             raise RequestError(400, self.engine.no_scores, code="unsupported", param="echo")
