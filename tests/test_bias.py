@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 import tiny
 from poise.cli import app
-from poise.errors import InvalidSettings
+from poise.errors import InvalidData, InvalidSettings
 from poise.lifecycle.bias import REFUSAL, bias_report, compare_bias, measure_swaps, sign_flip_p
+from poise.lifecycle.bias_labels import fairness_report, read_labelled
 from poise.lifecycle.bias_sets import SLOTS, BiasSet, SwapCell, draw_swaps, read_bias_set
 from poise.statistics.estimates import bounded_estimate
 from poise.steer import Steering
@@ -182,3 +183,53 @@ def test_judged_scores_are_measures_too() -> None:
     assert scores.shape == (len(cells),)
     known = scores[np.isfinite(scores)]
     assert ((known >= 0) & (known <= 100)).all()
+
+
+class TestLabels:
+    def rows(self, path: Path, n: int = 40) -> list[dict[str, Any]]:
+        rows = [
+            {"question": f"Did {name} pay on day {i}?", "group": group, "label": i % 2 == 0}
+            for group, name in (("a", "Ada"), ("b", "Bo"))
+            for i in range(n)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+    def test_are_measured_as_fairlearn_defines_them(self, tmp_path: Path) -> None:
+        pytest.importorskip("fairlearn", reason="needs the extra fairness")
+        self.rows(tmp_path / "l.jsonl")
+        questions = read_labelled(tmp_path / "l.jsonl")
+        answers = [one.label if one.group == "a" else False for one in questions]
+        report = fairness_report("m", questions, answers)
+        assert report.demographic_parity_difference.value == 0.5
+        assert report.equalized_odds_difference.value == 1.0
+        assert [(g.group, g.selected.value, g.right.value, g.recall.value) for g in report.groups] == [
+            ("a", 0.5, 1.0, 1.0),
+            ("b", 0.0, 0.5, 0.0),
+        ]
+        assert report.groups[1].recall.high == pytest.approx(0.1684, abs=1e-3)  # Clopper and Pearson, 0 of 20
+
+    def test_the_command_writes_them(self, tmp_path: Path) -> None:
+        pytest.importorskip("fairlearn", reason="needs the extra fairness")
+        with no_warnings():
+            tiny.lm(max_position_embeddings=512).save_pretrained(tmp_path / "m")
+            tiny.chatml().save_pretrained(tmp_path / "m")
+        self.rows(tmp_path / "l.jsonl", n=4)
+        arguments = ["bias", "--model", str(tmp_path / "m"), "--labelled", str(tmp_path / "l.jsonl")]
+        done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+        assert done.exit_code == 0, done.output
+        assert "Equalized odds difference" in done.stdout
+        assert json.loads((tmp_path / "out" / "fairness.json").read_text())["groups"][0]["selected"]["n"] == 4
+
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ("{", "line 1 is no JSON"),
+            ('{"question": "q", "group": "a"}', "line 1: label"),
+            ('{"question": "q", "group": "a", "label": true}', "a difference takes two"),
+        ],
+    )
+    def test_that_are_none_are_said(self, tmp_path: Path, line: str, words: str) -> None:
+        (tmp_path / "l.jsonl").write_text(line)
+        with pytest.raises(InvalidData, match=words):
+            read_labelled(tmp_path / "l.jsonl")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise.cli.options import BatchOption, Device, Dtype, Force, Json, ModelName, OutFolder, Seed
+from poise.cli.options import BatchOption, Device, Dtype, DtypeName, Force, Json, ModelName, OutFolder, Seed
 from poise.cli.work import load_model, working
 from poise.errors import InvalidArgument
 
@@ -18,8 +18,26 @@ if TYPE_CHECKING:
 
 __all__ = ["bias_command"]
 
-REPORT_NAME = "bias.json"
+REPORT_NAME, FAIRNESS_NAME = "bias.json", "fairness.json"
 SHOWN = 12  # gaps in the summary
+
+
+PromptsOption = Annotated[
+    int | None, typer.Option("--prompts", metavar="N", min=2, help="Most prompts of each axis; all by default.")
+]
+PlantOption = Annotated[
+    str | None,
+    typer.Option("--plant", metavar="GROUP=EXPR", help="Steer the answers about one group, to see it found."),
+]
+LabelledOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labelled",
+        metavar="JSONL",
+        dir_okay=False,
+        help="Instead: yes-or-no questions with group and label a line, and fairlearn's metrics of the answers.",
+    ),
+]
 
 
 def bias_command(
@@ -46,13 +64,9 @@ def bias_command(
     axes: Annotated[
         list[str] | None, typer.Option("--axis", metavar="A", help="Only this axis; once for each.")
     ] = None,
-    templates: Annotated[
-        int | None, typer.Option("--prompts", metavar="N", min=2, help="Most prompts of each axis; all by default.")
-    ] = None,
-    plant: Annotated[
-        str | None,
-        typer.Option("--plant", metavar="GROUP=EXPR", help="Steer the answers about one group, to see it found."),
-    ] = None,
+    templates: PromptsOption = None,
+    plant: PlantOption = None,
+    labelled: LabelledOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer.")] = 40,
     seed: Seed = 0,
     batch: BatchOption = 32,
@@ -65,6 +79,9 @@ def bias_command(
 
     Two members of one group are the control: they show how often a difference comes out that is none.
     """
+    if labelled:
+        _measure_labelled(labelled, model, out, (dtype, device, seed), force=force, as_json=as_json)
+        return
     with working():
         from poise.lifecycle.bias import bias_report, compare_bias
         from poise.lifecycle.bias_sets import draw_swaps, read_bias_set
@@ -83,6 +100,38 @@ def bias_command(
         with saving(out / REPORT_NAME) as temporary:
             temporary.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _show_bias(report, out, as_json=as_json)
+
+
+def _measure_labelled(
+    path: Path, model: str, out: Path, options: tuple[DtypeName, str, int], *, force: bool, as_json: bool
+) -> None:
+    """Fairness of the answers to questions whose answers are known."""
+    from poise.cli import facts, render
+
+    dtype, device, seed = options
+    with working():
+        from poise.lifecycle.bias_labels import fairness_report, read_labelled, yes_or_no
+        from poise.storage.atomic_write import saving
+        from poise.storage.output import check_output
+
+        check_output(out / FAIRNESS_NAME, inputs=[path], force=force)
+        questions = read_labelled(path)
+        answers = yes_or_no(load_model(model, dtype, device), questions)
+        report = fairness_report(model, questions, answers, seed=seed)
+        with saving(out / FAIRNESS_NAME) as temporary:
+            temporary.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        facts.print_json(report.model_dump(mode="json"))
+        return
+    lines = [f"{model}: {len(questions)} questions"]
+    lines += [
+        f"  {one.group}: yes {one.selected:.2f}, right {one.right:.2f}, yes where it is right {one.recall:.2f}, "
+        f"n = {one.selected.n}"
+        for one in report.groups
+    ]
+    lines.append(f"Demographic parity difference {report.demographic_parity_difference:.2f}")
+    lines.append(f"Equalized odds difference {report.equalized_odds_difference:.2f}, n = {len(questions)}")
+    render.show([*map(render.plain_text, lines), f"Report: {out / FAIRNESS_NAME}"])
 
 
 def _show_bias(report: BiasReport, out: Path, *, as_json: bool) -> None:

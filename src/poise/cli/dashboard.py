@@ -48,7 +48,11 @@ def dashboard_command(
         Path | None, typer.Option("--api-key-file", metavar="F", dir_okay=False, help="`NAME KEY` a line.")
     ] = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Look once, print what is so, and end: exit code 1 where an alert is open.")
+        bool,
+        typer.Option(
+            "--once",
+            help="Look once, print what is so, and end: exit code 1 where an alert is open or a source is away.",
+        ),
     ] = False,
     test: Annotated[
         str | None, typer.Option("--test", metavar="RULE", help="Tell people of this rule as a test, and end.")
@@ -173,7 +177,7 @@ def _say_overview(overview: dict[str, Any], *, as_json: bool) -> None:
         lines += overview["notes"] or []
         lines.append(f"{counted(len(alerts), 'open alert')}.")
         render.show([*map(render.plain_text, lines)])
-    if alerts:
+    if alerts or any(one["fault"] for one in overview["sources"]):
         raise typer.Exit(1)
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger("poise.dashboard")
 POST_SECONDS = 5.0
 MAIL_SECONDS = 10.0
 LONGEST_POST = 15.0  # seconds, headers and body together
-MOST_TRIES = 8
+MOST_TRIES = 14  # over about an hour
 FIRST_DELAY = 2.0  # seconds before the second try; twice as many before each next one
 LONGEST_RETRY_DELAY = 600.0
 IDLE_SECONDS = 1.0  # between looks at the queue
@@ -77,6 +77,8 @@ class AlertTeller:
                 self.tell_due(time.time())
             except SaveFailed as error:
                 log.warning("%s Alerts are told when it can be read again.", error)
+            except Exception:
+                log.exception("Telling of alerts failed; the next try is in a moment.")
 
     def tell_due(self, now: float) -> int:
         """Try everything that is due once; how many were told."""
@@ -85,9 +87,8 @@ class AlertTeller:
         for row in waiting:
             if self._closing.is_set():
                 break
-            if (
-                now < row["due"] <= now + LONGEST_RETRY_DELAY + FIRST_DELAY
-            ):  # one that is later still is of a clock moved back
+            longest = now + LONGEST_RETRY_DELAY + FIRST_DELAY  # what is due later still is of a clock moved back
+            if now < row["due"] <= longest:
                 continue
             fault = self.try_once(row["channel"], json.loads(row["body"]), f"msg_{row['id']}_{row['alert'] or 0}")
             told += not fault

@@ -12,7 +12,7 @@ artefacts        what lies at a path, for a record
 cards, annex     a record's card, and its documentation in the order of the EU AI Act
 project          a use case; project_status says where it stands
 choice           candidates side by side, by candidate_measures and endpoint_candidate; choice_page as a page
-bias             differences between groups; bias_sets has groups and prompts
+bias             differences between groups; bias_sets has groups and prompts, bias_labels what is right or wrong
 
 It strings together what other rooms compute, and keeps what they say.
 """
