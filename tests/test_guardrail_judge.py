@@ -105,7 +105,7 @@ class TestTheJudge:
         assert isinstance(reader, JudgedReader)
         for row in TALK:
             reader(str(row["messages"][0]["content"]), "INPUT")  # type: ignore[index]
-        assert reader.asked == len(server.requests) == len(uncertain)
+        assert reader.judge.asked == len(server.requests) == len(uncertain)
         band = fitted.header.detectors[0].band
         assert band is not None
         assert len(uncertain) / len(TALK) == pytest.approx(band.judged, abs=0.1)
@@ -149,7 +149,7 @@ class TestTheJudge:
         assert "The judge did not answer" in answer["actionReason"]
         assert "`on_failure`" in answer["actionReason"]
         assert isinstance(reader, JudgedReader)
-        assert reader.failed == 1
+        assert reader.judge.failed == 1
         [topic] = answer["assessments"][0]["topicPolicy"]["topics"]
         assert topic["detected"] is True
         assert uncertain[0] not in answer["actionReason"]
@@ -158,7 +158,7 @@ class TestTheJudge:
         reader = judged_reader(with_judge(fitted, by="served"), model)
         reader(uncertain[0], "INPUT")
         assert isinstance(reader, JudgedReader)
-        assert reader.asked == 1
+        assert reader.judge.asked == 1
 
     def test_is_told_what_content_is_about(self) -> None:
         guardrail = Guardrail.model_validate({"name": "a", "content": [{"type": "HATE"}]})

@@ -184,7 +184,7 @@ class TestTheServer:
         model = tiny.model(max_position_embeddings=4096)
         with serving.running(model, {}, guardrail=guardrail_file(tmp_path, translations=1)) as (address, server):
             [note] = [note for note in server.notes if "reasons about" in note]
-            assert note.startswith("hr/DRAFT reasons about answers where ApplyGuardrail is asked, and not in chats")
+            assert note == "hr/DRAFT reasons about answers, that wait for it."
             query = {"text": "May I take leave?", "qualifiers": ["query"]}
             results = [ask(address, query, {"text": "Yes.", "qualifiers": ["guard_content"]}) for _ in range(2)]
             assert server.service.scheduler.idle

@@ -113,6 +113,12 @@ class AnswerEncoding:
         self._reader, self._splitter = reader, UnitSplitter(UNIT_LENGTHS["answer"])
         self._texts: deque[str] = deque()  # not yet looked at; one thread may write while another looks
         self._reported: set[str] = set()
+        self._uncertain: dict[str, tuple[GuardDetector, float]] = {}
+
+    @property
+    def uncertain(self) -> list[tuple[GuardDetector, float]]:
+        """Rules whose highest reading so far a judge is to be asked about."""
+        return [pair for rule, pair in list(self._uncertain.items()) if rule not in self._reported]
 
     def add(self, text: str) -> None:
         """Take in what has been written."""
@@ -128,10 +134,12 @@ class AnswerEncoding:
         units = self._splitter.add(text) + (self._splitter.end() if last else [])
         findings = []
         for detector, value in self._reader.of_units(units, "answer"):
-            finding = detector.finding(value, 0)
-            if finding and detector.rule not in self._reported:
-                self._reported.add(detector.rule)
-                findings.append(finding)
+            decision, rule = detector.decision(value), detector.rule
+            if decision == "ask" and value > self._uncertain.get(rule, (detector, -np.inf))[1]:
+                self._uncertain[rule] = (detector, value)
+            if decision == "act" and rule not in self._reported:
+                self._reported.add(rule)
+                findings.append(detector.certain(value, 0))
         return findings
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from poise.grounding import Grounding
     from poise.model import Model
 
-__all__ = ["GroundingReader", "GroundingVerdict", "grounded_answer", "grounding_reader"]
+__all__ = ["GroundingReader", "GroundingVerdict", "grounded_answer", "grounding_reader", "ungrounded_answer"]
 
 GroundingReader = Callable[[Sequence[str], str, str], "Grounding"]
 """Scores an answer over sources and a query: (sources, query, answer)."""
@@ -107,6 +107,34 @@ def grounded_answer(
         return None
     characters = sum(map(len, sources)) + len(query) + len(answer)
     return GroundingVerdict(rules, read(sources, query, answer), characters, len(answer))
+
+
+def ungrounded_answer(rules: tuple[GroundingRule, ...], why: str, length: int) -> list[GuardFinding]:
+    """What the policy makes of an answer that could not be scored, and says so.
+
+    Args:
+        rules: The policy's rules.
+        why: Why there is no score.
+        length: Characters of the answer.
+    """
+    findings = []
+    for rule in rules:
+        stops = rule.action == "BLOCK" and rule.on_failure == "BLOCK"
+        done = "blocks" if stops else "lets the answer pass"
+        says = "on_failure" if rule.action == "BLOCK" else "action"
+        text = f"The answer was not held against its source ({why.rstrip('.')[:300]}); the guardrail {done}"
+        findings.append(
+            GuardFinding(
+                policy="grounding",
+                kind="GROUNDING",
+                rule=rule.type,
+                action="BLOCK" if stops else "NONE",
+                start=0,
+                end=length,
+                note=f"{text}, as its `{says}` says.",
+            )
+        )
+    return findings
 
 
 def grounding_reader(

@@ -18,10 +18,10 @@ from poise.judge import Judge, Judgement
 from poise.judge.endpoint import EndpointJudge
 from poise.judge.local_model import LocalJudge
 from poise.judge.prompts import Prompt
-from poise.model import Model
+from poise.model import Model, ask
 from poise.monitor.baseline import ReadsText
 
-__all__ = ["DetectorReader", "JudgedReader", "judged_reader", "rule_prompt"]
+__all__ = ["BandJudge", "DetectorReader", "JudgedReader", "judged_reader", "rule_prompt"]
 
 SHOWN_EXAMPLES = 4  # a side
 RETRIES = 1
@@ -101,43 +101,43 @@ class DetectorReader:
         return [*self._between(lambda: activations.projections(text, source)), *encoded]
 
 
-class JudgedReader:
-    """Reads texts, and asks a judge where a reading lies in the uncertain band.
+class BandJudge:
+    """Decides about readings of texts, and asks a guardrail's judge where one lies in the uncertain band.
 
     Args:
-        reader: Reads the detectors.
+        fitted: The guardrail.
+        model: The model that is guarded, which may be its judge.
         between: Runs work of the model.
+        read_text: Reads a text, where another engine than transformers runs the model.
 
     Attributes:
-        asked: Times that a judge was asked.
+        asked: Times that the judge was asked.
         failed: Times that it did not answer.
     """
 
-    def __init__(self, reader: DetectorReader, between: Between) -> None:
-        self._reader, self._between = reader, between
+    def __init__(
+        self, fitted: FittedGuard, model: Model | None, between: Between, read_text: ReadsText | None = None
+    ) -> None:
+        self._guardrail, self._model, self._between, self._read_text = fitted.guardrail, model, between, read_text
         self.asked = self.failed = 0
 
-    def __call__(self, text: str, source: Source) -> list[GuardFinding]:
-        """Findings of all detectors of this way; those that a judge decided say what it said.
+    def findings(self, readings: Sequence[tuple[GuardDetector, float]], text: str) -> list[GuardFinding]:
+        """What readings of one text come to; those that the judge decided say what it said."""
+        findings = [self.decide(detector, projection, text) for detector, projection in readings]
+        return [finding for finding in findings if finding]
 
-        Raises:
-            InvalidArgument: the text does not fit the model's window.
-        """
-        findings = []
-        for detector, projection in self._reader.projections(text, source):
-            decision = detector.decision(projection)
-            if decision == "act":
-                findings.append(detector.certain(projection, len(text)))
-            elif decision == "ask" and (finding := self._judged(detector, projection, text)):
-                findings.append(finding)
-        return findings
-
-    def _judged(self, detector: GuardDetector, projection: float, text: str) -> GuardFinding | None:
-        guardrail = self._reader.fitted.guardrail
-        settings = guardrail.judge or JudgeSettings(by="served")
+    def decide(self, detector: GuardDetector, projection: float, text: str) -> GuardFinding | None:
+        """What one reading comes to; ``None`` for nothing."""
+        decision = detector.decision(projection)
+        if decision == "pass":
+            return None
         certain = detector.certain(projection, len(text))
+        return certain if decision == "act" else self._judged(certain, detector, text)
+
+    def _judged(self, certain: GuardFinding, detector: GuardDetector, text: str) -> GuardFinding | None:
+        settings = self._guardrail.judge or JudgeSettings(by="served")
         self.asked += 1
-        judgement = self._ask(settings, guardrail, detector, text)
+        judgement = self._ask(settings, detector, text)
         if judgement.score is None:
             self.failed += 1
             blocks = settings.on_failure == "BLOCK"
@@ -148,21 +148,47 @@ class JudgedReader:
         note = f"The reading is uncertain; the judge gives {judgement.score:.0f} of 100, from {settings.threshold} on."
         return replace(certain, judge=round(judgement.score, 1), note=note)
 
-    def _ask(self, settings: JudgeSettings, guardrail: Guardrail, detector: GuardDetector, text: str) -> Judgement:
-        prompt = rule_prompt(guardrail, detector.rule, detector.source)
+    def _ask(self, settings: JudgeSettings, detector: GuardDetector, text: str) -> Judgement:
+        prompt = rule_prompt(self._guardrail, detector.rule, detector.source)
         try:
-            if settings.by == "served" and self._reader.read_text:
+            if settings.by == "served" and self._read_text:
                 return Judgement(None, "the served model judges with Poise's own engine alone; take an endpoint")
             if settings.by == "served":
-                if self._reader.model is None:
+                if (model := self._model) is None:
                     return Judgement(None, "the served model is to judge, and there is none; give it as `model`")
-                local = LocalJudge(self._reader.model, prompt, "served")
+                if (tokens := len(model.encode(ask(prompt("", text))).ids)) > model.window:
+                    return Judgement(None, f"the text is too long for it: {tokens:,} tokens with the question")
+                local = LocalJudge(model, prompt, "served")
                 [judgement] = self._between(lambda: local([""], [text]))
             else:
                 [judgement] = _endpoint(settings, prompt)([""], [text])
         except JudgeUnavailable as error:
             return Judgement(None, str(error))
         return Judgement(judgement.score, judgement.reason)
+
+
+class JudgedReader:
+    """Reads texts, and asks a judge where a reading lies in the uncertain band.
+
+    Args:
+        reader: Reads the detectors.
+        between: Runs work of the model.
+
+    Attributes:
+        judge: Decides about readings.
+    """
+
+    def __init__(self, reader: DetectorReader, between: Between) -> None:
+        self._reader = reader
+        self.judge = BandJudge(reader.fitted, reader.model, between, reader.read_text)
+
+    def __call__(self, text: str, source: Source) -> list[GuardFinding]:
+        """Findings of all detectors of this way; those that a judge decided say what it said.
+
+        Raises:
+            InvalidArgument: the text does not fit the model's window.
+        """
+        return self.judge.findings(self._reader.projections(text, source), text)
 
 
 FAILURE_WORDS = {True: "acts, as its `on_failure` says", False: "lets the text pass, as its `on_failure` says"}

@@ -282,6 +282,15 @@ class GroundingRule(Settings):
     type: Literal["GROUNDING", "RELEVANCE"]
     threshold: float = Field(ge=0, le=0.99, description="Least score, from 0 to 1.")
     action: Literal["BLOCK", "NONE"] = "BLOCK"
+    on_failure: Literal["BLOCK", "PASS"] = Field(
+        "BLOCK", description="What is done where action is BLOCK and an answer in a server cannot be scored."
+    )
+
+    @model_validator(mode="after")
+    def _fails_as_it_acts(self) -> Self:
+        if self.action == "NONE" and self.on_failure == "BLOCK" and "on_failure" in self.model_fields_set:
+            raise placed_fault("is BLOCK, and action is NONE, so that nothing is blocked; take one out", "on_failure")
+        return self
 
 
 class Guardrail(Settings):

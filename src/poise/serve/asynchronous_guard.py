@@ -9,10 +9,11 @@ from typing import Any
 
 from poise.guardrail import GuardFinding
 from poise.guardrail.findings import blocks
+from poise.guardrail.guard_file import GuardDetector
 from poise.guardrail.observed import LeftText, ObservedText
 from poise.serve.alarm_policy import GuardedOutput
 from poise.serve.detector_guard import DetectorGuard
-from poise.serve.guarding import ServerGuard, encoded_text, guarded_part, guarded_text, is_last
+from poise.serve.guarding import ServerGuard, encoded_text, guarded_part, guarded_text, is_last, uncertain_readings
 from poise.serve.intervention import intervention_facts
 from poise.serve.rendering import CompletionKind
 
@@ -57,6 +58,11 @@ class AsynchronousGuard:
     def interventions(self) -> list[dict[str, Any]]:
         """What was found so far, with how many characters of it had left."""
         return [*self._facts, *(self._detectors.facts if self._detectors else ())]
+
+    @property
+    def uncertain(self) -> list[tuple[GuardDetector, float]]:
+        """Readings that a judge is to be asked about."""
+        return uncertain_readings(self._detectors, self._encoding)
 
     @property
     def message(self) -> str:

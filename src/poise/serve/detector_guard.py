@@ -40,9 +40,15 @@ class DetectorGuard:
         self._window = AnswerWindow(fitted.header.window)
         self._released = self._seen = 0
         self._found: set[tuple[str, Source]] = set()
+        self._uncertain: dict[tuple[str, Source], tuple[GuardDetector, float]] = {}
         self.stopped_by: Source | None = None
         self.facts: list[dict[str, Any]] = []
         self._prompt: Sequence[float] = ()
+
+    @property
+    def uncertain(self) -> list[tuple[GuardDetector, float]]:
+        """Rules whose highest reading so far a judge is to be asked about."""
+        return [pair for key, pair in list(self._uncertain.items()) if key not in self._found]
 
     def inspect(self, output: EngineOutput) -> GuardedOutput:
         """Read a step's output, and decide whether the answer goes on."""
@@ -94,9 +100,12 @@ class DetectorGuard:
             key = (detector.rule, source)
             if detector.reads not in self._places[source] or key in self._found:
                 continue
-            if finding := detector.finding(value, 0):
+            decision = detector.decision(value)
+            if decision == "ask" and value > self._uncertain.get(key, (detector, float("-inf")))[1]:
+                self._uncertain[key] = (detector, value)
+            if decision == "act":
                 self._found.add(key)
-                findings.append(finding)
+                findings.append(finding := detector.certain(value, 0))
                 if finding.action == "BLOCK":
                     self.stopped_by = source
         guardrail = self._fitted.guardrail

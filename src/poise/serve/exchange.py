@@ -30,6 +30,7 @@ from poise.serve.rendering import AnswerChoice, CompletionKind
 from poise.serve.run_following import FollowedStep
 from poise.serve.run_telling import end_step
 from poise.serve.scheduler import ScheduledRequest
+from poise.serve.whole_answer import WholeAnswer, WholeAnswerChecks
 
 if TYPE_CHECKING:
     from poise.serve.service import Service
@@ -96,6 +97,7 @@ class CompletionExchange:
             for index, request in enumerate(plan.requests)
         ]
         self._held: list[HeldAnswer] = []
+        self._whole: list[WholeAnswer] = []
         guard, indexes = guarded.guard, range(len(self.requests))
         self._answer_guards = [self._answer_guard(guard, index) for index in indexes] if guard else []
         for choice in self.choices if guarded.blocked or not plan.most_new_tokens else ():
@@ -112,6 +114,12 @@ class CompletionExchange:
             choice.knowledge, choice.memory = use, remembered
         if use and use.unsupported != "leave":
             self._held = [HeldAnswer(use) for _ in self.choices]
+
+    def ask_about_answers(self, checks: WholeAnswerChecks) -> None:
+        """Have the guardrail ask about all of each answer; once, before any has come."""
+        guardrail = checks.guardrail
+        leaves = self.body.stream and guardrail.streaming == "asynchronous"
+        self._whole = [WholeAnswer(checks, self.plan.form, self.kind, leaves=leaves) for _ in self.choices]
 
     def _output_guard(self) -> AlarmGuard | DetectorGuard:
         plan, guard = self.plan, self.guarded.guard
@@ -181,6 +189,7 @@ class CompletionExchange:
                     continue
                 guarded = await self._guard_answer(choice, guarded)
                 guarded = await self._hold_answer(choice, guarded)
+                guarded = await self._ask_about(choice, guarded)
                 if guarded.output.reused_tokens and not choice.reused_tokens:
                     self.service.metrics.prefix_hits.inc()
                     self.service.metrics.reused.inc(guarded.output.reused_tokens)
@@ -205,14 +214,33 @@ class CompletionExchange:
             done = await self._run_check(guard.name, partial(guard.take, guarded))
         else:
             done = guard.take(guarded)
-        choice.interventions = [*self.guarded.interventions, *guard.interventions]
+        asked = self._whole[choice.index].interventions if self._whole else ()
+        choice.interventions = [*self.guarded.interventions, *guard.interventions, *asked]
+        return self._stopped(choice, done, guard.message) if guard.blocked else done
+
+    def _stopped(self, choice: AnswerChoice, guarded: GuardedOutput, message: str) -> GuardedOutput:
+        """The end of an answer that the guardrail blocks: nobody goes on writing it."""
+        choice.stop_message = message
+        self.service.scheduler.drop([self.requests[choice.index]])
+        if self.body.stream:
+            return guarded
+        choice.withhold()
+        return replace(guarded, output=replace(guarded.output, tokens=()))
+
+    async def _ask_about(self, choice: AnswerChoice, guarded: GuardedOutput) -> GuardedOutput:
+        """Of an output what may leave before somebody has been asked about all of the answer; at its end, all."""
+        if not self._whole or self.guarded.blocked:
+            return guarded
+        whole, guard = self._whole[choice.index], self._answer_guards[choice.index]
         if guard.blocked:
-            choice.stop_message = guard.message
-            self.service.scheduler.drop([self.requests[choice.index]])
-            if not self.body.stream:
-                choice.withhold()
-                done = replace(done, output=replace(done.output, tokens=()))
-        return done
+            whole.clear()
+            return guarded
+        before, readings = len(guarded.output.tokens), guard.uncertain
+        take = partial(whole.take, guarded, readings)
+        guarded = await self._run_check(whole.name, take, waits=True) if whole.waits(guarded, readings) else take()
+        choice.withheld += before - len(guarded.output.tokens)
+        choice.interventions = [*self.guarded.interventions, *guard.interventions, *whole.interventions]
+        return self._stopped(choice, guarded, whole.message) if whole.blocked else guarded
 
     async def _hold_answer(self, choice: AnswerChoice, guarded: GuardedOutput) -> GuardedOutput:
         """Of an output what may leave before the documents have been asked about the whole answer; at its end, all."""
@@ -230,12 +258,12 @@ class CompletionExchange:
         choice.withheld += before - len(guarded.output.tokens)
         return guarded
 
-    async def _run_check(self, guardrail: str, check: Callable[[], Checked]) -> Checked:
+    async def _run_check(self, guardrail: str, check: Callable[[], Checked], *, waits: bool = False) -> Checked:
         def timed() -> Checked:
             with self.service.metrics.guardrails.timed(guardrail, "answer"):
                 return check()
 
-        return await self.service.workers.run(timed, waits=self.service.guardrails.encode)
+        return await self.service.workers.run(timed, waits=waits or self.service.guardrails.encode)
 
     async def _score_prompts(self) -> None:
         if (scoring := self.plan.scoring) is None:
@@ -300,8 +328,8 @@ class CompletionExchange:
 
     def _record(self) -> None:
         """Keep what was read, also of answers that nobody waited for to the end."""
-        for guard in self._answer_guards:
-            self.service.metrics.guardrails.count(guard.interventions)
+        for guarding in (*self._answer_guards, *self._whole):
+            self.service.metrics.guardrails.count(guarding.interventions)
         if self.step:
             self.step.abort(str(self.head["id"]), self.plan.prompt_tokens, self.completion_tokens)
         self.service.store.put(answer_records(self))

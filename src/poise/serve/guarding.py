@@ -15,8 +15,8 @@ from poise.guardrail.apply import ActivationFinder
 from poise.guardrail.automated_reasoning import AnswerReasoner, ReasonedAnswer
 from poise.guardrail.encoder_reader import AnswerEncoding, EncoderReader
 from poise.guardrail.findings import blocks, masked
-from poise.guardrail.guard_file import FittedGuard
-from poise.guardrail.judging import judged_reader
+from poise.guardrail.guard_file import FittedGuard, GuardDetector
+from poise.guardrail.judging import BandJudge, judged_reader
 from poise.guardrail.release import ReleaseWindow
 from poise.guardrail.schema import Source
 from poise.model import Model
@@ -40,6 +40,7 @@ __all__ = [
     "guarded_text",
     "is_last",
     "masked_token",
+    "uncertain_readings",
 ]
 
 REMOVED = "[removed]"
@@ -93,13 +94,13 @@ class ServerGuard:
     @property
     def notes(self) -> list[str]:
         """What the server's user should know of what it does not see."""
-        notes = self.checker.notes
+        notes, leaves = self.checker.notes, self.checker.guardrail.streaming == "asynchronous"
+        waits = "that have left by then" if leaves else "that wait for it"
         if self.reasoner:
-            text = f"{self.name} reasons about answers where ApplyGuardrail is asked, and not in chats and completions"
-            notes.append(f"{text}; call it with what the model has answered.")
+            notes.append(f"{self.name} reasons about answers, {waits}.")
         if self.checker.guardrail.grounding:
-            text = f"{self.name} scores answers over sources where ApplyGuardrail is asked, and not in chats"
-            notes.append(f"{text} and completions; call it with the source, the query and the answer.")
+            text = f"{self.name} scores answers, {waits}, over the sources that a request marks, tools' results"
+            notes.append(f"{text} and passages of documents.")
         return notes
 
     def read_along(self, plan: RequestPlan) -> RequestPlan:
@@ -153,21 +154,34 @@ class ServerGuard:
         messages = self.checker.guardrail.messages
         return messages.input if detectors and detectors.stopped_by == "INPUT" else messages.output
 
-    def find(self, text: str, source: Source) -> list[GuardFinding]:
-        """What is found in a turn, which is looked at once however often it is sent."""
+    def judge(
+        self, model: Model, between: Callable[[Callable[[], Any]], Any], read_text: ReadsText | None = None
+    ) -> BandJudge | None:
+        """Who is asked about readings that the detectors are not sure of; ``None`` where nobody is."""
+        if self.fitted is None or self.checker.guardrail.judge is None:
+            return None
+        return BandJudge(self.fitted, model, between, read_text)
+
+    def find(self, text: str, source: Source, judge: BandJudge | None = None) -> list[GuardFinding]:
+        """What is found in a turn, which is looked at once however often it is sent, unless its judge fails."""
         key = (hashlib.blake2b(text.encode(), digest_size=16).digest(), source)
         findings = self._remembered.get(key)
         if findings is None:
             findings = self.checker.find(text, source)
+            failed = judge.failed if judge else 0
             if self.encoder:
-                findings = [*findings, *self.encoder.findings(text, "prompt" if source == "INPUT" else "answer")]
+                readings = self.encoder.projections(text, "prompt" if source == "INPUT" else "answer")
+                certain = [finding for detector, value in readings if (finding := detector.finding(value, len(text)))]
+                findings = [*findings, *(judge.findings(readings, text) if judge else certain)]
+            if judge and judge.failed > failed:
+                return findings
             with self._lock:
                 while len(self._remembered) >= MOST_REMEMBERED:
                     self._remembered.pop(next(iter(self._remembered)))
                 self._remembered[key] = findings
         return findings
 
-    def guard_request(self, body: OpenAIRequest, model: Model) -> GuardedRequest:
+    def guard_request(self, body: OpenAIRequest, model: Model, judge: BandJudge | None = None) -> GuardedRequest:
         """Look at what a request says: a chat's turns, or the prompts of a completion.
 
         What users and tools say is a prompt, what the assistant said an answer; system turns are the server's own
@@ -179,14 +193,14 @@ class ServerGuard:
         """
         try:
             if isinstance(body, ChatCompletionRequest):
-                return self._guard_chat(body)
+                return self._guard_chat(body, judge)
             if isinstance(body, CompletionRequest):
-                return self._guard_prompts(body, model)
+                return self._guard_prompts(body, model, judge)
         except InvalidArgument as error:
             raise RequestError(400, str(error), code="invalid_value") from error
         return GuardedRequest(body=body, guard=self)
 
-    def _guard_chat(self, body: ChatCompletionRequest) -> GuardedRequest:
+    def _guard_chat(self, body: ChatCompletionRequest, judge: BandJudge | None) -> GuardedRequest:
         turns = list(body.messages)
         answered = max((n for n, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
         interventions: list[dict[str, Any]] = []
@@ -195,7 +209,7 @@ class ServerGuard:
             if turn.role in ("system", "developer"):
                 continue
             source: Source = "OUTPUT" if turn.role == "assistant" else "INPUT"
-            findings = self.find(turn.text, source)
+            findings = self.find(turn.text, source, judge)
             if place > answered:
                 interventions += self._facts(findings, source)
                 blocked = blocked or blocks(findings)
@@ -205,9 +219,9 @@ class ServerGuard:
         facts = tuple(interventions)
         return GuardedRequest(body=body, guard=self, blocked=blocked, interventions=facts, message=self.input_message)
 
-    def _guard_prompts(self, body: CompletionRequest, model: Model) -> GuardedRequest:
+    def _guard_prompts(self, body: CompletionRequest, model: Model, judge: BandJudge | None) -> GuardedRequest:
         texts = [p if isinstance(p, str) else str(model.tokenizer.decode(p)) for p in body.prompts]
-        findings = [self.find(text, "INPUT") for text in texts]
+        findings = [self.find(text, "INPUT", judge) for text in texts]
         facts = [fact for each in findings for fact in self._facts(each, "INPUT")]
         blocked = any(map(blocks, findings))
         if any(f.action in ("BLOCK", "ANONYMIZE") for each in findings for f in each):
@@ -262,6 +276,11 @@ class AnswerGuard:
     def interventions(self) -> list[dict[str, Any]]:
         """What was found so far."""
         return [*self._facts, *(self._detectors.facts if self._detectors else ())]
+
+    @property
+    def uncertain(self) -> list[tuple[GuardDetector, float]]:
+        """Readings that a judge is to be asked about."""
+        return uncertain_readings(self._detectors, self._encoding)
 
     @property
     def message(self) -> str:
@@ -324,6 +343,13 @@ class AnswerGuard:
 
     def _text(self, token: GeneratedToken) -> str:
         return guarded_text(token, self._kind)
+
+
+def uncertain_readings(
+    detectors: DetectorGuard | None, encoding: AnswerEncoding | None
+) -> list[tuple[GuardDetector, float]]:
+    """Readings of one answer and its prompt, whoever read them, that a judge is to be asked about."""
+    return [*(detectors.uncertain if detectors else ()), *(encoding.uncertain if encoding else ())]
 
 
 def guarded_part(token: GeneratedToken, kind: CompletionKind) -> str:

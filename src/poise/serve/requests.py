@@ -21,10 +21,12 @@ from poise.settings import placed_fault
 from poise.steer.request_field import PoiseField, RequestName, RequestText, StrictRequest
 
 __all__ = [
+    "QUALIFIERS",
     "ChatCompletionRequest",
     "ChatMessage",
     "CompletionRequest",
     "KnowledgeRequest",
+    "PartQualifier",
     "ServedPoiseField",
     "StreamOptions",
 ]
@@ -44,11 +46,18 @@ Nothing = list[Any]
 OnlyZero = Annotated[float, Field(ge=0, le=0, description="Not supported; may only be 0.")]
 
 
+PartQualifier = Literal["grounding_source", "query"]
+QUALIFIERS = (
+    "What the part is to a guardrail that scores answers over sources, in Bedrock's words; it is checked anyway."
+)
+
+
 class TextPart(StrictRequest):
     """A part of a message."""
 
     type: Literal["text"]
     text: RequestText
+    qualifiers: list[PartQualifier] = Field(default=[], max_length=2, description=QUALIFIERS)
 
 
 class ChatMessage(StrictRequest):
@@ -73,6 +82,17 @@ class ChatMessage(StrictRequest):
     def text(self) -> str:
         """All of its parts."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+
+    def marked(self, qualifier: PartQualifier) -> list[str]:
+        """Its parts that are marked so."""
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.text for part in parts if qualifier in part.qualifiers]
+
+    @property
+    def unmarked(self) -> str:
+        """All of its parts that are not marked as a source."""
+        parts = self.content if isinstance(self.content, list) else []
+        return "".join(p.text for p in parts if "grounding_source" not in p.qualifiers) if parts else self.text
 
     @model_validator(mode="after")
     def _fields_of_its_role(self) -> ChatMessage:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from poise.serve.requests import QUALIFIERS, PartQualifier
 from poise.serve.tool_requests import ArgumentsText, CallID, FunctionName
 from poise.steer.request_field import RequestText, StrictRequest
 
@@ -37,6 +38,7 @@ class InputText(StrictRequest):
     text: RequestText
     annotations: list[Any] = Field(default=[], max_length=0)
     logprobs: list[Any] = Field(default=[], description="Accepted without effect.")
+    qualifiers: list[PartQualifier] = Field(default=[], max_length=2, description=QUALIFIERS)
 
 
 class InputMessage(StrictRequest):
@@ -53,6 +55,13 @@ class InputMessage(StrictRequest):
     def words(self) -> str:
         """All of its parts."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+    @property
+    def chat_content(self) -> str | list[dict[str, Any]]:
+        """The same for a chat's message, where parts that are marked stay parts."""
+        if isinstance(self.content, str) or not any(part.qualifiers for part in self.content):
+            return self.words
+        return [{"type": "text", "text": part.text, "qualifiers": part.qualifiers} for part in self.content]
 
 
 class FunctionCallItem(StrictRequest):
@@ -130,7 +139,7 @@ def chat_messages(items: str | InputItems, instructions: str | None) -> list[dic
             if first:  # which most templates take one of
                 messages[0]["content"] += f"\n\n{item.words}"
             else:
-                messages.append({"role": item.role, "content": item.words})
+                messages.append({"role": item.role, "content": item.chat_content})
         elif isinstance(item, ReasoningItem):
             if item.words:
                 _assistant_turn(messages, "reasoning_content")["reasoning_content"] = item.words

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from poise.errors import InvalidSteering, RequestError, UserError
 from poise.guardrail.injection_reading import InjectionReader, result_detector
+from poise.guardrail.judging import BandJudge
 from poise.knowledge import GroundingScores, LocalAnswerWriter, model_scores
 from poise.memory import InjectionEffect
 from poise.model import Encoded, Model
@@ -17,7 +18,7 @@ from poise.serve.embeddings import SentenceEncoder
 from poise.serve.exchange import CompletionExchange
 from poise.serve.guarding import GuardedRequest, ServerGuard
 from poise.serve.guardrail_set import GuardrailSet
-from poise.serve.knowledge_use import ServerKnowledge, TurnWriter, with_knowledge
+from poise.serve.knowledge_use import KnowledgeUse, ServerKnowledge, TurnWriter, with_knowledge
 from poise.serve.memory_use import ServerMemories, with_memory
 from poise.serve.metrics import Metrics
 from poise.serve.observing import named_session, note_exchange
@@ -35,6 +36,7 @@ from poise.serve.scheduler import NEVER, Scheduler
 from poise.serve.served_engine import ServedEngine
 from poise.serve.vector_registry import VectorRegistry
 from poise.serve.webhook import Webhook
+from poise.serve.whole_answer import answer_context, whole_answer_checks
 
 __all__ = ["Service"]
 
@@ -157,12 +159,17 @@ class Service:
         """All that takes a time which grows with the request; a worker's."""
         policy = self.policies.of(key)
         guard = self.guardrails.choose(policy, body.poise.guardrail if body.poise else None)
-        guarded = self._guard_request(guard, body)
+        judge = guard.judge(self.model, self.scheduler.call, self.engine.read_text) if guard else None
+        guarded = self._guard_request(guard, body, judge)
+        checks = whole_answer_checks(self, guard, answer_context(body), judge) if guard else None
         step = None if guarded.blocked else self._follow(body, guarded, key, session, policy)
         if step:
             policy, guarded = step.policy, step.guarded(guarded)
         try:
-            return self._exchange(guarded, policy, key, loop, step)
+            exchange, use = self._exchange(guarded, policy, key, loop, step)
+            if checks:
+                exchange.ask_about_answers(checks.resting_on(use))
+            return exchange
         except BaseException:
             if step:
                 step.withdraw()
@@ -175,8 +182,8 @@ class Service:
         key: str | None,
         loop: asyncio.AbstractEventLoop,
         step: FollowedStep | None,
-    ) -> CompletionExchange:
-        """What a request comes to, once it is known how it may go on."""
+    ) -> tuple[CompletionExchange, KnowledgeUse | None]:
+        """What a request comes to, once it is known how it may go on, and the documents that it rests on."""
         body, use, remembered, guard = guarded.body, None, None, guarded.guard
         if not guarded.blocked:
             effect = self._injection_effect(guard) if self.memories else None
@@ -202,7 +209,7 @@ class Service:
             raise RequestError(400, str(error), code="invalid_steering", param="poise.steer") from error
         except UserError as error:
             raise RequestError(400, str(error), code="invalid_request") from error
-        return exchange
+        return exchange, use
 
     def _injection_effect(self, guard: ServerGuard | None) -> InjectionEffect | None:
         """What a request's guardrail reads in entries that are to be remembered, where it reads tools' results."""
@@ -231,10 +238,10 @@ class Service:
             )
         return self.runs.begin(sent, body, key, session, policy, reader)
 
-    def _guard_request(self, guard: ServerGuard | None, body: OpenAIRequest) -> GuardedRequest:
+    def _guard_request(self, guard: ServerGuard | None, body: OpenAIRequest, judge: BandJudge | None) -> GuardedRequest:
         if guard is None:
             return GuardedRequest(body=body)
         with self.metrics.guardrails.timed(guard.name, "prompt"):
-            guarded = guard.guard_request(body, self.model)
+            guarded = guard.guard_request(body, self.model, judge)
         self.metrics.guardrails.count(guarded.interventions)
         return guarded
