@@ -21,6 +21,8 @@ from poise.guardrail import Guardrail
 from poise.guardrail.fitting import fit_guard
 from poise.guardrail.guard_file import FittedGuard
 from poise.serve import planning, whole_answer
+from poise.serve.guarding import ServerGuard
+from poise.serve.guardrail_set import read_guardrails
 from poise.serve.requests import ChatCompletionRequest
 from poise.serve.whole_answer import AnswerContext, WholeAnswerChecks, answer_context
 from test_guardrail_fit import RULES, SETTINGS, TALK
@@ -136,7 +138,7 @@ class TestSources:
             }
         )
         expected = AnswerContext(sources=("12 euros.",), question="How much?", prompt="How much?", result="12 euros.")
-        assert answer_context(body) == expected
+        assert answer_context(body, thinking.model("qwen3")) == expected
 
     def test_that_nobody_marks_are_not_asked_about(
         self, stream: bool, reader: SourceReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -224,7 +226,7 @@ def test_an_answer_of_calls_alone_rests_on_nothing(reader: SourceReader) -> None
         reason=None,
         score=reader,
     )
-    assert checks.findings([], " \n") == []
+    assert checks.findings([], "{}", " \n") == []
     assert reader.calls == []
 
 
@@ -304,6 +306,48 @@ def guards() -> dict[str, FittedGuard]:
 
 def sure(score: str) -> Behaviour:
     return lambda body, before: (200, completion(score, [{score: 1.0}]))
+
+
+@pytest.mark.parametrize("prompt", ["Tell me of it.", [9, 8, 7]])
+def test_the_judge_is_asked_about_prompts_of_completions(
+    prompt: Any,
+    guards: dict[str, FittedGuard],
+    serve: Callable[[Behaviour], Server],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = serve(sure("90"))
+    unsure(guards["activations"], "INPUT", server.url).save(tmp_path / "a.guard")
+    text = prompt if isinstance(prompt, str) else str(thinking.model("qwen3").tokenizer.decode(prompt))
+    with served(tmp_path, tmp_path / "a.guard", monkeypatch) as http:
+        body = {"model": "tiny-qwen3", "prompt": prompt, "max_tokens": 30, "seed": 1, "n": 2}
+        choices = http.post("/v1/completions", json=body).json()["choices"]
+    assert [choice["finish_reason"] for choice in choices] == ["content_filter"] * 2
+    assert len(server.requests) == 1
+    assert text in server.requests[0]["messages"][0]["content"]
+
+
+def test_a_thought_of_an_earlier_turn_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guardrail = {"name": "bank", "words": {"custom": ["rival bank"]}, "sensitive": {"types": ["EMAIL"]}}
+    with served(tmp_path, guardrail, monkeypatch) as http:
+        turns: list[dict[str, Any]] = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And?"}]
+        guard = make_guard(tmp_path)
+        for thought, read in (
+            ("Mail a@mail.example.", "Mail {EMAIL}."),
+            ("A rival bank is.", None),
+            ("Well.", "Well."),
+        ):
+            turns[0]["reasoning_content"] = thought
+            body = ChatCompletionRequest.model_validate({"model": "tiny-qwen3", "messages": turns})
+            guarded = guard.guard_request(body, thinking.model("qwen3"))
+            assert isinstance(guarded.body, ChatCompletionRequest)
+            assert guarded.body.messages[0].reasoning_content == read
+            assert chat(http, *turns, seed=1).json()["choices"][0]["finish_reason"] == "stop"
+
+
+def make_guard(folder: Path) -> ServerGuard:
+    [guard] = read_guardrails(folder / "guard.yaml").guards.values()
+    return guard
 
 
 @pytest.mark.parametrize("stream", [False, True])

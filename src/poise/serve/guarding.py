@@ -213,7 +213,7 @@ class ServerGuard:
             if place > answered:
                 interventions += self._facts(findings, source)
                 blocked = blocked or blocks(findings)
-            turns[place] = _without(turn, findings)
+            turns[place] = self._without_thought(_without(turn, findings))
         if turns != body.messages:
             body = body.model_copy(update={"messages": turns})
         facts = tuple(interventions)
@@ -231,6 +231,15 @@ class ServerGuard:
             body = body.model_copy(update={"prompt": changed[0] if len(changed) == 1 else changed})
         done = tuple(facts)
         return GuardedRequest(body=body, guard=self, blocked=blocked, interventions=done, message=self.input_message)
+
+    def _without_thought(self, turn: ChatMessage) -> ChatMessage:
+        """The turn with its thought as the model may read it, by words and patterns; without it where they block it."""
+        if not (thought := turn.reasoning_content):
+            return turn
+        findings = self.checker.find(thought, "OUTPUT")
+        return turn.model_copy(
+            update={"reasoning_content": None if blocks(findings) else masked(thought, findings) or None}
+        )
 
     def _facts(self, findings: Sequence[GuardFinding], source: Source) -> list[dict[str, Any]]:
         return intervention_facts(self.name, findings, source)

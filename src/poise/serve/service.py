@@ -161,7 +161,7 @@ class Service:
         guard = self.guardrails.choose(policy, body.poise.guardrail if body.poise else None)
         judge = guard.judge(self.model, self.scheduler.call, self.engine.read_text) if guard else None
         guarded = self._guard_request(guard, body, judge)
-        checks = whole_answer_checks(self, guard, answer_context(body), judge) if guard else None
+        checks = whole_answer_checks(self, guard, answer_context(body, self.model), judge) if guard else None
         step = None if guarded.blocked else self._follow(body, guarded, key, session, policy)
         if step:
             policy, guarded = step.policy, step.guarded(guarded)

@@ -7,7 +7,7 @@ it comes and only its end waits; what had left is said then. A judge about the p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from poise.engine import GeneratedToken
@@ -19,6 +19,7 @@ from poise.guardrail.grounding_policy import GroundingReader, grounded_answer, g
 from poise.guardrail.guard_file import GuardDetector
 from poise.guardrail.judging import BandJudge
 from poise.guardrail.schema import Guardrail, Source
+from poise.model import Model
 from poise.serve.alarm_policy import GuardedOutput
 from poise.serve.answer_form import AnswerForm
 from poise.serve.call_splitter import CallSplitter
@@ -54,11 +55,11 @@ class AnswerContext:
     result: str = ""
 
 
-def answer_context(body: OpenAIRequest) -> AnswerContext:
+def answer_context(body: OpenAIRequest, model: Model) -> AnswerContext:
     """What a request says of that, before anything of it is masked."""
     if not isinstance(body, ChatCompletionRequest):
         prompts = body.prompts if isinstance(body, CompletionRequest) else []
-        text = "\n".join(prompt for prompt in prompts if isinstance(prompt, str))
+        text = "\n".join(p if isinstance(p, str) else str(model.tokenizer.decode(p)) for p in prompts)
         return AnswerContext(question=text, prompt=text)
     turns = body.messages
     last = max((n for n, turn in enumerate(turns) if turn.role == "user"), default=-1)
@@ -69,7 +70,7 @@ def answer_context(body: OpenAIRequest) -> AnswerContext:
     return AnswerContext(
         sources=(*marked, *results),
         question=query or (prompt.unmarked if prompt else ""),
-        prompt=prompt.text if prompt else "",
+        prompt=prompt.text if prompt else turns[-1].text,
         result=turns[-1].text if turns[-1].role == "tool" else "",
     )
 
@@ -93,6 +94,7 @@ class WholeAnswerChecks:
     judge: BandJudge | None
     reason: Callable[[str, str], ReasonedAnswer] | None
     score: GroundingReader | None
+    _of_prompt: dict[str, GuardFinding | None] = field(default_factory=dict, repr=False)
 
     @property
     def need_all(self) -> bool:
@@ -106,21 +108,23 @@ class WholeAnswerChecks:
         sources = (*self.context.sources, *(passage.text for passage in use.passages))
         return replace(self, context=replace(self.context, sources=sources, question=use.question))
 
-    def judged(self, readings: Sequence[UncertainReading], answer: str) -> list[GuardFinding]:
-        """What the judge makes of uncertain readings."""
-        texts = {"prompt": self.context.prompt, "tool result": self.context.result, "answer": answer}
-        pairs = [(d, value, texts[d.reads]) for d, value in readings if texts[d.reads].strip()]
-        findings = [self.judge.decide(d, value, text) for d, value, text in pairs] if self.judge else []
-        return [finding for finding in findings if finding]
+    def of_prompt(self, readings: Sequence[UncertainReading]) -> list[GuardFinding]:
+        """What the judge makes of uncertain readings of the prompt, once for all answers."""
+        texts = {"prompt": self.context.prompt, "tool result": self.context.result}
+        for detector, value in readings:
+            if self.judge and detector.rule not in self._of_prompt:
+                self._of_prompt[detector.rule] = self.judge.decide(detector, value, texts[detector.reads])
+        return [finding for d, _ in readings if (finding := self._of_prompt.get(d.rule))]
 
-    def findings(self, readings: Sequence[UncertainReading], words: str) -> list[GuardFinding]:
+    def findings(self, readings: Sequence[UncertainReading], reply: str, words: str) -> list[GuardFinding]:
         """What is found in an answer, the dearest last and not where something has blocked it already.
 
         Args:
             readings: Uncertain readings of it.
+            reply: All of it.
             words: What it says, calls of tools left out.
         """
-        findings = self.judged(readings, words)
+        findings = self.judge.findings(readings, reply) if self.judge else []
         if not words.strip():
             return findings
         if self.guardrail.grounding and self.context.sources and not blocks(findings):
@@ -207,11 +211,11 @@ class WholeAnswer:
         new = [(d, v) for d, v in readings if d.source == "INPUT" and (d.rule, d.source) not in self._judged]
         if new:
             self._judged |= {(d.rule, d.source) for d, _ in new}
-            self._note(self._checks.judged(new, ""), "INPUT")
+            self._note(self._checks.of_prompt(new), "INPUT")
         last, tokens = is_last(guarded), self._add(guarded.output.tokens)
         of_answer = [(d, value) for d, value in readings if d.source == "OUTPUT"]
-        if self.blocked is None and last and not guarded.stopped and (of_answer or self._checks.need_all):
-            self._note(self._checks.findings(of_answer, self._words()), "OUTPUT")
+        if self.blocked is None and last and (of_answer or self._checks.need_all):
+            self._note(self._checks.findings(of_answer, self._text(), self._words()), "OUTPUT")
         if self.blocked:
             self._held = []
             output = replace(guarded.output, tokens=(), ahead=(), finish=None, end=None)
@@ -245,11 +249,15 @@ class WholeAnswer:
     def _is_reply(self, token: GeneratedToken) -> bool:
         return self._kind == "text" or token.part == "reply"
 
+    def _text(self) -> str:
+        """All of the reply."""
+        return "".join(guarded_text(token, self._kind) for token in self._reply)
+
     def _words(self) -> str:
         """The reply without calls of tools."""
         splitter = CallSplitter.of(self._form)
         if splitter is None:
-            return "".join(guarded_text(token, self._kind) for token in self._reply)
+            return self._text()
         splitter.split(self._reply, last=True)
         return splitter.words
 
