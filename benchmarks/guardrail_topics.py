@@ -4,9 +4,9 @@
 
 ``guardrail_topics.yaml`` has the phrases and, in other words, prompts on each topic and beside it. Detectors are fitted
 by ``fit_guard`` on ordinary talk, as ``poise guardrail fit`` does, and read as the server reads prompts; ``encoder
-rules`` are those that are `read_by: encoder`, the same way. False alarms are on talk that the fit has not seen, and a
-prompt on one topic is talk to the other nine. Beside them, words and the sentence encoder, fitted to the same texts,
-with thresholds on the same part of it. Prints Markdown.
+rules`` are those that are `read_by: encoder`, ``rules of both`` those that are `read_by: both`, the same way. False
+alarms are on talk that the fit has not seen, and a prompt on one topic is talk to the other nine. Beside them, words
+and the sentence encoder, fitted to the same texts, with thresholds on the same part of it. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from guardrail_comparisons import talk
 from guardrail_quality import auc_shown, shown, threshold_of
 from poise.activations import project
 from poise.guardrail import Guardrail
-from poise.guardrail.encoder_reader import EncoderReader
 from poise.guardrail.fitting import GuardFitSettings, fit_guard
+from poise.guardrail.judging import DetectorReader
 from poise.model import Model, ask, load_model
 from poise.statistics.estimates import grouped_auc_estimate
 
@@ -56,19 +56,20 @@ def guard_scores(
 
 
 def rule_scores(
-    topics: Topics, ordinary: Sequence[str], tried: Sequence[str], rate: float
+    topics: Topics, ordinary: Sequence[str], tried: Sequence[str], rate: float, model: Model | None
 ) -> tuple[Scores, dict[str, float]]:
-    """The same, of rules that are `read_by: encoder`, as they are shipped."""
+    """The same, of rules that are `read_by: encoder` or, with a model, `read_by: both`, as they are shipped."""
+    by = "both" if model else "encoder"
     rules = [
-        {"name": name, "definition": name, "examples": texts["phrases"], "output": "SKIP", "read_by": "encoder"}
+        {"name": name, "definition": name, "examples": texts["phrases"], "output": "SKIP", "read_by": by}
         for name, texts in topics.items()
     ]
     guardrail = Guardrail.model_validate({"name": "topics", "topics": rules})
     rows = [{"messages": [{"role": "user", "content": text}]} for text in ordinary]
-    fitted = fit_guard(guardrail, None, rows, GuardFitSettings(rate=rate))
-    reader, scores = EncoderReader(fitted), {name: dict[str, float]() for name in topics}
+    fitted = fit_guard(guardrail, model, rows, GuardFitSettings(rate=rate))
+    reader, scores = DetectorReader(fitted, model, lambda work: work()), {name: dict[str, float]() for name in topics}
     for text in tried:
-        for detector, value in reader.projections(text, "prompt"):
+        for detector, value in reader.projections(text, "INPUT"):
             scores[detector.rule][text] = value - detector.centre
     return scores, {detector.rule: detector.point.value for detector in fitted.header.detectors}
 
@@ -113,7 +114,9 @@ def main(options: argparse.Namespace) -> None:
     print(f"{options.model}, rate {options.rate:g}, {len(ordinary)} conversations for fit and thresholds.\n")
     for way in options.ways:
         if way == "encoder rules":
-            scores, thresholds = rule_scores(topics, ordinary, tried, options.rate)
+            scores, thresholds = rule_scores(topics, ordinary, tried, options.rate, None)
+        elif way == "rules of both":
+            scores, thresholds = rule_scores(topics, ordinary, tried, options.rate, load_model(options.model))
         elif way == "detectors":
             model = load_model(options.model)
             scores, thresholds = guard_scores(model, topics, ordinary, tried, options.rate)
@@ -130,7 +133,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rate", type=float, default=0.01)
-    ways = ("detectors", "encoder rules", "words", "encoder")
+    ways = ("detectors", "encoder rules", "rules of both", "words", "encoder")
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways, metavar="WAY", help="default, all of them")
     parser.add_argument("--talk-step", type=int, default=1, help="take every so many-th text of ordinary talk")
     main(parser.parse_args())

@@ -18,10 +18,16 @@ from poise.data import Conversation, last_user, turns
 from poise.guardrail.encoder_reader import EncoderReadings, embedded, unit_embeddings
 from poise.guardrail.fit_texts import RuleTexts
 from poise.guardrail.guard_file import ENCODER_WIDTH, GuardDetector
-from poise.guardrail.rule_detectors import GuardFitSettings, PlaceReadings, fitted_number, place_detectors
+from poise.guardrail.rule_detectors import (
+    GuardFitSettings,
+    PlaceReadings,
+    fitted_number,
+    logistic_direction,
+    place_detectors,
+)
 from poise.guardrail.text_units import text_units
 
-__all__ = ["EncoderTalk", "fit_encoder_place"]
+__all__ = ["EncoderTalk", "encoder_direction", "fit_encoder_place", "whole_embeddings"]
 
 
 ENCODER_RIDGE = 1e-3  # C: level from 3e-5 to 3e-3, in benchmarks/guardrail_shipped.py --half choose
@@ -62,6 +68,11 @@ class EncoderTalk:
         return cls(prompts=list(prompts), answers=list(answers), names=dict(names), sha256=digest)
 
 
+def encoder_direction(examples: EncoderReadings, near: EncoderReadings, ordinary: EncoderReadings) -> EncoderReadings:
+    """A direction in embeddings: examples against the texts beside them and ordinary talk."""
+    return logistic_direction(examples, near, ordinary, ridge=ENCODER_RIDGE)
+
+
 def fit_encoder_place(
     rules: Sequence[RuleTexts], talk: EncoderTalk, settings: GuardFitSettings
 ) -> list[tuple[GuardDetector, EncoderReadings]]:
@@ -82,7 +93,7 @@ def fit_encoder_place(
     ordinary = embedded([unit for text in texts[:n_fit] for unit in text_units(text, place)][:MOST_UNITS])
     if place == "answer":  # examples are what people ask: as answers they differ from answers by that alone
         ordinary = np.concatenate([ordinary, embedded(talk.prompts[:n_fit])])
-    features = [(_whole(rule.examples), _whole(rule.near_misses)) for rule in rules]
+    features = [(whole_embeddings(rule.examples), whole_embeddings(rule.near_misses)) for rule in rules]
     held_out = unit_embeddings(texts[n_fit:], place)
     of_rules = [(unit_embeddings(r.examples, place), unit_embeddings(r.near_misses, place)) for r in rules]
 
@@ -91,9 +102,10 @@ def fit_encoder_place(
         return PlaceReadings(held_out.highest(matrix), [(e.highest(matrix), n.highest(matrix)) for e, n in of_rules])
 
     return place_detectors(
-        rules, features, ordinary, read, ridge=ENCODER_RIDGE, layer=None, n_fit=n_fit, settings=settings
+        rules, features, ordinary, read, fit=encoder_direction, layer=None, n_fit=n_fit, settings=settings
     )
 
 
-def _whole(texts: Sequence[str]) -> EncoderReadings:
+def whole_embeddings(texts: Sequence[str]) -> EncoderReadings:
+    """Embeddings of whole texts [n, 384]."""
     return embedded(texts) if texts else np.zeros((0, ENCODER_WIDTH))

@@ -70,7 +70,7 @@ class EncoderReader:
         return any(detector.reads == place for detector in self._detectors)
 
     def projections(self, text: str, place: ReadPlace) -> list[tuple[GuardDetector, float]]:
-        """Each rule of this place with its reading of the text; none of a text without any letter.
+        """Each rule of this place with its reading of the text, of rules that both read its part; none of a blank text.
 
         Raises:
             InvalidArgument: the text is longer than the encoder reads.
@@ -83,6 +83,19 @@ class EncoderReader:
                 "check it in parts."
             )
         return self.of_units(text_units(text, place), place)
+
+    def highest_of_both(self, prompts: Sequence[str]) -> list[tuple[GuardDetector, float]]:
+        """Each rule that both read with the encoder's highest part of its reading in these prompts.
+
+        Raises:
+            InvalidArgument: a prompt is longer than the encoder reads.
+        """
+        highest: dict[str, tuple[GuardDetector, float]] = {}
+        for prompt in prompts if any(detector.read_by == "both" for detector in self._detectors) else ():
+            for detector, value in self.projections(prompt, "prompt"):
+                before = highest.get(detector.rule, (detector, value))[1]
+                highest[detector.rule] = (detector, max(before, value))
+        return [(detector, value) for detector, value in highest.values() if detector.read_by == "both"]
 
     def of_units(self, units: Sequence[str], place: ReadPlace) -> list[tuple[GuardDetector, float]]:
         """The same of a text that has been cut."""
@@ -98,7 +111,10 @@ class EncoderReader:
         Raises:
             InvalidArgument: the text is longer than the encoder reads.
         """
-        findings = [detector.finding(value, len(text)) for detector, value in self.projections(text, place)]
+        alone = [
+            (detector, value) for detector, value in self.projections(text, place) if detector.read_by == "encoder"
+        ]
+        findings = [detector.finding(value, len(text)) for detector, value in alone]
         return [finding for finding in findings if finding]
 
 

@@ -18,12 +18,19 @@ from poise.activations import project, read_layers
 from poise.arguments import check_number, check_type
 from poise.data import DataSet, InputRow, Rejections, data_from_rows, draw_conversations
 from poise.errors import InvalidArgument
-from poise.guardrail.encoder_fitting import EncoderTalk, fit_encoder_place
-from poise.guardrail.encoder_reader import encoder_user
+from poise.guardrail.encoder_fitting import EncoderTalk, encoder_direction, fit_encoder_place, whole_embeddings
+from poise.guardrail.encoder_reader import encoder_user, unit_embeddings
 from poise.guardrail.fit_texts import OrdinaryTexts, RuleTexts, last_token_of, rule_texts
 from poise.guardrail.guard_file import ENCODER, ENCODER_WIDTH, FittedGuard, GuardDetector, GuardHeader
 from poise.guardrail.readings import WINDOW_TOKENS, ReadPlace, highest_window
-from poise.guardrail.rule_detectors import GuardFitSettings, PlaceReadings, RuleReadings, fitted_number, place_detectors
+from poise.guardrail.rule_detectors import (
+    GuardFitSettings,
+    PlaceReadings,
+    RuleReadings,
+    fitted_number,
+    logistic_direction,
+    place_detectors,
+)
 from poise.guardrail.schema import Guardrail
 from poise.judge.exemplars import check_sentence_encoder
 from poise.model import Encoded, Model
@@ -68,7 +75,8 @@ def fit_guard(
     drawn = draw_conversations(
         data_from_rows(normal, need="user"), settings.limit, seed=settings.seed, rejections=Rejections()
     )
-    by_model, by_encoder = ([rule for rule in rules if rule.reader == r] for r in ("activations", "encoder"))
+    by_encoder = [rule for rule in rules if rule.reader == "encoder"]
+    by_model, by_both = ([rule for rule in rules if rule.reader == r] for r in ("activations", "both"))
     encoded: list[tuple[GuardDetector, RuleReadings]] = []
     fitted: list[tuple[GuardDetector, RuleReadings]] = []
     talk: OrdinaryTexts | EncoderTalk | None = None
@@ -76,11 +84,13 @@ def fit_guard(
         talk = EncoderTalk.of(drawn, seed=settings.seed)
         for of_place in _by_place(by_encoder):
             encoded += fit_encoder_place(of_place, talk, settings)
-    if model is not None and by_model:
+    if model is not None and (by_model or by_both):
         talk = OrdinaryTexts.of(model, drawn, seed=settings.seed)
         layer = round(GUARD_DEPTH * (model.layers - 1)) if settings.layer is None else settings.layer
         for of_place in _by_place(by_model):
             fitted += _fit_place(model, of_place, talk, layer, settings)
+        if by_both:
+            fitted += _fit_both(model, by_both, talk, layer, settings)
     return _fitted_guard(guardrail, model, rules, [*fitted, *encoded], talk, settings)
 
 
@@ -96,7 +106,7 @@ def check_fit_model(guardrail: Guardrail, model: object, settings: GuardFitSetti
             f"{guardrail.name} has rules that are read in a model's activations; give the `model` that is to be "
             "guarded, or let the rules be `read_by: encoder`."
         )
-    if "encoder" in guardrail.readers:
+    if guardrail.needs_encoder:
         check_sentence_encoder(encoder_user(guardrail))
     if not guardrail.needs_model and settings.layer is not None:
         raise InvalidArgument(
@@ -119,7 +129,7 @@ def _fitted_guard(
     talk: OrdinaryTexts | EncoderTalk | None,
     settings: GuardFitSettings,
 ) -> FittedGuard:
-    encodes = any(detector.read_by == "encoder" for detector, _ in fitted)
+    encodes = any(detector.read_by != "activations" for detector, _ in fitted)
     header = GuardHeader(
         guardrail=guardrail,
         model=ModelId.of(model) if model is not None and guardrail.needs_model else None,
@@ -132,11 +142,9 @@ def _fitted_guard(
         normal_sha256=talk.sha256 if talk else "",
         examples_sha256=content_key(rules=[[r.kind, r.rule, r.source, r.examples, r.near_misses] for r in rules]),
     )
-    by_model, by_encoder = (
-        [direction for detector, direction in fitted if detector.read_by == reader]
-        for reader in ("activations", "encoder")
-    )
     width = model.width if model is not None else 0
+    by_model = [direction[:width] for detector, direction in fitted if detector.read_by != "encoder"]
+    by_encoder = [direction[-ENCODER_WIDTH:] for detector, direction in fitted if detector.read_by != "activations"]
     return FittedGuard(header, _stacked(by_model, width), _stacked(by_encoder, ENCODER_WIDTH))
 
 
@@ -166,8 +174,47 @@ def _fit_place(
         return PlaceReadings(held_out, of_rules, None if before is None else held_out - before)
 
     return place_detectors(
-        rules, features, ordinary, read, ridge=GUARD_RIDGE, layer=layer, n_fit=n_fit, settings=settings
+        rules, features, ordinary, read, fit=_activation_direction, layer=layer, n_fit=n_fit, settings=settings
     )
+
+
+def _activation_direction(examples: RuleReadings, near: RuleReadings, ordinary: RuleReadings) -> RuleReadings:
+    return logistic_direction(examples, near, ordinary, ridge=GUARD_RIDGE)
+
+
+def _fit_both(
+    model: Model, rules: Sequence[RuleTexts], talk: OrdinaryTexts, layer: int, settings: GuardFitSettings
+) -> list[tuple[GuardDetector, RuleReadings]]:
+    """Detectors of prompts that both read, with directions [d + 384]: the sum of two readings of equal weight.
+
+    Each is in standard deviations of the talk that is fitted to; the threshold is set on the sum, on other talk.
+    """
+    n_fit, width = fitted_number(len(talk.prompts), rules, settings), model.width
+    encoded = [talk.encode_rule(model, rule, settings.seed) for rule in rules]
+    texts = [(rule.examples, rule.near_misses) for rule in rules]
+
+    def features(prompts: Sequence[Encoded], words: Sequence[str]) -> RuleReadings:
+        return np.concatenate([_features(model, prompts, layer, "prompt"), whole_embeddings(words)], axis=1)
+
+    def fit(examples: RuleReadings, near: RuleReadings, ordinary: RuleReadings) -> RuleReadings:
+        sides = []
+        for part, direction in ((slice(width), _activation_direction), (slice(width, None), encoder_direction)):
+            values = direction(examples[:, part], near[:, part], ordinary[:, part])
+            sides.append(values / (ordinary[:, part] @ values).std())
+        return np.concatenate(sides)
+
+    def read(directions: Sequence[RuleReadings]) -> PlaceReadings:
+        matrix, reader = np.stack(directions, axis=1), _Reader(model, layer, "prompt", [d[:width] for d in directions])
+
+        def of(prompts: Sequence[Encoded], words: Sequence[str]) -> RuleReadings:
+            return reader.read(prompts) + unit_embeddings(words, "prompt").highest(matrix[width:])
+
+        of_rules = [(of(e, te), of(n, tn)) for (e, n), (te, tn) in zip(encoded, texts, strict=True)]
+        return PlaceReadings(of(talk.prompts[n_fit:], talk.questions[n_fit:]), of_rules)
+
+    pairs = [(features(e, te), features(n, tn)) for (e, n), (te, tn) in zip(encoded, texts, strict=True)]
+    ordinary = features(talk.prompts[:n_fit], talk.questions[:n_fit])
+    return place_detectors(rules, pairs, ordinary, read, fit=fit, layer=layer, n_fit=n_fit, settings=settings)
 
 
 def _features(model: Model, texts: Sequence[Encoded], layer: int, place: ReadPlace) -> RuleReadings:

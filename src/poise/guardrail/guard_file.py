@@ -101,6 +101,8 @@ class GuardDetector(FrozenModel):
     def _of_one_reader(self) -> Self:
         if (self.read_by == "encoder") != (self.layer is None):
             raise ValueError(f"is read by {self.read_by} at layer {self.layer}; only activations have layers")
+        if self.read_by == "both" and self.reads != "prompt":
+            raise ValueError(f"is read by both, and reads {self.reads}; both read prompts alone")
         return self
 
     @property
@@ -151,9 +153,9 @@ class GuardHeader(FrozenModel):
     @model_validator(mode="after")
     def _has_its_readers(self) -> Self:
         readers = {detector.read_by for detector in self.detectors}
-        if "activations" in readers and self.model is None:
+        if readers - {"encoder"} and self.model is None:
             raise ValueError("names no model, and has detectors of its activations")
-        if ("encoder" in readers) != (self.encoder is not None) or self.encoder not in (None, ENCODER):
+        if bool(readers - {"activations"}) != (self.encoder is not None) or self.encoder not in (None, ENCODER):
             raise ValueError(f"names the encoder {self.encoder}, and is read by {', '.join(sorted(readers))}")
         return self
 
@@ -185,12 +187,12 @@ class FittedGuard:
     @property
     def activation_detectors(self) -> tuple[GuardDetector, ...]:
         """Those that read the model's activations, as ``directions`` has them."""
-        return tuple(d for d in self.header.detectors if d.read_by == "activations")
+        return tuple(d for d in self.header.detectors if d.read_by != "encoder")
 
     @property
     def encoder_detectors(self) -> tuple[GuardDetector, ...]:
         """Those that the sentence encoder reads, as ``encoder_directions`` has them."""
-        return tuple(d for d in self.header.detectors if d.read_by == "encoder")
+        return tuple(d for d in self.header.detectors if d.read_by != "activations")
 
     @property
     def probes(self) -> tuple[Probe, ...]:

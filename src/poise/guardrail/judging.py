@@ -21,7 +21,7 @@ from poise.judge.prompts import Prompt
 from poise.model import Model, ask
 from poise.monitor.baseline import ReadsText
 
-__all__ = ["BandJudge", "DetectorReader", "JudgedReader", "judged_reader", "rule_prompt"]
+__all__ = ["BandJudge", "DetectorReader", "JudgedReader", "added_readings", "judged_reader", "rule_prompt"]
 
 SHOWN_EXAMPLES = 4  # a side
 RETRIES = 1
@@ -97,8 +97,18 @@ class DetectorReader:
         """
         encoded = self._encoder.projections(text, "prompt" if source == "INPUT" else "answer") if self._encoder else []
         if (activations := self._activations) is None:
-            return encoded
-        return [*self._between(lambda: activations.projections(text, source)), *encoded]
+            return [(detector, value) for detector, value in encoded if detector.read_by == "encoder"]
+        return added_readings(self._between(lambda: activations.projections(text, source)), encoded)
+
+
+def added_readings(
+    activations: Sequence[tuple[GuardDetector, float]], encoded: Sequence[tuple[GuardDetector, float]]
+) -> list[tuple[GuardDetector, float]]:
+    """Readings of one text by both: a rule that both read has the sum of its two, and none where one is missing."""
+    beside = {(d.rule, d.source): value for d, value in encoded if d.read_by == "both"}
+    added = [(d, value + beside.get((d.rule, d.source), 0.0)) for d, value in activations]
+    complete = [(d, value) for d, value in added if d.read_by != "both" or (d.rule, d.source) in beside]
+    return [*complete, *((d, value) for d, value in encoded if d.read_by == "encoder")]
 
 
 class BandJudge:

@@ -21,9 +21,19 @@ from poise.guardrail.uncertain_band import operating_point, uncertain_band
 from poise.statistics.conformal import check_enough, check_rate, exact_interval
 from poise.statistics.estimates import grouped_auc_estimate
 
-__all__ = ["GuardFitSettings", "PlaceReadings", "RuleReadings", "fitted_number", "place_detectors"]
+__all__ = [
+    "DirectionFit",
+    "GuardFitSettings",
+    "PlaceReadings",
+    "RuleReadings",
+    "fitted_number",
+    "logistic_direction",
+    "place_detectors",
+]
 
 RuleReadings = NDArray[np.float64]
+DirectionFit = Callable[[RuleReadings, RuleReadings, RuleReadings], RuleReadings]
+"""(examples, texts beside them, ordinary talk) to a direction."""
 FITTED_SHARE, MOST_FITTED = 0.3, 500  # of the talk
 
 
@@ -90,26 +100,26 @@ def place_detectors(
     ordinary: RuleReadings,
     read: Callable[[Sequence[RuleReadings]], PlaceReadings],
     *,
-    ridge: float,
+    fit: DirectionFit,
     layer: int | None,
     n_fit: int,
     settings: GuardFitSettings,
 ) -> list[tuple[GuardDetector, RuleReadings]]:
-    """The detectors of one place, and their directions: logistic regressions, each once more for each fold.
+    """The detectors of one place, and their directions, each fitted once more for each fold.
 
     Args:
         rules: Rules of the place.
         features: Embeddings or activations of each rule's examples and of the texts beside them [n, d].
         ordinary: The same of ordinary talk [m, d].
         read: Reads all texts with directions, as they will be read where they act.
-        ridge: C of the regressions.
+        fit: Gives a direction of examples, texts beside them and ordinary talk, such as ``logistic_direction``.
         layer: Layer of the model that is read; ``None`` for the encoder.
         n_fit: Ordinary texts that are fitted to.
         settings: Rate, folds and seed.
     """
     folds = [_held_out_parts(len(e), len(n), settings) for e, n in features]
     flat = [
-        _direction(e[~held], n[~held_near], ordinary, ridge)
+        fit(e[~held], n[~held_near], ordinary)
         for (e, n), parts in zip(features, folds, strict=True)
         for held, held_near in parts
     ]
@@ -124,7 +134,9 @@ def place_detectors(
     return fitted
 
 
-def _direction(examples: RuleReadings, near: RuleReadings, ordinary: RuleReadings, ridge: float) -> RuleReadings:
+def logistic_direction(
+    examples: RuleReadings, near: RuleReadings, ordinary: RuleReadings, *, ridge: float
+) -> RuleReadings:
     """A logistic regression's direction: examples against the texts beside them and ordinary talk."""
     direction = logistic(AnswerGroups(positive=examples, negative=near, talk=ordinary), ridge)
     return np.asarray(direction / np.linalg.norm(direction))

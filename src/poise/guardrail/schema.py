@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from poise.guardrail.judge_settings import JudgeSettings
+from poise.guardrail.languages import Language
 from poise.guardrail.patterns import check_pattern
 from poise.guardrail.pii_types import PiiType
 from poise.guardrail.reasoning_rule import ReasoningRule
@@ -46,36 +47,10 @@ Strength = Literal["NONE", "LOW", "MEDIUM", "HIGH"]
 ContentType = Literal["HATE", "INSULTS", "SEXUAL", "VIOLENCE", "MISCONDUCT", "PROMPT_ATTACK", "INDIRECT_ATTACK"]
 """Kinds of harmful content: Bedrock's six, and instructions to the model that stand in a tool's result."""
 ATTACKS = ("PROMPT_ATTACK", "INDIRECT_ATTACK")
-ReadBy = Literal["activations", "encoder"]
-READ_BY = "What reads it: the served model's ``activations``, or the sentence ``encoder``, which needs no model."
-Language = Literal[
-    "arabic",
-    "chinese",
-    "czech",
-    "danish",
-    "dutch",
-    "english",
-    "esperanto",
-    "finnish",
-    "french",
-    "german",
-    "hindi",
-    "hungarian",
-    "italian",
-    "japanese",
-    "korean",
-    "norwegian",
-    "persian",
-    "polish",
-    "portuguese",
-    "russian",
-    "spanish",
-    "swedish",
-    "thai",
-    "turkish",
-]
-
-
+ReadBy = Literal["activations", "encoder", "both"]
+READ_BY = (
+    "What reads it: the served model's ``activations``, the sentence ``encoder``, which needs no model, or ``both``."
+)
 HELD_BACK, MOST_HELD_BACK = 128, 4000  # characters
 RuleName = Annotated[FilledText, Field(max_length=100)]
 Phrase = Annotated[FilledText, Field(max_length=100)]
@@ -230,6 +205,7 @@ class TopicRule(Rule):
             if spelling(text) in on_topic:
                 fault = f"is examples.{on_topic[spelling(text)]} as well, so that it is on the topic and beside it"
                 raise placed_fault(f"{fault}; keep one", "near_misses", place)
+        _refuse_answers_by_both(self, "SKIP")
         return self
 
 
@@ -263,6 +239,7 @@ class ContentRule(Settings):
                 f"is {self.read_by}; INDIRECT_ATTACK is read in activations alone, which find more of it; take it out"
             )
             raise placed_fault(fault, "read_by")
+        _refuse_answers_by_both(self, "NONE")
         if self.input == self.output == "NONE":
             raise ValueError("has the strength NONE for input and output, so that it does nothing; take the rule out")
         return self
@@ -274,6 +251,13 @@ class ContentRule(Settings):
     def strength(self, source: Source) -> Strength:
         """How little is enough on this way."""
         return self.input if source == "INPUT" else self.output
+
+
+def _refuse_answers_by_both(rule: TopicRule | ContentRule, off: str) -> None:
+    """Both together read prompts alone."""
+    if rule.read_by == "both" and rule.on("OUTPUT") != "SKIP":
+        fault = f"is both, which reads prompts alone; add `output: {off}`, and for answers let one of them read"
+        raise placed_fault(fault, "read_by")
 
 
 class GroundingRule(Settings):
@@ -353,7 +337,12 @@ class Guardrail(Settings):
     @property
     def needs_model(self) -> bool:
         """Whether any of it is read in a model's activations."""
-        return "activations" in self.readers
+        return bool(self.readers - {"encoder"})
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether the sentence encoder reads any of it."""
+        return bool(self.readers - {"activations"})
 
     @property
     def readers(self) -> set[ReadBy]:

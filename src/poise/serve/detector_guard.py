@@ -8,6 +8,7 @@ from typing import Any
 
 from poise.engine import EngineOutput, GeneratedToken
 from poise.guardrail.guard_file import FittedGuard, GuardDetector
+from poise.guardrail.judging import added_readings
 from poise.guardrail.readings import AnswerWindow, ReadPlace
 from poise.guardrail.schema import Source
 from poise.monitor import AnswerReadings
@@ -27,13 +28,23 @@ class DetectorGuard:
         alarms: What looks at the watched vectors' readings.
         watched: Number of watched vectors.
         after_tool: Whether the prompt ends with a tool's result, which detectors of these then read too.
+        encoded: What the sentence encoder reads of the prompt for rules that both read.
 
     Attributes:
         stopped_by: Way on which a rule has ended the answer.
         facts: What was found.
     """
 
-    def __init__(self, fitted: FittedGuard, alarms: AlarmGuard, watched: int, *, after_tool: bool = False) -> None:
+    def __init__(
+        self,
+        fitted: FittedGuard,
+        alarms: AlarmGuard,
+        watched: int,
+        *,
+        after_tool: bool = False,
+        encoded: Sequence[tuple[GuardDetector, float]] = (),
+    ) -> None:
+        self._encoded = encoded
         prompts: tuple[ReadPlace, ...] = ("prompt", "tool result") if after_tool else ("prompt",)
         self._places: dict[Source, tuple[ReadPlace, ...]] = {"INPUT": prompts, "OUTPUT": ("answer",)}
         self._fitted, self._alarms, self._watched = fitted, alarms, watched
@@ -96,7 +107,8 @@ class DetectorGuard:
 
     def _look(self, projections: Sequence[float], source: Source) -> None:
         findings = []
-        for detector, value in zip(self._fitted.activation_detectors, projections, strict=True):
+        readings = zip(self._fitted.activation_detectors, projections, strict=True)
+        for detector, value in added_readings(list(readings), self._encoded):
             key = (detector.rule, source)
             if detector.reads not in self._places[source] or key in self._found:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 import secrets
@@ -27,6 +28,7 @@ from poise.serve.observing import AnswerTimes
 from poise.serve.planning import RequestPlan
 from poise.serve.rate_limits import TokenReservation
 from poise.serve.rendering import AnswerChoice, CompletionKind
+from poise.serve.requests import ChatCompletionRequest, CompletionRequest
 from poise.serve.run_following import FollowedStep
 from poise.serve.run_telling import end_step
 from poise.serve.scheduler import ScheduledRequest
@@ -90,7 +92,7 @@ class CompletionExchange:
         self.requests = [
             ScheduledRequest(
                 request=request,
-                guard=self._output_guard(),
+                guard=self._output_guard(index),
                 sink=self._sink(index),
                 deadline=deadline,
             )
@@ -121,13 +123,24 @@ class CompletionExchange:
         leaves = self.body.stream and guardrail.streaming == "asynchronous"
         self._whole = [WholeAnswer(checks, self.plan.form, self.kind, leaves=leaves) for _ in self.choices]
 
-    def _output_guard(self) -> AlarmGuard | DetectorGuard:
+    def _output_guard(self, index: int) -> AlarmGuard | DetectorGuard:
         plan, guard = self.plan, self.guarded.guard
         alarms = AlarmGuard(plan.watched, plan.policy, plan.pushes, requested=plan.requested, forced=plan.forced)
         if guard is None:
             return alarms
         results_read = self.step is not None and self.step.reader is not None
-        return guard.with_detectors(alarms, len(plan.watched), self.body, results_read=results_read)
+        return guard.with_detectors(
+            alarms, len(plan.watched), self.body, self._prompts_of(index), results_read=results_read
+        )
+
+    def _prompts_of(self, index: int) -> list[str]:
+        """Turns after the assistant's last one, or the prompt that a choice completes."""
+        if isinstance(self.body, ChatCompletionRequest):
+            turns = list(itertools.takewhile(lambda turn: turn.role != "assistant", reversed(self.body.messages)))
+            return [turn.text for turn in turns if turn.role in ("user", "tool")]
+        prompts = self.body.prompts if isinstance(self.body, CompletionRequest) else [""]
+        prompt = prompts[index // self.body.n]
+        return [prompt if isinstance(prompt, str) else str(self.service.model.tokenizer.decode(prompt))]
 
     def _answer_guard(self, guard: ServerGuard, index: int) -> AnswerGuard | AsynchronousGuard:
         readings = self.requests[index].guard

@@ -110,13 +110,20 @@ class ServerGuard:
         return replace(plan, requests=tuple(replace(r, probes=(*r.probes, *probes)) for r in plan.requests))
 
     def with_detectors(
-        self, alarms: AlarmGuard, watched: int, body: OpenAIRequest, *, results_read: bool = False
+        self,
+        alarms: AlarmGuard,
+        watched: int,
+        body: OpenAIRequest,
+        prompts: Sequence[str],
+        *,
+        results_read: bool = False,
     ) -> AlarmGuard | DetectorGuard:
-        """What looks at the readings of one answer; not at tools' results, where these were read before."""
+        """What looks at the readings of one answer to a prompt; not at tools' results, where these were read before."""
         if self.fitted is None or not self.fitted.activation_detectors:
             return alarms
         after_tool = not results_read and isinstance(body, ChatCompletionRequest) and body.messages[-1].role == "tool"
-        return DetectorGuard(self.fitted, alarms, watched, after_tool=after_tool)
+        encoded = self.encoder.highest_of_both(prompts) if self.encoder else []
+        return DetectorGuard(self.fitted, alarms, watched, after_tool=after_tool, encoded=encoded)
 
     def reader(
         self, model: Model, between: Callable[[Callable[[], Any]], Any], read_text: ReadsText | None = None
@@ -171,8 +178,9 @@ class ServerGuard:
             failed = judge.failed if judge else 0
             if self.encoder:
                 readings = self.encoder.projections(text, "prompt" if source == "INPUT" else "answer")
-                certain = [finding for detector, value in readings if (finding := detector.finding(value, len(text)))]
-                findings = [*findings, *(judge.findings(readings, text) if judge else certain)]
+                alone = [(detector, value) for detector, value in readings if detector.read_by == "encoder"]
+                certain = [finding for detector, value in alone if (finding := detector.finding(value, len(text)))]
+                findings = [*findings, *(judge.findings(alone, text) if judge else certain)]
             if judge and judge.failed > failed:
                 return findings
             with self._lock:
