@@ -132,11 +132,9 @@ class TestWithAModel:
     def test_scores_by_it_where_it_is_told_to(self) -> None:
         ran: list[int] = []
 
-        def between(work: Any) -> Grounding:
+        def between(work: Any) -> Any:
             ran.append(1)
-            result = work()
-            assert isinstance(result, Grounding)
-            return result
+            return work()
 
         grounding = grounding_reader(tiny.model(), between)([SOURCE, "Second."], QUERY, "It is 55 euros.")
         assert ran == [1]
