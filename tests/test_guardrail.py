@@ -399,3 +399,9 @@ class TestTheCommand:
         letter.write_bytes(b"a" * 10_000_000)
         done = self.run(str(bank), str(letter))
         assert (done.exit_code, "10,000,000 bytes" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize("word", ["\u200b", "\u2060\u00ad", "\ud800"])
+def test_a_word_without_any_sign_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="no sign that can be seen"):
+        Guardrail.model_validate({"name": "a", "words": {"custom": [word]}})

@@ -129,6 +129,10 @@ class WordPolicy(Settings):
             )
         first: dict[str, int] = {}
         for place, rule in enumerate(self.custom):
+            if not any(sign.isprintable() and not sign.isspace() for sign in rule.text):
+                raise placed_fault(
+                    "has no sign that can be seen, so that nothing is found; write a word", "custom", place
+                )
             earlier = first.setdefault(spelling(rule.text), place)
             if earlier != place:
                 text = f"is {rule.text!r}, the same as custom.{earlier}; keep one"
