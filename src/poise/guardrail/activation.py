@@ -66,8 +66,8 @@ class ActivationReader:
 
     def _findings(self, text: str, place: ReadPlace, question: str) -> list[GuardFinding]:
         projections = self._projections(text, place, question)
-        alone = [(detector, value) for detector, value in projections if detector.read_by == "activations"]
-        findings = [detector.finding(value, len(text)) for detector, value in alone]
+        single = [(detector, value) for detector, value in projections if detector.read_by == "activations"]
+        findings = [detector.finding(value, len(text)) for detector, value in single]
         return [finding for finding in findings if finding]
 
     def projections(self, text: str, source: Source) -> list[tuple[GuardDetector, float]]:

@@ -227,8 +227,8 @@ class CompletionExchange:
             done = await self._run_check(guard.name, partial(guard.take, guarded))
         else:
             done = guard.take(guarded)
-        asked = self._whole[choice.index].interventions if self._whole else ()
-        choice.interventions = [*self.guarded.interventions, *guard.interventions, *asked]
+        answer_facts = self._whole[choice.index].interventions if self._whole else ()
+        choice.interventions = [*self.guarded.interventions, *guard.interventions, *answer_facts]
         return self._stopped(choice, done, guard.message) if guard.blocked else done
 
     def _stopped(self, choice: AnswerChoice, guarded: GuardedOutput, message: str) -> GuardedOutput:
@@ -244,16 +244,16 @@ class CompletionExchange:
         """Of an output what may leave before somebody has been asked about all of the answer; at its end, all."""
         if not self._whole or self.guarded.blocked:
             return guarded
-        whole, guard = self._whole[choice.index], self._answer_guards[choice.index]
+        asking, guard = self._whole[choice.index], self._answer_guards[choice.index]
         if guard.blocked:
-            whole.clear()
+            asking.clear()
             return guarded
         before, readings = len(guarded.output.tokens), guard.uncertain
-        take = partial(whole.take, guarded, readings)
-        guarded = await self._run_check(whole.name, take, waits=True) if whole.waits(guarded, readings) else take()
+        take = partial(asking.take, guarded, readings)
+        guarded = await self._run_check(asking.name, take, waits=True) if asking.waits(guarded, readings) else take()
         choice.withheld += before - len(guarded.output.tokens)
-        choice.interventions = [*self.guarded.interventions, *guard.interventions, *whole.interventions]
-        return self._stopped(choice, guarded, whole.message) if whole.blocked else guarded
+        choice.interventions = [*self.guarded.interventions, *guard.interventions, *asking.interventions]
+        return self._stopped(choice, guarded, asking.message) if asking.blocked else guarded
 
     async def _hold_answer(self, choice: AnswerChoice, guarded: GuardedOutput) -> GuardedOutput:
         """Of an output what may leave before the documents have been asked about the whole answer; at its end, all."""
