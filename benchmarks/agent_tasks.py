@@ -1,15 +1,19 @@
 """How many of the tasks for agents a model solves by itself: ``python benchmarks/agent_tasks.py --model M``.
 
 Every task is run once, greedily, with the tools that its script would use, within ``--steps`` answers and ``--seconds``
-of work. What is finished is kept in ``--out``, and the same command goes on.
+of work. What is finished is kept in ``--out``, and the same command goes on. A server answers several tasks sooner
+together than one after the other: ``--endpoint URL --at-once 8``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import agent_task_set
@@ -44,10 +48,40 @@ def attempt(task: agent_task_set.Task, model: EndpointModel, settings: AgentSett
         }
 
 
+def attempt_at(endpoint: str, name: str, task: str, settings: AgentSettings) -> dict[str, object]:
+    """`attempt` in a process of its own: a task's state is in the environment."""
+    model = EndpointModel(endpoint, name)
+    try:
+        return attempt(next(one for one in agent_task_set.TASKS if one.name == task), model, settings)
+    finally:
+        model.close()
+
+
+def attempts(
+    left: list[agent_task_set.Task], options: argparse.Namespace, settings: AgentSettings
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """Each task by name with what came of it, as they end."""
+    if not left:
+        return
+    if options.endpoint:
+        with ProcessPoolExecutor(options.at_once, multiprocessing.get_context("spawn")) as pool:
+            begun = {
+                pool.submit(attempt_at, options.endpoint, options.model, task.name, settings): task for task in left
+            }
+            for done in as_completed(begun):
+                yield begun[done].name, done.result()
+        return
+    model = ServedModel(load_model(options.model))
+    for task in left:
+        yield task.name, attempt(task, model, settings)
+    model.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="A model that is loaded here; with --endpoint its name there.")
     parser.add_argument("--endpoint", help="A server that runs already.")
+    parser.add_argument("--at-once", type=int, default=1, help="Tasks at a time, with --endpoint.")
     parser.add_argument("--out", type=Path, default=Path("agent-tasks.jsonl"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=600)
@@ -57,19 +91,16 @@ def main() -> None:
         steps=args.steps, seconds=args.seconds, answer_tokens=args.answer_tokens, output=1500, revisions=3
     )
     settings = AgentSettings(limits=limits, approve=frozenset())
-    model = EndpointModel(args.endpoint, args.model) if args.endpoint else ServedModel(load_model(args.model))
     journal = Journal(args.out)
-    for task in agent_task_set.TASKS:
-        if task.name not in journal:
-            journal.append([(task.name, attempt(task, model, settings))])
-        row = journal[task.name]
+    left = [task for task in agent_task_set.TASKS if task.name not in journal]
+    for name, row in attempts(left, args, settings):
+        journal.append([(name, row)])
         verdict = "solved" if row["solved"] else "not"
-        print(f"{verdict:7} {task.name:18} {row['outcome']:10} {json.dumps(row)}", flush=True)
+        print(f"{verdict:7} {name:18} {row['outcome']:10} {json.dumps(row)}", flush=True)
     rows = [journal[task.name] for task in agent_task_set.TASKS]
     solved = sum(row["solved"] for row in rows)
     low, high = exact_interval(solved, len(rows))
     print(f"\n{args.model}: {solved} of {len(rows)} tasks solved, {solved / len(rows):.0%} [{low:.0%}, {high:.0%}]")
-    model.close()
 
 
 if __name__ == "__main__":
