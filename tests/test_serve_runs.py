@@ -315,7 +315,7 @@ class TestDrift:
         history = [user("Where do the boats go?")]
         name = say(drifting, history).headers["x-poise-session"]
         history.append(user("And then?"))
-        body = {"model": NAME, "messages": history, "max_tokens": 6, "stream": stream}
+        body = {"model": NAME, "messages": history, "max_tokens": 6, "temperature": 0, "stream": stream}
         answer = drifting.post("/v1/chat/completions", json=body)
         last = json.loads(answer.text.split("data: ")[-2]) if stream else answer.json()
         choice = last["choices"][0]

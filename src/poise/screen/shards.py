@@ -116,7 +116,7 @@ class ShardStore:
             return _read_shard(path)
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise SaveFailed(
-                f"Cannot use the kept scores {path}: {error}; delete the file, which is damaged, then run the same "
+                f"Cannot use the kept scores {path}: {error}; the file is damaged; move it away, then run the same "
                 "command again."
             ) from error
 
