@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import random
 import threading
@@ -18,13 +19,14 @@ import pytest
 import serving
 import tiny
 from poise.engine import EngineOutput
+from poise.engine.continuous import ContinuousEngine
 from poise.grounding import ground
 from poise.guardrail import encoder_reader
 from poise.guardrail.encoder_reader import CHARACTERS_AT_ONCE, UNITS_AT_ONCE, embedded
 from poise.judge.encoder_turns import ENCODER_TURNS, EncoderTurns
 from poise.judge.exemplars import sentence_embeddings, sentence_tokens
-from poise.model import logprobs
-from poise.serve.fact_writer import UnwatchedAnswer
+from poise.model import ask, logprobs
+from poise.serve.fact_writer import UnwatchedAnswer, served_turn
 from poise.serve.request_workers import LARGE, RequestWorkers
 from poise.serve.scheduler import ScheduledRequest, Scheduler
 
@@ -206,3 +208,17 @@ class TestTheModelsThread:
         scored = ground(model, source, "When?", "The boats go out at 3.", between=between)
         assert scored.score == ground(model, source, "When?", "The boats go out at 3.").score
         assert len(passes) > 1
+
+    def test_a_turn_that_the_model_writes_goes_on_in_the_steps_of_all_others(self) -> None:
+        model, steps = dataclasses.replace(tiny.model(), stop_ids=frozenset()), list[int]()
+
+        class CountedEngine(ContinuousEngine):
+            def step(self) -> list[EngineOutput]:
+                steps.append(1)
+                return super().step()
+
+        scheduler = Scheduler(CountedEngine(model))
+        scheduler.start()
+        served_turn(model, scheduler, ask("And then?"), 24)
+        scheduler.stop()
+        assert len(steps) >= 24

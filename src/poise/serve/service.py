@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from poise.errors import InvalidSteering, RequestError, UserError
 from poise.guardrail.injection_reading import InjectionReader, result_detector
 from poise.guardrail.judging import BandJudge
-from poise.knowledge import GroundingScores, LocalAnswerWriter, model_scores
+from poise.knowledge import GroundingScores, model_scores
 from poise.memory import InjectionEffect
 from poise.model import Encoded, Model
 from poise.model.rendering import has_thinking_switch
 from poise.serve.embeddings import SentenceEncoder
 from poise.serve.exchange import CompletionExchange
+from poise.serve.fact_writer import served_turn
 from poise.serve.guarding import GuardedRequest, ServerGuard
 from poise.serve.guardrail_set import GuardrailSet
 from poise.serve.knowledge_use import KnowledgeUse, ServerKnowledge, TurnWriter, with_knowledge
@@ -104,10 +105,10 @@ class Service:
 
     @cached_property
     def turn_writer(self) -> TurnWriter | None:
-        """Has the model write a little, between two of its steps; ``None`` on vLLM."""
+        """Has the model write a little, as one request among the others; ``None`` on vLLM."""
         if self.engine.read_text is not None:
             return None
-        return lambda messages, most: self.scheduler.call(lambda: LocalAnswerWriter(self.model)(messages, most).text)
+        return partial(served_turn, self.model, self.scheduler)
 
     @cached_property
     def thinks(self) -> bool:
