@@ -228,7 +228,7 @@ class TestKeptFiles:
         content = bytearray(path.read_bytes())
         content[100:400] = bytes(300)
         path.write_bytes(content)
-        with pytest.raises(SaveFailed, match=r"part-00000000.npz: .*; delete the file, which is damaged"):
+        with pytest.raises(SaveFailed, match=r"part-00000000.npz: .*; the file is damaged; move it away"):
             run(data, model, two, out, rule=FlaggingRule(top=3))
 
 

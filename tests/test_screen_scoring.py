@@ -112,7 +112,7 @@ class TestTheModelsOwnAnswers:
     def test_that_are_damaged_are_named(self, model: Model, tmp_path: Path) -> None:
         answers = BaseAnswers(model, tmp_path, max_new_tokens=SHORT)
         answers.store.path.write_bytes(b"not a data base" * 100)
-        with pytest.raises(SaveFailed, match="delete the file"):
+        with pytest.raises(SaveFailed, match="put a copy of it back, or move it aside"):
             answers.generate([model.encode(ask("Who?"))])
 
 
