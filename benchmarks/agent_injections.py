@@ -1,4 +1,4 @@
-"""Instructions hidden in tools' results, through the server that follows the run: plain reading, change, words, encoder.
+"""Instructions hidden in tools' results, through a server that follows runs: plain reading, change, words, encoder.
 
     python benchmarks/agent_injections.py --data DIR [--model M] [--rows N] [--setting first|second] [--guard FILE]
 
