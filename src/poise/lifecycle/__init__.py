@@ -5,8 +5,8 @@ pickle_scan      what loading a pickle or unpacking an archive would do
 model_notes      what the settings beside the weights say
 model_files      a model's files: parts, sizes, vocabulary, template, licence, hashes
 token_counts     a text as a model's tokens
-registry         records of what was made and their stages: registry_records, registry_check, registry_diff, signing;
-                 registry_mirror where they are at an address
+registry         records of what was made and their stages: registry_records, registry_check, registry_diff, signing
+registry_mirror  a registry that is at an address
 hub_exchange     what is on record to the hub or an address, and back
 artefacts        what lies at a path, for a record
 cards, annex     a record's card, and its documentation in the order of the EU AI Act

@@ -18,6 +18,8 @@ LEAST_BOTH_WAYS = 0.5
 """Share of the longer one's."""
 
 _ANY_WORD = re.compile(r"\w+")
+_AUXILIARY = re.compile(r"\b(?:is|are|was|were|has|have|had|will|can|does|did)\b", re.IGNORECASE)
+_FIRST_NAME = re.compile(r"\W*(?:[A-ZÀ-ÖØ-Þ]\w*[\s-]*)+")
 _NEGATION = re.compile(r"\b(?:not|never|no longer|cannot|without|none|nobody|nothing)\b|n['’]t\b", re.IGNORECASE)
 
 
@@ -30,6 +32,8 @@ def contradiction_of(text: str, known: str, *, same_subject: bool = False) -> st
         same_subject: Whether both are known to be about the same.
     """
     new, old = FactIndex(known).missing(text), FactIndex(text).missing(known)
+    if not same_subject and _is_about(text, new.names) and _is_about(known, old.names):
+        return ""
     plain, plain_known = (_without_parts(text, new.numbers + new.names), _without_parts(known, old.numbers + old.names))
     if not same_subject and not _same_beginning(plain, plain_known, text, known):
         return ""
@@ -57,6 +61,16 @@ def says_the_same(text: str, known: str) -> bool:
 def _marked_words(text: str) -> list[str]:
     """Words that begin with a capital or a digit: who owes whom is told by their order alone."""
     return [word.casefold() for word in _ANY_WORD.findall(text) if word[0].isupper() or word[0].isdigit()]
+
+
+def _is_about(text: str, names: tuple[str, ...]) -> bool:
+    """Whether one of the names stands where a statement says what it is about.
+
+    That is before *is* and the like, or in the name that it begins with.
+    """
+    auxiliary, first = _AUXILIARY.search(text), _FIRST_NAME.match(text)
+    end = max(auxiliary.start() if auxiliary else 0, first.end() if first else 0)
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text[:end]) for name in names)
 
 
 def _is_negated(text: str) -> bool:
