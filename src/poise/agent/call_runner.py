@@ -11,7 +11,7 @@ from typing import Any
 
 from poise.agent.limits import AgentLimits, RunUse
 from poise.agent.model_endpoint import RequestedCall
-from poise.agent.person import PendingCall, Person
+from poise.agent.person import PendingCall, Person, recorded_choice
 from poise.agent.records import RunRecords
 from poise.agent.result_guard import ResultGuard
 from poise.agent.states import CallOutcome, EndState
@@ -128,13 +128,8 @@ class CallRunner:
             f"The call {call_text(tool.name, arguments)} was in flight when the run was killed, and may have happened. "
             "Look, and answer: repeat (make it again), happened (it was done), or skip (it was not, and is left out)."
         )
-        row = self._records.take("in_flight", question=question)
-        if row is None:
-            reply = (self._person.answer(question) or "").strip().lower()
-            if reply not in IN_FLIGHT_ANSWERS:
-                return EndState("asks", question)
-            row = self._records.add("in_flight", question=question, reply=reply)
-        return str(row["reply"])
+        reply = recorded_choice(self._records, self._person, question, IN_FLIGHT_ANSWERS)
+        return EndState("asks", question) if reply is None else reply
 
 
 def _settled_by_user(decision: str) -> dict[str, Any]:

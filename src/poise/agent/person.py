@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-__all__ = ["Nobody", "PendingCall", "Person"]
+if TYPE_CHECKING:
+    from poise.agent.records import RunRecords
+
+__all__ = ["Nobody", "PendingCall", "Person", "recorded_choice"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +55,14 @@ class Nobody:
         """What was said beforehand, once."""
         reply, self._reply = self._reply, None
         return reply
+
+
+def recorded_choice(records: RunRecords, person: Person, question: str, answers: Collection[str]) -> str | None:
+    """Which of these answers a person gives, or gave before a kill; ``None`` where it is none of them."""
+    row = records.take("in_flight", question=question)
+    if row is None:
+        reply = (person.answer(question) or "").strip().lower()
+        if reply not in answers:
+            return None
+        row = records.add("in_flight", question=question, reply=reply)
+    return str(row["reply"])

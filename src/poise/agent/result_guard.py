@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from poise.agent.memory import RecalledText
-from poise.agent.person import Person
+from poise.agent.person import Person, recorded_choice
 from poise.agent.prompts import marked_text
 from poise.agent.records import RunRecords
 from poise.agent.states import CallOutcome, EndState
@@ -85,10 +85,7 @@ class ResultGuard:
             f"What {outcome.call.name} gave seems to hold instructions to the model: {outcome.output[:500]!r}. Look at "
             "it, and answer: read (the model may read it), or drop (it is left out)."
         )
-        answer = self.records.take("in_flight", question=question)
-        if answer is None:
-            reply = (self.person.answer(question) or "").strip().lower()
-            if reply not in OUTPUT_ANSWERS:
-                return EndState("asks", question)
-            answer = self.records.add("in_flight", question=question, reply=reply)
-        return outcome if answer["reply"] == "read" else replace(outcome, output=LEFT_OUT_OUTPUT)
+        reply = recorded_choice(self.records, self.person, question, OUTPUT_ANSWERS)
+        if reply is None:
+            return EndState("asks", question)
+        return outcome if reply == "read" else replace(outcome, output=LEFT_OUT_OUTPUT)
