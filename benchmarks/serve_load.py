@@ -1,15 +1,17 @@
 """A server under load: streamed, watched requests of mixed lengths and steering, against the engine alone and others.
 
     python benchmarks/serve_load.py [--model smollm2-135m] [--requests 200] [--clients 32] [--scale 1] [--against]
+    python benchmarks/serve_load.py --lean 3 --against                        # the same range, mostly short
     python benchmarks/serve_load.py --requests 64 --scale 0.1 --against       # the scaled form, a few CPU-minutes
     python benchmarks/serve_load.py --memory 1000     # resident memory over so many requests, on a tiny random model
 
 Prompts have 20 to 6,000 tokens and ``max_tokens`` is 8 to 4,096, both drawn log-uniformly from a seed and multiplied by
-``--scale`` where they are above the least. The clients are a process of their own on the loopback and read as fast as
-they can. Tokens are those of the text that came, counted by one tokenizer for all servers. ``engine`` is the server's
-engine in this process with all requests at once: what the server could reach at best. ``--against`` runs ``transformers
-serve`` with continuous batching on the same model, requests (without what only Poise has) and number of threads, and
-``--llama`` llama.cpp's server in ``xllamacpp`` on a GGUF file of the model, whose weights may be quantised.
+``--scale`` where they are above the least; ``--lean K`` takes the K-th power of the uniform number, so that most are
+short and a few are long, as what users send is. The clients are a process of their own on the loopback and read as
+fast as they can. Tokens are those of the text that came, counted by one tokenizer for all servers. ``engine`` is the
+server's engine in this process with all requests at once: what the server could reach at best. ``--against`` runs
+``transformers serve`` with continuous batching on the same model, requests (without what only Poise has) and number of
+threads, and ``--llama`` llama.cpp's server in ``xllamacpp`` on a GGUF file of the model, which may be quantised.
 """
 
 from __future__ import annotations
@@ -50,13 +52,14 @@ PROMPT_TOKENS, ANSWER_TOKENS = (20, 6000), (8, 4096)
 READY_SECONDS = 300
 
 
-def mixed_requests(model: Model, n: int, scale: float, seed: int = 0) -> list[dict[str, Any]]:
+def mixed_requests(model: Model, n: int, scale: float, lean: float, seed: int = 0) -> list[dict[str, Any]]:
     """Bodies without a model's name; no two prompts begin alike."""
     rng = random.Random(seed)
     words = " ".join(library.evaluation_questions(library.load_trait("impolite"))).split()
 
     def drawn(least: int, most: int) -> int:
-        return round(math.exp(rng.uniform(math.log(least), math.log(max(least + 1, most * scale)))))
+        low, high = math.log(least), math.log(max(least + 1, most * scale))
+        return round(math.exp(low + (high - low) * rng.random() ** lean))
 
     bodies = []
     for number in range(n):
@@ -221,14 +224,15 @@ def load_test(options: argparse.Namespace) -> None:
     """Print the figures of all that was asked for."""
     model = load_model(options.model)
     given = vectors(model)
-    bodies = mixed_requests(model, options.requests, options.scale)
+    bodies = mixed_requests(model, options.requests, options.scale, options.lean)
     for number, body in enumerate(bodies):
         body["poise"] = {"steer": STEERINGS[number % len(STEERINGS)], "watch": True}
     lengths = [len(model.encode(body["messages"]).ids) for body in bodies]
     answers = [body["max_tokens"] for body in bodies]
     print(f"{options.model}, {model.lm.dtype}, {model.device}, {torch.get_num_threads()} threads; ", end="")
     print(
-        f"{len(bodies)} requests from {options.clients} clients, scale {options.scale:g}: prompts of {min(lengths)} to"
+        f"{len(bodies)} requests from {options.clients} clients, scale {options.scale:g}, lean "
+        f"{options.lean:g}: prompts of {min(lengths)} to"
     )
     print(f"{max(lengths)} tokens, {sum(lengths)} in all; max_tokens {min(answers)} to {max(answers)}, {sum(answers)}")
     alone = engine_rate(model, bodies, given, options.clients)
@@ -301,6 +305,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--lean", type=float, default=1.0, metavar="K", help="1: log-uniform; above, mostly short")
     parser.add_argument("--against", action="store_true")
     parser.add_argument("--llama", type=Path, metavar="FILE.gguf", help="the same model, for llama.cpp's server")
     for option, default in (("requests", 200), ("clients", 32), ("memory", 0)):
