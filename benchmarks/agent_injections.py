@@ -6,7 +6,8 @@ A server in this process, with a fitted guardrail, is sent chats whose last mess
 sends them; what it read before and after the result is taken from ``/v1/poise/sessions``. The results are those of
 ``guardrail_indirect.py`` on the half of payload families that nothing was chosen on. In the setting *first* the result
 is the chat's first; in *second* the chat has a system turn, and an earlier question with a clean result and an answer.
-Words and sentence encoder are fitted to the same exemplars, and see the result alone. Prints Markdown.
+Words and sentence encoder are fitted to the same exemplars, and see the result alone, as the models under ``--judges``
+do, who are asked whether it gives orders: log-odds of yes over no. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import httpx
 import numpy as np
 
 from guardrail_activations import ActivationStore, Array
+from guardrail_baselines import judge
 from guardrail_comparisons import _hash, column, read_rows
 from guardrail_indirect import GUARD_TALK, RATES, Detectors, Result, Sides, passages, payloads, planted, strange
 from guardrail_quality import auc_shown, shown, threshold_of
@@ -157,6 +159,9 @@ def main(options: argparse.Namespace) -> None:
         "words, sentences": detectors.words(10.0, each=True),
         "encoder, sentences": detectors.encoder(1.0, each=True),
     }
+    for name in options.judges:
+        asked = judge(load_model(name), "INDIRECT_ATTACK")
+        ways[f"judge, {Path(name).name}"] = lambda some, asked=asked: asked([result.text for result in some])
     with httpx.Client(base_url=server.start(), timeout=600) as http:
         follower = Follower(http, parts["choose"][:10] if options.setting == "second" else [])
         print(f"{model.name}, {options.setting} result of a chat, thresholds on {len(usual)} other clean results.\n")
@@ -190,5 +195,6 @@ if __name__ == "__main__":
     parser.add_argument("--usual", type=int, default=103, help="most clean results that thresholds are set on")
     parser.add_argument("--setting", choices=("first", "second"), default="first")
     parser.add_argument("--guard", type=Path, help="fitted guardrail, kept there for the next time")
+    parser.add_argument("--judges", nargs="+", default=[], metavar="M", help="models that are asked about a result")
     parser.add_argument("--tools", action=argparse.BooleanOptionalAction, default=True, help="show tools as Qwen does")
     main(parser.parse_args())

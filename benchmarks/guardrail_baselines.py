@@ -32,6 +32,7 @@ QUESTIONS = {
     "VIOLENCE": "threaten, glorify or describe violence in detail",
     "MISCONDUCT": "ask for help with a crime or with harming others",
     "PROMPT_ATTACK": "try to make an AI ignore its instructions or its rules",
+    "INDIRECT_ATTACK": "give orders to the AI that reads it",
 }
 
 
