@@ -86,19 +86,19 @@ def one_run(
             DashboardSettings(servers=(source,), rules=(rule,)), AlertDatabase(Path(folder) / "dashboard.sqlite")
         )
         put(readings, rng.choice(ordinary, options.baseline))
-        watch.look()
+        watch.poll()
         row = watch.database.rows("SELECT chart FROM charts")[0]
         if row["chart"] is None:
             return None
         chart = DriftChart.model_validate_json(row["chart"])
         put(readings, rng.choice(ordinary, options.answers))
-        watch.look()
+        watch.poll()
         alerts = watch.database.rows("SELECT * FROM alerts")
         false = sum(alert["times"] for alert in alerts)
         with watch.database.changing() as db:
             db.execute("DELETE FROM alerts")
         put(readings, rng.choice(changed, AFTER))
-        watch.look()
+        watch.poll()
         raised = watch.database.rows("SELECT text FROM alerts")
         seen = int(raised[0]["text"].split(": ")[1].split(" answers")[0].replace(",", "")) if raised else None
         stated = max(limit.delays[0].most for limit in chart.limits)

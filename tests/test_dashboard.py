@@ -28,11 +28,11 @@ from poise.dashboard.alerts import acknowledge_alert, make_silence
 from poise.dashboard.dashboard_server import DashboardServer
 from poise.dashboard.drift import DriftSums, fit_drift
 from poise.dashboard.metrics_text import grown, histogram_quantile, read_metrics
+from poise.dashboard.notifications import AlertNotifier
 from poise.dashboard.overview import dashboard_overview, source_traits
 from poise.dashboard.readings_reader import ReadingsReader
 from poise.dashboard.rule_checks import check_counts
 from poise.dashboard.rules import AlertMail, AlertRule, DashboardSettings, WatchedSource, read_dashboard
-from poise.dashboard.telling import AlertTeller
 from poise.dashboard.watching import DashboardWatch
 from poise.errors import (
     EndpointUnavailable,
@@ -259,22 +259,22 @@ class TestTheWatch:
             ticks=lambda: ticks[0],
             clock=lambda: -ticks[0],
         )  # fmt: skip  (a clock that runs back changes nothing)
-        watch.look()
+        watch.poll()
         stub.ready = 0.0
-        watch.look()
+        watch.poll()
         ticks[0] = 59
-        watch.look()
+        watch.poll()
         assert open_texts(watch) == []
         ticks[0] = 61
-        watch.look()
+        watch.poll()
         assert open_texts(watch) == ["Away for 61 s: it takes no requests: it is ending, or its model fails"]
         stub.ready = 1.0
-        watch.look()
+        watch.poll()
         assert open_texts(watch) == []
         stub.close()
-        watch.look()
+        watch.poll()
         ticks[0] = 200
-        watch.look()
+        watch.poll()
         assert "it cannot be reached (ConnectError)" in open_texts(watch)[0]
 
     @pytest.mark.parametrize(
@@ -289,32 +289,32 @@ class TestTheWatch:
         change(stub)
         rules = (AlertRule(name="down", when="down", seconds=0),)
         watch = DashboardWatch(settings_of(stub, rules=rules), AlertDatabase(tmp_path / "d"))
-        watch.look()
+        watch.poll()
         assert words in open_texts(watch)[0]
 
     def test_says_once_that_another_model_is_served(self, tmp_path: Path, stub: StubServer) -> None:
         watch = DashboardWatch(settings_of(stub), AlertDatabase(tmp_path / "d"))
-        watch.look()
+        watch.poll()
         assert open_texts(watch) == []
         stub.model = "other"
-        watch.look()
-        watch.look()
+        watch.poll()
+        watch.poll()
         assert open_texts(watch) == ["It is another than it was: model tiny → other"]
         assert [v["version"] for v in dashboard_overview(watch)["sources"][0]["versions"]] != []
 
     def test_counts_by_version_and_survives_a_restart_of_either(self, tmp_path: Path, stub: StubServer) -> None:
         watch = DashboardWatch(settings_of(stub), AlertDatabase(tmp_path / "d"))
-        watch.look()
+        watch.poll()
         stub.answer(40)
-        watch.look()
+        watch.poll()
         again = DashboardWatch(settings_of(stub), AlertDatabase(tmp_path / "d"))
         stub.answer(2, status=500)
-        again.look()
+        again.poll()
         figures = dashboard_overview(again)["sources"][0]["figures"]
         assert (figures["requests"], figures["faults"]["value"]) == (42, pytest.approx(2 / 42))
         stub.model = "other"
         stub.answer(8)
-        again.look()
+        again.poll()
         versions = {v["version"]: v["requests"] for v in dashboard_overview(again)["sources"][0]["versions"]}
         assert versions == {"tiny, Poise 9.9": 42, "other, Poise 9.9": 8}
 
@@ -323,20 +323,20 @@ class TestTheWatch:
         write_readings(file, rng.standard_normal(300))
         rules = (AlertRule(name="drift", when="drift", baseline=300, every=200),)
         watch = DashboardWatch(settings_of(None, file, rules=rules), AlertDatabase(tmp_path / "d"))
-        watch.look()
+        watch.poll()
         chart = dashboard_overview(watch)["sources"][0]["charts"][0]
         assert "set on 300 answers; a false alarm every 200 ordinary answers or more rarely" in chart["promise"]
         write_readings(file, rng.standard_normal(60))
-        watch.look()
+        watch.poll()
         assert open_texts(watch) == []
         write_readings(file, 3 + rng.standard_normal(30))
-        watch.look()
+        watch.poll()
         assert open_texts(watch)[0].startswith("up drifts upwards: ")
         alert = watch.database.open_alerts()[0]
         acknowledge_alert(watch.database, alert["id"], by="ada", note="meant", now=1.0, new_normal=True)
         assert open_texts(watch) == []
         write_readings(file, 3 + rng.standard_normal(300))
-        watch.look()
+        watch.poll()
         assert dashboard_overview(watch)["sources"][0]["charts"][0]["mean"] == pytest.approx(3, abs=0.3)
         facts = source_traits(watch, "till", days=1)["traits"][0]
         assert sum(bucket["n"] for bucket in facts["buckets"]) == 690
@@ -345,24 +345,24 @@ class TestTheWatch:
         rules = (AlertRule(name="high", when="trait", trait="up", above=2, answers=50),)
         write_readings(tmp_path / "r.sqlite", 2.1 + np.random.default_rng(0).standard_normal(50))
         watch = DashboardWatch(settings_of(None, tmp_path / "r.sqlite", rules=rules), AlertDatabase(tmp_path / "d"))
-        watch.look()
+        watch.poll()
         assert open_texts(watch) == []  # 2.1, and its interval holds 2
         write_readings(tmp_path / "r.sqlite", 3 + np.random.default_rng(0).standard_normal(50))
-        watch.look()
+        watch.poll()
         assert open_texts(watch)[0].endswith("above 2")
 
     def test_notes_rules_of_traits_that_nothing_reads(self, tmp_path: Path, stub: StubServer) -> None:
         rules = (AlertRule(name="drift", when="drift", trait="upp"),)
         watch = DashboardWatch(settings_of(stub, rules=rules), AlertDatabase(tmp_path / "d"))
-        watch.look()
+        watch.poll()
         assert "did you mean up?" in dashboard_overview(watch)["notes"][0]
 
     def test_ends_what_the_file_has_no_more(self, tmp_path: Path, stub: StubServer) -> None:
         rules = (AlertRule(name="down", when="down", seconds=0),)
         stub.ready = 0.0
-        DashboardWatch(settings_of(stub, rules=rules), AlertDatabase(tmp_path / "d")).look()
+        DashboardWatch(settings_of(stub, rules=rules), AlertDatabase(tmp_path / "d")).poll()
         assert AlertDatabase(tmp_path / "d").open_alerts() != []
-        DashboardWatch(settings_of(stub), AlertDatabase(tmp_path / "d")).look()
+        DashboardWatch(settings_of(stub), AlertDatabase(tmp_path / "d")).poll()
         other = (AlertRule(name="away", when="down"),)
         DashboardWatch(settings_of(stub, rules=other), AlertDatabase(tmp_path / "d"))
         assert AlertDatabase(tmp_path / "d").open_alerts() == []
@@ -464,26 +464,26 @@ def smtp_server(greeting: bytes = b"220 hello\r\n", refuse: bool = False) -> Ite
 
 
 class TestTelling:
-    def teller(self, tmp_path: Path, stub: StubServer, **more: Any) -> tuple[AlertTeller, DashboardWatch]:
+    def notifier(self, tmp_path: Path, stub: StubServer, **more: Any) -> tuple[AlertNotifier, DashboardWatch]:
         rules = (AlertRule(name="down", when="down", seconds=0, severity="page"),)
         settings = settings_of(stub, rules=rules, **more)
         database = AlertDatabase(tmp_path / "d")
-        teller = AlertTeller(settings, database)
-        return teller, DashboardWatch(settings, database, channels=teller.channels)
+        notifier = AlertNotifier(settings, database)
+        return notifier, DashboardWatch(settings, database, channels=notifier.channels)
 
     def test_mails_an_alert_and_its_end(self, tmp_path: Path, stub: StubServer) -> None:
         with smtp_server() as (port, mails):
             mail = AlertMail(
                 host="127.0.0.1", port=port, security="none", sender="p@example.org", to=("ada@example.org",)
             )
-            teller, watch = self.teller(tmp_path, stub, mail=mail)
+            notifier, watch = self.notifier(tmp_path, stub, mail=mail)
             stub.ready = 0.0
-            watch.look()
-            watch.look()
-            assert teller.tell_due(time.time()) == 1
+            watch.poll()
+            watch.poll()
+            assert notifier.send_due(time.time()) == 1
             stub.ready = 1.0
-            watch.look()
-            assert teller.tell_due(time.time()) == 1
+            watch.poll()
+            assert notifier.send_due(time.time()) == 1
         assert "Subject: [poise] raised: down of till" in mails[0]
         assert "it takes no requests" in mails[0]
         assert "Subject: [poise] ended: down of till" in mails[1]
@@ -496,37 +496,37 @@ class TestTelling:
             mail = AlertMail(
                 host="127.0.0.1", port=port, security="none", sender="p@example.org", to=("ada@example.org",)
             )
-            teller, watch = self.teller(tmp_path, stub, mail=mail)
+            notifier, watch = self.notifier(tmp_path, stub, mail=mail)
             stub.ready = 0.0
-            watch.look()
-            assert teller.tell_due(1000.0) == 0
+            watch.poll()
+            assert notifier.send_due(1000.0) == 0
             row = watch.database.rows("SELECT * FROM deliveries")[0]
             assert (row["state"], row["tries"]) == ("waiting", 1)
             assert {"closed": "cannot be handed in", "refuses": "refused", "greets with an error": "421"}[how] in row[
                 "fault"
             ]
-            assert teller.tell_due(1000.5) == 0
+            assert notifier.send_due(1000.5) == 0
             assert watch.database.rows("SELECT tries FROM deliveries")[0]["tries"] == 1  # it waits
             for again in range(16):
-                teller.tell_due(1000.0 + 1000 * (again + 1))
+                notifier.send_due(1000.0 + 1000 * (again + 1))
             assert watch.database.rows("SELECT state, tries FROM deliveries") == [{"state": "lost", "tries": 14}]
 
     def test_does_not_wait_for_a_webhook_that_hangs(
         self, tmp_path: Path, stub: StubServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("poise.dashboard.telling.POST_SECONDS", 0.2)
+        monkeypatch.setattr("poise.dashboard.notifications.POST_SECONDS", 0.2)
         with socket.create_server(("127.0.0.1", 0)) as hanging:
-            teller, watch = self.teller(tmp_path, stub, webhook=f"http://127.0.0.1:{hanging.getsockname()[1]}/hook")
+            notifier, watch = self.notifier(tmp_path, stub, webhook=f"http://127.0.0.1:{hanging.getsockname()[1]}/hook")
             stub.ready = 0.0
-            watch.look()
-            teller.tell_due(time.time())
+            watch.poll()
+            notifier.send_due(time.time())
             assert "does not answer within" in watch.database.rows("SELECT fault FROM deliveries")[0]["fault"]
 
     def test_says_nothing_of_what_is_silenced(self, tmp_path: Path, stub: StubServer) -> None:
-        _, watch = self.teller(tmp_path, stub, webhook="http://127.0.0.1:9/")
+        _, watch = self.notifier(tmp_path, stub, webhook="http://127.0.0.1:9/")
         make_silence(watch.database, rule="down", source="", seconds=60, by="ada", note="", now=time.time())
         stub.ready = 0.0
-        watch.look()
+        watch.poll()
         assert watch.database.open_alerts()[0]["silenced"] == 1
         assert watch.database.rows("SELECT * FROM deliveries") == []
 
@@ -574,8 +574,8 @@ class TestTheServer:
         assert self.ask(address, path, OPERATOR, {}).status_code == 409
         assert self.ask(address, "/api/alerts/99/acknowledge", OPERATOR, {}).status_code == 404
         assert self.ask(address, f"/api/alerts/{10**30}/acknowledge", OPERATOR, {}).status_code in (400, 422)
-        told = self.ask(address, "/api/rules/down/test", OPERATOR, {}).json()["told"]
-        assert told == [{"channel": "webhook", "fault": "the webhook cannot be reached (ConnectError)"}]
+        sent = self.ask(address, "/api/rules/down/test", OPERATOR, {}).json()["sent"]
+        assert sent == [{"channel": "webhook", "fault": "the webhook cannot be reached (ConnectError)"}]
         assert "Do you mean /api/overview?" in self.ask(address, "/api/overvew", OPERATOR).text
         assert self.ask(address, "/api/silences", OPERATOR, {"rule": "dwn", "hours": 1}).status_code == 400
         made = self.ask(address, "/api/silences", OPERATOR, {"rule": "down", "hours": 1}).json()["id"]

@@ -56,7 +56,7 @@ def test_an_operators_steering_raises_the_alert_in_time(tmp_path: Path) -> None:
         watch = DashboardWatch(settings, AlertDatabase(tmp_path / "dashboard.sqlite"))
         ask(address, BASELINE, first=0)
         serving.eventually(lambda: server.service.store.counts.written >= 2 * BASELINE)
-        watch.look()
+        watch.poll()
         chart = charted(watch)
         assert watch.database.open_alerts() == []
 
@@ -65,7 +65,7 @@ def test_an_operators_steering_raises_the_alert_in_time(tmp_path: Path) -> None:
         assert server.service.policies.default.steer is not None
         ask(address, AFTER, first=BASELINE)
         serving.eventually(lambda: server.service.store.counts.written >= 2 * (BASELINE + AFTER))
-        watch.look()
+        watch.poll()
         alerts = watch.database.open_alerts()
         moved = [row.mean for row in watch.pollers["till"].reader.after(2 * BASELINE) if row.trait == "up"]
     assert [alert["rule"] for alert in alerts] == ["drift"], moved

@@ -111,7 +111,7 @@ def test_an_operator_sees_and_acknowledges(page: Any, dashboard: str) -> None:
     page.get_by_text("Alerts that are over").click()
     expect(page.locator("#past-list")).to_contain_text("ada: the new prompt <b>is meant</b>")
     page.get_by_role("row", name="down").get_by_role("button", name="Test").click()
-    expect(page.locator("#told")).to_contain_text("webhook: the webhook cannot be reached")
+    expect(page.locator("#notified")).to_contain_text("webhook: the webhook cannot be reached")
     page.locator("#silence").get_by_label("Why").fill("tonight")
     page.locator("#silence").get_by_role("button", name="Silence").click()
     expect(page.locator("#silence-list")).to_contain_text("Every rule of everything until")

@@ -23,7 +23,7 @@ DEFAULT_OUT = Path("dashboard")
 def dashboard_command(
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="YAML", dir_okay=False, help="Servers, rules and who is told.", show_default=False),
+        typer.Argument(metavar="YAML", dir_okay=False, help="Servers, rules and who is notified.", show_default=False),
     ] = None,
     servers: Annotated[
         list[str] | None,
@@ -51,11 +51,11 @@ def dashboard_command(
         bool,
         typer.Option(
             "--once",
-            help="Look once, print what is so, and end: exit code 1 where an alert is open or a source is away.",
+            help="Poll once, print what is so, and end: exit code 1 where an alert is open or a source is away.",
         ),
     ] = False,
     test: Annotated[
-        str | None, typer.Option("--test", metavar="RULE", help="Tell people of this rule as a test, and end.")
+        str | None, typer.Option("--test", metavar="RULE", help="Send a test notification of this rule, and exit.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -64,19 +64,19 @@ def dashboard_command(
     Alerts and acknowledgements are kept in a folder; Ctrl-C ends it, and the same command goes on.
     """
     if once and test:
-        raise InvalidArgument("`once` looks and `test` tells; give one of them.")
+        raise InvalidArgument("`once` polls and `test` sends a test notification; give one of them.")
     if as_json and not once:
-        raise InvalidArgument("`as_json` is of a look; give `once` too.")
+        raise InvalidArgument("`as_json` prints one poll; give `once` too.")
     with working():
         settings = _dashboard_settings(path, servers or [], readings or [])
         if test:
-            told = _test(settings, out, test)
+            sent = _test(settings, out, test)
         elif once:
-            overview = _look_once(settings, out, path)
+            overview = _poll_once(settings, out, path)
         else:
             server = _server(settings, out, host, port, api_key_file)
     if test:
-        _say_test(told)
+        _say_test(sent)
     elif once:
         _say_overview(overview, as_json=as_json)
     else:
@@ -120,7 +120,7 @@ def _missing_part(error: ImportError) -> MissingExtra:
     return MissingExtra.of(f"poise dashboard needs a part that is not installed ({error.name})", "serve")
 
 
-def _look_once(settings: DashboardSettings, out: Path, path: Path | None) -> dict[str, Any]:
+def _poll_once(settings: DashboardSettings, out: Path, path: Path | None) -> dict[str, Any]:
     try:
         from poise.dashboard.overview import dashboard_overview, known_traits
         from poise.dashboard.watching import DashboardWatch
@@ -131,7 +131,7 @@ def _look_once(settings: DashboardSettings, out: Path, path: Path | None) -> dic
 
     with locked(out, "dashboard"):
         watch = DashboardWatch.open(settings, out)
-        watch.look()
+        watch.poll()
         faults = list(settings.trait_faults(sorted(known_traits(watch))))
         if faults and path is not None:
             with located_faults(path, type(settings)):
@@ -143,8 +143,8 @@ def _test(settings: DashboardSettings, out: Path, name: str) -> list[dict[str, s
     try:
         from poise.dashboard.alert_database import AlertDatabase
         from poise.dashboard.dashboard_app import try_rule
+        from poise.dashboard.notifications import AlertNotifier
         from poise.dashboard.rules import unknown_name
-        from poise.dashboard.telling import AlertTeller
         from poise.dashboard.watching import DashboardWatch
     except ImportError as error:
         raise _missing_part(error) from error
@@ -152,16 +152,16 @@ def _test(settings: DashboardSettings, out: Path, name: str) -> list[dict[str, s
     if name not in names:
         raise InvalidArgument(f"There is no rule {name!r}, {unknown_name(name, names)}.".replace("?.", "?"))
     database = AlertDatabase(out / "dashboard.sqlite")
-    teller = AlertTeller(settings, database)
-    if not teller.channels:
-        raise InvalidArgument("Nobody is told: the file has no webhook and no mail; write one of them there.")
-    return try_rule(DashboardWatch(settings, database), teller, name, by="the command line")
+    notifier = AlertNotifier(settings, database)
+    if not notifier.channels:
+        raise InvalidArgument("There is nobody to notify: the file has no webhook and no mail; add one of them.")
+    return try_rule(DashboardWatch(settings, database), notifier, name, by="the command line")
 
 
-def _say_test(told: list[dict[str, str]]) -> None:
-    for one in told:
-        typer.echo(f"{one['channel']}: {one['fault'] or 'told'}")
-    if any(one["fault"] for one in told):
+def _say_test(sent: list[dict[str, str]]) -> None:
+    for one in sent:
+        typer.echo(f"{one['channel']}: {one['fault'] or 'sent'}")
+    if any(one["fault"] for one in sent):
         raise typer.Exit(1)
 
 

@@ -1,7 +1,7 @@
-"""What a dashboard keeps: counts by stretch of time, charts, alerts, silences and what is still to be told.
+"""What a dashboard keeps: counts by bucket of time, charts, alerts, silences and what is still to be sent.
 
 One SQLite file in WAL mode, each change on the disk before it is acted on, so that a killed dashboard goes on where it
-was: no alert is lost, none is told twice as new, no acknowledgement is forgotten.
+was: no alert is lost, none is sent twice as new, no acknowledgement is forgotten.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 
 from poise.errors import OutputExists, SaveFailed
 
-__all__ = ["STRETCH", "AlertDatabase"]
+__all__ = ["BUCKET_SECONDS", "AlertDatabase"]
 
-DATABASE_FORMAT = 1
-STRETCH = 300.0  # seconds that counts are kept by
+DATABASE_FORMAT = 2
+BUCKET_SECONDS = 300.0  # counts are kept by buckets of so many seconds
 ALERT_SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS sources (
-  name TEXT PRIMARY KEY, looked REAL, seen REAL, fault TEXT NOT NULL DEFAULT '', state TEXT NOT NULL DEFAULT '{}',
+  name TEXT PRIMARY KEY, polled REAL, seen REAL, fault TEXT NOT NULL DEFAULT '', state TEXT NOT NULL DEFAULT '{}',
   facts TEXT NOT NULL DEFAULT '{}', counts TEXT, thresholds TEXT NOT NULL DEFAULT '{}',
   last_id INTEGER NOT NULL DEFAULT 0
 );
-CREATE TABLE IF NOT EXISTS stretches (
-  source TEXT NOT NULL, version TEXT NOT NULL, start REAL NOT NULL, looks INTEGER NOT NULL, failures INTEGER NOT NULL,
+CREATE TABLE IF NOT EXISTS buckets (
+  source TEXT NOT NULL, version TEXT NOT NULL, start REAL NOT NULL, polls INTEGER NOT NULL, failures INTEGER NOT NULL,
   counts TEXT NOT NULL, PRIMARY KEY (source, version, start)
 );
 CREATE TABLE IF NOT EXISTS charts (
@@ -135,7 +135,7 @@ class AlertDatabase:
         """What is known of a source."""
         rows = self.rows("SELECT * FROM sources WHERE name = ?", [name])
         if not rows:
-            return {"name": name, "looked": None, "seen": None, "fault": "", "state": {}, "facts": {}, "counts": None,
+            return {"name": name, "polled": None, "seen": None, "fault": "", "state": {}, "facts": {}, "counts": None,
                     "thresholds": {}, "last_id": 0}  # fmt: skip
         row = rows[0]
         for field in ("state", "facts", "counts", "thresholds"):
@@ -143,13 +143,13 @@ class AlertDatabase:
         return row
 
     def counted(self, source: str, since: float, version: str | None = None) -> tuple[dict[str, float], int, int]:
-        """Counts of a source since a time, its looks, and how many of these failed."""
+        """Counts of a source since a time, its polls, and how many of these failed."""
         rows = self.rows(
-            "SELECT looks, failures, counts FROM stretches WHERE source = ? AND start > ?"
+            "SELECT polls, failures, counts FROM buckets WHERE source = ? AND start > ?"
             + ("" if version is None else " AND version = ?"),
-            [source, since - STRETCH, *([] if version is None else [version])],
+            [source, since - BUCKET_SECONDS, *([] if version is None else [version])],
         )
-        return added_counts(rows), sum(row["looks"] for row in rows), sum(row["failures"] for row in rows)
+        return added_counts(rows), sum(row["polls"] for row in rows), sum(row["failures"] for row in rows)
 
     def is_silenced(self, rule: str, source: str, now: float) -> bool:
         """Whether somebody wants to hear nothing of it; a clock that was moved back makes no silence longer."""
@@ -166,14 +166,14 @@ class AlertDatabase:
     def sweep(self, oldest: float) -> None:
         """Delete counts, alerts that are over, silences and deliveries from before a time."""
         with self.changing() as db:
-            db.execute("DELETE FROM stretches WHERE start < ?", [oldest])
+            db.execute("DELETE FROM buckets WHERE start < ?", [oldest])
             db.execute("DELETE FROM alerts WHERE ended IS NOT NULL AND ended < ?", [oldest])
             db.execute("DELETE FROM silences WHERE until < ?", [oldest])
             db.execute("DELETE FROM deliveries WHERE state != 'waiting' AND due < ?", [oldest])
 
 
 def added_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The counts of several stretches together."""
+    """The counts of several buckets together."""
     total: dict[str, float] = {}
     for row in rows:
         for name, value in json.loads(row["counts"]).items():

@@ -1,4 +1,4 @@
-"""Alerts as they begin, go on, are acknowledged and end; a change and what is to be told of it are one transaction."""
+"""Alerts as they begin, continue, are acknowledged and end; a change and its notification are one transaction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def begin_alert(
     channels: Sequence[str],
     silenced: bool,
 ) -> None:
-    """Open an alert and queue what is told of it, or note that the open one of the same subject goes on."""
+    """Open an alert and queue its notification, or note that the open one of the same subject continues."""
     row = db.execute(
         "SELECT id, acknowledged FROM alerts WHERE rule = ? AND source = ? AND subject = ? AND ended IS NULL",
         [rule.name, source, finding.subject],
@@ -45,7 +45,7 @@ def begin_alert(
         [rule.name, source, finding.subject, rule.severity, rule.when, finding.text, now, now, int(silenced)],
     ).lastrowid
     if not silenced:
-        _tell(db, "raised", number, now, channels)
+        _notify(db, "raised", number, now, channels)
 
 
 def end_alerts(
@@ -59,7 +59,7 @@ def end_alerts(
         source: The source.
         still: Subjects of which it holds.
         now: The time.
-        channels: How people are told.
+        channels: How people are notified.
     """
     rows = db.execute(
         "SELECT id, subject, silenced FROM alerts WHERE rule = ? AND source = ? AND ended IS NULL", [rule.name, source]
@@ -68,10 +68,10 @@ def end_alerts(
         if subject not in still:
             db.execute("UPDATE alerts SET ended = ? WHERE id = ?", [now, number])
             if not silenced:
-                _tell(db, "ended", number, now, channels)
+                _notify(db, "ended", number, now, channels)
 
 
-def _tell(db: sqlite3.Connection, what: str, number: int | None, now: float, channels: Sequence[str]) -> None:
+def _notify(db: sqlite3.Connection, what: str, number: int | None, now: float, channels: Sequence[str]) -> None:
     row = db.execute("SELECT * FROM alerts WHERE id = ?", [number]).fetchone()
     body = {"event": what, **alert_facts(dict(row))}
     for channel in channels:
@@ -81,7 +81,7 @@ def _tell(db: sqlite3.Connection, what: str, number: int | None, now: float, cha
 def queue_delivery(
     db: sqlite3.Connection, alert: int | None, channel: str, body: dict[str, Any], now: float
 ) -> int | None:
-    """Note that something is to be told; a thread does it."""
+    """Queue a notification; a thread sends it."""
     return db.execute(
         "INSERT INTO deliveries (alert, channel, body, due) VALUES (?, ?, ?, ?)",
         [alert, channel, json.dumps(body, ensure_ascii=False), now],
@@ -89,7 +89,7 @@ def queue_delivery(
 
 
 def alert_facts(row: dict[str, Any]) -> dict[str, Any]:
-    """An alert as it is told and shown."""
+    """An alert as it is sent and shown."""
     names = ("id", "rule", "source", "subject", "severity", "kind", "text", "began", "last", "times", "ended")
     return {name: row[name] for name in names} | {
         "acknowledged": row["acknowledged"],
@@ -140,7 +140,7 @@ def acknowledge_alert(
 def make_silence(
     database: AlertDatabase, *, rule: str, source: str, seconds: float, by: str, note: str, now: float
 ) -> int:
-    """Tell nobody of new alerts for a while; they are on the page all the same.
+    """Notify nobody of new alerts for a while; the page still shows them.
 
     Args:
         database: The database.

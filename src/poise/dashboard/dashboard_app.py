@@ -10,9 +10,9 @@ from fastapi import FastAPI, Query, Request
 from fastapi import Path as PathParameter
 
 from poise.dashboard.alerts import acknowledge_alert, lift_silence, make_silence
+from poise.dashboard.notifications import AlertNotifier
 from poise.dashboard.overview import dashboard_overview, source_traits
 from poise.dashboard.rules import DashboardSettings
-from poise.dashboard.telling import AlertTeller
 from poise.dashboard.watching import DashboardWatch
 from poise.errors import InvalidData, RequestError, SaveFailed
 from poise.serve.auth import ApiKeys
@@ -22,9 +22,9 @@ from poise.settings import FrozenModel
 
 __all__ = ["build_dashboard", "try_rule"]
 
-NOT_AN_OPERATOR = "This key may look and change nothing; name it under operators in the dashboard's file."
+NOT_AN_OPERATOR = "This key may view and not change anything; list it under operators in the dashboard's file."
 RowNumber = Annotated[int, PathParameter(ge=0, lt=2**63)]
-LOCAL_USER = "whoever is at this machine"
+LOCAL_USER = "a local user"
 
 
 class Acknowledgement(FrozenModel):
@@ -35,7 +35,7 @@ class Acknowledgement(FrozenModel):
 
 
 class SilenceRequest(FrozenModel):
-    """Of what nobody is to be told for a while; empty for everything."""
+    """What nobody is notified of for a while; empty for everything."""
 
     rule: str = ""
     source: str = ""
@@ -43,23 +43,23 @@ class SilenceRequest(FrozenModel):
     note: str = ""
 
 
-def build_dashboard(watch: DashboardWatch, teller: AlertTeller, keys: ApiKeys) -> FastAPI:
+def build_dashboard(watch: DashboardWatch, notifier: AlertNotifier, keys: ApiKeys) -> FastAPI:
     """The application of a dashboard.
 
     Args:
         watch: What is shown.
-        teller: Who tells people, for tests of alerts.
-        keys: Keys that may look; without any, who comes from this machine is an operator.
+        notifier: What notifies people, for tests of alerts.
+        keys: Keys that may view; without any, whoever connects from this machine is an operator.
     """
     app = FastAPI(title="Poise dashboard", openapi_url=None, docs_url=None, redoc_url=None)
     add_error_answers(app)
-    _looking(app, watch, keys)
-    _acting(app, watch, teller, keys)
+    _view_routes(app, watch, keys)
+    _operator_routes(app, watch, notifier, keys)
     add_page(app, "poise.dashboard")
     return app
 
 
-def _looking(app: FastAPI, watch: DashboardWatch, keys: ApiKeys) -> None:
+def _view_routes(app: FastAPI, watch: DashboardWatch, keys: ApiKeys) -> None:
     @app.get("/api/overview")
     def overview(request: Request, hours: Annotated[float, Query(gt=0, le=24 * 366)] = 24) -> Any:
         role = "operator" if is_operator(watch.settings, keys, request) else "viewer"
@@ -80,7 +80,7 @@ def _looking(app: FastAPI, watch: DashboardWatch, keys: ApiKeys) -> None:
         return {"status": "ready"}
 
 
-def _acting(app: FastAPI, watch: DashboardWatch, teller: AlertTeller, keys: ApiKeys) -> None:
+def _operator_routes(app: FastAPI, watch: DashboardWatch, notifier: AlertNotifier, keys: ApiKeys) -> None:
     def operator(request: Request) -> str:
         if not is_operator(watch.settings, keys, request):
             raise RequestError(403, NOT_AN_OPERATOR, code="operators_only")
@@ -128,15 +128,15 @@ def _acting(app: FastAPI, watch: DashboardWatch, teller: AlertTeller, keys: ApiK
         by = operator(request)
         if name not in {rule.name for rule in watch.settings.rules}:
             raise RequestError(404, f"There is no rule {name[:100]!r}.", code="no_rule")
-        return {"told": try_rule(watch, teller, name, by=by)}
+        return {"sent": try_rule(watch, notifier, name, by=by)}
 
 
-def try_rule(watch: DashboardWatch, teller: AlertTeller, name: str, *, by: str) -> list[dict[str, str]]:
+def try_rule(watch: DashboardWatch, notifier: AlertNotifier, name: str, *, by: str) -> list[dict[str, str]]:
     """Send a message that says it is a test by every channel, at once; what went wrong with each, or nothing.
 
     Args:
         watch: The watch.
-        teller: Who tells.
+        notifier: What notifies people.
         name: Name of the rule.
         by: Who tests.
     """
@@ -152,8 +152,8 @@ def try_rule(watch: DashboardWatch, teller: AlertTeller, name: str, *, by: str) 
     }
     name_of_post = f"msg_{secrets.token_hex(8)}"
     return [
-        {"channel": channel, "fault": teller.try_once(channel, body, f"{name_of_post}_{channel}")}
-        for channel in teller.channels
+        {"channel": channel, "fault": notifier.send_once(channel, body, f"{name_of_post}_{channel}")}
+        for channel in notifier.channels
     ]
 
 

@@ -13,8 +13,8 @@ import uvicorn
 
 from poise.dashboard.alert_database import AlertDatabase
 from poise.dashboard.dashboard_app import build_dashboard
+from poise.dashboard.notifications import AlertNotifier
 from poise.dashboard.rules import DashboardSettings
-from poise.dashboard.telling import AlertTeller
 from poise.dashboard.watching import DashboardWatch
 from poise.errors import InvalidArgument
 from poise.serve.auth import ApiKeys, RequestGate, is_loopback
@@ -48,9 +48,9 @@ class DashboardServer:
     """A dashboard with its parts. ``run`` in the main thread, or ``start`` and ``stop`` from another.
 
     Args:
-        settings: What is watched and who is told.
+        settings: What is watched and who is notified.
         folder: Folder of its database; no other dashboard may use it meanwhile.
-        keys: Keys that may look.
+        keys: Keys that may view.
         host: Address to listen on.
         port: Port to listen on; 0 for a free one.
 
@@ -67,13 +67,13 @@ class DashboardServer:
         self._held.enter_context(locked(folder, "dashboard"))
         try:
             self.database = AlertDatabase(folder / DATABASE)
-            self.teller = AlertTeller(settings, self.database)
-            self.watch = DashboardWatch(settings, self.database, channels=self.teller.channels)
+            self.notifier = AlertNotifier(settings, self.database)
+            self.watch = DashboardWatch(settings, self.database, channels=self.notifier.channels)
         except BaseException:
             self._held.close()
             raise
         gate = RequestGate(
-            app=build_dashboard(self.watch, self.teller, keys),
+            app=build_dashboard(self.watch, self.notifier, keys),
             keys=keys,
             limits=BodyLimits(),
             hosts=("localhost", "127.0.0.1", "::1", host) if is_loopback(host) and not keys else (),
@@ -101,9 +101,9 @@ class DashboardServer:
             listening: Called with the address as soon as there is one.
         """
         self.watch.start()
-        self.teller.start()
-        teller = threading.Thread(target=self._say_when_listening, args=(listening,), daemon=True)
-        teller.start()
+        self.notifier.start()
+        notifier = threading.Thread(target=self._say_when_listening, args=(listening,), daemon=True)
+        notifier.start()
         main = threading.current_thread() is threading.main_thread()
         before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
         try:
@@ -141,7 +141,7 @@ class DashboardServer:
     def close(self) -> None:
         """End the threads and let go of the folder."""
         self.watch.close()
-        self.teller.close()
+        self.notifier.close()
         self._gate.workers.close()
         self._held.close()
 

@@ -38,7 +38,7 @@ MOST_METRICS_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsReport:
-    """One look at a server's metrics.
+    """One poll of a server's metrics.
 
     Attributes:
         state: What is so now: ``ready``, ``healthy``, ``queue``, ``running`` and others.
@@ -104,10 +104,10 @@ def _take_sample(
 
 
 def grown(before: Mapping[str, float] | None, now: Mapping[str, float]) -> dict[str, float]:
-    """What was counted between two looks; a server that was started again counts from 0.
+    """What was counted between two polls; a server that was started again counts from 0.
 
     Args:
-        before: The look before; ``None`` for the first, after which nothing has grown yet.
+        before: The poll before; ``None`` for the first, after which nothing has grown yet.
         now: This one.
     """
     if before is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from poise.dashboard.alert_database import STRETCH, AlertDatabase
+from poise.dashboard.alert_database import BUCKET_SECONDS, AlertDatabase
 from poise.dashboard.alerts import alert_facts
 from poise.dashboard.drift import DriftChart
 from poise.dashboard.metrics_text import ACTIONS, histogram_quantile
@@ -47,7 +47,7 @@ def dashboard_overview(watch: DashboardWatch, *, hours: float = 24.0) -> dict[st
         "rules": [_rule(rule) for rule in settings.rules],
         "alerts": [alert_facts(row) for row in alerts],
         "silences": silences,
-        "untold": _untold(database),
+        "unsent": _unsent(database),
         "notes": _rule_notes(watch),
     }
 
@@ -55,7 +55,7 @@ def dashboard_overview(watch: DashboardWatch, *, hours: float = 24.0) -> dict[st
 def _source(watch: DashboardWatch, source: WatchedSource, now: float, hours: float) -> dict[str, Any]:
     database = watch.database
     state = database.source(source.name)
-    counts, looks, failures = database.counted(source.name, now - hours * 3600)
+    counts, polls, failures = database.counted(source.name, now - hours * 3600)
     fault = state["fault"] or watch.readings_faults.get(source.name, "")
     return {
         "name": source.name,
@@ -63,10 +63,10 @@ def _source(watch: DashboardWatch, source: WatchedSource, now: float, hours: flo
         "readings": bool(source.readings),
         "fault": fault,
         "seen": state["seen"],
-        "looked": state["looked"],
+        "polled": state["polled"],
         "state": state["state"],
         "facts": state["facts"],
-        "available": share_words(looks - failures, looks),
+        "available": share_words(polls - failures, polls),
         "figures": _count_figures(counts),
         "versions": _version_figures(database, source, now - watch.settings.keep_days * 86400),
         "charts": _charts(database, source.name, watch.settings),
@@ -95,9 +95,9 @@ def _count_figures(counts: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _version_figures(database: AlertDatabase, source: WatchedSource, since: float) -> list[dict[str, Any]]:
-    """Each version that was served, with the time from its first look to its last, and its figures."""
+    """Each version that was served, with the time from its first poll to its last, and its figures."""
     spans = database.rows(
-        "SELECT version, min(start) AS began, max(start) AS ended FROM stretches WHERE source = ? AND start > ? "
+        "SELECT version, min(start) AS began, max(start) AS ended FROM buckets WHERE source = ? AND start > ? "
         "GROUP BY version ORDER BY began DESC LIMIT 12",
         [source.name, since],
     )
@@ -105,8 +105,8 @@ def _version_figures(database: AlertDatabase, source: WatchedSource, since: floa
         {
             "version": span["version"],
             "began": span["began"],
-            "ended": span["ended"] + STRETCH,
-            **_count_figures(database.counted(source.name, span["began"] - 1 + STRETCH, span["version"])[0]),
+            "ended": span["ended"] + BUCKET_SECONDS,
+            **_count_figures(database.counted(source.name, span["began"] - 1 + BUCKET_SECONDS, span["version"])[0]),
         }
         for span in spans
     ]
@@ -138,8 +138,8 @@ def _rule(rule: AlertRule) -> dict[str, Any]:
     return {"name": rule.name, "when": rule.when, "severity": rule.severity, "servers": list(rule.servers)}
 
 
-def _untold(database: AlertDatabase) -> list[dict[str, Any]]:
-    """How many things wait to be told or were given up, by channel, and why."""
+def _unsent(database: AlertDatabase) -> list[dict[str, Any]]:
+    """How many notifications wait or were given up, by channel, and why."""
     return database.rows(
         "SELECT channel, state, count(*) AS n, max(fault) AS fault FROM deliveries WHERE state != 'sent' "
         "GROUP BY channel, state ORDER BY channel, state"
@@ -187,7 +187,7 @@ def source_traits(watch: DashboardWatch, name: str, *, days: float) -> dict[str,
     hours = _bucket_hours(now - min((row[2] for row in rows), default=now))
     thresholds = watch.database.source(name)["thresholds"]
     spans = watch.database.rows(
-        "SELECT version, min(start) AS began, max(start) AS ended FROM stretches WHERE source = ? GROUP BY version "
+        "SELECT version, min(start) AS began, max(start) AS ended FROM buckets WHERE source = ? GROUP BY version "
         "ORDER BY began",
         [name],
     )
@@ -215,23 +215,23 @@ def _bucket_hours(seconds: float) -> float:
 
 
 def _buckets(rows: Sequence[TraitRow], width: float) -> list[dict[str, Any]]:
-    stretches: dict[int, list[TraitRow]] = {}
+    buckets: dict[int, list[TraitRow]] = {}
     for row in rows:
-        stretches.setdefault(math.floor(row[2] / width), []).append(row)
+        buckets.setdefault(math.floor(row[2] / width), []).append(row)
     return [
         {
             "start": datetime.fromtimestamp(at * width, UTC).isoformat(),
-            **_mean_facts(stretch),
-            "alarms": sum(row[5] for row in stretch),
+            **_mean_facts(bucket),
+            "alarms": sum(row[5] for row in bucket),
         }
-        for at, stretch in sorted(stretches.items())
+        for at, bucket in sorted(buckets.items())
     ]
 
 
 def _version_means(rows: Sequence[TraitRow], spans: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     facts = []
     for span in spans:
-        of_span = [row for row in rows if span["began"] <= row[2] < span["ended"] + STRETCH]
+        of_span = [row for row in rows if span["began"] <= row[2] < span["ended"] + BUCKET_SECONDS]
         if of_span:
             alarms = sum(row[5] for row in of_span)
             facts.append(

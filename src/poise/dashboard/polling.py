@@ -1,4 +1,4 @@
-"""One look at a source: its metrics over HTTP, the thresholds of its vectors, and new rows of its readings.
+"""One poll of a source: its metrics over HTTP, the thresholds of its vectors, and new rows of its readings.
 
 Whatever is wrong with a source is a sentence in what comes back: a server that is down is news, no error.
 """
@@ -19,7 +19,7 @@ from poise.dashboard.readings_reader import ReadingsReader, SourceReading
 from poise.dashboard.rules import WatchedSource
 from poise.errors import EndpointUnavailable, InvalidData
 
-__all__ = ["SourceLook", "SourcePoller"]
+__all__ = ["SourcePoll", "SourcePoller"]
 
 POLL_SECONDS = 5.0  # that a server may take to answer
 LONGEST_ANSWER = 15.0  # seconds from the first byte to the last
@@ -27,13 +27,13 @@ STATUS_WORDS = {401: "the key is missing or wrong", 403: "the key may not", 404:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceLook:
-    """What one look at a source brought.
+class SourcePoll:
+    """What one poll of a source brought.
 
     Attributes:
         report: Metrics; ``None`` where there were none to be had.
         fault: Why not, or why it takes no requests; empty where all is well.
-        readings: Rows that came since the last look.
+        readings: Rows that came since the last poll.
         readings_fault: Why there are none.
         thresholds: Alarm levels by trait and reading; ``None`` where the server did not say.
     """
@@ -49,7 +49,7 @@ class SourcePoller:
     """Looks at one source.
 
     Args:
-        source: What to look at.
+        source: What to poll.
         seconds: How long a server may take to answer.
     """
 
@@ -57,8 +57,8 @@ class SourcePoller:
         self.source, self._seconds = source, seconds
         self.reader = ReadingsReader(Path(source.readings)) if source.readings else None
 
-    def look(self, last_id: int) -> SourceLook:
-        """Look once.
+    def poll(self, last_id: int) -> SourcePoll:
+        """Poll once.
 
         Args:
             last_id: Id of the last reading that was taken in.
@@ -73,7 +73,7 @@ class SourcePoller:
             except EndpointUnavailable as error:
                 fault = str(error)
         readings, readings_fault = self._readings(last_id)
-        return SourceLook(
+        return SourcePoll(
             report=report, fault=fault, readings=readings, readings_fault=readings_fault, thresholds=thresholds
         )
 

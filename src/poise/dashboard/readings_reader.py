@@ -17,7 +17,7 @@ __all__ = ["ReadingsReader", "SourceReading"]
 
 NEEDED = {"id", "time", "trait", "prompt", "mean", "peak", "alarmed"}
 READING_FIELDS = ("mean", "peak", "prompt")
-MOST_NEW_ROWS = 20_000  # that one look takes in; the next goes on
+MOST_NEW_ROWS = 20_000  # that one poll takes in; the next goes on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

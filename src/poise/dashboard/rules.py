@@ -1,4 +1,4 @@
-"""The file of a dashboard: which servers and runs, which rules raise alerts, and who is told."""
+"""The file of a dashboard: which servers and runs, which rules raise alerts, and who is notified."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class WatchedSource(Settings):
 
 
 class AlertRule(Settings):
-    """When somebody is to be told.
+    """When people are notified.
 
     Attributes:
         name: Name of the rule.
@@ -164,12 +164,12 @@ class DashboardSettings(Settings):
 
     Attributes:
         servers: What is watched.
-        rules: When somebody is told.
+        rules: When people are notified.
         webhook: Address that alerts are posted to.
         webhook_secret_file: File with the secrets that they are signed with.
         mail: Server that mail is handed in at.
-        operators: Names of keys that may acknowledge, silence and test; the others only look.
-        every_seconds: Pause between two looks at a source.
+        operators: Names of keys that may acknowledge, silence and test; the others only view.
+        every_seconds: Pause between two polls of a source, in seconds.
         keep_days: Counts and alerts that are over are deleted when they are older.
     """
 

@@ -1,4 +1,4 @@
-"""The watch: every source looked at, charts brought forward, rules checked, alerts begun and ended."""
+"""The watch: every source polled, charts brought forward, rules checked, alerts begun and ended."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poise.dashboard.alert_database import STRETCH, AlertDatabase
+from poise.dashboard.alert_database import BUCKET_SECONDS, AlertDatabase
 from poise.dashboard.alerts import EVENTS, begin_alert, end_alerts
 from poise.dashboard.drift import DriftChart, DriftSums, fit_drift
 from poise.dashboard.metrics_text import grown
-from poise.dashboard.polling import SourceLook, SourcePoller
+from poise.dashboard.polling import SourcePoll, SourcePoller
 from poise.dashboard.rule_checks import RuleFinding, check_counts, check_mean
 from poise.dashboard.rules import AlertRule, DashboardSettings, WatchedSource
 from poise.errors import InvalidData, SaveFailed, TooFewResponses
@@ -48,14 +48,14 @@ class ChartStep:
 
 
 class DashboardWatch:
-    """Watches sources; ``look`` once, or ``start`` a thread that does.
+    """Watches sources; ``poll`` once, or ``start`` a thread that does.
 
     Args:
         settings: What is watched, and by which rules.
         database: Database that keeps it.
-        channels: How people are told of alerts, beside the page.
+        channels: How people are notified of alerts, beside the page.
         clock: Seconds since 1970.
-        ticks: Seconds that only run on: how long a server is away is told by these, whatever the clock is set to.
+        ticks: Seconds that only run on: how long a server is away is measured by these, whatever the clock is set to.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class DashboardWatch:
 
     @classmethod
     def open(cls, settings: DashboardSettings, folder: Path) -> DashboardWatch:
-        """A watch that keeps its database in a folder, and tells nobody.
+        """A watch that keeps its database in a folder, and notifies nobody.
 
         Raises:
             OutputExists: the folder has another program's database.
@@ -99,7 +99,7 @@ class DashboardWatch:
         return cls(settings, AlertDatabase(folder / "dashboard.sqlite"))
 
     def start(self) -> None:
-        """Look again and again, in a thread."""
+        """Poll again and again, in a thread."""
         self._thread = threading.Thread(target=self._run, name="poise-dashboard", daemon=True)
         self._thread.start()
 
@@ -112,56 +112,56 @@ class DashboardWatch:
     def _run(self) -> None:
         while True:
             try:
-                self.look()
+                self.poll()
             except SaveFailed as error:
-                log.error("%s The next look tries again.", error)
+                log.error("%s The next poll tries again.", error)
             except Exception:
-                log.exception("A look at the sources failed; the next one tries again.")
+                log.exception("A poll of the sources failed; the next one tries again.")
             if self._closing.wait(self.settings.every_seconds):
                 return
 
-    def look(self) -> None:
-        """Look at every source once, all at the same time, and act on what is there.
+    def poll(self) -> None:
+        """Poll at every source once, all at the same time, and act on what is there.
 
         Raises:
-            SaveFailed: the disk refused; what was not chart_rows is looked at again.
+            SaveFailed: the disk refused; what was not chart_rows is polled again.
         """
         states = {name: self.database.source(name) for name in self.pollers}
-        with ThreadPoolExecutor(min(len(self.pollers), 16), thread_name_prefix="poise-look") as pool:
-            looks = dict(
+        with ThreadPoolExecutor(min(len(self.pollers), 16), thread_name_prefix="poise-poll") as pool:
+            polls = dict(
                 zip(
                     self.pollers,
-                    pool.map(lambda name: self.pollers[name].look(states[name]["last_id"]), self.pollers),
+                    pool.map(lambda name: self.pollers[name].poll(states[name]["last_id"]), self.pollers),
                     strict=True,
                 )
             )
         for source in self.settings.servers:
-            self._take(source, states[source.name], looks[source.name])
+            self._take(source, states[source.name], polls[source.name])
         if self.ticks() - self._swept > SWEEP_EVERY:
             self.database.sweep(self.clock() - self.settings.keep_days * 86400)
             self._swept = self.ticks()
 
-    def _take(self, source: WatchedSource, state: Mapping[str, Any], look: SourceLook) -> None:
-        """Take in one look: counts, charts and alerts in one transaction."""
+    def _take(self, source: WatchedSource, state: Mapping[str, Any], poll: SourcePoll) -> None:
+        """Take in one poll: counts, charts and alerts in one transaction."""
         now, rules = self.clock(), self.settings.rules_for(source.name)
-        self.readings_faults[source.name] = look.readings_fault
+        self.readings_faults[source.name] = poll.readings_fault
         steps = [
-            step for rule in rules if rule.when == "drift" for step in _chart_steps(self.database, source, rule, look)
+            step for rule in rules if rule.when == "drift" for step in _chart_steps(self.database, source, rule, poll)
         ]
-        away = self._away_for(source.name, fault=look.fault or look.readings_fault)
+        away = self._away_for(source.name, fault=poll.fault or poll.readings_fault)
         silenced = {rule.name: self.database.is_silenced(rule.name, source.name, now) for rule in rules}
         with (
             self.database.changing() as db
-        ):  # what happens once is on the disk with the rows that told it, or not at all
-            _keep_look(db, source, state, look, now)
+        ):  # what happens once is on the disk with the rows that show it, or not at all
+            _keep_poll(db, source, state, poll, now)
             for step in steps:
                 _keep_chart(db, source.name, step)
             for rule in rules:
                 if rule.when in EVENTS:
-                    for finding in _events(rule, state, look, steps):
+                    for finding in _events(rule, state, poll, steps):
                         self._begin(db, rule, source.name, finding, now, silenced[rule.name])
         for rule in rules:
-            findings = None if rule.when in EVENTS else self._findings(rule, source, look, away, now)
+            findings = None if rule.when in EVENTS else self._findings(rule, source, poll, away, now)
             if findings is None:
                 continue
             with self.database.changing() as db:
@@ -184,16 +184,16 @@ class DashboardWatch:
         return now - self._away.setdefault(name, now)
 
     def _findings(
-        self, rule: AlertRule, source: WatchedSource, look: SourceLook, away: float | None, now: float
+        self, rule: AlertRule, source: WatchedSource, poll: SourcePoll, away: float | None, now: float
     ) -> list[RuleFinding] | None:
-        """What a rule on a state finds; ``None`` where it cannot tell, and what is open stays open."""
+        """What a rule on a state finds; ``None`` where that is unknown, and what is open stays open."""
         if rule.when == "down":
             if away is None or away < rule.seconds:
                 return [] if away is None else None
-            return [RuleFinding(text=f"Away for {away:,.0f} s: {look.fault or look.readings_fault}")]
+            return [RuleFinding(text=f"Away for {away:,.0f} s: {poll.fault or poll.readings_fault}")]
         if rule.when == "trait":
             return self._means(rule, source)
-        if look.report is None:
+        if poll.report is None:
             return None
         counts, _, _ = self.database.counted(source.name, now - 60 * rule.minutes)
         finding = check_counts(rule, counts)
@@ -214,17 +214,17 @@ class DashboardWatch:
 
 
 def _events(
-    rule: AlertRule, state: Mapping[str, Any], look: SourceLook, steps: Sequence[ChartStep]
+    rule: AlertRule, state: Mapping[str, Any], poll: SourcePoll, steps: Sequence[ChartStep]
 ) -> list[RuleFinding]:
     if rule.when == "changed":
-        return _server_changes(state, look)
+        return _server_changes(state, poll)
     return [finding for step in steps if step.rule is rule for finding in step.findings]
 
 
-def _chart_steps(database: AlertDatabase, source: WatchedSource, rule: AlertRule, look: SourceLook) -> list[ChartStep]:
+def _chart_steps(database: AlertDatabase, source: WatchedSource, rule: AlertRule, poll: SourcePoll) -> list[ChartStep]:
     """The charts of a rule, a trait each, after new readings."""
     values: dict[str, list[float]] = {}
-    for reading in look.readings:
+    for reading in poll.readings:
         value = getattr(reading, rule.reading)
         if value is not None and reading.part == rule.part and rule.trait in ("", reading.trait):
             values.setdefault(reading.trait, []).append(value)
@@ -297,22 +297,22 @@ def version_words(source: WatchedSource, facts: Mapping[str, str]) -> str:
     return f"{facts['model']}, Poise {facts.get('version', '?')}"
 
 
-def _keep_look(
-    db: sqlite3.Connection, source: WatchedSource, state: Mapping[str, Any], look: SourceLook, now: float
+def _keep_poll(
+    db: sqlite3.Connection, source: WatchedSource, state: Mapping[str, Any], poll: SourcePoll, now: float
 ) -> None:
-    report = look.report
+    report = poll.report
     facts = dict(report.facts) if report else state["facts"]
     counts = dict(report.counts) if report else state["counts"]
-    thresholds = state["thresholds"] if look.thresholds is None else {k: dict(v) for k, v in look.thresholds.items()}
-    last_id = look.readings[-1].id if look.readings else state["last_id"]
+    thresholds = state["thresholds"] if poll.thresholds is None else {k: dict(v) for k, v in poll.thresholds.items()}
+    last_id = poll.readings[-1].id if poll.readings else state["last_id"]
     db.execute(
-        "INSERT OR REPLACE INTO sources (name, looked, seen, fault, state, facts, counts, thresholds, last_id) "
+        "INSERT OR REPLACE INTO sources (name, polled, seen, fault, state, facts, counts, thresholds, last_id) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             source.name,
             now,
-            state["seen"] if look.fault else now,
-            look.fault,
+            state["seen"] if poll.fault else now,
+            poll.fault,
             json.dumps(dict(report.state) if report else {}),
             json.dumps(facts),
             None if counts is None else json.dumps(counts),
@@ -322,35 +322,35 @@ def _keep_look(
     )
     if not source.url:
         return
-    version, start = version_words(source, facts), math.floor(now / STRETCH) * STRETCH
+    version, start = version_words(source, facts), math.floor(now / BUCKET_SECONDS) * BUCKET_SECONDS
     new = grown(state["counts"], counts) if report and counts is not None else {}
     row = db.execute(
-        "SELECT counts FROM stretches WHERE source = ? AND version = ? AND start = ?", [source.name, version, start]
+        "SELECT counts FROM buckets WHERE source = ? AND version = ? AND start = ?", [source.name, version, start]
     ).fetchone()
     before: dict[str, float] = json.loads(row[0]) if row else {}
     together = before | {name: before.get(name, 0.0) + value for name, value in new.items()}
     db.execute(
-        "INSERT INTO stretches VALUES (?, ?, ?, 1, ?, ?) ON CONFLICT (source, version, start) "
-        "DO UPDATE SET looks = looks + 1, failures = failures + excluded.failures, counts = excluded.counts",
-        [source.name, version, start, int(bool(look.fault)), json.dumps(together)],
+        "INSERT INTO buckets VALUES (?, ?, ?, 1, ?, ?) ON CONFLICT (source, version, start) "
+        "DO UPDATE SET polls = polls + 1, failures = failures + excluded.failures, counts = excluded.counts",
+        [source.name, version, start, int(bool(poll.fault)), json.dumps(together)],
     )
 
 
-def _server_changes(state: Mapping[str, Any], look: SourceLook) -> list[RuleFinding]:
-    """What runs there that did not at the look before."""
-    if look.report is None or not state["facts"]:
+def _server_changes(state: Mapping[str, Any], poll: SourcePoll) -> list[RuleFinding]:
+    """What runs there that did not at the poll before."""
+    if poll.report is None or not state["facts"]:
         return []
-    before, facts = state["facts"], look.report.facts
+    before, facts = state["facts"], poll.report.facts
     changed = [
         f"{name} {before.get(name, 'unknown')} → {facts.get(name, 'unknown')}"
         for name in FACTS_THAT_COUNT
         if before.get(name) != facts.get(name)
     ]
-    if look.thresholds is not None and state["thresholds"] and dict(look.thresholds) != state["thresholds"]:
+    if poll.thresholds is not None and state["thresholds"] and dict(poll.thresholds) != state["thresholds"]:
         names = sorted(
             name
-            for name in set(look.thresholds) | set(state["thresholds"])
-            if look.thresholds.get(name) != state["thresholds"].get(name)
+            for name in set(poll.thresholds) | set(state["thresholds"])
+            if poll.thresholds.get(name) != state["thresholds"].get(name)
         )
         changed.append(f"vectors or their alarms: {', '.join(names)}")
     return [RuleFinding(subject="", text=f"It is another than it was: {'; '.join(changed)}")] if changed else []

@@ -1,4 +1,4 @@
-/** The dashboard: asks every few seconds, and puts what it is told in its places. Texts are set as texts. */
+/** The dashboard: asks every few seconds, and shows the answer. Texts are set as text, never as HTML. */
 
 import { key } from "./api.js";
 import { byId, el, put, table } from "./dom.js";
@@ -6,7 +6,7 @@ import { traitChart } from "./dashboard_charts.js";
 import * as notice from "./notice.js";
 import { count, known, number, percent } from "./words.js";
 
-const PAUSE = 10_000; // milliseconds between looks
+const PAUSE = 10_000; // milliseconds between polls
 const TRAITS_PAUSE = 60_000;
 
 let [overview, timer] = [null, null];
@@ -36,23 +36,23 @@ async function ask(path, options = {}) {
 
 const post = (path, body) => ask(path, { method: "POST", body: JSON.stringify(body) });
 
-async function look() {
+async function poll() {
   clearTimeout(timer);
   try {
     overview = await ask(`/api/overview?hours=${byId("hours").value}`);
     notice.clear();
     show();
     byId("status").textContent = `as of ${clock(overview.now)}`;
-    await Promise.all(overview.sources.filter((one) => one.readings).map(lookAtTraits));
+    await Promise.all(overview.sources.filter((one) => one.readings).map(loadTraits));
   } catch (error) {
     byId("status").textContent = "not connected";
-    notice.complain(error, look);
+    notice.complain(error, poll);
     if (error.status === 401) return; // until there is a key
   }
-  timer = setTimeout(look, PAUSE);
+  timer = setTimeout(poll, PAUSE);
 }
 
-async function lookAtTraits({ name }) {
+async function loadTraits({ name }) {
   const days = byId("days").value;
   const before = traits.get(name);
   if (before && before.days === days && Date.now() - before.at < TRAITS_PAUSE) return;
@@ -69,7 +69,7 @@ async function lookAtTraits({ name }) {
 function show() {
   const { role, keys, alerts, notes } = overview;
   byId("key-change").hidden = !keys;
-  byId("role").textContent = role === "operator" ? "You may acknowledge, silence and test." : "You may look: this key is a viewer’s.";
+  byId("role").textContent = role === "operator" ? "You may acknowledge, silence and test." : "View only: this key is a viewer’s.";
   put(byId("notes"), notes.map((text) => el("li", {}, text)));
   const open = alerts.filter((one) => one.ended === null);
   const past = alerts.filter((one) => one.ended !== null);
@@ -138,7 +138,7 @@ function tiles(one) {
   return el(
     "ul",
     { class: "tiles" },
-    tile(share(available, 1), `of ${count(available.n, "look")} found it well`),
+    tile(share(available, 1), `of ${count(available.n, "poll")} found it up`),
     tile(first.n ? `${seconds(first.median)} / ${seconds(first.p95)}` : "–", `to the first token, median / 95 %, n = ${first.n.toLocaleString("en-GB")}`),
     tile(share(figures.faults), `faults of the server, of ${count(figures.requests, "request")}`),
     tile(share(figures.alarms), `alarms an answer, of ${count(figures.answers, "answer")}`),
@@ -163,7 +163,7 @@ function showSources() {
           "p",
           { class: "line" },
           el("strong", {}, one.name),
-          one.fault ? el("span", { class: "tag page" }, "away") : el("span", { class: one.seen ? "tag well" : "tag" }, one.seen ? "well" : "not looked at yet"),
+          one.fault ? el("span", { class: "tag page" }, "away") : el("span", { class: one.seen ? "tag well" : "tag" }, one.seen ? "well" : "not polled yet"),
           el("span", { class: "small" }, about(one)),
         ),
         one.fault && el("p", { class: "caution" }, `${one.fault}${one.seen ? `; last well at ${clock(one.seen)}` : ""}`),
@@ -221,8 +221,8 @@ function showTraits(name) {
 function showRules() {
   const operator = overview.role === "operator";
   const channels = overview.channels.join(" and ");
-  const untold = overview.untold.map(({ channel, state, n, fault }) => `${channel}: ${n} ${state}${fault ? ` (${fault})` : ""}`);
-  byId("told").textContent = [channels ? `Told by ${channels}.` : "Nobody is told: the file has no webhook and no mail.", ...untold].join(" ");
+  const unsent = overview.unsent.map(({ channel, state, n, fault }) => `${channel}: ${n} ${state}${fault ? ` (${fault})` : ""}`);
+  byId("notified").textContent = [channels ? `Notifications by ${channels}.` : "Nobody is notified: the file has no webhook and no mail.", ...unsent].join(" ");
   const rows = overview.rules.map((rule) => [
     rule.name,
     rule.when,
@@ -258,18 +258,18 @@ function choices(select, all, named) {
 async function test(rule, button) {
   button.disabled = true;
   await act(async () => {
-    const { told } = await post(`/api/rules/${encodeURIComponent(rule.name)}/test`, {});
-    const words = told.map(({ channel, fault }) => `${channel}: ${fault || "told"}`).join("; ");
-    byId("told").textContent = `Test of ${rule.name}: ${words}`;
+    const { sent } = await post(`/api/rules/${encodeURIComponent(rule.name)}/test`, {});
+    const words = sent.map(({ channel, fault }) => `${channel}: ${fault || "sent"}`).join("; ");
+    byId("notified").textContent = `Test of ${rule.name}: ${words}`;
   }, false);
   button.disabled = false;
 }
 
-/** Do something, say what went wrong, and look again. */
+/** Do something, say what went wrong, and poll again. */
 async function act(work, again = true) {
   try {
     await work();
-    if (again) await look();
+    if (again) await poll();
   } catch (error) {
     notice.complain(error);
   }
@@ -283,9 +283,9 @@ function clock(time) {
   return at.toLocaleString("en-GB", options);
 }
 
-byId("hours").addEventListener("change", look);
-byId("days").addEventListener("change", look);
-byId("key-change").addEventListener("click", () => notice.askForKey(look));
+byId("hours").addEventListener("change", poll);
+byId("days").addEventListener("change", poll);
+byId("key-change").addEventListener("click", () => notice.askForKey(poll));
 byId("acknowledge-close").addEventListener("click", () => byId("acknowledge").close("no"));
 byId("acknowledge").addEventListener("close", () => {
   if (byId("acknowledge").returnValue !== "yes") return;
@@ -303,4 +303,4 @@ byId("silence").addEventListener("submit", (event) => {
   };
   act(() => post("/api/silences", body));
 });
-look();
+poll();

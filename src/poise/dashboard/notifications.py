@@ -24,7 +24,7 @@ from poise.dashboard.rules import AlertMail, DashboardSettings
 from poise.errors import InvalidArgument, SaveFailed
 from poise.serve.webhook import read_webhook_secrets, webhook_signature
 
-__all__ = ["AlertTeller"]
+__all__ = ["AlertNotifier"]
 
 log = logging.getLogger("poise.dashboard")
 
@@ -34,11 +34,11 @@ LONGEST_POST = 15.0  # seconds, headers and body together
 MOST_TRIES = 14  # over about an hour
 FIRST_DELAY = 2.0  # seconds before the second try; twice as many before each next one
 LONGEST_RETRY_DELAY = 600.0
-IDLE_SECONDS = 1.0  # between looks at the queue
+IDLE_SECONDS = 1.0  # between polls of the queue
 
 
-class AlertTeller:
-    """Tells people of alerts.
+class AlertNotifier:
+    """Notifies people of alerts.
 
     Args:
         settings: The dashboard's.
@@ -61,12 +61,12 @@ class AlertTeller:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to tell, in a thread of its own."""
-        self._thread = threading.Thread(target=self._run, name="poise-telling", daemon=True)
+        """Begin to send, in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name="poise-notifications", daemon=True)
         self._thread.start()
 
     def close(self, wait: float = 2.0) -> None:
-        """End; what waits is told when the dashboard is started again."""
+        """End; what waits is sent when the dashboard is started again."""
         self._closing.set()
         if self._thread:
             self._thread.join(wait)
@@ -74,32 +74,32 @@ class AlertTeller:
     def _run(self) -> None:
         while not self._closing.wait(IDLE_SECONDS):
             try:
-                self.tell_due(time.time())
+                self.send_due(time.time())
             except SaveFailed as error:
-                log.warning("%s Alerts are told when it can be read again.", error)
+                log.warning("%s Alerts are sent when it can be read again.", error)
             except Exception:
-                log.exception("Telling of alerts failed; the next try is in a moment.")
+                log.exception("Sending alerts failed; trying again in a moment.")
 
-    def tell_due(self, now: float) -> int:
-        """Try everything that is due once; how many were told."""
+    def send_due(self, now: float) -> int:
+        """Try everything that is due once; how many were sent."""
         waiting = self.database.rows("SELECT * FROM deliveries WHERE state = 'waiting' ORDER BY id")
-        told = 0
+        sent = 0
         for row in waiting:
             if self._closing.is_set():
                 break
             longest = now + LONGEST_RETRY_DELAY + FIRST_DELAY  # what is due later still is of a clock moved back
             if now < row["due"] <= longest:
                 continue
-            fault = self.try_once(row["channel"], json.loads(row["body"]), f"msg_{row['id']}_{row['alert'] or 0}")
-            told += not fault
+            fault = self.send_once(row["channel"], json.loads(row["body"]), f"msg_{row['id']}_{row['alert'] or 0}")
+            sent += not fault
             self._note(row, fault, now)
-        return told
+        return sent
 
     def _note(self, row: dict[str, Any], fault: str, now: float) -> None:
         tries = row["tries"] + 1
         state = "sent" if not fault else "lost" if tries >= MOST_TRIES else "waiting"
         if state == "lost":
-            log.error("An alert could not be told by %s in %d tries: %s", row["channel"], tries, fault)
+            log.error("An alert could not be sent by %s in %d tries: %s", row["channel"], tries, fault)
         delay = min(FIRST_DELAY * 2 ** (tries - 1), LONGEST_RETRY_DELAY)
         with self.database.changing() as db:
             db.execute(
@@ -107,12 +107,12 @@ class AlertTeller:
                 [state, tries, now + delay if state == "waiting" else now, fault, row["id"]],
             )
 
-    def try_once(self, channel: str, body: dict[str, Any], name: str) -> str:
-        """Tell one thing; what went wrong, in words without secrets, or empty.
+    def send_once(self, channel: str, body: dict[str, Any], name: str) -> str:
+        """Send one message; what went wrong, in words without secrets, or empty.
 
         Args:
             channel: ``webhook`` or ``mail``.
-            body: What is told.
+            body: The message.
             name: Id that a receiver knows a repeated post by.
         """
         if channel == "webhook" and self.settings.webhook:
@@ -205,6 +205,6 @@ def _password(mail: AlertMail | None) -> str:
         raise InvalidArgument(f"Cannot read `password_file` {mail.password_file} ({type(error).__name__}).") from error
 
 
-def told_words(channels: Sequence[str]) -> str:
-    """How people are told, in words."""
+def channel_words(channels: Sequence[str]) -> str:
+    """How people are notified, in words."""
     return " and ".join(channels) or "on the page alone"
