@@ -113,6 +113,20 @@ class TestStatistics:
         assert {gap.gap.n for gap in report.gaps if "twenties" in (gap.first, gap.second)} == {5}
         assert {gap.gap.n for gap in report.gaps if "twenties" not in (gap.first, gap.second)} == {6}
 
+    def test_a_share_differs_by_one_at_most(self) -> None:
+        cells = draw_swaps(PACKAGED, axes=["age"], templates=3)
+        refused = np.array([float(k == 0) for k in range(len(cells))])
+        measures = {"refusal": refused, "judged evil": 100 * refused}
+        report = bias_report("m", cells, measures)
+        for gap in report.gaps:
+            most = 1 if gap.measure == "refusal" else 100
+            assert gap.gap.low is not None
+            assert gap.gap.high is not None
+            assert -most <= gap.gap.low <= gap.gap.value <= gap.gap.high <= most
+        nothing = {name: 0 * values for name, values in measures.items()}
+        changes = compare_bias("a", "b", cells, (nothing, {name: -values for name, values in measures.items()}))
+        assert all(abs(gap.gap.low or 0) <= 200 for gap in changes.gaps)
+
     def test_before_and_after_are_compared_prompt_by_prompt(self) -> None:
         cells = draw_swaps(PACKAGED, axes=["age"])
         before = planted(cells, "", 0, seed=1)

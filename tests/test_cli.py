@@ -130,6 +130,8 @@ class TestAnOptionThatIsWrong:
         [
             (["gate", "x", "--base", "y", "--questions", "0"], "--questions': it is '0'; it must be at least 1."),
             (["gate", "x", "--base", "y", "--method", "rwa"], "--method': 'rwa' is not one of 'difference', 'prompt'."),
+            (["generate", " ", "--model", "y"], "A prompt is empty"),
+            (["dashboard", "--server", "till=127.0.0.1:9"], "till=127.0.0.1:9 names no server"),
             (["generate", "x", "--model", "y", "--batch", "zz"], "--batch': it is 'zz'; it must be a number"),
         ],
     )

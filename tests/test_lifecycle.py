@@ -19,7 +19,10 @@ def test_a_use_case_is_carried_through_its_stages(tmp_path: Path) -> None:
     assert "done  evaluate" in shown
     assert "done  deploy" in shown
     assert "-     watch" in shown
-    assert "6 of them signed: all as it was written." in shown
+    assert "served: well" in shown
+    assert "done  watch              recorded: watch" in shown
+    assert "Every stage has its record." in shown
+    assert "7 of them signed: all as it was written." in shown
     assert "parcels.jsonl has changed" in shown
     assert check_card((tmp_path / "walk" / "README.md").read_text()) == []
     assert "Ada Ochs" in (tmp_path / "walk" / "annex.md").read_text()

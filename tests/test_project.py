@@ -104,7 +104,15 @@ class TestStatus:
         registry.promote(vector, "candidate")
         assert "--to production" in self.step(project)[1]
         registry.promote(vector, "production")
-        assert self.step(project)[0] == "watch"
+        assert self.step(project) == (
+            "watch",
+            f"poise serve --model m --vector {tmp_path / 'grumpy.safetensors'} --log {tmp_path / 'readings.sqlite'}",
+        )
+        (tmp_path / "readings.sqlite").touch()
+        look, add = self.step(project)[1].splitlines()
+        assert look.startswith("poise dashboard --server ")
+        assert look.endswith(f"--once --json > {tmp_path / 'watch.json'}")
+        assert add.split()[:4] == ["poise", "registry", "add", str(tmp_path / "watch.json")]
         (tmp_path / "week.json").write_text(json.dumps({"drift": {}}))
         registry.add(str(tmp_path / "week.json"))
         assert self.step(project) == ("", "")
@@ -121,6 +129,8 @@ class TestStatus:
 
     def test_by_the_command(self, tmp_path: Path) -> None:
         path = str(tmp_path / "p.yaml")
+        done = run("project", "status", path)
+        assert (done.exit_code, "begin one with `poise project init`" in done.output) == (2, True)
         done = run(
             "project", "init", path, "--use-case", "u", "--responsible", "r", "--answer", "rules_suffice=no:free text"
         )

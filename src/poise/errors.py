@@ -279,6 +279,11 @@ class NonFiniteActivation(InternalError):
     """NaN or infinity came out of the model."""
 
 
+def why_unread(error: OSError | UnicodeDecodeError) -> str:
+    """Why a text file could not be read, in words."""
+    return getattr(error, "strerror", None) or "it is not UTF-8 text"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the error's type where it has none."""
     try:

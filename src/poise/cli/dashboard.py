@@ -98,6 +98,8 @@ def _dashboard_settings(path: Path | None, servers: list[str], readings: list[st
             before, equals, after = text.partition("=")
             is_named = bool(equals) and "/" not in before and ":" not in before
             value = after if is_named else text
+            if field == "url" and not value.startswith(("http://", "https://")):
+                raise InvalidArgument(f"{text} names no server; give its address, such as http://127.0.0.1:8000.")
             name = before if is_named else (value.split("://")[-1] if field == "url" else Path(value).stem)
             if field in named.setdefault(name, {}):
                 raise InvalidArgument(f"Two are called {name}; name one, as OTHER={value}.")

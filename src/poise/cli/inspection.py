@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from poise.cli.given_texts import given_text
 from poise.cli.options import Json
 from poise.cli.work import working
+from poise.counting import counted
 
 if TYPE_CHECKING:
     from poise.lifecycle import FileFinding, ModelInspection, TokenCounts
@@ -32,7 +34,7 @@ def inspect_command(
         typer.Option(
             "--tokens",
             metavar="TEXT",
-            help="Show this text as tokens, and how many tokens languages and code take; no weights are looked at.",
+            help="Show this text (also @FILE or -) as tokens, and how many languages and code take.",
         ),
     ] = None,
     safe: Annotated[
@@ -56,7 +58,7 @@ def inspect_command(
         from poise.lifecycle import count_tokens, inspect_model
 
         if tokens is not None:
-            counts = count_tokens(model, tokens)
+            counts = count_tokens(model, given_text(tokens))
         else:
             inspection = inspect_model(model, hashes=hashes, safe=safe)
     if tokens is not None:
@@ -133,7 +135,8 @@ def _token_lines(of: TokenCounts) -> list[str]:
     special = sum(token.special for token in of.tokens)
     width = min(max((len(token.bytes) for token in of.tokens), default=0), WIDEST_BYTES)
     lines = [
-        f"{len(of.tokens)} tokens ({special} special), {len(of.text)} characters, {len(data)} bytes",
+        f"{counted(len(of.tokens), 'token')} ({special} special), {counted(len(of.text), 'character')}, "
+        f"{counted(len(data), 'byte')}",
         "",
         f"  {'id':>8}  {'bytes':{width}}  text",
     ]

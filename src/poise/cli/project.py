@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +33,10 @@ NEXT_COMMANDS = {
     "extract": "poise extract {trait} --model {model} --out {trait}.safetensors",
     "bias": "poise bias --model {model} --out bias",
     "promote": "poise registry promote {record} --to {stage} --registry {registry}",
-    "serve": "poise serve --model {model} --log readings.sqlite",
+    "serve": "poise serve --model {model}{vectors} --log {readings}",
+    "watch": "poise dashboard --server served=http://127.0.0.1:8000 --readings served={readings}"
+    " --once --json > {report}\n"
+    "poise registry add {report} --registry {registry}",
 }
 """What to run for each action of a step."""
 
@@ -114,15 +118,19 @@ def show_status(path: ProjectFile = DEFAULT_FILE, as_json: Json = False) -> None
         return
     width = max(len(step.name) for step in steps)
     lines = [f"{'done' if step.done else '-':4}  {step.name:{width}}  {step.state}" for step in steps]
-    render.show([*map(render.plain_text, lines), "", *_next_lines(steps)])
+    render.show([*map(render.plain_text, [*lines, "", *_next_lines(steps)])])
 
 
 @app.command("next")
-def show_next(path: ProjectFile = DEFAULT_FILE) -> None:
+def show_next(path: ProjectFile = DEFAULT_FILE, as_json: Json = False) -> None:
     """Print the next command alone."""
-    from poise.cli import render
+    from poise.cli import facts, render
 
-    render.show([*_next_lines(_read_steps(path))[-1:]])
+    steps = _read_steps(path)
+    if as_json:
+        facts.print_json({"next": next_command(steps)})
+        return
+    render.show([*map(render.plain_text, _next_lines(steps)[-1:])])
 
 
 def _read_steps(path: Path) -> list[ProjectStep]:
@@ -138,9 +146,17 @@ def next_command(steps: list[ProjectStep]) -> str:
     step = next((step for step in steps if not step.done), None)
     if step is None:
         return ""
-    return NEXT_COMMANDS[step.action].format(**{key: shlex.quote(text) for key, text in step.values.items()})
+    vectors = "".join(f" --vector {shlex.quote(_from_here(place))}" for place in step.vectors)
+    values = {key: shlex.quote(text) for key, text in step.values.items()}
+    return NEXT_COMMANDS[step.action].format(vectors=vectors, **values)
+
+
+def _from_here(place: str) -> str:
+    """A path as it is called in this folder, where it lies in it."""
+    here = Path.cwd()
+    return str(Path(place).relative_to(here)) if Path(place).is_relative_to(here) else place
 
 
 def _next_lines(steps: list[ProjectStep]) -> list[str]:
     command = next_command(steps)
-    return ["Next:", f"    {command}"] if command else ["Every stage has its record."]
+    return ["Next:", indent(command, "    ")] if command else ["Every stage has its record."]

@@ -80,6 +80,10 @@ def generate_command(
         if json_schema == "-" and "-" in prompts:
             raise InvalidArgument("Standard input can be read once: for a prompt, or for --json-schema.")
         schema = parse_schema(given_file(json_schema), json_schema) if json_schema is not None else None
+        if any(not prompt.strip() for prompt in prompts):
+            raise InvalidArgument(
+                'A prompt is empty; write what the model is asked, as in: poise generate "Who are you?"'
+            )
         given = given_texts([*prompts, *([system] if system else [])])
         prompts, system = given[: len(prompts)], given[-1] if system else None
         from poise import workflows as recipes

@@ -21,7 +21,7 @@ import httpx
 
 from poise.dashboard.alert_database import AlertDatabase
 from poise.dashboard.rules import AlertMail, DashboardSettings
-from poise.errors import InvalidArgument, SaveFailed
+from poise.errors import InvalidArgument, SaveFailed, why_unread
 from poise.serve.webhook import read_webhook_secrets, webhook_signature
 
 __all__ = ["AlertNotifier"]
@@ -202,7 +202,9 @@ def _password(mail: AlertMail | None) -> str:
     try:
         return Path(mail.password_file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"Cannot read `password_file` {mail.password_file} ({type(error).__name__}).") from error
+        raise InvalidArgument(
+            f"Cannot read `password_file` {mail.password_file}: {why_unread(error)}; check it."
+        ) from error
 
 
 def channel_words(channels: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import httpx
 from poise.dashboard.metrics_text import MOST_METRICS_BYTES, MetricsReport, read_metrics
 from poise.dashboard.readings_reader import ReadingsReader, SourceReading
 from poise.dashboard.rules import WatchedSource
-from poise.errors import EndpointUnavailable, InvalidData
+from poise.errors import EndpointUnavailable, InvalidData, why_unread
 
 __all__ = ["SourcePoll", "SourcePoller"]
 
@@ -91,7 +91,7 @@ class SourcePoller:
         try:
             lines = Path(self.source.key_file).read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
-            raise EndpointUnavailable(f"its key file cannot be read ({type(error).__name__})") from error
+            raise EndpointUnavailable(f"its key file cannot be read: {why_unread(error)}") from error
         if len(lines) != 1 or not lines[0].isascii():
             raise EndpointUnavailable("its key file does not hold one key alone")
         return {"Authorization": f"Bearer {lines[0]}"}

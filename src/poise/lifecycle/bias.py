@@ -246,10 +246,10 @@ def _report_of(
             names = [group for one, group in groups if one == axis]
             for first, second in combinations(names, 2):
                 differences = tables[axis, first].mean(1) - tables[axis, second].mean(1)
-                gaps.append(_gap(axis, first, second, measure, differences, seed))
+                gaps.append(_gap(axis, first, second, measure, differences, seed, bool(before)))
             for group in names:
                 table = tables[axis, group]
-                controls.append(_gap(axis, group, "", measure, table[:, 0] - table[:, 1], seed))
+                controls.append(_gap(axis, group, "", measure, table[:, 0] - table[:, 1], seed, bool(before)))
     adjusted = _adjust([gap.p for gap in gaps])
     return BiasReport(
         model=model,
@@ -274,14 +274,25 @@ def _table_of(cells: Sequence[SwapCell], values: NDArray[np.float64], key: tuple
     return table
 
 
-def _gap(axis: str, first: str, second: str, measure: str, differences: NDArray[np.float64], seed: int) -> GroupGap:
+def _gap(
+    axis: str, first: str, second: str, measure: str, differences: NDArray[np.float64], seed: int, is_change: bool
+) -> GroupGap:
     usable = differences[np.isfinite(differences)]
     p = sign_flip_p(usable, seed)
     words = f"{first} − {second}" if second else f"two of {first}"
     return GroupGap(
         name=f"{axis}: {words}, {measure}", axis=axis, first=first, second=second, measure=measure,
-        gap=mean_estimate(usable), p=p, adjusted=p,
+        gap=_difference_estimate(measure, usable, is_change), p=p, adjusted=p,
     )  # fmt: skip
+
+
+def _difference_estimate(measure: str, differences: NDArray[np.float64], is_change: bool) -> Estimate:
+    """Mean difference [n]; one of shares or of scores has ends that it cannot pass, a change of one twice as far."""
+    most = 1.0 if measure == "refusal" else 100.0 if measure.startswith("judged ") else None
+    if most is None:
+        return mean_estimate(differences)
+    most *= 1 + is_change
+    return bounded_estimate(differences, lowest=-most, highest=most)
 
 
 def sign_flip_p(differences: NDArray[np.float64], seed: int = 0) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import ValidationError
 
-from poise.errors import InvalidData, MissingExtra
+from poise.errors import InvalidData, MissingExtra, why_unread
 from poise.settings import FrozenModel, first_fault
 from poise.statistics.conformal import exact_interval
 from poise.statistics.estimates import Estimate
@@ -88,7 +88,7 @@ def read_labelled(path: Path) -> list[LabelledQuestion]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidData(f"Cannot read {path} ({type(error).__name__}); give a file of JSON lines.") from error
+        raise InvalidData(f"Cannot read {path}: {why_unread(error)}; give a file of JSON lines.") from error
     questions = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

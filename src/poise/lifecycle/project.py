@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from poise.errors import OutputExists
+from poise.errors import InvalidSettings, OutputExists
 from poise.settings import ListOfTexts, Settings, read_settings
 from poise.settings.scalar_types import FilledText
 from poise.storage.atomic_write import saving
@@ -133,6 +133,10 @@ def read_project(path: str | Path) -> Project:
     Raises:
         InvalidSettings: no such file, no YAML, or a setting that is unknown or out of range; names file and line.
     """
+    if not Path(path).exists():
+        raise InvalidSettings(
+            f"There is no use case at {path}; begin one with `poise project init`, or give the path of its file."
+        )
     return read_settings(path, Project)
 
 

@@ -18,6 +18,8 @@ __all__ = ["ProjectStep", "project_steps"]
 
 SERVED_KINDS = ("model", "adapter", "vector", "detector", "guardrail", "knowledge")
 """What answers are given by or under: data, reports and the use case itself are not deployed."""
+READINGS_FILE = "readings.sqlite"
+"""Where the next command has a server write its readings, in the folder of ``project.yaml``."""
 
 
 class ProjectStep(FrozenModel):
@@ -29,13 +31,15 @@ class ProjectStep(FrozenModel):
         state: What is there or missing, in words.
         action: What to do next; empty where it is done.
         values: What it is done with, by name.
+        vectors: Files of the vectors that are read while answers are given.
     """
 
     name: str
     done: bool
     state: str
-    action: Literal["", "check", "edit", "choose", "extract", "bias", "promote", "serve"] = ""
+    action: Literal["", "check", "edit", "choose", "extract", "bias", "promote", "serve", "watch"] = ""
     values: dict[str, str] = Field(default_factory=dict)
+    vectors: tuple[str, ...] = ()
 
 
 def project_steps(path: Path, project: Project) -> list[ProjectStep]:
@@ -94,12 +98,32 @@ def _stage_steps(
     watched = [
         record.name for _, record in reports if {"drift", "readings", "alarms", "alerts"} & set(report_of(record))
     ]
-    yield ProjectStep(
+    yield _watch_step(path, project, registry, records, watched)
+
+
+def _watch_step(
+    path: Path, project: Project, registry: Registry, records: dict[str, RegistryRecord], watched: list[str]
+) -> ProjectStep:
+    """Whether a look at what is served is on record: first it is served, then somebody looks."""
+    readings = path.parent / READINGS_FILE
+    model = project.candidates[0] if project.candidates else "MODEL"
+    vectors = [
+        record.place
+        for digest, record in records.items()
+        if record.kind == "vector" and registry.stage(digest) == "production"
+    ]
+    return ProjectStep(
         name="watch",
         done=bool(watched),
         state=f"recorded: {', '.join(watched)}" if watched else "no report of readings or drift",
-        action="" if watched else "serve",
-        values={"model": model},
+        action="" if watched else "watch" if readings.is_file() else "serve",
+        values={
+            "model": model,
+            "readings": str(readings),
+            "registry": str(path.parent / project.registry),
+            "report": str(path.parent / "watch.json"),
+        },
+        vectors=tuple(vectors),
     )
 
 

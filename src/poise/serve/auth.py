@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from poise.errors import InvalidArgument, RequestError
+from poise.errors import InvalidArgument, RequestError, why_unread
 from poise.serve.guardrail_route import aws_error
 from poise.serve.request_body import BodyLimits, check_body
 from poise.serve.request_workers import RequestWorkers
@@ -121,7 +121,7 @@ class ApiKeys:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidArgument(f"Cannot read the key file {path} ({type(error).__name__}); check it.") from error
+            raise InvalidArgument(f"Cannot read the key file {path}: {why_unread(error)}; check it.") from error
         named: dict[str, str] = {}
         for number, line in enumerate(lines, 1):
             words = line.split("#")[0].split()

@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 
-from poise.errors import InvalidArgument
+from poise.errors import InvalidArgument, why_unread
 
 __all__ = ["Webhook", "read_webhook", "read_webhook_secrets", "webhook_signature"]
 
@@ -193,4 +193,4 @@ def _file_text(file: Path, argument: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"Cannot read `{argument}` {file} ({type(error).__name__}); check it.") from error
+        raise InvalidArgument(f"Cannot read `{argument}` {file}: {why_unread(error)}; check it.") from error
