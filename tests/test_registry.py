@@ -80,7 +80,7 @@ class TestRecords:
             registry.find("answer")
         artefact.write_text("x\n")
         registry.add(str(artefact), name="answers")
-        with pytest.raises(InvalidRegistry, match=r"names 2 records .*: [0-9a-f]{12}, [0-9a-f]{12}"):
+        with pytest.raises(InvalidRegistry, match=r"names 2 records .*: [0-9a-f]{12} \(of .*\), [0-9a-f]{12} \(of"):
             registry.find("answers")
 
     def test_that_cannot_be_made_say_what_to_do(self, registry: Registry, tmp_path: Path) -> None:

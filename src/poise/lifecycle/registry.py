@@ -215,11 +215,16 @@ class Registry:
         if len(matches) == 1:
             return matches[0]
         if matches:
-            ids = ", ".join(digest[:12] for digest in matches)
+            ids = ", ".join(f"{digest[:12]}{self._added_words(digest)}" for digest in matches)
             raise InvalidRegistry(f"{name} names {len(matches)} records of {self.folder}: {ids}; give one of these.")
         near = difflib.get_close_matches(name, [record.name for record in records.values()], n=1)
         hint = f"did you mean {near[0]}?" if near else "`poise registry list` shows what there is."
         raise InvalidRegistry(f"There is no record {name} in {self.folder}; {hint}")
+
+    def _added_words(self, digest: str) -> str:
+        """When a record was added, to tell it from others of its name."""
+        events = self.events(digest)
+        return f" (of {events[0].event.time})" if events else ""
 
     def children(self, digest: str) -> list[str]:
         """Records that came from one, by their hashes."""
