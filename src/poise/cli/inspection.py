@@ -95,7 +95,9 @@ def _inspection_lines(of: ModelInspection, *, safe: bool) -> list[str]:
     ]
     width = max(len(name) for name, _ in rows)
     place = "" if of.place == of.model else f", {of.place}"
-    lines = [f"{of.model}: {of.architecture or 'no architecture stated'}{place}"]
+    is_known = any(file.contents != "not recognised" for file in of.files)
+    nothing = "no architecture stated" if is_known else "nothing that a model is made of"
+    lines = [f"{of.model}: {of.architecture or nothing}{place}"]
     lines += [f"  {name:{width}}  {value}" for name, value in rows]
     names = max(len(file.name) for file in of.files)
     lines += ["", "What each file holds"]

@@ -80,12 +80,7 @@ def generate_command(
         if json_schema == "-" and "-" in prompts:
             raise InvalidArgument("Standard input can be read once: for a prompt, or for --json-schema.")
         schema = parse_schema(given_file(json_schema), json_schema) if json_schema is not None else None
-        if any(not prompt.strip() for prompt in prompts):
-            raise InvalidArgument(
-                'A prompt is empty; write what the model is asked, as in: poise generate "Who are you?"'
-            )
-        given = given_texts([*prompts, *([system] if system else [])])
-        prompts, system = given[: len(prompts)], given[-1] if system else None
+        prompts, system = _prompts_and_system(prompts, system)
         from poise import workflows as recipes
         from poise.engine import SamplingParams
         from poise.steer import cautions
@@ -118,3 +113,11 @@ def generate_command(
     for term in render.terms(steering):
         note(term)
     render.show(render.answers(prompts, answers))
+
+
+def _prompts_and_system(prompts: list[str], system: str | None) -> tuple[list[str], str | None]:
+    """What files and standard input hold in their place."""
+    if any(not prompt.strip() for prompt in prompts):
+        raise InvalidArgument('A prompt is empty; write what the model is asked, as in: poise generate "Who are you?"')
+    given = given_texts([*prompts, *([system] if system else [])])
+    return given[: len(prompts)], given[-1] if system else None
