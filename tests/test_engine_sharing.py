@@ -14,6 +14,8 @@ import tiny
 from poise.engine import EngineOutput, GenerationRequest, Probe, SamplingParams
 from poise.engine.batch_groups import plan_groups, regroup
 from poise.engine.continuous import ContinuousEngine
+from poise.engine.prompt_reading import PromptPart
+from poise.engine.running_batch import RunningBatch
 from poise.engine.static import LocalEngine
 from poise.engine.waiting import WaitingSequences, to_put_aside
 from poise.model import Encoded, Model
@@ -140,6 +142,56 @@ class TestTheCache:
         assert len(watched.rows[0]) == 8, "eight of 150 tokens would need 8 × 160 positions"
         watched.finish()
         watched.check(llama, {"long": long, **dict(enumerate(asked[1:]))})
+
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
+    def test_holds_no_more_than_its_budget_with_free_slots_while_others_wait(
+        self, architecture: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = dataclasses.replace(tiny.model(architecture), stop_ids=frozenset())
+        asked: dict[Any, GenerationRequest] = dict(enumerate(requests(model, 10, tokens=[5, 6, 40])))
+        long = Encoded(tuple(range(5, 125)), 120, 120)
+        for name in ("first", "second"):
+            asked[name] = dataclasses.replace(asked[0], prompt=long, sampling=SamplingParams(30))
+        engine = ContinuousEngine(model, budget=420)
+        positions, idle = list[int](), list[int]()
+        run = engine._pass.run
+
+        def counted(batch: RunningBatch, part: PromptPart) -> Any:
+            if part.ids.shape[1] == 1:
+                positions[-1] += part.mask.numel()
+                idle.append(len(batch.slots) - len(batch.sequences))
+            return run(batch, part)
+
+        monkeypatch.setattr(engine._pass, "run", counted)
+        watched = Watched(engine)
+        for key, request in asked.items():
+            engine.add(key, request)
+        while engine.waiting or engine.running:
+            positions.append(0)
+            watched.step()
+        assert max(positions) <= engine.budget
+        assert max(idle) > 0, "no slot was ever free"
+        watched.check(model, asked)
+
+    def test_keeps_free_slots_for_whoever_comes_but_not_for_long(
+        self, llama: Model, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("poise.engine.continuous.HEADROOM", 1)
+        asked: dict[Any, GenerationRequest] = dict(enumerate(requests(llama, 8, tokens=[18, 3])))
+        long = Encoded(tuple(range(5, 245)), 240, 240)
+        asked["waits"] = dataclasses.replace(asked[0], prompt=long, sampling=SamplingParams(3))
+        longest = max(asked[number].prompt.end for number in range(8))
+        watched = Watched(ContinuousEngine(llama, budget=8 * (longest + 20)))
+        for key, request in asked.items():
+            watched.engine.add(key, request)
+        slots = []
+        while watched.engine.waiting:
+            watched.step()
+            slots.append([len(batch.slots) for batch in watched.engine._batches])
+        assert slots[3] == [8], "kept for whoever comes next"
+        assert slots[10] == [4], "what the free ones have cost is more than what a copy costs"
+        watched.finish()
+        watched.check(llama, asked)
 
     def test_goes_to_the_longest_waiting_again(self, llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("poise.engine.continuous.HEADROOM", 1)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from poise.engine.running_batch import RunningBatch
 from poise.engine.sequence import Sequence as AnswerSequence
 
-__all__ = ["padded_positions", "plan_groups", "regroup"]
+__all__ = ["give_up_slots", "padded_positions", "plan_groups", "regroup"]
 
 
 def plan_groups(widths: Sequence[int], budget: int) -> list[list[int]] | None:
@@ -74,3 +74,17 @@ def regroup(
                 else:
                     home.join(part)
     return [home for home in homes if home]
+
+
+def give_up_slots(batches: Sequence[RunningBatch], budget: int) -> None:
+    """Before a pass: a free slot costs what a row costs, so that it is kept for a while only, and within the budget.
+
+    Args:
+        batches: What runs.
+        budget: Most positions of all batches, those of free slots included.
+    """
+    if sum(len(batch.slots) * (batch.width + 1) for batch in batches) > budget:
+        for batch in batches:
+            batch.compact()
+    for batch in batches:
+        batch.count_idle()

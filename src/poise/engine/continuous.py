@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from poise.engine.batch_groups import padded_positions, plan_groups, regroup
+from poise.engine.batch_groups import give_up_slots, padded_positions, plan_groups, regroup
 from poise.engine.kv_cache import cache_budget, check_room, joinable, roomy_cache
 from poise.engine.model_pass import ModelPass, postprocess, sample_next
 from poise.engine.prefix_cache import PrefixCache
@@ -168,6 +168,7 @@ class ContinuousEngine:
             self._put_aside(to_put_aside(running))
         self._leave_room(self._running)
         outputs = self._lost_in(self._arrange, self._running)
+        outputs += self._lost_in(lambda: give_up_slots(self._batches, self.budget), self._running)
         for batch in list(self._batches):
             try:
                 outputs += self._decode(batch)

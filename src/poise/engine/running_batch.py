@@ -17,6 +17,7 @@ from poise.steer.joined_rows import SteeredRows
 __all__ = ["RunningBatch", "SteeredGroup"]
 
 FREE_SHARE = 0.25  # free slots are run along with the others until they are more than this share
+IDLE_PASSES = 4  # where others wait for them: until they have cost so many passes of the rows that run, as a copy does
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +48,7 @@ class RunningBatch:
         position: Position of each slot's newest cached token, int64 [S, 1].
         next_tokens: Tokens that the next pass takes in, int64 [S].
         groups: Steered groups in the order in which they are applied.
+        idle_rows: Rows of free slots that passes have run since a row joined or slots were given up.
     """
 
     slots: list[Sequence | None]
@@ -55,6 +57,7 @@ class RunningBatch:
     position: torch.Tensor
     next_tokens: torch.Tensor
     groups: list[SteeredGroup] = field(default_factory=list)
+    idle_rows: int = 0
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -81,6 +84,9 @@ class RunningBatch:
 
     def join(self, other: RunningBatch) -> None:
         """Take in the rows of a batch that has just been read, or was put aside."""
+        if other.width > self.width and len(self.slots) - len(self.sequences) > len(other.slots):
+            self.compact()  # rather than have slots grow that nobody takes
+        self.idle_rows = 0
         free = [slot for slot, sequence in enumerate(self.slots) if sequence is None]
         slots = [*free, *range(len(self.slots), len(self.slots) + len(other.slots))][: len(other.slots)]
         total = max(len(self.slots), max(slots) + 1)
@@ -113,18 +119,34 @@ class RunningBatch:
         self.unsteer(removed)
         for group in self.groups:
             group.part = None
-        running = [slot for slot, sequence in enumerate(self.slots) if sequence is not None]
+        running = self.sequences
         if not running:
             return
         if not refill and len(running) < (1 - FREE_SHARE) * len(self.slots):
-            at = torch.tensor(running, device=self.mask.device)
-            select_rows(self.cache, at)
-            self.mask, self.position, self.next_tokens = self.mask[at], self.position[at], self.next_tokens[at]
-            self.slots = [self.slots[slot] for slot in running]
+            self.compact()
         spare = self.width - max(sequence.cached_tokens for sequence in self.sequences)
         if spare and joinable(self.cache):
             trim(self.cache, spare)
             self.mask = self.mask[:, spare:]
+
+    def count_idle(self) -> None:
+        """Note a pass that is about to run; free slots that have cost as much as giving them up does are given up."""
+        self.idle_rows += len(self.slots) - len(self.sequences)
+        if self.idle_rows > IDLE_PASSES * len(self.sequences):
+            self.compact()
+
+    def compact(self) -> None:
+        """Give up the free slots, for which the cache is copied."""
+        self.idle_rows = 0
+        running = [slot for slot, sequence in enumerate(self.slots) if sequence is not None]
+        if len(running) == len(self.slots):
+            return
+        at = torch.tensor(running, device=self.mask.device)
+        select_rows(self.cache, at)
+        self.mask, self.position, self.next_tokens = self.mask[at], self.position[at], self.next_tokens[at]
+        self.slots = [self.slots[slot] for slot in running]
+        for group in self.groups:
+            group.part = None
 
     def unsteer(self, removed: set[Sequence]) -> None:
         """Drop these sequences from the groups, and groups without any."""
