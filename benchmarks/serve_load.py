@@ -37,6 +37,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from poise.contrast import exemplars
 from poise.engine import GenerationRequest, SamplingParams
+from poise.engine.cache_memory import serving_positions
 from poise.engine.continuous import ContinuousEngine
 from poise.extract import extract
 from poise.model import Model, ask, load_model, wrap
@@ -140,7 +141,7 @@ def report(name: str, model: Model, results: list[dict[str, Any]], seconds: floa
 
 def engine_rate(model: Model, bodies: list[dict[str, Any]], given: dict[str, PersonaVector], most: int) -> float:
     """Tokens a second of the engine by itself, all requests at once."""
-    engine = ContinuousEngine(model, batch=most)
+    engine = ContinuousEngine(model, batch=most, budget=serving_positions(model, most))
     probes = tuple(vector.at("read").probe for vector in given.values())
     for number, body in enumerate(bodies):
         steer = body["poise"]["steer"]
@@ -168,13 +169,13 @@ def _healthy(address: str) -> bool:
 
 
 @contextlib.contextmanager
-def transformers_serve(path: str, dtype: str) -> Iterator[str]:
+def transformers_serve(path: str, dtype: str, positions: int) -> Iterator[str]:
     """Its address, once it answers."""
     port = random.randrange(20000, 60000)
     command = [str(Path(sys.executable).with_name("transformers")), "serve", path, "--continuous-batching"]
     command += ["--device", "cpu", "--dtype", dtype, "--port", str(port), "--log-level", "error"]
     # As many positions as Poise has; by itself it takes a share of a GPU's memory, and on a CPU gives no tokens.
-    command += ["--cb-block-size", "32", "--cb-num-blocks", "512", "--cb-max-batch-tokens", "512"]
+    command += ["--cb-block-size", "32", "--cb-num-blocks", str(positions // 32), "--cb-max-batch-tokens", "512"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             address, began = f"http://localhost:{port}", time.perf_counter()
@@ -254,7 +255,7 @@ def load_test(options: argparse.Namespace) -> None:
     if options.against:
         path = locate(options.model)
         plain = [{**{k: v for k, v in body.items() if k != "poise"}, "model": path} for body in bodies]
-        with transformers_serve(path, str(model.lm.dtype).removeprefix("torch.")) as other:
+        with transformers_serve(path, str(model.lm.dtype).removeprefix("torch."), engine.budget) as other:
             compare("transformers serve", model, other, plain, options.clients, rate)
     if options.llama:
         plain = [{**{k: v for k, v in body.items() if k != "poise"}, "model": "llama"} for body in bodies]

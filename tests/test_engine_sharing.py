@@ -286,11 +286,11 @@ class TestLongAndShortAnswers:
         watched.check(model, asked)
 
     def test_share_as_few_batches_as_fit(self) -> None:
-        assert plan_groups([], 10) == []
-        assert plan_groups([3, 5, 4], 15) == [[0, 2, 1]]
-        assert plan_groups([3, 50, 4], 58) == [[0, 2], [1]]
-        assert plan_groups([3, 50, 4], 57) is None
-        assert plan_groups([9, 1, 9, 1, 9], 30) == [[1, 3], [0, 2, 4]]
+        assert plan_groups([], 10, 100) == []
+        assert plan_groups([3, 5, 4], 15, 100) == [[0, 2, 1]]
+        assert plan_groups([3, 50, 4], 58, 100) == [[0, 2], [1]]
+        assert plan_groups([3, 50, 4], 57, 100) is None
+        assert plan_groups([9, 1, 9, 1, 9], 30, 100) == [[1, 3], [0, 2, 4]]
 
     def test_one_batchs_fault_is_its_own(self, llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: dict[Any, GenerationRequest] = dict(enumerate(requests(llama, 4, tokens=[9])))

@@ -136,6 +136,10 @@ HookSecret = Annotated[
     ),
 ]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Most answers at once.", rich_help_panel=_LOAD)]
+CacheTokens = Annotated[
+    int,
+    typer.Option("--cache-tokens", metavar="N", min=0, help="Most cached tokens; 0: by memory.", rich_help_panel=_LOAD),
+]
 Queue = Annotated[
     int, typer.Option("--queue", metavar="N", min=1, help="Most that wait; more get 429.", rich_help_panel=_LOAD)
 ]
@@ -213,6 +217,7 @@ def serve(
     webhook_file: HookFile = None,
     webhook_secret_file: HookSecret = None,
     batch: Batch = 32,
+    cache_tokens: CacheTokens = 0,
     queue: Queue = 256,
     deadline: Deadline = 600,
     connections: Connections = 512,
@@ -257,6 +262,8 @@ def _start_engine(run: Any, settings: Mapping[str, Any]) -> Any:
 
     if settings["device"] != "auto":
         raise InvalidArgument("vLLM runs on the device that it was built for; leave `device` out with `engine` vllm.")
+    if settings["cache_tokens"]:
+        raise InvalidArgument("vLLM sizes its own cache; give `engine_option` kv_cache_memory_bytes=BYTES instead.")
     if settings["normal"]:
         raise InvalidArgument(
             "`normal` sets alarms with the model on transformers; with `engine` vllm run `poise calibrate` on the "

@@ -1,8 +1,8 @@
-"""Running rows in as few batches as the cache has room for: the long ones apart where padding all to them does not fit.
+"""Running rows in one batch, or the long ones apart where that costs less or where padding all to them does not fit.
 
 A pass costs much the same whatever the number of its rows (on a CPU SmolLM2-135M takes 75 ms for one row, 107 ms for 31
 short ones, and 4 ms more for every thousand positions that all rows have together), so that a second one is worth its
-price only where it lets rows run that had to wait.
+price where it saves more padding than a pass is worth, or lets rows run that had to wait.
 """
 
 from __future__ import annotations
@@ -12,23 +12,34 @@ from collections.abc import Sequence
 from poise.engine.running_batch import RunningBatch
 from poise.engine.sequence import Sequence as AnswerSequence
 
-__all__ = ["give_up_slots", "padded_positions", "plan_groups", "regroup"]
+__all__ = ["give_up_slots", "group_cost", "padded_positions", "plan_groups", "regroup"]
 
 
-def plan_groups(widths: Sequence[int], budget: int) -> list[list[int]] | None:
-    """Which rows share a batch: all of them, or else two groups; ``None`` where neither fits.
+def plan_groups(widths: Sequence[int], budget: int, pass_cost: int) -> list[list[int]] | None:
+    """Which rows share a batch: all of them, or two groups where that is cheaper; ``None`` where neither fits.
 
     Args:
         widths: Positions that each row takes.
         budget: Most positions of all batches, each padded to its longest row.
+        pass_cost: Positions that cost as much as another pass does.
     """
     order = sorted(range(len(widths)), key=lambda row: widths[row])
     together = [order] if order else []
-    if padded_positions(together, widths) <= budget:
-        return together
+    fits = padded_positions(together, widths) <= budget
+    if fits and padded_positions(together, widths) - sum(widths) <= pass_cost:
+        return together  # no split can save as much as its pass costs
     splits = ([order[:first], order[first:]] for first in range(1, len(order)))
     best = min(splits, key=lambda groups: padded_positions(groups, widths), default=None)
-    return best if best and padded_positions(best, widths) <= budget else None
+    if best is None or padded_positions(best, widths) > budget:
+        return together if fits else None
+    return (
+        best if not fits or group_cost(best, widths, pass_cost) < group_cost(together, widths, pass_cost) else together
+    )
+
+
+def group_cost(groups: Sequence[Sequence[int]], widths: Sequence[int], pass_cost: int) -> int:
+    """What a token of every row costs, in positions: the padded ones, and a pass for each group."""
+    return padded_positions(groups, widths) + len(groups) * pass_cost
 
 
 def padded_positions(groups: Sequence[Sequence[int]], widths: Sequence[int]) -> int:

@@ -23,7 +23,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from poise.engine.batch_groups import give_up_slots, padded_positions, plan_groups, regroup
+from poise.engine.batch_groups import give_up_slots, group_cost, padded_positions, plan_groups, regroup
+from poise.engine.cache_memory import pass_positions
 from poise.engine.kv_cache import cache_budget, check_room, joinable, roomy_cache
 from poise.engine.model_pass import ModelPass, postprocess, sample_next
 from poise.engine.prefix_cache import PrefixCache
@@ -54,6 +55,7 @@ PREFILL_GPU = 16384
 PROMPTS_CPU = 512  # of them in one pass, after which its sequences have their first token
 PROMPTS_GPU = 4096
 PREFIX_SHARE = 0.5  # of the cache that what was read before may take while nobody else needs it
+MOVING_SHARE = 0.25  # of a pass, which is to be saved at every token before rows are moved between batches
 HEADROOM = 64  # positions that a sequence is to find when it begins
 
 
@@ -89,6 +91,7 @@ class ContinuousEngine:
         self._reading: PromptReading | None = None
         self._batches: list[RunningBatch] = []
         self._added = self._prefilled = 0
+        self._pass_cost = pass_positions(model)
         self._pass = ModelPass(model)
         self.prefixes = PrefixCache(int(self.budget * PREFIX_SHARE) if self._joins else 0)
 
@@ -178,20 +181,22 @@ class ContinuousEngine:
         return outputs
 
     def _arrange(self) -> None:
-        """Have the running rows in as few batches as the cache has room for, and move them only where that changes."""
+        """Have the running rows in the batches that cost least; they move where that saves a good part of a pass."""
         running, widths = self._running, [sequence.cached_tokens + 1 for sequence in self._running]
         if not self._joins or len(running) < 2:
             return
         wanted = self._groups(running, HEADROOM) or self._groups(running, 1) or [running]
         number = {sequence: row for row, sequence in enumerate(running)}
         present = [[number[sequence] for sequence in batch.sequences] for batch in self._batches]
-        if len(present) > len(wanted) or padded_positions(present, widths) > self.budget:
+        planned = [[number[sequence] for sequence in group] for group in wanted]
+        saved = group_cost(present, widths, self._pass_cost) - group_cost(planned, widths, self._pass_cost)
+        if saved > MOVING_SHARE * self._pass_cost or padded_positions(present, widths) > self.budget:
             self._batches = regroup(self._batches, wanted, refill=self._others_wait)
 
     def _groups(self, sequences: list[Sequence], ahead: int) -> list[list[Sequence]] | None:
         """The sequences that share a batch each, so that the cache holds them for a while; ``None`` where it cannot."""
         widths = [min(each.cached_tokens + ahead, each.max_tokens) for each in sequences]
-        groups = plan_groups(widths, self.budget)
+        groups = plan_groups(widths, self.budget, self._pass_cost)
         return None if groups is None else [[sequences[row] for row in group] for group in groups]
 
     def _lost_in(self, work: Callable[[], None], sequences: list[Sequence]) -> list[EngineOutput]:
@@ -239,7 +244,7 @@ class ContinuousEngine:
     def _leave_room(self, sequences: list[Sequence]) -> None:
         """What was read before is forgotten before anybody has to wait for its place."""
         widths = [each.cached_tokens + 1 for each in sequences]
-        groups = plan_groups(widths, self.budget)
+        groups = plan_groups(widths, self.budget, self._pass_cost)
         self.prefixes.leave(0 if groups is None else self.budget - padded_positions(groups, widths))
 
     def _may_begin(self, sequence: Sequence) -> bool:

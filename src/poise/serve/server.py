@@ -147,7 +147,12 @@ def make_server(
     """
     keys, policies = checked or check_options(options)
     if isinstance(model, Model):
-        model = on_transformers(model, batch=options.batch, allow_other_model=options.allow_other_model)
+        model = on_transformers(
+            model,
+            batch=options.batch,
+            cache_tokens=options.cache_tokens,
+            allow_other_model=options.allow_other_model,
+        )
     engine, model = model, model.model
     scheduler = Scheduler(engine.steps, queue=options.queue)
     registry = VectorRegistry(

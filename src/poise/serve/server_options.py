@@ -38,6 +38,8 @@ class ServerOptions:
         proxies: Addresses of proxies whose word on a client's address is taken.
         cors: Origins whose pages may send requests.
         batch: Most answers at once.
+        cache_tokens: Most tokens of prompts and answers cached at once, padding included; 0 for what a share of the
+            memory holds.
         queue: Most requests that wait.
         deadline: Seconds that an answer may take, waiting included; 0 for any.
         grace: Seconds that running answers are given when the server is told to stop.
@@ -67,6 +69,7 @@ class ServerOptions:
     proxies: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
     batch: int = 32
+    cache_tokens: int = 0
     queue: int = 256
     deadline: float = 600.0
     grace: float = 20.0
