@@ -287,6 +287,8 @@ class TestLongAndShortAnswers:
 
     def test_share_as_few_batches_as_fit(self) -> None:
         assert plan_groups([], 10, 100) == []
+        assert plan_groups([3, 50, 4], 1000, 92) == [[0, 2, 1]], "150 positions and a pass, for 58 and two"
+        assert plan_groups([3, 50, 4], 1000, 91) == [[0, 2], [1]]
         assert plan_groups([3, 5, 4], 15, 100) == [[0, 2, 1]]
         assert plan_groups([3, 50, 4], 58, 100) == [[0, 2], [1]]
         assert plan_groups([3, 50, 4], 57, 100) is None
