@@ -27,12 +27,12 @@ def position_bytes(model: Model) -> int:
     layers = kinds.count(RoomyLayer) if kinds else config.num_hidden_layers
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return max(1, 2 * int(layers) * int(heads) * int(width) * model.lm.dtype.itemsize)
+    return max(1, 2 * int(layers) * int(heads) * int(width) * int(model.lm.dtype.itemsize))
 
 
 def pass_positions(model: Model) -> int:
     """What one more pass costs: the cached positions whose keys and values are as many bytes as the weights."""
-    weights = sum(weight.numel() * weight.element_size() for weight in model.lm.parameters())
+    weights = sum(int(weight.numel() * weight.element_size()) for weight in model.lm.parameters())
     return weights // position_bytes(model)
 
 
