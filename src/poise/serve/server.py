@@ -125,6 +125,15 @@ def load_vectors(
     return dict(zip(loaded, done.vectors, strict=True))
 
 
+def _engine_of(model: Model, options: ServerOptions) -> ServedEngine:
+    return on_transformers(
+        model,
+        batch=options.batch,
+        cache_tokens=options.cache_tokens,
+        allow_other_model=options.allow_other_model,
+    )
+
+
 def make_server(
     model: Model | ServedEngine,
     vectors: Mapping[str, PersonaVector],
@@ -146,14 +155,8 @@ def make_server(
         InvalidArgument: the policy names a vector that is not there.
     """
     keys, policies = checked or check_options(options)
-    if isinstance(model, Model):
-        model = on_transformers(
-            model,
-            batch=options.batch,
-            cache_tokens=options.cache_tokens,
-            allow_other_model=options.allow_other_model,
-        )
-    engine, model = model, model.model
+    engine = _engine_of(model, options) if isinstance(model, Model) else model
+    model = engine.model
     scheduler = Scheduler(engine.steps, queue=options.queue)
     registry = VectorRegistry(
         model,
