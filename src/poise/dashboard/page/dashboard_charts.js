@@ -38,7 +38,7 @@ export function traitChart({ trait: vector, part, thresholds, buckets }, { days,
         el(
           "figcaption",
           {},
-          `● mean of ${of}’s answers with its 95 % interval; ▲ answers with an alarm${levels.length ? "; dashed: threshold of the mean’s alarm" : ""}.`,
+          `● mean of the answers in ${of}, with its 95 % interval; ▲ answers with an alarm${levels.length ? "; dashed: threshold of the mean’s alarm" : ""}.`,
         ),
       ),
     el("details", {}, el("summary", {}, "In numbers"), table(trait, ["From", "Mean reading", "n answers", "With an alarm"], rows)),
