@@ -25,7 +25,7 @@ from poise.errors import BrokenModelFile, ModelNotFound, UnsuitableModel
 from poise.model import Encoded, Model, ask, load_model, loading, wrap
 from poise.model.architecture import decoder_blocks
 from poise.model.batching import pad, plan_batches
-from poise.model.loading import BUNDLED, locate
+from poise.model.loading import BUNDLED, check_there, locate
 from poise.model.logprobs import token_logprobs
 from poise.model.relation import relate
 from poise.model.tokenizing import load_tokenizer
@@ -198,6 +198,16 @@ class TestLoading:
     def test_of_what_is_not_there_says_what_can_be_given(self, name: str) -> None:
         with pytest.raises(ModelNotFound, match="smollm2-135m"):
             load_model(name)
+
+    def test_is_asked_for_before_other_work(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        def silent(*_: object, **__: object) -> None:
+            raise OSError("no such host")
+
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", silent)
+        with pytest.raises(ModelNotFound, match="no such host"):
+            check_there("owner/tuned")
+        (tmp_path / "config.json").write_text("{}")
+        check_there(str(tmp_path))
 
     def test_of_an_id_that_the_hub_does_not_give_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*args: Any, **kwargs: Any) -> None:

@@ -255,6 +255,7 @@ def measure_now(options: MeasurementOptions, screened: list[Path] | None = None)
             f"{len(screened)} --screened for {len(options.tuned)} --tuned; give one for each, in their order."
         )
     with working():
+        from poise.model.loading import check_there
         from poise.shift import ShiftSettings, TunedModel, parse_capability, read_predictions
         from poise.workflows import measure_shift_files
 
@@ -270,6 +271,8 @@ def measure_now(options: MeasurementOptions, screened: list[Path] | None = None)
             extract_again=options.extract_again,
             **asdict(options.generation),
         )
+        for name in options.tuned:
+            check_there(name)
         predictions = [read_predictions(path) for path in screened] if screened else [{}] * len(options.tuned)
         models = zip(options.tuned, predictions, strict=True)
         return measure_shift_files(

@@ -28,7 +28,7 @@ from poise.model.checkpoint import check_complete, check_decoder_only, check_wri
 from poise.model.template_file import tokenizer_with_template
 from poise.progress import track
 
-__all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "locate", "read_weights", "without_transformers_bars"]
+__all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "check_there", "locate", "read_weights", "without_transformers_bars"]
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -195,6 +195,17 @@ def is_only_local(source: str) -> bool:
             return True
         raise _not_on_hub(source, error) from error
     return False
+
+
+def check_there(name: str) -> None:
+    """Ask for a model before other work is done that would be for nothing without it.
+
+    Raises:
+        ModelNotFound: it is neither here nor on the hub.
+    """
+    source = locate(name)
+    if not Path(source).exists():
+        is_only_local(source)
 
 
 def _not_on_hub(source: str, error: Exception) -> ModelNotFound:
