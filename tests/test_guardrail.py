@@ -156,6 +156,15 @@ class TestWords:
             ("C++ and C", "c++", ["C++"]),
             ("a-b", "a", ["a"]),
             ("Muller, Müller", "müller", ["Müller"]),
+            ("ri\U000e0061val bank", "rival bank", ["ri\U000e0061val bank"]),
+            ("ri\x00val\u3164 bank", "rival bank", ["ri\x00val\u3164 bank"]),
+            ("Don’t tell", "don't tell", ["Don’t tell"]),
+            ("an e‑mail or e–mail", "e-mail", ["e‑mail", "e–mail"]),
+            ("ISTANBUL, istanbul", "İstanbul", ["ISTANBUL", "istanbul"]),
+            ("_so_ and __so__, a_so, so_a", "so", ["so", "so"]),
+            ('{"t": "Dear\\nrival bank"}', "rival bank", ["rival bank"]),
+            ('{"t": "r\\u0069val\\u0020bank"}', "rival bank", ["r\\u0069val\\u0020bank"]),
+            (r"C:\rival bank", "rival bank", ["rival bank"]),
         ],
     )
     def test_are_found_between_boundaries_whatever_their_spelling(
@@ -165,6 +174,12 @@ class TestWords:
 
     def test_are_found_longest_first_and_once(self) -> None:
         assert self.words("new york city hall", "york", "new york city", "city hall") == ["new york city"]
+
+    def test_that_only_report_hide_none_that_block(self) -> None:
+        rules = '["rival bank", {text: the rival, action: NONE}, {text: rival bank holiday, action: NONE}]'
+        checker = checker_of(guardrail(f"name: a\nwords: {{custom: {rules}}}"))
+        found = [(f.rule, f.action) for f in checker.find("the rival bank holiday", "INPUT")]
+        assert found == [("the rival", "NONE"), ("rival bank", "BLOCK")]
 
     def test_of_the_managed_list_may_be_allowed(self) -> None:
         def profane(yaml: str, text: str) -> list[str]:
@@ -229,6 +244,10 @@ class TestSensitiveInformation:
             ("UK_NATIONAL_HEALTH_SERVICE_NUMBER", "NHS number 943 476 5919", "943 476 5919"),
             ("UK_NATIONAL_INSURANCE_NUMBER", "AB 12 34 56 C", "AB 12 34 56 C"),
             ("UK_UNIQUE_TAXPAYER_REFERENCE_NUMBER", "UTR 19558 39661", "19558 39661"),
+            ("US_SOCIAL_SECURITY_NUMBER", "536‑90‑4399", "536‑90‑4399"),
+            ("CREDIT_DEBIT_CARD_NUMBER", "٤١١١ ١١١١ ١١١١ ١١١١", "٤١١١ ١١١١ ١١١١ ١١١١"),
+            ("EMAIL", r'"Dear\nanna@mail.example"', "anna@mail.example"),
+            ("EMAIL", r'"anna\u0040mail.example"', r"anna\u0040mail.example"),
         ],
     )
     def test_is_found(self, kind: PiiType, text: str, match: str) -> None:
@@ -288,6 +307,27 @@ class TestSensitiveInformation:
             assert checker.notes == []
         finally:
             sensitive_module.name_model.cache_clear()
+
+    def test_own_expressions_match_what_is_written_and_what_it_looks_like(self) -> None:
+        checker = checker_of(guardrail(r"""{name: a, sensitive: {regexes: [{name: n, pattern: '(№ ?|No )\d+'}]}}"""))
+        for text in ("№ 12", "No 12", "Ｎｏ　１２"):
+            assert [text[f.start : f.end] for f in checker.find(text, "INPUT")] == [text]
+
+    @pytest.mark.parametrize(
+        ("text", "masked_text"),
+        [
+            ('{"n": 4111111111111111, "t": "x"}', '{"n": "{CREDIT_DEBIT_CARD_NUMBER}", "t": "x"}'),
+            ("[1, 4111111111111111]", '[1, "{CREDIT_DEBIT_CARD_NUMBER}"]'),
+            ('{"t": "cards [1, 4111111111111111]"}', '{"t": "cards [1, {CREDIT_DEBIT_CARD_NUMBER}]"}'),
+            (r'{"t": "\"n\": 4111111111111111"}', r'{"t": "\"n\": {CREDIT_DEBIT_CARD_NUMBER}"}'),
+            (r'{"t": "Dear\nanna@mail.example"}', r'{"t": "Dear\n{EMAIL}"}'),
+            ("Cards: 4111111111111111, and so on", "Cards: {CREDIT_DEBIT_CARD_NUMBER}, and so on"),
+        ],
+    )
+    def test_is_masked_so_that_json_stays_json(self, text: str, masked_text: str) -> None:
+        checker = checker_of(guardrail("name: a\nsensitive: {types: [CREDIT_DEBIT_CARD_NUMBER, EMAIL]}"))
+        assert masked(text, checker.find(text, "OUTPUT")) == masked_text
+        assert text[0] not in "{[" or json.loads(masked_text)
 
     @pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a)*c$", "(x+x+)+y", r"^(\w+\s?)*$!"])
     def test_no_expression_is_slow_on_text_made_for_it(self, pattern: str) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from poise.errors import InvalidArgument
 from poise.guardrail.findings import GuardFinding, PolicyName
+from poise.guardrail.folded_text import FoldedText
+from poise.guardrail.json_escapes import unescaped_text
 from poise.guardrail.schema import Guardrail, Source
 from poise.guardrail.sensitive import SensitiveFinder, name_model
 from poise.guardrail.words import WordFinder
@@ -41,9 +45,20 @@ class Checker:
             InvalidArgument: the text is longer than is checked at once, or holds half a character.
         """
         refuse_unusable(text)
-        finders = [finder for finder in (self.words, self.sensitive) if finder]
-        findings = [finding for finder in finders for finding in finder.find(text, source)]
+        findings = self._found(text, source)
+        if read := unescaped_text(text):
+            findings = _without_repeats(self._found_in(read, source), findings)
         return sorted(findings, key=lambda finding: (finding.start, finding.end))
+
+    def _found(self, text: str, source: Source) -> list[GuardFinding]:
+        finders = [finder for finder in (self.words, self.sensitive) if finder]
+        return [finding for finder in finders for finding in finder.find(text, source)]
+
+    def _found_in(self, read: FoldedText, source: Source) -> list[GuardFinding]:
+        """What is found in a text as it is read, by its place in what was written."""
+        found = self._found(read.text, source)
+        spans = [read.span(finding.start, finding.end) for finding in found]
+        return [replace(f, start=start, end=end) for f, (start, end) in zip(found, spans, strict=True)]
 
     @property
     def notes(self) -> list[str]:
@@ -68,6 +83,21 @@ def checker_of(guardrail: Guardrail) -> Checker:
         WordFinder(guardrail.words) if guardrail.words else None,
         SensitiveFinder(guardrail.sensitive) if guardrail.sensitive else None,
     )
+
+
+def _without_repeats(first: Sequence[GuardFinding], second: Sequence[GuardFinding]) -> list[GuardFinding]:
+    """The first findings, and of the second those that overlap none of them of the same rule."""
+    places: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for finding in sorted(first, key=lambda f: f.start):
+        of_rule = places.setdefault((finding.kind, finding.rule), [])
+        of_rule.append((finding.start, max([finding.end, *(end for _, end in of_rule[-1:])])))
+    more = []
+    for finding in second:
+        of_rule = places.get((finding.kind, finding.rule), [])
+        before = bisect.bisect_left(of_rule, (finding.end, 0)) - 1
+        if before < 0 or of_rule[before][1] <= finding.start:
+            more.append(finding)
+    return [*first, *more]
 
 
 def refuse_unusable(text: str) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from poise.guardrail.json_escapes import ends_in_string, stands_for_a_number
 from poise.guardrail.schema import RuleAction
 
 __all__ = ["GuardFinding", "PolicyName", "blocks", "masked"]
 
 RARE, UNUSUAL = 0.002, 0.02
+LOOK_BACK = 400  # characters in which a list of JSON is seen to begin
 PolicyName = Literal["words", "sensitive", "topics", "content", "grounding", "reasoning"]
 
 
@@ -62,16 +64,22 @@ def blocks(findings: Sequence[GuardFinding]) -> bool:
 
 
 def masked(text: str, findings: Sequence[GuardFinding]) -> str:
-    """The text with marks in the place of what is to be masked."""
+    """The text with marks in the place of what is to be masked; in JSON, those in the place of numbers in quotes."""
     out, reached = [], 0
-    for start, end, mark in masked_parts(findings):
+    for start, end, mark in masked_parts(text, findings):
         out += [text[reached:start], mark]
         reached = end
     return "".join([*out, text[reached:]])
 
 
-def masked_parts(findings: Sequence[GuardFinding]) -> list[tuple[int, int, str]]:
-    """Start, end and mark of each part that is masked; parts that overlap are one, with the mark of the first."""
+def masked_parts(text: str, findings: Sequence[GuardFinding], *, in_string: bool = False) -> list[tuple[int, int, str]]:
+    """Start, end and mark of each part that is masked; parts that overlap are one, with the mark of the first.
+
+    Args:
+        text: The text.
+        findings: What was found in it.
+        in_string: Whether it begins within a string of JSON.
+    """
     parts: list[tuple[int, int, str]] = []
     for finding in sorted(findings, key=lambda f: (f.start, -f.end)):
         if finding.action != "ANONYMIZE":
@@ -81,4 +89,9 @@ def masked_parts(findings: Sequence[GuardFinding]) -> list[tuple[int, int, str]]
             parts[-1] = (start, max(end, finding.end), mark)
         else:
             parts.append((finding.start, finding.end, finding.mark))
+    reached = 0
+    for place, (start, end, mark) in enumerate(parts):
+        in_string, reached = ends_in_string(text[reached:start], began=in_string), start
+        if not in_string and stands_for_a_number(text[start:end], text[max(0, start - LOOK_BACK) : start]):
+            parts[place] = (start, end, f'"{mark}"')
     return parts

@@ -1,8 +1,9 @@
 """Texts as they are compared, with the way back: what looks the same is the same, and each sign knows its place.
 
-Width and compatibility forms fold as in NFKC. Signs without width go, and so do marks on Latin, Greek and Cyrillic
-letters that make no letter with them, as in struck-through words; marks that other scripts write with stay. Letters
-that merely look alike, such as a Cyrillic а, stay apart.
+Width and compatibility forms fold as in NFKC; hyphens, quotation marks and digits as they are typed are ASCII's. Signs
+without width and control characters go, and so do marks on Latin, Greek and Cyrillic letters that make no letter with
+them, as in struck-through words; marks that other scripts write with stay. Letters that merely look alike, such as a
+Cyrillic а, stay apart.
 """
 
 from __future__ import annotations
@@ -10,14 +11,30 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = ["FoldedText", "fold_text", "is_word_sign"]
 
-WITHOUT_WIDTH = (
-    "\u00ad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff"
+WITHOUT_WIDTH = (  # what Unicode calls default ignorable, and control characters that are no spaces
+    "\u0000-\u0008\u000e-\u001b\u007f-\u0084\u0086-\u009f"
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
+HYPHENS, APOSTROPHES, QUOTES = (
+    "\u2010\u2011\u2012\u2013\u2212\ufe63",
+    "\u2018\u2019\u201b\u02bc",
+    "\u201c\u201d\u201e\u201f",
+)
+AS_TYPED: Mapping[int, str] = {
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
+    **dict.fromkeys((160, *range(8192, 8203), 8239, 8287, 12288), " "),
+    **{code: str(unicodedata.decimal(chr(code))) for code in range(128, 0x20000) if chr(code).isdecimal()},
+    **dict.fromkeys(map(ord, HYPHENS), "-"),
+    **dict.fromkeys(map(ord, APOSTROPHES), "'"),
+    **dict.fromkeys(map(ord, QUOTES), '"'),
+}
+"""Signs that are written as another one in ASCII, each for each, so that all keep their places."""
 UNSEEN = re.compile(f"[{WITHOUT_WIDTH}]")
 LETTERS_WITHOUT_MARKS = re.compile("[0-9A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u052f\u1e00-\u1fff]")
 UNSPACED = re.compile(
@@ -51,7 +68,9 @@ class FoldedText:
 
 def fold_text(text: str, *, words: bool = False) -> FoldedText:
     """The text as patterns see it, or as words are compared: then case and the kind of space do not count either."""
-    if text.isascii() or _folds_to_itself(text):
+    if not text.isascii():
+        text = text.translate(AS_TYPED)
+    if not UNSEEN.search(text) and (text.isascii() or _folds_to_itself(text)):
         folded = text.casefold() if words else text
         if len(folded) == len(text):  # folding a case only ever adds signs
             return _with_single_spaces(folded, text) if words else FoldedText(folded, None, text)
@@ -88,7 +107,7 @@ def is_word_sign(sign: str) -> bool:
 
 
 def _folds_to_itself(text: str) -> bool:
-    return unicodedata.is_normalized("NFKC", text) and not UNSEEN.search(text) and not MARKED.search(text)
+    return unicodedata.is_normalized("NFKC", text) and not MARKED.search(text)
 
 
 SPACE, RUN_OF_SPACES = re.compile(r"\s"), re.compile(r"\s\s+")
@@ -106,7 +125,7 @@ def _folded(chunk: str, *, words: bool) -> str:
     if len(normal) > 1 and LETTERS_WITHOUT_MARKS.match(normal):
         normal = "".join(s for s in normal if unicodedata.category(s) not in ("Mn", "Me"))
     if words:
-        normal = normal.casefold()
+        normal = normal.casefold().replace("i\u0307", "i")  # which a Turkish capital comes to
         if normal.isspace():
             return " "
     return normal

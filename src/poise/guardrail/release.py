@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from poise.guardrail.findings import GuardFinding, masked_parts
+from poise.guardrail.json_escapes import ends_in_string
 from poise.guardrail.schema import HELD_BACK
 
 __all__ = ["Release", "ReleaseWindow", "ReleasedPiece"]
@@ -60,6 +61,7 @@ class ReleaseWindow:
         self._text = ""  # from the context on
         self._dropped = 0  # characters of the answer before that
         self._released = 0  # place in the text up to which pieces have left
+        self._in_string = False  # of JSON, where that text begins
         self._ends: deque[int] = deque()  # of the pieces that have not
         self._reported: set[tuple[int, str, str]] = set()
 
@@ -90,7 +92,7 @@ class ReleaseWindow:
             safe = min(f.start for f in blocking)
         elif not last:  # what reaches the end may still go on, or turn out to be nothing
             safe = min([safe, *(f.start for f in findings if f.end >= end and f.action != "NONE")])
-        marks = masked_parts(findings)
+        marks = masked_parts(self._text, findings, in_string=self._in_string)
         cut = self._place_before(safe)
         while straddled := [start for start, after, _ in marks if start < cut < after]:
             cut = self._place_before(straddled[0])
@@ -135,6 +137,7 @@ class ReleaseWindow:
         if place <= 0 and self._released > MOST_CONTEXT:
             place = self._released - CONTEXT
         if place > 0:
+            self._in_string = ends_in_string(self._text[:place], began=self._in_string)
             self._text, self._dropped = self._text[place:], self._dropped + place
             self._released -= place
             self._ends = deque(end - place for end in self._ends)

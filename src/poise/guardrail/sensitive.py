@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from poise.guardrail.findings import GuardFinding
-from poise.guardrail.folded_text import fold_text
+from poise.guardrail.folded_text import FoldedText, fold_text
 from poise.guardrail.patterns import compile_pattern
 from poise.guardrail.phone_numbers import phone_numbers, sentence_before
 from poise.guardrail.pii_patterns import NEAR, NEAR_AFTER, PII_PATTERNS, PiiPattern
@@ -64,16 +64,17 @@ class SensitiveFinder:
 
     def _own_matches(self, text: str, source: Source) -> Iterator[GuardFinding]:
         folded = fold_text(text)
+        views = [folded] if folded.text == text else [folded, FoldedText(text, None, text)]  # a pattern may say `№`
         for rule, pattern in self._patterns:
-            if rule.on(source) == "SKIP":
+            if (action := rule.on(source)) == "SKIP":
                 continue
-            for match in pattern.finditer(folded.text):
-                if match.end() == match.start():
-                    continue
-                start, end = folded.span(*match.span())
+            spans = [
+                view.span(*match.span()) for view in views for match in pattern.finditer(view.text) if match.group()
+            ]
+            for start, end in dict.fromkeys(spans):
                 if not self._is_allowed(text[start:end]):
                     yield GuardFinding(
-                        policy="sensitive", kind="REGEX", rule=rule.name, action=rule.on(source), start=start, end=end
+                        policy="sensitive", kind="REGEX", rule=rule.name, action=action, start=start, end=end
                     )
 
     def _is_allowed(self, text: str) -> bool:

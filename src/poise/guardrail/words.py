@@ -8,11 +8,11 @@ from typing import Any
 from poise.guardrail.findings import GuardFinding
 from poise.guardrail.folded_text import fold_text, is_word_sign
 from poise.guardrail.patterns import need_extra
-from poise.guardrail.schema import ProfanityRule, Source, WordPolicy
+from poise.guardrail.schema import ProfanityRule, RuleAction, Source, WordPolicy
 
 __all__ = ["WordFinder"]
 
-Entry = tuple[str, str, str, str]  # kind, rule, action on input, action on output
+Entry = tuple[str, str, RuleAction, RuleAction]  # kind, rule, action on input, action on output
 
 
 class WordFinder:
@@ -41,22 +41,21 @@ class WordFinder:
         self._empty = not entries
 
     def find(self, text: str, source: Source) -> Iterator[GuardFinding]:
-        """The longest words at each place, from left to right; none of them overlap."""
+        """The longest words at each place, from left to right; those that one action is taken on do not overlap."""
         if self._empty:
             return
         folded = fold_text(text, words=True)
         matches = []
         for last, (length, entry) in self._automaton.iter(folded.text):
             start, end = last + 1 - length, last + 1
-            if entry[2 if source == "INPUT" else 3] != "SKIP" and _stands_alone(folded.text, start, end):
-                matches.append((start, -end, entry))
-        reached = 0
-        for start, minus_end, entry in sorted(matches):
-            if start >= reached:
-                reached = -minus_end
-                kind, rule, *actions = entry
+            action = entry[2 if source == "INPUT" else 3]
+            if action != "SKIP" and _stands_alone(folded.text, start, end):
+                matches.append((start, -end, action, entry))
+        reached: dict[str, int] = {}  # what only reports hides nothing that blocks
+        for start, minus_end, action, (kind, rule, *_) in sorted(matches):
+            if start >= reached.get(action, 0):
+                reached[action] = -minus_end
                 first, after = folded.span(start, -minus_end)
-                action = actions[source == "OUTPUT"]
                 yield GuardFinding(policy="words", kind=kind, rule=rule, action=action, start=first, end=after)
 
 
@@ -82,6 +81,13 @@ def profane_words(rule: ProfanityRule) -> set[str]:
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether no word goes on beyond either end."""
-    before = start > 0 and is_word_sign(text[start]) and is_word_sign(text[start - 1])
-    after = end < len(text) and is_word_sign(text[end - 1]) and is_word_sign(text[end])
+    before = is_word_sign(text[start]) and _word_beside(text, start - 1, -1)
+    after = is_word_sign(text[end - 1]) and _word_beside(text, end, 1)
     return not before and not after
+
+
+def _word_beside(text: str, place: int, step: int) -> bool:
+    """Whether a word stands at a place, or behind its underscores: `_so_` is a mark-up of `so`, and no name."""
+    while 0 <= place < len(text) and text[place] == "_":
+        place += step
+    return 0 <= place < len(text) and is_word_sign(text[place])
