@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import serving
 import tiny
 from poise.cli import app
+from poise.errors import InvalidArgument
 from poise.grounding import Grounding, SentenceGrounding
 from poise.grounding.facts import MissingFacts
 from poise.guardrail import GuardedText, Guardrail, apply_guardrail, checker_of
@@ -106,6 +107,19 @@ class TestAnAnswer:
         assert applied(reader, (SOURCE, "grounding_source"), ("Hello?", None), way="INPUT")["action"] == "NONE"
         assert reader.calls == []
 
+    @pytest.mark.parametrize(("on_failure", "action"), [("BLOCK", "GUARDRAIL_INTERVENED"), ("PASS", "NONE")])
+    def test_that_cannot_be_scored_closes_or_opens_as_the_rule_says(self, on_failure: str, action: str) -> None:
+        def fails(sources: Any, query: str, answer: str) -> Any:
+            raise InvalidArgument("Query and answer have 9,000 tokens.")
+
+        rule = {"type": "GROUNDING", "threshold": 0.5, "on_failure": on_failure}
+        checker = checker_of(Guardrail.model_validate({"name": "a", "grounding": [rule]}))
+        texts = [GuardedText(SOURCE, ("grounding_source",)), GuardedText("It is 12.")]
+        answer = apply_guardrail(checker, texts, "OUTPUT", ground=fails)
+        assert answer["action"] == action
+        assert "(Query and answer have 9,000 tokens)" in answer["actionReason"]
+        assert "contextualGroundingPolicy" not in answer["assessments"][0]
+
     def test_is_not_repeated_in_what_is_logged(self) -> None:
         texts = ((SOURCE, "grounding_source"), ("It is 55.", None))
         answer = applied(Reader(0.1, 0.1), *texts, show_matches=False)
@@ -152,11 +166,13 @@ class TestWithAModel:
             route = f"{address}/guardrail/sources/version/DRAFT/apply"
             answer = httpx.post(route, json={"source": "OUTPUT", "content": content}).json()
             long = [{"text": {"text": "word " * 9000}}, *content[:2]]
-            refused = httpx.post(route, json={"source": "OUTPUT", "content": long})
+            unread = httpx.post(route, json={"source": "OUTPUT", "content": long}).json()
         filters = answer["assessments"][0]["contextualGroundingPolicy"]["filters"]
         assert [f["type"] for f in filters] == ["GROUNDING", "RELEVANCE"]
         assert all(0 <= f["score"] <= 1 for f in filters)
-        assert (refused.status_code, "window" in refused.json()["message"]) == (400, True)
+        assert (unread["action"], unread["outputs"]) == ("GUARDRAIL_INTERVENED", [{"text": "I do not know."}])
+        assert "window" in unread["actionReason"]
+        assert "blocks, as its `on_failure` says" in unread["actionReason"]
 
     def test_is_needed(self, tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text(json.dumps(RULES))

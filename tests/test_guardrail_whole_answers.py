@@ -137,7 +137,16 @@ class TestSources:
                 ],
             }
         )
-        expected = AnswerContext(sources=("12 euros.",), question="How much?", prompt="How much?", result="12 euros.")
+        earlier = "user: Hello.\ntool: An old result."
+        expected = AnswerContext(
+            sources=("12 euros.",),
+            question="How much?",
+            prompt="How much?",
+            result="12 euros.",
+            before=earlier,
+            before_result=f"{earlier}\nuser: How much?",
+            conversation=f"{earlier}\nuser: How much?\ntool: 12 euros.",
+        )
         assert answer_context(body, thinking.model("qwen3")) == expected
 
     def test_that_nobody_marks_are_not_asked_about(
@@ -263,6 +272,8 @@ class TestReasoning:
         else:
             assert (text, finish) == ("Sorry, I cannot answer this.", "content_filter")
             assert (facts[0]["policy"], facts[0]["kind"], facts[0]["rule"]) == ("reasoning", kind, "parental-leave")
+            assert facts[0]["reasoning"]["rules"]
+            assert facts[0]["reasoning"]["correction"]
 
     @pytest.mark.parametrize(("without_writer", "finish"), [("BLOCK", "content_filter"), ("PASS", "stop")])
     def test_without_its_writer_closes_or_opens_and_says_so(

@@ -12,7 +12,7 @@ from poise.errors import InvalidArgument
 from poise.guardrail.automated_reasoning import ReasonedAnswer
 from poise.guardrail.checking import MOST_CHARACTERS, Checker, policies_on
 from poise.guardrail.findings import GuardFinding, blocks, masked
-from poise.guardrail.grounding_policy import GroundingReader, GroundingVerdict, grounded_answer
+from poise.guardrail.grounding_policy import GroundingReader, GroundingVerdict, grounding_findings
 from poise.guardrail.schema import Guardrail, Source
 
 __all__ = ["CheckedText", "GuardedText", "Qualifier", "apply_guardrail", "assessment_of"]
@@ -83,8 +83,8 @@ def apply_guardrail(
         if g
     ]
     findings = [finding for text in checked for finding in text.findings]
-    grounded = _grounded(checker.guardrail, texts, checked, ground) if ground and source == "OUTPUT" else None
-    findings += grounded.findings if grounded else []
+    grounded, of_sources = _grounded(checker.guardrail, texts, checked, source, ground)
+    findings += of_sources
     reasoned = _reasoned(texts, checked, reason) if reason and source == "OUTPUT" and not blocks(findings) else None
     findings += reasoned.findings(sum(len(text.text) for text in checked)) if reasoned else []
     if tell:
@@ -131,12 +131,18 @@ def _outgoing(
 
 
 def _grounded(
-    guardrail: Guardrail, texts: Sequence[GuardedText], checked: Sequence[CheckedText], read: GroundingReader
-) -> GroundingVerdict | None:
-    """All guarded texts together, over all that are called a source and a query."""
+    guardrail: Guardrail,
+    texts: Sequence[GuardedText],
+    checked: Sequence[CheckedText],
+    source: Source,
+    read: GroundingReader | None,
+) -> tuple[GroundingVerdict | None, list[GuardFinding]]:
+    """What is made of all guarded texts together, over all that are called a source and a query."""
+    if read is None or source != "OUTPUT":
+        return None, []
     sources = [text.text for text in texts if "grounding_source" in text.qualifiers]
     query = "\n".join(text.text for text in texts if "query" in text.qualifiers)
-    return grounded_answer(guardrail.grounding, sources, query, "\n".join(text.text for text in checked), read)
+    return grounding_findings(guardrail.grounding, sources, query, "\n".join(text.text for text in checked), read)
 
 
 def _reasoned(

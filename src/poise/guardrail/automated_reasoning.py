@@ -61,24 +61,30 @@ class ReasonedAnswer:
                 start=0,
                 end=length,
                 note=self.note,
+                reasoning=self._details,
             )
         ]
+
+    @property
+    def _details(self) -> dict[str, Any]:
+        """What Bedrock's shape has no place for."""
+        finding = self.finding
+        texts = {rule.name: rule.text for rule in self.policy.rules if rule.name in finding.rules}
+        lists = {"correction": list(finding.correction), "assumptions": list(finding.assumptions)}
+        more = {"rules": texts, **lists, "reason": finding.reason}
+        return {name: value for name, value in more.items() if value}
 
     @property
     def assessment(self) -> dict[str, Any]:
         """Bedrock's findings, and beside them what its shape has no place for."""
         finding = self.finding
-        texts = {rule.name: rule.text for rule in self.policy.rules if rule.name in finding.rules}
         more = {
             "policy": self.policy.name,
             "finding": UNAVAILABLE if self.unavailable else finding.kind,
             "action": "BLOCKED" if self.action == "BLOCK" else "NONE",
-            "rules": texts,
-            "correction": list(finding.correction),
-            "assumptions": list(finding.assumptions),
-            "reason": finding.reason,
+            **self._details,
         }
-        return {"findings": [bedrock_finding(self.policy, finding)], "poise": {k: v for k, v in more.items() if v}}
+        return {"findings": [bedrock_finding(self.policy, finding)], "poise": more}
 
 
 class AnswerReasoner:

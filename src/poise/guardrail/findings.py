@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from poise.guardrail.json_escapes import ends_in_string, stands_for_a_number
 from poise.guardrail.schema import RuleAction
@@ -32,6 +32,7 @@ class GuardFinding:
         rate: Promised rate of false alarms of that threshold.
         judge: What a judge gave it, from 0 to 100, where the reading was uncertain.
         note: Why it counts, where that is not the reading alone.
+        reasoning: What reasoning says of it beside its kind, as ``intervention_facts`` tells it.
     """
 
     policy: PolicyName
@@ -45,6 +46,7 @@ class GuardFinding:
     rate: float | None = None
     judge: float | None = None
     note: str = ""
+    reasoning: Mapping[str, Any] | None = None
 
     @property
     def confidence(self) -> str:
@@ -95,3 +97,20 @@ def masked_parts(text: str, findings: Sequence[GuardFinding], *, in_string: bool
         if not in_string and stands_for_a_number(text[start:end], text[max(0, start - LOOK_BACK) : start]):
             parts[place] = (start, end, f'"{mark}"')
     return parts
+
+
+def masked_between(text: str, parts: Sequence[tuple[int, int, str]], start: int, end: int) -> str:
+    """A piece of a text with the marks of the parts that begin in it, and without what is masked.
+
+    Args:
+        text: The text.
+        parts: Its masked parts.
+        start: First character of the piece.
+        end: Character after its last.
+    """
+    piece, reached = "", start
+    for first, after, mark in parts:
+        if first < end and after > start and start < end:
+            piece += text[reached : max(first, reached)] + (mark if first >= start else "")
+            reached = min(after, end)
+    return piece + text[reached:end]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from poise.errors import InvalidArgument, RequestError
 from poise.guardrail.findings import GuardFinding
 from poise.guardrail.schema import GroundingRule
 
@@ -13,8 +14,16 @@ if TYPE_CHECKING:
     from poise.grounding import Grounding
     from poise.model import Model
 
-__all__ = ["GroundingReader", "GroundingVerdict", "grounded_answer", "grounding_reader", "ungrounded_answer"]
+__all__ = [
+    "NO_SCORES",
+    "GroundingReader",
+    "GroundingVerdict",
+    "grounding_findings",
+    "grounding_reader",
+    "ungrounded_answer",
+]
 
+NO_SCORES = "answers are scored over a source by Poise's own engine alone; serve the model without vLLM"
 GroundingReader = Callable[[Sequence[str], str, str], "Grounding"]
 """Scores an answer over sources and a query: (sources, query, answer)."""
 
@@ -107,6 +116,17 @@ def grounded_answer(
         return None
     characters = sum(map(len, sources)) + len(query) + len(answer)
     return GroundingVerdict(rules, read(sources, query, answer), characters, len(answer))
+
+
+def grounding_findings(
+    rules: tuple[GroundingRule, ...], sources: Sequence[str], query: str, answer: str, read: GroundingReader
+) -> tuple[GroundingVerdict | None, list[GuardFinding]]:
+    """What the policy makes of an answer, and what it finds; where it cannot be scored, as ``on_failure`` says."""
+    try:
+        verdict = grounded_answer(rules, sources, query, answer, read)
+    except (InvalidArgument, RequestError) as error:
+        return None, ungrounded_answer(rules, str(error), len(answer))
+    return verdict, verdict.findings if verdict else []
 
 
 def ungrounded_answer(rules: tuple[GroundingRule, ...], why: str, length: int) -> list[GuardFinding]:

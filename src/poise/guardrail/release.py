@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from poise.guardrail.findings import GuardFinding, masked_parts
+from poise.guardrail.findings import GuardFinding, masked_between, masked_parts
 from poise.guardrail.json_escapes import ends_in_string
 from poise.guardrail.schema import HELD_BACK
 
@@ -122,13 +122,8 @@ class ReleaseWindow:
         return pieces
 
     def _piece(self, start: int, end: int, marks: Sequence[tuple[int, int, str]]) -> ReleasedPiece:
-        text, reached, masked = "", start, False
-        for first, after, mark in marks:
-            if first < end and after > start and start < end:
-                masked = True
-                text += self._text[reached : max(first, reached)] + (mark if first >= start else "")
-                reached = min(after, end)
-        return ReleasedPiece(text + self._text[reached:end], masked)
+        masked = any(first < end and after > start and start < end for first, after, _ in marks)
+        return ReleasedPiece(masked_between(self._text, marks, start, end), masked)
 
     def _forget(self) -> None:
         """Drop what no rule looks back on, up to a space, so that no word and no number begins where it does not."""

@@ -25,10 +25,11 @@ from poise.reasoning import EndpointFactWriter
 from poise.serve.alarm_policy import AlarmGuard, GuardedOutput
 from poise.serve.detector_guard import DetectorGuard
 from poise.serve.fact_writer import ServedFactWriter
+from poise.serve.guarded_turn import REMOVED, entries_as_kept, said_before, shown_text, turn_as_read
 from poise.serve.intervention import intervention_facts
 from poise.serve.planning import RequestPlan
 from poise.serve.rendering import CompletionKind
-from poise.serve.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIRequest
+from poise.serve.requests import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from poise.serve.scheduler import Scheduler
 
 __all__ = [
@@ -43,8 +44,6 @@ __all__ = [
     "uncertain_readings",
 ]
 
-REMOVED = "[removed]"
-"""What stands in the history for a turn that was blocked."""
 UNKNOWN_LOGPROB = -9999.0  # OpenAI's, of what is not among the likeliest
 MOST_REMEMBERED = 4096  # turns whose findings are kept; a conversation sends all of its turns again
 
@@ -169,9 +168,18 @@ class ServerGuard:
             return None
         return BandJudge(self.fitted, model, between, read_text)
 
-    def find(self, text: str, source: Source, judge: BandJudge | None = None) -> list[GuardFinding]:
-        """What is found in a turn, which is looked at once however often it is sent, unless its judge fails."""
-        key = (hashlib.blake2b(text.encode(), digest_size=16).digest(), source)
+    def find(
+        self, text: str, source: Source, judge: BandJudge | None = None, *, before: str = ""
+    ) -> list[GuardFinding]:
+        """What is found in a turn, which is looked at once however often it is sent, unless its judge fails.
+
+        Args:
+            text: What the turn says.
+            source: Whether it is a prompt or an answer.
+            judge: Who is asked about uncertain readings; about none of a turn that is blocked anyway.
+            before: What was said before it, for the judge.
+        """
+        key = (hashlib.blake2b(f"{before}\0{text}".encode(), digest_size=16).digest(), source)
         findings = self._remembered.get(key)
         if findings is None:
             findings = self.checker.find(text, source)
@@ -180,7 +188,9 @@ class ServerGuard:
                 readings = self.encoder.projections(text, "prompt" if source == "INPUT" else "answer")
                 alone = [(detector, value) for detector, value in readings if detector.read_by == "encoder"]
                 certain = [finding for detector, value in alone if (finding := detector.finding(value, len(text)))]
-                findings = [*findings, *(judge.findings(alone, text) if judge else certain)]
+                asks = judge is not None and not blocks(findings)
+                shown = masked(text, findings)  # a judge may be somebody else's
+                findings = [*findings, *(judge.findings(alone, shown, before) if judge and asks else certain)]
             if judge and judge.failed > failed:
                 return findings
             with self._lock:
@@ -188,6 +198,10 @@ class ServerGuard:
                     self._remembered.pop(next(iter(self._remembered)))
                 self._remembered[key] = findings
         return findings
+
+    def shown(self, text: str) -> str:
+        """A text beside an answer, as the answer may show it."""
+        return shown_text(text, self.checker)
 
     def guard_request(self, body: OpenAIRequest, model: Model, judge: BandJudge | None = None) -> GuardedRequest:
         """Look at what a request says: a chat's turns, or the prompts of a completion.
@@ -217,13 +231,16 @@ class ServerGuard:
             if turn.role in ("system", "developer"):
                 continue
             source: Source = "OUTPUT" if turn.role == "assistant" else "INPUT"
-            findings = self.find(turn.text, source, judge)
+            findings = self.find(turn.text, source, judge, before=said_before(turns[:place]) if judge else "")
             if place > answered:
                 interventions += self._facts(findings, source)
                 blocked = blocked or blocks(findings)
-            turns[place] = self._without_thought(_without(turn, findings))
+            turns[place] = turn_as_read(turn, findings, self.checker)
         if turns != body.messages:
             body = body.model_copy(update={"messages": turns})
+        body, of_entries = entries_as_kept(body, self.checker)
+        interventions += self._facts(of_entries, "INPUT")
+        blocked = blocked or blocks(of_entries)
         facts = tuple(interventions)
         return GuardedRequest(body=body, guard=self, blocked=blocked, interventions=facts, message=self.input_message)
 
@@ -240,26 +257,8 @@ class ServerGuard:
         done = tuple(facts)
         return GuardedRequest(body=body, guard=self, blocked=blocked, interventions=done, message=self.input_message)
 
-    def _without_thought(self, turn: ChatMessage) -> ChatMessage:
-        """The turn with its thought as the model may read it, by words and patterns; without it where they block it."""
-        if not (thought := turn.reasoning_content):
-            return turn
-        findings = self.checker.find(thought, "OUTPUT")
-        return turn.model_copy(
-            update={"reasoning_content": None if blocks(findings) else masked(thought, findings) or None}
-        )
-
     def _facts(self, findings: Sequence[GuardFinding], source: Source) -> list[dict[str, Any]]:
         return intervention_facts(self.name, findings, source)
-
-
-def _without(turn: ChatMessage, findings: Sequence[GuardFinding]) -> ChatMessage:
-    """The turn as the model may read it."""
-    if blocks(findings):
-        return turn.model_copy(update={"content": REMOVED})
-    if any(f.action == "ANONYMIZE" for f in findings):
-        return turn.model_copy(update={"content": masked(turn.text, findings)})
-    return turn
 
 
 class AnswerGuard:

@@ -15,7 +15,7 @@ from poise.errors import InvalidArgument, RequestError
 from poise.grounding import Grounding
 from poise.guardrail import GuardedText, apply_guardrail
 from poise.guardrail.apply import Qualifier
-from poise.guardrail.grounding_policy import GroundingReader, grounding_reader
+from poise.guardrail.grounding_policy import NO_SCORES, GroundingReader, grounding_reader
 from poise.serve.api_description import taken
 from poise.serve.guarding import ServerGuard
 from poise.serve.intervention import intervention_facts
@@ -102,8 +102,7 @@ def _grounding_reader(service: Service) -> GroundingReader:
         return grounding_reader(service.model, service.scheduler.call)
 
     def refuse(sources: Sequence[str], query: str, answer: str) -> Grounding:
-        text = "Answers are scored over a source by Poise's own engine alone; serve the model without vLLM for that."
-        raise RequestError(400, text, code="unsupported", param="content")
+        raise InvalidArgument(NO_SCORES)
 
     return refuse
 

@@ -24,6 +24,8 @@ def intervention_facts(guardrail: str, findings: Sequence[GuardFinding], source:
             fact |= {"score": f.score, "threshold": f.threshold, "rate": f.rate}
         if f.note:
             fact |= {"judge": f.judge, "note": f.note}
+        if f.reasoning:
+            fact["reasoning"] = dict(f.reasoning)
         facts.append(fact)
         log.info("Guardrail %s: %s %s, %s of %s.", guardrail, f.action, f.rule, f.policy, source)
     return facts

@@ -80,6 +80,7 @@ class KnowledgeUse:
         settings: How answers are checked.
         unsupported: What is done about sentences that the passages do not support.
         score: The model's measure of how well passages carry a sentence; ``None`` for words alone.
+        shown: What an answer may show of a passage's text, where a guardrail says; by default all of it.
     """
 
     question: str
@@ -87,11 +88,16 @@ class KnowledgeUse:
     settings: AnswerSettings
     unsupported: UnsupportedRule = "leave"
     score: GroundingScores | None = None
+    shown: Callable[[str], str] | None = None
 
     @property
     def passage_facts(self) -> dict[str, Any]:
         """The passages, for the beginning of a stream."""
-        return {"passages": [passage_facts(number, passage) for number, passage in enumerate(self.passages, 1)]}
+        facts = [passage_facts(number, passage) for number, passage in enumerate(self.passages, 1)]
+        for each in facts if self.shown else ():
+            texts = {"text": each["text"], "title": each["title"]}
+            each |= {name: self.shown(text) for name, text in texts.items() if text and self.shown}
+        return {"passages": facts}
 
     def facts(self, text: str) -> dict[str, Any]:
         """The passages and what they say of each sentence of an answer."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any
 
 from poise.errors import InvalidSteering, RequestError, UserError
 from poise.guardrail.injection_reading import InjectionReader, result_detector
@@ -162,7 +163,7 @@ class Service:
         guard = self.guardrails.choose(policy, body.poise.guardrail if body.poise else None)
         judge = guard.judge(self.model, self.scheduler.call, self.engine.read_text) if guard else None
         guarded = self._guard_request(guard, body, judge)
-        checks = whole_answer_checks(self, guard, answer_context(body, self.model), judge) if guard else None
+        checks = whole_answer_checks(self, guard, answer_context(guarded.body, self.model), judge) if guard else None
         step = None if guarded.blocked else self._follow(body, guarded, key, session, policy)
         if step:
             policy, guarded = step.policy, step.guarded(guarded)
@@ -190,6 +191,7 @@ class Service:
             effect = self._injection_effect(guard) if self.memories else None
             body, remembered = with_memory(self.memories, body, key, policy, self.model, effect)
             body, use = with_knowledge(self.knowledge, body, policy, self.model, self.passage_scores, self.turn_writer)
+            use, remembered = _as_shown(use, remembered, guard)
         plan = plan_request(body, self.model, self.name, self.registry, policy, key)
         if plan.scoring and self.engine.no_scores:
             raise RequestError(400, self.engine.no_scores, code="unsupported", param="echo")
@@ -246,3 +248,15 @@ class Service:
             guarded = guard.guard_request(body, self.model, judge)
         self.metrics.guardrails.count(guarded.interventions)
         return guarded
+
+
+def _as_shown(
+    use: KnowledgeUse | None, remembered: dict[str, Any] | None, guard: ServerGuard | None
+) -> tuple[KnowledgeUse | None, dict[str, Any] | None]:
+    """What an answer tells of documents and of a memory, as its guardrail lets it."""
+    if guard is None:
+        return use, remembered
+    if remembered:
+        recalled = [{**entry, "text": guard.shown(entry["text"])} for entry in remembered["recalled"]]
+        remembered = {**remembered, "recalled": recalled}
+    return use and replace(use, shown=guard.shown), remembered

@@ -11,11 +11,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from poise.engine import GeneratedToken
-from poise.errors import InvalidArgument, RequestError
 from poise.guardrail import GuardFinding
 from poise.guardrail.automated_reasoning import ReasonedAnswer
 from poise.guardrail.findings import blocks
-from poise.guardrail.grounding_policy import GroundingReader, grounded_answer, grounding_reader, ungrounded_answer
+from poise.guardrail.grounding_policy import (
+    NO_SCORES,
+    GroundingReader,
+    grounding_findings,
+    grounding_reader,
+    ungrounded_answer,
+)
 from poise.guardrail.guard_file import GuardDetector
 from poise.guardrail.judging import BandJudge
 from poise.guardrail.schema import Guardrail, Source
@@ -23,6 +28,7 @@ from poise.model import Model
 from poise.serve.alarm_policy import GuardedOutput
 from poise.serve.answer_form import AnswerForm
 from poise.serve.call_splitter import CallSplitter
+from poise.serve.guarded_turn import MOST_BEFORE, said_before
 from poise.serve.guarding import ServerGuard, guarded_text, is_last
 from poise.serve.intervention import intervention_facts
 from poise.serve.knowledge_use import KnowledgeUse
@@ -34,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AnswerContext", "WholeAnswer", "WholeAnswerChecks", "answer_context", "whole_answer_checks"]
 
-NO_SCORES = "answers are scored over a source by Poise's own engine alone; serve the model without vLLM"
 UncertainReading = tuple[GuardDetector, float]
 
 
@@ -47,20 +52,26 @@ class AnswerContext:
         question: What is marked as the query, else what the user said last.
         prompt: All of the user's last turn, or of a completion's prompts.
         result: The last result of a tool; empty where the request does not end with one.
+        before: What was said before the user's last turn.
+        before_result: What was said before the last turn.
+        conversation: All that was said, the last of it.
     """
 
     sources: tuple[str, ...] = ()
     question: str = ""
     prompt: str = ""
     result: str = ""
+    before: str = ""
+    before_result: str = ""
+    conversation: str = ""
 
 
 def answer_context(body: OpenAIRequest, model: Model) -> AnswerContext:
-    """What a request says of that, before anything of it is masked."""
+    """What a request says of that, as it may go on: judges and writers of others see no more than the model does."""
     if not isinstance(body, ChatCompletionRequest):
         prompts = body.prompts if isinstance(body, CompletionRequest) else []
         text = "\n".join(p if isinstance(p, str) else str(model.tokenizer.decode(p)) for p in prompts)
-        return AnswerContext(question=text, prompt=text)
+        return AnswerContext(question=text, prompt=text, conversation=text[-MOST_BEFORE:])
     turns = body.messages
     last = max((n for n, turn in enumerate(turns) if turn.role == "user"), default=-1)
     prompt = turns[last] if last >= 0 else None
@@ -72,6 +83,9 @@ def answer_context(body: OpenAIRequest, model: Model) -> AnswerContext:
         question=query or (prompt.unmarked if prompt else ""),
         prompt=prompt.text if prompt else turns[-1].text,
         result=turns[-1].text if turns[-1].role == "tool" else "",
+        before=said_before(turns[: max(last, 0)]),
+        before_result=said_before(turns[:-1]),
+        conversation=said_before(turns),
     )
 
 
@@ -110,10 +124,11 @@ class WholeAnswerChecks:
 
     def of_prompt(self, readings: Sequence[UncertainReading]) -> list[GuardFinding]:
         """What the judge makes of uncertain readings of the prompt, once for all answers."""
-        texts = {"prompt": self.context.prompt, "tool result": self.context.result}
+        context = self.context
+        texts = {"prompt": (context.prompt, context.before), "tool result": (context.result, context.before_result)}
         for detector, value in readings:
             if self.judge and detector.rule not in self._of_prompt:
-                self._of_prompt[detector.rule] = self.judge.decide(detector, value, texts[detector.reads])
+                self._of_prompt[detector.rule] = self.judge.decide(detector, value, *texts[detector.reads])
         return [finding for d, _ in readings if (finding := self._of_prompt.get(d.rule))]
 
     def findings(self, readings: Sequence[UncertainReading], reply: str, words: str) -> list[GuardFinding]:
@@ -124,7 +139,7 @@ class WholeAnswerChecks:
             reply: All of it.
             words: What it says, calls of tools left out.
         """
-        findings = self.judge.findings(readings, reply) if self.judge else []
+        findings = self.judge.findings(readings, reply, self.context.conversation) if self.judge else []
         if not words.strip():
             return findings
         if self.guardrail.grounding and self.context.sources and not blocks(findings):
@@ -137,11 +152,7 @@ class WholeAnswerChecks:
         rules, context = self.guardrail.grounding, self.context
         if self.score is None:
             return ungrounded_answer(rules, NO_SCORES, len(words))
-        try:
-            verdict = grounded_answer(rules, context.sources, context.question, words, self.score)
-        except (InvalidArgument, RequestError) as error:
-            return ungrounded_answer(rules, str(error), len(words))
-        return verdict.findings if verdict else []
+        return grounding_findings(rules, context.sources, context.question, words, self.score)[1]
 
 
 def whole_answer_checks(

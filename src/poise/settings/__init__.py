@@ -40,7 +40,7 @@ from poise.settings.faults import (
 )
 from poise.settings.other_names import Place, place_as_written, translate_names
 from poise.settings.scalar_types import FilledText, check_scalar
-from poise.settings.yaml_document import YAMLDocument, keys_that_are_no_text, line_at, parse_yaml
+from poise.settings.yaml_document import LineFinder, YAMLDocument, keys_that_are_no_text, parse_yaml
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -51,6 +51,7 @@ __all__ = [
     "FilledText",
     "Frozen",
     "FrozenModel",
+    "LineFinder",
     "ListOfTexts",
     "ReadOnlyDict",
     "SettingFault",
@@ -61,7 +62,6 @@ __all__ = [
     "describe_value",
     "faults_error",
     "first_fault",
-    "line_at",
     "located_faults",
     "parse_yaml",
     "placed_fault",
@@ -70,6 +70,7 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound="Settings")
+MOST_LISTED = 100  # mistakes of a file
 SettingFault = tuple[Place, str]
 """A setting's place, and what is wrong with it in words that follow its name."""
 
@@ -172,6 +173,7 @@ def read_settings(path: str | Path, kind: type[S], *, check: Callable[[S], Itera
     unnamed = list(keys_that_are_no_text(root))
     faults += [(key.start_mark.line + 1, f"{key.value} is not a name; put it in quotes") for key in unnamed]
     data, written = translate_names(document.values, kind.other_names)
+    line_of = LineFinder(root)
     settings = None
     try:
         settings = kind.model_validate(data)
@@ -179,7 +181,7 @@ def read_settings(path: str | Path, kind: type[S], *, check: Callable[[S], Itera
         for fault in merged_faults(error):
             if not (unnamed and is_of_a_key(fault)):
                 fault["loc"] = place_as_written(fault["loc"], written)
-                faults.append((line_at(root, fault["loc"]), describe_fault(fault, kind)))
+                faults.append((line_of(fault["loc"]), describe_fault(fault, kind)))
     else:
         faults += _faults_with_lines(document, check(settings), written) if check else []
     if settings is None or faults:
@@ -222,7 +224,8 @@ def _faults_with_lines(
     document: YAMLDocument, faults: Iterable[SettingFault], written: Mapping[str, str]
 ) -> list[tuple[int, str]]:
     places = [(place_as_written(place, written), text) for place, text in faults]
-    return [(line_at(document.root, place), f"{'.'.join(map(str, place))} {text}") for place, text in places]
+    line_of = LineFinder(document.root)
+    return [(line_of(place), f"{'.'.join(map(str, place))} {text}") for place, text in places]
 
 
 def _read_document(where: Path, kind: type[Settings]) -> YAMLDocument:
@@ -248,8 +251,9 @@ def _faults_by_line(where: Path, faults: list[tuple[int, str]]) -> str:
     lines = [f"line {line}: {fault}" for line, fault in sorted(faults, key=lambda fault: fault[0])]
     if len(lines) == 1:
         return f"{where}, {lines[0]}; fix it and try again."
-    listed = "".join(f"\n  {line}" for line in lines)
-    return f"{where} has {len(lines)} mistakes; fix them and try again:{listed}"
+    shown = lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], f"and {len(lines) - MOST_LISTED:,} more"]
+    listed = "".join(f"\n  {line}" for line in shown)
+    return f"{where} has {len(lines):,} mistakes; fix them and try again:{listed}"
 
 
 def check_settings(values: Mapping[str, Any], kind: type[S]) -> S:

@@ -11,7 +11,7 @@ import yaml
 
 from poise.errors import BrokenYAML
 
-__all__ = ["YAMLDocument", "keys_that_are_no_text", "line_at", "parse_yaml"]
+__all__ = ["LineFinder", "YAMLDocument", "keys_that_are_no_text", "parse_yaml"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class YAMLDocument:
 
     Attributes:
         values: Dicts, lists and scalars.
-        root: The composed document, for ``line_at``; ``None`` where the text is empty.
+        root: The composed document, for ``LineFinder``; ``None`` where the text is empty.
         repeated: Keys that their mapping has already.
     """
 
@@ -77,9 +77,10 @@ def parse_yaml(text: str, *, scalars: Literal["typed", "text"] = "typed") -> YAM
         BrokenYAML: it does not parse, holds a control character, has a key that is no scalar, or refers to itself.
     """
     try:
-        root = yaml.compose(text, PlainLoader)
+        loader = PlainLoader(text)
+        root = loader.get_single_node()
         repeated = tuple(_repeated(root))
-        values = yaml.load(text, PlainLoader) if scalars == "typed" else _text_values(root, {})
+        values = _typed_values(loader, root) if scalars == "typed" else _text_values(root, {})
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise BrokenYAML(f"holds the control character {error.character:#04x}", line) from error
@@ -90,6 +91,10 @@ def parse_yaml(text: str, *, scalars: Literal["typed", "text"] = "typed") -> YAM
     except RecursionError as error:
         raise BrokenYAML("nested too deeply or refers to itself; leave anchors out", None) from error
     return YAMLDocument(values, root, repeated)
+
+
+def _typed_values(loader: PlainLoader, root: yaml.Node | None) -> Any:
+    return None if root is None else loader.construct_document(root)
 
 
 def _repeated(node: yaml.Node | None, seen: set[int] | None = None) -> Iterator[yaml.ScalarNode]:
@@ -152,16 +157,32 @@ def _text_values(node: yaml.Node | None, built: dict[int, Any]) -> Any:
     return node.value
 
 
-def line_at(root: yaml.Node | None, place: tuple[int | str, ...]) -> int:
-    """Line, from 1, of the field at ``place``, or of the nearest one above it that is there."""
-    node, mark = root, root.start_mark if root else None
-    for part in place:
-        if isinstance(node, yaml.MappingNode):
-            key, node = next(((k, v) for k, v in node.value if k.value == part), (None, None))
-            mark = key.start_mark if key else mark
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            mark = node.start_mark
-        else:
-            break
-    return mark.line + 1 if mark else 1
+class LineFinder:
+    """Finds the lines of many places of one document: each of its mappings is gone through once.
+
+    Args:
+        root: The composed document; ``None`` where the text is empty.
+    """
+
+    def __init__(self, root: yaml.Node | None) -> None:
+        self._root = root
+        self._fields: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = {}  # by the mapping's id
+
+    def __call__(self, place: tuple[int | str, ...]) -> int:
+        """Line, from 1, of the field at ``place``, or of the nearest one above it that is there."""
+        node, mark = self._root, self._root.start_mark if self._root else None
+        for part in place:
+            if isinstance(node, yaml.MappingNode):
+                key, node = self._fields_of(node).get(str(part), (None, None))
+                mark = key.start_mark if key else mark
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                node = node.value[part]
+                mark = node.start_mark
+            else:
+                break
+        return mark.line + 1 if mark else 1
+
+    def _fields_of(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        if id(node) not in self._fields:
+            self._fields[id(node)] = {key.value: (key, value) for key, value in reversed(node.value)}  # the first wins
+        return self._fields[id(node)]

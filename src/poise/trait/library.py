@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from poise.arguments import check_type
 from poise.errors import BrokenYAML, InvalidExemplars, InvalidTrait, PoiseError, UnknownTrait
-from poise.settings import line_at, parse_yaml
+from poise.settings import LineFinder, parse_yaml
 from poise.trait.schema import (
     LEAST_PAIRS,
     ExemplarPair,
@@ -225,10 +225,8 @@ def _parse(raw: bytes, where: str) -> Trait:
     try:
         trait = Trait.model_validate(data)
     except ValidationError as error:
-        placed += [
-            (line_at(document.root, place), f"{field_path(place) or 'the file'} {what}")
-            for place, what in complaints(error)
-        ]
+        line_of = LineFinder(document.root)
+        placed += [(line_of(place), f"{field_path(place) or 'the file'} {what}") for place, what in complaints(error)]
     if trait is not None and not placed:
         return trait
     placed.sort(key=lambda mistake: mistake[0])
