@@ -173,6 +173,11 @@ class TestTheFile:
         with pytest.raises(InvalidSettings, match="no fitted guardrail"):
             load_guard(path)
         assert load_file(path)
+        renamed = tuple(detector.model_copy(update={"rule": "trains"}) for detector in fitted.header.detectors)
+        path.unlink()
+        FittedGuard(fitted.header.model_copy(update={"detectors": renamed}), fitted.directions).save(path)
+        with pytest.raises(InvalidSettings, match="a detector of trains, which its rules do not name; fit it"):
+            load_guard(path)
 
     def test_is_needed_to_serve_topics(self, tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text(json.dumps(RULES))

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from poise.errors import InvalidSettings
+from poise.guardrail import Guardrail
 from poise.serve.policy import Policies
-from poise.settings import Settings, check_settings, first_fault, read_settings
+from poise.settings import LineFinder, Settings, check_settings, first_fault, parse_yaml, read_settings
 from poise.shift.contexts import ContextFile
 from poise.shift.limits_file import ShiftLimits
 from poise.steer.request_field import PoiseField
@@ -141,3 +143,28 @@ def test_of_a_choice_of_shapes_the_one_that_was_meant_is_judged(field: dict[str,
     with pytest.raises(ValidationError) as caught:
         PoiseField.model_validate(field)
     assert first_fault(caught.value, PoiseField) == words
+
+
+def test_thousands_of_mistakes_are_placed_once_each_and_the_first_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "many.yaml"
+    path.write_text("".join(f"key{n}: 1\n" for n in range(3000)))
+    root = parse_yaml(path.read_text()).root
+    assert isinstance(root, yaml.MappingNode)
+    passes = []
+
+    class Fields(list[Any]):
+        def __reversed__(self) -> Any:
+            passes.append(1)
+            return super().__reversed__()
+
+    root.value = Fields(root.value)
+    line_of = LineFinder(root)
+    assert [line_of((f"key{n}",)) for n in range(3000)] == list(range(1, 3001))
+    assert line_of(("none",)) == 1
+    assert len(passes) == 1
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings(path, Guardrail)
+    told = str(caught.value).splitlines()
+    assert told[0].endswith("has 3,001 mistakes; fix them and try again:")
+    assert told[-1] == "  and 2,901 more"
+    assert len(told) == 102

@@ -157,6 +157,9 @@ class GuardHeader(FrozenModel):
             raise ValueError("names no model, and has detectors of its activations")
         if bool(readers - {"activations"}) != (self.encoder is not None) or self.encoder not in (None, ENCODER):
             raise ValueError(f"names the encoder {self.encoder}, and is read by {', '.join(sorted(readers))}")
+        rules = {topic.name for topic in self.guardrail.topics} | {rule.type for rule in self.guardrail.content}
+        if unknown := sorted({detector.rule for detector in self.detectors} - rules):
+            raise ValueError(f"has a detector of {unknown[0]}, which its rules do not name")
         return self
 
     @field_serializer("guardrail")
