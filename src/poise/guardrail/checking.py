@@ -56,9 +56,9 @@ class Checker:
 
     def _found_in(self, read: FoldedText, source: Source) -> list[GuardFinding]:
         """What is found in a text as it is read, by its place in what was written."""
-        found = self._found(read.text, source)
-        spans = [read.span(finding.start, finding.end) for finding in found]
-        return [replace(f, start=start, end=end) for f, (start, end) in zip(found, spans, strict=True)]
+        findings = self._found(read.text, source)
+        spans = [read.span(finding.start, finding.end) for finding in findings]
+        return [replace(f, start=start, end=end) for f, (start, end) in zip(findings, spans, strict=True)]
 
     @property
     def notes(self) -> list[str]:

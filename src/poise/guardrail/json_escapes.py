@@ -8,33 +8,33 @@ from poise.guardrail.folded_text import FoldedText
 
 __all__ = ["ends_in_string", "stands_for_a_number", "unescaped_text"]
 
-HIGH, LOW = r"[dD][89abAB][0-9a-fA-F]{2}", r"[dD][c-fC-F][0-9a-fA-F]{2}"  # halves of a character
-ESCAPE = re.compile(rf'\\(?:(["\\/bfnrt])|u({HIGH})\\u({LOW})|u([0-9a-fA-F]{{4}}))')
-SHORT = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
-VALUE = re.compile(r'(?:"\s*:|\[(?:[^\]]*,)?)\s*$')
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+HIGH_HALF, LOW_HALF = r"[dD][89abAB][0-9a-fA-F]{2}", r"[dD][c-fC-F][0-9a-fA-F]{2}"  # halves of a character
+JSON_ESCAPE = re.compile(rf'\\(?:(["\\/bfnrt])|u({HIGH_HALF})\\u({LOW_HALF})|u([0-9a-fA-F]{{4}}))')
+SHORT_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+JSON_QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
+BEFORE_VALUE = re.compile(r'(?:"\s*:|\[(?:[^\]]*,)?)\s*$')
+JSON_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 def unescaped_text(text: str) -> FoldedText | None:
     """The text with what its JSON escapes stand for, and the way back; ``None`` where it has none."""
-    if "\\" not in text or not ESCAPE.search(text):
+    if "\\" not in text or not JSON_ESCAPE.search(text):
         return None
     pieces: list[str] = []
     places: list[int] = []
     reached = 0
-    for escape in ESCAPE.finditer(text):
-        pieces += [text[reached : escape.start()], _meant(escape)]
+    for escape in JSON_ESCAPE.finditer(text):
+        pieces += [text[reached : escape.start()], _escaped_sign(escape)]
         places += range(reached, escape.start())
         places += [escape.start()] * len(pieces[-1])
         reached = escape.end()
     return FoldedText("".join([*pieces, text[reached:]]), [*places, *range(reached, len(text) + 1)], text)
 
 
-def _meant(escape: re.Match[str]) -> str:
+def _escaped_sign(escape: re.Match[str]) -> str:
     short, high, low, code = escape.groups()
     if short:
-        return SHORT.get(short, short)
+        return SHORT_ESCAPES.get(short, short)
     if high:
         return chr(0x10000 + ((int(high, 16) - 0xD800) << 10) + int(low, 16) - 0xDC00)
     sign = chr(int(code, 16))
@@ -49,7 +49,7 @@ def ends_in_string(text: str, *, began: bool = False) -> bool:
         began: Whether it began within one.
     """
     line, within = text.rpartition("\n")[2], began and "\n" not in text
-    return within ^ bool(len(QUOTE.findall(line)) % 2)
+    return within ^ bool(len(JSON_QUOTE.findall(line)) % 2)
 
 
 def stands_for_a_number(match: str, before: str) -> bool:
@@ -59,4 +59,4 @@ def stands_for_a_number(match: str, before: str) -> bool:
         match: The part.
         before: What stands before it.
     """
-    return bool(NUMBER.fullmatch(match) and VALUE.search(before))
+    return bool(JSON_NUMBER.fullmatch(match) and BEFORE_VALUE.search(before))

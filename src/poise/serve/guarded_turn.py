@@ -34,8 +34,8 @@ def turn_as_read(turn: ChatMessage, findings: Sequence[GuardFinding], checker: C
     elif any(f.action == "ANONYMIZE" for f in findings):
         changes["content"] = _masked_content(turn, findings)
     if thought := turn.reasoning_content:
-        found = checker.find(thought, "OUTPUT")
-        changes["reasoning_content"] = None if blocks(found) else masked(thought, found) or None
+        in_thought = checker.find(thought, "OUTPUT")
+        changes["reasoning_content"] = None if blocks(in_thought) else masked(thought, in_thought) or None
     if turn.tool_calls:
         changes["tool_calls"] = [_call_as_read(call, checker) for call in turn.tool_calls]
     changed = {name: value for name, value in changes.items() if value != getattr(turn, name)}
@@ -58,8 +58,8 @@ def _masked_content(turn: ChatMessage, findings: Sequence[GuardFinding]) -> str 
 def _call_as_read(call: ToolCallMessage, checker: Checker) -> ToolCallMessage:
     """A call of an earlier turn; where its arguments are blocked, without them."""
     arguments = call.function.arguments
-    found = checker.find(arguments, "OUTPUT")
-    read = "{}" if blocks(found) else masked(arguments, found)
+    findings = checker.find(arguments, "OUTPUT")
+    read = "{}" if blocks(findings) else masked(arguments, findings)
     return call.model_copy(update={"function": call.function.model_copy(update={"arguments": read})})
 
 
@@ -67,13 +67,13 @@ def entries_as_kept(body: ChatCompletionRequest, checker: Checker) -> tuple[Chat
     """The chat with what it has a memory keep as that may be kept, and what was found in it."""
     wanted = body.poise.memory if body.poise else None
     entries = [] if wanted is None or isinstance(wanted, bool | str) else wanted.write
-    found = [checker.find(entry.text, "INPUT") for entry in entries]
-    if body.poise is None or wanted is None or isinstance(wanted, bool | str) or not any(found):
+    of_entries = [checker.find(entry.text, "INPUT") for entry in entries]
+    if body.poise is None or wanted is None or isinstance(wanted, bool | str) or not any(of_entries):
         return body, []
-    kept = [e.model_copy(update={"text": masked(e.text, each)}) for e, each in zip(entries, found, strict=True)]
-    memory = wanted.model_copy(update={"write": kept})
+    as_kept = [e.model_copy(update={"text": masked(e.text, each)}) for e, each in zip(entries, of_entries, strict=True)]
+    memory = wanted.model_copy(update={"write": as_kept})
     poise = body.poise.model_copy(update={"memory": memory})
-    return body.model_copy(update={"poise": poise}), [finding for each in found for finding in each]
+    return body.model_copy(update={"poise": poise}), [finding for each in of_entries for finding in each]
 
 
 def shown_text(text: str, checker: Checker) -> str:

@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound="Settings")
-MOST_LISTED = 100  # mistakes of a file
+MOST_MISTAKES = 100  # mistakes of a file
 SettingFault = tuple[Place, str]
 """A setting's place, and what is wrong with it in words that follow its name."""
 
@@ -251,7 +251,9 @@ def _faults_by_line(where: Path, faults: list[tuple[int, str]]) -> str:
     lines = [f"line {line}: {fault}" for line, fault in sorted(faults, key=lambda fault: fault[0])]
     if len(lines) == 1:
         return f"{where}, {lines[0]}; fix it and try again."
-    shown = lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], f"and {len(lines) - MOST_LISTED:,} more"]
+    shown = (
+        lines if len(lines) <= MOST_MISTAKES else [*lines[:MOST_MISTAKES], f"and {len(lines) - MOST_MISTAKES:,} more"]
+    )
     listed = "".join(f"\n  {line}" for line in shown)
     return f"{where} has {len(lines):,} mistakes; fix them and try again:{listed}"
 
