@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -238,6 +239,22 @@ class TestFunctions:
 
         tool = function_tool(ship, touches=[], repeatable=True)
         assert tool.call(tool.check({"prepared": True}), CONTEXT) == "prepared: True"
+
+    def test_may_change_the_folder_of_the_process(
+        self, scripted: ScriptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def wander(place: str) -> str:
+            """Go somewhere else."""
+            os.chdir(place)
+            return str(Path.cwd())
+
+        monkeypatch.chdir(tmp_path)
+        scripted.script = [("wander", {"place": "/"}), finish()]
+        tool = function_tool(wander, touches=(), repeatable=True)
+        assert reach(scripted.url, Path("run"), tools=[tool]).outcome == "done"
+        assert Path.cwd() == tmp_path
+        [result] = [row for row in read_records(Path("run")) if row["kind"] == "result"]
+        assert result["output"] == "/"
 
     def test_whose_error_cannot_be_said_fail_at_once(self, scripted: ScriptedModel, tmp_path: Path) -> None:
         class Unsayable(Exception):

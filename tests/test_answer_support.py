@@ -80,6 +80,14 @@ class TestHeldAnswer:
         for unsupported in ("mark", "remove", "refuse"):
             assert held(unsupported, text)[1] == text
 
+    @pytest.mark.parametrize("size", [1, 5, 200])
+    def test_has_no_headings_and_signs_of_its_passages(self, size: int) -> None:
+        for copied in ("fees.md\n\n", "<passage>\n", "Question: What does a berth cost?\n", "[1] fees.md:\n"):
+            for unsupported in ("mark", "remove", "refuse"):
+                late, facts = held(unsupported, f"{copied}A berth costs 12 euros [1].", size)[1:]
+                assert late == "A berth costs 12 euros [1]."
+                assert [(one["start"], one["end"]) for one in facts["sentences"]] == [(0, 27)]
+
     def test_keeps_tokens_that_are_left_alone_and_tells_no_other_choices_of_changed_ones(self) -> None:
         answer = HeldAnswer(use("remove"))
         *_, last = [answer.hold(step) for step in outputs(TEXT)]

@@ -36,6 +36,8 @@ class TestNames:
             ("Maria\nLund came.", "Maria Lund"),
             ("Maria\u00a0Lund’s boat.", "Maria Lund's"),
             ("_Maria Lund_ came.", "Maria Lund"),
+            ("Write to maria.lund@harbour.example.", "Maria Lund"),
+            ("Read maria_lund.txt and Maria-Lund.pdf.", "Maria Lund"),
             ("Ask Mary‑Ann O’Neil.", "mary-ann o'neil"),
             ("田中さんが来た。", "田中"),
             ("김민수가 왔다.", "김민수"),
@@ -56,6 +58,8 @@ class TestNames:
             ("Met Josefine.", "Jose"),
             ("Marianne Lund", "Maria"),
             ("Annalund", "Lund"),
+            ("Ask Maria. Lund is a city.", "Maria Lund"),
+            ("Мaria Lund came.", "Maria Lund"),  # its first letter is of another script
         ],
     )
     def test_of_others_are_not(self, tmp_path: Path, text: str, subject: str) -> None:

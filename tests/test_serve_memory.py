@@ -150,6 +150,25 @@ class TestInputsOfTheGate:
                 assert written["verdict"] == verdict, written
                 assert bool(written["reasons"]) is (guard == "all")
 
+    def test_a_guardrail_reads_what_is_recalled_too(self, folder: Path, tmp_path: Path) -> None:
+        model = tiny.model(tokenizer=tool_templates.tokenizer("hermes"), max_position_embeddings=2048)
+        fitted = fit_guard(GUARDRAIL, model, TALK, GuardFitSettings(rate=0.05, layer=1))
+        memory = Memory(folder / "notes", WordEncoder())
+        memory.record("Name what a berth costs a night in euros.", kind="procedural", name="berths")
+        ids = {entry.id for entry in memory.entries("kind != 'procedural'")}
+        prompts = {}
+        for guard, least in (("all", -1e9), ("none", 1e9)):
+            flagging(fitted, least).save(tmp_path / f"{guard}.guard")
+            more: dict[str, Any] = {"memory": (folder / "notes",), "guardrail": tmp_path / f"{guard}.guard"}
+            with serving.running(model, {}, **more) as (where, _):
+                answer = chat(where, "notes", None)
+            facts, prompts[guard] = told(answer), answer.json()["usage"]["prompt_tokens"]
+            out = {entry["id"] for entry in facts.get("left_out", [])}
+            assert not out & {entry["id"] for entry in facts["recalled"]}
+            assert "procedural" in {entry["kind"] for entry in facts["recalled"]}
+            assert (out <= ids and len(out) >= 2) if guard == "all" else not out
+        assert prompts["all"] < prompts["none"]
+
     def test_responses_have_a_memory_too(self, keyed: str) -> None:
         headers = {"Authorization": f"Bearer {'a' * 40}"}
         name = httpx.get(f"{keyed}/v1/models", headers=headers).json()["data"][0]["id"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import queue
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from poise.agent.limits import AgentLimits, RunUse
@@ -161,14 +164,30 @@ def perform_call(tool: AgentTool, arguments: dict[str, Any], context: ToolContex
     """Make a call in a thread of its own and wait for it as long as it may take; its result as it is put on record."""
     results: queue.SimpleQueue[tuple[bool, str, str]] = queue.SimpleQueue()
     begin = time.monotonic()
-    threading.Thread(target=_call_into, args=(tool, arguments, context, results), daemon=True).start()
-    try:
-        ok, output, problem = results.get(timeout=context.seconds)
-    except queue.Empty:
-        ok, output = False, f"{tool.name} did not end within {context.seconds:.0f} s; it may still happen."
-        problem = "passing" if tool.repeatable else "failed"
+    with _in_one_folder():
+        threading.Thread(target=_call_into, args=(tool, arguments, context, results), daemon=True).start()
+        try:
+            ok, output, problem = results.get(timeout=context.seconds)
+        except queue.Empty:
+            ok, output = False, f"{tool.name} did not end within {context.seconds:.0f} s; it may still happen."
+            problem = "passing" if tool.repeatable else "failed"
     seconds = round(time.monotonic() - begin, 3)
     return {"ok": ok, "output": output[:MOST_RECORDED], "problem": problem, "seconds": seconds}
+
+
+@contextlib.contextmanager
+def _in_one_folder() -> Iterator[None]:
+    """Take the process back to the folder it is in: a function may leave it, and paths are named from there."""
+    try:
+        before = Path.cwd()
+    except OSError:  # it is gone, and no path is named from there
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.chdir(before)
 
 
 def _call_into(

@@ -60,7 +60,7 @@ def run_agent(
     for name, path in (("run's", folder), ("memory's", getattr(memory, "folder", None))):
         _check_out_of_reach(name, path, getattr(tools, "folder", None))
     with locked(folder, JOB) if folder else contextlib.nullcontext():
-        records = RunRecords(folder / RECORDS_FILE if folder else None, listen=listen)
+        records = RunRecords(folder.absolute() / RECORDS_FILE if folder else None, listen=listen)
         chosen, somebody = settings or AgentSettings(), person or Nobody()
         guard = None
         if reader is not None:

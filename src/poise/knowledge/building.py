@@ -36,7 +36,7 @@ from poise.storage.lock import locked
 
 __all__ = ["BuildSettings", "BuildSummary", "build_knowledge"]
 
-READERS_VERSION = 2
+READERS_VERSION = 3
 """Raised when a document is read otherwise than before, so that all of them are read again."""
 
 _RUN_FOLDER = ".run"
@@ -231,19 +231,21 @@ class _Build:
         self._touched = bool(len(self._journal))
         self._batch = _Batch()
         self._repaired = ""
+        self._gone: dict[str, str] = {}  # name by key of what left: under another name it need not be embedded again
         self._files: dict[str, KnowledgeFile] = {}
         self._skipped: dict[str, str] = {}
         self._counts = {"added": 0, "changed": 0, "unchanged": 0, "embedded": 0, "reused": 0, "marked": 0}
 
     def run(self, sources: tuple[str, ...], paths: Sequence[str]) -> BuildSummary:
         """Bring the store up to date and write the header."""
-        self._remove(self._stored_paths - set(paths))
+        gone = self._stored_paths - set(paths)
+        self._gone = {file.key: path for path, file in self._earlier_files.items() if path in gone}
         with track("Reading documents", total=len(paths)) as advance:
             for path in paths:
                 self._take(path)
                 advance(1)
         self._flush()
-        self._remove(self._stored_paths & self._skipped.keys())
+        self._remove(gone | (self._stored_paths & self._skipped.keys()))
         header = KnowledgeHeader(
             store=self._plan.store,
             version=self._version(),
@@ -321,7 +323,8 @@ class _Build:
         chunks = list(chunks_of(document, self._plan.chunk))
         if not chunks:
             raise InvalidDocument("it has no text")
-        vectors = self._store.vectors_of(path) if path in self._stored_paths else {}
+        before = path if path in self._stored_paths else self._gone.get(key)
+        vectors = self._store.vectors_of(before) if before is not None else {}
         if path in self._stored_paths:
             self._batch.replaced.add(path)
         for chunk in chunks:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from poise.knowledge.documents import DocumentBlock, SourceDocument
 
@@ -38,9 +39,18 @@ def _markdown_blocks(text: str) -> Iterator[DocumentBlock]:
             depth = int(token.tag[1])
             levels = {level: words for level, words in levels.items() if level < depth}
             levels[depth] = _plain_heading(tokens[place + 1].content)
+            if levels[depth] and _has_nothing_below(tokens, place + 3, depth):
+                yield DocumentBlock(levels[depth], tuple(levels[level] for level in sorted(levels)))
             continue
         block = "\n".join(lines[token.map[0] : token.map[1]])
         yield DocumentBlock(block, tuple(levels[level] for level in sorted(levels)))
+
+
+def _has_nothing_below(tokens: Sequence[Any], after: int, depth: int) -> bool:
+    """Whether a heading says all there is, as in outlines: another one of its level follows, or nothing."""
+    if after >= len(tokens):
+        return True
+    return tokens[after].type == "heading_open" and int(tokens[after].tag[1]) <= depth
 
 
 def _plain_heading(text: str) -> str:

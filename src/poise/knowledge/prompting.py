@@ -11,7 +11,14 @@ from poise.errors import InvalidArgument
 from poise.knowledge.instructions import without_markup
 from poise.knowledge.searching import RetrievedPassage
 
-__all__ = ["NOT_IN_DOCUMENTS", "GroundedPrompt", "fitting_prompt", "says_not_there", "without_echo"]
+__all__ = [
+    "NOT_IN_DOCUMENTS",
+    "GroundedPrompt",
+    "fitting_prompt",
+    "says_not_there",
+    "without_echo",
+    "without_echo_characters",
+]
 
 NOT_IN_DOCUMENTS = "Not in the documents."
 
@@ -25,6 +32,7 @@ _NOT_THERE = re.compile(
     r"((this|that|the answer) is )?not (found |answered |stated |mentioned |given )?in the (documents?|passages?)\b",
     re.IGNORECASE,
 )
+_LINES = re.compile(r"[^\n]*\n|[^\n]+")
 _PASSAGE_SIGN = re.compile(r"</?passage>\n?")
 _CITED_NUMBERS = re.compile(r"\[[\d,; ]+\]")
 LEAST_PASSAGE = 80  # characters that the last passage is cut down to, at most
@@ -86,12 +94,23 @@ def fitting_prompt(
 
 def without_echo(text: str, question: str, passages: Sequence[RetrievedPassage]) -> str:
     """An answer without what small models copy: headings on lines of their own, signs of passages, the question."""
+    return "".join(without_echo_characters(text, question, passages)).strip()
+
+
+def without_echo_characters(text: str, question: str, passages: Sequence[RetrievedPassage]) -> list[str]:
+    """The same, character by character: what stands in the place of each, nothing where it is a copy."""
     headings = {without_markup(passage.heading).casefold() for passage in passages}
     headings.add(f"question: {question}".casefold().strip(" .:"))
-    lines = _PASSAGE_SIGN.sub("", text).split("\n")
-    return "\n".join(
-        line for line in lines if _CITED_NUMBERS.sub("", line).strip(" .:").casefold() not in headings
-    ).strip()
+    characters, start = list(text), 0
+    for sign in _PASSAGE_SIGN.finditer(text):
+        characters[sign.start() : sign.end()] = [""] * (sign.end() - sign.start())
+    for line in _LINES.findall(text):
+        end = start + len(line)
+        words = _CITED_NUMBERS.sub("", "".join(characters[start:end]).strip())
+        if words.strip(" .:").casefold() in headings:
+            characters[start:end] = [""] * len(line)
+        start = end
+    return characters
 
 
 def says_not_there(text: str) -> bool:

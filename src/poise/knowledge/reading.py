@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,10 @@ def read_document(path: Path, data: bytes) -> SourceDocument:
 
 
 def _text_of(data: bytes) -> str:
-    """UTF-8, UTF-16 with its mark, or Windows-1252 where that has no signs of binary data."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    """UTF-8, UTF-16 and UTF-32 with their marks, or Windows-1252 where all of it is that."""
+    if data.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
+        text = data.decode("utf-32", errors="replace")
+    elif data.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = data.decode("utf-16", errors="replace")
     else:
         try:
@@ -51,7 +54,7 @@ def _text_of(data: bytes) -> str:
         except UnicodeDecodeError as error:
             if b"\x00" in data:
                 raise InvalidDocument("it is binary data and not text") from error
-            text = data.decode("cp1252", errors="replace")
+            text = _western_text(data)
     if "\x00" in text:
         raise InvalidDocument("it is binary data and not text")
     for number, line in enumerate(text.split("\n"), 1):
@@ -60,6 +63,14 @@ def _text_of(data: bytes) -> str:
                 f"line {number} has {len(line):,} characters, and at most {LONGEST_LINE:,} are read; break it up"
             )
     return text
+
+
+def _western_text(data: bytes) -> str:
+    """Text as Windows-1252; other encodings of one byte cannot be told from it, those of several mostly can."""
+    try:
+        return data.decode("cp1252")
+    except UnicodeDecodeError as error:
+        raise InvalidDocument("its text is neither UTF-8 nor Windows-1252; save it as UTF-8") from error
 
 
 def _plain(path: Path, data: bytes) -> SourceDocument:
@@ -86,11 +97,21 @@ def _csv(path: Path, data: bytes) -> SourceDocument:
     def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="more")
         try:
+            reader.fieldnames = _different_names(reader.fieldnames or ())
             yield from enumerate(reader, 1)
         except csv.Error as error:
             raise InvalidDocument(f"row {reader.line_num} cannot be read: {error}") from error
 
     return SourceDocument(path.name, "csv", (_row_block(n, row) for n, row in rows()))
+
+
+def _different_names(names: Sequence[str]) -> list[str]:
+    """Names of columns, numbered where one comes again, so that no column hides another."""
+    different: list[str] = []
+    for name in names:
+        free = (f"{name} {number}" if number > 1 else name for number in count(1))
+        different.append(next(one for one in free if one not in different))
+    return different
 
 
 def _delimiter(text: str) -> str:

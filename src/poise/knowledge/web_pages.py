@@ -11,8 +11,15 @@ from poise.knowledge.documents import DocumentBlock, SourceDocument
 
 __all__ = ["html_document"]
 
-_LEFT_OUT = {"script", "style", "noscript", "template", "nav", "header", "footer", "aside", "form", "svg", "head"}
+_LEFT_OUT = {"script", "style", "noscript", "template", "nav", "footer", "svg", "head"}
+_CONTROLS = {"select", "button", "textarea", "datalist"}  # a form's; its text is the page's
+_AROUND_MAIN = {"header", "aside"}  # in the main part they hold its title and its notes
+_MAIN_TAGS = {"main", "article", "section"}
 _BLOCK_TAGS = {"p", "li", "pre", "dd", "dt", "blockquote", "tr", "figcaption", "caption", "summary"}
+_CONTAINERS = {"div", "section", "article", "main", "header", "aside", "form", "fieldset", "address", "details"} | {
+    *("table", "td", "th", "ul", "ol", "dl")
+}
+_NOT_IN_ROWS = {"table", "li", "pre", "h1", "h2", "h3", "h4", "h5", "h6"}  # a row that has these is for the layout
 _STYLED_AWAY = re.compile(
     r"(display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0(px|pt|em|rem|%)?\s*(;|$))", re.I
 )
@@ -44,14 +51,21 @@ def html_document(name: str, data: bytes) -> SourceDocument:
 
 
 def _drop_what_is_not_shown(root: Any) -> None:
-    """Take out scripts, menus and what is hidden, also inside paragraphs; line breaks become spaces."""
+    """Take out scripts, menus, controls and what is hidden, also inside paragraphs; what begins a line parts words."""
     for node in list(root.iterdescendants()):
         if not isinstance(node.tag, str):
             continue
         if node.tag == "br":
             node.tail = f"\n{node.tail or ''}"
-        elif node.tag in _LEFT_OUT or "hidden" in node.attrib or _STYLED_AWAY.search(node.get("style") or ""):
+        elif _is_left_out(node) or "hidden" in node.attrib or _STYLED_AWAY.search(node.get("style") or ""):
             node.drop_tree()
+        elif node.tag in ("div", "p"):
+            node.text, node.tail = f"\n{node.text or ''}", f"\n{node.tail or ''}"
+
+
+def _is_left_out(node: Any) -> bool:
+    is_around = node.tag in _AROUND_MAIN and not any(above.tag in _MAIN_TAGS for above in node.iterancestors())
+    return node.tag in _LEFT_OUT or node.tag in _CONTROLS or is_around
 
 
 def _main_part(root: Any) -> Any:
@@ -72,7 +86,7 @@ def _is_utf8(data: bytes) -> bool:
 def _page_blocks(root: Any) -> Iterator[DocumentBlock]:
     """Text of the innermost block elements and of loose text, in the order of the page."""
     levels: dict[int, str] = {}
-    waiting: list[Any] = [root]
+    waiting: list[Any] = [None, root]  # None: a block ends
     loose: list[str] = []
 
     def headings() -> tuple[str, ...]:
@@ -83,27 +97,33 @@ def _page_blocks(root: Any) -> Iterator[DocumentBlock]:
         if isinstance(node, str):
             loose.append(node)
             continue
-        if not isinstance(node.tag, str):
+        if node is not None and not isinstance(node.tag, str):
             continue
-        is_heading = bool(_HEADING_TAG.fullmatch(node.tag))
-        is_block = node.tag in _BLOCK_TAGS and not any(child.tag in _BLOCK_TAGS for child in node.iterdescendants())
-        starts_block = is_heading or is_block or node.tag in ("div", "section", "table", "ul", "ol", "dl")
-        if starts_block and (text := " ".join("".join(loose).split())):
-            yield DocumentBlock(text, headings())
-        if starts_block:
+        is_heading = node is not None and bool(_HEADING_TAG.fullmatch(node.tag))
+        if node is None or is_heading or node.tag in _BLOCK_TAGS or node.tag in _CONTAINERS:
+            if text := " ".join("".join(loose).split()):
+                yield DocumentBlock(text, headings())
             loose = []
+        if node is None:
+            continue
         if is_heading:
             depth = int(node.tag[1])
             levels = {level: words for level, words in levels.items() if level < depth}
             levels[depth] = " ".join(node.text_content().replace("¶", " ").split())
-        elif is_block:
+        elif _is_block(node):
             yield DocumentBlock(_text_of_element(node), headings())
         else:
+            if node.tag in _BLOCK_TAGS or node.tag in _CONTAINERS:
+                waiting.append(None)
             for child in reversed(node):
                 waiting += [child.tail or "", child]
             waiting.append(node.text or "")
-    if text := " ".join("".join(loose).split()):
-        yield DocumentBlock(text, headings())
+
+
+def _is_block(node: Any) -> bool:
+    """Whether an element is one block: it holds no other; a table's row may hold paragraphs."""
+    inner = _NOT_IN_ROWS if node.tag == "tr" else _BLOCK_TAGS
+    return node.tag in _BLOCK_TAGS and not any(child.tag in inner for child in node.iterdescendants())
 
 
 def _text_of_element(node: Any) -> str:

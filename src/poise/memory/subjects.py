@@ -22,14 +22,16 @@ _TEXT_FIELDS = ("text", "subject", "source", "name")
 _ALIKE_SIGNS = str.maketrans(
     dict.fromkeys("\u2018\u2019\u02bc\u0060\u00b4", "'") | dict.fromkeys("\u2010\u2011\u2013", "-")
 )
+_BETWEEN_WORDS = r"(?:\s+|[-_.])"  # of a name, also as addresses and names of files have it
 _SCRIPTS_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
 def entries_about(memory: Memory, subject: str) -> list[MemoryEntry]:
     """All entries whose subject somebody is, or that name them, of every status; also what was made of such entries.
 
-    Names are compared as whole words, whatever their capitals, the spaces in them, and how their signs are encoded;
-    in scripts without spaces between words wherever they stand. Other names that somebody goes by are to be asked for
+    Names are compared as whole words, whatever their capitals, the spaces in them, and how their signs are encoded; a
+    hyphen, an underscore or a dot may stand for a space, as in addresses. In scripts without spaces between words they
+    are found wherever they stand. Other names that somebody goes by are to be asked for
     one by one.
 
     Raises:
@@ -60,7 +62,7 @@ def _name_pattern(name: str) -> re.Pattern[str]:
         raise InvalidArgument("The subject is empty; name whom or what the entries are about.")
     before = "" if _has_no_spaces(words[0][0]) else r"(?<![^\W_])"
     after = "" if _has_no_spaces(words[-1][-1]) else r"(?![^\W_])"
-    return re.compile(before + r"\s+".join(re.escape(word) for word in words) + after)
+    return re.compile(before + _BETWEEN_WORDS.join(re.escape(word) for word in words) + after)
 
 
 def _has_no_spaces(sign: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from poise.engine import GeneratedToken
 from poise.knowledge.answering import sentence_facts
 from poise.knowledge.citations import CitedSentence
-from poise.knowledge.prompting import NOT_IN_DOCUMENTS
+from poise.knowledge.prompting import NOT_IN_DOCUMENTS, without_echo_characters
 from poise.serve.alarm_policy import GuardedOutput
 from poise.serve.guarding import masked_token
 from poise.serve.knowledge_use import KnowledgeUse
@@ -50,6 +50,7 @@ class HeldAnswer:
 
     def release(self, guarded: GuardedOutput) -> GuardedOutput:
         """The last output with the reply, as it may be read."""
+        self.tokens = self._without_copies()
         text = "".join(token.text for token in self.tokens)
         support = self.use.support(text)
         refused = refuses(support.sentences, self.use.unsupported)
@@ -59,6 +60,15 @@ class HeldAnswer:
         self.facts = {**self.use.passage_facts, **support.facts, "answered": answered, "sentences": moved}
         tokens = (*guarded.output.tokens, *edited_tokens(self.tokens, characters))
         return replace(guarded, output=replace(guarded.output, tokens=tokens))
+
+    def _without_copies(self) -> list[GeneratedToken]:
+        """What is held back, without headings and signs of its passages, unless it is nothing else."""
+        text = "".join(token.text for token in self.tokens)
+        characters = without_echo_characters(text, self.use.question, self.use.passages)
+        if "".join(characters) == text or not "".join(characters).strip():
+            return self.tokens
+        begin = next(place for place, sign in enumerate(characters) if sign.strip())
+        return edited_tokens(self.tokens, [*[""] * begin, *characters[begin:]])
 
 
 def refuses(sentences: Sequence[CitedSentence], unsupported: UnsupportedRule) -> bool:

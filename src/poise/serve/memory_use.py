@@ -75,6 +75,7 @@ class ServerMemories:
         drafts = [_draft(entry.model_dump(), number, key) for number, entry in enumerate(wanted.write)]
         try:
             recalled = _recalled(memory, body, wanted, key, policy, model)
+            recalled, left_out = _read_by_guardrail(recalled, effect)
             written = [memory.write(draft, apart=key is not None, effect=effect) for draft in drafts]
         except InvalidArgument as error:
             raise RequestError(400, str(error), code="invalid_memory_request", param="poise.memory") from error
@@ -82,6 +83,8 @@ class ServerMemories:
             text = f"The memory {name} cannot be used. {error}"
             raise RequestError(503, text, code="memory_unavailable", param="poise.memory") from error
         facts: dict[str, Any] = {"name": name, "recalled": [_recalled_facts(entry) for entry in recalled]}
+        if left_out:
+            facts["left_out"] = left_out
         if written:
             facts["written"] = [{"id": one.id, "verdict": one.verdict, "reasons": list(one.reasons)} for one in written]
         return _with_notes(body, memory_prompt(recalled)), facts
@@ -108,7 +111,7 @@ def with_memory(
         key: Name of its key.
         policy: The key's rules.
         model: Model that answers.
-        effect: What reads an entry before it is let in, beside the memory's own gate.
+        effect: What reads an entry before it is let in, beside the memory's own gate, and before it is recalled.
 
     Raises:
         RequestError: 400 where it asks for a memory that is not here; 503 where that cannot be used.
@@ -213,6 +216,23 @@ def _recalled(
     if not task or budget < min(LEAST_BUDGET, wanted.budget):
         return []
     return memory.recall(task[:10_000], budget, subject=key, count=count)
+
+
+def _read_by_guardrail(
+    recalled: list[RecalledEntry], effect: MeasuresEffect | None
+) -> tuple[list[RecalledEntry], list[dict[str, Any]]]:
+    """The entries that go into the prompt, and those that read as instructions; procedures of a user's are not read."""
+    if effect is None:
+        return recalled, []
+    stay, left_out = [], []
+    for entry in recalled:
+        is_procedure = entry.kind == "procedural" and entry.entry.trust == "user"
+        reasons = () if is_procedure else effect(entry.text).reasons
+        if reasons:
+            left_out.append({"id": entry.id, "reasons": list(reasons)})
+        else:
+            stay.append(entry)
+    return stay, left_out
 
 
 def _with_notes(body: ChatCompletionRequest, notes: str) -> ChatCompletionRequest:
