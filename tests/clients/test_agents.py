@@ -169,7 +169,11 @@ class TestWithQwen:
             return "Rain, 12 degrees."
 
         settings = agents.ModelSettings(
-            tool_choice="required", temperature=0, max_tokens=80, extra_headers={"X-Poise-Session": "weather"}
+            tool_choice="required",
+            parallel_tool_calls=False,
+            temperature=0,
+            max_tokens=80,
+            extra_headers={"X-Poise-Session": "weather"},
         )
         agent = agents.Agent(
             name="Ana",
