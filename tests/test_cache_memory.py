@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import tiny
 from poise.cli import app
 from poise.engine.cache_memory import machine_memory, pass_positions, position_bytes, serving_positions
+from poise.engine.kv_cache import SPARE_ROWS, RoomyLayer
 from poise.model import Model
 from poise.serve.served_engine import on_transformers
 
@@ -72,3 +73,13 @@ def test_the_command_says_how_vllm_is_told() -> None:
     result = CliRunner().invoke(app, ["serve", "--model", "m", "--engine", "vllm", "--cache-tokens", "100"])
     assert result.exit_code != 0
     assert "kv_cache_memory_bytes" in result.output
+
+
+def test_a_caches_rooms_are_little_larger_than_what_they_hold() -> None:
+    layer, states = RoomyLayer(), torch.ones((1, 2, 5, 4))
+    layer.update(states, states)
+    for row in range(1, 40):
+        layer.join(states, states, torch.tensor([row]), row + 1)
+        assert layer.keys.shape[0] == row + 1
+        assert len(layer._keys) <= (row + 1) * (1 + 1 / SPARE_ROWS)
+    assert bool((layer.keys == 1).all())

@@ -15,7 +15,7 @@ from poise.model import Model
 
 __all__ = ["pass_positions", "position_bytes", "serving_positions"]
 
-MEMORY_SHARE_CPU = 0.1  # of the machine's, since rooms of the cache may take twice what they hold
+MEMORY_SHARE_CPU = 0.1  # of the machine's; rooms of the cache take up to half as much again
 MEMORY_SHARE_GPU = 0.5  # of what the weights have left free
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

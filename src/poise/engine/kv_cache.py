@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 ROOM = 128  # positions added at a time
+SPARE_ROWS = 4  # a row more for each so many, where rows are added
 CACHE_BUDGET_CPU = 16384  # cached tokens at once, padding included
 CACHE_BUDGET_GPU = 262144
 
@@ -63,7 +64,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         used, length, before = self.keys.shape[-2], keys.shape[-2], self.keys.shape[0]
         wider = max(length - used, 0)
         if self.keys is not self._view or rows > len(self._keys) or wider > self._first:
-            self._move(rows=max(rows, 2 * before if rows > before else 0), left=wider + ROOM, right=ROOM)
+            spare = rows // SPARE_ROWS if rows > before else 0
+            self._move(rows=rows + spare, left=wider + ROOM, right=ROOM)
         first = self._first - wider
         for room, states in ((self._keys, keys), (self._values, values)):
             room[:before, :, first : self._first] = 0  # what was trimmed there would be attended to with weight 0 only,
