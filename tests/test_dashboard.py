@@ -624,7 +624,7 @@ class TestTheCommand:
             (["--server", stub.url, "--test", "dwn"], "did you mean down?"),
             (["--server", stub.url, "--test", "down"], "no webhook and no mail"),
             (["--server", stub.url, "--once", "--test", "down"], "give one of them"),
-            (["--server", "example.org"], "has to begin with http"),
+            (["--server", "example.org"], "names no server"),
         ):
             run = CliRunner().invoke(app, ["dashboard", *arguments])
             assert run.exit_code == 2, run.output

@@ -25,7 +25,7 @@ from poise.errors import BrokenModelFile, ModelNotFound, UnsuitableModel
 from poise.model import Encoded, Model, ask, load_model, loading, wrap
 from poise.model.architecture import decoder_blocks
 from poise.model.batching import pad, plan_batches
-from poise.model.loading import BUNDLED, check_there, locate
+from poise.model.loading import BUNDLED, check_model_exists, locate
 from poise.model.logprobs import token_logprobs
 from poise.model.relation import relate
 from poise.model.tokenizing import load_tokenizer
@@ -205,9 +205,13 @@ class TestLoading:
 
         monkeypatch.setattr("huggingface_hub.HfApi.model_info", silent)
         with pytest.raises(ModelNotFound, match="no such host"):
-            check_there("owner/tuned")
+            check_model_exists("owner/tuned")
         (tmp_path / "config.json").write_text("{}")
-        check_there(str(tmp_path))
+        check_model_exists(str(tmp_path))
+
+    def test_of_an_adapter_that_names_no_base_is_there(self, tmp_path: Path) -> None:
+        (tmp_path / "adapter_config.json").write_text("{}")
+        check_model_exists(str(tmp_path))
 
     def test_of_an_id_that_the_hub_does_not_give_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*args: Any, **kwargs: Any) -> None:

@@ -96,7 +96,7 @@ class TestAWebhook:
             (None, "ftp://secret", "has to begin with http:// or https://"),
             (None, "", "has to begin with http:// or https://"),
             (None, "https://secret\nhttps://secret2", "has to begin with"),
-            (None, None, r"Cannot read `webhook_file` .*hook \(FileNotFoundError\)"),
+            (None, None, r"Cannot read `webhook_file` .*hook: No such file"),
             ("gopher://secret", None, "`webhook` has to begin with"),
         ],
     )

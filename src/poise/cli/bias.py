@@ -85,14 +85,14 @@ def bias_command(
     with working():
         from poise.lifecycle.bias import bias_report, compare_bias
         from poise.lifecycle.bias_sets import draw_swaps, read_bias_set
-        from poise.model.loading import check_there
+        from poise.model.loading import check_model_exists
         from poise.storage.atomic_write import saving
         from poise.storage.output import check_output
 
         check_output(out / REPORT_NAME, force=force)
         cells = draw_swaps(read_bias_set(groups), axes=axes or (), templates=templates, seed=seed)
         if after is not None:
-            check_there(after)
+            check_model_exists(after)
         options = (vectors or [], judged or [], max_new_tokens, batch, out)
         first = _measure_one(load_model(model, dtype, device), cells, plant, *options)
         if after is None:

@@ -255,7 +255,7 @@ def measure_now(options: MeasurementOptions, screened: list[Path] | None = None)
             f"{len(screened)} --screened for {len(options.tuned)} --tuned; give one for each, in their order."
         )
     with working():
-        from poise.model.loading import check_there
+        from poise.model.loading import check_model_exists
         from poise.shift import ShiftSettings, TunedModel, parse_capability, read_predictions
         from poise.workflows import measure_shift_files
 
@@ -271,8 +271,6 @@ def measure_now(options: MeasurementOptions, screened: list[Path] | None = None)
             extract_again=options.extract_again,
             **asdict(options.generation),
         )
-        for name in options.tuned:
-            check_there(name)
         predictions = [read_predictions(path) for path in screened] if screened else [{}] * len(options.tuned)
         models = zip(options.tuned, predictions, strict=True)
         return measure_shift_files(
@@ -282,6 +280,7 @@ def measure_now(options: MeasurementOptions, screened: list[Path] | None = None)
             options.out,
             settings,
             load=lambda name: load_model(name, options.device.dtype, options.device.device),
+            check=check_model_exists,
             inputs=(*(screened or ()), *options.contexts.files),
             force=options.force,
         )

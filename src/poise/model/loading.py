@@ -28,7 +28,15 @@ from poise.model.checkpoint import check_complete, check_decoder_only, check_wri
 from poise.model.template_file import tokenizer_with_template
 from poise.progress import track
 
-__all__ = ["BUNDLED", "HUB_IDS", "cache_dir", "check_there", "locate", "read_weights", "without_transformers_bars"]
+__all__ = [
+    "BUNDLED",
+    "HUB_IDS",
+    "cache_dir",
+    "check_model_exists",
+    "locate",
+    "read_weights",
+    "without_transformers_bars",
+]
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -197,12 +205,14 @@ def is_only_local(source: str) -> bool:
     return False
 
 
-def check_there(name: str) -> None:
+def check_model_exists(name: str) -> None:
     """Ask for a model before other work is done that would be for nothing without it.
 
     Raises:
         ModelNotFound: it is neither here nor on the hub.
     """
+    if (Path(name).expanduser() / ADAPTER_FILE).is_file():
+        return  # it need not say of which model it is where that is given beside it
     source = locate(name)
     if not Path(source).exists():
         is_only_local(source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from poise import vector as vectors
@@ -25,12 +25,14 @@ def measure_shift_files(
     settings: ShiftSettings,
     *,
     load: ModelLoader = load_model,
+    check: Callable[[str], None] = lambda source: None,
     inputs: Sequence[Path] = (),
     force: bool = False,
 ) -> ShiftReport:
     """Measure tuned models by the vectors at ``paths``, and write ``shift.json`` and ``report.html`` into ``out``.
 
-    Run again after a kill, it continues in ``out/.run``. ``inputs`` are other files and folders that are read;
+    Run again after a kill, it continues in ``out/.run``. ``check`` is asked about every tuned model before the base is
+    measured; ``inputs`` are other files and folders that are read;
     ``force`` writes over files in ``out`` that this command did not write.
 
     Raises:
@@ -51,6 +53,9 @@ def measure_shift_files(
         inputs=[*paths, *models, *sources, *inputs],
         force=force,
     )
+    for model in tuned:
+        if isinstance(model.source, str):
+            check(model.source)
     if settings.judge:
         check_judge(settings.judge, *(vector.header.trait for vector in loaded))
     report = shift(base, tuned, loaded, settings, folder=out / ".run", load=load)
