@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import tiny
@@ -30,6 +32,13 @@ def test_a_position_takes_what_a_filled_cache_takes(architecture: str) -> None:
     assert pass_positions(model) == sum(w.numel() * w.element_size() for w in model.lm.parameters()) // position_bytes(
         model
     )
+
+
+def test_a_model_without_heads_has_no_positions_that_take_memory() -> None:
+    config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=2, vocab_size=50, state_size=4)
+    model = dataclasses.replace(tiny.model(), lm=AutoModelForCausalLM.from_config(config).eval())
+    assert position_bytes(model) == 1
+    assert pass_positions(model) == sum(w.numel() * w.element_size() for w in model.lm.parameters())
 
 
 def test_a_tenth_of_the_memory_holds_the_cache_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
