@@ -25,14 +25,16 @@ def position_bytes(model: Model) -> int:
     """Bytes of one position's keys and values, over all layers that keep them for the whole text; at least 1."""
     config = model.lm.config.get_text_config()
     kinds = [type(layer) for layer in roomy_cache(model.lm.config).layers]
-    layers = kinds.count(RoomyLayer) if kinds else _number(config, "num_hidden_layers")
-    heads, hidden = _number(config, "num_attention_heads"), _number(config, "hidden_size")
-    width = _number(config, "head_dim") or (hidden // heads if heads else 0)
-    states = (_number(config, "num_key_value_heads") or heads) * width or hidden  # all heads' where none are stated
+    layers = kinds.count(RoomyLayer) if kinds else _config_number(config, "num_hidden_layers")
+    heads, hidden = _config_number(config, "num_attention_heads"), _config_number(config, "hidden_size")
+    width = _config_number(config, "head_dim") or (hidden // heads if heads else 0)
+    states = (
+        _config_number(config, "num_key_value_heads") or heads
+    ) * width or hidden  # all heads' where none are stated
     return max(1, 2 * layers * states * int(model.lm.dtype.itemsize))
 
 
-def _number(config: Any, name: str) -> int:
+def _config_number(config: Any, name: str) -> int:
     """A number of a config; the largest where it has one for each layer, 0 where it has none."""
     value = getattr(config, name, None)
     return max((int(each) for each in value), default=0) if isinstance(value, list | tuple) else int(value or 0)
