@@ -32,9 +32,8 @@ def plan_groups(widths: Sequence[int], budget: int, pass_cost: int) -> list[list
     best = min(splits, key=lambda groups: padded_positions(groups, widths), default=None)
     if best is None or padded_positions(best, widths) > budget:
         return together if fits else None
-    return (
-        best if not fits or group_cost(best, widths, pass_cost) < group_cost(together, widths, pass_cost) else together
-    )
+    candidates = [together, best] if fits else [best]
+    return min(candidates, key=lambda groups: group_cost(groups, widths, pass_cost))
 
 
 def group_cost(groups: Sequence[Sequence[int]], widths: Sequence[int], pass_cost: int) -> int:

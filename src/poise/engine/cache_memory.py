@@ -28,10 +28,10 @@ def position_bytes(model: Model) -> int:
     layers = kinds.count(RoomyLayer) if kinds else _config_number(config, "num_hidden_layers")
     heads, hidden = _config_number(config, "num_attention_heads"), _config_number(config, "hidden_size")
     width = _config_number(config, "head_dim") or (hidden // heads if heads else 0)
-    states = (
-        _config_number(config, "num_key_value_heads") or heads
-    ) * width or hidden  # all heads' where none are stated
-    return max(1, 2 * layers * states * int(model.lm.dtype.itemsize))
+    head_states = (_config_number(config, "num_key_value_heads") or heads) * width
+    return max(
+        1, 2 * layers * (head_states or hidden) * int(model.lm.dtype.itemsize)
+    )  # without heads, as wide as the model
 
 
 def _config_number(config: Any, name: str) -> int:

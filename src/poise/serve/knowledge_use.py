@@ -94,9 +94,8 @@ class KnowledgeUse:
     def passage_facts(self) -> dict[str, Any]:
         """The passages, for the beginning of a stream."""
         facts = [passage_facts(number, passage) for number, passage in enumerate(self.passages, 1)]
-        for each in facts if self.shown else ():
-            texts = {"text": each["text"], "title": each["title"]}
-            each |= {name: self.shown(text) for name, text in texts.items() if text and self.shown}
+        if shown := self.shown:
+            facts = [each | {key: shown(each[key]) for key in ("text", "title") if each[key]} for each in facts]
         return {"passages": facts}
 
     def facts(self, text: str) -> dict[str, Any]:
